@@ -1,0 +1,674 @@
+/*
+ * Load generator of the benchmark: C connections with D messages in flight each, one thread, epoll, no blocking.
+ *
+ * It speaks two protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
+ * message has come back AND, behind it, its good report. `nats`: PUB with a reply inbox, over when the reply has come.
+ * Either way the body that comes back is compared byte for byte with the one that went out, and each message must
+ * come back exactly once, on the connection it left by: anything else ends the run with one line and status 1.
+ *
+ * A message's time runs from just before the write() that carries it to just after the read() that ends it.
+ * The first `warm` round trips are made and checked, not measured. Processor time is taken over the measured span alone:
+ * this process's by getrusage, that of every watched process from /proc, so that one sees who was the bottleneck.
+ *
+ * It must never retry, skip or forgive: a figure from a run with a wrong answer in it is not a figure.
+ *
+ * loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
+ * One line of JSON on standard output.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SLOT_BITS = 12,             /* a message's number is its place in the run, then its slot in the connection */
+    MAX_DEPTH = 1 << SLOT_BITS, /* so no more can be in flight on one connection */
+    NUMBER_DIGITS = 12,         /* fixed width: a frame is a template in which only digits change */
+    MAX_MESSAGES = 100000000,   /* what fits in those digits */
+    MAX_CONNECTIONS = 1024,     /* one process's usual descriptor limit */
+    MAX_BODY = 1 << 19,         /* half of the server's default frame limit */
+    MIN_BODY = 40,              /* the number, the keys and a little padding */
+    MAX_WATCHED = 16,           /* processes whose time is read twice in a run */
+    SLACK_BYTES = 4096,         /* headers around a body; PONGs of ours that wait to be written */
+    IN_BYTES = 1 << 20,         /* what one read may bring; more than the largest frame and its headers */
+    SETUP_S = 15,               /* one login may wait for a busy server */
+    STALL_MS = 10000,           /* nothing at all for that long: the run is lost */
+};
+
+struct slot {
+    uint64_t number;
+    int64_t sent_ns;
+    bool open, delivered;
+};
+
+struct connection {
+    int fd;
+    unsigned index;
+    struct slot *slots;
+    uint32_t *unused; /* a stack of slots */
+    unsigned unused_count;
+    char *template;
+    size_t template_bytes, number_at[2];
+    char *in, *out;
+    size_t in_used, out_used, out_from, out_room;
+    bool wants_write;
+};
+
+struct text {
+    const char *at;
+    size_t bytes;
+};
+
+struct watched {
+    const char *label;
+    size_t label_bytes;
+    int pid;
+    double before_s, cpu_s;
+};
+
+static struct {
+    bool nats;
+    unsigned port, connections, depth;
+    uint64_t messages, warm;
+    size_t body_bytes;
+    int64_t deadline_ns;
+} wanted;
+
+static char *body; /* what every message says, its number apart */
+static size_t body_number_at;
+static uint64_t sent, completed;
+static int64_t *latency_ns;
+static int64_t begun_ns, ended_ns;
+static double own_before_s, own_cpu_s;
+static struct watched watched[MAX_WATCHED];
+static unsigned watched_count;
+static int poller;
+
+__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("loadgen: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, " (%llu of %llu round trips done)\n", (unsigned long long)completed,
+            (unsigned long long)(wanted.warm + wanted.messages));
+    va_end(arguments);
+    exit(1);
+}
+
+static void *room(size_t count, size_t size)
+{
+    void *found = calloc(count, size);
+    if (!found)
+        fail("out of memory");
+    return found;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* ---- processor time ------------------------------------------------------------------------------------------- */
+
+static double own_cpu(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+}
+
+/* All threads of a process, user and system, in seconds; the kernel's ticks make it good to 10 ms. */
+static double cpu_of(int pid)
+{
+    char path[64], line[1024];
+    unsigned long user = 0, system = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *file = fopen(path, "r");
+    size_t bytes = file ? fread(line, 1, sizeof line - 1, file) : 0;
+    if (file)
+        fclose(file);
+    line[bytes] = 0;
+    const char *rest = strrchr(line, ')'); /* a process may call itself anything, brackets included */
+    if (!rest || sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
+        fail("process %d is gone", pid);
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static void begin_measuring(int64_t now)
+{
+    begun_ns = now;
+    own_before_s = own_cpu();
+    for (unsigned i = 0; i < watched_count; i++)
+        watched[i].before_s = cpu_of(watched[i].pid);
+}
+
+static void end_measuring(int64_t now)
+{
+    ended_ns = now;
+    own_cpu_s = own_cpu() - own_before_s;
+    for (unsigned i = 0; i < watched_count; i++)
+        watched[i].cpu_s = cpu_of(watched[i].pid) - watched[i].before_s;
+}
+
+/* ---- messages in flight --------------------------------------------------------------------------------------- */
+
+static void write_number(char *at, uint64_t number)
+{
+    for (int i = NUMBER_DIGITS - 1; i >= 0; i--, number /= 10)
+        at[i] = (char)('0' + number % 10);
+}
+
+static uint64_t read_number(const char *at)
+{
+    uint64_t number = 0;
+    for (int i = 0; i < NUMBER_DIGITS; i++) {
+        if (at[i] < '0' || at[i] > '9')
+            fail("not a number of ours: %.*s", NUMBER_DIGITS, at);
+        number = number * 10 + (uint64_t)(at[i] - '0');
+    }
+    return number;
+}
+
+static struct slot *slot_of(struct connection *c, uint64_t number)
+{
+    uint64_t index = number & (MAX_DEPTH - 1);
+    if (index >= wanted.depth || !c->slots[index].open || c->slots[index].number != number)
+        fail("connection %u got an answer about message %llu, which it does not wait for", c->index,
+             (unsigned long long)number);
+    return &c->slots[index];
+}
+
+/* The number in a body that came back, once all the rest of it is found to be what was sent. */
+static uint64_t number_in(struct text came)
+{
+    size_t after = body_number_at + NUMBER_DIGITS;
+    if (came.bytes != wanted.body_bytes || memcmp(came.at, body, body_number_at) ||
+        memcmp(came.at + after, body + after, came.bytes - after))
+        fail("a body came back changed: %.*s", (int)(came.bytes < 200 ? came.bytes : 200), came.at);
+    return read_number(came.at + body_number_at);
+}
+
+static void complete(struct connection *c, struct slot *slot, int64_t now)
+{
+    slot->open = slot->delivered = false;
+    c->unused[c->unused_count++] = (uint32_t)(slot - c->slots);
+    if (completed >= wanted.warm)
+        latency_ns[completed - wanted.warm] = now - slot->sent_ns;
+    completed++;
+    if (completed == wanted.warm)
+        begin_measuring(now);
+    if (completed == wanted.warm + wanted.messages)
+        end_measuring(now);
+}
+
+/* ---- just enough JSON to read a frame whose keys come in any order --------------------------------------------- */
+
+static const char *after_string(const char *at, const char *end)
+{
+    const char *begin = at++;
+    while ((at = memchr(at, '"', (size_t)(end - at)))) {
+        const char *slash = at;
+        while (slash - 1 > begin && slash[-1] == '\\')
+            slash--;
+        at++;
+        if ((at - 1 - slash) % 2 == 0)
+            return at;
+    }
+    fail("a frame with an unfinished string");
+}
+
+static const char *after_space(const char *at, const char *end)
+{
+    while (at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t'))
+        at++;
+    if (at == end)
+        fail("a frame that is not JSON");
+    return at;
+}
+
+static const char *after_value(const char *at, const char *end)
+{
+    unsigned depth = 0;
+    for (; at < end; at++) {
+        if (*at == '"') {
+            at = after_string(at, end);
+            if (!depth)
+                return at;
+            at--;
+        } else if (*at == '{' || *at == '[') {
+            depth++;
+        } else if (*at == '}' || *at == ']') {
+            if (!depth)
+                return at;
+            if (!--depth)
+                return at + 1;
+        } else if (!depth && (*at == ',' || *at == ' ')) {
+            return at;
+        }
+    }
+    return at;
+}
+
+/* The member `key` of an object's text, empty if there is none. */
+static struct text member(struct text object, const char *key)
+{
+    const char *at = object.at, *end = at + object.bytes;
+    size_t key_bytes = strlen(key);
+    if (!object.bytes || *at != '{')
+        return (struct text){NULL, 0};
+    for (at = after_space(at + 1, end); *at == '"'; at = after_space(at + 1, end)) {
+        const char *name = at + 1, *name_end = after_string(at, end) - 1;
+        at = after_space(name_end + 1, end);
+        if (*at != ':')
+            break;
+        const char *value = after_space(at + 1, end);
+        at = after_value(value, end);
+        if ((size_t)(name_end - name) == key_bytes && !memcmp(name, key, key_bytes))
+            return (struct text){value, (size_t)(at - value)};
+        at = after_space(at, end);
+        if (*at != ',')
+            break;
+    }
+    return (struct text){NULL, 0};
+}
+
+static bool is(struct text found, const char *json)
+{
+    return found.bytes == strlen(json) && !memcmp(found.at, json, found.bytes);
+}
+
+/* ---- bester: native frames -------------------------------------------------------------------------------------- */
+
+static void put_length(char *at, size_t bytes)
+{
+    for (int i = 0; i < 4; i++)
+        at[i] = (char)(bytes >> 8 * i & 0xff);
+}
+
+static void bester_template(struct connection *c)
+{
+    static const char before[] = "{\"header\":{},\"payload\":{\"type\":\"echo\",\"data\":", between[] = ",\"id\":\"";
+    size_t data_at = 4 + sizeof before - 1, id_at = data_at + wanted.body_bytes + sizeof between - 1;
+    int bytes = sprintf(c->template + 4, "%s%s%s%0*d\"}}", before, body, between, NUMBER_DIGITS, 0);
+    put_length(c->template, (size_t)bytes);
+    c->template_bytes = (size_t)bytes + 4;
+    c->number_at[0] = data_at + body_number_at;
+    c->number_at[1] = id_at;
+}
+
+static size_t bester_hello(struct connection *c, char *at)
+{
+    int bytes = sprintf(at + 4,
+                        "{\"header\":{\"scope\":\"client\",\"authentication\":{\"username\":\"load%u\",\"password\":"
+                        "\"load\"}},\"payload\":{\"data\":null,\"type\":\"dummy\"}}",
+                        c->index);
+    put_length(at, (size_t)bytes);
+    return (size_t)bytes + 4;
+}
+
+/* The body of the first whole frame at `at`, and its size with the length before it; 0 when it is not all there. */
+static size_t bester_frame(const char *at, size_t bytes, struct text *found)
+{
+    const unsigned char *head = (const unsigned char *)at;
+    if (bytes < 4)
+        return 0;
+    size_t length = head[0] | (size_t)head[1] << 8 | (size_t)head[2] << 16 | (size_t)head[3] << 24;
+    if (!length || length > IN_BYTES - 4)
+        fail("a frame of %zu bytes", length);
+    if (bytes < 4 + length)
+        return 0;
+    *found = (struct text){at + 4, length};
+    return 4 + length;
+}
+
+static size_t bester_greeted(struct connection *c)
+{
+    struct text frame;
+    size_t bytes = bester_frame(c->in, c->in_used, &frame);
+    if (bytes && !is(member(member(frame, "header"), "status"), "\"good\""))
+        fail("login refused: %.*s", (int)frame.bytes, frame.at);
+    return bytes;
+}
+
+static size_t bester_take(struct connection *c, const char *at, size_t bytes, int64_t now)
+{
+    struct text frame, header, payload;
+    size_t used = bester_frame(at, bytes, &frame);
+    if (!used)
+        return 0;
+    header = member(frame, "header");
+    payload = member(frame, "payload");
+    struct text kind = member(header, "messageType");
+    if (is(kind, "\"receivedMessage\"")) {
+        struct slot *slot = slot_of(c, number_in(member(payload, "data")));
+        if (slot->delivered)
+            fail("message %llu was delivered twice", (unsigned long long)slot->number);
+        slot->delivered = true;
+    } else if (is(kind, "\"statusReport\"") && is(member(header, "status"), "\"good\"")) {
+        struct text id = member(payload, "id");
+        if (id.bytes != NUMBER_DIGITS + 2)
+            fail("a report about something else: %.*s", (int)frame.bytes, frame.at);
+        struct slot *slot = slot_of(c, read_number(id.at + 1));
+        if (!slot->delivered)
+            fail("message %llu was reported good before it was delivered", (unsigned long long)slot->number);
+        complete(c, slot, now);
+    } else {
+        fail("the server says: %.*s", (int)(frame.bytes < 300 ? frame.bytes : 300), frame.at);
+    }
+    return used;
+}
+
+/* ---- nats: its text protocol ------------------------------------------------------------------------------------ */
+
+static void nats_template(struct connection *c)
+{
+    int head = sprintf(c->template, "PUB bench.echo _INBOX.load%u.", c->index);
+    c->number_at[0] = (size_t)head;
+    head += sprintf(c->template + head, "%0*d %zu\r\n", NUMBER_DIGITS, 0, wanted.body_bytes);
+    c->number_at[1] = (size_t)head + body_number_at;
+    head += sprintf(c->template + head, "%s\r\n", body);
+    c->template_bytes = (size_t)head;
+}
+
+static size_t nats_hello(struct connection *c, char *at)
+{
+    return (size_t)sprintf(at,
+                           "CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"c\",\"version\":\"1\","
+                           "\"protocol\":0}\r\nSUB _INBOX.load%u.* 1\r\nPING\r\n",
+                           c->index);
+}
+
+static size_t nats_greeted(struct connection *c)
+{
+    const char *pong = memmem(c->in, c->in_used, "\r\nPONG\r\n", 8);
+    if (memmem(c->in, c->in_used, "-ERR", 4))
+        fail("nats-server says: %.*s", (int)c->in_used, c->in);
+    return pong ? (size_t)(pong + 8 - c->in) : 0;
+}
+
+static size_t nats_take(struct connection *c, const char *at, size_t bytes, int64_t now)
+{
+    const char *newline = memchr(at, '\n', bytes);
+    if (!newline)
+        return 0;
+    size_t line = (size_t)(newline + 1 - at);
+    if (!memcmp(at, "MSG ", 4)) {
+        const char *size_at = memrchr(at, ' ', line), *number_end = memchr(at + 4, ' ', line - 4);
+        size_t size = strtoul(size_at + 1, NULL, 10);
+        if (!size_at || !number_end || size > wanted.body_bytes || number_end - at < 4 + NUMBER_DIGITS)
+            fail("not an answer of ours: %.*s", (int)line, at);
+        if (bytes < line + size + 2)
+            return 0;
+        uint64_t number = number_in((struct text){at + line, size});
+        if (number != read_number(number_end - NUMBER_DIGITS))
+            fail("an answer came to another message's inbox: %.*s", (int)line, at);
+        complete(c, slot_of(c, number), now);
+        return line + size + 2;
+    }
+    if (!memcmp(at, "PING", 4)) {
+        if (c->out_used + 6 > c->out_room)
+            fail("nats-server asks and does not read");
+        memcpy(c->out + c->out_used, "PONG\r\n", 6);
+        c->out_used += 6;
+    } else if (memcmp(at, "PONG", 4) && memcmp(at, "INFO", 4)) {
+        fail("nats-server says: %.*s", (int)line, at);
+    }
+    return line;
+}
+
+/* ---- connections ------------------------------------------------------------------------------------------------ */
+
+static void send_all(int fd, const char *at, size_t bytes)
+{
+    while (bytes) {
+        ssize_t gone = send(fd, at, bytes, MSG_NOSIGNAL);
+        if (gone <= 0)
+            fail("cannot write: %s", strerror(errno));
+        at += gone;
+        bytes -= (size_t)gone;
+    }
+}
+
+/* Connect and say who we are, blocking but bounded: nothing is measured yet. */
+static void greet(struct connection *c)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)wanted.port)};
+    struct timeval patience = {.tv_sec = SETUP_S};
+    int on = 1;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&address, sizeof address))
+        fail("cannot connect to 127.0.0.1:%u: %s", wanted.port, strerror(errno));
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    char hello[512];
+    send_all(c->fd, hello, wanted.nats ? nats_hello(c, hello) : bester_hello(c, hello));
+    size_t used;
+    while (!(used = wanted.nats ? nats_greeted(c) : bester_greeted(c))) {
+        ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, 0);
+        if (came <= 0)
+            fail("no answer to the greeting: %s", came ? strerror(errno) : "connection closed");
+        c->in_used += (size_t)came;
+    }
+    c->in_used -= used;
+    memmove(c->in, c->in + used, c->in_used);
+    struct epoll_event wish = {.events = EPOLLIN, .data.ptr = c};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &wish))
+        fail("epoll: %s", strerror(errno));
+}
+
+static void open_connection(struct connection *c, unsigned index)
+{
+    c->index = index;
+    c->slots = room(wanted.depth, sizeof *c->slots);
+    c->unused = room(wanted.depth, sizeof *c->unused);
+    c->unused_count = wanted.depth;
+    for (unsigned i = 0; i < wanted.depth; i++)
+        c->unused[i] = wanted.depth - 1 - i;
+    c->template = room(1, wanted.body_bytes + SLACK_BYTES);
+    if (wanted.nats)
+        nats_template(c);
+    else
+        bester_template(c);
+    c->in = room(1, IN_BYTES + 8); /* a comparison of a few bytes may look past what has come */
+    /* Only messages in flight can be waiting here, so this holds them all. */
+    c->out_room = wanted.depth * c->template_bytes + SLACK_BYTES;
+    c->out = room(1, c->out_room);
+    greet(c);
+}
+
+static void flush(struct connection *c)
+{
+    if (c->out_from == c->out_used)
+        return;
+    ssize_t gone = send(c->fd, c->out + c->out_from, c->out_used - c->out_from, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (gone < 0 && errno != EAGAIN && errno != EINTR)
+        fail("cannot write: %s", strerror(errno));
+    c->out_from += gone > 0 ? (size_t)gone : 0;
+    if (c->out_from == c->out_used) {
+        c->out_from = c->out_used = 0;
+    } else {
+        c->out_used -= c->out_from;
+        memmove(c->out, c->out + c->out_from, c->out_used);
+        c->out_from = 0;
+    }
+    bool waits = c->out_used > 0;
+    if (waits != c->wants_write) {
+        struct epoll_event wish = {.events = waits ? EPOLLIN | EPOLLOUT : EPOLLIN, .data.ptr = c};
+        epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &wish);
+        c->wants_write = waits;
+    }
+}
+
+/* Put as many new messages in flight as the depth allows, in one write. */
+static void fill(struct connection *c)
+{
+    uint64_t total = wanted.warm + wanted.messages;
+    int64_t now = now_ns();
+    while (c->unused_count && sent < total) {
+        uint32_t index = c->unused[--c->unused_count];
+        uint64_t number = sent++ << SLOT_BITS | index;
+        char *at = c->out + c->out_used;
+        memcpy(at, c->template, c->template_bytes);
+        write_number(at + c->number_at[0], number);
+        write_number(at + c->number_at[1], number);
+        c->out_used += c->template_bytes;
+        c->slots[index] = (struct slot){.number = number, .sent_ns = now, .open = true};
+    }
+    flush(c);
+}
+
+static void drain(struct connection *c)
+{
+    ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, MSG_DONTWAIT);
+    if (came < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (came <= 0)
+        fail("connection %u: %s", c->index, came ? strerror(errno) : "closed by the server");
+    int64_t now = now_ns();
+    size_t from = 0, used;
+    c->in_used += (size_t)came;
+    while (from < c->in_used && (used = wanted.nats ? nats_take(c, c->in + from, c->in_used - from, now)
+                                                    : bester_take(c, c->in + from, c->in_used - from, now)))
+        from += used;
+    c->in_used -= from;
+    memmove(c->in, c->in + from, c->in_used);
+}
+
+static void run(struct connection *connections)
+{
+    struct epoll_event events[64];
+    uint64_t total = wanted.warm + wanted.messages;
+    if (!wanted.warm)
+        begin_measuring(now_ns());
+    for (unsigned i = 0; i < wanted.connections; i++)
+        fill(&connections[i]);
+    while (completed < total) {
+        int count = epoll_wait(poller, events, 64, STALL_MS);
+        if (count == 0)
+            fail("nothing came for %d s", STALL_MS / 1000);
+        if (count < 0 && errno != EINTR)
+            fail("epoll: %s", strerror(errno));
+        for (int i = 0; i < count; i++) {
+            if (events[i].events & ~(uint32_t)EPOLLOUT)
+                drain(events[i].data.ptr);
+            fill(events[i].data.ptr);
+        }
+        if (now_ns() > wanted.deadline_ns)
+            fail("the run's deadline has passed");
+    }
+}
+
+/* ---- arguments and the result ------------------------------------------------------------------------------------- */
+
+static uint64_t number_argument(const char *given, const char *name, uint64_t least, uint64_t most)
+{
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(given, &end, 10);
+    if (errno || *end || end == given || *given == '-' || value < least || value > most) {
+        fprintf(stderr, "loadgen: %s must be between %llu and %llu, not %s\n", name, (unsigned long long)least,
+                (unsigned long long)most, given);
+        exit(2);
+    }
+    return value;
+}
+
+static void read_arguments(int count, char **given)
+{
+    if (count < 9 || (strcmp(given[1], "bester") && strcmp(given[1], "nats")) || count - 9 > MAX_WATCHED) {
+        fputs("usage: loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
+              stderr);
+        exit(2);
+    }
+    wanted.nats = !strcmp(given[1], "nats");
+    wanted.port = (unsigned)number_argument(given[2], "PORT", 1, 65535);
+    wanted.connections = (unsigned)number_argument(given[3], "CONNECTIONS", 1, MAX_CONNECTIONS);
+    wanted.depth = (unsigned)number_argument(given[4], "DEPTH", 1, MAX_DEPTH);
+    wanted.messages = number_argument(given[5], "MESSAGES", 1, MAX_MESSAGES);
+    wanted.warm = number_argument(given[6], "WARM", 0, MAX_MESSAGES);
+    wanted.body_bytes = number_argument(given[7], "BODY_BYTES", MIN_BODY, MAX_BODY);
+    wanted.deadline_ns = now_ns() + (int64_t)number_argument(given[8], "DEADLINE_S", 1, 3600) * 1000000000;
+    for (int i = 9; i < count; i++) {
+        const char *equals = strchr(given[i], '=');
+        size_t label_bytes = equals ? (size_t)(equals - given[i]) : 0;
+        if (!label_bytes || strspn(given[i], "abcdefghijklmnopqrstuvwxyz0123456789-") != label_bytes) {
+            fprintf(stderr, "loadgen: LABEL=PID is expected, not %s\n", given[i]);
+            exit(2);
+        }
+        int pid = (int)number_argument(equals + 1, "PID", 1, INT32_MAX);
+        watched[watched_count++] = (struct watched){.label = given[i], .label_bytes = label_bytes, .pid = pid};
+    }
+}
+
+/* A JSON object of exactly the size asked for. */
+static void write_body(void)
+{
+    static const char before[] = "{\"n\":\"", between[] = "\",\"text\":\"", after[] = "\"}";
+    body = room(1, wanted.body_bytes + 1);
+    body_number_at = sizeof before - 1;
+    size_t at = (size_t)sprintf(body, "%s%0*d%s", before, NUMBER_DIGITS, 0, between);
+    for (unsigned letter = 0; at < wanted.body_bytes - (sizeof after - 1); letter++)
+        body[at++] = (char)('a' + letter % 26);
+    strcpy(body + at, after);
+}
+
+static int by_size(const void *one, const void *other)
+{
+    int64_t a = *(const int64_t *)one, b = *(const int64_t *)other;
+    return (a > b) - (a < b);
+}
+
+/* The nearest rank: the smallest time that at least `share` of all round trips did not exceed. */
+static double latency_us(double share)
+{
+    double exact = share * (double)wanted.messages;
+    uint64_t rank = (uint64_t)exact;
+    rank += (double)rank < exact;
+    return (double)latency_ns[rank ? rank - 1 : 0] / 1e3;
+}
+
+static void print_result(void)
+{
+    double seconds = (double)(ended_ns - begun_ns) / 1e9;
+    qsort(latency_ns, wanted.messages, sizeof *latency_ns, by_size);
+    printf("{\"protocol\":\"%s\",\"connections\":%u,\"depth\":%u,\"body_bytes\":%zu,\"messages\":%llu,"
+           "\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,\"cpu_s\":{\"loadgen\":%.6f",
+           wanted.nats ? "nats" : "bester", wanted.connections, wanted.depth, wanted.body_bytes,
+           (unsigned long long)wanted.messages, seconds, latency_us(0.5), latency_us(0.99), latency_us(1.0), own_cpu_s);
+    for (unsigned i = 0; i < watched_count; i++)
+        printf(",\"%.*s\":%.3f", (int)watched[i].label_bytes, watched[i].label, watched[i].cpu_s);
+    puts("}}");
+}
+
+int main(int count, char **given)
+{
+    read_arguments(count, given);
+    write_body();
+    latency_ns = room(wanted.messages, sizeof *latency_ns);
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    if (poller < 0)
+        fail("epoll: %s", strerror(errno));
+    struct connection *connections = room(wanted.connections, sizeof *connections);
+    for (unsigned i = 0; i < wanted.connections; i++)
+        open_connection(&connections[i], i);
+    run(connections);
+    print_result();
+    return 0;
+}

@@ -1,0 +1,101 @@
+"""What the benchmark needs beside this project: a compiler, nats-server, nats-py. Missing ones are installed.
+
+Debian's packages through apt-get, where we are root; nats-py from PyPI into this very environment. Everything is
+bounded in time; what cannot be had ends the benchmark with one line that says how to get it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL_TIMEOUT_S = 300.0  # a slow mirror; a hanging one is given up
+COMPILE_TIMEOUT_S = 60.0  # takes one second; a loaded machine many
+ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # where Debian puts servers, outside many users' PATH
+
+
+class BenchmarkError(Exception):
+    """The benchmark cannot go on; its text is one line, what and how to mend."""
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), ADMIN_PATH)))
+
+
+def _debian_program(name: str, *packages: str) -> str:
+    """Return the path of a program, installing Debian's packages for it when it is not there."""
+    found = _program(name)
+    if found:
+        return found
+    by_hand = f"apt-get install {' '.join(packages)}"
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise BenchmarkError(f"{name} is missing and only root on Debian can add it here: {by_hand}")
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    if not _succeeds(install):
+        _succeeds(["apt-get", "update"])  # a machine that has never looked knows no packages
+        if not _succeeds(install):
+            raise BenchmarkError(f"{name} is missing and could not be installed; try by hand: {by_hand}")
+    found = _program(name)
+    if not found:
+        raise BenchmarkError(f"{name} is missing although {' '.join(packages)} was installed")
+    return found
+
+
+def nats_server() -> str:
+    """Return the path of nats-server."""
+    return _debian_program("nats-server", "nats-server")
+
+
+def require_nats_py() -> None:
+    """Make sure that this environment can import nats, with the version that pyproject.toml asks for."""
+    if importlib.util.find_spec("nats"):
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted: list[str] = project["project"]["optional-dependencies"]["bench"]
+    # An environment made without pip is served by the pip of the Python it was made from.
+    outer = getattr(sys, "_base_executable", sys.executable)
+    inside = [sys.executable, "-m", "pip", "install", *wanted]
+    outside = [outer, "-m", "pip", "--python", sys.executable, "install", *wanted]
+    if not (_succeeds(inside) or _succeeds(outside)):
+        raise BenchmarkError(f"nats-py is missing and could not be installed; try by hand: pip install '{wanted[0]}'")
+    importlib.invalidate_caches()
+
+
+def load_generator(folder: Path) -> Path:
+    """Compile the load generator into `folder` and return its path."""
+    compiler = _debian_program("gcc", "gcc", "libc6-dev")
+    target = folder / "loadgen"
+    source = Path(__file__).with_name("loadgen.c")
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(target), str(source)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkError(f"{compiler} did not finish within {COMPILE_TIMEOUT_S:.0f} s") from error
+    if done.returncode != 0:
+        first = next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
+        raise BenchmarkError(f"the load generator does not compile (apt-get install gcc libc6-dev?): {first}")
+    return target

@@ -1,0 +1,128 @@
+"""The sides of the comparison: each a server and one Python echo handler in a process of its own, on loopback.
+
+A side is entered once and serves all runs. It must do for one side nothing that it does not do for the other:
+same machine, same body, same load generator, uvloop in every Python process.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.benchmarks.processes import Running, children, free_port
+from tests.benchmarks.programs import nats_server
+
+PROBE_TIMEOUT_S = 6.0  # one answer of a server that waits up to 5 s for its handler to come
+
+
+class Side(NamedTuple):
+    """Where one side listens, and the processes whose time counts as its own."""
+
+    name: str
+    protocol: str  # as the load generator calls it
+    port: int
+    processes: dict[str, Running]
+
+    def watched(self) -> list[str]:
+        """Return `label=pid` of every process, children included, as they are now."""
+        found = []
+        for label, process in self.processes.items():
+            found.append((label, process.pid))
+            # The only children are handlers that a server starts itself.
+            name = "handler" if "handler" not in self.processes else f"{label}-child"
+            for count, pid in enumerate(children(process.pid), 1):
+                found.append((name if count == 1 else f"{name}-{count}", pid))
+        return [f"{label}={pid}" for label, pid in found]
+
+
+@contextmanager
+def nats(folder: Path) -> Iterator[Side]:
+    """nats-server on a port it picks itself, and a nats-py subscriber."""
+    ports = folder / "ports"
+    ports.mkdir()
+    command = [nats_server(), "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(ports)]
+    with ExitStack() as stack:
+        server = stack.enter_context(Running("nats-server", command, folder))
+        written = ports / f"nats-server_{server.pid}.ports"
+
+        def port() -> int | None:
+            with suppress(OSError, ValueError, LookupError):  # not there yet, or half written
+                return int(json.loads(written.read_text())["nats"][0].rpartition(":")[2])
+            return None
+
+        server.wait_until(lambda: port() is not None)
+        chosen = port() or 0
+        # By path, so that it needs no working directory of ours.
+        script = str(Path(__file__).with_name("nats_echo.py"))
+        command = [sys.executable, script, f"nats://127.0.0.1:{chosen}"]
+        handler = stack.enter_context(Running("nats-py", command, folder))
+        handler.wait_until(lambda: "subscribed" in handler.log())
+        yield Side("nats", "nats", chosen, {"server": server, "handler": handler})
+
+
+def _frame(content: object) -> bytes:
+    body = json.dumps(content).encode()
+    return len(body).to_bytes(4, "little") + body
+
+
+def echoes(port: int) -> bool:
+    """Return whether a Bester server lets us in and its echo handler answers."""
+    who = {"scope": "client", "authentication": {"username": "probe", "password": "probe"}}
+    with suppress(OSError, ValueError), socket.create_connection(("127.0.0.1", port), PROBE_TIMEOUT_S) as probe:
+        stream = probe.makefile("rb")
+        for sent in (
+            {"header": who, "payload": {"data": None, "type": "dummy"}},
+            {"header": {}, "payload": {"type": "echo", "data": {}, "id": "probe"}},
+        ):
+            probe.sendall(_frame(sent))
+            header: dict[str, object] = {}
+            while header.get("messageType") != "statusReport":
+                answer = json.loads(stream.read(int.from_bytes(stream.read(4), "little")))
+                header = answer["header"]
+            if header["status"] != "good":
+                return False
+        return True
+    return False
+
+
+def _bester(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("bester")), *arguments]
+
+
+def _configuration(folder: Path, port: int, extra: str) -> str:
+    file = folder / "bester.toml"
+    file.write_text(
+        '[server]\nname = "bench.example"\ndata_dir = "data"\n'
+        f'[native]\ntcp4 = "127.0.0.1:{port}"\n[accounts]\nauth = "open"\n{extra}'
+    )
+    return str(file)
+
+
+@contextmanager
+def bester_up(folder: Path) -> Iterator[Side]:
+    """`bester up`: broker and bridge in one process, the stock echo handler its child."""
+    port = free_port()
+    file = _configuration(folder, port, '[handlers.echo]\napp = "bester.handlers.stock.echo:app"\n')
+    with Running("bester up", _bester("up", "-c", file), folder) as server:
+        server.wait_until(lambda: echoes(port))
+        yield Side("bester up", "bester", port, {"server": server})
+
+
+@contextmanager
+def bester_split(folder: Path) -> Iterator[Side]:
+    """Broker, bridge and handler in three processes, joined by the fabric over ipc."""
+    port = free_port()
+    fabric = f"ipc://{folder}/fabric.sock"
+    file = _configuration(folder, port, f'[fabric]\nlisten = ["{fabric}"]\nconnect = ["{fabric}"]\n')
+    with ExitStack() as stack:
+        broker = stack.enter_context(Running("bester broker", _bester("broker", "-c", file), folder))
+        bridge = stack.enter_context(Running("bester bridge", _bester("bridge", "-c", file), folder))
+        command = _bester("handler", "bester.handlers.stock.echo:app", "--fabric", fabric)
+        handler = stack.enter_context(Running("bester handler", command, folder))
+        bridge.wait_until(lambda: echoes(port))
+        yield Side("bester split", "bester", port, {"broker": broker, "bridge": bridge, "handler": handler})
