@@ -1,0 +1,1 @@
+"""The broker's decisions, pure: values and `now` in, actions out. No socket, loop, clock, randomness or logging."""

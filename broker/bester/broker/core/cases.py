@@ -1,0 +1,79 @@
+"""A case is what one message that entered still owes its sender: one report, when everything it led to has ended.
+
+A handler's commands may fan out into many results, and those into more; each is counted in `owed` when it begins and
+counted out when it ends. The last one ends the case.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from bester.broker.core.values import Link
+from bester.broker.wire.messages import Message, Outcome, Relayed, Report
+
+DELIVERED = "delivered"
+QUEUED = "queued"
+SENT = "sent"
+
+_BADNESS = {DELIVERED: 0, QUEUED: 1, SENT: 2}
+_FAILED = 3
+
+
+def failed(code: str) -> str:
+    """Return the outcome that says `code`."""
+    return f"failed:{code}"
+
+
+def reason_of(outcome: str) -> str | None:
+    """Return the code of a failed outcome, None of any other."""
+    return outcome[7:] if outcome.startswith("failed:") else None
+
+
+def badness(outcome: str) -> int:
+    """Order outcomes: the higher the worse. What is no outcome counts as failed."""
+    return _BADNESS.get(outcome, _FAILED)
+
+
+class Kind(Enum):
+    SUBMIT = "submit"  # from a client or native server, by way of a bridge: ends in a REPORT
+    EMIT = "emit"  # of a handler's own initiative: ends in an OUTCOME
+    RELAY = "relay"  # from another broker: ends in a RELAYED
+
+
+class Case:
+    """Counts what a message led to. `id` is the message's, `link` and `token` are those of its asker."""
+
+    __slots__ = ("id", "kind", "link", "owed", "reason", "recipients", "root", "token", "worst")
+
+    def __init__(self, kind: Kind, link: Link, token: int, id_: str, root: str | None = None) -> None:
+        self.kind = kind
+        self.link = link
+        self.token = token
+        self.id = id_
+        self.root = root or id_
+        self.owed = 0
+        self.recipients: dict[str, str] = {}
+        self.worst = DELIVERED
+        self.reason: str | None = None
+
+    def record(self, name: str | None, outcome: str) -> None:
+        """Note one outcome, under the target's name as the handler wrote it (None: the message itself)."""
+        if name is not None:
+            before = self.recipients.get(name)
+            if before is None or badness(outcome) > badness(before):
+                self.recipients[name] = outcome
+        if outcome != DELIVERED:
+            if badness(outcome) > badness(self.worst):
+                self.worst = outcome
+            if self.reason is None:
+                self.reason = reason_of(outcome)
+
+    def answer(self) -> Message:
+        """Return the message that ends the case."""
+        status = 0 if self.reason is None else 1
+        if self.kind is Kind.RELAY:
+            return Relayed(self.token, self.worst)
+        recipients = {} if self.worst == DELIVERED else self.recipients
+        if self.kind is Kind.EMIT:
+            return Outcome(self.token, status, recipients, self.reason)
+        return Report(self.token, status, self.reason, self.id, recipients)

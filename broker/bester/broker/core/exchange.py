@@ -1,0 +1,406 @@
+"""A message's way through the broker: enter → place → give → answered → carry out → settle.
+
+What a handler's commands ask for is begun here and counted on the message's case; every ending, however it comes
+about, settles one count. The last one sends the report. Links, roles and liveness are the router's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from bester.broker.core import policy
+from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Case, Kind, failed, reason_of
+from bester.broker.core.commands import fault, result_id
+from bester.broker.core.deliveries import Deliveries, Delivery, Share
+from bester.broker.core.directory import Directory
+from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.trace import Trace
+from bester.broker.core.values import Action, Link, Notice, Send, Settings
+from bester.broker.core.workers import Worker, Workers
+from bester.broker.wire.codes import CODES
+from bester.broker.wire.messages import (
+    HOP_LIMIT,
+    MAX_RESULTS,
+    Command,
+    Confirm,
+    Deliver,
+    Forward,
+    Meta,
+    Relay,
+    Reply,
+    is_reserved,
+)
+
+
+class Exchange:
+    """All messages a broker holds. What is to be done is appended to `out`.
+
+    `first_token` is where this life's tokens begin; `is_account` says whether a user name is known though absent.
+    """
+
+    def __init__(
+        self, settings: Settings, out: list[Action], *, first_token: int, now: float, is_account: Callable[[str], bool]
+    ) -> None:
+        limits = settings.limits
+        self.settings = settings
+        self.limits = limits
+        self.directory = Directory()
+        self.workers = Workers()
+        self.deliveries = Deliveries()
+        self.legs = Legs(limits.max_lane)
+        self.trace = Trace(limits.trace, settings.clock_offset_s)
+        self.bridges: dict[Link, None] = {}
+        self.servers: set[Link] = set()
+        self.cases = 0
+        self._routes = Routes(settings.routes)
+        self._seen_types: dict[str, None] = dict.fromkeys(settings.declared_types)
+        self._results: OrderedDict[str, int] = OrderedDict()
+        self._held = 0
+        self._held_bytes = 0
+        self._token = first_token
+        self._started = now
+        self._is_account = is_account
+        self._out = out
+
+    # --- in ---
+
+    def enter(self, parcel: Parcel, now: float) -> None:
+        """A message has come from outside: a client, a server, or a handler that sends it on to another."""
+        parcel.case.owed += 1
+        self.cases += 1
+        self._place(parcel, now)
+
+    def emit(self, case: Case, type_: str, commands: list[Command], now: float) -> None:
+        """A handler acts of its own initiative: as if it answered a message that nobody sent."""
+        case.owed += 1
+        self.cases += 1
+        self._trace(now, case.root, case.id, "emitted", type_)
+        wrong = fault(commands)
+        parcel = Parcel(case, case.id, type_, b"", scope="handler", origin=self.settings.name)
+        if wrong is not None:
+            self._end(parcel, failed(wrong[0]))
+            return
+        self._carry_out(parcel, commands, now)
+        self._end(parcel, None)
+
+    def refuse(self, case: Case, code: str) -> None:
+        """End a case before it began."""
+        case.record(None, failed(code))
+        self._answer(case)
+
+    # --- to a handler ---
+
+    def _place(self, parcel: Parcel, now: float) -> None:
+        code = self._refusal(parcel, now)
+        if code is not None:
+            self._end(parcel, failed(code))
+            return
+        self._held += 1
+        self._held_bytes += len(parcel.body)
+        worker = self.workers.choose(parcel)
+        if worker is not None:
+            self._give(worker, parcel, now)
+        else:
+            parcel.since = now
+            self.workers.wait(parcel)
+
+    def _refusal(self, parcel: Parcel, now: float) -> str | None:
+        limits = self.limits
+        if len(parcel.path) >= HOP_LIMIT:
+            return "too-many-hops"
+        if not self.workers.serves(parcel.type) and parcel.type not in self._seen_types:
+            just_started = now < self._started + limits.restart_s
+            return "no-handler" if parcel.scope == "server" and just_started else "unknown-type"
+        if (
+            self._held >= limits.max_held
+            or self._held_bytes + len(parcel.body) > limits.max_held_bytes
+            or self.workers.waits(parcel.type) >= limits.max_waiting
+        ):
+            return "overloaded"
+        return None
+
+    def _give(self, worker: Worker, parcel: Parcel, now: float) -> None:
+        self._token = token = self._token + 1
+        parcel.attempt += 1
+        parcel.since = now
+        self.workers.give(worker, token, parcel)
+        self._trace(now, parcel.root, parcel.id, "handler", parcel.type)
+        self._out.append(Send(worker.link, parcel.request(token)))
+
+    def feed(self, worker: Worker, now: float) -> None:
+        """Give a worker what waits, as far as its credit goes."""
+        while (parcel := self.workers.next_for(worker)) is not None:
+            self._give(worker, parcel, now)
+
+    def joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
+        """A worker has come."""
+        for type_ in types:
+            if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
+                self._seen_types[type_] = None
+        self.feed(worker, now)
+
+    # --- from a handler ---
+
+    def answered(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
+        """A handler has replied. Returns (code, text) of what was wrong with the reply, or None."""
+        parcel = self._taken(worker, reply.token)
+        if parcel is None:
+            return "unknown-token", "no request with this token waits on this link"
+        wrong = None
+        if not parcel.ended:
+            if reply.status != 0:
+                self._notice_failure(parcel, reply.note)
+                self._end(parcel, failed("handler-failed"))
+            elif (wrong := fault(reply.commands)) is not None:
+                self._end(parcel, failed(wrong[0]))
+            else:
+                self._carry_out(parcel, reply.commands, now)
+                self._end(parcel, None)
+        self.feed(worker, now)
+        return wrong
+
+    def spoiled(self, worker: Worker, token: int, now: float) -> None:
+        """A handler has replied something that cannot even be read."""
+        parcel = self._taken(worker, token)
+        if parcel is not None and not parcel.ended:
+            self._end(parcel, failed("bad-reply"))
+        self.feed(worker, now)
+
+    def _taken(self, worker: Worker, token: int) -> Parcel | None:
+        parcel = self.workers.take(worker, token)
+        if parcel is not None:
+            self._held -= 1
+            self._held_bytes -= len(parcel.body)
+        return parcel
+
+    def _notice_failure(self, parcel: Parcel, note: str | None) -> None:
+        self._out.append(Notice("handler-failed", {"id": parcel.id, "type": parcel.type, "note": (note or "")[:500]}))
+
+    def lost(self, worker: Worker, now: float) -> None:
+        """A worker has died: what it held goes to others, before all that waits, until the attempts are used up."""
+        again: list[Parcel] = []
+        for parcel in self.workers.lose(worker):
+            if parcel.ended or parcel.attempt >= self.limits.attempts:
+                self._held -= 1
+                self._held_bytes -= len(parcel.body)
+                if not parcel.ended:
+                    self._end(parcel, failed("handler-lost"))
+            else:
+                parcel.since = now
+                again.append(parcel)
+        for parcel in reversed(again):
+            self.workers.wait(parcel, first=True)
+        for type_ in {parcel.type for parcel in again}:
+            while self.workers.waits(type_) and (other := self.workers.idle(type_)) is not None:
+                self.feed(other, now)
+
+    # --- commands ---
+
+    def _carry_out(self, parcel: Parcel, commands: list[Command], now: float) -> None:
+        for number, command in enumerate(commands):
+            if command.command == "sendClients":
+                self._to_clients(parcel, number, command, alone=len(commands) == 1)
+            elif command.command == "sendServers":
+                self._to_servers(parcel, number, command, now)
+            else:
+                self._to_handler(parcel, number, command, now)
+
+    def _to_clients(self, parcel: Parcel, number: int, command: Command, *, alone: bool) -> None:
+        case = parcel.case
+        by_link: dict[Link, list[list[int]]] = {}
+        shares: dict[int, Share] = {}
+        for t, name in enumerate(command.targets):
+            places = self.directory.places(name)
+            if places is None:
+                case.record(name, self._absent(name))
+                continue
+            if len(places) > 1:
+                shares[t] = Share(len(places))
+            for link, sessions in places.items():
+                by_link.setdefault(link, []).append([t, *sessions])
+        bridge_reports = (
+            alone and len(by_link) == 1 and case.owed == 1 and case.reason is None
+            and case.kind is Kind.SUBMIT and case.link in by_link
+        )  # fmt: skip
+        id_ = f"{parcel.id}.{number}"
+        for link, targets in by_link.items():
+            names = {target[0]: command.targets[target[0]] for target in targets}
+            case.owed += 1
+            serial = self.deliveries.add(link, Delivery(case, id_, names, shares or None, bridge_reports))
+            meta: Meta = {"origin": parcel.origin}
+            token = None
+            if bridge_reports:
+                token = case.token
+                meta["message"] = case.id
+            self._out.append(Send(link, Deliver(serial, id_, parcel.type, command.body, targets, token, meta)))
+
+    def _absent(self, user: str) -> str:
+        if self.settings.open_accounts or self._is_account(user):
+            return failed("not-connected")
+        return failed("unknown-user")
+
+    def _to_servers(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
+        type_ = command.type or parcel.type
+        path = parcel.sent_on(self.settings.name)
+        for t, target in enumerate(command.targets):
+            id_ = result_id(parcel.id, number, t)
+            code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(type_) else None)
+            if code is None and target == self.settings.name:
+                self._into_own_handler(parcel, id_, type_, command.body, target, now)
+                continue
+            meta: Meta = {"id": id_, "root": parcel.root, "origin": parcel.origin, "path": path}
+            if code is None:
+                code = self._dispatch(parcel.case, target, type_, command.body, meta, now)
+            if code is not None:
+                parcel.case.record(target, failed(code))
+            else:
+                self._trace(now, parcel.root, id_, "server", target)
+
+    def _dispatch(self, case: Case, target: str, type_: str, body: bytes, meta: Meta, now: float) -> str | None:
+        """Send to another server; returns a code where that cannot even be begun."""
+        route = self._routes.find(target)
+        if route is None:
+            return "unreachable"
+        if not route.name and not policy.may_send_to_stranger(self.settings):
+            return "not-allowed"
+        lane = (route.name or target, type_)
+        if self.legs.full(lane):
+            return "overloaded"
+        link = Link("server", route.name.encode()) if route.fabric is not None else next(iter(self.bridges), None)
+        if link is None or (route.fabric is not None and link not in self.servers):
+            return "unreachable"
+        self._token = token = self._token + 1
+        case.owed += 1
+        self.legs.add(token, Leg(case, target, link, lane, now + self.limits.relay_s))
+        if route.fabric is not None:
+            self._out.append(Send(link, Relay(token, type_, body, meta)))
+        else:
+            assert route.native is not None
+            self._out.append(Send(link, Forward(token, route.native, type_, body, meta)))
+        return None
+
+    def _to_handler(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
+        target = command.targets[0]
+        path = parcel.sent_on(self.settings.name)
+        code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(target) else None)
+        if code is not None:
+            parcel.case.record(target, failed(code))
+            return
+        self._into_own_handler(parcel, result_id(parcel.id, number, 0), target, command.body, target, now)
+
+    def _into_own_handler(self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float) -> None:
+        child = Parcel(
+            parcel.case, id_, type_, body, scope=parcel.scope, origin=parcel.origin, user=parcel.user,
+            root=parcel.root, peer=parcel.peer, path=parcel.sent_on(self.settings.name), target=target,
+        )  # fmt: skip
+        child.case.owed += 1
+        self._place(child, now)
+
+    def _may_send_on(self, parcel: Parcel, path: list[str]) -> str | None:
+        """Count one more result of a root against the bounds on how far and how wide a message may spread."""
+        if len(path) >= HOP_LIMIT:
+            return "too-many-hops"
+        results = self._results
+        count = results.get(parcel.root, 0) + 1
+        if count > MAX_RESULTS:
+            return "too-many-results"
+        results[parcel.root] = count
+        results.move_to_end(parcel.root)
+        if len(results) > self.limits.max_roots:
+            results.popitem(last=False)
+        return None
+
+    # --- endings ---
+
+    def confirmed(self, link: Link, confirm: Confirm, now: float) -> None:
+        """A bridge says what it has delivered, and what it could not."""
+        failures: dict[int, dict[int, str]] = {}
+        for serial, t, reason in confirm.failed:
+            failures.setdefault(serial, {})[t] = reason if reason in CODES else "not-connected"
+        for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
+            self._delivered(delivery, failures.get(serial, {}), now)
+
+    def _delivered(self, delivery: Delivery, failures: dict[int, str], now: float) -> None:
+        case = delivery.case
+        for t, name in delivery.targets.items():
+            reason = failures.get(t)
+            share = delivery.shares.get(t) if delivery.shares else None
+            outcome = share.end(reason) if share else DELIVERED if reason is None else failed(reason)
+            if outcome is not None:
+                case.record(name, outcome)
+                self._trace(now, case.root, delivery.id, outcome, name)
+        self._pay(case, silent=delivery.reported and not failures)
+
+    def bridge_lost(self, link: Link, now: float) -> None:
+        """A bridge is gone, and with it its sessions; what it had not confirmed was not delivered."""
+        self.bridges.pop(link, None)
+        self.directory.drop(link)
+        for delivery in self.deliveries.drop(link):
+            self._delivered(delivery, dict.fromkeys(delivery.targets, "not-connected"), now)
+        self.legs_lost(link, now)
+
+    def legs_lost(self, link: Link, now: float) -> None:
+        """A link is gone: what was on its way to other servers over it did not arrive, as far as anybody knows."""
+        self.servers.discard(link)
+        for leg in self.legs.drop(link):
+            self._arrived(leg, failed("unreachable"), now)
+
+    def arrived(self, link: Link, token: int, outcome: str, now: float) -> None:
+        """Another server has answered; late answers change nothing."""
+        leg = self.legs.end(token, link)
+        if leg is not None:
+            code = reason_of(outcome)
+            known = outcome in (DELIVERED, SENT, QUEUED) or code in CODES
+            self._arrived(leg, outcome if known else failed("bad-reply"), now)
+
+    def _arrived(self, leg: Leg, outcome: str, now: float) -> None:
+        leg.case.record(leg.target, outcome)
+        self._trace(now, leg.case.root, leg.case.id, outcome, leg.target)
+        self._pay(leg.case)
+
+    def _end(self, parcel: Parcel, outcome: str | None) -> None:
+        """A parcel has ended; `outcome` where it failed. Its place among what is held is given back by `_taken`."""
+        parcel.ended = True
+        if outcome is not None:
+            parcel.case.record(parcel.target, outcome)
+        self._pay(parcel.case)
+
+    def _pay(self, case: Case, *, silent: bool = False) -> None:
+        case.owed -= 1
+        if case.owed == 0:
+            self.cases -= 1
+            if not silent or case.reason is not None:
+                self._answer(case)
+
+    def _answer(self, case: Case) -> None:
+        self._out.append(Send(case.link, case.answer()))
+
+    # --- time ---
+
+    def tick(self, workers: list[Worker], now: float) -> None:
+        """End what has waited too long."""
+        limits = self.limits
+        for type_ in self.workers.waiting_types():
+            patience = limits.request_s if self.workers.serves(type_) else limits.handler_wait_s
+            for parcel in self.workers.overdue(type_, now - patience):
+                self._held -= 1
+                self._held_bytes -= len(parcel.body)
+                self._end(parcel, failed(self._why_waited(parcel)))
+        for worker in workers:
+            for parcel in worker.busy.values():
+                if parcel.since > now - limits.request_s:
+                    break
+                if not parcel.ended:
+                    self._end(parcel, failed("timeout"))
+        for leg in self.legs.overdue(now):
+            self._arrived(leg, failed("timeout"), now)
+
+    def _why_waited(self, parcel: Parcel) -> str:
+        if self.workers.serves(parcel.type):
+            return "overloaded"
+        return "handler-lost" if parcel.attempt else "no-handler"
+
+    def _trace(self, now: float, root: str, id_: str, what: str, where: str) -> None:
+        self.trace.add((now, root, id_, what, f"{self.settings.name}/{where}"))

@@ -1,0 +1,87 @@
+"""Who is on a link, and what its HELLO may say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bester.broker.core import policy
+from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.workers import Worker
+from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
+
+MAX_NAME = 128
+_HELLO_OP = 1
+
+
+class Peer:
+    """A party that has said HELLO. `logins` are the sessions whose password is being checked."""
+
+    __slots__ = ("emits", "heard", "lease_s", "leaving", "link", "logins", "name", "prefix", "role", "types", "worker")
+
+    def __init__(self, link: Link, role: str, name: str, now: float) -> None:
+        self.link = link
+        self.role = role
+        self.name = name
+        self.heard = now
+        self.lease_s = 0.0
+        self.leaving = False
+        self.worker: Worker | None = None
+        self.types: frozenset[str] = frozenset()
+        self.logins: set[int] = set()
+        self.prefix = ""
+        self.emits = 0
+
+    def silent(self, limits: Limits, now: float) -> bool:
+        """Was nothing heard for too long? A direct link is this process itself, and never silent."""
+        if self.link.door == "direct":
+            return False
+        patience = SILENT_HEARTBEATS * limits.heartbeat_s
+        if self.worker is not None and self.worker.busy:
+            patience = max(patience, self.lease_s)
+        return now - self.heard > patience
+
+
+class HandlerOptions:
+    """What a handler's HELLO asks for: its types, credit, lease and ordered types."""
+
+    __slots__ = ("credit", "lease_s", "ordered", "types")
+
+    def __init__(self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str]) -> None:
+        self.types = types
+        self.credit = credit
+        self.lease_s = lease_s
+        self.ordered = ordered
+
+
+def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
+    """Return the ERROR that answers a HELLO which cannot be accepted, None where it can."""
+    if hello.version != VERSION:
+        return Error("version", f"version {hello.version} is not spoken here; {VERSION} is", _HELLO_OP)
+    if not hello.name or len(hello.name) > MAX_NAME or not hello.name.isprintable():
+        return Error("malformed", f"a name has 1 to {MAX_NAME} printable characters", _HELLO_OP)
+    why = policy.may_join(settings, link.door, hello.role, hello.name)
+    if why is not None:
+        return Error("not-allowed", why, _HELLO_OP)
+    return None
+
+
+def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions | Error:
+    """Read a handler's options; unknown ones are ignored."""
+    types = options.get("types")
+    if not isinstance(types, list) or not types or any(type(name) is not str or not name for name in types):
+        return Error("malformed", 'a handler says which types it serves: options {"types": ["chat", …]}', _HELLO_OP)
+    if len(types) > limits.max_types:
+        return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
+    for name in types:
+        if is_reserved(name):
+            return Error("reserved", f"type {name!r} belongs to Bester itself", _HELLO_OP)
+    credit = options.get("credit", 1)
+    if type(credit) is not int or not 1 <= credit <= limits.max_credit:
+        return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)
+    lease_ms = options.get("lease_ms", 0)
+    if type(lease_ms) is not int or lease_ms < 0:
+        return Error("malformed", "lease_ms is a number of milliseconds", _HELLO_OP)
+    order = options.get("order", {})
+    if not isinstance(order, dict) or any(how != "user" for how in order.values()):
+        return Error("malformed", 'order is a map {type: "user"}', _HELLO_OP)
+    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order))

@@ -1,0 +1,66 @@
+"""Who may do what. One place: every path through the broker asks here, and nowhere else is it decided.
+
+Identity comes from the edge: the door a link came in by, the address a bridge saw, the name a key or a listing
+vouches for. What a message says of itself decides nothing.
+"""
+
+from __future__ import annotations
+
+from bester.broker.core.values import Settings
+from bester.broker.wire.messages import ROLES, is_reserved
+
+TRUSTED_DOORS = ("ipc", "direct")
+"""A directory of mode 0700, or our own process."""
+
+
+def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
+    """May a party of this role come in by this door? Returns why not, or None."""
+    if role not in ROLES:
+        return f"the role is one of {', '.join(ROLES)}"
+    if role == "server":
+        if settings.accept == "none":
+            return "this server takes no messages from servers ([federation] accept)"
+        if settings.accept == "open":
+            return None
+        if door not in TRUSTED_DOORS:
+            return 'a server without a key is let in over tcp only where [federation] accept = "open"'
+        if name not in settings.routes:
+            return f"server {name!r} is not listed under [servers]"
+        return None
+    if door not in TRUSTED_DOORS and role != "handler":
+        return f"a {role} is let in over ipc only"
+    return None
+
+
+def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
+    """May a message of this type enter from this server? Returns a code, or None. `peer` None: not identified."""
+    if settings.accept == "none":
+        return "not-allowed"
+    if is_reserved(type_):
+        return "reserved"
+    route = settings.routes.get(peer) if peer is not None else None
+    if route is None:
+        return None if settings.accept == "open" else "not-allowed"
+    if route.accept_types is not None and type_ not in route.accept_types:
+        return "not-allowed"
+    return None
+
+
+def native_peer(settings: Settings, host: str, claimed: str | None, type_: str) -> str | None:
+    """Name the configured server at this address.
+
+    Where several share the address, the header's claim picks one of them; without a claim (the reference makes
+    none) it is the first that may send this type.
+    """
+    names = settings.hosts.get(host, ())
+    if claimed in names:
+        return claimed
+    for name in names:
+        if may_enter(settings, name, type_) is None:
+            return name
+    return names[0] if names else None
+
+
+def may_send_to_stranger(settings: Settings) -> bool:
+    """May a handler send to a `host:port` that is not configured?"""
+    return settings.accept == "open"

@@ -1,0 +1,422 @@
+"""The broker's core: every message of every link comes in here, and what is to be done comes out as actions.
+
+    router = Router(settings, epoch="…", first_token=…, now=now)
+    for action in router.receive(link, message, now): …
+
+The router knows the parties, what each may say, and when one has fallen silent; a message's own way is the
+exchange's. Nothing here raises on the wire's account.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from bester.broker.core import parties, policy
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.exchange import Exchange
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.parties import Peer
+from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
+from bester.broker.wire.messages import (
+    HOP_LIMIT,
+    MAX_BODY_BYTES,
+    OP_OF,
+    VERSION,
+    Answer,
+    Ask,
+    Close,
+    Confirm,
+    Emit,
+    Error,
+    Forwarded,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LoggedIn,
+    Login,
+    Malformed,
+    Message,
+    Meta,
+    Open,
+    Outcome,
+    Relay,
+    Relayed,
+    Reply,
+    Submit,
+    Welcome,
+    is_reserved,
+)
+
+MAX_ID = 512
+MAX_EMIT_IDS = 65_536
+"""Ids of handlers' own emissions that are remembered; the oldest is forgotten first."""
+
+_REPLY_OP = OP_OF[Reply]
+
+
+class Router:
+    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        epoch: str,
+        first_token: int,
+        now: float,
+        is_account: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self.settings = settings
+        self._out: list[Action] = []
+        self._epoch = epoch
+        self._exchange = Exchange(settings, self._out, first_token=first_token, now=now, is_account=is_account)
+        self._peers: dict[Link, Peer] = {}
+        self._strangers: dict[Link, float] = {}
+        self._emitted: OrderedDict[tuple[str, str], Case | Outcome] = OrderedDict()
+        self._serial = 0
+        self._ticked = now
+        self._beat = now
+        # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
+        self._table: dict[tuple[str, type[Any]], Callable[[Peer, Any, float], None]] = {
+            ("handler", Reply): self._reply,
+            ("handler", Emit): self._emit,
+            ("handler", Ask): self._ask,
+            ("bridge", Login): self._login,
+            ("bridge", Open): self._open,
+            ("bridge", Close): self._close,
+            ("bridge", Submit): self._submit,
+            ("bridge", Confirm): self._confirm,
+            ("bridge", Forwarded): self._forwarded,
+            ("bridge", Ask): self._ask,
+            ("server", Relay): self._relay,
+            ("operator", Ask): self._ask,
+        }
+
+    # --- in ---
+
+    def receive(self, link: Link, message: Message | Malformed, now: float) -> list[Action]:
+        """Take in one message from a link; returns what is to be done, in order."""
+        if link.door == "server":
+            if isinstance(message, Relayed):
+                self._exchange.arrived(link, message.token, message.outcome, now)
+            return self._actions()
+        peer = self._peers.get(link)
+        if isinstance(message, Hello):
+            self._hello(link, peer, message, now)
+        elif peer is None:
+            self._stranger(link, now)
+        else:
+            peer.heard = now
+            handle = self._table.get((peer.role, type(message)))
+            if handle is not None:
+                handle(peer, message, now)
+            else:
+                self._anybody(peer, message, now)
+        return self._actions()
+
+    def verified(self, link: Link, session: int, user: str, reason: str | None, now: float) -> list[Action]:
+        """A password was checked; `reason` is the code of the refusal, or None."""
+        peer = self._peers.get(link)
+        if peer is not None and session in peer.logins:
+            peer.logins.remove(session)
+            if reason is None:
+                self._exchange.directory.open(link, session, user)
+            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason))
+        return self._actions()
+
+    def undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
+        """A message could not be sent: the party is gone, or does not read."""
+        peer = self._peers.get(link)
+        if peer is not None:
+            self._lost(peer, "nothing can be sent to it", now)
+        elif link.door == "server" and type(message) is Relay:
+            self._exchange.arrived(link, message.token, "failed:unreachable", now)
+        return self._actions()
+
+    def server_ready(self, name: str, now: float) -> list[Action]:
+        """The link this broker opened to a server is up."""
+        self._exchange.servers.add(Link("server", name.encode()))
+        self._notice("server-reached", server=name)
+        return self._actions()
+
+    def server_lost(self, name: str, why: str, now: float) -> list[Action]:
+        """The link this broker opened to a server is down."""
+        self._exchange.legs_lost(Link("server", name.encode()), now)
+        self._notice("server-lost", server=name, why=why)
+        return self._actions()
+
+    def tick(self, now: float) -> list[Action]:
+        """Let time pass; call it a few times a second."""
+        limits = self.settings.limits
+        if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves: the others' silence proves nothing
+            for peer in self._peers.values():
+                peer.heard = now
+        self._ticked = now
+        for peer in [peer for peer in self._peers.values() if peer.silent(limits, now)]:
+            self._lost(peer, "fallen silent", now)
+        if now - self._beat >= limits.heartbeat_s:
+            self._beat = now
+            for link in self._peers:
+                if link.door != "direct":
+                    self._say(link, Heartbeat())
+        self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        return self._actions()
+
+    def dismiss(self, reason: str) -> list[Action]:
+        """This broker ends: say GOODBYE to everyone."""
+        for link in self._peers:
+            self._say(link, Goodbye(reason))
+        return self._actions()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no message is owed a report."""
+        return self._exchange.cases == 0
+
+    def _actions(self) -> list[Action]:
+        actions = self._out[:]
+        self._out.clear()
+        return actions
+
+    def _say(self, link: Link, message: Message) -> None:
+        self._out.append(Send(link, message))
+
+    def _notice(self, event: str, **fields: Any) -> None:
+        self._out.append(Notice(event, fields))
+
+    # --- coming and going ---
+
+    def _stranger(self, link: Link, now: float) -> None:
+        """At most one answer a heartbeat to a link that has not said HELLO."""
+        last = self._strangers.get(link)
+        if last is not None and now - last < self.settings.limits.heartbeat_s:
+            return
+        self._strangers.pop(link, None)
+        while len(self._strangers) >= self.settings.limits.max_strangers:
+            del self._strangers[next(iter(self._strangers))]
+        self._strangers[link] = now
+        self._say(link, Error("hello-first", "this link is not known here; say HELLO"))
+
+    def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
+        error = parties.refusal(self.settings, link, hello)
+        options = None
+        if error is None and hello.role == "handler":
+            read = parties.handler_options(self.settings.limits, hello.options)
+            error, options = (read, None) if isinstance(read, Error) else (None, read)
+        if error is None and peer is None and len(self._peers) >= self.settings.limits.max_parties:
+            error = Error("overloaded", "too many parties", OP_OF[Hello])
+        if error is not None:
+            self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
+            self._say(link, error)
+            return
+        if peer is not None and (peer.role != hello.role or peer.leaving):
+            self._lost(peer, "come back as another", now)
+            peer = None
+        self._strangers.pop(link, None)
+        if peer is None:
+            peer = self._peers[link] = Peer(link, hello.role, hello.name, now)
+            self._notice("joined", role=hello.role, name=hello.name, types=sorted(options.types) if options else None)
+        peer.name, peer.heard = hello.name, now
+        limits = self.settings.limits
+        said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
+        self._say(link, Welcome(VERSION, self.settings.name, said))
+        if options is not None:
+            self._employ(peer, options, now)
+        elif hello.role == "bridge":
+            self._exchange.bridges[link] = None
+            self._serial += 1
+            epoch = hello.options.get("epoch")
+            edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
+            peer.prefix = f"{self.settings.name}/{hello.name}-{edge}/"
+
+    def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
+        workers = self._exchange.workers
+        peer.types, peer.lease_s = options.types, options.lease_s
+        if peer.worker is None:
+            peer.worker = workers.join(peer.link, options.types, options.credit, options.ordered)
+        else:
+            peer.worker = workers.rejoin(peer.worker, options.types, options.credit, options.ordered)
+        self._exchange.joined(peer.worker, options.types, now)
+
+    def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
+        if isinstance(message, Heartbeat):
+            return
+        if isinstance(message, Goodbye):
+            self._goodbye(peer, now)
+        elif isinstance(message, Malformed):
+            if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
+                self._exchange.spoiled(peer.worker, message.token, now)
+                self._forget_when_done(peer)
+            self._refuse(peer, Error(*message))
+        elif not isinstance(message, Error):  # an ERROR is never answered by one
+            op = OP_OF[type(message)]
+            self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
+
+    def _refuse(self, peer: Peer, error: Error) -> None:
+        self._notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
+        self._say(peer.link, error)
+
+    def _goodbye(self, peer: Peer, now: float) -> None:
+        self._say(peer.link, Goodbye("goodbye"))
+        peer.leaving = True
+        if peer.worker is not None:
+            self._exchange.workers.leave(peer.worker)
+            self._forget_when_done(peer)
+        else:
+            self._lost(peer, "goodbye", now)
+
+    def _forget_when_done(self, peer: Peer) -> None:
+        if peer.leaving and peer.worker is not None and not peer.worker.busy:
+            self._peers.pop(peer.link, None)
+            self._notice("left", role=peer.role, name=peer.name)
+
+    def _lost(self, peer: Peer, why: str, now: float) -> None:
+        self._peers.pop(peer.link, None)
+        self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+        if peer.worker is not None:
+            self._exchange.lost(peer.worker, now)
+        if peer.role == "bridge":
+            self._exchange.bridge_lost(peer.link, now)
+
+    # --- handlers ---
+
+    def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
+        assert peer.worker is not None
+        wrong = self._exchange.answered(peer.worker, reply, now)
+        if wrong is not None:
+            self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
+        if peer.leaving:
+            self._forget_when_done(peer)
+
+    def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
+        if emit.type not in peer.types:
+            text = f"{emit.type!r} is not one of this handler's types"
+            self._refuse(peer, Error("not-allowed", text, OP_OF[Emit], emit.token))
+            return
+        given = emit.meta.get("id")
+        key = (peer.name, given) if type(given) is str and len(given) <= MAX_ID else None
+        if key is not None and (earlier := self._emitted.get(key)) is not None:
+            if isinstance(earlier, Case):  # not done yet: whoever asks last is told
+                if earlier.owed:
+                    earlier.link, earlier.token = peer.link, emit.token
+                    return
+                answer = earlier.answer()
+                assert isinstance(answer, Outcome)
+                earlier = answer
+            self._say(peer.link, earlier._replace(token=emit.token))
+            return
+        self._serial += 1
+        id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
+        case = Case(Kind.EMIT, peer.link, emit.token, id_)
+        if key is not None:
+            self._emitted[key] = case
+            if len(self._emitted) > MAX_EMIT_IDS:
+                self._emitted.popitem(last=False)
+        self._exchange.emit(case, emit.type, emit.commands, now)
+
+    def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
+        directory = self._exchange.directory
+        question, argument = ask.question, ask.argument
+        if question == "listClients":
+            answer = Answer(ask.token, 0, directory.users())
+        elif question == "isClient" and type(argument) is str:
+            answer = Answer(ask.token, 0, directory.places(argument) is not None)
+        elif question == "serverInfo":
+            info = {"server": self.settings.name, "adminInfo": self.settings.admin_info, "listeners": {}}
+            answer = Answer(ask.token, 0, {**info, "clientCount": str(len(directory.users()))})
+        elif question == "trace" and type(argument) is str and peer.role in ("operator", "bridge"):
+            answer = Answer(ask.token, 0, self._exchange.trace.of(argument))
+        else:
+            answer = Answer(ask.token, 1, None)
+        self._say(peer.link, answer)
+
+    # --- bridges ---
+
+    def _login(self, peer: Peer, login: Login, now: float) -> None:
+        peer.logins.add(login.session)
+        self._out.append(Verify(peer.link, login.session, login.user, login.password, login.address))
+
+    def _open(self, peer: Peer, message: Open, now: float) -> None:
+        self._exchange.directory.open(peer.link, message.session, message.user)
+
+    def _close(self, peer: Peer, message: Close, now: float) -> None:
+        peer.logins.discard(message.session)
+        self._exchange.directory.close(peer.link, message.session)
+
+    def _submit(self, peer: Peer, submit: Submit, now: float) -> None:
+        if submit.session is None:
+            self._submit_of_server(peer, submit, now)
+            return
+        id_ = f"{peer.prefix}{submit.token}"
+        case = Case(Kind.SUBMIT, peer.link, submit.token, id_)
+        user = self._exchange.directory.user(peer.link, submit.session)
+        if user is None:
+            self._exchange.refuse(case, "not-allowed")
+        elif is_reserved(submit.type):
+            self._exchange.refuse(case, "reserved")
+        else:
+            parcel = Parcel(
+                case, id_, submit.type, submit.body, scope="client", origin=self.settings.name, user=user
+            )  # fmt: skip
+            self._exchange.enter(parcel, now)
+
+    def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
+        """A message by the native protocol: who sent it is what the address says, not what the header says."""
+        meta = submit.meta
+        host, claimed = meta.get("address"), meta.get("server")
+        name = policy.native_peer(
+            self.settings, host if type(host) is str else "", claimed if type(claimed) is str else None, submit.type
+        )
+        id_ = f"{peer.prefix}{submit.token}"
+        told = name or (host if type(host) is str else "")
+        self._from_server(Kind.SUBMIT, peer.link, submit.token, submit.type, submit.body, meta, id_, told, name, now)
+
+    def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
+        self._exchange.confirmed(peer.link, confirm, now)
+
+    def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
+        self._exchange.arrived(peer.link, message.token, message.outcome, now)
+
+    # --- servers ---
+
+    def _relay(self, peer: Peer, relay: Relay, now: float) -> None:
+        self._serial += 1
+        id_ = f"{self.settings.name}/{peer.name}-{self._epoch}/{self._serial}"
+        listed = peer.name if peer.name in self.settings.routes else None
+        self._from_server(
+            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, peer.name, listed, now
+        )
+
+    def _from_server(
+        self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
+        told: str, listed: str | None, now: float,
+    ) -> None:  # fmt: skip
+        """A server's message enters. Only a listed server's ids and origin are taken over; anybody's path counts."""
+        root = origin = None
+        if listed is not None:
+            id_ = _text(meta.get("id")) or id_
+            root, origin = _text(meta.get("root")), _text(meta.get("origin"))
+        case = Case(kind, link, token, id_, root)
+        code = policy.may_enter(self.settings, listed, type_)
+        if code is not None:
+            self._notice("message-refused", server=told, type=type_, code=code)
+            self._exchange.refuse(case, code)
+            return
+        parcel = Parcel(
+            case, id_, type_, body, scope="server", origin=origin or told, root=root, peer=told, path=_path(meta)
+        )
+        self._exchange.enter(parcel, now)
+
+
+def _text(value: Any) -> str | None:
+    return value if type(value) is str and 0 < len(value) <= MAX_ID else None
+
+
+def _path(meta: Meta) -> list[str]:
+    """Read the path a message has come; one that cannot be read is as good as too long."""
+    path = meta.get("path", [])
+    if type(path) is list and len(path) <= HOP_LIMIT and all(_text(step) is not None for step in path):
+        return path
+    return ["?"] * HOP_LIMIT

@@ -1,0 +1,26 @@
+"""The last steps that messages took, for `trace`: bounded, oldest forgotten first."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+StepTaken = tuple[float, str, str, str, str]
+"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`."""
+
+
+class Trace:
+    """A ring of steps. Never holds bodies."""
+
+    def __init__(self, size: int, clock_offset_s: float) -> None:
+        self._steps: deque[StepTaken] = deque(maxlen=size)
+        self._offset_s = clock_offset_s
+        self.add = self._steps.append
+
+    def of(self, root: str) -> list[dict[str, Any]]:
+        """Return the steps of one root in order, with times in milliseconds of the wall clock."""
+        return [
+            {"at_ms": round((at + self._offset_s) * 1000, 3), "id": id_, "what": what, "where": where}
+            for at, of, id_, what, where in self._steps
+            if of == root
+        ]

@@ -1,0 +1,111 @@
+"""What the core is told and what it answers: links, settings, limits and actions, all of them plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from bester.broker.wire.messages import HEARTBEAT_MS, Message
+
+
+class Link(NamedTuple):
+    """Where a party is heard and answered.
+
+    `door` is how it came in: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
+    (a link this broker opened; `key` is then the server's name). `key` tells links of one door apart.
+    """
+
+    door: str
+    key: bytes
+
+
+class Send(NamedTuple):
+    """Send a message on a link; where that cannot be done, tell the router `undeliverable`."""
+
+    link: Link
+    message: Message
+
+
+class Verify(NamedTuple):
+    """Check a password off the loop and tell the router `verified`."""
+
+    link: Link
+    session: int
+    user: str
+    password: str
+    address: str
+
+
+class Notice(NamedTuple):
+    """Something an operator would want to read in the log."""
+
+    event: str
+    fields: dict[str, Any]
+
+
+Action = Send | Verify | Notice
+
+
+class Route(NamedTuple):
+    """A configured server: reached over the fabric or by the native protocol, and what it may send us.
+
+    `accept_types` None: any type.
+    """
+
+    name: str
+    fabric: str | None = None
+    native: str | None = None
+    accept_types: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every bound of the core, with its reason."""
+
+    heartbeat_s: float = HEARTBEAT_MS / 1000
+    handler_wait_s: float = 5.0
+    """How long a message waits for a handler of its type to come (back)."""
+    request_s: float = 30.0
+    """How long one handler may take over one message, and how long a message may wait for a busy one."""
+    relay_s: float = 60.0
+    """How long another server may take: longer than a handler there."""
+    attempts: int = 3
+    """Handlers that may die over a message before it is held to be the reason."""
+    max_held: int = 200_000
+    """Messages with handlers or waiting for one; above it: overloaded."""
+    max_held_bytes: int = 512 * 1024 * 1024
+    max_waiting: int = 50_000
+    """Messages of one type waiting for a handler, so that one type cannot take the place of all."""
+    max_lane: int = 10_000
+    """Messages of one type on their way to one server."""
+    max_parties: int = 20_000
+    max_types: int = 20_000
+    max_credit: int = 65_536
+    max_strangers: int = 4_096
+    """Links that spoke before their HELLO and are remembered, to answer each at most once a heartbeat."""
+    max_roots: int = 65_536
+    """Roots whose results are counted at once; the oldest is forgotten first."""
+    restart_s: float = 60.0
+    """So long after the start a server is told `no-handler` where a client is told `unknown-type`."""
+    trace: int = 8_192
+    """Steps of messages remembered for `trace`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who this broker is and whom it knows.
+
+    `hosts`: IP address → names of the native servers that are configured there. `clock_offset_s`: wall clock minus
+    `now`, so that traces of several servers can be laid side by side.
+    """
+
+    name: str
+    open_accounts: bool = False
+    accept: str = "listed"
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    declared_types: frozenset[str] = frozenset()
+    admin_info: str = ""
+    clock_offset_s: float = 0.0
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,245 @@
+"""The broker's shell: ROUTER sockets, the clock, the log. It receives, calls the core, and sends what the core says.
+
+It must never decide: a message that has come is handed to the router, and the router's actions are carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import zmq
+
+from bester.broker.accounts import Logins
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
+from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.wire.address import parse_endpoint
+from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.party import Party
+
+TICK_S = 0.1
+"""How often the core is told the time."""
+MAX_LOGINS = 1024
+"""Passwords waiting to be checked; the accounts refuse earlier than that."""
+
+log = logging.getLogger("bester.broker")
+
+
+Receiver = Callable[[list[Message]], None]
+
+
+class Broker:
+    """A running broker. Use it as a context: `async with Broker(settings, listen, accounts) as broker: …`.
+
+    `settings.clock_offset_s` is set here. Raises ConfigError where an endpoint cannot be bound.
+    """
+
+    def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins) -> None:
+        self._listen = listen
+        self._accounts = accounts
+        now = time.monotonic()
+        self.settings = replace(settings, clock_offset_s=time.time() - now)
+        self.router = Router(
+            self.settings,
+            epoch=secrets.token_hex(4),
+            first_token=secrets.randbelow(2**51),
+            now=now,
+            is_account=accounts.exists,
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: list[FabricSocket] = []
+        self._direct: dict[Link, Receiver] = {}
+        self._servers: dict[Link, FabricLink] = {}
+        self._outgoing: dict[Link, list[Message]] = {}
+        self._flush_handle: asyncio.Handle | None = None
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._group.__aenter__()
+        try:
+            for endpoint in self._listen:
+                self._bind(endpoint)
+        except BaseException:
+            self._close_sockets()
+            raise
+        for name, route in self.settings.routes.items():
+            if route.fabric is not None:
+                self._connect(name, route.fabric)
+        self._tick()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Say GOODBYE to everyone and close. Call `drain` first to let messages finish."""
+        self._carry_out(self.router.dismiss("the broker ends"))
+        self._flush()
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        await asyncio.gather(*(link.close(timeout_s=0.5) for link in self._servers.values()))
+        for task in list(self._tasks):
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+        self._close_sockets()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until no message is owed a report, at most `timeout_s`; says whether that was reached."""
+        deadline = self._loop.time() + timeout_s
+        while not self.router.idle and self._loop.time() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
+            await asyncio.sleep(TICK_S / 4)
+        return self.router.idle
+
+    def attach(self, receiver: Receiver) -> Callable[[Message], bool]:
+        """Open a direct link for a bridge in this process; returns the function that says something to the broker.
+
+        `receiver` gets what the broker says, once a turn of the loop.
+        """
+        link = Link("direct", b"%d" % len(self._direct))
+        self._direct[link] = receiver
+
+        def say(message: Message) -> bool:
+            self._carry_out(self.router.receive(link, message, self._loop.time()))
+            return True
+
+        return say
+
+    # --- sockets ---
+
+    def _bind(self, endpoint: str) -> None:
+        where = parse_endpoint(endpoint)
+        door = b"%d:" % len(self._sockets)
+
+        def received(frames: Frames) -> None:
+            self._received(Link(where.transport, door + frames[0]), frames[1:])
+
+        socket = FabricSocket(self._context, zmq.ROUTER, received)
+        self._sockets.append(socket)
+        socket.socket.router_mandatory = 1
+        try:
+            socket.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"[fabric] listen: {endpoint}: {_why(error)}") from None
+        if where.transport == "ipc":
+            os.chmod(where.path, 0o600)
+        socket.register()
+
+    def _connect(self, name: str, endpoint: str) -> None:
+        link = Link("server", name.encode())
+
+        def received(messages: list[Message | Malformed]) -> None:
+            now = self._loop.time()
+            for message in messages:
+                self._carry_out(self.router.receive(link, message, now))
+
+        party = Party("server", self.settings.name, {})
+        fabric = self._servers[link] = FabricLink(
+            endpoint,
+            party,
+            on_messages=received,
+            on_ready=lambda: self._carry_out(self.router.server_ready(name, self._loop.time())),
+            on_lost=lambda why: self._carry_out(self.router.server_lost(name, why, self._loop.time())),
+        )
+        fabric.start()
+
+    def _close_sockets(self) -> None:
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+        for socket in self._sockets:
+            socket.socket.linger = 200  # the last GOODBYEs
+            socket.close()
+        self._context.term()
+        for endpoint in self._listen:
+            where = parse_endpoint(endpoint)
+            if where.transport == "ipc":
+                Path(where.path).unlink(missing_ok=True)
+
+    # --- in ---
+
+    def _received(self, link: Link, frames: Frames) -> None:
+        now = self._loop.time()
+        receive = self.router.receive
+        for message in decode(frames):
+            self._carry_out(receive(link, message, now))
+
+    def _tick(self) -> None:
+        self._carry_out(self.router.tick(self._loop.time()))
+        self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+
+    async def _verify(self, action: Verify) -> None:
+        reason = await self._accounts.verify(action.user, action.password, action.address, self._loop.time())
+        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, self._loop.time()))
+
+    # --- out ---
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            if type(action) is Send:
+                waiting = self._outgoing.get(action.link)
+                if waiting is None:
+                    self._outgoing[action.link] = [action.message]
+                    if self._flush_handle is None:
+                        self._flush_handle = self._loop.call_soon(self._flush)
+                else:
+                    waiting.append(action.message)
+            elif type(action) is Verify:
+                self._start_verifying(action)
+            elif type(action) is Notice:
+                log.info("%s %s", action.event, " ".join(f"{key}={value!r}" for key, value in action.fields.items()))
+
+    def _start_verifying(self, action: Verify) -> None:
+        if len(self._tasks) >= MAX_LOGINS:
+            now = self._loop.time()
+            self._carry_out(self.router.verified(action.link, action.session, action.user, "overloaded", now))
+            return
+        task = self._group.create_task(self._verify(action))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _flush(self) -> None:
+        """Send what this turn of the loop has made, one batch a destination."""
+        self._flush_handle = None
+        outgoing, self._outgoing = self._outgoing, {}
+        for link, messages in outgoing.items():
+            if link.door == "direct":
+                self._direct[link](messages)
+            elif link.door == "server":
+                self._send_to_server(link, messages)
+            else:
+                self._send(link, messages)
+        for socket in self._sockets:
+            socket.look_again()
+
+    def _send(self, link: Link, messages: list[Message]) -> None:
+        index, _, identity = link.key.partition(b":")
+        socket = self._sockets[int(index)]
+        try:
+            for frames in batches(messages):
+                socket.send([identity, *frames])
+        except zmq.ZMQError:  # EHOSTUNREACH: gone; EAGAIN: it does not read
+            self._carry_out(self.router.undeliverable(link, messages[0], self._loop.time()))
+
+    def _send_to_server(self, link: Link, messages: list[Message]) -> None:
+        fabric = self._servers[link]
+        for message in messages:
+            if not fabric.send(message):
+                self._carry_out(self.router.undeliverable(link, message, self._loop.time()))
+
+
+def _why(error: zmq.ZMQError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the address is in use; stop what listens there, or choose another"
+    if error.errno == errno.EACCES:
+        return "permission denied; choose a port above 1023 or a directory of your own"
+    return f"{zmq.strerror(error.errno or 0)}; check the address"

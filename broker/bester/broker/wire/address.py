@@ -1,0 +1,86 @@
+"""Addresses: `host:port`, `[v6]:port`, and ZeroMQ endpoints; and which of them stay on this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+
+class HostPort(NamedTuple):
+    """A TCP address; `host` is a name or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+_NEVER_IN_A_HOST = frozenset(":[]/@,;\"' \t\r\n\0")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_host_port(text: str) -> HostPort:
+    """Parse `host:port` or `[v6]:port`; port 0 to 65535. Raises ValueError with what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not _is_ipv6(host):
+            raise ValueError(f"{text!r}: an IPv6 address stands in brackets, nothing else")
+    elif set(host) & _NEVER_IN_A_HOST:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, and a host name is one word")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        raise ValueError(f"{text!r}: the port is a number from 0 to 65535")
+    return HostPort(host, int(port))
+
+
+def is_host_port(target: str) -> bool:
+    """Say whether a sendServers target is an address; otherwise it is the name of a configured server."""
+    try:
+        parse_host_port(target)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host can be reached from this machine alone; names other than localhost count as outside."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+class Endpoint(NamedTuple):
+    """A ZeroMQ endpoint: transport `ipc` (with a path) or `tcp` (with a HostPort)."""
+
+    transport: str
+    path: str
+    tcp: HostPort | None
+
+    @property
+    def local(self) -> bool:
+        """Whether nothing outside this machine can reach it."""
+        return self.tcp is None or is_loopback(self.tcp.host)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """Parse `ipc://PATH` or `tcp://HOST:PORT`. Raises ValueError with what is wrong."""
+    transport, separator, rest = text.partition("://")
+    if separator and rest:
+        if transport == "ipc":
+            return Endpoint("ipc", rest, None)
+        if transport == "tcp":
+            return Endpoint("tcp", "", parse_host_port(rest))
+    raise ValueError(f"{text!r} is not ipc://PATH or tcp://HOST:PORT")

@@ -1,0 +1,290 @@
+"""The messages of BFP/1 as frozen values: one class an operation, in one table.
+
+A message's fields stand in wire order. Bodies are `bytes` of JSON text and are
+never interpreted here. Field types are checked by the codec from the table
+`OPERATIONS`; a message built in the program is trusted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+VERSION = 1
+HEARTBEAT_MS = 2000
+SILENT_HEARTBEATS = 3
+"""A party unheard for so many heartbeats (or its own lease) is dead."""
+MAX_BATCH = 1024
+INLINE_BYTES = 16 * 1024
+"""Bodies above this travel as attachments; inlined, a large body costs more than twice as much."""
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_TOKEN = 2**53 - 1
+HOP_LIMIT = 16
+MAX_RESULTS = 1000
+
+ROLES = ("handler", "bridge", "server", "operator")
+COMMANDS = ("sendClients", "sendServers", "sendHandler")
+RESERVED_TYPES = ("dummy", "builtin")
+RESERVED_PREFIX = "bester."
+
+Meta = dict[str, Any]
+
+
+def is_reserved(type_: str) -> bool:
+    """Say whether a message type belongs to Bester itself."""
+    return type_ in RESERVED_TYPES or type_.startswith(RESERVED_PREFIX)
+
+
+class Hello(NamedTuple):
+    version: int
+    role: str
+    name: str
+    options: Meta = {}
+
+
+class Welcome(NamedTuple):
+    version: int
+    server: str
+    options: Meta = {}
+
+
+class Heartbeat(NamedTuple):
+    pass
+
+
+class Goodbye(NamedTuple):
+    reason: str | None = None
+
+
+class Error(NamedTuple):
+    """`op` and `token` are those of the message that was refused, or None."""
+
+    code: str
+    text: str
+    op: int | None = None
+    token: int | None = None
+
+
+class Command(NamedTuple):
+    """One command of a reply; `type` is the type a remote server gets a sendServers message under."""
+
+    command: str
+    targets: list[str]
+    body: bytes
+    type: str | None = None
+
+
+class Request(NamedTuple):
+    token: int
+    type: str
+    body: bytes
+    user: str | None
+    meta: Meta
+
+
+class Reply(NamedTuple):
+    token: int
+    status: int
+    commands: list[Command]
+    note: str | None = None
+
+
+class Emit(NamedTuple):
+    token: int
+    type: str
+    commands: list[Command]
+    meta: Meta = {}
+
+
+class Outcome(NamedTuple):
+    token: int
+    status: int
+    recipients: dict[str, str]
+    reason: str | None = None
+
+
+class Ask(NamedTuple):
+    token: int
+    question: str
+    argument: Any = None
+
+
+class Answer(NamedTuple):
+    token: int
+    status: int
+    value: Any = None
+
+
+class Login(NamedTuple):
+    """Asks for a session; it is a delivery target from the LoggedIn that answers well."""
+
+    session: int
+    user: str
+    password: str
+    address: str
+
+
+class LoggedIn(NamedTuple):
+    session: int
+    status: int
+    reason: str | None = None
+
+
+class Open(NamedTuple):
+    """Announces a session that logged in before (after the bridge has said HELLO again)."""
+
+    session: int
+    user: str
+
+
+class Close(NamedTuple):
+    session: int
+
+
+class Submit(NamedTuple):
+    """A client's message (`session` set: the broker knows whose) or a native server's (`session` None).
+
+    meta, of a client's: `attempt`, `id` of an earlier try. Of a server's: `scope` = "server", `address` (host of
+    the other end) and the claims of its header: `server`, `id`, `root`, `origin`, `path`, `ttl_s`.
+    """
+
+    token: int
+    session: int | None
+    type: str
+    body: bytes
+    meta: Meta = {}
+
+
+class Report(NamedTuple):
+    """Ends a Submit. `status` 0 is good; `recipients` is empty where every outcome is `delivered`."""
+
+    token: int
+    status: int
+    reason: str | None
+    message: str | None
+    recipients: dict[str, str]
+
+
+class Deliver(NamedTuple):
+    """One command's results for users of one bridge.
+
+    `targets` is a list of `[t, session, session, …]`: target number t of the command, whose result id is `ID.t`,
+    goes to these sessions. `token`, where set, is that of a Submit on this link which this delivery alone
+    completes: when every target was written the bridge reports `good` itself, with `meta.message` as the id.
+    """
+
+    serial: int
+    id: str
+    type: str
+    body: bytes
+    targets: list[list[int]]
+    token: int | None = None
+    meta: Meta = {}
+
+
+class Confirm(NamedTuple):
+    """Deliveries that have ended: all serials up to `upto` and those in `done`; `failed` lists
+    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions."""
+
+    upto: int
+    done: list[int] = []
+    failed: list[list[Any]] = []
+
+
+class Relay(NamedTuple):
+    """A message from one server to another; `token` rises on the link, meta as of a Request."""
+
+    token: int
+    type: str
+    body: bytes
+    meta: Meta
+
+
+class Relayed(NamedTuple):
+    """What became of a Relay at the far server; `outcome` is the worst of its recipients there."""
+
+    token: int
+    outcome: str
+
+
+class Forward(NamedTuple):
+    """Asks a bridge to hand a message to a server that speaks the native protocol at `address`."""
+
+    token: int
+    address: str
+    type: str
+    body: bytes
+    meta: Meta
+
+
+class Forwarded(NamedTuple):
+    token: int
+    outcome: str
+
+
+Message = (
+    Hello | Welcome | Heartbeat | Goodbye | Error | Request | Reply | Emit | Outcome | Ask | Answer
+    | Login | LoggedIn | Open | Close | Submit | Report | Deliver | Confirm
+    | Relay | Relayed | Forward | Forwarded
+)  # fmt: skip
+
+
+class Malformed(NamedTuple):
+    """What the codec makes of a message it cannot read: the Error to answer, were it sent back as one."""
+
+    code: str
+    text: str
+    op: int | None = None
+    token: int | None = None
+
+
+# --- the table -------------------------------------------------------------------------------------------------
+
+INT = frozenset({int})
+TEXT = frozenset({str})
+TEXT_OR_NIL = frozenset({str, type(None)})
+INT_OR_NIL = frozenset({int, type(None)})
+BODY = frozenset({bytes, str, int})
+MAP = frozenset({dict})
+LIST = frozenset({list})
+ANY = None
+
+
+class Operation(NamedTuple):
+    """How one op looks on the wire: its class, the kinds of its fields, how many of them must be there,
+    and where bodies sit (`body`: the index of a body field; `commands`: the index of a command list)."""
+
+    op: int
+    message: type[Any]
+    fields: tuple[frozenset[type] | None, ...]
+    required: int
+    body: int | None = None
+    commands: int | None = None
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(1, Hello, (INT, TEXT, TEXT, MAP), 3),
+    Operation(2, Welcome, (INT, TEXT, MAP), 2),
+    Operation(3, Heartbeat, (), 0),
+    Operation(4, Goodbye, (TEXT_OR_NIL,), 0),
+    Operation(5, Error, (TEXT, TEXT, INT_OR_NIL, INT_OR_NIL), 2),
+    Operation(10, Request, (INT, TEXT, BODY, TEXT_OR_NIL, MAP), 5, body=2),
+    Operation(11, Reply, (INT, INT, LIST, TEXT_OR_NIL), 3, commands=2),
+    Operation(12, Emit, (INT, TEXT, LIST, MAP), 3, commands=2),
+    Operation(13, Outcome, (INT, INT, MAP, TEXT_OR_NIL), 3),
+    Operation(14, Ask, (INT, TEXT, ANY), 2),
+    Operation(15, Answer, (INT, INT, ANY), 2),
+    Operation(20, Login, (INT, TEXT, TEXT, TEXT), 4),
+    Operation(21, LoggedIn, (INT, INT, TEXT_OR_NIL), 2),
+    Operation(22, Open, (INT, TEXT), 2),
+    Operation(23, Close, (INT,), 1),
+    Operation(24, Submit, (INT, INT_OR_NIL, TEXT, BODY, MAP), 4, body=3),
+    Operation(25, Report, (INT, INT, TEXT_OR_NIL, TEXT_OR_NIL, MAP), 5),
+    Operation(26, Deliver, (INT, TEXT, TEXT, BODY, LIST, INT_OR_NIL, MAP), 5, body=3),
+    Operation(27, Confirm, (INT, LIST, LIST), 1),
+    Operation(30, Relay, (INT, TEXT, BODY, MAP), 4, body=2),
+    Operation(31, Relayed, (INT, TEXT), 2),
+    Operation(32, Forward, (INT, TEXT, TEXT, BODY, MAP), 5, body=3),
+    Operation(33, Forwarded, (INT, TEXT), 2),
+)
+
+OP_OF: dict[type[Any], int] = {row.message: row.op for row in OPERATIONS}
