@@ -1,0 +1,125 @@
+"""`bester broker`: from a configuration to a running broker, and what a serving process needs around its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from bester.broker.accounts import Logins, open_logins
+from bester.broker.config import Config
+from bester.broker.core.values import Route, Settings
+from bester.broker.data_dir import Claim
+from bester.broker.server import Broker
+from bester.broker.wire.address import is_loopback
+
+DRAIN_S = 10.0
+"""How long messages may take to finish after SIGTERM."""
+
+log = logging.getLogger("bester.broker")
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    """Run a server's `main` on a uvloop loop until it ends; SIGTERM and SIGINT set the event it is given.
+
+    A second signal interrupts it where it stands.
+    """
+
+    async def supervised() -> int:
+        stop = asyncio.Event()
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def signalled(name: str) -> None:
+            if stop.is_set():
+                log.warning("%s again: stopping at once", name)
+                task.cancel()
+            else:
+                log.info("%s: finishing what is under way", name)
+                stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled, number.name)
+        try:
+            return await main(stop)
+        except asyncio.CancelledError:
+            return 1
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(supervised())
+
+
+async def settings_of(config: Config) -> Settings:
+    """Return what the core is told, with the addresses of native servers looked up."""
+    routes = {
+        name: Route(name, peer.fabric, None if peer.native is None else str(peer.native), peer.accept_types)
+        for name, peer in config.servers.items()
+    }
+    return Settings(
+        name=config.server.name,
+        open_accounts=config.auth == "open",
+        accept=config.accept,
+        routes=routes,
+        hosts=await _hosts(config),
+        declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
+        admin_info=config.admin_info,
+    )
+
+
+async def _hosts(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the names of the native servers at each IP address. On loopback, v4 and v6 are one host."""
+    loop = asyncio.get_running_loop()
+    found: dict[str, list[str]] = {}
+    for name, peer in config.servers.items():
+        if peer.native is None:
+            continue
+        try:
+            rows = await loop.getaddrinfo(peer.native.host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("[servers.%s] native: %s: %s; it is not let in until a restart", name, peer.native, error)
+            continue
+        addresses = {str(row[4][0]) for row in rows}
+        if any(is_loopback(address) for address in addresses):
+            addresses |= {"127.0.0.1", "::1"}
+        for address in addresses:
+            found.setdefault(address, []).append(name)
+    return {address: tuple(names) for address, names in found.items()}
+
+
+@contextlib.asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[Broker]:
+    """A broker that serves from the configured directory, with its accounts; everything is given back at the end."""
+    with contextlib.ExitStack() as stack:
+        claim = Claim(config.server.data_dir)
+        stack.callback(claim.close)
+        logins: Logins = open_logins(config)
+        stack.callback(logins.close)
+        async with Broker(await settings_of(config), config.fabric.listen, logins) as broker:
+            yield broker
+
+
+def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Serve the fabric alone until SIGTERM. Returns the exit status."""
+
+    async def main(stop: asyncio.Event) -> int:
+        async with serving(config) as broker:
+            log.info("broker %s on %s", config.server.name, ", ".join(config.fabric.listen))
+            on_ready()
+            await stop.wait()
+            await finish(broker.drain(DRAIN_S))
+        return 0
+
+    return run(main)
+
+
+async def finish(draining: Awaitable[bool]) -> None:
+    """Wait for a drain, and say so where something was cut off."""
+    if not await draining:
+        log.warning("messages were still under way after %g s; their senders have no report", DRAIN_S)
