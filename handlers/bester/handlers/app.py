@@ -1,0 +1,227 @@
+"""The App: functions registered as handlers of message types, timers, and what it says of its own accord.
+
+Nothing runs here. A worker (or a test) takes the table of routes and carries them out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from bester.broker.wire.messages import RESERVED_TYPES, Command
+from bester.handlers.message import Message
+from bester.handlers.outlet import PATIENCE_S, Ask, Blocking, Outcome, Outlet
+from bester.handlers.payload import typed
+from bester.handlers.reply import commands_of
+
+DEFAULT_CREDIT = 256
+"""Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
+MAX_CREDIT = 65536
+"""More only moves the queue from the broker, where others could serve it, to here."""
+DEFAULT_THREADS = 16
+"""Plain functions running at once."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Runs(Enum):
+    """Where a handler's function runs."""
+
+    LOOP = "loop"  # an async def, beside others
+    THREAD = "thread"  # a plain def
+    INLINE = "inline"  # a plain def that promised to be quick: called as the request is read
+
+
+class Route(NamedTuple):
+    """What is done with messages of a type. `call` takes the Message; its result is awaited where `runs` is LOOP."""
+
+    call: Callable[[Message], Any]
+    function: Callable[..., Any]
+    runs: Runs
+    by_user: bool
+    schema: dict[str, Any] | None
+
+
+class Timer(NamedTuple):
+    """A function called every `period_s` seconds; with None once, when the link is first up."""
+
+    function: Callable[[], Any]
+    period_s: float | None
+
+
+class App:
+    """The handlers of a program. `name` is its label at the broker, `credit` how many requests it holds at once.
+
+    `lease_ms`: how long it may be silent while it holds a request; only for code that blocks the loop for seconds.
+    `threads`: how many plain functions run at once. `version`: free text that the broker shows.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        credit: int = DEFAULT_CREDIT,
+        lease_ms: int | None = None,
+        threads: int = DEFAULT_THREADS,
+        version: str | None = None,
+    ) -> None:
+        if not 1 <= credit <= MAX_CREDIT:
+            raise ValueError(f"credit is 1 to {MAX_CREDIT}, not {credit}")
+        if lease_ms is not None and lease_ms < 1:
+            raise ValueError(f"lease_ms is a positive number of milliseconds, not {lease_ms}")
+        if threads < 1:
+            raise ValueError(f"threads is at least 1, not {threads}")
+        self.name = name
+        self.credit = credit
+        self.lease_ms = lease_ms
+        self.threads = threads
+        self.version = version
+        self.routes: dict[str, Route] = {}
+        self.timers: list[Timer] = []
+        self.ask = Ask(self)
+        self.blocking = Blocking(self, self.ask)
+        self._outlet: Outlet | None = None
+
+    # --- registering ---
+
+    def handler(
+        self, *types: str, order: Literal["user"] | None = None, inline: bool = False
+    ) -> Callable[[Function], Function]:
+        """Register the function below as the handler of these message types.
+
+        It takes the message, and may take its data as a second parameter, checked against its annotation. An async
+        def runs on the loop beside others; a plain def in a thread, or, with `inline=True`, at once on the loop
+        (for what takes microseconds: it holds up everything else). `order="user"`: a user's messages one by one.
+        """
+        if not types or not all(type(type_) is str and type_ for type_ in types):
+            raise TypeError('say which message types: @app.handler("english")')
+        if order not in (None, "user"):
+            raise ValueError(f'order is "user" or None, not {order!r}')
+        for type_ in types:
+            if type_ in RESERVED_TYPES:
+                raise ValueError(f"messages of type {type_!r} belong to Bester itself; choose another name")
+            if type_ in self.routes:
+                raise ValueError(f"there is a handler of {type_!r} already")
+
+        def register(function: Function) -> Function:
+            route = _route(function, inline, order == "user")
+            for type_ in types:
+                self.routes[type_] = route
+            return function
+
+        return register
+
+    def every(self, seconds: float) -> Callable[[Function], Function]:
+        """Call the function below every `seconds` seconds while the app runs; a slow call delays its next one."""
+        if not seconds > 0:
+            raise ValueError(f"a timer's period is a positive number of seconds, not {seconds}")
+
+        def register(function: Function) -> Function:
+            self.timers.append(Timer(function, float(seconds)))
+            return function
+
+        return register
+
+    def task(self, function: Function) -> Function:
+        """Run the async function below once, from when the broker is first there until the app ends."""
+        if not inspect.iscoroutinefunction(function):
+            raise TypeError("@app.task is for an async def; for a plain def see @app.every")
+        self.timers.append(Timer(function, None))
+        return function
+
+    def serving(self, types: Sequence[str] | None) -> dict[str, Route]:
+        """Return the routes for these types, all where it is None. Raises ValueError naming what is missing.
+
+        An app with a single handler serves any type it is asked to: its own name for the type is a suggestion.
+        """
+        if not self.routes:
+            raise ValueError('it has no handlers: put @app.handler("TYPE") above a function')
+        if types is None:
+            return dict(self.routes)
+        routes = list(self.routes.values())
+        only = routes[0] if all(route is routes[0] for route in routes) else None
+        found: dict[str, Route] = {}
+        for type_ in types:
+            route = self.routes.get(type_, only)
+            if route is None:
+                raise ValueError(f"it has no handler of {type_!r}, only of {', '.join(sorted(self.routes))}")
+            found[type_] = route
+        return found
+
+    # --- running ---
+
+    @property
+    def outlet(self) -> Outlet:
+        """What runs the app. Raises RuntimeError where nothing does."""
+        if self._outlet is None:
+            raise RuntimeError("the app is not running: emit and ask work inside handlers, timers and tasks")
+        return self._outlet
+
+    def attach(self, outlet: Outlet) -> None:
+        """Called by what runs the app; an app runs once at a time."""
+        if self._outlet is not None:
+            raise RuntimeError("the app is running already")
+        self._outlet = outlet
+
+    def detach(self) -> None:
+        """Called by what ran the app."""
+        self._outlet = None
+
+    async def emit(
+        self,
+        type_: str,
+        commands: Command | Sequence[Command],
+        id: str | None = None,  # noqa: A002 (the name users know from `message.id`)
+        timeout_s: float = PATIENCE_S,
+    ) -> Outcome:
+        """Have commands carried out of the app's own accord, as one of its types, and wait for their outcome.
+
+        `id` makes it safe to emit again after an error: the same id is carried out once. Raises BesterError where
+        the broker is away, refuses, or does not answer in time.
+        """
+        return await self.outlet.emit(type_, commands_of(commands), id, timeout_s)
+
+
+def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
+    call = getattr(function, "__call__", function)  # noqa: B004 (an object with an async __call__ counts)
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{name} yields; a handler returns one command or a list of them")
+    on_loop = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    if on_loop and inline:
+        raise TypeError(f"{name} is an async def; inline=True is for a plain one")
+    runs = Runs.LOOP if on_loop else Runs.INLINE if inline else Runs.THREAD
+    takes_data, declared = _payload_type(function, name)
+    if not takes_data:
+        return Route(function, function, runs, by_user, None)
+    if declared is None:
+        return Route(lambda message: function(message, message.data), function, runs, by_user, None)
+    decode, schema = typed(declared)
+    return Route(lambda message: function(message, decode(message.raw)), function, runs, by_user, schema)
+
+
+def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:
+    """Say whether the function takes data as its second parameter, and as what type (None: as it comes)."""
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not positional or len(needed) > 2 or any(p.kind is p.KEYWORD_ONLY for p in needed):
+        raise TypeError(f"{name} takes {len(needed)} parameters; a handler takes (message) or (message, data)")
+    if len(positional) == 1 or positional[1].default is not inspect.Parameter.empty:
+        return False, None
+    annotation = positional[1].annotation
+    if isinstance(annotation, str):
+        annotation = _evaluate(annotation, function, name)
+    return True, None if annotation in (inspect.Parameter.empty, Any) else annotation
+
+
+def _evaluate(annotation: str, function: Callable[..., Any], name: str) -> Any:
+    """Find the type that an annotation names (`from __future__ import annotations` leaves names)."""
+    plain = inspect.unwrap(function)
+    names = dict(inspect.getclosurevars(plain).nonlocals) if inspect.isfunction(plain) else {}
+    try:
+        return eval(annotation, getattr(plain, "__globals__", {}), names)  # noqa: S307 (the module's own source)
+    except NameError as error:
+        raise TypeError(f"{name}: {error}; define the payload's type at the top of the module") from None

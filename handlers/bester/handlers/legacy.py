@@ -1,0 +1,102 @@
+"""Handlers of the reference daemon, unchanged: programs that listen on a Unix socket.
+
+For each message: connect, send one frame holding the data alone, read one frame
+`{"header":{"status":"0","command":{"type":C,"data":X}},"data":D}`, close. D goes on byte for byte. A command that is
+not known is passed on too: the broker has the code for it. This is an App like any other, so a Worker runs it, in a
+process of its own or on the server's loop. Part of the server: it needs msgspec.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from bester.broker.wire.messages import MAX_BODY_BYTES, Command
+from bester.handlers.app import App
+from bester.handlers.message import Message
+from bester.handlers.payload import HandlerError
+
+CONNECTIONS = 64
+"""Connections to the handler at once; programs of that kind serve one by one and keep a short backlog."""
+ANSWER_S = 30.0
+"""How long one message may take, connecting included."""
+HEADER_BYTES = 4
+GOOD = ("0", "00")
+
+
+class _Command(msgspec.Struct):
+    type: str
+    data: str | list[str]
+    message_type: str | None = msgspec.field(name="messageType", default=None)
+
+
+class _Header(msgspec.Struct):
+    status: str
+    command: msgspec.Raw = msgspec.Raw()
+
+
+class _Frame(msgspec.Struct):
+    header: _Header
+    data: msgspec.Raw = msgspec.Raw()
+
+
+_read_frame = msgspec.json.Decoder(_Frame).decode
+_read_command = msgspec.json.Decoder(_Command).decode
+
+
+def legacy_app(
+    path: str,
+    types: Sequence[str],
+    *,
+    connections: int = CONNECTIONS,
+    answer_s: float = ANSWER_S,
+    limit_bytes: int = MAX_BODY_BYTES,
+) -> App:
+    """Return an App that hands messages of these types to the handler listening at `path`."""
+    app = App(credit=connections)
+
+    @app.handler(*types)
+    async def forward(message: Message) -> Command:
+        try:
+            async with asyncio.timeout(answer_s):
+                answer = await _exchange(path, message.raw, limit_bytes)
+        except TimeoutError:
+            raise HandlerError(f"the handler at {path} did not answer in {answer_s:g} s") from None
+        except OSError as error:
+            raise HandlerError(f"no handler at {path}: {error.strerror or error}") from None
+        return command_of(answer)
+
+    return app
+
+
+async def _exchange(path: str, data: bytes, limit_bytes: int) -> bytes:
+    """One message there, one frame back. Raises OSError, HandlerError."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(len(data).to_bytes(HEADER_BYTES, "little") + data)
+        length = int.from_bytes(await reader.readexactly(HEADER_BYTES), "little")
+        if not 1 <= length <= limit_bytes:
+            raise HandlerError(f"the handler answered a frame of {length} bytes; 1 to {limit_bytes} are taken")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        raise HandlerError("the handler closed the connection without an answer") from None
+    finally:
+        writer.transport.abort()
+
+
+def command_of(answer: bytes) -> Command:
+    """Read the frame that such a handler answers. Raises HandlerError where it is not one, or says it failed."""
+    try:
+        answer.decode()  # Raw would let anything through
+        frame = _read_frame(answer)
+        if frame.header.status not in GOOD:
+            raise HandlerError(f"the handler answered status {frame.header.status!r}")
+        command = _read_command(frame.header.command)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HandlerError(f"the handler's answer is not header and data: {error}") from None
+    if not bytes(frame.data):
+        raise HandlerError("the handler's answer has no data")
+    targets = [command.data] if isinstance(command.data, str) else command.data
+    return Command(command.type, targets, bytes(frame.data), command.message_type)

@@ -1,0 +1,64 @@
+"""Finds the App that `MODULE:APP` names. Whatever is wrong with it becomes one line that says how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+
+from bester.handlers.app import App
+
+
+class LoadError(Exception):
+    """The app cannot be run as asked; the text is for people."""
+
+
+def load(spec: str) -> App:
+    """Import `MODULE:APP`, from the working directory too. Raises LoadError."""
+    module_name, colon, attribute = spec.partition(":")
+    if not colon or not module_name or not attribute:
+        raise LoadError(f"{spec!r} is not MODULE:APP, as in mychat:app (module mychat, which holds app = App())")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found: object = _import(module_name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise LoadError(f"module {module_name!r} has no {attribute!r}{_suggest(module_name)}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        kind = type(found).__name__
+        raise LoadError(f"{spec} is a {kind}, not an App of bester.handlers{_suggest(module_name)}")
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(missing + "."):
+            raise LoadError(f"there is no module {name!r} in {os.getcwd()} or among the installed ones") from None
+        text = f"{_where(error)} needs the module {missing!r}, which is not installed: pip install {missing}"
+        raise LoadError(text) from None
+    except SyntaxError as error:
+        raise LoadError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # noqa: BLE001 (importing runs the user's code)
+        raise LoadError(f"{_where(error)}: {type(error).__name__}: {error}") from None
+
+
+def _where(error: BaseException) -> str:
+    """Name the line of the user's that an import failed at: the last one that is no part of the import machinery."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "the module"
+
+
+def _is_ours(filename: str) -> bool:
+    here = os.path.dirname(__file__)
+    return filename.startswith("<") or filename == importlib.__file__ or os.path.dirname(filename) == here
+
+
+def _suggest(module_name: str) -> str:
+    apps = [name for name, value in vars(sys.modules[module_name]).items() if isinstance(value, App)]
+    return f"; did you mean {module_name}:{apps[0]}?" if apps else ""

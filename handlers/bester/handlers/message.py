@@ -1,0 +1,93 @@
+"""The message a handler is given: its data, who sent it, where it has been, and the replies it can be given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bester.broker.wire.messages import Command, Request
+from bester.handlers.payload import HandlerError, value_of
+from bester.handlers.reply import _MISSING, send_clients, send_handler, send_servers
+
+
+class Message:
+    """One message. `user`, `scope` and `peer` were stamped by this server; `origin` and `path` beyond it are claims."""
+
+    __slots__ = ("_data", "_request")
+
+    _data: Any  # absent until it is asked for
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} {self.type} user={self.user!r} {len(self.raw)} bytes>"
+
+    @property
+    def data(self) -> Any:
+        """The payload, decoded when it is first asked for; the same object every time."""
+        try:
+            return self._data
+        except AttributeError:
+            self._data = value_of(self._request.body)
+            return self._data
+
+    @property
+    def raw(self) -> bytes:
+        """The payload as it came: JSON text, byte for byte."""
+        return self._request.body
+
+    @property
+    def type(self) -> str:
+        """The type it was sent as."""
+        return self._request.type
+
+    @property
+    def user(self) -> str | None:
+        """Who sent it; None if a server did, or a handler of its own initiative."""
+        return self._request.user
+
+    @property
+    def id(self) -> str:
+        """The server's id of this message, the same on every attempt."""
+        return str(self._request.meta.get("id", ""))
+
+    @property
+    def root(self) -> str:
+        """The id of the message that this one is a result of; its own where it is the first."""
+        return str(self._request.meta.get("root", self.id))
+
+    @property
+    def origin(self) -> str:
+        """The server where the first message entered."""
+        return str(self._request.meta.get("origin", ""))
+
+    @property
+    def peer(self) -> str | None:
+        """The server it came from, if it came from one."""
+        peer = self._request.meta.get("peer")
+        return None if peer is None else str(peer)
+
+    @property
+    def scope(self) -> str:
+        """Who handed it in: `client`, `server` or `handler`."""
+        return str(self._request.meta.get("scope", "client"))
+
+    @property
+    def attempt(self) -> int:
+        """1 the first time, more when a handler before this one died with it."""
+        return int(self._request.meta.get("attempt", 1))
+
+    @property
+    def path(self) -> list[str]:
+        """The steps behind it, as `server/type`; this one not included."""
+        return list(self._request.meta.get("path", ()))
+
+    send_clients = staticmethod(send_clients)
+    send_servers = staticmethod(send_servers)
+    send_handler = staticmethod(send_handler)
+
+    def reply(self, data: Any = _MISSING, *, raw: bytes | str | None = None) -> Command:
+        """Answer the sender, on every connection that user has. Raises HandlerError where no user sent it."""
+        if self._request.user is None:
+            raise HandlerError("there is no user to reply to: the message came from a server or a handler")
+        return send_clients([self._request.user], data, raw=raw)

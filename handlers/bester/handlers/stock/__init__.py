@@ -1,0 +1,1 @@
+"""Handlers that come with Bester, ready to run: echo and chat."""

@@ -1,0 +1,144 @@
+"""Test an App without a broker: give it a message, look at what it answered, emitted and asked.
+
+tester = Tester(app, clients=["g"])
+result = await tester.send("english", {"text": "hello"}, user="t")
+assert result.commands == [Sent("sendClients", ["g"], {"text": "hello"})]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import Command, Request
+from bester.handlers.app import App, Route, Runs
+from bester.handlers.message import Message
+from bester.handlers.outlet import Outcome
+from bester.handlers.payload import text_of, value_of
+from bester.handlers.reply import commands_of, note_of
+
+
+class Sent(NamedTuple):
+    """A command, its body decoded."""
+
+    command: str
+    targets: list[str]
+    data: Any
+    type: str | None = None
+
+
+class Result(NamedTuple):
+    """What became of a message: `status` 0 is done; else `note` says why not, and `error` is what was raised."""
+
+    status: int
+    commands: list[Sent]
+    note: str | None = None
+    error: BaseException | None = None
+
+
+class Emitted(NamedTuple):
+    """One emit."""
+
+    type: str
+    commands: list[Sent]
+    id: str | None
+
+
+class Tester:
+    """Runs an app's handlers in the test itself. `emitted` and `asked` list what it said of its own accord.
+
+    `clients` are the users that questions find connected; `outcome` is what an emit gets; `answers` overrides
+    answers: question → value, or a function of the argument (which may raise BesterError).
+    """
+
+    __test__ = False  # pytest: not a test case
+
+    def __init__(self, app: App, *, clients: Iterable[str] = (), server: str = "test") -> None:
+        self.app = app
+        self.server = server
+        self.clients = list(clients)
+        self.answers: dict[str, Any] = {}
+        self.outcome: Outcome | BesterError = Outcome(True, {})
+        self.emitted: list[Emitted] = []
+        self.asked: list[tuple[str, Any]] = []
+        self._counter = itertools.count(1)
+        self._running = 0
+
+    async def send(
+        self, type_: str, data: Any = None, *, user: str | None = None, raw: bytes | None = None, **meta: Any
+    ) -> Result:
+        """Hand the app one message and wait for its answer. `raw` is JSON text instead of `data`; `meta` may hold
+        id, root, origin, peer, scope, attempt, path. Raises KeyError where the app has no handler of the type."""
+        route = self.app.routes[type_]
+        id_ = f"{self.server}/test/{next(self._counter)}"
+        scope = "server" if user is None else "client"
+        meta = {"id": id_, "root": id_, "origin": self.server, "scope": scope, "attempt": 1, "path": []} | meta
+        message = Message(Request(1, type_, text_of(data) if raw is None else raw, user, meta))
+        with self._attached():
+            return await self._carry_out(route, message)
+
+    async def _carry_out(self, route: Route, message: Message) -> Result:
+        try:
+            if route.runs is Runs.THREAD:
+                result = await asyncio.to_thread(route.call, message)
+            else:
+                result = route.call(message)
+                if route.runs is Runs.LOOP:
+                    result = await result
+            return Result(0, [_sent(command) for command in commands_of(result)])
+        except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
+            return Result(1, [], note_of(error), error)
+
+    def run(self, type_: str, data: Any = None, **options: Any) -> Result:
+        """As `send`, for tests without a loop."""
+        return asyncio.run(self.send(type_, data, **options))
+
+    async def tick(self, function: Callable[[], Any]) -> None:
+        """Call a timer's or task's function once, as the app would."""
+        with self._attached():
+            if inspect.iscoroutinefunction(function):
+                await function()
+            else:
+                await asyncio.to_thread(function)
+
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        """The app runs for as long as any of its handlers does; several may be at it at once."""
+        self.loop = asyncio.get_running_loop()
+        if not self._running:
+            self.app.attach(self)
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self.app.detach()
+
+    async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
+        """Record an emit, for the app."""
+        self.emitted.append(Emitted(type_, [_sent(command) for command in commands], id_))
+        if isinstance(self.outcome, BesterError):
+            raise self.outcome
+        return self.outcome
+
+    async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
+        """Answer a question, for the app."""
+        self.asked.append((question, argument))
+        if question in self.answers:
+            answer = self.answers[question]
+            return answer(argument) if callable(answer) else answer
+        if question == "isClient":
+            return argument in self.clients
+        if question == "listClients":
+            return list(self.clients)
+        return {"adminInfo": None, "clientCount": str(len(self.clients)), "listeners": {}}
+
+
+def _sent(command: Command) -> Sent:
+    return Sent(command.command, command.targets, value_of(command.body), command.type)

@@ -1,0 +1,57 @@
+"""An app's timers and tasks, while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Sequence
+
+from bester.broker.wire.codes import BesterError
+from bester.handlers.app import Timer
+
+log = logging.getLogger("bester.handlers")
+
+
+class Timers:
+    """Runs timers from `start` to `stop`. What one raises is logged; it is called again all the same."""
+
+    def __init__(self, timers: Sequence[Timer]) -> None:
+        self._timers = timers
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start them, if that was not done before."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(_run(timer)) for timer in self._timers]
+
+    async def stop(self) -> None:
+        """Cancel them and wait for their ends."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _run(timer: Timer) -> None:
+    if timer.period_s is None:
+        await _call(timer)
+        return
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    while True:
+        due = max(due + timer.period_s, loop.time())
+        await asyncio.sleep(due - loop.time())
+        await _call(timer)
+
+
+async def _call(timer: Timer) -> None:
+    name = getattr(timer.function, "__qualname__", timer.function)
+    try:
+        if inspect.iscoroutinefunction(timer.function):
+            await timer.function()
+        else:
+            await asyncio.to_thread(timer.function)
+    except BesterError as error:
+        log.warning("%s: %s", name, error)
+    except Exception:
+        log.exception("%s failed", name)

@@ -1,0 +1,268 @@
+"""Runs an App on a link to a broker: requests come in batches, replies leave in batches, one a turn of the loop.
+
+A reply goes out only in the life of the link that its request came in: a ZeroMQ socket would hand it to a restarted
+broker, which knows nothing of it. Nothing here queues without a bound: the credit bounds what is in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bester.broker.fabric import FabricLink
+from bester.broker.wire.messages import Ask, Command, Emit, Error, Heartbeat, Malformed, Meta, Reply, Request
+from bester.broker.wire.messages import Message as WireMessage
+from bester.broker.wire.party import Party
+from bester.handlers.app import App, Route, Runs
+from bester.handlers.asking import Unanswered
+from bester.handlers.crew import Crew, Job
+from bester.handlers.message import Message
+from bester.handlers.outlet import Outcome
+from bester.handlers.payload import HandlerError
+from bester.handlers.reply import commands_of, note_of
+from bester.handlers.threads import Threads
+from bester.handlers.timers import Timers
+
+log = logging.getLogger("bester.handlers")
+
+DRAIN_S = 10.0
+"""How long what is outstanding may take to finish when the worker is stopped; then the broker gives it to another."""
+PARTING_S = 5.0
+"""How long the broker may take to echo a GOODBYE."""
+AWAY_AGAIN_S = 30.0
+"""At most so often is it logged that the broker is away."""
+
+
+def hello_options(app: App, routes: Mapping[str, Route]) -> Meta:
+    """Return what HELLO says of an app that serves these routes."""
+    options: Meta = {
+        "types": list(routes),
+        "credit": app.credit,
+        "software": f"bester.handlers (Python {platform.python_version()})",
+    }
+    if app.lease_ms is not None:
+        options["lease_ms"] = app.lease_ms
+    if app.version is not None:
+        options["version"] = app.version
+    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None}
+    if schema:
+        options["schema"] = schema
+    order = {type_: "user" for type_, route in routes.items() if route.by_user}
+    if order:
+        options["order"] = order
+    return options
+
+
+class Worker:
+    """One app on one link. `types` restricts or renames what it serves (see App.serving); `background` False leaves
+    its timers and tasks to another process. Raises ValueError where the app does not serve a type."""
+
+    def __init__(
+        self,
+        app: App,
+        endpoint: str,
+        *,
+        name: str | None = None,
+        types: Sequence[str] | None = None,
+        background: bool = True,
+    ) -> None:
+        self.app = app
+        self.endpoint = endpoint
+        self._routes = app.serving(types)
+        self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
+        self._link = FabricLink(
+            endpoint,
+            Party("handler", self.name, hello_options(app, self._routes)),
+            on_messages=self._received,
+            on_ready=self._welcomed,
+            on_lost=self._lost,
+        )
+        self._timers = Timers(app.timers if background else ())
+        self._ready = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._life = 0
+        self._outstanding = 0
+        self._lanes: dict[tuple[str, str], deque[Job]] = {}
+        self._logged_away_at = float("-inf")
+
+    def start(self) -> None:
+        """Connect, on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
+        self.loop = asyncio.get_running_loop()
+        self._crew = Crew(self._done, self._failed)
+        self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed)
+        self._unanswered = Unanswered(self._link)
+        self.app.attach(self)
+        self._link.start()
+
+    async def wait_ready(self) -> None:
+        """Wait until the broker knows this worker."""
+        await self._ready.wait()
+
+    async def wait_over(self) -> None:
+        """Wait until the link is over for good: stopped, or refused by the broker."""
+        await self._link.over.wait()
+
+    @property
+    def refusal(self) -> Error | None:
+        """Why the broker would not have this worker, if it would not."""
+        return self._link.party.refusal
+
+    async def stop(self, drain_s: float = DRAIN_S) -> None:
+        """Take no new work, finish what is outstanding within `drain_s`, close."""
+        deadline = self.loop.time() + drain_s
+        await self._timers.stop()
+        await self._link.leave(min(drain_s, PARTING_S))
+        while self._outstanding and self.loop.time() < deadline:
+            self._quiet.clear()
+            try:
+                async with asyncio.timeout(min(deadline - self.loop.time(), self._link.party.heartbeat_s)):
+                    await self._quiet.wait()
+            except TimeoutError:
+                self._link.send(Heartbeat())  # still here, and still at it
+        if self._outstanding:
+            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s)
+        self._void("the worker is stopping")
+        await self._crew.close()
+        self._threads.close()
+        await self._link.close(0)
+        self.app.detach()
+
+    # --- the link ---
+
+    def _welcomed(self) -> None:
+        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), self._link.party.server or self.endpoint)
+        self._logged_away_at = float("-inf")
+        self._unanswered.open()
+        self._ready.set()
+        self._timers.start()
+
+    def _lost(self, why: str) -> None:
+        self._ready.clear()
+        self._void(why)
+        if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
+            self._logged_away_at = self.loop.time()
+            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why)
+
+    def _void(self, why: str) -> None:
+        """Nothing that came on the link, or was asked on it, will be answered any more."""
+        self._life += 1
+        self._outstanding = 0
+        self._quiet.set()
+        for lane in self._lanes.values():
+            lane.clear()
+        for job in self._crew.void():
+            self._leave_lane(job)
+        self._unanswered.void(why)
+
+    def _received(self, messages: Sequence[WireMessage | Malformed]) -> None:
+        routes, life, begin, add = self._routes, self._life, self._begin, self._crew.add
+        for message in messages:
+            if type(message) is not Request:
+                self._heard(message)
+                continue
+            route = routes.get(message.type)
+            if route is None:
+                self._link.send(Reply(message.token, 1, [], f"this worker does not serve {message.type!r}"))
+                continue
+            self._outstanding += 1
+            if route.by_user:
+                self._enter_lane((message, route, life))
+            elif route.runs is Runs.LOOP:
+                add((message, route, life))
+            else:
+                begin((message, route, life))
+        self._crew.wake()
+
+    def _heard(self, message: WireMessage | Malformed) -> None:
+        if isinstance(message, Malformed):
+            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text)
+        elif not self._unanswered.settle(message) and isinstance(message, Error):
+            log.warning("%s: the broker refused a message: %s: %s", self.name, message.code, message.text)
+
+    # --- requests ---
+
+    def _begin(self, job: Job) -> None:
+        request, route, _ = job
+        if route.runs is Runs.LOOP:
+            self._crew.add(job)
+        elif route.runs is Runs.THREAD:
+            self._threads.add(job)
+        else:
+            try:
+                result = route.call(Message(request))
+            except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
+                self._failed(job, error)
+            else:
+                self._done(job, result)
+
+    def _enter_lane(self, job: Job) -> None:
+        request = job[0]
+        if request.user is None:  # nobody's order to keep
+            self._begin(job)
+            return
+        lane = self._lanes.get((request.type, request.user))
+        if lane is None:
+            self._lanes[request.type, request.user] = deque()
+            self._begin(job)
+        else:
+            lane.append(job)
+
+    def _leave_lane(self, job: Job) -> None:
+        request = job[0]
+        if request.user is None or not job[1].by_user:
+            return
+        lane = self._lanes[request.type, request.user]
+        if lane:
+            self._begin(lane.popleft())
+            self._crew.wake()
+        else:
+            del self._lanes[request.type, request.user]
+
+    def _is_wanted(self, job: Job) -> bool:
+        return job[2] == self._life
+
+    def _done(self, job: Job, result: Any) -> None:
+        try:
+            commands = commands_of(result)
+        except HandlerError as error:
+            self._failed(job, error)
+            return
+        self._answer(job, Reply(job[0].token, 0, commands))
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        request, route, life = job
+        if life == self._life:
+            if isinstance(error, HandlerError):
+                log.info("%s: message %s refused: %s", request.type, request.meta.get("id"), error.text)
+            else:
+                name = getattr(route.function, "__qualname__", route.function)
+                log.error("%s: %s failed on message %s", request.type, name, request.meta.get("id"), exc_info=error)
+        self._answer(job, Reply(request.token, 1, [], note_of(error)))
+
+    def _answer(self, job: Job, reply: Reply) -> None:
+        if job[2] == self._life:
+            self._link.send(reply)
+            self._outstanding -= 1
+            if not self._outstanding:
+                self._quiet.set()
+        if job[1].by_user:
+            self._leave_lane(job)
+
+    # --- of its own accord ---
+
+    async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
+        """As App.emit."""
+        if type_ not in self._routes:
+            raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
+        meta: Meta = {} if id_ is None else {"id": id_}
+        outcome: Outcome = await self._unanswered.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
+        return outcome
+
+    async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
+        """Ask the broker. Raises BesterError where it does not answer."""
+        return await self._unanswered.ask(lambda token: Ask(token, question, argument), timeout_s)
