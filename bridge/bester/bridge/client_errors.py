@@ -1,0 +1,42 @@
+"""What can go wrong for a client: one small tree, each error one line for people."""
+
+# ruff: noqa: N818 - the names say what happened, as a sentence would: "connection lost"
+
+from __future__ import annotations
+
+from bester.broker.wire.codes import BesterError
+
+
+class ClientError(BesterError):
+    """The root of what a client raises; `code` is a reason as in reports, `str()` is one line for people."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ConnectFailed(ClientError):
+    """The first connection could not be made, or nobody answered on it."""
+
+
+class AuthenticationFailed(ClientError):
+    """The server does not accept this user with this password. Trying again would not help."""
+
+
+class ServerRefused(ClientError):
+    """The server would not have this client, for another reason than its password, or without giving one."""
+
+
+class ConnectionLost(ClientError):
+    """The connection went before the report came: the message may have been delivered, or not."""
+
+
+class ClientClosed(ClientError):
+    """The client has ended; what this is raised for was never sent."""
+
+
+class WindowFull(ClientError):
+    """Too much is unreported already: `await client.room()` first."""
+
+
+class MessageTooLarge(ClientError):
+    """The message is longer than the limit; it was not sent."""

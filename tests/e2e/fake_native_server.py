@@ -1,0 +1,154 @@
+"""A small server of the native protocol that does what a test tells it to, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+from bester.bridge.frames import Splitter, frame
+
+DEADLINE_S = 10.0
+"""How long a test waits for anything that must happen."""
+
+Json = dict[str, Any]
+
+
+async def within(awaitable: Any) -> Any:
+    """Wait for something that must happen, and fail when it does not."""
+    async with asyncio.timeout(DEADLINE_S):
+        return await awaitable
+
+
+def report_frame(id_: str | None, status: str = "good", **payload: Any) -> Json:
+    return {"header": {"messageType": "statusReport", "status": status}, "payload": {"id": id_, **payload}}
+
+
+def message_frame(data: Any, id_: str | None = None, type_: str = "chat", **header: Any) -> Json:
+    known = {"id": id_} if id_ is not None else {}
+    return {"header": {"messageType": "receivedMessage", **known, **header}, "payload": {"data": data, "type": type_}}
+
+
+class Peer(asyncio.Protocol):
+    """One client's connection, as the server sees it."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.bodies: asyncio.Queue[bytes] = asyncio.Queue()
+        self.login: Json | None = None
+        self.reads = 0
+        self.gone = asyncio.Event()
+        self.congested = asyncio.Event()
+        self.unreported = self.most_unreported = 0
+        self.splitter = Splitter(1 << 24)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.server.peers.append(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.gone.set()
+
+    def pause_writing(self) -> None:
+        self.congested.set()
+
+    def data_received(self, data: bytes) -> None:
+        self.reads += 1
+        for body in self.splitter.feed(data):
+            if self.login is None:
+                self.login = json.loads(body)
+                self.server.on_login(self, self.login["header"]["authentication"])
+            else:
+                self._later(body)
+
+    def _later(self, body: bytes) -> None:
+        payload = json.loads(body)["payload"]
+        if payload["type"] == "dummy":
+            self.server.on_ping()
+            if self.server.answers_pings:
+                self.send({"header": {"status": "0"}, "payload": {"data": None, "id": payload["id"], "type": "dummy"}})
+            return
+        self.bodies.put_nowait(body)
+        if payload["type"] == "builtin":
+            self.transport.close()
+            return
+        self.unreported += 1
+        self.most_unreported = max(self.most_unreported, self.unreported)
+        self.server.on_message(self, payload)
+
+    def send(self, *values: Json) -> None:
+        self.transport.write(b"".join(frame(json.dumps(value).encode()) for value in values))
+
+    def send_body(self, body: bytes) -> None:
+        self.transport.write(frame(body))
+
+    def report(self, id_: str, status: str = "good", **payload: Any) -> None:
+        self.unreported -= 1
+        self.send(report_frame(id_, status, **payload))
+
+    async def payload(self) -> Json:
+        """Return the payload of the next frame behind the login."""
+        return cast(Json, json.loads(await within(self.bodies.get()))["payload"])
+
+
+class FakeServer:
+    """Listens on a free port (or `unix`, or IPv6) and obeys its `on_…`; by default it reports everything good."""
+
+    def __init__(self, *, unix: str | None = None, host: str = "127.0.0.1") -> None:
+        self.unix = unix
+        self.host = host
+        self.address = ""
+        self.port = 0
+        self.peers: list[Peer] = []
+        self.accepted: asyncio.Queue[Peer] = asyncio.Queue()
+        self.answers_pings = True
+        self.on_ping: Callable[[], None] = lambda: None
+        self.on_login: Callable[[Peer, Json], None] = self.accept
+        self.on_message: Callable[[Peer, Json], None] = lambda peer, payload: peer.report(payload["id"])
+
+    async def __aenter__(self) -> FakeServer:
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.unix is not None:
+            self.listener = await loop.create_unix_server(lambda: Peer(self), self.unix)
+            self.address = f"unix:{self.unix}"
+            return
+        self.listener = await loop.create_server(lambda: Peer(self), self.host, self.port)
+        self.port = self.listener.sockets[0].getsockname()[1]
+        self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    async def stop(self) -> None:
+        """Go away at once, connections and all; `listen` comes back at the same address."""
+        self.listener.close()
+        for peer in self.peers:
+            if not peer.transport.is_closing():
+                peer.transport.abort()
+            await within(peer.gone.wait())
+        self.peers.clear()
+
+    async def peer(self) -> Peer:
+        """Return the next connection that logged in."""
+        return cast(Peer, await within(self.accepted.get()))
+
+    def accept(self, peer: Peer, authentication: Json) -> None:
+        if authentication == {"username": "bob", "password": "secret"}:
+            peer.send(report_frame("auth_special"))
+            self.accepted.put_nowait(peer)
+        else:
+            peer.send(report_frame("auth_special", "bad", reason="authentication-failed"))
+            peer.transport.close()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return cast(int, probe.getsockname()[1])

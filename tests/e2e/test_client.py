@@ -1,0 +1,526 @@
+"""The client library against a server on real sockets that can be made to fail in every way a server can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvloop
+
+from bester.bridge.client import (
+    AuthenticationFailed,
+    Client,
+    ClientClosed,
+    ConnectFailed,
+    ConnectionLost,
+    Limits,
+    MessageTooLarge,
+    Report,
+    ServerRefused,
+    WindowFull,
+)
+from bester.bridge.frames import frame
+from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, report_frame, within
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with FakeServer() as server:
+        yield server
+
+
+def client_of(server: FakeServer, **options: Any) -> Client:
+    """A client that comes back at once: half of the shortest back-off."""
+    return Client(server.address, user="bob", password="secret", random=lambda: 0.0, **options)
+
+
+def hold(peer: Peer, payload: Json) -> None:
+    """Report nothing by itself."""
+
+
+class TestSending:
+    async def test_a_good_report(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            report = await within(client.send("chat", {"text": "hello"}))
+            peer = await server.peer()
+            payload = await peer.payload()
+        assert payload == {"type": "chat", "data": {"text": "hello"}, "id": report.id}
+        assert report == Report(True, payload["id"])
+
+    async def test_a_bad_report_says_why_and_for_whom(self, server: FakeServer) -> None:
+        outcomes = {"bob": "delivered", "dave": "failed:unknown-user"}
+        server.on_message = lambda peer, payload: peer.report(
+            payload["id"], "bad", reason="unknown-user", message="m7", recipients=outcomes
+        )
+        async with client_of(server) as client:
+            report = await within(client.send("chat", 1))
+        assert report == Report(False, report.id, "unknown-user", "m7", outcomes)
+
+    async def test_raw_json_travels_untouched(self, server: FakeServer) -> None:
+        text = b'{"a":0.1000,"a":-0,"n":1e400,"i":123456789012345678901234567890,"s":"\\u00e9\\/"}'
+        async with client_of(server) as client:
+            await within(client.send("chat", raw=text))
+            body = await within((await server.peer()).bodies.get())
+        assert text in body
+
+    @pytest.mark.parametrize("raw", [b"{", b"", b"1}", b'"\xff"', b"[" * 100 + b"]" * 100])
+    async def test_what_is_not_json_is_not_sent(self, server: FakeServer, raw: bytes) -> None:
+        async with client_of(server) as client:
+            with pytest.raises(ValueError, match="raw is not JSON"):
+                _ = client.submit("chat", raw=raw)
+            assert client.unreported == 0
+
+    async def test_a_message_over_the_limit_costs_no_connection(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            with pytest.raises(MessageTooLarge):
+                await client.send("chat", "x" * (1 << 20))
+            assert (await within(client.send("chat", "x"))).good
+
+    async def test_hundreds_in_flight_and_reports_in_any_order(self, server: FakeServer) -> None:
+        held: list[str] = []
+
+        def backwards(peer: Peer, payload: Json) -> None:
+            held.append(payload["id"])
+            if len(held) == 300:
+                peer.send(*(report_frame(id_, message=f"m{id_}") for id_ in reversed(held)))
+
+        server.on_message = backwards
+        async with client_of(server) as client:
+            peer = await server.peer()
+            reads = peer.reads
+            futures = [client.submit("chat", number) for number in range(300)]
+            reports = await within(asyncio.gather(*futures))
+        assert held == [report.id for report in reports]
+        assert all(report.message == f"m{report.id}" for report in reports)
+        assert peer.reads - reads < 10, "one tick's messages are one write"
+
+    async def test_the_window_holds_senders_back(self, server: FakeServer) -> None:
+        def next_tick(peer: Peer, payload: Json) -> None:
+            asyncio.get_running_loop().call_soon(peer.report, payload["id"])
+
+        server.on_message = next_tick
+        async with client_of(server, limits=Limits(window=4)) as client:
+            reports = await within(asyncio.gather(*(client.send("chat", number) for number in range(100))))
+            peer = await server.peer()
+            order = [(await peer.payload())["data"] for _ in range(100)]
+        assert all(report.good for report in reports)
+        assert peer.most_unreported == 4
+        assert order == list(range(100))
+
+    async def test_a_full_window_refuses_and_room_waits(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server, limits=Limits(window=2)) as client:
+            first, second = client.submit("chat", 1), client.submit("chat", 2)
+            with pytest.raises(WindowFull):
+                _ = client.submit("chat", 3)
+            room = asyncio.create_task(client.room())
+            peer = await server.peer()
+            ids = [(await peer.payload())["id"] for _ in range(2)]
+            assert not room.done()
+            peer.report(ids[0])
+            await within(room)
+            assert await within(first)
+            peer.report(ids[1])
+            await within(second)
+
+    async def test_one_who_gives_up_waiting_does_not_take_the_turn_of_others(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server, limits=Limits(window=1)) as client:
+            first = client.submit("chat", "first")
+            too_long = asyncio.create_task(client.send("chat", "x" * (1 << 20)))
+            given_up = asyncio.create_task(client.send("chat", "given up"))
+            last = asyncio.create_task(client.send("chat", "last"))
+            peer = await server.peer()
+            payload = await peer.payload()
+            given_up.cancel()
+            server.on_message = lambda peer, payload: peer.report(payload["id"])
+            peer.report(payload["id"])
+            assert (await within(last)).good
+            assert (await first).good
+            with pytest.raises(MessageTooLarge):
+                await too_long
+
+    async def test_ping(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            assert 0 <= await within(client.ping()) < 10
+
+
+class TestReceiving:
+    async def test_messages_with_all_that_is_known_of_them(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            peer = await server.peer()
+            peer.send(message_frame({"n": 1}, "7.0", origin="s1", redelivered=True))
+            message = await within(client.receive())
+        assert (message.type, message.data, message.raw) == ("chat", {"n": 1}, b'{"n": 1}')
+        assert (message.id, message.origin, message.redelivered) == ("7.0", "s1", True)
+
+    async def test_what_python_cannot_hold_is_still_there_raw(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            peer = await server.peer()
+            peer.send_body(b'{"header":{"messageType":"receivedMessage"},"payload":{"data":[1e400, -0],"type":"chat"}}')
+            message = await within(client.receive())
+        assert message.raw == b"[1e400, -0]"
+        with pytest.raises(ValueError, match="out of range"):
+            _ = message.data
+        with pytest.raises(ValueError, match="Expected `str`"):
+            message.decode(str)
+
+    async def test_a_stream_in_single_bytes(self, server: FakeServer) -> None:
+        def in_bytes(peer: Peer, payload: Json) -> None:
+            stream = json.dumps(message_frame("é", "1.0")), json.dumps(report_frame(payload["id"]))
+            for byte in b"".join(frame(text.encode()) for text in stream):
+                peer.transport.write(bytes([byte]))
+
+        async with client_of(server) as client:
+            peer = await server.peer()
+            peer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server.on_message = in_bytes
+            assert (await within(client.send("chat", 1))).good
+            assert (await within(client.receive())).data == "é"
+
+    async def test_messages_before_the_answer_to_the_login_are_kept(self, server: FakeServer) -> None:
+        def early(peer: Peer, authentication: Json) -> None:
+            peer.send(message_frame("early"))
+            server.accept(peer, authentication)
+
+        server.on_login = early
+        async with client_of(server) as client:
+            assert (await within(client.receive())).data == "early"
+
+    async def test_a_slow_application_stops_the_server_not_the_memory(self, server: FakeServer) -> None:
+        async with client_of(server, limits=Limits(queue=10)) as client:
+            peer = await server.peer()
+            sent = 0
+            text = "x" * 20_000
+            while not peer.congested.is_set():
+                peer.send(message_frame([sent, text]))
+                sent += 1
+                await asyncio.sleep(0)
+            assert client.waiting < 10 + 20 < sent, "the queue, and at most what one read brings"
+            for number in range(sent):
+                assert (await within(client.receive())).data[0] == number
+            assert (await within(client.send("chat", 1))).good
+
+    async def test_iteration_ends_with_the_client(self, server: FakeServer) -> None:
+        seen = []
+        async with client_of(server) as client:
+            peer = await server.peer()
+            peer.send(message_frame(1), message_frame(2))
+            async for message in client:
+                seen.append(message.data)
+                if len(seen) == 2:
+                    await client.close()
+        assert seen == [1, 2]
+        with pytest.raises(ClientClosed):
+            await client.receive()
+
+    async def test_unreadable_frames_are_passed_over(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            peer = await server.peer()
+            for body in (b"{", b"[]", b"{}", b'{"payload":7}', b"[" * 100_000, b'{"payload":{"data":"\xff"}}'):
+                peer.send_body(body)
+            assert (await within(client.send("chat", 1))).good
+
+    async def test_a_server_of_the_old_kind(self, server: FakeServer) -> None:
+        def old(peer: Peer, payload: Json) -> None:
+            peer.send_body(b'{"header":null,"payload":{"data":1,"type":"chat"}}')
+            peer.send({"header": {"messageType": "statusReport", "status": "bad"}, "payload": {"id": payload["id"]}})
+
+        server.on_message = old
+        async with client_of(server) as client:
+            report = await within(client.send("chat", 1))
+            message = await within(client.receive())
+        assert report == Report(False, report.id)
+        assert (message.id, message.origin, message.redelivered, message.data) == (None, None, False, 1)
+
+
+class TestLoss:
+    async def test_sent_and_unreported_is_in_doubt_and_not_sent_again(self, server: FakeServer) -> None:
+        server.on_message = hold
+        links: list[bool] = []
+        async with client_of(server, on_link=lambda connected, why: links.append(connected)) as client:
+            first = await server.peer()
+            doubtful = client.submit("chat", "doubtful")
+            await first.payload()
+            first.transport.abort()
+            with pytest.raises(ConnectionLost, match="may have been delivered or not"):
+                await within(doubtful)
+            waiting = client.submit("chat", "not yet sent")
+            second = await server.peer()
+            assert (await second.payload())["data"] == "not yet sent"
+            second.report(waiting_id := "2")
+            assert (await within(waiting)).id == waiting_id
+        assert links == [True, False, True]
+
+    async def test_resend_sends_the_same_again_under_the_same_dedup(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server, resend=True) as client:
+            first = await server.peer()
+            futures = [client.submit("chat", number) for number in range(3)]
+            before = [await first.payload() for _ in range(3)]
+            first.report(before[1]["id"])
+            await within(futures[1])
+            first.transport.abort()
+            second = await server.peer()
+            again = [await second.payload() for _ in range(2)]
+            assert again == [before[0], before[2]]
+            assert len({payload["dedup"] for payload in before}) == 3
+            assert all(len(payload["dedup"]) <= 64 for payload in before)
+            for payload in again:
+                second.report(payload["id"])
+            assert all(report.good for report in await within(asyncio.gather(*futures)))
+
+    async def test_a_message_that_kills_connections_is_given_up(self, server: FakeServer) -> None:
+        server.on_message = lambda peer, payload: peer.transport.abort()
+        async with client_of(server, resend=True) as client:
+            with pytest.raises(ConnectionLost):
+                await within(client.send("chat", "poison"))
+        assert server.accepted.qsize() == 5
+
+    async def test_the_servers_complaint_is_in_the_error(self, server: FakeServer) -> None:
+        def complain(peer: Peer, payload: Json) -> None:
+            peer.send(report_frame(None, "bad", reason="frame-too-large"))
+            peer.transport.close()
+
+        server.on_message = complain
+        async with client_of(server) as client:
+            with pytest.raises(ConnectionLost, match="frame-too-large"):
+                await within(client.send("chat", 1))
+
+    async def test_what_arrives_twice_is_passed_on_once(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            first = await server.peer()
+            first.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
+            assert [(await within(client.receive())).data for _ in "ab"] == ["a", "b"]
+            first.transport.abort()
+            second = await server.peer()
+            second.send(message_frame("b", "2.0", redelivered=True), message_frame("c", "3.0"), message_frame("d"))
+            second.send(message_frame("d"))
+            assert [(await within(client.receive())).data for _ in "cdd"] == ["c", "d", "d"]
+
+    async def test_it_returns_to_a_server_that_was_away(self, server: FakeServer) -> None:
+        attempts = asyncio.Event()
+
+        def count(connected: bool, why: str) -> None:
+            if "cannot connect" in why:
+                attempts.set()
+
+        async with client_of(server, on_link=count) as client:
+            await server.stop()
+            await within(attempts.wait())
+            assert not client.connected
+            sending = asyncio.create_task(client.send("chat", 1))
+            await server.listen()
+            assert (await within(sending)).good
+
+    async def test_cancelling_takes_back_what_was_not_sent(self, server: FakeServer) -> None:
+        lost = asyncio.Event()
+        async with client_of(server, on_link=lambda connected, why: None if connected else lost.set()) as client:
+            await server.stop()
+            await within(lost.wait())
+            taken_back = client.submit("chat", "taken back")
+            kept = client.submit("chat", "kept")
+            taken_back.cancel()
+            await server.listen()
+            assert (await within(kept)).good
+            assert (await server.peers[-1].payload())["data"] == "kept"
+            assert client.unreported == 0
+
+    async def test_a_server_that_falls_silent_is_left(self, server: FakeServer) -> None:
+        async with client_of(server, limits=Limits(silence_s=0.15)) as client:
+            first = await server.peer()
+            server.answers_pings = False
+            await within(first.gone.wait())
+            server.answers_pings = True
+            await server.peer()
+            assert (await within(client.send("chat", 1))).good
+
+    async def test_pings_keep_an_idle_connection(self, server: FakeServer) -> None:
+        pings = asyncio.Semaphore(0)
+        server.on_ping = pings.release
+        async with client_of(server, limits=Limits(silence_s=0.15)) as client:
+            peer = await server.peer()
+            for _ in range(2):
+                await within(pings.acquire())
+            assert client.connected
+            assert server.peers == [peer]
+
+    async def test_an_end_to_patience(self, server: FakeServer) -> None:
+        async with client_of(server, give_up_s=0.2) as client:
+            await server.stop()
+            with pytest.raises(ConnectionLost, match=r"no connection for 0\.2 s"):
+                await within(client.receive())
+            with pytest.raises(ClientClosed):
+                _ = client.submit("chat", 1)
+            await server.listen()
+
+    async def test_a_frame_beyond_all_bounds(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            first = await server.peer()
+            first.transport.write(b"\xff\xff\xff\xff")
+            await within(first.gone.wait())
+            await server.peer()
+            assert (await within(client.send("chat", 1))).good
+
+
+class TestRefusal:
+    async def test_a_wrong_password(self, server: FakeServer) -> None:
+        client = Client(server.address, user="bob", password="wrong")
+        with pytest.raises(AuthenticationFailed, match="does not accept user 'bob'") as caught:
+            await within(client.start())
+        assert caught.value.code == "authentication-failed"
+        assert "wrong" not in str(caught.value)
+
+    async def test_another_refusal(self, server: FakeServer) -> None:
+        server.on_login = lambda peer, _: peer.send(report_frame("auth_special", "bad", reason="overloaded"))
+        with pytest.raises(ServerRefused, match="overloaded"):
+            await within(client_of(server).start())
+
+    async def test_a_server_that_closes_silently(self, server: FakeServer) -> None:
+        server.on_login = lambda peer, _: peer.transport.close()
+        with pytest.raises(ServerRefused, match="where user or password is wrong"):
+            await within(client_of(server).start())
+
+    async def test_a_server_that_says_nothing(self, server: FakeServer) -> None:
+        server.on_login = lambda peer, _: None
+        with pytest.raises(ServerRefused, match="not answered"):
+            await within(client_of(server, limits=Limits(login_s=0.05)).start())
+
+    async def test_nobody_there(self) -> None:
+        client = Client(f"127.0.0.1:{free_port()}", user="bob", password="secret")
+        with pytest.raises(ConnectFailed, match="connection refused; is it running there"):
+            await within(client.start())
+
+    async def test_no_such_socket(self) -> None:
+        with pytest.raises(ConnectFailed, match="no such file"):
+            await within(Client("unix:/nowhere/b.sock", user="bob", password="secret").start())
+
+    @pytest.mark.parametrize("address", ["", "unix:", "localhost", "h:0", "::1:2223", "h:99999"])
+    def test_addresses_that_cannot_be(self, address: str) -> None:
+        with pytest.raises(ValueError, match=r"HOST:PORT|IPv6|port"):
+            Client(address, user="bob", password="secret")
+
+    async def test_refused_on_return_is_the_end(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            peer = await server.peer()
+            server.on_login = lambda peer, _: peer.send(
+                report_frame("auth_special", "bad", reason="authentication-failed")
+            )
+            peer.transport.abort()
+            with pytest.raises(AuthenticationFailed):
+                await within(client.receive())
+
+
+class TestClosing:
+    async def test_reports_are_awaited_then_goodbye_is_said(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server) as client:
+            peer = await server.peer()
+            report = client.submit("chat", 1)
+            closing = asyncio.create_task(client.close())
+            payload = await peer.payload()
+            with pytest.raises(ClientClosed):
+                _ = client.submit("chat", 2)
+            peer.report(payload["id"])
+            assert (await within(report)).good
+            assert await peer.payload() == {"type": "builtin", "data": {"command": {"type": "close"}}, "id": "close"}
+            await within(closing)
+        await within(peer.gone.wait())
+
+    async def test_it_does_not_wait_for_ever(self, server: FakeServer) -> None:
+        server.on_message = hold
+        client = client_of(server)
+        await client.start()
+        peer = await server.peer()
+        report = client.submit("chat", 1)
+        await peer.payload()
+        await within(client.close(0.05))
+        with pytest.raises(ConnectionLost):
+            await report
+        await within(peer.gone.wait())
+
+    async def test_closing_reads_on_past_a_full_queue(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server, limits=Limits(queue=1)) as client:
+            peer = await server.peer()
+            report = client.submit("chat", 1)
+            payload = await peer.payload()
+            while not peer.congested.is_set():
+                peer.send(message_frame("x" * 100_000))
+                await asyncio.sleep(0)
+            peer.report(payload["id"])
+        assert (await report).good
+
+    async def test_an_error_of_the_application_closes_at_once(self, server: FakeServer) -> None:
+        server.on_message = hold
+        reports: list[asyncio.Future[Report]] = []
+
+        async def application() -> None:
+            async with client_of(server) as client:
+                reports.append(client.submit("chat", 1))
+                await (await server.peer()).payload()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await within(application())
+        assert isinstance(reports[0].exception(), ConnectionLost)
+
+    async def test_while_there_is_no_connection(self, server: FakeServer) -> None:
+        lost = asyncio.Event()
+        async with client_of(server, on_link=lambda connected, why: None if connected else lost.set()) as client:
+            await server.stop()
+            await within(lost.wait())
+            unsent = client.submit("chat", 1)
+            await within(client.close())
+            with pytest.raises(ClientClosed, match="before this message was sent"):
+                await unsent
+            await client.close()
+            await server.listen()
+
+    async def test_a_start_that_is_given_up(self, server: FakeServer) -> None:
+        logins: asyncio.Queue[Peer] = asyncio.Queue()
+        server.on_login = lambda peer, _: logins.put_nowait(peer)
+        client = client_of(server)
+        starting = asyncio.create_task(client.start())
+        peer = await within(logins.get())
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(starting)
+        await within(peer.gone.wait())
+        with pytest.raises(RuntimeError, match="once"):
+            await client.start()
+
+
+class TestTransports:
+    async def test_a_unix_socket(self) -> None:
+        folder = tempfile.mkdtemp(prefix="b-")
+        try:
+            async with FakeServer(unix=f"{folder}/s") as server, client_of(server) as client:
+                assert (await within(client.send("chat", 1))).good
+        finally:
+            shutil.rmtree(folder)
+
+    async def test_ipv6(self) -> None:
+        async with FakeServer(host="::1") as server, client_of(server) as client:
+            assert server.address.startswith("[::1]:")
+            assert (await within(client.send("chat", 1))).good
+
+    def test_on_uvloop(self) -> None:
+        async def scene() -> None:
+            async with FakeServer() as server, client_of(server) as client:
+                peer = await server.peer()
+                reports = await within(asyncio.gather(*(client.send("chat", number) for number in range(1000))))
+                assert all(report.good for report in reports)
+                peer.transport.abort()
+                peer = await server.peer()
+                peer.send(message_frame("x" * 100_000))
+                assert len((await within(client.receive())).data) == 100_000
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(scene())
