@@ -1,0 +1,71 @@
+# What is assumed: python3 (3.11 or later) with pip, and make. Everything else goes into .venv.
+#   make run     serve on 127.0.0.1:2223       make test    the whole test suite      (TESTS="-k name" picks)
+#   make demo    the deployment story, live    make check   format, lint, types, imports
+#   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
+# ARGS="…" is passed on to the program behind run, demo and bench.
+
+PYTHON3 ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(PYTHON3) -m pip --python $(BIN)/python --disable-pip-version-check install --quiet --no-input
+# Stamps: written when an installation is complete, out of date when pyproject.toml changes.
+SERVES := $(VENV)/.serves
+COMPLETE := $(VENV)/.complete
+MEASURES := $(VENV)/.measures
+ARGS ?=
+TESTS ?=
+WORKERS ?= auto
+
+.PHONY: setup run demo test check format bench clean
+.DEFAULT_GOAL := setup
+# Two installations at once would spoil each other.
+.NOTPARALLEL:
+
+setup: $(COMPLETE)
+
+run: $(SERVES)
+	@exec $(BIN)/bester up $(ARGS)
+
+demo: $(SERVES)
+	@exec $(BIN)/bester demo deployment $(ARGS)
+
+test: $(COMPLETE)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) $(TESTS)
+
+check: $(COMPLETE)
+	@$(BIN)/ruff format --check --quiet . || { echo "make format puts these files into shape" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >$(VENV)/imports.txt 2>&1 || { cat $(VENV)/imports.txt >&2; exit 1; }
+	@echo "check: format, lint, types and imports are good"
+
+format: $(COMPLETE)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+bench: $(MEASURES)
+	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Bester needs python3 3.11 or later; make PYTHON3=/path/to/python3 names one" >&2; exit 1; }
+	@$(PYTHON3) -m pip --version >/dev/null || { echo "Bester needs pip: on Debian, apt-get install python3-pip" >&2; exit 1; }
+	@$(PYTHON3) -m venv --without-pip $(VENV)
+
+# Running needs less than working on it: the first start stays short.
+$(SERVES): pyproject.toml | $(BIN)/python
+	@echo "setting up $(VENV) (once)" >&2
+	@$(PIP) -e .
+	@touch $@
+
+$(COMPLETE): pyproject.toml | $(BIN)/python
+	@echo "setting up $(VENV) with the tools (once)" >&2
+	@$(PIP) -e '.[dev]'
+	@touch $(SERVES) $@
+
+$(MEASURES): pyproject.toml | $(BIN)/python
+	@echo "setting up $(VENV) with what the benchmark measures against (once)" >&2
+	@$(PIP) -e '.[bench]'
+	@touch $(SERVES) $@
