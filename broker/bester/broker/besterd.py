@@ -1,0 +1,161 @@
+"""Reads the configuration of the reference daemon, besterd's `server.conf`, into a Config of ours.
+
+What cannot be carried over is said in `Config.notices`, never dropped in
+silence. Relative paths start from the file's directory, where besterd is run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from bester.broker.config import (
+    Config,
+    FabricConfig,
+    HandlerConfig,
+    NativeConfig,
+    ServerConfig,
+    defaults,
+    host_name,
+    listener_fault,
+    name_fault,
+    socket_path_fault,
+    type_fault,
+)
+from bester.broker.toml_table import Source, one_line
+from bester.broker.wire.address import HostPort, parse_host_port
+from bester.broker.wire.codes import ConfigError
+
+INFORMER = "bInformer"
+"""The name of the informer's socket, which handlers made for besterd know."""
+
+
+def load(path: Path) -> Config:
+    """Read a `server.conf`. Raises ConfigError."""
+    return _Reader(path).config()
+
+
+class _Reader:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.directory = path.absolute().parent
+        self._notices: list[str] = []
+        text = Source(path).text
+        try:
+            self._top = self._map(msgspec.json.decode(text), "the file")
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._fail("the file", f"is not JSON: {error}; mend it there")
+
+    def config(self) -> Config:
+        base = defaults(self.directory)
+        native = self._native(self._map(self._top.get("network", {}), "network"))
+        if "database" in self._top:
+            self._notices.append("the database is not read; `bester user add NAME` makes accounts")
+        admin = self._map(self._top.get("admin", {}), "admin")
+        return Config(
+            path=self.path,
+            directory=self.directory,
+            server=ServerConfig(host_name(), base.server.data_dir),
+            native=native,
+            fabric=FabricConfig(base.fabric.listen, base.fabric.connect),
+            handlers=self._handlers(self._map(self._top.get("handlers", {}), "handlers")),
+            informer=self._socket(INFORMER, "informer"),
+            admin_info=admin.get("info"),
+            notices=tuple(f"{self.path}: {one_line(notice)}" for notice in self._notices),
+        )
+
+    def _native(self, network: dict[str, Any]) -> NativeConfig:
+        kinds = network.get("types", [kind for kind in ("tcp4", "tcp6", "unix") if kind in network])
+        if not isinstance(kinds, list) or not kinds:
+            self._fail("network.types", 'names no listener; write ["tcp4"] and a tcp4 block')
+        insecure = network.get("insecure", False)
+        if not isinstance(insecure, bool):
+            self._fail("network.insecure", "is true or false")
+        tcp: dict[str, HostPort] = {}
+        unix = None
+        for kind in kinds:
+            if kind not in ("tcp4", "tcp6", "unix"):
+                self._fail("network.types", f"{kind!r} is not one of tcp4, tcp6, unix")
+            place = f"network.{kind}"
+            block = self._map(network.get(kind), place)
+            address = self._text(block.get("address"), f"{place}.address")
+            if kind == "unix":
+                unix = self._socket(address, f"{place}.address")
+            else:
+                tcp[kind] = self._address(kind, address, str(block.get("port", "")), insecure)
+        return NativeConfig(tcp.get("tcp4"), tcp.get("tcp6"), unix, insecure)
+
+    def _address(self, kind: str, host: str, port: str, insecure: bool) -> HostPort:
+        place = f"network.{kind}"
+        try:
+            address = parse_host_port(f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}")
+        except ValueError as error:
+            self._fail(place, str(error))
+        fault = listener_fault(kind, address, insecure)
+        if fault:
+            self._fail(place, f'{fault}; use a loopback address, or add "insecure": true to network')
+        return address
+
+    def _handlers(self, block: dict[str, Any]) -> tuple[HandlerConfig, ...]:
+        by_type = self._map(block.get("typeMap", {}), "handlers.typeMap")
+        types = block.get("availableTypes", list(by_type))
+        if not isinstance(types, list):
+            self._fail("handlers.availableTypes", 'is a list of types, as ["chat"]')
+        for unused in by_type.keys() - set(map(str, types)):
+            self._notices.append(f"handlers.typeMap.{unused} is not among availableTypes and is left out")
+        return tuple(self._handler(type_, by_type, number) for number, type_ in enumerate(types, 1))
+
+    def _handler(self, type_: object, by_type: dict[str, Any], number: int) -> HandlerConfig:
+        type_ = self._text(type_, "handlers.availableTypes")
+        place = f"handlers.typeMap.{type_}"
+        fault = type_fault(type_)
+        if fault:
+            self._fail("handlers.availableTypes", fault)
+        if type_ not in by_type:
+            self._fail(place, "is missing, though availableTypes names the type; add it or take the type out")
+        block = self._map(by_type[type_], place)
+        socket = self._socket(
+            self._text(block.get("unixDomainSocketPath"), f"{place}.unixDomainSocketPath"),
+            f"{place}.unixDomainSocketPath",
+        )
+        binary = block.get("handlerBinary")
+        program = self._program(binary, place)
+        return HandlerConfig(
+            name=type_ if name_fault(type_) is None else f"handler-{number}",
+            types=(type_,),
+            socket=socket,
+            program=(program, str(socket)) if program else None,
+        )
+
+    def _program(self, binary: object, place: str) -> str | None:
+        if binary is None or binary == "":
+            return None
+        path = self.directory / self._text(binary, f"{place}.handlerBinary")
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+        self._notices.append(f"{place}.handlerBinary: {path} is no program here; its socket is expected to be served")
+        return None
+
+    def _socket(self, text: str, place: str) -> Path:
+        path = self.directory / text
+        fault = socket_path_fault(path)
+        if fault:
+            self._fail(place, f"{fault}; choose a shorter one")
+        return path
+
+    def _map(self, value: object, place: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._fail(place, "is missing or no object; write { … }")
+        return value
+
+    def _text(self, value: object, place: str) -> str:
+        if not isinstance(value, str) or not value or re.search(r"[\x00-\x1f]", value):
+            self._fail(place, "is missing or not plain text; write it as a string")
+        return value
+
+    def _fail(self, place: str, what: str) -> NoReturn:
+        raise ConfigError(one_line(f"{self.path}: {place}: {what}"))

@@ -1,0 +1,164 @@
+"""The configuration of a server as frozen values, what holds where nothing is said, and the rules of names.
+
+Reading files is left to others; nothing here opens a socket, starts a program or
+makes a directory.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bester.broker.wire.address import HostPort, is_loopback
+from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import is_reserved
+
+SOCKET_PATH_BYTES = 107
+"""The longest path a Unix socket can have on Linux."""
+NAME_LIMIT = 100
+"""Characters of a server's, handler's or type's name: names travel in every message id and path."""
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    name: str
+    data_dir: Path
+
+
+@dataclass(frozen=True, slots=True)
+class NativeConfig:
+    """Listeners for clients and servers, and their limits."""
+
+    tcp4: HostPort | None = None
+    tcp6: HostPort | None = None
+    unix: Path | None = None
+    insecure: bool = False
+    max_frame: int = 1024 * 1024
+    max_connections: int = 20_000
+    max_connections_per_user: int = 1_000
+    max_connections_per_address: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class FabricConfig:
+    """ZeroMQ endpoints; `connect` is never empty."""
+
+    listen: tuple[str, ...]
+    connect: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerConfig:
+    """A declared handler: exactly one of `app`, `command` and `socket`.
+
+    `program` is what listens on `socket`, where it is to be started as well.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    workers: int = 1
+    app: str | None = None
+    command: tuple[str, ...] | None = None
+    socket: Path | None = None
+    program: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type."""
+
+    name: str
+    fabric: str | None = None
+    native: HostPort | None = None
+    accept_types: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. `directory` is what relative paths start from; `notices` are lines to show at the start."""
+
+    directory: Path
+    server: ServerConfig
+    native: NativeConfig
+    fabric: FabricConfig
+    path: Path | None = None
+    auth: str = "accounts"
+    handlers: tuple[HandlerConfig, ...] = ()
+    servers: Mapping[str, PeerConfig] = field(default_factory=lambda: MappingProxyType({}))
+    accept: str = "listed"
+    informer: Path | None = None
+    admin_info: Any = None
+    notices: tuple[str, ...] = ()
+
+
+STOCK_HANDLERS = tuple(
+    HandlerConfig(name, (name,), app=f"bester.handlers.stock.{name}:app") for name in ("echo", "chat")
+)
+"""What runs where there is no file at all."""
+
+
+def defaults(directory: Path) -> Config:
+    """Return what holds where there is no file: one plain listener on loopback and the stock handlers."""
+    data_dir = directory / "bester-data"
+    listen = (f"ipc://{data_dir}/fabric.sock",)
+    too_long = socket_path_fault(data_dir / "fabric.sock")
+    if too_long:
+        raise ConfigError(
+            f"{too_long}; start in a directory with a shorter path, or set [server] data_dir in bester.toml"
+        )
+    return Config(
+        directory=directory,
+        server=ServerConfig(host_name(), data_dir),
+        native=NativeConfig(tcp4=HostPort("127.0.0.1", 2223)),
+        fabric=FabricConfig(listen, listen),
+        handlers=STOCK_HANDLERS,
+    )
+
+
+def host_name() -> str:
+    """Return the host's name as a server name, `bester` where it has none that is usable."""
+    name = platform.node()
+    return name if name_fault(name) is None else "bester"
+
+
+def name_fault(name: str) -> str | None:
+    """Say what is wrong with a name of a server or handler, or None."""
+    if len(name) <= NAME_LIMIT and _NAME.fullmatch(name):
+        return None
+    return f"{name!r}: a name is up to {NAME_LIMIT} letters, digits, '.', '-' and '_', these three not at its ends"
+
+
+def type_fault(name: str) -> str | None:
+    """Say what is wrong with a message type that a handler declares, or None."""
+    if is_reserved(name):
+        return f"{name!r} is reserved for Bester itself; choose another type"
+    if not 0 < len(name) <= NAME_LIMIT or not name.isprintable() or "," in name or name != name.strip():
+        return f"{name!r}: a type is 1 to {NAME_LIMIT} printable characters without commas or blanks at its ends"
+    return None
+
+
+def socket_path_fault(path: Path) -> str | None:
+    """Say that a path is too long for a Unix socket, or None."""
+    length = len(str(path).encode(errors="surrogateescape"))
+    if length <= SOCKET_PATH_BYTES:
+        return None
+    return f"{path}: {length} bytes, and a Unix socket's path has {SOCKET_PATH_BYTES} at most"
+
+
+def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:
+    """Say why a native listener (`tcp4` or `tcp6`) may not listen there, or None."""
+    numeric_v6 = ":" in address.host
+    if key == "tcp4" and numeric_v6:
+        return f"{address} is IPv6, which belongs under tcp6"
+    if key == "tcp6" and not numeric_v6 and re.fullmatch(r"[\d.]+", address.host):
+        return f"{address} is IPv4, which belongs under tcp4"
+    if not insecure and not is_loopback(address.host):
+        return f"{address} is beyond loopback and the listener speaks plain text"
+    return None

@@ -1,0 +1,287 @@
+"""Reads `bester.toml` into a Config; every mistake becomes one line with its remedy.
+
+`KEYS` is the one list of what may be written; the reference in docs/ is checked
+against it. Nothing is accepted and then ignored, and nothing here opens a
+socket, starts a program or makes a directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from bester.broker.config import (
+    Config,
+    FabricConfig,
+    HandlerConfig,
+    NativeConfig,
+    PeerConfig,
+    ServerConfig,
+    defaults,
+    host_name,
+    listener_fault,
+    name_fault,
+    socket_path_fault,
+    type_fault,
+)
+from bester.broker.toml_table import Source, Table
+from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
+from bester.broker.wire.messages import MAX_BODY_BYTES
+
+FILE = Path("bester.toml")
+"""What every command reads where it is there and no other is named."""
+MAX_WORKERS = 256
+"""Processes of one handler; more than any machine runs well."""
+MAX_CONNECTIONS = 1_000_000
+"""Above this a limit is a slip of the keyboard."""
+
+
+class Key(NamedTuple):
+    """A key that may be written: what holds where it is missing, and what it is."""
+
+    default: str
+    meaning: str
+
+
+KEYS: Mapping[str, Mapping[str, Key]] = {
+    "server": {
+        "name": Key("the host's name", "the name other servers know this one by; part of every message id"),
+        "data_dir": Key('"bester-data"', "accounts and the fabric's socket; made with mode 0700"),
+    },
+    "native": {
+        "tcp4": Key(
+            '"127.0.0.1:2223"', "listen for clients and servers on IPv4; the default where no listener is named"
+        ),
+        "tcp6": Key("none", 'the same on IPv6, as "[::1]:2224"'),
+        "unix": Key("none", "the same on a Unix socket at this path"),
+        "insecure": Key("false", "allow plain text on addresses beyond loopback"),
+        "max_frame": Key("1048576", "bytes of the longest frame taken from a client that has logged in"),
+        "max_connections": Key("20000", "connections at once"),
+        "max_connections_per_user": Key("1000", "connections of one user at once"),
+        "max_connections_per_address": Key("1000", "the same from one address; loopback is not bounded by it"),
+    },
+    "fabric": {
+        "listen": Key(
+            '["ipc://DATA_DIR/fabric.sock"]',
+            "where the broker takes handlers, bridges and servers; DATA_DIR stands for data_dir",
+        ),
+        "connect": Key("what `listen` says", "where bridges and handlers find the broker"),
+    },
+    "accounts": {
+        "auth": Key(
+            '"accounts"', '"accounts": users that `bester user add` made; "open": whoever gives name and password'
+        ),
+    },
+    "handlers.NAME": {
+        "types": Key('["NAME"]', "the message types it handles"),
+        "workers": Key("1", "processes started"),
+        "app": Key("none", "a Python handler, as module:attribute; one of app, command and socket is given"),
+        "command": Key("none", "a program and its arguments, in any language"),
+        "socket": Key("none", "the Unix socket of a handler made for besterd"),
+    },
+    "servers.NAME": {
+        "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
+        "native": Key("none", "the server's native listener, as host:port"),
+        "accept_types": Key("every type", "the message types it may send to this server"),
+    },
+    "federation": {
+        "accept": Key('"listed"', 'servers messages are taken from: "listed" ones, "open" to all, or "none"'),
+    },
+    "informer": {
+        "unix": Key("none", "the Unix socket on which handlers made for besterd ask questions"),
+    },
+}
+
+
+def load(path: Path | None = None) -> Config:
+    """Read a file; without one `bester.toml` if it is there, else the defaults. Raises ConfigError."""
+    if path is None:
+        if not FILE.exists():
+            return defaults(Path.cwd())
+        path = FILE
+    return _Reader(Source(path)).config()
+
+
+class _Reader:
+    """Reads one file, section by section."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.directory = source.path.absolute().parent
+        sections = {name.partition(".")[0] for name in KEYS}
+        self._top = Table(source, "", source.tables(), sections)
+
+    def config(self) -> Config:
+        server = self._server()
+        servers = {name: self._peer(name, table) for name, table in self._named("servers")}
+        if server.name in servers:
+            self._source.fail(
+                f"servers.{server.name}", None, "is this server itself; remove it, or rename [server] name"
+            )
+        informer = self._section("informer")
+        return Config(
+            path=self._source.path,
+            directory=self.directory,
+            server=server,
+            native=self._native(),
+            fabric=self._fabric(server.data_dir),
+            auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
+            handlers=tuple(self._handler(name, table) for name, table in self._named("handlers")),
+            servers=MappingProxyType(servers),
+            accept=self._section("federation").choice("accept", "listed", ("listed", "open", "none")),
+            informer=self._socket(informer, "unix"),
+        )
+
+    def _section(self, name: str) -> Table:
+        return Table(self._source, name, self._top.raw(name) if name in self._top else {}, KEYS[name])
+
+    def _named(self, name: str) -> list[tuple[str, Table]]:
+        values = self._top.raw(name) if name in self._top else {}
+        outer = Table(self._source, name, values, values if isinstance(values, dict) else ())
+        tables = []
+        for each in outer.names():
+            fault = name_fault(each)
+            if fault:
+                self._source.fail(f"{name}.{each}", None, fault)
+            tables.append((each, Table(self._source, f"{name}.{each}", outer.raw(each), KEYS[f"{name}.NAME"])))
+        return tables
+
+    def _server(self) -> ServerConfig:
+        table = self._section("server")
+        name = table.text("name")
+        fault = name_fault(name) if name is not None else None
+        if fault:
+            table.fail("name", fault)
+        return ServerConfig(name or host_name(), self._path(table, "data_dir") or self.directory / "bester-data")
+
+    def _native(self) -> NativeConfig:
+        table = self._section("native")
+        insecure = table.flag("insecure")
+        tcp4, tcp6 = (self._listener(table, key, insecure) for key in ("tcp4", "tcp6"))
+        unix = self._socket(table, "unix")
+        if tcp4 is None and tcp6 is None and unix is None:
+            tcp4 = HostPort("127.0.0.1", 2223)
+        limits = {
+            key: table.number(key, int(KEYS["native"][key].default), low, high)
+            for key, low, high in (
+                ("max_frame", 1024, MAX_BODY_BYTES),
+                ("max_connections", 1, MAX_CONNECTIONS),
+                ("max_connections_per_user", 1, MAX_CONNECTIONS),
+                ("max_connections_per_address", 1, MAX_CONNECTIONS),
+            )
+        }
+        return NativeConfig(tcp4, tcp6, unix, insecure, **limits)
+
+    def _listener(self, table: Table, key: str, insecure: bool) -> HostPort | None:
+        text = table.text(key)
+        if text is None:
+            return None
+        address = table.checked(key, parse_host_port, text)
+        fault = listener_fault(key, address, insecure)
+        if fault:
+            table.fail(key, f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or say insecure = true")
+        return address
+
+    def _fabric(self, data_dir: Path) -> FabricConfig:
+        table = self._section("fabric")
+        listen = table.texts("listen") if "listen" in table else ("ipc://DATA_DIR/fabric.sock",)
+        bound = self._endpoints(table, "listen", listen or (), data_dir)
+        if not bound:
+            table.fail("listen", "is empty; leave the key out for the default")
+        connect = table.texts("connect")
+        if connect is None:
+            return FabricConfig(bound, bound)
+        if not connect:
+            table.fail("connect", "is empty; leave the key out to connect where the broker listens")
+        return FabricConfig(bound, self._endpoints(table, "connect", connect, data_dir))
+
+    def _endpoints(self, table: Table, key: str, texts: tuple[str, ...], data_dir: Path) -> tuple[str, ...]:
+        found = tuple(self._endpoint(table, key, text, data_dir) for text in texts)
+        for text in found:
+            if found.count(text) > 1:
+                table.fail(key, f"{text!r} is named twice; remove one")
+        return found
+
+    def _endpoint(self, table: Table, key: str, text: str, data_dir: Path) -> str:
+        endpoint = table.checked(key, parse_endpoint, text)
+        if endpoint.tcp is None:
+            first, _, rest = endpoint.path.partition("/")
+            path = data_dir / rest if first == "DATA_DIR" else self.directory / endpoint.path
+            fault = socket_path_fault(path)
+            if fault:
+                table.fail(key, f"{fault}; set a shorter [server] data_dir, or name a shorter ipc:// path here")
+            return f"ipc://{path}"
+        if not endpoint.local:
+            table.fail(
+                key, f"{text!r}: without encryption tcp stays on this machine; use tcp://127.0.0.1:PORT or ipc://"
+            )
+        if key != "listen" and endpoint.tcp.port == 0:
+            table.fail(key, f"{text!r}: port 0 is no port to connect to; write the port the other side listens on")
+        host = "127.0.0.1" if endpoint.tcp.host == "localhost" else endpoint.tcp.host  # ZeroMQ binds to no names
+        return f"tcp://{HostPort(host, endpoint.tcp.port)}"
+
+    def _handler(self, name: str, table: Table) -> HandlerConfig:
+        given = [key for key in ("app", "command", "socket") if key in table]
+        if len(given) != 1:
+            what = f"has {' and '.join(given)}; keep one of them" if given else "says nothing to run"
+            example = "" if given else '; add app = "module:attribute", command = ["program"] or socket = "path"'
+            table.fail(None, what + example)
+        app = table.text("app")
+        if app is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", app):
+            table.fail(
+                "app", f'{app!r} is not "module:attribute"; name the module without .py, a colon, and the App in it'
+            )
+        command = table.texts("command")
+        if command == ():
+            table.fail("command", 'is empty; write the program and its arguments as ["program", "argument"]')
+        types = table.texts("types") if "types" in table else (name,)
+        return HandlerConfig(
+            name=name,
+            types=self._types(table, "types", types or ()),
+            workers=table.number("workers", 1, 1, MAX_WORKERS),
+            app=app,
+            command=command,
+            socket=self._socket(table, "socket"),
+        )
+
+    def _types(self, table: Table, key: str, types: tuple[str, ...]) -> tuple[str, ...]:
+        if not types:
+            table.fail(key, "is empty; name at least one message type")
+        for each in types:
+            fault = type_fault(each)
+            if fault:
+                table.fail(key if key in table else None, fault)
+        return tuple(dict.fromkeys(types))
+
+    def _peer(self, name: str, table: Table) -> PeerConfig:
+        if ("fabric" in table) == ("native" in table):
+            both = "fabric" in table
+            remedy = (
+                "has both fabric and native; keep one" if both else 'needs fabric = "tcp://…" or native = "host:port"'
+            )
+            table.fail(None, remedy)
+        fabric, native = table.text("fabric"), table.text("native")
+        address = table.checked("native", parse_host_port, native) if native else None
+        if address and address.port == 0:
+            table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
+        types = table.texts("accept_types")
+        return PeerConfig(
+            name=name,
+            fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,
+            native=address,
+            accept_types=None if types is None else frozenset(types),
+        )
+
+    def _path(self, table: Table, key: str) -> Path | None:
+        text = table.text(key)
+        return None if text is None else self.directory / text
+
+    def _socket(self, table: Table, key: str) -> Path | None:
+        path = self._path(table, key)
+        fault = socket_path_fault(path) if path else None
+        if fault:
+            table.fail(key, f"{fault}; choose a shorter one")
+        return path

@@ -1,0 +1,64 @@
+"""The directory of a server's data: private to its owner, and used by one server at a time.
+
+The fabric's socket in it admits whoever can open it, so the directory's mode is
+what keeps others out. It never changes the mode of a directory that holds
+anything of somebody else's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from bester.broker.wire.codes import BesterError, ConfigError
+
+LOCK = "server.lock"
+OURS = frozenset({LOCK, "accounts.db", "accounts.db-wal", "accounts.db-shm", "fabric.sock"})
+
+
+def prepare(path: Path) -> None:
+    """Make the directory with mode 0700, or see that it has it. Raises ConfigError with the remedy."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & 0o077:
+            return
+        if set(os.listdir(path)) <= OURS:  # empty, or made by us under another umask
+            path.chmod(0o700)
+            return
+    except FileExistsError:
+        raise ConfigError(f"{path}: is no directory; name another one as [server] data_dir") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a directory of your own as [server] data_dir") from None
+    raise ConfigError(f"{path}: others may open it (mode {mode:04o}); chmod 700 it, or name another [server] data_dir")
+
+
+class Claim:
+    """The right to serve from a directory, held until it is closed or the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare and claim the directory. Raises ConfigError, or BesterError where another server has it."""
+        prepare(path)
+        lock = path / LOCK
+        try:
+            self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{lock}: {error.strerror}; name a directory of your own as [server] data_dir") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(self._fd, 32).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            who = f"process {owner}" if owner.isdigit() else "another process"
+            text = f"{path}: {who} serves from it; stop that, or name another [server] data_dir"
+            raise BesterError("not-allowed", text) from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, b"%d\n" % os.getpid())
+
+    def close(self) -> None:
+        """Give the directory free."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

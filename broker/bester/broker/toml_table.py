@@ -1,0 +1,170 @@
+"""One table of a TOML file, read key by key; every mistake becomes one line that names file, line, key and remedy.
+
+It knows nothing of what the keys mean, and never guesses: a value of the wrong
+type and a key nobody knows are errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from bester.broker.wire.codes import ConfigError
+
+T = TypeVar("T")
+
+FILE_LIMIT_BYTES = 1024 * 1024
+"""No configuration is longer; a log or a core dump given by mistake is not read whole."""
+
+_HEADER = re.compile(r"^\s*\[+\s*(.+?)\s*\]+\s*(#.*)?$")
+
+
+class Source:
+    """The text of a configuration file, and where in it things stand."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file. Raises ConfigError where that cannot be done."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                raw = file.read(FILE_LIMIT_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read it: {error.strerror}; name another file with -c") from None
+        if len(raw) > FILE_LIMIT_BYTES:
+            raise ConfigError(f"{path}: longer than {FILE_LIMIT_BYTES} bytes; this is no configuration")
+        try:
+            self.text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+
+    def tables(self) -> dict[str, Any]:
+        """Parse the text as TOML. Raises ConfigError."""
+        try:
+            return tomllib.loads(self.text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            hint = "strings stand in quotes, each key once"
+            raise ConfigError(f"{self.path}: not TOML: {one_line(str(error))}; {hint}") from None
+
+    def line(self, section: str, key: str | None) -> int | None:
+        """Return the line (from 1) of a key, or of the section itself where it is None; None where it is not seen."""
+        wanted = re.compile(rf"""^\s*["']?{re.escape(key)}["']?\s*[=.]""") if key is not None else None
+        inside = section == ""
+        for number, line in enumerate(self.text.splitlines(), 1):
+            header = _HEADER.match(line)
+            if header:
+                inside = re.sub(r"""["'\s]""", "", header[1]) == section
+                if inside and wanted is None:
+                    return number
+            elif inside and wanted is not None and wanted.match(line):
+                return number
+        return None
+
+    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
+        """Raise ConfigError for a key (or, with None, for the section itself)."""
+        line = self.line(section, key)
+        place = f"{self.path}:{line}" if line else str(self.path)
+        where = " ".join(part for part in (f"[{section}]" if section else "", key or "") if part)
+        raise ConfigError(one_line(f"{place}: {where}: {what}"))
+
+
+def one_line(text: str) -> str:
+    """Return the text with everything that would start a new line, or move the cursor, spelled out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the known name nearest to this one, and all of them where it is not near."""
+    names = sorted(known)
+    if not names:
+        return "none is known here"
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
+        return f"did you mean {close[0]}?"
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    return f"the nearest is {nearest}, of {', '.join(names)}"
+
+
+class Table:
+    """The keys of one section. Every method raises ConfigError for what cannot be used."""
+
+    def __init__(self, source: Source, section: str, values: object, known: Iterable[str]) -> None:
+        self._source = source
+        self.section = section
+        if not isinstance(values, dict):
+            outer, _, name = section.rpartition(".")
+            source.fail(outer, name, f"is a table; write [{section}] and its keys below")
+        self._values: dict[str, Any] = values
+        known = tuple(known)
+        for key in values:
+            if key not in known:
+                self.fail(key, f"unknown {'key' if section else 'section'}; {nearest(key, known)}")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def fail(self, key: str | None, what: str) -> NoReturn:
+        """Raise ConfigError about one key, or about the section where there is none."""
+        self._source.fail(self.section, key, what)
+
+    def checked(self, key: str, check: Callable[[Any], T], value: object) -> T:
+        """Return what `check` makes of a value; the text of its ValueError is the mistake."""
+        try:
+            return check(value)
+        except ValueError as error:
+            self.fail(key, str(error))
+
+    def names(self) -> list[str]:
+        """Return the keys in the order of the file."""
+        return list(self._values)
+
+    def raw(self, key: str) -> object:
+        """Return the value as TOML has it, or None."""
+        return self._values.get(key)
+
+    def text(self, key: str) -> str | None:
+        """Return a string that is not empty, or None where the key is missing."""
+        if key not in self._values:
+            return None
+        value = self._values[key]
+        if not isinstance(value, str):
+            self.fail(key, f'is text; write {key} = "…"')
+        if not value:
+            self.fail(key, "is empty; leave the key out or give it a value")
+        if "\0" in value:
+            self.fail(key, "holds a zero byte; remove it")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...] | None:
+        """Return a list of strings that are not empty, or None where the key is missing."""
+        if key not in self._values:
+            return None
+        value = self._values[key]
+        if not isinstance(value, list) or not all(
+            isinstance(each, str) and each and "\0" not in each for each in value
+        ):
+            self.fail(key, f'is a list of texts; write {key} = ["…"]')
+        return tuple(value)
+
+    def number(self, key: str, default: int, low: int, high: int) -> int:
+        """Return a whole number from `low` to `high`."""
+        value = self._values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(key, f"is a whole number from {low} to {high}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Return a boolean; false where the key is missing."""
+        value = self._values.get(key, False)
+        if not isinstance(value, bool):
+            self.fail(key, "is true or false, without quotes")
+        return value
+
+    def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        """Return one of a few words."""
+        value = self.text(key) or default
+        if value not in choices:
+            self.fail(key, f"{value!r} is not one of {', '.join(choices)}")
+        return value

@@ -1,0 +1,308 @@
+"""`bester.toml`: what it says is what holds, and every mistake is one line that names file, place and remedy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bester.broker import besterd, config_file
+from bester.broker.config import STOCK_HANDLERS, Config, HandlerConfig, PeerConfig, defaults, name_fault, type_fault
+from bester.broker.wire.address import HostPort
+from bester.broker.wire.codes import ConfigError
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory with a path short enough for sockets."""
+    with TemporaryDirectory(prefix="b-") as directory:
+        yield Path(directory)
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "bester.toml"
+    path.write_text(text)
+    return config_file.load(path)
+
+
+FULL = """
+[server]
+name = "s1.example"
+data_dir = "data"
+[native]
+tcp4 = "127.0.0.1:0"
+tcp6 = "[::1]:2224"
+unix = "native.sock"
+max_frame = 2048
+max_connections = 10
+max_connections_per_user = 3
+max_connections_per_address = 4
+[fabric]
+listen = ["ipc://DATA_DIR/f.sock", "tcp://localhost:2225", "ipc://here.sock"]
+connect = ["tcp://127.0.0.1:2225"]
+[accounts]
+auth = "open"
+[handlers.chat]
+workers = 4
+app = "shop.chat:app"
+[handlers.node]
+types = ["a", "b c"]
+command = ["node", "chat.js"]
+[handlers.old]
+socket = "old.sock"
+[servers.g]
+fabric = "tcp://127.0.0.1:3000"
+accept_types = ["english"]
+[servers."far.example"]
+native = "far.example:2223"
+[federation]
+accept = "open"
+[informer]
+unix = "bInformer"
+"""
+
+
+def test_every_key_arrives(tmp_path: Path) -> None:
+    config = load(tmp_path, FULL)
+    assert (config.server.name, config.server.data_dir) == ("s1.example", tmp_path / "data")
+    native = config.native
+    assert (native.tcp4, native.tcp6) == (HostPort("127.0.0.1", 0), HostPort("::1", 2224))
+    assert native.unix == tmp_path / "native.sock"
+    limits = (native.max_connections, native.max_connections_per_user, native.max_connections_per_address)
+    assert (native.max_frame, *limits) == (2048, 10, 3, 4)
+    assert config.fabric.listen == (
+        f"ipc://{tmp_path}/data/f.sock",
+        "tcp://127.0.0.1:2225",
+        f"ipc://{tmp_path}/here.sock",
+    )
+    assert config.fabric.connect == ("tcp://127.0.0.1:2225",)
+    assert config.auth == "open"
+    assert config.handlers == (
+        HandlerConfig("chat", ("chat",), 4, app="shop.chat:app"),
+        HandlerConfig("node", ("a", "b c"), command=("node", "chat.js")),
+        HandlerConfig("old", ("old",), socket=tmp_path / "old.sock"),
+    )
+    assert config.servers == {
+        "g": PeerConfig("g", fabric="tcp://127.0.0.1:3000", accept_types=frozenset({"english"})),
+        "far.example": PeerConfig("far.example", native=HostPort("far.example", 2223)),
+    }
+    assert (config.accept, config.informer) == ("open", tmp_path / "bInformer")
+
+
+def test_an_empty_file_has_the_defaults_and_no_handlers(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    without = defaults(tmp_path)
+    assert (config.server, config.native, config.fabric) == (without.server, without.native, without.fabric)
+    assert (config.auth, config.accept, config.handlers) == ("accounts", "listed", ())
+    assert without.handlers == STOCK_HANDLERS
+    assert without.native.tcp4 == HostPort("127.0.0.1", 2223)
+    assert without.fabric.listen == without.fabric.connect == (f"ipc://{tmp_path}/bester-data/fabric.sock",)
+
+
+def test_without_a_file_the_defaults_hold_and_bester_toml_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_file.load().path is None
+    (tmp_path / "bester.toml").write_text('[server]\nname = "found"\n')
+    assert config_file.load().server.name == "found"
+
+
+def test_one_named_listener_is_the_only_one(tmp_path: Path) -> None:
+    native = load(tmp_path, '[native]\nunix = "n.sock"\n').native
+    assert (native.tcp4, native.tcp6) == (None, None)
+    assert load(tmp_path, "[native]\nmax_frame = 4096\n").native.tcp4 == HostPort("127.0.0.1", 2223)
+
+
+def test_insecure_opens_the_plain_listener(tmp_path: Path) -> None:
+    native = load(tmp_path, '[native]\ntcp4 = "0.0.0.0:2223"\ninsecure = true\n').native
+    assert native.tcp4 == HostPort("0.0.0.0", 2223)
+
+
+def test_two_handlers_may_serve_one_type(tmp_path: Path) -> None:
+    config = load(tmp_path, '[handlers.a]\ntypes=["t"]\napp="m:a"\n[handlers.b]\ntypes=["t"]\napp="m:b"\n')
+    assert [handler.types for handler in config.handlers] == [("t",), ("t",)]
+
+
+MISTAKES = [
+    ("[native]\ntpc4 = '127.0.0.1:1'", ":2: [native] tpc4: unknown key; did you mean tcp4?"),
+    ("[natve]\n", "natve: unknown section; did you mean native?"),
+    ("[zzz]\n", "zzz: unknown section; the nearest is "),
+    ("name = 'x'\n", ":1: name: unknown section"),
+    ("[native]\nwebsocket = '127.0.0.1:2226'", "websocket: unknown key"),
+    ("[native.tls]\nlisten = 'x'", "tls: unknown key"),
+    ("[store]\nurl = 'sqlite:x'", "store: unknown section"),
+    ("[operator]\nhttp = '127.0.0.1:1'", "operator: unknown section"),
+    ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = 'x'", ":3: [servers.g] key: unknown key"),
+    ("[handlers.a]\napp = 'm:a'\ntimeout_s = 3", ":3: [handlers.a] timeout_s: unknown key; the nearest is types"),
+    ("server = 3", "server: is a table; write [server]"),
+    ("[[server]]\nname = 'x'", "is a table; write [server]"),
+    ("handlers = 3", "is a table; write [handlers]"),
+    ("[handlers]\nchat = 3", "[handlers] chat: is a table; write [handlers.chat]"),
+    ("[server\n", "not TOML"),
+    ("[server]\nname = s1", "not TOML"),
+    ("a = " + "[" * 5000, "not TOML"),
+    ("[server]\nname = 7", ':2: [server] name: is text; write name = "…"'),
+    ("[server]\nname = ''", "is empty"),
+    ("[server]\nname = 'a/b'", "'a/b': a name is"),
+    ("[server]\nname = 'a:1'", "a name is"),
+    ("[server]\nname = 'a b'", "a name is"),
+    ('[server]\nname = "a\\nb"', "a name is"),
+    ('[server]\ndata_dir = "a\\u0000"', "holds a zero byte"),
+    ("[native]\ntcp4 = 'here'", "'here' is not HOST:PORT"),
+    ("[native]\ntcp4 = '127.0.0.1:99999'", "the port is a number from 0 to 65535"),
+    ("[native]\ntcp4 = '::1:5'", "in brackets"),
+    ("[native]\ntcp4 = '[::1]:5'", "belongs under tcp6"),
+    ("[native]\ntcp6 = '127.0.0.1:5'", "belongs under tcp4"),
+    (
+        "[native]\ntcp4 = '0.0.0.0:2223'",
+        "beyond loopback and the listener speaks plain text; use 127.0.0.1, or say insecure",
+    ),
+    ("[native]\ntcp6 = '[::]:2223'", "use [::1], or say insecure = true"),
+    ("[native]\ntcp4 = 'example.org:2223'", "beyond loopback"),
+    ("[native]\ninsecure = 'yes'", "is true or false"),
+    ("[native]\nmax_frame = 10", "is a whole number from 1024 to"),
+    ("[native]\nmax_frame = true", "is a whole number"),
+    ("[native]\nmax_connections = 1.5", "is a whole number"),
+    (f"[native]\nunix = '{'x' * 200}'", "a Unix socket's path has 107 at most; choose a shorter one"),
+    (f"[server]\ndata_dir = '{'x' * 100}'", "107 at most; set a shorter [server] data_dir"),
+    ("[fabric]\nlisten = 'ipc://x'", 'is a list of texts; write listen = ["…"]'),
+    ("[fabric]\nlisten = []", "is empty; leave the key out for the default"),
+    ("[fabric]\nconnect = []", "is empty"),
+    ("[fabric]\nlisten = ['127.0.0.1:5']", "is not ipc://PATH or tcp://HOST:PORT"),
+    ("[fabric]\nlisten = ['inproc://x']", "is not ipc://PATH or tcp://HOST:PORT"),
+    ("[fabric]\nlisten = ['tcp://0.0.0.0:5']", "without encryption tcp stays on this machine"),
+    ("[fabric]\nlisten = ['tcp://*:5']", "without encryption tcp stays on this machine"),
+    ("[fabric]\nconnect = ['tcp://10.0.0.1:5']", "without encryption tcp stays on this machine"),
+    ("[fabric]\nconnect = ['tcp://127.0.0.1:0']", "port 0 is no port to connect to"),
+    ("[fabric]\nlisten = ['ipc://a', 'ipc://a']", "is named twice"),
+    ("[accounts]\nauth = 'none'", "'none' is not one of accounts, open"),
+    ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: says nothing to run; add app"),
+    ("[handlers.a]\napp = 'm:a'\nsocket = 's'", "has app and socket; keep one of them"),
+    ("[handlers.a]\napp = 'm.py'", "'m.py' is not \"module:attribute\""),
+    ("[handlers.a]\ncommand = 'node chat.js'", 'is a list of texts; write command = ["…"]'),
+    ("[handlers.a]\ncommand = []", "is empty; write the program"),
+    ("[handlers.a]\napp = 'm:a'\nworkers = 0", "is a whole number from 1 to 256"),
+    ("[handlers.a]\napp = 'm:a'\ntypes = []", "is empty; name at least one"),
+    ("[handlers.a]\napp = 'm:a'\ntypes = ['bester.auth']", "'bester.auth' is reserved"),
+    ("[handlers.dummy]\napp = 'm:a'", "'dummy' is reserved"),
+    ("[handlers.a]\napp = 'm:a'\ntypes = ['a,b']", "without commas"),
+    ("[handlers.'a b']\napp = 'm:a'", "'a b': a name is"),
+    ("[servers.g]\n", "needs fabric = "),
+    ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nnative = 'g:1'", "has both fabric and native"),
+    ("[servers.g]\nnative = 'g'", "'g' is not HOST:PORT"),
+    ("[servers.g]\nnative = 'g:0'", "port 0"),
+    ("[servers.g]\nfabric = 'tcp://g.example:1'", "without encryption tcp stays on this machine"),
+    ("[server]\nname = 'g'\n[servers.g]\nnative = 'g:1'", "is this server itself"),
+    ("[servers.g]\nnative = 'g:1'\naccept_types = 'a'", "is a list of texts"),
+    ("[federation]\naccept = 'all'", "'all' is not one of listed, open, none"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), MISTAKES, ids=[said[:40] for _, said in MISTAKES])
+def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path}/bester.toml")
+    assert said in line
+    assert line.isprintable()
+    assert len(line) < 500
+
+
+def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    for path, said in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory"), (binary, "not UTF-8")):
+        with pytest.raises(ConfigError, match=said):
+            config_file.load(path)
+
+
+def test_names_and_types() -> None:
+    assert [name_fault(name) for name in ("s1", "s1.example", "a_b-c", "A")] == [None] * 4
+    assert all(name_fault(name) for name in ("", ".", "-a", "a-", "é", "a" * 101, "a\n"))
+    assert [type_fault(name) for name in ("m1", "één", "a/b", "beste")] == [None] * 4
+    assert all(type_fault(name) for name in ("", "builtin", "bester.x", "a\tb", " a", "x" * 101))
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = (DOCS / page).read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    return [row for row in cells if row[0].startswith("`")]
+
+
+def test_the_reference_shows_exactly_the_keys_there_are() -> None:
+    expected = [
+        [f"`[{section}] {name}`", key.default, key.meaning]
+        for section, keys in config_file.KEYS.items()
+        for name, key in keys.items()
+    ]
+    assert rows("configuration.md") == expected
+
+
+REFERENCE = """{
+  "network": {"types": ["tcp4", "unix"], "tcp4": {"address": "127.0.0.1", "port": "2223"},
+              "unix": {"address": "u.sock"}, "tcp6": {"address": "::1", "port": "2224"}},
+  "handlers": {"availableTypes": ["chat", "news"], "typeMap": {
+      "chat": {"handlerBinary": "chat.sh", "unixDomainSocketPath": "chat.sock"},
+      "news": {"handlerBinary": "gone", "unixDomainSocketPath": "news.sock"},
+      "spare": {"handlerBinary": "", "unixDomainSocketPath": "spare.sock"}}},
+  "database": {"type": "redis", "redis": {"address": "127.0.0.1", "port": "6379"}},
+  "admin": {"info": "ask Tim"}
+}"""
+
+
+def besterd_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "server.conf"
+    path.write_text(text)
+    return path
+
+
+def test_the_reference_daemons_file(tmp_path: Path) -> None:
+    program = tmp_path / "chat.sh"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    config = besterd.load(besterd_file(tmp_path, REFERENCE))
+    assert (config.native.tcp4, config.native.tcp6) == (HostPort("127.0.0.1", 2223), None)
+    assert config.native.unix == tmp_path / "u.sock"
+    chat = tmp_path / "chat.sock"
+    assert config.handlers == (
+        HandlerConfig("chat", ("chat",), socket=chat, program=(str(program), str(chat))),
+        HandlerConfig("news", ("news",), socket=tmp_path / "news.sock"),
+    )
+    assert config.admin_info == "ask Tim"
+    assert config.informer == tmp_path / "bInformer"
+    said = "\n".join(config.notices)
+    assert "database is not read" in said
+    assert "typeMap.spare" in said
+    assert "gone is no program" in said
+    assert all(notice.isprintable() for notice in config.notices)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "the file: is missing or no object"),
+        ("[" * 100000, "is not JSON"),
+        ('{"network": {"types": []}}', "names no listener"),
+        ('{"network": {"types": ["tcp5"]}}', "'tcp5' is not one of tcp4, tcp6, unix"),
+        ('{"network": {"types": ["tcp4"]}}', "network.tcp4: is missing"),
+        ('{"network": {"tcp4": {"address": "127.0.0.1", "port": "x"}}}', "the port is a number"),
+        ('{"network": {"tcp4": {"address": "0.0.0.0", "port": "1"}}}', 'or add "insecure": true to network'),
+        ('{"network": {"unix": {"address": "' + "x" * 200 + '"}}}', "107 at most"),
+        ('{"network": {"unix": {"address": "u"}}, "handlers": {"availableTypes": ["a"]}}', "typeMap.a: is missing"),
+        (
+            '{"network": {"unix": {"address": "u"}}, "handlers": {"typeMap": {"a": {}}}}',
+            "unixDomainSocketPath: is missing",
+        ),
+        ('{"network": {"unix": {"address": "u"}}, "handlers": {"typeMap": {"dummy": {}}}}', "'dummy' is reserved"),
+    ],
+)
+def test_mistakes_in_the_reference_daemons_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        besterd.load(besterd_file(tmp_path, text))
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
