@@ -1,0 +1,248 @@
+"""Who may log in: accounts in SQLite, passwords as argon2id, checked off the event loop.
+
+Several processes may use one database: what the command line changes holds on a
+running server with the next question. A password is never stored, logged or kept,
+and an unknown name costs as much time as a wrong password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import argon2
+
+from bester.broker.config import Config
+from bester.broker.data_dir import prepare
+from bester.broker.lockout import Lockout
+from bester.broker.wire.codes import BesterError
+
+FILE = "accounts.db"
+NAME_LIMIT = 128
+"""Characters of a user name."""
+PASSWORD_LIMIT_BYTES = 1024
+"""Longer ones only make checking slow."""
+VERIFIERS = 2
+"""Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
+WAITING_LIMIT = 128
+"""Logins that wait for one of these; the last has its answer within about 2 s, while its client still listens."""
+BUSY_S = 5.0
+"""How long the command line waits for another process that is writing."""
+
+_HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
+_TABLE = """
+CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
+"""
+_log = logging.getLogger(__name__)
+
+
+def _no_such_hash() -> str:
+    """Return a well-formed hash that no known password has: what an unknown name is checked against."""
+    salt, digest = (base64.b64encode(bytes(length)).decode().rstrip("=") for length in (16, 32))
+    return f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}${salt}${digest}"
+
+
+_DUMMY = _no_such_hash()
+
+
+class Account(NamedTuple):
+    """`created_s` is seconds of the wall clock since 1970."""
+
+    name: str
+    created_s: int
+
+
+class Logins(Protocol):
+    """What a broker asks about users."""
+
+    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
+        """Return None where the password is right, else `authentication-failed` or `overloaded`."""
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is an account of this name."""
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+
+
+def open_logins(config: Config) -> Logins:
+    """Return what `[accounts] auth` asks for."""
+    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir)
+
+
+def name_fault(name: str) -> str | None:
+    """Say what is wrong with a user name, or None."""
+    if not name:
+        return "a user name has at least one character"
+    if len(name) > NAME_LIMIT:
+        return f"a user name has {NAME_LIMIT} characters at most"
+    if not name.isprintable() or name != name.strip():
+        return "a user name has printable characters only, and no blanks at its ends"
+    return None
+
+
+def password_fault(password: str) -> str | None:
+    """Say what is wrong with a password as such, or None."""
+    if not password:
+        return "a password has at least one character"
+    try:
+        size = len(password.encode())
+    except UnicodeEncodeError:
+        return "a password is text that UTF-8 can write"
+    return f"a password has {PASSWORD_LIMIT_BYTES} bytes at most" if size > PASSWORD_LIMIT_BYTES else None
+
+
+class OpenAccounts:
+    """`auth = "open"`: whoever gives a name and a password is let in, and nobody is known beforehand."""
+
+    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
+        """Return None for any usable name with a password."""
+        return "authentication-failed" if name_fault(user) or password_fault(password) else None
+
+    def exists(self, name: str) -> bool:
+        """Say no: there are no accounts."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+
+class Accounts:
+    """The accounts of one server. The synchronous methods belong to the thread that made it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Open the database, making it where there is none. Raises ConfigError for the directory, BesterError else."""
+        prepare(data_dir)
+        self.path = data_dir / FILE
+        try:
+            # SQLite gives its other files the mode of this one.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise self._broken(error) from None
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute(_TABLE)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._broken(error) from None
+        self._lockout = Lockout()
+        self._pool: ThreadPoolExecutor | None = None
+        self._turn = asyncio.Semaphore(VERIFIERS)
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Close the database; checks still running are waited for, a few hundredths of a second."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        self._db.close()
+
+    def add(self, name: str, password: str) -> None:
+        """Make an account. Raises BesterError where the name is taken, or name or password cannot be used."""
+        fault = name_fault(name) or password_fault(password)
+        if fault:
+            raise BesterError("malformed", fault)
+        row = (name, _HASHER.hash(password), int(time.time()))
+        if not self._change("INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row):
+            raise BesterError(
+                "not-allowed", f"there is a user {name} already; `bester user passwd` changes the password"
+            )
+
+    def passwd(self, name: str, password: str) -> None:
+        """Change a password. Raises BesterError where there is no such account or the password cannot be used."""
+        fault = password_fault(password)
+        if fault:
+            raise BesterError("malformed", fault)
+        if not self._change("UPDATE account SET hash = ? WHERE name = ?", (_HASHER.hash(password), name)):
+            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+
+    def remove(self, name: str) -> None:
+        """Remove an account. Raises BesterError where there is none."""
+        if not self._change("DELETE FROM account WHERE name = ?", (name,)):
+            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+
+    def list(self) -> list[Account]:
+        """Return all accounts by name."""
+        try:
+            return [Account(*row) for row in self._db.execute("SELECT name, created_s FROM account ORDER BY name")]
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+
+    def exists(self, name: str) -> bool:
+        """Say whether there is an account of this name: one look-up by key. Yes where the database cannot tell."""
+        try:
+            return self._db.execute("SELECT 1 FROM account WHERE name = ?", (name,)).fetchone() is not None
+        except UnicodeEncodeError:
+            return False
+        except sqlite3.Error as error:
+            _log.error("%s", self._broken(error).text)
+            return True  # `unknown-user` would be for ever
+
+    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
+        """Check a password. `address` is the client's, empty where it has none; `now` is monotonic, in seconds.
+
+        Returns None where it is right, else a code: `authentication-failed`, or `overloaded` where too many checks
+        wait or this user or address has to wait after wrong passwords.
+        """
+        if name_fault(user) or password_fault(password):
+            return "authentication-failed"
+        keys = (f"user {user}", f"address {address}") if address else (f"user {user}",)
+        if self._waiting >= WAITING_LIMIT or self._lockout.wait_s(keys, now):
+            return "overloaded"
+        self._waiting += 1
+        try:
+            async with self._turn:
+                # Others may have failed under these keys while this one waited.
+                if self._lockout.wait_s(keys, now):
+                    return "overloaded"
+                try:
+                    stored = self._hash_of(user)
+                except sqlite3.Error as error:
+                    _log.error("%s", self._broken(error).text)
+                    return "overloaded"
+                right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
+        finally:
+            self._waiting -= 1
+        if right:
+            self._lockout.succeeded(keys[0])
+            return None
+        self._lockout.failed(keys, now)
+        return "authentication-failed"
+
+    def _hash_of(self, user: str) -> str | None:
+        row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(VERIFIERS, thread_name_prefix="password")
+        return self._pool
+
+    def _change(self, statement: str, values: tuple[str | int, ...]) -> bool:
+        try:
+            return self._db.execute(statement, values).rowcount > 0
+        except UnicodeEncodeError:
+            raise BesterError("malformed", "a user name is text that UTF-8 can write") from None
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> BesterError:
+        remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
+        return BesterError("storage-full", f"{self.path}: {error}; {remedy}")
+
+
+def _matches(stored: str | None, password: str) -> bool:
+    """Say whether a password fits a hash; without a hash it works as long, and says no."""
+    try:
+        _HASHER.verify(stored or _DUMMY, password)
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return False
+    return stored is not None
