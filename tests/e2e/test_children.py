@@ -1,0 +1,234 @@
+"""Handlers as child processes: started, logged, started again, and never left behind."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bester.bridge.children import Child, Children, plan
+from bester.broker import config_file
+from bester.broker.wire.codes import ConfigError
+
+DEADLINE_S = 20.0
+STEADY = "import time; print('here', flush=True); time.sleep(600)"
+"""A child that says it is there and stays."""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def python(name: str, program: str, **environment: str) -> Child:
+    return Child(name, (sys.executable, "-c", program), environment)
+
+
+@asynccontextmanager
+async def running(directory: Path, *children: Child) -> AsyncIterator[Children]:
+    group = Children(children, directory)
+    await group.start()
+    try:
+        yield group
+    finally:
+        await group.stop()
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+async def test_children_get_their_environment_and_run_in_the_directory(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = python("chat", "import os; print(os.environ['BESTER_NAME'], os.getcwd()); " + STEADY, BESTER_NAME="chat")
+    async with running(directory, child):
+        await until(lambda: "chat | here" in caplog.text)
+        assert f"chat | chat {directory}" in caplog.text
+
+
+async def test_a_child_that_is_killed_is_started_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(directory, python("a", STEADY)) as children:
+        await until(lambda: "a | here" in caplog.text)
+        first = children.pids["a"]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: children.pids.get("a") not in (None, first))
+        await until(lambda: caplog.text.count("a | here") == 2)
+        assert "handler a was ended by SIGKILL; starting it again in 0.1 s" in caplog.text
+
+
+async def test_one_that_ends_at_once_is_started_ever_more_slowly(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(directory, python("a", "raise SystemExit(3)")):
+        await until(lambda: "ended with exit status 3; starting it again in 0.4 s" in caplog.text)
+    waits = [line.rpartition(" in ")[2] for line in caplog.messages if "starting it again" in line]
+    assert waits[:3] == ["0.1 s", "0.2 s", "0.4 s"]
+
+
+async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(directory, Child("gone", (str(directory / "gone"),), {}), python("a", STEADY)):
+        await until(lambda: "handler gone cannot be started: No such file or directory" in caplog.text)
+        await until(lambda: "a | here" in caplog.text)
+
+
+async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    polite = "import signal, sys; signal.signal(15, lambda *_: (print('bye', flush=True), sys.exit(0))); " + STEADY
+    async with running(directory, python("a", polite)) as children:
+        await until(lambda: "a | here" in caplog.text)
+        pid = children.pids["a"]
+    assert "a | bye" in caplog.text
+    assert not alive(pid)
+    assert "starting it again" not in caplog.text
+
+
+async def test_stop_kills_what_does_not_listen_and_what_it_started(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); "
+    parent = deaf + "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); "
+    child = Child("a", (sys.executable, "-c", parent + "print(p.pid, flush=True); " + STEADY, deaf + STEADY), {})
+    async with running(directory, child) as children:
+        await until(lambda: caplog.text.count("a | here") == 2)
+        pids = [children.pids["a"]]
+        pids += [int(word) for line in caplog.messages if (word := line.removeprefix("a | ")).isdigit()]
+        assert len(pids) == 2
+        await children.stop(grace_s=0.1)
+        assert "is killed" in caplog.text
+        await until(lambda: not any(map(alive, pids)))
+
+
+async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noisy = "import sys; sys.stdout.buffer.write(b'x' * 100_000 + b'\\xff\\n'); print('end', flush=True); " + STEADY
+    async with running(directory, python("a", noisy)):
+        await until(lambda: "a | here" in caplog.text)
+    text = "".join(line.removeprefix("a | ") for line in caplog.messages)
+    assert text.startswith("x" * 100_000 + "\N{REPLACEMENT CHARACTER}end")
+    assert max(map(len, caplog.messages)) < 5000
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from bester.bridge.children import Child, Children
+
+async def main():
+    deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    spawn = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); p.wait()"
+    one = Child("one", (sys.executable, "-c", deaf), {})
+    two = Child("two", (sys.executable, "-c", spawn, deaf), {})
+    children = Children([one, two], Path.cwd())
+    await children.start()
+    while len(children.pids) < 2:
+        await asyncio.sleep(0.01)
+    print(*children.pids.values(), flush=True)
+    await asyncio.sleep(600)
+
+if sys.argv[1] == "uvloop":
+    import uvloop
+    uvloop.run(main())
+else:
+    asyncio.run(main())
+"""
+
+
+def in_groups(pids: list[int]) -> list[int]:
+    """Every living process in the groups that these lead."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            try:
+                if os.getpgid(int(entry.name)) in pids:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_children_and_grandchildren_die_with_a_parent_that_is_killed(directory: Path, loop: str) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, loop], stdout=subprocess.PIPE, text=True, cwd=directory)
+    try:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        await until(lambda: len(in_groups(pids)) == 3)
+    finally:
+        parent.kill()
+        parent.communicate()
+    await until(lambda: not in_groups(pids))
+
+
+CONFIG = """
+[handlers.chat]
+app = "mychat:app"
+workers = 2
+[handlers.node]
+types = ["a", "b"]
+command = ["./run.sh", "x"]
+[handlers.old]
+socket = "old.sock"
+"""
+
+
+def test_the_plan_of_a_configuration(directory: Path) -> None:
+    (directory / "run.sh").write_text("#!/bin/sh\n")
+    (directory / "run.sh").chmod(0o755)
+    (directory / "bester.toml").write_text(CONFIG)
+    children = plan(config_file.load(directory / "bester.toml"), "ipc:///x")
+    assert [child.name for child in children] == ["chat.0", "chat.1", "node", "old"]
+    assert children[0].argv == (sys.executable, "-m", "bester.handlers", "mychat:app", "--child", "0")
+    assert children[2].argv == (str(directory / "run.sh"), "x")
+    assert children[2].environment == {"BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node"}
+    assert children[3].argv[2:5] == ("bester.handlers", "--socket", str(directory / "old.sock"))
+
+
+def test_a_program_that_is_not_there_is_one_line(directory: Path) -> None:
+    (directory / "bester.toml").write_text('[handlers.a]\ncommand = ["no-such-program-here"]\n')
+    config = config_file.load(directory / "bester.toml")
+    with pytest.raises(ConfigError, match=r"\[handlers\.a\] command: no program 'no-such-program-here' is found"):
+        plan(config, "ipc:///x")
+
+
+async def test_a_python_handler_child_stays_and_ends_when_asked(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "mychat.py").write_text(
+        "from bester.handlers import App\napp = App()\n@app.handler('chat')\ndef chat(message):\n    return None\n"
+        "print('loaded', flush=True)\n"
+    )
+    (directory / "bester.toml").write_text('[handlers.chat]\napp = "mychat:app"\n')
+    config = config_file.load(directory / "bester.toml")
+    async with running(directory, *plan(config, f"ipc://{directory}/f.sock")) as children:
+        await until(lambda: "chat | loaded" in caplog.text)
+        pid = children.pids["chat"]
+        begun = time.monotonic()
+    assert time.monotonic() - begun < DEADLINE_S
+    assert not alive(pid)
+    assert "starting it again" not in caplog.text
+    assert "is killed" not in caplog.text
