@@ -1,0 +1,97 @@
+"""`bester send` and `bester listen`: a client for the shell."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+import click
+
+from bester.bridge.cli.options import client_password, config_option, load
+
+to_option = click.option(
+    "--to", metavar="HOST:PORT", help="The server, or unix:PATH; by default the one that the configuration describes."
+)
+user_option = click.option("--user", required=True, metavar="NAME", help="Who logs in.")
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print frames as they came, one a line.")
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@json_option
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
+              help="Show what arrives so long after the report.")  # fmt: skip
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
+              help="Give up without a report after so long.")  # fmt: skip
+@click.argument("type_", metavar="TYPE")
+@click.argument("json_text", metavar="JSON")
+def send(
+    config_path: Path | None,
+    to: str | None,
+    user: str,
+    json_lines: bool,
+    wait_s: float,
+    timeout_s: float,
+    type_: str,
+    json_text: str,
+) -> int:
+    """Send one message and show its report.
+
+    What arrives for the sender meanwhile is shown too. JSON given as - is read from standard input.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.bridge import client_cli
+
+    address = _address(to, config_path)
+    text = sys.stdin.read() if json_text == "-" else json_text
+    return _run(
+        client_cli.send_once(
+            address,
+            user,
+            client_password(user),
+            type_,
+            text,
+            wait_s=wait_s,
+            timeout_s=timeout_s,
+            on_frame=click.echo if json_lines else None,
+            echo=_echo,
+        )
+    )
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@json_option
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many messages.")
+def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None) -> int:
+    """Show what arrives for a user, until Ctrl-C.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.bridge import client_cli
+
+    address = _address(to, config_path)
+    return _run(client_cli.listen(address, user, client_password(user), json_lines=json_lines, echo=_echo, count=count))
+
+
+def _address(to: str | None, config_path: Path | None) -> str:
+    if to is not None:
+        return to
+    native = load(config_path).native
+    address = native.tcp4 or native.tcp6
+    return str(address) if address else f"unix:{native.unix}"
+
+
+def _echo(message: str, /, *, err: bool = False) -> None:
+    click.echo(f"bester: {message}" if err else message, err=err)
+
+
+def _run(work: Coroutine[None, None, int]) -> int:
+    return asyncio.run(work)

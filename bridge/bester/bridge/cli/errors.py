@@ -1,0 +1,80 @@
+"""What went wrong, as one line on standard error and an exit status; never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import click
+
+from bester.broker.wire.codes import BesterError, ConfigError
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+"""What a shell shows for a program ended by Ctrl-C."""
+
+REMEDIES = {
+    errno.EADDRINUSE: "stop what listens there, or choose another address in bester.toml",
+    errno.EADDRNOTAVAIL: "this machine has no such address; choose another in bester.toml",
+    errno.EACCES: "use a path or port that is yours; ports below 1024 are root's",
+    errno.EPERM: "use a path or port that is yours",
+    errno.ENOENT: "see that the path is right",
+    errno.ENOSPC: "free some room on the disk",
+    errno.EDQUOT: "free some room on the disk",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files; end some programs",
+    errno.ECONNREFUSED: "see that the server runs and listens there",
+    errno.ENETUNREACH: "see that the address is right",
+    errno.EHOSTUNREACH: "see that the address is right",
+}
+"""What helps, by the kind of a system error."""
+
+
+def report(error: BaseException) -> int:
+    """Write what went wrong and return the exit status. With BESTER_TRACEBACK set, the unexpected is raised again."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return MISUSED
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads our output any more; the interpreter must not try to flush it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        click.echo("", err=True)
+        return INTERRUPTED
+    text, status = describe(error)
+    click.echo(f"bester: {text}", err=True)
+    return status
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """Return one line that says what went wrong and how to mend it, and the exit status."""
+    status = MISUSED if isinstance(error, (ConfigError, click.UsageError)) else FAILED
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, BesterError):
+        text = error.text
+    elif isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        return describe(error.exceptions[0])
+    elif isinstance(error, ImportError):
+        text = f"{error.msg}; `make setup`, or pip install bester, installs what is missing"
+    elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's own errors
+        text = _system(error)
+    elif os.environ.get("BESTER_TRACEBACK"):
+        raise error
+    else:
+        text = f"internal error, {type(error).__name__}: {error}; BESTER_TRACEBACK=1 shows where"
+    return " ".join(text.split()), status
+
+
+def _system(error: BaseException) -> str:
+    number: int = getattr(error, "errno", 0)
+    name = getattr(error, "filename", None)
+    text = getattr(error, "strerror", None) or str(error)
+    remedy = REMEDIES.get(number)
+    return f"{f'{os.fsdecode(name)}: ' if name else ''}{text}{f'; {remedy}' if remedy else ''}"
