@@ -1,0 +1,162 @@
+"""One native connection on the event loop: bytes to the bridge, frames to the socket. A shell; it decides nothing.
+
+The transport's buffer is kept at nothing or one chunk: a chunk is written when the one before it has left the process,
+so that what has left is known, and a slow reader's backlog stays in a queue that is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from bester.bridge import native
+from bester.bridge.bridge import UNIX_HOST, Bridge, Waiting
+from bester.bridge.outqueue import OutQueue
+from bester.bridge.session import Session, State
+
+log = logging.getLogger("bester.bridge")
+
+LOOK_AGAIN_S = 0.01
+"""For loops that take a write over only later, and do not say when."""
+_NO_PLACE = native.report(native.AUTH_ID, 1, "overloaded")
+
+
+class Connection(asyncio.Protocol):
+    """A `Wire` on an asyncio transport."""
+
+    __slots__ = (
+        "_bridge",
+        "_ending",
+        "_looking",
+        "_loop",
+        "_paused",
+        "_transport",
+        "dirty",
+        "doom",
+        "out",
+        "reading",
+        "session",
+        "stalled_bytes",
+        "stalled_since",
+    )
+
+    session: Session  # given by the bridge's `admit`
+
+    def __init__(self, bridge: Bridge, loop: asyncio.AbstractEventLoop) -> None:
+        self._bridge = bridge
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._ending = False
+        self._paused = False
+        self._looking = False
+        self.out: OutQueue[Waiting] = OutQueue()
+        self.dirty = False
+        self.doom: str | None = None
+        self.reading = True
+        self.stalled_since = 0.0
+        self.stalled_bytes = 0
+
+    # --- from the loop --------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        # With no room in the transport's buffer, `resume_writing` says that a whole chunk has left.
+        transport.set_write_buffer_limits(high=0)
+        peer = transport.get_extra_info("peername")
+        host = peer[0] if isinstance(peer, tuple) else UNIX_HOST
+        if self._bridge.admit(self, host):
+            self._transport = transport
+        else:
+            log.warning("connection refused: no place for it", extra={"peer": host})
+            transport.write(_NO_PLACE)
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._bridge.received(self, data)
+
+    def eof_received(self) -> bool:
+        if self._transport is None or self._ending:
+            return False  # both sides have ended: the transport closes
+        self._bridge.ended(self)
+        return True
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._transport = None
+            self._bridge.gone(self)
+
+    # --- from the bridge ------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
+        transport = self._transport
+        if transport is None:
+            return
+        out = self.out
+        while chunk := out.take(self._bridge.limits.write_chunk):
+            transport.write(chunk)
+            if transport.is_closing():
+                return  # the write found the connection broken: what was taken has not left
+            if transport.get_write_buffer_size():
+                self._bridge.stuck(self)
+                self._look_later(0)
+                return
+            self._bridge.left(self, out.left())
+        if self.session.state is State.CLOSING and not out.in_flight and not self._ending:
+            self._end(transport)
+
+    def _look(self) -> None:
+        """Has the chunk in flight left by now?"""
+        self._looking = False
+        transport = self._transport
+        if transport is None or not self.out.in_flight or transport.is_closing():
+            return
+        if transport.get_write_buffer_size():
+            self._look_later(LOOK_AGAIN_S)
+            return
+        self._bridge.left(self, self.out.left())
+        self.flush()
+
+    def _look_later(self, delay_s: float) -> None:
+        """A loop that has paused us will say when to go on; one that has not takes the chunk over by itself."""
+        if not self._paused and not self._looking:
+            self._looking = True
+            self._loop.call_later(delay_s, self._look)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Say that nothing follows, and read on until the peer has read it: to close under it could take it away."""
+        self._ending = True
+        self._bridge.all_left(self)
+        if self.session.peer_ended or not transport.can_write_eof():
+            transport.close()
+        else:
+            transport.write_eof()
+
+    def read(self, on: bool) -> None:
+        """Read on, or let the peer wait."""
+        self.reading = on
+        if self._transport is not None and not self._transport.is_closing():
+            if on:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def unsent_bytes(self) -> int:
+        """Return what the socket has not yet taken over of the chunk in flight."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def abort(self, why: str) -> None:
+        """Cut the connection."""
+        if why:
+            session = self.session
+            log.warning("connection cut: %s", why, extra={"peer": session.address, "user": session.user})
+        if self._transport is not None:
+            self._transport.abort()

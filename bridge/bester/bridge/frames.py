@@ -1,0 +1,99 @@
+"""Native framing: `[4 bytes: length, unsigned, little endian][body]`, any split of the stream. Pure.
+
+It must never look into a body, copy a byte more often than a constant number of times,
+or hold more than a read and one unfinished frame within the limit.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+HEADER_BYTES = 4
+_HEADER = Struct("<I")
+
+
+def frame(body: bytes) -> bytes:
+    """Return one frame holding `body`."""
+    return _HEADER.pack(len(body)) + body
+
+
+class Splitter:
+    """Cuts a byte stream into frame bodies.
+
+    `limit_bytes` bounds a body; `first_limit_bytes`, where given, the stream's first one. When a frame announces more
+    than that, or nothing at all, `refused` holds its length, and nothing after it is read: the frame boundary is lost.
+    """
+
+    __slots__ = ("_limit", "_need", "_rest", "limit_bytes", "refused")
+
+    def __init__(self, limit_bytes: int, first_limit_bytes: int | None = None) -> None:
+        self.limit_bytes = limit_bytes
+        self.refused: int | None = None
+        self._limit = limit_bytes if first_limit_bytes is None else first_limit_bytes  # that of the frame at hand
+        self._rest: bytes | bytearray = b""  # the beginning of the frame at hand, its header included
+        self._need = HEADER_BYTES  # the length `_rest` must reach before there is anything to do
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much of an unfinished frame is held, its header included."""
+        return len(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take in the next bytes of the stream; return the bodies they complete, in order.
+
+        Bodies before a refused header are returned with it. Once `refused` is set, everything is ignored.
+        """
+        if self.refused is not None:
+            return []
+        if not self._rest:
+            return self._cut(data, 0)
+        return self._finish(data)
+
+    def _finish(self, data: bytes) -> list[bytes]:
+        """Complete the frame at hand. Only what it lacks is joined to it: a large frame is not copied at each read."""
+        rest = self._rest
+        if type(rest) is not bytearray:
+            rest = self._rest = bytearray(rest)
+        start = 0
+        while True:
+            lacking = self._need - len(rest)
+            rest += data[start : start + lacking]
+            start += lacking
+            if len(rest) < self._need:
+                return []
+            if self._need > HEADER_BYTES:
+                break
+            (length,) = _HEADER.unpack(rest)
+            if not 0 < length <= self._limit:
+                self._refuse(length)
+                return []
+            self._need += length
+        self._rest, self._need, self._limit = b"", HEADER_BYTES, self.limit_bytes
+        bodies = [bytes(memoryview(rest)[HEADER_BYTES:])]
+        return bodies if start == len(data) else bodies + self._cut(data, start)
+
+    def _cut(self, data: bytes, start: int) -> list[bytes]:
+        """Cut `data` from `start`, which is a frame boundary; hold what is left over."""
+        bodies: list[bytes] = []
+        end, limit = len(data), self._limit
+        need = HEADER_BYTES
+        unpack = _HEADER.unpack_from
+        while end - start >= HEADER_BYTES:
+            (length,) = unpack(data, start)
+            if not 0 < length <= limit:
+                self._refuse(length)
+                return bodies
+            body = start + HEADER_BYTES
+            if body + length > end:
+                need += length
+                break
+            start = body + length
+            bodies.append(data[body:start])
+            limit = self.limit_bytes
+        self._need, self._limit = need, limit
+        self._rest = data[start:]
+        return bodies
+
+    def _refuse(self, length: int) -> None:
+        self.refused = length
+        self._rest = b""

@@ -1,0 +1,60 @@
+"""Every bound of the bridge, with its reason. A bridge without one of these could be filled up or held for ever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one bridge; sizes in bytes, times in seconds."""
+
+    max_frame: int = MIB
+    """A client's frame; larger things belong elsewhere, with a reference to them in the message."""
+    first_frame: int = 4 * KIB
+    """Of a stranger, enough for a login and a short message, and cheap to hold ten thousand times."""
+    first_frame_s: float = 5.0
+    """How long a stranger may take over it; a person is not typing here."""
+    login_s: float = 30.0
+    """How long the broker may take over a login: a queue of password checks, not one of them."""
+    logins_in_flight: int = 256
+    """Each waits for a slow password check at the broker, and may hold one read of frames behind it."""
+    max_connections: int = 20_000
+    """In all; twice the load one bridge is made for. The process's descriptors bound it too."""
+    max_connections_per_address: int = 1_000
+    """One address cannot take all the places. Loopback and Unix peers (often proxies) are bounded by the total."""
+    max_connections_per_user: int = 1_000
+    """Each gets a copy of each message to the user: this is the factor by which one message may grow."""
+    out_queue: int = 8 * MIB
+    """What may wait for one reader who is slower than what he is sent; above it he is disconnected."""
+    out_pause: int = 256 * KIB
+    """With so much waiting for it, a connection is not read from: who does not listen is not listened to."""
+    write_chunk: int = 256 * KIB
+    """Handed to the socket at once; what left the process is known chunk by chunk."""
+    stalled_s: float = 30.0
+    """A reader that takes nothing for so long is gone, whatever TCP believes."""
+    unreported: int = 1_024
+    """Messages of one connection that wait for their report; above it the connection is not read from."""
+    unreported_bytes: int = 8 * MIB
+    """The same in bytes, for large messages; one always passes."""
+    drain_s: float = 30.0
+    """How long one who has stopped sending may wait for reports; longer than a handler that is waited for."""
+    linger_s: float = 1.0
+    """How long we read on after our last word, so that closing does not reset the connection under it."""
+    forwards_per_address: int = 128
+    """Connections to one other server at once. Servers in a ring wait for each other once a round, so not a few."""
+    forwards: int = 512
+    """The same to all of them: descriptors."""
+    forwards_waiting: int = 4_096
+    """Messages waiting for their turn; above it they fail as `overloaded`."""
+    forward_s: float = 5.0
+    """From the broker's asking to the other server's report."""
+    informer_connections: int = 64
+    """Handlers ask now and then; there are not many of them."""
+    informer_frame: int = 64 * KIB
+    """A question is a name at most."""
+    owed: int = 65_536
+    """Words the broker must hear (of sessions, of deliveries) that its link had no room for; above it it is no link."""

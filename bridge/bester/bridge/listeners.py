@@ -1,0 +1,171 @@
+"""Where the bridge listens: TCP and Unix sockets, bound with the options every connection inherits.
+
+What the operator asked for and cannot have is a ConfigError that names the key and the remedy. A plaintext listener
+that others than this machine can reach is refused unless the operator says `insecure`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import socket
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bester.broker.wire.address import HostPort, is_loopback
+from bester.broker.wire.codes import ConfigError
+
+BACKLOG = 8192
+"""A storm of reconnecting clients waits here; asyncio's own 100 makes it wait for TCP's timers instead."""
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 3
+"""A silent peer that is gone is noticed within a minute and a half."""
+USER_TIMEOUT_MS = 30_000
+"""How long bytes may go unacknowledged: what a kernel holds for a dead peer is lost, and this bounds how much."""
+DESCRIPTORS_APART = 128
+"""Descriptors the process needs for other things than native connections."""
+PROBE_S = 1.0
+
+Factory = Callable[[], asyncio.BaseProtocol]
+
+
+class Listener(NamedTuple):
+    """An open listener: its address as the informer shows it, e.g. `tcp4://127.0.0.1:2223`."""
+
+    url: str
+    server: asyncio.AbstractServer
+    path: str | None
+    inode: int | None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, or the path of a Unix socket."""
+        return self.url.partition("://")[2]
+
+    def close(self) -> None:
+        """Stop listening; connections stay. The file of a Unix socket is removed if it is still ours."""
+        self.server.close()
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                if os.stat(self.path).st_ino == self.inode:
+                    os.unlink(self.path)
+
+
+def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
+    """Refuse a listener without TLS that can be reached from elsewhere. Raises ConfigError."""
+    if not insecure and not is_loopback(address.host):
+        raise ConfigError(
+            f"{key} = {str(address)!r} would take passwords in plain text from other machines: "
+            'listen on 127.0.0.1 or "[::1]", or say insecure = true if the network is yours'
+        )
+
+
+async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False) -> Listener:
+    """Listen on a TCP address; port 0 takes a free one. `key` is what the operator wrote it under."""
+    check_plaintext(key, address, insecure)
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, family=family, type=socket.SOCK_STREAM)
+    except OSError:
+        kind = "IPv6" if family == socket.AF_INET6 else "IPv4"
+        raise ConfigError(f"{key}: {address.host!r} is no {kind} address of this machine") from None
+    sock: socket.socket | None = None
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        _set_options(sock, family)
+        sock.bind(found[0][4])
+        server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise ConfigError(_why_not(key, address, error)) from None
+    kind = "tcp6" if family == socket.AF_INET6 else "tcp4"
+    return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None, None)
+
+
+def _set_options(sock: socket.socket, family: int) -> None:
+    """Linux hands these on to each connection that is accepted, so they cost nothing later."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+    ):
+        if hasattr(socket, name):  # other systems lack some of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _why_not(key: str, address: HostPort, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{key} = {str(address)!r}: port {address.port} is in use; stop its owner or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{key} = {str(address)!r}: this port needs privileges; choose one above 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{key} = {str(address)!r}: this machine has no such address; use 127.0.0.1 or one of its own"
+    return f"{key} = {str(address)!r}: cannot listen: {error.strerror}"
+
+
+async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None = None) -> Listener:
+    """Listen on a Unix socket. The file of a server that is gone is replaced, that of a living one is not."""
+    if len(os.fsencode(path)) > 107:
+        raise ConfigError(
+            f"{key} = {path!r}: longer than the 107 bytes a Unix socket's path may have; choose a shorter one"
+        )
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(key, path)
+        sock.setblocking(False)
+        sock.bind(path)
+        if mode is not None:
+            os.chmod(path, mode)
+        inode = os.stat(path).st_ino
+        server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"{key} = {path!r}: cannot listen there: {error.strerror}; name a path in a folder of yours"
+        ) from None
+    except ConfigError:
+        sock.close()
+        raise
+    return Listener(f"unix://{path}", server, path, inode)
+
+
+def _clear(key: str, path: str) -> None:
+    """Make room for a Unix socket, unless somebody is there."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"{key} = {path!r} is a file, not a socket; remove it or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except TimeoutError:
+            pass  # its backlog is full: somebody is there
+    raise ConfigError(f"{key} = {path!r}: another server listens there; stop it or name another path")
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as it may have; return how many native connections that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(DESCRIPTORS_APART, soft - DESCRIPTORS_APART) if soft != resource.RLIM_INFINITY else 1 << 30

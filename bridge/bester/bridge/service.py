@@ -1,0 +1,238 @@
+"""A running bridge: listeners, clock and forwarder around the core, with a broker in this process or over the fabric.
+
+A shell: it opens and closes things in the right order and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from bester.bridge.bridge import Bridge
+from bester.bridge.connection import Connection
+from bester.bridge.forward import Forwarder
+from bester.bridge.informer import Informer
+from bester.bridge.limits import Limits
+from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
+from bester.broker.config import Config
+from bester.broker.fabric import FabricLink
+from bester.broker.wire.address import is_loopback
+from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import VERSION, Hello, Message
+from bester.broker.wire.party import Party
+
+TICK_S = 0.5
+"""How often the core looks at its deadlines; they are seconds long."""
+DRAIN_S = 10.0
+"""How long clients may wait for their reports after SIGTERM."""
+ABORT_S = 1.0
+"""How long the loop may take to give up connections that were cut."""
+HELLO_NAME = "bridge"
+
+log = logging.getLogger("bester.bridge")
+
+
+class _Direct:
+    """The way to a broker in this process."""
+
+    def __init__(self, say: Callable[[Message], bool]) -> None:
+        self.send = say
+
+
+class _Ticker:
+    """Tells the core to look at the time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge) -> None:
+        self._loop = loop
+        self._bridge = bridge
+        self._timer = loop.call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._bridge.tick()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
+class Service:
+    """What runs inside `serving`: the core, and where it listens."""
+
+    def __init__(self, bridge: Bridge, forwarder: Forwarder) -> None:
+        self.bridge = bridge
+        self.forwarder = forwarder
+        self.listeners: list[Listener] = []
+        self._hello_options = {"epoch": secrets.token_hex(4)}
+        self._empty = asyncio.Event()
+        bridge.on_empty = self._empty.set
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: `host:port` with the port that was taken, or a path."""
+        return [listener.address for listener in self.listeners]
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The same as the informer names it."""
+        return {f"listener{number}": listener.url for number, listener in enumerate(self.listeners)}
+
+    def attach(self, say: Callable[[Message], bool]) -> None:
+        """Use a broker in this process: `say` tells it something, and what it says goes to `bridge.receive`."""
+        self.bridge.connect(_Direct(say))
+        say(Hello(VERSION, "bridge", HELLO_NAME, self._hello_options))
+
+    def link(self, endpoint: str) -> FabricLink:
+        """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""
+        bridge = self.bridge
+        link = FabricLink(
+            endpoint,
+            Party("bridge", HELLO_NAME, self._hello_options),
+            on_messages=bridge.receive,
+            on_ready=bridge.ready,
+            on_lost=bridge.lost,
+        )
+        bridge.connect(link)
+        return link
+
+    def refuse_new(self) -> None:
+        """Take no more connections."""
+        for listener in self.listeners:
+            listener.close()
+
+    async def drain(self, timeout_s: float = DRAIN_S) -> bool:
+        """Take nothing more from anybody; wait until all reports are out. False: some were cut off at the time."""
+        self.refuse_new()
+        self._empty.clear()
+        self.bridge.shut_down()
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self) -> None:
+        """Cut whoever is left."""
+        self.refuse_new()
+        await self.forwarder.close()
+        self._empty.clear()
+        if self.bridge.connections:
+            self.bridge.abort("the bridge ends")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), ABORT_S)
+
+
+def limits_of(config: Config) -> Limits:
+    """Return the bounds with what the operator set, and as many connections as the system has descriptors for."""
+    native = config.native
+    return replace(
+        Limits(),
+        max_frame=native.max_frame,
+        max_connections=min(native.max_connections, raise_descriptor_limit()),
+        max_connections_per_user=native.max_connections_per_user,
+        max_connections_per_address=native.max_connections_per_address,
+    )
+
+
+async def first_frame_rule(config: Config, limits: Limits) -> Callable[[str], int]:
+    """Return how large the first frame from a host may be: a server's is its message, a stranger's a login."""
+    if config.accept == "open":
+        return lambda host: limits.max_frame
+    servers: set[str] = set()
+    loop = asyncio.get_running_loop()
+    for peer in config.servers.values() if config.accept == "listed" else ():
+        if peer.native is not None:
+            with contextlib.suppress(OSError):  # the broker says that it cannot be found
+                rows = await loop.getaddrinfo(peer.native.host, None, type=socket.SOCK_STREAM)
+                servers |= {str(row[4][0]) for row in rows}
+    if any(is_loopback(host) for host in servers):
+        servers |= {"127.0.0.1", "::1"}
+    return lambda host: limits.max_frame if host in servers else limits.first_frame
+
+
+@contextlib.asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[Service]:
+    """A bridge that listens where the configuration says. It has no broker until `attach` or `link`.
+
+    Raises ConfigError where it cannot listen. At the end whoever is left is cut; call `drain` first to let them finish.
+    """
+    loop = asyncio.get_running_loop()
+    limits = limits_of(config)
+    bridge = Bridge(
+        limits,
+        clock=loop.time,
+        soon=loop.call_soon,
+        first_frame_bytes=await first_frame_rule(config, limits),
+        notice=log.warning,
+    )
+    forwarder = Forwarder(limits, bridge.forwarded)
+    bridge.forward = forwarder.forward
+    service = Service(bridge, forwarder)
+    informer = Informer(limits, bridge.ask, lambda: service.urls)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(service.end)
+        await _listen(config, service, loop)
+        if config.informer is not None:
+            asking = await listen_unix("[informer] unix", str(config.informer), informer, mode=0o600)
+            stack.callback(informer.close)
+            stack.callback(asking.close)
+        ticker = _Ticker(loop, bridge)
+        stack.callback(ticker.stop)
+        yield service
+
+
+async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+    native = config.native
+
+    def connection() -> Connection:
+        return Connection(service.bridge, loop)
+
+    for key, address, family in (
+        ("[native] tcp4", native.tcp4, socket.AF_INET),
+        ("[native] tcp6", native.tcp6, socket.AF_INET6),
+    ):
+        if address is not None:
+            listener = await listen_tcp(key, address, connection, family=family, insecure=native.insecure)
+            service.listeners.append(listener)
+    if native.unix is not None:
+        service.listeners.append(await listen_unix("[native] unix", str(native.unix), connection))
+
+
+def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
+    """Serve clients and servers with a broker that runs elsewhere, until SIGTERM. Returns the exit status.
+
+    `on_ready` gets the addresses when they are open. Raises ConfigError.
+    """
+    from bester.broker.service import run
+
+    if len(config.fabric.connect) != 1:
+        raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
+    if config.native.tcp4 is None and config.native.tcp6 is None and config.native.unix is None:
+        raise ConfigError('[native] names no listener; say tcp4 = "127.0.0.1:2223", tcp6 or unix')
+
+    async def main(stop: asyncio.Event) -> int:
+        async with serving(config) as service:
+            link = service.link(config.fabric.connect[0])
+            link.start()
+            try:
+                log.info("bridge on %s, broker at %s", ", ".join(service.addresses), link.endpoint)
+                on_ready(service.addresses)
+                stopping = asyncio.create_task(stop.wait())
+                over = asyncio.create_task(link.over.wait())
+                await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+                over.cancel()
+                if not await service.drain():
+                    log.warning("messages were still under way; their senders have no report")
+            finally:
+                await link.close(timeout_s=1.0)
+            if link.party.refusal is not None and not stop.is_set():
+                log.error("the broker refuses this bridge: %s", link.party.refusal.text)
+                return 1
+        return 0
+
+    return run(main)

@@ -1,0 +1,351 @@
+"""One native connection, as a state table: bytes and time in, frames and messages for the broker out. Pure.
+
+It must never touch a socket, a clock or another session. The shell feeds it what came (`received`, `ended`, `lost`),
+the bridge what the broker said (`logged_in`, `reported`), and both do what the returned `Step` says: first write the
+frames, then send the messages. A peer's mistake is an answer to it, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from bester.bridge import native
+from bester.bridge.frames import Splitter
+from bester.bridge.limits import Limits
+from bester.broker.wire.messages import Close, Login, Meta, Report, Submit
+
+
+class State(Enum):
+    NEW = "new"  # nothing is known of the peer; its first frame must come soon and be small
+    AUTHENTICATING = "authenticating"  # the broker is asked; frames that come meanwhile are held, no more are read
+    OPEN = "open"  # a client: a delivery target, whose messages are taken
+    SERVER = "server"  # another server; its one message waits for its report
+    DRAINING = "draining"  # a client that says no more: it is still a target, and waits for its reports
+    CLOSING = "closing"  # the last word is written; once it has left, the connection ends
+    CLOSED = "closed"  # nothing is left
+
+
+# What may happen to a session, and where it goes. An event that is not listed for a state changes nothing.
+#
+#   login      the first frame is a client's: the broker is asked
+#   server     the first frame is another server's message
+#   accepted   the broker knows the user, and the session is a target: the auth answer is written before all else
+#   refused    the broker (or a bound) says no: a bad auth answer
+#   stop       the peer said its last: end of stream, `close`, or a frame after which the stream cannot be read
+#   finished   nothing the session waits for is outstanding
+#   timeout    the state's deadline has passed
+#   lost       the connection is gone
+#
+# A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
+TRANSITIONS: dict[tuple[State, str], State] = {
+    (State.NEW, "login"): State.AUTHENTICATING,
+    (State.NEW, "server"): State.SERVER,
+    (State.NEW, "stop"): State.CLOSING,
+    (State.NEW, "timeout"): State.CLOSING,
+    (State.NEW, "lost"): State.CLOSED,
+    (State.AUTHENTICATING, "accepted"): State.OPEN,
+    (State.AUTHENTICATING, "refused"): State.CLOSING,
+    (State.AUTHENTICATING, "timeout"): State.CLOSING,
+    (State.AUTHENTICATING, "lost"): State.CLOSED,
+    (State.OPEN, "stop"): State.DRAINING,
+    (State.OPEN, "lost"): State.CLOSED,
+    (State.SERVER, "finished"): State.CLOSING,
+    (State.SERVER, "timeout"): State.CLOSING,
+    (State.SERVER, "lost"): State.CLOSED,
+    (State.DRAINING, "finished"): State.CLOSING,
+    (State.DRAINING, "timeout"): State.CLOSING,
+    (State.DRAINING, "lost"): State.CLOSED,
+    (State.CLOSING, "timeout"): State.CLOSED,
+    (State.CLOSING, "lost"): State.CLOSED,
+}
+
+TARGETS = frozenset({State.OPEN, State.DRAINING})
+"""States in which the broker may send the session messages."""
+_ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
+
+
+class Step(NamedTuple):
+    """What follows: frames to write, in order, and then messages for the broker, in order."""
+
+    write: list[bytes]
+    send: list[Login | Submit | Close]
+
+
+def _nothing() -> Step:
+    return Step([], [])
+
+
+def refusal(token: int, reason: str) -> Report:
+    """Return the report on a message that came no further than the bridge."""
+    return Report(token, 1, reason, None, {})
+
+
+class Session:
+    """`number` is unique in the bridge's life, `address` the peer's host, `tokens` the bridge's rising tokens."""
+
+    __slots__ = (
+        "_fault",
+        "_held",
+        "_limits",
+        "_splitter",
+        "_stopping",
+        "_tokens",
+        "_waiting",
+        "_waiting_bytes",
+        "address",
+        "deadline",
+        "number",
+        "peer_ended",
+        "state",
+        "user",
+    )
+
+    def __init__(
+        self, number: int, address: str, limits: Limits, tokens: Iterator[int], now: float, first_limit_bytes: int
+    ) -> None:
+        self.number = number
+        self.address = address
+        self.state = State.NEW
+        self.user: str | None = None
+        self.deadline: float | None = now + limits.first_frame_s
+        self.peer_ended = False
+        self._limits = limits
+        self._tokens = tokens
+        self._splitter = Splitter(limits.max_frame, first_limit_bytes)
+        self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
+        self._stopping = False  # `stop` comes behind what is held
+        self._fault: native.Fault | None = None  # what to say at the stop
+        self._waiting: dict[int, tuple[bytes, int]] = {}  # token: id to report, size
+        self._waiting_bytes = 0
+
+    # --- what others may ask --------------------------------------------------------------------------------------
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether to read on. Where it no longer matters what comes, the end of the stream still does."""
+        if self.state is State.AUTHENTICATING:
+            return False
+        return not self._held
+
+    @property
+    def outstanding(self) -> list[int]:
+        """Tokens of the messages that wait for their report."""
+        return list(self._waiting)
+
+    @property
+    def is_target(self) -> bool:
+        """Whether the broker may send it messages."""
+        return self.state in TARGETS
+
+    # --- what happens to the connection ---------------------------------------------------------------------------
+
+    def received(self, data: bytes, now: float) -> Step:
+        """Bytes came."""
+        state = self.state
+        if self._stopping or (state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING):
+            return _nothing()
+        bodies = self._splitter.feed(data)
+        step = _nothing()
+        if state is State.NEW and bodies:
+            self._first(bodies.pop(0), step, now)
+        if bodies and self.state is not State.CLOSING:
+            self._take(bodies, step, now)
+        if self._splitter.refused is not None:
+            reason = "frame-too-large" if self._splitter.refused else "malformed"
+            self._stop(native.Fault(native.NULL, True, "", reason), step, now)
+        return step
+
+    def ended(self, now: float) -> Step:
+        """The peer will send nothing more; it may well be reading still."""
+        self.peer_ended = True
+        step = _nothing()
+        self._stop(None, step, now)
+        return step
+
+    def lost(self) -> Step:
+        """The connection is gone. What is outstanding will find nobody."""
+        step = _nothing()
+        self._leave("lost", step, None)
+        self._held = None
+        self._waiting.clear()
+        return step
+
+    def shut_down(self, now: float) -> Step:
+        """The bridge ends: take no more, as if the peer had said its last."""
+        step = _nothing()
+        if self.state is State.AUTHENTICATING:
+            return self.logged_in(1, "overloaded", now)
+        self._stop(None, step, now)
+        return step
+
+    def tick(self, now: float) -> Step:
+        """Call at or after `deadline`."""
+        step = _nothing()
+        if self.deadline is None or now < self.deadline:
+            return step
+        if self.state in (State.NEW, State.AUTHENTICATING):
+            step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
+        elif self.state is not State.CLOSING:
+            for token in self.outstanding:
+                self._report(refusal(token, "timeout"), step)
+        self._leave("timeout", step, now)
+        return step
+
+    def last_word_left(self, now: float) -> None:
+        """Everything was sent: the peer has a moment to read it."""
+        if self.state is State.CLOSING:
+            self.deadline = now + self._limits.linger_s
+
+    # --- what the broker says -------------------------------------------------------------------------------------
+
+    def logged_in(self, status: int, reason: str | None, now: float) -> Step:
+        """The broker answered the login (or the bridge did, with a bound that was met): one who is refused is nobody
+        to the broker, so there is nothing to tell it."""
+        step = _nothing()
+        if self.state is not State.AUTHENTICATING:
+            return step
+        if status:
+            step.write.append(native.report(native.AUTH_ID, 1, reason or "authentication-failed"))
+            self._held = None
+            self._go("refused", now)
+            return step
+        self._go("accepted", now)
+        step.write.append(native.LOGGED_IN)
+        self._continue(step, now)
+        return step
+
+    def reported(self, report: Report, now: float) -> Step:
+        """The broker reports on a message; there is room for another one now."""
+        step = _nothing()
+        self._report(report, step)
+        if self._held is not None:
+            self._continue(step, now)
+        elif not self._waiting and self.state is not State.OPEN:
+            self._leave("finished", step, now)
+        return step
+
+    def _report(self, report: Report, step: Step) -> None:
+        token, status, reason, message, recipients = report
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None:
+            self._waiting_bytes -= waiting[1]
+            step.write.append(native.report(waiting[0], status, reason, message, recipients))
+
+    # --- frames ---------------------------------------------------------------------------------------------------
+
+    def _first(self, body: bytes, step: Step, now: float) -> None:
+        frame = native.first(body)
+        if isinstance(frame, native.Client):
+            self.user = frame.user
+            self._go("login", now)
+            if frame.message:
+                self._held = deque((body,))
+            step.send.append(Login(self.number, frame.user, frame.password, self.address))
+        elif isinstance(frame, native.Server):
+            self._go("server", now)
+            meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
+            self._submit(None, frame.sent, meta, step)
+        else:
+            self._stop(frame, step, now)
+
+    def _take(self, bodies: list[bytes], step: Step, now: float) -> None:
+        """Handle frames in order, as far as the state and the window allow; hold the rest."""
+        handled = 0
+        if self._held is None:
+            for body in bodies:
+                if not self._has_room:
+                    break
+                if not self._message(body, step, now):
+                    return
+                handled += 1
+        if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
+            if self._held is None:
+                self._held = deque()
+            self._held.extend(bodies[handled:] if handled else bodies)
+
+    def _continue(self, step: Step, now: float) -> None:
+        """Handle what was held, and then the stop that came behind it."""
+        held, self._held = self._held, None
+        while held and self._has_room:
+            if not self._message(held.popleft(), step, now):
+                return
+        if held:
+            self._held = held
+        elif self._stopping:
+            self._stop(self._fault, step, now)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether another message may be outstanding."""
+        return (
+            self.state is State.OPEN
+            and len(self._waiting) < self._limits.unreported
+            and self._waiting_bytes < self._limits.unreported_bytes
+        )
+
+    def _message(self, body: bytes, step: Step, now: float) -> bool:
+        """Handle a frame of a client; False: it was the last one."""
+        sent = native.later(body)
+        if type(sent) is native.Fault:
+            if sent.fatal:
+                self._stop(sent, step, now)
+                return False
+            step.write.append(native.report(sent.id, 1, sent.reason))
+            return True
+        assert type(sent) is native.Sent
+        if sent.type == "dummy":
+            step.write.append(native.pong(sent.id))
+        elif sent.type == "builtin":
+            if native.builtin_command(sent.data) == "close":
+                self._stop(None, step, now)
+                return False
+            step.write.append(native.report(sent.id, 1, "unknown-command"))
+        else:
+            self._submit(self.number, sent, {}, step)
+        return True
+
+    def _submit(self, session: int | None, sent: native.Sent, meta: Meta, step: Step) -> None:
+        token = next(self._tokens)
+        size = len(sent.data) + len(sent.id)
+        self._waiting[token] = (sent.id, size)
+        self._waiting_bytes += size
+        step.send.append(Submit(token, session, sent.type, sent.data, meta))
+
+    # --- the table ------------------------------------------------------------------------------------------------
+
+    def _stop(self, fault: native.Fault | None, step: Step, now: float) -> None:
+        """The peer said its last; with a fault, it is told so. Behind what is held, it waits."""
+        if self.state is State.AUTHENTICATING or self._held:
+            self._stopping, self._fault = True, self._fault or fault
+            return
+        if (self.state, "stop") not in TRANSITIONS:
+            return
+        if fault is not None:
+            step.write.append(native.report(fault.id, 1, fault.reason))
+        self._stopping, self._fault = True, None
+        self._leave("stop", step, now)
+        if self.state is State.DRAINING and not self._waiting:
+            self._leave("finished", step, now)
+
+    def _leave(self, event: str, step: Step, now: float | None) -> None:
+        """Go, and tell the broker where that ends an announced session."""
+        announced = self.state in _ANNOUNCED
+        if self._go(event, now) and announced and self.state not in _ANNOUNCED:
+            step.send.append(Close(self.number))
+
+    def _go(self, event: str, now: float | None) -> bool:
+        state = TRANSITIONS.get((self.state, event))
+        if state is None:
+            return False
+        self.state = state
+        patience_s = {
+            State.AUTHENTICATING: self._limits.login_s,
+            State.SERVER: self._limits.drain_s,
+            State.DRAINING: self._limits.drain_s,
+            State.CLOSING: self._limits.drain_s,
+        }.get(state)
+        self.deadline = None if patience_s is None or now is None else now + patience_s
+        return True
