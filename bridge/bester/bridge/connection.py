@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import cast
 
 from bester.bridge import native
 from bester.bridge.bridge import UNIX_HOST, Bridge, Waiting
@@ -59,7 +60,7 @@ class Connection(asyncio.Protocol):
     # --- from the loop --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         # With no room in the transport's buffer, `resume_writing` says that a whole chunk has left.
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")

@@ -165,9 +165,10 @@ class Router:
         return self._actions()
 
     def dismiss(self, reason: str) -> list[Action]:
-        """This broker ends: say GOODBYE to everyone."""
+        """This broker ends: say GOODBYE to everyone on the fabric."""
         for link in self._peers:
-            self._say(link, Goodbye(reason))
+            if link.door != "direct":
+                self._say(link, Goodbye(reason))
         return self._actions()
 
     @property

@@ -1,0 +1,47 @@
+"""`bester up`: broker and bridge on one event loop, with a direct call in place of ZeroMQ between them, and the
+declared handlers as child processes.
+
+A shell: it puts the parts together and takes them apart in an order that loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from bester.bridge import service as bridge_service
+from bester.bridge.children import Children, plan
+from bester.broker import service as broker_service
+from bester.broker.config import Config
+from bester.broker.wire.codes import ConfigError
+
+log = logging.getLogger("bester.up")
+
+
+def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status; `on_ready` gets the native addresses when they are open.
+
+    Raises ConfigError or BesterError where something cannot be opened.
+    """
+    if not config.fabric.listen:
+        raise ConfigError("[fabric] listen is empty; handlers could not reach this server: leave the key out")
+
+    async def main(stop: asyncio.Event) -> int:
+        children = Children(plan(config, config.fabric.listen[0]), config.directory)
+        async with AsyncExitStack() as stack:
+            broker = await stack.enter_async_context(broker_service.serving(config))
+            bridge = await stack.enter_async_context(bridge_service.serving(config))
+            bridge.attach(broker.attach(bridge.bridge.receive))
+            stack.push_async_callback(children.stop)
+            await children.start()
+            on_ready(bridge.addresses)
+            await stop.wait()
+            # Clients first: no new messages, reports for the old ones; then what handlers and servers still owe.
+            bridge.refuse_new()
+            await bridge.drain(broker_service.DRAIN_S)
+            await broker_service.finish(broker.drain(broker_service.DRAIN_S))
+        return 0
+
+    return broker_service.run(main)
