@@ -432,6 +432,24 @@ static double latency_us(double share)
     return (double)latency_ns[rank ? rank - 1 : 0] / 1e3;
 }
 
+static bool same_label(unsigned i, unsigned j)
+{
+    return watched[i].label_bytes == watched[j].label_bytes &&
+           !memcmp(watched[i].label, watched[j].label, watched[i].label_bytes);
+}
+
+/* Processes of one label are one figure, printed where the label comes first. */
+static void print_watched(unsigned i)
+{
+    double cpu_s = 0;
+    for (unsigned j = 0; j < watched_count; j++) {
+        if (same_label(i, j) && j < i)
+            return;
+        cpu_s += same_label(i, j) ? watched[j].cpu_s : 0;
+    }
+    printf(",\"%.*s\":%.3f", (int)watched[i].label_bytes, watched[i].label, cpu_s);
+}
+
 static void print_result(void)
 {
     double seconds = (double)(ended_ns - begun_ns) / 1e9;
@@ -441,7 +459,7 @@ static void print_result(void)
            wanted.nats ? "nats" : "bester", wanted.connections, wanted.depth, wanted.body_bytes,
            (unsigned long long)wanted.messages, seconds, latency_us(0.5), latency_us(0.99), latency_us(1.0), own_cpu_s);
     for (unsigned i = 0; i < watched_count; i++)
-        printf(",\"%.*s\":%.3f", (int)watched[i].label_bytes, watched[i].label, watched[i].cpu_s);
+        print_watched(i);
     puts("}}");
 }
 

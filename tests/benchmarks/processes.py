@@ -20,6 +20,7 @@ from tests.benchmarks.programs import BenchmarkError
 
 STOP_TIMEOUT_S = 15.0  # a server drains for 10 s at most
 START_TIMEOUT_S = 30.0  # imports and a first handshake on a loaded machine
+LAST_WORDS = 300  # characters of a log line that explain enough
 PAUSE_S = 0.02  # between two looks at a process that is starting
 
 
@@ -72,7 +73,7 @@ class Running:
         """Wait until it is ready; BenchmarkError when it dies or stays silent."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
-            last = (self.log().strip().splitlines() or ["(it wrote nothing)"])[-1]
+            last = (self.log().strip().splitlines() or ["(it wrote nothing)"])[-1][:LAST_WORDS]
             if self._process.poll() is not None:
                 raise BenchmarkError(f"{self.name} ended with status {self._process.returncode}: {last}")
             if time.monotonic() > deadline:

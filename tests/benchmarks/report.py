@@ -16,7 +16,7 @@ from rich.table import Table
 from tests.benchmarks.figures import Job, Run, Spread, over_runs, ratio, spread
 
 PEER = "nats"
-PIPED_WIDTH = 120  # columns where the output is no terminal and so has no width of its own
+PIPED_WIDTH = 130  # columns where the output is no terminal and so has no width of its own
 GENERATOR_IN_DOUBT = 0.8  # share of a core above which the load generator may have been what was measured
 GOALS = {  # (side, closed loop): what it should reach against the peer of the same run
     ("bester up", False): "≥ 1.5 ×",
@@ -85,8 +85,8 @@ def show(console: Console, results: Results, described: Mapping[str, str]) -> No
     console.print(" · ".join(f"{name} {value}" for name, value in described.items()), style="dim", highlight=False)
     for body_bytes in dict.fromkeys(job.body_bytes for job in results):
         table = Table(title=f"bodies of {body_bytes:,} bytes of JSON", title_justify="left", show_lines=True)
-        for heading in ("job", "side"):
-            table.add_column(heading, no_wrap=True)
+        table.add_column("job", no_wrap=True)
+        table.add_column("side", no_wrap=True)
         for heading in ("round trips/s", "p50 µs", "p99, max µs"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("CPU", no_wrap=True)
@@ -98,7 +98,7 @@ def show(console: Console, results: Results, described: Mapping[str, str]) -> No
             for side, runs in sides.items():
                 table.add_row(
                     f"{job.title}\n[dim]{job.messages:,} messages[/]",
-                    side,
+                    side.replace(" ", "\n", 1),
                     _with_range(over_runs(runs, lambda run: run.rate)),
                     _with_range(over_runs(runs, lambda run: run.p50_us)),
                     f"{_number(over_runs(runs, lambda run: run.p99_us).median)}\n"

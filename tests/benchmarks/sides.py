@@ -29,15 +29,13 @@ class Side(NamedTuple):
     processes: dict[str, Running]
 
     def watched(self) -> list[str]:
-        """Return `label=pid` of every process, children included, as they are now."""
+        """Return `label=pid` of every process as they are now; what a server starts is its handler."""
         found = []
         for label, process in self.processes.items():
-            found.append((label, process.pid))
-            # The only children are handlers that a server starts itself.
-            name = "handler" if "handler" not in self.processes else f"{label}-child"
-            for count, pid in enumerate(children(process.pid), 1):
-                found.append((name if count == 1 else f"{name}-{count}", pid))
-        return [f"{label}={pid}" for label, pid in found]
+            found.append(f"{label}={process.pid}")
+            below = label if "handler" in self.processes else "handler"
+            found += [f"{below}={pid}" for pid in children(process.pid)]
+        return found
 
 
 @contextmanager
