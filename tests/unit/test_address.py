@@ -1,0 +1,111 @@
+"""Addresses: what is read, what is refused, and what counts as this machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.broker.wire.address import Endpoint, HostPort, is_host_port, is_loopback, parse_endpoint, parse_host_port
+
+hosts = st.from_regex(r"\A[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?\Z") | st.ip_addresses().map(str)
+
+
+@given(hosts, st.integers(0, 65535))
+def test_what_is_written_is_what_is_read(host: str, port: int) -> None:
+    address = HostPort(host, port)
+    assert parse_host_port(str(address)) == address
+    assert is_host_port(str(address))
+    assert parse_endpoint(f"tcp://{address}") == Endpoint("tcp", "", address)
+
+
+@given(st.text(max_size=30) | st.text("0123456789abc:[].%/@ ", max_size=12))
+def test_any_text_is_an_address_or_a_plain_refusal(text: str) -> None:
+    for parse in (parse_host_port, parse_endpoint):
+        try:
+            parse(text)
+        except ValueError as refusal:
+            assert repr(text)[1:-1][:5] in str(refusal)  # noqa: PT017 (either outcome is right; a refusal names the text)
+    is_loopback(text)
+    if is_host_port(text):
+        assert str(parse_host_port(text)).rpartition(":")[0] == text.rpartition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost:0", "localhost", 0),
+        ("127.0.0.1:2223", "127.0.0.1", 2223),
+        ("[::1]:65535", "::1", 65535),
+        ("*:2225", "*", 2225),
+        ("[fe80::1%eth0]:1", "fe80::1%eth0", 1),
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    assert parse_host_port(text) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "x",
+        "x:",
+        ":1",
+        "x:y",
+        "x:-1",
+        "x:65536",
+        "x:1.0",
+        "x:١",
+        "x: 1",
+        "x:" + "9" * 5000,
+        "::1:80",
+        "[::1:80",
+        "::1]:80",
+        "[]:80",
+        "[x]:80",
+        "[127.0.0.1]:80",
+        "a b:80",
+        "a/b:80",
+        "u@h:80",
+        "http://h:80",
+        "h\n:80",
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not HOST:PORT|stands in brackets|the port is"):
+        parse_host_port(text)
+    assert not is_host_port(text)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "::1%lo"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "0.0.0.0", "::", "*", "192.0.2.1", "example.org", "localhost.example.org", "127.0.0.1.nip.io", "127.1"]
+)
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "text", ["ipc:///run/bester/fabric.sock", "ipc://fabric.sock", "tcp://127.0.0.1:2225", "tcp://[::1]:2225"]
+)
+def test_endpoints_of_this_machine(text: str) -> None:
+    assert parse_endpoint(text).local
+
+
+@pytest.mark.parametrize("text", ["tcp://0.0.0.0:2225", "tcp://*:2225", "tcp://example.org:2225"])
+def test_endpoints_that_others_reach(text: str) -> None:
+    assert not parse_endpoint(text).local
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ipc", "ipc:", "ipc://", "tcp://", "tcp://x", "udp://x:1", "inproc://x", "://x:1", "IPC://x"]
+)
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not |the port is"):
+        parse_endpoint(text)

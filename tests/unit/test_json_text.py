@@ -1,0 +1,214 @@
+"""Is this JSON? Held against the standard library's parser, and against the plainest counting of brackets."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bester.broker.wire.json_text import DEPTH_LIMIT, fault, is_utf8, nesting, too_deep
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+written = st.builds(
+    lambda value, ascii_, indent: json.dumps(value, ensure_ascii=ascii_, indent=indent).encode(
+        "utf-8", "surrogatepass"
+    ),
+    values,
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+PIECES = [b"[", b"]", b"{", b"}", b'"', b"\\", b",", b":", b"0", b"1", b"-", b".", b"e", b"u", b"null", b"true", b"NaN"]
+PIECES += [b"\\u00e9", b'"a"', b'\\"', b'{"a":']
+PIECES += [b" ", b"\n", b"\t", b"\x00", b"\x0b", b"\xff", b"\xc3\xa9", b"\xef\xbb\xbf"]
+pieces = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
+
+
+def python_refuses(text: bytes) -> bool:
+    """Parse with the standard library, strict where RFC 8259 is; lone surrogates pass here and there alone."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)
+
+    try:
+        json.loads(text.decode(), parse_constant=refuse, parse_int=str, parse_float=str)
+    except ValueError:
+        return True
+    return False
+
+
+def has_lone_surrogate(text: bytes) -> bool:
+    # As pairs, for a map would forget all but the last of equal keys.
+    value = json.loads(text.decode(), parse_int=str, parse_float=str, object_pairs_hook=list)
+    return not is_utf8(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def naive_nesting(text: str) -> int:
+    """Count brackets one by one, outside strings."""
+    depth = deepest = 0
+    within = escaped = False
+    for character in text:
+        if within:
+            within = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            within = True
+        elif character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+@given(written)
+def test_what_python_writes_is_json(text: bytes) -> None:
+    assert fault(text) is None or has_lone_surrogate(text)
+
+
+@given(written | pieces)
+@settings(max_examples=500)
+def test_both_parsers_agree(text: bytes) -> None:
+    if python_refuses(text):
+        assert fault(text) is not None
+    elif fault(text) is not None:
+        assert has_lone_surrogate(text) or nesting(text) > DEPTH_LIMIT
+
+
+@given(written, st.data())
+def test_both_parsers_agree_on_json_with_a_slip(text: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(text)))
+    text = (
+        text[:at] + data.draw(st.sampled_from([b"", b",", b"0", b'"', b"]", b"\\", b"\x01", b"\xe9"])) + text[at + 1 :]
+    )
+    if python_refuses(text):
+        assert fault(text) is not None
+    else:
+        assert fault(text) is None or has_lone_surrogate(text)
+
+
+@given(st.binary(max_size=60))
+def test_garbage_never_raises(text: bytes) -> None:
+    assert (fault(text) is None) <= is_utf8(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.1",
+        "-0",
+        "1e400",
+        "123456789012345678901234567890",
+        '{"a":1,"a":2}',
+        '"\\u00e9\\/"',
+        '"\\ud83d\\ude00"',
+        " [ ] ",
+        '"\x7f"',
+        "9" * 5000,
+    ],
+)
+def test_json_that_parsers_like_to_change_passes(text: str) -> None:
+    assert fault(text.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "01",
+        "1.",
+        ".5",
+        "+1",
+        "1e",
+        "NaN",
+        "-Infinity",
+        "[1,]",
+        '{"a":1,}',
+        "{1:2}",
+        "1 2",
+        "[] x",
+        '"\t"',
+        '"\\x41"',
+        "'a'",
+        "\ufeff1",
+        "tru",
+        '"a',
+        "[",
+        "]",
+        "//x\n1",
+    ],
+)
+def test_what_only_resembles_json_does_not(text: str) -> None:
+    assert fault(text.encode()) is not None
+
+
+@pytest.mark.parametrize("text", [b'"\\ud800"', b'"\\udc00"', b'"\\ude00\\ud83d"', b'"\\ud800x"'])
+def test_lone_surrogates_are_refused_though_python_takes_them(text: bytes) -> None:
+    assert not python_refuses(text)
+    assert fault(text) is not None
+
+
+@pytest.mark.parametrize("text", [b'"\xff"', b'"\xed\xa0\x80"', b'"\xc0\x80"', b'"\xf5\x80\x80\x80"', b'"\xe4\xb8"'])
+def test_text_that_is_not_utf8_is_refused(text: bytes) -> None:
+    assert fault(text) == "not UTF-8"
+
+
+@pytest.mark.parametrize(("left", "right"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"[":', b"}]")])
+def test_nesting_is_allowed_up_to_the_limit(left: bytes, right: bytes) -> None:
+    each = left.count(b"{") + left.replace(b'"["', b"").count(b"[")
+    just = DEPTH_LIMIT // each
+    assert fault(left * just + b"1" + right * just) is None
+    assert fault(left * (just + 1) + b"1" + right * (just + 1)) is not None
+    assert fault(left * 100_000 + b"1" + right * 100_000) is not None
+    assert fault(left * 100_000) is not None
+
+
+@given(written)
+def test_nesting_is_what_one_counts_by_hand(text: bytes) -> None:
+    assert nesting(text) == naive_nesting(text.decode("utf-8", "surrogatepass"))
+
+
+@given(st.text('[]{}"\\a,é ', max_size=40))
+def test_nesting_of_broken_text_is_what_one_counts_by_hand(text: str) -> None:
+    # A backslash outside strings is no escape to either.
+    assert nesting(text.encode()) == naive_nesting(text)
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+def test_too_deep_is_more_than_the_limit(depth: int, limit: int) -> None:
+    assert too_deep(b"[" * depth + b"]" * depth, limit) == (depth > limit)
+    assert not too_deep(b'"' + b"[" * depth + b'"', limit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 65 + b'"' + b'\\"' * 500_000,
+        b"[" * 65 + b'\\"' * 500_000,
+        b"[" * 65 + b'"' + b"\\\\" * 500_000,
+        b"[" * 65 + b'""' * 500_000,
+        b"[" * 1_000_000,
+        b'"' + b"[" * 1_000_000,
+        b'["' + b"x" * 1_000_000 + b'"' + b"]" * 65,
+    ],
+    ids=[
+        "escaped quotes",
+        "quotes after backslashes",
+        "backslashes",
+        "empty strings",
+        "brackets",
+        "unfinished",
+        "long",
+    ],
+)
+def test_a_megabyte_takes_no_longer_than_a_megabyte_should(text: bytes) -> None:
+    started = time.process_time()
+    assert fault(text) is not None
+    assert time.process_time() - started < 2  # seconds of our own; in square time these take hours

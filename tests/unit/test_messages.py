@@ -1,0 +1,58 @@
+"""The table of operations: one row a message, in the order of the wire."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from bester.broker.wire.messages import INT, OP_OF, OPERATIONS, Command, Malformed, Message, Operation, is_reserved
+
+rows = pytest.mark.parametrize("row", OPERATIONS, ids=lambda row: row.message.__name__)
+
+
+def test_every_message_has_one_row() -> None:
+    assert sorted(OP_OF.values()) == [row.op for row in OPERATIONS]
+    assert set(OP_OF) == set(get_args(Message))
+
+
+@rows
+def test_a_row_describes_every_field(row: Operation) -> None:
+    assert len(row.fields) == len(row.message.__annotations__)
+
+
+@rows
+def test_what_may_be_left_out_has_a_default_or_is_always_sent(row: Operation) -> None:
+    message: Any = row.message
+    optional = list(message._fields)[row.required :]
+    assert set(optional) <= set(message._field_defaults)
+
+
+@rows
+def test_bodies_and_commands_are_where_the_row_says(row: Operation) -> None:
+    fields = list(row.message.__annotations__)
+    assert row.body == (fields.index("body") if "body" in fields else None)
+    assert row.commands == (fields.index("commands") if "commands" in fields else None)
+
+
+@rows
+def test_an_answer_starts_with_the_token_it_answers(row: Operation) -> None:
+    if row.op >= 10:
+        assert row.fields[0] is INT
+
+
+def test_messages_are_frozen() -> None:
+    command = Command("sendClients", ["a"], b"1")
+    with pytest.raises(AttributeError):
+        command.body = b"2"  # type: ignore[misc]  # the point of the test
+    assert Malformed("malformed", "x").token is None
+
+
+@pytest.mark.parametrize("type_", ["dummy", "builtin", "bester.outcome", "bester."])
+def test_types_of_our_own(type_: str) -> None:
+    assert is_reserved(type_)
+
+
+@pytest.mark.parametrize("type_", ["chat", "bester", "besteR.x", "dummy2", ""])
+def test_types_of_others(type_: str) -> None:
+    assert not is_reserved(type_)
