@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -132,7 +132,7 @@ async def test_another_process_changes_accounts_under_a_running_server(accounts:
 
 
 def test_what_cannot_be_changed_is_an_error_with_a_remedy(accounts: Accounts) -> None:
-    for call, said in (
+    mistakes: list[tuple[Callable[[], None], str]] = [
         (lambda: accounts.add("tim", "x"), "there is a user tim already"),
         (lambda: accounts.add("", "x"), "at least one character"),
         (lambda: accounts.add("a" * 129, "x"), "128 characters at most"),
@@ -140,7 +140,8 @@ def test_what_cannot_be_changed_is_an_error_with_a_remedy(accounts: Accounts) ->
         (lambda: accounts.passwd("ann", "x"), "`bester user list` shows them"),
         (lambda: accounts.remove("ann"), "`bester user list` shows them"),
         (lambda: accounts.remove("\ud800"), "text that UTF-8 can write"),
-    ):
+    ]
+    for call, said in mistakes:
         with pytest.raises(BesterError, match=said):
             call()
     assert [account.name for account in accounts.list()] == ["tim"]

@@ -116,6 +116,11 @@ def test_one_named_listener_is_the_only_one(tmp_path: Path) -> None:
     assert load(tmp_path, "[native]\nmax_frame = 4096\n").native.tcp4 == HostPort("127.0.0.1", 2223)
 
 
+def test_bridges_and_handlers_connect_where_the_broker_listens_first(tmp_path: Path) -> None:
+    fabric = load(tmp_path, '[fabric]\nlisten = ["tcp://127.0.0.1:2225", "ipc://DATA_DIR/f.sock"]\n').fabric
+    assert fabric.connect == ("tcp://127.0.0.1:2225",)
+
+
 def test_insecure_opens_the_plain_listener(tmp_path: Path) -> None:
     native = load(tmp_path, '[native]\ntcp4 = "0.0.0.0:2223"\ninsecure = true\n').native
     assert native.tcp4 == HostPort("0.0.0.0", 2223)

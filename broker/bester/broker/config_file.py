@@ -68,7 +68,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '["ipc://DATA_DIR/fabric.sock"]',
             "where the broker takes handlers, bridges and servers; DATA_DIR stands for data_dir",
         ),
-        "connect": Key("what `listen` says", "where bridges and handlers find the broker"),
+        "connect": Key("the first of `listen`", "where bridges and handlers find the broker"),
     },
     "accounts": {
         "auth": Key(
@@ -193,7 +193,7 @@ class _Reader:
             table.fail("listen", "is empty; leave the key out for the default")
         connect = table.texts("connect")
         if connect is None:
-            return FabricConfig(bound, bound)
+            return FabricConfig(bound, bound[:1])
         if not connect:
             table.fail("connect", "is empty; leave the key out to connect where the broker listens")
         return FabricConfig(bound, self._endpoints(table, "connect", connect, data_dir))

@@ -45,7 +45,6 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        click.echo("", err=True)
         return INTERRUPTED
     text, status = describe(error)
     click.echo(f"bester: {text}", err=True)
@@ -61,7 +60,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         text = error.text
     elif isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         return describe(error.exceptions[0])
-    elif isinstance(error, ImportError):
+    elif isinstance(error, ModuleNotFoundError):
         text = f"{error.msg}; `make setup`, or pip install bester, installs what is missing"
     elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's own errors
         text = _system(error)

@@ -65,7 +65,7 @@ def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
     _begin(config, log_format, log_level)
     from bester.bridge.service import run_bridge
 
-    return run_bridge(config)
+    return run_bridge(config, on_ready=lambda addresses: _say(banner(config, addresses)))
 
 
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:

@@ -1,0 +1,275 @@
+"""The `bester` command: what it does, what it says of mistakes, and its exit status."""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import pytest
+
+from bester.bridge.cli import COMMANDS, bester, main
+from bester.bridge.cli.errors import describe
+from bester.bridge.cli.serve import banner
+from bester.broker.config import STOCK_HANDLERS, defaults
+from bester.broker.wire.codes import BesterError, ConfigError
+from tests.live import BESTER, Process
+
+TIMEOUT_S = 30.0
+OPEN = """
+[server]
+name = "here"
+[native]
+tcp4 = "127.0.0.1:0"
+[accounts]
+auth = "open"
+[handlers.echo]
+app = "bester.handlers.stock.echo:app"
+"""
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b-", dir="/tmp") as name:
+        monkeypatch.chdir(name)
+        monkeypatch.delenv("BESTER_PASSWORD", raising=False)
+        yield Path(name)
+
+
+def run(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BESTER, *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_shows_every_command(directory: Path) -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert all(f"  {command} " in shown.stdout for command in COMMANDS)
+
+
+def test_every_command_takes_a_configuration_and_shows_help() -> None:
+    context = click.Context(bester)
+    for name in COMMANDS:
+        command = bester.get_command(context, name)
+        assert command is not None
+        leaves = command.commands.values() if isinstance(command, click.Group) else [command]
+        for leaf in leaves:
+            assert leaf.help
+            assert any("-c" in parameter.opts for parameter in leaf.params), leaf.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["usr"], 2, "no command 'usr'; did you mean user?"),
+        (["zzz"], 2, "no command 'zzz'; `bester --help` lists them"),
+        (["keys"], 2, "no command 'keys'"),
+        (["status"], 2, "no command 'status'"),
+        (["up", "--port", "1"], 2, "No such option"),
+        (["up", "-c", "none.toml"], 2, "none.toml: cannot read it: No such file or directory"),
+        (["up", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key; did you mean tcp4?"),
+        (["broker", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key"),
+        (["bridge", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key"),
+        (["up", "-c", "a", "--besterd", "b"], 2, "give one of them"),
+        (["up", "--besterd", "bad.toml"], 2, "is not JSON"),
+        (["up", "-c", "gone.toml"], 2, "[handlers.a] command: no program './gone' is found; install it"),
+        (["user", "add"], 2, "Missing argument"),
+        (["user", "add", "tim"], 2, "use --password-stdin"),
+        (["user", "add", "t\nm", "--password-stdin"], 2, "printable characters only"),
+        (["user", "remove", "tim"], 1, "there is no user 'tim'"),
+        (["user", "passwd", "tim", "--password-stdin"], 2, "no password on standard input"),
+        (["send", "--user", "tim", "echo", "{}"], 2, "put it into BESTER_PASSWORD"),
+        (["send", "--user", "tim", "--password", "x", "echo", "{}"], 2, "No such option"),
+        (["send", "echo", "{}"], 2, "Missing option '--user'"),
+        (["listen", "--user", "tim"], 2, "put it into BESTER_PASSWORD"),
+        (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
+        (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str], status: int, said: str) -> None:
+    (directory / "bad.toml").write_text("[native]\ntpc4 = '127.0.0.1:1'\n")
+    (directory / "gone.toml").write_text("[native]\ntcp4 = '127.0.0.1:0'\n[handlers.a]\ncommand = ['./gone']\n")
+    ended = run(*arguments)
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert (ended.returncode, ended.stdout) == (status, "")
+
+
+def test_accounts_from_the_shell(directory: Path) -> None:
+    def user(*arguments: str, given: str = "") -> tuple[int, str]:
+        ended = run("user", *arguments, given=given)
+        return ended.returncode, ended.stdout + ended.stderr
+
+    assert user("add", "tim", "--password-stdin", given="secret\n") == (0, "user tim added\n")
+    status, said = user("add", "tim", "--password-stdin", given="other\n")
+    assert (status, "there is a user tim already" in said, said.count("\n")) == (1, True, 1)
+    assert user("passwd", "tim", "--password-stdin", given="better\n") == (0, "password of tim changed\n")
+    status, said = user("list")
+    assert (status, said.split("\t")[0]) == (0, "tim")
+    assert user("remove", "tim") == (0, "user tim removed\n")
+    assert user("list") == (0, "")
+
+
+def test_a_place_that_cannot_hold_accounts_is_one_line(directory: Path) -> None:
+    (directory / "bester-data").write_text("a file")
+    ended = run("user", "list")
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "name another one as [server] data_dir" in ended.stderr
+
+
+def test_output_that_nobody_reads_is_no_traceback(directory: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen([BESTER, "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    _, said = process.communicate(timeout=TIMEOUT_S)
+    assert said == ""
+
+
+async def start(directory: Path, text: str = OPEN) -> tuple[Process, str]:
+    """Start `bester up` with this file; return it and its address."""
+    (directory / "bester.toml").write_text(text)
+    server = await Process.start(BESTER, "up", cwd=directory)
+    line = await server.says(" serves ")
+    return server, line.rpartition(" ")[2]
+
+
+def children_of(pid: int) -> list[str]:
+    """The processes that a process has started, from any of its threads."""
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+async def client(directory: Path, *arguments: str, given: str | None = None) -> Process:
+    return await Process.start(BESTER, *arguments, cwd=directory, env={"BESTER_PASSWORD": "secret"})
+
+
+async def test_up_says_how_to_begin_and_ends_clean(directory: Path) -> None:
+    server, address = await start(directory)
+    await server.says(f"bester send --to {address} --user alice echo")
+    await server.says("anybody may log in")
+    children: list[str] = []
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(children) < 2:  # the handler and the guard
+            await asyncio.sleep(0.01)
+            children = children_of(server.process.pid)
+    assert await server.end() == 0
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert not [line for line in server.lines if "Traceback" in line]
+
+
+async def test_send_and_listen_over_a_running_server(directory: Path) -> None:
+    server, address = await start(directory)
+    listener = await client(directory, "listen", "--to", address, "--user", "tim", "--json", "--count", "1")
+    await listener.says("listening at")
+    sender = await client(directory, "send", "--to", address, "--user", "tim", "echo", '{"n":-0}')
+    await sender.says("good")
+    assert await asyncio.wait_for(sender.process.wait(), TIMEOUT_S) == 0
+    await listener.says('"data":{"n":-0}')
+    assert await asyncio.wait_for(listener.process.wait(), TIMEOUT_S) == 0
+    nobody = await client(directory, "send", "--to", address, "--user", "tim", "nosuch", "{}")
+    await nobody.says("bad: unknown-type")
+    assert await asyncio.wait_for(nobody.process.wait(), TIMEOUT_S) == 1
+    assert await server.end() == 0
+
+
+async def test_an_account_made_meanwhile_is_let_in_at_once(directory: Path) -> None:
+    server, address = await start(directory, OPEN.replace('"open"', '"accounts"'))
+    before = await client(directory, "send", "--to", address, "--user", "tim", "echo", "1")
+    await before.says("does not accept user 'tim'")
+    assert await asyncio.wait_for(before.process.wait(), TIMEOUT_S) == 1
+    added = await asyncio.to_thread(run, "user", "add", "tim", "--password-stdin", given="secret\n")
+    assert added.returncode == 0
+    after = await client(directory, "send", "--to", address, "--user", "tim", "echo", "1")
+    await after.says("good")
+    assert await asyncio.wait_for(after.process.wait(), TIMEOUT_S) == 0
+    assert await server.end() == 0
+
+
+async def test_two_servers_in_one_directory_are_refused(directory: Path) -> None:
+    server, _ = await start(directory)
+    second = await asyncio.to_thread(run, "up")
+    assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+    assert "serves from it; stop that, or name another [server] data_dir" in second.stderr
+    assert await server.end() == 0
+
+
+def test_a_port_in_use_is_one_line(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (directory / "bester.toml").write_text(f'[native]\ntcp4 = "127.0.0.1:{port}"\n')
+        ended = run("up")
+    assert ended.returncode in (1, 2)
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert str(port) in ended.stderr
+
+
+async def test_interrupt_ends_listening_without_a_traceback(directory: Path) -> None:
+    server, address = await start(directory)
+    listener = await client(directory, "listen", "--to", address, "--user", "tim")
+    await listener.says("listening at")
+    assert await listener.end(signal.SIGINT) == 130
+    assert [line for line in listener.lines if line] == [f"bester: listening at {address} as tim"]
+    assert await server.end(signal.SIGINT) == 0
+
+
+async def test_nobody_there_is_one_line(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for command in (["send", "--to", f"127.0.0.1:{port}", "--user", "tim", "echo", "1"],):
+        ended = await asyncio.to_thread(run, *command, BESTER_PASSWORD="secret")
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+        assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "status"),
+    [
+        (ConfigError("key: mend it"), "key: mend it", 2),
+        (BesterError("overloaded"), "a queue is full; send less, or later", 1),
+        (click.UsageError("no"), "no", 2),
+        (OSError(errno.EADDRINUSE, "Address in use"), "Address in use; stop what listens there, or choose another", 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; use a path", 1),
+        (ModuleNotFoundError("No module named 'zmq'"), "No module named 'zmq'; `make setup`", 1),
+        (ExceptionGroup("many", [ConfigError("one of\nmany")]), "one of many", 2),
+        (ValueError("what"), "internal error, ValueError: what; BESTER_TRACEBACK=1 shows where", 1),
+    ],
+)
+def test_what_went_wrong_is_one_line(error: Exception, said: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BESTER_TRACEBACK", raising=False)
+    line, ended = describe(error)
+    assert line.startswith(said)
+    assert "\n" not in line
+    assert ended == status
+
+
+def test_a_missing_dependency_is_one_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "argon2", None)
+    monkeypatch.delitem(sys.modules, "bester.broker.accounts", raising=False)
+    assert main(["user", "list"]) == 1
+    said = capsys.readouterr().err
+    assert "argon2" in said
+    assert "`make setup`" in said
+    assert said.count("\n") == 1
+
+
+def test_the_banner_names_what_there_is(directory: Path) -> None:
+    lines = banner(defaults(directory), ["127.0.0.1:2223", f"{directory}/n.sock"])
+    assert len(lines) == 3
+    assert lines[0].endswith(f" serves 127.0.0.1:2223, {directory}/n.sock")
+    assert "user add alice" in lines[1]
+    assert f"send --user alice {STOCK_HANDLERS[0].types[0]} '" in lines[2]
