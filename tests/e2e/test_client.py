@@ -199,6 +199,7 @@ class TestReceiving:
             sent = 0
             text = "x" * 20_000
             while not peer.congested.is_set():
+                assert sent < 5_000, "100 MB were read for nobody"
                 peer.send(message_frame([sent, text]))
                 sent += 1
                 await asyncio.sleep(0)
@@ -482,6 +483,20 @@ class TestClosing:
                 await unsent
             await client.close()
             await server.listen()
+
+    async def test_it_does_not_sit_out_a_long_wait_for_the_next_attempt(self, server: FakeServer) -> None:
+        lost = asyncio.Event()
+        client = Client(
+            server.address,
+            user="bob",
+            password="secret",
+            random=lambda: 10_000.0,
+            on_link=lambda connected, why: None if connected else lost.set(),
+        )
+        await client.start()
+        (await server.peer()).transport.abort()
+        await within(lost.wait())
+        await within(client.close(3600))
 
     async def test_a_start_that_is_given_up(self, server: FakeServer) -> None:
         logins: asyncio.Queue[Peer] = asyncio.Queue()

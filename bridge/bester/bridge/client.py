@@ -302,8 +302,8 @@ class Client:
         """Read no more than the application takes; read on at half, so that not each message stops and starts it."""
         limits, waiting = self._limits, len(self._queue)
         if not self._core.open:
-            self._link.set_reading(True)
-        elif self._link.reading:
+            return  # closing reads on, and drops what comes
+        if self._link.reading:
             self._link.set_reading(waiting < limits.queue and self._queue_bytes < limits.queue_bytes)
         elif waiting <= limits.queue // 2 and self._queue_bytes <= limits.queue_bytes // 2:
             self._link.set_reading(True)

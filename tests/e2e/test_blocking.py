@@ -1,0 +1,112 @@
+"""The blocking client, used from a thread as a program without a loop would use it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bester.bridge.blocking import Client, ClientClosed, Limits
+from bester.bridge.client import AuthenticationFailed, ConnectionLost, MessageTooLarge
+from tests.e2e.fake_native_server import DEADLINE_S, FakeServer, Json, Peer, message_frame, within
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with FakeServer() as server:
+        yield server
+
+
+def our_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("bester client")]
+
+
+async def test_send_receive_ping_and_iterate(server: FakeServer) -> None:
+    def greet(peer: Peer, payload: Json) -> None:
+        peer.send(message_frame("welcome"), message_frame("again"))
+        peer.report(payload["id"])
+
+    server.on_message = greet
+
+    def program() -> list[str]:
+        with Client(server.address, user="bob", password="secret") as client:
+            assert client.send("chat", {"text": "hello"}, timeout_s=DEADLINE_S).good
+            assert client.ping(DEADLINE_S) >= 0
+            seen = [client.receive(DEADLINE_S).data]
+            with pytest.raises(MessageTooLarge):
+                client.send("chat", "x" * (1 << 20))
+            for message in client:
+                seen.append(message.data)
+                client.close()
+        assert not our_threads()
+        return seen
+
+    assert await within(asyncio.to_thread(program)) == ["welcome", "again"]
+
+
+async def test_submit_waits_for_room(server: FakeServer) -> None:
+    def program() -> list[bool]:
+        with Client(server.address, user="bob", password="secret", limits=Limits(window=3)) as client:
+            reports = [client.submit("chat", number) for number in range(50)]
+            return [report.result(DEADLINE_S).good for report in reports]
+
+    assert await within(asyncio.to_thread(program)) == [True] * 50
+    peer = await server.peer()
+    assert peer.most_unreported <= 3
+    assert [(await peer.payload())["data"] for _ in range(50)] == list(range(50))
+
+
+async def test_timeouts_lose_nothing_that_came(server: FakeServer) -> None:
+    server.on_message = lambda peer, payload: None
+
+    def program(report: concurrent.futures.Future[None]) -> None:
+        with Client(server.address, user="bob", password="secret") as client:
+            with pytest.raises(TimeoutError):
+                client.receive(timeout_s=0.01)
+            with pytest.raises(TimeoutError):
+                client.send("chat", 1, timeout_s=0.01)
+            report.set_result(None)
+            assert client.receive(DEADLINE_S).data == "late"
+            raise ZeroDivisionError
+
+    late: concurrent.futures.Future[None] = concurrent.futures.Future()
+    running = asyncio.create_task(asyncio.to_thread(program, late))
+    await within(asyncio.wrap_future(late))
+    (await server.peer()).send(message_frame("late"))
+    with pytest.raises(ZeroDivisionError):
+        await within(running)
+    assert not our_threads()
+
+
+async def test_errors_come_through(server: FakeServer) -> None:
+    server.on_message = lambda peer, payload: peer.transport.abort()
+
+    def program() -> None:
+        with Client(server.address, user="bob", password="secret") as client:
+            doubtful = client.submit("chat", 1)
+            with pytest.raises(ConnectionLost):
+                doubtful.result(DEADLINE_S)
+        with pytest.raises(ClientClosed):
+            client.send("chat", 1)
+        with pytest.raises(AuthenticationFailed):
+            Client(server.address, user="bob", password="wrong").start()
+        with pytest.raises(ClientClosed):
+            Client(server.address, user="bob", password="wrong").receive()
+        assert not our_threads()
+
+    await within(asyncio.to_thread(program))
+
+
+async def test_closing_wakes_whoever_waits_in_another_thread(server: FakeServer) -> None:
+    client = Client(server.address, user="bob", password="secret")
+    await within(asyncio.to_thread(client.start))
+    waiting = [asyncio.create_task(asyncio.to_thread(client.receive)) for _ in range(3)]
+    await server.peer()
+    await within(asyncio.to_thread(client.close))
+    for task in waiting:
+        with pytest.raises(ClientClosed):
+            await within(task)
+    assert not our_threads()

@@ -1,0 +1,198 @@
+"""What `bester send` and `bester listen` show, and the statuses they end with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bester.bridge.client_cli import listen, send_once
+from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, within
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with FakeServer() as server:
+        yield server
+
+
+class Terminal:
+    """Keeps what was printed."""
+
+    def __init__(self) -> None:
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self.printed = asyncio.Event()
+
+    def echo(self, message: str, /, *, err: bool = False) -> None:
+        assert "\n" not in message
+        assert "secret" not in message
+        (self.err if err else self.out).append(message)
+        self.printed.set()
+
+
+async def send(
+    address: str, terminal: Terminal, text: str = '{"text":"hello"}', type_: str = "chat", *, wrong: bool = False
+) -> int:
+    sending = send_once(
+        address, "bob", "wrong" if wrong else "secret", type_, text, wait_s=0, timeout_s=5, echo=terminal.echo
+    )
+    status = await within(sending)
+    assert isinstance(status, int)
+    return status
+
+
+class TestSend:
+    async def test_messages_before_the_report_then_the_report(self, server: FakeServer) -> None:
+        def to_oneself(peer: Peer, payload: Json) -> None:
+            peer.send(message_frame(payload["data"], "7.0", origin="s1"))
+            peer.report(payload["id"], message="m7")
+
+        server.on_message = to_oneself
+        terminal = Terminal()
+        assert await send(server.address, terminal) == 0
+        assert terminal.out == ['chat {"text": "hello"}  (id 7.0, from s1)', "good: message m7"]
+        assert terminal.err == []
+
+    async def test_what_comes_within_a_moment_after_it(self, server: FakeServer) -> None:
+        def late(peer: Peer, payload: Json) -> None:
+            peer.report(payload["id"])
+            asyncio.get_running_loop().call_soon(peer.send, message_frame("late"))
+
+        server.on_message = late
+        terminal = Terminal()
+        sending = asyncio.create_task(
+            send_once(server.address, "bob", "secret", "chat", "1", wait_s=60, timeout_s=5, echo=terminal.echo)
+        )
+        while 'chat "late"' not in terminal.out:
+            terminal.printed.clear()
+            await within(terminal.printed.wait())
+        (await server.peer()).transport.close()
+        assert await within(sending) == 0, "a server that leaves cuts the waiting short"
+
+    async def test_a_bad_report(self, server: FakeServer) -> None:
+        server.on_message = lambda peer, payload: peer.report(
+            payload["id"], "bad", reason="not-connected", recipients={"g": "failed:not-connected"}
+        )
+        terminal = Terminal()
+        assert await send(server.address, terminal) == 1
+        assert terminal.out == ["bad: not-connected (the user has no connection to the server), g failed:not-connected"]
+
+    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+        def with_breaks(peer: Peer, payload: Json) -> None:
+            peer.send_body(b'{"header":null,\r\n"payload":{"data":[1,\n0.10],"type":"chat"}}')
+            peer.report(payload["id"])
+
+        server.on_message = with_breaks
+        lines: list[str] = []
+        terminal = Terminal()
+        status = await within(
+            send_once(
+                server.address,
+                "bob",
+                "secret",
+                "chat",
+                "1",
+                wait_s=0,
+                timeout_s=5,
+                on_frame=lines.append,
+                echo=terminal.echo,
+            )
+        )
+        assert status == 0
+        assert [line.count("\n") + line.count("\r") for line in lines] == [0, 0]
+        assert "0.10" in lines[0]
+        assert json.loads(lines[1])["header"]["status"] == "good"
+        assert terminal.out == []
+
+    async def test_nothing_a_terminal_would_obey_passes(self, server: FakeServer) -> None:
+        def hostile(peer: Peer, payload: Json) -> None:
+            peer.send_body('{"header":null,"payload":{"data":"\x9b2J\u202e","type":"\\u001b[31m"}}'.encode())
+            peer.report(payload["id"], "bad", reason="\x1b[2J\n")
+
+        server.on_message = hostile
+        terminal = Terminal()
+        assert await send(server.address, terminal) == 1
+        assert terminal.out == ['\\u001b[31m "\\u009b2J\\u202e"', "bad: \\u001b[2J\\u000a"]
+
+    async def test_wrong_use(self, server: FakeServer) -> None:
+        for address, text, type_, what in (
+            (server.address, "hello", "chat", "not JSON"),
+            (server.address, "1", "builtin", "not a type"),
+            ("nowhere", "1", "chat", "HOST:PORT"),
+        ):
+            terminal = Terminal()
+            assert await send(address, terminal, text, type_) == 2
+            assert len(terminal.err) == 1
+            assert what in terminal.err[0]
+
+    async def test_what_fails_is_said_in_one_line(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        assert await send(f"127.0.0.1:{free_port()}", terminal) == 1
+        assert await send(server.address, terminal, wrong=True) == 1
+        server.on_message = lambda peer, payload: peer.transport.abort()
+        assert await send(server.address, terminal) == 1
+        connect, password, lost = terminal.err
+        assert "connection refused" in connect
+        assert "does not accept user 'bob'" in password
+        assert "may have been delivered or not" in lost
+        assert terminal.out == []
+
+    @pytest.mark.parametrize(("stage", "doubt"), [("on_login", "no connection"), ("on_message", "no report")])
+    async def test_a_server_that_does_not_answer(self, server: FakeServer, stage: str, doubt: str) -> None:
+        setattr(server, stage, lambda peer, payload: None)
+        terminal = Terminal()
+        status = await within(
+            send_once(server.address, "bob", "secret", "chat", "1", wait_s=0, timeout_s=0.1, echo=terminal.echo)
+        )
+        assert status == 1
+        assert doubt in terminal.err[0]
+
+
+class TestListen:
+    async def test_until_enough_and_over_a_loss(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        listening = asyncio.create_task(
+            listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2)
+        )
+        first = await server.peer()
+        first.send(message_frame(1, "1.0"))
+        while not terminal.out:
+            terminal.printed.clear()
+            await within(terminal.printed.wait())
+        first.transport.abort()
+        (await server.peer()).send(message_frame(1, "1.0"), message_frame(2, redelivered=True))
+        assert await within(listening) == 0
+        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (perhaps a repeat)"]
+        assert [("listening" in line, "trying again" in line) for line in terminal.err] == [
+            (True, False),
+            (False, True),
+            (True, False),
+        ]
+
+    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        listening = asyncio.create_task(
+            listen(server.address, "bob", "secret", json_lines=True, echo=terminal.echo, count=1)
+        )
+        (await server.peer()).send(message_frame([1, 2], "1.0"))
+        assert await within(listening) == 0
+        assert [json.loads(line) for line in terminal.out] == [message_frame([1, 2], "1.0")]
+
+    async def test_what_fails_is_said_in_one_line(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        assert await listen(server.address, "bob", "wrong", json_lines=False, echo=terminal.echo) == 1
+        assert await listen("nowhere", "bob", "secret", json_lines=False, echo=terminal.echo) == 2
+        assert len(terminal.err) == 2
+        assert "password" in terminal.err[0]
+        assert "HOST:PORT" in terminal.err[1]
+
+    async def test_an_interrupt_closes_the_connection(self, server: FakeServer) -> None:
+        listening = asyncio.create_task(listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo))
+        peer = await server.peer()
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await within(listening)
+        await within(peer.gone.wait())

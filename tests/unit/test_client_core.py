@@ -1,0 +1,429 @@
+"""The client's state machine, by hand and by chance: no sockets, no clock."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bester.bridge import client_frames as frames
+from bester.bridge.client_core import (
+    FIRST_RETRY_S,
+    LAST_RETRY_S,
+    STEADY_S,
+    TRANSITIONS,
+    Arrived,
+    Core,
+    Ended,
+    Event,
+    Failed,
+    Lost,
+    Ponged,
+    Ready,
+    Reported,
+    State,
+)
+from bester.bridge.client_errors import AuthenticationFailed, ClientClosed, ClientError, ConnectionLost, WindowFull
+from bester.bridge.client_window import SENDS, Limits
+from bester.bridge.frames import Splitter, frame
+
+WELCOME = b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
+
+
+def report(id_: str | None, status: str = "good") -> bytes:
+    payload = {"header": {"messageType": "statusReport", "status": status}, "payload": {"id": id_}}
+    return frame(json.dumps(payload).encode())
+
+
+def arrival(id_: str | None, data: Any = None) -> bytes:
+    value = {"header": {"messageType": "receivedMessage", "id": id_}, "payload": {"type": "chat", "data": data}}
+    return frame(json.dumps(value).encode())
+
+
+def a_core(**options: Any) -> Core:
+    options.setdefault("random", lambda: 1.0)
+    return Core(server="here:1", user="bob", password="secret", dedup_prefix="p" * 99, **options)
+
+
+def connect(core: Core, now: float = 0.0) -> list[Event]:
+    assert core.dial()
+    core.opened(now)
+    assert len(core.take()) == 1
+    return core.receive(frame(WELCOME), now)
+
+
+def payloads(written: list[bytes]) -> list[dict[str, Any]]:
+    bodies = Splitter(1 << 20).feed(b"".join(written))
+    return [json.loads(body)["payload"] for body in bodies]
+
+
+class TestStates:
+    def test_over_is_for_good_and_all_is_reached(self) -> None:
+        assert not [start for start, _ in TRANSITIONS if start is State.OVER]
+        assert set(TRANSITIONS.values()) == set(State)
+
+    def test_from_everywhere_there_is_a_way_out(self) -> None:
+        for state in set(State) - {State.OVER}:
+            reached = {state}
+            for _ in State:
+                reached |= {end for (start, _), end in TRANSITIONS.items() if start in reached}
+            assert State.OVER in reached
+
+    def test_the_login_goes_first_and_alone(self) -> None:
+        core = a_core()
+        core.submit("chat", b"1")
+        assert core.take() == []
+        core.dial()
+        assert core.take() == []
+        core.opened(0)
+        (login,) = core.take()
+        assert json.loads(login[4:]) == {
+            "header": {"scope": "client", "authentication": {"username": "bob", "password": "secret"}},
+            "payload": {"data": None, "type": "dummy"},
+        }
+        assert core.receive(frame(WELCOME), 0) == [Ready()]
+        assert payloads(core.take()) == [{"type": "chat", "data": 1, "id": "1"}]
+
+    def test_events_out_of_place_change_nothing(self) -> None:
+        core = a_core()
+        core.opened(0)
+        assert core.receive(frame(WELCOME), 0) == []
+        assert core.lost("why", 0) == []
+        assert core.take() == []
+        connect(core)
+        assert not core.dial()
+        assert core.receive(frame(WELCOME), 0) == []
+        assert core.state is State.READY
+
+
+class TestTime:
+    def test_back_off_doubles_up_to_a_bound_and_chance_halves_it_at_most(self) -> None:
+        for chance, share in ((1.0, 1.0), (0.0, 0.5)):
+            core = a_core(random=lambda chance=chance: chance)
+            connect(core)
+            waits = []
+            core.lost("gone", 0)
+            for _ in range(12):
+                waits.append(core.retry_at)
+                core.dial()
+                core.lost("refused", 0)
+            assert waits[:3] == pytest.approx([share * FIRST_RETRY_S * factor for factor in (1, 2, 4)])
+            assert waits[-1] == share * LAST_RETRY_S
+
+    def test_only_a_steady_connection_starts_back_off_anew(self) -> None:
+        core = a_core()
+        connect(core)
+        core.lost("gone", 1)
+        connect(core, 2)
+        core.lost("gone", 3)
+        assert core.retry_at == 3 + 2 * FIRST_RETRY_S
+        connect(core, 4)
+        core.lost("gone", 4 + STEADY_S)
+        assert core.retry_at == 4 + STEADY_S + FIRST_RETRY_S
+
+    def test_silence_brings_a_ping_then_loss(self) -> None:
+        core = a_core(limits=Limits(silence_s=10))
+        connect(core)
+        assert core.next_timer() == 10
+        assert core.tick(9.9) == []
+        assert core.take() == []
+        core.tick(10)
+        assert [payload["type"] for payload in payloads(core.take())] == ["dummy"]
+        assert core.next_timer() == 20
+        (lost,) = core.tick(20)
+        assert isinstance(lost, Lost)
+        assert core.state is State.DOWN
+
+    def test_anything_heard_breaks_the_silence(self) -> None:
+        core = a_core(limits=Limits(silence_s=10))
+        connect(core)
+        core.tick(10)
+        core.receive(b"\x01", 15)
+        assert core.next_timer() == 25
+
+    def test_who_does_not_read_hears_no_silence(self) -> None:
+        core = a_core(limits=Limits(silence_s=10))
+        connect(core)
+        core.pause()
+        assert core.next_timer() is None
+        core.resume(100)
+        assert core.next_timer() == 110
+
+    def test_patience_without_a_connection(self) -> None:
+        core = a_core(give_up_s=60)
+        core.submit("chat", b"1")
+        connect(core)
+        core.lost("gone", 100)
+        core.dial()
+        core.lost("refused", 130)
+        assert core.next_timer() == 160
+        assert core.tick(159) == []
+        failed, ended = core.tick(160)
+        assert isinstance(failed, Failed)
+        assert isinstance(ended, Ended)
+        assert isinstance(ended.error, ConnectionLost)
+        assert core.next_timer() is None
+
+    def test_a_ping_is_answered_or_fails(self) -> None:
+        core = a_core()
+        with pytest.raises(ConnectionLost):
+            core.ping()
+        connect(core)
+        first, second = core.ping(), core.ping()
+        assert first != second
+        answer = {"header": {"status": "0"}, "payload": {"data": None, "id": first, "type": "dummy"}}
+        assert core.receive(frame(json.dumps(answer).encode()), 0) == [Ponged(first)]
+        failed, lost = core.lost("gone", 0)
+        assert isinstance(failed, Failed)
+        assert failed.id == second
+        assert isinstance(lost, Lost)
+        connect(core)
+        (lost,) = core.lost("gone", 0)
+        assert isinstance(lost, Lost)
+
+
+class TestRefusals:
+    def test_a_refusal_that_may_pass_is_no_end_once_we_were_in(self) -> None:
+        core = a_core()
+        connect(core)
+        core.lost("gone", 0)
+        core.dial()
+        core.opened(1)
+        body = WELCOME.replace(b"good", b"bad").replace(b'"id"', b'"reason":"overloaded","id"')
+        (lost,) = core.receive(frame(body), 1)
+        assert isinstance(lost, Lost)
+        assert core.state is State.DOWN
+
+    def test_a_bad_login_fails_what_waits(self) -> None:
+        core = a_core()
+        id_ = core.submit("chat", b"1")
+        core.dial()
+        core.opened(0)
+        failed, ended = core.receive(frame(WELCOME.replace(b"good", b"bad")), 0)
+        assert isinstance(failed, Failed)
+        assert failed.id == id_
+        assert isinstance(ended, Ended)
+        assert failed.error is ended.error
+        assert isinstance(ended.error, AuthenticationFailed)
+        with pytest.raises(ClientClosed):
+            core.submit("chat", b"1")
+
+    @pytest.mark.parametrize("type_", ["", "dummy", "builtin"])
+    def test_types_of_the_protocol_itself(self, type_: str) -> None:
+        with pytest.raises(ValueError, match="not a type"):
+            a_core().submit(type_, b"1")
+
+    @pytest.mark.parametrize("dedup", ["", "x" * 65])
+    def test_a_dedup_has_its_length(self, dedup: str) -> None:
+        with pytest.raises(ValueError, match="dedup"):
+            a_core().submit("chat", b"1", dedup)
+
+    def test_every_error_is_one_line_and_shows_no_password(self) -> None:
+        core = a_core()
+        connect(core)
+        errors = [event.error for event in core.lost("gone", 0) if isinstance(event, Lost | Failed)]
+        for error in errors:
+            assert isinstance(error, ClientError)
+            assert "\n" not in str(error)
+            assert "secret" not in str(error)
+
+
+class TestWindow:
+    def test_it_is_bounded_in_bytes_and_a_report_makes_room(self) -> None:
+        core = a_core(limits=Limits(window_bytes=1000))
+        connect(core)
+        for turn in range(5):
+            id_ = core.submit("chat", b'"' + b"x" * 1000 + b'"')
+            assert core.room == 0
+            with pytest.raises(WindowFull):
+                core.submit("chat", b"1")
+            core.take()
+            assert [type(event) for event in core.receive(report(id_), turn)] == [Reported]
+            assert core.room == 512
+
+    def test_a_report_on_what_was_not_sent_is_nothing(self) -> None:
+        core = a_core()
+        connect(core)
+        id_ = core.submit("chat", b"1")
+        assert core.receive(report(id_) + report("99") + report(None, "bad"), 0) == []
+        assert core.unreported == 1
+        core.take()
+        assert len(core.receive(report(id_) + report(id_), 0)) == 1
+
+
+class TestDedup:
+    def test_keys_are_told_apart_short_and_kept(self) -> None:
+        core = a_core(resend=True)
+        for _ in range(3):
+            core.submit("chat", b"1")
+        core.submit("chat", b"1", "my own")
+        connect(core)
+        first = payloads(core.take())
+        core.lost("gone", 0)
+        connect(core)
+        assert payloads(core.take()) == first
+        keys = [payload["dedup"] for payload in first]
+        assert len(set(keys)) == 4
+        assert keys[3] == "my own"
+        assert all(len(key) <= 64 for key in keys)
+
+    def test_memory_of_received_ids_is_bounded(self) -> None:
+        core = a_core(limits=Limits(remembered_ids=2))
+        connect(core)
+        came = []
+        for id_ in "abacadab":
+            came += [event.message.id for event in core.receive(arrival(id_), 0) if isinstance(event, Arrived)]
+        assert "".join(str(id_) for id_ in came) == "abcadb", "what was forgotten is passed on again"
+
+    def test_resending_is_bounded(self) -> None:
+        core = a_core(resend=True)
+        id_ = core.submit("chat", b"1")
+        sent = 0
+        for _ in range(SENDS + 3):
+            connect(core)
+            sent += len(core.take())
+            failed = [event.id for event in core.lost("gone", 0) if isinstance(event, Failed)]
+            if failed:
+                assert failed == [id_]
+                break
+        assert sent == SENDS
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 40)),
+        st.tuples(st.sampled_from(["flush", "connect", "lose", "ping", "tick", "leave"]), st.just(0)),
+        st.tuples(st.sampled_from(["report", "withdraw", "arrive"]), st.integers(1, 30)),
+        st.tuples(st.just("split"), st.integers(1, 9)),
+    ),
+    max_size=60,
+)
+
+
+class World:
+    """Plays one schedule against a core and keeps the books on it."""
+
+    def __init__(self, resend: bool) -> None:
+        self.core = a_core(resend=resend, limits=Limits(window=5, window_bytes=400), give_up_s=50)
+        self.now = 0.0
+        self.submitted: list[str] = []
+        self.withdrawn: set[str] = set()
+        self.ended: list[str] = []
+        self.received: list[str] = []
+        self.sent: list[str] = []
+        self.over = 0
+        self.piece = 7
+
+    def note(self, events: list[Event]) -> None:
+        for event in events:
+            assert not self.over, "nothing follows the end"
+            if isinstance(event, Reported | Failed):
+                self.ended.append(event.id)
+            elif isinstance(event, Arrived):
+                self.received.append(str(event.message.id))
+            elif isinstance(event, Ended):
+                self.over += 1
+
+    def hear(self, data: bytes) -> None:
+        for start in range(0, len(data), self.piece):
+            self.note(self.core.receive(data[start : start + self.piece], self.now))
+
+    def flush(self, _: int) -> None:
+        on_this_connection = [payload["id"] for payload in payloads(self.core.take()) if payload["type"] == "chat"]
+        assert on_this_connection == sorted(on_this_connection, key=int), "order is kept"
+        self.sent += on_this_connection
+
+    def submit(self, length: int) -> None:
+        room, takes = self.core.room, self.core.open
+        try:
+            self.submitted.append(self.core.submit("chat", b'"' + b"x" * length + b'"'))
+        except WindowFull:
+            assert takes
+            assert not room
+        except ClientClosed:
+            assert not takes
+        else:
+            assert takes
+            assert room
+
+    def connect(self, _: int) -> None:
+        if self.core.dial():
+            self.core.opened(self.now)
+            self.core.take()
+            self.hear(frame(WELCOME))
+
+    def lose(self, _: int) -> None:
+        self.note(self.core.lost("gone", self.now))
+
+    def ping(self, _: int) -> None:
+        if self.core.state is State.READY:
+            self.core.ping()
+
+    def tick(self, _: int) -> None:
+        self.now = max(self.now, self.core.next_timer() or self.now)
+        self.note(self.core.tick(self.now))
+
+    def leave(self, _: int) -> None:
+        self.note(self.core.leave(self.now, 5))
+
+    def report(self, id_: int) -> None:
+        self.hear(report(str(id_)))
+
+    def withdraw(self, id_: int) -> None:
+        if str(id_) in self.submitted:
+            self.core.withdraw(str(id_))
+            self.withdrawn.add(str(id_))
+
+    def arrive(self, id_: int) -> None:
+        self.hear(arrival(str(id_)))
+
+    def split(self, length: int) -> None:
+        self.piece = length
+
+
+@given(steps=STEPS, resend=st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_whatever_happens_each_message_ends_once(steps: list[tuple[str, int]], resend: bool) -> None:
+    world = World(resend)
+    for what, number in steps:
+        world.now += 1
+        getattr(world, what)(number)
+        assert world.core.unreported <= 5
+    world.note(world.core.leave(world.now, 0))
+    ended = [id_ for id_ in world.ended if not id_.startswith("ping")]
+    assert len(ended) == len(set(ended)), "never two ends"
+    assert set(world.submitted) - world.withdrawn <= set(ended) <= set(world.submitted)
+    assert world.over == 1
+    assert world.core.next_timer() is None
+    assert len(world.received) == len(set(world.received)), "no repeat is passed on"
+    if not resend:
+        assert len(world.sent) == len(set(world.sent)), "nothing goes out twice unasked"
+
+
+@given(st.binary(max_size=200))
+def test_no_frame_makes_parse_raise(body: bytes) -> None:
+    frames.parse(body)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PARTS = st.dictionaries(
+    st.sampled_from(["messageType", "status", "id", "type", "data", "reason", "recipients", "redelivered"]),
+    JSON | st.sampled_from(["statusReport", "receivedMessage", "dummy", "good"]),
+)
+
+
+@given(header=PARTS | JSON, payload=PARTS | JSON)
+def test_no_json_makes_the_core_raise(header: Any, payload: Any) -> None:
+    core = a_core()
+    connect(core)
+    core.submit("chat", b"1")
+    core.take()
+    core.receive(frame(json.dumps({"header": header, "payload": payload}).encode()), 0)
+    assert core.state is State.READY
