@@ -1,0 +1,495 @@
+"""The bridge's core on wires that are lists: deliveries, confirmations, bounds, and a broker that comes and goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from bester.bridge.bridge import Bridge, Waiting
+from bester.bridge.frames import Splitter, frame
+from bester.bridge.limits import Limits
+from bester.bridge.outqueue import OutQueue
+from bester.bridge.session import Session, State
+from bester.broker.wire.messages import (
+    Answer,
+    Ask,
+    Close,
+    Confirm,
+    Deliver,
+    Error,
+    Forward,
+    Forwarded,
+    Goodbye,
+    LoggedIn,
+    Login,
+    Message,
+    Open,
+    Report,
+    Submit,
+    Welcome,
+)
+
+M = TypeVar("M")
+
+
+class ListWire:
+    """A wire whose socket takes everything, until it is `blocked`."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.session: Session
+        self.out: OutQueue[Waiting] = OutQueue()
+        self.dirty = False
+        self.reading = True
+        self.doom: str | None = None
+        self.stalled_since = 0.0
+        self.stalled_bytes = 0
+        self.blocked = False
+        self.aborted: str | None = None
+        self.written = b""
+        self.writes = 0
+
+    def flush(self) -> None:
+        while chunk := self.out.take(1000):
+            self.writes += 1
+            self.written += chunk
+            if self.blocked:
+                self.bridge.stuck(self)
+                return
+            self.bridge.left(self, self.out.left())
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self.bridge.left(self, self.out.left())
+        self.flush()
+
+    def read(self, on: bool) -> None:
+        self.reading = on
+
+    def unsent_bytes(self) -> int:
+        return self.out.taken_bytes - self.out.left_bytes
+
+    def abort(self, why: str) -> None:
+        self.aborted = why
+
+    def seen(self) -> list[Any]:
+        """Every frame that was written."""
+        return [json.loads(body) for body in Splitter(1 << 20).feed(self.written)]
+
+    def words(self) -> list[str]:
+        """The same in words, and from now on anew."""
+        words = []
+        for row in self.seen():
+            header, payload = row["header"], row["payload"]
+            if header.get("messageType") == "receivedMessage":
+                words.append(f"{header['id']}={payload['data']}")
+            else:
+                words.append(" ".join([header["status"], str(payload["id"]), *payload.get("reason", "").split()]))
+        self.written = b""
+        return words
+
+
+class Scene:
+    """A bridge, a broker port that is a list, and a clock that stands still."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.now = 0.0
+        self.full = False
+        self.sent: list[Message] = []
+        self.notices: list[str] = []
+        self._soon: list[Callable[[], None]] = []
+        self.limits = replace(Limits(), **limits)
+        self.bridge = Bridge(self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append)
+        self.bridge.connect(self)
+        self.bridge.ready()
+
+    def send(self, message: Message) -> bool:
+        if self.full:
+            return False
+        self.sent.append(message)
+        return True
+
+    def turn(self) -> None:
+        """Let the loop turn."""
+        while self._soon:
+            self._soon.pop(0)()
+
+    def said(self, kind: type[M]) -> list[M]:
+        """What the broker was told of one kind, and from now on anew."""
+        found: list[M] = [message for message in self.sent if isinstance(message, kind)]
+        self.sent = [message for message in self.sent if not isinstance(message, kind)]
+        return found
+
+    def broker(self, *messages: Message) -> None:
+        self.bridge.receive(list(messages))
+        self.turn()
+
+    def connect(self, host: str = "127.0.0.1") -> ListWire:
+        wire = ListWire(self.bridge)
+        assert self.bridge.admit(wire, host)
+        return wire
+
+    def ask_in(self, user: str = "alice", host: str = "127.0.0.1") -> ListWire:
+        wire = self.connect(host)
+        login = {"header": {"scope": "client", "authentication": {"username": user, "password": "p"}}}
+        self.bridge.received(wire, frame(json.dumps(login).encode()))
+        self.turn()
+        return wire
+
+    def log_in(self, user: str = "alice") -> ListWire:
+        wire = self.ask_in(user)
+        self.broker(LoggedIn(wire.session.number, 0))
+        assert wire.words() == ["good auth_special"]
+        return wire
+
+    def submit(self, wire: ListWire, id_: str = "i", data: str = "1") -> int:
+        payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())
+        self.bridge.received(wire, frame(payload))
+        self.turn()
+        (submit,) = self.said(Submit)
+        return submit.token
+
+
+class TestDelivering:
+    def test_to_the_sender_himself_the_delivery_brings_the_report(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        first, second = scene.submit(wire, "a"), scene.submit(wire, "b")
+        number = wire.session.number
+        wire.writes = 0
+        scene.broker(
+            Deliver(1, "s/1.0", "t", b"10", [[0, number]], first, {"message": "s/1"}),
+            Deliver(2, "s/2.0", "t", b"20", [[0, number]], second, {"message": "s/2"}),
+        )
+        assert wire.words() == ["s/1.0.0=10", "good a", "s/2.0.0=20", "good b"]
+        assert wire.writes == 1
+        assert scene.said(Confirm) == [Confirm(2, [], [])]
+
+    def test_even_where_the_sender_does_not_read(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        wire.blocked = True
+        token = scene.submit(wire, "a")
+        scene.broker(Deliver(1, "s/1.0", "t", b"10", [[0, wire.session.number]], token, {"message": "s/1"}))
+        assert wire.words() == ["s/1.0.0=10", "good a"]
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+    def test_to_another_the_report_waits_until_it_has_left(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        token = scene.submit(alice, "a")
+        bob.blocked = True
+        targets = [[0, alice.session.number], [1, bob.session.number]]
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", targets, token, {"message": "s/1"}))
+        assert alice.words() == ["s/1.0.0=1"]
+        assert scene.said(Confirm) == []
+        bob.unblock()
+        scene.turn()
+        assert bob.words() == ["s/1.0.1=1"]
+        assert alice.seen()[0]["payload"] == {"id": "a", "message": "s/1"}
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+    def test_every_session_of_a_user_gets_it_and_one_is_enough(self) -> None:
+        scene = Scene()
+        one, two = scene.log_in("bob"), scene.log_in("bob")
+        one.blocked = True
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, one.session.number, two.session.number]]))
+        assert two.words() == ["s/1.0.0=1"]
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+        scene.bridge.gone(one)
+        scene.turn()
+        assert scene.said(Confirm) == []
+
+    def test_a_target_that_is_gone_is_confirmed_as_failed_and_the_broker_reports(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire, "a")
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, wire.session.number], [1, 99]], token, {"message": "s/1"}))
+        assert wire.words() == ["s/1.0.0=1"]
+        assert scene.said(Confirm) == [Confirm(1, [], [[1, 1, "not-connected"]])]
+        scene.broker(Report(token, 1, "not-connected", "s/1", {"b": "failed:not-connected"}))
+        assert wire.words() == ["bad a not-connected"]
+
+    def test_one_who_goes_before_it_has_left(self) -> None:
+        scene = Scene()
+        bob, carol = scene.log_in("bob"), scene.log_in("carol")
+        bob.blocked = True
+        scene.broker(
+            Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]]),
+            Deliver(2, "s/2.0", "t", b"1", [[0, carol.session.number]]),
+        )
+        assert scene.said(Confirm) == [Confirm(0, [2], [])]
+        scene.bridge.gone(bob)
+        scene.turn()
+        assert scene.said(Confirm) == [Confirm(2, [], [[1, 0, "not-connected"]])]
+        assert scene.said(Close) == [Close(bob.session.number)]
+
+    def test_a_submitter_who_is_gone_holds_nothing_up(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire)
+        scene.bridge.gone(wire)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, wire.session.number]], token, {"message": "s/1"}))
+        assert scene.said(Confirm) == [Confirm(1, [], [[1, 0, "not-connected"]])]
+        scene.broker(Report(token, 1, "not-connected", "s/1", {}))
+
+    def test_nothing_is_delivered_to_one_who_is_not_logged_in(self) -> None:
+        scene = Scene()
+        wire = scene.ask_in()
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, wire.session.number]]))
+        assert wire.words() == []
+        scene.broker(LoggedIn(wire.session.number, 0), Deliver(2, "s/2.0", "t", b"1", [[0, wire.session.number]]))
+        assert wire.words() == ["good auth_special", "s/2.0.0=1"]
+
+    def test_a_target_named_twice_gets_it_twice(self) -> None:
+        scene = Scene()
+        bob = scene.log_in("bob")
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number], [1, bob.session.number]]))
+        assert bob.words() == ["s/1.0.0=1", "s/1.0.1=1"]
+
+
+class TestSlowReaders:
+    def test_one_who_lets_too_much_wait_is_cut_and_it_is_said_to_have_failed(self) -> None:
+        scene = Scene(out_queue=3000)
+        bob = scene.log_in("bob")
+        bob.blocked = True
+        for serial in range(1, 5):
+            body = json.dumps("x" * 900).encode()
+            scene.broker(Deliver(serial, f"s/{serial}.0", "t", body, [[0, bob.session.number]]))
+        assert bob.aborted is not None
+        assert "does not read" in bob.aborted
+        scene.bridge.gone(bob)
+        scene.turn()
+        failed = [row for confirm in scene.said(Confirm) for row in confirm.failed]
+        assert sorted(failed) == [[serial, 0, "overloaded"] for serial in range(1, 5)]
+
+    def test_one_frame_larger_than_the_bound_passes(self) -> None:
+        scene = Scene(out_queue=1000)
+        bob = scene.log_in("bob")
+        scene.broker(Deliver(1, "s/1.0", "t", json.dumps("x" * 5000).encode(), [[0, bob.session.number]]))
+        assert bob.aborted is None
+        assert len(bob.words()) == 1
+
+    def test_one_who_takes_nothing_for_long_is_cut(self) -> None:
+        scene = Scene()
+        bob = scene.log_in("bob")
+        bob.blocked = True
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]]))
+        scene.now = scene.limits.stalled_s
+        scene.bridge.tick()
+        assert bob.aborted is None
+        scene.now += 1
+        scene.bridge.tick()
+        assert bob.aborted is not None
+
+    def test_one_who_takes_a_little_is_not(self) -> None:
+        scene = Scene()
+        bob = scene.log_in("bob")
+        bob.blocked = True
+        for serial in range(1, 6):
+            scene.broker(Deliver(serial, "s/1.0", "t", b"1", [[0, bob.session.number]]))
+            scene.now += 20
+            scene.bridge.tick()
+            bob.unblock()
+            bob.blocked = True
+        assert bob.aborted is None
+
+    def test_one_who_does_not_read_is_not_read_from(self) -> None:
+        scene = Scene(out_pause=100)
+        wire = scene.log_in()
+        wire.blocked = True
+        ping = frame(b'{"payload":{"type":"dummy","data":null,"id":"p"}}')
+        scene.bridge.received(wire, ping * 3)
+        scene.turn()
+        assert not wire.reading
+        wire.unblock()
+        scene.turn()
+        assert wire.reading
+
+
+class TestBounds:
+    def test_connections_in_all(self) -> None:
+        scene = Scene(max_connections=2)
+        wires = [scene.connect(), scene.connect()]
+        assert not scene.bridge.admit(ListWire(scene.bridge), "127.0.0.1")
+        scene.bridge.gone(wires[0])
+        assert scene.bridge.admit(ListWire(scene.bridge), "127.0.0.1")
+
+    def test_connections_of_an_address_but_not_of_loopback(self) -> None:
+        scene = Scene(max_connections_per_address=1)
+        wire = scene.connect("192.0.2.1")
+        assert not scene.bridge.admit(ListWire(scene.bridge), "192.0.2.1")
+        assert scene.bridge.admit(ListWire(scene.bridge), "192.0.2.2")
+        for host in ("127.0.0.1", "::1", "unix"):
+            scene.connect(host)
+            scene.connect(host)
+        scene.bridge.gone(wire)
+        assert scene.bridge.admit(ListWire(scene.bridge), "192.0.2.1")
+
+    def test_connections_of_a_user(self) -> None:
+        scene = Scene(max_connections_per_user=1)
+        first = scene.log_in("bob")
+        second = scene.ask_in("bob")
+        scene.broker(LoggedIn(second.session.number, 0))
+        assert second.words() == ["bad auth_special overloaded"]
+        assert scene.said(Close) == [Close(second.session.number)]
+        scene.log_in("alice")
+        scene.bridge.gone(first)
+        scene.log_in("bob")
+
+    def test_logins_in_flight(self) -> None:
+        scene = Scene(logins_in_flight=1)
+        first = scene.ask_in("a")
+        assert scene.ask_in("b").words() == ["bad auth_special overloaded"]
+        scene.broker(LoggedIn(first.session.number, 1, "authentication-failed"))
+        scene.log_in("c")
+
+    def test_a_full_link_is_told_the_sender(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.full = True
+        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"i"}}'))
+        scene.turn()
+        assert wire.words() == ["bad i overloaded"]
+        assert wire.session.outstanding == []
+
+    def test_what_the_broker_must_hear_waits_for_room(self) -> None:
+        scene = Scene()
+        one, two = scene.log_in("a"), scene.log_in("b")
+        scene.full = True
+        scene.bridge.gone(one)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, two.session.number]]))
+        scene.full = False
+        scene.bridge.tick()
+        scene.bridge.flush()
+        assert scene.said(Close) == [Close(one.session.number)]
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+
+class TestTheBrokerComesAndGoes:
+    def test_what_is_outstanding_is_said_to_be_unreachable_and_clients_stay(self) -> None:
+        scene = Scene()
+        wire, asking = scene.log_in(), scene.ask_in("bob")
+        scene.submit(wire, "a")
+        scene.bridge.lost("gone")
+        scene.turn()
+        assert wire.words() == ["bad a unreachable"]
+        assert asking.words() == ["bad auth_special overloaded"]
+        assert wire.session.state is State.OPEN
+        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"b"}}'))
+        scene.turn()
+        assert wire.words() == ["bad b unreachable"]
+        assert scene.ask_in("carol").words() == ["bad auth_special overloaded"]
+
+    @pytest.mark.parametrize("lost_first", [True, False])
+    def test_sessions_are_announced_to_the_next_one(self, lost_first: bool) -> None:
+        scene = Scene()
+        wire, _ = scene.log_in("alice"), scene.connect()
+        token = scene.submit(wire, "a")
+        if lost_first:
+            scene.bridge.lost("gone")
+        scene.bridge.ready()
+        assert scene.said(Open) == [Open(wire.session.number, "alice")]
+        scene.broker(Report(token, 0, None, "s/1", {}))
+        assert wire.words() == ["bad a unreachable"]
+
+    def test_a_delivery_of_an_earlier_link_is_not_confirmed_on_the_next(self) -> None:
+        scene = Scene()
+        bob = scene.log_in("bob")
+        bob.blocked = True
+        scene.broker(Deliver(5, "s/1.0", "t", b"1", [[0, bob.session.number]]))
+        scene.bridge.lost("gone")
+        scene.bridge.ready()
+        bob.unblock()
+        scene.turn()
+        assert scene.said(Confirm) == []
+        scene.broker(Deliver(1, "s/2.0", "t", b"1", [[0, bob.session.number]]))
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+    def test_a_direct_link_greets_and_parts_by_messages(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.broker(Goodbye("ends"))
+        assert not scene.bridge.is_ready
+        scene.broker(Welcome(1, "s"))
+        assert scene.said(Open) == [Open(wire.session.number, "alice")]
+
+    def test_a_client_who_left_while_asked_about(self) -> None:
+        scene = Scene()
+        wire = scene.ask_in()
+        scene.bridge.gone(wire)
+        assert scene.said(Close) == [Close(wire.session.number)]
+        scene.broker(LoggedIn(wire.session.number, 0))
+        assert scene.said(Close) == [Close(wire.session.number)]
+
+    def test_what_the_broker_cannot_take(self) -> None:
+        scene = Scene()
+        wire, asking = scene.log_in(), scene.ask_in("bob")
+        token = scene.submit(wire, "a")
+        (login,) = [login for login in scene.said(Login) if login.user == "bob"]
+        scene.broker(
+            Error("malformed", "x", 24, token), Error("malformed", "x", 20, login.session), Error("version", "x")
+        )
+        assert wire.words() == ["bad a malformed"]
+        assert asking.words() == ["bad auth_special malformed"]
+        assert any("version" in notice for notice in scene.notices)
+
+    def test_questions(self) -> None:
+        scene = Scene()
+        answers: list[Any] = []
+        scene.bridge.ask("isClient", "bob", lambda *answer: answers.append(answer))
+        (ask,) = scene.said(Ask)
+        scene.broker(Answer(ask.token, 0, True))
+        scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
+        scene.bridge.lost("gone")
+        scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
+        assert answers == [(0, True), (1, None), (1, None)]
+
+    def test_a_forward_without_a_forwarder(self) -> None:
+        scene = Scene()
+        scene.broker(Forward(3, "h:1", "t", b"1", {}))
+        assert scene.said(Forwarded) == [Forwarded(3, "failed:unreachable")]
+
+
+def test_nothing_is_left_of_one_who_is_gone() -> None:
+    scene = Scene()
+    empty: list[bool] = []
+    scene.bridge.on_empty = lambda: empty.append(True)
+    wire = scene.log_in()
+    scene.submit(wire)
+    wire.blocked = True
+    scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, wire.session.number]]))
+    scene.bridge.gone(wire)
+    scene.turn()
+    assert scene.bridge.connections == 0
+    assert empty == [True]
+    kept = {name: value for name, value in vars(scene.bridge).items() if isinstance(value, dict | set | list) and value}
+    assert kept == {}
+
+
+def test_deadlines_are_kept() -> None:
+    scene = Scene()
+    wire = scene.connect()
+    scene.now = scene.limits.first_frame_s
+    scene.bridge.tick()
+    scene.turn()
+    assert wire.words() == ["bad auth_special timeout"]
+    scene.bridge.all_left(wire)
+    scene.now += scene.limits.linger_s
+    scene.bridge.tick()
+    assert wire.aborted is not None
+
+
+def test_shutting_down_waits_for_reports() -> None:
+    scene = Scene()
+    wire, idle = scene.log_in(), scene.log_in()
+    token = scene.submit(wire, "a")
+    scene.bridge.shut_down()
+    assert (wire.session.state, idle.session.state) == (State.DRAINING, State.CLOSING)
+    scene.broker(Report(token, 0, None, "s/1", {}))
+    assert wire.words() == ["good a"]
+    assert wire.session.state is State.CLOSING

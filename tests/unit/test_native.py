@@ -1,0 +1,314 @@
+"""The native protocol's JSON: what is read out of a frame, and the bytes of what is written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.bridge import native
+from bester.bridge.native import Client, Fault, Sent, Server
+from bester.broker.wire.json_text import fault
+
+ODD_DATA = [
+    b"0.1",
+    b"-0",
+    b"1e400",
+    b"-1E-999",
+    b"123456789012345678901234567890",
+    b'{"a":1,"a":2}',
+    rb'"\u0061\/\n\ud83d\ude00"',
+    '"\N{SNOWMAN} \x7f"'.encode(),
+    b"[ 1 , 2 ]",
+    b"null",
+    b"true",
+    b'{"data":{"data":null}}',
+    b'""',
+]
+
+
+def body_of(frame: bytes) -> bytes:
+    assert int.from_bytes(frame[:4], "little") == len(frame) - 4
+    return frame[4:]
+
+
+def written(frame: bytes) -> Any:
+    return json.loads(body_of(frame))
+
+
+class TestLaterFrames:
+    @pytest.mark.parametrize("data", ODD_DATA)
+    @pytest.mark.parametrize("header", [b"null", b"{}", b'{"any":[1]}', b"5"])
+    def test_data_comes_out_byte_for_byte(self, data: bytes, header: bytes) -> None:
+        body = b'{"header":%b,"payload":{"type":"chat","data": %b ,"id":"i1"}}' % (header, data)
+        assert native.later(body) == Sent("chat", data, b'"i1"')
+
+    @pytest.mark.parametrize(
+        "body", [b'{"payload":{"data":1,"type":"t"}}', b'{"payload":{"id":null,"data":1,"type":"t"}}']
+    )
+    def test_an_id_may_be_missing(self, body: bytes) -> None:
+        assert native.later(body) == Sent("t", b"1", b"null")
+
+    def test_an_id_is_echoed_as_it_was_written(self) -> None:
+        sent = native.later(rb'{"payload":{"id":"\u00e4 \"x\"","data":1,"type":"t"}}')
+        assert isinstance(sent, Sent)
+        assert sent.id == rb'"\u00e4 \"x\""'
+        assert b'"id":' + sent.id in native.report(sent.id, 0)
+
+    @pytest.mark.parametrize(
+        ("body", "id_"),
+        [
+            (b"{}", b"null"),
+            (b'{"payload":null}', b"null"),
+            (b'{"payload":[1]}', b"null"),
+            (b'{"payload":{"id":"x","data":1}}', b'"x"'),
+            (b'{"payload":{"id":"x","type":"t"}}', b'"x"'),
+            (b'{"payload":{"id":"x","type":5,"data":1}}', b'"x"'),
+            (b'{"payload":{"type":null,"data":1,"id":"x"}}', b'"x"'),
+            (b'{"payload":{"id":5,"type":"t","data":1}}', b"null"),
+            (b'{"payload":{"id":{},"type":"t","data":1}}', b"null"),
+            (b'{"payload":{"id":5,"type":"t"}}', b"null"),
+        ],
+    )
+    def test_a_bad_payload_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
+        read = native.later(body)
+        assert isinstance(read, Fault)
+        assert (read.fatal, read.id, read.reason) == (False, id_, "malformed")
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b" ",
+            b"[]",
+            b'"payload"',
+            b"null",
+            b"5",
+            b"nonsense",
+            b"{",
+            b'{"payload":{"type":"t","data":1,"id":"x"}} x',
+            b'{"payload":{"type":"t","data":01,"id":"x"}}',
+            b'{"payload":{"type":"t","data":1,"id":"x",}}',
+            b'{"payload":{"type":"t","data":NaN,"id":"x"}}',
+            b'{"payload":{"type":"t","data":"\xff","id":"x"}}',
+            b'{"payload":{"type":"t","data":1,"id":"\xc3"}}',
+            b'{"payload":{"type":"\xff","data":1,"id":"x"}}',
+            b'{"\xff":1,"payload":{"type":"t","data":1,"id":"x"}}',
+            rb'{"payload":{"type":"t","data":"\ud800","id":"x"}}',
+            b'{"payload":{"type":"t","id":"x","data":' + b"[" * 63 + b"]" * 63 + b"}}",
+            b'{"payload":{"type":"t","id":"x","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b'{"payload":{"id":5,"data":' + b"[" * 900 + b"]" * 900 + b"}}",
+        ],
+    )
+    def test_what_is_no_json_object_ends_the_connection(self, body: bytes) -> None:
+        for read in (native.later(body), native.first(body)):
+            assert isinstance(read, Fault)
+            assert (read.fatal, read.id, read.reason) == (True, b"null", "malformed")
+
+    def test_sixty_four_deep_is_allowed(self) -> None:
+        data = b"[" * 62 + b"]" * 62
+        assert native.later(b'{"payload":{"type":"t","id":"x","data":%b}}' % data) == Sent("t", data, b'"x"')
+
+    @given(st.binary(max_size=60), st.integers(0, 60))
+    def test_it_takes_what_is_json_and_nothing_else(self, noise: bytes, at: int) -> None:
+        good = b'{"header":{},"payload":{"type":"t","data":[1],"id":"x"}}'
+        body = good[:at] + noise + good[at:]
+        read = native.later(body)
+        if isinstance(read, Sent):
+            assert fault(body) is None
+            assert fault(read.data) is None
+        elif not read.fatal:
+            assert fault(body) is None
+            assert isinstance(json.loads(body), dict)
+
+    @pytest.mark.parametrize(
+        ("data", "command"),
+        [
+            (b'{"command":{"type":"close"}}', "close"),
+            (b'{"command":{"type":"ack","data":[]}}', "ack"),
+            (b"null", None),
+            (b'{"command":null}', None),
+            (b'{"command":{"type":5}}', None),
+            (b'{"command":{}}', None),
+            (b"[]", None),
+        ],
+    )
+    def test_builtin_commands(self, data: bytes, command: str | None) -> None:
+        assert native.builtin_command(data) == command
+
+
+def login(header: str, payload: str = "null") -> Client | Server | Fault:
+    return native.first(f'{{"header":{header},"payload":{payload}}}'.encode())
+
+
+GOOD = '{"scope":"client","authentication":{"username":"alice","password":"p"}}'
+
+
+class TestFirstFrame:
+    @pytest.mark.parametrize(
+        ("payload", "says_something"),
+        [
+            ('{"data":null,"type":"dummy"}', False),
+            ('{"data":null,"type":"dummy","id":"1"}', False),
+            ("null", False),
+            ("[]", False),
+            ("{}", False),
+            ('{"type":"chat","data":1}', False),
+            ('{"type":null,"data":1,"id":"1"}', False),
+            ('{"type":"chat","data":1,"id":null}', False),
+            ('{"type":"chat","data":1,"id":"1"}', True),
+            ('{"type":"chat","id":"1"}', True),
+            ('{"type":5,"id":"1"}', True),
+        ],
+    )
+    def test_a_login_and_whether_it_brings_a_message(self, payload: str, says_something: bool) -> None:
+        assert login(GOOD, payload) == Client("alice", "p", says_something)
+
+    def test_the_payload_may_be_missing(self) -> None:
+        assert native.first(b'{"header":%b}' % GOOD.encode()) == Client("alice", "p", False)
+
+    @pytest.mark.parametrize(
+        "authentication",
+        [
+            "null",
+            "{}",
+            '"alice"',
+            '{"username":"alice"}',
+            '{"password":"p"}',
+            '{"username":"","password":"p"}',
+            '{"username":"alice","password":""}',
+            '{"username":5,"password":"p"}',
+            '{"username":"alice","password":["p"]}',
+        ],
+    )
+    def test_a_login_without_name_or_password(self, authentication: str) -> None:
+        read = login(f'{{"scope":"client","authentication":{authentication}}}')
+        assert isinstance(read, Fault)
+        assert (read.id, read.reason) == (native.AUTH_ID, "authentication-failed")
+
+    @pytest.mark.parametrize(
+        "header", ["null", "[]", "5", "{}", '{"scope":"operator"}', '{"scope":5}', '{"scope":null}']
+    )
+    def test_no_scope_that_is_known(self, header: str) -> None:
+        read = login(header)
+        assert isinstance(read, Fault)
+        assert read.reason == "malformed"
+
+    def test_a_server_and_its_claims(self) -> None:
+        read = login(
+            '{"scope":"server","server":"s2","id":"s2/1","root":5,"origin":"s1","path":["s1/m1"],"ttl_s":1.5,"peer":"s3"}',
+            '{"data":0.10,"type":"m1","id":"x"}',
+        )
+        claims = {"server": "s2", "id": "s2/1", "origin": "s1", "path": ["s1/m1"], "ttl_s": 1.5}
+        assert read == Server(Sent("m1", b"0.10", b'"x"'), claims)
+
+    def test_a_server_of_the_reference_sends_no_id(self) -> None:
+        assert login('{"scope":"server"}', '{"data":1,"type":"m1"}') == Server(Sent("m1", b"1", b"null"), {})
+
+    def test_a_server_with_a_bad_payload_is_told_its_id(self) -> None:
+        read = login('{"scope":"server"}', '{"id":"x","type":"m1"}')
+        assert isinstance(read, Fault)
+        assert (read.fatal, read.id, read.reason) == (True, b'"x"', "malformed")
+
+
+class TestWriting:
+    def test_a_good_report(self) -> None:
+        assert body_of(native.report(b'"i1"', 0)) == (
+            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"i1"}}'
+        )
+
+    def test_the_auth_answer(self) -> None:
+        assert body_of(native.LOGGED_IN) == (
+            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
+        )
+
+    def test_a_bad_report_with_everything(self) -> None:
+        frame = native.report(
+            b"null", 1, "unknown-user", 's1/b-"1/7', {"bob": "delivered", "d\n": "failed:unknown-user"}
+        )
+        assert written(frame) == {
+            "header": {"messageType": "statusReport", "status": "bad"},
+            "payload": {
+                "id": None,
+                "message": 's1/b-"1/7',
+                "reason": "unknown-user",
+                "recipients": {"bob": "delivered", "d\n": "failed:unknown-user"},
+            },
+        }
+
+    def test_the_answer_to_a_dummy(self) -> None:
+        assert (
+            body_of(native.pong(b'"i"')) == b'{"header":{"status":"0"},"payload":{"data":null,"id":"i","type":"dummy"}}'
+        )
+
+    @pytest.mark.parametrize("data", ODD_DATA)
+    def test_a_delivery_holds_data_byte_for_byte(self, data: bytes) -> None:
+        head, tail = native.envelope('s"1/e/1.0', 'a"type', data, {"origin": "s2"})
+        frame = native.delivered(head, 12, tail)
+        assert b'"payload":{"data":%b,"type":' % data in frame
+        read = written(frame)
+        assert read["header"] == {"messageType": "receivedMessage", "id": 's"1/e/1.0.12', "origin": "s2"}
+        assert read["payload"]["type"] == 'a"type'
+
+    def test_a_repeated_delivery_says_so(self) -> None:
+        frame = native.delivered(*_around(native.envelope("i", "t", b"1", {"redelivered": True})))
+        assert written(frame)["header"] == {"messageType": "receivedMessage", "id": "i.0", "redelivered": True}
+
+    def test_to_another_server(self) -> None:
+        meta = {
+            "server": "s1",
+            "id": "s1/e/1.0.0",
+            "root": "s1/e/1",
+            "origin": "s1",
+            "path": ["s1/m1"],
+            "peer": "x",
+            "attempt": 1,
+        }
+        frame = native.to_server(7, "m1", b"-0", meta)
+        assert written(frame) == {
+            "header": {
+                "scope": "server",
+                "server": "s1",
+                "id": "s1/e/1.0.0",
+                "root": "s1/e/1",
+                "origin": "s1",
+                "path": ["s1/m1"],
+            },
+            "payload": {"data": 0, "type": "m1", "id": "s1/e/1.0.0"},
+        }
+        read = native.first(body_of(frame))
+        assert isinstance(read, Server)
+        assert read.sent.data == b"-0"
+
+    def test_there_is_always_an_id_for_another_server(self) -> None:
+        assert written(native.to_server(7, "m1", b"1", {}))["payload"]["id"] == "7"
+
+
+def _around(parts: tuple[bytes, bytes]) -> tuple[bytes, int, bytes]:
+    return parts[0], 0, parts[1]
+
+
+class TestOutcome:
+    @pytest.mark.parametrize(
+        ("body", "outcome"),
+        [
+            (body_of(native.report(b'"x"', 0)), "delivered"),
+            (body_of(native.report(b'"x"', 1, "not-allowed")), "failed:not-allowed"),
+            (b'{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":"x"}}', "failed:handler-failed"),
+            (b'{"header":{"messageType":"statusReport","status":"bad"}}', "failed:handler-failed"),
+            (
+                b'{"header":{"messageType":"statusReport","status":"bad"},"payload":{"reason":"made up"}}',
+                "failed:handler-failed",
+            ),
+            (b'{"header":{"messageType":"receivedMessage","status":"good"}}', None),
+            (b'{"header":{"status":"0"}}', None),
+            (b"nonsense", None),
+        ],
+    )
+    def test_what_another_server_says(self, body: bytes, outcome: str | None) -> None:
+        assert native.outcome(body) == outcome

@@ -1,0 +1,160 @@
+"""What has left a connection, and what is confirmed of deliveries."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.bridge.ledger import Delivery, Ledger
+from bester.bridge.outqueue import OutQueue
+from bester.broker.wire.messages import Confirm
+
+
+class TestOutQueue:
+    def test_frames_leave_joined_and_marks_come_back_when_they_have(self) -> None:
+        queue: OutQueue[str] = OutQueue()
+        queue.push(b"ab")
+        queue.mark("first")
+        queue.push(b"cd")
+        assert queue.take(100) == b"abcd"
+        assert queue.in_flight is True
+        queue.push(b"ef")
+        queue.mark("second")
+        assert queue.take(100) == b""  # one chunk at a time
+        assert [mark.what for mark in queue.left()] == ["first"]
+        assert queue.queued_bytes == 2
+        assert queue.take(100) == b"ef"
+        assert [mark.what for mark in queue.left()] == ["second"]
+        assert queue.queued_bytes == 0
+
+    def test_dropped_marks_are_those_not_passed(self) -> None:
+        queue: OutQueue[int] = OutQueue()
+        for number in range(4):
+            queue.push(b"1234")
+            queue.mark(number)
+        assert queue.take(8) == b"12341234"
+        assert [mark.what for mark in queue.left()] == [0, 1]
+        queue.take(8)
+        assert [mark.what for mark in queue.drop()] == [2, 3]
+        assert queue.take(8) == b""
+        assert queue.queued_bytes == 0
+
+    @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.integers(0, 40))
+    def test_all_of_it_leaves_in_order_in_bounded_chunks(self, sizes: list[int], chunk_bytes: int, late: int) -> None:
+        queue: OutQueue[int] = OutQueue()
+        frames = [bytes([number]) * size for number, size in enumerate(sizes)]
+        passed: list[int] = []
+        sent = b""
+
+        def drain(once: bool) -> None:
+            nonlocal sent
+            while chunk := queue.take(chunk_bytes):
+                assert len(chunk) <= chunk_bytes or len(set(chunk)) == 1
+                sent += chunk
+                for mark in queue.left():
+                    assert mark.end <= len(sent)
+                    passed.append(mark.what)
+                if once:
+                    return
+
+        for number, content in enumerate(frames):
+            queue.push(content)
+            queue.mark(number)
+            if number == late:
+                drain(once=True)
+        drain(once=False)
+        assert sent == b"".join(frames)
+        assert passed == list(range(len(frames)))
+
+
+class TestDelivery:
+    def test_a_target_goes_well_on_the_first_of_its_sessions(self) -> None:
+        delivery = Ledger().begin(1, None, None)
+        delivery.expect(0, 2)
+        assert not delivery.release()
+        assert not delivery.missed(0, "not-connected")
+        assert delivery.left(0)
+        assert delivery.failed == []
+
+    def test_a_target_fails_on_the_last_of_its_sessions(self) -> None:
+        delivery = Ledger().begin(4, None, None)
+        delivery.expect(2, 2)
+        delivery.release()
+        assert not delivery.missed(2, "not-connected")
+        assert delivery.missed(2, "overloaded")
+        assert delivery.failed == [[4, 2, "overloaded"]]
+
+    def test_what_comes_after_the_first_success_changes_nothing(self) -> None:
+        delivery = Ledger().begin(4, None, None)
+        delivery.expect(0, 3)
+        delivery.expect(1, 1)
+        delivery.release()
+        assert not delivery.left(0)
+        assert not delivery.left(0)
+        assert not delivery.missed(0, "not-connected")
+        assert delivery.left(1)
+
+    def test_it_does_not_end_while_targets_are_added(self) -> None:
+        delivery = Ledger().begin(1, None, None)
+        delivery.expect(0, 1)
+        assert not delivery.left(0)
+        assert delivery.release()
+
+
+class TestLedger:
+    def test_one_confirmation_for_all(self) -> None:
+        ledger = Ledger()
+        assert ledger.confirm() is None
+        for serial in (1, 2, 3):
+            ledger.at_once(serial)
+        assert ledger.confirm() == Confirm(3, [], [])
+        assert ledger.confirm() is None
+
+    def test_one_that_waits_does_not_hold_up_the_others(self) -> None:
+        ledger = Ledger()
+        slow = ledger.begin(1, None, None)
+        ledger.at_once(2)
+        quick = ledger.begin(3, None, None)
+        quick.fail(0, "not-connected")
+        ledger.end(quick)
+        assert ledger.confirm() == Confirm(0, [2, 3], [[3, 0, "not-connected"]])
+        ledger.end(slow)
+        ledger.end(slow)
+        assert ledger.confirm() == Confirm(3, [], [])
+        assert ledger.waiting == 0
+
+    @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.data())
+    def test_everything_is_confirmed_once_it_has_ended_and_not_before(
+        self, kinds: list[int], data: st.DataObject
+    ) -> None:
+        ledger = Ledger()
+        going: list[Delivery] = []
+        ended: set[int] = set()
+        known: set[int] = set()
+        failures: list[list[object]] = []
+
+        def look() -> None:
+            confirm = ledger.confirm()
+            if confirm is not None:
+                failures.extend(confirm.failed)
+                known.update(range(1, confirm.upto + 1), confirm.done)
+            assert known == ended
+
+        for serial, kind in enumerate(kinds, 1):
+            if kind == 0:
+                ledger.at_once(serial)
+                ended.add(serial)
+            else:
+                going.append(ledger.begin(serial, None, None))
+            if kind == 2:
+                finished = going.pop(data.draw(st.integers(0, len(going) - 1)))
+                finished.fail(0, "not-connected")
+                ledger.end(finished)
+                ended.add(finished.serial)
+            if data.draw(st.booleans()):
+                look()
+        for delivery in going:
+            ledger.end(delivery)
+            ended.add(delivery.serial)
+        look()
+        assert len(failures) == kinds.count(2)

@@ -1,0 +1,379 @@
+"""One connection's state table: every way in, every way out, and no way to break it from outside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bester.bridge import native
+from bester.bridge.frames import Splitter, frame
+from bester.bridge.limits import Limits
+from bester.bridge.session import TARGETS, TRANSITIONS, Session, State, Step
+from bester.broker.wire.messages import Close, Login, Report, Submit
+
+LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)
+HELLO = frame(
+    b'{"header":{"scope":"client","authentication":{"username":"alice","password":"p"}},'
+    b'"payload":{"data":null,"type":"dummy"}}'
+)
+
+
+def message(type_: str = "chat", id_: str | None = "i", data: str = "1") -> bytes:
+    return frame(f'{{"header":null,"payload":{{"type":"{type_}","data":{data},"id":{json.dumps(id_)}}}}}'.encode())
+
+
+CLOSE = message("builtin", None, '{"command":{"type":"close"}}')
+GARBAGE = frame(b"nonsense")
+TOO_LARGE = (2001).to_bytes(4, "little")
+
+
+def session(now: float = 0.0) -> Session:
+    return Session(7, "127.0.0.1", LIMITS, count(1), now, LIMITS.first_frame)
+
+
+def now_in(it: Session) -> State:
+    """Return the state; asked anew each time, which a type checker cannot know of an attribute."""
+    return it.state
+
+
+def opened() -> Session:
+    it = session()
+    it.received(HELLO, 0.0)
+    assert said(it.logged_in(0, None, 0.0)) == ["good auth_special"]
+    return it
+
+
+def read(frames: list[bytes]) -> list[Any]:
+    return [json.loads(body) for body in Splitter(1 << 20).feed(b"".join(frames))]
+
+
+def said(step: Step) -> list[str]:
+    """What a step writes, in words."""
+    lines = []
+    for row in read(step.write):
+        payload = row["payload"]
+        if payload.get("type") == "dummy":
+            lines.append(f"pong {payload['id']}")
+        else:
+            lines.append(" ".join([row["header"]["status"], str(payload["id"]), *payload.get("reason", "").split()]))
+    return lines
+
+
+def good(token: int) -> Report:
+    return Report(token, 0, None, f"s/{token}", {})
+
+
+class TestFirstFrame:
+    def test_a_client_asks_the_broker(self) -> None:
+        it = session()
+        assert it.received(HELLO, 0.0) == Step([], [Login(7, "alice", "p", "127.0.0.1")])
+        assert now_in(it) is State.AUTHENTICATING
+        assert not it.wants_input
+        assert said(it.logged_in(0, None, 1.0)) == ["good auth_special"]
+        assert now_in(it) is State.OPEN
+        assert (it.is_target, it.wants_input, it.deadline) == (True, True, None)
+
+    @pytest.mark.parametrize("reason", ["authentication-failed", "overloaded", None])
+    def test_refused(self, reason: str | None) -> None:
+        it = session()
+        it.received(HELLO + message(), 0.0)
+        step = it.logged_in(1, reason, 0.0)
+        assert said(step) == [f"bad auth_special {reason or 'authentication-failed'}"]
+        assert step.send == []
+        assert now_in(it) is State.CLOSING
+
+    def test_what_came_behind_it_is_handled_after_the_answer_in_order(self) -> None:
+        it = session()
+        step = it.received(HELLO + message(id_="a") + message("dummy", "b"), 0.0)
+        assert len(step.send) == 1
+        assert it.received(message(id_="c"), 0.0) == Step([], [])
+        step = it.logged_in(0, None, 0.0)
+        assert said(step) == ["good auth_special", "pong b"]
+        assert step.send == [Submit(1, 7, "chat", b"1", {}), Submit(2, 7, "chat", b"1", {})]
+
+    def test_it_may_bring_a_message(self) -> None:
+        it = session()
+        body = HELLO[4:].replace(b'"data":null,"type":"dummy"', b'"data":-0,"type":"chat","id":"m"')
+        assert [type(sent) for sent in it.received(frame(body) + message(id_="n"), 0.0).send] == [Login]
+        step = it.logged_in(0, None, 0.0)
+        assert [sent for sent in step.send if isinstance(sent, Submit)] == [
+            Submit(1, 7, "chat", b"-0", {}),
+            Submit(2, 7, "chat", b"1", {}),
+        ]
+
+    def test_the_frame_behind_a_login_may_be_larger_than_a_login(self) -> None:
+        it = session()
+        it.received(HELLO + message(data=json.dumps("x" * 500)), 0.0)
+        assert len(it.logged_in(0, None, 0.0).send) == 1
+
+    def test_a_server_sends_one_message(self) -> None:
+        it = session()
+        body = frame(b'{"header":{"scope":"server","origin":"s0","scop":1},"payload":{"data":1,"type":"m"}}')
+        step = it.received(body + message(), 0.0)
+        meta = {"origin": "s0", "scope": "server", "address": "127.0.0.1"}
+        assert step == Step([], [Submit(1, None, "m", b"1", meta)])
+        assert now_in(it) is State.SERVER
+        assert it.received(message(), 0.0) == Step([], [])
+        assert said(it.reported(Report(1, 1, "not-allowed", None, {}), 0.0)) == ["bad None not-allowed"]
+        assert now_in(it) is State.CLOSING
+
+    def test_a_server_that_closes_without_reading_is_heard(self) -> None:
+        it = session()
+        it.received(frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'), 0.0)
+        it.ended(0.0)
+        assert now_in(it) is State.SERVER
+        assert said(it.reported(good(1), 0.0)) == ["good x"]
+        assert now_in(it) is State.CLOSING
+
+    @pytest.mark.parametrize(
+        ("stream", "answer"),
+        [
+            (GARBAGE, "bad None malformed"),
+            (frame(b"[]"), "bad None malformed"),
+            ((0).to_bytes(4, "little"), "bad None malformed"),
+            ((201).to_bytes(4, "little"), "bad None frame-too-large"),
+            (frame(b'{"payload":{}}'), "bad auth_special malformed"),
+            (frame(b'{"header":{"scope":"client"}}'), "bad auth_special authentication-failed"),
+            (frame(b'{"header":{"scope":"server"},"payload":{"type":"m","id":"x"}}'), "bad x malformed"),
+        ],
+    )
+    def test_a_bad_one_is_answered_and_the_end(self, stream: bytes, answer: str) -> None:
+        it = session()
+        step = it.received(stream + message(), 0.0)
+        assert said(step) == [answer]
+        assert step.send == []
+        assert now_in(it) is State.CLOSING
+
+    def test_it_must_come_in_time(self) -> None:
+        it = session(10.0)
+        it.received(HELLO[:20], 12.0)
+        assert it.deadline == 15.0
+        assert it.tick(14.9) == Step([], [])
+        assert said(it.tick(15.0)) == ["bad auth_special timeout"]
+        assert now_in(it) is State.CLOSING
+
+    def test_a_login_nobody_answers(self) -> None:
+        it = session()
+        it.received(HELLO, 0.0)
+        step = it.tick(LIMITS.login_s)
+        assert said(step) == ["bad auth_special timeout"]
+        assert step.send == [Close(7)]
+
+    def test_a_peer_that_says_nothing_and_goes(self) -> None:
+        it = session()
+        assert it.ended(0.0) == Step([], [])
+        assert now_in(it) is State.CLOSING
+
+
+class TestMessages:
+    def test_reports_by_token(self) -> None:
+        it = opened()
+        it.received(message(id_="a") + message(id_=None), 0.0)
+        assert said(it.reported(good(2), 0.0)) == ["good None"]
+        assert said(it.reported(Report(1, 1, "unknown-type", None, {}), 0.0)) == ["bad a unknown-type"]
+        assert said(it.reported(good(1), 0.0)) == []
+        assert it.outstanding == []
+
+    def test_what_needs_no_broker(self) -> None:
+        it = opened()
+        stream = (
+            message("dummy", "d")
+            + message("dummy", None)
+            + message("builtin", "b", "null")
+            + frame(b'{"payload":{"id":"x"}}')
+        )
+        step = it.received(stream, 0.0)
+        assert said(step) == ["pong d", "pong None", "bad b unknown-command", "bad x malformed"]
+        assert step.send == []
+        assert now_in(it) is State.OPEN
+
+    def test_too_many_unreported_wait_their_turn_and_stop_the_reading(self) -> None:
+        it = opened()
+        step = it.received(b"".join(message(id_=str(n)) for n in range(6)), 0.0)
+        assert len(step.send) == 3
+        assert not it.wants_input
+        step = it.reported(good(1), 0.0)
+        assert (said(step), len(step.send)) == (["good 0"], 1)
+        assert not it.wants_input
+        assert len(it.reported(good(3), 0.0).send) == 1
+        assert len(it.reported(good(2), 0.0).send) == 1
+        assert it.wants_input
+
+    def test_large_ones_wait_by_their_size(self) -> None:
+        it = opened()
+        step = it.received(message(data=json.dumps("x" * 1200)) + message(id_="b"), 0.0)
+        assert len(step.send) == 1
+        assert not it.wants_input
+        assert len(it.reported(good(1), 0.0).send) == 1
+        assert it.wants_input
+
+
+class TestEnds:
+    @pytest.mark.parametrize(
+        ("stream", "answer"),
+        [(GARBAGE, ["bad None malformed"]), (TOO_LARGE, ["bad None frame-too-large"]), (CLOSE, [])],
+    )
+    def test_the_last_frame_is_answered_at_once_and_what_is_outstanding_before_the_end(
+        self, stream: bytes, answer: list[str]
+    ) -> None:
+        it = opened()
+        it.received(message(id_="a"), 0.0)
+        step = it.received(stream + message(id_="b"), 0.0)
+        assert (said(step), step.send) == (answer, [])
+        assert now_in(it) is State.DRAINING
+        assert it.is_target
+        assert it.received(message(), 0.0) == Step([], [])
+        step = it.reported(good(1), 0.0)
+        assert said(step) == ["good a"]
+        assert step.send == [Close(7)]
+        assert now_in(it) is State.CLOSING
+
+    @pytest.mark.parametrize("stream", [GARBAGE, TOO_LARGE, CLOSE])
+    def test_with_nothing_outstanding_it_is_over(self, stream: bytes) -> None:
+        it = opened()
+        assert it.received(stream, 0.0).send == [Close(7)]
+        assert now_in(it) is State.CLOSING
+
+    def test_one_who_only_stops_sending_gets_his_reports(self) -> None:
+        it = opened()
+        it.received(b"".join(message(id_=str(n)) for n in range(5)), 0.0)
+        it.ended(0.0)
+        assert now_in(it) is State.OPEN  # two are still held
+        reports = [line for token in range(1, 6) for line in said(it.reported(good(token), 0.0))]
+        assert reports == [f"good {n}" for n in range(5)]
+        assert now_in(it) is State.CLOSING
+
+    def test_all_in_one_go_with_the_end_before_the_login_is_answered(self) -> None:
+        it = session()
+        it.received(HELLO + message(id_="a"), 0.0)
+        it.ended(0.0)
+        assert len(it.logged_in(0, None, 0.0).send) == 1
+        assert now_in(it) is State.DRAINING
+        assert said(it.reported(good(1), 0.0)) == ["good a"]
+        assert now_in(it) is State.CLOSING
+
+    def test_a_broken_frame_behind_the_login_comes_after_what_is_before_it(self) -> None:
+        it = session()
+        it.received(HELLO + message(id_="a") + TOO_LARGE, 0.0)
+        step = it.logged_in(0, None, 0.0)
+        assert said(step) == ["good auth_special", "bad None frame-too-large"]
+        assert len(step.send) == 1
+
+    def test_draining_is_bounded(self) -> None:
+        it = opened()
+        it.received(message(id_="a") + CLOSE, 5.0)
+        assert it.deadline == 5.0 + LIMITS.drain_s
+        step = it.tick(it.deadline)
+        assert (said(step), step.send) == (["bad a timeout"], [Close(7)])
+        assert now_in(it) is State.CLOSING
+
+    def test_the_last_word_has_time_to_leave_and_then_to_be_read(self) -> None:
+        it = opened()
+        it.received(CLOSE, 5.0)
+        assert it.deadline == 5.0 + LIMITS.drain_s
+        it.last_word_left(6.0)
+        assert it.deadline == 6.0 + LIMITS.linger_s
+        it.tick(it.deadline)
+        assert now_in(it) is State.CLOSED
+
+    def test_lost(self) -> None:
+        it = opened()
+        it.received(message(), 0.0)
+        assert it.lost() == Step([], [Close(7)])
+        assert now_in(it) is State.CLOSED
+        assert it.outstanding == []
+        assert it.reported(good(1), 0.0) == Step([], [])
+
+    def test_the_bridge_ends(self) -> None:
+        it = opened()
+        it.received(message(id_="a"), 0.0)
+        it.shut_down(0.0)
+        assert now_in(it) is State.DRAINING
+        asking = session()
+        asking.received(HELLO, 0.0)
+        assert said(asking.shut_down(0.0)) == ["bad auth_special overloaded"]
+
+
+EVENTS = st.one_of(
+    st.tuples(
+        st.just("received"),
+        st.sampled_from([HELLO, message(), message("dummy"), CLOSE, GARBAGE, TOO_LARGE, HELLO[:9], b"\0" * 4]),
+    ),
+    st.tuples(st.just("ended"), st.none()),
+    st.tuples(st.just("logged_in"), st.integers(0, 1)),
+    st.tuples(st.just("reported"), st.integers(1, 5)),
+    st.tuples(st.just("tick"), st.sampled_from([0.1, 5.0, 60.0])),
+    st.tuples(st.just("last_word_left"), st.none()),
+    st.tuples(st.just("shut_down"), st.none()),
+    st.tuples(st.just("lost"), st.none()),
+)
+
+
+@given(st.lists(EVENTS, max_size=40))
+@settings(max_examples=300)
+def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
+    it = session()
+    now = 0.0
+    submitted: list[int] = []
+    reported: list[str] = []
+    logins = closes = auth_answers = 0
+    for name, value in events:
+        before = it.state
+        match name:
+            case "received":
+                step = it.received(value, now)
+            case "logged_in":
+                step = it.logged_in(value, None, now)
+            case "reported":
+                step = it.reported(good(value), now)
+            case "tick":
+                now += value
+                step = it.tick(now)
+            case "last_word_left":
+                it.last_word_left(now)
+                step = Step([], [])
+            case "lost":
+                step = it.lost()
+            case _:
+                step = getattr(it, name)(now)
+        assert before is it.state or _reachable(before, it.state)
+        assert before is not State.CLOSED or step == Step([], [])
+        lines = said(step)
+        auth_answers += sum("auth_special" in line for line in lines)
+        reported += [line for line in lines if line.startswith("good i") or line == "bad i timeout"]
+        submitted += [sent.token for sent in step.send if isinstance(sent, Submit)]
+        logins += sum(isinstance(sent, Login) for sent in step.send)
+        closes += sum(isinstance(sent, Close) for sent in step.send)
+        assert not lines or auth_answers or before is State.NEW  # nothing comes before the auth answer
+        assert len(it.outstanding) <= LIMITS.unreported
+    assert auth_answers <= 1
+    assert logins <= 1
+    assert closes <= logins
+    assert submitted == sorted(set(submitted))
+    if it.state is not State.CLOSED:
+        assert len(reported) + len(it.outstanding) == len(submitted)
+    assert it.is_target is (it.state in TARGETS)
+
+
+def _reachable(start: State, end: State) -> bool:
+    seen, edge = {start}, {start}
+    while edge:
+        edge = {to for (source, _), to in TRANSITIONS.items() if source in edge} - seen
+        seen |= edge
+    return end in seen
+
+
+def test_every_state_can_end() -> None:
+    for state in State:
+        assert state is State.CLOSED or _reachable(state, State.CLOSED)
+        assert state in (State.NEW, State.CLOSED) or _reachable(State.NEW, state)
+
+
+def test_the_auth_answer_is_a_constant() -> None:
+    assert native.report(native.AUTH_ID, 0) == native.LOGGED_IN
