@@ -69,6 +69,8 @@ class Service:
         self.listeners: list[Listener] = []
         self._hello_options = {"epoch": secrets.token_hex(4)}
         self._empty = asyncio.Event()
+        self.has_broker = asyncio.Event()
+        """Set when a broker has answered for the first time."""
         bridge.on_empty = self._empty.set
 
     @property
@@ -89,11 +91,16 @@ class Service:
     def link(self, endpoint: str) -> FabricLink:
         """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""
         bridge = self.bridge
+
+        def ready() -> None:
+            bridge.ready()
+            self.has_broker.set()
+
         link = FabricLink(
             endpoint,
             Party("bridge", HELLO_NAME, self._hello_options),
             on_messages=bridge.receive,
-            on_ready=bridge.ready,
+            on_ready=ready,
             on_lost=bridge.lost,
         )
         bridge.connect(link)
@@ -202,6 +209,12 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
         service.listeners.append(await listen_unix("[native] unix", str(native.unix), connection))
 
 
+async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> None:
+    """Until the broker has answered, whoever logs in is refused: only then is it worth saying that we serve."""
+    await service.has_broker.wait()
+    on_ready(service.addresses)
+
+
 def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
     """Serve clients and servers with a broker that runs elsewhere, until SIGTERM. Returns the exit status.
 
@@ -220,12 +233,13 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
             link.start()
             try:
                 log.info("bridge on %s, broker at %s", ", ".join(service.addresses), link.endpoint)
-                on_ready(service.addresses)
-                stopping = asyncio.create_task(stop.wait())
-                over = asyncio.create_task(link.over.wait())
-                await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
-                stopping.cancel()
-                over.cancel()
+                async with asyncio.TaskGroup() as group:
+                    announcing = group.create_task(_announce(service, on_ready))
+                    stopping = group.create_task(stop.wait())
+                    over = group.create_task(link.over.wait())
+                    await asyncio.wait((stopping, over), return_when=asyncio.FIRST_COMPLETED)
+                    for task in (announcing, stopping, over):
+                        task.cancel()
                 if not await service.drain():
                     log.warning("messages were still under way; their senders have no report")
             finally:
