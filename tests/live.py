@@ -195,7 +195,7 @@ def shared_server(
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             try:
                 runner.run(look_after())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (handed to the test's own thread)
                 failures.append(error)
                 if not ready.done():
                     ready.set_exception(error)
@@ -263,7 +263,7 @@ class RawClient:
 
     async def until_report(self, id_: str | None) -> tuple[Any, list[Any]]:
         """Return the report of a message and the frames that came before it."""
-        before = []
+        before: list[Any] = []
         while True:
             frame = await self.receive()
             if frame["header"].get("messageType") == "statusReport" and frame["payload"].get("id") == id_:

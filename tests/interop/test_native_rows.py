@@ -220,7 +220,8 @@ async def test_an_unknown_type(server: LiveServer) -> None:
     "text",
     [
         b"0.1", b"-0", b"1e400", b"1" * 30, b'{"a":1,"a":2}', rb'"\u00e9\/\n\ud83d\ude00"', "\"é😀\"".encode(),
-        b"[ 1 ,  2 ]", b'{"b" :\t1,\r\n "a":{}}', b"null", b"true", b'""', b"1.10", b"1E+2", b'"\x7f"', b"[" * 60 + b"]" * 60,
+        b"[ 1 ,  2 ]", b'{"b" :\t1,\r\n "a":{}}', b"null", b"true", b'""', b"1.10", b"1E+2", b'"\x7f"',
+        b"[" * 60 + b"]" * 60,
     ],
 )  # fmt: skip
 async def test_data_comes_back_byte_for_byte(server: LiveServer, text: bytes) -> None:
@@ -280,6 +281,7 @@ async def test_a_reset_connection_harms_nobody(server: LiveServer) -> None:
     gone.writer.transport.abort()
     await gone.close()
     bob = await RawClient.login(server, "bob")
+    report: Any = None
     for attempt in range(200):  # until its end has been noticed
         bob.submit("chat", {"to": "gone", "text": "?"}, str(attempt))
         report, _ = await bob.until_report(str(attempt))
