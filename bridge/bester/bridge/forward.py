@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from bester.bridge import native
@@ -66,7 +67,7 @@ class Forwarder:
     def __init__(self, limits: Limits, done: Callable[[int, str], None]) -> None:
         self._limits = limits
         self._done = done
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[str]] = set()
         self._running: dict[str, int] = {}  # by address
         self._waiting: dict[str, deque[tuple[Forward, float]]] = {}  # by address, with their deadlines
         self._queued = 0
@@ -92,28 +93,23 @@ class Forwarder:
             message, deadline = queue.popleft()
             self._queued -= 1
             self._running[address] = running + 1
-            task = asyncio.get_running_loop().create_task(self._run(message, deadline))
+            task = asyncio.get_running_loop().create_task(self._converse(message, deadline))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, message))
         if queue is not None and not queue:
             del self._waiting[address]
 
-    async def _run(self, message: Forward, deadline: float) -> None:
-        outcome = UNREACHABLE
-        try:
-            outcome = await self._converse(message, deadline)
-        finally:
-            self._running[message.address] -= 1
-            if not self._running[message.address]:
-                del self._running[message.address]
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.discard(task)
-            self._done(message.token, outcome)
-            for address in [message.address, *self._waiting]:
-                self._start(address)
-                if len(self._tasks) >= self._limits.forwards:
-                    break
+    def _ended(self, message: Forward, task: asyncio.Task[str]) -> None:
+        """Also called for a task that was cancelled before it began."""
+        self._tasks.discard(task)
+        self._running[message.address] -= 1
+        if not self._running[message.address]:
+            del self._running[message.address]
+        self._done(message.token, UNREACHABLE if task.cancelled() else task.result())
+        for address in [message.address, *self._waiting]:
+            self._start(address)
+            if len(self._tasks) >= self._limits.forwards:
+                break
 
     async def _converse(self, message: Forward, deadline: float) -> str:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,284 @@
+"""A real bridge on real sockets, with a broker that is a fake: it speaks the messages and keeps what it is told.
+
+The fake's message types are its handlers: `echo` (delivered to the sender, the delivery brings the report), `copy`
+(delivered to the sender, reported when that is confirmed), `to` (delivered to the users named in the data), `hold`
+(reported when the test says so), `refuse` (not allowed); any other is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bester.bridge.service import Service, serving
+from bester.broker.config import Config, FabricConfig, NativeConfig, PeerConfig, ServerConfig
+from bester.broker.wire.address import HostPort
+from bester.broker.wire.messages import (
+    Answer,
+    Ask,
+    Close,
+    Confirm,
+    Deliver,
+    Forwarded,
+    Hello,
+    LoggedIn,
+    Login,
+    Message,
+    Open,
+    Report,
+    Submit,
+    Welcome,
+)
+
+DEADLINE_S = 10.0
+
+
+class FakeBroker:
+    """Answers the bridge as a broker would, in the next turn of the loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._bridge = service.bridge
+        self._loop = asyncio.get_running_loop()
+        self._answers: list[Message] = []
+        self._serial = 0
+        self._changed = asyncio.Event()
+        self._reports: dict[int, tuple[int, Report]] = {}  # by serial: how many deliveries, and what then
+        self.told: list[Message] = []
+        self.sessions: dict[int, str] = {}
+        self.held: list[Submit] = []
+        self.open = True
+        service.attach(self.say)
+
+    def say(self, message: Message) -> bool:
+        if not self.open:
+            return False
+        self.told.append(message)
+        self._changed.set()
+        match message:
+            case Hello():
+                self._answer(Welcome(1, "s1"))
+            case Login():
+                self._log_in(message)
+            case Open():
+                self.sessions[message.session] = message.user
+            case Close():
+                self.sessions.pop(message.session, None)
+            case Submit():
+                self._submit(message)
+            case Confirm():
+                self._confirmed(message)
+            case Ask():
+                self._answer(self._asked(message))
+        return True
+
+    def _answer(self, *messages: Message) -> None:
+        if not self._answers:
+            self._loop.call_soon(self._flush)
+        self._answers += messages
+
+    def _flush(self) -> None:
+        answers, self._answers = self._answers, []
+        self._bridge.receive(answers)
+
+    def _log_in(self, login: Login) -> None:
+        if login.password == "wrong":
+            self._answer(LoggedIn(login.session, 1, "authentication-failed"))
+        elif login.password != "nobody answers":
+            self.sessions[login.session] = login.user
+            self._answer(LoggedIn(login.session, 0))
+
+    def _submit(self, submit: Submit) -> None:
+        message = f"s1/e/{submit.token}"
+        if submit.type == "hold":
+            self.held.append(submit)
+        elif submit.type == "refuse":
+            self._answer(Report(submit.token, 1, "not-allowed", message, {}))
+        elif submit.type == "server":
+            self._answer(Report(submit.token, 0, None, message, {}))
+        elif submit.type == "echo":
+            assert submit.session is not None
+            self.deliver(message, submit.body, [[0, submit.session]], submit.token)
+        elif submit.type == "copy":
+            assert submit.session is not None
+            self.deliver(message, submit.body, [[0, submit.session]])
+            self._reports[self._serial] = submit.token, Report(submit.token, 0, None, message, {})
+        elif submit.type == "to":
+            targets = [[t, *self.of(name)] for t, name in enumerate(json.loads(submit.body))]
+            self.deliver(message, submit.body, targets, submit.token)
+        else:
+            self._answer(Report(submit.token, 1, "unknown-type", message, {}))
+
+    def of(self, user: str) -> list[int]:
+        """The sessions of a user."""
+        return [session for session, name in self.sessions.items() if name == user]
+
+    def deliver(self, message: str, body: bytes, targets: list[list[int]], token: int | None = None) -> None:
+        self._serial += 1
+        meta = {"origin": "s1", "message": message}
+        self._answer(Deliver(self._serial, f"{message}.0", "chat", body, targets, token, meta))
+
+    def _confirmed(self, confirm: Confirm) -> None:
+        for serial in [*(serial for serial in self._reports if serial <= confirm.upto), *confirm.done]:
+            waiting = self._reports.pop(serial, None)
+            if waiting is not None:
+                self._answer(waiting[1])
+
+    def release(self) -> None:
+        """Report on everything that is held."""
+        held, self.held = self.held, []
+        self._answer(*(Report(submit.token, 0, None, f"s1/e/{submit.token}", {}) for submit in held))
+
+    def _asked(self, ask: Ask) -> Answer:
+        users = sorted(set(self.sessions.values()))
+        match ask.question:
+            case "listClients":
+                return Answer(ask.token, 0, users)
+            case "isClient":
+                return Answer(ask.token, 0, ask.argument in users)
+            case _:
+                return Answer(ask.token, 0, {"adminInfo": {"name": "x"}, "clientCount": str(len(users))})
+
+    def part(self) -> None:
+        """The link is lost."""
+        self.open = False
+        self._answers.clear()
+        self.sessions.clear()
+        self._bridge.lost("the test says so")
+
+    def come_back(self) -> None:
+        self.open = True
+        self._bridge.ready()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something the bridge said makes the condition true."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def of_kind(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.told if type(message) is kind]
+
+    def forwarded(self) -> dict[int, str]:
+        return {message.token: message.outcome for message in self.of_kind(Forwarded)}
+
+
+class Raw:
+    """A client that knows frames and nothing else."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def write(self, *bodies: bytes) -> None:
+        self.writer.write(b"".join(len(body).to_bytes(4, "little") + body for body in bodies))
+
+    async def body(self) -> bytes:
+        async with asyncio.timeout(DEADLINE_S):
+            length = int.from_bytes(await self.reader.readexactly(4), "little")
+            return await self.reader.readexactly(length)
+
+    async def read(self) -> Any:
+        return json.loads(await self.body())
+
+    async def end(self) -> None:
+        """Nothing more comes, and the stream ends."""
+        async with asyncio.timeout(DEADLINE_S):
+            assert await self.reader.read(1) == b""
+
+    async def log_in(self, user: str = "alice") -> None:
+        self.write(login(user))
+        assert await self.read() == GOOD_LOGIN
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+def login(user: str = "alice", secret: str = "p", payload: str = '{"data":null,"type":"dummy"}') -> bytes:
+    header = {"scope": "client", "authentication": {"username": user, "password": secret}}
+    return f'{{"header":{json.dumps(header)},"payload":{payload}}}'.encode()
+
+
+def message(type_: str, id_: str | None = "i", data: str = "1", header: str = "null") -> bytes:
+    return f'{{"header":{header},"payload":{{"type":"{type_}","data":{data},"id":{json.dumps(id_)}}}}}'.encode()
+
+
+GOOD_LOGIN = {"header": {"messageType": "statusReport", "status": "good"}, "payload": {"id": "auth_special"}}
+
+
+class Scene:
+    """The bridge, its broker, and clients that are closed at the end."""
+
+    def __init__(self, service: Service, directory: Path) -> None:
+        self.service = service
+        self.broker = FakeBroker(service)
+        self.directory = directory
+        self.clients: list[Raw] = []
+
+    @property
+    def tcp4(self) -> HostPort:
+        host, port = self.service.addresses[0].split(":")
+        return HostPort(host, int(port))
+
+    async def connect(self, kind: str = "tcp4") -> Raw:
+        match kind:
+            case "tcp4":
+                streams = await asyncio.open_connection(*self.tcp4)
+            case "tcp6":
+                streams = await asyncio.open_connection("::1", int(self.service.addresses[1].rpartition(":")[2]))
+            case _:
+                streams = await asyncio.open_unix_connection(self.service.addresses[2])
+        client = Raw(*streams)
+        self.clients.append(client)
+        return client
+
+    async def client(self, user: str = "alice", kind: str = "tcp4") -> Raw:
+        client = await self.connect(kind)
+        await client.log_in(user)
+        return client
+
+    async def empty(self) -> None:
+        """Wait until no connection is left in the bridge."""
+        gone = asyncio.Event()
+        self.service.bridge.on_empty = gone.set
+        if self.service.bridge.connections:
+            async with asyncio.timeout(DEADLINE_S):
+                await gone.wait()
+
+
+def config(directory: Path, *, native: NativeConfig | None = None, **more: Any) -> Config:
+    return Config(
+        directory=directory,
+        server=ServerConfig("s1", directory),
+        native=native or NativeConfig(HostPort("127.0.0.1", 0), HostPort("::1", 0), directory / "n"),
+        fabric=FabricConfig((), ()),
+        informer=directory / "i",
+        **more,
+    )
+
+
+@asynccontextmanager
+async def scene(**more: Any) -> AsyncIterator[Scene]:
+    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as name:
+        async with serving(config(Path(name), **more)) as service:
+            it = Scene(service, Path(name))
+            await asyncio.sleep(0)  # the broker's welcome comes in the next turn
+            try:
+                yield it
+            finally:
+                for client in it.clients:
+                    await client.close()
+
+
+OPEN_TO_SERVERS = {"accept": "open"}
+LISTED = {"servers": {"s2": PeerConfig("s2", native=HostPort("127.0.0.1", 1))}}
+Story = Callable[[Scene], Awaitable[None]]

@@ -1,0 +1,107 @@
+"""The informer: the reference's questions, framed, many to a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.e2e.bridge_scene import Raw, Scene, scene
+
+
+@pytest.fixture
+async def it() -> AsyncIterator[Scene]:
+    async with scene() as it:
+        yield it
+
+
+async def informer(it: Scene) -> Raw:
+    asker = Raw(*await asyncio.open_unix_connection(str(it.directory / "i")))
+    it.clients.append(asker)
+    return asker
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (b'{"command":{"type":"listClients"}}', {"data": ["alice"], "status": "0"}),
+        (b'{"command":{"type":"isClient","data":"alice"}}', {"data": True, "status": "0"}),
+        (b'{"command":{"type":"isClient"},"data":"alice"}', {"data": True, "status": "0"}),
+        (b'{"command":{"type":"isClient","data":"bob"}}', {"data": False, "status": "0"}),
+        (b'{"command":{"type":"isClient"}}', {"data": None, "status": "1"}),
+        (b'{"command":{"type":"nonesuch"}}', {"data": None, "status": "1"}),
+        (b'{"command":{"type":5}}', {"data": None, "status": "1"}),
+        (b'{"command":null}', {"status": "1"}),
+        (b"{}", {"status": "1"}),
+        (b"[]", {"status": "1"}),
+        (b"nonsense", {"status": "1"}),
+    ],
+)
+async def test_a_question(it: Scene, question: bytes, answer: object) -> None:
+    await it.client("alice")
+    asker = await informer(it)
+    asker.write(question)
+    assert await asker.read() == answer
+
+
+async def test_server_info_names_the_listeners(it: Scene) -> None:
+    await it.client("alice")
+    asker = await informer(it)
+    asker.write(b'{"command":{"type":"serverInfo"}}')
+    info = await asker.read()
+    assert info["status"] == "0"
+    assert info["data"]["clientCount"] == "1"
+    assert info["data"]["adminInfo"] == {"name": "x"}
+    assert info["data"]["listeners"]["listener0"] == {"address": f"tcp4://{it.tcp4}"}
+    assert info["data"]["listeners"]["listener1"]["address"].startswith("tcp6://[::1]:")
+    assert info["data"]["listeners"]["listener2"] == {"address": f"unix://{it.directory}/n"}
+
+
+async def test_many_questions_in_one_write_are_answered_in_their_order(it: Scene) -> None:
+    asker = await informer(it)
+    asker.write(*[b'{"command":{"type":"isClient","data":"x"}}', b"{}"] * 1000)
+    assert [await asker.read() for _ in range(2000)] == [{"data": False, "status": "0"}, {"status": "1"}] * 1000
+
+
+async def test_quit(it: Scene) -> None:
+    asker = await informer(it)
+    asker.write(b'{"command":{"type":"listClients"}}', b'{"command":{"type":"quit"}}', b"{}")
+    assert await asker.read() == {"data": [], "status": "0"}
+    assert await asker.read() == {"data": None, "status": "0"}
+    await asker.end()
+
+
+async def test_the_last_questions_of_one_who_stops_asking_are_answered(it: Scene) -> None:
+    asker = await informer(it)
+    asker.write(b'{"command":{"type":"listClients"}}')
+    asker.writer.write_eof()
+    assert await asker.read() == {"data": [], "status": "0"}
+    await asker.end()
+
+
+async def test_a_question_too_long(it: Scene) -> None:
+    asker = await informer(it)
+    asker.writer.write((1 << 20).to_bytes(4, "little"))
+    await asker.end()
+
+
+async def test_without_a_broker_nothing_is_known(it: Scene) -> None:
+    it.broker.part()
+    asker = await informer(it)
+    asker.write(b'{"command":{"type":"listClients"}}')
+    assert await asker.read() == {"data": None, "status": "1"}
+
+
+async def test_only_so_many_may_ask_at_once(it: Scene) -> None:
+    bound = it.service.bridge.limits.informer_connections
+    askers = [await informer(it) for _ in range(bound)]
+    for asker in askers:
+        asker.write(b"{}")
+        await asker.read()
+    await (await informer(it)).end()
+
+
+async def test_its_socket_is_for_its_owner_alone(it: Scene) -> None:
+    assert stat.S_IMODE((it.directory / "i").stat().st_mode) == 0o600

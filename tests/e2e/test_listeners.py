@@ -1,0 +1,123 @@
+"""Listening: what is there already, what may not be, and what the operator is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bester.bridge.listeners import check_plaintext, listen_tcp, listen_unix
+from bester.broker.wire.address import HostPort
+from bester.broker.wire.codes import ConfigError
+
+LOOPBACK = HostPort("127.0.0.1", 0)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def refused(text: str) -> pytest.RaisesExc[ConfigError]:
+    return pytest.raises(ConfigError, match=re.escape(text))
+
+
+class TestTcp:
+    async def test_it_says_which_port_it_took(self) -> None:
+        listener = await listen_tcp("tcp4", LOOPBACK, asyncio.Protocol, family=socket.AF_INET)
+        assert re.fullmatch(r"tcp4://127\.0\.0\.1:[1-9]\d+", listener.url)
+        host, port = listener.address.split(":")
+        with socket.create_connection((host, int(port))):
+            pass
+        listener.close()
+
+    async def test_v6_stands_in_brackets(self) -> None:
+        listener = await listen_tcp("tcp6", HostPort("::1", 0), asyncio.Protocol, family=socket.AF_INET6)
+        assert re.fullmatch(r"tcp6://\[::1\]:[1-9]\d+", listener.url)
+        listener.close()
+
+    async def test_a_port_in_use(self) -> None:
+        first = await listen_tcp("tcp4", LOOPBACK, asyncio.Protocol, family=socket.AF_INET)
+        address = HostPort("127.0.0.1", int(first.address.rpartition(":")[2]))
+        with refused(f"port {address.port} is in use; stop its owner or choose another port"):
+            await listen_tcp("[native] tcp4", address, asyncio.Protocol, family=socket.AF_INET)
+        first.close()
+
+    async def test_an_address_of_another_machine(self) -> None:
+        with refused("this machine has no such address"):
+            await listen_tcp("k", HostPort("192.0.2.1", 0), asyncio.Protocol, family=socket.AF_INET, insecure=True)
+
+    async def test_a_name_nobody_knows(self) -> None:
+        with refused("'nonesuch.invalid' is no IPv4 address of this machine"):
+            await listen_tcp(
+                "k", HostPort("nonesuch.invalid", 0), asyncio.Protocol, family=socket.AF_INET, insecure=True
+            )
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+    async def test_plain_text_beyond_loopback_wants_saying_so(self, host: str) -> None:
+        with refused("insecure = true"):
+            await listen_tcp("[native] tcp4", HostPort(host, 0), asyncio.Protocol, family=socket.AF_INET)
+        check_plaintext("[native] tcp4", HostPort(host, 0), insecure=True)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+    def test_loopback_is_loopback(self, host: str) -> None:
+        check_plaintext("[native] tcp4", HostPort(host, 0), insecure=False)
+
+
+class TestUnix:
+    async def test_the_file_goes_with_the_listener(self, directory: Path) -> None:
+        path = str(directory / "s")
+        listener = await listen_unix("unix", path, asyncio.Protocol, mode=0o600)
+        assert (listener.url, listener.address) == (f"unix://{path}", path)
+        listener.close()
+        assert not os.path.exists(path)
+
+    async def test_that_of_a_dead_server_is_replaced(self, directory: Path) -> None:
+        path = str(directory / "s")
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        assert os.path.exists(path)
+        listener = await listen_unix("unix", path, asyncio.Protocol)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        listener.close()
+
+    async def test_that_of_a_living_one_is_not(self, directory: Path) -> None:
+        path = str(directory / "s")
+        first = await listen_unix("unix", path, asyncio.Protocol)
+        with refused("another server listens there"):
+            await listen_unix("unix", path, asyncio.Protocol)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        first.close()
+
+    async def test_nor_that_of_one_who_came_after_us(self, directory: Path) -> None:
+        path = str(directory / "s")
+        first = await listen_unix("unix", path, asyncio.Protocol)
+        os.unlink(path)
+        second = await listen_unix("unix", path, asyncio.Protocol)
+        first.close()
+        assert os.path.exists(path)
+        second.close()
+
+    async def test_a_file_that_is_no_socket_is_left_alone(self, directory: Path) -> None:
+        path = directory / "s"
+        path.write_text("precious")
+        with refused("is a file, not a socket"):
+            await listen_unix("unix", str(path), asyncio.Protocol)
+        assert path.read_text() == "precious"
+
+    async def test_a_folder_that_is_not_there(self, directory: Path) -> None:
+        with refused("cannot listen there"):
+            await listen_unix("unix", str(directory / "no" / "s"), asyncio.Protocol)
+
+    async def test_a_path_too_long(self, directory: Path) -> None:
+        with refused("107 bytes"):
+            await listen_unix("unix", str(directory / ("x" * 108)), asyncio.Protocol)
