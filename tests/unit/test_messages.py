@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -56,3 +58,13 @@ def test_types_of_our_own(type_: str) -> None:
 @pytest.mark.parametrize("type_", ["chat", "bester", "besteR.x", "dummy2", ""])
 def test_types_of_others(type_: str) -> None:
     assert not is_reserved(type_)
+
+
+def test_the_published_tables_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "fabric-protocol.md").read_text(encoding="utf-8")
+    published = re.findall(r"^\| (\d+) \| ([A-Z]+) \| (.*?) \|", page, re.MULTILINE)
+    ours = []
+    for row in OPERATIONS:
+        names = [f"{name}?" if at >= row.required else name for at, name in enumerate(row.message.__annotations__)]
+        ours.append((str(row.op), row.message.__name__.upper(), ", ".join(f"`{name}`" for name in names) or "–"))
+    assert published == ours
