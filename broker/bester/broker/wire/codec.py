@@ -28,8 +28,8 @@ _PLACES: dict[type[Any], tuple[tuple[int], int | None, int | None]] = {
 BATCH_BYTES = 1024 * 1024
 """A batch is closed when its bodies have grown to about this, and halved when frame 0 exceeds twice as much, so that
 one message never holds up a link and frame 0 stays below what receivers accept."""
-MAX_ITEMS = 65536
-"""No array is longer: room for the targets of any one command, and a bound on what a short frame can announce."""
+MAX_ITEMS = 2**17
+"""No array is longer: room for the targets of any reply, and a bound on what a short frame can announce."""
 HARMLESS_BYTES = 512
 SUSPECTS = 16
 """A frame 0 longer than HARMLESS_BYTES, with more than so many bytes that could announce a long array, is walked
