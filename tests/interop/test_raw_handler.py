@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
 from tests.live import LiveServer, RawClient, RawHandler, live_server, raw_handler

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 
 from bester.bridge import service as bridge_service
 from bester.bridge.children import Children, plan
+from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
 from bester.broker.wire.codes import ConfigError
@@ -44,4 +45,4 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             await broker_service.finish(broker.drain(broker_service.DRAIN_S))
         return 0
 
-    return broker_service.run(main)
+    return loop.run(main)

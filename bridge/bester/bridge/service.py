@@ -21,6 +21,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
+from bester.broker.loop import run
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import VERSION, Hello, Message
@@ -220,8 +221,6 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
 
     `on_ready` gets the addresses when they are open. Raises ConfigError.
     """
-    from bester.broker.service import run
-
     if len(config.fabric.connect) != 1:
         raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
     if config.native.tcp4 is None and config.native.tcp6 is None and config.native.unix is None:

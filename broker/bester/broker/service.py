@@ -1,21 +1,18 @@
-"""`bester broker`: from a configuration to a running broker, and what a serving process needs around its loop."""
+"""`bester broker`: from a configuration to a running broker."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
-
-import uvloop
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
 from bester.broker.data_dir import Claim
+from bester.broker.loop import run
 from bester.broker.server import Broker
 from bester.broker.wire.address import is_loopback
 
@@ -23,37 +20,6 @@ DRAIN_S = 10.0
 """How long messages may take to finish after SIGTERM."""
 
 log = logging.getLogger("bester.broker")
-
-
-def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
-    """Run a server's `main` on a uvloop loop until it ends; SIGTERM and SIGINT set the event it is given.
-
-    A second signal interrupts it where it stands.
-    """
-
-    async def supervised() -> int:
-        stop = asyncio.Event()
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
-
-        def signalled(name: str) -> None:
-            if stop.is_set():
-                log.warning("%s again: stopping at once", name)
-                task.cancel()
-            else:
-                log.info("%s: finishing what is under way", name)
-                stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, signalled, number.name)
-        try:
-            return await main(stop)
-        except asyncio.CancelledError:
-            return 1
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(supervised())
 
 
 async def settings_of(config: Config) -> Settings:

@@ -1,0 +1,44 @@
+"""The event loop of a serving process, and the signals that end it. Knows nothing of what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+log = logging.getLogger("bester")
+
+
+def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    """Run a server's `main` on a uvloop loop until it ends; SIGTERM and SIGINT set the event it is given.
+
+    A second signal interrupts it where it stands.
+    """
+
+    async def supervised() -> int:
+        stop = asyncio.Event()
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def signalled(name: str) -> None:
+            if stop.is_set():
+                log.warning("%s again: stopping at once", name)
+                task.cancel()
+            else:
+                log.info("%s: finishing what is under way", name)
+                stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled, number.name)
+        try:
+            return await main(stop)
+        except asyncio.CancelledError:
+            return 1
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(supervised())
