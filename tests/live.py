@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Self
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import zmq
 import zmq.asyncio
 

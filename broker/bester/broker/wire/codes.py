@@ -58,8 +58,9 @@ class BesterError(Exception):
     """The root of Bester's errors; `code` is one of CODES and safe to send, `text` is for people."""
 
     def __init__(self, code: str, text: str = "") -> None:
+        meaning = CODES[code].meaning
         self.code = code
-        self.text = text or CODES[code].meaning
+        self.text = text or meaning
         super().__init__(f"{code}: {self.text}")
 
 

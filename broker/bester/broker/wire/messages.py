@@ -239,13 +239,15 @@ class Malformed(NamedTuple):
 
 # --- the table -------------------------------------------------------------------------------------------------
 
-INT = frozenset({int})
-TEXT = frozenset({str})
-TEXT_OR_NIL = frozenset({str, type(None)})
-INT_OR_NIL = frozenset({int, type(None)})
-BODY = frozenset({bytes, str, int})
-MAP = frozenset({dict})
-LIST = frozenset({list})
+Kinds = frozenset[type[Any]]
+
+INT: Kinds = frozenset({int})
+TEXT: Kinds = frozenset({str})
+TEXT_OR_NIL: Kinds = frozenset({str, type(None)})
+INT_OR_NIL: Kinds = frozenset({int, type(None)})
+BODY: Kinds = frozenset({bytes, str, int})
+MAP: Kinds = frozenset({dict})
+LIST: Kinds = frozenset({list})
 ANY = None
 
 
@@ -255,7 +257,7 @@ class Operation(NamedTuple):
 
     op: int
     message: type[Any]
-    fields: tuple[frozenset[type] | None, ...]
+    fields: tuple[Kinds | None, ...]
     required: int
     body: int | None = None
     commands: int | None = None
