@@ -2,10 +2,11 @@
 
 A task per request costs more than most handlers do. Here one task, the *leader*, takes request after request off the
 queue and awaits the handler itself; a handler that never waits costs no task and no turn of the loop. Should it wait,
-the leader is seen to be still at it when its turn ends (`_look`, called once a turn), and another member of the crew
-leads on. So every handler runs in a real task of its own for as long as it runs: asyncio.timeout, current_task and
-cancellation are what they are everywhere else. A member whose handler changed a context variable, or that was
-cancelled, is not used again: nothing passes from one message to the next.
+that is noticed as soon as anything else runs, for only one task runs at a time: another member of the crew that has
+come back leads on, or `_look`, called at the end of the turn, calls some up; the more, the more of them waited before.
+So every handler runs in a real task of its own for as long as it runs: asyncio.timeout, current_task and cancellation
+are what they are everywhere else. A member whose handler changed a context variable, or that was cancelled, is not
+used again: nothing passes from one message to the next.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from bester.handlers.message import Message
 
 Job = tuple[Request, Route, int]
 """A request, what is done with it, and the life of the link it came on."""
-SPARE_MEMBERS = 64
+SPARE_MEMBERS = 256
 """Members kept while there is nothing to do; more are made as handlers wait, at most one a request in hand."""
+MAX_WAVE = 64
+"""Members called up at once."""
 
 
 class Crew:
@@ -38,8 +41,9 @@ class Crew:
         self._members: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
-        self._led = False  # somebody leads, or was called to
-        self._leader: asyncio.Task[None] | None = None  # who leads and has not been seen waiting
+        self._called = 0  # members that were called up and have not begun
+        self._wave = 1  # how many to call up at once
+        self._leader: asyncio.Task[None] | None = None  # who leads, and was not seen waiting
         self._closing = False
 
     def add(self, job: Job) -> None:
@@ -48,9 +52,13 @@ class Crew:
 
     def wake(self) -> None:
         """See to it that somebody works off the queue."""
-        if self._led or not self._queue or self._closing:
+        if self._called or self._leader is not None or self._closing:
             return
-        self._led = True
+        for _ in range(min(self._wave, len(self._queue))):
+            self._called += 1
+            self._call_up()
+
+    def _call_up(self) -> None:
         while self._idle:
             call = self._idle.pop()
             if not call.done():
@@ -80,25 +88,28 @@ class Crew:
     async def _member(self) -> None:
         me = asyncio.current_task()
         assert me is not None
-        while self._lead(me) and not await self._work(me):
+        while True:
+            self._called -= 1
+            if not self._queue:
+                self._wave = max(1, self._wave // 2)  # called up in vain
+            elif await self._work(me):
+                return
+            if len(self._idle) >= SPARE_MEMBERS:
+                return
             call = self._loop.create_future()
             self._idle.append(call)
             try:
                 await call
             except asyncio.CancelledError:  # by somebody who kept the task of a handler that has long ended
                 if call.done() and not call.cancelled():
-                    self._led = False
+                    self._called -= 1
                     self.wake()
                 raise
 
-    def _lead(self, me: asyncio.Task[None]) -> bool:
-        self._leader = me
-        self._loop.call_soon(self._look)
-        return True
-
     async def _work(self, me: asyncio.Task[None]) -> bool:
-        """Work off the queue, as its leader; say whether to leave the crew now."""
+        """Work off the queue, as its leader; say whether this member is not to be used again."""
         queue, snapshot, untouched = self._queue, contextvars.copy_context, self._context
+        self._lead(me)
         spoilt = False
         while queue and not spoilt:
             job = queue.popleft()
@@ -112,23 +123,29 @@ class Crew:
                 self._failed(job, error)
             else:
                 self._done(job, result)
-            waited = self._leader is not me
             spoilt = snapshot() != untouched or bool(me.cancelling())
-            if waited:
+            if self._leader is not me:  # the handler waited
                 self._waiting.discard(me)
-                if spoilt or self._led or not queue:
-                    return spoilt or len(self._idle) >= SPARE_MEMBERS
-                self._led = self._lead(me)
+                if spoilt or not queue:
+                    self.wake()
+                    return spoilt
+                self._lead(me)
         self._leader = None
-        self._led = False
         self.wake()  # a leader that is not used again may leave something
-        return spoilt or len(self._idle) >= SPARE_MEMBERS
+        return spoilt
+
+    def _lead(self, me: asyncio.Task[None]) -> None:
+        if self._leader is None:
+            self._loop.call_soon(self._look)
+        else:
+            self._waiting.add(self._leader)  # it waits, or this would not run; its `_look` is still to come
+        self._leader = me
 
     def _look(self) -> None:
-        """The leader's turn of the loop is over: if it still leads, its handler waits for something."""
+        """Who began to lead has had its turn: if it leads still, its handler waits for something."""
         if self._leader is None:
             return
         self._waiting.add(self._leader)
         self._leader = None
-        self._led = False
+        self._wave = min(self._wave * 2, MAX_WAVE)
         self.wake()

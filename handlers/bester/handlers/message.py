@@ -6,7 +6,7 @@ from typing import Any
 
 from bester.broker.wire.messages import Command, Request
 from bester.handlers.payload import HandlerError, value_of
-from bester.handlers.reply import _MISSING, send_clients, send_handler, send_servers
+from bester.handlers.reply import MISSING, body_of, send_clients, send_handler, send_servers
 
 
 class Message:
@@ -86,8 +86,8 @@ class Message:
     send_servers = staticmethod(send_servers)
     send_handler = staticmethod(send_handler)
 
-    def reply(self, data: Any = _MISSING, *, raw: bytes | str | None = None) -> Command:
+    def reply(self, data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
         """Answer the sender, on every connection that user has. Raises HandlerError where no user sent it."""
         if self._request.user is None:
             raise HandlerError("there is no user to reply to: the message came from a server or a handler")
-        return send_clients([self._request.user], data, raw=raw)
+        return Command("sendClients", [self._request.user], body_of(data, raw))

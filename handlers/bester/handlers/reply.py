@@ -12,28 +12,29 @@ from typing import Any
 from bester.broker.wire.messages import Command
 from bester.handlers.payload import HandlerError, text_of
 
-_MISSING: Any = object()
+MISSING: Any = object()
+"""No data was given; None is data."""
 NOTE_CHARACTERS = 500
 """Longer notes are cut: they are for an operator's eye."""
 
 
-def send_clients(users: Iterable[str], data: Any = _MISSING, *, raw: bytes | str | None = None) -> Command:
+def send_clients(users: Iterable[str], data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
     """Deliver `data` (or `raw`, JSON text that is passed on untouched) to users of this server."""
-    return Command("sendClients", _targets(users), _body(data, raw))
+    return Command("sendClients", _targets(users), body_of(data, raw))
 
 
 def send_servers(
-    servers: Iterable[str], data: Any = _MISSING, *, as_type: str | None = None, raw: bytes | str | None = None
+    servers: Iterable[str], data: Any = MISSING, *, as_type: str | None = None, raw: bytes | str | None = None
 ) -> Command:
     """Deliver to servers, by name or `host:port`; they get it as `as_type`, or as the type being answered."""
-    return Command("sendServers", _targets(servers), _body(data, raw), as_type)
+    return Command("sendServers", _targets(servers), body_of(data, raw), as_type)
 
 
-def send_handler(type_: str, data: Any = _MISSING, *, raw: bytes | str | None = None) -> Command:
+def send_handler(type_: str, data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
     """Hand `data` to the handler of another type on this server; the sender stays who is reported to."""
     if type(type_) is not str:
         raise TypeError(f"send_handler() takes one type, a string, not a {type(type_).__name__}")
-    return Command("sendHandler", [type_], _body(data, raw))
+    return Command("sendHandler", [type_], body_of(data, raw))
 
 
 def _targets(targets: Iterable[str]) -> list[str]:
@@ -46,12 +47,13 @@ def _targets(targets: Iterable[str]) -> list[str]:
     return found
 
 
-def _body(data: Any, raw: bytes | str | None) -> bytes:
+def body_of(data: Any, raw: bytes | str | None) -> bytes:
+    """Return the JSON text of `data`, or `raw` as it is. Raises TypeError or ValueError where that is not possible."""
     if raw is None:
-        if data is _MISSING:
+        if data is MISSING:
             raise TypeError("what is to be sent? give data, or JSON text as raw=…")
         return text_of(data)
-    if data is not _MISSING:
+    if data is not MISSING:
         raise TypeError("give data or raw, not both")
     return raw.encode() if isinstance(raw, str) else bytes(raw)
 
