@@ -24,7 +24,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -125,7 +125,8 @@ class Client:
         self._queue: deque[tuple[Message, int]] = deque()
         self._queue_bytes = 0
         self._arrived = asyncio.Event()
-        self._senders: deque[asyncio.Future[None]] = deque()
+        self._senders: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._let_in = 0  # senders that were told there is room, and have not run since
 
     # Beginning and end.
 
@@ -197,23 +198,23 @@ class Client:
 
     async def room(self) -> None:
         """Wait until a message may be submitted. Who waited longest goes first."""
-        behind = bool(self._senders)
         loop = asyncio.get_running_loop()
-        first_time = True
+        behind, waited = bool(self._senders), False
         while self._core.open and (behind or not self._core.room):
             waiter: asyncio.Future[None] = loop.create_future()
-            if first_time:
-                self._senders.append(waiter)
-            else:
-                self._senders.appendleft(waiter)
-            behind = first_time = False
+            self._senders[waiter] = None
+            if waited:
+                self._senders.move_to_end(waiter, last=False)
             try:
                 await waiter
             finally:
                 if waiter in self._senders:
-                    self._senders.remove(waiter)
+                    del self._senders[waiter]
+                else:
+                    self._let_in -= 1
                 # Whoever was let in may yet submit nothing; then it is the next one's turn.
                 loop.call_soon(self._let_senders_in)
+            behind, waited = False, True
 
     async def ping(self) -> float:
         """Return the seconds that the server took to answer. Raises ConnectionLost, also where there is none."""
@@ -315,9 +316,8 @@ class Client:
         self._let_senders_in()
 
     def _let_senders_in(self) -> None:
-        free = self._core.room if self._core.open else len(self._senders)
-        while free > 0 and self._senders:
-            waiter = self._senders.popleft()
+        while self._senders and (not self._core.open or self._core.room > self._let_in):
+            waiter, _ = self._senders.popitem(last=False)
+            self._let_in += 1
             if not waiter.done():
                 waiter.set_result(None)
-                free -= 1
