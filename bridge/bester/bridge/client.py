@@ -13,7 +13,7 @@ that know that field deliver it once, others perhaps twice.
 
 Messages that are not asked for wait in a bounded queue. When it is full the socket is not read, so that a fast server
 cannot fill the memory of a slow application; reports come on the same socket, so who is sent to must also receive.
-A client that closes reports in full what it sent, and drops what it is still sent.
+A client that closes waits for the reports on what it sent, and drops what still arrives.
 
 It must never decide anything that the core can (see `client_core`), nor block the loop.
 """
