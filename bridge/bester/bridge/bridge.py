@@ -77,7 +77,7 @@ class Wire(Protocol):
         """Return what the socket has not yet taken over of the chunk in flight."""
 
     def abort(self, why: str) -> None:
-        """Cut the connection; `gone` follows, later."""
+        """Cut the connection; `gone` follows, later. `why` is for the log; nothing to log where it is empty."""
 
 
 class Bridge:
@@ -161,7 +161,7 @@ class Bridge:
             if type(message) is Deliver:
                 self._deliver(message, now)
             elif type(message) is Report:
-                self._report(message, now)
+                self._report(message.token, message.status, message.reason, message.message, message.recipients, now)
             else:
                 self._receive_rarer(message, now)
 
@@ -190,7 +190,7 @@ class Bridge:
     def _refused(self, error: Error, now: float) -> None:
         """The broker could not take what we sent: whoever waits for it hears of it."""
         if error.token is not None and error.op == OP_OF[Submit]:
-            self._report(refusal(error.token, error.code), now)
+            self._report(*refusal(error.token, error.code), now)
         elif error.token is not None and error.op == OP_OF[Login]:
             self._logged_in(LoggedIn(error.token, 1, error.code), now)
         elif error.token is not None and error.op == OP_OF[Ask]:
@@ -320,10 +320,10 @@ class Bridge:
         if not self._wires and self.on_empty is not None:
             self.on_empty()
 
-    def abort(self, why: str) -> None:
+    def abort(self) -> None:
         """Cut whoever is left."""
         for wire in list(self._wires.values()):
-            wire.abort(why)
+            wire.abort("")
 
     @property
     def connections(self) -> int:
@@ -386,17 +386,32 @@ class Bridge:
             self._targets[message.session] = wire
         self._apply(wire, wire.session.logged_in(status, reason, now), now)
 
-    def _report(self, report: Report, now: float) -> None:
-        wire = self._submits.pop(report.token, None)
-        if wire is not None:
-            self._apply(wire, wire.session.reported(report, now), now)
+    def _report(
+        self,
+        token: int,
+        status: int,
+        reason: str | None,
+        message: str | None,
+        recipients: dict[str, str] | None,
+        now: float,
+    ) -> None:
+        wire = self._submits.pop(token, None)
+        if wire is None:
+            return
+        session = wire.session
+        frame = session.report(token, status, reason, message, recipients)
+        if frame is not None:
+            self._push(wire, frame)
+        if session.has_more:
+            self._apply(wire, session.proceed(now), now)
 
     def _settle(self, wire: Wire) -> None:
         """After anything that happened to a session: what follows from the state it is in now?"""
         session = wire.session
         if session.state is not State.OPEN:
             self._settle_state(wire, session)
-        wants = session.wants_input and wire.out.queued_bytes < self.limits.out_pause
+        out = wire.out
+        wants = session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
         if wants is not wire.reading:
             wire.read(wants)
 
@@ -441,7 +456,7 @@ class Bridge:
             self._ledger.at_once(serial)
             self._wake()
             if token is not None:
-                self._report(Report(token, 0, None, completes, {}), now)
+                self._report(token, 0, None, completes, None, now)
         elif delivery.release():
             self._delivered(delivery)
 
@@ -476,17 +491,19 @@ class Bridge:
             return
         self._wake()
         if delivery.token is not None and not delivery.failed:
-            self._report(Report(delivery.token, 0, None, delivery.message, {}), self._clock())
+            self._report(delivery.token, 0, None, delivery.message, None, self._clock())
 
     def _push(self, wire: Wire, frame: bytes) -> None:
         if wire.doom is not None:
             return
-        queued = wire.out.queued_bytes
+        out = wire.out
+        queued = out.pushed_bytes - out.left_bytes
         if queued and queued + len(frame) > self.limits.out_queue:
             self._doom(wire, f"{queued} bytes wait for it and it does not read")
             return
-        wire.out.push(frame)
-        self._touch(wire)
+        out.push(frame)
+        if not wire.dirty:
+            self._touch(wire)
 
     def _doom(self, wire: Wire, why: str) -> None:
         """The slow-consumer policy: nobody else waits for one who does not read."""
@@ -514,6 +531,8 @@ class Bridge:
                 for wire in dirty:
                     wire.dirty = False
                     wire.flush()
+                    if wire.out.in_flight:
+                        self._settle(wire)
         finally:
             self._awake = False
         self._pay()

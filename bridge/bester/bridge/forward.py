@@ -105,7 +105,10 @@ class Forwarder:
         self._running[message.address] -= 1
         if not self._running[message.address]:
             del self._running[message.address]
-        self._done(message.token, UNREACHABLE if task.cancelled() else task.result())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
+        self._done(message.token, UNREACHABLE if task.cancelled() or error is not None else task.result())
         for address in [message.address, *self._waiting]:
             self._start(address)
             if len(self._tasks) >= self._limits.forwards:

@@ -20,8 +20,8 @@ class Limits:
     """How long a stranger may take over it; a person is not typing here."""
     login_s: float = 30.0
     """How long the broker may take over a login: a queue of password checks, not one of them."""
-    logins_in_flight: int = 256
-    """Each waits for a slow password check at the broker, and may hold one read of frames behind it."""
+    logins_in_flight: int = 4_096
+    """A storm of reconnecting clients; how many passwords wait to be checked is bounded by the broker itself."""
     max_connections: int = 20_000
     """In all; twice the load one bridge is made for. The process's descriptors bound it too."""
     max_connections_per_address: int = 1_000

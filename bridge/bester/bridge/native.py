@@ -268,21 +268,20 @@ def pong(id_: bytes) -> bytes:
 
 
 def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the number of the target in the frames of one delivery."""
+    """Return what stands before and behind the number of the target (and its dot) in the frames of one delivery."""
     origin = meta.get("origin")
-    head = b'{"header":{"messageType":"receivedMessage","id":%b.' % _text(id_)[:-1]
-    tail = b'"%b%b},"payload":{"data":%b,"type":%b}}' % (
-        b"" if type(origin) is not str else b',"origin":' + _text(origin),
-        b',"redelivered":true' if meta.get("redelivered") is True else b"",
-        body,
-        _text(type_),
-    )
-    return head, tail
+    parts = [b'"']
+    if type(origin) is str:
+        parts += (b',"origin":', _text(origin))
+    if meta.get("redelivered") is True:
+        parts.append(b',"redelivered":true')
+    parts += (b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}")
+    return b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1], b"".join(parts)
 
 
 def delivered(head: bytes, target: int, tail: bytes) -> bytes:
     """Return the receivedMessage frame for target number `target`, from the parts of `envelope`."""
-    number = b"%d" % target
+    number = b".%d" % target
     length = len(head) + len(number) + len(tail)
     return b"".join((length.to_bytes(4, "little"), head, number, tail))
 

@@ -129,7 +129,8 @@ class Service:
         await self.forwarder.close()
         self._empty.clear()
         if self.bridge.connections:
-            self.bridge.abort("the bridge ends")
+            log.info("cutting %d connections", self.bridge.connections)
+            self.bridge.abort()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), ABORT_S)
 

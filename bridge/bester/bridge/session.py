@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
-from bester.broker.wire.messages import Close, Login, Meta, Report, Submit
+from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 
 class State(Enum):
@@ -190,7 +190,9 @@ class Session:
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING:
             for token in self.outstanding:
-                self._report(refusal(token, "timeout"), step)
+                frame = self.report(*refusal(token, "timeout"))
+                assert frame is not None
+                step.write.append(frame)
         self._leave("timeout", step, now)
         return step
 
@@ -218,21 +220,36 @@ class Session:
         return step
 
     def reported(self, report: Report, now: float) -> Step:
-        """The broker reports on a message; there is room for another one now."""
+        """The broker reports on a message, and there is room for another one now: `report`, and then `proceed`."""
+        frame = self.report(*report)
+        step = self.proceed(now)
+        if frame is not None:
+            step.write.insert(0, frame)
+        return step
+
+    def report(
+        self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None
+    ) -> bytes | None:
+        """Return the frame of a report; None where nobody waits for it. Where `has_more` says so, `proceed` follows."""
+        waiting = self._waiting.pop(token, None)
+        if waiting is None:
+            return None
+        self._waiting_bytes -= waiting[1]
+        return native.report(waiting[0], status, reason, message, recipients)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a report lets something go on: frames that are held, or an end that waited for it."""
+        return self._held is not None or self.state is not State.OPEN
+
+    def proceed(self, now: float) -> Step:
+        """Go on with what waited for a report."""
         step = _nothing()
-        self._report(report, step)
         if self._held is not None:
             self._continue(step, now)
         elif not self._waiting and self.state is not State.OPEN:
             self._leave("finished", step, now)
         return step
-
-    def _report(self, report: Report, step: Step) -> None:
-        token, status, reason, message, recipients = report
-        waiting = self._waiting.pop(token, None)
-        if waiting is not None:
-            self._waiting_bytes -= waiting[1]
-            step.write.append(native.report(waiting[0], status, reason, message, recipients))
 
     # --- frames ---------------------------------------------------------------------------------------------------
 
@@ -289,30 +306,31 @@ class Session:
     def _message(self, body: bytes, step: Step, now: float) -> bool:
         """Handle a frame of a client; False: it was the last one."""
         sent = native.later(body)
-        if type(sent) is native.Fault:
-            if sent.fatal:
-                self._stop(sent, step, now)
-                return False
-            step.write.append(native.report(sent.id, 1, sent.reason))
-            return True
-        assert type(sent) is native.Sent
-        if sent.type == "dummy":
-            step.write.append(native.pong(sent.id))
-        elif sent.type == "builtin":
+        if isinstance(sent, native.Sent):
+            if sent.type not in RESERVED_TYPES:
+                self._submit(self.number, sent, {}, step)
+                return True
+            if sent.type == "dummy":
+                step.write.append(native.pong(sent.id))
+                return True
             if native.builtin_command(sent.data) == "close":
                 self._stop(None, step, now)
                 return False
             step.write.append(native.report(sent.id, 1, "unknown-command"))
-        else:
-            self._submit(self.number, sent, {}, step)
+            return True
+        if sent.fatal:
+            self._stop(sent, step, now)
+            return False
+        step.write.append(native.report(sent.id, 1, sent.reason))
         return True
 
     def _submit(self, session: int | None, sent: native.Sent, meta: Meta, step: Step) -> None:
         token = next(self._tokens)
-        size = len(sent.data) + len(sent.id)
-        self._waiting[token] = (sent.id, size)
+        type_, data, id_ = sent
+        size = len(data) + len(id_)
+        self._waiting[token] = (id_, size)
         self._waiting_bytes += size
-        step.send.append(Submit(token, session, sent.type, sent.data, meta))
+        step.send.append(Submit(token, session, type_, data, meta))
 
     # --- the table ------------------------------------------------------------------------------------------------
 
