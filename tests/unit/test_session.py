@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,3 +379,10 @@ def test_every_state_can_end() -> None:
 
 def test_the_auth_answer_is_a_constant() -> None:
     assert native.report(native.AUTH_ID, 0) == native.LOGGED_IN
+
+
+def test_the_readme_shows_the_table() -> None:
+    readme = Path(__file__).parents[2] / "bridge" / "README.md"
+    rows = re.findall(r"^\| (\w+)(\*?) \| (\w+) \| (\w+) \|", readme.read_text(), re.MULTILINE)
+    assert {(State(start), event): State(end) for start, _, event, end in rows if start != "in"} == TRANSITIONS
+    assert {State(start) for start, star, _, _ in rows if star} == TARGETS
