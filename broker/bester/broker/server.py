@@ -22,6 +22,7 @@ from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.notices import Notices
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError
@@ -66,6 +67,7 @@ class Broker:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
+        self._notices = Notices()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -196,7 +198,13 @@ class Broker:
             elif type(action) is Verify:
                 self._start_verifying(action)
             elif type(action) is Notice:
-                log.info("%s %s", action.event, " ".join(f"{key}={value!r}" for key, value in action.fields.items()))
+                self._write(action)
+
+    def _write(self, notice: Notice) -> None:
+        passed_over = self._notices.admit(notice.event, self._loop.time())
+        if passed_over is not None:
+            fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
+            log.info("%s %s", notice.event, " ".join(f"{key}={value!r}" for key, value in fields.items()))
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
