@@ -220,8 +220,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:
 def _evaluate(annotation: str, function: Callable[..., Any], name: str) -> Any:
     """Find the type that an annotation names (`from __future__ import annotations` leaves names)."""
     plain = inspect.unwrap(function)
-    names = dict(inspect.getclosurevars(plain).nonlocals) if inspect.isfunction(plain) else {}
     try:
-        return eval(annotation, getattr(plain, "__globals__", {}), names)  # noqa: S307 (the module's own source)
+        return eval(annotation, getattr(plain, "__globals__", {}))  # noqa: S307 (the module's own source)
     except NameError as error:
         raise TypeError(f"{name}: {error}; define the payload's type at the top of the module") from None

@@ -1,0 +1,190 @@
+"""`python -m bester.handlers`: real processes, their exit statuses and what they tell their users."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bester.broker.wire.messages import Emit, Error, Goodbye, Hello, Message, Outcome, Reply
+from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
+
+APP = """
+import asyncio, sys
+from bester.handlers import App
+app = App("mine")
+
+@app.handler("echo")
+async def echo(message):
+    if message.data == "slow":
+        print("begun", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+    return message.reply(message.data)
+"""
+WITHOUT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("msgspec", "click", "uvloop", "argon2", "rich"):
+            raise ModuleNotFoundError(f"no {name} here", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="b-"))
+    (folder / "mine.py").write_text(APP)
+    yield folder
+    shutil.rmtree(folder)
+
+
+async def start(folder: Path, *arguments: str, **environ: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(arguments if arguments[0] == "-c" else ("-m", "bester.handlers", *arguments)),
+        cwd=folder,
+        env={**{key: value for key, value in os.environ.items() if not key.startswith("BESTER_")}, **environ},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    _, stderr = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert process.returncode is not None
+    return process.returncode, stderr.decode()
+
+
+async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", BESTER_FABRIC=endpoint, BESTER_NAME="m1", BESTER_TYPES="english")
+        hello = await broker.expect(Hello)
+        assert (hello.name, hello.options["types"]) == ("m1", ["english"])
+        broker.send(request(1, b'"slow"', "english"))
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGTERM)
+        await broker.expect(Goodbye)
+        assert process.stdin is not None
+        process.stdin.write(b"go on\n")
+        assert (await broker.expect(Reply)).commands[0].body == b'"slow"'
+        status, errors = await ended(process)
+    assert status == 0, errors
+    assert "Traceback" not in errors
+
+
+async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
+    endpoint = f"ipc://{folder}/f.sock"
+    run = "from bester.handlers.runner import main; sys.exit(main(['mine:app', '--fabric', sys.argv[1]]))"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "-c", WITHOUT + run, endpoint)
+        await broker.expect(Hello)
+        reply = await broker.ask(1, '{"text":"naïve", "n": 0.1}'.encode())
+        assert reply.commands[0].body == '{"text":"naïve","n":0.1}'.encode()
+        process.terminate()
+        await broker.expect(Goodbye)
+        assert (await ended(process))[0] == 0
+
+
+async def test_a_typed_payload_says_that_it_needs_msgspec(folder: Path) -> None:
+    (folder / "typed.py").write_text(
+        "from dataclasses import dataclass\nfrom bester.handlers import App\napp = App()\n"
+        "@dataclass\nclass Letter:\n    text: str\n"
+        '@app.handler("english")\nasync def english(message, data: Letter): ...\n'
+    )
+    run = "from bester.handlers.runner import main; sys.exit(main(['typed:app']))"
+    status, errors = await ended(await start(folder, "-c", WITHOUT + run))
+    assert status == 2
+    assert "pip install msgspec" in errors
+    assert "Traceback" not in errors
+
+
+async def test_several_workers_one_of_them_with_the_timers(folder: Path) -> None:
+    with (folder / "mine.py").open("a") as source:
+        source.write("\n@app.task\nasync def once():\n    await app.emit('echo', [])\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", "--fabric", endpoint, "--workers", "3", "--name", "w")
+        heard: list[Message] = []
+        for _ in range(4):
+            message = await broker.next()
+            heard.append(message)
+            if isinstance(message, Emit):
+                broker.send(Outcome(message.token, 0, {}))
+        assert sorted(hello.name for hello in broker.hellos) == ["w.0", "w.1", "w.2"]
+        assert sum(isinstance(message, Emit) for message in heard) == 1
+        process.terminate()
+        for _ in range(3):
+            await broker.expect(Goodbye)
+        status, errors = await ended(process)
+    assert status == 0, errors
+
+
+async def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "mine:app", "--fabric", endpoint, "--workers", "2")
+        await broker.expect(Hello)
+        await broker.expect(Hello)
+        process.kill()
+        await broker.expect(Goodbye)
+        await broker.expect(Goodbye)
+        await ended(process)
+
+
+async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
+        status, errors = await ended(await start(folder, "mine:app", "--fabric", endpoint))
+    assert status == 1
+    assert f"error: the server at {endpoint} refuses this handler: reserved: bester.auth is not yours\n" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "say which handler to run: MODULE:APP"),
+        (("mine",), "'mine' is not MODULE:APP"),
+        (("absent:app",), "there is no module 'absent' in "),
+        (("mine:other",), "module 'mine' has no 'other'; did you mean mine:app?"),
+        (("mine:asyncio",), "mine:asyncio is a module, not an App of bester.handlers; did you mean mine:app?"),
+        (("broken:app",), "broken.py, line 1: "),
+        (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
+        (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
+        (("empty:app",), 'empty:app: it has no handlers: put @app.handler("TYPE") above a function'),
+        (("two:app", "--types", "c"), "two:app: it has no handler of 'c', only of a, b"),
+        (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
+        (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
+        (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
+        (("--socket", "h.sock"), "--socket: say which message types it handles, with --types or BESTER_TYPES"),
+    ],
+)
+async def test_mistakes_are_one_line_with_the_remedy_and_status_2(
+    folder: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    (folder / "broken.py").write_text("def (:\n")
+    (folder / "needy.py").write_text("import nowhere\n")
+    (folder / "fails.py").write_text("\nx = 1 / 0\n")
+    (folder / "empty.py").write_text("from bester.handlers import App\napp = App()\n")
+    (folder / "two.py").write_text(
+        "from bester.handlers import App\napp = App()\n"
+        "@app.handler('a')\nasync def a(message): ...\n@app.handler('b')\nasync def b(message): ...\n"
+    )
+    status, errors = await ended(await start(folder, *arguments or ("--name", "n")))
+    assert text in errors
+    assert status == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1

@@ -1,0 +1,181 @@
+"""Handlers of the reference daemon, unchanged, behind a Worker: real Unix sockets, well and badly behaved."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from bester.broker.wire.messages import Command, Hello
+from bester.handlers.legacy import legacy_app
+from bester.handlers.worker import Worker
+from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
+GOOD = b'{"header":{"status":"0","command":{"type":"sendClients","data":["g","t"]}},"data":{"n":0.1, "m":-0}}'
+
+
+@pytest.fixture
+def folder() -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="b-")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "little") + body
+
+
+class Handler:
+    """A program as the reference's handlers are: one frame in, whatever `answer` does, close."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.received: list[bytes] = []
+        self.most_at_once = 0
+        self._at_once = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            length = int.from_bytes(await reader.readexactly(4), "little")
+            body = await reader.readexactly(length)
+            self.received.append(body)
+            await self._answer(reader, writer, body)
+        except ConnectionError:
+            pass  # the other side had enough
+        finally:
+            self._at_once -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def behind(folder: str, answer: Answer, **options: float) -> AsyncIterator[tuple[StandIn, Handler]]:
+    handler = Handler(answer)
+    path, endpoint = f"{folder}/h.sock", f"ipc://{folder}/f.sock"
+    server = await asyncio.start_unix_server(handler.serve, path)
+    worker = Worker(legacy_app(path, ["old"], **options), endpoint)  # type: ignore[arg-type]  # tests give ints as floats
+    async with server, StandIn(endpoint) as broker:
+        worker.start()
+        await broker.expect(Hello)
+        yield broker, handler
+        await worker.stop()
+
+
+def says(*pieces: bytes) -> Answer:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: bytes) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+
+    return answer
+
+
+async def test_data_alone_goes_there_and_the_command_comes_back_byte_for_byte(folder: str) -> None:
+    async with behind(folder, says(framed(GOOD))) as (broker, handler):
+        reply = await broker.ask(1, b'{"text": 1e400}', "old")
+        assert handler.received == [b'{"text": 1e400}']
+        assert (reply.status, reply.commands) == (0, [Command("sendClients", ["g", "t"], b'{"n":0.1, "m":-0}')])
+
+
+async def test_an_answer_in_single_bytes(folder: str) -> None:
+    async with behind(folder, says(*(bytes([byte]) for byte in framed(GOOD)))) as (broker, _):
+        assert (await broker.ask(1, b"1", "old")).status == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "command"),
+    [
+        (
+            b'{"header":{"status":"00","command":{"type":"sendHandler","data":"english"}},"data":"x"}',
+            Command("sendHandler", ["english"], b'"x"'),
+        ),
+        (
+            b'{"header":{"status":"0","command":{"type":"sendServers","data":["h:1"],"messageType":"M1"}},"data":null}',
+            Command("sendServers", ["h:1"], b"null", "M1"),
+        ),
+        (
+            b'{"data":[1],"header":{"command":{"data":[],"type":"dance","more":1},"status":"0"},"more":{}}',
+            Command("dance", [], b"[1]"),
+        ),
+    ],
+)
+async def test_commands(folder: str, answer: bytes, command: Command) -> None:
+    async with behind(folder, says(framed(answer))) as (broker, _):
+        assert (await broker.ask(1, b"1", "old"))[1:] == (0, [command], None)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "note"),
+    [
+        ([], "without an answer"),
+        ([b"\x05\x00"], "without an answer"),
+        ([b"\x40\x00\x00\x00{}"], "without an answer"),
+        ([framed(b"")], "a frame of 0 bytes"),
+        ([b"\xff\xff\xff\xff"], "a frame of 4294967295 bytes"),
+        ([framed(b"garbage")], "not header and data"),
+        (
+            [framed(b'{"header":{"status":"0","command":{"type":"sendClients","data":["g"]}},"data":"\xff"}')],
+            "not header",
+        ),
+        ([framed(b'{"header":' + b"[" * 100_000)], "not header and data"),
+        ([framed(b'{"header":{"status":"0"},"data":1}')], "not header and data"),
+        ([framed(b'{"header":{"status":"0","command":{"type":"sendClients","data":[7]}},"data":1}')], "not header"),
+        ([framed(b'{"header":{"status":"0","command":{"type":"sendClients","data":["g"]}}}')], "has no data"),
+        ([framed(b'{"header":{"status":"1"},"data":null}')], "status '1'"),
+        ([framed(b'{"header":{"status":0},"data":null}')], "not header and data"),
+    ],
+)
+async def test_bad_answers_are_failures_that_say_why(folder: str, pieces: list[bytes], note: str) -> None:
+    async with behind(folder, says(*pieces)) as (broker, _):
+        reply = await broker.ask(1, b"1", "old")
+        assert (reply.status, reply.commands) == (1, [])
+        assert note in (reply.note or "")
+
+
+async def test_a_handler_that_does_not_answer_is_given_up_and_others_are_not_held_up(folder: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if body == b'"slow"':
+            assert await reader.read() == b""  # until the other side hangs up
+        else:
+            writer.write(framed(GOOD))
+
+    async with behind(folder, answer, answer_s=0.2) as (broker, _):
+        broker.send(request(1, b'"slow"', "old"), request(2, b'"quick"', "old"))
+        replies = await broker.replies(2)
+        assert list(replies) == [2, 1]
+        assert replies[2].status == 0
+        assert (replies[1].status, "did not answer in 0.2 s" in (replies[1].note or "")) == (1, True)
+
+
+async def test_connections_are_bounded_by_the_credit_that_hello_asks_for(folder: str) -> None:
+    everybody = asyncio.Barrier(4)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: bytes) -> None:
+        await everybody.wait()
+        writer.write(framed(GOOD))
+
+    async with behind(folder, answer, connections=4) as (broker, handler):
+        credit = broker.hellos[0].options["credit"]
+        assert credit == 4
+        broker.send(*(request(token, b"1", "old") for token in range(credit)))
+        replies = await broker.replies(credit)
+        assert all(reply.status == 0 for reply in replies.values())
+        assert handler.most_at_once == 4
+
+
+async def test_a_handler_that_is_not_there(folder: str) -> None:
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        worker = Worker(legacy_app(f"{folder}/none.sock", ["old"]), endpoint)
+        worker.start()
+        await broker.expect(Hello)
+        reply = await asyncio.wait_for(broker.ask(1, b"1", "old"), PATIENCE_S)
+        assert reply.status == 1
+        assert (reply.note or "").startswith(f"no handler at {folder}/none.sock")
+        await worker.stop()

@@ -1,0 +1,132 @@
+"""Replies: commands with complete bodies, or an error at the line that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import Command, Request
+from bester.handlers import HandlerError, Message, SchemaError, payload, send_clients, send_handler, send_servers
+from bester.handlers.reply import NOTE_CHARACTERS, commands_of, note_of
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def message(user: str | None = "t", body: bytes = b"1", **meta: Any) -> Message:
+    return Message(Request(1, "english", body, user, meta))
+
+
+def test_commands_are_compact_json_for_their_targets() -> None:
+    assert send_clients(["g", "t"], {"a": [1, None]}) == Command("sendClients", ["g", "t"], b'{"a":[1,null]}')
+    assert send_clients("bob", None) == Command("sendClients", ["bob"], b"null")
+    assert send_clients((name for name in ("a", "b")), "é") == Command("sendClients", ["a", "b"], '"é"'.encode())
+    assert send_servers(["s2", "h:1"], 1, as_type="M1") == Command("sendServers", ["s2", "h:1"], b"1", "M1")
+    assert send_servers(["s2"], 1).type is None
+    assert send_handler("english", 1) == Command("sendHandler", ["english"], b"1")
+
+
+def test_raw_is_passed_untouched() -> None:
+    assert send_clients(["g"], raw=b' { "a" : 1e400 } ').body == b' { "a" : 1e400 } '
+    assert send_handler("x", raw='"é"').body == '"é"'.encode()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda: send_clients(["g"]), "what is to be sent"),
+        (lambda: send_clients(["g"], 1, raw=b"1"), "not both"),
+        (lambda: send_clients(cast("list[str]", ["g", 7]), 1), "targets are strings, not int"),
+        (lambda: send_clients(cast("list[str]", None), 1), "not iterable"),
+        (lambda: send_handler(cast("str", ["x"]), 1), "takes one type, a string, not a list"),
+        (lambda: send_clients(["g"], object()), "object"),
+    ],
+)
+def test_wrong_commands_fail_where_they_are_made(wrong: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        wrong()
+
+
+@given(JSON)
+def test_any_json_survives_with_and_without_msgspec(value: Any) -> None:
+    assert json.loads(payload.text_of(value)) == value
+    assert json.loads(payload._stdlib_text(value)) == value
+    assert payload.value_of(payload.text_of(value)) == value
+
+
+def test_the_standard_library_writes_dataclasses_and_refuses_what_is_not_json() -> None:
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        on: list[int]
+
+    assert (
+        payload._stdlib_text({"p": Point(1, [2])}) == payload.text_of({"p": Point(1, [2])}) == b'{"p":{"x":1,"on":[2]}}'
+    )
+    with pytest.raises(TypeError, match="a object is not JSON"):
+        payload._stdlib_text(object())
+    with pytest.raises(ValueError, match="JSON compliant"):
+        payload._stdlib_text(float("nan"))
+
+
+def test_what_a_handler_may_return() -> None:
+    one, two = send_clients(["g"], 1), send_handler("x", 2)
+    assert commands_of(None) == []
+    assert commands_of([]) == []
+    assert commands_of(one) == [one]
+    assert commands_of((one, two)) == [one, two]
+    for wrong in (5, "g", {"to": "g"}, [one, None], (one, "x"), object()):
+        with pytest.raises(HandlerError, match="the handler returned a"):
+            commands_of(wrong)
+
+
+def test_a_message_says_what_came_with_it() -> None:
+    told = message(
+        body=b'{"text":"hi"}',
+        id="s1/a/1.0.0",
+        root="s1/a/1",
+        origin="s0",
+        peer="s2",
+        scope="server",
+        attempt=2,
+        path=["s1/x"],
+    )
+    assert told.data == {"text": "hi"}
+    assert told.data is told.data
+    assert (told.type, told.user, told.raw) == ("english", "t", b'{"text":"hi"}')
+    assert (told.id, told.root, told.origin, told.peer) == ("s1/a/1.0.0", "s1/a/1", "s0", "s2")
+    assert (told.scope, told.attempt, told.path) == ("server", 2, ["s1/x"])
+    assert "hi" not in repr(told)
+    bare = message()
+    assert (bare.id, bare.peer, bare.scope, bare.attempt, bare.path) == ("", None, "client", 1, [])
+
+
+def test_numbers_beyond_msgspec_are_read_all_the_same() -> None:
+    assert message(body=b"1e400").data == float("inf")
+    assert message(body=b"123456789012345678901234567890").data == 123456789012345678901234567890
+
+
+def test_reply_goes_to_the_sender_and_fails_where_there_is_none() -> None:
+    assert message("t").reply({"a": 1}) == Command("sendClients", ["t"], b'{"a":1}')
+    assert message("t").reply(raw=b"[ ]").body == b"[ ]"
+    with pytest.raises(HandlerError, match="no user to reply to"):
+        message(None).reply(1)
+
+
+def test_notes_are_one_short_line_of_why() -> None:
+    assert note_of(HandlerError("not today")) == "not today"
+    assert note_of(SchemaError("Expected `str`")) == "schema: Expected `str`"
+    assert note_of(ValueError("bad")) == "ValueError: bad"
+    assert note_of(TimeoutError()) == "TimeoutError"
+    assert len(note_of(ValueError("x" * 10_000))) == NOTE_CHARACTERS
+    assert isinstance(HandlerError("x"), BesterError)
+    assert (HandlerError("x").code, SchemaError("x").code) == ("handler-failed", "schema")
