@@ -13,6 +13,8 @@ import pytest
 import uvloop
 
 from bester.bridge.listeners import USER_TIMEOUT_MS
+from bester.broker.config import NativeConfig
+from bester.broker.wire.address import HostPort
 from bester.broker.wire.messages import Close, Confirm, Login, Open, Submit
 from tests.e2e.bridge_scene import GOOD_LOGIN, LISTED, OPEN_TO_SERVERS, Raw, Scene, Story, login, message, scene
 
@@ -464,6 +466,18 @@ class TestTheBrokerComesAndGoes:
             assert await draining
 
         play(story)
+
+
+def test_one_too_many_is_told_so(play: Play) -> None:
+    async def story(it: Scene) -> None:
+        await it.client()
+        await it.client("bob")
+        late = await it.connect()
+        assert await late.read() == report("bad", "auth_special", "overloaded")
+        await late.end()
+        assert it.service.bridge.connections == 2
+
+    play(story, native=NativeConfig(HostPort("127.0.0.1", 0), max_connections=2))
 
 
 def test_sockets_have_their_options(play: Play) -> None:

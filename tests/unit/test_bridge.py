@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from bester.bridge.bridge import Bridge, Waiting
+from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import OutQueue
+from bester.bridge.ports import Waiting
 from bester.bridge.session import Session, State
 from bester.broker.wire.messages import (
     Answer,

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 from bester.bridge import native
 from bester.bridge.ledger import Delivery, Ledger
 from bester.bridge.limits import Limits
-from bester.bridge.outqueue import Mark, OutQueue
+from bester.bridge.outqueue import Mark
+from bester.bridge.ports import UNIX_HOST, Answered, BrokerPort, Waiting, Wire
 from bester.bridge.session import Session, State, Step, refusal
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.messages import (
@@ -39,45 +40,6 @@ from bester.broker.wire.messages import (
     Submit,
     Welcome,
 )
-
-Waiting = tuple[Delivery, int]
-"""A delivery and the number of the target in it: what a mark in an out-queue stands for."""
-Answered = Callable[[int, Any], None]
-"""Gets the status (0 is good) and the value of an answer."""
-
-
-class BrokerPort(Protocol):
-    """The way to the broker: a link of the fabric, or a direct call in the same process."""
-
-    def send(self, message: Message) -> bool:
-        """Take a message; False: not now (nothing was taken)."""
-
-
-class Wire(Protocol):
-    """One connection, as the bridge sees it. It calls `received`, `ended`, `left` and, in the end, `gone`."""
-
-    session: Session
-    out: OutQueue[Waiting]
-    dirty: bool
-    """The bridge's note that the wire is in its list for the next flush."""
-    reading: bool
-    """Whether it reads; the bridge changes it by `read`."""
-    doom: str | None
-    """Why it was aborted, as a code."""
-    stalled_since: float
-    stalled_bytes: int
-
-    def flush(self) -> None:
-        """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
-
-    def read(self, on: bool) -> None:
-        """Read on, or let the peer wait."""
-
-    def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over of the chunk in flight."""
-
-    def abort(self, why: str) -> None:
-        """Cut the connection; `gone` follows, later. `why` is for the log; nothing to log where it is empty."""
 
 
 class Bridge:
@@ -540,10 +502,6 @@ class Bridge:
             confirm = self._ledger.confirm()
             if confirm is not None:
                 self._tell(confirm)
-
-
-UNIX_HOST = "unix"
-"""The host of a peer on a Unix socket."""
 
 
 def _count_down(counts: dict[str, int], key: str) -> None:

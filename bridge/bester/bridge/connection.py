@@ -11,8 +11,9 @@ import logging
 from typing import cast
 
 from bester.bridge import native
-from bester.bridge.bridge import UNIX_HOST, Bridge, Waiting
+from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import OutQueue
+from bester.bridge.ports import UNIX_HOST, Waiting
 from bester.bridge.session import Session, State
 
 log = logging.getLogger("bester.bridge")
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
     def flush(self) -> None:
         """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
         transport = self._transport
-        if transport is None:
+        if transport is None or self._ending:
             return
         out = self.out
         while chunk := out.take(self._bridge.limits.write_chunk):
@@ -111,7 +112,7 @@ class Connection(asyncio.Protocol):
                 self._look_later(0)
                 return
             self._bridge.left(self, out.left())
-        if self.session.state is State.CLOSING and not out.in_flight and not self._ending:
+        if self.session.state is State.CLOSING and not out.in_flight:
             self._end(transport)
 
     def _look(self) -> None:

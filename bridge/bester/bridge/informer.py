@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Raw
 
-from bester.bridge.bridge import Answered
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
+from bester.bridge.ports import Answered
 from bester.broker.wire.json_text import fault
 
 FAILED = frame(b'{"status":"1"}')
