@@ -1,0 +1,37 @@
+"""Runs `bester demo` as a shell would, and sees what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.live import BESTER, Process, short_directory
+
+
+@asynccontextmanager
+async def demo(*arguments: str) -> AsyncIterator[Process]:
+    """A demonstration that works in a temporary directory of the test's; when it has ended, nothing may be left."""
+    async with short_directory() as directory:
+        process = await Process.start(BESTER, "demo", *arguments, cwd=directory, env={"TMPDIR": str(directory)})
+        try:
+            yield process
+        finally:
+            if process.process.returncode is None:
+                process.process.kill()
+            await process.process.wait()
+        assert list(directory.iterdir()) == []
+        assert programs_in(directory) == []
+
+
+def programs_in(directory: Path) -> list[str]:
+    """Return the programs whose working directory is in this one: servers and handlers run where their file is."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and os.readlink(entry / "cwd").startswith(str(directory)):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it has ended meanwhile, or is not ours
+    return found
