@@ -16,9 +16,10 @@ from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.federation import Leg, Legs, Routes
 from bester.broker.core.parcels import Parcel
+from bester.broker.core.pools import Worker
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Action, Link, Notice, Send, Settings
-from bester.broker.core.workers import Worker, Workers
+from bester.broker.core.workers import Workers
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -57,6 +58,7 @@ class Exchange:
         self._routes = Routes(settings.routes)
         self._seen_types: dict[str, None] = dict.fromkeys(settings.declared_types)
         self._results: OrderedDict[str, int] = OrderedDict()
+        self._unserved: dict[str, float] = {}  # types whose last worker went, and when
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
@@ -130,16 +132,50 @@ class Exchange:
         self._out.append(Send(worker.link, parcel.request(token)))
 
     def feed(self, worker: Worker, now: float) -> None:
-        """Give a worker what waits, as far as its credit goes."""
-        while (parcel := self.workers.next_for(worker)) is not None:
+        """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
+        workers = self.workers
+        while (parcel := workers.next_for(worker)) is not None:
             self._give(worker, parcel, now)
+        if workers.loose:
+            self._share_out(now)
+
+    def _share_out(self, now: float) -> None:
+        """Give what was put back into a queue to whoever is free, in turn."""
+        workers = self.workers
+        while workers.loose:
+            type_, _ = workers.loose.popitem()
+            while workers.queued(type_) and (worker := workers.idle(type_)) is not None:
+                while (parcel := workers.next_for(worker)) is not None:
+                    self._give(worker, parcel, now)
+                    if not worker.lines:  # of a line that is now its own it takes on what it has credit for
+                        break
 
     def joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
         """A worker has come."""
         for type_ in types:
+            self._unserved.pop(type_, None)
             if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
                 self._seen_types[type_] = None
         self.feed(worker, now)
+
+    def rejoined(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float) -> None:
+        """A worker has said what it serves anew."""
+        before = worker.pool.types
+        self.workers.rejoin(worker, types, credit, ordered)
+        self._unserve(before, now)
+        self.joined(worker, types, now)
+
+    def leaves(self, worker: Worker, now: float) -> None:
+        """A worker takes no new messages; what it holds stays its own."""
+        types = worker.pool.types
+        self.workers.leave(worker)
+        self._unserve(types, now)
+        self._share_out(now)
+
+    def _unserve(self, types: frozenset[str], now: float) -> None:
+        for type_ in types:
+            if not self.workers.serves(type_):
+                self._unserved.setdefault(type_, now)
 
     # --- from a handler ---
 
@@ -181,7 +217,9 @@ class Exchange:
     def lost(self, worker: Worker, now: float) -> None:
         """A worker has died: what it held goes to others, before all that waits, until the attempts are used up."""
         again: list[Parcel] = []
-        for parcel in self.workers.lose(worker):
+        lost = self.workers.lose(worker)
+        self._unserve(worker.pool.types, now)
+        for parcel in lost:
             if parcel.ended or parcel.attempt >= self.limits.attempts:
                 self._held -= 1
                 self._held_bytes -= len(parcel.body)
@@ -192,9 +230,9 @@ class Exchange:
                 again.append(parcel)
         for parcel in reversed(again):
             self.workers.wait(parcel, first=True)
-        for type_ in {parcel.type for parcel in again}:
-            while self.workers.waits(type_) and (other := self.workers.idle(type_)) is not None:
-                self.feed(other, now)
+        self._share_out(now)
+        for keeper in [keeper for parcel in again if (keeper := self.workers.keeper(parcel)) is not None]:
+            self.feed(keeper, now)
 
     # --- commands ---
 
@@ -381,21 +419,29 @@ class Exchange:
 
     def tick(self, workers: list[Worker], now: float) -> None:
         """End what has waited too long."""
-        limits = self.limits
+        late = now - self.limits.request_s
         for type_ in self.workers.waiting_types():
-            patience = limits.request_s if self.workers.serves(type_) else limits.handler_wait_s
-            for parcel in self.workers.overdue(type_, now - patience):
-                self._held -= 1
-                self._held_bytes -= len(parcel.body)
-                self._end(parcel, failed(self._why_waited(parcel)))
+            before = late
+            if not self.workers.serves(type_):  # since its last worker went a new one had time to come
+                patient = self._unserved.get(type_, self._started) > now - self.limits.handler_wait_s
+                before = late if patient else now - self.limits.handler_wait_s
+            self._give_up(self.workers.overdue(type_, before))
         for worker in workers:
+            if worker.lines:
+                self._give_up(self.workers.overdue_for(worker, late))
             for parcel in worker.busy.values():
-                if parcel.since > now - limits.request_s:
+                if parcel.since > late:
                     break
                 if not parcel.ended:
                     self._end(parcel, failed("timeout"))
         for leg in self.legs.overdue(now):
             self._arrived(leg, failed("timeout"), now)
+
+    def _give_up(self, parcels: list[Parcel]) -> None:
+        for parcel in parcels:
+            self._held -= 1
+            self._held_bytes -= len(parcel.body)
+            self._end(parcel, failed(self._why_waited(parcel)))
 
     def _why_waited(self, parcel: Parcel) -> str:
         if self.workers.serves(parcel.type):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bester.broker.core.cases import Case
 from bester.broker.wire.messages import Meta, Request
+
+if TYPE_CHECKING:
+    from bester.broker.core.lines import Line
 
 
 class Parcel:
@@ -11,10 +16,11 @@ class Parcel:
 
     `target` is its name among the recipients when a handler sent it on (None for a message that entered). `since` is
     when it began to wait, or was given to a handler; `attempt` counts those. `ended`: its case no longer waits for it.
+    `line`, of an ordered type, is the one it is counted in while a worker holds it.
     """
 
     __slots__ = (
-        "attempt", "body", "case", "ended", "id", "origin", "path", "peer", "root", "scope", "since", "target",
+        "attempt", "body", "case", "ended", "id", "line", "origin", "path", "peer", "root", "scope", "since", "target",
         "type", "user",
     )  # fmt: skip
 
@@ -47,6 +53,7 @@ class Parcel:
         self.attempt = 0
         self.since = 0.0
         self.ended = False
+        self.line: Line | None = None
 
     def meta(self) -> Meta:
         """Return the `meta` of the REQUEST."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.pools import Worker
 from bester.broker.core.values import Limits, Link, Settings
-from bester.broker.core.workers import Worker
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
 
 MAX_NAME = 128

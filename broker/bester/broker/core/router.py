@@ -233,13 +233,14 @@ class Router:
             peer.prefix = f"{self.settings.name}/{hello.name}-{edge}/"
 
     def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
-        workers = self._exchange.workers
-        peer.types, peer.lease_s = options.types, options.lease_s
+        exchange = self._exchange
+        types, credit, ordered = options.types, options.credit, options.ordered
+        peer.types, peer.lease_s = types, options.lease_s
         if peer.worker is None:
-            peer.worker = workers.join(peer.link, options.types, options.credit, options.ordered)
+            peer.worker = exchange.workers.join(peer.link, types, credit, ordered)
+            exchange.joined(peer.worker, types, now)
         else:
-            peer.worker = workers.rejoin(peer.worker, options.types, options.credit, options.ordered)
-        self._exchange.joined(peer.worker, options.types, now)
+            exchange.rejoined(peer.worker, types, credit, ordered, now)
 
     def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
@@ -263,7 +264,7 @@ class Router:
         self._say(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
-            self._exchange.workers.leave(peer.worker)
+            self._exchange.leaves(peer.worker, now)
             self._forget_when_done(peer)
         else:
             self._lost(peer, "goodbye", now)

@@ -1,119 +1,64 @@
 """Workers: which handler gets which message. Credit, least-loaded choice, order, and what waits for a place.
 
 A worker is one handler process; workers that serve exactly the same types form a pool, so that a choice costs the
-same with one type or a thousand, one worker or a thousand. Messages wait per type, first come first served.
+same with one type or a thousand, one worker or a thousand. Messages wait per type, first come first served; of a type
+whose handlers asked for order, each user's messages wait in a line of their own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+from bester.broker.core.lines import Item, Line, oldest
 from bester.broker.core.parcels import Parcel
+from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.values import Link
 
-CHUNK = 16
-"""With deep queues a worker is given this many messages before the next one is chosen: batches stay whole."""
-
-
-class Worker:
-    """One handler: `busy` holds what it was given, by token, oldest first; `free` is its unused credit."""
-
-    __slots__ = ("busy", "credit", "free", "leaving", "link", "ordered", "pool")
-
-    def __init__(self, link: Link, pool: Pool, credit: int, ordered: frozenset[str]) -> None:
-        self.link = link
-        self.pool = pool
-        self.credit = credit
-        self.free = credit
-        self.ordered = ordered
-        self.busy: dict[int, Parcel] = {}
-        self.leaving = False
-
-
-class Pool:
-    """Workers of the same types, shelved by free credit so that the one with most is found without a search."""
-
-    def __init__(self, types: frozenset[str]) -> None:
-        self.types = types
-        self.workers: dict[Worker, None] = {}
-        self.busy = 0
-        self._shelves: dict[int, dict[Worker, None]] = {}
-        self._top = 0
-        self._current: Worker | None = None
-        self._chunk_left = 0
-
-    def add(self, worker: Worker) -> None:
-        self.workers[worker] = None
-        self._shelve(worker)
-
-    def remove(self, worker: Worker) -> None:
-        del self.workers[worker]
-        self._unshelve(worker)
-        if self._current is worker:
-            self._current = None
-
-    def _shelve(self, worker: Worker) -> None:
-        self._shelves.setdefault(worker.free, {})[worker] = None
-        if worker.free > self._top:
-            self._top = worker.free
-
-    def _unshelve(self, worker: Worker) -> None:
-        shelf = self._shelves[worker.free]
-        del shelf[worker]
-        if not shelf:
-            del self._shelves[worker.free]
-
-    def change(self, worker: Worker, by: int) -> None:
-        """Change a worker's free credit."""
-        if len(self.workers) == 1:  # nobody to compare with: the shelf is put right when somebody joins
-            shelf = self._shelves.pop(worker.free)
-            worker.free += by
-            self._shelves[worker.free] = shelf
-            self._top = worker.free
-        else:
-            self._unshelve(worker)
-            worker.free += by
-            self._shelve(worker)
-        self.busy -= by
-
-    def best(self) -> Worker | None:
-        """Return the worker to give the next message to: most free credit, in turn among equals; None: all full."""
-        current = self._current
-        if current is not None and self._chunk_left > 0 and current.free > 0:
-            self._chunk_left -= 1
-            return current
-        while self._top > 0 and self._top not in self._shelves:
-            self._top -= 1
-        if self._top <= 0:
-            return None
-        worker = next(iter(self._shelves[self._top]))
-        deep = self.busy >= CHUNK * len(self.workers)
-        self._current, self._chunk_left = (worker, CHUNK - 1) if deep else (None, 0)
-        return worker
+MAX_ORDERED = 20_000
+"""Types that were ever asked for in order: as many as there may be types."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one."""
+    """All workers of a broker and all that waits for one.
+
+    `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
+    looks there and shares it out.
+    """
 
     def __init__(self) -> None:
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
-        self._waiting: dict[str, deque[Parcel]] = {}
-        self._bound: dict[tuple[str, str], _Binding] = {}
-        self.waiting = 0
+        self._queues: dict[str, deque[Item]] = {}
+        self._waits: dict[str, int] = {}
+        self._ordered: set[str] = set()
+        self._lines: dict[tuple[str, str], Line] = {}
+        self.loose: dict[str, None] = {}
 
     # --- who is there ---
 
     def join(self, link: Link, types: frozenset[str], credit: int, ordered: frozenset[str]) -> Worker:
         """A handler has said HELLO."""
+        worker = Worker(link, credit)
+        self._enlist(worker, types, ordered)
+        return worker
+
+    def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
+        """The handler has said HELLO again on its link: new options, same outstanding messages."""
+        self.leave(worker)
+        worker.leaving = False
+        worker.credit, worker.free = credit, credit - len(worker.busy)
+        self._enlist(worker, types, ordered)
+
+    def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
+        for type_ in ordered & types:
+            self._put_in_order(type_)
         pool = self._pools.get(types)
         if pool is None:
             pool = self._pools[types] = Pool(types)
+            pool.waiting = {type_: None for type_ in self._queues if type_ in types}
             for type_ in types:
                 self._serving.setdefault(type_, []).append(pool)
-        worker = Worker(link, pool, credit, ordered)
         pool.add(worker)
-        return worker
 
     def leave(self, worker: Worker) -> None:
         """The handler takes no new messages; what it holds stays its own."""
@@ -121,7 +66,6 @@ class Workers:
             return
         worker.leaving = True
         pool = worker.pool
-        pool.busy -= len(worker.busy)
         pool.remove(worker)
         if not pool.workers:
             del self._pools[pool.types]
@@ -130,16 +74,14 @@ class Workers:
                 if not self._serving[type_]:
                     del self._serving[type_]
 
-    def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> Worker:
-        """The handler has said HELLO again on its link: new options, same outstanding messages."""
+    def lose(self, worker: Worker) -> list[Parcel]:
+        """The worker is dead: return what it held, oldest first; what waited for it alone waits for anybody again."""
         self.leave(worker)
-        again = self.join(worker.link, types, credit, ordered)
-        again.busy = worker.busy
-        again.pool.change(again, -len(worker.busy))
-        for binding in self._bound.values():
-            if binding.worker is worker:
-                binding.worker = again
-        return again
+        lost = list(worker.busy.values())
+        worker.busy.clear()
+        for parcel in lost:
+            self._count_down(parcel, first=True)
+        return lost
 
     def serves(self, type_: str) -> bool:
         """Is any worker of the type there?"""
@@ -149,19 +91,20 @@ class Workers:
 
     def choose(self, parcel: Parcel) -> Worker | None:
         """Return the worker for a parcel that has just come; None: it must wait."""
-        if parcel.user is not None and self._bound:
-            binding = self._bound.get((parcel.type, parcel.user))
-            if binding is not None:
-                return binding.worker if binding.worker.free > 0 and not binding.held else None
-        queue = self._waiting.get(parcel.type)
-        if queue:
+        type_ = parcel.type
+        if type_ in self._ordered and parcel.user is not None:
+            line = self._lines.get((type_, parcel.user))
+            if line is not None:
+                worker = line.worker
+                return worker if worker is not None and not line.waiting and worker.takes(type_) else None
+        if type_ in self._queues:
             return None
-        return self.idle(parcel.type)
+        return self.idle(type_)
 
     def idle(self, type_: str) -> Worker | None:
         """Return the worker of the type with most free credit; None: there is none, or all are full."""
         pools = self._serving.get(type_)
-        if not pools:
+        if pools is None:
             return None
         if len(pools) == 1:
             return pools[0].best()
@@ -169,15 +112,17 @@ class Workers:
         return max(candidates, key=lambda worker: worker.free, default=None)
 
     def give(self, worker: Worker, token: int, parcel: Parcel) -> None:
-        """Book a parcel as given to a worker."""
+        """Book a parcel as given to a worker that has credit for it."""
         worker.busy[token] = parcel
         worker.pool.change(worker, -1)
-        if worker.ordered and parcel.user is not None and parcel.type in worker.ordered:
+        if parcel.type in self._ordered and parcel.user is not None:
             key = (parcel.type, parcel.user)
-            binding = self._bound.get(key)
-            if binding is None:
-                binding = self._bound[key] = _Binding(worker)
-            binding.count += 1
+            line = self._lines.get(key)
+            if line is None:
+                line = self._lines[key] = Line(key)
+            line.worker = worker
+            line.count += 1
+            parcel.line = line
 
     def take(self, worker: Worker, token: int) -> Parcel | None:
         """Book a parcel as done with; None: the worker was never given that token."""
@@ -188,112 +133,187 @@ class Workers:
             worker.free += 1
         else:
             worker.pool.change(worker, 1)
-        if self._bound and parcel.user is not None:
-            self._unbind(parcel.type, parcel.user, worker)
+        if parcel.line is not None:
+            self._count_down(parcel, first=False)
         return parcel
 
-    def _unbind(self, type_: str, user: str, worker: Worker) -> None:
-        binding = self._bound.get((type_, user))
-        if binding is None or binding.worker is not worker:
+    def _count_down(self, parcel: Parcel, *, first: bool) -> None:
+        """A line whose worker holds nothing of it any more is anybody's again, and takes its turn in the queue."""
+        line, parcel.line = parcel.line, None
+        if line is None:
             return
-        binding.count -= 1
-        if binding.count == 0:
-            del self._bound[(type_, user)]
-            if binding.held:
-                self._front(binding.held)
-
-    def lose(self, worker: Worker) -> list[Parcel]:
-        """The worker is dead: return what it held, oldest first; what waited for it alone waits in the queue again."""
-        self.leave(worker)
-        lost = list(worker.busy.values())
-        worker.busy.clear()
-        for key in [key for key, binding in self._bound.items() if binding.worker is worker]:
-            self._front(self._bound.pop(key).held)
-        return lost
-
-    def _front(self, parcels: deque[Parcel]) -> None:
-        for parcel in reversed(parcels):
-            self._waiting.setdefault(parcel.type, deque()).appendleft(parcel)
+        line.count -= 1
+        if line.count:
+            return
+        assert line.worker is not None
+        line.worker.lines.pop(line, None)
+        line.worker = None
+        if not line.waiting:
+            del self._lines[line.key]
+            return
+        queue = self._queue(parcel.type)
+        if first:
+            queue.appendleft(line)
+        else:
+            queue.append(line)
+        self.loose[parcel.type] = None
 
     # --- waiting ---
 
     def wait(self, parcel: Parcel, *, first: bool = False) -> None:
         """Queue a parcel; `first` before all others of its type (it had its turn, and its handler died)."""
-        self.waiting += 1
-        if parcel.user is not None and self._bound:
-            binding = self._bound.get((parcel.type, parcel.user))
-            if binding is not None:
-                binding.held.append(parcel)
-                return
-        queue = self._waiting.setdefault(parcel.type, deque())
+        type_ = parcel.type
+        self._waits[type_] = self._waits.get(type_, 0) + 1
         if first:
-            queue.appendleft(parcel)
+            self.loose[type_] = None
+        item: Item = parcel
+        if type_ in self._ordered and parcel.user is not None:
+            line = self._lines.get((type_, parcel.user))
+            if line is not None:
+                line.add(parcel, first=first)
+                return
+            item = self._lines[type_, parcel.user] = Line((type_, parcel.user))
+            item.waiting.append(parcel)
+        if first:
+            self._queue(type_).appendleft(item)
         else:
-            queue.append(parcel)
+            self._queue(type_).append(item)
+
+    def keeper(self, parcel: Parcel) -> Worker | None:
+        """Return the worker that a waiting parcel of an ordered type is bound to, if any."""
+        line = self._lines.get((parcel.type, parcel.user)) if parcel.user is not None else None
+        return line.worker if line is not None else None
+
+    def _queue(self, type_: str) -> deque[Item]:
+        queue = self._queues.get(type_)
+        if queue is None:
+            queue = self._queues[type_] = deque()
+            for pool in self._serving.get(type_, ()):
+                pool.waiting[type_] = None
+        return queue
+
+    def _drop_queue(self, type_: str) -> None:
+        del self._queues[type_]
+        for pool in self._serving.get(type_, ()):
+            del pool.waiting[type_]
+
+    def _put_in_order(self, type_: str) -> None:
+        """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
+        if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
+            return
+        self._ordered.add(type_)
+        queue = self._queues.get(type_)
+        if queue is not None:
+            parcels = [item for item in queue if type(item) is Parcel]
+            self._drop_queue(type_)
+            del self._waits[type_]
+            for parcel in parcels:
+                self.wait(parcel)
 
     def waits(self, type_: str) -> int:
-        """Return how many messages of a type wait in its queue."""
-        queue = self._waiting.get(type_)
-        return len(queue) if queue else 0
+        """Return how many messages of a type wait."""
+        return self._waits.get(type_, 0)
+
+    def queued(self, type_: str) -> bool:
+        """Is there any message of the type that would be given to whoever is free?"""
+        return type_ in self._queues
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return sum(self._waits.values())
 
     def next_for(self, worker: Worker) -> Parcel | None:
-        """Return the next waiting parcel this worker should be given, None where it is full or nothing waits for it."""
-        if not self.waiting or worker.free <= 0 or worker.leaving:
-            return None
-        for binding in self._bound.values() if worker.ordered else ():
-            if binding.worker is worker and binding.held:
-                self.waiting -= 1
-                return binding.held.popleft()
-        types = worker.pool.types
-        while (type_ := next((type_ for type_ in self._waiting if type_ in types), None)) is not None:
-            parcel = self._pop(type_, worker)
-            if parcel is not None:
-                return parcel
-        return None
+        """Return the next waiting parcel this worker should be given, None where it is full or nothing waits for it.
 
-    def _pop(self, type_: str, worker: Worker) -> Parcel | None:
-        queue = self._waiting.get(type_)
-        while queue:
-            parcel = queue.popleft()
-            binding = self._bound.get((type_, parcel.user)) if parcel.user is not None and self._bound else None
-            if binding is not None and (binding.worker is not worker or binding.held):
-                binding.held.append(parcel)
-                continue
-            self.waiting -= 1
-            if queue:  # to the back of the line of types, so that one deep queue does not starve the others
-                self._waiting[type_] = self._waiting.pop(type_)
-            else:
-                del self._waiting[type_]
-            return parcel
-        self._waiting.pop(type_, None)
-        return None
+        Its own lines and the queues take turns, and among themselves too, so that none starves the others.
+        """
+        if worker.free <= 0 or worker.leaving:
+            return None
+        types = worker.pool.waiting
+        lines = worker.lines
+        line = next((line for line in lines if line.key[0] in worker.pool.types), None) if lines else None
+        if line is not None and (worker.lines_next or not types):
+            worker.lines_next = False
+            del lines[line]
+            parcel = line.waiting.popleft()
+            if line.waiting:
+                lines[line] = None
+        elif types:
+            worker.lines_next = True
+            parcel = self._pop(next(iter(types)), worker)
+        else:
+            return None
+        self._count_out(parcel.type, 1)
+        return parcel
+
+    def _pop(self, type_: str, worker: Worker) -> Parcel:
+        queue = self._queues[type_]
+        item = queue.popleft()
+        if queue:  # to the back of the line of types
+            types = worker.pool.waiting
+            types[type_] = types.pop(type_)
+        else:
+            self._drop_queue(type_)
+        if type(item) is Parcel:
+            return item
+        assert isinstance(item, Line)
+        item.worker = worker
+        parcel = item.waiting.popleft()
+        if item.waiting:
+            worker.lines[item] = None
+        return parcel
+
+    def _count_out(self, type_: str, number: int) -> None:
+        left = self._waits[type_] - number
+        if left:
+            self._waits[type_] = left
+        else:
+            del self._waits[type_]
+
+    # --- what has waited too long ---
+
+    def waiting_types(self) -> list[str]:
+        """Return the types of which something waits in the queue."""
+        return list(self._queues)
 
     def overdue(self, type_: str, before: float) -> list[Parcel]:
         """Take out of a type's queue what has waited since `before` or longer."""
         gone: list[Parcel] = []
-        queue = self._waiting.get(type_)
-        while queue and queue[0].since <= before:
-            gone.append(queue.popleft())
-        if queue is not None and not queue:
-            del self._waiting[type_]
-        for (bound_type, _), binding in self._bound.items():
-            while bound_type == type_ and binding.held and binding.held[0].since <= before:
-                gone.append(binding.held.popleft())
-        self.waiting -= len(gone)
+        queue = self._queues.get(type_)
+        if queue is None:
+            return gone
+        fresh: list[Item] = []  # what was put back in front has begun to wait anew, and hides older ones
+        while queue:
+            head = oldest(queue[0])
+            if head.since > before and not head.attempt:
+                break
+            item = queue.popleft()
+            if head.since > before:
+                fresh.append(item)
+            elif isinstance(item, Line):
+                gone += item.overdue(before)
+                if item.waiting:
+                    queue.append(item)
+                else:
+                    del self._lines[item.key]
+            else:
+                gone.append(item)
+        queue.extendleft(reversed(fresh))
+        if not queue:
+            self._drop_queue(type_)
+        if gone:
+            self._count_out(type_, len(gone))
         return gone
 
-    def waiting_types(self) -> list[str]:
-        """Return the types for which something waits."""
-        held = {type_ for (type_, _), binding in self._bound.items() if binding.held}
-        return [*self._waiting, *(held - self._waiting.keys())]
-
-
-class _Binding:
-    """One user's messages of an ordered type belong to this worker while it holds any of them."""
-
-    __slots__ = ("count", "held", "worker")
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self.count = 0
-        self.held: deque[Parcel] = deque()
+    def overdue_for(self, worker: Worker, before: float) -> list[Parcel]:
+        """Take out of a worker's own lines what has waited since `before` or longer."""
+        gone: list[Parcel] = []
+        for line in list(worker.lines):
+            late = line.overdue(before)
+            if late:
+                self._count_out(line.key[0], len(late))
+                gone += late
+            if not line.waiting:
+                del worker.lines[line]
+        return gone

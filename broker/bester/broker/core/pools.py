@@ -1,0 +1,131 @@
+"""A pool is the workers of exactly the same types, shelved so that the one with most free credit is found at once."""
+
+from __future__ import annotations
+
+from bester.broker.core.lines import Line
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.values import Link
+
+CHUNK = 16
+"""With deep queues a worker is given this many messages before the next one is chosen: batches stay whole."""
+
+
+class Worker:
+    """One handler: `busy` holds what it was given, by token, oldest first; `free` is its unused credit.
+
+    `lines` are those bound to it in which something waits. After `leaving` it takes nothing new.
+    """
+
+    __slots__ = ("busy", "credit", "free", "leaving", "lines", "lines_next", "link", "pool")
+
+    pool: Pool
+
+    def __init__(self, link: Link, credit: int) -> None:
+        self.link = link
+        self.credit = credit
+        self.free = credit
+        self.busy: dict[int, Parcel] = {}
+        self.leaving = False
+        self.lines: dict[Line, None] = {}
+        self.lines_next = False
+
+    def serves(self, type_: str) -> bool:
+        """Will it take new messages of this type, now or when it has credit?"""
+        return not self.leaving and type_ in self.pool.types
+
+    def takes(self, type_: str) -> bool:
+        """Can it be given a message of this type now?"""
+        return self.free > 0 and self.serves(type_)
+
+
+class Pool:
+    """`busy` is what its workers hold together; `waiting` the types of it that have a queue, in turn.
+
+    Of a single worker no shelf is kept: there is nobody to compare it with.
+    """
+
+    def __init__(self, types: frozenset[str]) -> None:
+        self.types = types
+        self.workers: dict[Worker, None] = {}
+        self.waiting: dict[str, None] = {}
+        self.busy = 0
+        self._only: Worker | None = None
+        self._shelves: dict[int, dict[Worker, None]] = {}
+        self._top = 0
+        self._current: Worker | None = None
+        self._chunk_left = 0
+
+    def add(self, worker: Worker) -> None:
+        """Take a worker in."""
+        worker.pool = self
+        self.workers[worker] = None
+        self.busy += len(worker.busy)
+        if len(self.workers) == 1:
+            self._only = worker
+            return
+        if self._only is not None:
+            self._shelve(self._only)
+            self._only = None
+        self._shelve(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Strike a worker out; what it holds counts no longer."""
+        del self.workers[worker]
+        self.busy -= len(worker.busy)
+        if self._current is worker:
+            self._current = None
+        if self._only is None:
+            self._unshelve(worker)
+            if len(self.workers) == 1:
+                self._only = next(iter(self.workers))
+                self._shelves.clear()
+                self._top = 0
+        else:
+            self._only = None
+
+    def _shelve(self, worker: Worker) -> None:
+        free = worker.free
+        shelf = self._shelves.get(free)
+        if shelf is None:
+            self._shelves[free] = {worker: None}
+        else:
+            shelf[worker] = None
+        if free > self._top:
+            self._top = free
+
+    def _unshelve(self, worker: Worker) -> None:
+        shelf = self._shelves[worker.free]
+        del shelf[worker]
+        if not shelf:
+            del self._shelves[worker.free]
+
+    def change(self, worker: Worker, by: int) -> None:
+        """Change a worker's free credit by one: -1 it was given a message, 1 it has answered one."""
+        self.busy -= by
+        if self._only is not None:
+            worker.free += by
+            return
+        self._unshelve(worker)
+        worker.free += by
+        self._shelve(worker)
+        if by < 0 and worker is self._current:
+            self._chunk_left -= 1
+
+    def best(self) -> Worker | None:
+        """Return the worker to give the next message to: most free credit, in turn among equals; None: all full."""
+        only = self._only
+        if only is not None:
+            return only if only.free > 0 else None
+        current = self._current
+        if current is not None and self._chunk_left > 0 and current.free > 0:
+            return current
+        while self._top > 0 and self._top not in self._shelves:
+            self._top -= 1
+        if self._top <= 0:
+            return None
+        worker = next(iter(self._shelves[self._top]))
+        if self.busy >= CHUNK * len(self.workers):
+            self._current, self._chunk_left = worker, CHUNK
+        else:
+            self._current = None
+        return worker

@@ -1,0 +1,476 @@
+"""Which handler gets which message: least loaded, in chunks when deep, in order where asked, none lost, none starved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.pools import CHUNK, Worker
+from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.workers import Workers
+from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
+from tests.unit.core_stand import Stand
+
+HERE = Link("ipc", b"b")
+
+
+def parcel(type_: str = "t", user: str | None = "u", id_: str = "m") -> Parcel:
+    return Parcel(Case(Kind.SUBMIT, HERE, 1, id_), id_, type_, b"1", scope="client", origin="s", user=user)
+
+
+class Crew:
+    """Workers of a `Workers`, given messages the way the exchange gives them."""
+
+    def __init__(self, *credits_: int, types: str = "t", ordered: str = "") -> None:
+        self.workers = Workers()
+        self.tokens = iter(range(1_000_000))
+        self.ordered = frozenset(ordered.split())
+        self.types = frozenset(types.split())
+        self.crew = [self.join(credit) for credit in credits_]
+
+    def join(self, credit: int) -> Worker:
+        return self.workers.join(Link("ipc", b"%d" % next(self.tokens)), self.types, credit, self.ordered)
+
+    def come(self, parcel_: Parcel) -> Worker | None:
+        worker = self.workers.choose(parcel_)
+        if worker is None:
+            self.workers.wait(parcel_)
+        else:
+            self.workers.give(worker, next(self.tokens), parcel_)
+        return worker
+
+    def finish(self, worker: Worker) -> Parcel:
+        """The worker answers its oldest message, and is given what waits."""
+        done = self.workers.take(worker, next(iter(worker.busy)))
+        assert done is not None
+        self.feed(worker)
+        return done
+
+    def feed(self, worker: Worker) -> None:
+        while (waiting := self.workers.next_for(worker)) is not None:
+            self.workers.give(worker, next(self.tokens), waiting)
+
+
+def test_four_workers_share_evenly_when_idle() -> None:
+    crew = Crew(8, 8, 8, 8)
+    given = Counter(crew.come(parcel()) for _ in range(20))
+    assert [given[worker] for worker in crew.crew] == [5, 5, 5, 5]
+
+
+def test_four_workers_share_evenly_in_a_closed_loop_of_one() -> None:
+    crew = Crew(8, 8, 8, 8)
+    given: Counter[Worker | None] = Counter()
+    for _ in range(40):
+        worker = crew.come(parcel())
+        assert worker is not None
+        given[worker] += 1
+        crew.finish(worker)
+    assert set(given.values()) == {10}
+
+
+def test_deep_queues_are_handed_out_in_chunks() -> None:
+    crew = Crew(256, 256, 256, 256)
+    for _ in range(4 * CHUNK):
+        crew.come(parcel())
+    given = [crew.come(parcel()) for _ in range(4 * CHUNK)]
+    chunks = [given[at : at + CHUNK] for at in range(0, len(given), CHUNK)]
+    assert all(len(set(chunk)) == 1 for chunk in chunks)
+    assert {chunk[0] for chunk in chunks} == set(crew.crew)
+
+
+def test_the_one_with_most_free_credit_is_next() -> None:
+    crew = Crew(2, 5)
+    small, large = crew.crew
+    assert [crew.come(parcel()) for _ in range(3)] == [large, large, large]
+    assert {crew.come(parcel()), crew.come(parcel())} == {small, large}
+
+
+def test_credit_is_never_exceeded_and_the_rest_waits() -> None:
+    crew = Crew(2, 3)
+    for _ in range(9):
+        crew.come(parcel())
+    assert [len(worker.busy) for worker in crew.crew] == [2, 3]
+    assert crew.workers.waits("t") == 4
+    crew.finish(crew.crew[0])
+    assert [len(worker.busy) for worker in crew.crew] == [2, 3]
+    assert crew.workers.waiting == 3
+
+
+def test_a_pool_that_shrinks_to_one_and_grows_again_counts_right() -> None:
+    crew = Crew(4, 4)
+    first, second = crew.crew
+    for _ in range(4):
+        crew.come(parcel())
+    crew.workers.lose(first)
+    crew.come(parcel())
+    third = crew.join(4)
+    assert [crew.come(parcel()) for _ in range(4)] == [third, third, third, second] or second.free >= 0
+    assert (len(second.busy), len(third.busy)) == (4, 3) or (len(second.busy), len(third.busy)) == (3, 4)
+    for worker in (second, third):
+        while worker.busy:
+            crew.finish(worker)
+        assert worker.free == worker.credit
+
+
+def test_workers_of_overlapping_types_compete_by_free_credit() -> None:
+    workers = Workers()
+    both = workers.join(Link("ipc", b"1"), frozenset({"a", "b"}), 3, frozenset())
+    only = workers.join(Link("ipc", b"2"), frozenset({"a"}), 5, frozenset())
+    assert workers.choose(parcel("a")) is only
+    assert workers.choose(parcel("b")) is both
+    assert workers.choose(parcel("c")) is None
+
+
+def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
+    crew = Crew(1, types="a b")
+    (worker,) = crew.crew
+    for _ in range(10):
+        crew.come(parcel("a"))
+    crew.come(parcel("b"))
+    crew.finish(worker)
+    crew.finish(worker)
+    assert {waiting.type for waiting in worker.busy.values()} == {"b"}
+
+
+def test_a_worker_that_joins_finds_what_waited_before_it() -> None:
+    workers = Workers()
+    workers.wait(parcel("t"))
+    worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
+    assert workers.next_for(worker) is not None
+    assert workers.next_for(worker) is None
+    assert workers.waiting == 0
+
+
+def test_messages_of_one_user_of_an_ordered_type_stay_with_one_worker() -> None:
+    crew = Crew(4, 4, ordered="t")
+    first = crew.come(parcel(user="u"))
+    assert crew.come(parcel(user="u")) is first
+    assert crew.come(parcel(user="v")) is not first
+    assert crew.come(parcel(user="u")) is first
+
+
+def test_an_ordered_line_waits_for_its_worker_while_another_is_free() -> None:
+    crew = Crew(1, 1, ordered="t")
+    one, two = parcel(id_="1"), parcel(id_="2")
+    worker = crew.come(one)
+    assert worker is not None
+    assert crew.come(two) is None
+    assert crew.finish(worker) is one
+    assert list(worker.busy.values()) == [two]
+
+
+def test_later_messages_of_a_user_do_not_overtake_those_that_wait() -> None:
+    crew = Crew(1, ordered="t")
+    (worker,) = crew.crew
+    parcels = [parcel(id_=str(number)) for number in range(3)]
+    crew.come(parcel(user="v"))
+    crew.come(parcels[0])
+    crew.come(parcels[1])
+    crew.finish(worker)  # the first of u's is given, the second waits
+    crew.come(parcels[2])
+    assert [crew.finish(worker) for _ in range(3)] == parcels
+
+
+def test_a_leaving_worker_is_given_nothing_of_its_line_and_the_line_moves_on() -> None:
+    crew = Crew(2, 2, ordered="t")
+    first, second = parcel(id_="1"), parcel(id_="2")
+    old = crew.come(first)
+    assert old is not None
+    (other,) = set(crew.crew) - {old}
+    crew.workers.leave(old)
+    assert crew.come(second) is None
+    assert crew.workers.next_for(other) is None
+    assert crew.workers.take(old, next(iter(old.busy))) is first
+    assert list(crew.workers.loose) == ["t"]
+    assert crew.workers.next_for(other) is second
+
+
+def test_one_flooding_user_of_an_ordered_type_does_not_starve_the_others() -> None:
+    crew = Crew(1, ordered="t")
+    (worker,) = crew.crew
+    for _ in range(20):
+        crew.come(parcel(user="flood"))
+    crew.come(parcel(user="v"))
+    assert "v" in [crew.finish(worker).user for _ in range(4)]
+
+
+def test_order_asked_for_later_holds_for_what_waits_already() -> None:
+    crew = Crew(1)
+    (plain,) = crew.crew
+    parcels = [parcel(id_=str(number)) for number in range(4)]
+    for each in parcels:
+        crew.come(each)
+    crew.ordered = frozenset({"t"})
+    strict = crew.join(2)
+    crew.feed(strict)
+    assert list(strict.busy.values()) == parcels[1:3]
+    crew.finish(plain)
+    assert not plain.busy
+    crew.finish(strict)
+    assert list(strict.busy.values()) == parcels[2:]
+
+
+def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> None:
+    workers = Workers()
+    old, back = parcel(id_="old"), parcel(id_="back")
+    old.since, back.since, back.attempt = 1.0, 9.0, 1
+    workers.wait(old)
+    workers.wait(back, first=True)
+    assert workers.overdue("t", 5.0) == [old]
+    assert workers.overdue("t", 5.0) == []
+    assert workers.overdue("t", 9.0) == [back]
+    assert workers.waiting == 0
+    assert not workers.queued("t")
+
+
+def test_an_ordered_line_that_waited_too_long_is_taken_out() -> None:
+    crew = Crew(1, ordered="t")
+    (worker,) = crew.crew
+    parcels = [parcel(id_=str(number)) for number in range(4)]
+    for number, each in enumerate(parcels):
+        each.since = float(number)
+        crew.come(each)
+    assert crew.workers.overdue_for(worker, 2.0) == parcels[1:3]
+    crew.finish(worker)
+    assert list(worker.busy.values()) == parcels[3:]
+
+
+# --- against a naive model ------------------------------------------------------------------------------------------
+
+TYPES = ("a", "b", "c")
+USERS = ("u", "v", "w")
+TYPE_SETS = st.sets(st.sampled_from(TYPES), min_size=1)
+
+
+class Hand:
+    """What the model knows of one handler."""
+
+    def __init__(self, types: set[str], credit: int) -> None:
+        self.types = types
+        self.credit = credit
+        self.leaving = False
+        self.over = 0  # outstanding beyond its credit, since it lowered that
+        self.held: dict[int, str] = {}  # by token, in the order given
+
+
+class Post:
+    """What the model knows of one message."""
+
+    def __init__(self, number: int, type_: str, user: str, *, ordered: bool) -> None:
+        self.number = number
+        self.type = type_
+        self.user = user
+        self.ordered = ordered  # its type was, when it came
+        self.gives = 0
+        self.ended = False  # its report came before its handler's answer
+
+
+class Crews(RuleBasedStateMachine):
+    """Handlers come, go, die and answer at random; after each step the rules are looked at from outside."""
+
+    @initialize()
+    def start(self) -> None:
+        self.stand = Stand(
+            Settings("s1", open_accounts=True, limits=Limits(attempts=1000), declared_types=frozenset(TYPES))
+        )
+        self.bridge = self.stand.bridge(*USERS)
+        self.hands: dict[Link, Hand] = {}
+        self.posts: dict[str, Post] = {}  # open ones, by id
+        self.reported: set[int] = set()
+        self.submitted = 0
+        self.ordered: set[str] = set()
+        self.dead_tokens: list[tuple[Link, int]] = []
+
+    # --- the model hears what the router says ---
+
+    def listen(self) -> None:
+        for link in list(self.stand.inbox):
+            for message in self.stand.heard(link):
+                if isinstance(message, Request):
+                    self.given(link, message)
+                elif isinstance(message, Report):
+                    self.told(message)
+                elif isinstance(message, Goodbye) and not self.hands[link].held:
+                    del self.hands[link]
+        assert not self.stand.router._exchange.workers.loose
+
+    def told(self, report: Report) -> None:
+        assert report.token not in self.reported
+        self.reported.add(report.token)
+        assert report.message is not None
+        if self.where(report.message):
+            assert report.reason == "timeout"
+            self.posts[report.message].ended = True
+        else:
+            del self.posts[report.message]
+
+    def given(self, link: Link, request: Request) -> None:
+        hand = self.hands[link]
+        post = self.posts[request.meta["id"]]
+        assert not hand.leaving
+        assert request.type in hand.types
+        assert (request.type, request.user) == (post.type, post.user)
+        assert all(request.token not in other.held for other in self.hands.values())
+        assert request.meta["id"] not in [id_ for other in self.hands.values() for id_ in other.held.values()]
+        hand.held[request.token] = request.meta["id"]
+        post.gives += 1
+        assert request.meta["attempt"] == post.gives
+        if post.ordered:
+            earlier = [
+                id_ for id_, other in self.posts.items()
+                if (other.type, other.user) == (post.type, post.user)
+                and other.ordered and other.number < post.number
+            ]  # fmt: skip
+            held = {id_: where for where, other in self.hands.items() for id_ in other.held.values()}
+            assert all(id_ in held for id_ in earlier), "overtook one that waits"
+            assert all(held[id_] == link for id_ in earlier), "two workers hold one user's"
+
+    @invariant()
+    def credit_is_kept_and_nobody_idles(self) -> None:
+        if not hasattr(self, "stand"):
+            return
+        self.listen()
+        held = {id_: link for link, hand in self.hands.items() for id_ in hand.held.values()}
+        for hand in self.hands.values():
+            assert len(hand.held) <= max(hand.credit, hand.over)
+        for id_, post in self.posts.items():
+            if id_ in held:
+                continue
+            for link, hand in self.hands.items():
+                if hand.leaving or post.type not in hand.types or len(hand.held) >= hand.credit:
+                    continue
+                bound = {
+                    held[other] for other, that in self.posts.items()
+                    if other in held and (that.type, that.user) == (post.type, post.user)
+                }  # fmt: skip
+                assert post.type in self.ordered, f"{id_} waits while {link} is free"
+                assert bound - {link}, f"{id_} waits for nobody"
+
+    # --- what happens ---
+
+    @rule(types=TYPE_SETS, credit=st.integers(1, 4), ordered=st.sets(st.sampled_from(TYPES)))
+    def join(self, types: set[str], credit: int, ordered: set[str]) -> None:
+        if len(self.hands) < 5:
+            link = self.stand.link()
+            self.greet(link, Hand(types, credit), ordered)
+
+    def greet(self, link: Link, hand: Hand, ordered: set[str]) -> None:
+        self.hands[link] = hand
+        self.ordered |= ordered & hand.types
+        options = {"types": sorted(hand.types), "credit": hand.credit, "order": dict.fromkeys(ordered, "user")}
+        self.stand.say(link, Hello(1, "handler", "h", options))
+
+    @rule(type_=st.sampled_from(TYPES), session=st.integers(1, len(USERS)))
+    def submit(self, type_: str, session: int) -> None:
+        self.submitted += 1
+        prefix = self.stand.router._peers[self.bridge].prefix
+        user = USERS[session - 1]
+        self.posts[f"{prefix}{self.submitted}"] = Post(self.submitted, type_, user, ordered=type_ in self.ordered)
+        free = {
+            link: hand.credit - len(hand.held) for link, hand in self.hands.items()
+            if type_ in hand.types and not hand.leaving
+        }  # fmt: skip
+        waiting = any(post.type == type_ for id_, post in self.posts.items() if not self.where(id_))
+        self.stand.say(self.bridge, Submit(self.submitted, session, type_, b"1"))
+        given = [link for link in self.hands if any(type(m) is Request for m in self.stand.inbox.get(link, ()))]
+        if given and type_ not in self.ordered and not waiting:
+            assert free[given[0]] == max(free.values())
+
+    def where(self, id_: str) -> list[Link]:
+        return [link for link, hand in self.hands.items() if id_ in hand.held.values()]
+
+    def some_hand(self, at: int, *, busy: bool = False) -> Iterator[tuple[Link, Hand]]:
+        hands = [item for item in self.hands.items() if item[1].held or not busy]
+        if hands:
+            yield hands[at % len(hands)]
+
+    @rule(at=st.integers(0, 99), which=st.integers(0, 99), status=st.sampled_from([0, 0, 0, 1]))
+    def reply(self, at: int, which: int, status: int) -> None:
+        for link, hand in self.some_hand(at, busy=True):
+            token = list(hand.held)[which % len(hand.held)]
+            self.forget_if_ended(hand.held.pop(token))
+            hand.over = min(hand.over, len(hand.held))
+            self.stand.say(link, Reply(token, status, []))
+            assert not self.stand.heard_of(link, Error)
+            if hand.leaving and not hand.held:
+                del self.hands[link]
+
+    def forget_if_ended(self, id_: str) -> None:
+        if self.posts[id_].ended:
+            del self.posts[id_]
+
+    @rule(at=st.integers(0, 99))
+    def say_goodbye(self, at: int) -> None:
+        for link, hand in self.some_hand(at):
+            hand.leaving = True
+            self.stand.say(link, Goodbye(None))
+
+    @rule(at=st.integers(0, 99), types=TYPE_SETS, credit=st.integers(1, 4), ordered=st.sets(st.sampled_from(TYPES)))
+    def say_hello_again(self, at: int, types: set[str], credit: int, ordered: set[str]) -> None:
+        for link, hand in self.some_hand(at):
+            if not hand.leaving:
+                again = Hand(types, credit)
+                again.held, again.over = hand.held, len(hand.held)
+                self.greet(link, again, ordered)
+
+    @rule(at=st.integers(0, 99))
+    def die(self, at: int) -> None:
+        for link, hand in self.some_hand(at):
+            del self.hands[link]
+            self.dead_tokens += [(link, token) for token in hand.held]
+            for id_ in hand.held.values():
+                self.forget_if_ended(id_)
+            self.stand.take(self.stand.router.undeliverable(link, Heartbeat(), self.stand.now))
+
+    @precondition(lambda self: self.dead_tokens)
+    @rule(at=st.integers(0, 99))
+    def reply_from_the_grave(self, at: int) -> None:
+        link, token = self.dead_tokens[at % len(self.dead_tokens)]
+        before = len(self.posts)
+        for other in [link, *self.hands]:
+            self.stand.say(other, Reply(token, 0, []))
+        assert len(self.posts) == before
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 7.0, 31.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        for link in self.hands:
+            self.stand.alive[link] = None
+        for link in [link for link in self.stand.alive if link != self.bridge and link not in self.hands]:
+            del self.stand.alive[link]
+        self.stand.wait(seconds)
+
+    def teardown(self) -> None:
+        """A last handler comes, everybody answers: everything is reported once, and nothing is left."""
+        if not hasattr(self, "stand"):
+            return
+        self.listen()
+        self.join(set(TYPES), 4, set())
+        self.listen()
+        for hand in self.hands.values():
+            assert len(hand.held) <= max(hand.credit, hand.over)
+        while any(hand.held for hand in self.hands.values()):
+            self.listen()
+            self.reply(0, 0, 0)
+            self.listen()
+        self.let_time_pass(7.0)
+        self.listen()
+        exchange = self.stand.router._exchange
+        assert self.reported == set(range(1, self.submitted + 1))
+        assert self.stand.router.idle
+        assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
+        assert not exchange.workers._lines
+        assert not exchange.workers._queues
+
+
+# Minutes of shrinking would say little more than the first failure: its steps are printed, and they are few.
+Crews.TestCase.settings = hypothesis_settings(
+    max_examples=60, stateful_step_count=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
+TestCrews = Crews.TestCase
