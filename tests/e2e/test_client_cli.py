@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bester.bridge.client_cli import listen, send_once
+from bester.bridge.client.cli import listen, send_once
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, within
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import DEADLINE_S, BESTER, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, Process, RawClient, short_directory
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:

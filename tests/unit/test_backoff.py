@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from bester.bridge.backoff import FIRST_S, LONGEST_S, STEADY_S, Backoff
+from bester.bridge.children.backoff import FIRST_S, LONGEST_S, STEADY_S, Backoff
 
 
 def test_short_lives_double_the_wait_up_to_the_longest() -> None:

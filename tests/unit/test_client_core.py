@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bester.bridge import client_frames as frames
-from bester.bridge.client_core import (
+from bester.bridge.client import frames
+from bester.bridge.client.core import (
     FIRST_RETRY_S,
     LAST_RETRY_S,
     STEADY_S,
@@ -26,8 +26,8 @@ from bester.bridge.client_core import (
     Reported,
     State,
 )
-from bester.bridge.client_errors import AuthenticationFailed, ClientClosed, ClientError, ConnectionLost, WindowFull
-from bester.bridge.client_window import SENDS, Limits
+from bester.bridge.client.errors import AuthenticationFailed, ClientClosed, ClientError, ConnectionLost, WindowFull
+from bester.bridge.client.window import SENDS, Limits
 from bester.bridge.frames import Splitter, frame
 
 WELCOME = b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'

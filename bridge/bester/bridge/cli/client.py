@@ -45,7 +45,7 @@ def send(
 
     The password is taken from BESTER_PASSWORD, or asked for.
     """
-    from bester.bridge import client_cli
+    from bester.bridge.client import cli as client_cli
 
     address = _address(to, config_path)
     text = sys.stdin.read() if json_text == "-" else json_text
@@ -75,7 +75,7 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
 
     The password is taken from BESTER_PASSWORD, or asked for.
     """
-    from bester.bridge import client_cli
+    from bester.bridge.client import cli as client_cli
 
     address = _address(to, config_path)
     return _run(client_cli.listen(address, user, client_password(user), json_lines=json_lines, echo=_echo, count=count))

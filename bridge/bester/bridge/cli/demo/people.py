@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from bester.bridge.client import Client, ClientError, ConnectFailed, Limits, Message, Report
-from bester.bridge.client_window import DEFAULTS
+from bester.bridge.client.window import DEFAULTS
 from bester.broker.wire.codes import BesterError, is_temporary
 
 PAUSE_S = 0.05

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from bester.bridge import guard
+from bester.bridge.children import guard
 from bester.broker.config import Config
 from bester.broker.wire.codes import BesterError
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from bester.bridge import client_frames as frames
-from bester.bridge.client_errors import (
+from bester.bridge.client import frames
+from bester.bridge.client.errors import (
     AuthenticationFailed,
     ClientClosed,
     ClientError,
@@ -21,8 +21,8 @@ from bester.bridge.client_errors import (
     ConnectionLost,
     ServerRefused,
 )
-from bester.bridge.client_frames import Message, Report
-from bester.bridge.client_window import DEDUP_LIMIT, DEFAULTS, Limits, Window
+from bester.bridge.client.frames import Message, Report
+from bester.bridge.client.window import DEDUP_LIMIT, DEFAULTS, Limits, Window
 from bester.bridge.frames import Splitter, frame
 from bester.broker.wire.codes import CODES, is_temporary
 

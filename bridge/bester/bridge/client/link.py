@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-from bester.bridge.client_core import Core, Ended, Event, Lost, State
+from bester.bridge.client.core import Core, Ended, Event, Lost, State
 from bester.broker.wire.address import parse_host_port
 
 

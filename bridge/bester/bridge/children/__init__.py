@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bester.bridge import guard
-from bester.bridge.backoff import Backoff
+from bester.bridge.children import guard
+from bester.bridge.children.backoff import Backoff
 from bester.broker.config import Config, HandlerConfig
 from bester.broker.wire.codes import ConfigError
 

@@ -15,7 +15,7 @@ Messages that are not asked for wait in a bounded queue. When it is full the soc
 cannot fill the memory of a slow application; reports come on the same socket, so who is sent to must also receive.
 A client that closes waits for the reports on what it sent, and drops what still arrives.
 
-It must never decide anything that the core can (see `client_core`), nor block the loop.
+It must never decide anything that the core can (see `client.core`), nor block the loop.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any
 
 import msgspec
 
-from bester.bridge.client_core import Arrived, Core, Ended, Event, Failed, Lost, Ponged, Ready, Reported, State
-from bester.bridge.client_errors import (
+from bester.bridge.client.core import Arrived, Core, Ended, Event, Failed, Lost, Ponged, Ready, Reported, State
+from bester.bridge.client.errors import (
     AuthenticationFailed,
     ClientClosed,
     ClientError,
@@ -41,9 +41,9 @@ from bester.bridge.client_errors import (
     ServerRefused,
     WindowFull,
 )
-from bester.bridge.client_frames import Message, Report
-from bester.bridge.client_link import Link
-from bester.bridge.client_window import DEFAULTS, Limits
+from bester.bridge.client.frames import Message, Report
+from bester.bridge.client.link import Link
+from bester.bridge.client.window import DEFAULTS, Limits
 from bester.broker.wire import json_text
 
 __all__ = [

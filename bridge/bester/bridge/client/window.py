@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bester.bridge import client_frames as frames
-from bester.bridge.client_errors import MessageTooLarge, WindowFull
+from bester.bridge.client import frames
+from bester.bridge.client.errors import MessageTooLarge, WindowFull
 from bester.bridge.frames import frame
 
 
