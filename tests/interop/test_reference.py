@@ -70,9 +70,7 @@ async def besterd(directory: Path, **types: Path) -> AsyncIterator[Process]:
         "admin": {"info": {"email": "admin@example"}},
     }
     (directory / "server.conf").write_text(json.dumps(conf))
-    adding = await Process.start(
-        "sh", "-c", f"printf secret | {BESTER} user add --password-stdin bob", cwd=directory
-    )
+    adding = await Process.start("sh", "-c", f"printf secret | {BESTER} user add --password-stdin bob", cwd=directory)
     await adding.process.wait()
     assert await adding.end() == 0, adding.lines
     process = await Process.start(BESTER, "up", "--besterd", "server.conf", cwd=directory)
@@ -151,8 +149,9 @@ async def test_the_reference_kind(directory: Path) -> None:
 
 
 async def test_the_informer(directory: Path) -> None:
-    async with reference_handler(directory / "chat.sock", lambda data: b""), besterd(
-        directory, chat=directory / "chat.sock"
+    async with (
+        reference_handler(directory / "chat.sock", lambda data: b""),
+        besterd(directory, chat=directory / "chat.sock"),
     ):
         bob = await connect(directory / "native.sock")
         bob.send(

@@ -1,4 +1,4 @@
-"""A stand for the broker's core: parties that speak to one Router by hand, and a clock that moves when it is told to."""
+"""A stand for the broker's core: parties that speak to one Router by hand, and a clock that moves when told."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Stand:
 
     def heard_of(self, link: Link, kind: type[M]) -> list[M]:
         """Return and forget what of this kind was said to a link; the rest stays."""
-        found = [message for message in self.inbox.get(link, []) if isinstance(message, kind)]
+        found: list[M] = [message for message in self.inbox.get(link, []) if isinstance(message, kind)]
         self.inbox[link] = [message for message in self.inbox.get(link, []) if not isinstance(message, kind)]
         return found
 

@@ -1,4 +1,4 @@
-"""Which handler gets which message: least loaded, in chunks when deep, in order where asked, none lost, none starved."""
+"""Which handler gets which message: least loaded, chunks when deep, order where asked, none lost, none starved."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Exchange:
         self.workers = Workers()
         self.deliveries = Deliveries()
         self.legs = Legs(limits.max_lane)
-        self.trace = Trace(limits.trace, settings.clock_offset_s)
+        self.trace = Trace(limits.trace, settings.clock_offset_s, settings.name)
         self.bridges: dict[Link, None] = {}
         self.servers: set[Link] = set()
         self.cases = 0
@@ -449,4 +449,4 @@ class Exchange:
         return "handler-lost" if parcel.attempt else "no-handler"
 
     def _trace(self, now: float, root: str, id_: str, what: str, where: str) -> None:
-        self.trace.add((now, root, id_, what, f"{self.settings.name}/{where}"))
+        self.trace.add((now, root, id_, what, where))

@@ -6,21 +6,28 @@ from collections import deque
 from typing import Any
 
 StepTaken = tuple[float, str, str, str, str]
-"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`."""
+"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`
+(a type, a user, a server)."""
 
 
 class Trace:
-    """A ring of steps. Never holds bodies."""
+    """A ring of steps at `server`. Never holds bodies."""
 
-    def __init__(self, size: int, clock_offset_s: float) -> None:
+    def __init__(self, size: int, clock_offset_s: float, server: str) -> None:
         self._steps: deque[StepTaken] = deque(maxlen=size)
         self._offset_s = clock_offset_s
+        self._server = server
         self.add = self._steps.append
 
     def of(self, root: str) -> list[dict[str, Any]]:
         """Return the steps of one root in order, with times in milliseconds of the wall clock."""
         return [
-            {"at_ms": round((at + self._offset_s) * 1000, 3), "id": id_, "what": what, "where": where}
+            {
+                "at_ms": round((at + self._offset_s) * 1000, 3),
+                "id": id_,
+                "what": what,
+                "where": f"{self._server}/{where}",
+            }
             for at, of, id_, what, where in self._steps
             if of == root
         ]
