@@ -108,7 +108,7 @@ async def test_the_reference_kind(directory: Path) -> None:
         return reply("sendClients", ["bob", "bob"], b"[0.1, -0,1e400]")
 
     def broken(data: bytes) -> bytes:
-        return json.loads(data)["say"].encode()
+        return str(json.loads(data)["say"]).encode()
 
     async with (
         reference_handler(directory / "chat.sock", chat),

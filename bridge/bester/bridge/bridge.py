@@ -138,6 +138,10 @@ class Bridge:
                     self.forwarded(message.token, "failed:unreachable")
                 else:
                     self.forward(message)
+            case Close():
+                wire = self._targets.get(message.session)
+                if wire is not None:
+                    self._apply(wire, wire.session.shut_down(now), now)
             case Error():
                 self._refused(message, now)
             case Welcome():  # on a direct link; that of a FabricLink comes as `ready`

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.connection import Connection
@@ -68,7 +69,7 @@ class Service:
         self.bridge = bridge
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
-        self._hello_options = {"epoch": secrets.token_hex(4)}
+        self._epoch = secrets.token_hex(4)
         self._empty = asyncio.Event()
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
@@ -84,10 +85,13 @@ class Service:
         """The same as the informer names it."""
         return {f"listener{number}": listener.url for number, listener in enumerate(self.listeners)}
 
+    def _hello_options(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "listeners": [listener.url for listener in self.listeners]}
+
     def attach(self, say: Callable[[Message], bool]) -> None:
         """Use a broker in this process: `say` tells it something, and what it says goes to `bridge.receive`."""
         self.bridge.connect(_Direct(say))
-        say(Hello(VERSION, "bridge", HELLO_NAME, self._hello_options))
+        say(Hello(VERSION, "bridge", HELLO_NAME, self._hello_options()))
 
     def link(self, endpoint: str) -> FabricLink:
         """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""
@@ -99,7 +103,7 @@ class Service:
 
         link = FabricLink(
             endpoint,
-            Party("bridge", HELLO_NAME, self._hello_options),
+            Party("bridge", HELLO_NAME, self._hello_options()),
             on_messages=bridge.receive,
             on_ready=ready,
             on_lost=bridge.lost,

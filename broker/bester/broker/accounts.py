@@ -68,6 +68,9 @@ class Logins(Protocol):
     def exists(self, name: str) -> bool:
         """Say whether there is an account of this name."""
 
+    def changed(self) -> bool:
+        """Say whether accounts may have been added or removed by somebody else since this was last asked."""
+
     def close(self) -> None:
         """Let go of files and threads."""
 
@@ -110,6 +113,10 @@ class OpenAccounts:
         """Say no: there are no accounts."""
         return False
 
+    def changed(self) -> bool:
+        """Say no: there are no accounts."""
+        return False
+
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
@@ -137,6 +144,7 @@ class Accounts:
         self._pool: ThreadPoolExecutor | None = None
         self._turn = asyncio.Semaphore(VERIFIERS)
         self._waiting = 0
+        self._version = 0
 
     def close(self) -> None:
         """Close the database; checks still running are waited for, a few hundredths of a second."""
@@ -185,6 +193,15 @@ class Accounts:
         except sqlite3.Error as error:
             _log.error("%s", self._broken(error).text)
             return True  # `unknown-user` would be for ever
+
+    def changed(self) -> bool:
+        """Say whether another process has written since this was last asked; cheap, no table is read."""
+        try:
+            version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error:
+            return False
+        before, self._version = self._version, version
+        return before != version
 
     async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
         """Check a password. `address` is the client's, empty where it has none; `now` is monotonic, in seconds.

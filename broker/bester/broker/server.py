@@ -1,6 +1,8 @@
 """The broker's shell: ROUTER sockets, the clock, the log. It receives, calls the core, and sends what the core says.
 
-It must never decide: a message that has come is handed to the router, and the router's actions are carried out.
+It must never decide: a message that has come is handed to the router, and the router's actions are carried out. The
+core's time is the monotonic clock itself: a uvloop loop's own `time()` stands still within a turn and counts whole
+milliseconds, too coarse for a trace.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ class Broker:
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until no message is owed a report, at most `timeout_s`; says whether that was reached."""
-        deadline = self._loop.time() + timeout_s
-        while not self.router.idle and self._loop.time() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
+        deadline = time.monotonic() + timeout_s
+        while not self.router.idle and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
             await asyncio.sleep(TICK_S / 4)
         return self.router.idle
 
@@ -112,7 +114,7 @@ class Broker:
         self._direct[link] = receiver
 
         def say(message: Message) -> bool:
-            self._carry_out(self.router.receive(link, message, self._loop.time()))
+            self._carry_out(self.router.receive(link, message, time.monotonic()))
             return True
 
         return say
@@ -141,7 +143,7 @@ class Broker:
         link = Link("server", name.encode())
 
         def received(messages: list[Message | Malformed]) -> None:
-            now = self._loop.time()
+            now = time.monotonic()
             for message in messages:
                 self._carry_out(self.router.receive(link, message, now))
 
@@ -150,8 +152,8 @@ class Broker:
             endpoint,
             party,
             on_messages=received,
-            on_ready=lambda: self._carry_out(self.router.server_ready(name, self._loop.time())),
-            on_lost=lambda why: self._carry_out(self.router.server_lost(name, why, self._loop.time())),
+            on_ready=lambda: self._carry_out(self.router.server_ready(name, time.monotonic())),
+            on_lost=lambda why: self._carry_out(self.router.server_lost(name, why, time.monotonic())),
         )
         fabric.start()
 
@@ -170,18 +172,22 @@ class Broker:
     # --- in ---
 
     def _received(self, link: Link, frames: Frames) -> None:
-        now = self._loop.time()
+        now = time.monotonic()
         receive = self.router.receive
         for message in decode(frames):
             self._carry_out(receive(link, message, now))
 
     def _tick(self) -> None:
-        self._carry_out(self.router.tick(self._loop.time()))
+        self._carry_out(self.router.tick(time.monotonic()))
+        if self._accounts.changed():
+            for user in self.router.users():
+                if not self._accounts.exists(user):
+                    self._carry_out(self.router.removed(user))
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
     async def _verify(self, action: Verify) -> None:
-        reason = await self._accounts.verify(action.user, action.password, action.address, self._loop.time())
-        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, self._loop.time()))
+        reason = await self._accounts.verify(action.user, action.password, action.address, time.monotonic())
+        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, time.monotonic()))
 
     # --- out ---
 
@@ -201,14 +207,14 @@ class Broker:
                 self._write(action)
 
     def _write(self, notice: Notice) -> None:
-        passed_over = self._notices.admit(notice.event, self._loop.time())
+        passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
             log.info("%s %s", notice.event, " ".join(f"{key}={value!r}" for key, value in fields.items()))
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
-            now = self._loop.time()
+            now = time.monotonic()
             self._carry_out(self.router.verified(action.link, action.session, action.user, "overloaded", now))
             return
         task = self._group.create_task(self._verify(action))
@@ -236,13 +242,13 @@ class Broker:
             for frames in batches(messages):
                 socket.send([identity, *frames])
         except zmq.ZMQError:  # EHOSTUNREACH: gone; EAGAIN: it does not read
-            self._carry_out(self.router.undeliverable(link, messages[0], self._loop.time()))
+            self._carry_out(self.router.undeliverable(link, messages[0], time.monotonic()))
 
     def _send_to_server(self, link: Link, messages: list[Message]) -> None:
         fabric = self._servers[link]
         for message in messages:
             if not fabric.send(message):
-                self._carry_out(self.router.undeliverable(link, message, self._loop.time()))
+                self._carry_out(self.router.undeliverable(link, message, time.monotonic()))
 
 
 def _why(error: zmq.ZMQError) -> str:

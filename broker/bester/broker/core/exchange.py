@@ -316,7 +316,8 @@ class Exchange:
             self._out.append(Send(link, Relay(token, type_, body, meta)))
         else:
             assert route.native is not None
-            self._out.append(Send(link, Forward(token, route.native, type_, body, meta)))
+            claim = {**meta, "server": self.settings.name}
+            self._out.append(Send(link, Forward(token, route.native, type_, body, claim)))
         return None
 
     def _to_handler(self, parcel: Parcel, number: int, command: Command, now: float) -> None:

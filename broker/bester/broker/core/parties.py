@@ -16,7 +16,20 @@ _HELLO_OP = 1
 class Peer:
     """A party that has said HELLO. `logins` are the sessions whose password is being checked."""
 
-    __slots__ = ("emits", "heard", "lease_s", "leaving", "link", "logins", "name", "prefix", "role", "types", "worker")
+    __slots__ = (
+        "emits",
+        "heard",
+        "lease_s",
+        "leaving",
+        "link",
+        "listeners",
+        "logins",
+        "name",
+        "prefix",
+        "role",
+        "types",
+        "worker",
+    )
 
     def __init__(self, link: Link, role: str, name: str, now: float) -> None:
         self.link = link
@@ -29,6 +42,7 @@ class Peer:
         self.types: frozenset[str] = frozenset()
         self.logins: set[int] = set()
         self.prefix = ""
+        self.listeners: list[str] = []
         self.emits = 0
 
     def silent(self, limits: Limits, now: float) -> bool:

@@ -126,6 +126,17 @@ class Router:
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason))
         return self._actions()
 
+    def users(self) -> list[str]:
+        """Return the users with a connection."""
+        return self._exchange.directory.users()
+
+    def removed(self, user: str) -> list[Action]:
+        """There is no such account any more: end the user's connections."""
+        for link, sessions in (self._exchange.directory.places(user) or {}).items():
+            for session in sessions:
+                self._say(link, Close(session))
+        return self._actions()
+
     def undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
         """A message could not be sent: the party is gone, or does not read."""
         peer = self._peers.get(link)
@@ -231,6 +242,8 @@ class Router:
             epoch = hello.options.get("epoch")
             edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
             peer.prefix = f"{self.settings.name}/{hello.name}-{edge}/"
+            listeners = hello.options.get("listeners")
+            peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
 
     def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
         exchange = self._exchange
@@ -326,13 +339,21 @@ class Router:
         elif question == "isClient" and type(argument) is str:
             answer = Answer(ask.token, 0, directory.places(argument) is not None)
         elif question == "serverInfo":
-            info = {"server": self.settings.name, "adminInfo": self.settings.admin_info, "listeners": {}}
-            answer = Answer(ask.token, 0, {**info, "clientCount": str(len(directory.users()))})
+            answer = Answer(ask.token, 0, self._server_info())
         elif question == "trace" and type(argument) is str and peer.role in ("operator", "bridge"):
             answer = Answer(ask.token, 0, self._exchange.trace.of(argument))
         else:
             answer = Answer(ask.token, 1, None)
         self._say(peer.link, answer)
+
+    def _server_info(self) -> dict[str, Any]:
+        listeners = [url for peer in self._peers.values() for url in peer.listeners]
+        return {
+            "server": self.settings.name,
+            "adminInfo": self.settings.admin_info,
+            "clientCount": str(len(self._exchange.directory.users())),
+            "listeners": {f"listener{number}": {"address": url} for number, url in enumerate(listeners)},
+        }
 
     # --- bridges ---
 

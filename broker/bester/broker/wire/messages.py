@@ -137,6 +137,8 @@ class Open(NamedTuple):
 
 
 class Close(NamedTuple):
+    """From a bridge: the session has ended. From the broker: end it (the account was removed)."""
+
     session: int
 
 
