@@ -259,7 +259,7 @@ class Exchange:
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
         bridge_reports = (
-            alone and len(by_link) == 1 and case.owed == 1 and case.reason is None
+            alone and len(by_link) == 1 and case.owed == 1 and case.worst == DELIVERED
             and case.kind is Kind.SUBMIT and case.link in by_link
         )  # fmt: skip
         id_ = f"{parcel.id}.{number}"

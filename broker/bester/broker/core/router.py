@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import parties, policy
-from bester.broker.core.cases import Case, Kind
+from bester.broker.core.cases import Case, Kind, failed
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
@@ -54,6 +54,7 @@ MAX_EMIT_IDS = 65_536
 """Ids of handlers' own emissions that are remembered; the oldest is forgotten first."""
 
 _REPLY_OP = OP_OF[Reply]
+_RELAY_OP = OP_OF[Relay]
 
 
 class Router:
@@ -101,6 +102,8 @@ class Router:
         if link.door == "server":
             if isinstance(message, Relayed):
                 self._exchange.arrived(link, message.token, message.outcome, now)
+            elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
+                self._exchange.arrived(link, message.token, failed(message.code), now)
             return self._actions()
         peer = self._peers.get(link)
         if isinstance(message, Hello):

@@ -1,0 +1,72 @@
+"""What a case tells its asker, from the outcomes it was told."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.broker.core.cases import Case, Kind, badness, failed, reason_of
+from bester.broker.core.values import Link
+from bester.broker.wire.messages import Outcome, Relayed, Report
+
+HERE = Link("ipc", b"b")
+OUTCOMES = st.sampled_from(["delivered", "queued", "sent", "failed:timeout", "failed:unreachable"])
+
+
+def case(kind: Kind = Kind.SUBMIT) -> Case:
+    return Case(kind, HERE, 7, "m")
+
+
+def test_all_delivered_names_nobody() -> None:
+    one = case()
+    one.record("alice", "delivered")
+    assert one.answer() == Report(7, 0, None, "m", {})
+
+
+def test_anything_else_names_everybody() -> None:
+    one = case()
+    one.record("alice", "delivered")
+    one.record("s2", "sent")
+    assert one.answer() == Report(7, 0, None, "m", {"alice": "delivered", "s2": "sent"})
+
+
+def test_the_first_failure_is_the_reason() -> None:
+    one = case()
+    for name, outcome in (("a", "queued"), ("b", "failed:unreachable"), ("c", "failed:timeout")):
+        one.record(name, outcome)
+    report = one.answer()
+    assert isinstance(report, Report)
+    assert (report.status, report.reason) == (1, "unreachable")
+    assert report.recipients == {"a": "queued", "b": "failed:unreachable", "c": "failed:timeout"}
+
+
+def test_the_message_itself_may_fail_and_names_nobody() -> None:
+    one = case()
+    one.record(None, failed("unknown-type"))
+    assert one.answer() == Report(7, 1, "unknown-type", "m", {})
+
+
+def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
+    for outcome, status, reason in (("delivered", 0, None), ("failed:timeout", 1, "timeout")):
+        emit, relay = case(Kind.EMIT), case(Kind.RELAY)
+        for one in (emit, relay):
+            one.record("a", outcome)
+        assert emit.answer() == Outcome(7, status, {} if status == 0 else {"a": outcome}, reason)
+        assert relay.answer() == Relayed(7, outcome)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))
+def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said: list[tuple[str, str]]) -> None:
+    one = case()
+    for name, outcome in said:
+        one.record(name, outcome)
+    worst = {name: max((o for n, o in said if n == name), key=badness) for name, _ in said}
+    failures = [reason_of(outcome) for _, outcome in said if outcome.startswith("failed:")]
+    report = one.answer()
+    assert isinstance(report, Report)
+    assert report.status == bool(failures)
+    assert report.reason == (failures[0] if failures else None)
+    if report.recipients:
+        assert {n: badness(o) for n, o in report.recipients.items()} == {n: badness(o) for n, o in worst.items()}
+    else:
+        assert set(worst.values()) <= {"delivered"}

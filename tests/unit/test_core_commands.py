@@ -1,0 +1,53 @@
+"""Which replies are sound, and the ids of what they lead to."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.core.commands import MAX_TARGETS, fault, result_id
+from bester.broker.wire.messages import MAX_BODY_BYTES, Command
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [],
+        [Command("sendClients", ["a", "a"], b"null")],
+        [Command("sendClients", [], b"1")],
+        [Command("sendServers", ["s2", "127.0.0.1:1"], b'{"a":[1]}', "other")],
+        [Command("sendHandler", ["t"], b"[]"), Command("sendClients", ["a"], b"1e400")],
+        [Command("sendClients", ["a"], b'"' + b"x" * (MAX_BODY_BYTES - 2) + b'"')],
+    ],
+)
+def test_sound(commands: list[Command]) -> None:
+    assert fault(commands) is None
+
+
+@pytest.mark.parametrize(
+    ("commands", "code", "says"),
+    [
+        ([Command("sendAll", ["a"], b"1")], "unknown-command", "sendAll"),
+        ([Command("", [], b"1")], "unknown-command", "sendClients"),
+        ([Command("sendHandler", [], b"1")], "bad-reply", "exactly one"),
+        ([Command("sendHandler", ["a", "b"], b"1")], "bad-reply", "exactly one"),
+        ([Command("sendClients", ["a"], b"")], "bad-reply", "JSON"),
+        ([Command("sendClients", ["a"], b"{")], "bad-reply", "JSON"),
+        ([Command("sendClients", ["a"], b"01")], "bad-reply", "JSON"),
+        ([Command("sendClients", ["a"], b'"\xff"')], "bad-reply", "UTF-8"),
+        ([Command("sendClients", ["a"], b"[" * 65 + b"]" * 65)], "bad-reply", "deeper"),
+        ([Command("sendClients", ["a"], b"1" * (MAX_BODY_BYTES + 1))], "bad-reply", str(MAX_BODY_BYTES)),
+        ([Command("sendClients", ["a"] * (MAX_TARGETS + 1), b"1")], "bad-reply", str(MAX_TARGETS)),
+        ([Command("sendClients", ["a"], b"1"), Command("sendClients", ["a"], b"x")], "bad-reply", "JSON"),
+    ],
+)
+def test_unsound(commands: list[Command], code: str, says: str) -> None:
+    wrong = fault(commands)
+    assert wrong is not None
+    assert wrong[0] == code
+    assert says in wrong[1]
+
+
+def test_ids_of_results_tell_commands_and_targets_apart() -> None:
+    ids = {result_id("s/b-1/7", command, target) for command in range(3) for target in range(3)}
+    assert len(ids) == 9
+    assert result_id("s/b-1/7", 1, 2) == "s/b-1/7.1.2"

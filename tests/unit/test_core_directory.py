@@ -1,0 +1,72 @@
+"""Who is where, against a naive model: a set of (bridge, session, user)."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from bester.broker.core.directory import Directory
+from bester.broker.core.values import Link
+
+LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("direct", b"1")]
+USERS = ["alice", "bob", ""]
+
+
+class Places(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Directory()
+        self.model: dict[tuple[Link, int], str] = {}
+
+    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 5), user=st.sampled_from(USERS))
+    def open(self, link: Link, session: int, user: str) -> None:
+        self.directory.open(link, session, user)
+        self.model[link, session] = user
+
+    @rule(link=st.sampled_from(LINKS), session=st.integers(1, 6))
+    def close(self, link: Link, session: int) -> None:
+        self.directory.close(link, session)
+        self.model.pop((link, session), None)
+
+    @rule(link=st.sampled_from(LINKS))
+    def drop(self, link: Link) -> None:
+        self.directory.drop(link)
+        self.model = {place: user for place, user in self.model.items() if place[0] != link}
+
+    @invariant()
+    def agree(self) -> None:
+        directory = self.directory
+        assert directory.users() == sorted(set(self.model.values()))
+        for link in LINKS:
+            assert directory.sessions(link) == sum(place[0] == link for place in self.model)
+            for session in range(1, 7):
+                assert directory.user(link, session) == self.model.get((link, session))
+        for user in USERS:
+            places = directory.places(user)
+            found = {(link, session) for link, sessions in (places or {}).items() for session in sessions}
+            assert found == {place for place, whose in self.model.items() if whose == user}
+            assert places is None or all(places.values())
+
+    def teardown(self) -> None:
+        for link, session in list(self.model):
+            self.directory.close(link, session)
+        assert not self.directory._places
+        assert not self.directory._sessions
+
+
+TestPlaces = Places.TestCase
+
+
+def test_a_session_announced_twice_is_one_target() -> None:
+    directory = Directory()
+    directory.open(LINKS[0], 1, "alice")
+    directory.open(LINKS[0], 1, "alice")
+    assert directory.places("alice") == {LINKS[0]: [1]}
+
+
+def test_a_session_that_changes_hands_is_no_target_of_the_first_user() -> None:
+    directory = Directory()
+    directory.open(LINKS[0], 1, "alice")
+    directory.open(LINKS[0], 1, "bob")
+    assert directory.places("alice") is None
+    assert directory.places("bob") == {LINKS[0]: [1]}

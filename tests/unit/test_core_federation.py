@@ -1,0 +1,81 @@
+"""Other servers: by name and by address; and the books of what is on its way to them."""
+
+from __future__ import annotations
+
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.values import Link, Route
+
+OUT = Link("server", b"s2")
+OTHER = Link("server", b"s3")
+
+
+def leg(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0) -> Leg:
+    return Leg(Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m"), "s2", link, (link.key.decode(), type_), deadline)
+
+
+def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:
+    fabric = Route("s2", fabric="tcp://10.0.0.2:2225")
+    native = Route("s3", native="s3.example:2223")
+    local = Route("s4", fabric="ipc:///run/s4.sock")
+    routes = Routes({route.name: route for route in (fabric, native, local)})
+    assert routes.find("s2") is fabric
+    assert routes.find("10.0.0.2:2225") is fabric
+    assert routes.find("s3") is native
+    assert routes.find("s3.example:2223") is native
+    assert routes.find("s4") is local
+
+
+def test_another_address_is_a_server_without_a_name() -> None:
+    assert Routes({}).find("10.1.1.1:2223") == Route("", native="10.1.1.1:2223")
+    assert Routes({}).find("[::1]:2223") == Route("", native="[::1]:2223")
+
+
+def test_neither_a_name_nor_an_address_is_nothing() -> None:
+    for target in ("s9", "", "host:", "host:99999", "a b:1"):
+        assert Routes({}).find(target) is None
+
+
+def test_an_answer_ends_a_leg_once_and_only_on_its_link() -> None:
+    legs = Legs(10)
+    one = leg()
+    legs.add(1, one)
+    assert legs.end(1, OTHER) is None
+    assert legs.end(2, OUT) is None
+    assert legs.end(1, OUT) is one
+    assert legs.end(1, OUT) is None
+    assert legs.count == 0
+
+
+def test_a_lane_is_full_by_itself_and_has_room_again() -> None:
+    legs = Legs(2)
+    legs.add(1, leg())
+    legs.add(2, leg())
+    assert legs.full(("s2", "t"))
+    assert not legs.full(("s2", "other"))
+    assert not legs.full(("s3", "t"))
+    legs.end(1, OUT)
+    assert not legs.full(("s2", "t"))
+    legs.drop(OUT)
+    assert legs.count == 0
+    assert not legs._lanes
+
+
+def test_a_link_that_is_lost_takes_only_its_own_with_it() -> None:
+    legs = Legs(10)
+    mine, others = leg(), leg(OTHER)
+    legs.add(1, mine)
+    legs.add(2, others)
+    assert legs.drop(OUT) == [mine]
+    assert legs.drop(OUT) == []
+    assert legs.end(2, OTHER) is others
+
+
+def test_what_is_late_is_given_up_in_order() -> None:
+    legs = Legs(10)
+    late = [leg(deadline=1.0), leg(deadline=2.0)]
+    for token, one in enumerate([*late, leg(deadline=3.0)]):
+        legs.add(token, one)
+    assert legs.overdue(2.0) == late
+    assert legs.overdue(2.0) == []
+    assert legs.count == 1
