@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bester.broker.core.values import Limits, Link, Route, Settings
@@ -771,7 +773,7 @@ def test_a_listed_servers_ids_and_origin_are_taken_over() -> None:
 @pytest.mark.parametrize(
     "meta", [{}, {"id": "", "root": 5, "origin": None, "path": []}, {"id": "x" * 513, "root": [], "origin": {}}]
 )
-def test_claims_that_cannot_be_read_are_replaced(meta: dict[str, object]) -> None:
+def test_claims_that_cannot_be_read_are_replaced(meta: dict[str, Any]) -> None:
     stand = federated()
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", **meta)

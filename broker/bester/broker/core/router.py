@@ -78,6 +78,7 @@ class Router:
         self._emitted: OrderedDict[tuple[str, str], Case | Outcome] = OrderedDict()
         self._serial = 0
         self._ticked = now
+        self._resumed = now
         self._beat = now
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
         self._table: dict[tuple[str, type[Any]], Callable[[Peer, Any, float], None]] = {
@@ -165,6 +166,7 @@ class Router:
         """Let time pass; call it a few times a second."""
         limits = self.settings.limits
         if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves: the others' silence proves nothing
+            self._resumed = now
             for peer in self._peers.values():
                 peer.heard = now
         self._ticked = now
@@ -175,7 +177,8 @@ class Router:
             for link in self._peers:
                 if link.door != "direct":
                     self._say(link, Heartbeat())
-        self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        if now - self._resumed >= limits.heartbeat_s:  # what came meanwhile is read before anything is held to be late
+            self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
         return self._actions()
 
     def dismiss(self, reason: str) -> list[Action]:

@@ -88,7 +88,7 @@ class Limits:
     """Roots whose results are counted at once; the oldest is forgotten first."""
     restart_s: float = 60.0
     """So long after the start a server is told `no-handler` where a client is told `unknown-type`."""
-    trace: int = 8_192
+    trace: int = 8192
     """Steps of messages remembered for `trace`."""
 
 

@@ -1,0 +1,576 @@
+"""Who is on a link and what it may say: greeting, leaving, silence, roles, logins, questions; and nothing raises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from bester.broker.core.values import Limits, Link, Route, Send, Settings, Verify
+from bester.broker.wire.messages import (
+    MAX_BODY_BYTES,
+    OPERATIONS,
+    Answer,
+    Ask,
+    Close,
+    Command,
+    Confirm,
+    Deliver,
+    Emit,
+    Error,
+    Forwarded,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LoggedIn,
+    Login,
+    Malformed,
+    Open,
+    Relay,
+    Reply,
+    Report,
+    Request,
+    Submit,
+    Welcome,
+)
+from tests.unit.core_stand import START, Stand, clients, limited
+
+HANDLER = {"types": ["t"]}
+
+
+def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *, version: int = 1) -> Error:
+    """What answers this HELLO on an ipc link, an ERROR."""
+    stand = Stand()
+    link = stand.link()
+    stand.say(link, Hello(version, role, name, options or {}))
+    error = stand.one(link, Error)
+    assert error.op == 1
+    assert stand.router.receive(link, Heartbeat(), stand.now) == [
+        Send(link, Error("hello-first", "this link is not known here; say HELLO"))
+    ]
+    return error
+
+
+# --- greeting -------------------------------------------------------------------------------------------------------
+
+
+def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
+    stand = Stand()
+    link = stand.link()
+    stand.say(link, Hello(1, "handler", "h", HANDLER))
+    assert stand.heard(link) == [Welcome(1, "s1", {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES})]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({}, "malformed"),
+        ({"types": "t"}, "malformed"),
+        ({"types": []}, "malformed"),
+        ({"types": ["t", 5]}, "malformed"),
+        ({"types": [""]}, "malformed"),
+        ({"types": ["bester.auth"]}, "reserved"),
+        ({"types": ["t", "dummy"]}, "reserved"),
+        ({"types": ["builtin"]}, "reserved"),
+        ({**HANDLER, "credit": 0}, "malformed"),
+        ({**HANDLER, "credit": True}, "malformed"),
+        ({**HANDLER, "credit": 65_537}, "malformed"),
+        ({**HANDLER, "credit": "9"}, "malformed"),
+        ({**HANDLER, "lease_ms": -1}, "malformed"),
+        ({**HANDLER, "lease_ms": 0.5}, "malformed"),
+        ({**HANDLER, "order": ["t"]}, "malformed"),
+        ({**HANDLER, "order": {"t": "type"}}, "malformed"),
+        ({"types": [str(number) for number in range(20_001)]}, "malformed"),
+    ],
+)
+def test_a_handler_whose_options_make_no_sense_is_refused(options: dict[str, Any], code: str) -> None:
+    assert refused("handler", options=options).code == code
+
+
+def test_other_refusals() -> None:
+    assert refused("handler", options=HANDLER, version=2).code == "version"
+    assert refused("king").code == "not-allowed"
+    assert refused("server", "stranger").code == "not-allowed"
+    for name in ("", "x" * 129, "a\nb"):
+        assert refused("bridge", name).code == "malformed"
+
+
+def test_a_full_house_tells_newcomers_to_come_later_and_keeps_its_guests() -> None:
+    stand = Stand(limited(max_parties=2))
+    first = stand.handler("t")
+    stand.bridge()
+    link = stand.link()
+    stand.say(link, Hello(1, "handler", "h", HANDLER))
+    assert stand.one(link, Error).code == "overloaded"
+    stand.say(first, Hello(1, "handler", "h", HANDLER))
+    stand.one(first, Welcome)
+
+
+def test_unknown_options_are_ignored() -> None:
+    stand = Stand()
+    stand.handler("t", software="mine", schema={"t": {}}, version="7", colour="blue")
+
+
+def test_hello_again_replaces_options_and_keeps_what_is_outstanding() -> None:
+    stand = Stand()
+    bridge, one = stand.bridge("alice"), stand.handler("t", credit=1)
+    first, second = stand.submit(bridge, "t"), stand.submit(bridge, "t")
+    token = stand.request(one).token
+    stand.say(one, Hello(1, "handler", "h", {"types": ["t", "u"], "credit": 2}))
+    stand.one(one, Welcome)
+    other = stand.request(one).token
+    third = stand.submit(bridge, "u")
+    assert stand.heard_of(one, Request) == []
+    stand.reply(one, token)
+    stand.reply(one, other)
+    stand.answer(one)
+    assert [report.token for report in stand.heard_of(bridge, Report)] == [first, second, third]
+
+
+def test_hello_again_with_less_credit_and_another_type() -> None:
+    stand = Stand()
+    bridge, one = stand.bridge("alice"), stand.handler("t", credit=3)
+    for _ in range(3):
+        stand.submit(bridge, "t")
+    requests = stand.heard_of(one, Request)
+    stand.say(one, Hello(1, "handler", "h", {"types": ["u"], "credit": 1}))
+    stand.submit(bridge, "u")
+    for request in requests[:2]:
+        stand.reply(one, request.token)
+    assert stand.heard_of(one, Request) == []
+    stand.reply(one, requests[2].token)
+    stand.answer(one)
+    assert len(stand.heard_of(bridge, Report)) == 4
+    stand.submit(bridge, "t")
+    stand.wait(5.5)
+    assert stand.report(bridge).reason == "no-handler"
+
+
+def test_a_party_that_comes_back_in_another_role_is_another() -> None:
+    stand = Stand()
+    bridge, one = stand.bridge("alice"), stand.handler("t")
+    stand.submit(bridge, "t")
+    stand.request(one)
+    stand.say(one, Hello(1, "bridge", "b2"))
+    second = stand.handler("t")
+    assert stand.answer(second).meta["attempt"] == 2
+    stand.say(one, Reply(1, 0, []))
+    assert stand.one(one, Error).code == "unknown-op"
+
+
+def test_two_bridges_never_give_out_the_same_id() -> None:
+    stand = Stand()
+    chat = stand.handler("t")
+    ids = set()
+    for options in ({}, {}, {"epoch": "a"}, {"epoch": 5}):
+        bridge = stand.join("bridge", "b", options)
+        stand.say(bridge, Open(1, "alice"))
+        stand.say(bridge, Submit(1, 1, "t", b"1"))
+        ids.add(stand.request(chat).meta["id"])
+        stand.say(bridge, Hello(1, "bridge", "b", options))
+        stand.say(bridge, Submit(2, 1, "t", b"1"))
+        ids.add(stand.request(chat).meta["id"])
+    assert len(ids) == 8
+
+
+# --- strangers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stranger_is_told_to_say_hello_once_a_heartbeat() -> None:
+    stand = Stand()
+    link = stand.link()
+    for at in (0.0, 0.0, 1.9, 2.0, 3.9, 4.1):
+        stand.now = START + at
+        stand.say(link, Reply(1, 0, []))
+    assert [error.code for error in stand.heard_of(link, Error)] == ["hello-first"] * 3
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Heartbeat(),
+        Goodbye(None),
+        Error("hello-first", ""),
+        Malformed("malformed", "x"),
+        Ask(1, "serverInfo"),
+        Confirm(5),
+    ],
+)
+def test_whatever_a_stranger_says_is_not_acted_on(message: Any) -> None:
+    stand = Stand()
+    link = stand.link()
+    stand.say(link, message)
+    assert [type(said) for said in stand.heard(link)] == [Error]
+
+
+def test_strangers_are_remembered_up_to_a_bound() -> None:
+    stand = Stand(limited(max_strangers=3))
+    for _ in range(20):
+        stand.say(stand.link(), Heartbeat())
+    assert len(stand.router._strangers) == 3
+
+
+def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
+    stand = Stand()
+    link = stand.link()
+    stand.say(link, Heartbeat())
+    stand.say(link, Hello(1, "handler", "h", HANDLER))
+    assert not stand.router._strangers
+
+
+# --- liveness -------------------------------------------------------------------------------------------------------
+
+
+def test_heartbeats_go_out_and_silence_is_noticed() -> None:
+    stand = Stand()
+    link = stand.handler("t")
+    stand.wait(4.5, 0.1)
+    assert len([m for m in stand.inbox[link] if isinstance(m, Heartbeat)]) == 2
+    del stand.alive[link]
+    stand.wait(6.0)
+    assert [notice.event for notice in stand.notices if notice.event == "lost"] == []
+    stand.wait(0.5)
+    assert [notice.event for notice in stand.notices if notice.event == "lost"] == ["lost"]
+    stand.say(link, Heartbeat())
+    assert stand.one(link, Error).code == "hello-first"
+
+
+def test_a_lease_counts_while_a_request_is_held() -> None:
+    stand = Stand()
+    bridge, slow = stand.bridge("alice"), stand.handler("t", lease_ms=20_000)
+    stand.submit(bridge, "t")
+    request = stand.request(slow)
+    del stand.alive[slow]
+    stand.wait(19.0)
+    stand.reply(slow, request.token)
+    stand.report(bridge)
+    stand.wait(6.5)
+    assert [notice.fields["why"] for notice in stand.notices if notice.event == "lost"] == ["fallen silent"]
+
+
+def test_a_direct_bridge_is_this_process_and_never_silent() -> None:
+    stand = Stand()
+    bridge = stand.bridge("alice", door="direct")
+    stand.alive.clear()
+    stand.wait(60.0)
+    assert stand.inbox.get(bridge, []) == []
+    assert stand.ask(bridge, "isClient", "alice").value is True
+
+
+def test_after_a_stop_of_its_own_the_silence_of_others_proves_nothing() -> None:
+    stand = Stand()
+    bridge, one = stand.bridge("alice"), stand.handler("t")
+    stand.submit(bridge, "t")
+    request = stand.request(one)
+    stand.now += 3600.0  # suspended, say
+    stand.take(stand.router.tick(stand.now))
+    assert not [notice for notice in stand.notices if notice.event == "lost"]
+    stand.reply(one, request.token, clients("alice"))
+    assert stand.deliver(bridge).token is not None
+    assert stand.heard_of(bridge, Report) == []
+
+
+def test_after_a_stop_of_its_own_what_is_overdue_is_given_up_when_the_others_had_time_to_speak() -> None:
+    stand = Stand()
+    bridge, one = stand.bridge("alice"), stand.handler("t")
+    stand.submit(bridge, "t")
+    stand.request(one)
+    stand.now += 3600.0
+    stand.take(stand.router.tick(stand.now))
+    stand.wait(1.5)
+    assert stand.heard_of(bridge, Report) == []
+    stand.wait(1.0)
+    assert stand.report(bridge).reason == "timeout"
+
+
+def test_a_lost_bridge_takes_its_sessions_with_it_and_announces_them_again() -> None:
+    stand = Stand()
+    bridge, chat = stand.bridge("alice"), stand.handler("t")
+    del stand.alive[bridge]
+    stand.wait(6.5)
+    assert stand.ask(chat, "listClients").value == []
+    stand.say(bridge, Hello(1, "bridge", "b", {"epoch": "x"}))
+    stand.say(bridge, Open(1, "alice"))
+    assert stand.ask(chat, "listClients").value == ["alice"]
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+def test_goodbye_is_echoed_after_the_last_request_and_what_is_held_is_finished() -> None:
+    stand = Stand()
+    bridge, leaving = stand.bridge("alice"), stand.handler("t")
+    stand.submit(bridge, "t")
+    stand.say(leaving, Goodbye(None))
+    stand.submit(bridge, "t")
+    said = stand.heard(leaving)
+    assert [type(message) for message in said] == [Request, Goodbye]
+    stand.wait(3.0)
+    assert isinstance(said[0], Request)
+    stand.reply(leaving, said[0].token, clients("alice"))
+    stand.deliver(bridge)
+    stand.say(leaving, Heartbeat())
+    assert stand.one(leaving, Error).code == "hello-first", "it is forgotten"
+    assert stand.answer(stand.handler("t")).meta["attempt"] == 1
+
+
+def test_a_leaving_handler_that_dies_leaves_its_requests_to_others() -> None:
+    stand = Stand()
+    bridge, leaving = stand.bridge("alice"), stand.handler("t")
+    other = stand.handler("t", credit=1)
+    stand.submit(bridge, "t")
+    stand.request(leaving)
+    stand.say(leaving, Goodbye(None))
+    stand.say(leaving, Goodbye(None))
+    del stand.alive[leaving]
+    stand.wait(6.5)
+    assert stand.answer(other).meta["attempt"] == 2
+    stand.report(bridge)
+
+
+def test_a_leaving_handler_whose_last_reply_cannot_be_read_is_forgotten_too() -> None:
+    stand = Stand()
+    bridge, leaving = stand.bridge("alice"), stand.handler("t")
+    stand.submit(bridge, "t")
+    request = stand.request(leaving)
+    stand.say(leaving, Goodbye(None))
+    stand.say(leaving, Malformed("malformed", "x", 11, request.token))
+    assert stand.report(bridge).reason == "bad-reply"
+    assert leaving not in stand.router._peers
+
+
+def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
+    stand = Stand()
+    leaving = stand.handler("t")
+    stand.say(leaving, Goodbye(None))
+    assert stand.heard(leaving) == [Goodbye("goodbye")]
+    assert leaving not in stand.router._peers
+
+
+def test_the_broker_says_goodbye_to_everyone() -> None:
+    stand = Stand()
+    links = [stand.bridge(), stand.handler("t")]
+    stand.take(stand.router.dismiss("the end"))
+    assert [stand.heard(link) for link in links] == [[Goodbye("the end")]] * 2
+
+
+# --- roles ----------------------------------------------------------------------------------------------------------
+
+MAY: dict[str, set[type[Any]]] = {
+    "handler": {Reply, Emit, Ask},
+    "bridge": {Login, Open, Close, Submit, Confirm, Forwarded, Ask},
+    "server": {Relay},
+    "operator": {Ask},
+}
+SAMPLES: dict[type[Any], Any] = {
+    Reply: Reply(1, 0, []),
+    Emit: Emit(1, "t", []),
+    Ask: Ask(1, "listClients"),
+    Login: Login(1, "u", "p", "a"),
+    Open: Open(1, "u"),
+    Close: Close(1),
+    Submit: Submit(1, 1, "t", b"1"),
+    Confirm: Confirm(1),
+    Forwarded: Forwarded(1, "sent"),
+    Relay: Relay(1, "t", b"1", {}),
+    Request: Request(1, "t", b"1", None, {}),
+    Welcome: Welcome(1, "s", {}),
+    Report: Report(1, 0, None, None, {}),
+    Deliver: Deliver(1, "m", "t", b"1", []),
+    LoggedIn: LoggedIn(1, 0),
+    Answer: Answer(1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("role", MAY)
+def test_each_role_says_its_own_and_nothing_else(role: str, kind: type[Any]) -> None:
+    stand = Stand(Settings("s1", open_accounts=True, routes={"n": Route("n")}))
+    link = stand.join(role, "n", HANDLER)
+    stand.say(link, SAMPLES[kind])
+    errors = [error.code for error in stand.heard_of(link, Error)]
+    if kind in MAY[role]:
+        assert "unknown-op" not in errors
+    else:
+        assert errors == ["unknown-op"]
+
+
+def test_an_error_is_never_answered_by_one() -> None:
+    stand = Stand()
+    link = stand.handler("t")
+    stand.say(link, Error("malformed", "you"))
+    assert stand.heard(link) == []
+
+
+def test_what_cannot_be_read_is_answered_and_the_link_stays() -> None:
+    stand = Stand()
+    link = stand.handler("t")
+    stand.say(link, Malformed("unknown-op", "op 99", 99, None))
+    assert stand.one(link, Error) == Error("unknown-op", "op 99", 99, None)
+    assert stand.ask(link, "listClients").status == 0
+
+
+# --- logins and sessions --------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
+    stand = Stand()
+    bridge, chat = stand.bridge(), stand.handler("t")
+    stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
+    assert stand.verifies == [Verify(bridge, 7, "alice", "secret", "10.0.0.1")]
+    assert stand.ask(chat, "isClient", "alice").value is False
+    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
+    assert stand.heard(bridge) == [LoggedIn(7, 0, None)]
+    assert stand.ask(chat, "isClient", "alice").value is True
+
+
+def test_a_refused_password_opens_nothing() -> None:
+    stand = Stand()
+    bridge, chat = stand.bridge(), stand.handler("t")
+    stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))
+    stand.take(stand.router.verified(bridge, 7, "alice", "authentication-failed", stand.now))
+    assert stand.heard(bridge) == [LoggedIn(7, 1, "authentication-failed")]
+    assert stand.ask(chat, "listClients").value == []
+
+
+def test_a_session_that_closed_while_its_password_was_checked_is_no_target() -> None:
+    stand = Stand()
+    bridge, chat = stand.bridge(), stand.handler("t")
+    stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
+    stand.say(bridge, Close(7))
+    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
+    stand.take(stand.router.verified(Link("ipc", b"gone"), 7, "alice", None, stand.now))
+    assert stand.heard(bridge) == []
+    assert stand.ask(chat, "listClients").value == []
+
+
+@pytest.mark.parametrize(("session", "type_", "code"), [(9, "t", "not-allowed"), (1, "bester.x", "reserved")])
+def test_a_submit_that_may_not_be_is_refused(session: int, type_: str, code: str) -> None:
+    stand = Stand()
+    bridge = stand.bridge("alice")
+    stand.handler("t")
+    token = stand.submit(bridge, type_, session=session)
+    assert stand.report(bridge, token).reason == code
+    assert stand.router.idle
+
+
+def test_a_session_of_another_bridge_is_none_of_this_one() -> None:
+    stand = Stand()
+    stand.bridge("alice", "bob")
+    second = stand.bridge("carol")
+    stand.submit(second, "t", session=2)
+    assert stand.report(second).reason == "not-allowed"
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def test_questions_are_answered_with_the_truth() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, admin_info="call 112"))
+    bridge, one = stand.bridge("bob", "alice", "alice"), stand.handler("t")
+    assert stand.ask(one, "listClients").value == ["alice", "bob"]
+    assert stand.ask(one, "isClient", "alice").value is True
+    assert stand.ask(one, "isClient", "dave").value is False
+    info = stand.ask(one, "serverInfo").value
+    assert info == {"server": "s1", "adminInfo": "call 112", "clientCount": "2", "listeners": {}}
+    for question, argument in (("isClient", None), ("isClient", ["a"]), ("whoAmI", None), ("trace", 5), ("trace", "m")):
+        answer = stand.ask(one, question, argument)
+        assert (answer.status, answer.value) == (1, None), question
+    assert stand.ask(bridge, "trace", "m").value == []
+    operator = stand.join("operator", "o")
+    assert stand.ask(operator, "trace", "m").value == []
+
+
+# --- whatever comes -------------------------------------------------------------------------------------------------
+
+TEXTS = st.sampled_from(["t", "alice", "s2", "s1", "127.0.0.1:9", "bester.x", "", "handler", "bridge", "hello-first"])
+INTS = st.sampled_from([-1, 0, 1, 2, 3, 5001, 5002, 5003, 2**53])
+ANY = st.recursive(
+    st.none() | st.booleans() | INTS | TEXTS | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+META = st.dictionaries(
+    st.sampled_from(
+        ["id", "root", "origin", "path", "server", "address", "scope", "types", "credit", "order", "epoch"]
+    ),
+    ANY,
+) | st.just({"types": ["t"], "credit": 2, "order": {"t": "user"}})
+COMMANDS = st.lists(
+    st.builds(
+        Command,
+        st.sampled_from(["sendClients", "sendServers", "sendHandler", "sendAll"]),
+        st.lists(TEXTS, max_size=3),
+        st.sampled_from([b"1", b"{", b'"x"']),
+        st.none() | TEXTS,
+    ),
+    max_size=2,
+)
+FIELD = {int: INTS, str: TEXTS, bytes: st.just(b"1"), type(None): st.none(), dict: META, list: st.just([])}
+
+
+def messages() -> st.SearchStrategy[Any]:
+    """Anything the codec would let through."""
+    kinds: list[st.SearchStrategy[Any]] = []
+    for spec in OPERATIONS:
+        if spec.message in (Reply, Emit, Confirm, Deliver):
+            continue
+        fields: list[st.SearchStrategy[Any]] = []
+        for at, kind in enumerate(spec.fields):
+            if kind is None:
+                fields.append(ANY)
+            elif at == spec.body:
+                fields.append(st.just(b"1"))
+            else:
+                fields.append(st.one_of([FIELD[each] for each in sorted(kind, key=lambda each: each.__name__)]))
+        kinds.append(st.builds(spec.message, *fields))
+    kinds += [
+        st.builds(Reply, INTS, INTS, COMMANDS, st.none()),
+        st.builds(Emit, INTS, TEXTS, COMMANDS, META),
+        st.builds(
+            Confirm,
+            INTS,
+            st.lists(INTS, max_size=3),
+            st.lists(st.builds(lambda *row: [*row], INTS, INTS, TEXTS), max_size=2),
+        ),
+        st.builds(Malformed, TEXTS, TEXTS, st.none() | INTS, st.none() | INTS),
+        st.just(Hello(1, "handler", "h", {"types": ["t", "s2"], "credit": 2, "order": {"t": "user"}})),
+        st.just(Hello(1, "bridge", "b", {})),
+        st.just(Hello(1, "server", "s2", {})),
+    ]
+    return st.one_of(kinds)
+
+
+LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("tcp", b"3"), Link("direct", b"4"), Link("server", b"s2")]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(LINKS), messages(), st.sampled_from([0.0, 0.0, 0.3, 7.0, 40.0])), max_size=40)
+)
+@hypothesis_settings(max_examples=150)
+def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple[Link, Any, float]]) -> None:
+    routes = {"s2": Route("s2", fabric="ipc:///x")}
+    stand = Stand(Settings("s1", open_accounts=True, accept="open", routes=routes, limits=Limits(max_held=5)))
+    stand.take(stand.router.server_ready("s2", stand.now))
+    for link in LINKS[:3]:
+        stand.say(
+            link, Hello(1, ("handler", "bridge", "handler")[LINKS.index(link)], "n", {"types": ["t"], "credit": 2})
+        )
+    for link, message, seconds in said:
+        stand.say(link, message)
+        if seconds:
+            stand.now += seconds
+            stand.take(stand.router.tick(stand.now))
+    for link in LINKS:
+        stand.take(stand.router.undeliverable(link, Heartbeat(), stand.now))
+    stand.take(stand.router.server_lost("s2", "over", stand.now))
+    for _ in range(40):
+        stand.now += 2.0
+        stand.take(stand.router.tick(stand.now))
+    exchange = stand.router._exchange
+    assert stand.router.idle
+    assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
+    assert exchange.deliveries.count == exchange.legs.count == 0
