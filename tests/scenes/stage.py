@@ -1,0 +1,130 @@
+"""What a scene is played on: servers, users and handlers, and what can be asked of them.
+
+A scene is written once and played on every stage: `core_stage` is the pure core in virtual time, `live_stage` real
+servers on real sockets. Nothing here knows which of them it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bester.broker.wire.messages import Command
+from bester.handlers.app import App
+from bester.handlers.message import Message
+from bester.handlers.outlet import Outcome
+
+Function = Callable[[Message], Command | Sequence[Command] | None]
+"""A handler's function, as a user of the SDK writes it."""
+
+HANDLER_WAIT_S = 1.0
+"""How long, on every stage, a message waits for a handler of its type to come back."""
+
+
+class Report(NamedTuple):
+    """What became of a message; `recipients` is empty where every outcome is `delivered`."""
+
+    good: bool
+    reason: str | None
+    message: str | None
+    recipients: dict[str, str]
+
+
+class Received(NamedTuple):
+    """A message as a user gets it."""
+
+    data: Any
+    type: str
+    id: str
+    origin: str
+
+
+class User(ABC):
+    """One connection of a user."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def submits(self, type_: str, data: Any) -> Awaitable[Report]:
+        """Send a message now; what is returned can be awaited for its report."""
+
+    async def sends(self, type_: str, data: Any) -> Report:
+        """Send a message and wait for its report."""
+        return await self.submits(type_, data)
+
+    @abstractmethod
+    async def receives(self) -> Received:
+        """Wait for the next message."""
+
+    @abstractmethod
+    async def leaves(self) -> None:
+        """Close the connection."""
+
+    @abstractmethod
+    async def unread(self) -> list[Any]:
+        """Return what has arrived and was not looked at."""
+
+
+class Handler(ABC):
+    """A process with handlers of its own, as its server sees it."""
+
+    @abstractmethod
+    async def freezes(self) -> None:
+        """Stop in the middle of things: it is silent from now on, and what it is sent lies there."""
+
+    @abstractmethod
+    async def thaws(self) -> None:
+        """Go on where it was stopped."""
+
+    @abstractmethod
+    async def leaves(self) -> None:
+        """Finish what it has, say goodbye and end."""
+
+    @abstractmethod
+    async def emits(self, type_: str, *commands: Command) -> Outcome:
+        """Say something of its own accord, and wait for what became of it."""
+
+
+class Server(ABC):
+    """A server: a broker, and a bridge for its users."""
+
+    def __init__(self, name: str, peers: Sequence[str]) -> None:
+        self.name = name
+        self.peers = tuple(peers)
+
+    @abstractmethod
+    async def handler(self, functions: Mapping[str, Function], *, credit: int = 16, ordered: bool = False) -> Handler:
+        """Start a process that handles these types. `ordered`: each user's messages one after the other."""
+
+    @abstractmethod
+    async def dies(self) -> None:
+        """End, whoever still waits for it."""
+
+
+class Stage(ABC):
+    """Where a scene is played."""
+
+    @abstractmethod
+    async def server(
+        self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
+    ) -> Server:
+        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in; links to
+        and from those that are there are up when this returns."""
+
+    @abstractmethod
+    async def user(self, name: str, at: Server) -> User:
+        """Log a user in, on a new connection."""
+
+    @abstractmethod
+    async def ends(self) -> None:
+        """The scene is over. Fails where somebody was sent something that the scene did not expect."""
+
+
+def app_of(functions: Mapping[str, Function], credit: int, ordered: bool) -> App:
+    """Return an App of these functions."""
+    app = App("-".join(functions), credit=credit)
+    for type_, function in functions.items():
+        app.handler(type_, order="user" if ordered else None, inline=True)(function)
+    return app
