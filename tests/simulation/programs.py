@@ -1,0 +1,110 @@
+"""What a message of the simulation makes handlers do: it stands in the message, so that all it must lead to is known.
+
+A body is `{"n": number, "at": where in the tree, "do": program}`; a program is a list of steps:
+    ["clients", users]                 ["servers", names, type, program]        ["handler", type, program]
+    ["fail"]  the handler says that it failed        ["bad"]  its reply makes no sense
+    ["loop"]  itself again        ["ring"]  the same at the next server, and so on round
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+from bester.broker.wire.messages import Command
+
+NATIVE = "n1"
+"""A server that is not part of the simulation: what becomes of a message there is chance."""
+
+Step = list[Any]
+Program = list[Step]
+Leaf = tuple[str, str, bytes]
+"""(server, user, body): who must get what."""
+
+
+def body_of(number: int, at: str, program: Program) -> bytes:
+    """Return the body that carries this program."""
+    return json.dumps({"n": number, "at": at, "do": program}, separators=(",", ":")).encode()
+
+
+def read(body: bytes) -> tuple[int, str, Program]:
+    """Return number, place and program of a body."""
+    said = json.loads(body)
+    return said["n"], said["at"], said["do"]
+
+
+def commands(body: bytes, type_: str, next_server: str) -> list[Command] | None:
+    """Return what a sound handler of this type answers; None: that it failed."""
+    number, at, program = read(body)
+    said: list[Command] = []
+    for place, step in enumerate(program):
+        here = f"{at}.{place}"
+        match step:
+            case ["clients", users]:
+                said.append(Command("sendClients", list(users), body_of(number, here, [])))
+            case ["servers", names, as_type, inner]:
+                said.append(Command("sendServers", list(names), body_of(number, here, inner), as_type))
+            case ["handler", target, inner]:
+                said.append(Command("sendHandler", [target], body_of(number, here, inner)))
+            case ["loop"]:
+                said.append(Command("sendHandler", [type_], body))
+            case ["ring"]:
+                said.append(Command("sendServers", [next_server], body))
+            case ["bad"]:
+                said.append(Command("sendAll", [], b"1"))
+            case _:
+                return None
+    return said
+
+
+def leaves(server: str, body: bytes) -> Iterator[Leaf]:
+    """Yield all that must be delivered where everything goes well."""
+    for _, leaf in named_leaves(server, body, deep=True):
+        yield leaf
+
+
+def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str, Leaf]]:
+    """Yield leaves with the recipient they are reported under.
+
+    Not `deep`: only those whose own outcome that name tells for certain, for no handler of this server is between.
+    """
+    number, at, program = read(body)
+    for place, step in enumerate(program):
+        here = f"{at}.{place}"
+        match step:
+            case ["clients", users]:
+                for user in users:
+                    yield user, (server, user, body_of(number, here, []))
+            case ["servers", names, _, inner]:
+                for name in names:
+                    if name != NATIVE and (deep or name != server):
+                        yield from ((name, leaf) for leaf in leaves(name, body_of(number, here, inner)))
+            case ["handler", target, inner] if deep:
+                yield from ((target, leaf) for leaf in leaves(server, body_of(number, here, inner)))
+
+
+def steps(program: Program) -> Iterator[Step]:
+    """Yield every step of a program that is taken at servers of the simulation, inner ones too."""
+    for step in program:
+        yield step
+        if step[0] == "handler" or (step[0] == "servers" and set(step[1]) != {NATIVE}):
+            yield from steps(step[-1])
+
+
+def invent(random: Random, users: list[str], servers: list[str], types: list[str], depth: int = 0) -> Program:
+    """Make up a program, simple ones mostly."""
+    program: Program = []
+    for _ in range(random.choice((0, 1, 1, 1, 1, 2, 3))):
+        kind = random.random()
+        if kind < 0.5 or depth > 3:
+            program.append(["clients", random.choices(users, k=random.choice((1, 1, 2, 3)))])
+        elif kind < 0.75:
+            names = random.choices(servers, k=random.choice((1, 1, 1, 2)))
+            program.append(["servers", names, random.choice(types), invent(random, users, servers, types, depth + 1)])
+        elif kind < 0.93:
+            program.append(["handler", random.choice(types), invent(random, users, servers, types, depth + 1)])
+        else:
+            program.append([random.choice(("fail", "bad", "loop", "ring"))])
+    return program
