@@ -106,12 +106,16 @@ class Server(ABC):
 class Stage(ABC):
     """Where a scene is played."""
 
+    async def begins(self) -> None:
+        """Set the stage."""
+        return
+
     @abstractmethod
     async def server(
         self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
     ) -> Server:
-        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in; links to
-        and from those that are there are up when this returns."""
+        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in. When
+        this returns, the links between servers that are there and know each other are up."""
 
     @abstractmethod
     async def user(self, name: str, at: Server) -> User:

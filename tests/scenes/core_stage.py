@@ -1,0 +1,260 @@
+"""The core's stage: a Router for each server and the simplest bridge there can be, in virtual time, without a socket.
+
+Handlers are the SDK's functions without its worker; servers and handlers hold their links with a Party, as always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Limits, Link, Route, Send, Settings, Verify
+from bester.broker.wire import messages as wire
+from bester.broker.wire.messages import Command, Confirm, Deliver, LoggedIn, Malformed, Reply, Request
+from bester.broker.wire.party import Party, State
+from bester.handlers.app import App
+from bester.handlers.message import Message
+from bester.handlers.outlet import Outcome
+from bester.handlers.reply import commands_of, note_of
+from bester.handlers.worker import hello_options
+from tests.scenes.core_pipes import Pipe, World
+from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
+
+AFTERMATH_S = 10.0
+"""Virtual seconds after a scene in which nothing more may come to anybody."""
+
+
+class CoreStage(Stage):
+    def __init__(self) -> None:
+        self.world = World()
+        self.servers: dict[str, CoreServer] = {}
+        self._users: list[CoreUser] = []
+
+    async def server(
+        self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
+    ) -> Server:
+        server = self.servers[name] = CoreServer(self, name, peers)
+        for type_, function in (handlers or {}).items():
+            await server.handler({type_: function})
+        self.world.until(self._linked, "the links between the servers")
+        return server
+
+    def _linked(self) -> bool:
+        there = self.servers
+        return all(
+            pipe.party.ready for server in there.values() for name, pipe in server.pipes.items() if name in there
+        )
+
+    async def user(self, name: str, at: Server) -> User:
+        assert isinstance(at, CoreServer)
+        user = CoreUser(self.world, at.bridge, name)
+        self._users.append(user)
+        self.world.until(lambda: user.session in at.bridge.users, f"{name} to be let in")
+        return user
+
+    async def ends(self) -> None:
+        self.world.rest(AFTERMATH_S)
+        assert not {user.name: left for user in self._users if (left := await user.unread())}
+
+
+class CoreServer(Server):
+    """A Router, its time and its guests; `pipes` are the links it opened to other servers."""
+
+    def __init__(self, stage: CoreStage, name: str, peers: Sequence[str]) -> None:
+        super().__init__(name, peers)
+        self.world = stage.world
+        self.guests: dict[Link, Callable[[wire.Message], None]] = {}
+        self.alive = True
+        self._stage = stage
+        routes = {peer: Route(peer, fabric=f"ipc:///{peer}") for peer in peers}
+        settings = Settings(name, open_accounts=True, routes=routes, limits=Limits(handler_wait_s=HANDLER_WAIT_S))
+        self.router = Router(settings, epoch="e", first_token=5000, now=self.world.now)
+        self.bridge = CoreBridge(self)
+        self.world.clocks.append(self._tick)
+        self.pipes = {peer: self._pipe(peer) for peer in peers}
+
+    def _pipe(self, peer: str) -> Pipe:
+        link = Link("server", peer.encode())
+        return Pipe(
+            self.world,
+            Party("server", self.name, {}),
+            lambda: self._stage.servers.get(peer),
+            on_message=lambda message: self.hear(link, message),
+            on_ready=lambda: self._carry_out(self.router.server_ready(peer, self.world.now)),
+            on_lost=lambda why: self._carry_out(self.router.server_lost(peer, why, self.world.now)),
+        )
+
+    def hear(self, link: Link, message: wire.Message | Malformed) -> None:
+        if self.alive:
+            self._carry_out(self.router.receive(link, message, self.world.now))
+
+    def _tick(self) -> None:
+        if self.alive:
+            self._carry_out(self.router.tick(self.world.now))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action.link, action.message)
+            elif isinstance(action, Verify):
+                self._carry_out(self.router.verified(action.link, action.session, action.user, None, self.world.now))
+
+    def _send(self, link: Link, message: wire.Message) -> None:
+        pipe = self.pipes.get(link.key.decode()) if link.door == "server" else None
+        guest = self.guests.get(link)
+        if guest is not None:
+            self.world.soon(partial(guest, message))
+        elif pipe is not None and pipe.party.ready:
+            pipe.say(message)
+        else:
+            self._carry_out(self.router.undeliverable(link, message, self.world.now))
+
+    async def handler(self, functions: Mapping[str, Function], *, credit: int = 16, ordered: bool = False) -> Handler:
+        handler = CoreHandler(self, app_of(functions, credit, ordered))
+        self.world.until(lambda: handler.pipe.party.ready, f"{self.name} to welcome a handler")
+        return handler
+
+    async def dies(self) -> None:
+        self._carry_out(self.router.dismiss("the broker ends"))
+        for pipe in self.pipes.values():
+            pipe.leave()
+        self.world.rest()
+        self.alive = False
+        del self._stage.servers[self.name]
+
+
+class CoreHandler(Handler):
+    """Calls an App's functions as the requests come, one after the other."""
+
+    def __init__(self, server: CoreServer, app: App) -> None:
+        self._world = server.world
+        self._routes = app.serving(None)
+        self._outcomes: dict[int, wire.Outcome] = {}
+        self._tokens = count(1)
+        party = Party("handler", app.name or "h", hello_options(app, self._routes))
+        self.pipe = Pipe(server.world, party, lambda: server, on_message=self._hear)
+
+    def _hear(self, message: wire.Message | Malformed) -> None:
+        match message:
+            case Request():
+                try:
+                    reply = Reply(message.token, 0, commands_of(self._routes[message.type].call(Message(message))))
+                except Exception as error:  # noqa: BLE001 (whatever the function raises is its failure)
+                    reply = Reply(message.token, 1, [], note_of(error))
+                self.pipe.say(reply)
+            case wire.Outcome():
+                self._outcomes[message.token] = message
+
+    async def freezes(self) -> None:
+        self.pipe.freeze()
+
+    async def thaws(self) -> None:
+        self.pipe.thaw()
+
+    async def leaves(self) -> None:
+        self.pipe.leave()
+        self._world.until(lambda: self.pipe.party.state is State.OVER, "a goodbye to be answered")
+
+    async def emits(self, type_: str, *commands: Command) -> Outcome:
+        token = next(self._tokens)
+        self.pipe.say(wire.Emit(token, type_, list(commands)))
+        self._world.until(lambda: token in self._outcomes, f"the outcome of an emit as {type_!r}")
+        outcome = self._outcomes.pop(token)
+        return Outcome(outcome.status == 0, outcome.recipients, outcome.reason)
+
+
+class CoreBridge:
+    """Holds its server's users: what is delivered leaves at once, and is confirmed."""
+
+    def __init__(self, server: CoreServer) -> None:
+        self.users: dict[int, CoreUser] = {}
+        """Who has been let in, by session."""
+        self.coming: dict[int, CoreUser] = {}
+        self.tokens = count(1)
+        self._reports: dict[int, Report] = {}
+        self._link = Link("direct", b"0")
+        self._server = server
+        server.guests[self._link] = self._hear
+        self.say(wire.Hello(wire.VERSION, "bridge", "b", {"epoch": "x"}))
+
+    def say(self, message: wire.Message) -> None:
+        self._server.world.soon(lambda: self._server.hear(self._link, message))
+
+    def report(self, token: int) -> Report | None:
+        return self._reports.get(token)
+
+    def _hear(self, message: wire.Message) -> None:
+        match message:
+            case LoggedIn() if message.status == 0:
+                self.users[message.session] = self.coming.pop(message.session)
+            case wire.Report():
+                report = Report(message.status == 0, message.reason, message.message, message.recipients)
+                self._told(message.token, report)
+            case Deliver():
+                self._deliver(message)
+
+    def _deliver(self, message: Deliver) -> None:
+        failed: list[list[Any]] = []
+        for t, *sessions in message.targets:
+            there = [self.users[session] for session in sessions if session in self.users]
+            for user in there:
+                data = json.loads(message.body)
+                user.inbox.append(Received(data, message.type, f"{message.id}.{t}", message.meta["origin"]))
+            if not there:
+                failed.append([message.serial, t, "not-connected"])
+        if message.token is not None and not failed:
+            self._told(message.token, Report(True, None, message.meta["message"], {}))
+        self.say(Confirm(message.serial, [], failed))
+
+    def _told(self, token: int, report: Report) -> None:
+        assert token not in self._reports, f"a second report: {report} after {self._reports[token]}"
+        self._reports[token] = report
+
+
+class CoreUser(User):
+    def __init__(self, world: World, bridge: CoreBridge, name: str) -> None:
+        super().__init__(name)
+        self.session = next(world.keys)
+        self.inbox: deque[Received] = deque()
+        self._world = world
+        self._bridge = bridge
+        bridge.coming[self.session] = self
+        bridge.say(wire.Login(self.session, name, "secret", "127.0.0.1"))
+
+    def submits(self, type_: str, data: Any) -> Awaitable[Report]:
+        token = next(self._bridge.tokens)
+        self._bridge.say(wire.Submit(token, self.session, type_, json.dumps(data).encode()))
+        return _Sending(self._world, partial(self._bridge.report, token))
+
+    async def receives(self) -> Received:
+        self._world.until(lambda: self.inbox, f"{self.name} to get something")
+        return self.inbox.popleft()
+
+    async def leaves(self) -> None:
+        del self._bridge.users[self.session]
+        self._bridge.say(wire.Close(self.session))
+
+    async def unread(self) -> list[Any]:
+        return list(self.inbox)
+
+
+class _Sending:
+    """A message under way."""
+
+    def __init__(self, world: World, report: Callable[[], Report | None]) -> None:
+        self._world = world
+        self._report = report
+
+    def __await__(self) -> Generator[Any, None, Report]:
+        return self._reported().__await__()
+
+    async def _reported(self) -> Report:
+        self._world.until(self._report, "a report")
+        report = self._report()
+        assert report is not None
+        return report

@@ -1,0 +1,78 @@
+"""A handler of the live stage: the SDK's worker on a thread and loop of its own, so that it can be stopped alone."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from threading import Event, Thread
+from typing import TypeVar
+
+from bester.broker.wire.messages import Command
+from bester.handlers.app import App
+from bester.handlers.outlet import Outcome
+from bester.handlers.worker import Worker
+from tests.live import DEADLINE_S
+from tests.scenes.stage import Handler
+
+T = TypeVar("T")
+
+
+class LiveHandler(Handler):
+    def __init__(self, app: App, endpoint: str) -> None:
+        self._app = app
+        self._endpoint = endpoint
+        self._awake = Event()
+        self._ready: Future[None] = Future()
+        self._thread = Thread(target=self._run, name=f"handler {app.name}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._enough = asyncio.Event()
+        worker = Worker(self._app, self._endpoint, name=self._app.name)
+        worker.start()
+        await worker.wait_ready()
+        self._ready.set_result(None)
+        await self._enough.wait()
+        await worker.stop()
+
+    async def start(self) -> None:
+        """Return when the broker knows it."""
+        self._thread.start()
+        await _within_deadline(self._ready)
+
+    async def freezes(self) -> None:
+        asleep: Future[None] = Future()
+        self._awake.clear()
+
+        def sleep() -> None:
+            asleep.set_result(None)
+            self._awake.wait()
+
+        self._loop.call_soon_threadsafe(sleep)
+        await _within_deadline(asleep)
+
+    async def thaws(self) -> None:
+        self._awake.set()
+
+    async def leaves(self) -> None:
+        self._awake.set()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._enough.set)
+        await asyncio.to_thread(self._thread.join, DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    async def emits(self, type_: str, *commands: Command) -> Outcome:
+        emit = self._app.emit(type_, list(commands))
+        return await _within_deadline(asyncio.run_coroutine_threadsafe(emit, self._loop))
+
+
+async def _within_deadline(future: Future[T]) -> T:
+    return await asyncio.wait_for(asyncio.wrap_future(future), DEADLINE_S)
