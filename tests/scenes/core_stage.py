@@ -45,10 +45,9 @@ class CoreStage(Stage):
         return server
 
     def _linked(self) -> bool:
-        there = self.servers
-        return all(
-            pipe.party.ready for server in there.values() for name, pipe in server.pipes.items() if name in there
-        )
+        there = self.servers.values()
+        friends = [(one, two) for one in there for two in there if one.name in two.peers and two.name in one.peers]
+        return all(one.pipes[two.name].party.ready for one, two in friends)
 
     async def user(self, name: str, at: Server) -> User:
         assert isinstance(at, CoreServer)
