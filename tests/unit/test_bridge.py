@@ -287,6 +287,16 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is not None
 
+    def test_the_last_word_to_one_who_does_not_read_holds_nobody_up(self) -> None:
+        scene = Scene()
+        wire = scene.connect()
+        wire.blocked = True
+        scene.bridge.received(wire, frame(b"nonsense"))
+        scene.turn()
+        assert wire.session.state is State.CLOSING
+        assert wire.out.in_flight
+        assert scene.log_in("bob").aborted is None
+
     def test_one_who_takes_a_little_is_not(self) -> None:
         scene = Scene()
         bob = scene.log_in("bob")

@@ -376,8 +376,12 @@ class Bridge:
         session = wire.session
         if session.state is not State.OPEN:
             self._settle_state(wire, session)
+        self._settle_reading(wire)
+
+    def _settle_reading(self, wire: Wire) -> None:
+        """Who does not listen is not listened to."""
         out = wire.out
-        wants = session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
+        wants = wire.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
         if wants is not wire.reading:
             wire.read(wants)
 
@@ -497,8 +501,8 @@ class Bridge:
                 for wire in dirty:
                     wire.dirty = False
                     wire.flush()
-                    if wire.out.in_flight:
-                        self._settle(wire)
+                    if wire.out.in_flight:  # no more than this: what is settled here must not become dirty again
+                        self._settle_reading(wire)
         finally:
             self._awake = False
         self._pay()
