@@ -8,7 +8,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bester.bridge.frames import frame
+from bester.bridge.informer import Informer
+from bester.bridge.limits import Limits
+from bester.bridge.ports import Answered
 from tests.e2e.bridge_scene import Raw, Scene, scene
+from tests.live import short_directory
 
 
 @pytest.fixture
@@ -105,3 +110,25 @@ async def test_only_so_many_may_ask_at_once(it: Scene) -> None:
 
 async def test_its_socket_is_for_its_owner_alone(it: Scene) -> None:
     assert stat.S_IMODE((it.directory / "i").stat().st_mode) == 0o600
+
+
+async def test_one_who_does_not_read_the_answers_is_not_asked_for_more() -> None:
+    """With answers a thousand times as long as the questions, an asker must not fill the server's memory."""
+    many, users = 500, ["x" * 100] * 1000
+    unread: list[int] = []
+
+    def ask(question: str, argument: object, answered: Answered) -> None:
+        (connection,) = shared.connections
+        assert connection._transport is not None
+        unread.append(connection._transport.get_write_buffer_size())
+        answered(0, users)
+
+    shared = Informer(Limits(), ask, dict)
+    async with short_directory() as directory:
+        server = await asyncio.get_running_loop().create_unix_server(shared, str(directory / "i"))
+        asker = Raw(*await asyncio.open_unix_connection(str(directory / "i")))
+        asker.writer.write(frame(b'{"command":{"type":"listClients"}}') * many)
+        assert [await asker.read() for _ in range(many)] == [{"data": users, "status": "0"}] * many
+        await asker.close()
+        server.close()
+    assert max(unread) <= 64 * 1024  # what a transport holds before it says that it is full

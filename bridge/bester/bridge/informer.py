@@ -91,6 +91,7 @@ class InformerConnection(asyncio.Protocol):
         self._held: deque[bytes] = deque()
         self._asking = False
         self._ended = False
+        self._full = False  # the answers before are not read
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,7 +111,7 @@ class InformerConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._ended = True
         self._next()
-        return self._transport is not None and not self._transport.is_closing()
+        return self._is_open
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -118,11 +119,15 @@ class InformerConnection(asyncio.Protocol):
         self._informer.connections.discard(self)
 
     def pause_writing(self) -> None:
-        if self._transport is not None and not self._ended:
-            self._transport.pause_reading()
+        self._full = True
 
     def resume_writing(self) -> None:
-        self._read_on()
+        self._full = False
+        self._next()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         """End the connection."""
@@ -130,8 +135,8 @@ class InformerConnection(asyncio.Protocol):
             self._transport.close()
 
     def _next(self) -> None:
-        """Ask what is held, one question after the other."""
-        while self._held and not self._asking and self._transport is not None:
+        """Ask what is held, one question after the other, as long as the answers are read."""
+        while self._held and not self._asking and not self._full and self._is_open:
             asked = read_question(self._held.popleft())
             if asked is None or asked.question is None:
                 self._write(FAILED)
@@ -145,8 +150,8 @@ class InformerConnection(asyncio.Protocol):
                 self._ask(asked.question, asked.argument)
             else:
                 self._write(UNKNOWN)
-        if self._ended and not self._asking and self._transport is not None:
-            self._transport.close()
+        if self._ended and not self._held and not self._asking:
+            self.close()
         else:
             self._read_on()
 
@@ -171,7 +176,7 @@ class InformerConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or self._ended or transport.is_closing():
             return
-        if len(self._held) >= QUESTIONS_HELD:
+        if self._full or len(self._held) >= QUESTIONS_HELD:
             transport.pause_reading()
         else:
             transport.resume_reading()
