@@ -249,13 +249,19 @@ class FabricLink:
             self._flush_handle = None
         if self._socket is None:
             return
-        self._stuck.extend(batches(self._outbox))
-        self._outbox.clear()
         try:
-            while self._stuck:
-                self._socket.send(self._stuck[0])
-                self._stuck.popleft()
+            self._send_stuck()
+            # Not before: as long as the broker does not read, messages stay where `send` counts them.
+            self._stuck.extend(batches(self._outbox))
+            self._outbox.clear()
+            self._send_stuck()
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
         self.party.sent(self._loop.time())
         self._socket.look_again()
+
+    def _send_stuck(self) -> None:
+        assert self._socket is not None
+        while self._stuck:
+            self._socket.send(self._stuck[0])
+            self._stuck.popleft()
