@@ -91,6 +91,17 @@ async def test_a_crowd_of_good_logins_is_let_in_and_the_loop_stays_free(accounts
     assert turns > (loop.time() - begun) / 0.05  # no turn held the loop for the time of a check
 
 
+@pytest.mark.parametrize("what", ["remove", "passwd"])
+async def test_an_account_changed_while_its_password_is_checked_is_not_let_in(accounts: Accounts, what: str) -> None:
+    login = asyncio.ensure_future(accounts.verify("tim", "secret", HERE, 1.0))
+    await asyncio.sleep(0)  # the hash was read, a thread is at it
+    if what == "remove":
+        accounts.remove("tim")
+    else:
+        accounts.passwd("tim", "another")
+    assert await login == "authentication-failed"
+
+
 async def test_too_many_waiting_are_told_so(accounts: Accounts) -> None:
     checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", "", 1.0)) for i in range(WAITING_LIMIT)]
     await asyncio.sleep(0)

@@ -226,6 +226,7 @@ class Accounts:
                     _log.error("%s", self._broken(error).text)
                     return "overloaded"
                 right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
+                right = right and self._is_still(user, stored)
         finally:
             self._waiting -= 1
         if right:
@@ -237,6 +238,14 @@ class Accounts:
     def _hash_of(self, user: str) -> str | None:
         row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
         return None if row is None else str(row[0])
+
+    def _is_still(self, user: str, stored: str | None) -> bool:
+        """Say whether nobody has removed the account or changed its password while it was checked."""
+        try:
+            return self._hash_of(user) == stored
+        except sqlite3.Error as error:
+            _log.error("%s", self._broken(error).text)
+            return False
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
