@@ -17,8 +17,8 @@ from bester.bridge import native
 from bester.bridge.ledger import Delivery, Ledger
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
-from bester.bridge.ports import UNIX_HOST, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import Session, State, Step, refusal
+from bester.bridge.ports import Answered, BrokerPort, Waiting, Wire
+from bester.bridge.session import UNIX_HOST, Session, State, Step, refusal
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.messages import (
     OP_OF,

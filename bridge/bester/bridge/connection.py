@@ -13,8 +13,8 @@ from typing import cast
 from bester.bridge import native
 from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import UNIX_HOST, Waiting
-from bester.bridge.session import Session, State
+from bester.bridge.ports import Waiting
+from bester.bridge.session import UNIX_HOST, Session, State
 
 log = logging.getLogger("bester.bridge")
 

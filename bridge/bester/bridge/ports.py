@@ -10,8 +10,6 @@ from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
 from bester.broker.wire.messages import Message
 
-UNIX_HOST = "unix"
-"""The host of a peer on a Unix socket."""
 Waiting = tuple[Delivery, int]
 """A delivery and the number of the target in it: what a mark in an out-queue stands for."""
 Answered = Callable[[int, Any], None]

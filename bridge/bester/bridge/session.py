@@ -17,6 +17,9 @@ from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
+UNIX_HOST = "unix"
+"""The host of a peer on a Unix socket."""
+
 
 class State(Enum):
     NEW = "new"  # nothing is known of the peer; its first frame must come soon and be small
@@ -260,7 +263,9 @@ class Session:
             self._go("login", now)
             if frame.message:
                 self._held = deque((body,))
-            step.send.append(Login(self.number, frame.user, frame.password, self.address))
+            # All who come by a Unix socket would share one address: one's wrong passwords must not slow the others.
+            address = "" if self.address == UNIX_HOST else self.address
+            step.send.append(Login(self.number, frame.user, frame.password, address))
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}

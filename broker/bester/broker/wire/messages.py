@@ -115,7 +115,8 @@ class Answer(NamedTuple):
 
 
 class Login(NamedTuple):
-    """Asks for a session; it is a delivery target from the LoggedIn that answers well."""
+    """Asks for a session; it is a delivery target from the LoggedIn that answers well. `address` is the host of the
+    other end, empty where it has none (a Unix socket)."""
 
     session: int
     user: str
@@ -145,8 +146,8 @@ class Close(NamedTuple):
 class Submit(NamedTuple):
     """A client's message (`session` set: the broker knows whose) or a native server's (`session` None).
 
-    meta, of a client's: `attempt`, `id` of an earlier try. Of a server's: `scope` = "server", `address` (host of
-    the other end) and the claims of its header: `server`, `id`, `root`, `origin`, `path`, `ttl_s`.
+    meta, of a server's: `scope` = "server", `address` (host of the other end) and the claims of its header: `server`,
+    `id`, `root`, `origin`, `path`, `ttl_s`.
     """
 
     token: int
