@@ -33,6 +33,8 @@ from bester.broker.wire.party import Party
 
 TICK_S = 0.1
 """How often the core is told the time."""
+LOGGED_CHARACTERS = 300
+"""Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
@@ -210,7 +212,7 @@ class Broker:
         passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
-            log.info("%s %s", notice.event, " ".join(f"{key}={value!r}" for key, value in fields.items()))
+            log.info("%s %s", notice.event, " ".join(f"{key}={_logged(value)}" for key, value in fields.items()))
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
@@ -249,6 +251,11 @@ class Broker:
         for message in messages:
             if not fabric.send(message):
                 self._carry_out(self.router.undeliverable(link, message, time.monotonic()))
+
+
+def _logged(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LOGGED_CHARACTERS else text[: LOGGED_CHARACTERS - 1] + "…"
 
 
 def _why(error: zmq.ZMQError) -> str:
