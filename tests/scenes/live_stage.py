@@ -65,6 +65,7 @@ class LiveStage(Stage):
         assert isinstance(at, LiveServer)
         user = LiveUser(name)
         self._users.append(user)
+        at.users.append(user)
         await user.log_in(at.address)
         return user
 
@@ -85,6 +86,7 @@ class LiveServer(Server):
 
     def __init__(self, name: str, peers: Sequence[str], directory: Path, *, apart: bool) -> None:
         super().__init__(name, peers)
+        self.users: list[LiveUser] = []
         self._apart = apart
         self._handlers: list[LiveHandler] = []
         self._enough = asyncio.Event()
@@ -126,6 +128,8 @@ class LiveServer(Server):
         return handler
 
     async def dies(self) -> None:
+        for user in self.users:
+            user.gone = True
         self._enough.set()
         await asyncio.wait_for(self._task, DEADLINE_S)
 
@@ -144,7 +148,8 @@ class LiveUser(User):
         self._inbox: list[Received] = []
         self._reports: dict[str, Report] = {}
         self._ids = count(1)
-        self._gone = False
+        self.gone = False
+        """Whether its connection has ended, by its own wish or its server's."""
 
     async def log_in(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -183,11 +188,11 @@ class LiveUser(User):
         self._reports[id_] = Report(header["status"] == "good", reason, message, payload.get("recipients", {}))
 
     async def leaves(self) -> None:
-        self._gone = True
+        self.gone = True
         await self._wire.close()
 
     async def unread(self) -> list[Any]:
-        if not self._gone and not self._wire.reader.at_eof():
+        if not self.gone:
             self._wire.submit("dummy", None, "last")
             while "messageType" in (frame := await self._wire.receive())["header"]:
                 self._sort(frame)

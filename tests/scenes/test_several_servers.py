@@ -79,6 +79,22 @@ async def test_of_two_servers_the_dead_one_is_named_and_the_other_served(stage: 
     assert (await g.receives()).data["text"] == "hello"
 
 
+async def test_a_server_that_dies_with_a_message_in_hand_is_unreachable(stage: Stage) -> None:
+    def to_g_and_the_archive(message: Message) -> list[Command]:
+        return [to_g(message), send_handler("archive", message.data)]
+
+    s1 = await stage.server("s1", {"english": to_s2}, peers=["s2"])
+    s2 = await stage.server("s2", {"english": to_g_and_the_archive}, peers=["s1"])
+    archive = await s2.handler({"archive": lambda message: None})
+    t, g = await stage.user("t", at=s1), await stage.user("g", at=s2)
+    await archive.freezes()
+    sent = t.submits("english", "hello")
+    assert (await g.receives()).data["text"] == "hello"  # so it is there, and not done with
+    await s2.dies()
+    report = await sent
+    assert not report.good and report.recipients == {"s2": "failed:unreachable"}
+
+
 async def test_a_server_nobody_knows_is_unreachable(stage: Stage) -> None:
     s1 = await stage.server("s1", {"english": to_s2})
     t = await stage.user("t", at=s1)

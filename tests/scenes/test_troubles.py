@@ -62,6 +62,17 @@ async def test_a_handler_that_thaws_has_nothing_more_to_say_and_is_welcome_again
     assert (await t.receives()).data["text"] == "hello again"
 
 
+async def test_a_user_s_messages_keep_their_order_when_their_handler_freezes(stage: Stage) -> None:
+    s1 = await stage.server("s1")
+    frozen = await s1.handler({"english": echo}, credit=8, ordered=True)
+    await s1.handler({"english": echo}, credit=4, ordered=True)
+    t = await stage.user("t", at=s1)
+    await frozen.freezes()
+    sent = [t.submits("english", number) for number in range(20)]
+    assert [(await t.receives()).data for _ in sent] == list(range(20))
+    assert all([(await report).good for report in sent])
+
+
 async def test_a_frozen_handler_with_nobody_beside_it_costs_its_message(stage: Stage) -> None:
     s1 = await stage.server("s1")
     only = await s1.handler({"english": tell})
