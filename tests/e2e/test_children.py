@@ -200,9 +200,10 @@ def test_the_plan_of_a_configuration(directory: Path) -> None:
     (directory / "run.sh").write_text("#!/bin/sh\n")
     (directory / "run.sh").chmod(0o755)
     (directory / "bester.toml").write_text(CONFIG)
+    (directory / "mychat.py").touch()
     children = plan(config_file.load(directory / "bester.toml"), "ipc:///x")
     assert [child.name for child in children] == ["chat.0", "chat.1", "node", "old"]
-    assert children[0].argv == (sys.executable, "-m", "bester.handlers", "mychat:app", "--child", "0")
+    assert children[0].argv == (sys.executable, "-m", "bester.handlers", "mychat:app", "--untimed", "--child", "0")
     assert children[2].argv == (str(directory / "run.sh"), "x")
     assert children[2].environment == {"BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node"}
     assert children[3].argv[2:5] == ("bester.handlers", "--socket", str(directory / "old.sock"))
@@ -213,6 +214,25 @@ def test_a_program_that_is_not_there_is_one_line(directory: Path) -> None:
     config = config_file.load(directory / "bester.toml")
     with pytest.raises(ConfigError, match=r"\[handlers\.a\] command: no program 'no-such-program-here' is found"):
         plan(config, "ipc:///x")
+
+
+def test_a_module_that_is_not_there_is_one_line(directory: Path) -> None:
+    (directory / "box").mkdir()
+    (directory / "box" / "chat.py").touch()
+    for app in ("nosuchmodule:app", "box.nosuch:app", "box.chat.nosuch:app"):
+        (directory / "bester.toml").write_text(f'[handlers.a]\napp = "{app}"\n')
+        config = config_file.load(directory / "bester.toml")
+        with pytest.raises(ConfigError, match=r"\[handlers\.a\] app: there is no module .* in /.*; correct its name"):
+            plan(config, "ipc:///x")
+
+
+@pytest.mark.parametrize("app", ["box.chat:app", "box.inner.chat:app", "bester.handlers.stock.echo:app", "json.tool:x"])
+def test_a_module_may_be_here_or_installed_and_is_not_imported(app: str, directory: Path) -> None:
+    (directory / "box" / "inner").mkdir(parents=True)
+    for place in ("box", "box/inner"):
+        (directory / place / "chat.py").write_text("raise SystemExit")
+    (directory / "bester.toml").write_text(f'[handlers.a]\napp = "{app}"\n')
+    assert plan(config_file.load(directory / "bester.toml"), "ipc:///x")
 
 
 async def test_a_python_handler_child_stays_and_ends_when_asked(

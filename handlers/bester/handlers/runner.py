@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes to run (1)")
     parser.add_argument("--child", metavar="I", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     return run(
         options.app,
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=options.name,
         workers=options.workers,
         child=options.child,
+        untimed=options.untimed,
     )
 
 
@@ -63,15 +65,18 @@ def run(
     name: str | None = None,
     workers: int = 1,
     child: int | None = None,
+    untimed: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
     What is None comes from the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. With
     `workers` above 1, so many processes are run, and restarted when they die. `child`: this is one of them, number
-    I, and ends when its standard input does; number 0 alone runs timers and tasks. Returns the exit status.
+    I, and ends when its standard input does; number 0 alone runs timers and tasks. `untimed`: whoever reads the log
+    notes the time. Returns the exit status.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    form = "%(levelname)s %(message)s" if untimed else "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
     types = [type_.strip() for type_ in types if type_.strip()] if types else None

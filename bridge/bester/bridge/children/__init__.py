@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.util
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,11 +53,12 @@ class Child:
 def plan(config: Config, fabric: str) -> list[Child]:
     """Return a child for each worker of each handler; `fabric` is the URL they connect to.
 
-    Raises ConfigError for a command whose program is not there.
+    Raises ConfigError for a command whose program is not there, and for an app whose module is not.
     """
     children = []
     for handler in config.handlers:
         command = _command(config, handler)
+        _look_for_module(config, handler)
         for index in range(handler.workers):
             name = handler.name if handler.workers == 1 else f"{handler.name}.{index}"
             environment = {"BESTER_FABRIC": fabric, "BESTER_TYPES": ",".join(handler.types), "BESTER_NAME": name}
@@ -68,7 +71,7 @@ def plan(config: Config, fabric: str) -> list[Child]:
 
 def _python(handler: HandlerConfig, index: int) -> tuple[str, ...]:
     what = (handler.app,) if handler.app else ("--socket", str(handler.socket))
-    return (sys.executable, "-m", "bester.handlers", *what, "--child", str(index))
+    return (sys.executable, "-m", "bester.handlers", *what, "--untimed", "--child", str(index))
 
 
 def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
@@ -81,6 +84,30 @@ def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
         where = f"{config.path}: [handlers.{handler.name}] command"
         raise ConfigError(f"{where}: no program {program!r} is found; install it, or write its path")
     return (found, *arguments)
+
+
+def _look_for_module(config: Config, handler: HandlerConfig) -> None:
+    """Raise ConfigError where an app's module is not there; what is wrong inside it, the child says that imports it."""
+    module = (handler.app or "").partition(":")[0]
+    if module and not _is_there(module, config.directory):
+        where = f"{config.path}: [handlers.{handler.name}] app"
+        what = f"there is no module {module!r} in {config.directory} or among the installed ones"
+        raise ConfigError(f"{where}: {what}; correct its name, or install it")
+
+
+def _is_there(module: str, directory: Path) -> bool:
+    """Say whether Python would find a module from `directory`. Nothing is imported; when in doubt, it is there."""
+    importlib.invalidate_caches()
+    top, *inner = module.split(".")
+    try:
+        spec = PathFinder.find_spec(top, [str(directory), *sys.path]) or importlib.util.find_spec(top)
+        for part in inner:
+            if spec is None or spec.submodule_search_locations is None:
+                return False
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    except (ImportError, KeyError, ValueError):  # such as a folder without __init__.py inside another
+        return True
+    return spec is not None
 
 
 class Children:
