@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 import pytest
 
-from bester.bridge.cli import COMMANDS, bester, main
+from bester.bridge.cli import main
+from bester.bridge.cli.commands import COMMANDS, bester
 from bester.bridge.cli.errors import describe
 from bester.bridge.cli.serve import banner
 from bester.broker.config import STOCK_HANDLERS, defaults
@@ -243,7 +245,11 @@ async def test_nobody_there_is_one_line(directory: Path) -> None:
         (click.UsageError("no"), "no", 2),
         (OSError(errno.EADDRINUSE, "Address in use"), "Address in use; stop what listens there, or choose another", 1),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; use a path", 1),
-        (ModuleNotFoundError("No module named 'zmq'"), "No module named 'zmq'; `make setup`", 1),
+        (
+            ModuleNotFoundError("No module named 'zmq'"),
+            "No module named 'zmq'; `make clean setup`, or pip install pyzmq,",
+            1,
+        ),
         (ExceptionGroup("many", [ConfigError("one of\nmany")]), "one of many", 2),
         (ValueError("what"), "internal error, ValueError: what; BESTER_TRACEBACK=1 shows where", 1),
     ],
@@ -264,7 +270,18 @@ def test_a_missing_dependency_is_one_line(
     assert main(["user", "list"]) == 1
     said = capsys.readouterr().err
     assert "argon2" in said
-    assert "`make setup`" in said
+    assert "pip install argon2-cffi" in said
+    assert said.count("\n") == 1
+
+
+def test_without_what_the_command_line_itself_needs_it_is_one_line_too(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "bester.bridge.cli.commands")
+    monkeypatch.setitem(sys.modules, "click", None)
+    assert main(["--version"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install click" in said
     assert said.count("\n") == 1
 
 
@@ -274,3 +291,28 @@ def test_the_banner_names_what_there_is(directory: Path) -> None:
     assert lines[0].endswith(f" serves 127.0.0.1:2223, {directory}/n.sock")
     assert "user add alice" in lines[1]
     assert f"send --user alice {STOCK_HANDLERS[0].types[0]} '" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "address", "option", "to"),
+    [
+        ("bester.toml", "127.0.0.1:2223", "", ""),
+        ("my box.toml", "127.0.0.1:2224", " -c 'my box.toml'", " --to 127.0.0.1:2224"),
+        ("s1.toml", "[::1]:2224", " -c s1.toml", " --to '[::1]:2224'"),
+        ("s1.toml", "/run/b.sock", " -c s1.toml", " --to unix:/run/b.sock"),
+    ],
+)
+def test_what_the_banner_proposes_can_be_typed_as_it_stands(
+    file: str, address: str, option: str, to: str, directory: Path
+) -> None:
+    config = replace(defaults(directory), path=Path(file))
+    _, add, send = banner(config, [address])
+    assert f"user add{option} alice" in add
+    assert f"send{to} --user" in send
+
+
+def test_what_click_says_has_a_remedy_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["send", "--user", "tim", "echo"]) == 2
+    assert capsys.readouterr().err == "bester: Missing argument 'JSON'; see `bester send --help`\n"
+    assert main(["up", "--fast"]) == 2
+    assert capsys.readouterr().err == "bester: No such option '--fast'; see `bester up --help`\n"

@@ -1,71 +1,34 @@
 """`bester`: the command line. Exit status 0 done, 1 failed, 2 wrong usage or configuration; errors are one line.
 
-Modules of commands import what they need inside the command, so that help and
-mistakes answer at once. Nothing else prints.
+Nothing but the modules here prints. This one needs the standard library alone, and
+imports next to nothing: what goes wrong while the others are imported is one line, too.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import sys
 from collections.abc import Sequence
 
-import click
+INTERRUPTED = 130
+"""What a shell shows for a program ended by Ctrl-C."""
 
-from bester.bridge.cli.errors import report
-
-COMMANDS = {
-    "up": "bester.bridge.cli.serve",
-    "broker": "bester.bridge.cli.serve",
-    "bridge": "bester.bridge.cli.serve",
-    "handler": "bester.bridge.cli.handler",
-    "user": "bester.bridge.cli.user",
-    "send": "bester.bridge.cli.client",
-    "listen": "bester.bridge.cli.client",
-    "demo": "bester.bridge.cli.demo",
-}
-"""Each command's module; the command is the attribute of the same name."""
-
-
-class Commands(click.Group):
-    """Finds a command's module when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return a command, or None where there is none of this name."""
-        if name not in COMMANDS:
-            return None
-        command = getattr(importlib.import_module(COMMANDS[name]), name)
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command the words begin with. Raises UsageError that names the nearest."""
-        name = args[0]
-        if not name.startswith("-") and name not in COMMANDS:
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {close[0]}?" if close else "`bester --help` lists them"
-            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="bester", message="bester %(version)s")
-def bester() -> None:
-    """Bester exchanges messages between clients, handlers and other servers."""
+PACKAGES = {"zmq": "pyzmq", "argon2": "argon2-cffi"}
+"""What pip calls the modules that it calls otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     try:
-        status = bester.main(arguments, prog_name="bester", standalone_mode=False)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (whatever it is becomes one line)
-        return report(error)
+        from bester.bridge.cli.commands import run
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"bester: {missing(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return run(arguments)
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """Say which module is not there, and how to install it."""
+    module = (error.name or str(error.msg).rpartition("'")[0].rpartition("'")[2]).partition(".")[0]
+    return f"{error.msg}; `make clean setup`, or pip install {PACKAGES.get(module, module)}, installs what is missing"

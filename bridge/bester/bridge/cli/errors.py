@@ -8,12 +8,11 @@ import sys
 
 import click
 
+from bester.bridge.cli import INTERRUPTED, missing
 from bester.broker.wire.codes import BesterError, ConfigError
 
 FAILED = 1
 MISUSED = 2
-INTERRUPTED = 130
-"""What a shell shows for a program ended by Ctrl-C."""
 
 REMEDIES = {
     errno.EADDRINUSE: "stop what listens there, or choose another address in bester.toml",
@@ -55,13 +54,13 @@ def describe(error: BaseException) -> tuple[str, int]:
     """Return one line that says what went wrong and how to mend it, and the exit status."""
     status = MISUSED if isinstance(error, (ConfigError, click.UsageError)) else FAILED
     if isinstance(error, click.ClickException):
-        text = error.format_message()
+        text = _usage(error)
     elif isinstance(error, BesterError):
         text = error.text
     elif isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         return describe(error.exceptions[0])
     elif isinstance(error, ModuleNotFoundError):
-        text = f"{error.msg}; `make setup`, or pip install bester, installs what is missing"
+        text = missing(error)
     elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's own errors
         text = _system(error)
     elif os.environ.get("BESTER_TRACEBACK"):
@@ -69,6 +68,13 @@ def describe(error: BaseException) -> tuple[str, int]:
     else:
         text = f"internal error, {type(error).__name__}: {error}; BESTER_TRACEBACK=1 shows where"
     return " ".join(text.split()), status
+
+
+def _usage(error: click.ClickException) -> str:
+    """Return click's own sentence with a remedy in place of its full stop; ours have both already."""
+    text = error.format_message()
+    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+    return f"{text[:-1]}; see `{where} --help`" if text.endswith(".") and where else text
 
 
 def _system(error: BaseException) -> str:

@@ -18,7 +18,7 @@ config_option = click.option(
     "-c",
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # whether it can be read is said by whoever reads it
     metavar="FILE",
     help="Configuration; ./bester.toml by default, if there is one.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,12 +16,16 @@ from bester.bridge.cli.options import config_option, load, log_level_option, log
 if TYPE_CHECKING:
     from bester.broker.config import Config
 
+DEFAULT_FILE = "bester.toml"
+DEFAULT_ADDRESS = "127.0.0.1:2223"
+"""What other commands take without being told."""
+
 
 @click.command()
 @config_option
 @click.option(
     "--besterd",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="SERVER.CONF",
     help="Read the reference daemon's file instead.",
 )
@@ -71,9 +76,11 @@ def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     """Return three lines: where it serves, how to add a user, how to send a message."""
     program = _program()
-    option = f" -c {config.path}" if config.path is not None and config.path.suffix == ".toml" else ""
-    tcp = [address for address in addresses if not address.startswith("/")]
-    to = f" --to {tcp[0]}" if tcp and tcp[0] != "127.0.0.1:2223" else ""
+    file = str(config.path) if config.path is not None and config.path.suffix == ".toml" else DEFAULT_FILE
+    option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
+    first = next(iter(addresses), DEFAULT_ADDRESS)
+    address = f"unix:{first}" if first.startswith("/") else first
+    to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
     type_ = config.handlers[0].types[0] if config.handlers else "TYPE"
     who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"
     return [
@@ -88,7 +95,7 @@ def _program() -> str:
     found, here = shutil.which("bester"), Path(sys.argv[0]).absolute()
     if here.name != "bester" or (found and Path(found).absolute() == here):
         return "bester"
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def _begin(config: Config, log_format: str, log_level: str) -> None:
