@@ -153,6 +153,8 @@ def test_a_process_is_ended_with_its_children(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_is_told_by_its_last_line(tmp_path: Path) -> None:
-    dying = Running("dying", [sys.executable, "-c", "import sys; print('one'); sys.exit('port in use')"], tmp_path)
+    dying = Running(
+        "dying", [sys.executable, "-c", "import sys; print('one', flush=True); sys.exit('port in use')"], tmp_path
+    )
     with dying, pytest.raises(BenchmarkError, match="dying ended with status 1: port in use"):
         dying.wait_until(lambda: False)
