@@ -334,7 +334,7 @@ class TestDelivering:
 
         play(story)
 
-    def test_one_who_does_not_read_holds_nobody_up_and_is_cut(self, play: Play) -> None:
+    def test_one_who_does_not_read_holds_nobody_up(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice, bob, slow = await it.client(), await it.client("bob"), await it.client("slow")
             slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
@@ -346,7 +346,6 @@ class TestDelivering:
                     alice.write(message("to", str(number), '["bob"]'))
                     assert (await bob.read())["payload"]["data"] == ["bob"]
                     assert short(await alice.read()) == report("good", str(number))
-            await it.broker.until(lambda: it.broker.of("slow") == [])
             failed = [row for confirm in it.broker.of_kind(Confirm) for row in confirm.failed]
             assert failed
             assert {row[2] for row in failed} == {"overloaded"}
@@ -357,19 +356,19 @@ class TestDelivering:
         async def story(it: Scene) -> None:
             slow = await it.client("slow")
             slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
-            body = json.dumps("x" * 700_000).encode()
+            body = json.dumps("x" * 800_000).encode()
             (session,) = it.broker.of("slow")
-            for number in range(10):
+            for number in range(5):
                 it.broker.deliver(f"s1/e/{number}", body, [[0, session]])
             other = await it.client("bob")
             other.write(message("echo"))
             await other.read()
             await other.read()
-            assert all(confirm.upto < 10 for confirm in it.broker.of_kind(Confirm))
+            assert all(confirm.upto < 5 for confirm in it.broker.of_kind(Confirm))
             slow.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
-            for number in range(10):
+            for number in range(5):
                 assert (await slow.read())["header"]["id"] == f"s1/e/{number}.0.0"
-            await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 11)
+            await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 6)
             assert all(confirm.failed == [] for confirm in it.broker.of_kind(Confirm))
 
         play(story)

@@ -300,13 +300,18 @@ async def test_one_who_does_not_read_holds_up_nobody(server: LiveServer) -> None
         bob.submit("chat", {"to": ["lazy"], "text": text}, f"to-lazy-{number}")
         bob.submit("echo", number, f"echo-{number}")
     reports: dict[str, Any] = {}
+    echoes = {f"echo-{n}" for n in range(60)}
+    while not echoes <= reports.keys():
+        frame = await bob.receive()
+        if "status" in frame["header"]:
+            reports[frame["payload"]["id"]] = frame
+    await lazy.close()  # what waits for him is known then, and not before
     while len(reports) < 120:
         frame = await bob.receive()
         if "status" in frame["header"]:
             reports[frame["payload"]["id"]] = frame
-    assert all(reports[f"echo-{n}"]["header"]["status"] == "good" for n in range(60))
+    assert all(reports[id_]["header"]["status"] == "good" for id_ in echoes)
     assert any(reports[f"to-lazy-{n}"]["header"]["status"] == "bad" for n in range(60))
-    await lazy.close()
     await bob.close()
 
 

@@ -254,15 +254,81 @@ class TestDelivering:
 
 
 class TestSlowReaders:
-    def test_one_who_lets_too_much_wait_is_cut_and_it_is_said_to_have_failed(self) -> None:
+    def test_what_finds_too_much_waiting_has_failed_and_who_is_only_slow_is_not_cut(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         bob.blocked = True
         for serial in range(1, 5):
             body = json.dumps("x" * 900).encode()
             scene.broker(Deliver(serial, f"s/{serial}.0", "t", body, [[0, bob.session.number]]))
+        (confirm,) = scene.said(Confirm)
+        assert confirm.failed == [[4, 0, "overloaded"]]
+        scene.now += scene.limits.stalled_s
+        bob.unblock()
+        assert [word[:7] for word in bob.words()] == ["s/1.0.0", "s/2.0.0", "s/3.0.0"]
+        scene.bridge.tick()
+        assert bob.aborted is None
+
+    def test_a_burst_to_one_who_reads_does_not_cut_him(self) -> None:
+        scene = Scene(out_queue=3000)
+        bob = scene.log_in("bob")
+        body = json.dumps("x" * 900).encode()
+        scene.broker(
+            *(Deliver(serial, f"s/{serial}.0", "t", body, [[0, bob.session.number]]) for serial in range(1, 9))
+        )
+        assert len(bob.words()) == 3
+        assert bob.aborted is None
+        (confirm,) = scene.said(Confirm)
+        assert confirm == Confirm(8, [], [[serial, 0, "overloaded"] for serial in range(4, 9)])
+
+    def test_one_who_does_not_read_even_the_answers_is_cut(self) -> None:
+        scene = Scene(out_answers=3000)
+        wire = scene.log_in()
+        wire.blocked = True
+        for _ in range(50):
+            scene.bridge.received(wire, frame(b'{"payload":{"type":"dummy","data":0,"id":"%b"}}' % (b"x" * 100)))
+        assert wire.aborted is not None
+        assert "does not read" in wire.aborted
+
+    def test_what_waits_for_all_of_them_is_bounded_and_the_large_shares_are_cut_first(self) -> None:
+        scene = Scene(out_total=5000, out_pause=1000)
+        slow = [scene.log_in(f"slow{number}") for number in range(4)]
+        for wire in slow:
+            wire.blocked = True
+        body = json.dumps("x" * 900).encode()
+        for serial in range(1, 9):
+            targets = [[number, wire.session.number] for number, wire in enumerate(slow)]
+            scene.broker(Deliver(serial, f"s/{serial}.0", "t", body, targets))
+        assert sum(wire.out.queued_bytes for wire in slow) < 5000 + 4 * 1000
+        assert all(wire.out.queued_bytes >= 1000 for wire in slow)
+        bob = scene.log_in("bob")
+        scene.broker(Deliver(9, "s/9.0", "t", body, [[0, bob.session.number]]))
+        assert len(bob.words()) == 1
+
+    def test_the_targets_of_a_large_message_share_it(self) -> None:
+        scene = Scene()
+        wires = [scene.log_in(f"u{number}") for number in range(3)]
+        for wire in wires:
+            wire.blocked = True
+        body = json.dumps("x" * 100_000).encode()
+        scene.broker(Deliver(1, "s/1.0", "t", body, [[n, wire.session.number] for n, wire in enumerate(wires)]))
+        assert len({id(wire.out.take(1 << 20)) if not wire.out.in_flight else 0 for wire in wires}) == 1
+        for wire in wires:
+            wire.unblock()
+        assert [row["payload"]["data"] for wire in wires for row in wire.seen()] == ["x" * 100_000] * 3
+
+    def test_one_who_never_keeps_up_is_cut_and_what_waited_is_said_to_have_failed(self) -> None:
+        scene = Scene(out_queue=3000)
+        bob = scene.log_in("bob")
+        bob.blocked = True
+        for serial in range(1, 5):
+            body = json.dumps("x" * 900).encode()
+            scene.broker(Deliver(serial, f"s/{serial}.0", "t", body, [[0, bob.session.number]]))
+        scene.now += scene.limits.stalled_s + 1
+        bob.stalled_bytes = 0  # it took a little
+        scene.bridge.tick()
         assert bob.aborted is not None
-        assert "does not read" in bob.aborted
+        assert "more than it took" in bob.aborted
         scene.bridge.gone(bob)
         scene.turn()
         failed = [row for confirm in scene.said(Confirm) for row in confirm.failed]

@@ -249,14 +249,14 @@ class TestWriting:
     @pytest.mark.parametrize("data", ODD_DATA)
     def test_a_delivery_holds_data_byte_for_byte(self, data: bytes) -> None:
         head, tail = native.envelope('s"1/e/1.0', 'a"type', data, {"origin": "s2"})
-        frame = native.delivered(head, 12, tail)
+        frame = b"".join(native.delivered(head, 12, tail))
         assert b'"payload":{"data":%b,"type":' % data in frame
         read = written(frame)
         assert read["header"] == {"messageType": "receivedMessage", "id": 's"1/e/1.0.12', "origin": "s2"}
         assert read["payload"]["type"] == 'a"type'
 
     def test_a_repeated_delivery_says_so(self) -> None:
-        frame = native.delivered(*_around(native.envelope("i", "t", b"1", {"redelivered": True})))
+        frame = b"".join(native.delivered(*_around(native.envelope("i", "t", b"1", {"redelivered": True}))))
         assert written(frame)["header"] == {"messageType": "receivedMessage", "id": "i.0", "redelivered": True}
 
     def test_to_another_server(self) -> None:

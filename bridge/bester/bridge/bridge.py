@@ -81,6 +81,8 @@ class Bridge:
         self._users: dict[str, int] = {}  # targets by user
         self._timed: set[Wire] = set()
         self._blocked: set[Wire] = set()
+        self._backlog = 0  # bytes that wait for those; counted anew at each tick, and not too low in between
+        self._full: dict[Wire, float] = {}  # who was refused a frame because too much waits for it, and since when
         self._dirty: list[Wire] = []
         self._awake = False
 
@@ -238,7 +240,9 @@ class Bridge:
     def stuck(self, wire: Wire) -> None:
         """The socket of a connection takes no more for now."""
         wire.stalled_since, wire.stalled_bytes = self._clock(), wire.unsent_bytes()
-        self._blocked.add(wire)
+        if wire not in self._blocked:
+            self._blocked.add(wire)
+            self._backlog += wire.out.queued_bytes
 
     def gone(self, wire: Wire) -> None:
         """A connection is no more: nothing of it stays."""
@@ -253,6 +257,7 @@ class Bridge:
             _count_down(self._hosts, session.address)
         self._timed.discard(wire)
         self._blocked.discard(wire)
+        self._full.pop(wire, None)
         for mark in wire.out.drop():
             delivery, target = mark.what
             if delivery.missed(target, wire.doom or "not-connected"):
@@ -276,6 +281,12 @@ class Bridge:
                 wire.stalled_since, wire.stalled_bytes = now, unsent
             elif now - wire.stalled_since > self.limits.stalled_s:
                 self._doom(wire, f"took nothing for {self.limits.stalled_s:g} s")
+        for wire, since in list(self._full.items()):
+            if wire.out.queued_bytes <= self.limits.out_queue // 2:
+                del self._full[wire]
+            elif now - since > self.limits.stalled_s:
+                self._doom(wire, f"was sent more than it took for {self.limits.stalled_s:g} s")
+        self._backlog = sum(wire.out.queued_bytes for wire in self._blocked)
         self._pay()
 
     def shut_down(self) -> None:
@@ -415,9 +426,11 @@ class Bridge:
         completes = meta.get("message")
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in target[1:] and number in self._targets:
+            if owner is not None and number in target[1:] and number in self._targets and self._offer(owner, frame):
                 for session in target[1:]:
-                    self._send_to(session, frame)
+                    wire = self._targets.get(session)
+                    if wire is not None and wire is not owner:
+                        self._offer(wire, frame)
                 continue
             if delivery is None:
                 delivery = self._ledger.begin(serial, token, completes)
@@ -430,29 +443,23 @@ class Bridge:
         elif delivery.release():
             self._delivered(delivery)
 
-    def _expect(self, delivery: Delivery, target: list[int], frame: bytes) -> None:
+    def _expect(self, delivery: Delivery, target: list[int], frame: tuple[bytes, ...]) -> None:
         """Write one target's frame to its sessions, each with a mark behind it."""
         reason = "not-connected"
         reached = 0
         for session in target[1:]:
-            wire = self._send_to(session, frame)
+            wire = self._targets.get(session)
             if wire is None:
                 continue
-            if wire.doom is None:
+            if self._offer(wire, frame):
                 wire.out.mark((delivery, target[0]))
                 reached += 1
             else:
-                reason = wire.doom
+                reason = wire.doom or "overloaded"
         if reached:
             delivery.expect(target[0], reached)
         else:
             delivery.fail(target[0], reason)
-
-    def _send_to(self, session: int, frame: bytes) -> Wire | None:
-        wire = self._targets.get(session)
-        if wire is not None:
-            self._push(wire, frame)
-        return wire
 
     def _delivered(self, delivery: Delivery) -> None:
         """A delivery has ended: it is confirmed at the end of the turn, and the message it completes is reported."""
@@ -463,12 +470,34 @@ class Bridge:
         if delivery.token is not None and not delivery.failed:
             self._report(delivery.token, 0, None, delivery.message, None, self._clock())
 
+    def _offer(self, wire: Wire, frame: tuple[bytes, ...]) -> bool:
+        """Write a frame that somebody else sent, in pieces; False where too much waits for the connection already."""
+        if wire.doom is not None:
+            return False
+        out = wire.out
+        queued = out.pushed_bytes - out.left_bytes
+        if queued:
+            limits, size = self.limits, sum(map(len, frame))
+            if queued + size > limits.out_queue or (
+                out.in_flight and queued >= limits.out_pause and self._backlog + size > limits.out_total
+            ):
+                self._full.setdefault(wire, self._clock())
+                return False
+            if out.in_flight:
+                self._backlog += size
+        for piece in frame:
+            out.push(piece)
+        if not wire.dirty:
+            self._touch(wire)
+        return True
+
     def _push(self, wire: Wire, frame: bytes) -> None:
+        """Write an answer to the connection's own words."""
         if wire.doom is not None:
             return
         out = wire.out
         queued = out.pushed_bytes - out.left_bytes
-        if queued and queued + len(frame) > self.limits.out_queue:
+        if queued and queued + len(frame) > self.limits.out_answers:
             self._doom(wire, f"{queued} bytes wait for it and it does not read")
             return
         out.push(frame)

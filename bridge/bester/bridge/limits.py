@@ -28,14 +28,20 @@ class Limits:
     """One address cannot take all the places. Loopback and Unix peers (often proxies) are bounded by the total."""
     max_connections_per_user: int = 1_000
     """Each gets a copy of each message to the user: this is the factor by which one message may grow."""
-    out_queue: int = 8 * MIB
-    """What may wait for one reader who is slower than what he is sent; above it he is disconnected."""
+    out_queue: int = 4 * MIB
+    """What may wait for one reader who is slower than what he is sent; what others send him above it has failed, and
+    costs him nothing: or anybody could have anybody else disconnected. Less than `unreported_bytes`: one reader must
+    not fill the window of one who sends."""
+    out_answers: int = 16 * MIB
+    """The same with the answers to what he sent himself, which cannot fail; above it he is disconnected."""
+    out_total: int = 1024 * MIB
+    """What may wait for all readers together; above it each has but `out_pause`. Memory."""
     out_pause: int = 256 * KIB
     """With so much waiting for it, a connection is not read from: who does not listen is not listened to."""
     write_chunk: int = 256 * KIB
     """Handed to the socket at once; what left the process is known chunk by chunk."""
     stalled_s: float = 30.0
-    """A reader that takes nothing for so long is gone, whatever TCP believes."""
+    """A reader that takes nothing, or whose queue stays full, for so long is gone, whatever TCP believes."""
     unreported: int = 1_024
     """Messages of one connection that wait for their report; above it the connection is not read from."""
     unreported_bytes: int = 8 * MIB

@@ -279,11 +279,17 @@ def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, byte
     return b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1], b"".join(parts)
 
 
-def delivered(head: bytes, target: int, tail: bytes) -> bytes:
-    """Return the receivedMessage frame for target number `target`, from the parts of `envelope`."""
+SHARED_BYTES = 4096
+"""The targets of a delivery share a tail above this: joined, n targets of a large message would be n large messages."""
+
+
+def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
+    """Return the receivedMessage frame for target number `target`, in pieces, from the parts of `envelope`."""
     number = b".%d" % target
-    length = len(head) + len(number) + len(tail)
-    return b"".join((length.to_bytes(4, "little"), head, number, tail))
+    length = (len(head) + len(number) + len(tail)).to_bytes(4, "little")
+    if len(tail) > SHARED_BYTES:
+        return b"".join((length, head, number)), tail
+    return (b"".join((length, head, number, tail)),)
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:
