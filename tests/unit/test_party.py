@@ -19,6 +19,7 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 from bester.broker.wire.party import (
+    BARRED_RETRY_S,
     FIRST_RETRY_S,
     GREETING_S,
     LAST_RETRY_S,
@@ -31,17 +32,17 @@ from bester.broker.wire.party import (
 HELLO_FIRST = Error("hello-first", "", None, None)
 REFUSED = Error("not-allowed", "", 1, None)
 WELCOME = Welcome(1, "s1", {"heartbeat_ms": 2000})
-EVENTS = ("opened", "welcomed", "unknown", "silent", "leave", "parted", "refused")
+EVENTS = ("opened", "welcomed", "unknown", "silent", "leave", "parted", "refused", "barred")
 NOTHING = Step()
 
 
-def party() -> Party:
-    return Party("handler", "w", {"types": ["t"]})
+def party(role: str = "handler") -> Party:
+    return Party(role, "w", {"types": ["t"]})
 
 
-def at(state: State) -> Party:
+def at(state: State, role: str = "handler") -> Party:
     """Return a party that has come to this state the short way, at time 0."""
-    one = party()
+    one = party(role)
     if state is State.OVER:
         one.leave("", 0.0)
     elif state is not State.DOWN:
@@ -61,6 +62,7 @@ def cause(one: Party, event: str) -> Step:
         "unknown": HELLO_FIRST,
         "parted": Goodbye("x"),
         "refused": REFUSED,
+        "barred": REFUSED,
     }
     if event == "opened":
         return one.opened(1.0)
@@ -72,7 +74,7 @@ def cause(one: Party, event: str) -> Step:
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", State)
 def test_the_table_is_what_happens(state: State, event: str) -> None:
-    one = at(state)
+    one = at(state, "server" if event == "barred" else "handler")
     step = cause(one, event)
     assert one.state is TRANSITIONS.get((state, event), state)
     if (state, event) not in TRANSITIONS:
@@ -175,6 +177,16 @@ def test_a_hello_refused_for_good_is_the_end_and_for_now_is_tried_again(code: st
     else:
         assert step == Step((), "over")
         assert one.refusal == Error(code, "", 1, None)
+
+
+def test_a_server_that_is_refused_asks_again_later() -> None:
+    one = at(State.GREETING, "server")
+    assert one.receive(REFUSED, 1.0) == Step((), "lost")
+    assert one.refusal == REFUSED
+    assert one.retry_at == 1.0 + BARRED_RETRY_S
+    one.opened(one.retry_at)
+    assert one.receive(WELCOME, one.retry_at) == Step((), "welcomed")
+    assert one.refusal is None
 
 
 def test_an_error_about_something_else_is_not_about_the_link() -> None:

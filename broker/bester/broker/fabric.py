@@ -207,8 +207,7 @@ class FabricLink:
             self._on_lost("the broker has restarted")
         elif step.event in ("lost", "parted"):
             self._shut()
-            why = "the broker said goodbye" if step.event == "parted" else f"nothing heard from {self.endpoint}"
-            self._on_lost(why)
+            self._on_lost(self._why(step.event))
             self._set_timer(self.party.retry_at)
             return
         elif step.event == "over":
@@ -217,6 +216,11 @@ class FabricLink:
                 self._shut()
             return
         self._set_timer(self.party.next_timer())
+
+    def _why(self, event: str) -> str:
+        if self.party.refusal is not None:
+            return f"refused: {self.party.refusal.text}"
+        return "the broker said goodbye" if event == "parted" else f"nothing heard from {self.endpoint}"
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:

@@ -43,6 +43,7 @@ class State(Enum):
 #              leave      this side wants to end; GOODBYE goes out
 #              parted     GOODBYE arrived
 #              refused    ERROR answering our HELLO with a permanent code: trying again would not help
+#              barred     the same where we are a server: the other one's operator may yet list us
 TRANSITIONS: dict[tuple[State, str], State] = {
     (State.DOWN, "opened"): State.GREETING,
     (State.GREETING, "welcomed"): State.READY,
@@ -50,6 +51,7 @@ TRANSITIONS: dict[tuple[State, str], State] = {
     (State.GREETING, "silent"): State.DOWN,
     (State.GREETING, "parted"): State.DOWN,
     (State.GREETING, "refused"): State.OVER,
+    (State.GREETING, "barred"): State.DOWN,
     (State.GREETING, "leave"): State.OVER,
     (State.READY, "unknown"): State.GREETING,
     (State.READY, "welcomed"): State.READY,
@@ -65,6 +67,8 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 """Back-off doubles between these; a broker that comes back is found within seconds."""
+BARRED_RETRY_S = 30.0
+"""A server that was refused asks again so often: soon enough for whoever has just listed it, and little noise."""
 GREETING_S = 3.0
 """How long greeting may take before the socket is given up, whatever else is heard meanwhile."""
 HEARTBEAT_MS_RANGE = (10, 60_000)
@@ -117,6 +121,7 @@ class Party:
         """A new socket was connected: greet on it."""
         if not self._go("opened"):
             return _NOTHING
+        self.refusal = None
         self._greeted = self._heard = self._sent = now
         return Step((self.hello,))
 
@@ -162,10 +167,20 @@ class Party:
                 return Step((), "over")
             self._sent = now
             return Step((self.hello,), "unknown")
-        if message.op == 1 and not is_temporary(message.code) and self._go("refused"):
-            self.refusal = message
-            return Step((), "over")
+        if message.op == 1 and not is_temporary(message.code):
+            return self._refused(message, now)
         return _NOTHING
+
+    def _refused(self, message: Error, now: float) -> Step:
+        """Two operators list two servers, one of them first; anybody else was started wrongly, and ends."""
+        patient = self.hello.role == "server"
+        if not self._go("barred" if patient else "refused"):
+            return _NOTHING
+        self.refusal = message
+        if not patient:
+            return Step((), "over")
+        self.retry_at = now + BARRED_RETRY_S
+        return Step((), "lost")
 
     def leave(self, reason: str, now: float) -> Step:
         """Take no new work: say GOODBYE, and stay until it is echoed or the broker falls silent."""
