@@ -95,6 +95,8 @@ async def test_chat_reaches_those_it_names() -> None:
     tester = Tester(chat.app)
     result = await tester.send("chat", {"to": ["bob", "carol"], "text": "hi"}, user="alice")
     assert result.commands == [Sent("sendClients", ["bob", "carol"], {"from": "alice", "text": "hi"})]
+    result = await tester.send("chat", {"to": ["bob"] * 2000, "text": "hi"}, user="alice")
+    assert result.commands == [Sent("sendClients", ["bob"], {"from": "alice", "text": "hi"})]
     result = await tester.send("chat", {"to": "bob", "text": "hi"})
     assert result.commands == [Sent("sendClients", ["bob"], {"from": None, "text": "hi"})]
 
@@ -106,6 +108,7 @@ async def test_chat_reaches_those_it_names() -> None:
         ({"text": "hi"}, 'chat: "to" is'),
         ({"to": [], "text": "hi"}, 'chat: "to" is'),
         ({"to": ["bob", 1], "text": "hi"}, 'chat: "to" is'),
+        ({"to": [f"u{number}" for number in range(1001)], "text": "hi"}, 'chat: "to" names 1000'),
         ({"to": "bob"}, 'chat: "text" is'),
         ({"to": "bob", "text": 7}, 'chat: "text" is'),
     ],

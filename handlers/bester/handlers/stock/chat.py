@@ -1,12 +1,16 @@
 """chat: `{"to": ["bob", "carol"], "text": "hi"}` reaches them as `{"from": "alice", "text": "hi"}`.
 
-`to` may be one name. `from` is null where no user of this server sent it. Anything else fails with a note saying why.
+`to` may be one name, or up to 1,000. `from` is null where no user of this server sent it. Anything else fails with a
+note saying why.
 """
 
 from __future__ import annotations
 
 from bester.broker.wire.messages import Command
 from bester.handlers import App, HandlerError, Message
+
+MOST = 1000
+"""Users one message may name. Each costs the server some work: a frame full of names would hold up everybody."""
 
 app = App()
 
@@ -23,4 +27,7 @@ def chat(message: Message) -> Command:
         raise HandlerError('chat: "to" is a user\'s name or a list of names')
     if not isinstance(text, str):
         raise HandlerError('chat: "text" is a string')
+    names = list(dict.fromkeys(names))  # who is named twice gets it once
+    if len(names) > MOST:
+        raise HandlerError(f'chat: "to" names {MOST} users at most')
     return message.send_clients(names, {"from": message.user, "text": text})
