@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 import click
 import pytest
 
+from bester.bridge.children import GRACE_S
 from bester.bridge.cli import main
 from bester.bridge.cli.commands import COMMANDS, bester
 from bester.bridge.cli.errors import describe
@@ -217,6 +219,23 @@ def test_a_port_in_use_is_one_line(directory: Path) -> None:
     assert ended.returncode in (1, 2)
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert str(port) in ended.stderr
+
+
+async def test_a_second_interrupt_waits_for_nobody(directory: Path) -> None:
+    (directory / "stuck.py").write_text(
+        "import time\nfrom bester.handlers import App\napp = App()\n"
+        "@app.handler('stuck', inline=True)\ndef stuck(message):\n    print('held up', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    server, address = await start(directory, OPEN + '[handlers.stuck]\napp = "stuck:app"\n')
+    sender = await client(directory, "send", "--to", address, "--user", "tim", "stuck", "1")
+    await server.says("held up")
+    server.process.send_signal(signal.SIGINT)
+    await server.says("finishing what is under way")
+    begun = time.monotonic()
+    assert await server.end(signal.SIGINT) == 1
+    assert time.monotonic() - begun < GRACE_S
+    await sender.end(signal.SIGINT)
 
 
 async def test_interrupt_ends_listening_without_a_traceback(directory: Path) -> None:

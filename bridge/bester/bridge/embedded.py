@@ -12,13 +12,16 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from bester.bridge import service as bridge_service
-from bester.bridge.children import Children, plan
+from bester.bridge.children import GRACE_S, Children, plan
 from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
 from bester.broker.wire.codes import ConfigError
 
 log = logging.getLogger("bester.up")
+
+HURRY_S = 0.2
+"""What handlers have from SIGTERM to SIGKILL where somebody asked twice for the end, or it comes by a failure."""
 
 
 def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
@@ -35,7 +38,7 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             broker = await stack.enter_async_context(broker_service.serving(config))
             bridge = await stack.enter_async_context(bridge_service.serving(config))
             bridge.attach(broker.attach(bridge.bridge.receive))
-            stack.push_async_callback(children.stop)
+            stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
             on_ready(bridge.addresses)
             await stop.wait()
