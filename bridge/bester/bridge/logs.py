@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TextIO
 
+from bester.broker.pace import Pace
+
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -46,6 +48,7 @@ class JsonFormatter(logging.Formatter):
 def configure(format_: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
     """Send every record at or above a level to a stream, standard error by default; replaces what was set before."""
     handler = logging.StreamHandler(stream or sys.stderr)
+    handler.addFilter(Pace())
     handler.setFormatter(JsonFormatter() if format_ == "json" else LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.raiseExceptions = False  # a closed terminal is no reason to fail

@@ -25,6 +25,7 @@ from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.notices import Notices
+from bester.broker.pace import PACED
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError
@@ -212,7 +213,9 @@ class Broker:
         passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
-            log.info("%s %s", notice.event, " ".join(f"{key}={_logged(value)}" for key, value in fields.items()))
+            log.info(
+                "%s %s", notice.event, " ".join(f"{key}={_logged(value)}" for key, value in fields.items()), extra=PACED
+            )
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:

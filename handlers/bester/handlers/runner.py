@@ -16,6 +16,7 @@ from typing import Any
 
 import zmq
 
+from bester.broker.pace import Pace
 from bester.broker.wire.address import parse_endpoint
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
@@ -77,6 +78,8 @@ def run(
     """
     form = "%(levelname)s %(message)s" if untimed else "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Pace())
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
     types = [type_.strip() for type_ in types if type_.strip()] if types else None

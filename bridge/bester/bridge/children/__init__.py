@@ -24,6 +24,7 @@ from typing import BinaryIO
 from bester.bridge.children import guard
 from bester.bridge.children.backoff import Backoff
 from bester.broker.config import Config, HandlerConfig
+from bester.broker.pace import PACED
 from bester.broker.wire.codes import ConfigError
 
 GRACE_S = 5.0
@@ -268,4 +269,4 @@ def _log_all(name: str, lines: Sequence[bytes]) -> None:
     for line in lines:
         text = line.decode(errors="replace").rstrip()
         for start in range(0, len(text), LINE_LIMIT):
-            _log.info("%s | %s", name, text[start : start + LINE_LIMIT])
+            _log.info("%s | %s", name, text[start : start + LINE_LIMIT], extra=PACED)
