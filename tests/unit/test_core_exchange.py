@@ -660,7 +660,8 @@ def test_its_own_name_is_this_server() -> None:
     stand.submit(bridge, "one")
     stand.answer(one, servers("s1", as_type="two"))
     request = stand.answer(two)
-    assert (request.meta["path"], request.user) == (["s1/one"], "alice")
+    assert (request.meta["path"], request.user) == (["s1/one"], None)
+    assert (request.meta["scope"], request.meta["peer"]) == ("server", "s1")
     assert stand.report(bridge).status == 0
     finished(stand)
 
@@ -810,6 +811,59 @@ def test_an_unlisted_servers_claims_count_for_nothing_but_its_path() -> None:
     assert request.meta["id"] == request.meta["root"]
     assert request.meta["id"].startswith("s1/")
     assert (request.meta["origin"], request.meta["peer"], request.meta["path"]) == ("stranger", "stranger", ["a/b"])
+
+
+def test_over_keyless_tcp_nobody_is_who_he_says_he_is() -> None:
+    stand = federated("open")
+    peer, chat = stand.server("s2", door="tcp"), stand.handler("chat")
+    stand.relay(peer, "chat", id="s2/b-1/7", root="s2/b-1/7", origin="s2", path=["a/b"])
+    request = stand.answer(chat)
+    assert request.meta["id"].startswith("s1/tcp-")
+    assert (request.meta["origin"], request.meta["peer"]) == ("a server over tcp", "a server over tcp")
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b'"\xff"', b"[" * 65 + b"]" * 65, b""])
+def test_what_another_server_relays_is_checked_where_it_enters(body: bytes) -> None:
+    stand = federated()
+    peer = stand.server("s2")
+    stand.handler("chat")
+    stand.relay(peer, "chat", body=body)
+    assert stand.one(peer, Relayed).outcome == "failed:malformed"
+    finished(stand)
+
+
+def test_what_enters_while_the_broker_ends_is_refused_and_the_rest_goes_on() -> None:
+    stand = federated()
+    bridge, one = stand.bridge("alice"), stand.handler("one")
+    stand.submit(bridge, "one")
+    stand.router.drain()
+    stand.submit(bridge, "one")
+    report = stand.report(bridge)
+    assert (report.status, report.reason) == (1, "overloaded")
+    stand.answer(one)
+    assert stand.report(bridge).status == 0
+    finished(stand)
+
+
+def test_a_lease_is_how_long_it_may_take() -> None:
+    stand = federated()
+    bridge, slow = stand.bridge("alice"), stand.handler("slow", lease_ms=60_000)
+    stand.submit(bridge, "slow")
+    stand.wait(50)
+    stand.answer(slow)
+    assert stand.report(bridge).status == 0
+    finished(stand)
+
+
+def test_hello_after_goodbye_keeps_what_is_outstanding() -> None:
+    stand = federated()
+    bridge, one = stand.bridge("alice"), stand.handler("one")
+    stand.submit(bridge, "one")
+    stand.say(one, Goodbye("never mind"))
+    stand.say(one, Hello(1, "handler", "h", {"types": ["one"], "credit": 5}))
+    assert stand.answer(one).meta["attempt"] == 1
+    assert stand.report(bridge).status == 0
+    finished(stand)
 
 
 def test_a_type_this_server_may_not_send_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 import pytest
@@ -67,18 +66,3 @@ def test_a_first_frame_over_its_limit_is_refused_from_four_bytes(step: int) -> N
     for at in range(0, len(header), step):
         assert splitter.feed(header[at : at + step]) == []
     assert splitter.refused == 11
-
-
-def test_a_large_frame_in_small_reads_is_not_copied_at_each() -> None:
-    def seconds(size: int) -> float:
-        splitter = Splitter(size)
-        stream = frame(bytes(size))
-        start = time.perf_counter()
-        bodies = [body for at in range(0, len(stream), 512) for body in splitter.feed(stream[at : at + 512])]
-        took = time.perf_counter() - start
-        assert bodies == [bytes(size)]
-        return took
-
-    small = min(seconds(1 << 20) for _ in range(3))
-    large = min(seconds(1 << 24) for _ in range(3))
-    assert large < 16 * 8 * small  # linear is 16 times; square would be 256 times

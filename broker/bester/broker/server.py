@@ -102,7 +102,8 @@ class Broker:
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until no message is owed a report, at most `timeout_s`; says whether that was reached."""
+        """Take no new messages, and wait until none is owed a report, at most `timeout_s`; says whether none is."""
+        self.router.drain()
         deadline = time.monotonic() + timeout_s
         while not self.router.idle and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
             await asyncio.sleep(TICK_S / 4)

@@ -88,4 +88,4 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
 async def finish(draining: Awaitable[bool]) -> None:
     """Wait for a drain, and say so where something was cut off."""
     if not await draining:
-        log.warning("messages were still under way after %g s; their senders have no report", DRAIN_S)
+        log.warning("messages were still under way after %g s and are cut off", DRAIN_S)

@@ -24,6 +24,8 @@ ANSWER_S = 30.0
 """How long one message may take, connecting included."""
 HEADER_BYTES = 4
 GOOD = ("0", "00")
+TARGETS: dict[str, type] = {"sendClients": list, "sendServers": list, "sendHandler": str}
+"""How each command names its targets."""
 
 
 class _Command(msgspec.Struct):
@@ -98,5 +100,7 @@ def command_of(answer: bytes) -> Command:
         raise HandlerError(f"the handler's answer is not header and data: {error}") from None
     if not bytes(frame.data):
         raise HandlerError("the handler's answer has no data")
+    if not isinstance(command.data, TARGETS.get(command.type, object)):
+        raise HandlerError(f"the handler's {command.type} names its targets wrongly: {command.data!r}")
     targets = [command.data] if isinstance(command.data, str) else command.data
     return Command(command.type, targets, bytes(frame.data), command.message_type)

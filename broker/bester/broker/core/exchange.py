@@ -286,7 +286,7 @@ class Exchange:
             id_ = result_id(parcel.id, number, t)
             code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(type_) else None)
             if code is None and target == self.settings.name:
-                self._into_own_handler(parcel, id_, type_, command.body, target, now)
+                self._into_own_handler(parcel, id_, type_, command.body, target, now, from_server=True)
                 continue
             meta: Meta = {"id": id_, "root": parcel.root, "origin": parcel.origin, "path": path}
             if code is None:
@@ -329,10 +329,16 @@ class Exchange:
             return
         self._into_own_handler(parcel, result_id(parcel.id, number, 0), target, command.body, target, now)
 
-    def _into_own_handler(self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float) -> None:
+    def _into_own_handler(
+        self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float, *, from_server: bool = False
+    ) -> None:
+        """Hand a result to a handler here. The sender stays the same, unless it was sent to us as to another server."""
+        scope, user, peer = parcel.scope, parcel.user, parcel.peer
+        if from_server:
+            scope, user, peer = "server", None, self.settings.name
         child = Parcel(
-            parcel.case, id_, type_, body, scope=parcel.scope, origin=parcel.origin, user=parcel.user,
-            root=parcel.root, peer=parcel.peer, path=parcel.sent_on(self.settings.name), target=target,
+            parcel.case, id_, type_, body, scope=scope, origin=parcel.origin, user=user,
+            root=parcel.root, peer=peer, path=parcel.sent_on(self.settings.name), target=target,
         )  # fmt: skip
         child.case.owed += 1
         self._place(child, now)
@@ -430,8 +436,9 @@ class Exchange:
         for worker in workers:
             if worker.lines:
                 self._give_up(self.workers.overdue_for(worker, late))
+            given_long_ago = min(late, now - worker.lease_s)
             for parcel in worker.busy.values():
-                if parcel.since > late:
+                if parcel.since > given_long_ago:
                     break
                 if not parcel.ended:
                     self._end(parcel, failed("timeout"))

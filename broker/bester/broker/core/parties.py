@@ -17,9 +17,7 @@ class Peer:
     """A party that has said HELLO. `logins` are the sessions whose password is being checked."""
 
     __slots__ = (
-        "emits",
         "heard",
-        "lease_s",
         "leaving",
         "link",
         "listeners",
@@ -36,22 +34,20 @@ class Peer:
         self.role = role
         self.name = name
         self.heard = now
-        self.lease_s = 0.0
         self.leaving = False
         self.worker: Worker | None = None
         self.types: frozenset[str] = frozenset()
         self.logins: set[int] = set()
         self.prefix = ""
         self.listeners: list[str] = []
-        self.emits = 0
 
     def silent(self, limits: Limits, now: float) -> bool:
         """Was nothing heard for too long? A direct link is this process itself, and never silent."""
         if self.link.door == "direct":
             return False
         patience = SILENT_HEARTBEATS * limits.heartbeat_s
-        if self.worker is not None and self.worker.busy:
-            patience = max(patience, self.lease_s)
+        if self.worker is not None and self.worker.busy and self.worker.lease_s:
+            patience = self.worker.lease_s
         return now - self.heard > patience
 
 
@@ -93,8 +89,9 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if type(credit) is not int or not 1 <= credit <= limits.max_credit:
         return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)
     lease_ms = options.get("lease_ms", 0)
-    if type(lease_ms) is not int or lease_ms < 0:
-        return Error("malformed", "lease_ms is a number of milliseconds", _HELLO_OP)
+    if type(lease_ms) is not int or not 0 <= lease_ms <= limits.max_lease_s * 1000:
+        most = round(limits.max_lease_s * 1000)
+        return Error("malformed", f"lease_ms is a number of milliseconds, {most} at most", _HELLO_OP)
     order = options.get("order", {})
     if not isinstance(order, dict) or any(how != "user" for how in order.values()):
         return Error("malformed", 'order is a map {type: "user"}', _HELLO_OP)

@@ -13,10 +13,11 @@ CHUNK = 16
 class Worker:
     """One handler: `busy` holds what it was given, by token, oldest first; `free` is its unused credit.
 
-    `lines` are those bound to it in which something waits. After `leaving` it takes nothing new.
+    `lease_s` is how long it may be silent while it holds anything (0: as long as others), and at least how long it may
+    take. `lines` are those bound to it in which something waits. After `leaving` it takes nothing new.
     """
 
-    __slots__ = ("busy", "credit", "free", "leaving", "lines", "lines_next", "link", "pool")
+    __slots__ = ("busy", "credit", "free", "lease_s", "leaving", "lines", "lines_next", "link", "pool")
 
     pool: Pool
 
@@ -25,6 +26,7 @@ class Worker:
         self.credit = credit
         self.free = credit
         self.busy: dict[int, Parcel] = {}
+        self.lease_s = 0.0
         self.leaving = False
         self.lines: dict[Line, None] = {}
         self.lines_next = False

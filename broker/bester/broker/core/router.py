@@ -19,6 +19,7 @@ from bester.broker.core.exchange import Exchange
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
 from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
+from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
@@ -77,6 +78,7 @@ class Router:
         self._strangers: dict[Link, float] = {}
         self._emitted: OrderedDict[tuple[str, str], Case | Outcome] = OrderedDict()
         self._serial = 0
+        self._draining = False
         self._ticked = now
         self._resumed = now
         self._beat = now
@@ -110,7 +112,7 @@ class Router:
         if isinstance(message, Hello):
             self._hello(link, peer, message, now)
         elif peer is None:
-            self._stranger(link, now)
+            self._stranger(link, message, now)
         else:
             peer.heard = now
             handle = self._table.get((peer.role, type(message)))
@@ -188,6 +190,10 @@ class Router:
                 self._say(link, Goodbye(reason))
         return self._actions()
 
+    def drain(self) -> None:
+        """This broker is about to end: what enters from now on is refused, what is under way goes on."""
+        self._draining = True
+
     @property
     def idle(self) -> bool:
         """Whether no message is owed a report."""
@@ -206,8 +212,8 @@ class Router:
 
     # --- coming and going ---
 
-    def _stranger(self, link: Link, now: float) -> None:
-        """At most one answer a heartbeat to a link that has not said HELLO."""
+    def _stranger(self, link: Link, message: Message | Malformed, now: float) -> None:
+        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong."""
         last = self._strangers.get(link)
         if last is not None and now - last < self.settings.limits.heartbeat_s:
             return
@@ -215,7 +221,11 @@ class Router:
         while len(self._strangers) >= self.settings.limits.max_strangers:
             del self._strangers[next(iter(self._strangers))]
         self._strangers[link] = now
-        self._say(link, Error("hello-first", "this link is not known here; say HELLO"))
+        if isinstance(message, Malformed) and message.op == OP_OF[Hello]:
+            self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
+            self._say(link, Error(*message))
+        else:
+            self._say(link, Error("hello-first", "this link is not known here; say HELLO"))
 
     def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
         error = parties.refusal(self.settings, link, hello)
@@ -229,14 +239,14 @@ class Router:
             self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
             self._say(link, error)
             return
-        if peer is not None and (peer.role != hello.role or peer.leaving):
+        if peer is not None and peer.role != hello.role:
             self._lost(peer, "come back as another", now)
             peer = None
         self._strangers.pop(link, None)
         if peer is None:
             peer = self._peers[link] = Peer(link, hello.role, hello.name, now)
             self._notice("joined", role=hello.role, name=hello.name, types=sorted(options.types) if options else None)
-        peer.name, peer.heard = hello.name, now
+        peer.name, peer.heard, peer.leaving = hello.name, now, False
         limits = self.settings.limits
         said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
         self._say(link, Welcome(VERSION, self.settings.name, said))
@@ -254,12 +264,13 @@ class Router:
     def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
         exchange = self._exchange
         types, credit, ordered = options.types, options.credit, options.ordered
-        peer.types, peer.lease_s = types, options.lease_s
+        peer.types = types
         if peer.worker is None:
             peer.worker = exchange.workers.join(peer.link, types, credit, ordered)
             exchange.joined(peer.worker, types, now)
         else:
             exchange.rejoined(peer.worker, types, credit, ordered, now)
+        peer.worker.lease_s = options.lease_s
 
     def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
@@ -317,7 +328,7 @@ class Router:
             self._refuse(peer, Error("not-allowed", text, OP_OF[Emit], emit.token))
             return
         given = emit.meta.get("id")
-        key = (peer.name, given) if type(given) is str and len(given) <= MAX_ID else None
+        key = (emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
         if key is not None and (earlier := self._emitted.get(key)) is not None:
             if isinstance(earlier, Case):  # not done yet: whoever asks last is told
                 if earlier.owed:
@@ -331,6 +342,9 @@ class Router:
         self._serial += 1
         id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
         case = Case(Kind.EMIT, peer.link, emit.token, id_)
+        if self._draining:
+            self._exchange.refuse(case, "overloaded")
+            return
         if key is not None:
             self._emitted[key] = case
             if len(self._emitted) > MAX_EMIT_IDS:
@@ -381,7 +395,9 @@ class Router:
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_)
         user = self._exchange.directory.user(peer.link, submit.session)
-        if user is None:
+        if self._draining:
+            self._exchange.refuse(case, "overloaded")
+        elif user is None:
             self._exchange.refuse(case, "not-allowed")
         elif is_reserved(submit.type):
             self._exchange.refuse(case, "reserved")
@@ -412,11 +428,24 @@ class Router:
 
     def _relay(self, peer: Peer, relay: Relay, now: float) -> None:
         self._serial += 1
-        id_ = f"{self.settings.name}/{peer.name}-{self._epoch}/{self._serial}"
-        listed = peer.name if peer.name in self.settings.routes else None
+        name = policy.fabric_peer(peer.link.door, peer.name)
+        listed = name if name in self.settings.routes else None
+        told = name or f"a server over {peer.link.door}"
+        id_ = f"{self.settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
+        wrong = self._body_fault(relay.body)
+        if wrong is not None:
+            self._exchange.refuse(Case(Kind.RELAY, peer.link, relay.token, id_), wrong)
+            return
         self._from_server(
-            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, peer.name, listed, now
+            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, told, listed, now
         )
+
+    @staticmethod
+    def _body_fault(body: bytes) -> str | None:
+        """Another owner's broker has checked it, or says so: here it enters."""
+        if len(body) > MAX_BODY_BYTES:
+            return "frame-too-large"
+        return None if json_text.fault(body) is None else "malformed"
 
     def _from_server(
         self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
@@ -428,7 +457,7 @@ class Router:
             id_ = _text(meta.get("id")) or id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
         case = Case(kind, link, token, id_, root)
-        code = policy.may_enter(self.settings, listed, type_)
+        code = "overloaded" if self._draining else policy.may_enter(self.settings, listed, type_)
         if code is not None:
             self._notice("message-refused", server=told, type=type_, code=code)
             self._exchange.refuse(case, code)

@@ -67,7 +67,10 @@ class Limits:
     handler_wait_s: float = 5.0
     """How long a message waits for a handler of its type to come (back)."""
     request_s: float = 30.0
-    """How long one handler may take over one message, and how long a message may wait for a busy one."""
+    """How long one handler may take over one message (or its lease, where that is longer), and how long a message may
+    wait for a busy one."""
+    max_lease_s: float = 600.0
+    """How long a handler may ask to be silent, and to take, over one message; senders wait no longer."""
     relay_s: float = 60.0
     """How long another server may take: longer than a handler there."""
     attempts: int = 3
