@@ -149,7 +149,7 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
         status, errors = await ended(await start(folder, "mine:app", "--fabric", endpoint))
     assert status == 1
-    assert f"error: the server at {endpoint} refuses this handler: reserved: bester.auth is not yours\n" in errors
+    assert f"bester: the server at {endpoint} refuses this handler: reserved: bester.auth is not yours\n" in errors
     assert "Traceback" not in errors
 
 
@@ -186,5 +186,5 @@ async def test_mistakes_are_one_line_with_the_remedy_and_status_2(
     status, errors = await ended(await start(folder, *arguments or ("--name", "n")))
     assert text in errors
     assert status == 2
-    assert errors.startswith("error: ")
+    assert errors.startswith("bester: ")
     assert errors.count("\n") == 1

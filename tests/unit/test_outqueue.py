@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.ledger import Delivery, Ledger
+from bester.bridge.ledger import MAX_ROWS, Delivery, Ledger
 from bester.bridge.outqueue import OutQueue
 from bester.broker.wire.messages import Confirm
 
@@ -104,11 +104,11 @@ class TestDelivery:
 class TestLedger:
     def test_one_confirmation_for_all(self) -> None:
         ledger = Ledger()
-        assert ledger.confirm() is None
+        assert ledger.confirm() == []
         for serial in (1, 2, 3):
             ledger.at_once(serial)
-        assert ledger.confirm() == Confirm(3, [], [])
-        assert ledger.confirm() is None
+        assert ledger.confirm() == [Confirm(3, [], [])]
+        assert ledger.confirm() == []
 
     def test_one_that_waits_does_not_hold_up_the_others(self) -> None:
         ledger = Ledger()
@@ -117,11 +117,24 @@ class TestLedger:
         quick = ledger.begin(3, None, None)
         quick.fail(0, "not-connected")
         ledger.end(quick)
-        assert ledger.confirm() == Confirm(0, [2, 3], [[3, 0, "not-connected"]])
+        assert ledger.confirm() == [Confirm(0, [2, 3], [[3, 0, "not-connected"]])]
         ledger.end(slow)
         ledger.end(slow)
-        assert ledger.confirm() == Confirm(3, [], [])
+        assert ledger.confirm() == [Confirm(3, [], [])]
         assert ledger.waiting == 0
+
+    def test_a_crowd_that_has_gone_is_told_in_pieces_and_not_covered_by_another_word(self) -> None:
+        ledger = Ledger()
+        rows = MAX_ROWS // 2 + 1
+        for serial in (1, 2, 3):
+            delivery = ledger.begin(serial, None, None)
+            for target in range(rows):
+                delivery.fail(target, "not-connected")
+            ledger.end(delivery)
+        confirms = ledger.confirm()
+        assert [(confirm.upto, confirm.done) for confirm in confirms] == [(0, [1]), (0, [2]), (3, [])]
+        assert all(len(confirm.failed) <= MAX_ROWS for confirm in confirms)
+        assert sum(len(confirm.failed) for confirm in confirms) == 3 * rows
 
     @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.data())
     def test_everything_is_confirmed_once_it_has_ended_and_not_before(
@@ -134,8 +147,7 @@ class TestLedger:
         failures: list[list[object]] = []
 
         def look() -> None:
-            confirm = ledger.confirm()
-            if confirm is not None:
+            for confirm in ledger.confirm():
                 failures.extend(confirm.failed)
                 known.update(range(1, confirm.upto + 1), confirm.done)
             assert known == ended

@@ -61,6 +61,7 @@ class Bridge:
     ) -> None:
         self.limits = limits
         self.is_ready = False
+        self._was_lost = False
         self.on_empty: Callable[[], None] | None = None
         self._clock = clock
         self._soon = soon
@@ -96,6 +97,9 @@ class Bridge:
         """The broker knows us (again): tell it who is here. What an earlier life of it was asked is void."""
         if self.is_ready:
             self.lost("the broker was started again")
+        if self._was_lost:
+            self._was_lost = False
+            self._notice("the broker is back")
         self.is_ready = True
         for number, wire in self._targets.items():
             assert wire.session.user is not None
@@ -103,7 +107,9 @@ class Bridge:
 
     def lost(self, why: str) -> None:
         """The link is lost: everything outstanding on it is void, and is said to be so. Clients stay."""
-        self._notice(f"link to the broker lost: {why}")
+        if self.is_ready or not self._was_lost:
+            self._notice(f"link to the broker lost: {why}")
+        self._was_lost = True
         self.is_ready = False
         self._ledger = Ledger()
         self._owed.clear()
@@ -536,8 +542,7 @@ class Bridge:
             self._awake = False
         self._pay()
         if not self._owed:
-            confirm = self._ledger.confirm()
-            if confirm is not None:
+            for confirm in self._ledger.confirm():
                 self._tell(confirm)
 
 

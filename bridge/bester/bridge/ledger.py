@@ -62,6 +62,10 @@ class Delivery:
         return self.holds == 0
 
 
+MAX_ROWS = 100_000
+"""Failures in one confirmation: as many as one delivery may have, and fewer than a fabric message may list."""
+
+
 class Ledger:
     """The serials of one life of a link to a broker; they rise."""
 
@@ -69,7 +73,8 @@ class Ledger:
         self._open: OrderedDict[int, Delivery] = OrderedDict()
         self._highest = 0
         self._ended: list[int] = []
-        self._failed: list[list[Any]] = []
+        self._failed: dict[int, list[list[Any]]] = {}
+        self._told = 0
         self._news = False
 
     @property
@@ -95,16 +100,29 @@ class Ledger:
         if self._open.pop(delivery.serial, None) is None:
             return
         self._news = True
-        self._failed += delivery.failed
+        if delivery.failed:
+            self._failed[delivery.serial] = delivery.failed
         if self._open:
             self._ended.append(delivery.serial)
 
-    def confirm(self) -> Confirm | None:
-        """Return what has ended since the last call; None where nothing has."""
+    def confirm(self) -> list[Confirm]:
+        """Return what has ended since the last call; nothing where nothing has.
+
+        It is one confirmation, unless a crowd has gone: failures that do not fit into it are told before, each with
+        the serial of its delivery, so that nothing is held to be delivered by a later word that covers it.
+        """
         if not self._news:
-            return None
-        upto = next(iter(self._open)) - 1 if self._open else self._highest
-        done = [serial for serial in self._ended if serial > upto]
-        confirm = Confirm(upto, done, self._failed)
-        self._ended, self._failed, self._news = [], [], False
-        return confirm
+            return []
+        confirms: list[Confirm] = []
+        serials: list[int] = []
+        failed: list[list[Any]] = []
+        for serial, rows in self._failed.items():
+            if serials and len(failed) + len(rows) > MAX_ROWS:
+                confirms.append(Confirm(self._told, serials, failed))
+                serials, failed = [], []
+            serials.append(serial)
+            failed = failed + rows
+        self._told = next(iter(self._open)) - 1 if self._open else self._highest
+        confirms.append(Confirm(self._told, [serial for serial in self._ended if serial > self._told], failed))
+        self._ended, self._failed, self._news = [], {}, False
+        return confirms

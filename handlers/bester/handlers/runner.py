@@ -120,7 +120,7 @@ def _app(spec: str | None, socket: str | None, types: Sequence[str] | None) -> A
 
 
 def _say(text: str) -> int:
-    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.write(f"bester: {text}\n")
     return 2
 
 
@@ -161,7 +161,7 @@ async def _serve(worker: Worker, lifeline: bool) -> int:
     refusal = worker.refusal
     if refusal is not None:
         sys.stderr.write(
-            f"error: the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}\n"
+            f"bester: the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}\n"
         )
         return 1
     return 0

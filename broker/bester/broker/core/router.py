@@ -77,6 +77,7 @@ class Router:
         self._peers: dict[Link, Peer] = {}
         self._strangers: dict[Link, float] = {}
         self._emitted: OrderedDict[tuple[str, str], Case | Outcome] = OrderedDict()
+        self._missing: dict[str, str] = {}
         self._serial = 0
         self._draining = False
         self._ticked = now
@@ -155,13 +156,16 @@ class Router:
     def server_ready(self, name: str, now: float) -> list[Action]:
         """The link this broker opened to a server is up."""
         self._exchange.servers.add(Link("server", name.encode()))
+        self._missing.pop(name, None)
         self._notice("server-reached", server=name)
         return self._actions()
 
     def server_lost(self, name: str, why: str, now: float) -> list[Action]:
-        """The link this broker opened to a server is down."""
+        """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
         self._exchange.legs_lost(Link("server", name.encode()), now)
-        self._notice("server-lost", server=name, why=why)
+        if self._missing.get(name) != why:
+            self._missing[name] = why
+            self._notice("server-lost", server=name, why=why)
         return self._actions()
 
     def tick(self, now: float) -> list[Action]:
@@ -245,7 +249,8 @@ class Router:
         self._strangers.pop(link, None)
         if peer is None:
             peer = self._peers[link] = Peer(link, hello.role, hello.name, now)
-            self._notice("joined", role=hello.role, name=hello.name, types=sorted(options.types) if options else None)
+            types = {"types": sorted(options.types)} if options else {}
+            self._notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.heard, peer.leaving = hello.name, now, False
         limits = self.settings.limits
         said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
