@@ -58,15 +58,18 @@ class Case:
 
     def record(self, name: str | None, outcome: str) -> None:
         """Note one outcome, under the target's name as the handler wrote it (None: the message itself)."""
+        if outcome == DELIVERED:
+            if name is not None:
+                self.recipients.setdefault(name, DELIVERED)
+            return
         if name is not None:
             before = self.recipients.get(name)
             if before is None or badness(outcome) > badness(before):
                 self.recipients[name] = outcome
-        if outcome != DELIVERED:
-            if badness(outcome) > badness(self.worst):
-                self.worst = outcome
-            if self.reason is None:
-                self.reason = reason_of(outcome)
+        if badness(outcome) > badness(self.worst):
+            self.worst = outcome
+        if self.reason is None:
+            self.reason = reason_of(outcome)
 
     def answer(self) -> Message:
         """Return the message that ends the case."""

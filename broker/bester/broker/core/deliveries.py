@@ -44,35 +44,46 @@ class Delivery:
         """The bridge reports by itself if all went well."""
 
 
+class _Book:
+    """What one bridge was asked to deliver: `out` by serial, the last serial given and the last confirmed."""
+
+    __slots__ = ("confirmed", "last", "out")
+
+    def __init__(self) -> None:
+        self.out: dict[int, Delivery] = {}
+        self.last = 0
+        self.confirmed = 0
+
+
 class Deliveries:
     """Unconfirmed deliveries by bridge and serial."""
 
     def __init__(self) -> None:
-        self._out: dict[Link, dict[int, Delivery]] = {}
-        self._serials: dict[Link, int] = {}
-        self._confirmed: dict[Link, int] = {}
+        self._books: dict[Link, _Book] = {}
 
     def add(self, link: Link, delivery: Delivery) -> int:
         """Book a delivery; returns its serial, which rises by one on each link."""
-        serial = self._serials.get(link, 0) + 1
-        self._serials[link] = serial
-        self._out.setdefault(link, {})[serial] = delivery
+        book = self._books.get(link)
+        if book is None:
+            book = self._books[link] = _Book()
+        book.last = serial = book.last + 1
+        book.out[serial] = delivery
         return serial
 
     def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, Delivery]]:
         """Return the deliveries that a CONFIRM ends, each once, whatever it repeats or makes up."""
-        out = self._out.get(link)
-        if not out:
+        book = self._books.get(link)
+        if book is None:
             return []
+        out = book.out
         ended: list[tuple[int, Delivery]] = []
-        first = self._confirmed.get(link, 0) + 1
-        last = min(upto, self._serials[link])
-        for serial in range(first, last + 1):
-            delivery = out.pop(serial, None)
-            if delivery is not None:
-                ended.append((serial, delivery))
+        first, last = book.confirmed + 1, min(upto, book.last)
         if last >= first:
-            self._confirmed[link] = last
+            book.confirmed = last
+            for serial in range(first, last + 1):
+                delivery = out.pop(serial, None)
+                if delivery is not None:
+                    ended.append((serial, delivery))
         for serial in done:
             delivery = out.pop(serial, None)
             if delivery is not None:
@@ -81,11 +92,10 @@ class Deliveries:
 
     def drop(self, link: Link) -> list[Delivery]:
         """The bridge is gone: return what it had not confirmed."""
-        self._serials.pop(link, None)
-        self._confirmed.pop(link, None)
-        return list(self._out.pop(link, {}).values())
+        book = self._books.pop(link, None)
+        return list(book.out.values()) if book is not None else []
 
     @property
     def count(self) -> int:
         """How many are out."""
-        return sum(len(out) for out in self._out.values())
+        return sum(len(book.out) for book in self._books.values())

@@ -78,7 +78,7 @@ class Exchange:
         """A handler acts of its own initiative: as if it answered a message that nobody sent."""
         case.owed += 1
         self.cases += 1
-        self._trace(now, case.root, case.id, "emitted", type_)
+        self.trace.add((now, case.root, case.id, "emitted", type_))
         wrong = fault(commands)
         parcel = Parcel(case, case.id, type_, b"", scope="handler", origin=self.settings.name)
         if wrong is not None:
@@ -95,40 +95,42 @@ class Exchange:
     # --- to a handler ---
 
     def _place(self, parcel: Parcel, now: float) -> None:
-        code = self._refusal(parcel, now)
+        limits, size_bytes = self.limits, len(parcel.body)
+        worker = None
+        if len(parcel.path) >= HOP_LIMIT:
+            code: str | None = "too-many-hops"
+        elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
+            code = self._never_served(parcel, now) or "overloaded"
+        else:
+            worker = self.workers.choose(parcel)
+            code = None if worker is not None else self._may_not_wait(parcel, now)
         if code is not None:
             self._end(parcel, failed(code))
             return
         self._held += 1
-        self._held_bytes += len(parcel.body)
-        worker = self.workers.choose(parcel)
+        self._held_bytes += size_bytes
         if worker is not None:
             self._give(worker, parcel, now)
         else:
             parcel.since = now
             self.workers.wait(parcel)
 
-    def _refusal(self, parcel: Parcel, now: float) -> str | None:
-        limits = self.limits
-        if len(parcel.path) >= HOP_LIMIT:
-            return "too-many-hops"
-        if not self.workers.serves(parcel.type) and parcel.type not in self._seen_types:
-            just_started = now < self._started + limits.restart_s
-            return "no-handler" if parcel.scope == "server" and just_started else "unknown-type"
-        if (
-            self._held >= limits.max_held
-            or self._held_bytes + len(parcel.body) > limits.max_held_bytes
-            or self.workers.waits(parcel.type) >= limits.max_waiting
-        ):
-            return "overloaded"
-        return None
+    def _may_not_wait(self, parcel: Parcel, now: float) -> str | None:
+        full = self.workers.waits(parcel.type) >= self.limits.max_waiting
+        return self._never_served(parcel, now) or ("overloaded" if full else None)
+
+    def _never_served(self, parcel: Parcel, now: float) -> str | None:
+        if self.workers.serves(parcel.type) or parcel.type in self._seen_types:
+            return None
+        just_started = now < self._started + self.limits.restart_s
+        return "no-handler" if parcel.scope == "server" and just_started else "unknown-type"
 
     def _give(self, worker: Worker, parcel: Parcel, now: float) -> None:
         self._token = token = self._token + 1
         parcel.attempt += 1
         parcel.since = now
         self.workers.give(worker, token, parcel)
-        self._trace(now, parcel.root, parcel.id, "handler", parcel.type)
+        self.trace.add((now, parcel.root, parcel.id, "handler", parcel.type))
         self._out.append(Send(worker.link, parcel.request(token)))
 
     def feed(self, worker: Worker, now: float) -> None:
@@ -246,32 +248,34 @@ class Exchange:
                 self._to_handler(parcel, number, command, now)
 
     def _to_clients(self, parcel: Parcel, number: int, command: Command, *, alone: bool) -> None:
-        case = parcel.case
-        by_link: dict[Link, list[list[int]]] = {}
-        shares: dict[int, Share] = {}
+        case, places_of = parcel.case, self.directory.places
+        by_link: dict[Link, tuple[list[list[int]], dict[int, str]]] = {}
+        shares: dict[int, Share] | None = None
         for t, name in enumerate(command.targets):
-            places = self.directory.places(name)
+            places = places_of(name)
             if places is None:
                 case.record(name, self._absent(name))
                 continue
             if len(places) > 1:
+                shares = {} if shares is None else shares
                 shares[t] = Share(len(places))
             for link, sessions in places.items():
-                by_link.setdefault(link, []).append([t, *sessions])
+                here = by_link.get(link)
+                if here is None:
+                    here = by_link[link] = ([], {})
+                here[0].append([t, *sessions])
+                here[1][t] = name
         bridge_reports = (
             alone and len(by_link) == 1 and case.owed == 1 and case.worst == DELIVERED
             and case.kind is Kind.SUBMIT and case.link in by_link
         )  # fmt: skip
         id_ = f"{parcel.id}.{number}"
-        for link, targets in by_link.items():
-            names = {target[0]: command.targets[target[0]] for target in targets}
+        for link, (targets, names) in by_link.items():
             case.owed += 1
-            serial = self.deliveries.add(link, Delivery(case, id_, names, shares or None, bridge_reports))
-            meta: Meta = {"origin": parcel.origin}
-            token = None
+            serial = self.deliveries.add(link, Delivery(case, id_, names, shares, bridge_reports))
+            token, meta = None, {"origin": parcel.origin}
             if bridge_reports:
-                token = case.token
-                meta["message"] = case.id
+                token, meta["message"] = case.token, case.id
             self._out.append(Send(link, Deliver(serial, id_, parcel.type, command.body, targets, token, meta)))
 
     def _absent(self, user: str) -> str:
@@ -294,7 +298,7 @@ class Exchange:
             if code is not None:
                 parcel.case.record(target, failed(code))
             else:
-                self._trace(now, parcel.root, id_, "server", target)
+                self.trace.add((now, parcel.root, id_, "server", target))
 
     def _dispatch(self, case: Case, target: str, type_: str, body: bytes, meta: Meta, now: float) -> str | None:
         """Send to another server; returns a code where that cannot even be begun."""
@@ -365,17 +369,17 @@ class Exchange:
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES else "not-connected"
         for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
-            self._delivered(delivery, failures.get(serial, {}), now)
+            self._delivered(delivery, failures.get(serial) if failures else None, now)
 
-    def _delivered(self, delivery: Delivery, failures: dict[int, str], now: float) -> None:
-        case = delivery.case
+    def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
+        case, shares = delivery.case, delivery.shares
         for t, name in delivery.targets.items():
-            reason = failures.get(t)
-            share = delivery.shares.get(t) if delivery.shares else None
+            reason = failures.get(t) if failures else None
+            share = shares.get(t) if shares else None
             outcome = share.end(reason) if share else DELIVERED if reason is None else failed(reason)
             if outcome is not None:
                 case.record(name, outcome)
-                self._trace(now, case.root, delivery.id, outcome, name)
+                self.trace.add((now, case.root, delivery.id, outcome, name))
         self._pay(case, silent=delivery.reported and not failures)
 
     def bridge_lost(self, link: Link, now: float) -> None:
@@ -402,7 +406,7 @@ class Exchange:
 
     def _arrived(self, leg: Leg, outcome: str, now: float) -> None:
         leg.case.record(leg.target, outcome)
-        self._trace(now, leg.case.root, leg.case.id, outcome, leg.target)
+        self.trace.add((now, leg.case.root, leg.case.id, outcome, leg.target))
         self._pay(leg.case)
 
     def _end(self, parcel: Parcel, outcome: str | None) -> None:
@@ -455,6 +459,3 @@ class Exchange:
         if self.workers.serves(parcel.type):
             return "overloaded"
         return "handler-lost" if parcel.attempt else "no-handler"
-
-    def _trace(self, now: float, root: str, id_: str, what: str, where: str) -> None:
-        self.trace.add((now, root, id_, what, where))
