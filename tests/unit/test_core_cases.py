@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.cases import Case, Kind, badness, failed, reason_of
+from bester.broker.core.cases import MAX_NAMED, Case, Kind, badness, failed, reason_of
 from bester.broker.core.values import Link
 from bester.broker.wire.messages import Outcome, Relayed, Report
 
@@ -70,3 +70,13 @@ def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said
         assert {n: badness(o) for n, o in report.recipients.items()} == {n: badness(o) for n, o in worst.items()}
     else:
         assert set(worst.values()) <= {"delivered"}
+
+
+def test_a_report_of_too_many_names_leaves_some_out_and_none_of_the_outcomes() -> None:
+    one = case()
+    for number in range(5):
+        one.record(f"{number}" + "n" * (MAX_NAMED // 4), "delivered" if number < 4 else "failed:not-connected")
+    report = one.answer()
+    assert isinstance(report, Report)
+    assert (report.status, report.reason) == (1, "not-connected")
+    assert [name[0] for name in report.recipients] == ["0", "1", "2"]

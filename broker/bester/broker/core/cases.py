@@ -18,6 +18,11 @@ SENT = "sent"
 _BADNESS = {DELIVERED: 0, QUEUED: 1, SENT: 2}
 _FAILED = 3
 
+MAX_NAMED = 8 * 1024 * 1024
+"""Characters of recipients' names (and NAME_COST more for each) that a report may hold: a longer one would not pass on
+the fabric, and would take with it the link of the bridge it is for."""
+NAME_COST = 32
+
 
 def failed(code: str) -> str:
     """Return the outcome that says `code`."""
@@ -43,7 +48,7 @@ class Kind(Enum):
 class Case:
     """Counts what a message led to. `id` is the message's, `link` and `token` are those of its asker."""
 
-    __slots__ = ("id", "kind", "link", "owed", "reason", "recipients", "root", "token", "worst")
+    __slots__ = ("id", "kind", "link", "named", "owed", "reason", "recipients", "root", "token", "worst")
 
     def __init__(self, kind: Kind, link: Link, token: int, id_: str, root: str | None = None) -> None:
         self.kind = kind
@@ -53,19 +58,25 @@ class Case:
         self.root = root or id_
         self.owed = 0
         self.recipients: dict[str, str] = {}
+        self.named = 0
         self.worst = DELIVERED
         self.reason: str | None = None
 
     def record(self, name: str | None, outcome: str) -> None:
-        """Note one outcome, under the target's name as the handler wrote it (None: the message itself)."""
-        if outcome == DELIVERED:
-            if name is not None:
-                self.recipients.setdefault(name, DELIVERED)
-            return
+        """Note one outcome, under the target's name as the handler wrote it (None: the message itself).
+
+        With too many names already, the outcome counts and the name is left out.
+        """
         if name is not None:
             before = self.recipients.get(name)
-            if before is None or badness(outcome) > badness(before):
+            if before is None:
+                self.named += len(name) + NAME_COST
+                if self.named <= MAX_NAMED:
+                    self.recipients[name] = outcome
+            elif outcome != DELIVERED and badness(outcome) > badness(before):
                 self.recipients[name] = outcome
+        if outcome == DELIVERED:
+            return
         if badness(outcome) > badness(self.worst):
             self.worst = outcome
         if self.reason is None:
