@@ -84,19 +84,19 @@ class Router:
         self._resumed = now
         self._beat = now
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
-        self._table: dict[tuple[str, type[Any]], Callable[[Peer, Any, float], None]] = {
-            ("handler", Reply): self._reply,
-            ("handler", Emit): self._emit,
-            ("handler", Ask): self._ask,
-            ("bridge", Login): self._login,
-            ("bridge", Open): self._open,
-            ("bridge", Close): self._close,
-            ("bridge", Submit): self._submit,
-            ("bridge", Confirm): self._confirm,
-            ("bridge", Forwarded): self._forwarded,
-            ("bridge", Ask): self._ask,
-            ("server", Relay): self._relay,
-            ("operator", Ask): self._ask,
+        self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
+            "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
+            "bridge": {
+                Submit: self._submit,
+                Confirm: self._confirm,
+                Forwarded: self._forwarded,
+                Login: self._login,
+                Open: self._open,
+                Close: self._close,
+                Ask: self._ask,
+            },
+            "server": {Relay: self._relay},
+            "operator": {Ask: self._ask},
         }
 
     # --- in ---
@@ -116,7 +116,7 @@ class Router:
             self._stranger(link, message, now)
         else:
             peer.heard = now
-            handle = self._table.get((peer.role, type(message)))
+            handle = self._table[peer.role].get(type(message))
             if handle is not None:
                 handle(peer, message, now)
             else:

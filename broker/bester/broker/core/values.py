@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
+
 from bester.broker.wire.messages import HEARTBEAT_MS, Message
 
 
@@ -20,8 +22,11 @@ class Link(NamedTuple):
     key: bytes
 
 
-class Send(NamedTuple):
-    """Send a message on a link; where that cannot be done, tell the router `undeliverable`."""
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Send a message on a link; where that cannot be done, tell the router `undeliverable`.
+
+    Several are made of each message: a Struct is made in half the time of a named tuple.
+    """
 
     link: Link
     message: Message
