@@ -107,9 +107,19 @@ class Pool:
         if self._only is not None:
             worker.free += by
             return
-        self._unshelve(worker)
-        worker.free += by
-        self._shelve(worker)
+        shelves, free = self._shelves, worker.free
+        shelf = shelves[free]
+        del shelf[worker]
+        if not shelf:
+            del shelves[free]
+        worker.free = free = free + by
+        there = shelves.get(free)
+        if there is None:
+            shelves[free] = {worker: None}
+        else:
+            there[worker] = None
+        if free > self._top:
+            self._top = free
         if by < 0 and worker is self._current:
             self._chunk_left -= 1
 
