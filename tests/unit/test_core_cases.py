@@ -14,7 +14,7 @@ OUTCOMES = st.sampled_from(["delivered", "queued", "sent", "failed:timeout", "fa
 
 
 def case(kind: Kind = Kind.SUBMIT) -> Case:
-    return Case(kind, HERE, 7, "m")
+    return Case(kind, HERE, 7, "m", "m")
 
 
 def test_all_delivered_names_nobody() -> None:

@@ -14,7 +14,7 @@ LINKS = [Link("ipc", b"1"), Link("ipc", b"2")]
 
 
 def delivery(id_: str = "m.0") -> Delivery:
-    return Delivery(Case(Kind.SUBMIT, LINKS[0], 1, "m"), id_, {0: "alice"}, None, reported=False)
+    return Delivery(Case(Kind.SUBMIT, LINKS[0], 1, "m", "m"), id_, [[0, 1]], ["alice"], None, reported=False)
 
 
 class Books(RuleBasedStateMachine):

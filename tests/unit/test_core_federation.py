@@ -11,7 +11,7 @@ OTHER = Link("server", b"s3")
 
 
 def leg(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0) -> Leg:
-    return Leg(Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m"), "s2", link, (link.key.decode(), type_), deadline)
+    return Leg(Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m", "m"), "s2", link, (link.key.decode(), type_), deadline)
 
 
 def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:

@@ -22,7 +22,7 @@ HERE = Link("ipc", b"b")
 
 
 def parcel(type_: str = "t", user: str | None = "u", id_: str = "m") -> Parcel:
-    return Parcel(Case(Kind.SUBMIT, HERE, 1, id_), id_, type_, b"1", scope="client", origin="s", user=user)
+    return Parcel(Case(Kind.SUBMIT, HERE, 1, id_, id_), id_, id_, type_, b"1", scope="client", origin="s", user=user)
 
 
 class Crew:

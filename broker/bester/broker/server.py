@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -22,7 +22,7 @@ import zmq
 
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.notices import Notices
 from bester.broker.pace import PACED
@@ -118,7 +118,7 @@ class Broker:
         self._direct[link] = receiver
 
         def say(message: Message) -> bool:
-            self._carry_out(self.router.receive(link, message, time.monotonic()))
+            self._post(self.router.receive_all(link, (message,), time.monotonic()))
             return True
 
         return say
@@ -147,9 +147,7 @@ class Broker:
         link = Link("server", name.encode())
 
         def received(messages: list[Message | Malformed]) -> None:
-            now = time.monotonic()
-            for message in messages:
-                self._carry_out(self.router.receive(link, message, now))
+            self._post(self.router.receive_all(link, messages, time.monotonic()))
 
         party = Party("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
@@ -176,10 +174,7 @@ class Broker:
     # --- in ---
 
     def _received(self, link: Link, frames: Frames) -> None:
-        now = time.monotonic()
-        receive = self.router.receive
-        for message in decode(frames):
-            self._carry_out(receive(link, message, now))
+        self._post(self.router.receive_all(link, decode(frames), time.monotonic()))
 
     def _tick(self) -> None:
         self._carry_out(self.router.tick(time.monotonic()))
@@ -195,16 +190,25 @@ class Broker:
 
     # --- out ---
 
-    def _carry_out(self, actions: list[Action]) -> None:
+    def _post(self, outbox: Outbox) -> None:
+        for link, messages in outbox.messages.items():
+            self._send_soon(link, messages)
+        if outbox.others:
+            self._carry_out(outbox.others)
+
+    def _send_soon(self, link: Link, messages: list[Message]) -> None:
+        waiting = self._outgoing.get(link)
+        if waiting is not None:
+            waiting += messages
+            return
+        self._outgoing[link] = messages
+        if self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if type(action) is Send:
-                waiting = self._outgoing.get(action.link)
-                if waiting is None:
-                    self._outgoing[action.link] = [action.message]
-                    if self._flush_handle is None:
-                        self._flush_handle = self._loop.call_soon(self._flush)
-                else:
-                    waiting.append(action.message)
+                self._send_soon(action.link, [action.message])
             elif type(action) is Verify:
                 self._start_verifying(action)
             elif type(action) is Notice:

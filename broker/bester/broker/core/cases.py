@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from msgspec import Struct
+
 from bester.broker.core.values import Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 
@@ -45,22 +47,23 @@ class Kind(Enum):
     RELAY = "relay"  # from another broker: ends in a RELAYED
 
 
-class Case:
-    """Counts what a message led to. `id` is the message's, `link` and `token` are those of its asker."""
+class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; it is in no cycle
+    """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker."""
 
-    __slots__ = ("id", "kind", "link", "named", "owed", "reason", "recipients", "root", "token", "worst")
+    kind: Kind
+    link: Link
+    token: int
+    id: str
+    root: str
+    owed: int = 0
+    recipients: dict[str, str] = {}
+    named: int = 0
+    worst: str = DELIVERED
+    reason: str | None = None
 
-    def __init__(self, kind: Kind, link: Link, token: int, id_: str, root: str | None = None) -> None:
-        self.kind = kind
-        self.link = link
-        self.token = token
-        self.id = id_
-        self.root = root or id_
-        self.owed = 0
-        self.recipients: dict[str, str] = {}
-        self.named = 0
-        self.worst = DELIVERED
-        self.reason: str | None = None
+    def completes_on(self, link: Link) -> bool:
+        """Would one delivery on this link, going well, be all that its asker there is to be told?"""
+        return self.owed == 1 and self.worst == DELIVERED and self.kind is Kind.SUBMIT and self.link == link
 
     def record(self, name: str | None, outcome: str) -> None:
         """Note one outcome, under the target's name as the handler wrote it (None: the message itself).

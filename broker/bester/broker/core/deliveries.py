@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from bester.broker.core.cases import DELIVERED, Case, failed
 from bester.broker.core.values import Link
 
@@ -28,20 +30,18 @@ class Share:
         return DELIVERED if self.delivered else failed(self.reason)
 
 
-class Delivery:
-    """One DELIVER that is out: its case, the names of its targets by number, and those shared with other bridges."""
+class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for most messages; it is in no cycle
+    """One DELIVER that is out: its case, its `targets` as it lists them, and those `shares` had with other bridges.
 
-    __slots__ = ("case", "id", "reported", "shares", "targets")
+    `names` are those of all targets of the command. `reported`: the bridge reports by itself if all goes well.
+    """
 
-    def __init__(
-        self, case: Case, id_: str, targets: dict[int, str], shares: dict[int, Share] | None, reported: bool
-    ) -> None:
-        self.case = case
-        self.id = id_
-        self.targets = targets
-        self.shares = shares
-        self.reported = reported
-        """The bridge reports by itself if all went well."""
+    case: Case
+    id: str
+    targets: list[list[int]]
+    names: list[str]
+    shares: dict[int, Share] | None
+    reported: bool
 
 
 class _Book:

@@ -1,7 +1,7 @@
 """The broker's core: every message of every link comes in here, and what is to be done comes out as actions.
 
     router = Router(settings, epoch="…", first_token=…, now=now)
-    for action in router.receive(link, message, now): …
+    outbox = router.receive_all(link, messages, now)
 
 The router knows the parties, what each may say, and when one has fallen silent; a message's own way is the
 exchange's. Nothing here raises on the wire's account.
@@ -10,7 +10,7 @@ exchange's. Nothing here raises on the wire's account.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core import parties, policy
@@ -18,7 +18,7 @@ from bester.broker.core.cases import Case, Kind, failed
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
-from bester.broker.core.values import Action, Link, Notice, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -56,6 +56,7 @@ MAX_EMIT_IDS = 65_536
 
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
+_SUBMIT = Kind.SUBMIT
 
 
 class Router:
@@ -71,7 +72,7 @@ class Router:
         is_account: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
-        self._out: list[Action] = []
+        self._out = Outbox()
         self._epoch = epoch
         self._exchange = Exchange(settings, self._out, first_token=first_token, now=now, is_account=is_account)
         self._peers: dict[Link, Peer] = {}
@@ -102,26 +103,46 @@ class Router:
     # --- in ---
 
     def receive(self, link: Link, message: Message | Malformed, now: float) -> list[Action]:
-        """Take in one message from a link; returns what is to be done, in order."""
+        """Take in one message from a link; returns what is to be done, each link's messages in order."""
+        return self.receive_all(link, (message,), now).actions()
+
+    def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Outbox:
+        """Take in the messages that came on a link at once; returns what is to be done."""
         if link.door == "server":
-            if isinstance(message, Relayed):
-                self._exchange.arrived(link, message.token, message.outcome, now)
-            elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
-                self._exchange.arrived(link, message.token, failed(message.code), now)
-            return self._actions()
+            for message in messages:
+                self._receive_of_server(link, message, now)
+            return self._out.take()
         peer = self._peers.get(link)
-        if isinstance(message, Hello):
-            self._hello(link, peer, message, now)
-        elif peer is None:
-            self._stranger(link, message, now)
-        else:
-            peer.heard = now
+        for message in messages:
+            if peer is None or type(message) is Hello:
+                self._greeted(link, peer, message, now)
+                peer = self._peers.get(link)
+                continue
             handle = self._table[peer.role].get(type(message))
             if handle is not None:
                 handle(peer, message, now)
             else:
                 self._anybody(peer, message, now)
-        return self._actions()
+            if peer.leaving:
+                peer = self._peers.get(link)
+        if peer is not None:
+            peer.heard = now
+            if peer.worker is not None:
+                self._exchange.feed(peer.worker, now)
+        return self._out.take()
+
+    def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
+        """A server that we have linked to answers what we sent it, and says nothing else."""
+        if isinstance(message, Relayed):
+            self._exchange.arrived(link, message.token, message.outcome, now)
+        elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
+            self._exchange.arrived(link, message.token, failed(message.code), now)
+
+    def _greeted(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
+        if isinstance(message, Hello):
+            self._hello(link, peer, message, now)
+        else:
+            self._stranger(link, message, now)
 
     def verified(self, link: Link, session: int, user: str, reason: str | None, now: float) -> list[Action]:
         """A password was checked; `reason` is the code of the refusal, or None."""
@@ -204,15 +225,13 @@ class Router:
         return self._exchange.cases == 0
 
     def _actions(self) -> list[Action]:
-        actions = self._out[:]
-        self._out.clear()
-        return actions
+        return self._out.take().actions()
 
     def _say(self, link: Link, message: Message) -> None:
-        self._out.append(Send(link, message))
+        self._out.say(link, message)
 
     def _notice(self, event: str, **fields: Any) -> None:
-        self._out.append(Notice(event, fields))
+        self._out.others.append(Notice(event, fields))
 
     # --- coming and going ---
 
@@ -324,7 +343,8 @@ class Router:
         wrong = self._exchange.answered(peer.worker, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
-        if peer.leaving:
+        if peer.leaving:  # perhaps its last: what stood behind it is for others
+            self._exchange.feed(peer.worker, now)
             self._forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
@@ -346,7 +366,7 @@ class Router:
             return
         self._serial += 1
         id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
-        case = Case(Kind.EMIT, peer.link, emit.token, id_)
+        case = Case(Kind.EMIT, peer.link, emit.token, id_, id_)
         if self._draining:
             self._exchange.refuse(case, "overloaded")
             return
@@ -384,7 +404,7 @@ class Router:
 
     def _login(self, peer: Peer, login: Login, now: float) -> None:
         peer.logins.add(login.session)
-        self._out.append(Verify(peer.link, login.session, login.user, login.password, login.address))
+        self._out.others.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
         self._exchange.directory.open(peer.link, message.session, message.user)
@@ -394,23 +414,21 @@ class Router:
         self._exchange.directory.close(peer.link, message.session)
 
     def _submit(self, peer: Peer, submit: Submit, now: float) -> None:
-        if submit.session is None:
+        token, session, type_, body, _ = submit
+        if session is None:
             self._submit_of_server(peer, submit, now)
             return
-        id_ = f"{peer.prefix}{submit.token}"
-        case = Case(Kind.SUBMIT, peer.link, submit.token, id_)
-        user = self._exchange.directory.user(peer.link, submit.session)
+        id_ = f"{peer.prefix}{token}"
+        case = Case(_SUBMIT, peer.link, token, id_, id_)
+        user = self._exchange.directory.user(peer.link, session)
         if self._draining:
             self._exchange.refuse(case, "overloaded")
         elif user is None:
             self._exchange.refuse(case, "not-allowed")
-        elif is_reserved(submit.type):
+        elif is_reserved(type_):
             self._exchange.refuse(case, "reserved")
         else:
-            parcel = Parcel(
-                case, id_, submit.type, submit.body, scope="client", origin=self.settings.name, user=user
-            )  # fmt: skip
-            self._exchange.enter(parcel, now)
+            self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """A message by the native protocol: who sent it is what the address says, not what the header says."""
@@ -439,7 +457,7 @@ class Router:
         id_ = f"{self.settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
         wrong = self._body_fault(relay.body)
         if wrong is not None:
-            self._exchange.refuse(Case(Kind.RELAY, peer.link, relay.token, id_), wrong)
+            self._exchange.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
             return
         self._from_server(
             Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, told, listed, now
@@ -461,15 +479,13 @@ class Router:
         if listed is not None:
             id_ = _text(meta.get("id")) or id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
-        case = Case(kind, link, token, id_, root)
+        case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self._draining else policy.may_enter(self.settings, listed, type_)
         if code is not None:
             self._notice("message-refused", server=told, type=type_, code=code)
             self._exchange.refuse(case, code)
             return
-        parcel = Parcel(
-            case, id_, type_, body, scope="server", origin=origin or told, root=root, peer=told, path=_path(meta)
-        )
+        parcel = Parcel(case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta))
         self._exchange.enter(parcel, now)
 
 

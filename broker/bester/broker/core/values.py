@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import msgspec
-
 from bester.broker.wire.messages import HEARTBEAT_MS, Message
 
 
@@ -22,11 +20,8 @@ class Link(NamedTuple):
     key: bytes
 
 
-class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send a message on a link; where that cannot be done, tell the router `undeliverable`.
-
-    Several are made of each message: a Struct is made in half the time of a named tuple.
-    """
+class Send(NamedTuple):
+    """Send a message on a link; where that cannot be done, tell the router `undeliverable`."""
 
     link: Link
     message: Message
@@ -50,6 +45,36 @@ class Notice(NamedTuple):
 
 
 Action = Send | Verify | Notice
+
+
+class Outbox:
+    """What is to be done, gathered: `messages` for each link in order, and all `others`."""
+
+    __slots__ = ("messages", "others")
+
+    def __init__(self) -> None:
+        self.messages: dict[Link, list[Message]] = {}
+        self.others: list[Verify | Notice] = []
+
+    def say(self, link: Link, message: Message) -> None:
+        """Send a message on a link."""
+        waiting = self.messages.get(link)
+        if waiting is None:
+            self.messages[link] = [message]
+        else:
+            waiting.append(message)
+
+    def take(self) -> Outbox:
+        """Return what was gathered, and begin anew."""
+        taken = Outbox()
+        taken.messages, self.messages = self.messages, taken.messages
+        taken.others, self.others = self.others, taken.others
+        return taken
+
+    def actions(self) -> list[Action]:
+        """Return the same one by one."""
+        sends: list[Action] = [Send(link, each) for link, waiting in self.messages.items() for each in waiting]
+        return sends + self.others
 
 
 class Route(NamedTuple):

@@ -32,6 +32,7 @@ class Workers:
         self._waits: dict[str, int] = {}
         self._ordered: set[str] = set()
         self._lines: dict[tuple[str, str], Line] = {}
+        self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self.loose: dict[str, None] = {}
 
     # --- who is there ---
@@ -58,7 +59,16 @@ class Workers:
             pool.waiting = {type_: None for type_ in self._queues if type_ in types}
             for type_ in types:
                 self._serving.setdefault(type_, []).append(pool)
+                self._review(type_)
         pool.add(worker)
+
+    def _review(self, type_: str) -> None:
+        """Something changed about a type: may its messages go straight to its pool?"""
+        pools = self._serving.get(type_, ())
+        if len(pools) == 1 and type_ not in self._queues and type_ not in self._ordered:
+            self._express[type_] = pools[0]
+        else:
+            self._express.pop(type_, None)
 
     def leave(self, worker: Worker) -> None:
         """The handler takes no new messages; what it holds stays its own."""
@@ -73,6 +83,7 @@ class Workers:
                 self._serving[type_].remove(pool)
                 if not self._serving[type_]:
                     del self._serving[type_]
+                self._review(type_)
 
     def lose(self, worker: Worker) -> list[Parcel]:
         """The worker is dead: return what it held, oldest first; what waited for it alone waits for anybody again."""
@@ -92,6 +103,9 @@ class Workers:
     def choose(self, parcel: Parcel) -> Worker | None:
         """Return the worker for a parcel that has just come; None: it must wait."""
         type_ = parcel.type
+        pool = self._express.get(type_)
+        if pool is not None:
+            return pool.best()
         if type_ in self._ordered and parcel.user is not None:
             line = self._lines.get((type_, parcel.user))
             if line is not None:
@@ -115,7 +129,7 @@ class Workers:
         """Book a parcel as given to a worker that has credit for it."""
         worker.busy[token] = parcel
         worker.pool.change(worker, -1)
-        if parcel.type in self._ordered and parcel.user is not None:
+        if self._ordered and parcel.type in self._ordered and parcel.user is not None:
             key = (parcel.type, parcel.user)
             line = self._lines.get(key)
             if line is None:
@@ -188,6 +202,7 @@ class Workers:
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
+            self._express.pop(type_, None)
             for pool in self._serving.get(type_, ()):
                 pool.waiting[type_] = None
         return queue
@@ -196,12 +211,14 @@ class Workers:
         del self._queues[type_]
         for pool in self._serving.get(type_, ()):
             del pool.waiting[type_]
+        self._review(type_)
 
     def _put_in_order(self, type_: str) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
         if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
             return
         self._ordered.add(type_)
+        self._express.pop(type_, None)
         queue = self._queues.get(type_)
         if queue is not None:
             parcels = [item for item in queue if type(item) is Parcel]
