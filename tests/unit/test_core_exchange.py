@@ -963,3 +963,57 @@ def test_the_way_of_a_message_can_be_asked_for() -> None:
     assert [(step["what"], step["where"]) for step in steps] == [
         ("handler", "s1/one"), ("handler", "s1/two"), ("delivered", "s1/alice"),
     ]  # fmt: skip
+
+
+# --- what a hostile handler may not do to others ---
+
+
+def test_a_command_becomes_only_so_many_frames() -> None:
+    stand = Stand(limited(max_frames=5))
+    bridge = stand.bridge("bob", "bob", "alice", "alice", "alice")
+    chat = stand.handler("chat")
+    stand.submit(bridge, "chat")
+    stand.answer(chat, clients("alice", "bob", "bob"))
+    stand.deliver(bridge)
+    report = stand.report(bridge)
+    assert (report.status, report.reason) == (1, "too-many-results")
+    assert report.recipients == {"alice": "delivered", "bob": "failed:too-many-results"}
+    finished(stand)
+
+
+def test_what_a_handler_sits_on_costs_others_nothing_once_its_time_is_up() -> None:
+    stand = Stand(limited(max_held=2, request_s=5.0))
+    bridge, deaf, chat = stand.bridge("alice"), stand.handler("deaf"), stand.handler("chat")
+    for _ in range(2):
+        stand.submit(bridge, "deaf")
+    stand.submit(bridge, "chat")
+    assert stand.report(bridge).reason == "overloaded"
+    requests = stand.heard_of(deaf, Request)
+    stand.wait(6)
+    assert [report.reason for report in stand.heard_of(bridge, Report)] == ["timeout", "timeout"]
+    stand.submit(bridge, "chat")
+    stand.answer(chat)
+    assert stand.report(bridge).status == 0
+    for request in requests:  # late, and without effect
+        stand.reply(deaf, request.token, clients("alice"))
+    assert stand.heard(bridge) == []
+    finished(stand)
+
+
+def test_a_long_outcome_is_told_in_full_once_and_kept_in_short() -> None:
+    stand = federated()
+    clock = stand.handler("clock")
+    names = [f"user-{number}" for number in range(100)]
+    stand.emit(clock, "clock", clients(*names), id="noon")
+    assert len(stand.one(clock, Outcome).recipients) == 100
+    stand.emit(clock, "clock", clients(*names), id="noon")
+    again = stand.one(clock, Outcome)
+    assert (again.status, again.reason, again.recipients) == (1, "not-connected", {})
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "a\nb", "nul\0"])
+def test_a_type_is_a_name(name: str) -> None:
+    stand = federated()
+    link = stand.link()
+    stand.say(link, Hello(1, "handler", "h", {"types": [name]}))
+    assert stand.one(link, Error).code == "malformed"

@@ -24,6 +24,8 @@ MAX_NAMED = 8 * 1024 * 1024
 """Characters of recipients' names (and NAME_COST more for each) that a report may hold: a longer one would not pass on
 the fabric, and would take with it the link of the bridge it is for."""
 NAME_COST = 32
+MAX_KEPT = 1024
+"""The same for the outcome of an emission, kept in case it is sent again; the names of a longer one are told once."""
 
 
 def failed(code: str) -> str:
@@ -92,5 +94,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
             return Relayed(self.token, self.worst)
         recipients = {} if self.worst == DELIVERED else self.recipients
         if self.kind is Kind.EMIT:
+            if self.named > MAX_KEPT:  # the answer takes them along; the case may be asked again for long
+                self.recipients = {}
             return Outcome(self.token, status, recipients, self.reason)
         return Report(self.token, status, self.reason, self.id, recipients)

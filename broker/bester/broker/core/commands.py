@@ -5,8 +5,8 @@ from __future__ import annotations
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, Command
 
-MAX_TARGETS = 100_000
-"""Targets of one reply; more than any server has users connected, and few enough to be carried out in one turn."""
+MAX_TARGETS = 10_000
+"""Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
 
 def fault(commands: list[Command]) -> tuple[str, str] | None:

@@ -210,10 +210,14 @@ class Exchange:
 
     def _taken(self, worker: Worker, token: int) -> Parcel | None:
         parcel = self.workers.take(worker, token)
-        if parcel is not None:
-            self._held -= 1
-            self._held_bytes -= len(parcel.body)
+        if parcel is not None and not parcel.ended:
+            self._let_go(parcel)
         return parcel
+
+    def _let_go(self, parcel: Parcel) -> None:
+        """It no longer counts against what may be held."""
+        self._held -= 1
+        self._held_bytes -= len(parcel.body)
 
     def _notice_failure(self, parcel: Parcel, note: str | None) -> None:
         self._out.others.append(
@@ -226,11 +230,11 @@ class Exchange:
         lost = self.workers.lose(worker)
         self._unserve(worker.pool.types, now)
         for parcel in lost:
-            if parcel.ended or parcel.attempt >= self.limits.attempts:
-                self._held -= 1
-                self._held_bytes -= len(parcel.body)
-                if not parcel.ended:
-                    self._end(parcel, failed("handler-lost"))
+            if parcel.ended:
+                continue
+            if parcel.attempt >= self.limits.attempts:
+                self._let_go(parcel)
+                self._end(parcel, failed("handler-lost"))
             else:
                 parcel.since = now
                 again.append(parcel)
@@ -260,10 +264,15 @@ class Exchange:
             return
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
+        frames = 0
         for t, name in enumerate(names):
             places = self.directory.places(name)
             if places is None:
                 case.record(name, self._absent(name))
+                continue
+            frames += sum(map(len, places.values()))
+            if frames > self.limits.max_frames:
+                case.record(name, failed("too-many-results"))
                 continue
             if len(places) > 1:
                 shares = {} if shares is None else shares
@@ -429,7 +438,7 @@ class Exchange:
         self._pay(leg.case)
 
     def _end(self, parcel: Parcel, outcome: str | None) -> None:
-        """A parcel has ended; `outcome` where it failed. Its place among what is held is given back by `_taken`."""
+        """A parcel that is no longer held has ended; `outcome` where it failed."""
         parcel.ended = True
         if outcome is not None:
             parcel.case.record(parcel.target, outcome)
@@ -463,15 +472,16 @@ class Exchange:
             for parcel in worker.busy.values():
                 if parcel.since > given_long_ago:
                     break
-                if not parcel.ended:
+                if not parcel.ended:  # it occupies credit until it is answered, but no memory
+                    self._let_go(parcel)
+                    parcel.body = b""
                     self._end(parcel, failed("timeout"))
         for leg in self.legs.overdue(now):
             self._arrived(leg, failed("timeout"), now)
 
     def _give_up(self, parcels: list[Parcel]) -> None:
         for parcel in parcels:
-            self._held -= 1
-            self._held_bytes -= len(parcel.body)
+            self._let_go(parcel)
             self._end(parcel, failed(self._why_waited(parcel)))
 
     def _why_waited(self, parcel: Parcel) -> str:

@@ -83,6 +83,8 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:
+        if len(name) > MAX_NAME or not name.isprintable():
+            return Error("malformed", f"a type has 1 to {MAX_NAME} printable characters", _HELLO_OP)
         if is_reserved(name):
             return Error("reserved", f"type {name!r} belongs to Bester itself", _HELLO_OP)
     credit = options.get("credit", 1)

@@ -490,7 +490,7 @@ class Router:
 
 
 def _text(value: Any) -> str | None:
-    return value if type(value) is str and 0 < len(value) <= MAX_ID else None
+    return value if type(value) is str and 0 < len(value) <= MAX_ID and value.isprintable() else None
 
 
 def _path(meta: Meta) -> list[str]:

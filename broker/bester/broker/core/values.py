@@ -110,6 +110,8 @@ class Limits:
     max_held_bytes: int = 512 * 1024 * 1024
     max_waiting: int = 50_000
     """Messages of one type waiting for a handler, so that one type cannot take the place of all."""
+    max_frames: int = 20_000
+    """Frames that one command may become, targets times their connections: what is written in one turn of the loop."""
     max_lane: int = 10_000
     """Messages of one type on their way to one server."""
     max_parties: int = 20_000
