@@ -52,7 +52,7 @@ class FakeBroker:
         self.sessions: dict[int, str] = {}
         self.held: list[Submit] = []
         self.open = True
-        service.attach(self.say)
+        service.attach(lambda messages: sum(self.say(message) for message in messages))
 
     def say(self, message: Message) -> bool:
         if not self.open:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -113,6 +113,9 @@ class Scene:
             return False
         self.sent.append(message)
         return True
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        return sum(self.send(message) for message in messages)
 
     def turn(self) -> None:
         """Let the loop turn."""

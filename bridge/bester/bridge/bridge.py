@@ -321,27 +321,29 @@ class Bridge:
         for each in steps:
             for frame in each.write:
                 self._push(wire, frame)
-            for message in each.send:
-                if type(message) is Submit:
-                    why = self._submit(message, wire)
-                    if why is not None:
-                        steps.append(wire.session.reported(refusal(message.token, why), now))
-                elif type(message) is Login:
-                    if not self._login(message, wire):
-                        steps.append(wire.session.logged_in(1, "overloaded", now))
-                else:
+            if not each.send:
+                continue
+            submits = [message for message in each.send if type(message) is Submit]  # they come before all else
+            if submits:
+                steps += [wire.session.reported(report, now) for report in self._submit(submits, wire)]
+            for message in each.send[len(submits) :]:
+                if type(message) is not Login:
                     self._tell(message)
+                elif not self._login(message, wire):
+                    steps.append(wire.session.logged_in(1, "overloaded", now))
         self._settle(wire)
 
-    def _submit(self, message: Submit, wire: Wire) -> str | None:
-        """Return why the broker cannot be given the message."""
+    def _submit(self, messages: list[Submit], wire: Wire) -> list[Report]:
+        """Give the broker a connection's messages; returns the reports on those it cannot be given."""
         if not self.is_ready or self._port is None:
-            return "unreachable"
-        self._submits[message.token] = wire
-        if self._owed or not self._port.send(message):
+            return [refusal(message.token, "unreachable") for message in messages]
+        for message in messages:
+            self._submits[message.token] = wire
+        taken = 0 if self._owed else self._port.send_all(messages)
+        left = messages[taken:]
+        for message in left:
             del self._submits[message.token]
-            return "overloaded"
-        return None
+        return [refusal(message.token, "overloaded") for message in left]
 
     def _login(self, message: Login, wire: Wire) -> bool:
         if not self.is_ready or self._port is None or len(self._logins) >= self.limits.logins_in_flight:
@@ -427,6 +429,16 @@ class Bridge:
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         owner = None if token is None else self._submits.get(token)
+        if (
+            owner is not None and len(targets) == 1 and len(targets[0]) == 2
+            and self._targets.get(targets[0][1]) is owner
+            and self._offer(owner, native.delivered(head, targets[0][0], tail))
+        ):  # fmt: skip
+            # To the sender alone, as most answers are.
+            assert token is not None
+            self._ledger.at_once(serial)
+            self._report(token, 0, None, meta.get("message"), None, now)
+            return
         number = 0 if owner is None else owner.session.number
         delivery: Delivery | None = None
         completes = meta.get("message")

@@ -13,13 +13,14 @@ from msgspec import Raw
 
 from bester.bridge.frames import frame
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 from bester.broker.wire.json_text import fault as json_fault
-from bester.broker.wire.json_text import is_utf8, too_deep
 from bester.broker.wire.messages import Meta
 
 NULL = b"null"
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
+_new = tuple.__new__  # in half the time of the class itself
 
 
 class Sent(NamedTuple):
@@ -99,12 +100,14 @@ def later(body: bytes) -> Sent | Fault:
     try:
         payload = _later(body).payload
         # What was decoded is JSON; the two things the decoder lets pass are looked at after it, on JSON alone.
-        if too_deep(body) or not is_utf8(body):
+        if body.count(b"{") + body.count(b"[") > DEPTH_LIMIT and too_deep(body):
+            return _unreadable(body)
+        if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
         id_ = bytes(payload.id)
         if id_[0] != 0x22 and id_ != NULL:
             return Fault(NULL, False, "payload.id is not a string")
-        return Sent(payload.type, bytes(payload.data), id_)
+        return _new(Sent, (payload.type, bytes(payload.data), id_))
     except _BAD_JSON:
         return _unreadable(body)
 
@@ -270,13 +273,11 @@ def pong(id_: bytes) -> bytes:
 def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
     """Return what stands before and behind the number of the target (and its dot) in the frames of one delivery."""
     origin = meta.get("origin")
-    parts = [b'"']
-    if type(origin) is str:
-        parts += (b',"origin":', _text(origin))
+    said = b',"origin":' + _text(origin) if type(origin) is str else b""
     if meta.get("redelivered") is True:
-        parts.append(b',"redelivered":true')
-    parts += (b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}")
-    return b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1], b"".join(parts)
+        said += b',"redelivered":true'
+    head = b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1]
+    return head, b"".join((b'"', said, b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}"))
 
 
 SHARED_BYTES = 4096

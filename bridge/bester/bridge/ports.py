@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from bester.bridge.ledger import Delivery
@@ -21,6 +21,9 @@ class BrokerPort(Protocol):
 
     def send(self, message: Message) -> bool:
         """Take a message; False: not now (nothing was taken)."""
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Take messages in their order; returns how many. The rest: not now."""
 
 
 class Wire(Protocol):

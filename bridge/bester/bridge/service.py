@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,8 +42,11 @@ log = logging.getLogger("bester.bridge")
 class _Direct:
     """The way to a broker in this process."""
 
-    def __init__(self, say: Callable[[Message], bool]) -> None:
-        self.send = say
+    def __init__(self, say: Callable[[Sequence[Message]], int]) -> None:
+        self.send_all = say
+
+    def send(self, message: Message) -> bool:
+        return self.send_all((message,)) == 1
 
 
 class _Ticker:
@@ -88,10 +91,13 @@ class Service:
     def _hello_options(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "listeners": [listener.url for listener in self.listeners]}
 
-    def attach(self, say: Callable[[Message], bool]) -> None:
-        """Use a broker in this process: `say` tells it something, and what it says goes to `bridge.receive`."""
+    def attach(self, say: Callable[[Sequence[Message]], int]) -> None:
+        """Use a broker in this process: `say` tells it something and returns how much of it was taken.
+
+        What the broker says goes to `bridge.receive`.
+        """
         self.bridge.connect(_Direct(say))
-        say(Hello(VERSION, "bridge", HELLO_NAME, self._hello_options()))
+        say((Hello(VERSION, "bridge", HELLO_NAME, self._hello_options()),))
 
     def link(self, endpoint: str) -> FabricLink:
         """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""

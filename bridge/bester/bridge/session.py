@@ -67,6 +67,9 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 
 TARGETS = frozenset({State.OPEN, State.DRAINING})
 """States in which the broker may send the session messages."""
+_OPEN = State.OPEN
+_NO_META: Meta = {}
+_new = tuple.__new__  # makes a message in half the time of its class
 _ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
 
 
@@ -243,7 +246,7 @@ class Session:
     @property
     def has_more(self) -> bool:
         """Whether a report lets something go on: frames that are held, or an end that waited for it."""
-        return self._held is not None or self.state is not State.OPEN
+        return self._held is not None or self.state is not _OPEN
 
     def proceed(self, now: float) -> Step:
         """Go on with what waited for a report."""
@@ -278,7 +281,7 @@ class Session:
         handled = 0
         if self._held is None:
             for body in bodies:
-                if not self._has_room:
+                if not self._has_room():
                     break
                 if not self._message(body, step, now):
                     return
@@ -291,7 +294,7 @@ class Session:
     def _continue(self, step: Step, now: float) -> None:
         """Handle what was held, and then the stop that came behind it."""
         held, self._held = self._held, None
-        while held and self._has_room:
+        while held and self._has_room():
             if not self._message(held.popleft(), step, now):
                 return
         if held:
@@ -299,11 +302,10 @@ class Session:
         elif self._stopping:
             self._stop(self._fault, step, now)
 
-    @property
     def _has_room(self) -> bool:
         """Whether another message may be outstanding."""
         return (
-            self.state is State.OPEN
+            self.state is _OPEN
             and len(self._waiting) < self._limits.unreported
             and self._waiting_bytes < self._limits.unreported_bytes
         )
@@ -313,7 +315,7 @@ class Session:
         sent = native.later(body)
         if isinstance(sent, native.Sent):
             if sent.type not in RESERVED_TYPES:
-                self._submit(self.number, sent, {}, step)
+                self._submit(self.number, sent, _NO_META, step)
                 return True
             if sent.type == "dummy":
                 step.write.append(native.pong(sent.id))
@@ -335,7 +337,7 @@ class Session:
         size = len(data) + len(id_)
         self._waiting[token] = (id_, size)
         self._waiting_bytes += size
-        step.send.append(Submit(token, session, type_, data, meta))
+        step.send.append(_new(Submit, (token, session, type_, data, meta)))
 
     # --- the table ------------------------------------------------------------------------------------------------
 

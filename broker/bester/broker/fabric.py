@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -131,6 +131,15 @@ class FabricLink:
         self._outbox.append(message)
         self._flush_soon()
         return True
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Queue messages, as `send` does each; returns how many there was room for."""
+        if self._socket is None or self.party.state in _NOT_YET:
+            return 0
+        taken = messages[: MAX_OUTBOX - len(self._outbox)]
+        self._outbox.extend(taken)
+        self._flush_soon()
+        return len(taken)
 
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Say GOODBYE and wait for its echo (or `timeout_s`): nothing new comes after it.

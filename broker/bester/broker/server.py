@@ -109,17 +109,17 @@ class Broker:
             await asyncio.sleep(TICK_S / 4)
         return self.router.idle
 
-    def attach(self, receiver: Receiver) -> Callable[[Message], bool]:
-        """Open a direct link for a bridge in this process; returns the function that says something to the broker.
+    def attach(self, receiver: Receiver) -> Callable[[Sequence[Message]], int]:
+        """Open a direct link for a bridge in this process; returns the function that says messages to the broker.
 
-        `receiver` gets what the broker says, once a turn of the loop.
+        It takes them all, and says how many that is. `receiver` gets what the broker says, once a turn of the loop.
         """
         link = Link("direct", b"%d" % len(self._direct))
         self._direct[link] = receiver
 
-        def say(message: Message) -> bool:
-            self._post(self.router.receive_all(link, (message,), time.monotonic()))
-            return True
+        def say(messages: Sequence[Message]) -> int:
+            self._post(self.router.receive_all(link, messages, time.monotonic()))
+            return len(messages)
 
         return say
 

@@ -9,9 +9,11 @@ MAX_TARGETS = 10_000
 """Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
 
-def fault(commands: list[Command]) -> tuple[str, str] | None:
-    """Return (code, text) where a reply cannot be carried out, None where it can. All or nothing is carried out."""
-    checked: bytes | None = None
+def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, str] | None:
+    """Return (code, text) where a reply cannot be carried out, None where it can. All or nothing is carried out.
+
+    `checked` is a body that was checked before: that of the message, which many handlers pass on as it came.
+    """
     targets = 0
     for command in commands:
         if command.command not in COMMANDS:
@@ -22,7 +24,7 @@ def fault(commands: list[Command]) -> tuple[str, str] | None:
         if targets > MAX_TARGETS:
             return "bad-reply", f"more than {MAX_TARGETS} targets"
         body = command.body
-        if body is checked:
+        if body == checked:
             continue
         if len(body) > MAX_BODY_BYTES:
             return "bad-reply", f"a body of {len(body)} bytes; {MAX_BODY_BYTES} are allowed"

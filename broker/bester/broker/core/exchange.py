@@ -194,7 +194,7 @@ class Exchange:
             if status != 0:
                 self._notice_failure(parcel, note)
                 self._end(parcel, failed("handler-failed"))
-            elif (wrong := fault(commands)) is not None:
+            elif (wrong := fault(commands, parcel.body)) is not None:
                 self._end(parcel, failed(wrong[0]))
             else:
                 self._carry_out(parcel, commands, now)

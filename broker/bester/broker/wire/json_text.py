@@ -51,9 +51,9 @@ def is_utf8(text: bytes) -> bool:
 
 def fault(text: bytes) -> str | None:
     """Return what is wrong with `text` as a JSON body, or None."""
-    if not is_utf8(text):
+    if not text.isascii() and not is_utf8(text):
         return "not UTF-8"
-    if too_deep(text):
+    if text.count(b"{") + text.count(b"[") > DEPTH_LIMIT and too_deep(text):
         return _TOO_DEEP
     try:
         _skip(text)
