@@ -9,23 +9,20 @@ exchange's. Nothing here raises on the wire's account.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core import parties, policy
-from bester.broker.core.cases import Case, Kind, failed
+from bester.broker.core import parties
+from bester.broker.core.cases import failed
+from bester.broker.core.entrances import Entrances
 from bester.broker.core.exchange import Exchange
-from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
+from bester.broker.core.questions import Questions
 from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
-from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
-    HOP_LIMIT,
     MAX_BODY_BYTES,
     OP_OF,
     VERSION,
-    Answer,
     Ask,
     Close,
     Confirm,
@@ -39,24 +36,16 @@ from bester.broker.wire.messages import (
     Login,
     Malformed,
     Message,
-    Meta,
     Open,
-    Outcome,
     Relay,
     Relayed,
     Reply,
     Submit,
     Welcome,
-    is_reserved,
 )
-
-MAX_ID = 512
-MAX_EMIT_IDS = 65_536
-"""Ids of handlers' own emissions that are remembered; the oldest is forgotten first."""
 
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
-_SUBMIT = Kind.SUBMIT
 
 
 class Router:
@@ -75,12 +64,12 @@ class Router:
         self._out = Outbox()
         self._epoch = epoch
         self._exchange = Exchange(settings, self._out, first_token=first_token, now=now, is_account=is_account)
+        self._entrances = Entrances(settings, self._exchange, self._out, epoch)
+        self._questions = Questions(settings, self._exchange.directory, self._exchange.trace)
         self._peers: dict[Link, Peer] = {}
         self._strangers: dict[Link, float] = {}
-        self._emitted: OrderedDict[tuple[str, str], Case | Outcome] = OrderedDict()
         self._missing: dict[str, str] = {}
         self._serial = 0
-        self._draining = False
         self._ticked = now
         self._resumed = now
         self._beat = now
@@ -88,7 +77,7 @@ class Router:
         self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
             "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
             "bridge": {
-                Submit: self._submit,
+                Submit: self._entrances.submit,
                 Confirm: self._confirm,
                 Forwarded: self._forwarded,
                 Login: self._login,
@@ -96,7 +85,7 @@ class Router:
                 Close: self._close,
                 Ask: self._ask,
             },
-            "server": {Relay: self._relay},
+            "server": {Relay: self._entrances.relay},
             "operator": {Ask: self._ask},
         }
 
@@ -217,7 +206,7 @@ class Router:
 
     def drain(self) -> None:
         """This broker is about to end: what enters from now on is refused, what is under way goes on."""
-        self._draining = True
+        self._entrances.draining = True
 
     @property
     def idle(self) -> bool:
@@ -348,57 +337,12 @@ class Router:
             self._forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
-        if emit.type not in peer.types:
-            text = f"{emit.type!r} is not one of this handler's types"
-            self._refuse(peer, Error("not-allowed", text, OP_OF[Emit], emit.token))
-            return
-        given = emit.meta.get("id")
-        key = (emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
-        if key is not None and (earlier := self._emitted.get(key)) is not None:
-            if isinstance(earlier, Case):  # not done yet: whoever asks last is told
-                if earlier.owed:
-                    earlier.link, earlier.token = peer.link, emit.token
-                    return
-                answer = earlier.answer()
-                assert isinstance(answer, Outcome)
-                earlier = answer
-            self._say(peer.link, earlier._replace(token=emit.token))
-            return
-        self._serial += 1
-        id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
-        case = Case(Kind.EMIT, peer.link, emit.token, id_, id_)
-        if self._draining:
-            self._exchange.refuse(case, "overloaded")
-            return
-        if key is not None:
-            self._emitted[key] = case
-            if len(self._emitted) > MAX_EMIT_IDS:
-                self._emitted.popitem(last=False)
-        self._exchange.emit(case, emit.type, emit.commands, now)
+        error = self._entrances.emit(peer, emit, now)
+        if error is not None:
+            self._refuse(peer, error)
 
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
-        directory = self._exchange.directory
-        question, argument = ask.question, ask.argument
-        if question == "listClients":
-            answer = Answer(ask.token, 0, directory.users())
-        elif question == "isClient" and type(argument) is str:
-            answer = Answer(ask.token, 0, directory.places(argument) is not None)
-        elif question == "serverInfo":
-            answer = Answer(ask.token, 0, self._server_info())
-        elif question == "trace" and type(argument) is str and peer.role in ("operator", "bridge"):
-            answer = Answer(ask.token, 0, self._exchange.trace.of(argument))
-        else:
-            answer = Answer(ask.token, 1, None)
-        self._say(peer.link, answer)
-
-    def _server_info(self) -> dict[str, Any]:
-        listeners = [url for peer in self._peers.values() for url in peer.listeners]
-        return {
-            "server": self.settings.name,
-            "adminInfo": self.settings.admin_info,
-            "clientCount": str(len(self._exchange.directory.users())),
-            "listeners": {f"listener{number}": {"address": url} for number, url in enumerate(listeners)},
-        }
+        self._say(peer.link, self._questions.answer(peer.role, ask, self._peers.values()))
 
     # --- bridges ---
 
@@ -413,89 +357,8 @@ class Router:
         peer.logins.discard(message.session)
         self._exchange.directory.close(peer.link, message.session)
 
-    def _submit(self, peer: Peer, submit: Submit, now: float) -> None:
-        token, session, type_, body, _ = submit
-        if session is None:
-            self._submit_of_server(peer, submit, now)
-            return
-        id_ = f"{peer.prefix}{token}"
-        case = Case(_SUBMIT, peer.link, token, id_, id_)
-        user = self._exchange.directory.user(peer.link, session)
-        if self._draining:
-            self._exchange.refuse(case, "overloaded")
-        elif user is None:
-            self._exchange.refuse(case, "not-allowed")
-        elif is_reserved(type_):
-            self._exchange.refuse(case, "reserved")
-        else:
-            self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
-
-    def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
-        """A message by the native protocol: who sent it is what the address says, not what the header says."""
-        meta = submit.meta
-        host, claimed = meta.get("address"), meta.get("server")
-        name = policy.native_peer(
-            self.settings, host if type(host) is str else "", claimed if type(claimed) is str else None, submit.type
-        )
-        id_ = f"{peer.prefix}{submit.token}"
-        told = name or (host if type(host) is str else "")
-        self._from_server(Kind.SUBMIT, peer.link, submit.token, submit.type, submit.body, meta, id_, told, name, now)
-
     def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
         self._exchange.confirmed(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._exchange.arrived(peer.link, message.token, message.outcome, now)
-
-    # --- servers ---
-
-    def _relay(self, peer: Peer, relay: Relay, now: float) -> None:
-        self._serial += 1
-        name = policy.fabric_peer(peer.link.door, peer.name)
-        listed = name if name in self.settings.routes else None
-        told = name or f"a server over {peer.link.door}"
-        id_ = f"{self.settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
-        wrong = self._body_fault(relay.body)
-        if wrong is not None:
-            self._exchange.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
-            return
-        self._from_server(
-            Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, told, listed, now
-        )
-
-    @staticmethod
-    def _body_fault(body: bytes) -> str | None:
-        """Another owner's broker has checked it, or says so: here it enters."""
-        if len(body) > MAX_BODY_BYTES:
-            return "frame-too-large"
-        return None if json_text.fault(body) is None else "malformed"
-
-    def _from_server(
-        self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
-        told: str, listed: str | None, now: float,
-    ) -> None:  # fmt: skip
-        """A server's message enters. Only a listed server's ids and origin are taken over; anybody's path counts."""
-        root = origin = None
-        if listed is not None:
-            id_ = _text(meta.get("id")) or id_
-            root, origin = _text(meta.get("root")), _text(meta.get("origin"))
-        case = Case(kind, link, token, id_, root or id_)
-        code = "overloaded" if self._draining else policy.may_enter(self.settings, listed, type_)
-        if code is not None:
-            self._notice("message-refused", server=told, type=type_, code=code)
-            self._exchange.refuse(case, code)
-            return
-        parcel = Parcel(case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta))
-        self._exchange.enter(parcel, now)
-
-
-def _text(value: Any) -> str | None:
-    return value if type(value) is str and 0 < len(value) <= MAX_ID and value.isprintable() else None
-
-
-def _path(meta: Meta) -> list[str]:
-    """Read the path a message has come; one that cannot be read is as good as too long."""
-    path = meta.get("path", [])
-    if type(path) is list and len(path) <= HOP_LIMIT and all(_text(step) is not None for step in path):
-        return path
-    return ["?"] * HOP_LIMIT

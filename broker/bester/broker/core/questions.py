@@ -1,0 +1,46 @@
+"""What may be asked, and the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bester.broker.core.directory import Directory
+from bester.broker.core.parties import Peer
+from bester.broker.core.trace import Trace
+from bester.broker.core.values import Settings
+from bester.broker.wire.messages import Answer, Ask
+
+MAY_TRACE = ("operator", "bridge")
+"""Roles that may see where others' messages went."""
+
+
+class Questions:
+    """Answers ASK from what the broker knows."""
+
+    def __init__(self, settings: Settings, directory: Directory, trace: Trace) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._trace = trace
+
+    def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
+        """Answer a question of a party of this role; status 1 where there is no such question."""
+        question, argument = ask.question, ask.argument
+        if question == "listClients":
+            return Answer(ask.token, 0, self._directory.users())
+        if question == "isClient" and type(argument) is str:
+            return Answer(ask.token, 0, self._directory.places(argument) is not None)
+        if question == "serverInfo":
+            return Answer(ask.token, 0, self._server_info(peers))
+        if question == "trace" and type(argument) is str and role in MAY_TRACE:
+            return Answer(ask.token, 0, self._trace.of(argument))
+        return Answer(ask.token, 1, None)
+
+    def _server_info(self, peers: Iterable[Peer]) -> dict[str, Any]:
+        listeners = [url for peer in peers for url in peer.listeners]
+        return {
+            "server": self._settings.name,
+            "adminInfo": self._settings.admin_info,
+            "clientCount": str(len(self._directory.users())),
+            "listeners": {f"listener{number}": {"address": url} for number, url in enumerate(listeners)},
+        }
