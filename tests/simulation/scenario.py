@@ -275,7 +275,7 @@ class Scenario:
             if not server.router.idle:
                 raise BrokenRuleError(f"{server.name} still owes {server.router._exchange.cases} reports")
             exchange = server.router._exchange
-            if exchange.deliveries.count or exchange.legs.count or exchange.workers.waiting:
+            if exchange.commands.deliveries.count or exchange.commands.legs.count or exchange.workers.waiting:
                 raise BrokenRuleError(f"{server.name} still waits for something nobody is owed")
             for link in list(server.links):  # those who never answer keep what they were given until they are gone
                 server.router.undeliverable(link, Heartbeat(), self.world.now)

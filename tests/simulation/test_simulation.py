@@ -65,7 +65,8 @@ def broken_seeds() -> str:
 
 
 def test_a_failing_seed_tells_its_story_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "HOP_LIMIT", 20)
+    for module in (exchange, commands):
+        monkeypatch.setattr(module, "HOP_LIMIT", 20)
     said = broken_seeds()
     assert "steps" in said
     assert "again: python -m tests.simulation --seed " in said
@@ -78,8 +79,8 @@ def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "result_id", lambda parent, command, target: f"{parent}.0.0")
     assert commands.result_id("m", 1, 2) == "m.1.2"
+    monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
     said = broken_seeds()
     assert "twice" in said or "were meant" in said
 

@@ -53,7 +53,7 @@ def finished(stand: Stand) -> None:
     exchange = stand.router._exchange
     assert stand.router.idle
     assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
-    assert exchange.deliveries.count == exchange.legs.count == 0
+    assert exchange.commands.deliveries.count == exchange.commands.legs.count == 0
     for link, messages in stand.inbox.items():
         assert not [m for m in messages if isinstance(m, Report | Outcome | Relayed)], f"told again: {link}"
 

@@ -1,9 +1,33 @@
-"""What a handler's reply asks for: is it sound, and what results does it have."""
+"""What a handler's reply asks for: is it sound, and then: each command's results go out to where they belong."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
+
+from bester.broker.core import policy
+from bester.broker.core.cases import Case, failed
+from bester.broker.core.deliveries import Deliveries, Delivery, Share
+from bester.broker.core.directory import Directory
+from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.trace import Trace
+from bester.broker.core.values import Link, Outbox, Settings
 from bester.broker.wire import json_text
-from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, Command
+from bester.broker.wire.messages import (
+    COMMANDS,
+    HOP_LIMIT,
+    MAX_BODY_BYTES,
+    MAX_RESULTS,
+    Command,
+    Deliver,
+    Forward,
+    Meta,
+    Relay,
+    is_reserved,
+)
+
+_new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
 
 MAX_TARGETS = 10_000
 """Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
@@ -38,3 +62,166 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
 def result_id(parent: str, command: int, target: int) -> str:
     """Return the id of a result: the same at every redelivery of the parent, different between results."""
     return f"{parent}.{command}.{target}"
+
+
+class Commands:
+    """Carries out commands: each result is begun here, counted on its case, and ended by whoever it went to.
+
+    `place` hands a parcel to a handler of this server; `is_account` says whether a user name is known though absent.
+    """
+
+    def __init__(
+        self, settings: Settings, out: Outbox, trace: Trace, place: Callable[[Parcel, float], None], *,
+        first_token: int, is_account: Callable[[str], bool],
+    ) -> None:  # fmt: skip
+        self.directory = Directory()
+        self.deliveries = Deliveries()
+        self.legs = Legs(settings.limits.max_lane)
+        self.bridges: dict[Link, None] = {}
+        self.servers: set[Link] = set()
+        self._settings = settings
+        self._limits = settings.limits
+        self._routes = Routes(settings.routes)
+        self._results: OrderedDict[str, int] = OrderedDict()
+        self._token = first_token
+        self._out = out
+        self._trace = trace
+        self._place = place
+        self._is_account = is_account
+
+    def carry_out(self, parcel: Parcel, commands: list[Command], now: float) -> None:
+        """Begin everything that a reply asks for; it was found sound before."""
+        for number, command in enumerate(commands):
+            if command.command == "sendClients":
+                self._to_clients(parcel, number, command, alone=len(commands) == 1)
+            elif command.command == "sendServers":
+                self._to_servers(parcel, number, command, now)
+            else:
+                self._to_handler(parcel, number, command, now)
+
+    def _to_clients(self, parcel: Parcel, number: int, command: Command, *, alone: bool) -> None:
+        case, names = parcel.case, command.targets
+        places = self.directory.places(names[0]) if len(names) == 1 else None
+        if places is not None and len(places) == 1:  # one user on one bridge: most messages
+            for link, sessions in places.items():
+                self._deliver(parcel, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
+            return
+        by_link: dict[Link, list[list[int]]] = {}
+        shares: dict[int, Share] | None = None
+        frames = 0
+        for t, name in enumerate(names):
+            places = self.directory.places(name)
+            if places is None:
+                case.record(name, self._absent(name))
+                continue
+            frames += sum(map(len, places.values()))
+            if frames > self._limits.max_frames:
+                case.record(name, failed("too-many-results"))
+                continue
+            if len(places) > 1:
+                shares = {} if shares is None else shares
+                shares[t] = Share(len(places))
+            for link, sessions in places.items():
+                by_link.setdefault(link, []).append([t, *sessions])
+        for link, targets in by_link.items():
+            reports = alone and len(by_link) == 1 and case.completes_on(link)
+            self._deliver(parcel, number, command, link, targets, shares, reports)
+
+    def _deliver(
+        self, parcel: Parcel, number: int, command: Command, link: Link, targets: list[list[int]],
+        shares: dict[int, Share] | None, bridge_reports: bool,
+    ) -> None:  # fmt: skip
+        """Have a bridge deliver to those of a command's targets that it holds."""
+        case = parcel.case
+        case.owed += 1
+        id_ = f"{parcel.id}.{number}"
+        serial = self.deliveries.add(link, Delivery(case, id_, targets, command.targets, shares, bridge_reports))
+        meta: Meta = {"origin": parcel.origin}
+        token = None
+        if bridge_reports:
+            token = case.token
+            meta["message"] = case.id
+        self._out.say(link, _new(Deliver, (serial, id_, parcel.type, command.body, targets, token, meta)))
+
+    def _absent(self, user: str) -> str:
+        if self._settings.open_accounts or self._is_account(user):
+            return failed("not-connected")
+        return failed("unknown-user")
+
+    def _to_servers(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
+        type_ = command.type or parcel.type
+        path = parcel.sent_on(self._settings.name)
+        for t, target in enumerate(command.targets):
+            id_ = result_id(parcel.id, number, t)
+            code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(type_) else None)
+            if code is None and target == self._settings.name:
+                self._into_own_handler(parcel, id_, type_, command.body, target, now, from_server=True)
+                continue
+            meta: Meta = {"id": id_, "root": parcel.root, "origin": parcel.origin, "path": path}
+            if code is None:
+                code = self._dispatch(parcel.case, target, type_, command.body, meta, now)
+            if code is not None:
+                parcel.case.record(target, failed(code))
+            else:
+                self._trace.add((now, parcel.root, id_, "server", target))
+
+    def _dispatch(self, case: Case, target: str, type_: str, body: bytes, meta: Meta, now: float) -> str | None:
+        """Send to another server; returns a code where that cannot even be begun."""
+        route = self._routes.find(target)
+        if route is None:
+            return "unreachable"
+        if not route.name and not policy.may_send_to_stranger(self._settings):
+            return "not-allowed"
+        lane = (route.name or target, type_)
+        if self.legs.full(lane):
+            return "overloaded"
+        link = Link("server", route.name.encode()) if route.fabric is not None else next(iter(self.bridges), None)
+        if link is None or (route.fabric is not None and link not in self.servers):
+            return "unreachable"
+        self._token = token = self._token + 1
+        case.owed += 1
+        self.legs.add(token, Leg(case, target, link, lane, now + self._limits.relay_s))
+        if route.fabric is not None:
+            self._out.say(link, Relay(token, type_, body, meta))
+        else:
+            assert route.native is not None
+            claim = {**meta, "server": self._settings.name}
+            self._out.say(link, Forward(token, route.native, type_, body, claim))
+        return None
+
+    def _to_handler(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
+        target = command.targets[0]
+        path = parcel.sent_on(self._settings.name)
+        code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(target) else None)
+        if code is not None:
+            parcel.case.record(target, failed(code))
+            return
+        self._into_own_handler(parcel, result_id(parcel.id, number, 0), target, command.body, target, now)
+
+    def _into_own_handler(
+        self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float, *, from_server: bool = False
+    ) -> None:
+        """Hand a result to a handler here. The sender stays the same, unless it was sent to us as to another server."""
+        scope, user, peer = parcel.scope, parcel.user, parcel.peer
+        if from_server:
+            scope, user, peer = "server", None, self._settings.name
+        child = Parcel(
+            parcel.case, id_, parcel.root, type_, body, scope, parcel.origin, user, peer,
+            parcel.sent_on(self._settings.name), target,
+        )  # fmt: skip
+        child.case.owed += 1
+        self._place(child, now)
+
+    def _may_send_on(self, parcel: Parcel, path: list[str]) -> str | None:
+        """Count one more result of a root against the bounds on how far and how wide a message may spread."""
+        if len(path) >= HOP_LIMIT:
+            return "too-many-hops"
+        results = self._results
+        count = results.get(parcel.root, 0) + 1
+        if count > MAX_RESULTS:
+            return "too-many-results"
+        results[parcel.root] = count
+        results.move_to_end(parcel.root)
+        if len(results) > self._limits.max_roots:
+            results.popitem(last=False)
+        return None

@@ -1,20 +1,17 @@
-"""A message's way through the broker: enter → place → give → answered → carry out → settle.
+"""A message's way through the broker: enter → place → give → answered → (commands) → settle.
 
-What a handler's commands ask for is begun here and counted on the message's case; every ending, however it comes
-about, settles one count. The last one sends the report. Links, roles and liveness are the router's.
+What a handler's commands ask for is begun by `commands` and counted on the message's case; here every ending, however
+it comes about, settles one count. The last one sends the report. Links, roles and liveness are the router's.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
-from bester.broker.core import policy
 from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Case, failed, reason_of
-from bester.broker.core.commands import fault, result_id
-from bester.broker.core.deliveries import Deliveries, Delivery, Share
-from bester.broker.core.directory import Directory
-from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.commands import Commands, fault
+from bester.broker.core.deliveries import Delivery
+from bester.broker.core.federation import Leg
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Worker
 from bester.broker.core.trace import Trace
@@ -23,18 +20,10 @@ from bester.broker.core.workers import Workers
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import (
     HOP_LIMIT,
-    MAX_RESULTS,
     Command,
     Confirm,
-    Deliver,
-    Forward,
-    Meta,
-    Relay,
     Reply,
-    is_reserved,
 )
-
-_new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
 
 
 class Exchange:
@@ -49,23 +38,17 @@ class Exchange:
         limits = settings.limits
         self.settings = settings
         self.limits = limits
-        self.directory = Directory()
         self.workers = Workers()
-        self.deliveries = Deliveries()
-        self.legs = Legs(limits.max_lane)
         self.trace = Trace(limits.trace, settings.clock_offset_s, settings.name)
-        self.bridges: dict[Link, None] = {}
-        self.servers: set[Link] = set()
+        self.commands = Commands(settings, out, self.trace, self._place, first_token=first_token, is_account=is_account)
+        self.directory = self.commands.directory
         self.cases = 0
-        self._routes = Routes(settings.routes)
         self._seen_types: dict[str, None] = dict.fromkeys(settings.declared_types)
-        self._results: OrderedDict[str, int] = OrderedDict()
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
         self._started = now
-        self._is_account = is_account
         self._out = out
 
     # --- in ---
@@ -86,7 +69,7 @@ class Exchange:
         if wrong is not None:
             self._end(parcel, failed(wrong[0]))
             return
-        self._carry_out(parcel, commands, now)
+        self.commands.carry_out(parcel, commands, now)
         self._end(parcel, None)
 
     def refuse(self, case: Case, code: str) -> None:
@@ -197,7 +180,7 @@ class Exchange:
             elif (wrong := fault(commands, parcel.body)) is not None:
                 self._end(parcel, failed(wrong[0]))
             else:
-                self._carry_out(parcel, commands, now)
+                self.commands.carry_out(parcel, commands, now)
                 self._end(parcel, None)
         return wrong
 
@@ -244,144 +227,6 @@ class Exchange:
         for keeper in [keeper for parcel in again if (keeper := self.workers.keeper(parcel)) is not None]:
             self.feed(keeper, now)
 
-    # --- commands ---
-
-    def _carry_out(self, parcel: Parcel, commands: list[Command], now: float) -> None:
-        for number, command in enumerate(commands):
-            if command.command == "sendClients":
-                self._to_clients(parcel, number, command, alone=len(commands) == 1)
-            elif command.command == "sendServers":
-                self._to_servers(parcel, number, command, now)
-            else:
-                self._to_handler(parcel, number, command, now)
-
-    def _to_clients(self, parcel: Parcel, number: int, command: Command, *, alone: bool) -> None:
-        case, names = parcel.case, command.targets
-        places = self.directory.places(names[0]) if len(names) == 1 else None
-        if places is not None and len(places) == 1:  # one user on one bridge: most messages
-            for link, sessions in places.items():
-                self._deliver(parcel, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
-            return
-        by_link: dict[Link, list[list[int]]] = {}
-        shares: dict[int, Share] | None = None
-        frames = 0
-        for t, name in enumerate(names):
-            places = self.directory.places(name)
-            if places is None:
-                case.record(name, self._absent(name))
-                continue
-            frames += sum(map(len, places.values()))
-            if frames > self.limits.max_frames:
-                case.record(name, failed("too-many-results"))
-                continue
-            if len(places) > 1:
-                shares = {} if shares is None else shares
-                shares[t] = Share(len(places))
-            for link, sessions in places.items():
-                by_link.setdefault(link, []).append([t, *sessions])
-        for link, targets in by_link.items():
-            reports = alone and len(by_link) == 1 and case.completes_on(link)
-            self._deliver(parcel, number, command, link, targets, shares, reports)
-
-    def _deliver(
-        self, parcel: Parcel, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, bridge_reports: bool,
-    ) -> None:  # fmt: skip
-        """Have a bridge deliver to those of a command's targets that it holds."""
-        case = parcel.case
-        case.owed += 1
-        id_ = f"{parcel.id}.{number}"
-        serial = self.deliveries.add(link, Delivery(case, id_, targets, command.targets, shares, bridge_reports))
-        meta: Meta = {"origin": parcel.origin}
-        token = None
-        if bridge_reports:
-            token = case.token
-            meta["message"] = case.id
-        self._out.say(link, _new(Deliver, (serial, id_, parcel.type, command.body, targets, token, meta)))
-
-    def _absent(self, user: str) -> str:
-        if self.settings.open_accounts or self._is_account(user):
-            return failed("not-connected")
-        return failed("unknown-user")
-
-    def _to_servers(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
-        type_ = command.type or parcel.type
-        path = parcel.sent_on(self.settings.name)
-        for t, target in enumerate(command.targets):
-            id_ = result_id(parcel.id, number, t)
-            code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(type_) else None)
-            if code is None and target == self.settings.name:
-                self._into_own_handler(parcel, id_, type_, command.body, target, now, from_server=True)
-                continue
-            meta: Meta = {"id": id_, "root": parcel.root, "origin": parcel.origin, "path": path}
-            if code is None:
-                code = self._dispatch(parcel.case, target, type_, command.body, meta, now)
-            if code is not None:
-                parcel.case.record(target, failed(code))
-            else:
-                self.trace.add((now, parcel.root, id_, "server", target))
-
-    def _dispatch(self, case: Case, target: str, type_: str, body: bytes, meta: Meta, now: float) -> str | None:
-        """Send to another server; returns a code where that cannot even be begun."""
-        route = self._routes.find(target)
-        if route is None:
-            return "unreachable"
-        if not route.name and not policy.may_send_to_stranger(self.settings):
-            return "not-allowed"
-        lane = (route.name or target, type_)
-        if self.legs.full(lane):
-            return "overloaded"
-        link = Link("server", route.name.encode()) if route.fabric is not None else next(iter(self.bridges), None)
-        if link is None or (route.fabric is not None and link not in self.servers):
-            return "unreachable"
-        self._token = token = self._token + 1
-        case.owed += 1
-        self.legs.add(token, Leg(case, target, link, lane, now + self.limits.relay_s))
-        if route.fabric is not None:
-            self._out.say(link, Relay(token, type_, body, meta))
-        else:
-            assert route.native is not None
-            claim = {**meta, "server": self.settings.name}
-            self._out.say(link, Forward(token, route.native, type_, body, claim))
-        return None
-
-    def _to_handler(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
-        target = command.targets[0]
-        path = parcel.sent_on(self.settings.name)
-        code = self._may_send_on(parcel, path) or ("reserved" if is_reserved(target) else None)
-        if code is not None:
-            parcel.case.record(target, failed(code))
-            return
-        self._into_own_handler(parcel, result_id(parcel.id, number, 0), target, command.body, target, now)
-
-    def _into_own_handler(
-        self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float, *, from_server: bool = False
-    ) -> None:
-        """Hand a result to a handler here. The sender stays the same, unless it was sent to us as to another server."""
-        scope, user, peer = parcel.scope, parcel.user, parcel.peer
-        if from_server:
-            scope, user, peer = "server", None, self.settings.name
-        child = Parcel(
-            parcel.case, id_, parcel.root, type_, body, scope, parcel.origin, user, peer,
-            parcel.sent_on(self.settings.name), target,
-        )  # fmt: skip
-        child.case.owed += 1
-        self._place(child, now)
-
-    def _may_send_on(self, parcel: Parcel, path: list[str]) -> str | None:
-        """Count one more result of a root against the bounds on how far and how wide a message may spread."""
-        if len(path) >= HOP_LIMIT:
-            return "too-many-hops"
-        results = self._results
-        count = results.get(parcel.root, 0) + 1
-        if count > MAX_RESULTS:
-            return "too-many-results"
-        results[parcel.root] = count
-        results.move_to_end(parcel.root)
-        if len(results) > self.limits.max_roots:
-            results.popitem(last=False)
-        return None
-
     # --- endings ---
 
     def confirmed(self, link: Link, confirm: Confirm, now: float) -> None:
@@ -389,7 +234,7 @@ class Exchange:
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES else "not-connected"
-        for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
+        for serial, delivery in self.commands.deliveries.confirm(link, confirm.upto, confirm.done):
             self._delivered(delivery, failures.get(serial) if failures else None, now)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
@@ -412,21 +257,21 @@ class Exchange:
 
     def bridge_lost(self, link: Link, now: float) -> None:
         """A bridge is gone, and with it its sessions; what it had not confirmed was not delivered."""
-        self.bridges.pop(link, None)
+        self.commands.bridges.pop(link, None)
         self.directory.drop(link)
-        for delivery in self.deliveries.drop(link):
+        for delivery in self.commands.deliveries.drop(link):
             self._delivered(delivery, {target[0]: "not-connected" for target in delivery.targets}, now)
         self.legs_lost(link, now)
 
     def legs_lost(self, link: Link, now: float) -> None:
         """A link is gone: what was on its way to other servers over it did not arrive, as far as anybody knows."""
-        self.servers.discard(link)
-        for leg in self.legs.drop(link):
+        self.commands.servers.discard(link)
+        for leg in self.commands.legs.drop(link):
             self._arrived(leg, failed("unreachable"), now)
 
     def arrived(self, link: Link, token: int, outcome: str, now: float) -> None:
         """Another server has answered; late answers change nothing."""
-        leg = self.legs.end(token, link)
+        leg = self.commands.legs.end(token, link)
         if leg is not None:
             code = reason_of(outcome)
             known = outcome in (DELIVERED, SENT, QUEUED) or code in CODES
@@ -476,7 +321,7 @@ class Exchange:
                     self._let_go(parcel)
                     parcel.body = b""
                     self._end(parcel, failed("timeout"))
-        for leg in self.legs.overdue(now):
+        for leg in self.commands.legs.overdue(now):
             self._arrived(leg, failed("timeout"), now)
 
     def _give_up(self, parcels: list[Parcel]) -> None:

@@ -165,7 +165,7 @@ class Router:
 
     def server_ready(self, name: str, now: float) -> list[Action]:
         """The link this broker opened to a server is up."""
-        self._exchange.servers.add(Link("server", name.encode()))
+        self._exchange.commands.servers.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._notice("server-reached", server=name)
         return self._actions()
@@ -266,7 +266,7 @@ class Router:
         if options is not None:
             self._employ(peer, options, now)
         elif hello.role == "bridge":
-            self._exchange.bridges[link] = None
+            self._exchange.commands.bridges[link] = None
             self._serial += 1
             epoch = hello.options.get("epoch")
             edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
