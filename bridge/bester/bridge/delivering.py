@@ -1,0 +1,110 @@
+"""What the broker has delivered here: which frames go to whom, and what is confirmed when. Pure.
+
+A delivery has ended when the bytes of each target have left on one of its connections, or cannot leave on any. It is
+confirmed then, and not before; where it completes a message of a connection here, the good report is written here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bester.bridge import native
+from bester.bridge.ledger import Delivery, Ledger
+from bester.bridge.ports import Wire
+from bester.bridge.writing import Writing
+from bester.broker.wire.messages import Confirm, Deliver
+
+Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
+"""Writes a report: token, status, reason, message, recipients, now."""
+
+
+class Delivering:
+    """`targets` are the connections by session, `submits` those that wait for a report, by token.
+
+    `wake` sees to it that what has ended is confirmed at the end of this turn.
+    """
+
+    def __init__(
+        self, targets: Mapping[int, Wire], submits: Mapping[int, Wire], writing: Writing, report: Reporter,
+        wake: Callable[[], None], clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._targets = targets
+        self._submits = submits
+        self._offer = writing.offer
+        self._report = report
+        self._wake = wake
+        self._clock = clock
+        self._ledger = Ledger()
+
+    def forget(self) -> None:
+        """The link to the broker is lost: nothing of before is confirmed any more."""
+        self._ledger = Ledger()
+
+    def confirm(self) -> list[Confirm]:
+        """Return what is to be confirmed now."""
+        return self._ledger.confirm()
+
+    def deliver(self, message: Deliver, now: float) -> None:
+        """Write a delivery's frames. Where all of them go to the very connection whose report follows them, the order
+        of the stream is all the confirmation needed."""
+        serial, id_, type_, body, targets, token, meta = message
+        head, tail = native.envelope(id_, type_, body, meta)
+        owner = None if token is None else self._submits.get(token)
+        if (
+            owner is not None and len(targets) == 1 and len(targets[0]) == 2
+            and self._targets.get(targets[0][1]) is owner
+            and self._offer(owner, native.delivered(head, targets[0][0], tail))
+        ):  # fmt: skip
+            # To the sender alone, as most answers are.
+            assert token is not None
+            self._ledger.at_once(serial)
+            self._report(token, 0, None, meta.get("message"), None, now)
+            return
+        number = 0 if owner is None else owner.session.number
+        delivery: Delivery | None = None
+        completes = meta.get("message")
+        for target in targets:
+            frame = native.delivered(head, target[0], tail)
+            if owner is not None and number in target[1:] and number in self._targets and self._offer(owner, frame):
+                for session in target[1:]:
+                    wire = self._targets.get(session)
+                    if wire is not None and wire is not owner:
+                        self._offer(wire, frame)
+                continue
+            if delivery is None:
+                delivery = self._ledger.begin(serial, token, completes)
+            self._expect(delivery, target, frame)
+        if delivery is None:
+            self._ledger.at_once(serial)
+            self._wake()
+            if token is not None:
+                self._report(token, 0, None, completes, None, now)
+        elif delivery.release():
+            self.ended(delivery)
+
+    def _expect(self, delivery: Delivery, target: list[int], frame: tuple[bytes, ...]) -> None:
+        """Write one target's frame to its sessions, each with a mark behind it."""
+        reason = "not-connected"
+        reached = 0
+        for session in target[1:]:
+            wire = self._targets.get(session)
+            if wire is None:
+                continue
+            if self._offer(wire, frame):
+                wire.out.mark((delivery, target[0]))
+                reached += 1
+            else:
+                reason = wire.doom or "overloaded"
+        if reached:
+            delivery.expect(target[0], reached)
+        else:
+            delivery.fail(target[0], reason)
+
+    def ended(self, delivery: Delivery) -> None:
+        """A delivery has ended: it is confirmed at the end of the turn, and the message it completes is reported."""
+        delivery.ledger.end(delivery)
+        if delivery.ledger is not self._ledger:
+            return
+        self._wake()
+        if delivery.token is not None and not delivery.failed:
+            self._report(delivery.token, 0, None, delivery.message, None, self._clock())
