@@ -17,7 +17,7 @@ import zmq
 
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.messages import MAX_BODY_BYTES, Malformed, Message
-from bester.broker.wire.party import Party, State, Step
+from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
 
 HIGH_WATER_MARK = 256
 """ZeroMQ messages (each a batch) that may wait for one peer; credit keeps a healthy one far below."""
@@ -129,7 +129,8 @@ class FabricLink:
         if self._socket is None or self.party.state in _NOT_YET or len(self._outbox) >= MAX_OUTBOX:
             return False
         self._outbox.append(message)
-        self._flush_soon()
+        if self._flush_handle is None:
+            self._flush_soon()
         return True
 
     def send_all(self, messages: Sequence[Message]) -> int:
@@ -192,6 +193,10 @@ class FabricLink:
     def _received(self, frames: Frames) -> None:
         now = self._loop.time()
         messages = decode(frames)
+        if LINK_MESSAGES.isdisjoint(map(type, messages)):
+            self.party.heard(now)
+            self._on_messages(messages)
+            return
         passed: list[Message | Malformed] = []
         for message in messages:
             step = self.party.receive(message, now)

@@ -88,6 +88,7 @@ class Message:
 
     def reply(self, data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
         """Answer the sender, on every connection that user has. Raises HandlerError where no user sent it."""
-        if self._request.user is None:
+        user = self._request.user
+        if user is None:
             raise HandlerError("there is no user to reply to: the message came from a server or a handler")
-        return Command("sendClients", [self._request.user], body_of(data, raw))
+        return Command("sendClients", [user], body_of(data, raw))

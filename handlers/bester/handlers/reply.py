@@ -55,7 +55,7 @@ def body_of(data: Any, raw: bytes | str | None) -> bytes:
         return text_of(data)
     if data is not MISSING:
         raise TypeError("give data or raw, not both")
-    return raw.encode() if isinstance(raw, str) else bytes(raw)
+    return raw if type(raw) is bytes else raw.encode() if isinstance(raw, str) else bytes(raw)
 
 
 def commands_of(result: Any) -> list[Command]:

@@ -29,6 +29,8 @@ from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
 
 log = logging.getLogger("bester.handlers")
+_LOOP, _INLINE = Runs.LOOP, Runs.INLINE
+_new = tuple.__new__  # makes a message in half the time of its class
 
 DRAIN_S = 10.0
 """How long what is outstanding may take to finish when the worker is stopped; then the broker gives it to another."""
@@ -172,7 +174,7 @@ class Worker:
             self._outstanding += 1
             if route.by_user:
                 self._enter_lane((message, route, life))
-            elif route.runs is Runs.LOOP:
+            elif route.runs is _LOOP:
                 add((message, route, life))
             else:
                 begin((message, route, life))
@@ -188,17 +190,17 @@ class Worker:
 
     def _begin(self, job: Job) -> None:
         request, route, _ = job
-        if route.runs is Runs.LOOP:
-            self._crew.add(job)
-        elif route.runs is Runs.THREAD:
-            self._threads.add(job)
-        else:
+        if route.runs is _INLINE:
             try:
                 result = route.call(Message(request))
             except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
                 self._failed(job, error)
             else:
                 self._done(job, result)
+        elif route.runs is _LOOP:
+            self._crew.add(job)
+        else:
+            self._threads.add(job)
 
     def _enter_lane(self, job: Job) -> None:
         request = job[0]
@@ -232,7 +234,7 @@ class Worker:
         except HandlerError as error:
             self._failed(job, error)
             return
-        self._answer(job, Reply(job[0].token, 0, commands))
+        self._answer(job, _new(Reply, (job[0].token, 0, commands, None)))
 
     def _failed(self, job: Job, error: BaseException) -> None:
         request, route, life = job

@@ -58,7 +58,7 @@ def encode(messages: Sequence[Message]) -> list[bytes]:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(message[body])
         elif commands is not None:
-            rows.append((*op, *message[:commands], _attach(message[commands], frames), *message[commands + 1 :]))
+            rows.append(op + message[:commands] + (_attach(message[commands], frames),) + message[commands + 1 :])
         else:
             rows.append(op + message)
     frames[0] = _pack(rows)
@@ -80,9 +80,15 @@ def batches(messages: Iterable[Message]) -> Iterator[list[bytes]]:
     """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch."""
     batch: list[Message] = []
     size = 0
+    message: Any  # as in `encode`
     for message in messages:
         batch.append(message)
-        size += _size(message)
+        _, body, commands = _PLACES[type(message)]
+        if body is not None:
+            size += len(message[body])
+        elif commands is not None:
+            for command in message[commands]:
+                size += len(command[2])
         if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
             yield from _halved(batch)
             batch, size = [], 0
@@ -98,15 +104,6 @@ def _halved(batch: list[Message]) -> Iterator[list[bytes]]:
         middle = len(batch) // 2
         yield from _halved(batch[:middle])
         yield from _halved(batch[middle:])
-
-
-def _size(message: Any) -> int:
-    _, body, commands = _PLACES[type(message)]
-    if body is not None:
-        return len(message[body])
-    if commands is not None:
-        return sum(len(command.body) for command in message[commands])
-    return 0
 
 
 # --- bytes to messages -----------------------------------------------------------------------------------------

@@ -89,6 +89,9 @@ class Step(NamedTuple):
 
 _NOTHING = Step()
 
+LINK_MESSAGES: frozenset[type[object]] = frozenset({Welcome, Error, Goodbye})
+"""What a broker says about the link itself; all else passes a Party without effect."""
+
 
 class Party:
     """One link's state. `role`, `name` and `options` are what HELLO says."""
@@ -128,6 +131,10 @@ class Party:
     def sent(self, now: float) -> None:
         """Something was sent on the link; no heartbeat is due for a while."""
         self._sent = now
+
+    def heard(self, now: float) -> None:
+        """Something came that is not about the link: none of it is in LINK_MESSAGES."""
+        self._heard = now
 
     def receive(self, message: Message | Malformed, now: float) -> Step:
         """Take in any message from the broker; those that are not about the link itself pass without effect."""
