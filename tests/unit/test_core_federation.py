@@ -26,6 +26,14 @@ def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:
     assert routes.find("s4") is local
 
 
+def test_an_address_may_be_written_in_several_ways() -> None:
+    here, six = Route("here", native="localhost:2223"), Route("six", native="[2001:db8:0:0::1]:2223")
+    routes = Routes({"here": here, "six": six})
+    assert routes.find("127.0.0.1:2223") is routes.find("localhost:2223") is here
+    assert routes.find("[2001:DB8::1]:2223") is six
+    assert routes.find("127.0.0.1:2224") == Route("", native="127.0.0.1:2224")
+
+
 def test_another_address_is_a_server_without_a_name() -> None:
     assert Routes({}).find("10.1.1.1:2223") == Route("", native="10.1.1.1:2223")
     assert Routes({}).find("[::1]:2223") == Route("", native="[::1]:2223")

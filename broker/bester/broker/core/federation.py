@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bester.broker.core.cases import Case
 from bester.broker.core.values import Link, Route
-from bester.broker.wire.address import parse_host_port
+from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
 
 class Leg(NamedTuple):
@@ -29,12 +29,12 @@ class Routes:
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._named = dict(routes)
-        self._addressed: dict[str, Route] = {}
+        self._addressed: dict[HostPort, Route] = {}
         for route in self._named.values():
             if route.native is not None:
-                self._addressed[str(parse_host_port(route.native))] = route
+                self._addressed[canonical(parse_host_port(route.native))] = route
             if route.fabric is not None and route.fabric.startswith("tcp://"):
-                self._addressed[str(parse_host_port(route.fabric[6:]))] = route
+                self._addressed[canonical(parse_host_port(route.fabric[6:]))] = route
 
     def find(self, target: str) -> Route | None:
         """Return the configured server of this name or address; of another `host:port` an unnamed native route."""
@@ -42,10 +42,10 @@ class Routes:
         if route is not None:
             return route
         try:
-            address = str(parse_host_port(target))
+            address = parse_host_port(target)
         except ValueError:
             return None
-        return self._addressed.get(address) or Route("", native=address)
+        return self._addressed.get(canonical(address)) or Route("", native=str(address))
 
 
 class Legs:

@@ -62,6 +62,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def canonical(address: HostPort) -> HostPort:
+    """Return the same address in the one way to write it: `localhost` is 127.0.0.1, an IPv6 address its short form."""
+    if address.host == "localhost":
+        return HostPort("127.0.0.1", address.port)
+    try:
+        return HostPort(str(ipaddress.ip_address(address.host)), address.port)
+    except ValueError:
+        return HostPort(address.host.lower(), address.port)
+
+
 class Endpoint(NamedTuple):
     """A ZeroMQ endpoint: transport `ipc` (with a path) or `tcp` (with a HostPort)."""
 
