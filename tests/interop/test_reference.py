@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.live import BESTER, DEADLINE_S, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:
@@ -81,13 +82,6 @@ async def besterd(directory: Path, **types: Path) -> AsyncIterator[Process]:
         yield process
     finally:
         assert await process.end() == 0, process.lines
-
-
-class UnixServer:
-    """Where a raw client connects to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
 
 async def connect(path: Path) -> RawClient:
@@ -180,3 +174,47 @@ async def test_the_informer(directory: Path) -> None:
         assert await asking.at_end()
         await asking.close()
         await bob.close()
+
+
+APART = """
+[server]
+name = "s1"
+data_dir = "data"
+[native]
+unix = "native.sock"
+tcp4 = "127.0.0.1:0"
+[accounts]
+auth = "open"
+[informer]
+unix = "bInformer"
+"""
+
+
+async def test_the_reference_kind_with_broker_bridge_and_handler_apart(directory: Path) -> None:
+    async with reference_handler(
+        directory / "chat.sock", lambda data: reply("sendClients", ["bob"], b"[1e400, " + data + b"]")
+    ):
+        server = await LiveServer.start(directory, APART, "apart")
+        program = (sys.executable, "-m", "bester.handlers", "--socket", "chat.sock", "--types", "chat")
+        handler = await Process.start(*program, "--fabric", server.fabric, cwd=directory)
+        try:
+            await server.has_type("chat")
+            bob = await connect(directory / "native.sock")
+            bob.send(
+                {
+                    "header": {"scope": "client", "authentication": {"username": "bob", "password": "x"}},
+                    "payload": {"data": None, "type": "dummy"},
+                }
+            )
+            await bob.receive()
+            bob.send(b'{"header":null,"payload":{"data":-0.10,"id":"1","type":"chat"}}')
+            assert b'"data":[1e400, -0.10]' in await bob.receive_bytes()
+            assert (await bob.receive())["header"]["status"] == "good"
+            asking = await connect(directory / "bInformer")
+            asking.send({"command": {"type": "listClients"}})
+            assert await asking.receive() == {"data": ["bob"], "status": "0"}
+            await asking.close()
+            await bob.close()
+        finally:
+            assert await handler.end() == 0, handler.lines
+            assert await server.stop() == [0, 0]
