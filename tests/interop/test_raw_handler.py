@@ -9,7 +9,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from tests.live import LiveServer, RawClient, RawHandler, live_server, raw_handler
+from tests.live import LAYOUTS, LiveServer, RawClient, RawHandler, live_server, raw_handler
 
 
 def to_sender(request: list[Any]) -> list[Any]:
@@ -166,8 +166,9 @@ async def test_questions(server: LiveServer) -> None:
         await bob.close()
 
 
-async def test_a_frozen_handler_loses_its_messages_to_another() -> None:
-    async with live_server() as server, raw_handler(server.fabric, "chat", credit=8) as frozen:
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_frozen_handler_loses_its_messages_to_another(layout: str) -> None:
+    async with live_server(layout=layout) as server, raw_handler(server.fabric, "chat", credit=8) as frozen:
         bob = await RawClient.login(server, "bob")
         bob.submit("chat", {}, "m1")
         first = await frozen.hear(10)  # and from now on it says nothing, not even a heartbeat
