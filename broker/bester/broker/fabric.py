@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,8 @@ MAX_MESSAGE_BYTES = 4 * MAX_BODY_BYTES
 """What ZeroMQ drops a peer for. Bodies above MAX_BODY_BYTES but below this are refused politely."""
 DRAIN_AT_ONCE = 64
 """ZeroMQ messages read before other sockets get their turn."""
+DRAIN_S = 0.005
+"""And how long that may take: a peer whose messages are costly to carry out must not hold up everybody else's."""
 MAX_OUTBOX = 65536
 """Messages a link holds while its broker does not read; above it `send` says no."""
 STUCK_RETRY_S = 0.01
@@ -79,11 +82,14 @@ class FabricSocket:
             self._again.cancel()
             self._again = None
         receive = self.socket.recv_multipart
+        enough = time.monotonic() + DRAIN_S
         try:
             for _ in range(DRAIN_AT_ONCE):
                 self._on_frames(receive(zmq.NOBLOCK))
                 if self._loop is None:  # closed by what it heard
                     return
+                if time.monotonic() >= enough:
+                    break
         except zmq.Again:
             return
         self.look_again()
