@@ -146,8 +146,10 @@ class Close(NamedTuple):
 class Submit(NamedTuple):
     """A client's message (`session` set: the broker knows whose) or a native server's (`session` None).
 
-    meta, of a server's: `scope` = "server", `address` (host of the other end) and the claims of its header: `server`,
-    `id`, `root`, `origin`, `path`, `ttl_s`.
+    meta, where there is anything to say: `attempt` (2 and up: the bridge submits it again, for it had no report); of a
+    client's: `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: the client sent it before); of a
+    server's: `scope` = "server", `address` (host of the other end) and the claims of its header: `server`, `id`,
+    `root`, `origin`, `path`, `ttl_s`, `lane`, `again`.
     """
 
     token: int
@@ -186,15 +188,22 @@ class Deliver(NamedTuple):
 
 class Confirm(NamedTuple):
     """Deliveries that have ended: all serials up to `upto` and those in `done`; `failed` lists
-    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions."""
+    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions. `reports` counts the
+    REPORTs that have come on this link: those need not be remembered any more."""
 
     upto: int
     done: list[int] = []
     failed: list[list[Any]] = []
+    reports: int = 0
 
 
 class Relay(NamedTuple):
-    """A message from one server to another; `token` rises on the link, meta as of a Request."""
+    """A message from one server to another; `token` rises on the link, meta as of a Request, and `ttl_s`, `lane` and
+    `again` (true: it was sent before, and may have arrived).
+
+    `lane` is `[epoch, number, floor]`: numbers rise in the lane (the sender's messages of this type), as long as the
+    epoch stays; all below `floor` are settled and will not come again.
+    """
 
     token: int
     type: str
@@ -203,10 +212,15 @@ class Relay(NamedTuple):
 
 
 class Relayed(NamedTuple):
-    """What became of a Relay at the far server; `outcome` is the worst of its recipients there."""
+    """What became of a Relay at the far server; `outcome` is the worst of its recipients there.
+
+    meta: `queued` (how many later outcomes will follow, where it is not one), `carried` (true: a handler's commands
+    were carried out, so that trying again would do it twice).
+    """
 
     token: int
     outcome: str
+    meta: Meta = {}
 
 
 class Forward(NamedTuple):
@@ -220,8 +234,11 @@ class Forward(NamedTuple):
 
 
 class Forwarded(NamedTuple):
+    """What became of a Forward; meta as of a Relayed, as far as the server's report tells."""
+
     token: int
     outcome: str
+    meta: Meta = {}
 
 
 Message = (
@@ -285,11 +302,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(24, Submit, (INT, INT_OR_NIL, TEXT, BODY, MAP), 4, body=3),
     Operation(25, Report, (INT, INT, TEXT_OR_NIL, TEXT_OR_NIL, MAP), 5),
     Operation(26, Deliver, (INT, TEXT, TEXT, BODY, LIST, INT_OR_NIL, MAP), 5, body=3),
-    Operation(27, Confirm, (INT, LIST, LIST), 1),
+    Operation(27, Confirm, (INT, LIST, LIST, INT), 1),
     Operation(30, Relay, (INT, TEXT, BODY, MAP), 4, body=2),
-    Operation(31, Relayed, (INT, TEXT), 2),
+    Operation(31, Relayed, (INT, TEXT, MAP), 2),
     Operation(32, Forward, (INT, TEXT, TEXT, BODY, MAP), 5, body=3),
-    Operation(33, Forwarded, (INT, TEXT), 2),
+    Operation(33, Forwarded, (INT, TEXT, MAP), 2),
 )
 
 OP_OF: dict[type[Any], int] = {row.message: row.op for row in OPERATIONS}

@@ -1,0 +1,280 @@
+"""What a broker keeps on disk, as plain values: the core decides what is written and read, a store does it.
+
+A kept message waits in a *box*: a user's mailbox, or a lane (one message type on its way to one server). What entered
+a box leaves it in the order of its number. When it has ended its body is gone, and what became of it can still be
+asked for. Nothing here touches a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bester.broker.wire.messages import Meta
+
+OUTCOME_KEPT_S = 7 * 24 * 3600
+"""So long after its time to live is over, what became of a message can be asked for."""
+NUMBERS_A_LIFE = 2**32
+"""Life n of a broker numbers what it may keep from n times this: numbers rise for ever, and no write is spent on it."""
+
+
+def mailbox(user: str) -> str:
+    """Return the box of a user's messages."""
+    return f"user/{user}"
+
+
+def lane(server: str, type_: str) -> str:
+    """Return the box of the messages of one type to one server. A server's name has no slash."""
+    return f"lane/{server}/{type_}"
+
+
+def owner_of(box: str) -> str:
+    """Return the user or server whose box it is."""
+    kind, _, rest = box.partition("/")
+    return rest if kind == "user" else rest.partition("/")[0]
+
+
+def is_mailbox(box: str) -> bool:
+    """Say whether it is a user's."""
+    return box.startswith("user/")
+
+
+class Entry(NamedTuple):
+    """One result of a command that waits for somebody.
+
+    `number` gives the order in its box, and is no other's; `id` is the result's own, `target` how the handler named
+    who gets it, `sender` the user who may ask what became of it (None: nobody may). `expires_s` is wall-clock time.
+    meta: `origin`, `root`, `path`, `peer` (the server to be told what became of it), `message` (what that server knows
+    it by), `push` (the sender wants to be told), `repeated` (it may have been delivered before), `left` and `worst`
+    (of a message that waits at another server: how many outcomes are still to come, and the worst so far).
+    """
+
+    number: int
+    box: str
+    id: str
+    target: str
+    type: str
+    body: bytes
+    sender: str | None
+    expires_s: float
+    meta: Meta
+
+
+class Letter(NamedTuple):
+    """A dead letter: a message that was given up, with the reason (a code) and the way it had come.
+
+    meta: `root`, `origin`, `scope`, `user`, `peer`, `path`, `attempts`, and `server` where it was on its way to one.
+    """
+
+    id: str
+    type: str
+    body: bytes
+    reason: str
+    at_s: float
+    meta: Meta
+
+
+# --- what is written ----------------------------------------------------------------------------------------------
+
+
+class Keep(NamedTuple):
+    """A message waits from now on. One of the same id in the same box, waiting or ended, makes it a repetition: nothing
+    is written, and the core is told so."""
+
+    entry: Entry
+
+
+class Note(NamedTuple):
+    """A message waits elsewhere: nothing is to be delivered from here, but its `outcome` can be asked for."""
+
+    entry: Entry
+    outcome: str
+
+
+class End(NamedTuple):
+    """What became of a kept message: its body goes. With `forget` all of it goes, for nobody may ask."""
+
+    number: int
+    outcome: str
+    forget: bool = False
+
+
+class EndBox(NamedTuple):
+    """The same for all that waits in a box."""
+
+    box: str
+    outcome: str
+
+
+class Rewrite(NamedTuple):
+    """A kept message has new meta."""
+
+    number: int
+    meta: Meta
+
+
+class Handed(NamedTuple):
+    """What has numbers up to `upto` in this box has been sent out once, and may have arrived."""
+
+    box: str
+    upto: int
+
+
+class Arrived(NamedTuple):
+    """What has arrived on a lane of another server's: its epoch, and the outcomes of all numbers from `floor` on.
+    A later one of the same peer and type replaces it."""
+
+    peer: str
+    type: str
+    epoch: str
+    floor: int
+    outcomes: Mapping[int, str]
+
+
+class Bury(NamedTuple):
+    """A dead letter. One of the same id is replaced."""
+
+    letter: Letter
+
+
+class Unbury(NamedTuple):
+    """A dead letter is no more: replayed, or thrown away."""
+
+    id: str
+
+
+class Learn(NamedTuple):
+    """A message type was seen for the first time."""
+
+    type: str
+
+
+class Forget(NamedTuple):
+    """Outcomes of what expired before this (wall clock) are remembered no longer."""
+
+    before_s: float
+
+
+Write = Keep | Note | End | EndBox | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
+
+PRESSING = (Keep, Note, Handed, Arrived, Bury, Unbury)
+"""What must be on disk before anything is said that follows from it. The others may wait for the next of these, or for
+a tick: the worst that comes of losing them is a repetition."""
+
+
+# --- what is read -------------------------------------------------------------------------------------------------
+
+
+class Fetch(NamedTuple):
+    """Asks for entries that wait in a box, lowest number first: `list[Entry]`, at least one where there is any.
+
+    `after` is the number before the first; at most `limit` entries, and no more than `limit_bytes` of bodies.
+    """
+
+    box: str
+    after: int
+    limit: int
+    limit_bytes: int
+
+
+class Expired(NamedTuple):
+    """Asks for entries that wait and whose time was over at `at_s`, at most `limit`, without bodies, and when the next
+    one's time is over: `tuple[list[Entry], float | None]`."""
+
+    at_s: float
+    limit: int
+
+
+class Sought(NamedTuple):
+    """Asks for the entry of this id that has this target, ended or not, without its body, for `why`: `(Entry, outcome
+    or None) | None`. `why` comes back as it is."""
+
+    id: str
+    target: str
+    why: Meta
+
+
+class Outcomes(NamedTuple):
+    """Asks what became of everything kept of a user's message, for the question `token` of a link: `dict[target,
+    outcome]`; what waits still is `queued`. Of several with one target the worst: any failure, `queued`, `delivered`."""
+
+    message: str
+    sender: str
+    asker: object
+    token: int
+
+
+class Dead(NamedTuple):
+    """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`.
+    `asker`, `token` and `why` come back as they are."""
+
+    id: str | None
+    type: str | None
+    limit: int
+    asker: object
+    token: int
+    why: Meta
+
+
+Read = Fetch | Expired | Sought | Outcomes | Dead
+
+
+# --- what is there at the start ---------------------------------------------------------------------------------------
+
+
+class BoxState(NamedTuple):
+    """What waits in a box: how many, bytes of their bodies, the lowest number, and up to where it was handed out."""
+
+    count: int
+    size_bytes: int
+    lowest: int
+    handed: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a broker finds when it starts. `epoch` is the store's own name, made with it; `life` counts the starts.
+
+    `next_expiry_s` is when the first waiting entry's time is over, on the wall clock. `dead` counts the dead letters.
+    """
+
+    epoch: str = "none"
+    life: int = 0
+    boxes: Mapping[str, BoxState] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
+    arrived: tuple[Arrived, ...] = ()
+    next_expiry_s: float | None = None
+    dead: int = 0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much may be kept, and for how long; above it the sender is told. Reasons: a disk has an end, and one user or
+    server must not take it all."""
+
+    ttl_s: float = 3 * 24 * 3600
+    user_messages: int = 10_000
+    user_bytes: int = 64 * 1024 * 1024
+    server_messages: int = 100_000
+    server_bytes: int = 1024 * 1024 * 1024
+    messages: int = 1_000_000
+    total_bytes: int = 8 * 1024 * 1024 * 1024
+    dead_letters: int = 10_000
+    """Above it a new one takes the place of the oldest: their senders were all told."""
+
+
+class Budget(NamedTuple):
+    """What the handlers of a type may take over one message: `timeout_s` each, and so many may die over it."""
+
+    timeout_s: float
+    attempts: int
+
+
+class Committed(NamedTuple):
+    """What became of a group of writes: `ok` False where nothing was written (no room, a broken disk), with `why` for
+    people; `repeated` are the numbers of Keep and Note entries that were there before."""
+
+    ok: bool
+    repeated: frozenset[int] = frozenset()
+    why: str = ""
