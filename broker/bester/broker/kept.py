@@ -196,8 +196,8 @@ class Sought(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """Asks what became of everything kept of a user's message, for the question `token` of a link: `dict[target,
-    outcome]`; what waits still is `queued`. Of several with one target the worst: any failure, `queued`, `delivered`."""
+    """Asks what became of all that was kept of a user's message, for the question `token` of a link: `dict[target,
+    outcome]`; what waits is `queued`. Of several with one target the worst: any failure, `queued`, `delivered`."""
 
     message: str
     sender: str
@@ -226,7 +226,7 @@ Read = Fetch | Expired | Sought | Outcomes | Dead
 class BoxState(NamedTuple):
     """What waits in a box: how many, bytes of their bodies, the lowest number, and up to where it was handed out."""
 
-    count: int
+    messages: int
     size_bytes: int
     lowest: int
     handed: int
