@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bester.broker.wire.messages import Meta
 
@@ -45,9 +45,10 @@ class Entry(NamedTuple):
 
     `number` gives the order in its box, and is no other's; `id` is the result's own, `target` how the handler named
     who gets it, `sender` the user who may ask what became of it (None: nobody may). `expires_s` is wall-clock time.
-    meta: `origin`, `root`, `path`, `peer` (the server to be told what became of it), `message` (what that server knows
-    it by), `push` (the sender wants to be told), `repeated` (it may have been delivered before), `left` and `worst`
-    (of a message that waits at another server: how many outcomes are still to come, and the worst so far).
+    meta: `origin`, `root`, `path`, `message` (the id of the message it is a result of), `peer` (the server that has
+    sent that, to be told what became of it), `push` (the sender wants to be told), `repeated` (it may have been
+    delivered before), `left` and `worst` (of one that waits at another server: how many outcomes are still to come
+    from there, and the worst so far).
     """
 
     number: int
@@ -179,20 +180,21 @@ class Fetch(NamedTuple):
 
 
 class Expired(NamedTuple):
-    """Asks for entries that wait and whose time was over at `at_s`, at most `limit`, without bodies, and when the next
-    one's time is over: `tuple[list[Entry], float | None]`."""
+    """Asks for entries that wait and whose time was over at `at_s`, and when the next one's time is over:
+    `tuple[list[Entry], float | None]`. At most `limit`, and no more than `limit_bytes` of bodies, at least one."""
 
     at_s: float
     limit: int
+    limit_bytes: int
 
 
 class Sought(NamedTuple):
-    """Asks for the entry of this id that has this target, ended or not, without its body, for `why`: `(Entry, outcome
-    or None) | None`. `why` comes back as it is."""
+    """Asks for the entry of this id in a lane to this server, waiting or ended, without its body: `(Entry, outcome or
+    None while it waits) | None`. `why` comes back as it is."""
 
     id: str
-    target: str
-    why: Meta
+    server: str
+    why: Any
 
 
 class Outcomes(NamedTuple):
@@ -201,7 +203,7 @@ class Outcomes(NamedTuple):
 
     message: str
     sender: str
-    asker: object
+    asker: Any
     token: int
 
 
@@ -212,7 +214,7 @@ class Dead(NamedTuple):
     id: str | None
     type: str | None
     limit: int
-    asker: object
+    asker: Any
     token: int
     why: Meta
 
