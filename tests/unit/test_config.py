@@ -1,13 +1,24 @@
 """`bester.toml`: what it says is what holds, and every mistake is one line that names file, place and remedy."""
 
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from bester.broker import besterd, config_file
-from bester.broker.config import STOCK_HANDLERS, Config, HandlerConfig, PeerConfig, defaults, name_fault, type_fault
+from bester.broker.config import (
+    STOCK_HANDLERS,
+    Config,
+    HandlerConfig,
+    PeerConfig,
+    StoreConfig,
+    defaults,
+    name_fault,
+    type_fault,
+)
+from bester.broker.kept import Bounds
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 
@@ -42,11 +53,24 @@ max_connections_per_address = 4
 [fabric]
 listen = ["ipc://DATA_DIR/f.sock", "tcp://localhost:2225", "ipc://here.sock"]
 connect = ["tcp://127.0.0.1:2225"]
+[store]
+url = "sqlite:DATA_DIR/kept/messages.db"
+synchronous = "normal"
+ttl_s = 0x10
+user_messages = 1
+user_bytes = 2
+server_messages = 3
+server_bytes = 4
+messages = 5
+bytes = 6
+dead_letters = 7
 [accounts]
 auth = "open"
 [handlers.chat]
 workers = 4
 app = "shop.chat:app"
+timeout_s = 2.5
+attempts = 1
 [handlers.node]
 types = ["a", "b c"]
 command = ["node", "chat.js"]
@@ -78,9 +102,12 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         f"ipc://{tmp_path}/here.sock",
     )
     assert config.fabric.connect == ("tcp://127.0.0.1:2225",)
+    kept = Bounds(16.0, user_messages=1, user_bytes=2, server_messages=3, server_bytes=4, messages=5, total_bytes=6)
+    assert config.store == StoreConfig(tmp_path / "data/kept/messages.db", "normal", replace(kept, dead_letters=7))
+    assert config.notices == ()
     assert config.auth == "open"
     assert config.handlers == (
-        HandlerConfig("chat", ("chat",), 4, app="shop.chat:app"),
+        HandlerConfig("chat", ("chat",), 4, app="shop.chat:app", timeout_s=2.5, attempts=1),
         HandlerConfig("node", ("a", "b c"), command=("node", "chat.js")),
         HandlerConfig("old", ("old",), socket=tmp_path / "old.sock"),
     )
@@ -96,6 +123,7 @@ def test_an_empty_file_has_the_defaults_and_no_handlers(tmp_path: Path) -> None:
     without = defaults(tmp_path)
     assert (config.server, config.native, config.fabric) == (without.server, without.native, without.fabric)
     assert (config.auth, config.accept, config.handlers) == ("accounts", "listed", ())
+    assert config.store == without.store == StoreConfig(tmp_path / "bester-data/store.db", "full", Bounds())
     assert without.handlers == STOCK_HANDLERS
     assert without.native.tcp4 == HostPort("127.0.0.1", 2223)
     assert without.fabric.listen == without.fabric.connect == (f"ipc://{tmp_path}/bester-data/fabric.sock",)
@@ -126,6 +154,25 @@ def test_insecure_opens_the_plain_listener(tmp_path: Path) -> None:
     assert native.tcp4 == HostPort("0.0.0.0", 2223)
 
 
+def test_a_store_is_a_file_somewhere_or_memory(tmp_path: Path) -> None:
+    def path(url: str) -> Path | None:
+        return load(tmp_path, f'[store]\nurl = "{url}"\n').store.path
+
+    assert path("sqlite:kept.db") == tmp_path / "kept.db"
+    assert path("sqlite:/var/kept.db") == Path("/var/kept.db")
+    assert path("memory:") is None
+    notices = load(tmp_path, '[store]\nurl = "memory:"\n').notices
+    assert len(notices) == 1
+    assert "nothing that waits outlives" in notices[0]
+
+
+def test_the_page_states_the_default_bounds() -> None:
+    said = {name: key.default for name, key in config_file.KEYS["store"].items()}
+    bounds = {field.name: getattr(Bounds(), field.name) for field in fields(Bounds)}
+    bounds["bytes"] = bounds.pop("total_bytes")
+    assert {name: float(said[name]) for name in bounds} == bounds
+
+
 def test_two_handlers_may_serve_one_type(tmp_path: Path) -> None:
     config = load(tmp_path, '[handlers.a]\ntypes=["t"]\napp="m:a"\n[handlers.b]\ntypes=["t"]\napp="m:b"\n')
     assert [handler.types for handler in config.handlers] == [("t",), ("t",)]
@@ -138,10 +185,35 @@ MISTAKES = [
     ("name = 'x'\n", ":1: name: unknown section"),
     ("[native]\nwebsocket = '127.0.0.1:2226'", "websocket: unknown key"),
     ("[native.tls]\nlisten = 'x'", "tls: unknown key"),
-    ("[store]\nurl = 'sqlite:x'", "store: unknown section"),
+    (
+        "[store]\nurl = 'redis://127.0.0.1'",
+        ":2: [store] url: 'redis://127.0.0.1': redis cannot be used yet; write \"sqlite:",
+    ),
+    ("[store]\nurl = 'kept.db'", "'kept.db' is not sqlite:PATH or memory:; leave the key out"),
+    ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH or memory:"),
+    ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH or memory:"),
+    ("[store]\nurl = 'sqlite:///var/kept.db'", 'the path follows the colon, as in "sqlite:/var'),
+    ("[store]\nurl = 'sqlite:DATA_DIR/accounts.db'", "is Bester's own for something else; name another file"),
+    ("[store]\nsynchronous = 'off'", "'off' is not one of full, normal"),
+    ("[store]\nttl_s = 0.5", ":2: [store] ttl_s: is a number from 1 to 31536000"),
+    ("[store]\nttl_s = nan", "is a number from 1 to"),
+    ("[store]\nuser_messages = 0", "is a whole number from 1 to 1000000000"),
+    ("[store]\ndead_letter = 1", "unknown key; did you mean dead_letters?"),
     ("[operator]\nhttp = '127.0.0.1:1'", "operator: unknown section"),
     ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = 'x'", ":3: [servers.g] key: unknown key"),
-    ("[handlers.a]\napp = 'm:a'\ntimeout_s = 3", ":3: [handlers.a] timeout_s: unknown key; the nearest is types"),
+    ("[handlers.a]\napp = 'm:a'\ntimeout_s = 0", ":3: [handlers.a] timeout_s: is a number from 0.1 to 86400"),
+    ("[handlers.a]\napp = 'm:a'\ntimeout_s = true", "is a number from 0.1 to 86400"),
+    ("[handlers.a]\napp = 'm:a'\ntimeout_s = inf", "is a number from 0.1 to 86400"),
+    ("[handlers.a]\napp = 'm:a'\nattempts = 0", "is a whole number from 1 to 100"),
+    ("[handlers.a]\napp = 'm:a'\nretries = 3", ":3: [handlers.a] retries: unknown key; did you mean workers?"),
+    (
+        "[handlers.a]\ntypes = ['t']\napp = 'm:a'\ntimeout_s = 5\n[handlers.b]\ntypes = ['s', 't']\napp = 'm:b'",
+        ": [handlers.b] timeout_s: is 30 here and 5 in [handlers.a], which handles 't' too; write the same in both",
+    ),
+    (
+        "[handlers.a]\ntypes = ['t']\napp = 'm:a'\n[handlers.b]\ntypes = ['t']\napp = 'm:b'\nattempts = 9",
+        ":7: [handlers.b] attempts: is 9 here and 3 in [handlers.a]",
+    ),
     ("server = 3", "server: is a table; write [server]"),
     ("[[server]]\nname = 'x'", "is a table; write [server]"),
     ("handlers = 3", "is a table; write [handlers]"),
@@ -277,6 +349,7 @@ def test_the_reference_daemons_file(tmp_path: Path) -> None:
         HandlerConfig("chat", ("chat",), socket=chat, program=(str(program), str(chat))),
         HandlerConfig("news", ("news",), socket=tmp_path / "news.sock"),
     )
+    assert config.store == defaults(tmp_path).store
     assert config.admin_info == "ask Tim"
     assert config.informer == tmp_path / "bInformer"
     said = "\n".join(config.notices)

@@ -62,6 +62,7 @@ class _Reader:
             server=ServerConfig(host_name(), base.server.data_dir),
             native=native,
             fabric=FabricConfig(base.fabric.listen, base.fabric.connect),
+            store=base.store,
             handlers=self._handlers(self._map(self._top.get("handlers", {}), "handlers")),
             informer=self._socket(INFORMER, "informer"),
             admin_info=admin.get("info"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bester.broker.kept import Bounds
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import is_reserved
@@ -22,6 +23,9 @@ SOCKET_PATH_BYTES = 107
 """The longest path a Unix socket can have on Linux."""
 NAME_LIMIT = 100
 """Characters of a server's, handler's or type's name: names travel in every message id and path."""
+
+STORE_FILE = "store.db"
+"""What is kept, in the data directory, unless the file names another place."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -55,10 +59,23 @@ class FabricConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """What is kept and where. `path` None: in memory, gone with the process.
+
+    `synchronous` is how SQLite writes: "full" (each commit has reached the disk) or "normal" (the system has it).
+    """
+
+    path: Path | None = None
+    synchronous: str = "full"
+    bounds: Bounds = field(default_factory=Bounds)
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerConfig:
     """A declared handler: exactly one of `app`, `command` and `socket`.
 
-    `program` is what listens on `socket`, where it is to be started as well.
+    `program` is what listens on `socket`, where it is to be started as well. A message that a handler has had for
+    `timeout_s` is given up; one that `attempts` handlers have died over is a dead letter.
     """
 
     name: str
@@ -68,6 +85,8 @@ class HandlerConfig:
     command: tuple[str, ...] | None = None
     socket: Path | None = None
     program: tuple[str, ...] | None = None
+    timeout_s: float = 30.0
+    attempts: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +108,7 @@ class Config:
     native: NativeConfig
     fabric: FabricConfig
     path: Path | None = None
+    store: StoreConfig = field(default_factory=StoreConfig)
     auth: str = "accounts"
     handlers: tuple[HandlerConfig, ...] = ()
     servers: Mapping[str, PeerConfig] = field(default_factory=lambda: MappingProxyType({}))
@@ -118,6 +138,7 @@ def defaults(directory: Path) -> Config:
         server=ServerConfig(host_name(), data_dir),
         native=NativeConfig(tcp4=HostPort("127.0.0.1", 2223)),
         fabric=FabricConfig(listen, listen),
+        store=StoreConfig(data_dir / STORE_FILE),
         handlers=STOCK_HANDLERS,
     )
 

@@ -14,12 +14,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bester.broker.config import (
+    STORE_FILE,
     Config,
     FabricConfig,
     HandlerConfig,
     NativeConfig,
     PeerConfig,
     ServerConfig,
+    StoreConfig,
     defaults,
     host_name,
     listener_fault,
@@ -27,6 +29,7 @@ from bester.broker.config import (
     socket_path_fault,
     type_fault,
 )
+from bester.broker.kept import Bounds
 from bester.broker.toml_table import Source, Table
 from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
 from bester.broker.wire.messages import MAX_BODY_BYTES
@@ -37,6 +40,20 @@ MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""
 MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
+MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
+"""Less than a second is no waiting; what has waited for a year is of no use to anybody."""
+MAX_KEPT = 1_000_000_000
+"""Messages: above it, and above the bytes, a bound is a slip of the keyboard."""
+MAX_KEPT_BYTES = 2**50
+MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.1, 24 * 3600
+"""A busy machine delays any handler by less than the first; a day is longer than anybody waits for a report."""
+MAX_ATTEMPTS = 100
+"""A message that so many handlers have died over will not spare the next."""
+
+
+FORGETFUL = '[store] url is memory: and nothing that waits outlives this process; "sqlite:…" names a file for it'
+OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
+"""What else is in the data directory, and no place for messages."""
 
 
 class Key(NamedTuple):
@@ -49,7 +66,7 @@ class Key(NamedTuple):
 KEYS: Mapping[str, Mapping[str, Key]] = {
     "server": {
         "name": Key("the host's name", "the name other servers know this one by; part of every message id"),
-        "data_dir": Key('"bester-data"', "accounts and the fabric's socket; made with mode 0700"),
+        "data_dir": Key('"bester-data"', "accounts, the store and the fabric's socket; made with mode 0700"),
     },
     "native": {
         "tcp4": Key(
@@ -70,6 +87,23 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         ),
         "connect": Key("the first of `listen`", "where bridges and handlers find the broker"),
     },
+    "store": {
+        "url": Key(
+            '"sqlite:DATA_DIR/store.db"',
+            'where messages wait that cannot be delivered yet; "memory:" forgets at the end',
+        ),
+        "synchronous": Key(
+            '"full"', '"full" survives power loss; "normal" may lose the last moments in one, and is faster'
+        ),
+        "ttl_s": Key("259200", "seconds a message waits at most; a client may ask for less"),
+        "user_messages": Key("10000", "messages that wait for one user"),
+        "user_bytes": Key("67108864", "bytes of them"),
+        "server_messages": Key("100000", "messages that wait for one other server"),
+        "server_bytes": Key("1073741824", "bytes of them"),
+        "messages": Key("1000000", "messages that wait in all"),
+        "bytes": Key("8589934592", "bytes of them"),
+        "dead_letters": Key("10000", "dead letters kept; a new one above it takes the place of the oldest"),
+    },
     "accounts": {
         "auth": Key(
             '"accounts"', '"accounts": users that `bester user add` made; "open": whoever gives name and password'
@@ -81,6 +115,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "app": Key("none", "a Python handler, as module:attribute; one of app, command and socket is given"),
         "command": Key("none", "a program and its arguments, in any language"),
         "socket": Key("none", "the Unix socket of a handler made for besterd"),
+        "timeout_s": Key("30", "seconds a handler may take over one message"),
+        "attempts": Key("3", "handlers that may die over one message before it is a dead letter"),
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
@@ -122,17 +158,22 @@ class _Reader:
                 f"servers.{server.name}", None, "is this server itself; remove it, or rename [server] name"
             )
         informer = self._section("informer")
+        store = self._store(server.data_dir)
+        handlers = tuple(self._handler(name, table) for name, table in self._named("handlers"))
+        self._one_budget_a_type(handlers)
         return Config(
             path=self._source.path,
             directory=self.directory,
             server=server,
             native=self._native(),
             fabric=self._fabric(server.data_dir),
+            store=store,
             auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
-            handlers=tuple(self._handler(name, table) for name, table in self._named("handlers")),
+            handlers=handlers,
             servers=MappingProxyType(servers),
             accept=self._section("federation").choice("accept", "listed", ("listed", "open", "none")),
             informer=self._socket(informer, "unix"),
+            notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
         )
 
     def _section(self, name: str) -> Table:
@@ -223,6 +264,62 @@ class _Reader:
         host = "127.0.0.1" if endpoint.tcp.host == "localhost" else endpoint.tcp.host  # ZeroMQ binds to no names
         return f"tcp://{HostPort(host, endpoint.tcp.port)}"
 
+    def _store(self, data_dir: Path) -> StoreConfig:
+        table, known = self._section("store"), Bounds()
+        bounds = {
+            key: table.number(key, default, low, high)
+            for key, default, low, high in (
+                ("user_messages", known.user_messages, 1, MAX_KEPT),
+                ("user_bytes", known.user_bytes, 1, MAX_KEPT_BYTES),
+                ("server_messages", known.server_messages, 1, MAX_KEPT),
+                ("server_bytes", known.server_bytes, 1, MAX_KEPT_BYTES),
+                ("messages", known.messages, 1, MAX_KEPT),
+                ("dead_letters", known.dead_letters, 1, MAX_KEPT),
+            )
+        }
+        return StoreConfig(
+            path=self._store_path(table, data_dir),
+            synchronous=table.choice("synchronous", "full", ("full", "normal")),
+            bounds=Bounds(
+                ttl_s=table.decimal("ttl_s", known.ttl_s, MIN_TTL_S, MAX_TTL_S),
+                total_bytes=table.number("bytes", known.total_bytes, 1, MAX_KEPT_BYTES),
+                **bounds,
+            ),
+        )
+
+    def _store_path(self, table: Table, data_dir: Path) -> Path | None:
+        url = table.text("url") or f"sqlite:DATA_DIR/{STORE_FILE}"
+        kind, _, text = url.partition(":")
+        if url == "memory:":
+            return None
+        if kind == "redis":
+            table.fail("url", f'{url!r}: redis cannot be used yet; write "sqlite:PATH"')
+        if kind != "sqlite" or text.endswith("/") or text[:1] in ("", ":") or "?" in text:
+            table.fail("url", f"{url!r} is not sqlite:PATH or memory:; leave the key out for the default")
+        if text.startswith("//"):
+            table.fail("url", f'{url!r}: the path follows the colon, as in "sqlite:/var/lib/bester/store.db"')
+        first, _, rest = text.partition("/")
+        path = data_dir / rest if first == "DATA_DIR" and rest else self.directory / text
+        if path.parent == data_dir and path.name in OTHERS_FILES:
+            table.fail("url", f"{path} is Bester's own for something else; name another file")
+        return path
+
+    def _one_budget_a_type(self, handlers: tuple[HandlerConfig, ...]) -> None:
+        """The broker does not know one handler of a type from another; see that they say the same."""
+        first: dict[str, HandlerConfig] = {}
+        for handler in handlers:
+            for type_ in handler.types:
+                other = first.setdefault(type_, handler)
+                for key in ("timeout_s", "attempts"):
+                    here, there = getattr(handler, key), getattr(other, key)
+                    if here != there:
+                        self._source.fail(
+                            f"handlers.{handler.name}",
+                            key,
+                            f"is {here:g} here and {there:g} in [handlers.{other.name}], which handles {type_!r} too; "
+                            f"write the same in both",
+                        )
+
     def _handler(self, name: str, table: Table) -> HandlerConfig:
         given = [key for key in ("app", "command", "socket") if key in table]
         if len(given) != 1:
@@ -245,6 +342,8 @@ class _Reader:
             app=app,
             command=command,
             socket=self._socket(table, "socket"),
+            timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S),
+            attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
         )
 
     def _types(self, table: Table, key: str, types: tuple[str, ...]) -> tuple[str, ...]:

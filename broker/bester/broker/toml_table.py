@@ -155,6 +155,13 @@ class Table:
             self.fail(key, f"is a whole number from {low} to {high}")
         return value
 
+    def decimal(self, key: str, default: float, low: float, high: float) -> float:
+        """Return a number from `low` to `high`, whole or not. TOML's nan and inf are none."""
+        value = self._values.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(key, f"is a number from {low:g} to {high:.0f}")
+        return float(value)
+
     def flag(self, key: str) -> bool:
         """Return a boolean; false where the key is missing."""
         value = self._values.get(key, False)
