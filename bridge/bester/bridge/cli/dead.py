@@ -65,7 +65,9 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
 @click.argument("id_", metavar="ID")
 def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
     """Show one dead letter: where it came from, why it was given up, and its body."""
-    row: Row = _asked(config_path, "deadShow", id_, {"id": id_})
+    row: Row | None = _asked(config_path, "deadShow", id_, may_be_none=True)
+    if row is None:
+        raise _missing({"id": id_})
     if json_lines:
         click.echo(json.dumps(row))
         return
@@ -84,9 +86,12 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
 def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, as_type: str | None) -> None:
     """Try again: ID, those of a type, or all. What ends well is a dead letter no more."""
     which = _which(id_, type_, all_)
-    answer = _asked(config_path, "deadReplay", {**which, **({"as": as_type} if as_type else {})}, which)
-    _tell("replayed", int(answer["replayed"]), which)
-    if answer["replayed"]:
+    _check_type(as_type)
+    count = int(_asked(config_path, "deadReplay", which | ({"as": as_type} if as_type else {}))["replayed"])
+    if count == 0 and which:
+        raise _missing(which, ", or it is being replayed already")
+    _tell("replayed", count)
+    if count:
         click.echo("`bester dead list` shows what was given up again")
 
 
@@ -105,7 +110,10 @@ def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: boo
         click.confirm(
             f"Throw away all dead letters{f' of type {_plain(type_)}' if type_ else ''}?", abort=True, err=True
         )
-    _tell("dropped", int(_asked(config_path, "deadDrop", which, which)["dropped"]), which)
+    count = int(_asked(config_path, "deadDrop", which)["dropped"])
+    if count == 0 and which:
+        raise _missing(which)
+    _tell("dropped", count)
 
 
 def _which(id_: str | None, type_: str | None, all_: bool) -> Which:
@@ -119,8 +127,8 @@ def _which(id_: str | None, type_: str | None, all_: bool) -> Which:
     return {"id": id_} if id_ else {"type": type_} if type_ else {}
 
 
-def _asked(config_path: Path | None, question: str, argument: object, which: Which | None = None) -> Any:
-    """Return what a server answers. Raises BesterError where it says no: there is nothing of what `which` names."""
+def _asked(config_path: Path | None, question: str, argument: object, *, may_be_none: bool = False) -> Any:
+    """Return what a server answers, None where it says no and may. Raises BesterError."""
     config = load(config_path)
     from bester.bridge.cli.operate import ask
     from bester.broker.wire.codes import BesterError
@@ -128,23 +136,29 @@ def _asked(config_path: Path | None, question: str, argument: object, which: Whi
     answer = ask(config, question, argument)
     if answer.status == 0:
         return answer.value
-    if which:
-        raise _missing(which)
+    if may_be_none:
+        return None
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
 
 
-def _missing(which: Which) -> Exception:
+def _check_type(type_: str | None) -> None:
+    from bester.broker.config import type_fault
+
+    fault = type_fault(type_) if type_ is not None else None
+    if fault:
+        raise click.UsageError(fault)
+
+
+def _missing(which: Which, or_else: str = "") -> Exception:
     from bester.broker.wire.codes import BesterError
 
     what = (
         f"no dead letter {_plain(which['id'])}" if "id" in which else f"no dead letter of type {_plain(which['type'])}"
     )
-    return BesterError("unknown-token", f"{what}; `bester dead list` shows those there are")
+    return BesterError("unknown-token", f"{what}{or_else}; `bester dead list` shows those there are")
 
 
-def _tell(done: str, count: int, which: Which) -> None:
-    if count == 0 and which:
-        raise _missing(which)
+def _tell(done: str, count: int) -> None:
     click.echo(f"{done} {count} dead letter{'' if count == 1 else 's'}")
 
 
