@@ -65,7 +65,8 @@ class Entry(NamedTuple):
 class Letter(NamedTuple):
     """A dead letter: a message that was given up, with the reason (a code) and the way it had come.
 
-    meta: `root`, `origin`, `scope`, `user`, `peer`, `path`, `attempts`, and `server` where it was on its way to one.
+    meta: `root`, `origin`, `scope`, `user`, `peer`, `path`, `attempts`, `bytes` (of the body), and `server` where it
+    was on its way to one.
     """
 
     id: str
@@ -209,7 +210,7 @@ class Outcomes(NamedTuple):
 
 class Dead(NamedTuple):
     """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`.
-    `asker`, `token` and `why` come back as they are."""
+    `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read."""
 
     id: str | None
     type: str | None
@@ -217,6 +218,7 @@ class Dead(NamedTuple):
     asker: Any
     token: int
     why: Meta
+    bodies: bool = True
 
 
 Read = Fetch | Expired | Sought | Outcomes | Dead

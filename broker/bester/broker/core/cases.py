@@ -7,10 +7,11 @@ counted out when it ends. The last one ends the case.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from bester.broker.core.values import Link
+from bester.broker.core.values import Link, Outbox
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 
 DELIVERED = "delivered"
@@ -25,7 +26,13 @@ MAX_NAMED = 8 * 1024 * 1024
 the fabric, and would take with it the link of the bridge it is for."""
 NAME_COST = 32
 MAX_KEPT = 1024
-"""The same for the outcome of an emission, kept in case it is sent again; the names of a longer one are told once."""
+"""The same for what is remembered in case the message comes again; the names of a longer one are told once."""
+MAX_ASKERS = 16
+"""Of one message that came again while it was under way; a sender repeats what it had no report on, not more."""
+
+AGAIN = frozenset({"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"})
+"""Why another server did not take a message, where it may take it later. What was given to a handler there and came to
+grief is that server's to keep: it is among its dead letters."""
 
 
 def failed(code: str) -> str:
@@ -43,14 +50,31 @@ def badness(outcome: str) -> int:
     return _BADNESS.get(outcome, _FAILED)
 
 
+def try_again(outcome: str, meta: dict[str, Any]) -> bool:
+    """Is a message that had this outcome at another server worth sending again? Not if commands were carried out."""
+    return outcome.startswith("failed:") and outcome[7:] in AGAIN and meta.get("carried") is not True
+
+
 class Kind(Enum):
     SUBMIT = "submit"  # from a client or native server, by way of a bridge: ends in a REPORT
     EMIT = "emit"  # of a handler's own initiative: ends in an OUTCOME
     RELAY = "relay"  # from another broker: ends in a RELAYED
+    REPLAY = "replay"  # a dead letter, tried again: nobody waits for it
 
 
-class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; it is in no cycle
-    """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker."""
+class Watcher(Protocol):
+    """Somebody who must know when a case has ended."""
+
+    def ended(self, case: Case, answer: Message | None) -> None:
+        """It has; `answer` is what its asker was told, None where the bridge said it by itself."""
+
+
+class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; cycles end with the case
+    """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker.
+
+    `queued` counts the results that wait on disk, `expires` is when its time is over, `push`: its sender wants to hear
+    what becomes of the queued. `also` are others who asked for the same message, `watchers` those told of its end.
+    """
 
     kind: Kind
     link: Link
@@ -62,10 +86,18 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     named: int = 0
     worst: str = DELIVERED
     reason: str | None = None
+    queued: int = 0
+    expires: float | None = None
+    push: bool = False
+    also: list[tuple[Link, int]] | None = None
+    watchers: tuple[Watcher, ...] = ()
 
     def completes_on(self, link: Link) -> bool:
         """Would one delivery on this link, going well, be all that its asker there is to be told?"""
-        return self.owed == 1 and self.worst == DELIVERED and self.kind is Kind.SUBMIT and self.link == link
+        return (
+            self.owed == 1 and self.worst == DELIVERED and self.kind is Kind.SUBMIT
+            and self.link == link and self.also is None
+        )  # fmt: skip
 
     def record(self, name: str | None, outcome: str) -> None:
         """Note one outcome, under the target's name as the handler wrote it (None: the message itself).
@@ -82,19 +114,79 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
                 self.recipients[name] = outcome
         if outcome == DELIVERED:
             return
+        if outcome == QUEUED:
+            self.queued += 1
         if badness(outcome) > badness(self.worst):
             self.worst = outcome
         if self.reason is None:
             self.reason = reason_of(outcome)
 
-    def answer(self) -> Message:
-        """Return the message that ends the case."""
+    @property
+    def carried(self) -> bool:
+        """Was anything begun for it, so that doing it again would do that twice?"""
+        return self.named > 0
+
+    def answer(self, token: int) -> Message:
+        """Return the message that tells an asker how the case has ended."""
         status = 0 if self.reason is None else 1
         if self.kind is Kind.RELAY:
-            return Relayed(self.token, self.worst)
+            meta: dict[str, Any] = {"queued": self.queued} if self.queued else {}
+            if self.reason is not None and self.carried:
+                meta["carried"] = True
+            return Relayed(token, self.worst, meta)
         recipients = {} if self.worst == DELIVERED else self.recipients
         if self.kind is Kind.EMIT:
-            if self.named > MAX_KEPT:  # the answer takes them along; the case may be asked again for long
-                self.recipients = {}
-            return Outcome(self.token, status, recipients, self.reason)
-        return Report(self.token, status, self.reason, self.id, recipients)
+            return Outcome(token, status, recipients, self.reason)
+        return Report(token, status, self.reason, self.id, recipients)
+
+
+class Reports:
+    """Who is told what, when a case ends. `open` counts the cases that are owed a report."""
+
+    def __init__(self, out: Outbox) -> None:
+        self.open = 0
+        self._out = out
+
+    def begin(self, case: Case) -> None:
+        """A case is on its way."""
+        case.owed += 1
+        self.open += 1
+
+    def refuse(self, case: Case, code: str) -> None:
+        """End a case before it began."""
+        case.record(None, failed(code))
+        self._end(case, silent=False)
+
+    def settle(self, case: Case, name: str | None, outcome: str) -> None:
+        """One thing that a case waited for has ended, with this outcome."""
+        case.record(name, outcome)
+        self.pay(case)
+
+    def pay(self, case: Case, *, silent: bool = False) -> None:
+        """One thing that a case waited for has ended; `silent`: if it was the last, the bridge has reported it."""
+        case.owed -= 1
+        if case.owed == 0:
+            self.open -= 1
+            self._end(case, silent=silent and case.reason is None)
+
+    def ask(self, case: Case, link: Link, token: int) -> None:
+        """Somebody has sent the same message again: they are told, too; now, if it has ended."""
+        if case.owed == 0:
+            self._out.say(link, case.answer(token))
+        elif case.also is None:
+            case.also = [(link, token)]
+        else:
+            case.also.append((link, token))
+            del case.also[:-MAX_ASKERS]
+
+    def _end(self, case: Case, *, silent: bool) -> None:
+        answer = None
+        if case.kind is not Kind.REPLAY and not silent:
+            answer = case.answer(case.token)
+            self._out.say(case.link, answer)
+        for link, token in case.also or ():
+            self._out.say(link, case.answer(token))
+        if case.watchers:
+            watchers, case.watchers, case.also = case.watchers, (), None
+            for watcher in watchers:
+                watcher.ended(case, answer)

@@ -6,13 +6,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, failed
+from bester.broker.core.boxes import Boxes
+from bester.broker.core.cases import failed
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import Directory
-from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Outbox, Settings
+from bester.broker.kept import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     COMMANDS,
@@ -21,9 +24,7 @@ from bester.broker.wire.messages import (
     MAX_RESULTS,
     Command,
     Deliver,
-    Forward,
     Meta,
-    Relay,
     is_reserved,
 )
 
@@ -71,19 +72,18 @@ class Commands:
     """
 
     def __init__(
-        self, settings: Settings, out: Outbox, trace: Trace, place: Callable[[Parcel, float], None], *,
-        first_token: int, is_account: Callable[[str], bool],
+        self, settings: Settings, out: Outbox, trace: Trace, boxes: Boxes, directory: Directory, deliveries: Deliveries,
+        mailboxes: Mailboxes, outboxes: Outboxes, place: Callable[[Parcel, float], None],
+        is_account: Callable[[str], bool],
     ) -> None:  # fmt: skip
-        self.directory = Directory()
-        self.deliveries = Deliveries()
-        self.legs = Legs(settings.limits.max_lane)
-        self.bridges: dict[Link, None] = {}
-        self.servers: set[Link] = set()
+        self._directory = directory
+        self._deliveries = deliveries
+        self._mailboxes = mailboxes
+        self._outboxes = outboxes
+        self._boxes = boxes
         self._settings = settings
         self._limits = settings.limits
-        self._routes = Routes(settings.routes)
         self._results: OrderedDict[str, int] = OrderedDict()
-        self._token = first_token
         self._out = out
         self._trace = trace
         self._place = place
@@ -93,16 +93,18 @@ class Commands:
         """Begin everything that a reply asks for; it was found sound before."""
         for number, command in enumerate(commands):
             if command.command == "sendClients":
-                self._to_clients(parcel, number, command, alone=len(commands) == 1)
+                self._to_clients(parcel, number, command, now, alone=len(commands) == 1)
             elif command.command == "sendServers":
                 self._to_servers(parcel, number, command, now)
             else:
                 self._to_handler(parcel, number, command, now)
 
-    def _to_clients(self, parcel: Parcel, number: int, command: Command, *, alone: bool) -> None:
+    def _to_clients(self, parcel: Parcel, number: int, command: Command, now: float, *, alone: bool) -> None:
         case, names = parcel.case, command.targets
-        places = self.directory.places(names[0]) if len(names) == 1 else None
-        if places is not None and len(places) == 1:  # one user on one bridge: most messages
+        places = self._directory.places(names[0]) if len(names) == 1 else None
+        if (
+            places is not None and len(places) == 1 and not self._waits(names[0])
+        ):  # one user on one bridge: most messages
             for link, sessions in places.items():
                 self._deliver(parcel, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
             return
@@ -110,9 +112,9 @@ class Commands:
         shares: dict[int, Share] | None = None
         frames = 0
         for t, name in enumerate(names):
-            places = self.directory.places(name)
-            if places is None:
-                case.record(name, self._absent(name))
+            places = self._directory.places(name)
+            if places is None or self._waits(name):
+                self._away(parcel, number, command, t, now)
                 continue
             frames += sum(map(len, places.values()))
             if frames > self._limits.max_frames:
@@ -127,6 +129,10 @@ class Commands:
             reports = alone and len(by_link) == 1 and case.completes_on(link)
             self._deliver(parcel, number, command, link, targets, shares, reports)
 
+    def _waits(self, user: str) -> bool:
+        """Must what is new go behind what waits for the user?"""
+        return self._boxes.messages > 0 and self._mailboxes.waits(user)
+
     def _deliver(
         self, parcel: Parcel, number: int, command: Command, link: Link, targets: list[list[int]],
         shares: dict[int, Share] | None, bridge_reports: bool,
@@ -135,18 +141,55 @@ class Commands:
         case = parcel.case
         case.owed += 1
         id_ = f"{parcel.id}.{number}"
-        serial = self.deliveries.add(link, Delivery(case, id_, targets, command.targets, shares, bridge_reports))
+        boxes = self._boxes  # should it not arrive, it will have its place before all that comes later
+        first, boxes.next_number = boxes.next_number, boxes.next_number + len(command.targets)
+        delivery = Delivery(parcel, command, id_, targets, shares, bridge_reports, first)
+        serial = self._deliveries.add(link, delivery)
         meta: Meta = {"origin": parcel.origin}
+        if parcel.repeated:
+            meta["redelivered"] = True
         token = None
         if bridge_reports:
             token = case.token
             meta["message"] = case.id
         self._out.say(link, _new(Deliver, (serial, id_, parcel.type, command.body, targets, token, meta)))
 
-    def _absent(self, user: str) -> str:
-        if self._settings.open_accounts or self._is_account(user):
-            return failed("not-connected")
-        return failed("unknown-user")
+    def _away(self, parcel: Parcel, number: int, command: Command, t: int, now: float) -> None:
+        """A user without a connection, or with something waiting that goes before: it waits, if the user is known."""
+        name = command.targets[t]
+        code = "not-connected" if self._settings.open_accounts else None
+        if code is None and not self._is_account(name):
+            code = "unknown-user"
+        code = code or self.keep(parcel, command, f"{parcel.id}.{number}", t, self._boxes.take_numbers(1), now)
+        if code is not None:
+            parcel.case.record(name, failed(code))
+
+    def keep(
+        self, parcel: Parcel, command: Command, id_: str, t: int, number: int, now: float, *, repeated: bool = False
+    ) -> str | None:
+        """Have a result wait for its user; the case is told when it does. Returns a code where it cannot."""
+        name, meta = command.targets[t], self._outboxes.meta_of(parcel)
+        if repeated:
+            meta["repeated"] = True
+        entry = Entry(
+            number, mailbox(name), f"{id_}.{t}", name, parcel.type, command.body, parcel.user,
+            self._boxes.until(parcel.case, now), meta,
+        )  # fmt: skip
+        return self._boxes.keep(entry, parcel.case, now)
+
+    def not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
+        """A delivery came to nothing. Returns the outcome, where it is one; empty: it waits now, and the case with it.
+
+        Whoever is gone since is away, and what nobody confirmed or acknowledged may have arrived.
+        """
+        known = not self._settings.open_accounts and self._is_account(delivery.command.targets[t])
+        if not known or reason not in ("not-connected", "unconfirmed", "timeout"):
+            return failed("not-connected" if reason == "unconfirmed" else reason)
+        code = self.keep(
+            delivery.parcel, delivery.command, delivery.id, t, delivery.number + t, now,
+            repeated=reason != "not-connected",
+        )  # fmt: skip
+        return failed(code) if code is not None else ""
 
     def _to_servers(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
         type_ = command.type or parcel.type
@@ -157,37 +200,21 @@ class Commands:
             if code is None and target == self._settings.name:
                 self._into_own_handler(parcel, id_, type_, command.body, target, now, from_server=True)
                 continue
-            meta: Meta = {"id": id_, "root": parcel.root, "origin": parcel.origin, "path": path}
             if code is None:
-                code = self._dispatch(parcel.case, target, type_, command.body, meta, now)
+                code = self._to_server(parcel, id_, type_, command.body, target, now)
             if code is not None:
                 parcel.case.record(target, failed(code))
             else:
                 self._trace.add((now, parcel.root, id_, "server", target))
 
-    def _dispatch(self, case: Case, target: str, type_: str, body: bytes, meta: Meta, now: float) -> str | None:
+    def _to_server(self, parcel: Parcel, id_: str, type_: str, body: bytes, target: str, now: float) -> str | None:
         """Send to another server; returns a code where that cannot even be begun."""
-        route = self._routes.find(target)
+        route = self._outboxes.routes.find(target)
         if route is None:
             return "unreachable"
         if not route.name and not policy.may_send_to_stranger(self._settings):
             return "not-allowed"
-        lane = (route.name or target, type_)
-        if self.legs.full(lane):
-            return "overloaded"
-        link = Link("server", route.name.encode()) if route.fabric is not None else next(iter(self.bridges), None)
-        if link is None or (route.fabric is not None and link not in self.servers):
-            return "unreachable"
-        self._token = token = self._token + 1
-        case.owed += 1
-        self.legs.add(token, Leg(case, target, link, lane, now + self._limits.relay_s))
-        if route.fabric is not None:
-            self._out.say(link, Relay(token, type_, body, meta))
-        else:
-            assert route.native is not None
-            claim = {**meta, "server": self._settings.name}
-            self._out.say(link, Forward(token, route.native, type_, body, claim))
-        return None
+        return self._outboxes.dispatch(parcel, route, target, type_, body, id_, now)
 
     def _to_handler(self, parcel: Parcel, number: int, command: Command, now: float) -> None:
         target = command.targets[0]
@@ -207,7 +234,7 @@ class Commands:
             scope, user, peer = "server", None, self._settings.name
         child = Parcel(
             parcel.case, id_, parcel.root, type_, body, scope, parcel.origin, user, peer,
-            parcel.sent_on(self._settings.name), target,
+            parcel.sent_on(self._settings.name), target, repeated=parcel.repeated,
         )  # fmt: skip
         child.case.owed += 1
         self._place(child, now)

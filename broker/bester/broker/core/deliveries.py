@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bester.broker.core.cases import DELIVERED, Case, failed
+from bester.broker.core.parcels import Parcel
 from bester.broker.core.values import Link
+from bester.broker.kept import Entry
+from bester.broker.wire.messages import Command
 
 
 class Share:
@@ -18,30 +20,39 @@ class Share:
         self.delivered = False
         self.reason = "not-connected"
 
-    def end(self, reason: str | None) -> str | None:
-        """One bridge has ended with it; returns the outcome when that was the last one, else None."""
+    def end(self, reason: str | None) -> bool:
+        """One bridge has ended with it; says whether that was the last one."""
         self.owed -= 1
         if reason is None:
             self.delivered = True
         else:
             self.reason = reason
-        if self.owed:
-            return None
-        return DELIVERED if self.delivered else failed(self.reason)
+        return self.owed == 0
 
 
 class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for most messages; it is in no cycle
-    """One DELIVER that is out: its case, its `targets` as it lists them, and those `shares` had with other bridges.
-
-    `names` are those of all targets of the command. `reported`: the bridge reports by itself if all goes well.
+    """One DELIVER that is out: whose result it is, its `targets` as it lists them, and those `shares` had with other
+    bridges. `number` is what target 0 would have were it kept. `reported`: the bridge reports by itself if all goes
+    well.
     """
 
-    case: Case
+    parcel: Parcel
+    command: Command
     id: str
     targets: list[list[int]]
-    names: list[str]
     shares: dict[int, Share] | None
     reported: bool
+    number: int
+
+
+class MailDelivery(Struct, eq=False, gc=False):
+    """The same of a message that was kept; several bridges that hold its user have the `share` in common."""
+
+    entry: Entry
+    share: Share
+
+
+Out = Delivery | MailDelivery
 
 
 class _Book:
@@ -50,7 +61,7 @@ class _Book:
     __slots__ = ("confirmed", "last", "out")
 
     def __init__(self) -> None:
-        self.out: dict[int, Delivery] = {}
+        self.out: dict[int, Out] = {}
         self.last = 0
         self.confirmed = 0
 
@@ -61,7 +72,7 @@ class Deliveries:
     def __init__(self) -> None:
         self._books: dict[Link, _Book] = {}
 
-    def add(self, link: Link, delivery: Delivery) -> int:
+    def add(self, link: Link, delivery: Out) -> int:
         """Book a delivery; returns its serial, which rises by one on each link."""
         book = self._books.get(link)
         if book is None:
@@ -70,13 +81,13 @@ class Deliveries:
         book.out[serial] = delivery
         return serial
 
-    def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, Delivery]]:
+    def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, Out]]:
         """Return the deliveries that a CONFIRM ends, each once, whatever it repeats or makes up."""
         book = self._books.get(link)
         if book is None:
             return []
         out = book.out
-        ended: list[tuple[int, Delivery]] = []
+        ended: list[tuple[int, Out]] = []
         first, last = book.confirmed + 1, min(upto, book.last)
         if last >= first:
             book.confirmed = last
@@ -90,7 +101,7 @@ class Deliveries:
                 ended.append((serial, delivery))
         return ended
 
-    def drop(self, link: Link) -> list[Delivery]:
+    def drop(self, link: Link) -> list[Out]:
         """The bridge is gone: return what it had not confirmed."""
         book = self._books.pop(link, None)
         return list(book.out.values()) if book is not None else []

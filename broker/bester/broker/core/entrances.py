@@ -6,15 +6,18 @@ what it says of itself.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Kind
+from bester.broker.core.aftermath import OUTCOME_TYPE
+from bester.broker.core.arrivals import Arrivals
+from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.exchange import Exchange
+from bester.broker.core.known import Known
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
 from bester.broker.core.values import Link, Notice, Outbox, Settings
+from bester.broker.kept import Snapshot
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -22,15 +25,20 @@ from bester.broker.wire.messages import (
     OP_OF,
     Emit,
     Error,
+    Message,
     Meta,
     Relay,
+    Relayed,
+    Report,
     Submit,
     is_reserved,
 )
 
 MAX_ID = 512
-MAX_EMIT_IDS = 65_536
-"""Ids of handlers' own emissions that are remembered; the oldest is forgotten first."""
+MAX_DEDUP = 64
+"""Characters of a client's own key."""
+MAX_TTL_S = 30 * 24 * 3600.0
+"""Longer than anything is kept by default; a sender may not fill a disk for years."""
 
 _SUBMIT = Kind.SUBMIT
 
@@ -38,44 +46,110 @@ _SUBMIT = Kind.SUBMIT
 class Entrances:
     """The ways into the exchange. `epoch` tells the ids of this life from those of earlier ones."""
 
-    def __init__(self, settings: Settings, exchange: Exchange, out: Outbox, epoch: str) -> None:
+    def __init__(self, settings: Settings, exchange: Exchange, out: Outbox, epoch: str, snapshot: Snapshot) -> None:
         self.settings = settings
         self.draining = False
         """What enters is refused: the broker is about to end."""
+        self.arrivals = Arrivals(out, snapshot.arrived)
         self._exchange = exchange
+        self._reports = exchange.reports
+        self._known = Known(settings.limits)
         self._out = out
         self._epoch = epoch
         self._serial = 0
-        self._emitted: OrderedDict[tuple[str, str], Case] = OrderedDict()
+
+    # --- clients ---
 
     def submit(self, peer: Peer, submit: Submit, now: float) -> None:
         """A client's message, or a native server's."""
-        token, session, type_, body, _ = submit
+        token, session, type_, body, meta = submit
         if session is None:
             self._submit_of_server(peer, submit, now)
+            return
+        if meta or peer.edge is not None:
+            self._submit_with_more(peer, submit, now)
             return
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         user = self._exchange.directory.user(peer.link, session)
-        if self.draining:
-            self._exchange.refuse(case, "overloaded")
-        elif user is None:
-            self._exchange.refuse(case, "not-allowed")
-        elif is_reserved(type_):
-            self._exchange.refuse(case, "reserved")
+        code = self._may_submit(user, type_)
+        if code is not None:
+            self._reports.refuse(case, code)
         else:
             self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
 
+    def _may_submit(self, user: str | None, type_: str) -> str | None:
+        if self.draining:
+            return "overloaded"
+        if user is None:
+            return "not-allowed"
+        return "reserved" if is_reserved(type_) else None
+
+    def _submit_with_more(self, peer: Peer, submit: Submit, now: float) -> None:
+        """The same with wishes of the client's, or by a bridge that may lose its link and submit it again."""
+        token, session, type_, body, meta = submit
+        edge, attempt = peer.edge, _attempt(meta)
+        if edge is not None and attempt > 1 and self._was_here(peer, token):
+            return
+        id_ = f"{peer.prefix}{token}"
+        case = Case(_SUBMIT, peer.link, token, id_, id_)
+        if edge is not None:
+            edge.enter(token, case)
+        assert session is not None
+        user = self._exchange.directory.user(peer.link, session)
+        if user is None and attempt > 1:  # its session is gone by now; the bridge knew whose it was
+            user = _text(meta.get("user"))
+        code = self._may_submit(user, type_)
+        if code is not None or user is None:
+            self._reports.refuse(case, code or "not-allowed")
+            return
+        dedup = meta.get("dedup")
+        if type(dedup) is str and 0 < len(dedup) <= MAX_DEDUP:
+            key = ("dedup", user, dedup)
+            earlier = self._known.find(key, now)
+            if earlier is not None:
+                if edge is not None:
+                    edge.leave(token)
+                self._reports.ask(earlier, peer.link, token)
+                return
+            self._known.enter(key, case, now)
+        case.expires = _expiry(meta, now)
+        case.push = meta.get("outcome") is True
+        before = attempt - 1
+        parcel = Parcel(
+            case, id_, id_, type_, body, "client", self.settings.name, user, attempt=before, before=before,
+            repeated=before > 0 or meta.get("resent") is True,
+        )  # fmt: skip
+        self._exchange.enter(parcel, now)
+
+    def _was_here(self, peer: Peer, token: int) -> bool:
+        """A bridge submits again: is the message known, so that only its report is owed?"""
+        assert peer.edge is not None
+        earlier = peer.edge.find(token)
+        if earlier is None:
+            return False
+        if isinstance(earlier, Case):
+            earlier.link = peer.link
+        else:
+            self._out.say(peer.link, earlier)
+        return True
+
+    # --- servers ---
+
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """A message by the native protocol: who sent it is what the address says, not what the header says."""
-        meta = submit.meta
+        token, meta, edge = submit.token, submit.meta, peer.edge
+        if edge is not None and _attempt(meta) > 1 and self._was_here(peer, token):
+            return
         host, claimed = meta.get("address"), meta.get("server")
         name = policy.native_peer(
             self.settings, host if type(host) is str else "", claimed if type(claimed) is str else None, submit.type
         )
-        id_ = f"{peer.prefix}{submit.token}"
+        id_ = f"{peer.prefix}{token}"
         told = name or (host if type(host) is str else "")
-        self._from_server(Kind.SUBMIT, peer.link, submit.token, submit.type, submit.body, meta, id_, told, name, now)
+        case = self._from_server(Kind.SUBMIT, peer.link, token, submit.type, submit.body, meta, id_, told, name, now)
+        if edge is not None and case is not None and case.owed:
+            edge.enter(token, case)
 
     def relay(self, peer: Peer, relay: Relay, now: float) -> None:
         """A message of a server that has linked to us."""
@@ -86,7 +160,7 @@ class Entrances:
         id_ = f"{self.settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
         wrong = _body_fault(relay.body)
         if wrong is not None:
-            self._exchange.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
+            self._reports.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
             return
         self._from_server(
             Kind.RELAY, peer.link, relay.token, relay.type, relay.body, relay.meta, id_, told, listed, now
@@ -100,43 +174,91 @@ class Entrances:
         if emit.type not in peer.types:
             return Error("not-allowed", f"{emit.type!r} is not one of this handler's types", OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
-        key = (emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
-        earlier = self._emitted.get(key) if key is not None else None
+        key = ("emit", emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
+        earlier = self._known.find(key, now) if key is not None else None
         if earlier is not None:
-            earlier.link, earlier.token = peer.link, emit.token  # not done yet: whoever asks last is told
-            if not earlier.owed:
-                self._out.say(peer.link, earlier.answer())
+            self._reports.ask(earlier, peer.link, emit.token)
             return None
         self._serial += 1
         id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
         case = Case(Kind.EMIT, peer.link, emit.token, id_, id_)
         if self.draining:
-            self._exchange.refuse(case, "overloaded")
+            self._reports.refuse(case, "overloaded")
             return None
         if key is not None:
-            self._emitted[key] = case
-            if len(self._emitted) > MAX_EMIT_IDS:
-                self._emitted.popitem(last=False)
+            self._known.enter(key, case, now)
         self._exchange.emit(case, emit.type, emit.commands, now)
         return None
 
     def _from_server(
         self, kind: Kind, link: Link, token: int, type_: str, body: bytes, meta: Meta, id_: str,
         told: str, listed: str | None, now: float,
-    ) -> None:  # fmt: skip
-        """A server's message enters. Only a listed server's ids and origin are taken over; anybody's path counts."""
-        root = origin = None
+    ) -> Case | None:  # fmt: skip
+        """A server's message enters; returns its case, None where it came before.
+
+        Only a listed server's ids, origin and lanes are taken over; anybody's path counts.
+        """
+        root = origin = place = None
         if listed is not None:
             id_ = _text(meta.get("id")) or id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
+            self._exchange.outboxes.contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self.draining else policy.may_enter(self.settings, listed, type_)
         if code is not None:
             self._out.others.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
-            self._exchange.refuse(case, code)
-            return
-        parcel = Parcel(case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta))
+            self._reports.refuse(case, code)
+            return case
+        if listed is not None:
+            earlier, place = self.arrivals.find(listed, type_, meta)
+            if earlier is not None:
+                self._tell_again(kind, earlier, link, token, id_)
+                return None
+            if place is not None:
+                self.arrivals.enter(place, case)
+        if type_ == OUTCOME_TYPE:
+            self._news(case, told, body)
+            return case
+        case.expires = _expiry(meta, now)
+        parcel = Parcel(
+            case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta),
+            repeated=listed is not None and meta.get("again") is True,
+        )  # fmt: skip
         self._exchange.enter(parcel, now)
+        return case
+
+    def _tell_again(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
+        """A message came before: its sender is told what became of it, now or when it is known."""
+        if isinstance(earlier, Case):
+            self._reports.ask(earlier, link, token)
+            return
+        reason = reason_of(earlier)
+        answer: Message = Relayed(token, earlier)
+        if kind is Kind.SUBMIT:
+            answer = Report(
+                token, 0 if reason is None else 1, reason, id_, {} if earlier == "delivered" else {"": earlier}
+            )
+        self._out.say(link, answer)
+
+    def _news(self, case: Case, peer: str, body: bytes) -> None:
+        """Another server tells what became of what waited there."""
+        self._reports.begin(case)
+        code = self._exchange.aftermath.heard(peer, body, case)
+        if code is not None:
+            self._reports.settle(case, None, f"failed:{code}")
+
+
+def _attempt(meta: Meta) -> int:
+    attempt = meta.get("attempt", 1)
+    return min(attempt, 1_000_000) if type(attempt) is int and attempt > 1 else 1
+
+
+def _expiry(meta: Meta, now: float) -> float | None:
+    """Return when a message's time is over, where its sender said how long it has."""
+    ttl_s = meta.get("ttl_s")
+    if not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= MAX_TTL_S:
+        return None
+    return now + ttl_s
 
 
 def _body_fault(body: bytes) -> str | None:

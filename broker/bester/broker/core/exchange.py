@@ -8,42 +8,63 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Case, failed, reason_of
+from bester.broker.core.aftermath import Aftermath
+from bester.broker.core.boxes import Box, Boxes
+from bester.broker.core.cases import DELIVERED, Case, Reports, failed
 from bester.broker.core.commands import Commands, fault
-from bester.broker.core.deliveries import Delivery
-from bester.broker.core.federation import Leg
+from bester.broker.core.deliveries import Deliveries, Delivery, MailDelivery
+from bester.broker.core.directory import Directory
+from bester.broker.core.federation import Legs
+from bester.broker.core.letters import Letters
+from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Worker
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
+from bester.broker.kept import Budget, Learn, Snapshot, is_mailbox
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.messages import (
-    HOP_LIMIT,
-    Command,
-    Confirm,
-    Reply,
-)
+from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply
 
 
 class Exchange:
     """All messages a broker holds. What is to be done is put into `out`.
 
-    `first_token` is where this life's tokens begin; `is_account` says whether a user name is known though absent.
+    `first_token` is where this life's tokens begin; `is_account` says whether a user name is known though absent;
+    `snapshot` is what the store holds; `chance` gives numbers from 0 to 1.
     """
 
     def __init__(
-        self, settings: Settings, out: Outbox, *, first_token: int, now: float, is_account: Callable[[str], bool]
-    ) -> None:
+        self, settings: Settings, out: Outbox, *, first_token: int, now: float, is_account: Callable[[str], bool],
+        snapshot: Snapshot, chance: Callable[[], float],
+    ) -> None:  # fmt: skip
         limits = settings.limits
         self.settings = settings
         self.limits = limits
         self.workers = Workers()
         self.trace = Trace(limits.trace, settings.clock_offset_s, settings.name)
-        self.commands = Commands(settings, out, self.trace, self._place, first_token=first_token, is_account=is_account)
-        self.directory = self.commands.directory
-        self.cases = 0
-        self._seen_types: dict[str, None] = dict.fromkeys(settings.declared_types)
+        self.reports = Reports(out)
+        self.directory = Directory()
+        self.deliveries = Deliveries()
+        self.bridges: dict[Link, None] = {}
+        self.boxes = Boxes(settings, out, self.reports, snapshot, now)
+        self.boxes.look = self._look
+        legs = Legs(limits.max_lane)
+        self.aftermath = Aftermath(settings, self.boxes, legs, out)
+        self.outboxes = Outboxes(
+            settings, self.boxes, legs, self.reports, out, self.bridges, self.trace, first_token=first_token,
+            chance=chance, became=self.aftermath.became,
+        )  # fmt: skip
+        self.mailboxes = Mailboxes(self.boxes, self.directory, self.deliveries, out, self.aftermath.became)
+        self.commands = Commands(
+            settings, out, self.trace, self.boxes, self.directory, self.deliveries, self.mailboxes, self.outboxes,
+            self._place, is_account,
+        )  # fmt: skip
+        self.letters = Letters(settings, self.boxes, out, self.enter)
+        self._budget = Budget(limits.request_s, limits.attempts)
+        self._shortest_s = min([limits.request_s, *(budget.timeout_s for budget in settings.budgets.values())])
+        self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
         self._held = 0
         self._held_bytes = 0
@@ -51,18 +72,21 @@ class Exchange:
         self._started = now
         self._out = out
 
+    @property
+    def cases(self) -> int:
+        """How many messages are owed a report."""
+        return self.reports.open
+
     # --- in ---
 
     def enter(self, parcel: Parcel, now: float) -> None:
         """A message has come from outside: a client, a server, or a handler that sends it on to another."""
-        parcel.case.owed += 1
-        self.cases += 1
+        self.reports.begin(parcel.case)
         self._place(parcel, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float) -> None:
         """A handler acts of its own initiative: as if it answered a message that nobody sent."""
-        case.owed += 1
-        self.cases += 1
+        self.reports.begin(case)
         self.trace.add((now, case.root, case.id, "emitted", type_))
         wrong = fault(commands)
         parcel = Parcel(case, case.id, case.root, type_, b"", "handler", self.settings.name)
@@ -71,11 +95,6 @@ class Exchange:
             return
         self.commands.carry_out(parcel, commands, now)
         self._end(parcel, None)
-
-    def refuse(self, case: Case, code: str) -> None:
-        """End a case before it began."""
-        case.record(None, failed(code))
-        self._answer(case)
 
     # --- to a handler ---
 
@@ -111,6 +130,10 @@ class Exchange:
         return "no-handler" if parcel.scope == "server" and just_started else "unknown-type"
 
     def _give(self, worker: Worker, parcel: Parcel, now: float) -> None:
+        if parcel.case.expires is not None and now >= parcel.case.expires:
+            self._let_go(parcel)
+            self._end(parcel, failed("expired"))
+            return
         self._token = token = self._token + 1
         parcel.attempt += 1
         parcel.since = now
@@ -143,6 +166,7 @@ class Exchange:
             self._unserved.pop(type_, None)
             if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
                 self._seen_types[type_] = None
+                self._out.writes.append(Learn(type_))
         self.feed(worker, now)
 
     def rejoined(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float) -> None:
@@ -215,7 +239,8 @@ class Exchange:
         for parcel in lost:
             if parcel.ended:
                 continue
-            if parcel.attempt >= self.limits.attempts:
+            if parcel.attempt - parcel.before >= self._budget_of(parcel.type).attempts:
+                self.letters.bury(parcel, "handler-lost", now)
                 self._let_go(parcel)
                 self._end(parcel, failed("handler-lost"))
             else:
@@ -234,70 +259,61 @@ class Exchange:
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES else "not-connected"
-        for serial, delivery in self.commands.deliveries.confirm(link, confirm.upto, confirm.done):
-            self._delivered(delivery, failures.get(serial) if failures else None, now)
+        for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
+            reasons = failures.get(serial) if failures else None
+            if type(delivery) is Delivery:
+                self._delivered(delivery, reasons, now)
+            elif type(delivery) is MailDelivery:
+                self.mailboxes.delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
-        case, shares = delivery.case, delivery.shares
+        case, shares, names = delivery.parcel.case, delivery.shares, delivery.command.targets
         if delivery.reported and not failures:  # the case ends with it, and its outcomes are asked for no more
             for target in delivery.targets:
-                self.trace.add((now, case.root, delivery.id, DELIVERED, delivery.names[target[0]]))
-            self._pay(case, silent=True)
+                self.trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
+            self.reports.pay(case, silent=True)
             return
         for target in delivery.targets:
             t = target[0]
-            name = delivery.names[t]
             reason = failures.get(t) if failures else None
             share = shares.get(t) if shares else None
-            outcome = share.end(reason) if share else DELIVERED if reason is None else failed(reason)
-            if outcome is not None:
-                case.record(name, outcome)
-                self.trace.add((now, case.root, delivery.id, outcome, name))
-        self._pay(case, silent=delivery.reported and not failures)
+            if share is not None:
+                if not share.end(reason):
+                    continue
+                reason = None if share.delivered else share.reason
+            outcome = DELIVERED if reason is None else self.commands.not_delivered(delivery, t, reason, now)
+            if outcome:
+                case.record(names[t], outcome)
+            self.trace.add((now, case.root, delivery.id, outcome or "kept", names[t]))
+        self.reports.pay(case, silent=delivery.reported and not failures)
 
     def bridge_lost(self, link: Link, now: float) -> None:
-        """A bridge is gone, and with it its sessions; what it had not confirmed was not delivered."""
-        self.commands.bridges.pop(link, None)
+        """A bridge is gone, and with it its sessions; what it had not confirmed may have been delivered."""
+        self.bridges.pop(link, None)
         self.directory.drop(link)
-        for delivery in self.commands.deliveries.drop(link):
-            self._delivered(delivery, {target[0]: "not-connected" for target in delivery.targets}, now)
-        self.legs_lost(link, now)
+        for delivery in self.deliveries.drop(link):
+            if type(delivery) is Delivery:
+                self._delivered(delivery, {target[0]: "unconfirmed" for target in delivery.targets}, now)
+            elif type(delivery) is MailDelivery:
+                self.mailboxes.delivered(delivery, "not-connected", now)
+        self.outboxes.lost(link, now)
 
-    def legs_lost(self, link: Link, now: float) -> None:
-        """A link is gone: what was on its way to other servers over it did not arrive, as far as anybody knows."""
-        self.commands.servers.discard(link)
-        for leg in self.commands.legs.drop(link):
-            self._arrived(leg, failed("unreachable"), now)
-
-    def arrived(self, link: Link, token: int, outcome: str, now: float) -> None:
-        """Another server has answered; late answers change nothing."""
-        leg = self.commands.legs.end(token, link)
-        if leg is not None:
-            code = reason_of(outcome)
-            known = outcome in (DELIVERED, SENT, QUEUED) or code in CODES
-            self._arrived(leg, outcome if known else failed("bad-reply"), now)
-
-    def _arrived(self, leg: Leg, outcome: str, now: float) -> None:
-        leg.case.record(leg.target, outcome)
-        self.trace.add((now, leg.case.root, leg.case.id, outcome, leg.target))
-        self._pay(leg.case)
+    def _look(self, box: Box, now: float) -> None:
+        """Something may be next in a box."""
+        if is_mailbox(box.key):
+            self.mailboxes.look(box, now)
+        else:
+            self.outboxes.look(box, now)
 
     def _end(self, parcel: Parcel, outcome: str | None) -> None:
         """A parcel that is no longer held has ended; `outcome` where it failed."""
         parcel.ended = True
         if outcome is not None:
             parcel.case.record(parcel.target, outcome)
-        self._pay(parcel.case)
+        self.reports.pay(parcel.case)
 
-    def _pay(self, case: Case, *, silent: bool = False) -> None:
-        case.owed -= 1
-        if case.owed == 0:
-            self.cases -= 1
-            if not silent or case.reason is not None:
-                self._answer(case)
-
-    def _answer(self, case: Case) -> None:
-        self._out.say(case.link, case.answer())
+    def _budget_of(self, type_: str) -> Budget:
+        return self.settings.budgets.get(type_, self._budget)
 
     # --- time ---
 
@@ -309,27 +325,41 @@ class Exchange:
             if not self.workers.serves(type_):  # since its last worker went a new one had time to come
                 patient = self._unserved.get(type_, self._started) > now - self.limits.handler_wait_s
                 before = late if patient else now - self.limits.handler_wait_s
-            self._give_up(self.workers.overdue(type_, before))
+            self._give_up(self.workers.overdue(type_, before), now)
         for worker in workers:
             if worker.lines:
-                self._give_up(self.workers.overdue_for(worker, late))
-            given_long_ago = min(late, now - worker.lease_s)
-            for parcel in worker.busy.values():
-                if parcel.since > given_long_ago:
-                    break
-                if not parcel.ended:  # it occupies credit until it is answered, but no memory
-                    self._let_go(parcel)
-                    parcel.body = b""
-                    self._end(parcel, failed("timeout"))
-        for leg in self.commands.legs.overdue(now):
-            self._arrived(leg, failed("timeout"), now)
+                self._give_up(self.workers.overdue_for(worker, late), now)
+            self._end_late(worker, now)
+        self.mailboxes.tick(now)
+        self.outboxes.tick(now)
+        self.boxes.tick(now)
 
-    def _give_up(self, parcels: list[Parcel]) -> None:
-        for parcel in parcels:
+    def _end_late(self, worker: Worker, now: float) -> None:
+        """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
+        budgets = self.settings.budgets
+        for parcel in worker.busy.values():
+            if parcel.since > now - self._shortest_s:
+                break
+            budget = budgets.get(parcel.type)
+            allowed_s = budget.timeout_s if budget is not None else max(self.limits.request_s, worker.lease_s)
+            if parcel.ended or parcel.since > now - allowed_s:
+                continue
+            self.letters.bury(parcel, "timeout", now)
             self._let_go(parcel)
-            self._end(parcel, failed(self._why_waited(parcel)))
+            parcel.body = b""
+            self._end(parcel, failed("timeout"))
 
-    def _why_waited(self, parcel: Parcel) -> str:
+    def _give_up(self, parcels: list[Parcel], now: float) -> None:
+        for parcel in parcels:
+            code = self._why_waited(parcel, now)
+            if code == "handler-lost":
+                self.letters.bury(parcel, code, now)
+            self._let_go(parcel)
+            self._end(parcel, failed(code))
+
+    def _why_waited(self, parcel: Parcel, now: float) -> str:
+        if parcel.case.expires is not None and now >= parcel.case.expires:
+            return "expired"
         if self.workers.serves(parcel.type):
             return "overloaded"
-        return "handler-lost" if parcel.attempt else "no-handler"
+        return "handler-lost" if parcel.attempt > parcel.before else "no-handler"

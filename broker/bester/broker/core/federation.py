@@ -7,21 +7,25 @@ bridge. Both end with an outcome, by an answer or by a deadline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from bester.broker.core.cases import Case
 from bester.broker.core.values import Link, Route
+from bester.broker.kept import Entry
 from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
 
-class Leg(NamedTuple):
-    """A message on its way to a server: what to tell its case, and until when an answer counts."""
+class Leg(Struct, eq=False):
+    """A message on its way to a server. `case` waits for it, until it is kept and its sender was told so; `deadline` is
+    until when an answer is waited for."""
 
-    case: Case
+    entry: Entry
     target: str
     link: Link
-    lane: tuple[str, str]
+    route: Route
     deadline: float
+    case: Case | None
 
 
 class Routes:
@@ -49,20 +53,34 @@ class Routes:
 
 
 class Legs:
-    """Everything on its way to other servers, by token."""
+    """Everything on its way to other servers, by token. A lane is the box in which its messages would wait."""
 
     def __init__(self, max_lane: int) -> None:
         self._legs: dict[int, Leg] = {}
-        self._lanes: dict[tuple[str, str], int] = {}
+        self._lanes: dict[str, dict[int, None]] = {}  # numbers on their way, in the order they were sent
+        self._patient: dict[int, None] = {}  # tokens of those whose deadline is not the common one, in its order
         self._max_lane = max_lane
 
-    def full(self, lane: tuple[str, str]) -> bool:
-        """May no more of this (server, type) be sent before some of it has been answered?"""
-        return self._lanes.get(lane, 0) >= self._max_lane
+    def full(self, lane: str) -> bool:
+        """May no more of this lane be sent before some of it has been answered?"""
+        return len(self._lanes.get(lane, ())) >= self._max_lane
+
+    def floor(self, lane: str) -> int:
+        """Return a number below which nothing of this lane is on its way; one is. What is sent again comes out of a box
+        and is looked at there."""
+        return next(iter(self._lanes[lane]))
 
     def add(self, token: int, leg: Leg) -> None:
+        """A message is sent. Of those with a case, deadlines rise; and of those without."""
         self._legs[token] = leg
-        self._lanes[leg.lane] = self._lanes.get(leg.lane, 0) + 1
+        self._lanes.setdefault(leg.entry.box, {})[leg.entry.number] = None
+        if leg.case is None:
+            self._patient[token] = None
+
+    def prolong(self, token: int, leg: Leg, deadline: float) -> None:
+        """Its case waits for it no more; an answer still counts until then."""
+        leg.deadline = deadline
+        self.add(token, leg)
 
     def end(self, token: int, link: Link) -> Leg | None:
         """Return and forget the leg that an answer on this link ends; None where it is late, or comes twice."""
@@ -73,25 +91,34 @@ class Legs:
 
     def _remove(self, token: int) -> Leg:
         leg = self._legs.pop(token)
-        left = self._lanes[leg.lane] - 1
-        if left:
-            self._lanes[leg.lane] = left
-        else:
-            del self._lanes[leg.lane]
+        self._patient.pop(token, None)
+        numbers = self._lanes[leg.entry.box]
+        del numbers[leg.entry.number]
+        if not numbers:
+            del self._lanes[leg.entry.box]
         return leg
 
     def drop(self, link: Link) -> list[Leg]:
         """The link is gone: return what was on its way over it."""
         return [self._remove(token) for token in [token for token, leg in self._legs.items() if leg.link == link]]
 
-    def overdue(self, now: float) -> list[Leg]:
-        """Return what was not answered in time. Deadlines rise in the order of sending: only the front is looked at."""
+    def overdue(self, now: float) -> list[tuple[int, Leg]]:
+        """Take out what was not answered in time, oldest first: only the fronts are looked at."""
         late: list[int] = []
         for token, leg in self._legs.items():
-            if leg.deadline > now:
+            if leg.case is not None:
+                if leg.deadline > now:
+                    break
+                late.append(token)
+        for token in self._patient:
+            if self._legs[token].deadline > now:
                 break
             late.append(token)
-        return [self._remove(token) for token in late]
+        return [(token, self._remove(token)) for token in late]
+
+    def under_way(self, id_: str) -> bool:
+        """Is the message of this id on its way? A look at all of them."""
+        return any(leg.entry.id == id_ for leg in self._legs.values())
 
     @property
     def count(self) -> int:

@@ -19,8 +19,9 @@ class Parcel(Struct, eq=False):  # a Struct, for one is made for every message
     """What a REQUEST is made of, and the case it belongs to.
 
     `target` is its name among the recipients when a handler sent it on (None for a message that entered). `since` is
-    when it began to wait, or was given to a handler; `attempt` counts those. `ended`: its case no longer waits for it.
-    `line`, of an ordered type, is the one it is counted in while a worker holds it.
+    when it began to wait, or was given to a handler; `attempt` counts those, and those of before it came here (`before`
+    of them). `repeated`: it was on its way before, and may have been delivered. `ended`: its case no longer waits for
+    it. `line`, of an ordered type, is the one it is counted in while a worker holds it.
     """
 
     case: Case
@@ -37,6 +38,8 @@ class Parcel(Struct, eq=False):  # a Struct, for one is made for every message
     attempt: int = 0
     since: float = 0.0
     ended: bool = False
+    before: int = 0
+    repeated: bool = False
     line: Line | None = None
 
     def request(self, token: int) -> Request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.known import Edge
 from bester.broker.core.pools import Worker
 from bester.broker.core.values import Limits, Link, Settings
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
@@ -14,9 +15,11 @@ _HELLO_OP = 1
 
 
 class Peer:
-    """A party that has said HELLO. `logins` are the sessions whose password is being checked."""
+    """A party that has said HELLO. `logins` are the sessions whose password is being checked; `edge` is what is known
+    of a bridge over all its links, None of one in this process, whose link is never lost."""
 
     __slots__ = (
+        "edge",
         "heard",
         "leaving",
         "link",
@@ -39,6 +42,7 @@ class Peer:
         self.types: frozenset[str] = frozenset()
         self.logins: set[int] = set()
         self.prefix = ""
+        self.edge: Edge | None = None
         self.listeners: list[str] = []
 
     def silent(self, limits: Limits, now: float) -> bool:

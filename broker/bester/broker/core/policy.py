@@ -9,6 +9,8 @@ from __future__ import annotations
 from bester.broker.core.values import Settings
 from bester.broker.wire.messages import ROLES, is_reserved
 
+NEWS = "bester.outcome"
+"""What became of our messages: any server that is listed may tell, whatever else it may send."""
 TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or our own process."""
 
@@ -36,9 +38,11 @@ def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
     """May a message of this type enter from this server? Returns a code, or None. `peer` None: not identified."""
     if settings.accept == "none":
         return "not-allowed"
+    route = settings.routes.get(peer) if peer is not None else None
+    if type_ == NEWS and route is not None:
+        return None
     if is_reserved(type_):
         return "reserved"
-    route = settings.routes.get(peer) if peer is not None else None
     if route is None:
         return None if settings.accept == "open" else "not-allowed"
     if route.accept_types is not None and type_ not in route.accept_types:

@@ -8,9 +8,11 @@ from typing import Any
 from bester.broker.core.directory import Directory
 from bester.broker.core.parties import Peer
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Settings
+from bester.broker.core.values import Link, Settings
+from bester.broker.kept import Outcomes
 from bester.broker.wire.messages import Answer, Ask
 
+MAX_MESSAGE_ID = 1024
 MAY_TRACE = ("operator", "bridge")
 """Roles that may see where others' messages went."""
 
@@ -22,6 +24,18 @@ class Questions:
         self._settings = settings
         self._directory = directory
         self._trace = trace
+
+    def outcome(self, link: Link, ask: Ask) -> Outcomes | None:
+        """A bridge asks, for one of its sessions, what became of a message: returns what is to be read. None: it cannot
+        be that session's."""
+        argument = ask.argument
+        if type(argument) is not list or len(argument) != 2:
+            return None
+        session, message = argument
+        user = self._directory.user(link, session) if type(session) is int else None
+        if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
+            return None
+        return Outcomes(message, user, link, ask.token)
 
     def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
         """Answer a question of a party of this role; status 1 where there is no such question."""

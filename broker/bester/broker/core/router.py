@@ -1,7 +1,10 @@
 """The broker's core: every message of every link comes in here, and what is to be done comes out as actions.
 
-    router = Router(settings, epoch="…", first_token=…, now=now)
+    router = Router(settings, epoch="…", first_token=…, now=now, snapshot=store.open())
     outbox = router.receive_all(link, messages, now)
+
+Whoever calls has what the outbox wants written on disk before anything of it is sent, tells the router `committed`, and
+reads for it what it wants read (`found`); both may want more.
 
 The router knows the parties, what each may say, and when one has fallen silent; a message's own way is the
 exchange's. Nothing here raises on the wire's account.
@@ -12,17 +15,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core import parties
+from bester.broker.core import parties, policy
 from bester.broker.core.cases import failed
 from bester.broker.core.entrances import Entrances
 from bester.broker.core.exchange import Exchange
+from bester.broker.core.known import Edge
+from bester.broker.core.letters import QUESTIONS
+from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parties import Peer
 from bester.broker.core.questions import Questions
 from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
+from bester.broker.kept import (
+    Committed,
+    Dead,
+    Expired,
+    Fetch,
+    Outcomes,
+    Read,
+    Snapshot,
+    Sought,
+    Write,
+    is_mailbox,
+    mailbox,
+)
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     OP_OF,
     VERSION,
+    Answer,
     Ask,
     Close,
     Confirm,
@@ -44,6 +64,7 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 
+NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
 
@@ -59,16 +80,23 @@ class Router:
         first_token: int,
         now: float,
         is_account: Callable[[str], bool] = lambda _: False,
+        snapshot: Snapshot = NOTHING_KEPT,
+        chance: Callable[[], float] = lambda: 0.5,
     ) -> None:
         self.settings = settings
         self._out = Outbox()
         self._epoch = epoch
-        self._exchange = Exchange(settings, self._out, first_token=first_token, now=now, is_account=is_account)
-        self._entrances = Entrances(settings, self._exchange, self._out, epoch)
+        self._exchange = Exchange(
+            settings, self._out, first_token=first_token, now=now, is_account=is_account, snapshot=snapshot,
+            chance=chance,
+        )  # fmt: skip
+        self._entrances = Entrances(settings, self._exchange, self._out, epoch, snapshot)
+        self._arrivals = self._entrances.arrivals
         self._questions = Questions(settings, self._exchange.directory, self._exchange.trace)
         self._peers: dict[Link, Peer] = {}
         self._strangers: dict[Link, float] = {}
         self._missing: dict[str, str] = {}
+        self._edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -100,7 +128,7 @@ class Router:
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
-            return self._out.take()
+            return self._take()
         peer = self._peers.get(link)
         for message in messages:
             if peer is None or type(message) is Hello:
@@ -118,14 +146,19 @@ class Router:
             peer.heard = now
             if peer.worker is not None:
                 self._exchange.feed(peer.worker, now)
+        return self._take()
+
+    def _take(self) -> Outbox:
+        if self._arrivals.news:
+            self._arrivals.settle()
         return self._out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """A server that we have linked to answers what we sent it, and says nothing else."""
         if isinstance(message, Relayed):
-            self._exchange.arrived(link, message.token, message.outcome, now)
+            self._outboxes.arrived(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
-            self._exchange.arrived(link, message.token, failed(message.code), now)
+            self._outboxes.arrived(link, message.token, failed(message.code), {}, now)
 
     def _greeted(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Hello):
@@ -141,14 +174,17 @@ class Router:
             if reason is None:
                 self._exchange.directory.open(link, session, user)
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason))
+            if reason is None:
+                self._exchange.mailboxes.came(user, now)
         return self._actions()
 
     def users(self) -> list[str]:
-        """Return the users with a connection."""
-        return self._exchange.directory.users()
+        """Return the users with a connection, and those for whom something waits."""
+        return sorted({*self._exchange.directory.users(), *self._exchange.boxes.owners()})
 
     def removed(self, user: str) -> list[Action]:
-        """There is no such account any more: end the user's connections."""
+        """There is no such account any more: end the user's connections, and what waits."""
+        self._exchange.boxes.end_box(mailbox(user), failed("unknown-user"))
         for link, sessions in (self._exchange.directory.places(user) or {}).items():
             for session in sessions:
                 self._say(link, Close(session))
@@ -160,19 +196,20 @@ class Router:
         if peer is not None:
             self._lost(peer, "nothing can be sent to it", now)
         elif link.door == "server" and type(message) is Relay:
-            self._exchange.arrived(link, message.token, "failed:unreachable", now)
+            self._outboxes.arrived(link, message.token, failed("unreachable"), {}, now)
         return self._actions()
 
     def server_ready(self, name: str, now: float) -> list[Action]:
         """The link this broker opened to a server is up."""
-        self._exchange.commands.servers.add(Link("server", name.encode()))
+        self._outboxes.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._notice("server-reached", server=name)
+        self._outboxes.contact(name, now, linked=True)
         return self._actions()
 
     def server_lost(self, name: str, why: str, now: float) -> list[Action]:
         """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
-        self._exchange.legs_lost(Link("server", name.encode()), now)
+        self._outboxes.lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
             self._notice("server-lost", server=name, why=why)
@@ -195,6 +232,46 @@ class Router:
                     self._say(link, Heartbeat())
         if now - self._resumed >= limits.heartbeat_s:  # what came meanwhile is read before anything is held to be late
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        self._forget_edges(now)
+        return self._actions()
+
+    def _forget_edges(self, now: float) -> None:
+        before = now - self.settings.limits.remember_s
+        for prefix, edge in list(self._edges.items()):
+            if edge.since is not None and edge.since < before:
+                edge.forget()
+                if not any(peer.edge is edge for peer in self._peers.values()):
+                    del self._edges[prefix]
+
+    # --- the store ---
+
+    def committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+        """A group of writes is on disk, or could not be put there: what waited for it is reported."""
+        if not result.ok:
+            self._notice("storage-full", why=result.why)
+        self._exchange.boxes.committed(writes, result, now)
+        return self._actions()
+
+    def found(self, read: Read, answer: Any, now: float) -> list[Action]:
+        """What was asked of the store."""
+        exchange = self._exchange
+        if type(read) is Fetch:
+            found = exchange.boxes.found(read, answer)
+            if found is not None:
+                keeper = exchange.mailboxes if is_mailbox(read.box) else exchange.outboxes
+                keeper.found(*found, now)
+        elif type(read) is Expired:
+            entries, next_s = answer
+            for entry in exchange.boxes.expired(entries, next_s, now):
+                if exchange.boxes.end(entry, failed("expired")):
+                    exchange.aftermath.became(entry, failed("expired"), now)
+        elif type(read) is Sought:
+            case, _ = read.why
+            exchange.reports.settle(case, None, exchange.aftermath.found(read, answer, now))
+        elif type(read) is Outcomes:
+            self._say(read.asker, Answer(read.token, 0 if answer else 1, answer or None))
+        elif type(read) is Dead:
+            self._say(read.asker, exchange.letters.found(read, answer, now))
         return self._actions()
 
     def dismiss(self, reason: str) -> list[Action]:
@@ -213,8 +290,12 @@ class Router:
         """Whether no message is owed a report."""
         return self._exchange.cases == 0
 
+    @property
+    def _outboxes(self) -> Outboxes:
+        return self._exchange.outboxes
+
     def _actions(self) -> list[Action]:
-        return self._out.take().actions()
+        return self._take().actions()
 
     def _say(self, link: Link, message: Message) -> None:
         self._out.say(link, message)
@@ -266,13 +347,31 @@ class Router:
         if options is not None:
             self._employ(peer, options, now)
         elif hello.role == "bridge":
-            self._exchange.commands.bridges[link] = None
-            self._serial += 1
-            epoch = hello.options.get("epoch")
-            edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
-            peer.prefix = f"{self.settings.name}/{hello.name}-{edge}/"
-            listeners = hello.options.get("listeners")
-            peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
+            self._welcome_bridge(link, peer, hello, now)
+        elif hello.role == "server":
+            self._outboxes.contact(policy.fabric_peer(link.door, hello.name) or "", now)
+
+    def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
+        """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
+        self._serial += 1
+        epoch = hello.options.get("epoch")
+        edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
+        prefix = f"{self.settings.name}/{hello.name}-{edge}/"
+        listeners = hello.options.get("listeners")
+        peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
+        if link.door != "direct" and (peer.edge is None or peer.prefix != prefix):
+            for other in [other for other in self._peers.values() if other.prefix == prefix and other is not peer]:
+                self._lost(other, "come back on another link", now)
+            known = self._edges.get(prefix)
+            if known is None:
+                known = self._edges[prefix] = Edge()
+            else:
+                known.relink(now)
+            peer.edge = known
+        elif peer.edge is not None:  # HELLO again on the same link: all that was said on it before is void, too
+            peer.edge.relink(now)
+        peer.prefix = prefix
+        self._exchange.bridges[link] = None
 
     def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
         exchange = self._exchange
@@ -323,6 +422,8 @@ class Router:
         if peer.worker is not None:
             self._exchange.lost(peer.worker, now)
         if peer.role == "bridge":
+            if peer.edge is not None:
+                peer.edge.since = now
             self._exchange.bridge_lost(peer.link, now)
 
     # --- handlers ---
@@ -342,7 +443,17 @@ class Router:
             self._refuse(peer, error)
 
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
-        self._say(peer.link, self._questions.answer(peer.role, ask, self._peers.values()))
+        answer: Answer | None = None
+        if ask.question == "outcome" and peer.role == "bridge":
+            wanted = self._questions.outcome(peer.link, ask)
+            if wanted is not None:
+                self._out.reads.append(wanted)
+                return
+        elif ask.question in QUESTIONS and peer.role == "operator":
+            answer = self._exchange.letters.ask(peer.link, ask)
+            if answer is None:
+                return
+        self._say(peer.link, answer or self._questions.answer(peer.role, ask, self._peers.values()))
 
     # --- bridges ---
 
@@ -352,13 +463,16 @@ class Router:
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
         self._exchange.directory.open(peer.link, message.session, message.user)
+        self._exchange.mailboxes.came(message.user, now)
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)
         self._exchange.directory.close(peer.link, message.session)
 
     def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
+        if confirm.reports and peer.edge is not None:
+            peer.edge.heard(confirm.reports)
         self._exchange.confirmed(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
-        self._exchange.arrived(peer.link, message.token, message.outcome, now)
+        self._outboxes.arrived(peer.link, message.token, message.outcome, message.meta, now)

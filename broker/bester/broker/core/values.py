@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from bester.broker.kept import Bounds, Budget, Read, Write
 from bester.broker.wire.messages import HEARTBEAT_MS, Message
 
 
@@ -44,17 +45,20 @@ class Notice(NamedTuple):
     fields: dict[str, Any]
 
 
-Action = Send | Verify | Notice
+Action = Send | Verify | Notice | Write | Read
 
 
 class Outbox:
-    """What is to be done, gathered: `messages` for each link in order, and all `others`."""
+    """What is to be done, gathered: `messages` for each link in order, all `others`, what is to be written to the store
+    before any of it is sent, and what is to be read from it afterwards."""
 
-    __slots__ = ("messages", "others")
+    __slots__ = ("messages", "others", "reads", "writes")
 
     def __init__(self) -> None:
         self.messages: dict[Link, list[Message]] = {}
         self.others: list[Verify | Notice] = []
+        self.writes: list[Write] = []
+        self.reads: list[Read] = []
 
     def say(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
@@ -69,12 +73,15 @@ class Outbox:
         taken = Outbox()
         taken.messages, self.messages = self.messages, taken.messages
         taken.others, self.others = self.others, taken.others
+        if self.writes or self.reads:
+            taken.writes, self.writes = self.writes, taken.writes
+            taken.reads, self.reads = self.reads, taken.reads
         return taken
 
     def actions(self) -> list[Action]:
-        """Return the same one by one."""
-        sends: list[Action] = [Send(link, each) for link, waiting in self.messages.items() for each in waiting]
-        return sends + self.others
+        """Return the same one by one: writes, reads, messages, others."""
+        sends = [Send(link, each) for link, waiting in self.messages.items() for each in waiting]
+        return [*self.writes, *self.reads, *sends, *self.others]
 
 
 class Route(NamedTuple):
@@ -101,8 +108,23 @@ class Limits:
     wait for a busy one."""
     max_lease_s: float = 600.0
     """How long a handler may ask to be silent, and to take, over one message; senders wait no longer."""
+    report_s: float = 5.0
+    """How long a server may take before what it was sent waits on disk, and its sender is told so."""
     relay_s: float = 60.0
-    """How long another server may take: longer than a handler there."""
+    """How long it may take in all, before it is sent again: longer than a handler there."""
+    first_retry_s: float = 1.0
+    last_retry_s: float = 600.0
+    """Back-off doubles between these for what waits for a server."""
+    window: int = 64
+    """Kept messages of one box that are out at once: as many as keep a link busy, and few enough to send again."""
+    window_bytes: int = 1024 * 1024
+    remember_s: float = 900.0
+    """So long a message that comes again (from a bridge, or with a client's `dedup`) is known: longer than a bridge
+    holds one."""
+    max_remembered: int = 65_536
+    """As many of them; the oldest is forgotten first."""
+    expiries: int = 100
+    """Kept messages whose time is over that are ended in one go."""
     attempts: int = 3
     """Handlers that may die over a message before it is held to be the reason."""
     max_held: int = 200_000
@@ -132,7 +154,8 @@ class Settings:
     """Who this broker is and whom it knows.
 
     `hosts`: IP address → names of the native servers that are configured there. `clock_offset_s`: wall clock minus
-    `now`, so that traces of several servers can be laid side by side.
+    `now` at the start, for traces of several servers to be laid side by side, and for what outlives this process.
+    `budgets`: what the handlers of a type may take, where that was configured.
     """
 
     name: str
@@ -142,5 +165,7 @@ class Settings:
     hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     declared_types: frozenset[str] = frozenset()
     admin_info: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
     clock_offset_s: float = 0.0
     limits: Limits = field(default_factory=Limits)

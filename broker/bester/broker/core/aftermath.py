@@ -1,0 +1,106 @@
+"""What became of a message after its sender was told `queued`: who is told, and how it comes back from other servers.
+
+The sender may ask; where it wished so it gets a message of type `bester.outcome`; and a server that sent the message is
+told by a message of that type on a lane of its own, which is kept until it has arrived, like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bester.broker.core import policy
+from bester.broker.core.boxes import Boxes
+from bester.broker.core.cases import DELIVERED, SENT, Case, badness, failed
+from bester.broker.core.federation import Legs
+from bester.broker.core.values import Outbox, Settings
+from bester.broker.kept import Bury, End, Entry, Letter, Rewrite, Sought, is_mailbox, lane, mailbox, owner_of
+from bester.broker.wire.messages import Meta
+
+OUTCOME_TYPE = policy.NEWS
+MAX_NEWS_BYTES = 4096
+"""Of what another server says became of one message: an id and a code."""
+
+
+class Aftermath:
+    """Later outcomes, of what was kept here and of what waits elsewhere."""
+
+    def __init__(self, settings: Settings, boxes: Boxes, legs: Legs, out: Outbox) -> None:
+        self._settings = settings
+        self._boxes = boxes
+        self._legs = legs
+        self._out = out
+
+    def became(self, entry: Entry, outcome: str, now: float) -> None:
+        """A kept message has ended: tell whoever is to be told. What a server would not have becomes a dead letter."""
+        meta = entry.meta
+        if not is_mailbox(entry.box) and outcome not in (DELIVERED, SENT) and entry.body:
+            self._bury(entry, outcome, now)
+        message, peer = meta.get("message"), meta.get("peer")
+        if entry.sender is not None and meta.get("push") and message is not None:
+            said = {"message": message, "recipient": entry.target, "outcome": outcome}
+            self._keep(mailbox(entry.sender), entry, entry.sender, said, now)
+        if type(peer) is str and peer in self._settings.routes and message is not None:
+            self._keep(lane(peer, OUTCOME_TYPE), entry, peer, {"message": message, "outcome": outcome}, now)
+
+    def _keep(self, box: str, entry: Entry, target: str, said: dict[str, Any], now: float) -> None:
+        """News of a message wait like a message; of the news themselves there are none."""
+        body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        meta: Meta = {"origin": self._settings.name, "root": entry.meta.get("root"), "path": []}
+        news = Entry(
+            self._boxes.take_numbers(1), box, f"{entry.id}.outcome.0", target, OUTCOME_TYPE, body, None,
+            self._boxes.wall(now) + self._settings.bounds.ttl_s, meta,
+        )  # fmt: skip
+        self._boxes.keep(news, None, now)  # where there is no room, whoever wants to know may still ask
+
+    def _bury(self, entry: Entry, outcome: str, now: float) -> None:
+        if entry.type == OUTCOME_TYPE:
+            return
+        meta: Meta = {key: entry.meta[key] for key in ("root", "origin", "path", "peer") if key in entry.meta}
+        meta |= {
+            "user": entry.sender,
+            "scope": "handler",
+            "attempts": 0,
+            "server": owner_of(entry.box),
+            "bytes": len(entry.body),
+        }
+        self._out.writes.append(
+            Bury(Letter(entry.id, entry.type, entry.body, outcome[7:], self._boxes.wall(now), meta))
+        )
+
+    # --- from other servers ---
+
+    def heard(self, peer: str, body: bytes, case: Case) -> str | None:
+        """A server tells what became of a message that waited there; the case ends by `found`. Returns a code where
+        the news cannot be read."""
+        if len(body) > MAX_NEWS_BYTES:
+            return "malformed"
+        try:
+            said = json.loads(body)
+        except ValueError:
+            return "malformed"
+        message, outcome = (said.get("message"), said.get("outcome")) if isinstance(said, dict) else (None, None)
+        if type(message) is not str or type(outcome) is not str:
+            return "malformed"
+        self._out.reads.append(Sought(message, peer, (case, outcome)))
+        return None
+
+    def found(self, sought: Sought, answer: tuple[Entry, str | None] | None, now: float) -> str:
+        """The message in question; returns the outcome of the news: failed for now, where they came too early."""
+        _, outcome = sought.why
+        if answer is None:
+            return failed("overloaded") if self._legs.under_way(sought.id) else DELIVERED
+        entry, state = answer
+        if state is None:  # the answer that it waits there has not come yet
+            return failed("overloaded")
+        left = entry.meta.get("left")
+        if type(left) is not int or left < 1:
+            return DELIVERED
+        worst = max(entry.meta.get("worst", DELIVERED), outcome, key=badness)
+        if left > 1:
+            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left - 1, "worst": worst}))
+            return DELIVERED
+        self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": 0, "worst": worst}))
+        self._out.writes.append(End(entry.number, worst))
+        self.became(entry, worst, now)
+        return DELIVERED

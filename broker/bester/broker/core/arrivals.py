@@ -1,0 +1,147 @@
+"""What has come in from other servers' lanes: the same number is done once, however often it is sent.
+
+A server repeats what it had no answer on. Its messages of one type carry the epoch of its store and a rising number,
+and say below which number all is settled; so only what lies above that is remembered. What was sent from a disk is
+remembered on a disk; the rest as long as this broker lives. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bester.broker.core.cases import Case, failed, try_again
+from bester.broker.core.values import Outbox
+from bester.broker.kept import Arrived
+from bester.broker.wire.messages import Message
+
+MAX_NUMBERS = 20_000
+"""Of one lane; a sender has half as many on their way. Above it the lowest is forgotten."""
+MAX_LANES = 20_000
+"""As many as there may be types; above it the one unused for longest is forgotten."""
+
+Key = tuple[str, str]
+"""(peer, type)."""
+
+
+class _Lane:
+    """`outcomes` by number: the case that still runs or has ended, or what is known from an earlier life."""
+
+    __slots__ = ("epoch", "floor", "outcomes")
+
+    def __init__(self, epoch: str, floor: int = 0, outcomes: dict[int, Case | str] | None = None) -> None:
+        self.epoch = epoch
+        self.floor = floor
+        self.outcomes: dict[int, Case | str] = {} if outcomes is None else outcomes
+
+
+class Place:
+    """Where a case stands in its lane: watches for its end."""
+
+    __slots__ = ("_arrivals", "_key", "_lane", "_number", "lasting")
+
+    def __init__(self, arrivals: Arrivals, key: Key, lane: _Lane, number: int, *, lasting: bool) -> None:
+        self._arrivals = arrivals
+        self._key = key
+        self._lane = lane
+        self._number = number
+        self.lasting = lasting
+
+    def ended(self, case: Case, answer: Message | None) -> None:
+        """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
+        if try_again(failed(case.reason or ""), {"carried": case.carried}):
+            self._lane.outcomes.pop(self._number, None)
+        if self.lasting:
+            self._arrivals.remember(self._key)
+
+
+class Arrivals:
+    """All lanes of all servers. `settle` puts what must last into `out`, once a turn."""
+
+    def __init__(self, out: Outbox, arrived: Iterable[Arrived]) -> None:
+        self._out = out
+        self._lanes: dict[Key, _Lane] = {
+            (each.peer, each.type): _Lane(each.epoch, each.floor, dict(each.outcomes)) for each in arrived
+        }
+        self._news: dict[Key, None] = {}
+
+    def find(self, peer: str, type_: str, meta: dict[str, Any]) -> tuple[Case | str | None, Place | None]:
+        """Look up where a message stands: what is known of it, if it came before, and its place, if it has one.
+
+        A message without a lane that can be read is new, and has no place.
+        """
+        said = lane_of(meta)
+        if said is None:
+            return None, None
+        epoch, number, floor = said
+        key = (peer, type_)
+        lane = self._lanes.pop(key, None)
+        if lane is None or lane.epoch != epoch:
+            lane = _Lane(epoch)
+        self._lanes[key] = lane  # the one used last
+        if len(self._lanes) > MAX_LANES:
+            del self._lanes[next(iter(self._lanes))]
+        if floor > lane.floor:
+            self._raise(lane, floor)
+        if number < lane.floor:
+            return failed("expired"), None  # its sender has its answer: this is an echo
+        again = meta.get("again") is True
+        known = lane.outcomes.get(number)
+        if known is None:
+            return None, Place(self, key, lane, number, lasting=again)
+        if again:
+            self.remember(key)
+            if type(known) is Case and known.owed:
+                known.watchers = (*known.watchers, Place(self, key, lane, number, lasting=True))
+        return known, None
+
+    def enter(self, place: Place, case: Case) -> None:
+        """A message that is new is on its way."""
+        lane = place._lane
+        lane.outcomes[place._number] = case
+        case.watchers = (*case.watchers, place)
+        if len(lane.outcomes) > MAX_NUMBERS:
+            del lane.outcomes[min(lane.outcomes)]
+
+    def remember(self, key: Key) -> None:
+        """What is known of this lane must last."""
+        self._news[key] = None
+
+    def settle(self) -> None:
+        """Have what must last written."""
+        for key in self._news:
+            lane = self._lanes.get(key)
+            if lane is not None:
+                ended = {number: known for number, each in lane.outcomes.items() if (known := _outcome(each))}
+                self._out.writes.append(Arrived(*key, lane.epoch, lane.floor, ended))
+        self._news.clear()
+
+    def _raise(self, lane: _Lane, floor: int) -> None:
+        lane.floor = floor
+        outcomes = lane.outcomes
+        while outcomes and (number := next(iter(outcomes))) < floor:  # numbers rise, but for those that come again
+            del outcomes[number]
+
+    @property
+    def news(self) -> bool:
+        """Is there anything to settle?"""
+        return bool(self._news)
+
+
+def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
+    """Read the lane that a server says its message has."""
+    said = meta.get("lane")
+    if type(said) is not list or len(said) != 3:
+        return None
+    epoch, number, floor = said
+    if type(epoch) is not str or not 0 < len(epoch) <= 64 or type(number) is not int or type(floor) is not int:
+        return None
+    return (epoch, number, floor) if 0 <= floor <= number else None
+
+
+def _outcome(known: Case | str) -> str | None:
+    """Return how it ended, None where it has not."""
+    if type(known) is str:
+        return known
+    assert isinstance(known, Case)
+    return None if known.owed else known.worst

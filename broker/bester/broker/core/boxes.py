@@ -1,0 +1,294 @@
+"""Boxes: what waits on disk for a user or for another server, as the core sees it: counts, bounds, and who is next.
+
+Bodies are not held here; they are fetched when their turn comes. A message is *waiting* (on disk alone) or *flying* (on
+disk, and on its way). What is kept is counted at once and reported when the group it was written in has been committed.
+Nothing here says what is done with it: mailboxes and outboxes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bester.broker.core.cases import QUEUED, Case, Reports, failed
+from bester.broker.core.values import Limits, Outbox, Settings
+from bester.broker.kept import (
+    NUMBERS_A_LIFE,
+    BoxState,
+    Committed,
+    End,
+    EndBox,
+    Entry,
+    Expired,
+    Fetch,
+    Forget,
+    Handed,
+    Keep,
+    Note,
+    Snapshot,
+    Write,
+    is_mailbox,
+    owner_of,
+)
+
+FORGET_EVERY_S = 600.0
+"""How often outcomes that nobody may ask for any more are cleared away."""
+FULL_TURN_S = 1.0
+"""So long nothing is taken that must be kept, after a disk was found full: each try stops everybody for a moment."""
+
+
+class Box:
+    """`flying` are the numbers on their way; what is up to `cursor` was fetched and is flying, or is over.
+
+    `handed` is the highest number that was ever sent out. Nothing is fetched before `retry_at`; `delay_s` is the
+    back-off, 0 where all is well.
+    """
+
+    __slots__ = ("cursor", "delay_s", "fetching", "flying", "handed", "key", "messages", "retry_at", "size")
+
+    def __init__(self, key: str, state: BoxState | None = None) -> None:
+        self.key = key
+        self.messages = state.messages if state else 0
+        self.size = state.size_bytes if state else 0
+        self.handed = state.handed if state else 0
+        self.cursor = 0
+        self.flying: dict[int, int] = {}  # number: bytes
+        self.fetching = False
+        self.retry_at = 0.0
+        self.delay_s = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many are not on their way: what comes now goes behind them."""
+        return self.messages - len(self.flying)
+
+    @property
+    def floor(self) -> int:
+        """Everything in it below this number is over."""
+        return min(self.flying, default=self.cursor + 1)
+
+    def put_back(self, number: int) -> None:
+        """One that was on its way is not any more: it is the next one again."""
+        self.flying.pop(number, None)
+        self.cursor = min(self.cursor, number - 1)
+
+
+class Boxes:
+    """All boxes, their bounds, and what waits for a commit. `look` is told of a box in which something may be next."""
+
+    def __init__(self, settings: Settings, out: Outbox, reports: Reports, snapshot: Snapshot, now: float) -> None:
+        self.look: Callable[[Box, float], None] = lambda box, now: None
+        self.limits: Limits = settings.limits
+        self.epoch = snapshot.epoch
+        self.next_number = max(1, snapshot.life * NUMBERS_A_LIFE)
+        self._bounds = settings.bounds
+        self._offset_s = settings.clock_offset_s
+        self._out = out
+        self._reports = reports
+        self._boxes = {key: Box(key, state) for key, state in snapshot.boxes.items() if state.messages}
+        self._lanes = {key: box for key, box in self._boxes.items() if not is_mailbox(key)}
+        self._messages = sum(box.messages for box in self._boxes.values())
+        self._size = sum(box.size for box in self._boxes.values())
+        self._pending: dict[int, Case | None] = {}
+        self._over_early: set[int] = set()  # of those, what has ended before it was committed
+        self._next_expiry_s = snapshot.next_expiry_s
+        self._expiring = False
+        self._forget_at = now
+        self._full_until = now
+
+    # --- asking ---
+
+    def get(self, key: str) -> Box | None:
+        """Return the box, None where nothing is in it."""
+        return self._boxes.get(key)
+
+    def lanes(self) -> list[Box]:
+        """Return the lanes with something in them: a few, where there may be many mailboxes."""
+        return list(self._lanes.values()) if self._lanes else []
+
+    def owners(self) -> list[str]:
+        """Return the users for whom something is kept."""
+        return [owner_of(key) for key in self._boxes if is_mailbox(key)]
+
+    @property
+    def messages(self) -> int:
+        """How many wait or fly, in all boxes."""
+        return self._messages
+
+    def wall(self, now: float) -> float:
+        """Return the wall clock's time."""
+        return now + self._offset_s
+
+    def until(self, case: Case, now: float) -> float:
+        """Return when what is kept of a case is given up, on the wall clock."""
+        end = now + self._bounds.ttl_s if case.expires is None else case.expires
+        return self.wall(end)
+
+    def take_numbers(self, count: int) -> int:
+        """Return the first of so many numbers that nothing else has."""
+        first = self.next_number
+        self.next_number = first + count
+        return first
+
+    # --- keeping ---
+
+    def keep(self, entry: Entry, case: Case | None, now: float) -> str | None:
+        """Have a message wait; its case is told when it is on disk. Returns a code where there is no room for it."""
+        size = len(entry.body)
+        code = self._no_room(entry.box, size, now)
+        if code is not None:
+            return code
+        box = self._boxes.get(entry.box)
+        if box is None:
+            box = self._boxes[entry.box] = Box(entry.box)
+            if not is_mailbox(entry.box):
+                self._lanes[entry.box] = box
+        box.cursor = min(box.cursor, entry.number - 1)
+        box.messages += 1
+        box.size += size
+        self._messages += 1
+        self._size += size
+        if case is not None:
+            case.owed += 1
+        self._pending[entry.number] = case
+        if self._next_expiry_s is None or entry.expires_s < self._next_expiry_s:
+            self._next_expiry_s = entry.expires_s
+        self._out.writes.append(Keep(entry))
+        return None
+
+    def note(self, entry: Entry, outcome: str) -> None:
+        """Remember what became, so far, of a message that did not wait here."""
+        self._out.writes.append(Note(entry, outcome))
+
+    def _no_room(self, key: str, size: int, now: float) -> str | None:
+        bounds = self._bounds
+        if now < self._full_until or self._messages >= bounds.messages or self._size + size > bounds.total_bytes:
+            return "storage-full"
+        box = self._boxes.get(key)
+        if box is None:
+            return None
+        if is_mailbox(key):
+            full = box.messages >= bounds.user_messages or box.size + size > bounds.user_bytes
+            return "mailbox-full" if full else None
+        full = box.messages >= bounds.server_messages or box.size + size > bounds.server_bytes
+        return "overloaded" if full else None
+
+    def committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
+        """A group is on disk, or is not: tell the cases that waited for it, and look who is there by now."""
+        touched: dict[str, None] = {}
+        if not result.ok:
+            self._full_until = now + FULL_TURN_S
+        for write in writes:
+            if type(write) is not Keep:
+                continue
+            entry = write.entry
+            if entry.number not in self._pending:
+                continue
+            case = self._pending.pop(entry.number)
+            if entry.number in self._over_early:
+                self._over_early.discard(entry.number)
+            elif not result.ok or entry.number in result.repeated:
+                self._uncount(entry.box, entry.number, len(entry.body))
+            else:
+                touched[entry.box] = None
+            if case is not None:
+                self._reports.settle(case, entry.target, QUEUED if result.ok else failed("storage-full"))
+        for key in touched:
+            box = self._boxes.get(key)
+            if box is not None:
+                self.look(box, now)
+
+    # --- taking out ---
+
+    def fetch(self, box: Box, limit: int) -> None:
+        """Ask for those that are next."""
+        if not box.fetching:
+            box.fetching = True
+            self._out.reads.append(Fetch(box.key, box.cursor, limit, self.limits.window_bytes))
+
+    def found(self, fetch: Fetch, entries: Sequence[Entry]) -> tuple[Box, list[Entry]] | None:
+        """What was asked for has come; returns what is to fly now. None: the box is no more."""
+        box = self._boxes.get(fetch.box)
+        if box is None:
+            return None
+        box.fetching = False
+        fresh = [entry for entry in entries if entry.number not in box.flying]
+        if box.cursor < fetch.after:  # something was put back meanwhile, and comes first
+            return box, []
+        if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
+            self._messages -= box.waiting
+            box.messages = len(box.flying)
+            if not box.messages:
+                self._drop(box.key)
+            return None
+        box.cursor = max(box.cursor, entries[-1].number)
+        for entry in fresh:
+            box.flying[entry.number] = len(entry.body)
+        return box, fresh
+
+    def hand(self, box: Box, entries: Sequence[Entry]) -> int:
+        """Note that these go out now; returns up to which number some may have arrived before."""
+        before, last = box.handed, entries[-1].number
+        if last > before:
+            box.handed = last
+            self._out.writes.append(Handed(box.key, last))
+        return before
+
+    def end(self, entry: Entry, outcome: str) -> bool:
+        """What became of a message that waited. It is remembered where anybody may ask. False: it was over before."""
+        if entry.box not in self._boxes:
+            return False
+        if entry.number in self._pending:
+            self._over_early.add(entry.number)
+        self._uncount(entry.box, entry.number, len(entry.body))
+        forget = entry.sender is None and entry.meta.get("peer") is None
+        self._out.writes.append(End(entry.number, outcome, forget))
+        return True
+
+    def end_box(self, key: str, outcome: str) -> None:
+        """The same for all that is in a box."""
+        box = self._boxes.get(key)
+        if box is not None:
+            self._drop(key)
+            self._messages -= box.messages
+            self._size -= box.size
+            self._out.writes.append(EndBox(key, outcome))
+
+    def _uncount(self, key: str, number: int, size: int) -> None:
+        box = self._boxes[key]
+        box.flying.pop(number, None)
+        box.messages -= 1
+        box.size -= size
+        self._messages -= 1
+        self._size -= size
+        if box.messages <= 0:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._boxes.pop(key, None)
+        self._lanes.pop(key, None)
+
+    # --- time ---
+
+    def tick(self, now: float) -> None:
+        """Ask for what has waited too long; clear away what nobody may ask for any more."""
+        wall = self.wall(now)
+        if self._next_expiry_s is not None and wall >= self._next_expiry_s and not self._expiring:
+            self._expiring = True
+            self._out.reads.append(Expired(wall, self.limits.expiries, self.limits.window_bytes))
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_EVERY_S
+            self._out.writes.append(Forget(wall))
+
+    def expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
+        """The answer to that; returns those that are to be ended. Those on their way are left to it a while longer."""
+        self._expiring = False
+        self._next_expiry_s = next_s
+        gone: list[Entry] = []
+        for entry in entries:
+            box = self._boxes.get(entry.box)
+            if box is not None and entry.number in box.flying:
+                soon = self.wall(now) + 1.0
+                self._next_expiry_s = soon if self._next_expiry_s is None else min(self._next_expiry_s, soon)
+            else:
+                gone.append(entry)
+        return gone

@@ -1,0 +1,113 @@
+"""Messages that may come again: by a key of the sender's own, and from a bridge that has lost its broker. Pure.
+
+Whoever sends a message twice, because it had no report, must not have it done twice: it is told what became of the
+first. Nothing is known longer, or more of, than the limits say.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+from bester.broker.core.cases import MAX_KEPT, Case
+from bester.broker.core.values import Limits
+from bester.broker.wire.messages import Message, Report
+
+Key = tuple[str, str, str]
+"""What kind of key, whose, and the key itself."""
+
+
+class Known:
+    """Cases by the key their sender gave them, for `remember_s`.
+
+    A case that ended badly before anything was done for it is forgotten: to try again is what its sender then wants.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._cases: OrderedDict[Key, tuple[Case, float]] = OrderedDict()
+
+    def find(self, key: Key, now: float) -> Case | None:
+        """Return the case that was entered under this key."""
+        self._age(now)
+        found = self._cases.get(key)
+        if found is None:
+            return None
+        case = found[0]
+        if case.owed == 0 and case.reason is not None and not case.carried:
+            del self._cases[key]
+            return None
+        return case
+
+    def enter(self, key: Key, case: Case, now: float) -> None:
+        """A case has begun."""
+        self._cases[key] = (case, now)
+        case.watchers = (*case.watchers, self)
+        while len(self._cases) > self._limits.max_remembered:
+            self._cases.popitem(last=False)
+
+    def ended(self, case: Case, answer: Message | None) -> None:
+        """Long lists of names are told once; who asks again gets the report without."""
+        if case.named > MAX_KEPT:
+            case.recipients = {}
+
+    def _age(self, now: float) -> None:
+        before = now - self._limits.remember_s
+        while self._cases:
+            key, (case, since) = next(iter(self._cases.items()))
+            if since > before or case.owed:
+                return
+            del self._cases[key]
+
+
+class Edge:
+    """One life of a bridge, over all its links: which of its messages are under way, and what it may not have heard.
+
+    A bridge that comes back on a new link submits again what it has no report on, under the same tokens. Reports on a
+    link are counted by the bridge, so only those still on their way are remembered.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
+        self._open: dict[int, Case] = {}
+        self._told: deque[tuple[int, Report]] = deque()
+        self._heard = 0
+        self._unheard: dict[int, Report] = {}  # of earlier links
+
+    def enter(self, token: int, case: Case) -> None:
+        """A message was submitted for the first time, as far as is known here."""
+        self._open[token] = case
+        case.watchers = (*case.watchers, self)
+
+    def leave(self, token: int) -> None:
+        """It is another case that will answer for it."""
+        case = self._open.pop(token, None)
+        if case is not None:
+            case.watchers = tuple(watcher for watcher in case.watchers if watcher is not self)
+
+    def ended(self, case: Case, answer: Message | None) -> None:
+        """A case is over; its bridge has been sent the report, unless it said it by itself."""
+        if self._open.pop(case.token, None) is not None and type(answer) is Report:
+            self._told.append((case.token, answer))
+
+    def heard(self, reports: int) -> None:
+        """So many reports have come to the bridge on this link."""
+        while self._heard < reports and self._told:
+            self._told.popleft()
+            self._heard += 1
+
+    def relink(self, now: float) -> None:
+        """The bridge is back on a new link: what it had not confirmed it may never have heard."""
+        self.since = now
+        self._unheard.update(self._told)
+        self._told.clear()
+        self._heard = 0
+
+    def find(self, token: int) -> Case | Report | None:
+        """Return the case that still runs, or the report that may have been lost."""
+        return self._open.get(token) or self._unheard.pop(token, None)
+
+    def forget(self) -> None:
+        """It was long enough: whatever the bridge wanted to submit again, it has."""
+        self.since = None
+        self._unheard.clear()

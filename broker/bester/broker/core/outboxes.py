@@ -1,0 +1,260 @@
+"""Other servers: what is on its way to them, what waits for them on disk, and when it is tried again.
+
+A lane is one message type on its way to one server. Its messages are numbered, go out in the order of their numbers,
+and do not hold up another lane. What a named server has not answered in `report_s`, or cannot take now, waits in the
+lane's box; what comes then goes behind it. A server that is not configured gets one attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bester.broker.core.boxes import Box, Boxes
+from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
+from bester.broker.core.federation import Leg, Legs, Routes
+from bester.broker.core.parcels import Parcel
+from bester.broker.core.trace import Trace
+from bester.broker.core.values import Link, Outbox, Route, Settings
+from bester.broker.kept import Entry, Rewrite, lane, owner_of
+from bester.broker.wire.codes import CODES
+from bester.broker.wire.messages import Forward, Meta, Relay
+
+Given = Callable[[Entry, str, float], None]
+
+
+class Outboxes:
+    """`became` is told what became of each message that had waited; `chance` gives numbers from 0 to 1, for jitter.
+
+    `bridges` are the links of bridges, which forward to servers that speak the native protocol; `links` are those open
+    to servers of the fabric.
+    """
+
+    def __init__(
+        self, settings: Settings, boxes: Boxes, legs: Legs, reports: Reports, out: Outbox, bridges: Mapping[Link, None],
+        trace: Trace, *, first_token: int, chance: Callable[[], float], became: Given,
+    ) -> None:  # fmt: skip
+        self.legs = legs
+        self.routes = Routes(settings.routes)
+        self.links: set[Link] = set()
+        self._settings = settings
+        self._limits = settings.limits
+        self._boxes = boxes
+        self._reports = reports
+        self._out = out
+        self._bridges = bridges
+        self._token = first_token
+        self._chance = chance
+        self._became = became
+        self._trace = trace
+
+    # --- going out ---
+
+    def dispatch(
+        self, parcel: Parcel, route: Route, target: str, type_: str, body: bytes, id_: str, now: float
+    ) -> str | None:
+        """Send a result to a server, or have it wait; returns a code where neither is possible."""
+        key = lane(route.name or target, type_)
+        if self.legs.full(key):
+            return "overloaded"
+        case = parcel.case
+        entry = Entry(
+            self._boxes.take_numbers(1), key, id_, target, type_, body, parcel.user, self._boxes.until(case, now),
+            self.meta_of(parcel),
+        )  # fmt: skip
+        link = self._link(route)
+        box = self._boxes.get(key)
+        if route.name and (link is None or (box is not None and (box.waiting or box.delay_s))):
+            return self._boxes.keep(entry, case, now)
+        if link is None:
+            return "unreachable"
+        case.owed += 1
+        patience_s = self._limits.report_s if route.name else self._limits.relay_s
+        ttl_s = None if case.expires is None else case.expires - now
+        self._send(Leg(entry, target, link, route, now + patience_s, case), entry, ttl_s, again=parcel.repeated)
+        return None
+
+    def meta_of(self, parcel: Parcel) -> Meta:
+        """Return what is remembered of where a result comes from."""
+        meta: Meta = {"origin": parcel.origin, "root": parcel.root, "message": parcel.case.id}
+        meta["path"] = parcel.sent_on(self._settings.name)
+        if parcel.peer is not None and parcel.peer in self._settings.routes:
+            meta["peer"] = parcel.peer
+        if parcel.case.push:
+            meta["push"] = True
+        if parcel.repeated:
+            meta["repeated"] = True
+        return meta
+
+    def _link(self, route: Route) -> Link | None:
+        if route.fabric is None:
+            return next(iter(self._bridges), None)
+        link = Link("server", route.name.encode())
+        return link if link in self.links else None
+
+    def _send(self, leg: Leg, entry: Entry, ttl_s: float | None, *, again: bool) -> None:
+        self._token = token = self._token + 1
+        self.legs.add(token, leg)
+        kept = entry.meta
+        meta: Meta = {"id": entry.id, "root": kept.get("root"), "origin": kept.get("origin"), "path": kept.get("path")}
+        if leg.route.name:
+            box = self._boxes.get(entry.box)
+            floor = self.legs.floor(entry.box)
+            meta["lane"] = [self._boxes.epoch, entry.number, floor if box is None else min(floor, box.floor)]
+        if ttl_s is not None:
+            meta["ttl_s"] = ttl_s
+        if again:
+            meta["again"] = True
+        if leg.route.fabric is not None:
+            self._out.say(leg.link, Relay(token, entry.type, entry.body, meta))
+        else:
+            assert leg.route.native is not None
+            meta["server"] = self._settings.name
+            self._out.say(leg.link, Forward(token, leg.route.native, entry.type, entry.body, meta))
+
+    # --- coming back ---
+
+    def arrived(self, link: Link, token: int, outcome: str, meta: Meta, now: float) -> None:
+        """A server has answered; late answers change nothing, except for what waits."""
+        leg = self.legs.end(token, link)
+        if leg is not None:
+            known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
+            self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
+            self._ended(leg, outcome if known else failed("bad-reply"), meta, now)
+
+    def _ended(self, leg: Leg, outcome: str, meta: Meta, now: float) -> None:
+        again = try_again(outcome, meta) and bool(leg.route.name)
+        if leg.case is None:
+            self._ended_kept(leg, outcome, meta, now, again=again)
+        elif again:
+            if self._keep(leg, now, repeated=False):
+                self._back_off(self._box(leg), now)
+        else:
+            self._note(leg.entry, outcome, meta)
+            self._told(leg, outcome)
+
+    def _told(self, leg: Leg, outcome: str) -> None:
+        case, leg.case = leg.case, None
+        assert case is not None
+        self._reports.settle(case, leg.target, outcome)
+
+    def _ended_kept(self, leg: Leg, outcome: str, meta: Meta, now: float, *, again: bool) -> None:
+        entry, box = leg.entry, self._boxes.get(leg.entry.box)
+        if box is None or entry.number not in box.flying:
+            return
+        if again:
+            box.put_back(entry.number)
+            self._back_off(box, now)
+            return
+        box.delay_s = 0.0
+        self._boxes.end(entry, outcome)
+        if outcome == QUEUED:
+            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": _left(meta)}))
+        else:
+            self._became(entry, outcome, now)
+        self.look(box, now)
+
+    def _note(self, entry: Entry, outcome: str, meta: Meta) -> None:
+        """It waits over there: somebody may ask, or must be told, what becomes of it."""
+        if outcome == QUEUED and (entry.sender is not None or entry.meta.get("peer") is not None):
+            self._boxes.note(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome)
+
+    def _keep(self, leg: Leg, now: float, *, repeated: bool) -> bool:
+        """What had been sent waits on disk from now on; its sender is told when it does. False: there is no room."""
+        entry, case = leg.entry, leg.case
+        assert case is not None
+        if repeated:
+            entry = leg.entry = entry._replace(meta=entry.meta | {"repeated": True})
+        code = self._boxes.keep(entry, case, now)
+        if code is not None:
+            self._told(leg, failed(code))
+            return False
+        leg.case = None
+        self._reports.pay(case)  # the box now owes it what the leg did
+        return True
+
+    def _box(self, leg: Leg) -> Box:
+        box = self._boxes.get(leg.entry.box)
+        assert box is not None  # it was kept a moment ago
+        return box
+
+    # --- what waits ---
+
+    def look(self, box: Box, now: float) -> None:
+        """Go on with a lane, if its server can be reached, it is time, and there is more than is on its way."""
+        if box.waiting <= 0 or box.fetching or now < box.retry_at:
+            return
+        window = 1 if box.delay_s else self._limits.window  # after a failure one is tried before the others
+        if len(box.flying) * 2 > window or (box.delay_s and box.flying):
+            return
+        route = self._settings.routes.get(owner_of(box.key))
+        if route is not None and self._link(route) is not None:
+            self._boxes.fetch(box, window - len(box.flying))
+
+    def found(self, box: Box, entries: Sequence[Entry], now: float) -> None:
+        """What was asked for: send it."""
+        if not entries:
+            self.look(box, now)
+            return
+        route = self._settings.routes.get(owner_of(box.key))
+        link = None if route is None else self._link(route)
+        if link is None or route is None:
+            for entry in entries:
+                box.put_back(entry.number)
+            return
+        handed, wall = self._boxes.hand(box, entries), self._boxes.wall(now)
+        for entry in entries:
+            again = entry.number <= handed or bool(entry.meta.get("repeated"))
+            leg = Leg(entry, entry.target, link, route, now + self._limits.relay_s, None)
+            self._send(leg, entry, entry.expires_s - wall, again=again)
+
+    def _back_off(self, box: Box, now: float) -> None:
+        limits = self._limits
+        box.delay_s = min(max(limits.first_retry_s, 2 * box.delay_s), limits.last_retry_s)
+        box.retry_at = now + box.delay_s * (0.5 + self._chance() / 2)
+
+    def contact(self, server: str, now: float, *, linked: bool = False) -> None:
+        """A server was heard from: what waits for it need not wait much longer. `linked`: now it can be reached."""
+        for box in self._boxes.lanes():
+            if owner_of(box.key) == server:
+                if linked:
+                    box.delay_s = box.retry_at = 0.0
+                    self.look(box, now)
+                elif box.delay_s:
+                    box.delay_s = self._limits.first_retry_s
+                    box.retry_at = min(box.retry_at, now + box.delay_s)
+
+    # --- trouble and time ---
+
+    def lost(self, link: Link, now: float) -> None:
+        """A link is gone: what was on its way over it did not arrive, as far as anybody knows."""
+        self.links.discard(link)
+        for leg in self.legs.drop(link):
+            self._failed(leg, now)
+
+    def _failed(self, leg: Leg, now: float) -> None:
+        """No answer will come to this one. It may have arrived."""
+        if leg.case is None:
+            box = self._boxes.get(leg.entry.box)
+            if box is not None and leg.entry.number in box.flying:
+                box.put_back(leg.entry.number)
+                self._back_off(box, now)
+        elif leg.route.name:
+            self._keep(leg, now, repeated=True)
+        else:
+            self._told(leg, failed("unreachable"))
+
+    def tick(self, now: float) -> None:
+        """What was not answered in time waits; what waits is tried when it is time."""
+        for token, leg in self.legs.overdue(now):
+            if leg.case is None or not leg.route.name:
+                self._failed(leg, now)
+            elif self._keep(leg, now, repeated=True):  # it flies on: a late answer counts
+                self._box(leg).flying[leg.entry.number] = len(leg.entry.body)
+                self.legs.prolong(token, leg, now + self._limits.relay_s)
+        for box in self._boxes.lanes():
+            self.look(box, now)
+
+
+def _left(meta: Meta) -> int:
+    left = meta.get("queued")
+    return left if type(left) is int and left > 0 else 1
