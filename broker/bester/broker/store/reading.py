@@ -1,0 +1,113 @@
+"""What is read from a store's file, one function for each question of `kept`. It must never write."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from bester.broker.kept import Dead, Entry, Expired, Fetch, Letter, Outcomes, Read, Sought, lane
+from bester.broker.store.rows import read_text, summed_up, text, unpack
+
+_COLUMNS = "number, box, id, target, type, body, sender, expires_s, meta"
+_BARE = _COLUMNS.replace("body", "x''")
+
+_Row = tuple[Any, ...]
+
+
+def answer(db: sqlite3.Connection, read: Read) -> Any:
+    """Return the answer to a question. Raises sqlite3.Error, and ValueError for what no store has written."""
+    match read:
+        case Fetch():
+            return _fetched(db, read)
+        case Expired():
+            return _expired(db, read)
+        case Sought():
+            return _sought(db, read)
+        case Outcomes():
+            return _outcomes(db, read)
+        case Dead():
+            return _dead(db, read)
+
+
+def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM entry WHERE box = ? AND outcome IS NULL AND number > ? ORDER BY number LIMIT ?",  # noqa: S608 (columns alone)
+        (text(read.box), read.after, read.limit),
+    )
+    found: list[Entry] = []
+    left_bytes = read.limit_bytes
+    for row in rows:
+        entry = _entry_of(row)
+        left_bytes -= len(entry.body)
+        if found and left_bytes < 0:
+            break
+        found.append(entry)
+    rows.close()
+    return found
+
+
+def _expired(db: sqlite3.Connection, read: Expired) -> tuple[list[Entry], float | None]:
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM entry WHERE outcome IS NULL ORDER BY expires_s, number LIMIT ?",  # noqa: S608 (columns alone)
+        (read.limit + 1,),
+    )
+    found: list[Entry] = []
+    next_s: float | None = None
+    left_bytes = read.limit_bytes
+    for row in rows:
+        entry = _entry_of(row)
+        left_bytes -= len(entry.body)
+        if entry.expires_s > read.at_s or len(found) == read.limit or (found and left_bytes < 0):
+            next_s = entry.expires_s
+            break
+        found.append(entry)
+    rows.close()
+    return found, next_s
+
+
+def _sought(db: sqlite3.Connection, read: Sought) -> tuple[Entry, str | None] | None:
+    begin = text(lane(read.server, ""))
+    row = db.execute(
+        f"SELECT {_BARE}, outcome FROM entry WHERE id = ? AND box >= ? AND box < ? LIMIT 1",  # noqa: S608 (columns alone)
+        (text(read.id), begin, _after(begin)),
+    ).fetchone()
+    return None if row is None else (_entry_of(row[:-1]), _outcome_of(row[-1]))
+
+
+def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
+    begin = text(read.message + ".")
+    rows = db.execute(
+        "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ? ORDER BY number",
+        (begin, _after(begin), text(read.sender)),
+    )
+    return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
+
+
+def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter]:
+    column, value = ("id", read.id) if read.id is not None else ("type", read.type)
+    where, values = ("", ()) if value is None else (f"WHERE {column} = ?", (text(value),))
+    rows = db.execute(
+        f"SELECT id, type, body, reason, at_s, meta FROM letter {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 (columns alone)
+        (*values, read.limit),
+    )
+    return [
+        Letter(read_text(id_), read_text(type_), body, read_text(reason), at_s, unpack(meta))
+        for id_, type_, body, reason, at_s, meta in rows
+    ]
+
+
+def _entry_of(row: _Row) -> Entry:
+    number, box, id_, target, type_, body, sender, expires_s, meta = row
+    return Entry(
+        number, read_text(box), read_text(id_), read_text(target), read_text(type_), body,
+        None if sender is None else read_text(sender), expires_s, unpack(meta),
+    )  # fmt: skip
+
+
+def _outcome_of(raw: bytes | None) -> str | None:
+    return None if raw is None else read_text(raw)
+
+
+def _after(beginning: bytes) -> bytes:
+    """Return what comes after all that begins so, in the order of bytes."""
+    return beginning[:-1] + bytes((beginning[-1] + 1,))

@@ -1,0 +1,110 @@
+"""The tables of a store and how an older file becomes a newer one.
+
+It must never touch a file that is not a store's, or one that a newer Bester has written.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+
+from bester.broker.wire.codes import ConfigError
+
+APPLICATION = 0x62737472
+"""In the file's header: says that it is a store of Bester's ("bstr")."""
+
+# Text is kept as bytes, see `rows`. `outcome` is null while an entry waits; then its body goes, and `size` with it.
+_WAITING = (
+    "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, life INTEGER NOT NULL)",
+    """
+    CREATE TABLE entry (
+        number INTEGER PRIMARY KEY,
+        box BLOB NOT NULL,
+        id BLOB NOT NULL,
+        target BLOB NOT NULL,
+        type BLOB NOT NULL,
+        sender BLOB,
+        expires_s REAL NOT NULL,
+        outcome BLOB,
+        meta BLOB NOT NULL,
+        size INTEGER NOT NULL,
+        body BLOB NOT NULL
+    )
+    """,
+    "CREATE UNIQUE INDEX entry_id ON entry (id, box)",
+    "CREATE INDEX entry_waiting ON entry (box, number, size) WHERE outcome IS NULL",
+    "CREATE INDEX entry_expiring ON entry (expires_s) WHERE outcome IS NULL",
+    "CREATE INDEX entry_ended ON entry (expires_s) WHERE outcome IS NOT NULL",
+    "CREATE TABLE handed (box BLOB PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID",
+    """
+    CREATE TABLE arrived (
+        peer BLOB NOT NULL,
+        type BLOB NOT NULL,
+        epoch BLOB NOT NULL,
+        floor INTEGER NOT NULL,
+        outcomes BLOB NOT NULL,
+        PRIMARY KEY (peer, type)
+    ) WITHOUT ROWID
+    """,
+    "CREATE TABLE seen_type (serial INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE)",
+)
+_DEAD_LETTERS = (
+    """
+    CREATE TABLE letter (
+        serial INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        type BLOB NOT NULL,
+        reason BLOB NOT NULL,
+        at_s REAL NOT NULL,
+        meta BLOB NOT NULL,
+        body BLOB NOT NULL
+    )
+    """,
+    "CREATE INDEX letter_type ON letter (type)",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS)
+"""Step n makes version n + 1 of version n. What has been released is never changed here, only added to."""
+
+
+def check(db: sqlite3.Connection, where: str) -> None:
+    """Raise ConfigError where the file is somebody else's or too new; sqlite3.Error where it cannot be read."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application != APPLICATION and (application or version or tables):
+        raise ConfigError(f"{where}: a database, but not a store of Bester's; name another file as [store] url")
+    if version > len(STEPS):
+        raise ConfigError(
+            f"{where}: written by a newer Bester (version {version} of the store, this one reads up to {len(STEPS)}); "
+            "start that one, or name another file as [store] url"
+        )
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Bring a checked file to this version, all steps or none. Raises sqlite3.Error."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == len(STEPS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for step in STEPS[version:]:
+            for statement in step:
+                db.execute(statement)
+        if version == 0:
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            rename(db)
+        db.execute(f"PRAGMA user_version = {len(STEPS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def rename(db: sqlite3.Connection) -> None:
+    """Give the store a new name of its own: other servers then take nothing it sends for what it has sent before."""
+    db.execute(
+        "INSERT INTO state VALUES (1, ?, 0) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
+        (secrets.token_hex(8),),
+    )

@@ -1,0 +1,242 @@
+"""A store in one SQLite file, written ahead to a log: what is committed survives the end of the process at any point,
+and with `synchronous` full the end of the power too.
+
+Committing happens on the caller's thread: with the commits of a turn of the loop in one, that has been found faster
+than a thread of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bester.broker.kept import Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
+from bester.broker.store import schema
+from bester.broker.store.commits import Commits
+from bester.broker.store.reading import answer
+from bester.broker.store.rows import read_text, unpack
+from bester.broker.store.writing import CARRY_OUT, drop_oldest_letters, forget_some, insert
+from bester.broker.wire.codes import BesterError, ConfigError
+
+BUSY_S = 2.0
+"""How long another process may write, which it should not, before a commit fails: the broker stands still meanwhile."""
+LOG_PAGES = 2_000
+"""Pages (4 KiB each) in the log before they are moved to their places: more at once means fewer of them twice."""
+LOG_BYTES = 64 * 1024 * 1024
+"""To this the log is cut after it had to be longer."""
+CACHE_KIB = 16 * 1024
+"""Of the file in memory: the ends of its indexes, where almost all is written."""
+RESERVE_BYTES = 16 * 1024 * 1024
+RESERVE_PART = 16
+"""So much of the disk, or this part of a small one, is left alone by what would fill it: what makes room again, and
+what says that a message was delivered, can then still be written."""
+FORGOTTEN_AT_ONCE = 1_000
+"""Old outcomes deleted with one commit, a few milliseconds; the rest goes with the next ones."""
+PLENTY = 64
+"""Times the reserve: with so much free, nobody counts what a group adds."""
+ROW_BYTES = 1000
+"""What an entry takes in the file beside its body, generously."""
+
+_RESTORE = "stop the server and put a backup in its place, without any -wal and -shm beside it"
+_REMEDIES = {
+    "SQLITE_FULL": "make room on its disk",
+    "SQLITE_IOERR": "see that its disk is well and has room",
+    "SQLITE_CORRUPT": _RESTORE,
+    "SQLITE_NOTADB": f"name another file as [store] url, or {_RESTORE}",
+    "SQLITE_READONLY": "see that the file, its directory and its disk can be written by this user",
+    "SQLITE_CANTOPEN": "see that the file and its directory are this user's",
+    "SQLITE_BUSY": "end the other process that writes to it",
+}
+
+
+class SqliteStore(Commits):
+    """A store in the file `path`, mode 0600. `synchronous` is `full` or `normal`.
+
+    Above `dead_letters` of them a new one takes the place of the oldest.
+    """
+
+    def __init__(self, path: Path, synchronous: str = "full", *, dead_letters: int = 10_000) -> None:
+        super().__init__()
+        self.path = path
+        self._synchronous = {"full": "FULL", "normal": "NORMAL"}[synchronous]
+        self._dead_letters = dead_letters
+        self._connection: sqlite3.Connection | None = None
+        self._forget_before_s: float | None = None
+
+    # --- opening ---
+
+    def open(self) -> Snapshot:
+        """Open the file, making it where there is none and bringing it to this version where it is older.
+
+        Raises ConfigError where it is no store or a newer one's, BesterError where it cannot be read or written. What
+        is there is then left as it is.
+        """
+        self.close()
+        self._claim_file()
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            schema.check(self._db, str(self.path))
+            self._prepare()
+            schema.migrate(self._db)
+            return self._begin()
+        except sqlite3.Error as error:
+            self.close()
+            raise BesterError("storage-full", self._why(error)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; all that was committed is in it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None, "the store is not open"
+        return self._connection
+
+    def _claim_file(self) -> None:
+        """Make the file with mode 0600, or see that nobody else may read it. SQLite gives its others the same mode."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:  # it is not opened here: closing it again would take SQLite's locks from it
+            try:
+                mode = stat.S_IMODE(self.path.stat().st_mode)
+                if mode & 0o077:
+                    self.path.chmod(mode & 0o700)
+            except OSError as error:
+                raise ConfigError(f"{self.path}: {error.strerror}; name a file of your own as [store] url") from None
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror}; name a file of your own as [store] url") from None
+
+    def _prepare(self) -> None:
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise ConfigError(f"{self.path}: this file system has no shared memory; put [store] url on a local disk")
+        for setting in (
+            "synchronous = FULL",
+            f"wal_autocheckpoint = {LOG_PAGES}",
+            f"journal_size_limit = {LOG_BYTES}",
+            f"cache_size = -{CACHE_KIB}",
+            "temp_store = MEMORY",
+        ):
+            self._db.execute(f"PRAGMA {setting}")
+
+    def _begin(self) -> Snapshot:
+        """Count this life. That reaches the disk in any case: numbers must never be given twice."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE state SET life = life + 1")
+        db.execute(
+            "DELETE FROM handed WHERE NOT EXISTS (SELECT 1 FROM entry WHERE box = handed.box AND outcome IS NULL)"
+        )
+        db.execute("COMMIT")
+        db.execute(f"PRAGMA synchronous = {self._synchronous}")
+        epoch, life = db.execute("SELECT epoch, life FROM state").fetchone()
+        handed = dict(db.execute("SELECT box, upto FROM handed"))
+        boxes = db.execute("SELECT box, count(*), sum(size), min(number) FROM entry WHERE outcome IS NULL GROUP BY box")
+        return Snapshot(
+            epoch=epoch,
+            life=life,
+            boxes={
+                read_text(box): BoxState(messages, size_bytes, lowest, handed.get(box, 0))
+                for box, messages, size_bytes, lowest in boxes
+            },
+            types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
+            arrived=tuple(
+                Arrived(read_text(peer), read_text(type_), read_text(their_epoch), floor, unpack(outcomes))
+                for peer, type_, their_epoch, floor, outcomes in db.execute(
+                    "SELECT peer, type, epoch, floor, outcomes FROM arrived"
+                )
+            ),
+            next_expiry_s=db.execute("SELECT min(expires_s) FROM entry WHERE outcome IS NULL").fetchone()[0],
+            dead=db.execute("SELECT count(*) FROM letter").fetchone()[0],
+        )
+
+    # --- writing ---
+
+    def _write(self, writes: Sequence[Write]) -> frozenset[int]:
+        db, repeated = self._db, set[int]()
+        try:
+            self._see_room(writes)
+            db.execute("BEGIN IMMEDIATE")
+            for kind, run in groupby(writes, type):
+                repeated |= self._carry_out(kind, list(run))
+            forgotten = self._forget_some()
+            db.execute("COMMIT")
+        except BaseException as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise BesterError("storage-full", self._why(error)) from None
+            raise
+        if forgotten < FORGOTTEN_AT_ONCE:
+            self._forget_before_s = None
+        return frozenset(repeated)
+
+    def _carry_out(self, kind: type[Any], run: list[Any]) -> set[int]:
+        if kind is Keep or kind is Note:
+            return insert(self._db, run)
+        if kind is Forget:
+            self._forget_before_s = max(write.before_s for write in run)
+        else:
+            CARRY_OUT[kind](self._db, run)
+        if kind is Bury:
+            drop_oldest_letters(self._db, self._dead_letters)
+        return set()
+
+    def _forget_some(self) -> int:
+        """Forget a part; the rest goes with the commits that come."""
+        if self._forget_before_s is None:
+            return 0
+        return forget_some(self._db, self._forget_before_s, FORGOTTEN_AT_ONCE)
+
+    def _see_room(self, writes: Sequence[Write]) -> None:
+        """Raise BesterError where what these add would go to the disk's reserve."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError:  # SQLite will say what is the matter
+            return
+        free_bytes = disk.f_bavail * disk.f_frsize
+        reserve_bytes = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // RESERVE_PART)
+        if free_bytes > PLENTY * reserve_bytes:
+            return
+        added_bytes = 0
+        for write in writes:
+            if isinstance(write, Keep | Note):
+                added_bytes += ROW_BYTES + len(write.entry.body)
+            elif isinstance(write, Bury):
+                added_bytes += ROW_BYTES + len(write.letter.body)
+        if not added_bytes:
+            return
+        page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
+        unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # what has ended has left its room in the file
+        if free_bytes + page_bytes * unused < reserve_bytes + added_bytes:
+            fault = f"only {free_bytes // 1024:,} KiB of its disk are free"
+            raise BesterError("storage-full", f"{self.path}: {fault}; {_REMEDIES['SQLITE_FULL']}")
+
+    def _why(self, error: sqlite3.Error) -> str:
+        name = getattr(error, "sqlite_errorname", "")  # absent where Python itself has found the fault
+        remedy = "see that the file is yours, and that its disk is well"
+        for beginning, better in _REMEDIES.items():
+            if name.startswith(beginning):
+                remedy = better
+        return f"{self.path}: {error}; {remedy}"
+
+    # --- reading ---
+
+    def read(self, read: Read) -> Any:
+        """Return the answer, see `kept`. Raises BesterError where the file cannot be read."""
+        try:
+            return answer(self._db, read)
+        except sqlite3.Error as error:
+            raise BesterError("storage-full", self._why(error)) from None
+        except ValueError as error:
+            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {_RESTORE}") from None

@@ -1,0 +1,130 @@
+"""What is written to a store's file, one function for each kind of write of `kept`, many of a kind at once.
+
+It must never begin or end a transaction: groups of writes are made whole elsewhere.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from bester.broker.kept import Arrived, Bury, End, EndBox, Handed, Keep, Learn, Note, Rewrite, Unbury
+from bester.broker.store.rows import pack, text
+
+NAMED_AT_ONCE = 500
+"""Numbers in one question; SQLite's older limit for them is 999."""
+
+_INSERT = (
+    "INSERT INTO entry (number, box, id, target, type, sender, expires_s, outcome, meta, size, body) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, box) DO NOTHING"
+)
+_END = "UPDATE entry SET outcome = ?, body = x'', size = 0"
+_DROP_OLDEST = (
+    "DELETE FROM letter WHERE serial IN "
+    "(SELECT serial FROM letter ORDER BY serial LIMIT max(0, (SELECT count(*) FROM letter) - ?))"
+)
+_FORGET = (
+    "DELETE FROM entry WHERE number IN "
+    "(SELECT number FROM entry WHERE outcome IS NOT NULL AND expires_s < ? ORDER BY expires_s LIMIT ?)"
+)
+
+_Row = tuple[Any, ...]
+
+
+def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> set[int]:
+    """Insert entries; return the numbers of those whose ids were in their boxes already, which are not."""
+    rows = [_row_of(write) for write in run]
+    if db.executemany(_INSERT, rows).rowcount == len(rows):
+        return set()
+    numbers = [row[0] for row in rows]
+    there: set[int] = set()
+    for start in range(0, len(numbers), NAMED_AT_ONCE):
+        some = numbers[start : start + NAMED_AT_ONCE]
+        question = f"SELECT number FROM entry WHERE number IN ({', '.join('?' * len(some))})"  # noqa: S608 (marks alone)
+        there.update(number for (number,) in db.execute(question, some))
+    return set(numbers) - there
+
+
+def _row_of(write: Keep | Note) -> _Row:
+    number, box, id_, target, type_, body, sender, expires_s, meta = write.entry
+    outcome: bytes | None = None
+    if isinstance(write, Note):
+        outcome, body = text(write.outcome), b""
+    return (
+        number, text(box), text(id_), text(target), text(type_), None if sender is None else text(sender), expires_s,
+        outcome, pack(meta), len(body), body,
+    )  # fmt: skip
+
+
+def _end(db: sqlite3.Connection, run: list[End]) -> None:
+    db.executemany(f"{_END} WHERE number = ?", [(text(end.outcome), end.number) for end in run if not end.forget])
+    db.executemany("DELETE FROM entry WHERE number = ?", [(end.number,) for end in run if end.forget])
+
+
+def _end_box(db: sqlite3.Connection, run: list[EndBox]) -> None:
+    rows = [(text(end.outcome), text(end.box)) for end in run]
+    db.executemany(f"{_END} WHERE box = ? AND outcome IS NULL", rows)
+
+
+def _rewrite(db: sqlite3.Connection, run: list[Rewrite]) -> None:
+    db.executemany("UPDATE entry SET meta = ? WHERE number = ?", [(pack(each.meta), each.number) for each in run])
+
+
+def _handed(db: sqlite3.Connection, run: list[Handed]) -> None:
+    db.executemany(
+        "INSERT INTO handed (box, upto) VALUES (?, ?) ON CONFLICT (box) DO UPDATE SET upto = max(upto, excluded.upto)",
+        [(text(each.box), each.upto) for each in run],
+    )
+
+
+def _arrived(db: sqlite3.Connection, run: list[Arrived]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO arrived (peer, type, epoch, floor, outcomes) VALUES (?, ?, ?, ?, ?)",
+        [
+            (text(peer), text(type_), text(epoch), floor, pack(dict(outcomes)))
+            for peer, type_, epoch, floor, outcomes in run
+        ],
+    )
+
+
+def _bury(db: sqlite3.Connection, run: list[Bury]) -> None:
+    db.executemany(
+        "INSERT OR REPLACE INTO letter (id, type, reason, at_s, meta, body) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (text(id_), text(type_), text(reason), at_s, pack(meta), body)
+            for ((id_, type_, body, reason, at_s, meta),) in run
+        ],
+    )
+
+
+def _unbury(db: sqlite3.Connection, run: list[Unbury]) -> None:
+    db.executemany("DELETE FROM letter WHERE id = ?", [(text(each.id),) for each in run])
+
+
+def _learn(db: sqlite3.Connection, run: list[Learn]) -> None:
+    names = [(text(each.type),) for each in run]
+    db.executemany("INSERT INTO seen_type (name) VALUES (?) ON CONFLICT (name) DO NOTHING", names)
+
+
+CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
+    End: _end,
+    EndBox: _end_box,
+    Rewrite: _rewrite,
+    Handed: _handed,
+    Arrived: _arrived,
+    Bury: _bury,
+    Unbury: _unbury,
+    Learn: _learn,
+}
+"""How each kind is carried out that is not told anything in return."""
+
+
+def drop_oldest_letters(db: sqlite3.Connection, limit: int) -> None:
+    """Drop the oldest dead letters above so many."""
+    db.execute(_DROP_OLDEST, (limit,))
+
+
+def forget_some(db: sqlite3.Connection, before_s: float, limit: int) -> int:
+    """Forget what has ended and expired before that, at most so many; returns how many."""
+    return db.execute(_FORGET, (before_s, limit)).rowcount
