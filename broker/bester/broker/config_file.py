@@ -95,7 +95,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "synchronous": Key(
             '"full"', '"full" survives power loss; "normal" may lose the last moments in one, and is faster'
         ),
-        "ttl_s": Key("259200", "seconds a message waits at most; a client may ask for less"),
+        "ttl_s": Key("259200", "seconds a message waits, where its sender names no other time"),
         "user_messages": Key("10000", "messages that wait for one user"),
         "user_bytes": Key("67108864", "bytes of them"),
         "server_messages": Key("100000", "messages that wait for one other server"),

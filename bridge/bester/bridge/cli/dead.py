@@ -32,8 +32,8 @@ id_argument = click.argument("id_", metavar="[ID]", required=False)
 def dead() -> None:
     """Show, replay and drop the messages that were given up.
 
-    A message becomes a dead letter when every handler died over it, or when it could not be delivered in its time.
-    Its sender was told.
+    A message becomes a dead letter when its handlers died or took too long over it, or when another server would not
+    have it or could not be given it in time. Its sender was told.
     """
 
 
