@@ -1,4 +1,8 @@
-"""A stand for the broker's core: parties that speak to one Router by hand, and a clock that moves when told."""
+"""A stand for the broker's core: parties that speak to one Router by hand, a store in memory, a clock that moves when told.
+
+Whatever the router wants written is committed before what it says is heard, as its shell does; `disk = False` holds
+that back until `commit` is called.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any, TypeVar
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Limits, Link, Notice, Send, Settings, Verify
+from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
+from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -53,28 +59,77 @@ class Stand:
     settings: Settings = field(default_factory=lambda: Settings("s1", open_accounts=True))
     accounts: frozenset[str] = frozenset()
     now: float = START
+    store: MemoryStore = field(default_factory=lambda: MemoryStore(epoch="store"))
+    disk: bool = True
 
     def __post_init__(self) -> None:
-        self.router = Router(
-            self.settings, epoch="e", first_token=5000, now=self.now, is_account=lambda name: name in self.accounts
-        )
+        self.begin()
         self.inbox: dict[Link, list[Message]] = {}
         self.notices: list[Notice] = []
         self.verifies: list[Verify] = []
         self.alive: dict[Link, None] = {}
+        self.writes: list[Write] = []
+        self.reads: list[Read] = []
+        self._said: list[Send] = []
         self._keys = count()
         self._tokens = count(1)
 
     # --- what happens ---
 
+    def begin(self, epoch: str = "e") -> None:
+        """Start the router, with what the store holds."""
+        self.router = Router(
+            self.settings, epoch=epoch, first_token=5000, now=self.now, is_account=lambda name: name in self.accounts,
+            snapshot=self.store.open(), chance=lambda: 1.0,
+        )  # fmt: skip
+
+    def restart(self, epoch: str = "e2") -> None:
+        """The broker is killed and started again: what it had not written is gone, and so are all links."""
+        self.writes.clear()
+        self.reads.clear()
+        self._said.clear()
+        self.inbox.clear()
+        self.alive.clear()
+        self.begin(epoch)
+
     def take(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
-                self.inbox.setdefault(action.link, []).append(action.message)
+                self._said.append(action)
             elif isinstance(action, Notice):
                 self.notices.append(action)
-            else:
+            elif isinstance(action, Verify):
                 self.verifies.append(action)
+            elif isinstance(action, Read):
+                self.reads.append(action)
+            else:
+                self.writes.append(action)
+        if self.disk:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what is to be written, read what is to be read, and let hear what was said."""
+        disk, self.disk = self.disk, False
+        while self.writes or self.reads:
+            writes, self.writes = self.writes, []
+            if writes:
+                self.take(self.router.committed(writes, self.store.commit(writes), self.now))
+            reads, self.reads = self.reads, []
+            for read in reads:
+                self.take(self.router.found(read, self.store.read(read), self.now))
+        self.disk = disk
+        said, self._said = self._said, []
+        for action in said:
+            self.inbox.setdefault(action.link, []).append(action.message)
+
+    def kept(self, box: str) -> list[Entry]:
+        """Return what waits in a box, on the disk."""
+        found: list[Entry] = self.store.read(Fetch(box, 0, 10_000, 2**40))
+        return found
+
+    def mail(self, user: str) -> list[bytes]:
+        """Return the bodies that wait for a user."""
+        return [entry.body for entry in self.kept(mailbox(user))]
 
     def say(self, link: Link, message: Message | Malformed) -> None:
         self.take(self.router.receive(link, message, self.now))

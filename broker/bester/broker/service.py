@@ -9,9 +9,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from bester.broker.accounts import Logins, open_logins
-from bester.broker.config import Config
+from bester.broker.config import Config, HandlerConfig
 from bester.broker.core.values import Route, Settings
 from bester.broker.data_dir import Claim
+from bester.broker.kept import Budget
 from bester.broker.loop import run
 from bester.broker.server import Broker
 from bester.broker.wire.address import is_loopback
@@ -36,7 +37,20 @@ async def settings_of(config: Config) -> Settings:
         hosts=await _hosts(config),
         declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
         admin_info=config.admin_info,
+        bounds=config.store.bounds,
+        budgets=_budgets(config),
     )
+
+
+def _budgets(config: Config) -> dict[str, Budget]:
+    """Return what the handlers of a type may take, where somebody has said so: elsewhere a handler's lease counts."""
+    usual = HandlerConfig("", ())
+    return {
+        type_: Budget(handler.timeout_s, handler.attempts)
+        for handler in config.handlers
+        for type_ in handler.types
+        if (handler.timeout_s, handler.attempts) != (usual.timeout_s, usual.attempts)
+    }
 
 
 async def _hosts(config: Config) -> dict[str, tuple[str, ...]]:
