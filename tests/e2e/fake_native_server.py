@@ -31,12 +31,18 @@ def message_frame(data: Any, id_: str | None = None, type_: str = "chat", **head
     return {"header": {"messageType": "receivedMessage", **known, **header}, "payload": {"data": data, "type": type_}}
 
 
+def outcome_frame(message: str, recipient: str, outcome: str, id_: str | None = None) -> Json:
+    """What became of a message, as it is pushed."""
+    return message_frame({"message": message, "recipient": recipient, "outcome": outcome}, id_, "bester.outcome")
+
+
 class Peer(asyncio.Protocol):
     """One client's connection, as the server sees it."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
         self.bodies: asyncio.Queue[bytes] = asyncio.Queue()
+        self.acks: asyncio.Queue[list[str]] = asyncio.Queue()
         self.login: Json | None = None
         self.reads = 0
         self.gone = asyncio.Event()
@@ -70,8 +76,15 @@ class Peer(asyncio.Protocol):
             if self.server.answers_pings:
                 self.send({"header": {"status": "0"}, "payload": {"data": None, "id": payload["id"], "type": "dummy"}})
             return
+        command = payload["data"]["command"] if payload["type"] == "builtin" else {}
+        if command.get("type") == "ack":
+            self.acks.put_nowait(command["data"])
+            return
+        if command.get("type") == "outcome":
+            self.server.on_outcome(self, payload["id"], command["data"])
+            return
         self.bodies.put_nowait(body)
-        if payload["type"] == "builtin":
+        if command:
             self.transport.close()
             return
         self.unreported += 1
@@ -88,13 +101,22 @@ class Peer(asyncio.Protocol):
         self.unreported -= 1
         self.send(report_frame(id_, status, **payload))
 
+    def answer(self, id_: str, data: Any, status: str = "0") -> None:
+        """Answer a command."""
+        self.send({"header": {"status": status}, "payload": {"data": data, "id": id_, "type": "builtin"}})
+
+    async def acknowledged(self) -> list[str]:
+        """Return the ids in the next acknowledgement."""
+        return cast("list[str]", await within(self.acks.get()))
+
     async def payload(self) -> Json:
         """Return the payload of the next frame behind the login."""
         return cast(Json, json.loads(await within(self.bodies.get()))["payload"])
 
 
 class FakeServer:
-    """Listens on a free port (or `unix`, or IPv6) and obeys its `on_…`; by default it reports everything good."""
+    """Listens on a free port (or `unix`, or IPv6) and obeys its `on_…`; by default it reports everything good
+    and knows nothing of any message later."""
 
     def __init__(self, *, unix: str | None = None, host: str = "127.0.0.1") -> None:
         self.unix = unix
@@ -106,6 +128,7 @@ class FakeServer:
         self.answers_pings = True
         self.on_ping: Callable[[], None] = lambda: None
         self.on_login: Callable[[Peer, Json], None] = self.accept
+        self.on_outcome: Callable[[Peer, str, str], None] = lambda peer, id_, message: peer.answer(id_, None, "1")
         self.on_message: Callable[[Peer, Json], None] = lambda peer, payload: peer.report(payload["id"])
 
     async def __aenter__(self) -> FakeServer:

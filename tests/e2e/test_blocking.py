@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bester.bridge.client import AuthenticationFailed, ConnectionLost, MessageTooLarge
-from bester.bridge.client.blocking import Client, ClientClosed, Limits
-from tests.e2e.fake_native_server import DEADLINE_S, FakeServer, Json, Peer, message_frame, within
+from bester.bridge.client.blocking import Client, ClientClosed, Limits, Outcome
+from tests.e2e.fake_native_server import DEADLINE_S, FakeServer, Json, Peer, message_frame, outcome_frame, within
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_errors_come_through(server: FakeServer) -> None:
     server.on_message = lambda peer, payload: peer.transport.abort()
 
     def program() -> None:
-        with Client(server.address, user="bob", password="secret") as client:
+        with Client(server.address, user="bob", password="secret", resend=False) as client:
             doubtful = client.submit("chat", 1)
             with pytest.raises(ConnectionLost):
                 doubtful.result(DEADLINE_S)
@@ -110,3 +110,54 @@ async def test_closing_wakes_whoever_waits_in_another_thread(server: FakeServer)
         with pytest.raises(ClientClosed):
             await within(task)
     assert not our_threads()
+
+
+async def test_acknowledging_and_asking_what_became_of_it(server: FakeServer) -> None:
+    server.on_message = lambda peer, payload: peer.report(payload["id"], message="m7", recipients={"eve": "queued"})
+    server.on_outcome = lambda peer, id_, message: peer.answer(
+        id_, {"message": message, "recipients": {"eve": "delivered"}}
+    )
+
+    def program() -> None:
+        with Client(server.address, user="bob", password="secret", ack=True, manual_ack=True) as client:
+            report = client.send("chat", 1, dedup="mine", ttl_s=60, outcome=True, timeout_s=DEADLINE_S)
+            assert report.message is not None
+            assert client.outcome(report.message, DEADLINE_S) == {"eve": "delivered"}
+            pushed = client.receive(DEADLINE_S)
+            assert pushed.outcome == Outcome("m7", "eve", "delivered")
+            client.receive(DEADLINE_S)
+            client.ack(pushed)
+            with pytest.raises(ValueError, match="ttl_s"):
+                client.submit("chat", 1, ttl_s=-1)
+
+    running = asyncio.create_task(asyncio.to_thread(program))
+    peer = await server.peer()
+    peer.send(outcome_frame("m7", "eve", "delivered", "9.0"), message_frame("not acknowledged", "10.0"))
+    assert await peer.acknowledged() == ["9.0"]
+    payload = await peer.payload()
+    assert (payload["dedup"], payload["ttl_s"], payload["outcome"]) == ("mine", 60, True)
+    await within(running)
+    assert peer.acks.empty()
+
+
+async def test_asking_for_the_next_acknowledges_and_what_is_lost_goes_out_again(server: FakeServer) -> None:
+    server.on_message = lambda peer, payload: peer.transport.abort()
+
+    def program() -> None:
+        with Client(server.address, user="bob", password="secret", ack=True) as client:
+            report = client.submit("chat", 1)
+            assert [client.receive(DEADLINE_S).data for _ in "ab"] == ["a", "b"]
+            assert report.result(DEADLINE_S).good
+
+    running = asyncio.create_task(asyncio.to_thread(program))
+    first = await server.peer()
+    await first.payload()
+    server.on_message = lambda peer, payload: None
+    second = await server.peer()
+    second.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
+    payload = await second.payload()
+    assert payload["resent"] is True
+    assert await second.acknowledged() == ["1.0"]
+    second.report(payload["id"])
+    await within(running)
+    assert await second.acknowledged() == ["2.0"]

@@ -21,12 +21,22 @@ from bester.bridge.client import (
     ConnectionLost,
     Limits,
     MessageTooLarge,
+    Outcome,
     Report,
     ServerRefused,
     WindowFull,
 )
 from bester.bridge.frames import frame
-from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, report_frame, within
+from tests.e2e.fake_native_server import (
+    FakeServer,
+    Json,
+    Peer,
+    free_port,
+    message_frame,
+    outcome_frame,
+    report_frame,
+    within,
+)
 
 
 @pytest.fixture
@@ -50,8 +60,23 @@ class TestSending:
             report = await within(client.send("chat", {"text": "hello"}))
             peer = await server.peer()
             payload = await peer.payload()
+        dedup = payload.pop("dedup")
         assert payload == {"type": "chat", "data": {"text": "hello"}, "id": report.id}
+        assert 0 < len(dedup) <= 64
         assert report == Report(True, payload["id"])
+
+    async def test_what_is_asked_for_goes_along(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            await within(client.send("chat", 1, dedup="mine", ttl_s=60, outcome=True))
+            payload = await (await server.peer()).payload()
+        assert (payload["dedup"], payload["ttl_s"], payload["outcome"]) == ("mine", 60, True)
+
+    @pytest.mark.parametrize("wrong", [{"ttl_s": 0}, {"ttl_s": 1e9}, {"dedup": ""}, {"dedup": "x" * 65}])
+    async def test_what_a_server_would_refuse_is_not_sent(self, server: FakeServer, wrong: Json) -> None:
+        async with client_of(server) as client:
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                await client.send("chat", 1, **wrong)
+            assert client.unreported == 0
 
     async def test_a_bad_report_says_why_and_for_whom(self, server: FakeServer) -> None:
         outcomes = {"bob": "delivered", "dave": "failed:unknown-user"}
@@ -242,10 +267,10 @@ class TestReceiving:
 
 
 class TestLoss:
-    async def test_sent_and_unreported_is_in_doubt_and_not_sent_again(self, server: FakeServer) -> None:
+    async def test_unless_it_may_repeat_what_was_sent_is_in_doubt_and_not_sent_again(self, server: FakeServer) -> None:
         server.on_message = hold
         links: list[bool] = []
-        async with client_of(server, on_link=lambda connected, why: links.append(connected)) as client:
+        async with client_of(server, resend=False, on_link=lambda connected, why: links.append(connected)) as client:
             first = await server.peer()
             doubtful = client.submit("chat", "doubtful")
             await first.payload()
@@ -259,9 +284,9 @@ class TestLoss:
             assert (await within(waiting)).id == waiting_id
         assert links == [True, False, True]
 
-    async def test_resend_sends_the_same_again_under_the_same_dedup(self, server: FakeServer) -> None:
+    async def test_what_is_not_reported_goes_out_again_marked_under_the_same_dedup(self, server: FakeServer) -> None:
         server.on_message = hold
-        async with client_of(server, resend=True) as client:
+        async with client_of(server) as client:
             first = await server.peer()
             futures = [client.submit("chat", number) for number in range(3)]
             before = [await first.payload() for _ in range(3)]
@@ -270,16 +295,32 @@ class TestLoss:
             first.transport.abort()
             second = await server.peer()
             again = [await second.payload() for _ in range(2)]
-            assert again == [before[0], before[2]]
+            assert again == [{**before[0], "resent": True}, {**before[2], "resent": True}]
             assert len({payload["dedup"] for payload in before}) == 3
             assert all(len(payload["dedup"]) <= 64 for payload in before)
             for payload in again:
                 second.report(payload["id"])
             assert all(report.good for report in await within(asyncio.gather(*futures)))
 
+    async def test_what_was_withdrawn_is_not_sent_again(self, server: FakeServer) -> None:
+        server.on_message = hold
+        async with client_of(server) as client:
+            first = await server.peer()
+            withdrawn, kept = client.submit("chat", "withdrawn"), client.submit("chat", "kept")
+            for _ in range(2):
+                await first.payload()
+            withdrawn.cancel()
+            first.transport.abort()
+            second = await server.peer()
+            payload = await second.payload()
+            assert payload["data"] == "kept"
+            second.report(payload["id"])
+            assert (await within(kept)).good
+            assert second.bodies.empty()
+
     async def test_a_message_that_kills_connections_is_given_up(self, server: FakeServer) -> None:
         server.on_message = lambda peer, payload: peer.transport.abort()
-        async with client_of(server, resend=True) as client:
+        async with client_of(server) as client:
             with pytest.raises(ConnectionLost):
                 await within(client.send("chat", "poison"))
         assert server.accepted.qsize() == 5
@@ -368,6 +409,121 @@ class TestLoss:
             await within(first.gone.wait())
             await server.peer()
             assert (await within(client.send("chat", 1))).good
+
+
+class TestAcknowledging:
+    async def test_asking_for_the_next_message_acknowledges_the_one_before(self, server: FakeServer) -> None:
+        async with client_of(server, ack=True) as client:
+            peer = await server.peer()
+            assert peer.login is not None
+            assert peer.login["header"]["ack"] is True
+            peer.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
+            await within(client.receive())
+            await within(client.ping())
+            assert peer.acks.empty(), "the application is not done with it"
+            await within(client.receive())
+            assert await peer.acknowledged() == ["1.0"]
+        assert await peer.acknowledged() == ["2.0"], "closing in good order acknowledges what was taken"
+        assert peer.bodies.qsize() == 1
+
+    async def test_those_of_one_tick_are_one_frame(self, server: FakeServer) -> None:
+        async with client_of(server, ack=True) as client:
+            peer = await server.peer()
+            peer.send(*(message_frame(number, str(number)) for number in range(100)))
+            await within(client.ping())
+            for _ in range(100):
+                await within(client.receive())
+            assert await peer.acknowledged() == [str(number) for number in range(99)]
+
+    async def test_what_the_application_dies_over_is_not_acknowledged(self, server: FakeServer) -> None:
+        async def application() -> None:
+            async with client_of(server, ack=True) as client:
+                (await server.peer()).send(message_frame("a", "1.0"))
+                await client.receive()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await within(application())
+        (peer,) = server.peers
+        await within(peer.gone.wait())
+        assert peer.acks.empty()
+
+    async def test_by_hand(self, server: FakeServer) -> None:
+        async with client_of(server, ack=True, manual_ack=True) as client:
+            peer = await server.peer()
+            peer.send(message_frame("a", "1.0"), message_frame("b", "2.0"), message_frame("no id"))
+            first, second, third = [await within(client.receive()) for _ in "abc"]
+            await client.ack(third)
+            await client.ack(second)
+            await client.ack(second)
+            assert await peer.acknowledged() == ["2.0"]
+        await within(peer.gone.wait())
+        assert peer.acks.empty(), f"{first} was not acknowledged by hand"
+
+    async def test_a_repeat_is_acknowledged_and_not_passed_on(self, server: FakeServer) -> None:
+        async with client_of(server, ack=True) as client:
+            first = await server.peer()
+            first.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
+            await within(client.receive())
+            await within(client.receive())
+            assert await first.acknowledged() == ["1.0"]
+            first.transport.abort()
+            second = await server.peer()
+            second.send(message_frame("a", "1.0", redelivered=True), message_frame("b", "2.0", redelivered=True))
+            second.send(message_frame("c", "3.0"))
+            assert await second.acknowledged() == ["1.0"], "its word was lost; the other's is still to come"
+            assert (await within(client.receive())).data == "c"
+            assert await second.acknowledged() == ["2.0"]
+
+    async def test_who_did_not_ask_for_it(self, server: FakeServer) -> None:
+        with pytest.raises(ValueError, match="ack=True"):
+            client_of(server, manual_ack=True)
+        async with client_of(server) as client:
+            (await server.peer()).send(message_frame("a", "1.0"))
+            message = await within(client.receive())
+            with pytest.raises(RuntimeError, match="ack=True"):
+                await client.ack(message)
+
+
+class TestOutcomes:
+    async def test_asked_for(self, server: FakeServer) -> None:
+        asked: list[str] = []
+
+        def tell(peer: Peer, id_: str, message: str) -> None:
+            asked.append(message)
+            peer.answer(id_, {"message": message, "recipients": {"bob": "queued"}})
+
+        async with client_of(server) as client:
+            assert await within(client.outcome("s1/7")) is None
+            server.on_outcome = tell
+            assert await within(client.outcome("s1/7")) == {"bob": "queued"}
+            server.on_outcome = lambda peer, id_, _: peer.send(report_frame(id_, "bad", reason="unknown-command"))
+            with pytest.raises(ServerRefused, match="unknown-command"):
+                await within(client.outcome("s1/7"))
+            server.on_outcome = lambda peer, *_: peer.transport.abort()
+            with pytest.raises(ConnectionLost):
+                await within(client.outcome("s1/7"))
+        assert asked == ["s1/7"]
+
+    async def test_pushed_to_whoever_wants_to_be_called(self, server: FakeServer) -> None:
+        told: asyncio.Queue[Outcome] = asyncio.Queue()
+        async with client_of(server, ack=True, on_outcome=told.put_nowait) as client:
+            peer = await server.peer()
+            peer.send(outcome_frame("s1/7", "bob", "delivered", "9.0"), message_frame("else", "10.0"))
+            assert await within(told.get()) == Outcome("s1/7", "bob", "delivered")
+            assert await peer.acknowledged() == ["9.0"]
+            assert (await within(client.receive())).data == "else"
+
+    async def test_pushed_as_a_message(self, server: FakeServer) -> None:
+        async with client_of(server) as client:
+            peer = await server.peer()
+            peer.send(
+                outcome_frame("s1/7", "bob", "failed:expired"), message_frame({"message": 1}, None, "bester.outcome")
+            )
+            message = await within(client.receive())
+            assert message.outcome == Outcome("s1/7", "bob", "failed:expired")
+            assert message.data == {"message": "s1/7", "recipient": "bob", "outcome": "failed:expired"}
+            assert (await within(client.receive())).outcome is None
 
 
 class TestRefusal:

@@ -10,23 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bester.bridge.client import frames
-from bester.bridge.client.core import (
-    FIRST_RETRY_S,
-    LAST_RETRY_S,
-    STEADY_S,
-    TRANSITIONS,
-    Arrived,
-    Core,
-    Ended,
-    Event,
-    Failed,
-    Lost,
-    Ponged,
-    Ready,
-    Reported,
-    State,
+from bester.bridge.client.core import FIRST_RETRY_S, LAST_RETRY_S, STEADY_S, Core
+from bester.bridge.client.errors import (
+    AuthenticationFailed,
+    ClientClosed,
+    ClientError,
+    ConnectionLost,
+    MessageTooLarge,
+    ServerRefused,
+    WindowFull,
 )
-from bester.bridge.client.errors import AuthenticationFailed, ClientClosed, ClientError, ConnectionLost, WindowFull
+from bester.bridge.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ponged, Ready, Reported
+from bester.bridge.client.frames import Terms
+from bester.bridge.client.states import TRANSITIONS, State
 from bester.bridge.client.window import SENDS, Limits
 from bester.bridge.frames import Splitter, frame
 
@@ -40,6 +36,11 @@ def report(id_: str | None, status: str = "good") -> bytes:
 
 def arrival(id_: str | None, data: Any = None) -> bytes:
     value = {"header": {"messageType": "receivedMessage", "id": id_}, "payload": {"type": "chat", "data": data}}
+    return frame(json.dumps(value).encode())
+
+
+def answer(id_: str, status: str, data: Any) -> bytes:
+    value = {"header": {"status": status}, "payload": {"type": "builtin", "id": id_, "data": data}}
     return frame(json.dumps(value).encode())
 
 
@@ -85,7 +86,14 @@ class TestStates:
             "payload": {"data": None, "type": "dummy"},
         }
         assert core.receive(frame(WELCOME), 0) == [Ready()]
-        assert payloads(core.take()) == [{"type": "chat", "data": 1, "id": "1"}]
+        assert payloads(core.take()) == [{"type": "chat", "data": 1, "id": "1", "dedup": "p" * 32 + "-1"}]
+
+    def test_the_login_asks_for_acknowledgements(self) -> None:
+        core = a_core(ack=True)
+        core.dial()
+        core.opened(0)
+        (login,) = core.take()
+        assert json.loads(login[4:])["header"]["ack"] is True
 
     def test_events_out_of_place_change_nothing(self) -> None:
         core = a_core()
@@ -185,6 +193,94 @@ class TestTime:
         assert isinstance(lost, Lost)
 
 
+class TestAcknowledgements:
+    def test_they_go_out_together_and_only_on_the_connection_they_are_about(self) -> None:
+        core = a_core(ack=True)
+        connect(core)
+        core.receive(arrival("a") + arrival("b") + arrival("c"), 0)
+        assert core.take() == []
+        core.acknowledge("a")
+        core.acknowledge("b")
+        (ack,) = payloads(core.take())
+        assert ack["data"] == {"command": {"type": "ack", "data": ["a", "b"]}}
+        core.acknowledge("c")
+        core.lost("gone", 0)
+        connect(core)
+        assert core.take() == [], "the new connection knows nothing of it yet"
+        assert core.receive(arrival("c"), 0) == []
+        (ack,) = payloads(core.take())
+        assert ack["data"]["command"]["data"] == ["c"]
+
+    @pytest.mark.parametrize("patience_s", [5, 0])
+    def test_they_come_before_the_goodbye(self, patience_s: float) -> None:
+        core = a_core(ack=True)
+        connect(core)
+        core.receive(arrival("a"), 0)
+        core.acknowledge("a")
+        core.leave(0, patience_s)
+        assert [payload["id"] for payload in payloads(core.take())] == ["ack", "close"]
+
+    def test_who_leaves_acknowledges_nothing_that_he_drops(self) -> None:
+        core = a_core(ack=True)
+        connect(core)
+        core.submit("chat", b"1")
+        core.take()
+        core.leave(0, 5)
+        assert core.receive(arrival("a") + arrival("a"), 0) == []
+        assert core.take() == []
+
+    def test_none_without_being_asked_for(self) -> None:
+        core = a_core()
+        connect(core)
+        core.receive(arrival("a"), 0)
+        core.acknowledge("a")
+        core.receive(arrival("a"), 0)
+        assert core.take() == []
+
+
+class TestQuestions:
+    def test_an_answer_says_for_whom(self) -> None:
+        core = a_core()
+        connect(core)
+        id_ = core.outcome("s1/7")
+        (question,) = payloads(core.take())
+        assert question == {"type": "builtin", "data": {"command": {"type": "outcome", "data": "s1/7"}}, "id": id_}
+        recipients = {"bob": "queued", "s2": "failed:expired"}
+        said = {"message": "s1/7", "recipients": recipients}
+        assert core.receive(answer(id_, "0", said), 0) == [Answered(id_, recipients)]
+        assert core.receive(answer(id_, "0", said), 0) == [], "an answer answers once"
+
+    def test_what_the_server_does_not_tell(self) -> None:
+        core = a_core()
+        connect(core)
+        first, second, third = (core.outcome("s1/7") for _ in range(3))
+        assert core.receive(answer(first, "1", None), 0) == [Answered(first, None)]
+        for stream in (answer(second, "0", {"recipients": [1]}), report(third, "bad")):
+            (failed,) = core.receive(stream, 0)
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, ServerRefused)
+
+    def test_a_question_ends_with_its_connection(self) -> None:
+        core = a_core()
+        with pytest.raises(ConnectionLost):
+            core.outcome("s1/7")
+        connect(core)
+        id_ = core.outcome("s1/7")
+        failed, lost = core.lost("gone", 0)
+        assert isinstance(failed, Failed)
+        assert failed.id == id_
+        assert isinstance(lost, Lost)
+        connect(core)
+        assert core.take() == []
+
+    @pytest.mark.parametrize("message", ["", "x" * 1025])
+    def test_what_is_no_id(self, message: str) -> None:
+        core = a_core()
+        connect(core)
+        with pytest.raises(ValueError, match="id"):
+            core.outcome(message)
+
+
 class TestRefusals:
     def test_a_refusal_that_may_pass_is_no_end_once_we_were_in(self) -> None:
         core = a_core()
@@ -216,10 +312,28 @@ class TestRefusals:
         with pytest.raises(ValueError, match="not a type"):
             a_core().submit(type_, b"1")
 
+    def test_a_refusal_for_a_reason_unheard_of(self) -> None:
+        core = a_core()
+        core.dial()
+        core.opened(0)
+        (ended,) = core.receive(frame(WELCOME.replace(b"good", b"bad").replace(b'"id"', b'"reason":"moon\\n","id"')), 0)
+        assert isinstance(ended, Ended)
+        assert isinstance(ended.error, ServerRefused)
+        assert "'moon\\n'" in str(ended.error)
+
     @pytest.mark.parametrize("dedup", ["", "x" * 65])
     def test_a_dedup_has_its_length(self, dedup: str) -> None:
+        core = a_core()
         with pytest.raises(ValueError, match="dedup"):
-            a_core().submit("chat", b"1", dedup)
+            core.submit("chat", b"1", Terms(dedup=dedup))
+        assert core.unreported == 0
+
+    @pytest.mark.parametrize("ttl_s", [0, -1, float("nan"), float("inf"), 30 * 24 * 3600 + 1, 10**400])
+    def test_a_time_to_live_has_its_bounds(self, ttl_s: float) -> None:
+        core = a_core()
+        with pytest.raises(ValueError, match="ttl_s"):
+            core.submit("chat", b"1", Terms(ttl_s=ttl_s))
+        assert core.unreported == 0
 
     def test_every_error_is_one_line_and_shows_no_password(self) -> None:
         core = a_core()
@@ -256,19 +370,70 @@ class TestWindow:
 
 class TestDedup:
     def test_keys_are_told_apart_short_and_kept(self) -> None:
-        core = a_core(resend=True)
+        core = a_core()
         for _ in range(3):
             core.submit("chat", b"1")
-        core.submit("chat", b"1", "my own")
+        core.submit("chat", b"1", Terms(dedup="my own"))
         connect(core)
         first = payloads(core.take())
-        core.lost("gone", 0)
-        connect(core)
-        assert payloads(core.take()) == first
+        for _ in range(2):
+            core.lost("gone", 0)
+            connect(core)
+            assert payloads(core.take()) == [{**payload, "resent": True} for payload in first]
         keys = [payload["dedup"] for payload in first]
         assert len(set(keys)) == 4
         assert keys[3] == "my own"
         assert all(len(key) <= 64 for key in keys)
+
+    def test_only_what_went_out_says_that_it_did(self) -> None:
+        core = a_core()
+        connect(core)
+        core.submit("chat", b"1")
+        core.take()
+        core.submit("chat", b"2")
+        core.lost("gone", 0)
+        core.submit("chat", b"3")
+        connect(core)
+        again = payloads(core.take())
+        assert [(payload["data"], payload.get("resent")) for payload in again] == [(1, True), (2, None), (3, None)]
+
+    def test_what_is_asked_for_is_in_the_frame_and_in_its_repeat(self) -> None:
+        core = a_core()
+        core.submit("chat", b"1", Terms(ttl_s=60, outcome=True))
+        connect(core)
+        (payload,) = payloads(core.take())
+        assert payload == {"type": "chat", "data": 1, "id": "1", "dedup": "p" * 32 + "-1", "ttl_s": 60, "outcome": True}
+        core.lost("gone", 0)
+        connect(core)
+        assert payloads(core.take()) == [{**payload, "resent": True}]
+
+    def test_a_message_as_long_as_may_be_can_go_out_again(self) -> None:
+        limit = 1000
+        core = a_core(limits=Limits(send_limit_bytes=limit))
+        connect(core)
+        length = limit
+        while True:
+            try:
+                core.submit("chat", b'"' + b"x" * length + b'"')
+                break
+            except MessageTooLarge:
+                length -= 1
+        core.take()
+        core.lost("gone", 0)
+        connect(core)
+        (repeat,) = core.take()
+        assert len(repeat) - 4 == limit
+
+    def test_who_may_not_repeat_sends_what_old_servers_know(self) -> None:
+        core = a_core(resend=False)
+        connect(core)
+        core.submit("chat", b"1")
+        assert payloads(core.take()) == [{"type": "chat", "data": 1, "id": "1"}]
+        failed, lost = core.lost("gone", 0)
+        assert isinstance(failed, Failed)
+        assert isinstance(lost, Lost)
+        connect(core)
+        assert core.take() == []
 
     def test_memory_of_received_ids_is_bounded(self) -> None:
         core = a_core(limits=Limits(remembered_ids=2))
@@ -279,7 +444,7 @@ class TestDedup:
         assert "".join(str(id_) for id_ in came) == "abcadb", "what was forgotten is passed on again"
 
     def test_resending_is_bounded(self) -> None:
-        core = a_core(resend=True)
+        core = a_core()
         id_ = core.submit("chat", b"1")
         sent = 0
         for _ in range(SENDS + 3):
@@ -296,7 +461,8 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(0, 40)),
         st.tuples(st.sampled_from(["flush", "connect", "lose", "ping", "tick", "leave"]), st.just(0)),
-        st.tuples(st.sampled_from(["report", "withdraw", "arrive"]), st.integers(1, 30)),
+        st.tuples(st.sampled_from(["report", "withdraw", "arrive", "done"]), st.integers(1, 30)),
+        st.tuples(st.sampled_from(["ask", "answer"]), st.integers(1, 8)),
         st.tuples(st.just("split"), st.integers(1, 9)),
     ),
     max_size=60,
@@ -307,20 +473,25 @@ class World:
     """Plays one schedule against a core and keeps the books on it."""
 
     def __init__(self, resend: bool) -> None:
-        self.core = a_core(resend=resend, limits=Limits(window=5, window_bytes=400), give_up_s=50)
+        self.core = a_core(resend=resend, ack=True, limits=Limits(window=5, window_bytes=400), give_up_s=50)
         self.now = 0.0
         self.submitted: list[str] = []
         self.withdrawn: set[str] = set()
         self.ended: list[str] = []
         self.received: list[str] = []
         self.sent: list[str] = []
+        self.here: list[str] = []  # sent on this connection
+        self.dedups: dict[str, str | None] = {}
+        self.done_with: set[str] = set()
+        self.delivered_here: set[str] = set()
+        self.questions: list[str] = []
         self.over = 0
         self.piece = 7
 
     def note(self, events: list[Event]) -> None:
         for event in events:
             assert not self.over, "nothing follows the end"
-            if isinstance(event, Reported | Failed):
+            if isinstance(event, Reported | Failed | Answered):
                 self.ended.append(event.id)
             elif isinstance(event, Arrived):
                 self.received.append(str(event.message.id))
@@ -332,9 +503,25 @@ class World:
             self.note(self.core.receive(data[start : start + self.piece], self.now))
 
     def flush(self, _: int) -> None:
-        on_this_connection = [payload["id"] for payload in payloads(self.core.take()) if payload["type"] == "chat"]
-        assert on_this_connection == sorted(on_this_connection, key=int), "order is kept"
-        self.sent += on_this_connection
+        for payload in payloads(self.core.take()):
+            if payload["type"] == "chat":
+                self.sends(payload)
+            elif payload["id"] == "ack":
+                acknowledged = payload["data"]["command"]["data"]
+                assert set(acknowledged) <= self.done_with & self.delivered_here, "nobody's word is given for him"
+                assert len(acknowledged) == len(set(acknowledged))
+                self.delivered_here -= set(acknowledged)
+        assert self.here == sorted(self.here, key=int), "order is kept, over any number of writes"
+
+    def sends(self, payload: dict[str, Any]) -> None:
+        id_, dedup = payload["id"], payload.get("dedup")
+        assert payload.get("resent", False) == (id_ in self.sent), "a repeat says so, and nothing else does"
+        assert self.dedups.setdefault(id_, dedup) == dedup
+        assert id_ not in self.ended, "what has ended is over"
+        assert id_ not in self.withdrawn, "what was withdrawn goes nowhere"
+        assert id_ not in self.here, "no connection sees it twice"
+        self.sent.append(id_)
+        self.here.append(id_)
 
     def submit(self, length: int) -> None:
         room, takes = self.core.room, self.core.open
@@ -353,6 +540,8 @@ class World:
         if self.core.dial():
             self.core.opened(self.now)
             self.core.take()
+            self.here = []
+            self.delivered_here = set()
             self.hear(frame(WELCOME))
 
     def lose(self, _: int) -> None:
@@ -378,7 +567,23 @@ class World:
             self.withdrawn.add(str(id_))
 
     def arrive(self, id_: int) -> None:
+        if self.core.state in (State.GREETING, State.READY):
+            self.delivered_here.add(str(id_))
         self.hear(arrival(str(id_)))
+
+    def done(self, id_: int) -> None:
+        if str(id_) in self.received:
+            self.core.acknowledge(str(id_))
+            self.done_with.add(str(id_))
+
+    def ask(self, number: int) -> None:
+        if self.core.state is State.READY:
+            self.questions.append(self.core.outcome(f"m{number}"))
+
+    def answer(self, number: int) -> None:
+        id_ = self.questions[-number] if number <= len(self.questions) else "outcome-99"
+        data: list[Any] = [{"message": "m", "recipients": {"bob": "queued"}}, None, {"recipients": 7}]
+        self.hear(answer(id_, "1" if number % 2 else "0", data[number % 3]))
 
     def split(self, length: int) -> None:
         self.piece = length
@@ -393,9 +598,10 @@ def test_whatever_happens_each_message_ends_once(steps: list[tuple[str, int]], r
         getattr(world, what)(number)
         assert world.core.unreported <= 5
     world.note(world.core.leave(world.now, 0))
-    ended = [id_ for id_ in world.ended if not id_.startswith("ping")]
-    assert len(ended) == len(set(ended)), "never two ends"
-    assert set(world.submitted) - world.withdrawn <= set(ended) <= set(world.submitted)
+    assert len(world.ended) == len(set(world.ended)), "never two ends"
+    assert set(world.questions) <= set(world.ended), "each question has an end"
+    ended = {id_ for id_ in world.ended if id_.isdecimal()}
+    assert set(world.submitted) - world.withdrawn <= ended <= set(world.submitted)
     assert world.over == 1
     assert world.core.next_timer() is None
     assert len(world.received) == len(set(world.received)), "no repeat is passed on"

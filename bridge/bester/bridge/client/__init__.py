@@ -5,11 +5,18 @@
         async for message in client:
             print(message.type, message.data)
 
-It reconnects by itself, waiting longer each time, and passes on once what arrives twice under one id. A message is
-given to the server once: one that was sent when the connection went and is not reported on fails with
-ConnectionLost, for only the application knows whether a second delivery does harm. What had not been sent yet goes out
-on the next connection. With `resend=True` the former goes out again as well, under the same `payload.dedup`; servers
-that know that field deliver it once, others perhaps twice.
+It reconnects by itself, waiting longer each time. What was not reported when the connection went goes out again on the
+next one, in its order, marked and under the same `payload.dedup`, by which the server delivers it once; if that server
+died meanwhile, perhaps again, and then the message says so (`redelivered`). What arrives twice under one id is passed
+on once. A server that does not know `dedup`, besterd for one, would deliver twice: with `resend=False` what was sent
+when the connection went fails with ConnectionLost instead, for only the application knows whether a second delivery
+does harm.
+
+What was sent counts as delivered once its bytes have left the server. With `ack=True` the server waits for this
+client's word, and delivers again, marked, what it does not get it for. The word is given when the application asks for
+the next message, and when the client is closed without an error: a message that the application died over comes
+again. `ack` gives it earlier. Where several tasks share a client, one asking says nothing of what the others are at:
+with `manual_ack=True` only `ack` counts.
 
 Messages that are not asked for wait in a bounded queue. When it is full the socket is not read, so that a fast server
 cannot fill the memory of a slow application; reports come on the same socket, so who is sent to must also receive.
@@ -24,13 +31,11 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from bester.bridge.client.core import Arrived, Core, Ended, Event, Failed, Lost, Ponged, Ready, Reported, State
+from bester.bridge.client.arrivals import Arrivals
+from bester.bridge.client.core import Core
 from bester.bridge.client.errors import (
     AuthenticationFailed,
     ClientClosed,
@@ -41,10 +46,12 @@ from bester.bridge.client.errors import (
     ServerRefused,
     WindowFull,
 )
-from bester.bridge.client.frames import Message, Report
+from bester.bridge.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ponged, Ready, Reported
+from bester.bridge.client.frames import Message, Outcome, Report, Terms, text_of
 from bester.bridge.client.link import Link
+from bester.bridge.client.states import State
+from bester.bridge.client.turns import Turns
 from bester.bridge.client.window import DEFAULTS, Limits
-from bester.broker.wire import json_text
 
 __all__ = [
     "AuthenticationFailed",
@@ -56,37 +63,27 @@ __all__ = [
     "Limits",
     "Message",
     "MessageTooLarge",
+    "Outcome",
     "Report",
     "ServerRefused",
     "WindowFull",
 ]
 
 _log = logging.getLogger(__name__)
-_encode = msgspec.json.Encoder().encode
 
 CLOSE_S = 5.0
 """How long `close` waits for reports and for the server's goodbye."""
-
-
-def _json(data: Any, raw: bytes | str | None) -> bytes:
-    if raw is None:
-        return _encode(data)
-    if data is not None:
-        raise TypeError("give either data or raw, not both")
-    text = raw.encode() if isinstance(raw, str) else raw
-    fault = json_text.fault(text)
-    if fault is not None:
-        raise ValueError(f"raw is not JSON text that can be sent: {fault}")
-    return text
 
 
 class Client:
     """One user's connection to one server, made anew when it is lost.
 
     `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send again after a loss what
-    was not reported on. `give_up_s`: end with ConnectionLost after so long without a connection; None: never, a
-    listener outlives its server's repairs. `on_link(connected, why)` is called when a connection is made, and when one
-    is lost that will be made anew; what ends the client is raised instead, where it is awaited.
+    was not reported on. `ack`, `manual_ack`: acknowledge what was received, see above. `give_up_s`: end with
+    ConnectionLost after so long without a connection; None: never, a listener outlives its server's repairs.
+    `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; what
+    ends the client is raised instead, where it is awaited. `on_outcome(outcome)` is called with what later became of
+    messages that were submitted with `outcome=True`; without it that is received as messages of type `bester.outcome`.
     `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in tests.
     """
 
@@ -96,16 +93,23 @@ class Client:
         *,
         user: str,
         password: str,
-        resend: bool = False,
+        resend: bool = True,
+        ack: bool = False,
+        manual_ack: bool = False,
         give_up_s: float | None = None,
         limits: Limits = DEFAULTS,
         on_link: Callable[[bool, str], None] | None = None,
+        on_outcome: Callable[[Outcome], None] | None = None,
         random: Callable[[], float] = random.random,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if manual_ack and not ack:
+            raise ValueError("manual_ack is about acknowledgements: ask for them with ack=True")
         self.address = address
-        self._limits = limits
+        self._acks = ack
+        self._manual_ack = manual_ack
         self._on_link = on_link
+        self._on_outcome = on_outcome
         self._core = Core(
             server=address,
             user=user,
@@ -113,6 +117,7 @@ class Client:
             dedup_prefix=secrets.token_hex(8),
             random=random,
             resend=resend,
+            ack=ack,
             give_up_s=give_up_s,
             limits=limits,
         )
@@ -121,12 +126,10 @@ class Client:
         self._error: ClientError | None = None
         self._unreadable = 0
         self._reports: dict[str, asyncio.Future[Report]] = {}
-        self._pongs: dict[str, asyncio.Future[float]] = {}
-        self._queue: deque[tuple[Message, int]] = deque()
-        self._queue_bytes = 0
-        self._arrived = asyncio.Event()
-        self._senders: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-        self._let_in = 0  # senders that were told there is room, and have not run since
+        self._answers: dict[str, asyncio.Future[Any]] = {}
+        self._arrivals = Arrivals(limits)
+        self._taken: list[Message] = []  # by the application, which did not say yet that it is done with them
+        self._turns = Turns(lambda: self._core.room, lambda: self._core.open)
 
     # Beginning and end.
 
@@ -150,11 +153,16 @@ class Client:
             raise
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait for what is unreported, at most so long (0: not at all), and hang up. Closing twice does nothing."""
+        """Wait for what is unreported, at most so long, and hang up. Closing twice does nothing.
+
+        0: as after an error, do not wait at all, and acknowledge nothing.
+        """
+        if timeout_s > 0:
+            self._done_with_the_taken()
         self._link.act(self._core.leave(self._link.now(), timeout_s))
         self._link.set_reading(True)
         self._link.wake()
-        self._let_senders_in()
+        self._turns.look()
         try:
             await self._link.finished()
         finally:
@@ -173,16 +181,26 @@ class Client:
         return self._core.unreported
 
     def submit(
-        self, type_: str, data: Any = None, *, raw: bytes | str | None = None, dedup: str | None = None
+        self,
+        type_: str,
+        data: Any = None,
+        *,
+        raw: bytes | str | None = None,
+        dedup: str | None = None,
+        ttl_s: float | None = None,
+        outcome: bool = False,
     ) -> asyncio.Future[Report]:
         """Send a message at the end of this tick and return its report to be awaited; many may be under way.
 
-        `data`: what msgspec can write as JSON; or `raw`: JSON text, sent untouched. `dedup`: the sender's own key
-        (64 characters) by which a server may know a message it had before. The future fails with ConnectionLost when
-        the report cannot come any more; cancelling it takes back what was not sent yet.
+        `data`: what msgspec can write as JSON; or `raw`: JSON text, sent untouched. `dedup`: the sender's own key (1 to
+        64 characters) by which the server knows a message of this user that it had in the last 15 minutes; by default
+        one is made for each. `ttl_s`: how long the server keeps the message for those who are away (up to 30 days); by
+        default as long as it likes. `outcome`: tell later what became of it where the report says `queued`.
+        The future fails with ConnectionLost when the report cannot come any more; cancelling it takes back what was not
+        sent yet, and what was sent is not sent again.
         Raises WindowFull (`await room()`), ClientClosed, MessageTooLarge, TypeError, ValueError.
         """
-        id_ = self._core.submit(type_, _json(data, raw), dedup)
+        id_ = self._core.submit(type_, text_of(data, raw), Terms(dedup, ttl_s, outcome))
         future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
         self._reports[id_] = future
         future.add_done_callback(lambda done: self._withdraw(id_) if done.cancelled() else None)
@@ -190,61 +208,88 @@ class Client:
         return future
 
     async def send(
-        self, type_: str, data: Any = None, *, raw: bytes | str | None = None, dedup: str | None = None
+        self,
+        type_: str,
+        data: Any = None,
+        *,
+        raw: bytes | str | None = None,
+        dedup: str | None = None,
+        ttl_s: float | None = None,
+        outcome: bool = False,
     ) -> Report:
         """Wait for room, send a message and wait for its report. Arguments and errors as with `submit`."""
         await self.room()
-        return await self.submit(type_, data, raw=raw, dedup=dedup)
+        return await self.submit(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome)
 
     async def room(self) -> None:
         """Wait until a message may be submitted. Who waited longest goes first."""
-        loop = asyncio.get_running_loop()
-        behind, waited = bool(self._senders), False
-        while self._core.open and (behind or not self._core.room):
-            waiter: asyncio.Future[None] = loop.create_future()
-            self._senders[waiter] = None
-            if waited:
-                self._senders.move_to_end(waiter, last=False)
-            try:
-                await waiter
-            finally:
-                if waiter in self._senders:
-                    del self._senders[waiter]
-                else:
-                    self._let_in -= 1
-                # Whoever was let in may yet submit nothing; then it is the next one's turn.
-                loop.call_soon(self._let_senders_in)
-            behind, waited = False, True
+        await self._turns.come()
 
     async def ping(self) -> float:
         """Return the seconds that the server took to answer. Raises ConnectionLost, also where there is none."""
-        id_ = self._core.ping()
-        self._pongs[id_] = asyncio.get_running_loop().create_future()
-        self._link.wake()
         began = self._link.now()
+        answered: float = await self._answer(self._core.ping())
+        return answered - began
+
+    async def outcome(self, message: str) -> dict[str, str] | None:
+        """Return what has become of a message by now, as in a report: name -> outcome.
+
+        `message`: the server's own id of it (`Report.message`). None: the server does not know it (any more), or it is
+        somebody else's. Raises ConnectionLost, also where there is none, ServerRefused where the server does not know
+        the question, and ValueError for what is no id.
+        """
+        recipients: dict[str, str] | None = await self._answer(self._core.outcome(message))
+        return recipients
+
+    async def _answer(self, id_: str) -> Any:
+        future = self._answers[id_] = asyncio.get_running_loop().create_future()
+        self._link.wake()
         try:
-            return await self._pongs[id_] - began
+            return await future
         finally:
-            self._pongs.pop(id_, None)
+            self._answers.pop(id_, None)
 
     # Receiving.
 
     @property
     def waiting(self) -> int:
         """How many messages were received and not yet asked for."""
-        return len(self._queue)
+        return len(self._arrivals)
 
     async def receive(self) -> Message:
-        """Return the next message, in the order they came. Raises what ended the client, once none is left."""
-        while not self._queue:
+        """Return the next message, in the order they came. Raises what ended the client, once none is left.
+
+        With `ack=True` asking for the next one acknowledges those received before, unless `manual_ack`.
+        """
+        self._done_with_the_taken()
+        while (message := self._arrivals.pop()) is None:
             if self._core.state is State.OVER:
                 raise self._error or ClientClosed("not-connected", "the client is closed")
-            self._arrived.clear()
-            await self._arrived.wait()
-        message, size = self._queue.popleft()
-        self._queue_bytes -= size
+            await self._arrivals.news()
+        if self._acks and not self._manual_ack:
+            self._taken.append(message)
         self._mind_the_queue()
         return message
+
+    async def ack(self, message: Message) -> None:
+        """Tell the server, at the end of this tick, that the application is done with a message; twice does no harm.
+
+        The word counts on the connection that delivered it. If that is lost the server delivers again, and the repeat
+        is acknowledged and not passed on. Raises RuntimeError where the client was made without `ack=True`.
+        """
+        if not self._acks:
+            raise RuntimeError("this client does not acknowledge: make it with ack=True")
+        self._done_with(message)
+
+    def _done_with(self, message: Message) -> None:
+        if message.id is not None:
+            self._core.acknowledge(message.id)
+            self._link.wake()
+
+    def _done_with_the_taken(self) -> None:
+        for message in self._taken:
+            self._done_with(message)
+        self._taken.clear()
 
     def __aiter__(self) -> Client:
         """Iterate over messages as they come, until the client is closed. Raises what else ended it."""
@@ -265,29 +310,39 @@ class Client:
                 if report is not None and not report.done():
                     report.set_result(event.report)
             elif isinstance(event, Arrived):
-                size = len(event.message.frame)
-                self._queue.append((event.message, size))
-                self._queue_bytes += size
-                self._arrived.set()
+                self._came(event.message)
             elif isinstance(event, Failed):
-                waiting = self._reports.pop(event.id, None) or self._pongs.get(event.id)
+                waiting = self._reports.pop(event.id, None) or self._answers.get(event.id)
                 if waiting is not None and not waiting.done():
                     waiting.set_exception(event.error)
-            elif isinstance(event, Ponged):
-                pong = self._pongs.get(event.id)
-                if pong is not None and not pong.done():
-                    pong.set_result(self._link.now())
+            elif isinstance(event, Ponged | Answered):
+                answer = self._answers.get(event.id)
+                if answer is not None and not answer.done():
+                    answer.set_result(self._link.now() if isinstance(event, Ponged) else event.recipients)
             else:
                 self._linked(event)
-        self._let_senders_in()
+        self._turns.look()
         self._mind_the_queue()
+
+    def _came(self, message: Message) -> None:
+        outcome = None if self._on_outcome is None else message.outcome
+        if outcome is None:
+            self._arrivals.put(message)
+        else:
+            asyncio.get_running_loop().call_soon(self._tell, message, outcome)
+
+    def _tell(self, message: Message, outcome: Outcome) -> None:
+        assert self._on_outcome is not None
+        self._on_outcome(outcome)
+        if self._acks:
+            self._done_with(message)
 
     def _linked(self, event: Ready | Lost | Ended) -> None:
         first = self._first
         error = None if isinstance(event, Ready) else event.error
         if isinstance(event, Ended):
             self._error = error
-            self._arrived.set()
+            self._arrivals.wake()
         if first is not None and not first.done():
             if isinstance(event, Ready):
                 first.set_result(None)
@@ -300,24 +355,12 @@ class Client:
             asyncio.get_running_loop().call_soon(self._on_link, error is None, str(error or ""))
 
     def _mind_the_queue(self) -> None:
-        """Read no more than the application takes; read on at half, so that not each message stops and starts it."""
-        limits, waiting = self._limits, len(self._queue)
-        if not self._core.open:
-            return  # closing reads on, and drops what comes
-        if self._link.reading:
-            self._link.set_reading(waiting < limits.queue and self._queue_bytes < limits.queue_bytes)
-        elif waiting <= limits.queue // 2 and self._queue_bytes <= limits.queue_bytes // 2:
-            self._link.set_reading(True)
+        """Read no more than the application takes; closing reads on, and drops what comes."""
+        if self._core.open:
+            self._link.set_reading(self._arrivals.may_read(self._link.reading))
 
     def _withdraw(self, id_: str) -> None:
         self._reports.pop(id_, None)
         self._core.withdraw(id_)
         self._link.wake()
-        self._let_senders_in()
-
-    def _let_senders_in(self) -> None:
-        while self._senders and (not self._core.open or self._core.room > self._let_in):
-            waiter, _ = self._senders.popitem(last=False)
-            self._let_in += 1
-            if not waiter.done():
-                waiter.set_result(None)
+        self._turns.look()

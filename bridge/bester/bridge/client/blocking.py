@@ -8,7 +8,10 @@ A thread rather than plain blocking sockets: pings are answered, reports come in
 while the program is busy with something else; and there is one machine to trust, not two. Each call costs a change of
 threads, some tens of microseconds: for many thousand messages a second use `bester.bridge.client`.
 
-Its methods may be called from several threads. It must never run anything of the caller's in its own thread.
+Its methods may be called from several threads; where several receive and acknowledge, they want `manual_ack=True`. What
+is told later of messages sent with `outcome=True` is received like any message, and is its `Message.outcome`.
+
+It must never run anything of the caller's in its own thread.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from bester.bridge import client as asynchronous
-from bester.bridge.client import CLOSE_S, ClientClosed, ClientError, Limits, Message, Report
+from bester.bridge.client import CLOSE_S, ClientClosed, ClientError, Limits, Message, Outcome, Report
 
 T = TypeVar("T")
 
-__all__ = ["Client", "ClientClosed", "ClientError", "Limits", "Message", "Report"]
+__all__ = ["Client", "ClientClosed", "ClientError", "Limits", "Message", "Outcome", "Report"]
 
 
 class Client:
@@ -36,7 +39,9 @@ class Client:
         *,
         user: str,
         password: str,
-        resend: bool = False,
+        resend: bool = True,
+        ack: bool = False,
+        manual_ack: bool = False,
         give_up_s: float | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -45,6 +50,8 @@ class Client:
             user=user,
             password=password,
             resend=resend,
+            ack=ack,
+            manual_ack=manual_ack,
             give_up_s=give_up_s,
             limits=limits or Limits(),
         )
@@ -73,7 +80,10 @@ class Client:
             raise
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait for what is unreported, at most so long (0: not at all), hang up, and end the thread."""
+        """Wait for what is unreported, at most so long, hang up, and end the thread.
+
+        0: as after an error, do not wait at all, and acknowledge nothing.
+        """
         if not self._open:
             return
         try:
@@ -83,14 +93,22 @@ class Client:
             self._thread.join()
 
     def submit(
-        self, type_: str, data: Any = None, *, raw: bytes | str | None = None, dedup: str | None = None
+        self,
+        type_: str,
+        data: Any = None,
+        *,
+        raw: bytes | str | None = None,
+        dedup: str | None = None,
+        ttl_s: float | None = None,
+        outcome: bool = False,
     ) -> concurrent.futures.Future[Report]:
         """Send a message, after waiting for room where too much is unreported; return its report to be waited for."""
         report: concurrent.futures.Future[Report] = concurrent.futures.Future()
 
         async def place() -> None:
             await self._client.room()
-            self._client.submit(type_, data, raw=raw, dedup=dedup).add_done_callback(lambda done: _copy(done, report))
+            submitted = self._client.submit(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome)
+            submitted.add_done_callback(lambda done: _copy(done, report))
 
         self._do(place)
         return report
@@ -102,14 +120,25 @@ class Client:
         *,
         raw: bytes | str | None = None,
         dedup: str | None = None,
+        ttl_s: float | None = None,
+        outcome: bool = False,
         timeout_s: float | None = None,
     ) -> Report:
         """Send a message and wait for its report; TimeoutError after `timeout_s` leaves open what becomes of it."""
-        return self._do(lambda: self._client.send(type_, data, raw=raw, dedup=dedup), timeout_s)
+        client = self._client
+        return self._do(lambda: client.send(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome), timeout_s)
 
     def receive(self, timeout_s: float | None = None) -> Message:
         """Return the next message. Raises TimeoutError when none came in time, and what ended the client."""
         return self._do(self._client.receive, timeout_s)
+
+    def ack(self, message: Message) -> None:
+        """Tell the server that the application is done with a message; twice does no harm."""
+        self._do(lambda: self._client.ack(message))
+
+    def outcome(self, message: str, timeout_s: float | None = None) -> dict[str, str] | None:
+        """Return what has become of a message by now; None where the server does not know it, or it is another's."""
+        return self._do(lambda: self._client.outcome(message), timeout_s)
 
     def ping(self, timeout_s: float | None = None) -> float:
         """Return the seconds that the server took to answer."""

@@ -9,116 +9,26 @@ message that was taken in ends in exactly one Reported or Failed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
-from typing import NamedTuple
 
 from bester.bridge.client import frames
-from bester.bridge.client.errors import (
-    AuthenticationFailed,
-    ClientClosed,
-    ClientError,
-    ConnectFailed,
-    ConnectionLost,
-    ServerRefused,
-)
-from bester.bridge.client.frames import Message, Report
-from bester.bridge.client.window import DEDUP_LIMIT, DEFAULTS, Limits, Window
+from bester.bridge.client.errors import ClientClosed, ClientError
+from bester.bridge.client.events import Arrived, Ended, Event, Failed, Lost, Ready, Reported
+from bester.bridge.client.frames import NO_TERMS, Message, Report, Terms
+from bester.bridge.client.inbox import Inbox
+from bester.bridge.client.questions import Questions
+from bester.bridge.client.reasons import Reasons
+from bester.bridge.client.states import TRANSITIONS, State
+from bester.bridge.client.window import DEFAULTS, Limits, Window
 from bester.bridge.frames import Splitter, frame
-from bester.broker.wire.codes import CODES, is_temporary
-
-
-class State(Enum):
-    DOWN = "down"  # no connection; the next attempt is at `retry_at`
-    DIALLING = "dialling"  # connecting
-    GREETING = "greeting"  # the login is out
-    READY = "ready"  # the server knows us
-    DRAINING = "draining"  # the application closes: nothing new goes out, reports still come in
-    PARTING = "parting"  # all is reported, `close` is out; the server hangs up
-    OVER = "over"  # for good
-
-
-# What may happen to a client, and where it goes. An event that is not listed for a state changes nothing.
-#
-#   event      dial       the shell starts to connect
-#              opened     it is connected: the login goes out
-#              welcomed   the server accepts the login
-#              lost       no connection could be made, or it is gone
-#              refused    the server will not have us, or the very first attempt failed, or patience is at an end
-#              leave      the application closes the client
-#              drained    nothing is unreported any more
-TRANSITIONS: dict[tuple[State, str], State] = {
-    (State.DOWN, "dial"): State.DIALLING,
-    (State.DOWN, "refused"): State.OVER,
-    (State.DOWN, "leave"): State.OVER,
-    (State.DIALLING, "opened"): State.GREETING,
-    (State.DIALLING, "lost"): State.DOWN,
-    (State.DIALLING, "refused"): State.OVER,
-    (State.DIALLING, "leave"): State.OVER,
-    (State.GREETING, "welcomed"): State.READY,
-    (State.GREETING, "lost"): State.DOWN,
-    (State.GREETING, "refused"): State.OVER,
-    (State.GREETING, "leave"): State.OVER,
-    (State.READY, "lost"): State.DOWN,
-    (State.READY, "leave"): State.DRAINING,
-    (State.DRAINING, "drained"): State.PARTING,
-    (State.DRAINING, "lost"): State.OVER,
-    (State.DRAINING, "refused"): State.OVER,
-    (State.PARTING, "lost"): State.OVER,
-    (State.PARTING, "refused"): State.OVER,
-}
-
+from bester.broker.wire.codes import is_temporary
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 10.0
 """Back-off doubles between these, and up to half of each wait is left to chance: clients must not return in step."""
 STEADY_S = 5.0
 """A connection that lasted so long makes back-off start anew; one that is closed at once does not."""
-
-
-class Reported(NamedTuple):
-    """The report on a message."""
-
-    id: str
-    report: Report
-
-
-class Failed(NamedTuple):
-    """A message will never be reported on, or a ping never answered."""
-
-    id: str
-    error: ClientError
-
-
-class Arrived(NamedTuple):
-    """A message was received, for the first time."""
-
-    message: Message
-
-
-class Ponged(NamedTuple):
-    """A ping was answered."""
-
-    id: str
-
-
-class Ready(NamedTuple):
-    """Logged in."""
-
-
-class Lost(NamedTuple):
-    """The connection is void: drop it, and dial again at `retry_at`."""
-
-    error: ClientError
-    retry_at: float
-
-
-class Ended(NamedTuple):
-    """All is over; drop the connection. `error` is why, None where the application wished it."""
-
-    error: ClientError | None
-
-
-Event = Reported | Failed | Arrived | Ponged | Ready | Lost | Ended
+MESSAGE_ID_LIMIT = 1024
+"""The longest id of a message that is asked about: several times what servers give."""
 
 
 class Core:
@@ -126,7 +36,7 @@ class Core:
 
     `server` names the server in errors. `dedup_prefix` begins the `dedup` of everything sent with `resend`, and must be
     unlike any other client's. `random` returns numbers from 0 to 1. `give_up_s`: how long to go without a connection
-    once there was one; None: for ever.
+    once there was one; None: for ever. `ack`: the server is to wait for acknowledgements of what it delivers.
     """
 
     def __init__(
@@ -137,7 +47,8 @@ class Core:
         password: str,
         dedup_prefix: str,
         random: Callable[[], float],
-        resend: bool = False,
+        resend: bool = True,
+        ack: bool = False,
         give_up_s: float | None = None,
         limits: Limits = DEFAULTS,
     ) -> None:
@@ -146,16 +57,15 @@ class Core:
         self.retry_at = 0.0
         self.unreadable = 0
         """How many frames came that a client cannot understand; they are passed over."""
-        self._server = server
-        self._login = frame(frames.login(user, password))
-        self._user = user
+        self._login = frame(frames.login(user, password, ack=ack))
+        self._reasons = Reasons(server, user)
         self._random = random
         self._give_up_s = give_up_s
         self._splitter = Splitter(limits.receive_limit_bytes)
-        self._window = Window(limits, dedup_prefix[: DEDUP_LIMIT // 2] if resend else None)
+        self._window = Window(limits, dedup_prefix if resend else None)
+        self._inbox = Inbox(limits.remembered_ids, ack)
+        self._questions = Questions(server)
         self._control: list[bytes] = []
-        self._pings: set[str] = set()
-        self._seen: dict[str, None] = {}
         self._was_ready = False
         self._retry_s = FIRST_RETRY_S
         self._since = 0.0  # when this state of the connection (up, or down) began
@@ -163,7 +73,6 @@ class Core:
         self._pinged = False
         self._paused = False
         self._leave_by = 0.0
-        self._complaint: str | None = None
 
     def _go(self, event: str) -> bool:
         state = TRANSITIONS.get((self.state, event))
@@ -192,28 +101,46 @@ class Core:
         """How many messages were taken in and not reported on."""
         return len(self._window)
 
-    def submit(self, type_: str, data: bytes, dedup: str | None = None) -> str:
+    def submit(self, type_: str, data: bytes, terms: Terms = NO_TERMS) -> str:
         """Take a message in and return its id; `data` is JSON text.
 
-        Raises ClientClosed, WindowFull, MessageTooLarge, and ValueError for a type or `dedup` that cannot be.
+        Raises ClientClosed, WindowFull, MessageTooLarge, and ValueError for a type or terms that cannot be.
         """
         if not self.open:
             raise ClientClosed("not-connected", "the client is closed: make a new one to send more")
-        return self._window.add(type_, data, dedup)
+        return self._window.add(type_, data, terms)
 
     def withdraw(self, id_: str) -> None:
         """Nobody waits for the report any more: what did not go out yet will not, what did is not sent again."""
         self._window.withdraw(id_)
         self._drained()
 
+    def acknowledge(self, message: str) -> None:
+        """The application is done with the message of this id."""
+        self._inbox.done(message)
+
     def ping(self) -> str:
         """Ask the server for a sign of life; returns the id that Ponged or Failed will have."""
-        if self.state is not State.READY:
-            raise ConnectionLost("unreachable", f"there is no connection to {self._server} now")
-        id_ = f"ping-{self._window.next_id()}"
-        self._pings.add(id_)
-        self._control.append(frame(frames.message("dummy", b"null", id_, None)))
+        self._must_be_ready()
+        id_, question = self._questions.ping(self._window.next_id())
+        self._control.append(question)
         return id_
+
+    def outcome(self, message: str) -> str:
+        """Ask what became of a message, by the server's own id of it; returns the id of the Answered or Failed.
+
+        Raises ConnectionLost where there is no connection, ValueError for an id that no message has.
+        """
+        if not 0 < len(message) <= MESSAGE_ID_LIMIT:
+            raise ValueError(f"a message's id has 1 to {MESSAGE_ID_LIMIT} characters")
+        self._must_be_ready()
+        id_, question = self._questions.outcome(self._window.next_id(), message)
+        self._control.append(question)
+        return id_
+
+    def _must_be_ready(self) -> None:
+        if self.state is not State.READY:
+            raise self._reasons.no_connection()
 
     def leave(self, now: float, patience_s: float) -> list[Event]:
         """Take nothing more in; wait for reports, say goodbye, and be over in `patience_s` at the latest."""
@@ -248,8 +175,12 @@ class Core:
         """Return what to write now; it counts as sent."""
         out, self._control = self._control, []
         if self.state in (State.READY, State.DRAINING):
+            out += self._acks()
             out += self._window.take()
         return out
+
+    def _acks(self) -> list[bytes]:
+        return [frame(body) for body in frames.acks(self._inbox.take())]
 
     def pause(self) -> None:
         """The shell stops reading; the server's silence means nothing then."""
@@ -279,7 +210,7 @@ class Core:
 
     def lost(self, why: str, now: float) -> list[Event]:
         """The connection is gone, or could not be made; `why` in a few words."""
-        error = self._loss(why)
+        error = self._reasons.loss(self.state, why)
         lasted_s = now - self._since if self.state is State.READY else 0.0
         if self.state is State.READY:
             self._since = now
@@ -318,10 +249,10 @@ class Core:
             if self._pinged:
                 return self.lost(f"nothing was heard for {2 * self.limits.silence_s:g} s", now)
             self._pinged = True
-            self._control.append(frame(frames.message("dummy", b"null", "alive", None)))
+            self._control.append(frame(frames.message("dummy", b"null", "alive")))
             return []
         if self._was_ready and self._give_up_s is not None and now >= self._since + self._give_up_s:
-            return self._refused(self._lost_error(f"no connection for {self._give_up_s:g} s"))
+            return self._refused(self._reasons.lost(f"no connection for {self._give_up_s:g} s"))
         return self.lost(f"the login was not answered in {self.limits.login_s:g} s", now)
 
     # What follows from it.
@@ -332,11 +263,11 @@ class Core:
             return self._greeted(value, now) if self.state is State.GREETING else self._report(value)
         if isinstance(value, Message):
             return self._message(value)
-        if isinstance(value, frames.Unreadable):
-            self.unreadable += 1
-        elif value.id in self._pings:
-            self._pings.remove(value.id)
-            return [Ponged(value.id)]
+        if isinstance(value, frames.Pong):
+            return [*self._questions.ponged(value)]
+        if isinstance(value, frames.Answer):
+            return [*self._questions.answered(value)]
+        self.unreadable += 1
         return []
 
     def _greeted(self, answer: Report, now: float) -> list[Event]:
@@ -344,47 +275,42 @@ class Core:
             self._go("welcomed")
             self._was_ready = True
             self._since = now
-            self._complaint = None
+            self._reasons.complaint = None
             return [Ready()]
         reason = answer.reason or "authentication-failed"
-        if reason == "authentication-failed":
-            text = f"{self._server} does not accept user {self._user!r} with this password: check both"
-            return self._refused(AuthenticationFailed(reason, text))
-        meaning = CODES[reason].meaning if reason in CODES else "no more is known"
-        refusal = ServerRefused(reason, f"{self._server} refuses the login: {reason} ({meaning})")
+        error = self._reasons.refusal(reason)
         if self._was_ready and is_temporary(reason):
-            return self.lost(refusal.text, now)
-        return self._refused(refusal)
+            return self.lost(error.text, now)
+        return self._refused(error)
 
     def _report(self, report: Report) -> list[Event]:
         if report.id is None:
-            self._complaint = report.reason or "the server could not read a frame"
+            self._reasons.complaint = report.reason or "the server could not read a frame"
             return []
         if not self._window.settle(report.id):
-            return []
+            return [*self._questions.reported(report)]
         self._drained()
         return [Reported(report.id, report)]
 
     def _message(self, message: Message) -> list[Event]:
         if self.state in (State.DRAINING, State.PARTING):
             return []
-        if message.id is not None:
-            if message.id in self._seen:
-                return []
-            self._seen[message.id] = None
-            if len(self._seen) > self.limits.remembered_ids:
-                del self._seen[next(iter(self._seen))]
+        if message.id is not None and not self._inbox.came(message.id):
+            return []
         return [Arrived(message)]
 
     def _drained(self) -> None:
         if not self._window and self._go("drained"):
-            self._control.append(frame(frames.CLOSE))
+            self._say_goodbye()
 
     def _stop_now(self) -> list[Event]:
         if self.state is State.DRAINING:
-            self._control.append(frame(frames.CLOSE))
+            self._say_goodbye()
         self._go("refused")
         return self._end(None)
+
+    def _say_goodbye(self) -> None:
+        self._control += [*self._acks(), frame(frames.CLOSE)]
 
     def _refused(self, error: ClientError) -> list[Event]:
         self._go("refused")
@@ -394,28 +320,13 @@ class Core:
         """A connection is gone: fail what it leaves in doubt, put the rest back in line in its order."""
         self._splitter = Splitter(self.limits.receive_limit_bytes)
         self._control = []
-        events: list[Event] = [Failed(id_, self._lost_error("it went before the answer")) for id_ in self._pings]
-        self._pings.clear()
-        return events + [Failed(id_, self._doubt()) for id_ in self._window.void()]
+        self._inbox.void()
+        events: list[Event] = [*self._questions.void(self._reasons.lost("it went before the answer"))]
+        return events + [Failed(id_, self._reasons.doubt()) for id_ in self._window.void()]
 
     def _end(self, error: ClientError | None) -> list[Event]:
         never_sent = error or ClientClosed("not-connected", "the client was closed before this message was sent")
-        events: list[Event] = [Failed(id_, error or self._doubt()) for id_ in self._pings]
-        self._pings.clear()
-        events += [Failed(id_, self._doubt() if sent else never_sent) for id_, sent in self._window.end()]
+        gone = error or ClientClosed("not-connected", "the client was closed before the answer")
+        events: list[Event] = [*self._questions.void(gone)]
+        events += [Failed(id_, self._reasons.doubt() if sent else never_sent) for id_, sent in self._window.end()]
         return [*events, Ended(error)]
-
-    def _loss(self, why: str) -> ClientError:
-        if self.state is State.DIALLING:
-            return ConnectFailed("unreachable", f"cannot connect to {self._server}: {why}; is it running there?")
-        if self.state is State.GREETING:
-            hint = "some servers do so where user or password is wrong"
-            return ServerRefused("unreachable", f"no login at {self._server}: {why} ({hint})")
-        return self._lost_error(why)
-
-    def _lost_error(self, why: str) -> ConnectionLost:
-        complaint = f", after the server complained: {self._complaint}" if self._complaint else ""
-        return ConnectionLost("unreachable", f"the connection to {self._server} is lost: {why}{complaint}")
-
-    def _doubt(self) -> ConnectionLost:
-        return self._lost_error("the message was sent but not reported on, and may have been delivered or not")

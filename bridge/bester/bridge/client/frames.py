@@ -7,12 +7,40 @@ Nothing that a server writes makes `parse` raise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from bester.broker.wire import json_text
+
 T = TypeVar("T")
+
+DEDUP_LIMIT = 64
+"""The longest `dedup`, in characters; the protocol has it so."""
+TTL_LIMIT_S = 30 * 24 * 3600.0
+"""The longest time to live that may be asked for: what is of use after a month is no message."""
+OUTCOME_TYPE = "bester.outcome"
+"""The type under which servers push what became of a message; handlers cannot use it."""
+
+
+class Terms(NamedTuple):
+    """What the sender of one message asks of the server; see `Client.submit`."""
+
+    dedup: str | None = None
+    ttl_s: float | None = None
+    outcome: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError for what a server would refuse."""
+        if self.dedup is not None and not 0 < len(self.dedup) <= DEDUP_LIMIT:
+            raise ValueError(f"dedup has 1 to {DEDUP_LIMIT} characters")
+        if self.ttl_s is not None and not 0 < self.ttl_s <= TTL_LIMIT_S:
+            raise ValueError(f"ttl_s is more than 0 and at most {TTL_LIMIT_S:.0f} seconds (30 days)")
+
+
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +59,18 @@ class Report:
     message: str | None = None
     recipients: dict[str, str] = field(default_factory=dict)
     frame: bytes = field(default=b"", repr=False, compare=False)
+
+
+class Outcome(NamedTuple):
+    """What became, later, of a message that was reported as `queued` for a recipient.
+
+    `message`: the server's own id of it, as in its report; `recipient`: as the report named it; `outcome`: `delivered`
+    or `failed:CODE`.
+    """
+
+    message: str
+    recipient: str
+    outcome: str
 
 
 class Message:
@@ -72,6 +112,16 @@ class Message:
             self._data = self.decode(Any)
         return self._data
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """What this message tells of one that was sent with `outcome=True`; None where it is not of that kind."""
+        if self.type != OUTCOME_TYPE:
+            return None
+        try:
+            return Outcome(*msgspec.structs.astuple(msgspec.json.decode(self._raw, type=_Outcome)))
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
     def decode(self, type_: type[T]) -> T:
         """Return the data as a `type_` (a msgspec Struct, a dataclass, `dict[str, int]` …). Raises ValueError."""
         try:
@@ -89,10 +139,35 @@ class Pong(NamedTuple):
     id: str | None
 
 
+class Answer(NamedTuple):
+    """The answer to a command; `good`: the server could tell."""
+
+    id: str | None
+    good: bool
+    data: msgspec.Raw
+
+    def recipients(self) -> dict[str, str] | None:
+        """Return what became of the message for whom, None where the answer does not say."""
+        try:
+            return msgspec.json.decode(self.data, type=_Recipients).recipients
+        except (msgspec.DecodeError, RecursionError):
+            return None
+
+
 class Unreadable(NamedTuple):
     """A frame that says nothing a client understands."""
 
     why: str
+
+
+class _Outcome(msgspec.Struct, gc=False):
+    message: str
+    recipient: str
+    outcome: str
+
+
+class _Recipients(msgspec.Struct):
+    recipients: dict[str, str]
 
 
 class _Header(msgspec.Struct, gc=False):
@@ -125,7 +200,7 @@ LOGIN_ID = "auth_special"
 """The id of the answer to the first frame."""
 
 
-def parse(body: bytes) -> Message | Report | Pong | Unreadable:
+def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
     """Return what a frame from the server says; `header` may be null or bare, as old servers have it."""
     try:
         decoded = _decode(body)
@@ -139,6 +214,8 @@ def parse(body: bytes) -> Message | Report | Pong | Unreadable:
         return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body)
     if payload.type == "dummy" and header.kind is None:
         return Pong(payload.id)
+    if payload.type == "builtin" and header.kind is None:
+        return Answer(payload.id, header.status == "0", payload.data)
     if payload.type is None or header.kind not in (None, "receivedMessage"):
         return Unreadable("neither a message nor a report")
     return Message(
@@ -151,18 +228,59 @@ def parse(body: bytes) -> Message | Report | Pong | Unreadable:
     )
 
 
-def login(user: str, password: str) -> bytes:
+def text_of(data: Any, raw: bytes | str | None) -> bytes:
+    """Return the JSON text to be sent: `data` written as JSON, or `raw` as it is. Raises TypeError, ValueError."""
+    if raw is None:
+        return _encode(data)
+    if data is not None:
+        raise TypeError("give either data or raw, not both")
+    text = raw.encode() if isinstance(raw, str) else raw
+    fault = json_text.fault(text)
+    if fault is not None:
+        raise ValueError(f"raw is not JSON text that can be sent: {fault}")
+    return text
+
+
+def login(user: str, password: str, *, ack: bool = False) -> bytes:
     """Return the first frame's body. It carries no message, so that exactly one answer comes."""
-    authentication = _encode({"username": user, "password": password})
-    return (
-        b'{"header":{"scope":"client","authentication":' + authentication + b'},"payload":{"data":null,"type":"dummy"}}'
-    )
+    header: dict[str, Any] = {"scope": "client", "authentication": {"username": user, "password": password}}
+    if ack:
+        header["ack"] = True
+    return b'{"header":%b,"payload":{"data":null,"type":"dummy"}}' % _encode(header)
 
 
-def message(type_: str, data: bytes, id_: str, dedup: str | None) -> bytes:
-    """Return the body of a message; `data` is JSON text."""
-    key = b"" if dedup is None else b',"dedup":' + _encode(dedup)
-    return b'{"header":null,"payload":{"type":%b,"data":%b,"id":%b%b}}' % (_encode(type_), data, _encode(id_), key)
+def message(type_: str, data: bytes, id_: str, terms: Terms = NO_TERMS) -> bytes:
+    """Return the body of a message; `data` is JSON text. What is not asked for is not in it: old servers ignore it."""
+    fields = [b'"type":' + _encode(type_), b'"data":' + data, b'"id":' + _encode(id_)]
+    if terms.dedup is not None:
+        fields.append(b'"dedup":' + _encode(terms.dedup))
+    if terms.ttl_s is not None:
+        fields.append(b'"ttl_s":' + _encode(float(terms.ttl_s)))
+    if terms.outcome:
+        fields.append(b'"outcome":true')
+    return b'{"header":null,"payload":{%b}}' % b",".join(fields)
 
 
-CLOSE = message("builtin", b'{"command":{"type":"close"}}', "close", None)
+_RESENT = b',"resent":true'
+RESENT_BYTES = len(_RESENT)
+
+
+def resent(body: bytes) -> bytes:
+    """Return a message's body saying that it was sent before."""
+    return body[:-2] + _RESENT + body[-2:]
+
+
+def command(type_: str, data: str | Sequence[str] | None, id_: str) -> bytes:
+    """Return the body of a command to the server itself."""
+    said: dict[str, Any] = {"type": type_} if data is None else {"type": type_, "data": data}
+    return message("builtin", _encode({"command": said}), id_)
+
+
+CLOSE = command("close", None, "close")
+ACKS = 1000
+"""How many acknowledgements go into one frame: some tens of kilobytes, far below what servers take."""
+
+
+def acks(ids: Sequence[str]) -> list[bytes]:
+    """Return the bodies that acknowledge these messages."""
+    return [command("ack", ids[start : start + ACKS], "ack") for start in range(0, len(ids), ACKS)]

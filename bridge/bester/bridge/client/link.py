@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-from bester.bridge.client.core import Core, Ended, Event, Lost, State
+from bester.bridge.client.core import Core
+from bester.bridge.client.events import Ended, Event, Lost
+from bester.bridge.client.states import State
 from bester.broker.wire.address import parse_host_port
 
 

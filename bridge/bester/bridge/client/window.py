@@ -1,7 +1,8 @@
 """What a client has sent, or will, and has no report on yet: a bounded window. Pure.
 
-It keeps the order in which messages were given, over any number of connections,
-and never sends a message twice unless it was told that it may.
+It keeps the order in which messages were given, over any number of connections. What was not reported when one is lost
+goes out again on the next, marked, under the same `dedup`: the server then knows a message it had before. It must never
+send a message twice where it was told not to, nor one that was withdrawn.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from bester.bridge.client import frames
 from bester.bridge.client.errors import MessageTooLarge, WindowFull
+from bester.bridge.client.frames import DEDUP_LIMIT, NO_TERMS, RESENT_BYTES, Terms
 from bester.bridge.frames import frame
 
 
@@ -42,27 +44,35 @@ DEFAULTS = Limits()
 
 SENDS = 5
 """With `resend`, how many connections one message may go out on: it may be what kills them."""
-DEDUP_LIMIT = 64
-"""The longest `dedup`, in characters; the protocol has it so."""
 
 
 class _Entry:
-    """A message taken in: its frame (None once it will not go out again), and how often it went out."""
+    """A message taken in: its frame's body (None once it will not go out again), and how often it went out."""
 
-    __slots__ = ("frame", "sends", "size")
+    __slots__ = ("body", "marked", "sends", "size")
 
-    def __init__(self, data: bytes) -> None:
-        self.frame: bytes | None = data
-        self.size = len(data)
+    def __init__(self, body: bytes) -> None:
+        self.body: bytes | None = body
+        self.size = len(body)
         self.sends = 0
+        self.marked = False
+
+    def mark(self) -> None:
+        """It goes out again, and says so."""
+        if self.sends and not self.marked and self.body is not None:
+            self.body = frames.resent(self.body)
+            self.marked = True
 
 
 class Window:
-    """The unreported messages. With `dedup_prefix`, each gets a `dedup` and may go out again; without, never."""
+    """The unreported messages. With `dedup_prefix`, each gets a `dedup` and may go out again; without, never.
+
+    The prefix must be unlike any other client's; what is given of it beyond half of what a `dedup` may have is cut.
+    """
 
     def __init__(self, limits: Limits, dedup_prefix: str | None) -> None:
         self._limits = limits
-        self._prefix = dedup_prefix
+        self._prefix = None if dedup_prefix is None else dedup_prefix[: DEDUP_LIMIT // 2]
         self._entries: dict[str, _Entry] = {}
         self._bytes = 0
         self._unsent: dict[str, _Entry] = {}  # in the order to be sent
@@ -81,22 +91,21 @@ class Window:
         self._last_id += 1
         return self._last_id
 
-    def add(self, type_: str, data: bytes, dedup: str | None) -> str:
+    def add(self, type_: str, data: bytes, terms: Terms = NO_TERMS) -> str:
         """Take a message in and return its id. Raises WindowFull, MessageTooLarge, ValueError."""
         if not type_ or type_ in ("dummy", "builtin"):
             raise ValueError(f"{type_!r} is not a type of message: the protocol keeps it for itself")
-        if dedup is not None and not 0 < len(dedup) <= DEDUP_LIMIT:
-            raise ValueError(f"dedup has 1 to {DEDUP_LIMIT} characters")
+        terms.check()
         if not self.room:
             raise WindowFull("overloaded", f"{len(self)} messages are unreported: await client.room() first")
         id_ = str(self.next_id())
-        if dedup is None and self._prefix is not None:
-            dedup = f"{self._prefix}-{id_}"
-        body = frames.message(type_, data, id_, dedup)
-        limit = self._limits.send_limit_bytes
+        if terms.dedup is None and self._prefix is not None:
+            terms = terms._replace(dedup=f"{self._prefix}-{id_}")
+        body = frames.message(type_, data, id_, terms)
+        limit = self._limits.send_limit_bytes - (0 if self._prefix is None else RESENT_BYTES)
         if len(body) > limit:
             raise MessageTooLarge("frame-too-large", f"the message has {len(body)} bytes, {limit} are allowed")
-        entry = self._entries[id_] = self._unsent[id_] = _Entry(frame(body))
+        entry = self._entries[id_] = self._unsent[id_] = _Entry(body)
         self._bytes += entry.size
         return id_
 
@@ -104,11 +113,11 @@ class Window:
         """Return the frames to write now; they count as sent."""
         out = []
         for entry in self._unsent.values():
-            if entry.frame is not None:
-                out.append(entry.frame)
+            if entry.body is not None:
+                out.append(frame(entry.body))
             entry.sends += 1
             if self._prefix is None:
-                entry.frame = None
+                entry.body = None
         self._unsent.clear()
         return out
 
@@ -125,16 +134,18 @@ class Window:
         entry = self._entries.get(id_)
         if entry is None:
             return
-        entry.frame = None
+        entry.body = None
         if self._unsent.pop(id_, None) is not None:
             self._forget(id_)
 
     def void(self) -> list[str]:
         """A connection is gone: return the ids whose fate is in doubt, put the rest back in line in its order."""
-        doubtful = [id_ for id_, entry in self._entries.items() if entry.frame is None or entry.sends >= SENDS]
+        doubtful = [id_ for id_, entry in self._entries.items() if entry.body is None or entry.sends >= SENDS]
         for id_ in doubtful:
             self._forget(id_)
         self._unsent = dict(self._entries)
+        for entry in self._unsent.values():
+            entry.mark()
         return doubtful
 
     def end(self) -> list[tuple[str, bool]]:
