@@ -1,15 +1,16 @@
-"""What `bester send` and `bester listen` show, and the statuses they end with."""
+"""What `bester send`, `bester listen` and `bester outcome` show, and the statuses they end with."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bester.bridge.client.cli import listen, send_once
-from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, within
+from bester.bridge.client.cli import listen, send_once, tell_outcome
+from bester.bridge.client.frames import Terms
+from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, outcome_frame, within
 
 
 @pytest.fixture
@@ -31,6 +32,12 @@ class Terminal:
         assert "secret" not in message
         (self.err if err else self.out).append(message)
         self.printed.set()
+
+    async def shows(self, line: str) -> None:
+        """Wait until a line is printed."""
+        while line not in self.out:
+            self.printed.clear()
+            await within(self.printed.wait())
 
 
 async def send(
@@ -66,9 +73,7 @@ class TestSend:
         sending = asyncio.create_task(
             send_once(server.address, "bob", "secret", "chat", "1", wait_s=60, timeout_s=5, echo=terminal.echo)
         )
-        while 'chat "late"' not in terminal.out:
-            terminal.printed.clear()
-            await within(terminal.printed.wait())
+        await terminal.shows('chat "late"')
         (await server.peer()).transport.close()
         assert await within(sending) == 0, "a server that leaves cuts the waiting short"
 
@@ -151,6 +156,146 @@ class TestSend:
         assert doubt in terminal.err[0]
 
 
+class TestLater:
+    """`bester send --outcome` and `bester outcome`."""
+
+    @staticmethod
+    def sending(
+        server: FakeServer, terminal: Terminal, on_frame: Callable[[str], None] | None = None
+    ) -> asyncio.Task[int]:
+        def queue(peer: Peer, payload: Json) -> None:
+            assert payload["outcome"] is True
+            peer.report(payload["id"], message="m7", recipients={"bob": "queued", "eve": "queued", "g": "delivered"})
+
+        server.on_message = queue
+        return asyncio.create_task(
+            send_once(
+                server.address,
+                "bob",
+                "secret",
+                "chat",
+                "1",
+                terms=Terms(outcome=True),
+                wait_s=0,
+                timeout_s=5,
+                on_frame=on_frame,
+                echo=terminal.echo,
+            )
+        )
+
+    async def test_until_all_is_known(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        sending = self.sending(server, terminal)
+        peer = await server.peer()
+        await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
+        peer.send(outcome_frame("m7", "bob", "delivered"), outcome_frame("m7", "bob", "delivered"))
+        peer.send(outcome_frame("another", "eve", "delivered"), message_frame("chatter"))
+        await terminal.shows('chat "chatter"')
+        assert not sending.done()
+        peer.send(outcome_frame("m7", "eve", "delivered"))
+        assert await within(sending) == 0
+        assert terminal.out[1:] == [
+            "later: bob delivered, message m7",
+            "later: eve delivered, message another",
+            'chat "chatter"',
+            "later: eve delivered, message m7",
+        ]
+
+    async def test_one_who_never_gets_it(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        sending = self.sending(server, terminal)
+        peer = await server.peer()
+        peer.send(outcome_frame("m7", "bob", "failed:expired"), outcome_frame("m7", "eve", "delivered"))
+        assert await within(sending) == 1
+        assert "later: bob failed:expired (it was not delivered within its time to live), message m7" in terminal.out
+
+    async def test_what_was_missed_is_asked_for(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        asked: asyncio.Queue[str] = asyncio.Queue()
+
+        def tell(peer: Peer, id_: str, message: str) -> None:
+            asked.put_nowait(message)
+            peer.answer(id_, {"message": message, "recipients": {"bob": "delivered", "eve": "queued"}})
+
+        server.on_outcome = tell
+        sending = self.sending(server, terminal)
+        await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
+        (await server.peer()).transport.abort()
+        second = await server.peer()
+        assert await within(asked.get()) == "m7"
+        await terminal.shows("later: bob delivered, message m7")
+        second.send(outcome_frame("m7", "bob", "delivered"), outcome_frame("m7", "eve", "delivered"))
+        assert await within(sending) == 0
+        assert terminal.out[1:] == ["later: bob delivered, message m7", "later: eve delivered, message m7"]
+
+    async def test_a_server_that_has_forgotten(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        sending = self.sending(server, terminal)
+        await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
+        (await server.peer()).transport.abort()
+        assert await within(sending) == 1
+        assert "knows nothing of message m7" in terminal.err[0]
+
+    async def test_a_server_that_does_not_want_us_back(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        sending = self.sending(server, terminal)
+        await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
+        server.on_login = lambda peer, _: peer.report("auth_special", "bad", reason="authentication-failed")
+        (await server.peer()).transport.abort()
+        assert await within(sending) == 1
+        assert "password" in terminal.err[0]
+
+    async def test_nothing_queued_is_nothing_to_wait_for(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        sending = self.sending(server, terminal)
+        server.on_message = lambda peer, payload: peer.report(payload["id"], message="m7")
+        assert await within(sending) == 0
+
+    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+        lines: list[str] = []
+        sending = self.sending(server, Terminal(), lines.append)
+        told = [outcome_frame("m7", name, "delivered") for name in ("bob", "eve")]
+        (await server.peer()).send(*told)
+        assert await within(sending) == 0
+        assert [line for line in map(json.loads, lines) if line in told] == told
+
+    @pytest.mark.parametrize("wrong", [Terms(ttl_s=-1), Terms(dedup="x" * 65)])
+    async def test_terms_that_cannot_be(self, server: FakeServer, wrong: Terms) -> None:
+        terminal = Terminal()
+        sending = send_once(
+            server.address, "bob", "secret", "chat", "1", terms=wrong, wait_s=0, timeout_s=5, echo=terminal.echo
+        )
+        assert await within(sending) == 2
+        assert len(terminal.err) == 1
+
+    async def asked(self, server: FakeServer, message: str, *, json_lines: bool = False) -> tuple[int, Terminal]:
+        terminal = Terminal()
+        status = await within(
+            tell_outcome(
+                server.address, "bob", "secret", message, json_lines=json_lines, timeout_s=5, echo=terminal.echo
+            )
+        )
+        return status, terminal
+
+    async def test_what_became_of_a_message(self, server: FakeServer) -> None:
+        recipients = {"bob": "queued", "eve": "delivered"}
+        server.on_outcome = lambda peer, id_, message: peer.answer(id_, {"message": message, "recipients": recipients})
+        status, terminal = await self.asked(server, "m7")
+        assert (status, terminal.out) == (0, ["bob queued", "eve delivered"])
+        status, terminal = await self.asked(server, "m7", json_lines=True)
+        assert [json.loads(line) for line in terminal.out] == [{"message": "m7", "recipients": recipients}]
+        recipients["bob"] = "failed:expired"
+        status, terminal = await self.asked(server, "m7")
+        assert (status, terminal.out[0]) == (1, "bob failed:expired")
+
+    async def test_what_nobody_knows(self, server: FakeServer) -> None:
+        status, terminal = await self.asked(server, "m7")
+        assert (status, terminal.out) == (1, [])
+        assert "nothing is known of message m7" in terminal.err[0]
+        status, terminal = await self.asked(server, "")
+        assert (status, len(terminal.err)) == (2, 1)
+
+
 class TestListen:
     async def test_until_enough_and_over_a_loss(self, server: FakeServer) -> None:
         terminal = Terminal()
@@ -159,9 +304,7 @@ class TestListen:
         )
         first = await server.peer()
         first.send(message_frame(1, "1.0"))
-        while not terminal.out:
-            terminal.printed.clear()
-            await within(terminal.printed.wait())
+        await terminal.shows("chat 1  (id 1.0)")
         first.transport.abort()
         (await server.peer()).send(message_frame(1, "1.0"), message_frame(2, redelivered=True))
         assert await within(listening) == 0
@@ -188,6 +331,19 @@ class TestListen:
         assert len(terminal.err) == 2
         assert "password" in terminal.err[0]
         assert "HOST:PORT" in terminal.err[1]
+
+    async def test_what_was_shown_is_acknowledged(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        listening = asyncio.create_task(
+            listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2, ack=True)
+        )
+        peer = await server.peer()
+        peer.send(message_frame(1, "1.0"))
+        assert await peer.acknowledged() == ["1.0"]
+        assert terminal.out == ["chat 1  (id 1.0)"]
+        peer.send(message_frame(2, "2.0"))
+        assert await within(listening) == 0
+        assert await peer.acknowledged() == ["2.0"]
 
     async def test_an_interrupt_closes_the_connection(self, server: FakeServer) -> None:
         listening = asyncio.create_task(listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo))

@@ -1,4 +1,4 @@
-"""`bester send` and `bester listen`: a client for the shell."""
+"""`bester send`, `bester listen` and `bester outcome`: a client for the shell."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ to_option = click.option(
     "--to", metavar="HOST:PORT", help="The server, or unix:PATH; by default the one that the configuration describes."
 )
 user_option = click.option("--user", required=True, metavar="NAME", help="Who logs in.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
+    help="Give up without an answer after so long.",
+)  # fmt: skip
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print frames as they came, one a line.")
 
 
@@ -25,8 +29,10 @@ json_option = click.option("--json", "json_lines", is_flag=True, help="Print fra
 @json_option
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
               help="Show what arrives so long after the report.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
-              help="Give up without a report after so long.")  # fmt: skip
+@timeout_option
+@click.option("--ttl", "ttl_s", type=float, metavar="SECONDS", help="Keep it no longer for those who are away.")
+@click.option("--dedup", metavar="KEY", help="Your own key: a message with one used before is not delivered again.")
+@click.option("--outcome", is_flag=True, help="Show what becomes of what is queued, until all is known or Ctrl-C.")
 @click.argument("type_", metavar="TYPE")
 @click.argument("json_text", metavar="JSON")
 def send(
@@ -36,6 +42,9 @@ def send(
     json_lines: bool,
     wait_s: float,
     timeout_s: float,
+    ttl_s: float | None,
+    dedup: str | None,
+    outcome: bool,
     type_: str,
     json_text: str,
 ) -> int:
@@ -46,6 +55,7 @@ def send(
     The password is taken from BESTER_PASSWORD, or asked for.
     """
     from bester.bridge.client import cli as client_cli
+    from bester.bridge.client.frames import Terms
 
     address = _address(to, config_path)
     text = sys.stdin.read() if json_text == "-" else json_text
@@ -56,6 +66,7 @@ def send(
             client_password(user),
             type_,
             text,
+            terms=Terms(dedup, ttl_s, outcome),
             wait_s=wait_s,
             timeout_s=timeout_s,
             on_frame=click.echo if json_lines else None,
@@ -70,7 +81,8 @@ def send(
 @user_option
 @json_option
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many messages.")
-def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None) -> int:
+@click.option("--ack", is_flag=True, help="Have them count as delivered only once they were shown.")
+def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None, ack: bool) -> int:
     """Show what arrives for a user, until Ctrl-C.
 
     The password is taken from BESTER_PASSWORD, or asked for.
@@ -78,7 +90,35 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
     from bester.bridge.client import cli as client_cli
 
     address = _address(to, config_path)
-    return _run(client_cli.listen(address, user, client_password(user), json_lines=json_lines, echo=_echo, count=count))
+    password = client_password(user)
+    return _run(client_cli.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack))
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@click.option("--json", "json_lines", is_flag=True, help="Print the answer as one line of JSON.")
+@timeout_option
+@click.argument("message", metavar="MESSAGE")
+def outcome(
+    config_path: Path | None, to: str | None, user: str, json_lines: bool, timeout_s: float, message: str
+) -> int:
+    """Show what has become of a message that was queued.
+
+    MESSAGE is the server's own id of it, as its report said; only its sender is told.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.bridge.client import cli as client_cli
+
+    address = _address(to, config_path)
+    password = client_password(user)
+    return _run(
+        client_cli.tell_outcome(
+            address, user, password, message, json_lines=json_lines, timeout_s=timeout_s, echo=_echo
+        )
+    )
 
 
 def _address(to: str | None, config_path: Path | None) -> str:

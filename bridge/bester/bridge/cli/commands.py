@@ -23,6 +23,7 @@ COMMANDS = {
     "user": "bester.bridge.cli.user",
     "send": "bester.bridge.cli.client",
     "listen": "bester.bridge.cli.client",
+    "outcome": "bester.bridge.cli.client",
     "dead": "bester.bridge.cli.dead",
     "demo": "bester.bridge.cli.demo",
 }

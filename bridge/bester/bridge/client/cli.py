@@ -1,4 +1,4 @@
-"""What `bester send` and `bester listen` do, apart from reading their options.
+"""What `bester send`, `bester listen` and `bester outcome` do, apart from reading their options.
 
 They show what strangers wrote on somebody's terminal: nothing that a terminal
 would obey passes through. They must never print a password, nor a traceback.
@@ -7,10 +7,13 @@ would obey passes through. They must never print a password, nor a traceback.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Protocol
 
 from bester.bridge.client import Client, ClientError, Message, Report
+from bester.bridge.client.following import Following, ends_badly
+from bester.bridge.client.frames import NO_TERMS, Terms
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
 
@@ -39,7 +42,17 @@ def message_line(message: Message) -> str:
     known = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
     known.append("perhaps a repeat" if message.redelivered else "")
     details = ", ".join(filter(None, known))
+    later = message.outcome
+    if later is not None:
+        return outcome_line(later.message, later.recipient, later.outcome)
     return _shown(message.type) + " " + _shown(message.raw) + (f"  ({_shown(details)})" if details else "")
+
+
+def outcome_line(message: str, recipient: str, outcome: str) -> str:
+    """Describe in one line for people what became of a message for one of those it was for."""
+    code = outcome.removeprefix("failed:")
+    meaning = f" ({CODES[code].meaning})" if code in CODES else ""
+    return _shown(f"later: {recipient} {outcome}{meaning}, message {message}")
 
 
 def report_line(report: Report) -> str:
@@ -54,6 +67,32 @@ def report_line(report: Report) -> str:
     return _shown(f"{parts[0]}: {', '.join(parts[1:])}" if parts[1:] else parts[0])
 
 
+class _Show:
+    """Prints what came: for people, or with `on_frame` as one line of JSON each."""
+
+    def __init__(self, echo: Echo, on_frame: Callable[[str], None] | None) -> None:
+        self._echo = echo
+        self._on_frame = on_frame
+
+    def value(self, value: Message | Report) -> None:
+        if self._on_frame is not None:
+            self._on_frame(one_line(value.frame))
+        else:
+            self._echo(message_line(value) if isinstance(value, Message) else report_line(value))
+
+    def outcomes(self, message: str, recipients: dict[str, str]) -> None:
+        if self._on_frame is not None:
+            self._on_frame(json.dumps({"message": message, "recipients": recipients}))
+        else:
+            for recipient, outcome in recipients.items():
+                self._echo(outcome_line(message, recipient, outcome))
+
+    async def messages(self, client: Client, following: Following) -> None:
+        async for message in client:
+            if following.told(message):
+                self.value(message)
+
+
 async def send_once(
     address: str,
     user: str,
@@ -61,6 +100,7 @@ async def send_once(
     type_: str,
     json_text_: str,
     *,
+    terms: Terms = NO_TERMS,
     wait_s: float,
     timeout_s: float,
     on_frame: Callable[[str], None] | None = None,
@@ -68,32 +108,34 @@ async def send_once(
 ) -> int:
     """Send one message; show its report, what came for the sender before it, and within `wait_s` after it.
 
-    With `on_frame` each frame goes there as one line of JSON, in place of what is for people. Returns 0 for a good
-    report, 1 for a bad one or none within `timeout_s`, 2 where address, type or JSON cannot be.
+    With `terms.outcome` show instead what becomes of it for those it is queued for, until that is known for all. With
+    `on_frame` each frame goes there as one line of JSON, in place of what is for people. Returns 0 for a good report
+    and good outcomes, 1 for a bad one or no report within `timeout_s`, 2 where address, type, JSON or terms cannot be.
     """
     fault = json_text.fault(json_text_.encode(errors="surrogateescape"))
     if fault is not None:
         hint = "quote strings twice, for the shell and for JSON: '\"hello\"'"
         echo(f"the message is not JSON: {_shown(fault)}; {hint}", err=True)
         return WRONG_USE
-
-    def show(value: Message | Report) -> None:
-        if on_frame is not None:
-            on_frame(one_line(value.frame))
-        else:
-            echo(message_line(value) if isinstance(value, Message) else report_line(value))
-
+    show = _Show(echo, on_frame)
     stage = "connection"
     try:
-        client = Client(address, user=user, password=password, give_up_s=0)
+        following = Following()
+        client = Client(address, user=user, password=password, on_link=following.linked)
         async with asyncio.timeout(timeout_s) as deadline, client:
             stage = "report"
-            showing = asyncio.create_task(_show_messages(client, show))
+            showing = asyncio.create_task(show.messages(client, following))
             try:
-                report = await client.submit(type_, raw=json_text_)
+                report = await client.submit(
+                    type_, raw=json_text_, dedup=terms.dedup, ttl_s=terms.ttl_s, outcome=terms.outcome
+                )
                 deadline.reschedule(None)
-                show(report)
-                await asyncio.wait([showing], timeout=wait_s)
+                show.value(report)
+                if terms.outcome:
+                    good = await following.until_known(client, report, showing, show.outcomes)
+                else:
+                    good = report.good
+                    await following.a_moment(showing, wait_s)
             finally:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)
@@ -107,12 +149,45 @@ async def send_once(
         doubt = "; the message may have been delivered or not" if stage == "report" else "; is it a Bester server?"
         echo(f"no {stage} with {address} within {timeout_s:g} s{doubt}", err=True)
         return FAILED
-    return DONE if report.good else FAILED
+    return DONE if good else FAILED
 
 
-async def _show_messages(client: Client, show: Callable[[Message], None]) -> None:
-    async for message in client:
-        show(message)
+async def tell_outcome(
+    address: str, user: str, password: str, message: str, *, json_lines: bool, timeout_s: float, echo: Echo
+) -> int:
+    """Show what has become of a message by now for those it was for, one a line.
+
+    With `json_lines` all of it is one line of JSON. Returns 0 where it is known and nothing failed, 1 otherwise, 2
+    where address or message cannot be.
+    """
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            Client(address, user=user, password=password, give_up_s=0) as client,
+        ):
+            recipients = await client.outcome(message)
+    except ClientError as error:
+        echo(_shown(str(error)), err=True)
+        return FAILED
+    except ValueError as error:
+        echo(_shown(str(error)), err=True)
+        return WRONG_USE
+    except TimeoutError:
+        echo(f"no answer from {address} within {timeout_s:g} s; is it a Bester server?", err=True)
+        return FAILED
+    if recipients is None:
+        echo(
+            f"nothing is known of message {_shown(message)}: {_shown(user)} did not send it, or it was never queued, "
+            "or that is too long ago",
+            err=True,
+        )
+        return FAILED
+    if json_lines:
+        echo(json.dumps({"message": message, "recipients": recipients}))
+    else:
+        for name, outcome in recipients.items():
+            echo(_shown(f"{name} {outcome}"))
+    return FAILED if any(map(ends_badly, recipients.values())) else DONE
 
 
 async def listen(
@@ -123,10 +198,12 @@ async def listen(
     json_lines: bool,
     echo: Echo,
     count: int | None = None,
+    ack: bool = False,
 ) -> int:
     """Show what arrives, reconnecting for ever, until cancelled or after `count` messages.
 
-    With `json_lines` each is the frame it came in, as one line of JSON. Returns 0, 1 where the server would not have
+    With `json_lines` each is the frame it came in, as one line of JSON. With `ack` the server counts it as delivered
+    only once it was shown. Returns 0, 1 where the server would not have
     us or cannot be reached at first, 2 where the address cannot be.
     """
 
@@ -134,7 +211,7 @@ async def listen(
         echo(f"listening at {address} as {_shown(user)}" if connected else f"{_shown(why)}; trying again", err=True)
 
     try:
-        client = Client(address, user=user, password=password, on_link=tell)
+        client = Client(address, user=user, password=password, ack=ack, on_link=tell)
         async with client:
             shown = 0
             while count is None or shown < count:
