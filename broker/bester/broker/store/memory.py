@@ -43,7 +43,7 @@ class _Row(NamedTuple):
     """An entry whose meta is packed, and its outcome (None: it waits)."""
 
     entry: Entry
-    meta: bytes
+    meta: bytearray
     outcome: str | None
 
     def whole(self) -> Entry:

@@ -104,10 +104,10 @@ def _entry_of(row: _Row) -> Entry:
     )  # fmt: skip
 
 
-def _outcome_of(raw: bytes | None) -> str | None:
+def _outcome_of(raw: str | None) -> str | None:
     return None if raw is None else read_text(raw)
 
 
-def _after(beginning: bytes) -> bytes:
-    """Return what comes after all that begins so, in the order of bytes."""
-    return beginning[:-1] + bytes((beginning[-1] + 1,))
+def _after(beginning: str) -> str:
+    """Return what comes after all that begins so; the last character of a beginning is a '.' or a '/'."""
+    return beginning[:-1] + chr(ord(beginning[-1]) + 1)

@@ -13,19 +13,19 @@ from bester.broker.wire.codes import ConfigError
 APPLICATION = 0x62737472
 """In the file's header: says that it is a store of Bester's ("bstr")."""
 
-# Text is kept as bytes, see `rows`. `outcome` is null while an entry waits; then its body goes, and `size` with it.
+# `outcome` is null while an entry waits; then its body goes, and `size` with it.
 _WAITING = (
     "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, life INTEGER NOT NULL)",
     """
     CREATE TABLE entry (
         number INTEGER PRIMARY KEY,
-        box BLOB NOT NULL,
-        id BLOB NOT NULL,
-        target BLOB NOT NULL,
-        type BLOB NOT NULL,
-        sender BLOB,
+        box TEXT NOT NULL,
+        id TEXT NOT NULL,
+        target TEXT NOT NULL,
+        type TEXT NOT NULL,
+        sender TEXT,
         expires_s REAL NOT NULL,
-        outcome BLOB,
+        outcome TEXT,
         meta BLOB NOT NULL,
         size INTEGER NOT NULL,
         body BLOB NOT NULL
@@ -35,26 +35,26 @@ _WAITING = (
     "CREATE INDEX entry_waiting ON entry (box, number, size) WHERE outcome IS NULL",
     "CREATE INDEX entry_expiring ON entry (expires_s) WHERE outcome IS NULL",
     "CREATE INDEX entry_ended ON entry (expires_s) WHERE outcome IS NOT NULL",
-    "CREATE TABLE handed (box BLOB PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE handed (box TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID",
     """
     CREATE TABLE arrived (
-        peer BLOB NOT NULL,
-        type BLOB NOT NULL,
-        epoch BLOB NOT NULL,
+        peer TEXT NOT NULL,
+        type TEXT NOT NULL,
+        epoch TEXT NOT NULL,
         floor INTEGER NOT NULL,
         outcomes BLOB NOT NULL,
         PRIMARY KEY (peer, type)
     ) WITHOUT ROWID
     """,
-    "CREATE TABLE seen_type (serial INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE)",
+    "CREATE TABLE seen_type (serial INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
 )
 _DEAD_LETTERS = (
     """
     CREATE TABLE letter (
         serial INTEGER PRIMARY KEY,
-        id BLOB NOT NULL UNIQUE,
-        type BLOB NOT NULL,
-        reason BLOB NOT NULL,
+        id TEXT NOT NULL UNIQUE,
+        type TEXT NOT NULL,
+        reason TEXT NOT NULL,
         at_s REAL NOT NULL,
         meta BLOB NOT NULL,
         body BLOB NOT NULL

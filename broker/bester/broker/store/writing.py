@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.kept import Arrived, Bury, End, EndBox, Handed, Keep, Learn, Note, Rewrite, Unbury
-from bester.broker.store.rows import pack, text
+from bester.broker.store.rows import blob, pack, text
 
 NAMED_AT_ONCE = 500
 """Numbers in one question; SQLite's older limit for them is 999."""
@@ -48,12 +48,12 @@ def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> set[int]:
 
 def _row_of(write: Keep | Note) -> _Row:
     number, box, id_, target, type_, body, sender, expires_s, meta = write.entry
-    outcome: bytes | None = None
+    outcome: str | None = None
     if isinstance(write, Note):
         outcome, body = text(write.outcome), b""
     return (
         number, text(box), text(id_), text(target), text(type_), None if sender is None else text(sender), expires_s,
-        outcome, pack(meta), len(body), body,
+        outcome, pack(meta), len(body), blob(body),
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def _bury(db: sqlite3.Connection, run: list[Bury]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO letter (id, type, reason, at_s, meta, body) VALUES (?, ?, ?, ?, ?, ?)",
         [
-            (text(id_), text(type_), text(reason), at_s, pack(meta), body)
+            (text(id_), text(type_), text(reason), at_s, pack(meta), blob(body))
             for ((id_, type_, body, reason, at_s, meta),) in run
         ],
     )
