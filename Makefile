@@ -2,6 +2,7 @@
 #   make run     serve on 127.0.0.1:2223       make test    the whole test suite      (TESTS="-k name" picks)
 #   make demo    the deployment story, live    make check   format, lint, types, imports
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
+#   make chaos MINUTES=10 [SEED=n]   kill and freeze real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
 PYTHON3 ?= python3
@@ -15,8 +16,10 @@ MEASURES := $(VENV)/.measures
 ARGS ?=
 TESTS ?=
 WORKERS ?= auto
+MINUTES ?= 1
+SEED ?=
 
-.PHONY: setup run demo test check format bench clean
+.PHONY: setup run demo test check format bench chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -45,6 +48,9 @@ format: $(COMPLETE)
 
 bench: $(MEASURES)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: $(COMPLETE)
+	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

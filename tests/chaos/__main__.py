@@ -1,0 +1,69 @@
+"""`python -m tests.chaos --minutes 10`: kill and freeze real processes for so long, then see whether anything is lost.
+
+Prints `0 of N lost, D redelivered and marked, K kills, seed S` and ends with 0; or tells what went wrong, and ends
+with 1. The seed chooses the messages and the faults; what comes of them, real time decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+from tests.chaos.course import Result, StuckError, play
+
+SHOWN = 20
+"""So many wrongs are told in full."""
+BEFORE_S, AFTER_S = 5.0, 15.0
+"""Faults from so long before a lost message was sent until so long after are part of its story."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults happen")
+    parser.add_argument("--seed", type=int, default=None, help="what chooses them (default: by chance)")
+    parser.add_argument(
+        "--keep", type=Path, default=None, metavar="DIR", help="keep journals and logs in this directory"
+    )
+    said = parser.parse_args()
+    seed = secrets.randbelow(1_000_000) if said.seed is None else said.seed
+    if said.keep is not None:
+        said.keep.mkdir(parents=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        result = play(seed, said.minutes * 60, lambda text: print(text, flush=True), said.keep)
+    except StuckError as error:
+        print(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(told(result)))
+    return 0 if result.verdict.clean else 1
+
+
+def told(result: Result) -> list[str]:
+    """Return the lines that a run ends with."""
+    verdict = result.verdict
+    bad = ", ".join(f"{count} {reason}" for reason, count in verdict.bad.most_common())
+    lines = [
+        f"{verdict.messages} messages: {verdict.good} reported good, {verdict.bad.total()} bad ({bad or 'none'})",
+        f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
+        f"{verdict.unmarked} came again under the same id without the mark",
+        f"{result.freezes} times frozen; drained in {result.drained_s:.1f} s",
+    ]
+    for number, user in verdict.lost[:SHOWN]:
+        entry = result.ledger.entries[number]
+        lines.append(f"LOST for {user}: {entry.story()}")
+        first_s, last_s = entry.sent.at_s - BEFORE_S, entry.sent.at_s + AFTER_S
+        lines += [f"    {at_s:12.3f}  ({what})" for at_s, what in result.story if first_s <= at_s <= last_s]
+    lines += [f"WRONG: {what}" for what in verdict.wrong[:SHOWN]]
+    if len(verdict.wrong) > SHOWN:
+        lines.append(f"and {len(verdict.wrong) - SHOWN} more wrongs")
+    return [*lines, result.line]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What is done to the processes of a chaos run, and when: a seed chooses, real time and real processes answer.
+
+It must never touch a process that the run has not started, and leaves nothing frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tests.chaos.journal import now_s
+from tests.chaos.processes import Part, signal_one
+
+MEAN_PAUSE_S = 1.3
+"""Between two faults, on average: a program has time to come back and to work before its next death, mostly."""
+FROZEN_S = {(0.1, 1.0): 5, (1.0, 4.0): 3, (6.5, 9.0): 1}
+"""How long something is frozen, and how often: a party silent for 6 s is taken for dead, and wakes up to that."""
+DEAD_S = {(0.0, 0.0): 4, (0.2, 2.0): 4, (3.0, 7.0): 1}
+"""How long until it is started again: also longer than a message waits for a handler."""
+KILLS, FREEZES = 3, 2
+"""How often one and the other."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that can be hit: one part or several at once, and how to start it again. `weight`: how often.
+
+    `workers`: hit one of the handler processes below the part instead, which somebody else starts again.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    start: Callable[[], None]
+    weight: int
+    workers: bool = False
+
+
+class Weather:
+    """Chooses and carries out faults until it is told to stop."""
+
+    def __init__(self, targets: Sequence[Target], random: Random) -> None:
+        self.kills = 0
+        self.freezes = 0
+        self.story: list[tuple[float, str]] = []
+        self._targets = targets
+        self._random = random
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._hit: set[str] = set()
+        self._calm = asyncio.Event()
+
+    async def rage(self, duration_s: float) -> None:
+        """Let faults happen for so long; when it returns, everything has been thawed and started again."""
+        end_s = now_s() + duration_s
+        while (pause_s := self._random.expovariate(1 / MEAN_PAUSE_S)) < end_s - now_s():
+            await asyncio.sleep(pause_s)
+            self._strike()
+        await asyncio.sleep(max(0.0, end_s - now_s()))
+        self._calm.set()
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    def _strike(self) -> None:
+        """Begin one fault. The choices don't depend on what is alive: the same seed chooses alike."""
+        target = self._random.choices(self._targets, [target.weight for target in self._targets])[0]
+        kills = self._random.choices((True, False), (KILLS, FREEZES))[0]
+        table = DEAD_S if kills else FROZEN_S
+        for_s = self._random.uniform(*self._random.choices(list(table), list(table.values()))[0])
+        which = self._random.random()
+        if any(part.name in self._hit for part in target.parts):
+            return  # it is down already
+        work = self._worker(target, kills, for_s, which) if target.workers else self._part(target, kills, for_s)
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _part(self, target: Target, kills: bool, for_s: float) -> None:
+        names = {part.name for part in target.parts}
+        self._hit |= names
+        try:
+            if not kills:
+                self._tell(f"{target.name} frozen for {for_s:.1f} s")
+                for part in target.parts:
+                    if part.alive:
+                        part.freeze()
+                        self.freezes += 1
+                await self._wait(for_s)
+                for part in target.parts:
+                    part.thaw()
+                return
+            self._tell(f"{target.name} killed, back in {for_s:.1f} s")
+            for part in target.parts:
+                part.kill()
+                self.kills += 1
+            await self._wait(for_s)
+            target.start()
+        finally:
+            self._hit -= names
+
+    async def _worker(self, target: Target, kills: bool, for_s: float, which: float) -> None:
+        pids = target.parts[0].offspring()
+        if not pids:
+            return
+        pid = pids[int(which * len(pids))]
+        if kills:
+            self._tell(f"process {pid} of {target.name} killed")
+            signal_one(pid, signal.SIGKILL)
+            self.kills += 1
+            return
+        self._tell(f"process {pid} of {target.name} frozen for {for_s:.1f} s")
+        signal_one(pid, signal.SIGSTOP)
+        self.freezes += 1
+        try:
+            await self._wait(for_s)
+        finally:
+            signal_one(pid, signal.SIGCONT)
+
+    def _tell(self, what: str) -> None:
+        self.story.append((now_s(), what))
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait so long, or until all faults end."""
+        try:
+            await asyncio.wait_for(self._calm.wait(), seconds)
+        except TimeoutError:
+            pass

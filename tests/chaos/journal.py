@@ -1,0 +1,120 @@
+"""What the processes of a chaos run put down: one file each, one record a line, which outlives a killed process.
+
+A record is with the kernel before anything follows from it; a process that dies leaves whole records, and at most one
+torn line at the end. It must never be kept back in a buffer, and never be changed once written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+
+class Sent(msgspec.Struct, tag="sent", tag_field="what", frozen=True):
+    """A message is about to be submitted. `targets`: who is to get it, by the name its report will use."""
+
+    number: int
+    type: str
+    targets: dict[str, list[str]]
+    at_s: float
+
+
+class Told(msgspec.Struct, tag="told", tag_field="what", frozen=True):
+    """The report on a message came. `recipients` as in the report; `message` is the server's id of it."""
+
+    number: int
+    good: bool
+    reason: str | None
+    recipients: dict[str, str]
+    message: str | None
+    at_s: float
+
+
+class Later(msgspec.Struct, tag="later", tag_field="what", frozen=True):
+    """What became of something that had been queued, as the server told it afterwards."""
+
+    message: str
+    recipient: str
+    outcome: str
+    at_s: float
+
+
+class GivenUp(msgspec.Struct, tag="given-up", tag_field="what", frozen=True):
+    """The client library says that no report will come."""
+
+    number: int
+    why: str
+    at_s: float
+
+
+class Got(msgspec.Struct, tag="got", tag_field="what", frozen=True):
+    """A user received a message. `sound`: its text is the one that was sent. `link`: which connection it came on."""
+
+    number: int
+    user: str
+    id: str | None
+    marked: bool
+    sound: bool
+    link: str
+    at_s: float
+
+
+class Closed(msgspec.Struct, tag="closed", tag_field="what", frozen=True):
+    """The process ended in good order: everything it had sent was reported on, or given up."""
+
+    at_s: float
+
+
+Record = Sent | Told | Later | GivenUp | Got | Closed
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Record).decode
+
+
+def now_s() -> float:
+    """Seconds on the clock that all processes of a machine share."""
+    return time.monotonic()
+
+
+class Journal:
+    """The file of one life of one process, to be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def write(self, record: Record) -> None:
+        """Put a record down; it is safe from anything but the machine's own end when this returns."""
+        line = _encode(record) + b"\n"
+        if os.write(self._file, line) != len(line):
+            raise OSError("the disk is full: a chaos run cannot go on without its journals")
+
+
+class Journals:
+    """All journals of a run, to be read while they grow."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._read: dict[Path, int] = {}
+
+    def news(self) -> list[tuple[str, Record]]:
+        """Return the records that were not returned before, each with the name of its journal."""
+        found: list[tuple[str, Record]] = []
+        for path in sorted(self._directory.glob("*.journal")):
+            start = self._read.get(path, 0)
+            with path.open("rb") as file:
+                file.seek(start)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read[path] = start + len(whole)
+            found += [(path.stem, _decode(line)) for line in whole.splitlines()]
+        return found

@@ -1,0 +1,180 @@
+"""The processes of a chaos run: started, killed, frozen and started again, one by one, by their process id.
+
+All that they start carries a mark in its environment, so that in the end nothing stays behind, not even what an orphan
+has started. It must never signal a process without that mark.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tests.benchmarks.processes import children
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+"""Where our processes find the modules of the run."""
+BESTER = str(Path(sys.executable).with_name("bester"))
+MARK = "BESTER_CHAOS_RUN"
+END_S = 15.0
+"""From SIGTERM to SIGKILL in the end: a server drains for 10 s at most."""
+LOOK_S = 0.02
+"""Between two looks at something that tells nobody when it happens."""
+
+
+class Part:
+    """One program of the run, over all its lives. Its output goes into `NAME.log`."""
+
+    def __init__(self, name: str, directory: Path, mark: str, *, ready: str = "") -> None:
+        self.name = name
+        self.lives = 0
+        self.frozen = False
+        self._directory = directory
+        self._mark = mark
+        self._ready = ready
+        self._log = directory / f"{name}.log"
+        self._log_start = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of the last life, None while it lives."""
+        return None if self._process is None else self._process.poll()
+
+    def reap(self) -> None:
+        """Take note of its end, where it has ended."""
+        if self._process is not None:
+            self._process.poll()
+
+    def start(self, *command: str) -> None:
+        """Begin another life."""
+        assert not self.alive
+        self.lives += 1
+        self.frozen = False
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._directory,
+                env={**os.environ, "PYTHONPATH": PATH, "PYTHONUNBUFFERED": "1", MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the run alone
+            )
+
+    @property
+    def ready(self) -> bool:
+        """Whether this life has said in its log what it says when it is of use."""
+        return all(word in self.log() for word in self._ready.split("|"))
+
+    def log(self) -> str:
+        """Return what this life has written."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def offspring(self) -> list[int]:
+        """Return the handler processes that it has started."""
+        if self._process is None or not self.alive:
+            return []
+        return [pid for pid in children(self._process.pid) if "bester.handlers" in _command_line(pid)]
+
+    def kill(self) -> None:
+        """SIGKILL, also while it is frozen; returns when it is gone."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        self.frozen = True
+
+    def thaw(self) -> None:
+        if self._process is not None and self.frozen:
+            self._process.send_signal(signal.SIGCONT)
+        self.frozen = False
+
+    def ask_to_end(self) -> None:
+        """SIGTERM, where it lives."""
+        if self._process is not None and self.alive:
+            self._process.send_signal(signal.SIGTERM)
+
+
+class Parts:
+    """All programs of a run, from `with` to their end."""
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_hex(8)
+        self.all: list[Part] = []
+
+    def part(self, name: str, directory: Path, *, ready: str = "") -> Part:
+        """Add a program, which does not run so far. `ready`: words that its log must hold, parted by `|`."""
+        part = Part(name, directory, self.mark, ready=ready)
+        self.all.append(part)
+        return part
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not leave half of it behind
+        try:
+            self._end_all()
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+
+    def _end_all(self) -> None:
+        for pid in marked(self.mark):
+            signal_one(pid, signal.SIGCONT)
+        for part in self.all:
+            part.frozen = False
+            part.ask_to_end()
+        deadline = time.monotonic() + END_S
+        while any(part.alive for part in self.all) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        while pids := marked(self.mark):
+            for pid in pids:
+                signal_one(pid, signal.SIGKILL)
+            time.sleep(LOOK_S)
+            for part in self.all:
+                part.reap()
+
+
+def signal_one(pid: int, number: int) -> None:
+    """Send a signal to a process that may be gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def marked(mark: str) -> list[int]:
+    """Return every living process that carries this run's mark."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it is gone, or another user's
+            if wanted in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+    return found
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def python(module: str, *arguments: str) -> Sequence[str]:
+    """Return the command that runs a module of ours."""
+    return (sys.executable, "-m", module, *arguments)

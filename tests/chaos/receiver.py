@@ -1,0 +1,171 @@
+"""Users who receive, on the bare protocol: what they put down is what was on the wire.
+
+`python -m tests.chaos.receiver ADDRESS JOURNAL SEED restless|steady USER…` runs users who ask for acknowledgements:
+each message is put down before it is acknowledged, so that the process may be killed at any time. The restless come and
+go, sometimes without a word; the steady stay. SIGTERM: they leave, and the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.chaos.journal import Got, Journal, now_s
+from tests.chaos.sender import PASSWORD
+from tests.chaos.traffic import text_of
+
+LOGIN_S = 10.0
+"""A server that has not answered a login after so long is frozen or dead; another connection is tried."""
+RETRY_S = 0.2
+STAYS_S = (1.0, 8.0)
+AWAY_S = (0.0, 4.0)
+"""How long the restless are here and away."""
+LEAVE_S = 5.0
+"""How long a server may take over a goodbye."""
+HEADER = struct.Struct("<I")
+READ_LIMIT_BYTES = 1 << 20
+
+
+class Connection:
+    """One native connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, frame: Any) -> None:
+        body = json.dumps(frame).encode()
+        self.writer.write(HEADER.pack(len(body)) + body)
+
+    async def receive(self) -> Any:
+        """Return the next frame. Raises OSError or EOFError at the end."""
+        (length,) = HEADER.unpack(await self.reader.readexactly(HEADER.size))
+        return json.loads(await self.reader.readexactly(length))
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[Connection]:
+    """A connection to `HOST:PORT` or `unix:PATH`, dropped without a word in the end."""
+    if address.startswith("unix:"):
+        streams = await asyncio.open_unix_connection(address.removeprefix("unix:"), limit=READ_LIMIT_BYTES)
+    else:
+        host, _, port = address.rpartition(":")
+        streams = await asyncio.open_connection(host, int(port), limit=READ_LIMIT_BYTES)
+    try:
+        yield Connection(*streams)
+    finally:
+        streams[1].transport.abort()
+
+
+class Receiver:
+    """One user at one server. Without `acks`, goodbyes are always said: then nothing may be lost on the way either."""
+
+    def __init__(self, user: str, address: str, journal: Journal, random: Random, *, acks: bool = True) -> None:
+        self.user = user
+        self.address = address
+        self.journal = journal
+        self.random = random
+        self.acks = acks
+        self.steady = asyncio.Event()
+        self.enough = asyncio.Event()
+        self._sessions = 0
+
+    async def run(self) -> None:
+        """Come and go until it is enough."""
+        while not self.enough.is_set():
+            try:
+                async with connected(self.address) as connection:
+                    await self._session(connection)
+            except (OSError, EOFError, TimeoutError):
+                await self._wait(RETRY_S)
+                continue
+            if not self.steady.is_set():
+                await self._wait(self.random.uniform(*AWAY_S))
+
+    async def _session(self, connection: Connection) -> None:
+        await self._log_in(connection)
+        self._sessions += 1
+        reading = asyncio.create_task(self._read(connection, f"{self.user}#{self._sessions}"))
+        try:
+            await self._stay(reading)
+            if not reading.done() and (not self.acks or self.enough.is_set() or self.random.random() < 0.5):
+                connection.send({"header": None, "payload": _command("bye", "close", None)})
+                await asyncio.wait((reading,), timeout=LEAVE_S if self.acks else None)
+        finally:
+            reading.cancel()
+            await asyncio.wait((reading,))
+        if not reading.cancelled():
+            reading.result()
+
+    async def _log_in(self, connection: Connection) -> None:
+        header: dict[str, Any] = {"scope": "client", "authentication": {"username": self.user, "password": PASSWORD}}
+        if self.acks:
+            header["ack"] = True
+        connection.send({"header": header, "payload": {"data": None, "type": "dummy"}})
+        answer = await asyncio.wait_for(connection.receive(), LOGIN_S)
+        if answer["header"].get("status") != "good":
+            raise EOFError(f"refused: {answer}")
+
+    async def _stay(self, reading: asyncio.Task[None]) -> None:
+        """Stay for a while, or for good; no longer than the connection lasts."""
+        enough = asyncio.create_task(self.enough.wait())
+        steady = asyncio.create_task(self.steady.wait())
+        stay_s = self.random.uniform(*STAYS_S)
+        await asyncio.wait((reading, enough, steady), timeout=stay_s, return_when=asyncio.FIRST_COMPLETED)
+        if self.steady.is_set():
+            await asyncio.wait((reading, enough), return_when=asyncio.FIRST_COMPLETED)
+        enough.cancel()
+        steady.cancel()
+
+    async def _read(self, connection: Connection, link: str) -> None:
+        while True:
+            frame = await connection.receive()
+            header, payload = frame["header"], frame["payload"]
+            if header.get("messageType") != "receivedMessage":
+                continue
+            data, id_ = payload["data"], header.get("id")
+            sound = data["text"] == text_of(data["number"])
+            got = Got(data["number"], self.user, id_, header.get("redelivered") is True, sound, link, now_s())
+            self.journal.write(got)
+            if self.acks:
+                connection.send({"header": None, "payload": _command("ack", "ack", [id_])})
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.enough.wait(), seconds)
+        except TimeoutError:
+            pass
+
+
+def _command(id_: str, type_: str, data: Any) -> dict[str, Any]:
+    return {"type": "builtin", "id": id_, "data": {"command": {"type": type_, "data": data}}}
+
+
+async def main() -> None:
+    address, journal, seed, manner, *users = sys.argv[1:]
+    with Journal(Path(journal)) as open_journal:
+        receivers = [Receiver(user, address, open_journal, Random(f"{seed}/{user}")) for user in users]
+
+        def leave() -> None:
+            for receiver in receivers:
+                receiver.enough.set()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
+        if manner == "steady":
+            for receiver in receivers:
+                receiver.steady.set()
+        async with asyncio.TaskGroup() as group:
+            for receiver in receivers:
+                group.create_task(receiver.run())
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,110 @@
+"""A client process that sends: `python -m tests.chaos.sender SERVER ADDRESS USER JOURNAL LIFE SEED`.
+
+It puts each message down before it is submitted, and each report when it comes. SIGTERM: it sends no more, waits for
+the reports on what it sent, puts down that it is done, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from random import Random
+
+from bester.bridge.client import Client, ClientError, Message, Report
+from tests.chaos import traffic
+from tests.chaos.journal import Closed, GivenUp, Journal, Later, Sent, Told, now_s
+
+RATE_PER_S = 20.0
+"""Moderate: two slow cores must keep up while a third of their time goes into starting processes again."""
+UNREPORTED = 400
+"""So many at most are under way: while a server is away, its clients do not pile up messages without end."""
+PASSWORD = "secret"
+RETRY_S = 0.2
+"""Between two attempts to log in for the first time."""
+
+
+class Sender:
+    """One user at one server, with the client library."""
+
+    def __init__(self, server: str, address: str, user: str, journal: Journal, life: int, random: Random) -> None:
+        self.server = server
+        self.address = address
+        self.user = user
+        self.journal = journal
+        self.random = random
+        self.number = life * traffic.NUMBERS_A_LIFE
+        self.enough = asyncio.Event()
+
+    async def run(self) -> None:
+        """Send until it is enough, with a client made anew whenever one ends for good."""
+        while not self.enough.is_set():
+            client = Client(self.address, user=self.user, password=PASSWORD, resend=True)
+            try:
+                await client.start()
+            except ClientError:
+                await self._rest(RETRY_S)
+                continue
+            hearing = asyncio.create_task(self._hear(client))
+            try:
+                await self._send(client, hearing)
+            finally:
+                await client.close(0)
+                await hearing
+        self.journal.write(Closed(now_s()))
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.enough.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _send(self, client: Client, hearing: asyncio.Task[None]) -> None:
+        """Send until it is enough, then wait for all reports; or until the client has ended."""
+        while not self.enough.is_set() and not hearing.done():
+            if client.unreported < UNREPORTED:
+                self._submit(client)
+            await self._rest(self.random.expovariate(RATE_PER_S))
+        while client.unreported and not hearing.done():
+            await asyncio.sleep(0.05)
+
+    def _submit(self, client: Client) -> None:
+        self.number += 1
+        message = traffic.compose(self.number, self.server, self.random)
+        self.journal.write(Sent(message.number, message.type, message.targets, now_s()))
+        report = client.submit(message.type, message.data)
+        report.add_done_callback(lambda done: self._reported(message.number, done))
+
+    def _reported(self, number: int, done: asyncio.Future[Report]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if done.cancelled() or error is not None:
+            self.journal.write(GivenUp(number, str(error), now_s()))
+            return
+        report = done.result()
+        self.journal.write(Told(number, report.good, report.reason, report.recipients, report.message, now_s()))
+
+    async def _hear(self, client: Client) -> None:
+        """Take what comes, so that reports come too; ends with the client."""
+        try:
+            async for message in client:
+                self._heard(message)
+        except ClientError:
+            pass
+
+    def _heard(self, message: Message) -> None:
+        if message.type == "bester.outcome":
+            data = message.data
+            self.journal.write(Later(data["message"], data["recipient"], data["outcome"], now_s()))
+
+
+async def main() -> None:
+    server, address, user, journal, life, seed = sys.argv[1:]
+    with Journal(Path(journal)) as open_journal:
+        sender = Sender(server, address, user, open_journal, int(life), Random(f"{seed}/{user}/{life}"))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, sender.enough.set)
+        await sender.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,121 @@
+"""The ledger of chaos runs finds what is wrong: each rule, broken once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.journal import Closed, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
+from tests.chaos.ledger import Ledger, Verdict
+
+SENT = Sent(1, "both", {"ann": ["ann"], "s2": ["bob", "bea"]}, 1.0)
+GOOD = Told(1, True, None, {}, "s1/e/1", 2.0)
+
+
+def got(user: str, id_: str = "id", *, marked: bool = False, sound: bool = True, at_s: float = 3.0) -> Got:
+    return Got(1, user, f"{id_}-{user}", marked, sound, f"{user}#1", at_s)
+
+
+ALL = (got("ann"), got("bob"), got("bea"))
+
+
+def judged(*records: Record) -> Verdict:
+    ledger = Ledger()
+    for record in records:
+        ledger.take("sender" if not isinstance(record, Got) else "receiver", record)
+    return ledger.verdict()
+
+
+def test_what_everybody_received_once_is_in_order() -> None:
+    verdict = judged(SENT, GOOD, *ALL, Closed(9.0))
+    assert verdict.clean
+    assert (verdict.promises, verdict.marked, verdict.unmarked, verdict.good, verdict.unclaimed) == (3, 0, 0, 1, 0)
+
+
+def test_a_receipt_that_is_read_before_its_message_is_known_counts() -> None:
+    assert judged(*ALL, GOOD, SENT).clean
+
+
+def test_what_was_reported_good_and_did_not_come_is_lost() -> None:
+    verdict = judged(SENT, GOOD, got("ann"), got("bea"))
+    assert not verdict.clean
+    assert verdict.lost == [(1, "bob")]
+
+
+@pytest.mark.parametrize("outcome", ["delivered", "queued", "sent"])
+def test_a_bad_report_promises_what_it_names(outcome: str) -> None:
+    report = Told(1, False, "not-connected", {"ann": "failed:not-connected", "s2": outcome}, "s1/e/1", 2.0)
+    assert judged(SENT, report).lost == [(1, "bob"), (1, "bea")]
+
+
+def test_a_bad_report_that_names_nobody_promises_nothing() -> None:
+    verdict = judged(SENT, Told(1, False, "handler-lost", {}, "s1/e/1", 2.0), got("ann"))
+    assert verdict.clean
+    assert (verdict.promises, verdict.bad) == (0, {"handler-lost": 1})
+
+
+def test_what_a_later_outcome_calls_failed_is_promised_no_longer() -> None:
+    report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
+    later = Later("s1/e/1", "s2", "failed:expired", 3.0)
+    for records in ((SENT, report, later), (SENT, later, report)):
+        assert judged(*records, got("ann")).clean
+        assert judged(*records).lost == [(1, "ann")]
+    assert judged(SENT, report, Later("s1/e/1", "s2", "delivered", 3.0), got("ann")).lost == [(1, "bob"), (1, "bea")]
+
+
+def test_two_reports_are_wrong() -> None:
+    assert "reported 2 times" in judged(SENT, GOOD, GOOD, *ALL).wrong[0]
+
+
+def test_a_message_without_a_report_is_wrong_where_its_sender_ended_well() -> None:
+    assert "never reported" in judged(SENT, Closed(9.0)).wrong[0]
+    assert judged(SENT).clean  # it was killed
+    assert judged(SENT, GivenUp(1, "connection lost", 4.0), Closed(9.0)).clean
+
+
+def test_what_nobody_sent_is_wrong() -> None:
+    assert "never sent" in judged(got("ann")).wrong[0]
+
+
+def test_a_user_it_was_not_for_is_wrong() -> None:
+    assert "whom it was not for" in judged(SENT, GOOD, *ALL, got("amy")).wrong[0]
+
+
+def test_another_text_is_wrong() -> None:
+    assert "another text" in judged(SENT, GOOD, got("ann"), got("bob"), got("bea", sound=False)).wrong[0]
+
+
+def test_a_repetition_keeps_its_id_or_is_marked() -> None:
+    twice = judged(SENT, GOOD, *ALL, got("bob", at_s=4.0))
+    assert twice.clean
+    assert (twice.marked, twice.unmarked) == (0, 1)
+    marked = judged(SENT, GOOD, *ALL, got("bob", "new", marked=True, at_s=4.0))
+    assert marked.clean
+    assert (marked.marked, marked.unmarked) == (1, 0)
+    stranger = judged(SENT, GOOD, *ALL, got("bob", "new", at_s=4.0))
+    assert "under another id and without the mark" in stranger.wrong[0]
+
+
+def test_the_story_of_a_message_has_all_that_happened() -> None:
+    ledger = Ledger()
+    for record in (SENT, GOOD, got("ann"), Later("s1/e/1", "s2", "failed:expired", 3.0)):
+        ledger.take("j", record)
+    story = ledger.entries[1].story()
+    assert all(word in story for word in ("sent", "reported good", "received by ann on ann#1", "s2 failed"))
+
+
+def test_journals_are_read_while_they_grow_and_a_torn_line_is_left(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    path = tmp_path / "one.journal"
+    with Journal(path) as journal:
+        journal.write(SENT)
+        assert journals.news() == [("one", SENT)]
+        assert journals.news() == []
+        journal.write(GOOD)
+        with path.open("ab") as file:
+            file.write(b'{"what":"got","num')
+        assert journals.news() == [("one", GOOD)]
+    with path.open("ab") as file:
+        file.write(b'ber":1,"user":"ann","id":null,"marked":true,"sound":true,"link":"l","at_s":1.5}\n')
+    assert journals.news() == [("one", Got(1, "ann", None, True, True, "l", 1.5))]
