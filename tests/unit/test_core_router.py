@@ -210,7 +210,7 @@ def test_strangers_are_remembered_up_to_a_bound() -> None:
     stand = Stand(limited(max_strangers=3))
     for _ in range(20):
         stand.say(stand.link(), Heartbeat())
-    assert len(stand.router._strangers) == 3
+    assert len(stand.router._presence._strangers) == 3
 
 
 def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
@@ -218,7 +218,7 @@ def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
     link = stand.link()
     stand.say(link, Heartbeat())
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    assert not stand.router._strangers
+    assert not stand.router._presence._strangers
 
 
 # --- liveness -------------------------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core import parties, policy
 from bester.broker.core.cases import failed
 from bester.broker.core.entrances import Entrances
 from bester.broker.core.exchange import Exchange
-from bester.broker.core.known import Edge
 from bester.broker.core.letters import QUESTIONS
 from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parties import Peer
+from bester.broker.core.presence import Presence
 from bester.broker.core.questions import Questions
 from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
 from bester.broker.kept import (
@@ -39,9 +38,7 @@ from bester.broker.kept import (
     mailbox,
 )
 from bester.broker.wire.messages import (
-    MAX_BODY_BYTES,
     OP_OF,
-    VERSION,
     Answer,
     Ask,
     Close,
@@ -61,7 +58,6 @@ from bester.broker.wire.messages import (
     Relayed,
     Reply,
     Submit,
-    Welcome,
 )
 
 NOTHING_KEPT = Snapshot()
@@ -93,14 +89,9 @@ class Router:
         self._entrances = Entrances(settings, self._exchange, self._out, epoch, snapshot)
         self._arrivals = self._entrances.arrivals
         self._questions = Questions(settings, self._exchange.directory, self._exchange.trace)
-        self._peers: dict[Link, Peer] = {}
-        self._strangers: dict[Link, float] = {}
+        self._presence = Presence(settings, self._exchange, self._out, epoch, now)
+        self._peers = self._presence.peers
         self._missing: dict[str, str] = {}
-        self._edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
-        self._serial = 0
-        self._ticked = now
-        self._resumed = now
-        self._beat = now
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
         self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
             "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
@@ -132,7 +123,7 @@ class Router:
         peer = self._peers.get(link)
         for message in messages:
             if peer is None or type(message) is Hello:
-                self._greeted(link, peer, message, now)
+                self._presence.greet(link, peer, message, now)
                 peer = self._peers.get(link)
                 continue
             handle = self._table[peer.role].get(type(message))
@@ -159,12 +150,6 @@ class Router:
             self._outboxes.arrived(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._outboxes.arrived(link, message.token, failed(message.code), {}, now)
-
-    def _greeted(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
-        if isinstance(message, Hello):
-            self._hello(link, peer, message, now)
-        else:
-            self._stranger(link, message, now)
 
     def verified(self, link: Link, session: int, user: str, reason: str | None, now: float) -> list[Action]:
         """A password was checked; `reason` is the code of the refusal, or None."""
@@ -194,7 +179,7 @@ class Router:
         """A message could not be sent: the party is gone, or does not read."""
         peer = self._peers.get(link)
         if peer is not None:
-            self._lost(peer, "nothing can be sent to it", now)
+            self._presence.lost(peer, "nothing can be sent to it", now)
         elif link.door == "server" and type(message) is Relay:
             self._outboxes.arrived(link, message.token, failed("unreachable"), {}, now)
         return self._actions()
@@ -217,31 +202,9 @@ class Router:
 
     def tick(self, now: float) -> list[Action]:
         """Let time pass; call it a few times a second."""
-        limits = self.settings.limits
-        if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves: the others' silence proves nothing
-            self._resumed = now
-            for peer in self._peers.values():
-                peer.heard = now
-        self._ticked = now
-        for peer in [peer for peer in self._peers.values() if peer.silent(limits, now)]:
-            self._lost(peer, "fallen silent", now)
-        if now - self._beat >= limits.heartbeat_s:
-            self._beat = now
-            for link in self._peers:
-                if link.door != "direct":
-                    self._say(link, Heartbeat())
-        if now - self._resumed >= limits.heartbeat_s:  # what came meanwhile is read before anything is held to be late
+        if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
-        self._forget_edges(now)
         return self._actions()
-
-    def _forget_edges(self, now: float) -> None:
-        before = now - self.settings.limits.remember_s
-        for prefix, edge in list(self._edges.items()):
-            if edge.since is not None and edge.since < before:
-                edge.forget()
-                if not any(peer.edge is edge for peer in self._peers.values()):
-                    del self._edges[prefix]
 
     # --- the store ---
 
@@ -276,9 +239,7 @@ class Router:
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""
-        for link in self._peers:
-            if link.door != "direct":
-                self._say(link, Goodbye(reason))
+        self._presence.say_to_all(Goodbye(reason))
         return self._actions()
 
     def drain(self) -> None:
@@ -303,96 +264,17 @@ class Router:
     def _notice(self, event: str, **fields: Any) -> None:
         self._out.others.append(Notice(event, fields))
 
-    # --- coming and going ---
-
-    def _stranger(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong."""
-        last = self._strangers.get(link)
-        if last is not None and now - last < self.settings.limits.heartbeat_s:
-            return
-        self._strangers.pop(link, None)
-        while len(self._strangers) >= self.settings.limits.max_strangers:
-            del self._strangers[next(iter(self._strangers))]
-        self._strangers[link] = now
-        if isinstance(message, Malformed) and message.op == OP_OF[Hello]:
-            self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
-            self._say(link, Error(*message))
-        else:
-            self._say(link, Error("hello-first", "this link is not known here; say HELLO"))
-
-    def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
-        error = parties.refusal(self.settings, link, hello)
-        options = None
-        if error is None and hello.role == "handler":
-            read = parties.handler_options(self.settings.limits, hello.options)
-            error, options = (read, None) if isinstance(read, Error) else (None, read)
-        if error is None and peer is None and len(self._peers) >= self.settings.limits.max_parties:
-            error = Error("overloaded", "too many parties", OP_OF[Hello])
-        if error is not None:
-            self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
-            self._say(link, error)
-            return
-        if peer is not None and peer.role != hello.role:
-            self._lost(peer, "come back as another", now)
-            peer = None
-        self._strangers.pop(link, None)
-        if peer is None:
-            peer = self._peers[link] = Peer(link, hello.role, hello.name, now)
-            types = {"types": sorted(options.types)} if options else {}
-            self._notice("joined", role=hello.role, name=hello.name, **types)
-        peer.name, peer.heard, peer.leaving = hello.name, now, False
-        limits = self.settings.limits
-        said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
-        self._say(link, Welcome(VERSION, self.settings.name, said))
-        if options is not None:
-            self._employ(peer, options, now)
-        elif hello.role == "bridge":
-            self._welcome_bridge(link, peer, hello, now)
-        elif hello.role == "server":
-            self._outboxes.contact(policy.fabric_peer(link.door, hello.name) or "", now)
-
-    def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
-        """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
-        self._serial += 1
-        epoch = hello.options.get("epoch")
-        edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
-        prefix = f"{self.settings.name}/{hello.name}-{edge}/"
-        listeners = hello.options.get("listeners")
-        peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
-        if link.door != "direct" and (peer.edge is None or peer.prefix != prefix):
-            for other in [other for other in self._peers.values() if other.prefix == prefix and other is not peer]:
-                self._lost(other, "come back on another link", now)
-            known = self._edges.get(prefix)
-            if known is None:
-                known = self._edges[prefix] = Edge()
-            else:
-                known.relink(now)
-            peer.edge = known
-        elif peer.edge is not None:  # HELLO again on the same link: all that was said on it before is void, too
-            peer.edge.relink(now)
-        peer.prefix = prefix
-        self._exchange.bridges[link] = None
-
-    def _employ(self, peer: Peer, options: parties.HandlerOptions, now: float) -> None:
-        exchange = self._exchange
-        types, credit, ordered = options.types, options.credit, options.ordered
-        peer.types = types
-        if peer.worker is None:
-            peer.worker = exchange.workers.join(peer.link, types, credit, ordered)
-            exchange.joined(peer.worker, types, now)
-        else:
-            exchange.rejoined(peer.worker, types, credit, ordered, now)
-        peer.worker.lease_s = options.lease_s
+    # --- everybody ---
 
     def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
             return
         if isinstance(message, Goodbye):
-            self._goodbye(peer, now)
+            self._presence.goodbye(peer, now)
         elif isinstance(message, Malformed):
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
                 self._exchange.spoiled(peer.worker, message.token, now)
-                self._forget_when_done(peer)
+                self._presence.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
             op = OP_OF[type(message)]
@@ -401,30 +283,6 @@ class Router:
     def _refuse(self, peer: Peer, error: Error) -> None:
         self._notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
         self._say(peer.link, error)
-
-    def _goodbye(self, peer: Peer, now: float) -> None:
-        self._say(peer.link, Goodbye("goodbye"))
-        peer.leaving = True
-        if peer.worker is not None:
-            self._exchange.leaves(peer.worker, now)
-            self._forget_when_done(peer)
-        else:
-            self._lost(peer, "goodbye", now)
-
-    def _forget_when_done(self, peer: Peer) -> None:
-        if peer.leaving and peer.worker is not None and not peer.worker.busy:
-            self._peers.pop(peer.link, None)
-            self._notice("left", role=peer.role, name=peer.name)
-
-    def _lost(self, peer: Peer, why: str, now: float) -> None:
-        self._peers.pop(peer.link, None)
-        self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
-        if peer.worker is not None:
-            self._exchange.lost(peer.worker, now)
-        if peer.role == "bridge":
-            if peer.edge is not None:
-                peer.edge.since = now
-            self._exchange.bridge_lost(peer.link, now)
 
     # --- handlers ---
 
@@ -435,7 +293,7 @@ class Router:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         if peer.leaving:  # perhaps its last: what stood behind it is for others
             self._exchange.feed(peer.worker, now)
-            self._forget_when_done(peer)
+            self._presence.forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
         error = self._entrances.emit(peer, emit, now)
