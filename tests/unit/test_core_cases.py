@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.cases import MAX_NAMED, Case, Kind, badness, failed, reason_of
+from bester.broker.core.cases import MAX_NAMED, Case, Kind, badness, failed, reason_of, try_again
 from bester.broker.core.values import Link
+from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Outcome, Relayed, Report
 
 HERE = Link("ipc", b"b")
@@ -20,21 +22,21 @@ def case(kind: Kind = Kind.SUBMIT) -> Case:
 def test_all_delivered_names_nobody() -> None:
     one = case()
     one.record("alice", "delivered")
-    assert one.answer() == Report(7, 0, None, "m", {})
+    assert one.answer(7) == Report(7, 0, None, "m", {})
 
 
 def test_anything_else_names_everybody() -> None:
     one = case()
     one.record("alice", "delivered")
     one.record("s2", "sent")
-    assert one.answer() == Report(7, 0, None, "m", {"alice": "delivered", "s2": "sent"})
+    assert one.answer(7) == Report(7, 0, None, "m", {"alice": "delivered", "s2": "sent"})
 
 
 def test_the_first_failure_is_the_reason() -> None:
     one = case()
     for name, outcome in (("a", "queued"), ("b", "failed:unreachable"), ("c", "failed:timeout")):
         one.record(name, outcome)
-    report = one.answer()
+    report = one.answer(7)
     assert isinstance(report, Report)
     assert (report.status, report.reason) == (1, "unreachable")
     assert report.recipients == {"a": "queued", "b": "failed:unreachable", "c": "failed:timeout"}
@@ -43,7 +45,7 @@ def test_the_first_failure_is_the_reason() -> None:
 def test_the_message_itself_may_fail_and_names_nobody() -> None:
     one = case()
     one.record(None, failed("unknown-type"))
-    assert one.answer() == Report(7, 1, "unknown-type", "m", {})
+    assert one.answer(7) == Report(7, 1, "unknown-type", "m", {})
 
 
 def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
@@ -51,8 +53,30 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
         emit, relay = case(Kind.EMIT), case(Kind.RELAY)
         for one in (emit, relay):
             one.record("a", outcome)
-        assert emit.answer() == Outcome(7, status, {} if status == 0 else {"a": outcome}, reason)
-        assert relay.answer() == Relayed(7, outcome)
+        assert emit.answer(7) == Outcome(7, status, {} if status == 0 else {"a": outcome}, reason)
+        assert relay.answer(7) == Relayed(7, outcome, {"carried": True} if status else {})
+
+
+def test_a_server_is_told_what_will_be_told_later_and_that_something_was_done() -> None:
+    """Where nothing was carried out it may send it again; where something was, that would do it twice."""
+    refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
+    refused.record(None, failed("no-handler"))
+    assert refused.answer(1) == Relayed(1, "failed:no-handler", {})
+    for name in "ab":
+        waits.record(name, "queued")
+    assert waits.answer(2) == Relayed(2, "queued", {"queued": 2})
+    for name, outcome in (("a", "queued"), ("b", failed("mailbox-full"))):
+        mixed.record(name, outcome)
+    assert mixed.answer(3) == Relayed(3, "failed:mailbox-full", {"queued": 1, "carried": True})
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_worth_another_try_is_what_did_not_get_in_and_may_later(code: str) -> None:
+    later = {"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"}
+    assert try_again(failed(code), {}) == (code in later)
+    assert not try_again(failed(code), {"carried": True})
+    for outcome in ("delivered", "queued", "sent"):
+        assert not try_again(outcome, {})
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))
@@ -62,7 +86,7 @@ def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said
         one.record(name, outcome)
     worst = {name: max((o for n, o in said if n == name), key=badness) for name, _ in said}
     failures = [reason_of(outcome) for _, outcome in said if outcome.startswith("failed:")]
-    report = one.answer()
+    report = one.answer(7)
     assert isinstance(report, Report)
     assert report.status == bool(failures)
     assert report.reason == (failures[0] if failures else None)
@@ -76,7 +100,7 @@ def test_a_report_of_too_many_names_leaves_some_out_and_none_of_the_outcomes() -
     one = case()
     for number in range(5):
         one.record(f"{number}" + "n" * (MAX_NAMED // 4), "delivered" if number < 4 else "failed:not-connected")
-    report = one.answer()
+    report = one.answer(7)
     assert isinstance(report, Report)
     assert (report.status, report.reason) == (1, "not-connected")
     assert [name[0] for name in report.recipients] == ["0", "1", "2"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.kept import NUMBERS_A_LIFE, lane
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_RESULTS,
@@ -53,7 +54,7 @@ def finished(stand: Stand) -> None:
     exchange = stand.router._exchange
     assert stand.router.idle
     assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
-    assert exchange.commands.deliveries.count == exchange.commands.legs.count == 0
+    assert exchange.deliveries.count == exchange.outboxes.legs.count == 0
     for link, messages in stand.inbox.items():
         assert not [m for m in messages if isinstance(m, Report | Outcome | Relayed)], f"told again: {link}"
 
@@ -172,17 +173,17 @@ def test_a_user_on_two_bridges_is_reached_when_one_delivers(here: bool, there: b
     finished(stand)
 
 
-def test_who_is_absent_is_unknown_or_not_connected() -> None:
+def test_for_who_is_absent_it_waits_if_there_is_such_a_user() -> None:
     stand = Stand(Settings("s1", open_accounts=False), accounts=frozenset({"away"}))
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     token = stand.submit(bridge, "chat")
     stand.answer(chat, clients("away", "dave", "alice"))
     stand.deliver(bridge)
     report = stand.report(bridge, token)
-    assert (report.status, report.reason) == (1, "not-connected")
-    assert report.recipients == {
-        "away": "failed:not-connected", "dave": "failed:unknown-user", "alice": "delivered",
-    }  # fmt: skip
+    assert (report.status, report.reason) == (1, "unknown-user")
+    assert report.recipients == {"away": "queued", "dave": "failed:unknown-user", "alice": "delivered"}
+    assert stand.mail("away") == [b'"hi"']
+    assert stand.mail("dave") == []
     finished(stand)
 
 
@@ -584,9 +585,12 @@ def test_a_relay_carries_what_the_next_server_must_know() -> None:
     request = stand.answer(one, servers("s2", body=b"0.1", as_type="chat"))
     relay = stand.one(S2, Relay)
     id_ = request.meta["id"]
+    number = relay.meta["lane"][1]
     assert relay[1:] == (
-        "chat", b"0.1", {"id": f"{id_}.0.0", "root": id_, "origin": "s1", "path": ["s1/one"]},
+        "chat", b"0.1",
+        {"id": f"{id_}.0.0", "root": id_, "origin": "s1", "path": ["s1/one"], "lane": ["store", number, number]},
     )  # fmt: skip
+    assert number >= NUMBERS_A_LIFE
     stand.relayed("s2", relay.token, "delivered")
     assert stand.report(bridge).status == 0
     finished(stand)
@@ -641,7 +645,7 @@ def test_another_address_is_tried_where_everybody_is_welcome() -> None:
     assert stand.report(bridge).recipients == {"10.9.9.9:1": "failed:unreachable"}
 
 
-def test_of_two_servers_the_dead_one_is_named_and_the_other_served() -> None:
+def test_of_two_servers_one_is_away_and_the_other_served() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.take(stand.router.server_lost("s2", "nothing heard", stand.now))
@@ -650,7 +654,8 @@ def test_of_two_servers_the_dead_one_is_named_and_the_other_served() -> None:
     forward = stand.one(bridge, Forward)
     stand.say(bridge, Forwarded(forward.token, "delivered"))
     report = stand.report(bridge)
-    assert (report.reason, report.recipients) == ("unreachable", {"s2": "failed:unreachable", "s3": "delivered"})
+    assert (report.status, report.recipients) == (0, {"s2": "queued", "s3": "delivered"})
+    assert [entry.target for entry in stand.kept(lane("s2", "one"))] == ["s2"]
     finished(stand)
 
 
@@ -666,25 +671,28 @@ def test_its_own_name_is_this_server() -> None:
     finished(stand)
 
 
-def test_a_link_that_is_lost_makes_what_is_on_it_unreachable() -> None:
+def test_what_is_on_a_link_that_is_lost_waits_and_an_answer_to_it_comes_too_late() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
     stand.answer(one, servers("s2"))
     relay = stand.one(S2, Relay)
     stand.take(stand.router.server_lost("s2", "nothing heard", stand.now))
-    assert stand.report(bridge).recipients == {"s2": "failed:unreachable"}
+    assert stand.report(bridge).recipients == {"s2": "queued"}
     stand.relayed("s2", relay.token, "delivered")
+    assert [entry.id for entry in stand.kept(lane("s2", "one"))] == [relay.meta["id"]]
     finished(stand)
 
 
-def test_a_relay_that_cannot_be_sent_is_unreachable() -> None:
+def test_a_relay_that_cannot_be_sent_waits() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
     stand.answer(one, servers("s2"))
-    stand.take(stand.router.undeliverable(S2, stand.one(S2, Relay), stand.now))
-    assert stand.report(bridge).reason == "unreachable"
+    relay = stand.one(S2, Relay)
+    stand.take(stand.router.undeliverable(S2, relay, stand.now))
+    assert stand.report(bridge).recipients == {"s2": "queued"}
+    assert [entry.number for entry in stand.kept(lane("s2", "one"))] == [relay.meta["lane"][1]]
     finished(stand)
 
 
@@ -701,17 +709,22 @@ def test_a_relay_that_is_refused_ends_with_the_code_of_the_refusal() -> None:
     finished(stand)
 
 
-def test_no_answer_is_a_timeout_and_a_late_one_changes_nothing() -> None:
-    stand = federated(relay_s=20.0)
+def test_without_an_answer_in_time_it_waits_and_a_late_answer_ends_that() -> None:
+    stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
     stand.answer(one, servers("s2"))
     relay = stand.one(S2, Relay)
-    stand.wait(19.5)
+    stand.wait(4.5)
     assert stand.heard_of(bridge, Report) == []
-    stand.wait(1.0)
-    assert stand.report(bridge).recipients == {"s2": "failed:timeout"}
+    assert stand.kept(lane("s2", "one")) == []
+    stand.wait(0.5)
+    assert stand.report(bridge).recipients == {"s2": "queued"}
+    assert [entry.id for entry in stand.kept(lane("s2", "one"))] == [relay.meta["id"]]
     stand.relayed("s2", relay.token, "delivered")
+    assert stand.kept(lane("s2", "one")) == []
+    stand.wait(120.0)
+    assert stand.heard_of(S2, Relay) == []
     finished(stand)
 
 
@@ -742,15 +755,37 @@ def test_a_full_lane_is_overloaded_and_holds_up_no_other() -> None:
     finished(stand)
 
 
-def test_a_forward_whose_bridge_goes_is_unreachable() -> None:
-    stand = federated()
+def test_a_forward_whose_bridge_goes_waits_for_another_and_to_a_stranger_it_is_given_up() -> None:
+    stand = federated("open")
     first, second = stand.bridge(), stand.bridge("alice")
     one = stand.handler("one")
     stand.submit(second, "one")
-    stand.answer(one, servers("s3"))
-    assert stand.one(first, Forward)
+    stand.answer(one, servers("s3", "10.9.9.9:1"))
+    forwards = stand.heard_of(first, Forward)
+    assert [forward.address for forward in forwards] == ["10.0.0.3:2223", "10.9.9.9:1"]
     stand.say(first, Goodbye(None))
-    assert stand.report(second).recipients == {"s3": "failed:unreachable"}
+    assert stand.report(second).recipients == {"s3": "queued", "10.9.9.9:1": "failed:unreachable"}
+    stand.wait(1.0)
+    again = stand.one(second, Forward)
+    assert (again.address, again.meta["id"]) == ("10.0.0.3:2223", forwards[0].meta["id"])
+    assert (again.meta["lane"], again.meta["again"]) == (forwards[0].meta["lane"], True)
+    stand.say(second, Forwarded(again.token, "delivered"))
+    finished(stand)
+
+
+def test_a_stranger_that_does_not_answer_is_given_up() -> None:
+    stand = federated("open", relay_s=20.0)
+    bridge, one = stand.bridge("alice"), stand.handler("one")
+    stand.submit(bridge, "one")
+    stand.answer(one, servers("10.9.9.9:1"))
+    forward = stand.one(bridge, Forward)
+    assert "lane" not in forward.meta
+    stand.wait(19.5)
+    assert stand.heard_of(bridge, Report) == []
+    stand.wait(0.5)
+    assert stand.report(bridge).recipients == {"10.9.9.9:1": "failed:unreachable"}
+    stand.say(bridge, Forwarded(forward.token, "delivered"))
+    assert stand.router._exchange.boxes.messages == 0
     finished(stand)
 
 
@@ -917,10 +952,11 @@ def test_an_emission_into_a_handler_has_no_user_and_a_path() -> None:
 def test_an_emission_sent_again_with_its_id_is_carried_out_once() -> None:
     stand = Stand()
     bridge, clock = stand.bridge("alice"), stand.handler("clock")
-    stand.emit(clock, "clock", clients("alice"), id="noon")
+    first = stand.emit(clock, "clock", clients("alice"), id="noon")
     again = stand.emit(clock, "clock", clients("alice"), id="noon")
+    assert stand.heard_of(clock, Outcome) == []
     stand.deliver(bridge)
-    assert stand.one(clock, Outcome).token == again
+    assert stand.heard_of(clock, Outcome) == [Outcome(first, 0, {}, None), Outcome(again, 0, {}, None)]
     reborn = stand.handler("clock")
     third = stand.emit(reborn, "clock", clients("alice"), id="noon")
     assert stand.one(reborn, Outcome) == Outcome(third, 0, {}, None)

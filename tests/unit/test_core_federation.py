@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.federation import Leg, Legs, Routes
 from bester.broker.core.values import Link, Route
+from bester.broker.kept import Entry, lane
 
 OUT = Link("server", b"s2")
 OTHER = Link("server", b"s3")
+numbers = count(1)
 
 
-def leg(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0) -> Leg:
-    return Leg(Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m", "m"), "s2", link, (link.key.decode(), type_), deadline)
+def leg(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0, kept: bool = False) -> Leg:
+    number, server = next(numbers), link.key.decode()
+    entry = Entry(number, lane(server, type_), f"m.{number}", server, type_, b"1", None, 0.0, {})
+    case = None if kept else Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m", "m")
+    return Leg(entry, server, link, Route(server, fabric="ipc:///x"), deadline, case)
 
 
 def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:
@@ -59,11 +66,11 @@ def test_a_lane_is_full_by_itself_and_has_room_again() -> None:
     legs = Legs(2)
     legs.add(1, leg())
     legs.add(2, leg())
-    assert legs.full(("s2", "t"))
-    assert not legs.full(("s2", "other"))
-    assert not legs.full(("s3", "t"))
+    assert legs.full(lane("s2", "t"))
+    assert not legs.full(lane("s2", "other"))
+    assert not legs.full(lane("s3", "t"))
     legs.end(1, OUT)
-    assert not legs.full(("s2", "t"))
+    assert not legs.full(lane("s2", "t"))
     legs.drop(OUT)
     assert legs.count == 0
     assert not legs._lanes
@@ -84,6 +91,33 @@ def test_what_is_late_is_given_up_in_order() -> None:
     late = [leg(deadline=1.0), leg(deadline=2.0)]
     for token, one in enumerate([*late, leg(deadline=3.0)]):
         legs.add(token, one)
-    assert legs.overdue(2.0) == late
+    assert legs.overdue(2.0) == [(0, late[0]), (1, late[1])]
     assert legs.overdue(2.0) == []
     assert legs.count == 1
+
+
+def test_what_comes_out_of_a_box_has_a_deadline_of_its_own() -> None:
+    legs = Legs(10)
+    kept, quick, patient = leg(deadline=60.0, kept=True), leg(deadline=5.0), leg(deadline=5.0)
+    for token, one in enumerate((kept, quick, patient)):
+        legs.add(token, one)
+    assert legs.overdue(4.0) == []
+    assert legs.overdue(5.0) == [(1, quick), (2, patient)]
+    patient.case = None
+    legs.prolong(2, patient, 70.0)
+    assert legs.overdue(59.0) == []
+    assert legs.overdue(60.0) == [(0, kept)]
+    assert legs.end(2, OUT) is patient
+    assert legs.overdue(100.0) == []
+
+
+def test_the_floor_of_a_lane_is_its_lowest_number_on_the_way() -> None:
+    legs = Legs(10)
+    first, second, other = leg(), leg(), leg(OTHER)
+    for token, one in enumerate((first, second, other)):
+        legs.add(token, one)
+    assert legs.floor(lane("s2", "t")) == first.entry.number
+    legs.end(0, OUT)
+    assert legs.floor(lane("s2", "t")) == second.entry.number
+    assert legs.under_way(second.entry.id)
+    assert not legs.under_way(first.entry.id)

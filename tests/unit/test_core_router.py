@@ -573,4 +573,4 @@ def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple
     exchange = stand.router._exchange
     assert stand.router.idle
     assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
-    assert exchange.commands.deliveries.count == exchange.commands.legs.count == 0
+    assert exchange.deliveries.count == exchange.outboxes.legs.count == 0
