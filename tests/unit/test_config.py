@@ -193,7 +193,10 @@ MISTAKES = [
     ("[store]\nurl = 'sqlite:'", "is not sqlite:PATH or memory:"),
     ("[store]\nurl = 'sqlite::memory:'", "is not sqlite:PATH or memory:"),
     ("[store]\nurl = 'sqlite:///var/kept.db'", 'the path follows the colon, as in "sqlite:/var'),
-    ("[store]\nurl = 'sqlite:DATA_DIR/accounts.db'", "is Bester's own for something else; name another file"),
+    (
+        "[store]\nurl = 'sqlite:DATA_DIR/accounts.db'",
+        "accounts.db is Bester's own name for something else; name another file",
+    ),
     ("[store]\nsynchronous = 'off'", "'off' is not one of full, normal"),
     ("[store]\nttl_s = 0.5", ":2: [store] ttl_s: is a number from 1 to 31536000"),
     ("[store]\nttl_s = nan", "is a number from 1 to"),

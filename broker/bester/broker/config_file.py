@@ -53,7 +53,7 @@ MAX_ATTEMPTS = 100
 
 FORGETFUL = '[store] url is memory: and nothing that waits outlives this process; "sqlite:…" names a file for it'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
-"""What else is in the data directory, and no place for messages."""
+"""What else is in the data directory, and in a backup: no names for a store."""
 
 
 class Key(NamedTuple):
@@ -300,8 +300,8 @@ class _Reader:
             table.fail("url", f'{url!r}: the path follows the colon, as in "sqlite:/var/lib/bester/store.db"')
         first, _, rest = text.partition("/")
         path = data_dir / rest if first == "DATA_DIR" and rest else self.directory / text
-        if path.parent == data_dir and path.name in OTHERS_FILES:
-            table.fail("url", f"{path} is Bester's own for something else; name another file")
+        if path.name in OTHERS_FILES:
+            table.fail("url", f"{path.name} is Bester's own name for something else; name another file")
         return path
 
     def _one_budget_a_type(self, handlers: tuple[HandlerConfig, ...]) -> None:
