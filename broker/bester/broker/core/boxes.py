@@ -254,7 +254,9 @@ class Boxes:
             self._out.writes.append(EndBox(key, outcome))
 
     def _uncount(self, key: str, number: int, size: int) -> None:
-        box = self._boxes[key]
+        box = self._boxes.get(key)
+        if box is None:  # all of it was ended meanwhile
+            return
         box.flying.pop(number, None)
         box.messages -= 1
         box.size -= size

@@ -16,6 +16,10 @@ from bester.broker.kept import Entry
 from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
 
+MAX_LANE_BYTES = 64 * 1024 * 1024
+"""Of the bodies of one lane that are on their way at once: they are held until they are answered."""
+
+
 class Leg(Struct, eq=False):
     """A message on its way to a server. `case` waits for it, until it is kept and its sender was told so; `deadline` is
     until when an answer is waited for."""
@@ -58,12 +62,13 @@ class Legs:
     def __init__(self, max_lane: int) -> None:
         self._legs: dict[int, Leg] = {}
         self._lanes: dict[str, dict[int, None]] = {}  # numbers on their way, in the order they were sent
+        self._bytes: dict[str, int] = {}  # of their bodies, by lane
         self._patient: dict[int, None] = {}  # tokens of those whose deadline is not the common one, in its order
         self._max_lane = max_lane
 
     def full(self, lane: str) -> bool:
         """May no more of this lane be sent before some of it has been answered?"""
-        return len(self._lanes.get(lane, ())) >= self._max_lane
+        return len(self._lanes.get(lane, ())) >= self._max_lane or self._bytes.get(lane, 0) >= MAX_LANE_BYTES
 
     def floor(self, lane: str) -> int:
         """Return a number below which nothing of this lane is on its way; one is. What is sent again comes out of a box
@@ -73,7 +78,9 @@ class Legs:
     def add(self, token: int, leg: Leg) -> None:
         """A message is sent. Of those with a case, deadlines rise; and of those without."""
         self._legs[token] = leg
-        self._lanes.setdefault(leg.entry.box, {})[leg.entry.number] = None
+        lane = leg.entry.box
+        self._lanes.setdefault(lane, {})[leg.entry.number] = None
+        self._bytes[lane] = self._bytes.get(lane, 0) + len(leg.entry.body)
         if leg.case is None:
             self._patient[token] = None
 
@@ -92,10 +99,12 @@ class Legs:
     def _remove(self, token: int) -> Leg:
         leg = self._legs.pop(token)
         self._patient.pop(token, None)
-        numbers = self._lanes[leg.entry.box]
+        lane = leg.entry.box
+        numbers = self._lanes[lane]
         del numbers[leg.entry.number]
+        self._bytes[lane] -= len(leg.entry.body)
         if not numbers:
-            del self._lanes[leg.entry.box]
+            del self._lanes[lane], self._bytes[lane]
         return leg
 
     def drop(self, link: Link) -> list[Leg]:
