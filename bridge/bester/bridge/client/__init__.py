@@ -7,16 +7,16 @@
 
 It reconnects by itself, waiting longer each time. What was not reported when the connection went goes out again on the
 next one, in its order, marked and under the same `payload.dedup`, by which the server delivers it once; if that server
-died meanwhile, perhaps again, and then the message says so (`redelivered`). What arrives twice under one id is passed
-on once. A server that does not know `dedup`, besterd for one, would deliver twice: with `resend=False` what was sent
-when the connection went fails with ConnectionLost instead, for only the application knows whether a second delivery
-does harm.
+died meanwhile, or was away for longer than it remembers (15 minutes), perhaps again, and then the message says so
+(`redelivered`). What arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for
+one, would deliver twice: with `resend=False` what was sent when the connection went fails with ConnectionLost instead,
+for only the application knows whether a second delivery does harm.
 
 What was sent counts as delivered once its bytes have left the server. With `ack=True` the server waits for this
-client's word, and delivers again, marked, what it does not get it for. The word is given when the application asks for
-the next message, and when the client is closed without an error: a message that the application died over comes
-again. `ack` gives it earlier. Where several tasks share a client, one asking says nothing of what the others are at:
-with `manual_ack=True` only `ack` counts.
+client's word, 30 seconds at most, and keeps what it does not get it for: it delivers that again, marked. The word is
+given when the application asks for the next message, and when the client is closed without an error: a message that
+the application died over comes again. `ack` gives it earlier. Where several tasks share a client, one asking says
+nothing of what the others are at: with `manual_ack=True` only `ack` counts.
 
 Messages that are not asked for wait in a bounded queue. When it is full the socket is not read, so that a fast server
 cannot fill the memory of a slow application; reports come on the same socket, so who is sent to must also receive.

@@ -120,6 +120,7 @@ async def send_once(
     show = _Show(echo, on_frame)
     stage = "connection"
     try:
+        terms.check()
         following = Following()
         client = Client(address, user=user, password=password, on_link=following.linked)
         async with asyncio.timeout(timeout_s) as deadline, client:

@@ -19,7 +19,7 @@ class Limits(NamedTuple):
     """The bounds of one client, each with its reason."""
 
     window: int = 512
-    """Messages unreported at once: enough to keep a server busy, little enough to lose when a connection goes."""
+    """Messages unreported at once: enough to keep a server busy, little enough to send again when a connection goes."""
     window_bytes: int = 16 << 20
     """The same in bytes; one message always fits."""
     queue: int = 1000
