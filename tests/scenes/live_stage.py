@@ -18,6 +18,7 @@ from bester.broker.config import Config, FabricConfig, NativeConfig, PeerConfig,
 from bester.broker.core.values import Limits
 from bester.broker.server import Broker
 from bester.broker.service import settings_of
+from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.address import HostPort
 from tests.live import DEADLINE_S, RawClient, short_directory
 from tests.scenes.live_handler import LiveHandler
@@ -109,7 +110,10 @@ class LiveServer(Server):
 
     async def _serve(self) -> None:
         settings = replace(await settings_of(self._config), limits=LIMITS)
-        async with Broker(settings, self._config.fabric.listen, OpenAccounts()) as broker, AsyncExitStack() as stack:
+        async with (
+            Broker(settings, self._config.fabric.listen, OpenAccounts(), MemoryStore()) as broker,
+            AsyncExitStack() as stack,
+        ):
             service = await stack.enter_async_context(bridge.serving(self._config))
             if self._apart:
                 link = service.link(self._endpoint)

@@ -15,7 +15,8 @@ from pathlib import Path
 from bester.broker.wire.codes import BesterError, ConfigError
 
 LOCK = "server.lock"
-OURS = frozenset({LOCK, "accounts.db", "accounts.db-wal", "accounts.db-shm", "fabric.sock"})
+DATABASES = ("accounts.db", "store.db")
+OURS = frozenset({LOCK, "fabric.sock", *(name + end for name in DATABASES for end in ("", "-wal", "-shm", "-journal"))})
 
 
 def prepare(path: Path) -> None:
@@ -35,30 +36,40 @@ def prepare(path: Path) -> None:
     raise ConfigError(f"{path}: others may open it (mode {mode:04o}); chmod 700 it, or name another [server] data_dir")
 
 
-class Claim:
-    """The right to serve from a directory, held until it is closed or the process ends."""
+class Lock:
+    """The right to a thing that one process at a time may use, held until it is closed or the process ends."""
 
-    def __init__(self, path: Path) -> None:
-        """Prepare and claim the directory. Raises ConfigError, or BesterError where another server has it."""
-        prepare(path)
-        lock = path / LOCK
+    def __init__(self, lock: Path, thing: Path, key: str) -> None:
+        """Take it by way of the file `lock`; `key` is where another thing can be named.
+
+        Raises ConfigError, or BesterError where another process has it.
+        """
         try:
             self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(f"{lock}: {error.strerror}; name a directory of your own as [server] data_dir") from None
+            raise ConfigError(f"{lock}: {error.strerror}; name a place of your own as {key}") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             owner = os.read(self._fd, 32).decode("ascii", "replace").strip()
             os.close(self._fd)
             who = f"process {owner}" if owner.isdigit() else "another process"
-            text = f"{path}: {who} serves from it; stop that, or name another [server] data_dir"
+            text = f"{thing}: {who} serves from it; stop that, or name another {key}"
             raise BesterError("not-allowed", text) from None
         os.ftruncate(self._fd, 0)
         os.write(self._fd, b"%d\n" % os.getpid())
 
     def close(self) -> None:
-        """Give the directory free."""
+        """Give it free."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class Claim(Lock):
+    """The right to serve from a directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare and claim the directory. Raises ConfigError, or BesterError where another server has it."""
+        prepare(path)
+        super().__init__(path / LOCK, path, "[server] data_dir")

@@ -1,4 +1,5 @@
-"""The broker's shell: ROUTER sockets, the clock, the log. It receives, calls the core, and sends what the core says.
+"""The broker's shell: ROUTER sockets, the clock, the log. It receives, calls the core, has written what the core wants
+kept, and only then sends what the core says.
 
 It must never decide: a message that has come is handed to the router, and the router's actions are carried out. The
 core's time is the monotonic clock itself: a uvloop loop's own `time()` stands still within a turn and counts whole
@@ -11,6 +12,7 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +26,11 @@ from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.keeping import Keeping
+from bester.broker.kept import Read, Write
 from bester.broker.notices import Notices
 from bester.broker.pace import PACED
+from bester.broker.store import Store
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError
@@ -46,12 +51,13 @@ Receiver = Callable[[list[Message]], None]
 
 
 class Broker:
-    """A running broker. Use it as a context: `async with Broker(settings, listen, accounts) as broker: …`.
+    """A running broker. Use it as a context: `async with Broker(settings, listen, accounts, store) as broker: …`.
 
-    `settings.clock_offset_s` is set here. Raises ConfigError where an endpoint cannot be bound.
+    `settings.clock_offset_s` is set here. The store is opened here, and closed by whoever has made it, after this has
+    ended. Raises ConfigError where an endpoint cannot be bound, BesterError where the store cannot be opened.
     """
 
-    def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins) -> None:
+    def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
         self._listen = listen
         self._accounts = accounts
         now = time.monotonic()
@@ -62,7 +68,10 @@ class Broker:
             first_token=secrets.randbelow(2**51),
             now=now,
             is_account=accounts.exists,
+            snapshot=store.open(),
+            chance=random.random,
         )
+        self._keeping = Keeping(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
         self._direct: dict[Link, Receiver] = {}
@@ -92,6 +101,7 @@ class Broker:
     async def __aexit__(self, *exc: object) -> None:
         """Say GOODBYE to everyone and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
+        self._keeping.tick()
         self._flush()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -99,6 +109,7 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         await self._group.__aexit__(None, None, None)
+        self._keeping.tick()
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
@@ -182,6 +193,7 @@ class Broker:
             for user in self.router.users():
                 if not self._accounts.exists(user):
                     self._carry_out(self.router.removed(user))
+        self._keeping.tick()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
     async def _verify(self, action: Verify) -> None:
@@ -191,6 +203,8 @@ class Broker:
     # --- out ---
 
     def _post(self, outbox: Outbox) -> None:
+        if outbox.writes or outbox.reads:
+            self._keep(outbox.writes, outbox.reads)
         for link, messages in outbox.messages.items():
             self._send_soon(link, messages)
         if outbox.others:
@@ -202,6 +216,14 @@ class Broker:
             waiting += messages
             return
         self._outgoing[link] = messages
+        self._flush_soon()
+
+    def _keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        self._keeping.add(writes, reads)
+        if self._keeping.due:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
@@ -213,6 +235,10 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+            elif isinstance(action, Read):
+                self._keep((), (action,))
+            elif isinstance(action, Write):
+                self._keep((action,), ())
 
     def _write(self, notice: Notice) -> None:
         passed_over = self._notices.admit(notice.event, time.monotonic())
@@ -232,8 +258,10 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     def _flush(self) -> None:
-        """Send what this turn of the loop has made, one batch a destination."""
+        """Send what this turn of the loop has made, one batch a destination, when what it rests on is on disk."""
         self._flush_handle = None
+        if self._keeping.due:
+            self._keeping.settle()
         outgoing, self._outgoing = self._outgoing, {}
         for link, messages in outgoing.items():
             if link.door == "direct":

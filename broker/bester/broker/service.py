@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config, HandlerConfig
 from bester.broker.core.values import Route, Settings
-from bester.broker.data_dir import Claim
+from bester.broker.data_dir import Claim, Lock
 from bester.broker.kept import Budget
 from bester.broker.loop import run
 from bester.broker.server import Broker
+from bester.broker.store import Store, open_store
 from bester.broker.wire.address import is_loopback
 
 DRAIN_S = 10.0
@@ -81,8 +82,20 @@ async def serving(config: Config) -> AsyncIterator[Broker]:
         stack.callback(claim.close)
         logins: Logins = open_logins(config)
         stack.callback(logins.close)
-        async with Broker(await settings_of(config), config.fabric.listen, logins) as broker:
+        store = _store_of(config, stack)
+        async with Broker(await settings_of(config), config.fabric.listen, logins, store) as broker:
             yield broker
+
+
+def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
+    """Return the configured store; where its file is not in the claimed directory, it is claimed by itself."""
+    path = config.store.path
+    if path is not None and path.parent.resolve() != config.server.data_dir.resolve():
+        lock = Lock(path.with_name(f"{path.name}.lock"), path, "[store] url")
+        stack.callback(lock.close)
+    store = open_store(path, config.store.synchronous, config.store.bounds)
+    stack.callback(store.close)
+    return store
 
 
 def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:

@@ -1,20 +1,37 @@
 """What becomes of a group of writes that cannot be written: what adds to the store is given up and said to be, what
 takes away from it is held back and tried again.
 
-It must never give up a write of the second kind: that a message has ended would be forgotten, and it would be
-delivered again.
+It must never give up a write of the second kind, or read as though there were none: that a message has ended would be
+forgotten, and it would be delivered again.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from typing import Any
 
-from bester.broker.kept import Arrived, Bury, Committed, Forget, Keep, Note, Write
+from bester.broker.kept import (
+    Arrived,
+    Bury,
+    Committed,
+    End,
+    EndBox,
+    Entry,
+    Expired,
+    Fetch,
+    Forget,
+    Keep,
+    Note,
+    Read,
+    Write,
+)
 from bester.broker.wire.codes import BesterError
 
 GROWING = frozenset({Keep, Note, Arrived, Bury})
 """Given up with their group: whoever has asked for them is told so."""
+LOOK_AGAIN_S = 1.0
+"""When what has ended in memory alone is in the way of what has expired, that is looked for again so much later."""
 
 
 class Commits(ABC):
@@ -53,6 +70,34 @@ class Commits(ABC):
         except BesterError:
             return
         self._held_back.clear()
+
+    def read(self, read: Read) -> Any:
+        """Return the answer, see `kept`. Raises BesterError where it cannot be read."""
+        self._try_alone()
+        if self._held_back and isinstance(read, Fetch):
+            return self._fetched(read)
+        answer = self._answer(read)
+        if self._held_back and isinstance(read, Expired):
+            entries, next_s = answer
+            if next_s is not None:
+                next_s = max(next_s, read.at_s + LOOK_AGAIN_S)
+            return [entry for entry in entries if not self._is_over(entry)], next_s
+        return answer
+
+    def _fetched(self, fetch: Fetch) -> list[Entry]:
+        while entries := self._answer(fetch):
+            found = [entry for entry in entries if not self._is_over(entry)]
+            if found:
+                return found
+            fetch = fetch._replace(after=entries[-1].number)
+        return []
+
+    def _is_over(self, entry: Entry) -> bool:
+        return (End, entry.number) in self._held_back or (EndBox, entry.box) in self._held_back
+
+    @abstractmethod
+    def _answer(self, read: Read) -> Any:
+        """Return what the store says to a question, or raise BesterError."""
 
     @abstractmethod
     def _write(self, writes: Sequence[Write]) -> frozenset[int]:

@@ -182,8 +182,7 @@ class MemoryStore(Commits):
 
     # --- reading ---
 
-    def read(self, read: Read) -> Any:
-        """Return the answer, see `kept`."""
+    def _answer(self, read: Read) -> Any:
         match read:
             case Fetch(box, after, limit, limit_bytes):
                 numbers = sorted(number for number in self._waiting.get(box, ()) if number > after)
@@ -205,7 +204,7 @@ class MemoryStore(Commits):
                 return summed_up((row.entry.target, row.outcome) for row in mine)
             case Dead(id_, type_, limit):
                 letters = [
-                    letter._replace(meta=unpack(pack(letter.meta)))
+                    letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
                     for letter in reversed(self._letters.values())
                     if (letter.id == id_ if id_ is not None else type_ in (None, letter.type))
                 ]

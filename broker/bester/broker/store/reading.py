@@ -86,13 +86,14 @@ def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
 def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter]:
     column, value = ("id", read.id) if read.id is not None else ("type", read.type)
     where, values = ("", ()) if value is None else (f"WHERE {column} = ?", (text(value),))
+    body = "body" if read.bodies else "x''"
     rows = db.execute(
-        f"SELECT id, type, body, reason, at_s, meta FROM letter {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 (columns alone)
+        f"SELECT id, type, {body}, reason, at_s, meta FROM letter {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 (columns alone)
         (*values, read.limit),
     )
     return [
-        Letter(read_text(id_), read_text(type_), body, read_text(reason), at_s, unpack(meta))
-        for id_, type_, body, reason, at_s, meta in rows
+        Letter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta))
+        for id_, type_, text_, reason, at_s, meta in rows
     ]
 
 

@@ -232,8 +232,7 @@ class SqliteStore(Commits):
 
     # --- reading ---
 
-    def read(self, read: Read) -> Any:
-        """Return the answer, see `kept`. Raises BesterError where the file cannot be read."""
+    def _answer(self, read: Read) -> Any:
         try:
             return answer(self._db, read)
         except sqlite3.Error as error:

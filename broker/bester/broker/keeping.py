@@ -1,0 +1,73 @@
+"""Between core and store: what the core wants written and read, until it is.
+
+It must never let anything be said before that on which it rests is on disk: a shell sends after `settle`, not before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Notice
+from bester.broker.kept import PRESSING, Dead, Outcomes, Read, Write
+from bester.broker.store import Store
+from bester.broker.wire.codes import BesterError
+
+_PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
+
+
+class Keeping:
+    """Writes and reads of one router. `carry_out` is given what it says to what became of them."""
+
+    def __init__(self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None]) -> None:
+        self.due = False
+        """Whether something is to be settled before anything is sent."""
+        self._router = router
+        self._store = store
+        self._carry_out = carry_out
+        self._writes: list[Write] = []
+        self._reads: list[Read] = []
+        self._unread: list[Read] = []
+
+    def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        """The core wants these written, and then those read."""
+        self._writes += writes
+        self._reads += reads
+        if reads or any(type(write) in _PRESSING for write in writes):
+            self.due = True
+
+    def settle(self) -> None:
+        """Write and read until nothing presses: all that is to be written in one transaction, then what is to be read.
+
+        Either may make the core want more.
+        """
+        while self.due:
+            if self._writes:
+                writes, self._writes = self._writes, []
+                self._carry_out(self._router.committed(writes, self._store.commit(writes), time.monotonic()))
+            elif self._reads:
+                reads, self._reads = self._reads, []
+                for read in reads:
+                    self._read(read)
+            else:
+                self.due = False
+
+    def tick(self) -> None:
+        """Settle what could wait as well, and try again what could not be read; call it a few times a second."""
+        if self._unread:
+            self._reads, self._unread = self._unread + self._reads, []
+        self.due = self.due or bool(self._writes or self._reads)
+        self.settle()
+
+    def _read(self, read: Read) -> None:
+        try:
+            answer = self._store.read(read)
+        except BesterError as error:
+            self._carry_out([Notice("store-unreadable", {"why": error.text})])
+            if not isinstance(read, Outcomes | Dead):
+                self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
+                return
+            answer = ()  # whoever asks may ask again
+        self._carry_out(self._router.found(read, answer, time.monotonic()))

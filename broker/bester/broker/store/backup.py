@@ -1,0 +1,66 @@
+"""A copy of a server's data that is whole, while the server serves or not.
+
+It must never write where something is, and a copy must never be taken for the original: its store gets a name of its
+own, for what the two would send on from there under one name, other servers would take for repetitions.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from bester.broker.config import STORE_FILE
+from bester.broker.store import schema
+from bester.broker.wire.codes import BesterError, ConfigError
+
+ACCOUNTS = "accounts.db"
+BUSY_S = 10.0
+"""How long somebody else may hold a file: a broker that starts, for one."""
+_NAMED = "; name a directory that is empty, or not there yet"
+
+
+def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[Path]:
+    """Copy accounts and store into a directory, which is made with mode 0700 or is empty; the copies have mode 0600.
+
+    `store` is its file where it is not in the data directory; what is not there is passed over. Returns the copies;
+    each is whole as of one moment. Raises ConfigError or BesterError with the remedy, and leaves no copies then.
+    """
+    pairs = [(data_dir / ACCOUNTS, ACCOUNTS), (store or data_dir / STORE_FILE, STORE_FILE)]
+    sources = [(source, target / name) for source, name in pairs if source.exists()]
+    if not sources:
+        raise ConfigError(f"{data_dir}: nothing is kept there; name the data directory of a server")
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise ConfigError(f"{target}: there is something in it{_NAMED}")
+    except FileExistsError:
+        raise ConfigError(f"{target}: is no directory{_NAMED}") from None
+    except OSError as error:
+        raise ConfigError(f"{target}: {error.strerror}{_NAMED}") from None
+    try:
+        for source, copy in sources:
+            _copy(source, copy)
+    except BaseException:
+        for _, copy in sources:
+            for ending in ("", "-journal", "-wal", "-shm"):
+                copy.with_name(copy.name + ending).unlink(missing_ok=True)
+        raise
+    return [copy for _, copy in sources]
+
+
+def _copy(source: Path, copy: Path) -> None:
+    try:
+        os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with (
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as original,
+            closing(sqlite3.connect(copy, isolation_level=None)) as db,
+        ):
+            original.backup(db)  # all of it within one read: a server that writes meanwhile neither waits nor shows
+            db.execute("PRAGMA journal_mode = DELETE")  # one file, which can be moved
+            if db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION:
+                schema.rename(db)
+    except (OSError, sqlite3.Error) as error:
+        remedy = "see that both are yours, the disk of the copy has room, and the original is whole"
+        raise BesterError("storage-full", f"{source} to {copy}: {error}; {remedy}") from None
