@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bester.broker.notices import PER_SECOND, Notices
+from bester.broker.notices import PER_SECOND, SELDOM_S, Notices
 
 
 def test_a_storm_is_counted_not_written() -> None:
@@ -11,3 +11,9 @@ def test_a_storm_is_counted_not_written() -> None:
     assert notices.admit("joined", 5.5) == 0
     assert notices.admit("refused", 6.0) == 7
     assert notices.admit("refused", 6.1) == 0
+
+
+def test_what_goes_on_until_somebody_mends_it_is_said_seldom() -> None:
+    notices = Notices()
+    assert [notices.admit("storage-full", SELDOM_S + second) for second in range(SELDOM_S)] == [0] + [None] * 9
+    assert notices.admit("storage-full", 2.0 * SELDOM_S) == 9

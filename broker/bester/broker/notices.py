@@ -4,21 +4,25 @@ from __future__ import annotations
 
 PER_SECOND = 20
 """Lines of one event a second; a storm is as well described by its count."""
+SELDOM_S = 10
+SELDOM = frozenset({"storage-full", "store-unreadable"})
+"""What goes on until somebody does something about it is said once in so many seconds; the log may be on a full disk."""
 
 
 class Notices:
     """Says which notices are written, and how many of their kind were passed over before."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, tuple[int, int, int]] = {}  # event: (second, written in it, passed over since)
+        self._spans: dict[str, tuple[float, int, int]] = {}  # event: (span of time, written in it, passed over since)
 
     def admit(self, event: str, now: float) -> int | None:
         """Return how many were passed over since the last one written, None where this one is passed over too."""
-        second, written, passed = self._seconds.get(event, (-1, 0, 0))
-        if second != int(now):
-            second, written = int(now), 0
-        if written >= PER_SECOND:
-            self._seconds[event] = (second, written, passed + 1)
+        lines, span_s = (1, SELDOM_S) if event in SELDOM else (PER_SECOND, 1)
+        span, written, passed = self._spans.get(event, (-1, 0, 0))
+        if span != now // span_s:
+            span, written = now // span_s, 0
+        if written >= lines:
+            self._spans[event] = (span, written, passed + 1)
             return None
-        self._seconds[event] = (second, written + 1, 0)
+        self._spans[event] = (span, written + 1, 0)
         return passed
