@@ -6,7 +6,7 @@ PER_SECOND = 20
 """Lines of one event a second; a storm is as well described by its count."""
 SELDOM_S = 10
 SELDOM = frozenset({"storage-full", "store-unreadable"})
-"""What goes on until somebody does something about it is said once in so many seconds; the log may be on a full disk."""
+"""What goes on until somebody mends it is said once in so many seconds: the log may be on the disk that is full."""
 
 
 class Notices:
