@@ -430,24 +430,62 @@ class TestServers:
 
 
 class TestTheBrokerComesAndGoes:
-    def test_clients_stay_and_are_announced_again(self, play: Play) -> None:
+    def test_clients_stay_and_their_reports_are_late_not_lost(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice = await it.client()
             alice.write(message("hold", "1"))
             await it.broker.until(lambda: len(it.broker.held) == 1)
+            (first,) = it.broker.held
             it.broker.part()
-            assert await alice.read() == report("bad", "1", "unreachable")
-            alice.write(message("echo", "2"))
-            assert await alice.read() == report("bad", "2", "unreachable")
+            alice.write(message("echo", "2"), message("dummy", "d"))
+            assert (await alice.read())["payload"]["id"] == "d"
             late = await it.connect()
             late.write(login("late"))
             assert await late.read() == report("bad", "auth_special", "overloaded")
             await late.end()
             it.broker.come_back()
             assert [opened.user for opened in it.broker.of_kind(Open)] == ["alice"]
-            alice.write(message("echo", "3"))
+            assert it.broker.held == [first, first._replace(meta={"attempt": 2})]
             assert (await alice.read())["payload"]["data"] == 1
-            assert short(await alice.read()) == report("good", "3")
+            assert short(await alice.read()) == report("good", "2")
+            it.broker.release()
+            assert short(await alice.read()) == report("good", "1")
+
+        play(story)
+
+    def test_what_one_said_who_has_gone_is_carried_out(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            alice = await it.client()
+            alice.write(message("hold", "1"))
+            await it.broker.until(lambda: len(it.broker.held) == 1)
+            it.broker.part()
+            alice.write(message("hold", "2"), message("dummy", "d"))
+            await alice.read()
+            alice.writer.transport.abort()
+            await it.empty()
+            it.broker.told.clear()
+            it.broker.come_back()
+            assert [type(message) for message in it.broker.told] == [Open, Submit, Submit, Close]
+            assert [submit.meta for submit in it.broker.held[1:]] == [{"attempt": 2}, {}]
+            assert it.broker.sessions == {}
+
+        play(story)
+
+    def test_a_bridge_that_ends_without_a_broker_tells_everybody(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            alice = await it.client()
+            alice.write(message("hold", "1"))
+            await it.broker.until(lambda: len(it.broker.held) == 1)
+            it.broker.part()
+            alice.write(message("echo", "2"), message("dummy", "d"))
+            assert (await alice.read())["payload"]["id"] == "d"
+            draining = asyncio.create_task(it.service.drain(1.0))
+            assert await alice.read() == report("bad", "1", "unreachable")
+            assert await alice.read() == report("bad", "2", "unreachable")
+            await alice.end()
+            await alice.close()
+            assert not await draining
+            assert it.service.bridge.connections == 0
 
         play(story)
 

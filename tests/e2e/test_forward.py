@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -26,11 +27,13 @@ class Outcomes:
 
     def __init__(self) -> None:
         self.of: dict[int, str] = {}
+        self.meta: dict[int, dict[str, Any]] = {}
         self._news = asyncio.Event()
 
-    def done(self, token: int, outcome: str) -> None:
+    def done(self, token: int, outcome: str, meta: dict[str, Any]) -> None:
         assert token not in self.of
         self.of[token] = outcome
+        self.meta[token] = meta
         self._news.set()
 
     async def all(self, count: int) -> dict[int, str]:
@@ -76,6 +79,16 @@ async def bad(peer: Raw) -> None:
     peer.writer.write(report(b"null", 1, "not-allowed"))
 
 
+async def partly(peer: Raw) -> None:
+    await peer.read()
+    peer.writer.write(report(b"null", 1, "expired", "s2/1", {"bob": "delivered", "carol": "failed:expired"}))
+
+
+async def for_later(peer: Raw) -> None:
+    await peer.read()
+    peer.writer.write(report(b"null", 0, None, "s2/1", {"bob": "queued", "carol": "delivered", "dave": "queued"}))
+
+
 async def chatty(peer: Raw) -> None:
     await peer.read()
     peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
@@ -105,23 +118,26 @@ async def never(peer: Raw) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome"),
+    ("answer", "outcome", "meta"),
     [
-        (good, "delivered"),
-        (bad, "failed:not-allowed"),
-        (chatty, "delivered"),
-        (silent, "sent"),
-        (reset, "failed:unreachable"),
-        (too_large, "failed:malformed"),
-        (never, "failed:unreachable"),
+        (good, "delivered", {}),
+        (bad, "failed:not-allowed", {}),
+        (partly, "failed:expired", {"carried": True}),
+        (for_later, "queued", {"queued": 2}),
+        (chatty, "delivered", {}),
+        (silent, "sent", {}),
+        (reset, "failed:unreachable", {}),
+        (too_large, "failed:malformed", {}),
+        (never, "failed:unreachable", {}),
     ],
 )
-async def test_what_becomes_of_it(answer: Answer, outcome: str) -> None:
+async def test_what_becomes_of_it(answer: Answer, outcome: str, meta: dict[str, Any]) -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forward_s=0.3 if answer is never else 5.0), outcomes.done)
     async with server(answer) as address:
         forwarder.forward(Forward(3, address, "m", b"1", {}))
         assert await outcomes.all(1) == {3: outcome}
+        assert outcomes.meta == {3: meta}
 
 
 async def test_the_other_server_gets_it_byte_for_byte() -> None:

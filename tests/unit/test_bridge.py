@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from bester.bridge.bridge import Bridge
-from bester.bridge.frames import Splitter, frame
-from bester.bridge.limits import Limits
-from bester.bridge.outqueue import OutQueue
-from bester.bridge.ports import Waiting
-from bester.bridge.session import Session, State
+from bester.bridge.frames import frame
+from bester.bridge.ports import UNANSWERED
+from bester.bridge.session import State
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -27,135 +22,12 @@ from bester.broker.wire.messages import (
     Goodbye,
     LoggedIn,
     Login,
-    Message,
     Open,
     Report,
     Submit,
     Welcome,
 )
-
-M = TypeVar("M")
-
-
-class ListWire:
-    """A wire whose socket takes everything, until it is `blocked`."""
-
-    def __init__(self, bridge: Bridge) -> None:
-        self.bridge = bridge
-        self.session: Session
-        self.out: OutQueue[Waiting] = OutQueue()
-        self.dirty = False
-        self.reading = True
-        self.doom: str | None = None
-        self.stalled_since = 0.0
-        self.stalled_bytes = 0
-        self.blocked = False
-        self.aborted: str | None = None
-        self.written = b""
-        self.writes = 0
-
-    def flush(self) -> None:
-        while chunk := self.out.take(1000):
-            self.writes += 1
-            self.written += chunk
-            if self.blocked:
-                self.bridge.stuck(self)
-                return
-            self.bridge.left(self, self.out.left())
-
-    def unblock(self) -> None:
-        self.blocked = False
-        self.bridge.left(self, self.out.left())
-        self.flush()
-
-    def read(self, on: bool) -> None:
-        self.reading = on
-
-    def unsent_bytes(self) -> int:
-        return self.out.taken_bytes - self.out.left_bytes
-
-    def abort(self, why: str) -> None:
-        self.aborted = why
-
-    def seen(self) -> list[Any]:
-        """Every frame that was written."""
-        return [json.loads(body) for body in Splitter(1 << 20).feed(self.written)]
-
-    def words(self) -> list[str]:
-        """The same in words, and from now on anew."""
-        words = []
-        for row in self.seen():
-            header, payload = row["header"], row["payload"]
-            if header.get("messageType") == "receivedMessage":
-                words.append(f"{header['id']}={payload['data']}")
-            else:
-                words.append(" ".join([header["status"], str(payload["id"]), *payload.get("reason", "").split()]))
-        self.written = b""
-        return words
-
-
-class Scene:
-    """A bridge, a broker port that is a list, and a clock that stands still."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.now = 0.0
-        self.full = False
-        self.sent: list[Message] = []
-        self.notices: list[str] = []
-        self._soon: list[Callable[[], None]] = []
-        self.limits = replace(Limits(), **limits)
-        self.bridge = Bridge(self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append)
-        self.bridge.connect(self)
-        self.bridge.ready()
-
-    def send(self, message: Message) -> bool:
-        if self.full:
-            return False
-        self.sent.append(message)
-        return True
-
-    def send_all(self, messages: Sequence[Message]) -> int:
-        return sum(self.send(message) for message in messages)
-
-    def turn(self) -> None:
-        """Let the loop turn."""
-        while self._soon:
-            self._soon.pop(0)()
-
-    def said(self, kind: type[M]) -> list[M]:
-        """What the broker was told of one kind, and from now on anew."""
-        found: list[M] = [message for message in self.sent if isinstance(message, kind)]
-        self.sent = [message for message in self.sent if not isinstance(message, kind)]
-        return found
-
-    def broker(self, *messages: Message) -> None:
-        self.bridge.receive(list(messages))
-        self.turn()
-
-    def connect(self, host: str = "127.0.0.1") -> ListWire:
-        wire = ListWire(self.bridge)
-        assert self.bridge.admit(wire, host)
-        return wire
-
-    def ask_in(self, user: str = "alice", host: str = "127.0.0.1") -> ListWire:
-        wire = self.connect(host)
-        login = {"header": {"scope": "client", "authentication": {"username": user, "password": "p"}}}
-        self.bridge.received(wire, frame(json.dumps(login).encode()))
-        self.turn()
-        return wire
-
-    def log_in(self, user: str = "alice") -> ListWire:
-        wire = self.ask_in(user)
-        self.broker(LoggedIn(wire.session.number, 0))
-        assert wire.words() == ["good auth_special"]
-        return wire
-
-    def submit(self, wire: ListWire, id_: str = "i", data: str = "1") -> int:
-        payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())
-        self.bridge.received(wire, frame(payload))
-        self.turn()
-        (submit,) = self.said(Submit)
-        return submit.token
+from tests.unit.bridge_stand import ListWire, Scene
 
 
 class TestDelivering:
@@ -428,15 +300,6 @@ class TestBounds:
         scene.broker(LoggedIn(first.session.number, 1, "authentication-failed"))
         scene.log_in("c")
 
-    def test_a_full_link_is_told_the_sender(self) -> None:
-        scene = Scene()
-        wire = scene.log_in()
-        scene.full = True
-        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"i"}}'))
-        scene.turn()
-        assert wire.words() == ["bad i overloaded"]
-        assert wire.session.outstanding == []
-
     def test_what_the_broker_must_hear_waits_for_room(self) -> None:
         scene = Scene()
         one, two = scene.log_in("a"), scene.log_in("b")
@@ -451,18 +314,15 @@ class TestBounds:
 
 
 class TestTheBrokerComesAndGoes:
-    def test_what_is_outstanding_is_said_to_be_unreachable_and_clients_stay(self) -> None:
+    def test_clients_stay_and_who_is_about_to_log_in_may_try_again(self) -> None:
         scene = Scene()
         wire, asking = scene.log_in(), scene.ask_in("bob")
         scene.submit(wire, "a")
         scene.bridge.lost("gone")
         scene.turn()
-        assert wire.words() == ["bad a unreachable"]
+        assert wire.words() == []
         assert asking.words() == ["bad auth_special overloaded"]
         assert wire.session.state is State.OPEN
-        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"b"}}'))
-        scene.turn()
-        assert wire.words() == ["bad b unreachable"]
         assert scene.ask_in("carol").words() == ["bad auth_special overloaded"]
 
     @pytest.mark.parametrize("lost_first", [True, False])
@@ -470,12 +330,14 @@ class TestTheBrokerComesAndGoes:
         scene = Scene()
         wire, _ = scene.log_in("alice"), scene.connect()
         token = scene.submit(wire, "a")
+        scene.sent.clear()
         if lost_first:
             scene.bridge.lost("gone")
         scene.bridge.ready()
-        assert scene.said(Open) == [Open(wire.session.number, "alice")]
+        again = Submit(token, wire.session.number, "t", b"1", {"attempt": 2})
+        assert scene.sent == [Open(wire.session.number, "alice"), again]
         scene.broker(Report(token, 0, None, "s/1", {}))
-        assert wire.words() == ["bad a unreachable"]
+        assert wire.words() == ["good a"]
 
     def test_a_delivery_of_an_earlier_link_is_not_confirmed_on_the_next(self) -> None:
         scene = Scene()
@@ -527,7 +389,7 @@ class TestTheBrokerComesAndGoes:
         scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
         scene.bridge.lost("gone")
         scene.bridge.ask("listClients", None, lambda *answer: answers.append(answer))
-        assert answers == [(0, True), (1, None), (1, None)]
+        assert answers == [(0, True), (UNANSWERED, None), (UNANSWERED, None)]
 
     def test_a_forward_without_a_forwarder(self) -> None:
         scene = Scene()
@@ -549,6 +411,22 @@ def test_nothing_is_left_of_one_who_is_gone() -> None:
     assert empty == [True]
     kept = {name: value for name, value in vars(scene.bridge).items() if isinstance(value, dict | set | list) and value}
     assert kept == {}
+
+
+def test_reports_that_came_are_counted_in_the_next_confirmation() -> None:
+    scene = Scene()
+    wire = scene.log_in()
+    tokens = [scene.submit(wire, id_) for id_ in "abc"]
+    scene.broker(*(Report(token, 0, None, "s/1", {}) for token in tokens[:2]))
+    assert scene.said(Confirm) == [Confirm(0, [], [], 2)]
+    scene.broker(Deliver(1, "s/3.0", "t", b"1", [[0, wire.session.number]], tokens[2], {"message": "s/3"}))
+    assert scene.said(Confirm) == [Confirm(1, [], [], 2)]  # that report was no message of the broker's
+    scene.broker(Report(99, 0, None, "s/9", {}))
+    assert scene.said(Confirm) == [Confirm(1, [], [], 3)]
+    scene.broker(
+        Report(tokens[2], 0, None, "s/3", {}), Goodbye("ends"), Welcome(1, "s"), Report(98, 0, None, "s/8", {})
+    )
+    assert scene.said(Confirm) == [Confirm(0, [], [], 1)]
 
 
 def test_deadlines_are_kept() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.bridge import native
-from bester.bridge.native import Client, Fault, Sent, Server
+from bester.bridge.native import Builtin, Client, Fault, Sent, Server
 from bester.broker.wire.json_text import fault
 
 ODD_DATA = [
@@ -129,8 +129,8 @@ class TestLaterFrames:
     @pytest.mark.parametrize(
         ("data", "command"),
         [
-            (b'{"command":{"type":"close"}}', "close"),
-            (b'{"command":{"type":"ack","data":[]}}', "ack"),
+            (b'{"command":{"type":"close"}}', Builtin("close", b"null")),
+            (b'{"command":{"type":"ack","data":["a"]}, "x":1}', Builtin("ack", b'["a"]')),
             (b"null", None),
             (b'{"command":null}', None),
             (b'{"command":{"type":5}}', None),
@@ -138,8 +138,52 @@ class TestLaterFrames:
             (b"[]", None),
         ],
     )
-    def test_builtin_commands(self, data: bytes, command: str | None) -> None:
-        assert native.builtin_command(data) == command
+    def test_builtin_commands(self, data: bytes, command: Builtin | None) -> None:
+        assert native.builtin(data) == command
+
+    @pytest.mark.parametrize(
+        ("data", "texts"),
+        [(b'["a","\\u0062"]', ["a", "b"]), (b"[]", []), (b'["a",1]', None), (b"null", None), (b'"a"', None)],
+    )
+    def test_a_list_of_texts(self, data: bytes, texts: list[str] | None) -> None:
+        assert native.texts(data) == texts
+
+    @pytest.mark.parametrize(("data", "text"), [(b'"a\\n"', "a\n"), (b"null", None), (b"5", None), (b'["a"]', None)])
+    def test_a_text(self, data: bytes, text: str | None) -> None:
+        assert native.text(data) == text
+
+    @pytest.mark.parametrize(
+        ("said", "meta"),
+        [
+            ('"dedup":"a"', {"dedup": "a"}),
+            (f'"dedup":"{"é" * 64}"', {"dedup": "é" * 64}),
+            ('"ttl_s":1', {"ttl_s": 1.0}),
+            ('"ttl_s":0.001', {"ttl_s": 0.001}),
+            ('"ttl_s":2592000', {"ttl_s": 2592000.0}),
+            ('"outcome":true', {"outcome": True}),
+            ('"resent":true,"outcome":false', {"resent": True}),
+            ('"outcome":false', {}),
+            ('"dedup":null,"ttl_s":null,"outcome":null,"resent":null', {}),
+            ('"dedup":"a","ttl_s":5,"outcome":true,"resent":true,"more":1',
+             {"dedup": "a", "ttl_s": 5.0, "outcome": True, "resent": True}),
+        ],
+    )  # fmt: skip
+    def test_what_a_client_may_say_of_its_message(self, said: str, meta: dict[str, Any]) -> None:
+        body = f'{{"payload":{{{said},"type":"t","data":1,"id":"i"}}}}'
+        assert native.later(body.encode()) == Sent("t", b"1", b'"i"', meta)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            '"dedup":""', f'"dedup":"{"x" * 65}"', '"dedup":5', '"dedup":["a"]',
+            '"ttl_s":0', '"ttl_s":-1', '"ttl_s":2592001', '"ttl_s":1e999', '"ttl_s":"5"', '"ttl_s":true',
+            '"outcome":1', '"outcome":"true"', '"resent":0', '"resent":[]',
+        ],
+    )  # fmt: skip
+    def test_an_option_that_is_wrong_costs_the_message_and_not_the_connection(self, said: str) -> None:
+        read = native.later(f'{{"payload":{{"type":"t","data":1,"id":"i",{said}}}}}'.encode())
+        assert isinstance(read, Fault)
+        assert (read.fatal, read.id, read.reason) == (False, b'"i"', "malformed")
 
 
 def login(header: str, payload: str = "null") -> Client | Server | Fault:
@@ -168,6 +212,12 @@ class TestFirstFrame:
     )
     def test_a_login_and_whether_it_brings_a_message(self, payload: str, says_something: bool) -> None:
         assert login(GOOD, payload) == Client("alice", "p", says_something)
+
+    @pytest.mark.parametrize(
+        ("said", "acks"), [("true", True), (" true ", True), ("false", False), ("1", False), ('"true"', False)]
+    )
+    def test_whether_the_client_acknowledges(self, said: str, acks: bool) -> None:
+        assert login(f'{GOOD[:-1]},"ack":{said}}}') == Client("alice", "p", False, acks)
 
     def test_the_payload_may_be_missing(self) -> None:
         assert native.first(b'{"header":%b}' % GOOD.encode()) == Client("alice", "p", False)
@@ -206,6 +256,23 @@ class TestFirstFrame:
         )
         claims = {"server": "s2", "id": "s2/1", "origin": "s1", "path": ["s1/m1"], "ttl_s": 1.5}
         assert read == Server(Sent("m1", b"0.10", b'"x"'), claims)
+
+    @pytest.mark.parametrize(
+        ("said", "claims"),
+        [
+            ('"lane":["e",7,5],"again":true', {"lane": ["e", 7, 5], "again": True}),
+            ('"lane":["e",7]', {}),
+            ('"lane":["e",7,5,1]', {}),
+            ('"lane":["e",-1,0]', {}),
+            (f'"lane":["e",{2**53},0]', {}),
+            (f'"lane":["e",{10**30},0]', {}),
+            ('"lane":[1,7,5],"again":1', {}),
+        ],
+    )
+    def test_where_it_stands_in_a_lane(self, said: str, claims: dict[str, Any]) -> None:
+        read = login(f'{{"scope":"server",{said}}}', '{"data":1,"type":"m1"}')
+        assert isinstance(read, Server)
+        assert read.claims == claims
 
     def test_a_server_of_the_reference_sends_no_id(self) -> None:
         assert login('{"scope":"server"}', '{"data":1,"type":"m1"}') == Server(Sent("m1", b"1", b"null"), {})
@@ -285,6 +352,24 @@ class TestWriting:
         assert isinstance(read, Server)
         assert read.sent.data == b"-0"
 
+    def test_the_lane_goes_along(self) -> None:
+        frame = native.to_server(7, "m1", b"1", {"id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5})
+        assert written(frame)["header"] == {
+            "scope": "server", "id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5,
+        }  # fmt: skip
+        read = native.first(body_of(frame))
+        assert isinstance(read, Server)
+        assert (read.claims["lane"], read.claims["again"]) == (["e", 7, 5], True)
+
+    def test_what_became_of_a_message(self) -> None:
+        assert body_of(native.outcomes(b'"i"', "s1/e/1", {"bob": "delivered"})) == (
+            b'{"header":{"status":"0"},"payload":'
+            b'{"data":{"message":"s1/e/1","recipients":{"bob":"delivered"}},"id":"i","type":"builtin"}}'
+        )
+        assert body_of(native.outcomes(b"null", "s1/e/1", None)) == (
+            b'{"header":{"status":"1"},"payload":{"data":null,"id":null,"type":"builtin"}}'
+        )
+
     def test_there_is_always_an_id_for_another_server(self) -> None:
         assert written(native.to_server(7, "m1", b"1", {}))["payload"]["id"] == "7"
 
@@ -293,22 +378,30 @@ def _around(parts: tuple[bytes, bytes]) -> tuple[bytes, int, bytes]:
     return parts[0], 0, parts[1]
 
 
+GOOD_REPORT = '{"header":{"messageType":"statusReport","status":"good"},"payload":%s}'
+BAD_REPORT = GOOD_REPORT.replace("good", "bad")
+
+
 class TestOutcome:
     @pytest.mark.parametrize(
-        ("body", "outcome"),
+        ("body", "became"),
         [
-            (body_of(native.report(b'"x"', 0)), "delivered"),
-            (body_of(native.report(b'"x"', 1, "not-allowed")), "failed:not-allowed"),
-            (b'{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":"x"}}', "failed:handler-failed"),
-            (b'{"header":{"messageType":"statusReport","status":"bad"}}', "failed:handler-failed"),
-            (
-                b'{"header":{"messageType":"statusReport","status":"bad"},"payload":{"reason":"made up"}}',
-                "failed:handler-failed",
-            ),
-            (b'{"header":{"messageType":"receivedMessage","status":"good"}}', None),
-            (b'{"header":{"status":"0"}}', None),
-            (b"nonsense", None),
+            (GOOD_REPORT % '{"id":"x"}', ("delivered", {})),
+            (GOOD_REPORT % '{"recipients":{"bob":"sent"}}', ("delivered", {})),
+            (GOOD_REPORT % '{"recipients":{"bob":"queued","carol":"delivered"}}', ("queued", {"queued": 1})),
+            (GOOD_REPORT % '{"recipients":[]}', ("delivered", {})),
+            (GOOD_REPORT % "null", ("delivered", {})),
+            (BAD_REPORT % '{"id":"x","reason":"not-allowed"}', ("failed:not-allowed", {})),
+            (BAD_REPORT % '{"id":"x"}', ("failed:handler-failed", {})),
+            ('{"header":{"messageType":"statusReport","status":"bad"}}', ("failed:handler-failed", {})),
+            (BAD_REPORT % '{"reason":"made up","recipients":{}}', ("failed:handler-failed", {})),
+            (BAD_REPORT % '{"reason":5}', ("failed:handler-failed", {})),
+            (BAD_REPORT % '{"reason":"expired","recipients":{"bob":"queued","carol":"failed:expired"}}',
+             ("failed:expired", {"carried": True})),
+            ('{"header":{"messageType":"receivedMessage","status":"good"}}', None),
+            ('{"header":{"status":"0"}}', None),
+            ("nonsense", None),
         ],
-    )
-    def test_what_another_server_says(self, body: bytes, outcome: str | None) -> None:
-        assert native.outcome(body) == outcome
+    )  # fmt: skip
+    def test_what_another_server_says(self, body: str, became: tuple[str, dict[str, Any]] | None) -> None:
+        assert native.outcome(body.encode()) == became

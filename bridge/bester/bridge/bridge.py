@@ -13,10 +13,11 @@ from itertools import count
 from typing import Any
 
 from bester.bridge.delivering import Delivering
+from bester.bridge.holding import Holding
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
-from bester.bridge.ports import Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import UNIX_HOST, Session, State, Step, refusal
+from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
+from bester.bridge.session import UNIX_HOST, Acknowledged, Question, Session, State, Step, refusal
 from bester.bridge.upstream import Upstream
 from bester.bridge.writing import Writing
 from bester.broker.wire.address import is_loopback
@@ -35,6 +36,7 @@ from bester.broker.wire.messages import (
     Login,
     Malformed,
     Message,
+    Meta,
     Open,
     Report,
     Submit,
@@ -71,14 +73,18 @@ class Bridge:
         self._wires: dict[int, Wire] = {}  # by session number: all of them
         self._targets: dict[int, Wire] = {}  # those that are delivery targets
         self._logins: dict[int, Wire] = {}  # those the broker is asked about
-        self._submits: dict[int, Wire] = {}  # by token: who waits for the report
         self._hosts: dict[str, int] = {}  # connections by address
         self._users: dict[str, int] = {}  # targets by user
         self._timed: set[Wire] = set()
         self._awake = False
+        self._keeps_waiting = False  # somebody is not read from because too much is held for the broker
         self._upstream = Upstream(limits, self._tokens, notice)
+        self._holding = Holding(limits, self._upstream, self._wake)
+        self._submits = self._holding.submits  # by token: who waits for the report
         self._writing = Writing(limits, clock, self._wake)
-        self._delivering = Delivering(self._targets, self._submits, self._writing, self._report, self._wake, clock)
+        self._delivering = Delivering(
+            limits, self._targets, self._submits, self._writing, self._report, self._wake, clock
+        )
         self._push, self._tell = self._writing.push, self._upstream.tell
 
     # --- the link to the broker -----------------------------------------------------------------------------------
@@ -88,23 +94,23 @@ class Bridge:
         self._upstream.port = port
 
     def ready(self) -> None:
-        """The broker knows us (again): tell it who is here. What an earlier life of it was asked is void."""
+        """The broker knows us (again): tell it who is here, and what it has not reported on."""
         if self.is_ready:
             self.lost("the broker was started again")
         self._upstream.ready()
         for number, wire in self._targets.items():
             assert wire.session.user is not None
             self._tell(Open(number, wire.session.user))
+        for announced in self._holding.ready():
+            self._tell(announced)
+        self._pay()
 
     def lost(self, why: str) -> None:
-        """The link is lost: everything outstanding on it is void, and is said to be so. Clients stay."""
+        """The link is lost. Clients stay, and their messages are held; who was about to log in may try again."""
         self._upstream.lost(why)
         self._delivering.forget()
-        submits = list(self._submits.items())
-        self._submits.clear()
+        self._holding.lost()
         now = self._clock()
-        for token, wire in submits:
-            self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
         logins, self._logins = self._logins, {}
         for wire in logins.values():
             self._apply(wire, wire.session.logged_in(1, "overloaded", now), now)
@@ -112,13 +118,20 @@ class Bridge:
     def receive(self, messages: Iterable[Message | Malformed]) -> None:
         """Do what the broker says, in order."""
         now = self._clock()
+        reports = 0
         for message in messages:
             if type(message) is Deliver:
                 self._delivering.deliver(message, now)
             elif type(message) is Report:
+                reports += 1
                 self._report(message.token, message.status, message.reason, message.message, message.recipients, now)
             else:
+                if reports:  # it may be the end of the link's life, and they belong to that
+                    self._delivering.reported(reports)
+                    reports = 0
                 self._receive_rarer(message, now)
+        if reports:
+            self._delivering.reported(reports)
 
     def _receive_rarer(self, message: Message | Malformed, now: float) -> None:
         match message:
@@ -128,7 +141,7 @@ class Bridge:
                 self._upstream.answered(message.token, message.status, message.value)
             case Forward():
                 if self.forward is None:
-                    self.forwarded(message.token, "failed:unreachable")
+                    self.forwarded(message.token, "failed:unreachable", {})
                 else:
                     self.forward(message)
             case Close():
@@ -158,12 +171,13 @@ class Bridge:
             self._notice(f"the broker refused: {error.code}: {error.text}")
 
     def ask(self, question: str, argument: Any, answered: Answered) -> None:
-        """Ask the broker; `answered` gets status 1 where it cannot be asked."""
-        self._upstream.ask(question, argument, answered)
+        """Ask the broker; `answered` gets status UNANSWERED where it cannot be asked."""
+        if not self._upstream.ask(question, argument, answered):
+            answered(UNANSWERED, None)
 
-    def forwarded(self, token: int, outcome: str) -> None:
-        """What became of a Forward."""
-        self._tell(Forwarded(token, outcome))
+    def forwarded(self, token: int, outcome: str, meta: Meta = {}) -> None:  # noqa: B006 (it is never written to)
+        """What became of a Forward; meta as a Forwarded has it."""
+        self._tell(Forwarded(token, outcome, meta))
 
     # --- connections ----------------------------------------------------------------------------------------------
 
@@ -193,10 +207,7 @@ class Bridge:
 
     def left(self, wire: Wire, marks: list[Mark[Waiting]]) -> None:
         """A chunk has left, and with it what these marks stand for."""
-        for mark in marks:
-            delivery, target = mark.what
-            if delivery.left(target):
-                self._delivering.ended(delivery)
+        self._delivering.left(wire, marks)
         if not wire.reading:
             self._settle(wire)
 
@@ -209,22 +220,19 @@ class Bridge:
         self._writing.stuck(wire)
 
     def gone(self, wire: Wire) -> None:
-        """A connection is no more: nothing of it stays."""
+        """A connection is no more: nothing of it stays but what it has said."""
         session = wire.session
-        for token in session.outstanding:
-            self._submits.pop(token, None)
+        self._holding.gone(session)
         for message in session.lost().send:
-            self._tell(message)
+            if type(message) is Close:
+                self._holding.close(message)
         self._forget_target(session)
         self._logins.pop(session.number, None)
         if self._wires.pop(session.number, None) is not None:
             _count_down(self._hosts, session.address)
         self._timed.discard(wire)
         self._writing.gone(wire)
-        for mark in wire.out.drop():
-            delivery, target = mark.what
-            if delivery.missed(target, wire.doom or "not-connected"):
-                self._delivering.ended(delivery)
+        self._delivering.gone(wire)
         if not self._wires and self.on_empty is not None:
             self.on_empty()
 
@@ -237,7 +245,10 @@ class Bridge:
             elif now >= wire.session.deadline:
                 self._apply(wire, wire.session.tick(now), now)
         self._writing.tick(now)
-        self._upstream.pay()
+        self._delivering.tick(now)
+        for token in self._holding.late(now):
+            self._report(*refusal(token, "unreachable"), now)
+        self._pay()
 
     def shut_down(self) -> None:
         """Take no more from anybody; what is outstanding is still reported. `on_empty` tells the end of it."""
@@ -246,6 +257,13 @@ class Bridge:
             self._apply(wire, wire.session.shut_down(now), now)
         if not self._wires and self.on_empty is not None:
             self.on_empty()
+
+    def give_up(self) -> None:
+        """Wait for no more reports: whoever still does is told that there will be none."""
+        now = self._clock()
+        reason = "timeout" if self.is_ready else "unreachable"
+        for wire in list(self._wires.values()):
+            self._apply(wire, wire.session.give_up(reason, now), now)
 
     def abort(self) -> None:
         """Cut whoever is left."""
@@ -272,26 +290,40 @@ class Bridge:
                 self._push(wire, frame)
             if not each.send:
                 continue
-            submits = [message for message in each.send if type(message) is Submit]  # they come before all else
+            submits = [message for message in each.send if type(message) is Submit]
             if submits:
-                steps += [wire.session.reported(report, now) for report in self._submit(submits, wire)]
-            for message in each.send[len(submits) :]:
-                if type(message) is not Login:
-                    self._tell(message)
-                elif not self._login(message, wire):
-                    steps.append(wire.session.logged_in(1, "overloaded", now))
+                self._holding.submit(submits, wire)
+            if len(submits) == len(each.send):
+                continue
+            for message in each.send:
+                match message:
+                    case Login():
+                        if not self._login(message, wire):
+                            steps.append(wire.session.logged_in(1, "overloaded", now))
+                    case Close():
+                        self._tell(message)
+                    case Acknowledged():
+                        self._delivering.acknowledged(wire, message.ids)
+                    case Question():
+                        if not self._ask_for(wire, message):
+                            steps.append(wire.session.reported(refusal(message.token, "unreachable"), now))
         self._settle(wire)
 
-    def _submit(self, messages: list[Submit], wire: Wire) -> list[Report]:
-        """Give the broker a connection's messages; returns the reports on those it cannot be given."""
-        if not self.is_ready:
-            return [refusal(message.token, "unreachable") for message in messages]
-        for message in messages:
-            self._submits[message.token] = wire
-        left = messages[self._upstream.submit(messages) :]
-        for message in left:
-            del self._submits[message.token]
-        return [refusal(message.token, "overloaded") for message in left]
+    def _ask_for(self, wire: Wire, question: Question) -> bool:
+        """Ask the broker what a client asks; False: it cannot be asked now."""
+        token, session, message = question
+
+        def answered(status: int, value: Any) -> None:
+            now = self._clock()
+            if wire.session.waits_since_s(token) is None:
+                return  # it has gone, or was told that its time is over
+            if status == UNANSWERED:
+                self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
+            else:
+                recipients = value if not status and type(value) is dict else None
+                self._apply(wire, wire.session.answered(token, recipients, now), now)
+
+        return self._upstream.ask("outcome", [session, message], answered)
 
     def _login(self, message: Login, wire: Wire) -> bool:
         if len(self._logins) >= self.limits.logins_in_flight or not self._upstream.login(message):
@@ -327,6 +359,7 @@ class Bridge:
     ) -> None:
         wire = self._submits.pop(token, None)
         if wire is None:
+            self._holding.forget(token)
             return
         session = wire.session
         frame = session.report(token, status, reason, message, recipients)
@@ -346,6 +379,8 @@ class Bridge:
         """Who does not listen is not listened to."""
         out = wire.out
         wants = wire.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
+        if self._holding.is_full:
+            self._keeps_waiting, wants = True, False
         if wants is not wire.reading:
             wire.read(wants)
 
@@ -379,10 +414,19 @@ class Bridge:
             self._writing.flush(self._settle_reading)  # no more than this: what is settled must not be touched again
         finally:
             self._awake = False
-        self._upstream.pay()
+        self._pay()
         if self._upstream.keeps_up:
             for confirm in self._delivering.confirm():
                 self._tell(confirm)
+
+    def _pay(self) -> None:
+        """Say what waited for room on the link; read again from those who were kept waiting by it."""
+        self._upstream.pay()
+        self._holding.pay()
+        if self._keeps_waiting and not self._holding.is_full:
+            self._keeps_waiting = False
+            for wire in list(self._wires.values()):
+                self._settle_reading(wire)
 
 
 def _count_down(counts: dict[str, int], key: str) -> None:

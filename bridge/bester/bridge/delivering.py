@@ -1,7 +1,8 @@
 """What the broker has delivered here: which frames go to whom, and what is confirmed when. Pure.
 
-A delivery has ended when the bytes of each target have left on one of its connections, or cannot leave on any. It is
-confirmed then, and not before; where it completes a message of a connection here, the good report is written here too.
+A delivery has ended when the bytes of each target have left on one of its connections (or, where the client said that
+it acknowledges, the client has said so), or cannot on any. It is confirmed then, and not before; where it completes a
+message of a connection here, the good report is written here too.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bester.bridge import native
+from bester.bridge.acknowledging import Acknowledging
 from bester.bridge.ledger import Delivery, Ledger
-from bester.bridge.ports import Wire
+from bester.bridge.limits import Limits
+from bester.bridge.outqueue import Mark
+from bester.bridge.ports import Waiting, Wire
 from bester.bridge.writing import Writing
 from bester.broker.wire.messages import Confirm, Deliver
 
@@ -25,8 +29,8 @@ class Delivering:
     """
 
     def __init__(
-        self, targets: Mapping[int, Wire], submits: Mapping[int, Wire], writing: Writing, report: Reporter,
-        wake: Callable[[], None], clock: Callable[[], float],
+        self, limits: Limits, targets: Mapping[int, Wire], submits: Mapping[int, Wire], writing: Writing,
+        report: Reporter, wake: Callable[[], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._targets = targets
         self._submits = submits
@@ -35,6 +39,7 @@ class Delivering:
         self._wake = wake
         self._clock = clock
         self._ledger = Ledger()
+        self._acknowledging = Acknowledging(limits)
 
     def forget(self) -> None:
         """The link to the broker is lost: nothing of before is confirmed any more."""
@@ -44,12 +49,19 @@ class Delivering:
         """Return what is to be confirmed now."""
         return self._ledger.confirm()
 
+    def reported(self, reports: int) -> None:
+        """So many reports have come from the broker: it is told that it may forget them."""
+        self._ledger.reported(reports)
+        self._wake()
+
     def deliver(self, message: Deliver, now: float) -> None:
         """Write a delivery's frames. Where all of them go to the very connection whose report follows them, the order
         of the stream is all the confirmation needed."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         owner = None if token is None else self._submits.get(token)
+        if owner is not None and owner.session.acks:
+            owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2
             and self._targets.get(targets[0][1]) is owner
@@ -73,7 +85,7 @@ class Delivering:
                 continue
             if delivery is None:
                 delivery = self._ledger.begin(serial, token, completes)
-            self._expect(delivery, target, frame)
+            self._expect(delivery, id_, target, frame)
         if delivery is None:
             self._ledger.at_once(serial)
             self._wake()
@@ -82,7 +94,7 @@ class Delivering:
         elif delivery.release():
             self.ended(delivery)
 
-    def _expect(self, delivery: Delivery, target: list[int], frame: tuple[bytes, ...]) -> None:
+    def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> None:
         """Write one target's frame to its sessions, each with a mark behind it."""
         reason = "not-connected"
         reached = 0
@@ -90,15 +102,52 @@ class Delivering:
             wire = self._targets.get(session)
             if wire is None:
                 continue
-            if self._offer(wire, frame):
+            acks = wire.session.acks
+            if (not acks or self._acknowledging.has_room(wire)) and self._offer(wire, frame):
                 wire.out.mark((delivery, target[0]))
                 reached += 1
+                if acks:
+                    size = sum(map(len, frame))
+                    self._acknowledging.expect(wire, f"{id_}.{target[0]}", delivery, target[0], size)
             else:
                 reason = wire.doom or "overloaded"
         if reached:
             delivery.expect(target[0], reached)
         else:
             delivery.fail(target[0], reason)
+
+    def left(self, wire: Wire, marks: list[Mark[Waiting]]) -> None:
+        """What these marks stand for has left. Where it is to be acknowledged, the time for that begins."""
+        if wire.session.acks and marks:
+            self._acknowledging.left(wire, len(marks), self._clock())
+            return
+        for mark in marks:
+            delivery, target = mark.what
+            if delivery.left(target):
+                self.ended(delivery)
+
+    def gone(self, wire: Wire) -> None:
+        """A connection is no more: what has not left on it, or was not acknowledged, will not be."""
+        reason = wire.doom or "not-connected"
+        marks = wire.out.drop()
+        if wire.session.acks:
+            for delivery in self._acknowledging.gone(wire, reason):
+                self.ended(delivery)
+            return
+        for mark in marks:
+            delivery, target = mark.what
+            if delivery.missed(target, reason):
+                self.ended(delivery)
+
+    def acknowledged(self, wire: Wire, ids: list[str]) -> None:
+        """The client has got the frames with these ids."""
+        for delivery in self._acknowledging.acknowledged(wire, ids):
+            self.ended(delivery)
+
+    def tick(self, now: float) -> None:
+        """Give up on what was not acknowledged in time."""
+        for delivery in self._acknowledging.late(now):
+            self.ended(delivery)
 
     def ended(self, delivery: Delivery) -> None:
         """A delivery has ended: it is confirmed at the end of the turn, and the message it completes is reported."""

@@ -17,16 +17,18 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.broker.wire.address import HostPort, parse_host_port
-from bester.broker.wire.messages import Forward
+from bester.broker.wire.messages import Forward, Meta
 
-UNREACHABLE = "failed:unreachable"
-OVERLOADED = "failed:overloaded"
+Became = tuple[str, Meta]
+"""What became of a message: an outcome, and the meta of a Forwarded."""
+UNREACHABLE: Became = ("failed:unreachable", {})
+OVERLOADED: Became = ("failed:overloaded", {})
 
 
 class _Conversation(asyncio.Protocol):
     """Writes one frame, reads until a status report comes or the peer ends."""
 
-    def __init__(self, frame: bytes, limit_bytes: int, done: asyncio.Future[str]) -> None:
+    def __init__(self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became]) -> None:
         self._frame = frame
         self._splitter = Splitter(limit_bytes)
         self._done = done
@@ -39,35 +41,35 @@ class _Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for body in self._splitter.feed(data):
-            outcome = native.outcome(body)
-            if outcome is not None:
-                self._end(outcome)
+            became = native.outcome(body)
+            if became is not None:
+                self._end(became)
                 return
         if self._splitter.refused is not None:
-            self._end("failed:malformed")
+            self._end(("failed:malformed", {}))
 
     def eof_received(self) -> bool:
-        self._end("sent")
+        self._end(("sent", {}))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         # A reset: whether our bytes were read before it, nobody can say, so it is not called sent.
         self._end(UNREACHABLE)
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, became: Became) -> None:
         if not self._done.done():
-            self._done.set_result(outcome)
+            self._done.set_result(became)
         if self._transport is not None:
             self._transport.close()
 
 
 class Forwarder:
-    """Carries Forwards out; `done(token, outcome)` is called once for each, in the loop."""
+    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop."""
 
-    def __init__(self, limits: Limits, done: Callable[[int, str], None]) -> None:
+    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None]) -> None:
         self._limits = limits
         self._done = done
-        self._tasks: set[asyncio.Task[str]] = set()
+        self._tasks: set[asyncio.Task[Became]] = set()
         self._running: dict[str, int] = {}  # by address
         self._waiting: dict[str, deque[tuple[Forward, float]]] = {}  # by address, with their deadlines
         self._queued = 0
@@ -76,7 +78,7 @@ class Forwarder:
         """Take a Forward."""
         loop = asyncio.get_running_loop()
         if self._queued >= self._limits.forwards_waiting:
-            self._done(message.token, OVERLOADED)
+            self._done(message.token, *OVERLOADED)
             return
         self._queued += 1
         queue = self._waiting.setdefault(message.address, deque())
@@ -99,7 +101,7 @@ class Forwarder:
         if queue is not None and not queue:
             del self._waiting[address]
 
-    def _ended(self, message: Forward, task: asyncio.Task[str]) -> None:
+    def _ended(self, message: Forward, task: asyncio.Task[Became]) -> None:
         """Also called for a task that was cancelled before it began."""
         self._tasks.discard(task)
         self._running[message.address] -= 1
@@ -108,20 +110,20 @@ class Forwarder:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
-        self._done(message.token, UNREACHABLE if task.cancelled() or error is not None else task.result())
+        self._done(message.token, *(UNREACHABLE if task.cancelled() or error is not None else task.result()))
         for address in [message.address, *self._waiting]:
             self._start(address)
             if len(self._tasks) >= self._limits.forwards:
                 break
 
-    async def _converse(self, message: Forward, deadline: float) -> str:
+    async def _converse(self, message: Forward, deadline: float) -> Became:
         loop = asyncio.get_running_loop()
         try:
             address: HostPort = parse_host_port(message.address)
         except ValueError:
             return UNREACHABLE
         frame = native.to_server(message.token, message.type, message.body, message.meta)
-        done: asyncio.Future[str] = loop.create_future()
+        done: asyncio.Future[Became] = loop.create_future()
         transport: asyncio.BaseTransport | None = None
         try:
             async with asyncio.timeout_at(deadline):
@@ -140,7 +142,7 @@ class Forwarder:
         waiting, self._waiting = self._waiting, {}
         for queue in waiting.values():
             for message, _ in queue:
-                self._done(message.token, UNREACHABLE)
+                self._done(message.token, *UNREACHABLE)
         self._queued = 0
         tasks = list(self._tasks)
         for task in tasks:

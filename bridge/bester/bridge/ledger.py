@@ -76,6 +76,7 @@ class Ledger:
         self._failed: dict[int, list[list[Any]]] = {}
         self._told = 0
         self._news = False
+        self._reports = 0
 
     @property
     def waiting(self) -> int:
@@ -105,8 +106,13 @@ class Ledger:
         if self._open:
             self._ended.append(delivery.serial)
 
+    def reported(self, reports: int) -> None:
+        """So many reports have come."""
+        self._reports += reports
+        self._news = True
+
     def confirm(self) -> list[Confirm]:
-        """Return what has ended since the last call; nothing where nothing has.
+        """Return what has ended, or come, since the last call; nothing where nothing has.
 
         It is one confirmation, unless a crowd has gone: failures that do not fit into it are told before, each with
         the serial of its delivery, so that nothing is held to be delivered by a later word that covers it.
@@ -118,11 +124,12 @@ class Ledger:
         failed: list[list[Any]] = []
         for serial, rows in self._failed.items():
             if serials and len(failed) + len(rows) > MAX_ROWS:
-                confirms.append(Confirm(self._told, serials, failed))
+                confirms.append(Confirm(self._told, serials, failed, self._reports))
                 serials, failed = [], []
             serials.append(serial)
             failed = failed + rows
         self._told = next(iter(self._open)) - 1 if self._open else self._highest
-        confirms.append(Confirm(self._told, [serial for serial in self._ended if serial > self._told], failed))
+        done = [serial for serial in self._ended if serial > self._told]
+        confirms.append(Confirm(self._told, done, failed, self._reports))
         self._ended, self._failed, self._news = [], {}, False
         return confirms

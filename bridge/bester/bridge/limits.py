@@ -46,6 +46,23 @@ class Limits:
     """Messages of one connection that wait for their report; above it the connection is not read from."""
     unreported_bytes: int = 8 * MIB
     """The same in bytes, for large messages; one always passes."""
+    hold_s: float = 600.0
+    """How long a message is held for a broker that does not answer, from when it came: a restart takes seconds, a
+    repair minutes. A broker remembers what it took for longer than this, so that nothing is carried out twice."""
+    held_bytes: int = 256 * MIB
+    """What may be held for the broker in all; above it nobody is read from until it takes some. Memory."""
+    gone_messages: int = 65_536
+    """Messages of clients that have gone, kept until their report in case the broker dies; what is above is not
+    submitted again. A server's whole load for a second, and nobody waits for these."""
+    gone_bytes: int = 32 * MIB
+    """The same in bytes."""
+    ack_s: float = 30.0
+    """How long a client that acknowledges may take over it, from when the frame has left: as long as a dead connection
+    takes to be found dead, so that being slow is not worse than being gone."""
+    unacked: int = 1_024
+    """Frames of one connection that wait for their acknowledgement; what more is sent to it has failed."""
+    unacked_bytes: int = 8 * MIB
+    """The same in bytes, for large frames; one always passes."""
     drain_s: float = 30.0
     """How long one who has stopped sending may wait for reports; longer than a handler that is waited for."""
     linger_s: float = 1.0

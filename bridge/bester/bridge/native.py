@@ -1,12 +1,12 @@
 """The native protocol's JSON: frame bodies in, values out; and the frames the bridge writes.
 
 `data` is never decoded and never written anew: it is cut out of a frame as it stands, and frames are put together
-around it byte by byte. Nothing here raises on the wire's account. The same goes for a client's `id`.
+around it byte by byte. The same goes for a client's `id`. Nothing here raises on the wire's account.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -15,20 +15,28 @@ from bester.bridge.frames import frame
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 from bester.broker.wire.json_text import fault as json_fault
-from bester.broker.wire.messages import Meta
+from bester.broker.wire.messages import MAX_TOKEN, Meta
 
 NULL = b"null"
+MAX_DEDUP = 64
+"""Characters of a `dedup`: a UUID and a number beside it; the server remembers each for a while."""
+MAX_TTL_S = 30 * 24 * 3600.0
+"""What is not worth anything to anybody in a month need not be kept that long."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
 _new = tuple.__new__  # in half the time of the class itself
 
 
 class Sent(NamedTuple):
-    """A message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as it stood in the frame."""
+    """A message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as it stood in the frame.
+
+    meta: what else a client said of it, as a Submit says it: `dedup`, `ttl_s`, `outcome`, `resent`.
+    """
 
     type: str
     data: bytes
     id: bytes
+    meta: Meta = {}
 
 
 class Fault(NamedTuple):
@@ -41,11 +49,13 @@ class Fault(NamedTuple):
 
 
 class Client(NamedTuple):
-    """A first frame that wants to log in; `message`: it also carries a message, to be read as a later frame."""
+    """A first frame that wants to log in; `message`: it also carries a message, to be read as a later frame;
+    `acks`: the client will acknowledge what it is sent."""
 
     user: str
     password: str
     message: bool
+    acks: bool = False
 
 
 class Server(NamedTuple):
@@ -55,6 +65,13 @@ class Server(NamedTuple):
     claims: Meta
 
 
+class Builtin(NamedTuple):
+    """What a client asks of the server itself; `data` is the JSON text beside the command's type."""
+
+    type: str
+    data: bytes
+
+
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
@@ -62,6 +79,10 @@ class _Payload(msgspec.Struct, gc=False):
     type: str
     data: Raw
     id: Raw = Raw(NULL)
+    dedup: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_DEDUP)] | None = None
+    ttl_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_TTL_S)] | None = None
+    outcome: bool | None = None
+    resent: bool | None = None
 
 
 class _Later(msgspec.Struct, gc=False):
@@ -93,6 +114,8 @@ _login = msgspec.json.Decoder(_Login).decode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _skip = msgspec.json.Decoder(Raw).decode
 _string = msgspec.json.Decoder(str).decode
+_strings = msgspec.json.Decoder(list[str]).decode
+_NO_META: Meta = {}
 
 
 def later(body: bytes) -> Sent | Fault:
@@ -107,9 +130,31 @@ def later(body: bytes) -> Sent | Fault:
         id_ = bytes(payload.id)
         if id_[0] != 0x22 and id_ != NULL:
             return Fault(NULL, False, "payload.id is not a string")
-        return _new(Sent, (payload.type, bytes(payload.data), id_))
+        meta = _NO_META
+        if (
+            payload.dedup is not None
+            or payload.ttl_s is not None
+            or payload.outcome is not None
+            or payload.resent is not None
+        ):
+            meta = _options(payload)
+        return _new(Sent, (payload.type, bytes(payload.data), id_, meta))
     except _BAD_JSON:
         return _unreadable(body)
+
+
+def _options(payload: _Payload) -> Meta:
+    """Return what a client said of its message beyond what it is; what is false is not said."""
+    said: Meta = {}
+    if payload.dedup is not None:
+        said["dedup"] = payload.dedup
+    if payload.ttl_s is not None:
+        said["ttl_s"] = payload.ttl_s
+    if payload.outcome:
+        said["outcome"] = True
+    if payload.resent:
+        said["resent"] = True
+    return said
 
 
 def _unreadable(body: bytes) -> Fault:
@@ -127,7 +172,9 @@ def _unreadable(body: bytes) -> Fault:
         id_ = bytes(_id_only(body).payload.id)
     except _BAD_JSON:
         id_ = NULL
-    return Fault(id_ if id_[0] == 0x22 else NULL, False, "a payload holds a type (a string), data, and an id")
+    return Fault(
+        id_ if id_[0] == 0x22 else NULL, False, "a payload holds a type (a string), data, an id, no wrong option"
+    )
 
 
 def first(body: bytes) -> Client | Server | Fault:
@@ -155,7 +202,8 @@ def first(body: bytes) -> Client | Server | Fault:
     payload = _object(top.payload) or {}
     type_, id_ = payload.get("type"), payload.get("id")
     says_something = type_ is not None and bytes(type_) != NULL and _str(type_) != "dummy"
-    return Client(login.username, login.password, says_something and id_ is not None and bytes(id_) != NULL)
+    acks = "ack" in header and bytes(header["ack"]) == b"true"
+    return Client(login.username, login.password, says_something and id_ is not None and bytes(id_) != NULL, acks)
 
 
 def _object(raw: Raw) -> dict[str, Raw] | None:
@@ -172,6 +220,7 @@ def _str(raw: Raw | None) -> str | None:
         return None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _CLAIMS: dict[str, Any] = {
     "server": str,
     "id": str,
@@ -179,6 +228,8 @@ _CLAIMS: dict[str, Any] = {
     "origin": str,
     "path": list[str],
     "ttl_s": float,
+    "lane": tuple[str, _Count, _Count],
+    "again": bool,
 }
 
 
@@ -191,14 +242,43 @@ def _claims(header: dict[str, Raw]) -> Meta:
                 claims[key] = msgspec.json.decode(header[key], type=kind)
             except _BAD_JSON:
                 continue
+    if "lane" in claims:
+        claims["lane"] = list(claims["lane"])  # as the fabric writes it
     return claims
 
 
-def builtin_command(data: bytes) -> str | None:
-    """Return `command.type` of a builtin message's data."""
-    command = (_object(Raw(data)) or {}).get("command")
-    fields = None if command is None else _object(command)
-    return None if fields is None else _str(fields.get("type"))
+class _Command(msgspec.Struct, gc=False):
+    type: str
+    data: Raw = Raw(NULL)
+
+
+class _Builtin(msgspec.Struct, gc=False):
+    command: _Command
+
+
+_builtin = msgspec.json.Decoder(_Builtin).decode
+
+
+def builtin(data: bytes) -> Builtin | None:
+    """Return the command in a builtin message's data; None where there is none."""
+    try:
+        command = _builtin(data).command
+    except _BAD_JSON:
+        return None
+    return Builtin(command.type, bytes(command.data))
+
+
+def text(data: bytes) -> str | None:
+    """Return what a JSON string says; None where it is none."""
+    return _str(Raw(data))
+
+
+def texts(data: bytes) -> list[str] | None:
+    """Return what a JSON array of strings says; None where it is none."""
+    try:
+        return _strings(data)
+    except _BAD_JSON:
+        return None
 
 
 class _ReportHeader(msgspec.Struct, gc=False):
@@ -207,7 +287,8 @@ class _ReportHeader(msgspec.Struct, gc=False):
 
 
 class _ReportPayload(msgspec.Struct, gc=False):
-    reason: str | None = None
+    reason: Any = None
+    recipients: Any = None
 
 
 class _Report(msgspec.Struct, gc=False):
@@ -219,21 +300,25 @@ _report = msgspec.json.Decoder(_Report).decode
 _report_payload = msgspec.json.Decoder(_ReportPayload).decode
 
 
-def outcome(body: bytes) -> str | None:
-    """Return what another server's frame says became of our message; None where it is no status report."""
+def outcome(body: bytes) -> tuple[str, Meta] | None:
+    """Return what another server's frame says became of our message, and the meta of a Forwarded; None where it is no
+    status report. Where its recipients are named, its handler's commands were carried out."""
     try:
-        report = _report(body)
+        said = _report(body)
     except _BAD_JSON:
         return None
-    if report.header.messageType != "statusReport":
+    if said.header.messageType != "statusReport":
         return None
-    if report.header.status == "good":
-        return "delivered"
     try:
-        reason = _report_payload(report.payload).reason
+        payload = _report_payload(said.payload)
     except _BAD_JSON:
-        reason = None
-    return f"failed:{reason if reason in CODES else 'handler-failed'}"
+        payload = _ReportPayload()
+    recipients = payload.recipients if type(payload.recipients) is dict else {}
+    if said.header.status == "good":
+        queued = sum(1 for each in recipients.values() if each == "queued")
+        return ("queued", {"queued": queued}) if queued else ("delivered", {})
+    reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
+    return f"failed:{reason}", {"carried": True} if recipients else {}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -268,6 +353,14 @@ LOGGED_IN = report(AUTH_ID, 0)
 def pong(id_: bytes) -> bytes:
     """Return the frame that answers a `dummy`."""
     return frame(b'{"header":{"status":"0"},"payload":{"data":null,"id":%b,"type":"dummy"}}' % id_)
+
+
+def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> bytes:
+    """Return the frame that says what became of a message; None: of none that this client may ask about."""
+    if recipients is None:
+        return frame(b'{"header":{"status":"1"},"payload":{"data":null,"id":%b,"type":"builtin"}}' % id_)
+    data = _text({"message": message, "recipients": recipients})
+    return frame(b'{"header":{"status":"0"},"payload":{"data":%b,"id":%b,"type":"builtin"}}' % (data, id_))
 
 
 def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:

@@ -14,6 +14,8 @@ Waiting = tuple[Delivery, int]
 """A delivery and the number of the target in it: what a mark in an out-queue stands for."""
 Answered = Callable[[int, Any], None]
 """Gets the status (0 is good) and the value of an answer."""
+UNANSWERED = -1
+"""The status where there was no broker to answer, or it was lost."""
 
 
 class BrokerPort(Protocol):

@@ -32,6 +32,8 @@ TICK_S = 0.5
 """How often the core looks at its deadlines; they are seconds long."""
 DRAIN_S = 10.0
 """How long clients may wait for their reports after SIGTERM."""
+FAREWELL_S = 2.0
+"""The last of that: who still waits is told that no report will come, and has this long to take it."""
 ABORT_S = 1.0
 """How long the loop may take to give up connections that were cut."""
 HELLO_NAME = "bridge"
@@ -123,13 +125,17 @@ class Service:
             listener.close()
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
-        """Take nothing more from anybody; wait until all reports are out. False: some were cut off at the time."""
+        """Take nothing more from anybody; wait until all reports are out. False: some did not come in time, and those
+        who waited for them were told so."""
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
         try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            await asyncio.wait_for(self._empty.wait(), max(timeout_s - FAREWELL_S, 0))
         except TimeoutError:
+            self.bridge.give_up()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), min(timeout_s, FAREWELL_S))
             return False
         return True
 
@@ -251,7 +257,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     for task in (announcing, stopping, over):
                         task.cancel()
                 if not await service.drain():
-                    log.warning("messages were still under way; their senders have no report")
+                    log.warning("messages were still under way; their senders were told so")
             finally:
                 await link.close(timeout_s=1.0)
             if link.party.refusal is not None and not stop.is_set():

@@ -68,16 +68,35 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 TARGETS = frozenset({State.OPEN, State.DRAINING})
 """States in which the broker may send the session messages."""
 _OPEN = State.OPEN
-_NO_META: Meta = {}
+_Sent = native.Sent
 _new = tuple.__new__  # makes a message in half the time of its class
 _ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
+
+
+class Acknowledged(NamedTuple):
+    """The client has got the frames with these ids."""
+
+    ids: list[str]
+
+
+class Question(NamedTuple):
+    """The client asks what became of a message; the answer to `token` is waited for."""
+
+    token: int
+    session: int
+    message: str
 
 
 class Step(NamedTuple):
     """What follows: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close]
+    send: list[Login | Submit | Close | Acknowledged | Question]
+
+
+Unreported = tuple[bytes, int, Submit | Question, float]
+"""What waits for its report: the id to report under, its size, what it is, and since when. It is kept until then: a
+broker that died with it is given it again. A plain tuple, for one is made for every message."""
 
 
 def _nothing() -> Step:
@@ -101,6 +120,7 @@ class Session:
         "_tokens",
         "_waiting",
         "_waiting_bytes",
+        "acks",
         "address",
         "deadline",
         "number",
@@ -116,6 +136,7 @@ class Session:
         self.address = address
         self.state = State.NEW
         self.user: str | None = None
+        self.acks = False  # the client acknowledges what it is sent
         self.deadline: float | None = now + limits.first_frame_s
         self.peer_ended = False
         self._limits = limits
@@ -124,7 +145,7 @@ class Session:
         self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
         self._stopping = False  # `stop` comes behind what is held
         self._fault: native.Fault | None = None  # what to say at the stop
-        self._waiting: dict[int, tuple[bytes, int]] = {}  # token: id to report, size
+        self._waiting: dict[int, Unreported] = {}  # by token
         self._waiting_bytes = 0
 
     # --- what others may ask --------------------------------------------------------------------------------------
@@ -140,6 +161,27 @@ class Session:
     def outstanding(self) -> list[int]:
         """Tokens of the messages that wait for their report."""
         return list(self._waiting)
+
+    @property
+    def unreported(self) -> list[tuple[Submit, float]]:
+        """Messages that wait for their report, and since when."""
+        return [(what, since_s) for _, _, what, since_s in self._waiting.values() if type(what) is Submit]
+
+    def waits_since_s(self, token: int) -> float | None:
+        """Return since when a report is waited for; None where it is not."""
+        waiting = self._waiting.get(token)
+        return None if waiting is None else waiting[3]
+
+    def submitted(self, token: int) -> Submit | None:
+        """Return the message that waits for this report."""
+        waiting = self._waiting.get(token)
+        what = None if waiting is None else waiting[2]
+        return what if type(what) is Submit else None
+
+    def replace(self, submit: Submit) -> None:
+        """What waits for its report is submitted in these words from now on."""
+        id_, size, _, since_s = self._waiting[submit.token]
+        self._waiting[submit.token] = (id_, size, submit, since_s)
 
     @property
     def is_target(self) -> bool:
@@ -195,12 +237,25 @@ class Session:
         if self.state in (State.NEW, State.AUTHENTICATING):
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING:
-            for token in self.outstanding:
-                frame = self.report(*refusal(token, "timeout"))
-                assert frame is not None
-                step.write.append(frame)
+            self._refuse_all("timeout", step)
         self._leave("timeout", step, now)
         return step
+
+    def give_up(self, reason: str, now: float) -> Step:
+        """The bridge ends now: whatever waits for a report, and whatever waits behind it, is refused for `reason`."""
+        step = _nothing()
+        while self._waiting:
+            self._refuse_all(reason, step)
+            more = self.proceed(now)
+            step.write.extend(more.write)
+            step.send.extend(each for each in more.send if type(each) is Close)
+        return step
+
+    def _refuse_all(self, reason: str, step: Step) -> None:
+        for token in self.outstanding:
+            frame = self.report(*refusal(token, reason))
+            assert frame is not None
+            step.write.append(frame)
 
     def last_word_left(self, now: float) -> None:
         """Everything was sent: the peer has a moment to read it."""
@@ -243,6 +298,18 @@ class Session:
         self._waiting_bytes -= waiting[1]
         return native.report(waiting[0], status, reason, message, recipients)
 
+    def answered(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
+        """The broker answers a question; None: of this user it knows no such message."""
+        waiting = self._waiting.pop(token, None)
+        if waiting is None:
+            return _nothing()
+        id_, size, question, _ = waiting
+        self._waiting_bytes -= size
+        assert isinstance(question, Question)
+        step = self.proceed(now)
+        step.write.insert(0, native.outcomes(id_, question.message, recipients))
+        return step
+
     @property
     def has_more(self) -> bool:
         """Whether a report lets something go on: frames that are held, or an end that waited for it."""
@@ -262,7 +329,7 @@ class Session:
     def _first(self, body: bytes, step: Step, now: float) -> None:
         frame = native.first(body)
         if isinstance(frame, native.Client):
-            self.user = frame.user
+            self.user, self.acks = frame.user, frame.acks
             self._go("login", now)
             if frame.message:
                 self._held = deque((body,))
@@ -272,7 +339,8 @@ class Session:
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
-            self._submit(None, frame.sent, meta, step)
+            submit = Submit(next(self._tokens), None, frame.sent.type, frame.sent.data, meta)
+            self._wait(submit, frame.sent.id, len(frame.sent.data), step, now)
         else:
             self._stop(frame, step, now)
 
@@ -313,31 +381,61 @@ class Session:
     def _message(self, body: bytes, step: Step, now: float) -> bool:
         """Handle a frame of a client; False: it was the last one."""
         sent = native.later(body)
-        if isinstance(sent, native.Sent):
-            if sent.type not in RESERVED_TYPES:
-                self._submit(self.number, sent, _NO_META, step)
+        if type(sent) is _Sent:
+            type_, data, id_, meta = sent
+            if type_ not in RESERVED_TYPES:
+                token = next(self._tokens)
+                submit = _new(Submit, (token, self.number, type_, data, meta))
+                self._waiting[token] = (id_, size := len(data) + len(id_), submit, now)
+                self._waiting_bytes += size
+                step.send.append(submit)
                 return True
-            if sent.type == "dummy":
+            if type_ == "dummy":
                 step.write.append(native.pong(sent.id))
                 return True
-            if native.builtin_command(sent.data) == "close":
-                self._stop(None, step, now)
-                return False
-            step.write.append(native.report(sent.id, 1, "unknown-command"))
-            return True
+            return self._builtin(sent, step, now)
+        assert isinstance(sent, native.Fault)
         if sent.fatal:
             self._stop(sent, step, now)
             return False
         step.write.append(native.report(sent.id, 1, sent.reason))
         return True
 
-    def _submit(self, session: int | None, sent: native.Sent, meta: Meta, step: Step) -> None:
-        token = next(self._tokens)
-        type_, data, id_ = sent
-        size = len(data) + len(id_)
-        self._waiting[token] = (id_, size)
+    def _builtin(self, sent: native.Sent, step: Step, now: float) -> bool:
+        """Do what a client asks of the server itself; False: it was the last thing it asks."""
+        command = native.builtin(sent.data)
+        fault = None
+        match command.type if command is not None else None:
+            case "close":
+                self._stop(None, step, now)
+                return False
+            case "ack":
+                assert command is not None
+                ids = native.texts(command.data)
+                if ids is None:
+                    fault = "malformed"
+                else:
+                    step.send.append(Acknowledged(ids))
+            case "outcome":
+                assert command is not None
+                message = native.text(command.data)
+                if message is None:
+                    fault = "malformed"
+                else:
+                    question = Question(next(self._tokens), self.number, message)
+                    self._wait(question, sent.id, len(sent.data), step, now)
+            case _:
+                fault = "unknown-command"
+        if fault is not None:
+            step.write.append(native.report(sent.id, 1, fault))
+        return True
+
+    def _wait(self, what: Submit | Question, id_: bytes, size: int, step: Step, now: float) -> None:
+        """Send it, and wait for the word on it."""
+        size += len(id_)
+        self._waiting[what.token] = (id_, size, what, now)
         self._waiting_bytes += size
-        step.send.append(_new(Submit, (token, session, type_, data, meta)))
+        step.send.append(what)
 
     # --- the table ------------------------------------------------------------------------------------------------
 

@@ -1,19 +1,19 @@
 """What a bridge says to its broker: words that must be heard, words that may be refused, and questions. Pure.
 
 A bridge has one broker, through a link that may be lost and come back. What the broker must hear while the link lives
-(sessions, confirmations) waits here when the link has no room; a message or a login is refused instead, so that
-whoever sent it can be told.
+(sessions, confirmations) waits here when the link has no room. A message, a login or a question does not: whoever
+wants it said is told that there is no room for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bester.bridge.limits import Limits
-from bester.bridge.ports import Answered, BrokerPort
-from bester.broker.wire.messages import Ask, Login, Message, Submit
+from bester.bridge.ports import UNANSWERED, Answered, BrokerPort
+from bester.broker.wire.messages import Ask, Close, Login, Message, Submit
 
 
 class Upstream:
@@ -45,7 +45,12 @@ class Upstream:
         self._owed.clear()
         asks, self._asks = self._asks, {}
         for answered in asks.values():
-            answered(1, None)
+            answered(UNANSWERED, None)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a broker, and nothing waits for room on the link to it."""
+        return self.is_ready and not self._owed
 
     @property
     def keeps_up(self) -> bool:
@@ -68,7 +73,7 @@ class Upstream:
         while self._owed and self.port is not None and self.port.send(self._owed[0]):
             self._owed.popleft()
 
-    def submit(self, messages: list[Submit]) -> int:
+    def submit(self, messages: Sequence[Submit | Close]) -> int:
         """Say as many of these, in order, as there is room for now; returns how many that was."""
         if self._owed or not self.is_ready or self.port is None:
             return 0
@@ -78,13 +83,14 @@ class Upstream:
         """Say this if there is room for it now."""
         return not self._owed and self.is_ready and self.port is not None and self.port.send(message)
 
-    def ask(self, question: str, argument: Any, answered: Answered) -> None:
-        """Ask the broker; `answered` gets status 1 where it cannot be asked."""
+    def ask(self, question: str, argument: Any, answered: Answered) -> bool:
+        """Ask the broker. False: it cannot be asked now, and `answered` will not be called."""
         token = next(self._tokens)
         self._asks[token] = answered
-        if not self.is_ready or self.port is None or not self.port.send(Ask(token, question, argument)):
-            del self._asks[token]
-            answered(1, None)
+        if self.is_ready and self.port is not None and self.port.send(Ask(token, question, argument)):
+            return True
+        del self._asks[token]
+        return False
 
     def answered(self, token: int, status: int, value: Any) -> None:
         """The broker has answered a question."""

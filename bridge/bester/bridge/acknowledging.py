@@ -1,0 +1,120 @@
+"""What clients that acknowledge have been sent and have not acknowledged. Pure.
+
+A frame to such a client counts as delivered when the client says its id, not when its bytes have left. The time for
+that begins when they have left, and stands still while the bridge does not read from the client: its word may be
+waiting. An id that nobody waits for changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+from bester.bridge.ledger import Delivery
+from bester.bridge.limits import Limits
+from bester.bridge.ports import Wire
+
+
+class _Frame:
+    """One frame, written and not acknowledged."""
+
+    __slots__ = ("delivery", "id", "left_s", "size", "target")
+
+    def __init__(self, id_: str, delivery: Delivery, target: int, size: int) -> None:
+        self.id = id_
+        self.delivery = delivery
+        self.target = target
+        self.size = size
+        self.left_s = 0.0
+
+
+class _Book:
+    """The frames of one connection: all by id (a repetition has the id of what it repeats), those that are still on
+    their way out, and those whose time runs, in the order they left."""
+
+    __slots__ = ("by_id", "count", "leaving", "left", "size_bytes", "unread_s")
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, list[_Frame]] = {}
+        self.leaving: deque[_Frame] = deque()
+        self.left: OrderedDict[_Frame, None] = OrderedDict()
+        self.count = 0
+        self.size_bytes = 0
+        self.unread_s = 0.0
+
+    def remove(self, frame: _Frame) -> None:
+        """The frame is decided; it may be on its way out still."""
+        self.left.pop(frame, None)
+        self.count -= 1
+        self.size_bytes -= frame.size
+
+
+class Acknowledging:
+    """The frames of all connections. What it returns are deliveries that have ended."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._books: dict[Wire, _Book] = {}
+
+    def has_room(self, wire: Wire) -> bool:
+        """Whether another frame may be written to the connection."""
+        book = self._books.get(wire)
+        return book is None or (book.count < self._limits.unacked and book.size_bytes < self._limits.unacked_bytes)
+
+    def expect(self, wire: Wire, id_: str, delivery: Delivery, target: int, size: int) -> None:
+        """A frame was written, with a mark behind it; its acknowledgement decides the target."""
+        book = self._books.get(wire)
+        if book is None:
+            book = self._books[wire] = _Book()
+        frame = _Frame(id_, delivery, target, size)
+        book.by_id.setdefault(id_, []).append(frame)
+        book.leaving.append(frame)
+        book.count += 1
+        book.size_bytes += size
+
+    def left(self, wire: Wire, marks: int, now: float) -> None:
+        """So many marks were passed: as many frames have left."""
+        book = self._books[wire]
+        for _ in range(marks):
+            frame = book.leaving.popleft()
+            if frame in book.by_id.get(frame.id, ()):
+                frame.left_s = now
+                book.left[frame] = None
+
+    def acknowledged(self, wire: Wire, ids: list[str]) -> list[Delivery]:
+        """The client has got these."""
+        ended: list[Delivery] = []
+        book = self._books.get(wire)
+        if book is None:
+            return ended
+        for id_ in ids:
+            for frame in book.by_id.pop(id_, ()):
+                book.remove(frame)
+                if frame.delivery.left(frame.target):
+                    ended.append(frame.delivery)
+        return ended
+
+    def gone(self, wire: Wire, reason: str) -> list[Delivery]:
+        """The connection is no more: it will acknowledge nothing."""
+        book = self._books.pop(wire, None)
+        frames = [] if book is None else [frame for frames in book.by_id.values() for frame in frames]
+        return [frame.delivery for frame in frames if frame.delivery.missed(frame.target, reason)]
+
+    def late(self, now: float) -> list[Delivery]:
+        """Give up on what was not acknowledged in time."""
+        ended: list[Delivery] = []
+        for wire, book in self._books.items():
+            if not wire.reading:
+                book.unread_s = now
+                continue
+            while book.left:
+                frame = next(iter(book.left))
+                if now - max(frame.left_s, book.unread_s) < self._limits.ack_s:
+                    break
+                book.remove(frame)
+                same = book.by_id[frame.id]
+                same.remove(frame)
+                if not same:
+                    del book.by_id[frame.id]
+                if frame.delivery.missed(frame.target, "timeout"):
+                    ended.append(frame.delivery)
+        return ended

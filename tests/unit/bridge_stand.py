@@ -1,0 +1,139 @@
+"""A bridge's core on wires that are lists, for tests: no socket, no loop, a clock that stands still."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from bester.bridge.bridge import Bridge
+from bester.bridge.frames import Splitter, frame
+from bester.bridge.limits import Limits
+from bester.bridge.outqueue import OutQueue
+from bester.bridge.ports import Waiting
+from bester.bridge.session import Session
+from bester.broker.wire.messages import LoggedIn, Message, Submit
+
+M = TypeVar("M")
+
+
+class ListWire:
+    """A wire whose socket takes everything, until it is `blocked`."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.session: Session
+        self.out: OutQueue[Waiting] = OutQueue()
+        self.dirty = False
+        self.reading = True
+        self.doom: str | None = None
+        self.stalled_since = 0.0
+        self.stalled_bytes = 0
+        self.blocked = False
+        self.aborted: str | None = None
+        self.written = b""
+        self.writes = 0
+
+    def flush(self) -> None:
+        while chunk := self.out.take(1000):
+            self.writes += 1
+            self.written += chunk
+            if self.blocked:
+                self.bridge.stuck(self)
+                return
+            self.bridge.left(self, self.out.left())
+
+    def unblock(self) -> None:
+        self.blocked = False
+        self.bridge.left(self, self.out.left())
+        self.flush()
+
+    def read(self, on: bool) -> None:
+        self.reading = on
+
+    def unsent_bytes(self) -> int:
+        return self.out.taken_bytes - self.out.left_bytes
+
+    def abort(self, why: str) -> None:
+        self.aborted = why
+
+    def seen(self) -> list[Any]:
+        """Every frame that was written."""
+        return [json.loads(body) for body in Splitter(1 << 20).feed(self.written)]
+
+    def words(self) -> list[str]:
+        """The same in words, and from now on anew."""
+        words = []
+        for row in self.seen():
+            header, payload = row["header"], row["payload"]
+            if header.get("messageType") == "receivedMessage":
+                words.append(f"{header['id']}={payload['data']}")
+            else:
+                words.append(" ".join([header["status"], str(payload["id"]), *payload.get("reason", "").split()]))
+        self.written = b""
+        return words
+
+
+class Scene:
+    """A bridge, a broker port that is a list, and a clock that stands still."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.now = 0.0
+        self.full = False
+        self.sent: list[Message] = []
+        self.notices: list[str] = []
+        self._soon: list[Callable[[], None]] = []
+        self.limits = replace(Limits(), **limits)
+        self.bridge = Bridge(self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append)
+        self.bridge.connect(self)
+        self.bridge.ready()
+
+    def send(self, message: Message) -> bool:
+        if self.full:
+            return False
+        self.sent.append(message)
+        return True
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        return sum(self.send(message) for message in messages)
+
+    def turn(self) -> None:
+        """Let the loop turn."""
+        while self._soon:
+            self._soon.pop(0)()
+
+    def said(self, kind: type[M]) -> list[M]:
+        """What the broker was told of one kind, and from now on anew."""
+        found: list[M] = [message for message in self.sent if isinstance(message, kind)]
+        self.sent = [message for message in self.sent if not isinstance(message, kind)]
+        return found
+
+    def broker(self, *messages: Message) -> None:
+        self.bridge.receive(list(messages))
+        self.turn()
+
+    def connect(self, host: str = "127.0.0.1") -> ListWire:
+        wire = ListWire(self.bridge)
+        assert self.bridge.admit(wire, host)
+        return wire
+
+    def ask_in(self, user: str = "alice", host: str = "127.0.0.1") -> ListWire:
+        wire = self.connect(host)
+        login = {"header": {"scope": "client", "authentication": {"username": user, "password": "p"}}}
+        self.bridge.received(wire, frame(json.dumps(login).encode()))
+        self.turn()
+        return wire
+
+    def log_in(self, user: str = "alice") -> ListWire:
+        wire = self.ask_in(user)
+        self.broker(LoggedIn(wire.session.number, 0))
+        assert wire.words() == ["good auth_special"]
+        return wire
+
+    def submit(self, wire: ListWire, id_: str = "i", data: str = "1") -> int:
+        payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())
+        self.bridge.received(wire, frame(payload))
+        self.turn()
+        (submit,) = self.said(Submit)
+        return submit.token

@@ -1,0 +1,333 @@
+"""A broker that goes and comes back: what was taken in and not reported is held, and submitted again."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.bridge.frames import frame
+from bester.bridge.session import State
+from bester.broker.wire.messages import Close, Confirm, Deliver, Message, Open, Report, Submit
+from tests.unit.bridge_stand import ListWire, Scene
+
+
+def write(scene: Scene, wire: ListWire, *ids: str, data: str = "1") -> None:
+    """Let a client say messages with these ids, in one write."""
+    payloads = [f'{{"payload":{{"type":"t","data":{data},"id":"{id_}"}}}}'.encode() for id_ in ids]
+    scene.bridge.received(wire, b"".join(map(frame, payloads)))
+    scene.turn()
+
+
+def good(*tokens: int) -> list[Report]:
+    return [Report(token, 0, None, f"s/{token}", {}) for token in tokens]
+
+
+def attempts(messages: list[Submit]) -> list[tuple[int, int]]:
+    return [(message.token, message.meta.get("attempt", 1)) for message in messages]
+
+
+def kinds(messages: list[Message]) -> list[tuple[type, int]]:
+    """Return what they are, and the token or session."""
+    return [(type(message), next(iter(message))) for message in messages]
+
+
+class TestTheBrokerComesBack:
+    def test_everything_is_submitted_again_in_the_order_of_the_tokens_behind_the_sessions(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        tokens = [scene.submit(wire, id_) for wire, id_ in ((bob, "a"), (alice, "b"), (bob, "c"), (alice, "d"))]
+        scene.broker(*good(tokens[1]))
+        scene.bridge.lost("gone")
+        write(scene, alice, "e")
+        scene.sent.clear()
+        scene.bridge.ready()
+        assert [type(message) for message in scene.sent] == [Open, Open, Submit, Submit, Submit, Submit]
+        again = scene.said(Submit)
+        assert attempts(again) == [(tokens[0], 2), (tokens[2], 2), (tokens[3], 2), (tokens[3] + 1, 1)]
+        assert again[-1].meta == {}
+        scene.broker(*good(*(message.token for message in again)))
+        assert (alice.words(), bob.words()) == (["good b", "good d", "good e"], ["good a", "good c"])
+
+    def test_each_time_counts(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire)
+        for attempt in (2, 3, 4):
+            scene.bridge.lost("gone")
+            scene.bridge.lost("still gone")
+            scene.bridge.ready()
+            assert attempts(scene.said(Submit)) == [(token, attempt)]
+
+    def test_what_a_client_said_of_its_message_is_said_again(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        body = b'{"payload":{"type":"t","data":1,"id":"i","dedup":"d","ttl_s":5}}'
+        scene.bridge.received(wire, frame(body))
+        scene.bridge.ready()
+        assert [message.meta for message in scene.said(Submit)] == [
+            {"dedup": "d", "ttl_s": 5.0},
+            {"dedup": "d", "ttl_s": 5.0, "attempt": 2},
+        ]
+
+    def test_a_report_that_was_on_its_way_counts_and_nothing_is_submitted_after_it(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire, "a")
+        scene.bridge.lost("gone")
+        scene.broker(*good(token))
+        assert wire.words() == ["good a"]
+        scene.bridge.ready()
+        assert scene.said(Submit) == []
+
+    def test_a_server_of_the_native_protocol_is_held_too(self) -> None:
+        scene = Scene()
+        wire = scene.connect()
+        scene.bridge.lost("gone")
+        scene.bridge.received(wire, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+        assert wire.session.deadline == scene.limits.drain_s
+        scene.bridge.ready()
+        (submit,) = scene.said(Submit)
+        assert submit.meta == {"scope": "server", "address": "127.0.0.1"}
+        scene.broker(*good(submit.token))
+        assert wire.words() == ["good x"]
+        assert wire.session.state is State.CLOSING
+
+    def test_but_no_longer_than_it_may_wait(self) -> None:
+        scene = Scene()
+        wire = scene.connect()
+        scene.bridge.lost("gone")
+        scene.bridge.received(wire, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert wire.words() == ["bad x timeout"]
+        scene.bridge.ready()
+        assert scene.said(Submit) == []
+
+    def test_what_one_who_stopped_sending_was_told_of_is_not_submitted_again(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.submit(wire, "a")
+        scene.bridge.ended(wire)
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert wire.words() == ["bad a timeout"]
+        scene.bridge.ready()
+        assert scene.said(Submit) == []
+
+
+class TestBounds:
+    def test_after_ten_minutes_there_is_no_hope(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.submit(wire, "a")
+        scene.bridge.lost("gone")
+        scene.now += 1
+        write(scene, wire, "b")
+        scene.now += scene.limits.hold_s - 1.5
+        scene.bridge.tick()
+        assert wire.words() == []
+        scene.now += 0.5
+        scene.bridge.tick()
+        scene.turn()
+        assert wire.words() == ["bad a unreachable"]
+        scene.bridge.ready()
+        assert [message.token for message in scene.said(Submit)] == [2]
+
+    def test_one_who_says_much_meanwhile_is_not_read_from(self) -> None:
+        scene = Scene(unreported=3)
+        wire = scene.log_in()
+        scene.bridge.lost("gone")
+        write(scene, wire, *"abcde")
+        assert not wire.reading
+        scene.bridge.ready()
+        submits = scene.said(Submit)
+        assert len(submits) == 3
+        scene.broker(*good(*(message.token for message in submits)))
+        assert len(scene.said(Submit)) == 2
+        assert wire.words() == ["good a", "good b", "good c"]
+        assert wire.reading
+
+    def test_with_too_much_held_in_all_nobody_is_read_from(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.bridge.lost("gone")
+        write(scene, alice, "a", data='"' + "x" * 1000 + '"')
+        write(scene, bob, "b")
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.bridge.ready()
+        assert len(scene.said(Submit)) == 2
+        assert (alice.reading, bob.reading) == (True, True)
+
+    def test_a_full_link_keeps_everybodys_order(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.full = True
+        write(scene, wire, "a")
+        scene.full = False
+        write(scene, wire, "b")
+        assert [(message.token, message.meta) for message in scene.said(Submit)] == [(1, {}), (2, {})]
+        assert wire.words() == []
+
+    def test_and_what_was_not_said_on_it_was_not_attempted(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire, "a")
+        scene.full = True
+        write(scene, wire, "b")
+        scene.bridge.lost("gone")
+        scene.full = False
+        scene.bridge.ready()
+        assert attempts(scene.said(Submit)) == [(token, 2), (token + 1, 1)]
+
+    def test_a_link_that_takes_a_few_at_a_time_gets_all_of_them_in_order(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.bridge.lost("gone")
+        write(scene, wire, *(str(number) for number in range(10)))
+        taken: list[Message] = []
+
+        def three(messages: list[Message]) -> int:
+            taken.extend(messages[:3])
+            return len(messages[:3])
+
+        scene.send_all = three  # type: ignore[method-assign,assignment]  # a link with little room
+        scene.bridge.ready()
+        for _ in range(3):
+            assert len(taken) % 3 == 0
+            scene.bridge.tick()
+        assert [message.token for message in taken if isinstance(message, Submit)] == list(range(1, 11))
+
+
+class TestWhoHasGone:
+    def test_what_was_said_is_submitted_again_within_a_session_of_its_own(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        tokens = [scene.submit(wire) for wire in (alice, bob, alice, bob)]
+        scene.bridge.gone(alice)
+        assert scene.said(Close) == [Close(alice.session.number)]
+        scene.bridge.lost("gone")
+        scene.sent.clear()
+        scene.bridge.ready()
+        a, b = alice.session.number, bob.session.number
+        assert kinds(scene.sent) == [
+            (Open, b), (Open, a), (Submit, tokens[0]), (Submit, tokens[1]), (Submit, tokens[2]), (Close, a),
+            (Submit, tokens[3]),
+        ]  # fmt: skip
+        scene.broker(*good(*tokens))
+        assert (alice.words(), len(bob.words())) == ([], 2)
+        scene.bridge.lost("gone")
+        scene.sent.clear()
+        scene.bridge.ready()
+        assert scene.sent == [Open(b, "bob")]
+
+    def test_also_where_it_goes_while_there_is_no_broker(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        token = scene.submit(wire)
+        scene.bridge.lost("gone")
+        write(scene, wire, "b")
+        scene.bridge.gone(wire)
+        scene.sent.clear()
+        scene.bridge.ready()
+        number = wire.session.number
+        assert kinds(scene.sent) == [(Open, number), (Submit, token), (Submit, token + 1), (Close, number)]
+
+    def test_on_a_full_link_the_end_stays_behind_the_words(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.full = True
+        write(scene, wire, "a")
+        scene.bridge.gone(wire)
+        scene.full = False
+        scene.sent.clear()
+        scene.bridge.tick()
+        assert [type(message) for message in scene.sent] == [Submit, Close]
+
+    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2}])
+    def test_no_more_of_it_than_there_is_a_place_for(self, limits: dict[str, int]) -> None:
+        scene = Scene(**limits)
+        wire = scene.log_in()
+        tokens = [scene.submit(wire) for _ in range(4)]
+        scene.bridge.gone(wire)
+        scene.bridge.lost("gone")
+        scene.bridge.ready()
+        assert [message.token for message in scene.said(Submit)] == tokens[:2]
+
+    def test_places_become_free_with_reports_and_with_time(self) -> None:
+        scene = Scene(gone_messages=1)
+        for end in ("report", "delivery", "time"):
+            wire = scene.log_in()
+            token = scene.submit(wire)
+            scene.bridge.gone(wire)
+            scene.bridge.lost("gone")
+            scene.bridge.ready()
+            assert attempts(scene.said(Submit)) == [(token, 2)], end
+            other = scene.log_in("bob")
+            if end == "report":
+                scene.broker(*good(token))
+            elif end == "delivery":
+                scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, other.session.number]], token, {"message": "s/1"}))
+            else:
+                scene.now += scene.limits.hold_s
+                scene.bridge.tick()
+            scene.bridge.gone(other)
+            scene.bridge.lost("gone")
+            scene.bridge.ready()
+            assert scene.said(Submit) == [], end
+
+    def test_a_server_too(self) -> None:
+        scene = Scene()
+        wire = scene.connect()
+        scene.bridge.received(wire, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m"}}'))
+        (first,) = scene.said(Submit)
+        scene.bridge.gone(wire)
+        scene.bridge.ready()
+        assert scene.sent == [first._replace(meta={**first.meta, "attempt": 2})]
+
+
+class TestTheEnd:
+    def test_without_a_broker_everybody_is_told_so(self) -> None:
+        scene = Scene(unreported=2)
+        wire, server = scene.log_in(), scene.connect()
+        scene.submit(wire, "a")
+        scene.bridge.lost("gone")
+        write(scene, wire, *"bcde")
+        scene.bridge.received(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+        scene.bridge.shut_down()
+        scene.turn()
+        assert (wire.words(), server.words()) == ([], [])
+        scene.bridge.give_up()
+        scene.turn()
+        assert wire.words() == [f"bad {id_} unreachable" for id_ in "abcde"]
+        assert server.words() == ["bad x unreachable"]
+        assert (wire.session.state, server.session.state) == (State.CLOSING, State.CLOSING)
+        scene.bridge.ready()
+        assert scene.said(Submit) == []
+
+    def test_with_one_that_does_not_report_their_time_is_over(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.submit(wire, "a")
+        scene.bridge.shut_down()
+        scene.bridge.give_up()
+        scene.turn()
+        assert wire.words() == ["bad a timeout"]
+        assert scene.said(Close) == [Close(wire.session.number)]
+
+
+def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:
+    scene = Scene()
+    alice, bob = scene.log_in("alice"), scene.log_in("bob")
+    token = scene.submit(alice, "a")
+    bob.blocked = True
+    scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
+    scene.bridge.lost("gone")
+    scene.bridge.ready()
+    bob.unblock()
+    scene.turn()
+    assert alice.words() == []
+    assert attempts(scene.said(Submit)) == [(token, 2)]
+    scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
+    assert alice.words() == ["good a"]
+    assert scene.said(Confirm) == [Confirm(1, [], [])]
