@@ -25,6 +25,7 @@ COMMANDS = {
     "listen": "bester.bridge.cli.client",
     "outcome": "bester.bridge.cli.client",
     "dead": "bester.bridge.cli.dead",
+    "backup": "bester.bridge.cli.backup",
     "demo": "bester.bridge.cli.demo",
 }
 """Each command's module; the command is the attribute of the same name."""

@@ -1,0 +1,140 @@
+"""`bester backup`: what it copies, from a server that runs and from one that does not, and what it refuses."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bester.bridge.cli import main
+from bester.broker.accounts import FILE, Accounts
+from bester.broker.config import STORE_FILE
+from bester.broker.kept import Entry, Fetch, Keep, mailbox
+from bester.broker.store.sqlite import SqliteStore
+from tests.live import BESTER, LiveServer, Process
+
+BOX = mailbox("tim")
+ENTRY = Entry(2**32, BOX, "here/b/1.0.0", "tim", "chat", b'{"text":"hello"}', "tom", 9e9, {"origin": "here"})
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b-", dir="/tmp") as name:
+        monkeypatch.chdir(name)
+        yield Path(name)
+
+
+def add_user(data_dir: Path, *names: str) -> None:
+    accounts = Accounts(data_dir)
+    for name in names or ("tim",):
+        accounts.add(name, "secret")
+    accounts.close()
+
+
+def waiting_in(path: Path) -> int:
+    store = SqliteStore(path)
+    boxes = store.open().boxes
+    store.close()
+    return sum(box.messages for box in boxes.values())
+
+
+def keep_one(path: Path) -> str:
+    """Have something wait in a store, and return the store's own name."""
+    store = SqliteStore(path)
+    epoch = store.open().epoch
+    assert store.commit([Keep(ENTRY)]).ok
+    store.close()
+    return epoch
+
+
+def names_in(data_dir: Path) -> list[str]:
+    accounts = Accounts(data_dir)
+    try:
+        return [account.name for account in accounts.list()]
+    finally:
+        accounts.close()
+
+
+def test_accounts_and_what_waits_are_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_dir = directory / "bester-data"
+    add_user(data_dir)
+    epoch = keep_one(data_dir / STORE_FILE)
+    assert main(["backup", "copies/monday"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["copies/monday/accounts.db", "copies/monday/store.db"]
+    copy = directory / "copies/monday"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in copy.iterdir()} == {0o600}
+    assert names_in(copy) == ["tim"]
+    store = SqliteStore(copy / STORE_FILE)
+    assert store.open().epoch != epoch
+    assert store.read(Fetch(BOX, 0, 10, 10_000)) == [ENTRY]
+    store.close()
+
+
+def test_a_store_elsewhere_is_copied_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "bester.toml").write_text('[store]\nurl = "sqlite:elsewhere/kept.db"\n')
+    (directory / "elsewhere").mkdir()
+    keep_one(directory / "elsewhere/kept.db")
+    assert main(["backup", "copy"]) == 0
+    assert [path.name for path in (directory / "copy").iterdir()] == [STORE_FILE]
+    assert capsys.readouterr().out.startswith("copy/store.db  ")
+
+
+def test_what_is_in_memory_cannot_be_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "bester.toml").write_text('[store]\nurl = "memory:"\n')
+    add_user(directory / "bester-data")
+    assert main(["backup", "copy"]) == 0
+    assert [path.name for path in (directory / "copy").iterdir()] == [FILE]
+    assert "memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("full", "full: there is something in it; name a directory that is empty"), ("file", "file: is no directory")],
+)
+def test_nothing_is_written_over(target: str, said: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_user(directory / "bester-data")
+    (directory / "full").mkdir()
+    (directory / "full/mine").write_text("mine")
+    (directory / "file").write_text("mine")
+    assert main(["backup", target]) == 2
+    assert capsys.readouterr().err.startswith(f"bester: {said}")
+    assert [path.name for path in (directory / "full").iterdir()] == ["mine"]
+
+
+def test_without_anything_to_copy_it_says_so(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backup", "copy"]) == 2
+    assert "nothing is kept there" in capsys.readouterr().err
+    assert not (directory / "copy").exists()
+
+
+async def test_a_server_goes_on_meanwhile_and_its_copy_serves_as_well(directory: Path) -> None:
+    add_user(directory / "data", "tim", "tom")
+    toml = '[server]\ndata_dir = "{}"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+    toml += '[handlers.chat]\napp = "bester.handlers.stock.chat:app"\n'
+
+    async def shell(*arguments: str) -> str:
+        process = await Process.start(BESTER, *arguments, cwd=directory, env={"BESTER_PASSWORD": "secret"})
+        assert await process.process.wait() == 0, process.lines
+        await process.end()
+        return "\n".join(process.lines)
+
+    server = await LiveServer.start(directory, toml.format("data"))
+    try:
+        for text in ("before", "after"):
+            data = f'{{"to":["tom"],"text":"{text}"}}'
+            assert "queued" in await shell("send", "--to", server.address, "--user", "tim", "chat", data)
+            if text == "before":
+                assert "copy/store.db" in await shell("backup", "copy")
+    finally:
+        await server.stop()
+    server = await LiveServer.start(directory, toml.format("copy"))
+    try:
+        assert '"before"' in await shell("listen", "--to", server.address, "--user", "tom", "--count", "1")
+    finally:
+        await server.stop()
+    assert names_in(directory / "copy") == ["tim", "tom"]
+    assert waiting_in(directory / "copy/store.db") == 0
+    assert waiting_in(directory / "data/store.db") == 2
