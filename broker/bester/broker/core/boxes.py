@@ -79,6 +79,8 @@ class Boxes:
         self.look: Callable[[Box, float], None] = lambda box, now: None
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
+        self.messages = 0
+        """How many wait or fly, in all boxes."""
         self.next_number = max(1, snapshot.life * NUMBERS_A_LIFE)
         self._bounds = settings.bounds
         self._offset_s = settings.clock_offset_s
@@ -86,7 +88,7 @@ class Boxes:
         self._reports = reports
         self._boxes = {key: Box(key, state) for key, state in snapshot.boxes.items() if state.messages}
         self._lanes = {key: box for key, box in self._boxes.items() if not is_mailbox(key)}
-        self._messages = sum(box.messages for box in self._boxes.values())
+        self.messages = sum(box.messages for box in self._boxes.values())
         self._size = sum(box.size for box in self._boxes.values())
         self._pending: dict[int, Case | None] = {}
         self._over_early: set[int] = set()  # of those, what has ended before it was committed
@@ -108,11 +110,6 @@ class Boxes:
     def owners(self) -> list[str]:
         """Return the users for whom something is kept."""
         return [owner_of(key) for key in self._boxes if is_mailbox(key)]
-
-    @property
-    def messages(self) -> int:
-        """How many wait or fly, in all boxes."""
-        return self._messages
 
     def wall(self, now: float) -> float:
         """Return the wall clock's time."""
@@ -145,7 +142,7 @@ class Boxes:
         box.cursor = min(box.cursor, entry.number - 1)
         box.messages += 1
         box.size += size
-        self._messages += 1
+        self.messages += 1
         self._size += size
         if case is not None:
             case.owed += 1
@@ -161,7 +158,7 @@ class Boxes:
 
     def _no_room(self, key: str, size: int, now: float) -> str | None:
         bounds = self._bounds
-        if now < self._full_until or self._messages >= bounds.messages or self._size + size > bounds.total_bytes:
+        if now < self._full_until or self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
         box = self._boxes.get(key)
         if box is None:
@@ -215,7 +212,7 @@ class Boxes:
         if box.cursor < fetch.after:  # something was put back meanwhile, and comes first
             return box, []
         if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
-            self._messages -= box.waiting
+            self.messages -= box.waiting
             box.messages = len(box.flying)
             if not box.messages:
                 self._drop(box.key)
@@ -249,7 +246,7 @@ class Boxes:
         box = self._boxes.get(key)
         if box is not None:
             self._drop(key)
-            self._messages -= box.messages
+            self.messages -= box.messages
             self._size -= box.size
             self._out.writes.append(EndBox(key, outcome))
 
@@ -260,7 +257,7 @@ class Boxes:
         box.flying.pop(number, None)
         box.messages -= 1
         box.size -= size
-        self._messages -= 1
+        self.messages -= 1
         self._size -= size
         if box.messages <= 0:
             self._drop(key)

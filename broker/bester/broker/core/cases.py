@@ -164,10 +164,12 @@ class Reports:
 
     def pay(self, case: Case, *, silent: bool = False) -> None:
         """One thing that a case waited for has ended; `silent`: if it was the last, the bridge has reported it."""
-        case.owed -= 1
-        if case.owed == 0:
+        case.owed = owed = case.owed - 1
+        if owed == 0:
             self.open -= 1
-            self._end(case, silent=silent and case.reason is None)
+            silent = silent and case.reason is None
+            if not silent or case.watchers or case.also is not None:
+                self._end(case, silent=silent)
 
     def ask(self, case: Case, link: Link, token: int) -> None:
         """Somebody has sent the same message again: they are told, too; now, if it has ended."""

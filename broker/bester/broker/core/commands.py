@@ -102,10 +102,8 @@ class Commands:
     def _to_clients(self, parcel: Parcel, number: int, command: Command, now: float, *, alone: bool) -> None:
         case, names = parcel.case, command.targets
         places = self._directory.places(names[0]) if len(names) == 1 else None
-        if (
-            places is not None and len(places) == 1 and not self._waits(names[0])
-        ):  # one user on one bridge: most messages
-            for link, sessions in places.items():
+        if places is not None and len(places) == 1 and not (self._boxes.messages and self._waits(names[0])):
+            for link, sessions in places.items():  # one user on one bridge: most messages
                 self._deliver(parcel, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
             return
         by_link: dict[Link, list[list[int]]] = {}
@@ -131,7 +129,7 @@ class Commands:
 
     def _waits(self, user: str) -> bool:
         """Must what is new go behind what waits for the user?"""
-        return self._boxes.messages > 0 and self._mailboxes.waits(user)
+        return self._mailboxes.waits(user)
 
     def _deliver(
         self, parcel: Parcel, number: int, command: Command, link: Link, targets: list[list[int]],

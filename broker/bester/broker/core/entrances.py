@@ -72,9 +72,8 @@ class Entrances:
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         user = self._exchange.directory.user(peer.link, session)
-        code = self._may_submit(user, type_)
-        if code is not None:
-            self._reports.refuse(case, code)
+        if user is None or self.draining or is_reserved(type_):
+            self._reports.refuse(case, self._may_submit(user, type_) or "not-allowed")
         else:
             self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
 

@@ -15,7 +15,6 @@ from bester.broker.core.values import Link, Route
 from bester.broker.kept import Entry
 from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
-
 MAX_LANE_BYTES = 64 * 1024 * 1024
 """Of the bodies of one lane that are on their way at once: they are held until they are answered."""
 
