@@ -47,6 +47,13 @@ def short(frame: dict[str, Any]) -> dict[str, Any]:
     return frame
 
 
+def reset(client: Raw) -> None:
+    """Go without a word: the other side finds the connection broken."""
+    sock = client.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.writer.transport.abort()
+
+
 class TestFirstFrame:
     @pytest.mark.parametrize("kind", ["tcp4", "tcp6", "unix"])
     def test_a_client_logs_in(self, play: Play, kind: str) -> None:
@@ -297,9 +304,7 @@ class TestEnds:
             client = await it.client()
             client.write(message("hold", "1"))
             await it.broker.until(lambda: len(it.broker.held) == 1)
-            sock = client.writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            client.writer.transport.abort()
+            reset(client)
             await it.empty()
             assert len(it.broker.of_kind(Close)) == 1
             it.broker.release()
@@ -461,7 +466,7 @@ class TestTheBrokerComesAndGoes:
             it.broker.part()
             alice.write(message("hold", "2"), message("dummy", "d"))
             await alice.read()
-            alice.writer.transport.abort()
+            reset(alice)
             await it.empty()
             it.broker.told.clear()
             it.broker.come_back()

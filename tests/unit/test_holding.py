@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bester.bridge.frames import frame
@@ -25,7 +27,7 @@ def attempts(messages: list[Submit]) -> list[tuple[int, int]]:
     return [(message.token, message.meta.get("attempt", 1)) for message in messages]
 
 
-def kinds(messages: list[Message]) -> list[tuple[type, int]]:
+def kinds(messages: list[Message]) -> list[tuple[type, Any]]:
     """Return what they are, and the token or session."""
     return [(type(message), next(iter(message))) for message in messages]
 
