@@ -1,4 +1,4 @@
-"""Users who receive, on the bare protocol: what they put down is what was on the wire.
+"""Users who receive, on the bare protocol: what they put down is what was on the wire. One has the client library.
 
 `python -m tests.chaos.receiver ADDRESS JOURNAL SEED restless|steady USER…` runs users who ask for acknowledgements:
 each message is put down before it is acknowledged, so that the process may be killed at any time. The restless come and
@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bester.bridge.client import Client, ClientError
 from tests.chaos.journal import Got, Journal, now_s
 from tests.chaos.sender import PASSWORD
 from tests.chaos.traffic import text_of
@@ -90,6 +91,30 @@ class Receiver:
             if not self.steady.is_set():
                 await self._wait(self.random.uniform(*AWAY_S))
 
+    async def run_with_library(self) -> None:
+        """The same with the client library: what its application is given, and leaves without a word, is not lost."""
+        while not self.enough.is_set():
+            client = Client(self.address, user=self.user, password=PASSWORD, ack=True)
+            try:
+                await client.start()
+            except ClientError:
+                await self._wait(RETRY_S)
+                continue
+            self._sessions += 1
+            reading = asyncio.create_task(self._take(client, f"{self.user}#{self._sessions}"))
+            await self._stay(reading)
+            await client.close(LEAVE_S if self.random.random() < 0.5 else 0)
+            await reading
+            if not self.steady.is_set():
+                await self._wait(self.random.uniform(*AWAY_S))
+
+    async def _take(self, client: Client, link: str) -> None:
+        try:
+            async for message in client:
+                self._put_down(message.data, message.id, message.redelivered, link)
+        except ClientError:
+            pass
+
     async def _session(self, connection: Connection) -> None:
         await self._log_in(connection)
         self._sessions += 1
@@ -131,12 +156,14 @@ class Receiver:
             header, payload = frame["header"], frame["payload"]
             if header.get("messageType") != "receivedMessage":
                 continue
-            data, id_ = payload["data"], header.get("id")
-            sound = data["text"] == text_of(data["number"])
-            got = Got(data["number"], self.user, id_, header.get("redelivered") is True, sound, link, now_s())
-            self.journal.write(got)
+            id_ = header.get("id")
+            self._put_down(payload["data"], id_, header.get("redelivered") is True, link)
             if self.acks:
                 connection.send({"header": None, "payload": _command("ack", "ack", [id_])})
+
+    def _put_down(self, data: Any, id_: str | None, marked: bool, link: str) -> None:
+        sound = data["text"] == text_of(data["number"])
+        self.journal.write(Got(data["number"], self.user, id_, marked, sound, link, now_s()))
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -163,7 +190,9 @@ async def main() -> None:
             for receiver in receivers:
                 receiver.steady.set()
         async with asyncio.TaskGroup() as group:
-            for receiver in receivers:
+            *bare, last = receivers
+            group.create_task(last.run_with_library())
+            for receiver in bare:
                 group.create_task(receiver.run())
 
 

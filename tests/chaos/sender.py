@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from bester.bridge.client import Client, ClientError, Message, Report
+from bester.bridge.client import Client, ClientError, Outcome, Report
 from tests.chaos import traffic
 from tests.chaos.journal import Closed, GivenUp, Journal, Later, Sent, Told, now_s
 
@@ -40,7 +40,7 @@ class Sender:
     async def run(self) -> None:
         """Send until it is enough, with a client made anew whenever one ends for good."""
         while not self.enough.is_set():
-            client = Client(self.address, user=self.user, password=PASSWORD, resend=True)
+            client = Client(self.address, user=self.user, password=PASSWORD, on_outcome=self._came_later)
             try:
                 await client.start()
             except ClientError:
@@ -73,7 +73,7 @@ class Sender:
         self.number += 1
         message = traffic.compose(self.number, self.server, self.random)
         self.journal.write(Sent(message.number, message.type, message.targets, now_s()))
-        report = client.submit(message.type, message.data)
+        report = client.submit(message.type, message.data, outcome=True)
         report.add_done_callback(lambda done: self._reported(message.number, done))
 
     def _reported(self, number: int, done: asyncio.Future[Report]) -> None:
@@ -85,17 +85,15 @@ class Sender:
         self.journal.write(Told(number, report.good, report.reason, report.recipients, report.message, now_s()))
 
     async def _hear(self, client: Client) -> None:
-        """Take what comes, so that reports come too; ends with the client."""
+        """Take what comes, so that reports come too; ends with the client. Nobody writes to a sender."""
         try:
             async for message in client:
-                self._heard(message)
+                raise AssertionError(f"a message for a sender: {message}")
         except ClientError:
             pass
 
-    def _heard(self, message: Message) -> None:
-        if message.type == "bester.outcome":
-            data = message.data
-            self.journal.write(Later(data["message"], data["recipient"], data["outcome"], now_s()))
+    def _came_later(self, later: Outcome) -> None:
+        self.journal.write(Later(later.message, later.recipient, later.outcome, now_s()))
 
 
 async def main() -> None:

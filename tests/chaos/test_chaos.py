@@ -1,0 +1,38 @@
+"""A short chaos run, for every run of the tests; `make chaos` is the long one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.chaos.__main__ import told
+from tests.chaos.course import play
+from tests.chaos.processes import Parts, marked, python
+
+FAULTS_S = 18.0
+SEED = 11
+PATIENCE_S = 10.0
+
+
+def test_nothing_called_good_is_lost_while_processes_are_killed() -> None:
+    result = play(SEED, FAULTS_S, print)
+    verdict = result.verdict
+    assert verdict.clean, "\n".join(told(result))
+    # It would be easy to lose nothing where nothing happens.
+    assert result.kills >= 3 and verdict.promises >= 50 and verdict.good >= 30, "\n".join(told(result))
+
+
+def test_nothing_stays_behind_that_was_frozen_or_orphaned(tmp_path: Path) -> None:
+    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+    with Parts() as parts:
+        frozen, orphaning = parts.part("frozen", tmp_path), parts.part("orphaning", tmp_path, ready="here")
+        frozen.start(*python("timeit", "-n1", "-r1", "import time; time.sleep(600)"))
+        frozen.freeze()
+        orphaning.start("python3", "-c", code + "print('here', flush=True); time.sleep(600)")
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not orphaning.ready:
+            assert orphaning.alive and time.monotonic() < deadline_s, orphaning.log()
+        orphaning.kill()
+        assert len(marked(parts.mark)) == 2
+    assert marked(parts.mark) == []
+    assert not frozen.alive
