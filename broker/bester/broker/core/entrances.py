@@ -96,8 +96,6 @@ class Entrances:
             edge.enter(token, case)
         assert session is not None
         user = self._exchange.directory.user(peer.link, session)
-        if user is None and attempt > 1:  # its session is gone by now; the bridge knew whose it was
-            user = _text(meta.get("user"))
         code = self._may_submit(user, type_)
         if code is not None or user is None:
             self._reports.refuse(case, code or "not-allowed")
