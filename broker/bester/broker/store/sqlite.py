@@ -54,6 +54,15 @@ _REMEDIES = {
 }
 
 
+def room_beside(path: Path) -> tuple[int, int]:
+    """Return how many bytes are free on a file's disk, and how many it has."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:  # then SQLite will say what is the matter
+        return 1, 0
+    return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
 class SqliteStore(Commits):
     """A store in the file `path`, mode 0600. `synchronous` is `full` or `normal`.
 
@@ -200,12 +209,8 @@ class SqliteStore(Commits):
 
     def _see_room(self, writes: Sequence[Write]) -> None:
         """Raise BesterError where what these add would go to the disk's reserve."""
-        try:
-            disk = os.statvfs(self.path.parent)
-        except OSError:  # SQLite will say what is the matter
-            return
-        free_bytes = disk.f_bavail * disk.f_frsize
-        reserve_bytes = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // RESERVE_PART)
+        free_bytes, size_bytes = room_beside(self.path)
+        reserve_bytes = min(RESERVE_BYTES, size_bytes // RESERVE_PART)
         if free_bytes > PLENTY * reserve_bytes:
             return
         added_bytes = 0

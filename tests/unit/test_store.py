@@ -1,0 +1,462 @@
+"""What every store must do, tried on the one on disk and the one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from bester.broker.kept import (
+    Arrived,
+    BoxState,
+    Bury,
+    Dead,
+    End,
+    EndBox,
+    Entry,
+    Expired,
+    Fetch,
+    Forget,
+    Handed,
+    Keep,
+    Learn,
+    Letter,
+    Note,
+    Outcomes,
+    Read,
+    Rewrite,
+    Snapshot,
+    Sought,
+    Unbury,
+    Write,
+    lane,
+    mailbox,
+)
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store.sqlite import SqliteStore
+
+BOB = mailbox("bob")
+NOW_S = 1_700_000_000.0
+LOTS = 1_000_000
+LETTERS = 3
+STRANGE = "k\ud800l\udfff\ufdd0d800 é\x00'\";--\N{PILE OF POO}"
+"""Half pairs, what stands for them on disk, and what has meant something to databases before."""
+
+
+class Stand:
+    """A store of either kind; `again` is the end of the process, without a word of farewell, and its next start."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        self._path = directory / "store.db"
+        self._old: list[SqliteStore] = []
+        self.store: SqliteStore | MemoryStore
+        if kind == "sqlite":
+            self.store = SqliteStore(self._path, dead_letters=LETTERS)
+        else:
+            self.store = MemoryStore(dead_letters=LETTERS)
+        self.first = self.store.open()
+
+    def again(self) -> Snapshot:
+        if isinstance(self.store, MemoryStore):
+            self.store = self.store.copy()
+        else:
+            self._old.append(self.store)  # still open: nothing was tidied up when the new one comes
+            self.store = SqliteStore(self._path, dead_letters=LETTERS)
+        return self.store.open()
+
+    def write(self, *writes: Write) -> frozenset[int]:
+        result = self.store.commit(writes)
+        assert result.ok, result.why
+        return result.repeated
+
+    def read(self, read: Read) -> Any:
+        return self.store.read(read)
+
+    def waiting(self, box: str = BOB) -> list[int]:
+        return [entry.number for entry in self.read(Fetch(box, 0, LOTS, LOTS))]
+
+    def close(self) -> None:
+        for store in (*self._old, self.store):
+            store.close()
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
+    with TemporaryDirectory(prefix="b-") as directory:
+        stand = Stand(request.param, Path(directory))
+        yield stand
+        stand.close()
+
+
+def entry(number: int, box: str = BOB, body: bytes = b'"hi"', **fields: Any) -> Entry:
+    there = Entry(
+        number, box, f"s1/b/{number}.0.0", "bob", "chat", body, "alice", NOW_S + number, {"root": f"s1/b/{number}"}
+    )
+    return there._replace(**fields)
+
+
+def keep(number: int, *args: Any, **fields: Any) -> Keep:
+    return Keep(entry(number, *args, **fields))
+
+
+def outcomes(message: str, sender: str = "alice") -> Outcomes:
+    return Outcomes(message, sender, None, 0)
+
+
+def letter(id_: str, type_: str = "chat") -> Letter:
+    return Letter(id_, type_, b"[1]", "handler-lost", NOW_S, {"root": id_, "attempts": 3, "bytes": 3})
+
+
+def dead(id_: str | None = None, type_: str | None = None, limit: int = 10, *, bodies: bool = True) -> Dead:
+    return Dead(id_, type_, limit, None, 0, {}, bodies)
+
+
+# --- what is there at the start ---
+
+
+def test_a_new_store_is_empty_and_in_its_first_life(stand: Stand) -> None:
+    assert stand.first.epoch != Snapshot().epoch
+    assert stand.first == Snapshot(epoch=stand.first.epoch, life=1)
+
+
+def test_lives_are_counted_and_the_name_stays(stand: Stand) -> None:
+    assert stand.again().life == 2
+    assert stand.again().life == 3
+    assert stand.again().epoch == stand.first.epoch
+
+
+def test_two_stores_have_two_names() -> None:
+    assert MemoryStore().open().epoch != MemoryStore().open().epoch
+
+
+def test_what_was_committed_is_there_after_an_end_without_notice(stand: Stand) -> None:
+    other = lane("s2", "mail/x")
+    stand.write(
+        keep(5, body=b"12345"), keep(7, body=b"123"), keep(6, other, body=b"1"), Handed(BOB, 5), Handed("user/gone", 9),
+        Learn("chat"), Learn("alpha"), Learn("chat"), Bury(letter("a")),
+        Arrived("s2", "chat", "e1", 3, {3: "delivered", 5: "failed:expired"}), Arrived("s2", "mail", "e1", 0, {}),
+        Arrived("s2", "chat", "e2", 4, {4: "queued"}),
+    )  # fmt: skip
+    found = stand.again()
+    assert found.boxes == {BOB: BoxState(2, 8, 5, 5), other: BoxState(1, 1, 6, 0)}
+    assert found.types == ("chat", "alpha")
+    assert sorted(found.arrived) == [
+        Arrived("s2", "chat", "e2", 4, {4: "queued"}),
+        Arrived("s2", "mail", "e1", 0, {}),
+    ]
+    assert found.next_expiry_s == NOW_S + 5
+    assert found.dead == 1
+
+
+def test_what_has_ended_is_in_no_box_at_the_start(stand: Stand) -> None:
+    stand.write(keep(1), keep(2), Note(entry(3, lane("s2", "chat")), "queued"), Handed(BOB, 2))
+    stand.write(End(1, "delivered"), End(2, "delivered", forget=True))
+    found = stand.again()
+    assert found.boxes == {}
+    assert found.next_expiry_s is None
+
+
+def test_up_to_where_something_was_handed_never_goes_back(stand: Stand) -> None:
+    stand.write(keep(9), Handed(BOB, 7), Handed(BOB, 4))
+    assert stand.again().boxes[BOB].handed == 7
+
+
+# --- boxes ---
+
+
+def test_an_entry_comes_back_as_it_was(stand: Stand) -> None:
+    kept = entry(1, meta={"path": ["s1/chat"], "push": True, "left": 3, "peer": None, "deep": {"a": [1, 2.5]}})
+    stand.write(Keep(kept), Keep(kept._replace(number=2, id="x", sender=None, body=bytes(range(256)))))
+    first, second = stand.read(Fetch(BOB, 0, 10, LOTS))
+    assert first == kept
+    assert (second.sender, second.body, type(second.body)) == (None, bytes(range(256)), bytes)
+
+
+def test_a_box_is_read_in_windows_in_the_order_of_numbers(stand: Stand) -> None:
+    stand.write(*(keep(number, body=b"x" * 10) for number in range(1, 8)), keep(8, mailbox("eve")))
+    assert stand.waiting() == [1, 2, 3, 4, 5, 6, 7]
+    assert [each.number for each in stand.read(Fetch(BOB, 2, 3, LOTS))] == [3, 4, 5]
+    assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 25))] == [3, 4]
+    assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 20))] == [3, 4]
+    assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 1))] == [3]  # at least one, or it would wait for ever
+    assert stand.read(Fetch(BOB, 7, 10, LOTS)) == []
+    assert stand.read(Fetch("user/nobody", 0, 10, LOTS)) == []
+
+
+def test_a_box_is_not_another_whose_name_begins_the_same(stand: Stand) -> None:
+    stand.write(keep(1, mailbox("bob")), keep(2, mailbox("bo")), keep(3, mailbox("bob/x")))
+    assert stand.waiting(mailbox("bo")) == [2]
+    assert stand.waiting() == [1]
+
+
+def test_what_has_ended_is_not_fetched(stand: Stand) -> None:
+    stand.write(keep(1), keep(2), keep(3), End(2, "delivered"))
+    assert stand.waiting() == [1, 3]
+
+
+def test_all_of_a_box_ends_and_nothing_else(stand: Stand) -> None:
+    eve = mailbox("eve")
+    stand.write(keep(1), keep(2), End(1, "delivered"), keep(3, eve), EndBox(BOB, "failed:unknown-user"), keep(4))
+    assert stand.waiting() == [4]
+    assert stand.waiting(eve) == [3]
+    assert stand.read(outcomes("s1/b/1")) == {"bob": "delivered"}
+    assert stand.read(outcomes("s1/b/2")) == {"bob": "failed:unknown-user"}
+
+
+def test_new_meta_is_kept(stand: Stand) -> None:
+    stand.write(keep(1), Rewrite(1, {"repeated": True}), Rewrite(99, {}))
+    assert stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta == {"repeated": True}
+
+
+def test_what_was_given_is_not_what_is_kept(stand: Stand) -> None:
+    meta = {"path": ["a"]}
+    stand.write(keep(1, meta=meta))
+    meta["path"].append("b")
+    stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta["path"].append("c")
+    assert stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta == {"path": ["a"]}
+
+
+# --- repetitions ---
+
+
+def test_the_same_id_in_the_same_box_is_a_repetition(stand: Stand) -> None:
+    assert stand.write(keep(1, id="a"), keep(2, id="b")) == frozenset()
+    assert stand.write(keep(3, id="a"), keep(4, id="c"), keep(5, id="b"), keep(6, id="c")) == {3, 5, 6}
+    assert stand.waiting() == [1, 2, 4]
+
+
+def test_it_is_one_when_the_first_has_ended_too(stand: Stand) -> None:
+    stand.write(keep(1, id="a"), End(1, "delivered"))
+    assert stand.write(keep(2, id="a")) == {2}
+    assert stand.waiting() == []
+    stand.again()
+    assert stand.write(keep(3, id="a"), Note(entry(4, id="a"), "queued")) == {3, 4}
+
+
+def test_it_is_none_in_another_box_or_after_the_first_was_forgotten(stand: Stand) -> None:
+    stand.write(keep(1, id="a"))
+    assert stand.write(keep(2, mailbox("eve"), id="a")) == frozenset()
+    stand.write(End(1, "delivered", forget=True))
+    assert stand.write(keep(3, id="a")) == frozenset()
+
+
+def test_many_repetitions_at_once(stand: Stand) -> None:
+    stand.write(*(keep(number, id=f"i{number}") for number in range(1, 1201)))
+    again = [keep(2000 + number, id=f"i{number}") for number in range(1, 2401)]
+    assert stand.write(*again) == set(range(2001, 3201))
+
+
+# --- what became of it ---
+
+
+def test_outcomes_are_told_to_the_sender_alone(stand: Stand) -> None:
+    stand.write(
+        keep(1, id="m.0.0", target="bob"),
+        keep(2, id="m.0.1", target="eve"),
+        keep(3, id="m.0.2", target="dan", sender="mallory"),
+        keep(4, id="m.0.3", target="ann", sender=None),
+        keep(5, id="m.1.0.0.0", target="far"),
+        keep(6, id="m", target="itself"),
+        keep(7, id="mm.0.0", target="other"),
+        keep(8, id="m/0.0", target="neighbour"),
+        Note(entry(9, lane("s2", "t"), id="m.2.0", target="s2"), "queued"),
+        End(2, "delivered"),
+        End(5, "failed:expired"),
+    )
+    mine = {"bob": "queued", "eve": "delivered", "far": "failed:expired", "s2": "queued"}
+    assert stand.read(outcomes("m")) == mine
+    assert stand.read(outcomes("m", "mallory")) == {"dan": "queued"}
+    assert stand.read(outcomes("m", "bob")) == {}
+    assert stand.read(outcomes("nothing")) == {}
+    stand.write(End(9, "delivered"))
+    assert stand.read(outcomes("m"))["s2"] == "delivered"
+
+
+@pytest.mark.parametrize("ends", [("delivered", "failed:expired", None), ("failed:expired", None, "delivered")])
+def test_of_several_outcomes_with_one_target_the_worst_is_told(ends: tuple[str | None, ...], stand: Stand) -> None:
+    for number, outcome in enumerate(ends, 1):
+        stand.write(keep(number, id=f"m.0.{number}"), *([End(number, outcome)] if outcome else []))
+    assert stand.read(outcomes("m")) == {"bob": "failed:expired"}
+    number = ends.index("failed:expired") + 1
+    stand.write(End(number, "delivered"))
+    assert stand.read(outcomes("m")) == {"bob": "queued"}
+
+
+def test_an_entry_of_a_lane_is_found_by_its_id(stand: Stand) -> None:
+    stand.write(keep(1, lane("s2", "chat"), id="m.0.0"), keep(2, lane("s22", "chat"), id="m.0.1"), keep(3, id="m.0.2"))
+    entry_, outcome = stand.read(Sought("m.0.0", "s2", None))
+    assert (entry_, outcome) == (entry(1, lane("s2", "chat"), b"", id="m.0.0"), None)
+    stand.write(End(1, "delivered"))
+    assert stand.read(Sought("m.0.0", "s2", None)) == (entry_, "delivered")
+    assert stand.read(Sought("m.0.1", "s2", None)) is None
+    assert stand.read(Sought("m.0.2", "s2", None)) is None
+    assert stand.read(Sought("m.0.0", "s", None)) is None
+
+
+def test_what_is_over_is_found_with_its_body_and_when_the_next_is(stand: Stand) -> None:
+    for number, after_s in ((1, 30), (2, 10), (3, 20), (4, 40), (5, 10)):
+        stand.write(keep(number, expires_s=NOW_S + after_s, body=b"12"))
+    stand.write(End(5, "delivered"))
+    assert stand.read(Expired(NOW_S + 9, 10, LOTS)) == ([], NOW_S + 10)
+    found, next_s = stand.read(Expired(NOW_S + 30, 10, LOTS))
+    assert [each.number for each in found] == [2, 3, 1]
+    assert found[0].body == b"12"
+    assert next_s == NOW_S + 40
+    found, next_s = stand.read(Expired(NOW_S + 30, 2, LOTS))
+    assert ([each.number for each in found], next_s) == ([2, 3], NOW_S + 30)
+    found, next_s = stand.read(Expired(NOW_S + 30, 10, 1))
+    assert ([each.number for each in found], next_s) == ([2], NOW_S + 20)
+    found, next_s = stand.read(Expired(NOW_S + 99, 10, LOTS))
+    assert ([each.number for each in found], next_s) == ([2, 3, 1, 4], None)
+
+
+def test_outcomes_are_forgotten_when_their_time_is_over(stand: Stand) -> None:
+    stand.write(keep(1, id="m.0.0"), keep(2, id="m.0.1", target="eve"), End(1, "delivered"), End(2, "delivered"))
+    stand.write(Forget(NOW_S + 2))
+    assert stand.read(outcomes("m")) == {"eve": "delivered"}
+
+
+def test_what_waits_is_not_forgotten(stand: Stand) -> None:
+    stand.write(keep(1), Forget(NOW_S + 1000))
+    assert stand.waiting() == [1]
+
+
+# --- dead letters ---
+
+
+def test_dead_letters_are_listed_latest_first(stand: Stand) -> None:
+    stand.write(Bury(letter("a")), Bury(letter("b", "mail")), Bury(letter("c")))
+    assert stand.read(dead()) == [letter("c"), letter("b", "mail"), letter("a")]
+    assert stand.read(dead(limit=2)) == [letter("c"), letter("b", "mail")]
+    assert stand.read(dead(type_="chat")) == [letter("c"), letter("a")]
+    assert stand.read(dead(id_="b")) == [letter("b", "mail")]
+    assert stand.read(dead(id_="x")) == []
+    assert stand.read(dead(id_="b", bodies=False)) == [letter("b", "mail")._replace(body=b"")]
+
+
+def test_one_of_the_same_id_is_replaced_and_is_the_latest(stand: Stand) -> None:
+    again = letter("a")._replace(reason="timeout", body=b"2")
+    stand.write(Bury(letter("a")), Bury(letter("b")), Bury(again))
+    assert stand.read(dead()) == [again, letter("b")]
+    stand.write(Unbury("a"), Unbury("x"))
+    assert stand.read(dead()) == [letter("b")]
+    assert stand.again().dead == 1
+
+
+def test_above_the_bound_the_oldest_makes_room(stand: Stand) -> None:
+    stand.write(*(Bury(letter(id_)) for id_ in "abcde"))
+    assert [each.id for each in stand.read(dead())] == ["e", "d", "c"]
+    stand.write(Bury(letter("c")), Bury(letter("f")))
+    assert [each.id for each in stand.read(dead())] == ["f", "c", "e"]
+
+
+# --- names from strangers ---
+
+
+def test_any_text_can_be_a_name(stand: Stand) -> None:
+    huge = "n" * 300_000
+    strange = entry(
+        1, mailbox(STRANGE), id=STRANGE + ".0.0", target=STRANGE, type=STRANGE, sender=STRANGE,
+        meta={STRANGE: [STRANGE], "peer": STRANGE},
+    )  # fmt: skip
+    mine = entry(3, lane("s2", STRANGE), id=STRANGE + ".0.1", target=huge, sender=STRANGE)
+    stand.write(
+        Keep(strange), keep(2), Keep(mine), Learn(STRANGE), Arrived(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}),
+        Handed(mailbox(STRANGE), 1), Bury(letter(STRANGE, STRANGE)),
+    )  # fmt: skip
+    found = stand.again()
+    assert set(found.boxes) == {BOB, mailbox(STRANGE), lane("s2", STRANGE)}
+    assert found.boxes[mailbox(STRANGE)].handed == 1
+    assert found.types == (STRANGE,)
+    assert found.arrived == (Arrived(STRANGE, STRANGE, STRANGE, 0, {1: STRANGE}),)
+    assert stand.read(Fetch(mailbox(STRANGE), 0, 1, LOTS)) == [strange]
+    assert stand.read(outcomes(STRANGE, STRANGE)) == {STRANGE: "queued", huge: "queued"}
+    assert stand.read(Sought(STRANGE + ".0.1", "s2", None)) == (mine._replace(body=b""), None)
+    assert stand.read(dead(id_=STRANGE)) == [letter(STRANGE, STRANGE)]
+    assert stand.write(Keep(strange._replace(number=4))) == {4}
+
+
+# --- groups ---
+
+
+def test_writes_take_effect_in_their_order(stand: Stand) -> None:
+    stand.write(keep(1, id="a"), End(1, "delivered", forget=True), keep(2, id="a"), EndBox(BOB, "x"), keep(3, id="b"))
+    assert stand.waiting() == [3]
+    stand.write(End(4, "delivered"), keep(4))
+    assert stand.waiting() == [3, 4]
+
+
+def test_an_empty_group_is_good(stand: Stand) -> None:
+    assert stand.write() == frozenset()
+
+
+def broken(stand: Stand) -> Callable[[], None]:
+    """See that nothing can be written; returns what mends it."""
+    if isinstance(stand.store, MemoryStore):
+        memory = stand.store
+        memory.broken = True
+        return lambda: setattr(memory, "broken", False)
+    db = stand.store._db
+    db.execute("PRAGMA query_only = 1")  # SQLite's own refusal, on a file that is well
+    return lambda: db.execute("PRAGMA query_only = 0").close()
+
+
+def test_a_group_that_cannot_be_written_is_not_written_and_the_reason_is_told(stand: Stand) -> None:
+    stand.write(keep(1))
+    mend = broken(stand)
+    result = stand.store.commit([keep(2), Bury(letter("a")), Arrived("s2", "t", "e", 1, {}), Note(entry(3), "queued")])
+    assert not result.ok
+    assert result.repeated == frozenset()
+    assert "; " in result.why and "\n" not in result.why
+    mend()
+    assert stand.write(keep(4)) == frozenset()
+    assert stand.waiting() == [1, 4]
+    found = stand.again()
+    assert (found.dead, found.arrived) == (0, ())
+
+
+def test_what_takes_away_is_held_back_and_written_with_the_next_group(stand: Stand) -> None:
+    stand.write(*(keep(number) for number in range(1, 6)), Bury(letter("a")))
+    mend = broken(stand)
+    assert not stand.store.commit([End(1, "failed:expired"), keep(6), Unbury("a")]).ok
+    assert not stand.store.commit([End(1, "delivered"), Rewrite(3, {"n": 1}), Learn("chat"), Handed(BOB, 2)]).ok
+    assert not stand.store.commit([Rewrite(3, {"n": 2})]).ok
+    mend()
+    stand.write(keep(7))
+    assert stand.waiting() == [2, 3, 4, 5, 7]
+    assert stand.read(outcomes("s1/b/1")) == {"bob": "delivered"}
+    assert stand.read(Fetch(BOB, 2, 1, LOTS))[0].meta == {"n": 2}
+    found = stand.again()
+    assert (found.dead, found.types, found.boxes[BOB].handed) == (0, ("chat",), 2)
+
+
+def test_it_is_written_with_a_group_of_nothing_too(stand: Stand) -> None:
+    stand.write(keep(1))
+    mend = broken(stand)
+    assert not stand.store.commit([End(1, "delivered")]).ok
+    mend()
+    stand.write()
+    assert stand.again().boxes == {}
+
+
+def test_what_has_ended_while_nothing_could_be_written_is_not_read_again(stand: Stand) -> None:
+    eve = mailbox("eve")
+    stand.write(*(keep(number) for number in range(1, 8)), keep(8, eve))
+    broken(stand)
+    assert not stand.store.commit([*(End(number, "delivered") for number in (1, 2, 3, 5)), EndBox(eve, "x")]).ok
+    assert [each.number for each in stand.read(Fetch(BOB, 0, 2, LOTS))] == [4]
+    assert [each.number for each in stand.read(Fetch(BOB, 4, 2, LOTS))] == [6]
+    assert stand.read(Fetch(eve, 0, 2, LOTS)) == []
+    found, next_s = stand.read(Expired(NOW_S + 5, 4, LOTS))
+    assert [each.number for each in found] == [4]
+    assert next_s > NOW_S + 5
+
+
+def test_what_is_held_back_does_not_grow_without_end(stand: Stand) -> None:
+    broken(stand)
+    for _ in range(50):
+        stand.store.commit([End(1, "delivered"), Handed(BOB, 1), Rewrite(1, {}), Forget(NOW_S), keep(2)])
+    assert len(stand.store._held_back) == 4

@@ -1,0 +1,400 @@
+"""The store on disk: its file, its versions, full and damaged disks, ends without notice, what questions cost."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from bester.broker.kept import (
+    Bounds,
+    Bury,
+    Dead,
+    End,
+    EndBox,
+    Entry,
+    Expired,
+    Fetch,
+    Forget,
+    Handed,
+    Keep,
+    Letter,
+    Outcomes,
+    Sought,
+    lane,
+    mailbox,
+)
+from bester.broker.store import open_store, schema, sqlite, writing
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
+from bester.broker.wire.codes import BesterError
+
+BOB = mailbox("bob")
+DEADLINE_S = 20.0
+LOTS = 1_000_000_000
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="b-") as directory:
+        yield Path(directory) / "store.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path)
+    store.open()
+    yield store
+    store.close()
+
+
+def keep(number: int, body: bytes = b'"hi"', box: str = BOB, **fields: Any) -> Keep:
+    return Keep(Entry(number, box, f"m{number}.0.0", "bob", "chat", body, "alice", number, {})._replace(**fields))
+
+
+def waiting(store: SqliteStore) -> list[int]:
+    return [entry.number for entry in store.read(Fetch(BOB, 0, LOTS, LOTS))]
+
+
+def refusal(path: Path) -> str:
+    """Return why a file is not opened; it must be one line with a remedy, and the file must stay as it was."""
+    before = path.read_bytes()
+    store = SqliteStore(path)
+    with pytest.raises(BesterError) as caught:
+        store.open()
+    store.close()
+    assert path.read_bytes() == before
+    assert caught.value.text.startswith(f"{path}: ")
+    assert "; " in caught.value.text and "\n" not in caught.value.text
+    return caught.value.text
+
+
+# --- the file ---
+
+
+def test_the_files_are_their_owners_alone(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(1)])
+    names = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
+    assert names == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+    path.touch()
+    path.chmod(0o644)
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_closing_leaves_one_file(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(1)])
+    store.close()
+    assert [each.name for each in path.parent.iterdir()] == ["store.db"]
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("full", 2), ("normal", 1)])
+def test_how_far_a_commit_goes_is_as_configured(synchronous: str, level: int, path: Path) -> None:
+    with closing(SqliteStore(path, synchronous)) as store:
+        store.open()
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (level,)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_configured_store_is_opened(path: Path) -> None:
+    there = open_store(path, "normal", Bounds(dead_letters=2))
+    assert isinstance(there, SqliteStore)
+    assert not path.exists()  # not before it is opened
+    there.open()
+    there.commit([Bury(Letter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
+    assert len(there.read(Dead(None, None, 9, None, 0, {}))) == 2
+    there.close()
+    assert isinstance(open_store(None, "full", Bounds()), MemoryStore)
+
+
+# --- versions ---
+
+VERSION_1 = """
+CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, life INTEGER NOT NULL);
+CREATE TABLE entry (number INTEGER PRIMARY KEY, box TEXT NOT NULL, id TEXT NOT NULL, target TEXT NOT NULL,
+    type TEXT NOT NULL, sender TEXT, expires_s REAL NOT NULL, outcome TEXT, meta BLOB NOT NULL, size INTEGER NOT NULL,
+    body BLOB NOT NULL);
+CREATE UNIQUE INDEX entry_id ON entry (id, box);
+CREATE INDEX entry_waiting ON entry (box, number, size) WHERE outcome IS NULL;
+CREATE INDEX entry_expiring ON entry (expires_s) WHERE outcome IS NULL;
+CREATE INDEX entry_ended ON entry (expires_s) WHERE outcome IS NOT NULL;
+CREATE TABLE handed (box TEXT PRIMARY KEY, upto INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE arrived (peer TEXT NOT NULL, type TEXT NOT NULL, epoch TEXT NOT NULL, floor INTEGER NOT NULL,
+    outcomes BLOB NOT NULL, PRIMARY KEY (peer, type)) WITHOUT ROWID;
+CREATE TABLE seen_type (serial INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+INSERT INTO state VALUES (1, 'old', 6);
+INSERT INTO entry VALUES (77, 'user/bob', 'm.0.0', 'bob', 'chat', 'alice', 5.5, NULL, x'80', 4, CAST('"hi"' AS BLOB));
+INSERT INTO seen_type (name) VALUES ('chat');
+PRAGMA application_id = 1651733618;
+PRAGMA user_version = 1;
+"""
+"""A file as version 1 had it, before there were dead letters."""
+
+
+def make(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(script)
+
+
+def dump(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as db:
+        return [*db.iterdump(), str(db.execute("PRAGMA user_version").fetchone())]
+
+
+def test_an_older_file_is_brought_to_this_version_with_all_that_is_in_it(path: Path) -> None:
+    make(path, VERSION_1)
+    with closing(SqliteStore(path)) as store:
+        found = store.open()
+        assert (found.epoch, found.life, found.types, found.dead) == ("old", 7, ("chat",), 0)
+        assert store.read(Fetch(BOB, 0, 9, LOTS)) == [Entry(77, BOB, "m.0.0", "bob", "chat", b'"hi"', "alice", 5.5, {})]
+        assert store.commit([Bury(Letter("a", "chat", b"", "timeout", 0, {}))]).ok
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS),)
+
+
+def test_an_older_file_then_looks_like_a_new_one(path: Path) -> None:
+    make(path, VERSION_1)
+    new = path.with_name("new.db")
+    for each in (path, new):
+        with closing(SqliteStore(each)) as store:
+            store.open()
+
+    def layout(file: Path) -> list[str]:
+        with closing(sqlite3.connect(file)) as db:
+            rows = db.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+            return [f"{name}: {''.join((sql or '').split())}" for name, sql in rows]
+
+    assert layout(path) == layout(new)
+
+
+def test_a_step_that_fails_leaves_the_older_file_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(path, VERSION_1)
+    monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, ("CREATE TABLE more (x)", "DROP TABLE state", "NONSENSE")))
+    before = dump(path)
+    with pytest.raises(BesterError, match="syntax error"):
+        SqliteStore(path).open()
+    assert dump(path) == before
+    monkeypatch.undo()
+    with closing(SqliteStore(path)) as store:
+        assert store.open().life == 7
+
+
+def test_a_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
+    store.close()
+    make(path, "PRAGMA user_version = 99")
+    assert "newer Bester (version 99 of the store, this one reads up to 2)" in refusal(path)
+
+
+@pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
+def test_a_database_of_something_else_is_refused(script: str, path: Path) -> None:
+    make(path, script)
+    assert "not a store of Bester's" in refusal(path)
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.write_bytes(b"Dear diary, " * 1000)
+    assert "not a database" in refusal(path)
+
+
+def test_a_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(number, b"x" * 2000) for number in range(1, 100)])
+    store.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * 8192 + whole[4096 + 8192 :])
+    assert "malformed" in refusal(path)
+
+
+def test_a_place_that_cannot_be_used_is_refused(path: Path) -> None:
+    for place in (path.parent, path / "nowhere" / "store.db"):
+        with pytest.raises(BesterError, match=r"; .*(\[store\] url|this user's)"):
+            SqliteStore(place).open()
+
+
+# --- full and damaged disks ---
+
+
+def test_a_full_disk_refuses_what_adds_and_takes_what_takes_away(store: SqliteStore) -> None:
+    bodies = b"x" * 10_000
+    store.commit([keep(number, bodies) for number in range(1, 41)])
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}").close()  # SQLite's own "database or disk is full"
+    result = store.commit([keep(number, bodies) for number in range(41, 81)] + [End(1, "delivered")])
+    assert not result.ok
+    assert "full; make room on its disk" in result.why
+    assert waiting(store) == list(range(2, 41))  # the end was not lost with its group
+    assert not store.commit([keep(number, bodies) for number in range(81, 121)]).ok
+    assert store.commit([keep(2000)]).ok  # for this there is room again
+    store._db.execute("PRAGMA max_page_count = 1000000").close()
+    assert store.commit([keep(number, bodies) for number in range(121, 161)]).ok
+    assert waiting(store) == [*range(2, 41), *range(121, 161), 2000]
+    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit([keep(number, b"x" * 100_000) for number in (1, 2, 3)])
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1, 2**40))
+    result = store.commit([keep(4), End(1, "delivered")])
+    assert not result.ok
+    assert "KiB of its disk are free; make room" in result.why
+    assert store.commit([Handed(BOB, 2), End(2, "delivered", forget=True)]).ok
+    assert waiting(store) == [3]
+    monkeypatch.undo()
+    assert store.commit([keep(5)]).ok
+
+
+def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
+    assert not store.commit([keep(200)]).ok
+    assert store.commit([EndBox(BOB, "delivered")]).ok
+    assert store.commit([keep(201)]).ok
+    assert not store.commit([keep(202, b"x" * 20_000_000)]).ok
+
+
+def test_of_a_small_disk_a_small_part_is_left(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (2_000_000, 16_000_000))
+    assert store.commit([keep(1)]).ok
+    assert not store.commit([keep(2, b"x" * 1_100_000)]).ok
+
+
+def test_a_file_that_is_damaged_while_it_is_used_says_so(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(number, b"x" * 3000) for number in range(1, 2000)])
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    store._db.execute("PRAGMA cache_size = 1").close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with pytest.raises(BesterError, match=r"malformed; .* backup"):
+        store.read(Fetch(BOB, 0, LOTS, LOTS))
+    result = store.commit([keep(3000), End(5, "delivered")])
+    assert not result.ok
+    assert "malformed; " in result.why
+
+
+def test_meta_that_no_store_has_written_is_one_line(store: SqliteStore) -> None:
+    store.commit([keep(1)])
+    store._db.execute("UPDATE entry SET meta = x'c1'").close()
+    with pytest.raises(BesterError, match=r"damaged .*; stop the server"):
+        store.read(Fetch(BOB, 0, 1, LOTS))
+
+
+def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store._db.execute("PRAGMA busy_timeout = 50").close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        result = store.commit([keep(1), End(2, "delivered")])
+        assert not result.ok
+        assert "end the other process" in result.why
+        other.execute("ROLLBACK")
+    assert store.commit([keep(3)]).ok
+
+
+# --- ends without notice ---
+
+WRITER = """
+import sys
+from pathlib import Path
+from bester.broker.kept import End, Entry, Keep
+from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
+
+store = SqliteStore(Path(sys.argv[1]))
+number = store.open().life * 1_000_000
+while True:
+    first = number
+    group = []
+    for _ in range(50):
+        number += 1
+        group.append(Keep(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
+    assert store.commit(group).ok
+    print("kept", first + 1, number, flush=True)
+    assert store.commit([End(first + 1, "", forget=True)]).ok
+    print("ended", first + 1, flush=True)
+"""
+
+
+def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
+    kept: set[int] = set()
+    ended: set[int] = set()
+    for lines in (1, 7, 40):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert writer.stdout is not None
+            said = [writer.stdout.readline() for _ in range(lines)]
+        finally:
+            writer.send_signal(signal.SIGKILL)
+            said += (writer.communicate(timeout=DEADLINE_S)[0]).splitlines()
+        for line in said:
+            what, *numbers = line.split()
+            first, last = int(numbers[0]), int(numbers[-1])
+            (kept if what == "kept" else ended).update(range(first, last + 1))
+    with closing(SqliteStore(path)) as store:
+        assert store.open().life == 4
+        there = set(waiting(store))
+        assert kept - ended - there <= {
+            first for first in kept if first % 50 == 1
+        }  # ended, and killed before it said so
+        assert not ended & there
+        assert len(there - kept) in (0, 50, 100, 150)  # whole groups or none
+        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+# --- what its questions cost ---
+
+
+def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
+    asked: list[str] = []
+    store._db.set_trace_callback(asked.append)
+    store.commit([keep(1), keep(2, box=lane("s2", "t")), End(1, "x"), End(3, "x", forget=True), EndBox(BOB, "x")])
+    store.commit([Bury(Letter("a", "t", b"", "timeout", 0, {})), Forget(5.0)])
+    for read in (
+        Fetch(BOB, 0, 9, LOTS), Expired(5.0, 9, LOTS), Sought("a", "s2", None), Outcomes("m", "alice", None, 0),
+        Dead(None, None, 9, None, 0, {}), Dead("a", None, 9, None, 0, {}), Dead(None, "t", 9, None, 0, {}),
+    ):  # fmt: skip
+        store.read(read)
+    store._db.set_trace_callback(None)
+    statements = [text for text in asked if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")]
+    assert len(statements) >= 15
+    for statement in statements:
+        plan = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        assert not [step for step in plan if step.startswith("SCAN entry") and "USING" not in step], (statement, plan)
+        if "id >=" not in statement:  # the few results of one message are put in order
+            assert not [step for step in plan if "TEMP B-TREE" in step], (statement, plan)
+
+
+def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
+    store.commit([keep(number) for number in range(1, 26)])
+    store.commit([End(number, "delivered") for number in range(1, 26)])
+
+    def remembered() -> int:
+        return int(store._db.execute("SELECT count(*) FROM entry").fetchone()[0])
+
+    store.commit([Forget(24.0)])
+    assert remembered() == 15
+    store.commit([])
+    assert remembered() == 5
+    store.commit([])
+    assert remembered() == 2
+    store.commit([])
+    assert remembered() == 2
+
+
+def test_the_table_of_writes_is_whole() -> None:
+    from bester.broker.kept import Note, Write
+
+    assert {*writing.CARRY_OUT, Keep, Note, Forget} == set(Write.__args__)
