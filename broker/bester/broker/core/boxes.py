@@ -92,6 +92,7 @@ class Boxes:
         self._size = sum(box.size for box in self._boxes.values())
         self._pending: dict[int, Case | None] = {}
         self._over_early: set[int] = set()  # of those, what has ended before it was committed
+        self._over: set[int] = set()  # what has expired, where that is not written yet: a disk still gives it out
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
         self._forget_at = now
@@ -172,6 +173,7 @@ class Boxes:
     def committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
         """A group is on disk, or is not: tell the cases that waited for it, and look who is there by now."""
         touched: dict[str, None] = {}
+        self._over.clear()
         if not result.ok:
             self._full_until = now + FULL_TURN_S
         for write in writes:
@@ -208,12 +210,13 @@ class Boxes:
         if box is None:
             return None
         box.fetching = False
-        fresh = [entry for entry in entries if entry.number not in box.flying]
+        fresh = [entry for entry in entries if entry.number not in box.flying and entry.number not in self._over]
         if box.cursor < fetch.after:  # something was put back meanwhile, and comes first
             return box, []
         if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
             self.messages -= box.waiting
-            box.messages = len(box.flying)
+            self._size -= box.size - sum(box.flying.values())
+            box.messages, box.size = len(box.flying), sum(box.flying.values())
             if not box.messages:
                 self._drop(box.key)
             return None
@@ -290,4 +293,5 @@ class Boxes:
                 self._next_expiry_s = soon if self._next_expiry_s is None else min(self._next_expiry_s, soon)
             else:
                 gone.append(entry)
+        self._over.update(entry.number for entry in gone)
         return gone
