@@ -19,6 +19,7 @@ from tests.chaos.journal import Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.processes import LOOK_S, Part, Parts, python
 from tests.chaos.receiver import Receiver
+from tests.chaos.remains import crashes, waiting
 from tests.chaos.servers import Program, Server, make_servers
 from tests.chaos.traffic import SENDERS, SERVERS
 
@@ -226,5 +227,8 @@ def play(seed: int, duration_s: float, say: Callable[[str], None], keep: Path | 
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))
-        parts = stack.enter_context(Parts())
-        return asyncio.run(Course(seed, duration_s, keep, parts, say).run())
+        with Parts() as parts:
+            result = asyncio.run(Course(seed, duration_s, keep, parts, say).run())
+        result.verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
+        result.verdict.wrong.extend(crashes(keep))
+        return result

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from bester.broker.kept import Entry, Keep, mailbox
+from bester.broker.store.sqlite import SqliteStore
 from tests.chaos.journal import Closed, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
+from tests.chaos.remains import crashes, waiting
+from tests.chaos.traffic import SENDERS
 
 SENT = Sent(1, "both", {"ann": ["ann"], "s2": ["bob", "bea"]}, 1.0)
 GOOD = Told(1, True, None, {}, "s1/e/1", 2.0)
@@ -119,3 +124,28 @@ def test_journals_are_read_while_they_grow_and_a_torn_line_is_left(tmp_path: Pat
     with path.open("ab") as file:
         file.write(b'ber":1,"user":"ann","id":null,"marked":true,"sound":true,"link":"l","at_s":1.5}\n')
     assert journals.news() == [("one", Got(1, "ann", None, True, True, "l", 1.5))]
+
+
+# --- what is left on disk -------------------------------------------------------------------------------------------
+
+
+def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with closing(SqliteStore(tmp_path / "data" / "store.db")) as store:
+        store.open()
+        assert waiting(tmp_path, "s1") == []
+        users = [SENDERS["s1"], "ann"]
+        store.commit([
+            Keep(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
+            for number, user in enumerate(users)
+        ])  # fmt: skip
+    assert waiting(tmp_path, "s1") == ["still waits at s1: 1 in 'user/ann'"]
+
+
+def test_a_crash_is_found_in_the_logs(tmp_path: Path) -> None:
+    (tmp_path / "s1").mkdir()
+    (tmp_path / "up.log").write_text("s1 serves\n")
+    assert crashes(tmp_path) == []
+    (tmp_path / "s1" / "up.log").write_text("broken:\nTraceback (most recent call last):\n  File x\nKeyError: 1\n")
+    (told,) = crashes(tmp_path)
+    assert told.startswith("a crash in up.log:\nbroken:\n") and "KeyError: 1" in told

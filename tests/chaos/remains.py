@@ -1,0 +1,39 @@
+"""What a chaos run leaves on disk once all its processes have ended: there must be nothing that still waits.
+
+It must never be asked while a server runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from bester.broker.kept import is_mailbox, owner_of
+from bester.broker.store.sqlite import SqliteStore
+from tests.chaos.traffic import SENDERS
+
+CRASH = "Traceback (most recent call last)"
+SHOWN_LINES = 30
+"""Of a crash: its place and its error, mostly."""
+
+
+def waiting(server: Path, name: str) -> list[str]:
+    """Say what still waits in a server's store. A sender who has gone is told later outcomes when it returns."""
+    with closing(SqliteStore(server / "data" / "store.db")) as store:
+        boxes = store.open().boxes
+    return [
+        f"still waits at {name}: {state.messages} in {box!r}"
+        for box, state in boxes.items()
+        if state.messages and not (is_mailbox(box) and owner_of(box) == SENDERS[name])
+    ]
+
+
+def crashes(directory: Path) -> list[str]:
+    """Return what the logs of a run say of programs that fell over their own feet."""
+    found = []
+    for log in sorted(directory.rglob("*.log")):
+        before, crash, after = log.read_text(errors="replace").partition(CRASH)
+        if crash:
+            last = before.splitlines()[-1:]
+            found.append("\n".join([f"a crash in {log.name}:", *last, crash, *after.splitlines()[:SHOWN_LINES]]))
+    return found
