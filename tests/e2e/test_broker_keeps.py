@@ -1,0 +1,267 @@
+"""The broker's shell and its store: nothing is said before it is on disk, and what is there outlives the broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bester.broker.accounts import OpenAccounts
+from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
+from bester.broker.core.values import Settings
+from bester.broker.kept import Committed, End, EndBox, Handed, Keep, Write
+from bester.broker.server import Broker
+from bester.broker.service import serving
+from bester.broker.store.memory import MemoryStore
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import (
+    Close,
+    Confirm,
+    Deliver,
+    Hello,
+    Message,
+    Open,
+    Report,
+    Submit,
+)
+from tests.live import DEADLINE_S, raw_handler, short_directory
+
+ALICE, BOB = 1, 2
+
+
+class Accounts(OpenAccounts):
+    """Everybody on a list has an account; `removed` are those who have lost theirs since."""
+
+    def __init__(self) -> None:
+        self.removed: set[str] = set()
+        self._seen: set[str] = set()
+
+    def exists(self, name: str) -> bool:
+        return name not in self.removed
+
+    def changed(self) -> bool:
+        before, self._seen = self._seen, set(self.removed)
+        return before != self._seen
+
+
+class Recorded(MemoryStore):
+    """A store that writes down, in `story`, each kind that was committed, a group at a time."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.story: list[Any] = []
+
+    def commit(self, writes: Sequence[Write]) -> Committed:
+        result = super().commit(writes)
+        self.story.append([type(write) for write in writes] if result.ok else [result.why])
+        return result
+
+
+class Bridge:
+    """A bridge in the broker's process: says what a test says, and puts what it hears into the same story."""
+
+    def __init__(self, broker: Broker, story: list[Any]) -> None:
+        self.heard: list[Message] = []
+        self._story = story
+        self._news = asyncio.Event()
+        self._say = broker.attach(self._receive)
+        self.say(Hello(1, "bridge", "b", {}))
+
+    def say(self, *messages: Message) -> None:
+        self._say(messages)
+
+    def _receive(self, messages: list[Message]) -> None:
+        self._story += messages
+        self.heard += messages
+        self._news.set()
+
+    async def hears(self, kind: type[Any], count: int = 1) -> list[Any]:
+        """Wait for so many messages of a kind; returns them, and they are not heard again."""
+        return [await self._hear(kind) for _ in range(count)]
+
+    async def _hear(self, kind: type[Any]) -> Any:
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                for message in self.heard:
+                    if type(message) is kind:
+                        self.heard.remove(message)
+                        return message
+                self._news.clear()
+                await self._news.wait()
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def served(store: MemoryStore, accounts: Accounts | None = None) -> AsyncIterator[tuple[Broker, Bridge]]:
+    """A broker with a bridge beside it and a handler of `to`, which sends what it gets to bob."""
+    async with short_directory() as directory:
+        endpoint = f"ipc://{directory}/f"
+        async with Broker(Settings("s1"), (endpoint,), accounts or Accounts(), store) as broker:
+            bridge = Bridge(broker, store.story if isinstance(store, Recorded) else [])
+            async with raw_handler(endpoint, "to", credit=64) as handler:
+                answering = asyncio.create_task(
+                    handler.serve(1_000_000, lambda request: [["sendClients", ["bob"], request[3]]])
+                )
+                bridge.say(Open(ALICE, "alice"))
+                try:
+                    yield broker, bridge
+                finally:
+                    answering.cancel()
+                    await asyncio.gather(answering, return_exceptions=True)
+
+
+def submit(token: int) -> Submit:
+    return Submit(token, ALICE, "to", b"%d" % token)
+
+
+def kinds(story: Sequence[Any]) -> list[list[Any]]:
+    """Return a story with everything as its kind: a group as all of its, what was said as one."""
+    return [each if isinstance(each, list) else [type(each)] for each in story]
+
+
+async def test_queued_is_said_after_it_is_on_disk() -> None:
+    store = Recorded()
+    async with served(store) as (_, bridge):
+        bridge.say(submit(7))
+        (report,) = await bridge.hears(Report)
+        assert (report.token, report.status, report.recipients) == (7, 0, {"bob": "queued"})
+        story = kinds(store.story)
+        keep = next(group for group in story if Keep in group)
+        assert story.index(keep) < story.index([Report])
+
+
+async def test_a_turn_of_the_loop_is_one_group() -> None:
+    store = Recorded()
+    async with served(store) as (_, bridge):
+        bridge.say(*(submit(number) for number in range(50)))
+        await bridge.hears(Report, 50)
+        groups = [group for group in kinds(store.story) if Keep in group]
+        assert sum(group.count(Keep) for group in groups) == 50
+        assert len(groups) < 25  # a handler's replies come in batches
+
+
+async def test_what_waits_is_delivered_in_the_next_life_and_ends_within_a_tick() -> None:
+    store = Recorded()
+    async with served(store) as (_, bridge):
+        for number in (1, 2, 3):
+            bridge.say(submit(number))
+            await bridge.hears(Report)
+    again = store.copy()
+    async with served(again) as (_, bridge):
+        bridge.say(Open(BOB, "bob"))
+        delivers = await bridge.hears(Deliver, 3)
+        assert [deliver.body for deliver in delivers] == [b"1", b"2", b"3"]
+        assert kinds(again.story).index([Handed]) < kinds(again.story).index([Deliver])
+        bridge.say(Confirm(delivers[-1].serial))
+        await until(lambda: any(End in group for group in kinds(again.story)))
+    assert again.copy().open().boxes == {}
+
+
+async def test_what_the_core_has_said_at_the_very_end_is_written_too() -> None:
+    store = Recorded()
+    async with served(store) as (_, bridge):
+        bridge.say(submit(1))
+        await bridge.hears(Report)
+        bridge.say(Open(BOB, "bob"))
+        (deliver,) = await bridge.hears(Deliver)
+        bridge.say(Confirm(deliver.serial))
+    assert store.copy().open().boxes == {}
+
+
+async def test_a_store_that_is_full_is_told_and_said_once_and_the_rest_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "bester.broker")
+    store = Recorded()
+    async with served(store) as (_, bridge):
+        store.full = True
+        for number in range(3):
+            bridge.say(submit(number))
+            (report,) = await bridge.hears(Report)
+            assert (report.status, report.reason) == (1, "storage-full")
+        bridge.say(Open(BOB, "bob"))
+        bridge.say(submit(10))
+        (deliver,) = await bridge.hears(Deliver)
+        bridge.say(Confirm(deliver.serial), Close(BOB))
+        assert deliver.body == b"10"
+        store.full = False
+        number = 100
+
+        async def kept() -> bool:
+            nonlocal number
+            number += 1
+            bridge.say(submit(number))
+            (report,) = await bridge.hears(Report)
+            return bool(report.recipients == {"bob": "queued"})
+
+        async with asyncio.timeout(DEADLINE_S):
+            while not await kept():
+                await asyncio.sleep(0.05)
+    assert len([line for line in caplog.messages if line.startswith("storage-full")]) == 1
+
+
+async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
+    store, accounts = Recorded(), Accounts()
+    async with served(store, accounts) as (broker, bridge):
+        bridge.say(submit(1))
+        await bridge.hears(Report)
+        assert "bob" in broker.router.users()
+        accounts.removed.add("bob")
+        await until(lambda: any(EndBox in group for group in kinds(store.story)))
+    assert store.copy().open().boxes == {}
+
+
+# --- opening ---
+
+
+def config(directory: Path, **store: Any) -> Config:
+    listen = (f"ipc://{directory}/data/f",)
+    return Config(
+        directory, ServerConfig("s1", directory / "data"), NativeConfig(), FabricConfig(listen, listen), auth="open",
+        store=StoreConfig(**store),
+    )  # fmt: skip
+
+
+async def test_the_store_is_in_the_data_directory_and_nothing_else_is_left_there() -> None:
+    async with short_directory() as directory:
+        for _ in range(2):
+            async with serving(config(directory, path=directory / "data" / "store.db")):
+                assert (directory / "data" / "store.db").exists()
+            assert sorted(each.name for each in (directory / "data").iterdir()) == ["server.lock", "store.db"]
+
+
+async def test_a_store_elsewhere_is_one_servers_as_well() -> None:
+    async with short_directory() as directory:
+        (directory / "else").mkdir()
+        there = directory / "else" / "kept.db"
+        async with serving(config(directory, path=there)):
+            other = config(directory / "second", path=there)
+            with pytest.raises(BesterError, match=r"else/kept\.db: process \d+ serves from it; .* \[store\] url"):
+                async with serving(other):
+                    pass
+        async with serving(other):
+            pass
+
+
+async def test_a_store_that_cannot_be_opened_is_one_line_and_gives_everything_back() -> None:
+    async with short_directory() as directory:
+        path = directory / "data" / "store.db"
+        for broken in (True, False):
+            (directory / "data").mkdir(mode=0o700, exist_ok=True)
+            path.write_bytes(b"no database" * 1000 if broken else b"")
+            if broken:
+                with pytest.raises(BesterError, match=r"store\.db: .*; .*"):
+                    async with serving(config(directory, path=path)):
+                        pass
+            else:
+                async with serving(config(directory, path=path)):
+                    pass

@@ -1,0 +1,158 @@
+"""What stands between core and store: first written, then read, then said; and what a store that fails holds up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Link, Notice, Send, Settings
+from bester.broker.keeping import Keeping
+from bester.broker.kept import Committed, Entry, Fetch, Forget, Handed, Keep, Learn, Outcomes, Read, Write
+from bester.broker.store.memory import MemoryStore
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import Heartbeat
+
+LINK = Link("ipc", b"1")
+BOX = "user/bob"
+KEEP = Keep(Entry(1, BOX, "m.0.0", "bob", "chat", b"1", None, 9e9, {}))
+FETCH = Fetch(BOX, 0, 10, 1000)
+OUTCOMES = Outcomes("m", "alice", LINK, 7)
+
+
+class Scripted(Router):
+    """A router that says what a test has laid down, and writes down what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0)
+        self.log: list[Any] = []
+        self.after: list[tuple[Write | Read, list[Action]]] = []
+
+    def committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+        self.log.append((list(writes), result.ok))
+        return [action for write in writes for action in self._after(write)]
+
+    def found(self, read: Read, answer: Any, now: float) -> list[Action]:
+        self.log.append((read, answer))
+        return self._after(read)
+
+    def _after(self, this: Write | Read) -> list[Action]:
+        """What it was told to say to this, once."""
+        for pair in self.after:
+            if pair[0] == this:
+                self.after.remove(pair)
+                return pair[1]
+        return []
+
+
+class Unreadable(MemoryStore):
+    """A store that can be told to fail when it is read."""
+
+    readable = True
+
+    def read(self, read: Read) -> Any:
+        if not self.readable:
+            raise BesterError("storage-full", "the disk hums a tune; see that it is well")
+        return super().read(read)
+
+
+class Stand:
+    """A Keeping with what it has carried out."""
+
+    def __init__(self) -> None:
+        self.store = Unreadable()
+        self.store.open()
+        self.router = Scripted()
+        self.said: list[Action] = []
+        self.keeping = Keeping(self.router, self.store, self._carry_out)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Read):
+                self.keeping.add([], [action])
+            elif isinstance(action, Write):
+                self.keeping.add([action], [])
+            else:
+                self.said.append(action)
+
+    @property
+    def log(self) -> list[Any]:
+        log, self.router.log = self.router.log, []
+        return log
+
+
+@pytest.fixture
+def stand() -> Stand:
+    return Stand()
+
+
+def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
+    stand.keeping.add([Learn("chat"), Forget(1.0)], [])
+    assert not stand.keeping.due
+    stand.keeping.settle()
+    assert stand.log == []
+    stand.keeping.tick()
+    assert stand.log == [([Learn("chat"), Forget(1.0)], True)]
+
+
+def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:
+    stand.keeping.add([Learn("chat")], [])
+    stand.keeping.add([KEEP, Learn("mail")], [])
+    stand.keeping.settle()
+    assert stand.log == [([Learn("chat"), KEEP, Learn("mail")], True)]
+    stand.keeping.settle()
+    assert stand.log == []
+
+
+def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
+    stand.keeping.add([KEEP], [])
+    stand.keeping.add([Learn("chat")], [FETCH])
+    stand.keeping.settle()
+    assert stand.log == [([KEEP, Learn("chat")], True), (FETCH, [KEEP.entry])]
+
+
+def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(stand: Stand) -> None:
+    sent = Send(LINK, Heartbeat())
+    handed = Handed(BOX, 1)
+    stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [Learn("chat"), FETCH])]
+    stand.keeping.add([KEEP], [])
+    stand.keeping.settle()
+    found = (FETCH, [KEEP.entry])
+    assert stand.log == [([KEEP], True), found, ([handed], True), ([Learn("chat")], True), found]
+    assert stand.said == [sent]
+    assert not stand.keeping.due
+
+
+def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
+    stand.store.broken = True
+    stand.keeping.add([KEEP], [])
+    stand.keeping.settle()
+    assert stand.log == [([KEEP], False)]
+    assert not stand.keeping.due
+
+
+def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Stand) -> None:
+    stand.keeping.add([KEEP], [])
+    stand.keeping.settle()
+    stand.store.readable = False
+    stand.keeping.add([], [FETCH])
+    stand.keeping.settle()
+    stand.keeping.tick()
+    assert stand.log == [([KEEP], True)]
+    why = {"why": "the disk hums a tune; see that it is well"}
+    assert stand.said == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
+    stand.store.readable = True
+    stand.keeping.tick()
+    assert stand.log == [(FETCH, [KEEP.entry])]
+    stand.keeping.tick()
+    assert stand.log == []
+
+
+def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
+    stand.store.readable = False
+    stand.keeping.add([], [OUTCOMES])
+    stand.keeping.tick()
+    stand.keeping.tick()
+    assert stand.log == [(OUTCOMES, ())]
