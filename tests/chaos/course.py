@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from tests.chaos.faults import Target, Weather
-from tests.chaos.journal import Journal, Journals, now_s
+from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.processes import LOOK_S, Part, Parts, python
 from tests.chaos.receiver import Receiver
@@ -62,6 +62,7 @@ class Clients:
     def __init__(self, parts: Parts, directory: Path, server: Server, seed: int, first_life: int) -> None:
         self.sending = parts.part(f"sender-{server.name}", directory)
         self.receiving = parts.part(f"receiver-{server.name}", directory)
+        self.sending_journal = ""
         self._journals = directory
         self._server = server
         self._seed = seed
@@ -70,7 +71,8 @@ class Clients:
     def start_sending(self) -> None:
         """Begin another life of the sender. Its number is no other life's, on either server."""
         life = self._first_life + 2 * self.sending.lives
-        journal = self._journals / f"{self.sending.name}-{life}.journal"
+        self.sending_journal = f"{self.sending.name}-{life}"
+        journal = self._journals / f"{self.sending_journal}.journal"
         name, address = self._server.name, self._server.address
         arguments = (name, address, SENDERS[name], str(journal), str(life), str(self._seed))
         self.sending.start(*python("tests.chaos.sender", *arguments))
@@ -177,6 +179,9 @@ class Course:
             clients.start_receiving("steady")
         senders = [clients.sending for clients in self._clients]
         await _until(lambda: not any(part.alive for part in senders) and not self._owed(), DRAIN_S, None)
+        for clients in self._clients:
+            if clients.sending.alive:  # it waits for reports that should have come
+                self._ledger.take(clients.sending_journal, Closed(now_s()))
         drained_s = now_s() - began_s
         await asyncio.sleep(SETTLE_S)
         return drained_s
