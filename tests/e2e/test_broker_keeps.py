@@ -13,7 +13,7 @@ import pytest
 from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
 from bester.broker.core.values import Settings
-from bester.broker.kept import Committed, End, EndBox, Handed, Keep, Write
+from bester.broker.kept import Budget, Bury, Committed, End, EndBox, Handed, Keep, Write
 from bester.broker.server import Broker
 from bester.broker.service import serving
 from bester.broker.store.memory import MemoryStore
@@ -28,7 +28,7 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
-from tests.live import DEADLINE_S, raw_handler, short_directory
+from tests.live import DEADLINE_S, RawHandler, raw_handler, short_directory
 
 ALICE, BOB = 1, 2
 
@@ -63,6 +63,8 @@ class Recorded(MemoryStore):
 
 class Bridge:
     """A bridge in the broker's process: says what a test says, and puts what it hears into the same story."""
+
+    handler: RawHandler
 
     def __init__(self, broker: Broker, story: list[Any]) -> None:
         self.heard: list[Message] = []
@@ -101,15 +103,19 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def served(store: MemoryStore, accounts: Accounts | None = None) -> AsyncIterator[tuple[Broker, Bridge]]:
+async def served(
+    store: MemoryStore, budget: Budget | None = None, accounts: Accounts | None = None, *, answers: bool = True
+) -> AsyncIterator[tuple[Broker, Bridge]]:
     """A broker with a bridge beside it and a handler of `to`, which sends what it gets to bob."""
     async with short_directory() as directory:
         endpoint = f"ipc://{directory}/f"
-        async with Broker(Settings("s1"), (endpoint,), accounts or Accounts(), store) as broker:
+        settings = Settings("s1", budgets={"to": budget} if budget else {})
+        async with Broker(settings, (endpoint,), accounts or Accounts(), store) as broker:
             bridge = Bridge(broker, store.story if isinstance(store, Recorded) else [])
             async with raw_handler(endpoint, "to", credit=64) as handler:
+                bridge.handler = handler
                 answering = asyncio.create_task(
-                    handler.serve(1_000_000, lambda request: [["sendClients", ["bob"], request[3]]])
+                    handler.serve(1_000_000 if answers else 0, lambda request: [["sendClients", ["bob"], request[3]]])
                 )
                 bridge.say(Open(ALICE, "alice"))
                 try:
@@ -137,6 +143,18 @@ async def test_queued_is_said_after_it_is_on_disk() -> None:
         story = kinds(store.story)
         keep = next(group for group in story if Keep in group)
         assert story.index(keep) < story.index([Report])
+
+
+async def test_a_dead_letter_is_on_disk_before_its_sender_is_told() -> None:
+    store = Recorded()
+    async with served(store, Budget(30.0, attempts=1), answers=False) as (_, bridge), asyncio.timeout(DEADLINE_S):
+        bridge.say(submit(7))
+        await bridge.handler.hear(10)
+        await bridge.handler.say([1, 1, "operator", "no handler any more", {}])
+        (report,) = await bridge.hears(Report)
+        assert report.reason == "handler-lost"
+        story = kinds(store.story)
+        assert story.index(next(group for group in story if Bury in group)) < story.index([Report])
 
 
 async def test_a_turn_of_the_loop_is_one_group() -> None:
@@ -211,7 +229,7 @@ async def test_a_store_that_is_full_is_told_and_said_once_and_the_rest_goes_on(
 
 async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
     store, accounts = Recorded(), Accounts()
-    async with served(store, accounts) as (broker, bridge):
+    async with served(store, accounts=accounts) as (broker, bridge):
         bridge.say(submit(1))
         await bridge.hears(Report)
         assert "bob" in broker.router.users()
