@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -51,6 +53,7 @@ class FakeBroker:
         self.told: list[Message] = []
         self.sessions: dict[int, str] = {}
         self.held: list[Submit] = []
+        self.outcomes: dict[tuple[str, str], dict[str, str]] = {}  # by user and message
         self.open = True
         service.attach(lambda messages: sum(self.say(message) for message in messages))
 
@@ -140,6 +143,10 @@ class FakeBroker:
                 return Answer(ask.token, 0, users)
             case "isClient":
                 return Answer(ask.token, 0, ask.argument in users)
+            case "outcome":
+                session, message = ask.argument
+                known = self.outcomes.get((self.sessions.get(session, ""), message))
+                return Answer(ask.token, int(known is None), known)
             case _:
                 return Answer(ask.token, 0, {"adminInfo": {"name": "x"}, "clientCount": str(len(users))})
 
@@ -195,6 +202,12 @@ class Raw:
         self.write(login(user))
         assert await self.read() == GOOD_LOGIN
 
+    def reset(self) -> None:
+        """Go without a word: the other side finds the connection broken."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
     async def close(self) -> None:
         self.writer.close()
         try:
@@ -203,13 +216,17 @@ class Raw:
             pass
 
 
-def login(user: str = "alice", secret: str = "p", payload: str = '{"data":null,"type":"dummy"}') -> bytes:
-    header = {"scope": "client", "authentication": {"username": user, "password": secret}}
+def login(user: str = "alice", secret: str = "p", payload: str = '{"data":null,"type":"dummy"}', **more: Any) -> bytes:
+    header = {"scope": "client", "authentication": {"username": user, "password": secret}, **more}
     return f'{{"header":{json.dumps(header)},"payload":{payload}}}'.encode()
 
 
 def message(type_: str, id_: str | None = "i", data: str = "1", header: str = "null") -> bytes:
     return f'{{"header":{header},"payload":{{"type":"{type_}","data":{data},"id":{json.dumps(id_)}}}}}'.encode()
+
+
+def command(type_: str, data: Any, id_: str = "c") -> bytes:
+    return message("builtin", id_, json.dumps({"command": {"type": type_, "data": data}}))
 
 
 GOOD_LOGIN = {"header": {"messageType": "statusReport", "status": "good"}, "payload": {"id": "auth_special"}}

@@ -16,7 +16,18 @@ from bester.bridge.listeners import USER_TIMEOUT_MS
 from bester.broker.config import NativeConfig
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.messages import Close, Confirm, Login, Open, Submit
-from tests.e2e.bridge_scene import GOOD_LOGIN, LISTED, OPEN_TO_SERVERS, Raw, Scene, Story, login, message, scene
+from tests.e2e.bridge_scene import (
+    GOOD_LOGIN,
+    LISTED,
+    OPEN_TO_SERVERS,
+    Raw,
+    Scene,
+    Story,
+    command,
+    login,
+    message,
+    scene,
+)
 
 Play = Callable[..., None]
 
@@ -45,13 +56,6 @@ def short(frame: dict[str, Any]) -> dict[str, Any]:
     """A report without the server's own id of the message."""
     frame["payload"].pop("message", None)
     return frame
-
-
-def reset(client: Raw) -> None:
-    """Go without a word: the other side finds the connection broken."""
-    sock = client.writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.writer.transport.abort()
 
 
 class TestFirstFrame:
@@ -304,7 +308,7 @@ class TestEnds:
             client = await it.client()
             client.write(message("hold", "1"))
             await it.broker.until(lambda: len(it.broker.held) == 1)
-            reset(client)
+            client.reset()
             await it.empty()
             assert len(it.broker.of_kind(Close)) == 1
             it.broker.release()
@@ -375,6 +379,75 @@ class TestDelivering:
                 assert (await slow.read())["header"]["id"] == f"s1/e/{number}.0.0"
             await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 6)
             assert all(confirm.failed == [] for confirm in it.broker.of_kind(Confirm))
+
+        play(story)
+
+
+class TestAcknowledging:
+    def test_the_report_waits_for_the_clients_word(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            alice, bob = await it.client(), await it.connect()
+            bob.write(login("bob", ack=True))
+            assert await bob.read() == GOOD_LOGIN
+            alice.write(message("to", "1", '["bob"]'))
+            got = await bob.read()
+            alice.write(message("echo", "2"))
+            await alice.read()
+            assert short(await alice.read()) == report("good", "2")
+            bob.write(command("ack", [got["header"]["id"]]), message("dummy", "d"))
+            assert (await bob.read())["payload"]["id"] == "d"
+            assert short(await alice.read()) == report("good", "1")
+            await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 2)
+
+        play(story)
+
+    def test_one_who_goes_without_it_has_not_got_it(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            bob = await it.connect()
+            bob.write(login("bob", ack=True))
+            assert await bob.read() == GOOD_LOGIN
+            it.broker.deliver("s1/e/9", b"1", [[0, *it.broker.of("bob")]])
+            await bob.read()
+            bob.reset()
+            await it.broker.until(lambda: it.broker.of_kind(Confirm) != [])
+            assert it.broker.of_kind(Confirm) == [Confirm(1, [], [[1, 0, "not-connected"]])]
+
+        play(story)
+
+
+class TestWordsOfAMessage:
+    def test_they_reach_the_broker(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            alice = await it.client()
+            alice.write(
+                b'{"payload":{"type":"hold","data":1,"id":"1","dedup":"d","ttl_s":60,"outcome":true,"resent":true}}',
+                b'{"payload":{"type":"hold","data":1,"id":"2","dedup":5}}',
+                b'{"payload":{"type":"hold","data":1,"id":"3"}}',
+            )
+            assert await alice.read() == report("bad", "2", "malformed")
+            await it.broker.until(lambda: len(it.broker.held) == 2)
+            assert [submit.meta for submit in it.broker.held] == [
+                {"dedup": "d", "ttl_s": 60.0, "outcome": True, "resent": True},
+                {},
+            ]
+
+        play(story)
+
+    def test_what_became_of_it(self, play: Play) -> None:
+        async def story(it: Scene) -> None:
+            alice, bob = await it.client(), await it.client("bob")
+            it.broker.outcomes["alice", "s1/e/9"] = {"carol": "queued"}
+            for client in (alice, bob):
+                client.write(command("outcome", "s1/e/9", "q"), message("dummy"))
+                await client.read()
+            assert await alice.body() == (
+                b'{"header":{"status":"0"},"payload":'
+                b'{"data":{"message":"s1/e/9","recipients":{"carol":"queued"}},"id":"q","type":"builtin"}}'
+            )
+            assert await bob.body() == (b'{"header":{"status":"1"},"payload":{"data":null,"id":"q","type":"builtin"}}')
+            it.broker.part()
+            alice.write(command("outcome", "s1/e/9", "q"))
+            assert await alice.read() == report("bad", "q", "unreachable")
 
         play(story)
 
@@ -466,7 +539,7 @@ class TestTheBrokerComesAndGoes:
             it.broker.part()
             alice.write(message("hold", "2"), message("dummy", "d"))
             await alice.read()
-            reset(alice)
+            alice.reset()
             await it.empty()
             it.broker.told.clear()
             it.broker.come_back()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -101,9 +99,7 @@ async def silent(peer: Raw) -> None:
 
 async def reset(peer: Raw) -> None:
     await peer.read()
-    sock = peer.writer.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.writer.transport.abort()
+    peer.reset()
 
 
 async def too_large(peer: Raw) -> None:

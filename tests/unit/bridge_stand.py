@@ -118,18 +118,25 @@ class Scene:
         assert self.bridge.admit(wire, host)
         return wire
 
-    def ask_in(self, user: str = "alice", host: str = "127.0.0.1") -> ListWire:
+    def ask_in(self, user: str = "alice", host: str = "127.0.0.1", *, acks: bool = False) -> ListWire:
         wire = self.connect(host)
-        login = {"header": {"scope": "client", "authentication": {"username": user, "password": "p"}}}
+        header = {"scope": "client", "authentication": {"username": user, "password": "p"}, "ack": acks}
+        login = {"header": header}
         self.bridge.received(wire, frame(json.dumps(login).encode()))
         self.turn()
         return wire
 
-    def log_in(self, user: str = "alice") -> ListWire:
-        wire = self.ask_in(user)
+    def log_in(self, user: str = "alice", *, acks: bool = False) -> ListWire:
+        wire = self.ask_in(user, acks=acks)
         self.broker(LoggedIn(wire.session.number, 0))
         assert wire.words() == ["good auth_special"]
         return wire
+
+    def command(self, wire: ListWire, command: str, data: Any, id_: str = "c") -> None:
+        """Let a client ask something of the server itself."""
+        payload = {"type": "builtin", "id": id_, "data": {"command": {"type": command, "data": data}}}
+        self.bridge.received(wire, frame(json.dumps({"payload": payload}).encode()))
+        self.turn()
 
     def submit(self, wire: ListWire, id_: str = "i", data: str = "1") -> int:
         payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import TARGETS, TRANSITIONS, Session, State, Step
+from bester.bridge.session import TARGETS, TRANSITIONS, Acknowledged, Question, Session, State, Step
 from bester.broker.wire.messages import Close, Login, Report, Submit
 
 LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)
@@ -31,6 +31,8 @@ def message(type_: str = "chat", id_: str | None = "i", data: str = "1") -> byte
 
 
 CLOSE = message("builtin", None, '{"command":{"type":"close"}}')
+ASK = message("builtin", "i", '{"command":{"type":"outcome","data":"s/1"}}')
+ACK = message("builtin", "i", '{"command":{"type":"ack","data":["s/1.0.0"]}}')
 GARBAGE = frame(b"nonsense")
 TOO_LARGE = (2001).to_bytes(4, "little")
 
@@ -195,6 +197,56 @@ class TestMessages:
         assert step.send == []
         assert now_in(it) is State.OPEN
 
+    def test_what_a_client_said_of_its_message_goes_along(self) -> None:
+        it = opened()
+        (submit,) = it.received(frame(b'{"payload":{"type":"t","data":1,"dedup":"d","resent":true}}'), 0.0).send
+        assert submit == Submit(1, 7, "t", b"1", {"dedup": "d", "resent": True})
+        step = it.received(frame(b'{"payload":{"type":"t","data":1,"id":"i","dedup":""}}'), 0.0)
+        assert (said(step), step.send) == (["bad i malformed"], [])
+        assert now_in(it) is State.OPEN
+
+    def test_of_a_server_only_the_header_counts(self) -> None:
+        it = session()
+        body = frame(b'{"header":{"scope":"server","again":true},"payload":{"type":"t","data":1,"dedup":"d"}}')
+        assert it.received(body, 0.0).send == [
+            Submit(1, None, "t", b"1", {"again": True, "scope": "server", "address": "127.0.0.1"})
+        ]
+
+    def test_words_to_the_server_itself_are_taken_in_order(self) -> None:
+        it = opened()
+        ack = message("builtin", None, '{"command":{"type":"ack","data":["a","b"]}}')
+        ask = message("builtin", "q", '{"command":{"type":"outcome","data":"s/1"}}')
+        step = it.received(message() + ack + ask + message(), 0.0)
+        assert step == Step(
+            [],
+            [
+                Submit(1, 7, "chat", b"1", {}),
+                Acknowledged(["a", "b"]),
+                Question(2, 7, "s/1"),
+                Submit(3, 7, "chat", b"1", {}),
+            ],
+        )
+        assert it.outstanding == [1, 2, 3]
+        assert [submit.token for submit, _ in it.unreported] == [1, 3]
+        assert not it.answered(1_000, None, 0.0).write
+        assert read(it.answered(2, {"bob": "queued"}, 0.0).write) == [
+            {
+                "header": {"status": "0"},
+                "payload": {"data": {"message": "s/1", "recipients": {"bob": "queued"}}, "id": "q", "type": "builtin"},
+            }
+        ]
+        assert it.outstanding == [1, 3]
+
+    def test_a_message_is_kept_until_its_report(self) -> None:
+        it = opened()
+        (submit,) = it.received(message(), 5.0).send
+        assert isinstance(submit, Submit)
+        assert (it.submitted(1), it.waits_since_s(1)) == (submit, 5.0)
+        it.replace(submit._replace(meta={"attempt": 2}))
+        assert it.unreported == [(submit._replace(meta={"attempt": 2}), 5.0)]
+        it.reported(good(1), 6.0)
+        assert (it.submitted(1), it.waits_since_s(1), it.unreported) == (None, None, [])
+
     def test_too_many_unreported_wait_their_turn_and_stop_the_reading(self) -> None:
         it = opened()
         step = it.received(b"".join(message(id_=str(n)) for n in range(6)), 0.0)
@@ -292,6 +344,17 @@ class TestEnds:
         assert it.outstanding == []
         assert it.reported(good(1), 0.0) == Step([], [])
 
+    def test_the_bridge_waits_no_longer(self) -> None:
+        it = opened()
+        ask = message("builtin", "q", '{"command":{"type":"outcome","data":"s/1"}}')
+        it.received(ask + b"".join(message(id_=str(n)) for n in range(5)), 0.0)
+        it.shut_down(0.0)
+        step = it.give_up("unreachable", 1.0)
+        assert said(step) == [f"bad {id_} unreachable" for id_ in "q01234"]
+        assert step.send == [Close(7)]
+        assert now_in(it) is State.CLOSING
+        assert it.give_up("unreachable", 1.0) == Step([], [])
+
     def test_the_bridge_ends(self) -> None:
         it = opened()
         it.received(message(id_="a"), 0.0)
@@ -305,14 +368,18 @@ class TestEnds:
 EVENTS = st.one_of(
     st.tuples(
         st.just("received"),
-        st.sampled_from([HELLO, message(), message("dummy"), CLOSE, GARBAGE, TOO_LARGE, HELLO[:9], b"\0" * 4]),
+        st.sampled_from(
+            [HELLO, message(), message("dummy"), CLOSE, ASK, ACK, GARBAGE, TOO_LARGE, HELLO[:9], b"\0" * 4]
+        ),
     ),
     st.tuples(st.just("ended"), st.none()),
     st.tuples(st.just("logged_in"), st.integers(0, 1)),
     st.tuples(st.just("reported"), st.integers(1, 5)),
     st.tuples(st.just("tick"), st.sampled_from([0.1, 5.0, 60.0])),
     st.tuples(st.just("last_word_left"), st.none()),
+    st.tuples(st.just("answered"), st.integers(1, 5)),
     st.tuples(st.just("shut_down"), st.none()),
+    st.tuples(st.just("give_up"), st.none()),
     st.tuples(st.just("lost"), st.none()),
 )
 
@@ -324,7 +391,8 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
     now = 0.0
     submitted: list[int] = []
     reported: list[str] = []
-    logins = closes = auth_answers = 0
+    waiting: list[int] = []
+    logins = closes = auth_answers = unheard = 0
     for name, value in events:
         before = it.state
         match name:
@@ -334,6 +402,10 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
                 step = it.logged_in(value, None, now)
             case "reported":
                 step = it.reported(good(value), now)
+            case "answered":
+                step = it.answered(value, None, now) if it.submitted(value) is None else Step([], [])
+            case "give_up":
+                step = it.give_up("unreachable", now)
             case "tick":
                 now += value
                 step = it.tick(now)
@@ -348,8 +420,11 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
         assert before is not State.CLOSED or step == Step([], [])
         lines = said(step)
         auth_answers += sum("auth_special" in line for line in lines)
-        reported += [line for line in lines if line.startswith("good i") or line == "bad i timeout"]
-        submitted += [sent.token for sent in step.send if isinstance(sent, Submit)]
+        reported += [line for line in lines if line in ("good i", "1 i", "bad i timeout", "bad i unreachable")]
+        submitted += [sent.token for sent in step.send if isinstance(sent, Submit | Question)]
+        refused = lines.count("bad i unreachable") if name == "give_up" else 0
+        unheard += max(refused - len(waiting), 0)  # what came and had no turn: refused, and never submitted
+        waiting = it.outstanding
         logins += sum(isinstance(sent, Login) for sent in step.send)
         closes += sum(isinstance(sent, Close) for sent in step.send)
         assert not lines or auth_answers or before is State.NEW  # nothing comes before the auth answer
@@ -359,7 +434,7 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
     assert closes <= logins
     assert submitted == sorted(set(submitted))
     if it.state is not State.CLOSED:
-        assert len(reported) + len(it.outstanding) == len(submitted)
+        assert len(reported) + len(it.outstanding) == len(submitted) + unheard
     assert it.is_target is (it.state in TARGETS)
 
 

@@ -1,0 +1,276 @@
+"""Clients that acknowledge: what counts as delivered, and what becomes of frames that nobody acknowledges; and clients
+that ask what became of their messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bester.bridge.frames import frame
+from bester.broker.wire.messages import Answer, Ask, Confirm, Deliver, Report
+from tests.unit.bridge_stand import ListWire, Scene
+
+
+def deliver(serial: int, *wires: ListWire, token: int | None = None) -> Deliver:
+    """Return a delivery to one target, a user with these connections."""
+    targets = [[0, *(wire.session.number for wire in wires)]]
+    return Deliver(serial, f"s/{serial}.0", "t", b"1", targets, token, {"message": f"s/{serial}"})
+
+
+class TestAcknowledging:
+    def test_a_frame_counts_when_the_client_says_so(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire), deliver(2, wire))
+        assert wire.words() == ["s/1.0.0=1", "s/2.0.0=1"]
+        assert scene.said(Confirm) == []
+        scene.command(wire, "ack", ["s/2.0.0"])
+        assert scene.said(Confirm) == [Confirm(0, [2], [])]
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert scene.said(Confirm) == [Confirm(2, [], [])]
+        assert wire.words() == []
+
+    def test_it_may_say_so_before_the_socket_has_said_that_all_has_left(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        wire.blocked = True
+        scene.broker(deliver(1, wire), deliver(2, wire))
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+        wire.unblock()
+        scene.now += scene.limits.ack_s
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == [Confirm(2, [], [[2, 0, "timeout"]])]
+
+    def test_to_the_sender_himself_too_the_report_waits_for_it(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        token = scene.submit(wire, "a")
+        scene.broker(deliver(1, wire, token=token))
+        assert wire.words() == ["s/1.0.0=1"]
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert wire.words() == ["good a"]
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+    def test_to_the_sender_and_another(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice", acks=True), scene.log_in("bob")
+        token = scene.submit(alice, "a")
+        targets = [[0, alice.session.number], [1, bob.session.number]]
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", targets, token, {"message": "s/1"}))
+        assert (alice.words(), bob.words()) == (["s/1.0.0=1"], ["s/1.0.1=1"])
+        scene.command(alice, "ack", ["s/1.0.0"])
+        assert alice.words() == ["good a"]
+
+    @pytest.mark.parametrize("first", ["ack", "bytes"])
+    def test_of_several_connections_the_first_that_counts_decides(self, first: str) -> None:
+        scene = Scene()
+        acking, other = scene.log_in("bob", acks=True), scene.log_in("bob")
+        other.blocked = True
+        scene.broker(deliver(1, acking, other))
+        assert scene.said(Confirm) == []
+        if first == "ack":
+            scene.command(acking, "ack", ["s/1.0.0"])
+        else:
+            other.unblock()
+            scene.turn()
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+        other.unblock()
+        scene.command(acking, "ack", ["s/1.0.0"])
+        scene.now += scene.limits.ack_s
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == []
+
+    def test_who_says_nothing_has_not_got_it(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire))
+        scene.now += 10
+        scene.broker(deliver(2, wire))
+        scene.now += scene.limits.ack_s - 10.5
+        scene.bridge.tick()
+        assert scene.said(Confirm) == []
+        scene.now += 0.5
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == [Confirm(1, [], [[1, 0, "timeout"]])]
+        scene.command(wire, "ack", ["s/1.0.0", "s/2.0.0"])
+        assert scene.said(Confirm) == [Confirm(2, [], [])]
+
+    def test_the_time_begins_when_it_has_left(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        wire.blocked = True
+        scene.broker(deliver(1, wire))
+        scene.now += 20
+        wire.unblock()
+        scene.now += 20
+        scene.bridge.tick()
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+    def test_and_stands_still_while_the_client_is_not_read_from(self) -> None:
+        scene = Scene(unreported=1)
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire))
+        token = scene.submit(wire, "a")
+        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"b"}}'))
+        reading = [wire.reading]
+        for _ in range(4):
+            scene.now += scene.limits.ack_s / 2
+            scene.bridge.tick()
+        scene.broker(Report(token, 0, None, "s/9", {}), Report(token + 1, 0, None, "s/9", {}))
+        reading.append(wire.reading)
+        assert reading == [False, True]
+        scene.now += 1
+        scene.bridge.tick()
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert scene.said(Confirm)[-1] == Confirm(1, [], [], 2)
+
+    def test_one_who_goes_without_saying_so(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire), deliver(2, wire))
+        scene.command(wire, "ack", ["s/1.0.0"])
+        wire.blocked = True
+        scene.broker(deliver(3, wire))
+        scene.said(Confirm)
+        scene.bridge.gone(wire)
+        scene.turn()
+        assert scene.said(Confirm) == [Confirm(3, [], [[2, 0, "not-connected"], [3, 0, "not-connected"]])]
+
+    def test_an_id_nobody_waits_for_changes_nothing(self) -> None:
+        scene = Scene()
+        wire, bob = scene.log_in(acks=True), scene.log_in("bob", acks=True)
+        scene.broker(deliver(1, bob))
+        for ids in ([], ["s/1.0.0", "s/1.0.0"], ["", "x" * 10_000]):
+            scene.command(wire, "ack", ids)
+        scene.command(scene.log_in("carol"), "ack", ["s/1.0.0"])
+        assert scene.said(Confirm) == []
+        assert wire.words() == []
+
+    @pytest.mark.parametrize("data", ["s/1.0.0", None, [1], {"s/1.0.0": 1}, [["s/1.0.0"]]])
+    def test_what_is_no_list_of_ids(self, data: Any) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire))
+        wire.words()
+        scene.command(wire, "ack", data)
+        assert wire.words() == ["bad c malformed"]
+        assert scene.said(Confirm) == []
+
+    @pytest.mark.parametrize("limits", [{"unacked": 2}, {"unacked_bytes": 150}])
+    def test_what_finds_too_many_unacknowledged_has_failed(self, limits: dict[str, int]) -> None:
+        scene = Scene(**limits)
+        wire = scene.log_in(acks=True)
+        scene.broker(*(deliver(serial, wire) for serial in (1, 2, 3)))
+        assert scene.said(Confirm) == [Confirm(0, [3], [[3, 0, "overloaded"]])]
+        scene.command(wire, "ack", ["s/1.0.0"])
+        scene.broker(deliver(4, wire))
+        scene.command(wire, "ack", ["s/2.0.0", "s/4.0.0"])
+        assert scene.said(Confirm)[-1] == Confirm(4, [], [])
+
+    def test_a_repetition_is_acknowledged_with_what_it_repeats(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire))
+        scene.bridge.lost("gone")
+        scene.bridge.ready()
+        scene.broker(deliver(1, wire))
+        assert scene.said(Confirm) == []
+        scene.command(wire, "ack", ["s/1.0.0"])
+        assert scene.said(Confirm) == [Confirm(1, [], [])]
+        scene.now += scene.limits.ack_s
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == []
+
+    def test_what_was_given_up_of_an_earlier_link_is_not_confirmed_on_the_next(self) -> None:
+        scene = Scene()
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire))
+        scene.bridge.ready()
+        scene.now += scene.limits.ack_s
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == []
+
+
+class TestOutcomes:
+    def test_a_client_asks_what_became_of_its_message(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.command(wire, "outcome", "s/1", "q")
+        (ask,) = scene.said(Ask)
+        assert (ask.question, ask.argument) == ("outcome", [wire.session.number, "s/1"])
+        scene.broker(Answer(ask.token, 0, {"bob": "queued", "carol": "delivered"}))
+        data = {"message": "s/1", "recipients": {"bob": "queued", "carol": "delivered"}}
+        assert wire.seen() == [{"header": {"status": "0"}, "payload": {"data": data, "id": "q", "type": "builtin"}}]
+
+    @pytest.mark.parametrize("answer", [(1, None), (1, {"bob": "queued"}), (0, None), (0, [])])
+    def test_there_is_no_such_message_of_this_client(self, answer: tuple[int, Any]) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.command(wire, "outcome", "s/1", "q")
+        (ask,) = scene.said(Ask)
+        scene.broker(Answer(ask.token, *answer))
+        assert wire.seen() == [{"header": {"status": "1"}, "payload": {"data": None, "id": "q", "type": "builtin"}}]
+
+    @pytest.mark.parametrize("data", [None, 5, ["s/1"]])
+    def test_a_question_without_a_message(self, data: Any) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.command(wire, "outcome", data)
+        assert wire.words() == ["bad c malformed"]
+        assert scene.said(Ask) == []
+
+    def test_without_a_broker_nobody_knows(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.command(wire, "outcome", "s/1", "a")
+        scene.bridge.lost("gone")
+        scene.turn()
+        assert wire.words() == ["bad a unreachable"]
+        scene.command(wire, "outcome", "s/1", "b")
+        assert wire.words() == ["bad b unreachable"]
+
+    def test_a_great_many_at_once_without_a_broker(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.bridge.lost("gone")
+        command = {"command": {"type": "outcome", "data": "s/1"}}
+        body = frame(json.dumps({"payload": {"type": "builtin", "id": "q", "data": command}}).encode())
+        scene.bridge.received(wire, body * 5000)
+        scene.turn()
+        assert wire.words() == ["bad q unreachable"] * 5000
+
+    def test_questions_count_in_the_window(self) -> None:
+        scene = Scene(unreported=2)
+        wire = scene.log_in()
+        for id_ in "abc":
+            scene.command(wire, "outcome", "s/1", id_)
+        first, second = scene.said(Ask)
+        assert not wire.reading
+        scene.broker(Answer(second.token, 1), Answer(first.token, 1))
+        assert wire.words() == ["1 b", "1 a"]
+        assert len(scene.said(Ask)) == 1
+        assert wire.reading
+
+    def test_one_who_has_gone_is_told_nothing(self) -> None:
+        scene = Scene()
+        wire, waiting = scene.log_in(), scene.log_in("bob")
+        scene.command(wire, "outcome", "s/1")
+        scene.command(waiting, "outcome", "s/1")
+        first, second = scene.said(Ask)
+        scene.bridge.gone(wire)
+        scene.bridge.ended(waiting)
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert waiting.words() == ["bad c timeout"]
+        scene.broker(Answer(first.token, 1), Answer(second.token, 1))
+        assert (wire.words(), waiting.words()) == ([], [])
