@@ -93,7 +93,7 @@ async def test_a_bridge_killed_amid_many_messages_loses_none_and_doubles_none() 
         assert sorted(await within(receiving), key=int) == texts
 
 
-async def test_what_the_receiver_died_over_comes_again() -> None:
+async def test_what_the_receiver_died_over_comes_again_and_says_so() -> None:
     async with serving("up") as server, client_of(server, "alice") as alice:
         bob = client_of(server, "bob", ack=True)
         await bob.start()
@@ -105,7 +105,7 @@ async def test_what_the_receiver_died_over_comes_again() -> None:
         assert (report.good, report.recipients) == (True, {"bob": "queued"})
         async with client_of(server, "bob", ack=True) as bob:
             again = await within(bob.receive())
-            assert (again.data, again.id) == (first.data, first.id)
+            assert (again.data, again.id, again.redelivered) == (first.data, first.id, True)
             await bob.ack(again)
             told = await within(alice.receive())
         assert told.outcome == Outcome(report.message or "", "bob", "delivered")

@@ -101,7 +101,7 @@ class TestDelivering:
         assert scene.said(Confirm) == [Confirm(0, [2], [])]
         scene.bridge.gone(bob)
         scene.turn()
-        assert scene.said(Confirm) == [Confirm(2, [], [[1, 0, "not-connected"]])]
+        assert scene.said(Confirm) == [Confirm(2, [], [[1, 0, "unconfirmed"]])]
         assert scene.said(Close) == [Close(bob.session.number)]
 
     def test_a_submitter_who_is_gone_holds_nothing_up(self) -> None:

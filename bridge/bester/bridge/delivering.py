@@ -18,6 +18,8 @@ from bester.bridge.ports import Waiting, Wire
 from bester.bridge.writing import Writing
 from bester.broker.wire.messages import Confirm, Deliver
 
+UNCONFIRMED = "unconfirmed"
+"""To the broker only: nobody is there, and what was written on a connection that is gone may have arrived."""
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Writes a report: token, status, reason, message, recipients, now."""
 
@@ -127,8 +129,9 @@ class Delivering:
                 self.ended(delivery)
 
     def gone(self, wire: Wire) -> None:
-        """A connection is no more: what has not left on it, or was not acknowledged, will not be."""
-        reason = wire.doom or "not-connected"
+        """A connection is no more: what has not left on it, or was not acknowledged, will not be; yet it may have
+        arrived, for the socket may have taken some of it."""
+        reason = wire.doom if wire.doom not in (None, "not-connected") else UNCONFIRMED
         marks = wire.out.drop()
         if wire.session.acks:
             for delivery in self._acknowledging.gone(wire, reason):

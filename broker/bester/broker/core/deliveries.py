@@ -10,6 +10,10 @@ from bester.broker.kept import Entry
 from bester.broker.wire.messages import Command
 
 
+UNCONFIRMED = "unconfirmed"
+"""The user is gone, and may have got it before: kept like one who is away, but marked."""
+
+
 class Share:
     """A target whose sessions sit on several bridges: delivered when one of them delivers."""
 
@@ -25,7 +29,7 @@ class Share:
         self.owed -= 1
         if reason is None:
             self.delivered = True
-        else:
+        elif self.reason != UNCONFIRMED:  # one that may have got it is enough to mark it
             self.reason = reason
         return self.owed == 0
 

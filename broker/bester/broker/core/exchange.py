@@ -12,7 +12,7 @@ from bester.broker.core.aftermath import Aftermath
 from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED, Case, Reports, failed
 from bester.broker.core.commands import Commands, fault
-from bester.broker.core.deliveries import Deliveries, Delivery, MailDelivery
+from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
 from bester.broker.core.federation import Legs
 from bester.broker.core.letters import Letters
@@ -258,7 +258,7 @@ class Exchange:
         """A bridge says what it has delivered, and what it could not."""
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
-            failures.setdefault(serial, {})[t] = reason if reason in CODES else "not-connected"
+            failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
         for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
             if type(delivery) is Delivery:
@@ -293,7 +293,7 @@ class Exchange:
         self.directory.drop(link)
         for delivery in self.deliveries.drop(link):
             if type(delivery) is Delivery:
-                self._delivered(delivery, {target[0]: "unconfirmed" for target in delivery.targets}, now)
+                self._delivered(delivery, {target[0]: UNCONFIRMED for target in delivery.targets}, now)
             elif type(delivery) is MailDelivery:
                 self.mailboxes.delivered(delivery, "not-connected", now)
         self.outboxes.lost(link, now)

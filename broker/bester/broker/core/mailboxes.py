@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED
-from bester.broker.core.deliveries import Deliveries, MailDelivery, Share
+from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.values import Outbox
 from bester.broker.kept import Entry, mailbox, owner_of
@@ -91,7 +91,7 @@ class Mailboxes:
             self._became(entry, DELIVERED, now)
         else:
             box.put_back(entry.number)
-            if share.reason != "not-connected":  # the user is there, and does not read or acknowledge
+            if share.reason not in ("not-connected", UNCONFIRMED):  # the user is there, and does not read or acknowledge
                 box.retry_at = now + LOOK_AGAIN_S
         self.look(box, now)
 
