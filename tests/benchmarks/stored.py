@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks.stored`: what it costs to keep a message for somebody who is away.
 
-One build of `bester up`, one handler, the same senders (8 connections, 50 in flight each, 100 bytes): to a user who is here
-and reads, and to one who is away, in turn; the second with a store that waits for the disk (`full`) and one that does
-not (`normal`). It prints medians and ratios, and ends everything it started.
+One build of `bester up`, one handler, the same senders (8 connections, 50 in flight each, 100 bytes): to a user who is
+here and reads, and to one who is away, in turn; the second with a store that waits for the disk (`full`) and one that
+does not (`normal`). It prints medians and ratios, and ends everything it started.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class Limits:
     remember_s: float = 900.0
     """So long a message that comes again (from a bridge, or with a client's `dedup`) is known: longer than a bridge
     holds one."""
-    max_remembered: int = 65_536
-    """As many of them; the oldest is forgotten first."""
+    max_remembered: int = 262_144
+    """As many of them, some 100 MiB; the oldest is forgotten first."""
     expiries: int = 100
     """Kept messages whose time is over that are ended in one go."""
     attempts: int = 3

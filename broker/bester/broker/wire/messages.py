@@ -188,7 +188,8 @@ class Deliver(NamedTuple):
 
 class Confirm(NamedTuple):
     """Deliveries that have ended: all serials up to `upto` and those in `done`; `failed` lists
-    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions. `reports` counts the
+    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions (`unconfirmed` where
+    they may have left on one that is gone). `reports` counts the
     REPORTs that have come on this link: those need not be remembered any more."""
 
     upto: int
