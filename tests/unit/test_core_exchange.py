@@ -458,6 +458,80 @@ def test_a_timed_out_request_of_a_handler_that_dies_is_not_tried_again() -> None
     finished(stand)
 
 
+# --- time to live ---------------------------------------------------------------------------------------------------
+
+
+def test_what_waited_for_a_handler_longer_than_it_lives_is_not_given_to_one() -> None:
+    stand = Stand()
+    bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)
+    stand.submit(bridge, "t", b"1", ttl_s=1)
+    stand.submit(bridge, "t", b"2", ttl_s=2)
+    stand.submit(bridge, "t", b"3", ttl_s=10)
+    stand.wait(2.0)
+    assert stand.answer(busy).body == b"1", "what a handler has is its own"
+    reports = stand.heard_of(bridge, Report)
+    assert [(report.status, report.reason) for report in reports] == [(0, None), (1, "expired")]
+    assert stand.answer(busy).body == b"3"
+    assert stand.report(bridge).status == 0
+    finished(stand)
+
+
+def test_what_no_handler_came_for_in_its_time_is_expired_and_not_without_one() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"t"})))
+    bridge = stand.bridge("alice")
+    stand.wait(6.0)
+    stand.submit(bridge, "t", ttl_s=2)
+    patient = stand.submit(bridge, "t", ttl_s=20)
+    stand.wait(5.0)
+    reports = {report.token: report.reason for report in stand.heard_of(bridge, Report)}
+    assert reports == {patient - 1: "expired", patient: "no-handler"}
+    finished(stand)
+
+
+def test_what_has_no_time_at_all_is_not_given_to_anybody() -> None:
+    stand = Stand()
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    stand.submit(bridge, "chat", ttl_s=0)
+    assert stand.report(bridge).reason == "expired"
+    assert stand.heard(chat) == []
+    finished(stand)
+
+
+@pytest.mark.parametrize("ttl_s", ["5", None, -1, True, float("nan"), float("inf"), [5]])
+def test_a_time_to_live_that_is_none_is_ignored(ttl_s: object) -> None:
+    stand = Stand()
+    bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)
+    stand.submit(bridge, "t")
+    stand.submit(bridge, "t", ttl_s=ttl_s)
+    stand.wait(5.0)
+    stand.answer(busy)
+    stand.answer(busy)
+    assert [report.status for report in stand.heard_of(bridge, Report)] == [0, 0]
+
+
+def test_of_an_ordered_type_what_expired_binds_its_user_to_nobody() -> None:
+    """Or what comes next would wait for a handler that has died since."""
+    stand = Stand()
+    bridge, first = stand.bridge("alice", "bob"), stand.handler("t", credit=1, order={"t": "user"})
+    stand.submit(bridge, "t", b"1", session=1)
+    stand.submit(bridge, "t", b"2", session=2, ttl_s=1)
+    stand.submit(bridge, "t", b"3", session=2)
+    stand.wait(1.0)
+    assert stand.answer(first).body == b"1"
+    assert [report.reason for report in stand.heard_of(bridge, Report)] == [None, "expired"]
+    assert stand.answer(first).body == b"3"
+    stand.submit(bridge, "t", b"4", session=2, ttl_s=0)
+    assert [report.reason for report in stand.heard_of(bridge, Report)] == [None, "expired"]
+    stand.take(stand.router.undeliverable(first, Heartbeat(), stand.now))
+    del stand.alive[first]
+    second = stand.handler("t", credit=1, order={"t": "user"})
+    stand.submit(bridge, "t", b"5", session=2)
+    assert stand.answer(second).body == b"5"
+    assert stand.report(bridge).status == 0
+    assert stand.router._exchange.workers._lines == {}
+    finished(stand)
+
+
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 

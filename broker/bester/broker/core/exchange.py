@@ -131,6 +131,7 @@ class Exchange:
 
     def _give(self, worker: Worker, parcel: Parcel, now: float) -> None:
         if parcel.case.expires is not None and now >= parcel.case.expires:
+            self.workers.skip(parcel)
             self._let_go(parcel)
             self._end(parcel, failed("expired"))
             return

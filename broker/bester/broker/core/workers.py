@@ -151,26 +151,35 @@ class Workers:
             self._count_down(parcel, first=False)
         return parcel
 
+    def skip(self, parcel: Parcel) -> None:
+        """A parcel that a worker was to be given will not be: its line is bound to nobody on its account."""
+        line = self._lines.get((parcel.type, parcel.user)) if parcel.user is not None else None
+        if line is not None and line.worker is not None and not line.count:
+            self._free(line, first=True)
+
     def _count_down(self, parcel: Parcel, *, first: bool) -> None:
         """A line whose worker holds nothing of it any more is anybody's again, and takes its turn in the queue."""
         line, parcel.line = parcel.line, None
         if line is None:
             return
         line.count -= 1
-        if line.count:
-            return
+        if not line.count:
+            self._free(line, first=first)
+
+    def _free(self, line: Line, *, first: bool) -> None:
         assert line.worker is not None
         line.worker.lines.pop(line, None)
         line.worker = None
         if not line.waiting:
             del self._lines[line.key]
             return
-        queue = self._queue(parcel.type)
+        type_ = line.key[0]
+        queue = self._queue(type_)
         if first:
             queue.appendleft(line)
         else:
             queue.append(line)
-        self.loose[parcel.type] = None
+        self.loose[type_] = None
 
     # --- waiting ---
 
