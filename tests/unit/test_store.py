@@ -70,7 +70,7 @@ class Stand:
     def write(self, *writes: Write) -> frozenset[int]:
         result = self.store.commit(writes)
         assert result.ok, result.why
-        return result.repeated
+        return frozenset(result.repeated)
 
     def read(self, read: Read) -> Any:
         return self.store.read(read)
@@ -409,7 +409,7 @@ def test_a_group_that_cannot_be_written_is_not_written_and_the_reason_is_told(st
     mend = broken(stand)
     result = stand.store.commit([keep(2), Bury(letter("a")), Arrived("s2", "t", "e", 1, {}), Note(entry(3), "queued")])
     assert not result.ok
-    assert result.repeated == frozenset()
+    assert not result.repeated
     assert "; " in result.why and "\n" not in result.why
     mend()
     assert stand.write(keep(4)) == frozenset()

@@ -160,7 +160,7 @@ class Forget(NamedTuple):
 
 Write = Keep | Note | End | EndBox | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
 
-PRESSING = (Keep, Note, Handed, Arrived, Bury, Unbury)
+PRESSING = (Keep, Note, Rewrite, Handed, Arrived, Bury, Unbury)
 """What must be on disk before anything is said that follows from it. The others may wait for the next of these, or for
 a tick: the worst that comes of losing them is a repetition."""
 
@@ -277,8 +277,9 @@ class Budget(NamedTuple):
 
 class Committed(NamedTuple):
     """What became of a group of writes: `ok` False where nothing was written (no room, a broken disk), with `why` for
-    people; `repeated` are the numbers of Keep and Note entries that were there before."""
+    people; `repeated` are the numbers of Keep and Note entries that were there before, with what has become of those
+    (None: they wait)."""
 
     ok: bool
-    repeated: frozenset[int] = frozenset()
+    repeated: Mapping[int, str | None] = {}
     why: str = ""

@@ -7,6 +7,7 @@ told by a message of that type on a lane of its own, which is kept until it has 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from typing import Any
 
 from bester.broker.core import policy
@@ -20,6 +21,8 @@ from bester.broker.wire.messages import Meta
 OUTCOME_TYPE = policy.NEWS
 MAX_NEWS_BYTES = 4096
 """Of what another server says became of one message: an id and a code."""
+MAX_HEARD = 65_536
+"""Messages of which news has come in this life; of more than that it is read from the disk again."""
 
 
 class Aftermath:
@@ -30,6 +33,9 @@ class Aftermath:
         self._boxes = boxes
         self._legs = legs
         self._out = out
+        self._heard: OrderedDict[int, tuple[int, str]] = OrderedDict()
+        """By number: how many outcomes are still to come, and the worst so far. What was read from the disk may be
+        older: one turn brings several pieces of news, and a disk that is full takes none of them for a while."""
 
     def became(self, entry: Entry, outcome: str, now: float) -> None:
         """A kept message has ended: tell whoever is to be told. What a server would not have becomes a dead letter."""
@@ -93,14 +99,15 @@ class Aftermath:
         entry, state = answer
         if state is None:  # the answer that it waits there has not come yet
             return failed("overloaded")
-        left = entry.meta.get("left")
+        left, worst = self._heard.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
         if type(left) is not int or left < 1:
             return DELIVERED
-        worst = max(entry.meta.get("worst", DELIVERED), outcome, key=badness)
-        if left > 1:
-            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left - 1, "worst": worst}))
-            return DELIVERED
-        self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": 0, "worst": worst}))
-        self._out.writes.append(End(entry.number, worst))
-        self.became(entry, worst, now)
+        left, worst = left - 1, max(worst, outcome, key=badness)
+        self._heard[entry.number] = left, worst
+        if len(self._heard) > MAX_HEARD:
+            self._heard.popitem(last=False)
+        self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left, "worst": worst}))
+        if not left:
+            self._out.writes.append(End(entry.number, worst))
+            self.became(entry, worst, now)
         return DELIVERED

@@ -13,6 +13,7 @@ from bester.broker.core.cases import QUEUED, Case, Reports, failed
 from bester.broker.core.values import Limits, Outbox, Settings
 from bester.broker.kept import (
     NUMBERS_A_LIFE,
+    OUTCOME_KEPT_S,
     BoxState,
     Committed,
     End,
@@ -190,7 +191,8 @@ class Boxes:
             else:
                 touched[entry.box] = None
             if case is not None:
-                self._reports.settle(case, entry.target, QUEUED if result.ok else failed("storage-full"))
+                said = result.repeated.get(entry.number) or QUEUED  # what it waited for before may be over
+                self._reports.settle(case, entry.target, said if result.ok else failed("storage-full"))
         for key in touched:
             box = self._boxes.get(key)
             if box is not None:
@@ -279,7 +281,7 @@ class Boxes:
             self._out.reads.append(Expired(wall, self.limits.expiries, self.limits.window_bytes))
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
-            self._out.writes.append(Forget(wall))
+            self._out.writes.append(Forget(wall - OUTCOME_KEPT_S))
 
     def expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """The answer to that; returns those that are to be ended. Those on their way are left to it a while longer."""

@@ -73,7 +73,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker.
 
     `queued` counts the results that wait on disk, `expires` is when its time is over, `push`: its sender wants to hear
-    what becomes of the queued. `also` are others who asked for the same message, `watchers` those told of its end.
+    what becomes of the queued. `sender` is the user who may ask for that, `peer` the server that is to be told: those
+    of the message that entered, wherever here its results are sent on to. `also` are others who asked for the same
+    message, `watchers` those told of its end.
     """
 
     kind: Kind
@@ -89,6 +91,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     queued: int = 0
     expires: float | None = None
     push: bool = False
+    sender: str | None = None
+    peer: str | None = None
     also: list[tuple[Link, int]] | None = None
     watchers: tuple[Watcher, ...] = ()
 

@@ -170,7 +170,7 @@ class Commands:
         if repeated:
             meta["repeated"] = True
         entry = Entry(
-            number, mailbox(name), f"{id_}.{t}", name, parcel.type, command.body, parcel.user,
+            number, mailbox(name), f"{id_}.{t}", name, parcel.type, command.body, parcel.case.sender,
             self._boxes.until(parcel.case, now), meta,
         )  # fmt: skip
         return self._boxes.keep(entry, parcel.case, now)

@@ -75,6 +75,7 @@ class Entrances:
         if user is None or self.draining or is_reserved(type_):
             self._reports.refuse(case, self._may_submit(user, type_) or "not-allowed")
         else:
+            case.sender = user
             self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
 
     def _may_submit(self, user: str | None, type_: str) -> str | None:
@@ -112,6 +113,7 @@ class Entrances:
             self._known.enter(key, case, now)
         case.expires = _expiry(meta, now)
         case.push = meta.get("outcome") is True
+        case.sender = user
         before = attempt - 1
         parcel = Parcel(
             case, id_, id_, type_, body, "client", self.settings.name, user, attempt=before, before=before,
@@ -207,6 +209,7 @@ class Entrances:
             self._reports.refuse(case, code)
             return case
         if listed is not None:
+            case.peer = listed
             earlier, place = self.arrivals.find(listed, type_, meta)
             if earlier is not None:
                 self._tell_again(kind, earlier, link, token, id_)
@@ -219,7 +222,7 @@ class Entrances:
         case.expires = _expiry(meta, now)
         parcel = Parcel(
             case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta),
-            repeated=listed is not None and meta.get("again") is True,
+            repeated=_attempt(meta) > 1 or (listed is not None and meta.get("again") is True),
         )  # fmt: skip
         self._exchange.enter(parcel, now)
         return case
@@ -230,7 +233,8 @@ class Entrances:
             self._reports.ask(earlier, link, token)
             return
         reason = reason_of(earlier)
-        answer: Message = Relayed(token, earlier)
+        # What may be tried again is not remembered: whatever has failed here has failed for good.
+        answer: Message = Relayed(token, earlier, {} if reason is None else {"carried": True})
         if kind is Kind.SUBMIT:
             answer = Report(
                 token, 0 if reason is None else 1, reason, id_, {} if earlier == "delivered" else {"": earlier}
@@ -253,7 +257,7 @@ def _attempt(meta: Meta) -> int:
 def _expiry(meta: Meta, now: float) -> float | None:
     """Return when a message's time is over, where its sender said how long it has."""
     ttl_s = meta.get("ttl_s")
-    if not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= MAX_TTL_S:
+    if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0 <= ttl_s <= MAX_TTL_S:
         return None
     return now + ttl_s
 

@@ -116,6 +116,7 @@ class Letters:
             return True
         self._replayed.add(letter.id)
         case = Case(Kind.REPLAY, NOWHERE, 0, letter.id, meta.get("root") or letter.id)
+        case.sender, case.peer = meta.get("user"), meta.get("peer")
         case.watchers = (_Second(letter.id, self._out, self._replayed),)
         parcel = Parcel(
             case, letter.id, case.root, as_ or letter.type, letter.body, meta.get("scope") or "handler",

@@ -58,7 +58,7 @@ class Outboxes:
             return "overloaded"
         case = parcel.case
         entry = Entry(
-            self._boxes.take_numbers(1), key, id_, target, type_, body, parcel.user, self._boxes.until(case, now),
+            self._boxes.take_numbers(1), key, id_, target, type_, body, case.sender, self._boxes.until(case, now),
             self.meta_of(parcel),
         )  # fmt: skip
         link = self._link(route)
@@ -77,8 +77,8 @@ class Outboxes:
         """Return what is remembered of where a result comes from."""
         meta: Meta = {"origin": parcel.origin, "root": parcel.root, "message": parcel.case.id}
         meta["path"] = parcel.sent_on(self._settings.name)
-        if parcel.peer is not None and parcel.peer in self._settings.routes:
-            meta["peer"] = parcel.peer
+        if parcel.case.peer is not None:
+            meta["peer"] = parcel.case.peer
         if parcel.case.push:
             meta["push"] = True
         if parcel.repeated:
@@ -205,9 +205,11 @@ class Outboxes:
         for entry in entries:
             again = entry.number <= handed or bool(entry.meta.get("repeated"))
             leg = Leg(entry, entry.target, link, route, now + self._limits.relay_s, None)
-            self._send(leg, entry, entry.expires_s - wall, again=again)
+            self._send(leg, entry, max(0.0, entry.expires_s - wall), again=again)
 
     def _back_off(self, box: Box, now: float) -> None:
+        if now < box.retry_at:  # the same trouble, of many that were on their way
+            return
         limits = self._limits
         box.delay_s = min(max(limits.first_retry_s, 2 * box.delay_s), limits.last_retry_s)
         box.retry_at = now + box.delay_s * (0.5 + self._chance() / 2)

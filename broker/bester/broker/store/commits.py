@@ -100,5 +100,5 @@ class Commits(ABC):
         """Return what the store says to a question, or raise BesterError."""
 
     @abstractmethod
-    def _write(self, writes: Sequence[Write]) -> frozenset[int]:
-        """Write all of them and return the numbers of repetitions, or raise BesterError and write none."""
+    def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        """Write all of them and return the repetitions, see `Committed`, or raise BesterError and write none."""

@@ -114,10 +114,10 @@ class MemoryStore(Commits):
 
     # --- writing ---
 
-    def _write(self, writes: Sequence[Write]) -> frozenset[int]:
+    def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
             raise BesterError("storage-full", "the store in memory is told to be full; make room in it")
-        repeated = set[int]()
+        repeated: dict[int, str | None] = {}
         for write in writes:
             match write:
                 case Keep(entry):
@@ -134,7 +134,7 @@ class MemoryStore(Commits):
                         self._rows[number] = self._rows[number]._replace(meta=pack(meta))
                 case _:
                     self._write_other(write)
-        return frozenset(repeated)
+        return repeated
 
     def _write_other(self, write: Write) -> None:
         match write:
@@ -156,9 +156,10 @@ class MemoryStore(Commits):
                 for number in [n for n, row in rows if row.outcome is not None and row.entry.expires_s < before_s]:
                     self._end(number, "", True)
 
-    def _insert(self, entry: Entry, outcome: str | None, repeated: set[int]) -> None:
-        if (entry.id, entry.box) in self._numbers:
-            repeated.add(entry.number)
+    def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
+        before = self._numbers.get((entry.id, entry.box))
+        if before is not None:
+            repeated[entry.number] = self._rows[before].outcome
             return
         self._numbers[entry.id, entry.box] = entry.number
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)

@@ -25,8 +25,12 @@ from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 2.0
 """How long another process may write, which it should not, before a commit fails: the broker stands still meanwhile."""
+PAGE_BYTES = 4096
+"""SQLite's own choice."""
 LOG_PAGES = 2_000
-"""Pages (4 KiB each) in the log before they are moved to their places: more at once means fewer of them twice."""
+LOG_PART = 4
+"""Pages (4 KiB each) in the log before they are moved to their places: more at once means fewer of them twice. But no
+more than this part of the disk's reserve, in which they must find their places where there is no other room."""
 LOG_BYTES = 64 * 1024 * 1024
 """To this the log is cut after it had to be longer."""
 CACHE_KIB = 16 * 1024
@@ -61,6 +65,11 @@ def room_beside(path: Path) -> tuple[int, int]:
     except OSError:  # then SQLite will say what is the matter
         return 1, 0
     return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def reserve_of(disk_bytes: int) -> int:
+    """Return how many bytes of a disk are left to what makes room."""
+    return min(RESERVE_BYTES, disk_bytes // RESERVE_PART)
 
 
 class SqliteStore(Commits):
@@ -129,9 +138,10 @@ class SqliteStore(Commits):
         (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise ConfigError(f"{self.path}: this file system has no shared memory; put [store] url on a local disk")
+        log_pages = max(1, min(LOG_PAGES, reserve_of(room_beside(self.path)[1]) // LOG_PART // PAGE_BYTES))
         for setting in (
             "synchronous = FULL",
-            f"wal_autocheckpoint = {LOG_PAGES}",
+            f"wal_autocheckpoint = {log_pages}",
             f"journal_size_limit = {LOG_BYTES}",
             f"cache_size = -{CACHE_KIB}",
             "temp_store = MEMORY",
@@ -171,8 +181,9 @@ class SqliteStore(Commits):
 
     # --- writing ---
 
-    def _write(self, writes: Sequence[Write]) -> frozenset[int]:
-        db, repeated = self._db, set[int]()
+    def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        db = self._db
+        repeated: dict[int, str | None] = {}
         try:
             self._see_room(writes)
             db.execute("BEGIN IMMEDIATE")
@@ -184,13 +195,21 @@ class SqliteStore(Commits):
             if db.in_transaction:
                 db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
+                self._move_log()
                 raise BesterError("storage-full", self._why(error)) from None
             raise
         if forgotten < FORGOTTEN_AT_ONCE:
             self._forget_before_s = None
-        return frozenset(repeated)
+        return repeated
 
-    def _carry_out(self, kind: type[Any], run: list[Any]) -> set[int]:
+    def _move_log(self) -> None:
+        """After a failure: what the log holds may still find its place, and then the log can be begun anew."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint").close()
+        except sqlite3.Error:  # it stays in the log, where it is as good
+            pass
+
+    def _carry_out(self, kind: type[Any], run: list[Any]) -> dict[int, str | None]:
         if kind is Keep or kind is Note:
             return insert(self._db, run)
         if kind is Forget:
@@ -199,7 +218,7 @@ class SqliteStore(Commits):
             CARRY_OUT[kind](self._db, run)
         if kind is Bury:
             drop_oldest_letters(self._db, self._dead_letters)
-        return set()
+        return {}
 
     def _forget_some(self) -> int:
         """Forget a part; the rest goes with the commits that come."""
@@ -210,7 +229,7 @@ class SqliteStore(Commits):
     def _see_room(self, writes: Sequence[Write]) -> None:
         """Raise BesterError where what these add would go to the disk's reserve."""
         free_bytes, size_bytes = room_beside(self.path)
-        reserve_bytes = min(RESERVE_BYTES, size_bytes // RESERVE_PART)
+        reserve_bytes = reserve_of(size_bytes)
         if free_bytes > PLENTY * reserve_bytes:
             return
         added_bytes = 0
@@ -221,9 +240,10 @@ class SqliteStore(Commits):
                 added_bytes += ROW_BYTES + len(write.letter.body)
         if not added_bytes:
             return
-        page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
         unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # what has ended has left its room in the file
-        if free_bytes + page_bytes * unused < reserve_bytes + added_bytes:
+        if (
+            free_bytes + PAGE_BYTES * unused < reserve_bytes + 2 * added_bytes
+        ):  # to the log, and from there to its place
             fault = f"only {free_bytes // 1024:,} KiB of its disk are free"
             raise BesterError("storage-full", f"{self.path}: {fault}; {_REMEDIES['SQLITE_FULL']}")
 

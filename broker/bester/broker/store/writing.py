@@ -32,18 +32,24 @@ _FORGET = (
 _Row = tuple[Any, ...]
 
 
-def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> set[int]:
-    """Insert entries; return the numbers of those whose ids were in their boxes already, which are not."""
+def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, str | None]:
+    """Insert entries. Those whose ids were in their boxes already are not: return their numbers, and the outcomes of
+    what is there."""
     rows = [_row_of(write) for write in run]
     if db.executemany(_INSERT, rows).rowcount == len(rows):
-        return set()
+        return {}
     numbers = [row[0] for row in rows]
     there: set[int] = set()
     for start in range(0, len(numbers), NAMED_AT_ONCE):
         some = numbers[start : start + NAMED_AT_ONCE]
         question = f"SELECT number FROM entry WHERE number IN ({', '.join('?' * len(some))})"  # noqa: S608 (marks alone)
         there.update(number for (number,) in db.execute(question, some))
-    return set(numbers) - there
+    repeated: dict[int, str | None] = {}
+    for number, box, id_, *_ in rows:
+        if number not in there:
+            found = db.execute("SELECT outcome FROM entry WHERE id = ? AND box = ?", (id_, box)).fetchone()
+            repeated[number] = found[0]
+    return repeated
 
 
 def _row_of(write: Keep | Note) -> _Row:
