@@ -267,7 +267,16 @@ def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.Monkey
 def test_of_a_small_disk_a_small_part_is_left(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (2_000_000, 16_000_000))
     assert store.commit([keep(1)]).ok
-    assert not store.commit([keep(2, b"x" * 1_100_000)]).ok
+    assert not store.commit([keep(2, b"x" * 600_000)]).ok
+
+
+def test_on_a_small_disk_the_log_is_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (8_000_000, 16_000_000))
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        for number in range(1, 201):
+            assert store.commit([keep(number, b"x" * 10_000)]).ok
+        assert path.with_name("store.db-wal").stat().st_size < 16_000_000 / sqlite.RESERVE_PART / 2
 
 
 def test_a_file_that_is_damaged_while_it_is_used_says_so(store: SqliteStore, path: Path) -> None:

@@ -1,0 +1,285 @@
+"""A disk that is full in the middle of load: senders are told, the rest goes on, nothing is damaged, it recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import pytest
+
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+
+DISK_MIB = 16
+LIMIT_BYTES = 4 * 1024 * 1024
+PAD = "x" * 10_000
+BURST = 25
+"""Messages on their way at once."""
+
+TOML = """
+[server]
+name = "s1"
+data_dir = "data"
+[native]
+tcp4 = "127.0.0.1:0"
+[handlers.post]
+app = "post:app"
+"""
+APP = """
+from bester.handlers import App
+app = App()
+
+@app.handler("post", inline=True)
+def post(message):
+    return message.send_clients([message.data["to"]], message.data)
+"""
+ADD_USERS = """
+import sys
+from pathlib import Path
+from bester.broker.accounts import Accounts
+accounts = Accounts(Path(sys.argv[1]))
+for name in ("ann", "bob", "eve"):
+    accounts.add(name, "secret")
+accounts.close()
+"""
+CHECK = """
+import sqlite3, sys
+print(*sqlite3.connect(sys.argv[1]).execute("PRAGMA integrity_check").fetchone())
+"""
+
+# --- ways to run out of room ------------------------------------------------------------------------------------
+
+
+class Disk(Protocol):
+    """Where a server's data is. `prefix` stands before a command that is to see it."""
+
+    prefix: tuple[str, ...]
+
+    def bound(self, server: Process) -> None:
+        """A server has been started on it."""
+
+    def fill(self) -> None:
+        """See that there is no room at all."""
+
+    def make_room(self) -> None:
+        """See that there is some again."""
+
+
+class Small:
+    """A small disk of its own, in memory, seen by those in the namespace of one process; a file fills it."""
+
+    def __init__(self, holder: int, directory: Path) -> None:
+        self.prefix: tuple[str, ...] = (*_enter(holder), f"--wd={directory}")
+        self._ballast = Path(f"/proc/{holder}/root{directory}/data/ballast")
+
+    def bound(self, server: Process) -> None:
+        """It has bounds of its own."""
+
+    def fill(self) -> None:
+        with self._ballast.open("ab", buffering=0) as file:
+            for size in (65536, 4096, 1):
+                try:
+                    while file.write(b"x" * size):
+                        pass
+                except OSError:  # no space left on device
+                    pass
+
+    def make_room(self) -> None:
+        self._ballast.unlink()
+
+
+class Limited:
+    """The kernel's limit to what the server may make of a file: all its writes beyond it fail."""
+
+    prefix: tuple[str, ...] = ()
+
+    def bound(self, server: Process) -> None:
+        self._pid = server.process.pid
+        self._limit(LIMIT_BYTES)
+
+    def fill(self) -> None:
+        self._limit(0)
+
+    def make_room(self) -> None:
+        self._limit(resource.RLIM_INFINITY)
+
+    def _limit(self, size_bytes: int) -> None:
+        _, hard = resource.prlimit(self._pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (size_bytes, hard))
+
+
+def _hold(size: str, directory: Path) -> tuple[str, ...]:
+    """Return a command that mounts a disk for itself and those that enter, and holds it until its input ends."""
+    script = 'mount -t tmpfs -o mode=700,size="$1" tmpfs "$2" && echo ready && exec cat'
+    return ("unshare", "-rm", "sh", "-c", script, "sh", size, str(directory))
+
+
+def _enter(holder: int) -> tuple[str, ...]:
+    return ("nsenter", "-t", str(holder), "-m", "-U", "--preserve-credentials")
+
+
+def _may_mount() -> bool:
+    with TemporaryDirectory(prefix="b-") as name:
+        try:
+            with subprocess.Popen(_hold("1m", Path(name)), stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as holder:
+                assert holder.stdin is not None and holder.stdout is not None
+                if holder.stdout.readline() != b"ready\n":
+                    return False
+                entered = subprocess.run([*_enter(holder.pid), "true"], check=False, stderr=DEVNULL, timeout=DEADLINE_S)
+                return entered.returncode == 0
+        except OSError:  # there are no such programs
+            return False
+
+
+WAYS = ["limited", "small"] if _may_mount() else ["limited"]
+"""What this machine allows: some let nobody mount anything."""
+
+
+@asynccontextmanager
+async def disk(way: str, directory: Path) -> AsyncIterator[Disk]:
+    (directory / "data").mkdir(mode=0o700)
+    if way == "limited":
+        yield Limited()
+        return
+    command = _hold(f"{DISK_MIB}m", directory / "data")
+    holder = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+    assert holder.stdin is not None and holder.stdout is not None
+    try:
+        assert await asyncio.wait_for(holder.stdout.readline(), DEADLINE_S) == b"ready\n"
+        yield Small(holder.pid, directory)
+    finally:
+        holder.stdin.close()
+        await asyncio.wait_for(holder.wait(), DEADLINE_S)
+
+
+# --- the scene --------------------------------------------------------------------------------------------------
+
+
+class Scene:
+    """A server whose disk is small, and ann, who writes to others. `queued` are numbers reported so, in order."""
+
+    def __init__(self, disk: Disk, directory: Path) -> None:
+        self.disk = disk
+        self.directory = directory
+        self.queued: list[int] = []
+        self._number = 0
+
+    async def run(self, program: str, *arguments: str) -> str:
+        """Run a few lines of Python on the disk."""
+        process = await Process.start(*self.disk.prefix, sys.executable, "-c", program, *arguments, cwd=self.directory)
+        await process.process.wait()
+        assert await process.end() == 0, process.lines
+        return "\n".join(process.lines)
+
+    async def start(self) -> None:
+        self.process = await Process.start(*self.disk.prefix, BESTER, "up", cwd=self.directory)
+        line = await self.process.says(" serves ")
+        self.server = LiveServer(self.directory, [self.process], line.partition(" serves ")[2].split(",")[0].strip())
+        await self.server.has_type("post")
+        self.ann = await RawClient.login(self.server, "ann")
+
+    async def dies(self) -> None:
+        await self.process.end(signal.SIGKILL)
+        await self.ann.close()
+
+    async def burst(self, to: str, pad: str = PAD) -> list[int]:
+        """Send some messages at once; returns those reported good."""
+        waiting = {str(self._number + each): self._number + each for each in range(1, BURST + 1)}
+        self._number += BURST
+        for id_, number in waiting.items():
+            self.ann.submit("post", {"to": to, "number": number, "pad": pad}, id_)
+        good: list[int] = []
+        while waiting:
+            frame = await self.ann.receive()
+            payload = frame["payload"]
+            number = waiting.pop(payload["id"])
+            outcome = payload.get("recipients", {to: "delivered"})[to]
+            if frame["header"]["status"] == "good":
+                good.append(number)
+                if outcome == "queued":
+                    self.queued.append(number)
+            else:
+                assert (payload["reason"], outcome) == ("storage-full", "failed:storage-full")
+        return good
+
+    async def until_refused(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len(await self.burst("bob")) == BURST:
+                pass
+
+    async def until_taken(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while len(await self.burst("bob")) < BURST:
+                await asyncio.sleep(0.1)  # what is refused is refused at once
+
+    async def others_are_served(self) -> None:
+        eve = await RawClient.login(self.server, "eve")
+        for _ in range(4):
+            sent = await self.burst("eve")
+            assert len(sent) == BURST
+            assert [(await eve.receive())["payload"]["data"]["number"] for _ in sent] == sent
+        await eve.close()
+
+    async def bob_gets_all_once_and_in_order(self) -> None:
+        bob = await RawClient.login(self.server, "bob")
+        got: list[dict[str, Any]] = [await bob.receive() for _ in self.queued]
+        assert [frame["payload"]["data"]["number"] for frame in got] == self.queued
+        assert len({frame["header"]["id"] for frame in got}) == len(got)
+        self.queued.clear()
+        last = await self.burst("bob", pad="")  # and nothing is between those and this
+        assert [(await bob.receive())["payload"]["data"]["number"] for _ in last] == last
+        await bob.close()
+
+
+@asynccontextmanager
+async def scene(way: str) -> AsyncIterator[Scene]:
+    async with short_directory() as directory, disk(way, directory) as there:
+        (directory / "bester.toml").write_text(TOML)
+        (directory / "post.py").write_text(APP)
+        scene = Scene(there, directory)
+        await scene.run(ADD_USERS, "data")
+        await scene.start()
+        there.bound(scene.process)
+        try:
+            yield scene
+            await scene.ann.close()
+            assert await scene.process.end() == 0, scene.process.lines
+        finally:
+            if scene.process.process.returncode is None:
+                await scene.process.end(signal.SIGKILL)
+        assert not [line for line in scene.process.lines if "Traceback" in line], scene.process.lines
+        assert await scene.run(CHECK, "data/store.db") == "ok"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_disk_that_is_full_under_load_is_told_harms_nobody_else_and_recovers(way: str) -> None:
+    async with scene(way) as there:
+        await there.until_refused()
+        assert there.queued
+        there.disk.fill()
+        await there.others_are_served()
+        assert await there.burst("bob") == []
+        await there.others_are_served()
+        there.disk.make_room()
+        await there.until_taken()
+        await there.process.says("storage-full")
+        await there.dies()
+        await there.start()
+        await there.bob_gets_all_once_and_in_order()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_whoever_takes_his_messages_makes_room_himself(way: str) -> None:
+    async with scene(way) as there:
+        await there.until_refused()
+        await there.bob_gets_all_once_and_in_order()
+        await there.until_taken()
+        await there.bob_gets_all_once_and_in_order()
