@@ -21,12 +21,16 @@ _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 class Keeping:
     """Writes and reads of one router. `carry_out` is given what it says to what became of them."""
 
-    def __init__(self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None]) -> None:
+    def __init__(
+        self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None], *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.due = False
         """Whether something is to be settled before anything is sent."""
         self._router = router
         self._store = store
         self._carry_out = carry_out
+        self._clock = clock
         self._writes: list[Write] = []
         self._reads: list[Read] = []
         self._unread: list[Read] = []
@@ -46,7 +50,7 @@ class Keeping:
         while self.due:
             if self._writes:
                 writes, self._writes = self._writes, []
-                self._carry_out(self._router.committed(writes, self._store.commit(writes), time.monotonic()))
+                self._carry_out(self._router.committed(writes, self._store.commit(writes), self._clock()))
             elif self._reads:
                 reads, self._reads = self._reads, []
                 for read in reads:
@@ -70,4 +74,4 @@ class Keeping:
                 self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
                 return
             answer = ()  # whoever asks may ask again
-        self._carry_out(self._router.found(read, answer, time.monotonic()))
+        self._carry_out(self._router.found(read, answer, self._clock()))
