@@ -53,7 +53,8 @@ class Result:
     def line(self) -> str:
         verdict = self.verdict
         what = f"{len(verdict.lost)} of {verdict.promises} lost, {verdict.marked} redelivered and marked"
-        return f"{what}, {self.kills} kills, seed {self.seed}"
+        broken = f"{len(verdict.wrong)} times another rule was broken, " if verdict.wrong else ""
+        return f"{what}, {broken}{self.kills} kills, seed {self.seed}"
 
 
 class Clients:
@@ -80,7 +81,9 @@ class Clients:
     def start_receiving(self, manner: str = "restless") -> None:
         life = self.receiving.lives
         journal = self._journals / f"{self.receiving.name}-{life}.journal"
-        users = SERVERS[self._server.name][LISTENING:]
+        users = list(SERVERS[self._server.name][LISTENING:])
+        if manner == "steady":  # what the senders were to be told, and had gone before
+            users.insert(0, SENDERS[self._server.name])
         arguments = (self._server.address, str(journal), f"{self._seed}/{life}", manner, *users)
         self.receiving.start(*python("tests.chaos.receiver", *arguments))
 
@@ -178,7 +181,7 @@ class Course:
             await _until(lambda: not clients.receiving.alive, DRAIN_S, lambda: "a receiver does not end")  # noqa: B023 (awaited at once)
             clients.start_receiving("steady")
         senders = [clients.sending for clients in self._clients]
-        await _until(lambda: not any(part.alive for part in senders) and not self._owed(), DRAIN_S, None)
+        await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
         for clients in self._clients:
             if clients.sending.alive:  # it waits for reports that should have come
                 self._ledger.take(clients.sending_journal, Closed(now_s()))
@@ -195,9 +198,9 @@ class Course:
         senders = {entry.journal for entry in self._ledger.entries.values() if any(told.good for told in entry.told)}
         return len(senders) == len(self._clients)
 
-    def _owed(self) -> bool:
+    def _paid(self) -> bool:
         self._read()
-        return bool(self._ledger.owed())
+        return not self._ledger.owed() and not self._ledger.untold()
 
 
 def _listening(server: Server) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ The rules, each checked for every message and every one of its recipients:
 - what a report calls `delivered` or `queued` has been received, unless the sender was told later that it failed;
 - every message has exactly one report, unless its sender was killed first or its client gave it up;
 - nothing is received that was not sent, by somebody it was not for, or with another text;
+- of what a report calls `queued` the sender, who has asked for it, hears later what became of it;
 - what is received again has the id it had before, or is marked as redelivered.
 
 It must never ask a server what happened: only what clients saw counts.
@@ -31,15 +32,23 @@ class Entry:
     told: list[Told] = field(default_factory=list)
     given_up: GivenUp | None = None
     got: dict[str, list[Got]] = field(default_factory=dict)
-    failed_later: set[str] = field(default_factory=set)
+    later: dict[str, list[Later]] = field(default_factory=dict)
 
     def promised(self) -> Iterator[str]:
         """The users who must have it, by what its reports say."""
         for report in self.told:
             for target, users in self.sent.targets.items():
                 outcome = report.recipients.get(target, "delivered" if report.good else "failed")
-                if outcome in PROMISES and target not in self.failed_later:
+                if outcome in PROMISES and not self._failed_later(target):
                     yield from users
+
+    def queued(self) -> Iterator[str]:
+        """The recipients of which the sender is to be told later what became."""
+        for report in self.told:
+            yield from (target for target, outcome in report.recipients.items() if outcome == "queued")
+
+    def _failed_later(self, target: str) -> bool:
+        return any(later.outcome.startswith("failed") for later in self.later.get(target, []))
 
     def story(self) -> str:
         """What happened to it, for people."""
@@ -54,7 +63,8 @@ class Entry:
                 events.append((got.at_s, f"received by {user} on {got.link} as {got.id}{mark}"))
         if self.given_up is not None:
             events.append((self.given_up.at_s, f"given up: {self.given_up.why}"))
-        events += [(0.0, f"told later that {target} failed") for target in self.failed_later]
+        for target, news in self.later.items():
+            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in news]
         return "\n".join([*lines, *(f"    {at_s:12.3f}  {what}" for at_s, what in sorted(events))])
 
 
@@ -117,8 +127,8 @@ class Ledger:
     def _apply_later(self, message: str) -> None:
         number = self._by_id.get(message)
         if number is not None:
-            failed = {later.recipient for later in self._later.get(message, []) if later.outcome.startswith("failed")}
-            self.entries[number].failed_later |= failed
+            for later in self._later.pop(message, []):
+                self.entries[number].later.setdefault(later.recipient, []).append(later)
 
     def owed(self) -> list[tuple[int, str]]:
         """The (message, user) pairs that a report vouched for and nobody received so far."""
@@ -129,9 +139,21 @@ class Ledger:
             if user not in entry.got
         ]
 
+    def untold(self) -> list[tuple[int, str]]:
+        """The (message, recipient) pairs that were reported as queued, and of which the sender heard no more."""
+        return [
+            (number, target)
+            for number, entry in self.entries.items()
+            for target in dict.fromkeys(entry.queued())
+            if target not in entry.later
+        ]
+
     def verdict(self) -> Verdict:
         """Judge everything that was entered."""
         wrong = [f"received, but never sent: {one}" for early in self._early.values() for one in early]
+        wrong += [
+            f"never told what became of {target}: {self.entries[number].story()}" for number, target in self.untold()
+        ]
         marked = unmarked = promises = unclaimed = 0
         bad: Counter[str] = Counter()
         for entry in self.entries.values():

@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 from bester.bridge.client import Client, ClientError
-from tests.chaos.journal import Got, Journal, now_s
+from tests.chaos.journal import Got, Journal, Later, now_s
 from tests.chaos.sender import PASSWORD
 from tests.chaos.traffic import text_of
 
@@ -111,7 +111,7 @@ class Receiver:
     async def _take(self, client: Client, link: str) -> None:
         try:
             async for message in client:
-                self._put_down(message.data, message.id, message.redelivered, link)
+                self._put_down(message.type, message.data, message.id, message.redelivered, link)
         except ClientError:
             pass
 
@@ -157,11 +157,14 @@ class Receiver:
             if header.get("messageType") != "receivedMessage":
                 continue
             id_ = header.get("id")
-            self._put_down(payload["data"], id_, header.get("redelivered") is True, link)
+            self._put_down(payload["type"], payload["data"], id_, header.get("redelivered") is True, link)
             if self.acks:
                 connection.send({"header": None, "payload": _command("ack", "ack", [id_])})
 
-    def _put_down(self, data: Any, id_: str | None, marked: bool, link: str) -> None:
+    def _put_down(self, type_: str, data: Any, id_: str | None, marked: bool, link: str) -> None:
+        if type_ == "bester.outcome":  # for a sender who has gone
+            self.journal.write(Later(data["message"], data["recipient"], data["outcome"], now_s()))
+            return
         sound = data["text"] == text_of(data["number"])
         self.journal.write(Got(data["number"], self.user, id_, marked, sound, link, now_s()))
 

@@ -22,6 +22,7 @@ def got(user: str, id_: str = "id", *, marked: bool = False, sound: bool = True,
     return Got(1, user, f"{id_}-{user}", marked, sound, f"{user}#1", at_s)
 
 
+TOLD_LATER = Later("s1/e/1", "s2", "delivered", 8.0)
 ALL = (got("ann"), got("bob"), got("bea"))
 
 
@@ -51,7 +52,7 @@ def test_what_was_reported_good_and_did_not_come_is_lost() -> None:
 @pytest.mark.parametrize("outcome", ["delivered", "queued", "sent"])
 def test_a_bad_report_promises_what_it_names(outcome: str) -> None:
     report = Told(1, False, "not-connected", {"ann": "failed:not-connected", "s2": outcome}, "s1/e/1", 2.0)
-    assert judged(SENT, report).lost == [(1, "bob"), (1, "bea")]
+    assert judged(SENT, report, TOLD_LATER).lost == [(1, "bob"), (1, "bea")]
 
 
 def test_a_bad_report_that_names_nobody_promises_nothing() -> None:
@@ -66,7 +67,13 @@ def test_what_a_later_outcome_calls_failed_is_promised_no_longer() -> None:
     for records in ((SENT, report, later), (SENT, later, report)):
         assert judged(*records, got("ann")).clean
         assert judged(*records).lost == [(1, "ann")]
-    assert judged(SENT, report, Later("s1/e/1", "s2", "delivered", 3.0), got("ann")).lost == [(1, "bob"), (1, "bea")]
+    assert judged(SENT, report, TOLD_LATER, got("ann")).lost == [(1, "bob"), (1, "bea")]
+
+
+def test_who_asked_what_became_of_the_queued_must_hear_it() -> None:
+    report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
+    assert judged(SENT, report, TOLD_LATER, *ALL).clean
+    assert "never told what became of s2" in judged(SENT, report, *ALL).wrong[0]
 
 
 def test_two_reports_are_wrong() -> None:
@@ -107,7 +114,10 @@ def test_the_story_of_a_message_has_all_that_happened() -> None:
     for record in (SENT, GOOD, got("ann"), Later("s1/e/1", "s2", "failed:expired", 3.0)):
         ledger.take("j", record)
     story = ledger.entries[1].story()
-    assert all(word in story for word in ("sent", "reported good", "received by ann on ann#1", "s2 failed"))
+    assert all(
+        word in story
+        for word in ("sent", "reported good", "received by ann on ann#1", "told later of s2: failed:expired")
+    )
 
 
 def test_journals_are_read_while_they_grow_and_a_torn_line_is_left(tmp_path: Path) -> None:
