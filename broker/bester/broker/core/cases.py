@@ -28,7 +28,8 @@ NAME_COST = 32
 MAX_KEPT = 1024
 """The same for what is remembered in case the message comes again; the names of a longer one are told once."""
 MAX_ASKERS = 16
-"""Of one message that came again while it was under way; a sender repeats what it had no report on, not more."""
+"""Of one message that came again while it was under way; a sender repeats what it had no report on, not more. Above
+it the one who has waited longest is told to ask later."""
 
 AGAIN = frozenset({"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"})
 """Why another server did not take a message, where it may take it later. What was given to a handler there and came to
@@ -143,6 +144,14 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
             return Outcome(token, status, recipients, self.reason)
         return Report(token, status, self.reason, self.id, recipients)
 
+    def turned_away(self, token: int) -> Message:
+        """Return the message that tells one of too many askers to ask later."""
+        if self.kind is Kind.RELAY:
+            return Relayed(token, failed("overloaded"))
+        if self.kind is Kind.EMIT:
+            return Outcome(token, 1, {}, "overloaded")
+        return Report(token, 1, "overloaded", self.id, {})
+
 
 class Reports:
     """Who is told what, when a case ends. `open` counts the cases that are owed a report."""
@@ -183,7 +192,9 @@ class Reports:
             case.also = [(link, token)]
         else:
             case.also.append((link, token))
-            del case.also[:-MAX_ASKERS]
+            if len(case.also) > MAX_ASKERS:
+                link, token = case.also.pop(0)
+                self._out.say(link, case.turned_away(token))
 
     def _end(self, case: Case, *, silent: bool) -> None:
         answer = None

@@ -126,7 +126,7 @@ class Entrances:
         assert peer.edge is not None
         earlier = peer.edge.find(token)
         if earlier is None:
-            return False
+            return peer.edge.telling(token)
         if isinstance(earlier, Case):
             earlier.link = peer.link
         else:

@@ -7,9 +7,10 @@ first. Nothing is known longer, or more of, than the limits say.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from bester.broker.core.cases import MAX_KEPT, Case
-from bester.broker.core.values import Limits
+from bester.broker.core.values import Limits, Link
 from bester.broker.wire.messages import Message, Report
 
 Key = tuple[str, str, str]
@@ -63,14 +64,15 @@ class Edge:
     """One life of a bridge, over all its links: which of its messages are under way, and what it may not have heard.
 
     A bridge that comes back on a new link submits again what it has no report on, under the same tokens. Reports on a
-    link are counted by the bridge, so only those still on their way are remembered.
+    link are counted by the bridge, so only those still on their way are remembered. `link` is None while it has none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, link: Link) -> None:
+        self.link: Link | None = link
         self.since: float | None = None
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
         self._open: dict[int, Case] = {}
-        self._told: deque[tuple[int, Report]] = deque()
+        self._told: deque[Report] = deque()
         self._heard = 0
         self._unheard: dict[int, Report] = {}  # of earlier links
 
@@ -86,9 +88,13 @@ class Edge:
             case.watchers = tuple(watcher for watcher in case.watchers if watcher is not self)
 
     def ended(self, case: Case, answer: Message | None) -> None:
-        """A case is over; its bridge has been sent the report, unless it said it by itself."""
-        if self._open.pop(case.token, None) is not None and type(answer) is Report:
-            self._told.append((case.token, answer))
+        """A case is over; its bridge is sent the report, unless it said it by itself, or has not asked on this link."""
+        if self._open.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
+            self._unheard[case.token] = answer
+
+    def told(self, messages: Iterable[Message]) -> None:
+        """This is sent on the bridge's link: the reports among it may be lost with the link, whatever they are on."""
+        self._told.extend(message for message in messages if type(message) is Report)
 
     def heard(self, reports: int) -> None:
         """So many reports have come to the bridge on this link."""
@@ -96,16 +102,26 @@ class Edge:
             self._told.popleft()
             self._heard += 1
 
-    def relink(self, now: float) -> None:
-        """The bridge is back on a new link: what it had not confirmed it may never have heard."""
-        self.since = now
-        self._unheard.update(self._told)
+    def cut(self, said: Iterable[Message], now: float) -> None:
+        """Its link is gone, or void: what the bridge has not confirmed, and what is `said` on it in this turn, it may
+        never hear."""
+        self.told(said)
+        self._unheard.update((report.token, report) for report in self._told)
         self._told.clear()
         self._heard = 0
+        self.link, self.since = None, now
+
+    def relink(self, link: Link, now: float) -> None:
+        """The bridge is back."""
+        self.link, self.since = link, now
 
     def find(self, token: int) -> Case | Report | None:
         """Return the case that still runs, or the report that may have been lost."""
         return self._open.get(token) or self._unheard.pop(token, None)
+
+    def telling(self, token: int) -> bool:
+        """Is a report on it on its way to the bridge on this very link?"""
+        return any(report.token == token for report in self._told)
 
     def forget(self) -> None:
         """It was long enough: whatever the bridge wanted to submit again, it has."""

@@ -33,7 +33,7 @@ class Presence:
         self._out = out
         self._epoch = epoch
         self._strangers: dict[Link, float] = {}
-        self._edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
+        self.edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -105,14 +105,17 @@ class Presence:
         if link.door != "direct" and (peer.edge is None or peer.prefix != prefix):
             for other in [other for other in self.peers.values() if other.prefix == prefix and other is not peer]:
                 self.lost(other, "come back on another link", now)
-            known = self._edges.get(prefix)
+            if peer.edge is not None:
+                peer.edge.cut(self._out.messages.get(link, ()), now)
+            known = self.edges.get(prefix)
             if known is None:
-                known = self._edges[prefix] = Edge()
+                known = self.edges[prefix] = Edge(link)
             else:
-                known.relink(now)
+                known.relink(link, now)
             peer.edge = known
         elif peer.edge is not None:  # HELLO again on the same link: all that was said on it before is void, too
-            peer.edge.relink(now)
+            peer.edge.cut(self._out.messages.get(link, ()), now)
+            peer.edge.relink(link, now)
         peer.prefix = prefix
         self._exchange.bridges[link] = None
 
@@ -150,7 +153,7 @@ class Presence:
             self._exchange.lost(peer.worker, now)
         if peer.role == "bridge":
             if peer.edge is not None:
-                peer.edge.since = now
+                peer.edge.cut(self._out.messages.get(peer.link, ()), now)
             self._exchange.bridge_lost(peer.link, now)
 
     # --- time ---
@@ -182,10 +185,17 @@ class Presence:
     def _notice(self, event: str, **fields: Any) -> None:
         self._out.others.append(Notice(event, fields))
 
+    def count_reports(self) -> None:
+        """A bridge that may lose its link counts the reports that come on it, and so do we."""
+        for link, messages in self._out.messages.items():
+            peer = self.peers.get(link)
+            if peer is not None and peer.edge is not None:
+                peer.edge.told(messages)
+
     def _forget_edges(self, now: float) -> None:
         before = now - self._settings.limits.remember_s
-        for prefix, edge in list(self._edges.items()):
+        for prefix, edge in list(self.edges.items()):
             if edge.since is not None and edge.since < before:
                 edge.forget()
                 if not any(peer.edge is edge for peer in self.peers.values()):
-                    del self._edges[prefix]
+                    del self.edges[prefix]

@@ -142,6 +142,8 @@ class Router:
     def _take(self) -> Outbox:
         if self._arrivals.news:
             self._arrivals.settle()
+        if self._presence.edges:
+            self._presence.count_reports()
         return self._out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
