@@ -136,6 +136,25 @@ class TestBounds:
         scene.bridge.ready()
         assert [message.token for message in scene.said(Submit)] == [2]
 
+    @pytest.mark.parametrize("end", ["the broker comes", "nobody comes"])
+    def test_nothing_stays_of_what_was_given_up_before_it_was_ever_submitted(self, end: str) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        scene.bridge.lost("gone")
+        write(scene, wire, "a")
+        scene.bridge.ended(wire)
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert wire.words() == ["bad a timeout"]
+        if end == "the broker comes":
+            scene.bridge.ready()
+            assert scene.said(Submit) == []
+        else:
+            scene.now += 1
+            scene.bridge.tick()
+        assert scene.bridge._holding.submits == {}
+
     def test_one_who_says_much_meanwhile_is_not_read_from(self) -> None:
         scene = Scene(unreported=3)
         wire = scene.log_in()

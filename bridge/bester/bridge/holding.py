@@ -133,7 +133,7 @@ class Holding:
         queue = self._queue
         while queue and self._upstream.has_room:
             some = [queue.popleft() for _ in range(min(len(queue), AT_ONCE))]
-            wanted = [each for each in some if type(each) is Close or self._since_s(_token(each)) is not None]
+            wanted = [each for each in some if type(each) is Close or self._wanted(_token(each))]
             left = wanted[self._upstream.submit(wanted) :]
             queue.extendleft(reversed(left))
             self._count(_size_bytes(left) - _size_bytes(some))
@@ -147,8 +147,9 @@ class Holding:
             first = self._queue[0]
             if type(first) is not Submit:
                 break
-            since_s = self._since_s(first.token)
-            if since_s is not None:
+            if self._wanted(first.token):
+                since_s = self._since_s(first.token)
+                assert since_s is not None
                 if now - since_s < self._limits.hold_s:
                     break
                 tokens.append(first.token)
@@ -172,6 +173,14 @@ class Holding:
 
     def _waiting(self) -> list[Submit]:
         return [each for each in self._queue if type(each) is Submit]
+
+    def _wanted(self, token: int) -> bool:
+        """Whether its report is still waited for. Where it is not (it was said that its time is over), no broker gets
+        the message, so no report would take it out of `submits`."""
+        wanted = self._since_s(token) is not None
+        if not wanted:
+            self.submits.pop(token, None)
+        return wanted
 
     def _since_s(self, token: int) -> float | None:
         """Return since when it waits for its report; None where it does so no longer."""
