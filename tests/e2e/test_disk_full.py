@@ -19,6 +19,8 @@ import pytest
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
 
 DISK_MIB = 16
+BALLAST_BYTES = 4 * 1024 * 1024
+"""Of which so much is another's from the beginning."""
 LIMIT_BYTES = 4 * 1024 * 1024
 PAD = "x" * 10_000
 BURST = 25
@@ -79,6 +81,7 @@ class Small:
     def __init__(self, holder: int, directory: Path) -> None:
         self.prefix: tuple[str, ...] = (*_enter(holder), f"--wd={directory}")
         self._ballast = Path(f"/proc/{holder}/root{directory}/data/ballast")
+        self._ballast.write_bytes(b"x" * BALLAST_BYTES)
 
     def bound(self, server: Process) -> None:
         """It has bounds of its own."""
