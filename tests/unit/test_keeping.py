@@ -10,7 +10,7 @@ import pytest
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Send, Settings
 from bester.broker.keeping import Keeping
-from bester.broker.kept import Committed, Entry, Fetch, Forget, Handed, Keep, Learn, Outcomes, Read, Write
+from bester.broker.kept import Committed, End, Entry, Fetch, Forget, Handed, Keep, Learn, Outcomes, Read, Write
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Heartbeat
@@ -156,3 +156,16 @@ def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand
     stand.keeping.tick()
     stand.keeping.tick()
     assert stand.log == [(OUTCOMES, ())]
+
+
+def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
+    stand = Stand()
+    stand.keeping.add([KEEP], [])
+    stand.keeping.settle()
+    stand.store.broken = True
+    stand.keeping.add([End(1, "delivered")], [])
+    stand.keeping.tick()
+    assert stand.store.copy().read(FETCH)
+    stand.store.broken = False
+    stand.keeping.tick()
+    assert not stand.store.copy().read(FETCH)

@@ -34,6 +34,7 @@ class Keeping:
         self._writes: list[Write] = []
         self._reads: list[Read] = []
         self._unread: list[Read] = []
+        self._held_back = False  # the store may have kept something back from a group that it could not write
 
     def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
         """The core wants these written, and then those read."""
@@ -50,7 +51,9 @@ class Keeping:
         while self.due:
             if self._writes:
                 writes, self._writes = self._writes, []
-                self._carry_out(self._router.committed(writes, self._store.commit(writes), self._clock()))
+                result = self._store.commit(writes)
+                self._held_back = not result.ok
+                self._carry_out(self._router.committed(writes, result, self._clock()))
             elif self._reads:
                 reads, self._reads = self._reads, []
                 for read in reads:
@@ -64,6 +67,8 @@ class Keeping:
             self._reads, self._unread = self._unread + self._reads, []
         self.due = self.due or bool(self._writes or self._reads)
         self.settle()
+        if self._held_back:  # nobody else may write for long, and what has ended must not be done again
+            self._held_back = not self._store.commit(()).ok
 
     def _read(self, read: Read) -> None:
         try:
