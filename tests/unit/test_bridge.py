@@ -9,7 +9,7 @@ import pytest
 
 from bester.bridge.frames import frame
 from bester.bridge.ports import UNANSWERED
-from bester.bridge.session import State
+from bester.bridge.states import State
 from bester.broker.wire.messages import (
     Answer,
     Ask,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
-from bester.bridge.session import State
+from bester.bridge.states import State
 from bester.broker.wire.messages import Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
 

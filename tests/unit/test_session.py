@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import TARGETS, TRANSITIONS, Acknowledged, Question, Session, State, Step
+from bester.bridge.session import Acknowledged, Question, Session, Step
+from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.broker.wire.messages import Close, Login, Report, Submit
 
 LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)

@@ -17,7 +17,8 @@ from bester.bridge.holding import Holding
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import UNIX_HOST, Acknowledged, Question, Session, State, Step, refusal
+from bester.bridge.session import UNIX_HOST, Acknowledged, Question, Session, Step, refusal
+from bester.bridge.states import State
 from bester.bridge.upstream import Upstream
 from bester.bridge.writing import Writing
 from bester.broker.wire.address import is_loopback

@@ -14,7 +14,8 @@ from bester.bridge import native
 from bester.bridge.bridge import Bridge
 from bester.bridge.outqueue import OutQueue
 from bester.bridge.ports import Waiting
-from bester.bridge.session import UNIX_HOST, Session, State
+from bester.bridge.session import UNIX_HOST, Session
+from bester.bridge.states import State
 
 log = logging.getLogger("bester.bridge")
 

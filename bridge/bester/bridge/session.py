@@ -1,4 +1,4 @@
-"""One native connection, as a state table: bytes and time in, frames and messages for the broker out. Pure.
+"""One native connection, by the table of its states: bytes and time in, frames and messages for the broker out. Pure.
 
 It must never touch a socket, a clock or another session. The shell feeds it what came (`received`, `ended`, `lost`),
 the bridge what the broker said (`logged_in`, `reported`), and both do what the returned `Step` says: first write the
@@ -9,68 +9,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from enum import Enum
 from typing import NamedTuple
 
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
 from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 UNIX_HOST = "unix"
 """The host of a peer on a Unix socket."""
 
 
-class State(Enum):
-    NEW = "new"  # nothing is known of the peer; its first frame must come soon and be small
-    AUTHENTICATING = "authenticating"  # the broker is asked; frames that come meanwhile are held, no more are read
-    OPEN = "open"  # a client: a delivery target, whose messages are taken
-    SERVER = "server"  # another server; its one message waits for its report
-    DRAINING = "draining"  # a client that says no more: it is still a target, and waits for its reports
-    CLOSING = "closing"  # the last word is written; once it has left, the connection ends
-    CLOSED = "closed"  # nothing is left
-
-
-# What may happen to a session, and where it goes. An event that is not listed for a state changes nothing.
-#
-#   login      the first frame is a client's: the broker is asked
-#   server     the first frame is another server's message
-#   accepted   the broker knows the user, and the session is a target: the auth answer is written before all else
-#   refused    the broker (or a bound) says no: a bad auth answer
-#   stop       the peer said its last: end of stream, `close`, or a frame after which the stream cannot be read
-#   finished   nothing the session waits for is outstanding
-#   timeout    the state's deadline has passed
-#   lost       the connection is gone
-#
-# A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
-TRANSITIONS: dict[tuple[State, str], State] = {
-    (State.NEW, "login"): State.AUTHENTICATING,
-    (State.NEW, "server"): State.SERVER,
-    (State.NEW, "stop"): State.CLOSING,
-    (State.NEW, "timeout"): State.CLOSING,
-    (State.NEW, "lost"): State.CLOSED,
-    (State.AUTHENTICATING, "accepted"): State.OPEN,
-    (State.AUTHENTICATING, "refused"): State.CLOSING,
-    (State.AUTHENTICATING, "timeout"): State.CLOSING,
-    (State.AUTHENTICATING, "lost"): State.CLOSED,
-    (State.OPEN, "stop"): State.DRAINING,
-    (State.OPEN, "lost"): State.CLOSED,
-    (State.SERVER, "finished"): State.CLOSING,
-    (State.SERVER, "timeout"): State.CLOSING,
-    (State.SERVER, "lost"): State.CLOSED,
-    (State.DRAINING, "finished"): State.CLOSING,
-    (State.DRAINING, "timeout"): State.CLOSING,
-    (State.DRAINING, "lost"): State.CLOSED,
-    (State.CLOSING, "timeout"): State.CLOSED,
-    (State.CLOSING, "lost"): State.CLOSED,
-}
-
-TARGETS = frozenset({State.OPEN, State.DRAINING})
-"""States in which the broker may send the session messages."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # makes a message in half the time of its class
-_ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
 
 
 class Acknowledged(NamedTuple):
@@ -455,8 +408,8 @@ class Session:
 
     def _leave(self, event: str, step: Step, now: float | None) -> None:
         """Go, and tell the broker where that ends an announced session."""
-        announced = self.state in _ANNOUNCED
-        if self._go(event, now) and announced and self.state not in _ANNOUNCED:
+        announced = self.state in ANNOUNCED
+        if self._go(event, now) and announced and self.state not in ANNOUNCED:
             step.send.append(Close(self.number))
 
     def _go(self, event: str, now: float | None) -> bool:

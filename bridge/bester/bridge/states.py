@@ -1,0 +1,55 @@
+"""The states of a native connection, and what leads from one to another. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    NEW = "new"  # nothing is known of the peer; its first frame must come soon and be small
+    AUTHENTICATING = "authenticating"  # the broker is asked; frames that come meanwhile are held, no more are read
+    OPEN = "open"  # a client: a delivery target, whose messages are taken
+    SERVER = "server"  # another server; its one message waits for its report
+    DRAINING = "draining"  # a client that says no more: it is still a target, and waits for its reports
+    CLOSING = "closing"  # the last word is written; once it has left, the connection ends
+    CLOSED = "closed"  # nothing is left
+
+
+# What may happen to a session, and where it goes. An event that is not listed for a state changes nothing.
+#
+#   login      the first frame is a client's: the broker is asked
+#   server     the first frame is another server's message
+#   accepted   the broker knows the user, and the session is a target: the auth answer is written before all else
+#   refused    the broker (or a bound) says no: a bad auth answer
+#   stop       the peer said its last: end of stream, `close`, or a frame after which the stream cannot be read
+#   finished   nothing the session waits for is outstanding
+#   timeout    the state's deadline has passed
+#   lost       the connection is gone
+#
+# A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
+TRANSITIONS: dict[tuple[State, str], State] = {
+    (State.NEW, "login"): State.AUTHENTICATING,
+    (State.NEW, "server"): State.SERVER,
+    (State.NEW, "stop"): State.CLOSING,
+    (State.NEW, "timeout"): State.CLOSING,
+    (State.NEW, "lost"): State.CLOSED,
+    (State.AUTHENTICATING, "accepted"): State.OPEN,
+    (State.AUTHENTICATING, "refused"): State.CLOSING,
+    (State.AUTHENTICATING, "timeout"): State.CLOSING,
+    (State.AUTHENTICATING, "lost"): State.CLOSED,
+    (State.OPEN, "stop"): State.DRAINING,
+    (State.OPEN, "lost"): State.CLOSED,
+    (State.SERVER, "finished"): State.CLOSING,
+    (State.SERVER, "timeout"): State.CLOSING,
+    (State.SERVER, "lost"): State.CLOSED,
+    (State.DRAINING, "finished"): State.CLOSING,
+    (State.DRAINING, "timeout"): State.CLOSING,
+    (State.DRAINING, "lost"): State.CLOSED,
+    (State.CLOSING, "timeout"): State.CLOSED,
+    (State.CLOSING, "lost"): State.CLOSED,
+}
+
+TARGETS = frozenset({State.OPEN, State.DRAINING})
+"""States in which the broker may send the session messages."""
+ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
+"""States of which the broker knows."""
