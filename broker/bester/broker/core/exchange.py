@@ -61,7 +61,7 @@ class Exchange:
             settings, out, self.trace, self.boxes, self.directory, self.deliveries, self.mailboxes, self.outboxes,
             self._place, is_account,
         )  # fmt: skip
-        self.letters = Letters(settings, self.boxes, out, self.enter)
+        self.letters = Letters(settings, self.boxes, self.reports, out, self.enter)
         self._budget = Budget(limits.request_s, limits.attempts)
         self._shortest_s = min([limits.request_s, *(budget.timeout_s for budget in settings.budgets.values())])
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])

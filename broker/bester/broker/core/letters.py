@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.boxes import Boxes
-from bester.broker.core.cases import Case, Kind
+from bester.broker.core.cases import Case, Kind, Reports, failed
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.values import Link, Outbox, Settings
 from bester.broker.kept import Bury, Dead, Entry, Letter, Unbury, lane
@@ -45,9 +45,12 @@ class _Second:
 class Letters:
     """The dead letters of a broker. `enter` takes a parcel on its way again."""
 
-    def __init__(self, settings: Settings, boxes: Boxes, out: Outbox, enter: Callable[[Parcel, float], None]) -> None:
+    def __init__(
+        self, settings: Settings, boxes: Boxes, reports: Reports, out: Outbox, enter: Callable[[Parcel, float], None]
+    ) -> None:
         self._settings = settings
         self._boxes = boxes
+        self._reports = reports
         self._out = out
         self._enter = enter
         self._replayed: set[str] = set()  # those under way
@@ -67,17 +70,13 @@ class Letters:
     def ask(self, link: Link, ask: Ask) -> Answer | None:
         """An operator asks about them; None: the answer comes by `found`."""
         argument, question = ask.argument, ask.question
-        if question == "deadShow":
-            if type(argument) is not str:
-                return Answer(ask.token, 1, None)
-            wanted: dict[str, Any] = {"id": argument}
-        else:
-            wanted = argument if type(argument) is dict else {}
+        wanted: Any = {"id": argument} if question == "deadShow" else {} if argument is None else argument
+        if not _sound(wanted) or (question == "deadShow" and argument is None):
+            return Answer(ask.token, 1, None)  # what cannot be read is not taken for `all of them`
         id_, type_, limit = wanted.get("id"), wanted.get("type"), wanted.get("limit")
         most = MAX_REPLAYED if question == "deadReplay" else MAX_LISTED
-        limit = min(limit, most) if type(limit) is int and limit > 0 else most
+        limit = most if limit is None else min(limit, most)
         why = {"question": question, "as": wanted.get("as")}
-        id_, type_ = (each if type(each) is str else None for each in (id_, type_))
         bodies = question in ("deadShow", "deadReplay")
         self._out.reads.append(Dead(id_, type_, limit, link, ask.token, why, bodies))
         return None
@@ -94,7 +93,7 @@ class Letters:
                 self._out.writes.append(Unbury(letter.id))
             return Answer(dead.token, 0, {"dropped": len(letters)})
         as_ = dead.why["as"]
-        if as_ is not None and (type(as_) is not str or is_reserved(as_)):
+        if as_ is not None and is_reserved(as_):
             return Answer(dead.token, 1, None)
         return Answer(dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in letters)})
 
@@ -103,21 +102,11 @@ class Letters:
         meta = letter.meta
         if letter.id in self._replayed:
             return False
+        self._replayed.add(letter.id)
         server = meta.get("server")
         if type(server) is str and as_ is None:
-            entry = Entry(
-                self._boxes.take_numbers(1), lane(server, letter.type), f"{letter.id}.replay.{round(letter.at_s)}",
-                server, letter.type, letter.body, meta.get("user"), self._boxes.wall(now) + self._settings.bounds.ttl_s,
-                {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
-            )  # fmt: skip
-            if self._boxes.keep(entry, None, now) is not None:
-                return False
-            self._out.writes.append(Unbury(letter.id))
-            return True
-        self._replayed.add(letter.id)
-        case = Case(Kind.REPLAY, NOWHERE, 0, letter.id, meta.get("root") or letter.id)
-        case.sender, case.peer = meta.get("user"), meta.get("peer")
-        case.watchers = (_Second(letter.id, self._out, self._replayed),)
+            return self._replay_to_server(letter, server, now)
+        case = self._second_chance(letter)
         parcel = Parcel(
             case, letter.id, case.root, as_ or letter.type, letter.body, meta.get("scope") or "handler",
             meta.get("origin") or self._settings.name, meta.get("user"), meta.get("peer"), list(meta.get("path") or ()),
@@ -125,6 +114,36 @@ class Letters:
         )  # fmt: skip
         self._enter(parcel, now)
         return True
+
+    def _replay_to_server(self, letter: Letter, server: str, now: float) -> bool:
+        """It waits in its lane again, and is a dead letter until that is on disk."""
+        meta, case = letter.meta, self._second_chance(letter)
+        entry = Entry(
+            self._boxes.take_numbers(1), lane(server, letter.type), f"{letter.id}.replay.{round(letter.at_s)}",
+            server, letter.type, letter.body, case.sender, self._boxes.wall(now) + self._settings.bounds.ttl_s,
+            {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
+        )  # fmt: skip
+        self._reports.begin(case)
+        code = self._boxes.keep(entry, case, now)
+        if code is not None:
+            case.record(server, failed(code))
+        self._reports.pay(case)
+        return code is None
+
+    def _second_chance(self, letter: Letter) -> Case:
+        case = Case(Kind.REPLAY, NOWHERE, 0, letter.id, letter.meta.get("root") or letter.id)
+        case.sender, case.peer = letter.meta.get("user"), letter.meta.get("peer")
+        case.watchers = (_Second(letter.id, self._out, self._replayed),)
+        return case
+
+
+def _sound(wanted: Any) -> bool:
+    """Can it be read which letters are meant?"""
+    if type(wanted) is not dict:
+        return False
+    limit = wanted.get("limit")
+    names = all(wanted.get(key) is None or type(wanted[key]) is str for key in ("id", "type", "as"))
+    return names and (limit is None or (type(limit) is int and limit > 0))
 
 
 def _line(letter: Letter) -> dict[str, Any]:
