@@ -2,6 +2,7 @@
 #   make run     serve on 127.0.0.1:2223       make test    the whole test suite      (TESTS="-k name" picks)
 #   make demo    the deployment story, live    make check   format, lint, types, imports
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
+#   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
 #   make chaos MINUTES=10 [SEED=n]   kill and freeze real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
@@ -17,9 +18,10 @@ ARGS ?=
 TESTS ?=
 WORKERS ?= auto
 MINUTES ?= 1
+SEEDS ?= 500
 SEED ?=
 
-.PHONY: setup run demo test check format bench chaos clean
+.PHONY: setup run demo test check format bench simulate chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -48,6 +50,9 @@ format: $(COMPLETE)
 
 bench: $(MEASURES)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
+
+simulate: $(COMPLETE)
+	@exec $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

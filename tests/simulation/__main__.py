@@ -3,11 +3,73 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from tests.simulation.parties import BrokenRuleError
-from tests.simulation.scenario import play, submissions_of
+from tests.simulation.scenario import Scenario, play, submissions_of
+from tests.simulation.world import BrokenRuleError
+
+PORTION = 20
+"""Seeds that a process is given at once."""
+
+
+@dataclass
+class Tally:
+    """What some seeds came to; `broken` is the story of the first that broke a rule."""
+
+    seeds: int = 0
+    good: int = 0
+    bad: int = 0
+    unreported: int = 0
+    queued: int = 0
+    repeated: int = 0
+    crashes: int = 0
+    virtual_s: float = 0.0
+    broken: str = ""
+
+    def add(self, other: Tally) -> None:
+        """Count another's too."""
+        for name in ("seeds", "good", "bad", "unreported", "queued", "repeated", "crashes", "virtual_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.broken = self.broken or other.broken
+
+    def count(self, scenario: Scenario) -> None:
+        """Count what one seed came to."""
+        self.seeds += 1
+        self.virtual_s += scenario.world.now
+        self.crashes += sum(server.crashes for server in scenario.servers)
+        self.crashes += sum(bridge.crashes for bridge in scenario.bridges if not bridge.direct)
+        for one in submissions_of(scenario):
+            if not one.reports:
+                self.unreported += 1
+            elif one.reports[0].good:
+                self.good += 1
+            else:
+                self.bad += 1
+            self.queued += sum("queued" in report.recipients.values() for report in one.reports)
+        self.repeated += sum(arrival.marked for client in scenario.clients for arrival in client.arrivals)
+
+
+def tally(seeds: Iterable[int]) -> Tally:
+    """Play seeds, up to the first that breaks a rule."""
+    counted = Tally()
+    gc.freeze()
+    gc.disable()  # a scenario is thrown away as a whole
+    try:
+        for seed in seeds:
+            counted.count(play(seed))
+            gc.collect()
+    except BrokenRuleError as error:
+        counted.broken = str(error)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return counted
 
 
 def main() -> int:
@@ -15,27 +77,49 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds to play")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
     said = parser.parse_args()
-    seeds = range(said.first, said.first + said.seeds) if said.seed is None else [said.seed]
-    started, virtual_s, good, bad = time.monotonic(), 0.0, 0, 0
-    for seed in seeds:
-        try:
-            scenario = play(seed)
-        except BrokenRuleError as error:
-            print(error)
-            return 1
-        if said.seed is not None:
-            print(scenario.world.told())
-        virtual_s += scenario.world.now
-        reports = [one.reports[0] for one in submissions_of(scenario)]
-        good += sum(report.status == 0 for report in reports)
-        bad += sum(report.status != 0 for report in reports)
+    if said.seed is not None:
+        return tell(said.seed)
+    started = time.monotonic()
+    counted = play_all(range(said.first, said.first + said.seeds), said.jobs)
     took_s = time.monotonic() - started
+    if counted.broken:
+        print(counted.broken)
+        return 1
     print(
-        f"{len(seeds)} seeds, {good + bad} messages ({good} good, {bad} bad), 0 rules broken: "
-        f"{virtual_s:.0f} s of theirs in {took_s:.1f} s of ours"
+        f"{counted.seeds} seeds, {counted.good + counted.bad} messages ({counted.good} good, {counted.queued} of them "
+        f"queued, {counted.bad} bad; {counted.unreported} without a report, their senders dead), {counted.crashes} "
+        f"crashes, {counted.repeated} marked repetitions, 0 rules broken: {counted.virtual_s:.0f} s of theirs in "
+        f"{took_s:.1f} s of ours"
     )
     return 0
+
+
+def tell(seed: int) -> int:
+    """Play one seed and print its story."""
+    scenario = Scenario(seed)
+    try:
+        scenario.run()
+    except BrokenRuleError as error:
+        print(f"{scenario.world.told()}\n\nseed {seed}: {error}")
+        return 1
+    print(scenario.world.told())
+    return 0
+
+
+def play_all(seeds: range, jobs: int) -> Tally:
+    """Play seeds on several processes; the first broken rule ends it."""
+    if jobs <= 1:
+        return tally(seeds)
+    counted = Tally()
+    portions = [seeds[start : start + PORTION] for start in range(0, len(seeds), PORTION)]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for part in pool.imap(tally, portions):
+            counted.add(part)
+            if counted.broken:
+                break
+    return counted
 
 
 if __name__ == "__main__":

@@ -8,15 +8,19 @@ A body is `{"n": number, "at": where in the tree, "do": program}`; a program is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from random import Random
 from typing import Any
+
+import msgspec
 
 from bester.broker.wire.messages import Command
 
 NATIVE = "n1"
 """A server that is not part of the simulation: what becomes of a message there is chance."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 Step = list[Any]
 Program = list[Step]
@@ -26,12 +30,12 @@ Leaf = tuple[str, str, bytes]
 
 def body_of(number: int, at: str, program: Program) -> bytes:
     """Return the body that carries this program."""
-    return json.dumps({"n": number, "at": at, "do": program}, separators=(",", ":")).encode()
+    return _encode({"n": number, "at": at, "do": program})
 
 
 def read(body: bytes) -> tuple[int, str, Program]:
     """Return number, place and program of a body."""
-    said = json.loads(body)
+    said = _decode(body)
     return said["n"], said["at"], said["do"]
 
 
@@ -85,6 +89,28 @@ def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str,
                 yield from ((target, leaf) for leaf in leaves(server, body_of(number, here, inner)))
 
 
+def reported_leaves(server: str, body: bytes) -> Iterator[tuple[str, Leaf]]:
+    """Yield all leaves with the recipient that their own server reports them under.
+
+    What a handler passes on at home is reported under the names that the last one there used.
+    """
+    number, at, program = read(body)
+    for place, step in enumerate(program):
+        here = f"{at}.{place}"
+        match step:
+            case ["clients", users]:
+                for user in users:
+                    yield user, (server, user, body_of(number, here, []))
+            case ["servers", names, _, inner]:
+                for name in names:
+                    if name == server:
+                        yield from reported_leaves(server, body_of(number, here, inner))
+                    elif name != NATIVE:
+                        yield from ((name, leaf) for leaf in leaves(name, body_of(number, here, inner)))
+            case ["handler", _, inner]:
+                yield from reported_leaves(server, body_of(number, here, inner))
+
+
 def steps(program: Program) -> Iterator[Step]:
     """Yield every step of a program that is taken at servers of the simulation, inner ones too."""
     for step in program:
@@ -98,13 +124,13 @@ def invent(random: Random, users: list[str], servers: list[str], types: list[str
     program: Program = []
     for _ in range(random.choice((0, 1, 1, 1, 1, 2, 3))):
         kind = random.random()
-        if kind < 0.5 or depth > 3:
+        if kind < 0.55 or depth > 3:
             program.append(["clients", random.choices(users, k=random.choice((1, 1, 2, 3)))])
-        elif kind < 0.75:
+        elif kind < 0.78:
             names = random.choices(servers, k=random.choice((1, 1, 1, 2)))
             program.append(["servers", names, random.choice(types), invent(random, users, servers, types, depth + 1)])
-        elif kind < 0.93:
+        elif kind < 0.95:
             program.append(["handler", random.choice(types), invent(random, users, servers, types, depth + 1)])
-        else:
-            program.append([random.choice(("fail", "bad", "loop", "ring"))])
+    if random.random() < 0.04:
+        program.append([random.choice(("fail", "bad", "loop", "ring"))])
     return program

@@ -163,7 +163,7 @@ class Exchange:
 
     def joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
         """A worker has come."""
-        for type_ in types:
+        for type_ in sorted(types):  # what is written is in an order that a test can see again
             self._unserved.pop(type_, None)
             if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
                 self._seen_types[type_] = None

@@ -1,0 +1,144 @@
+"""The connecting side of a fabric link in the simulation: a Party, its timers, and a new socket whenever it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from bester.broker.core.values import Link
+from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
+from tests.simulation.world import Messages, Pipe, Weather, World
+
+if TYPE_CHECKING:
+    from tests.simulation.servers import SimServer
+
+
+class SimLink:
+    """A link to a server. Batches of what the server says go to `on_messages`."""
+
+    def __init__(
+        self, world: World, server: SimServer, party: Party, there: Weather, back: Weather, *,
+        on_messages: Callable[[Messages], None], on_ready: Callable[[], None], on_lost: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.world = world
+        self.server = server
+        self.party = party
+        self.name = f"{party.hello.role}:{party.hello.name}"
+        self.weather = (there, back)
+        self._on_messages = on_messages
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._link: Link | None = None
+        self.up: Pipe
+        self.down: Pipe
+        self._timer = 0
+        self._away = 0  # attempts to open that a crash has overtaken
+        self._open()
+
+    # --- a BrokerPort ---
+
+    def send(self, message: Message) -> bool:
+        """Send a message; False where there is no link now."""
+        return self.send_all((message,)) == 1
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Send messages as one batch; returns how many."""
+        if self._link is None or self.party.state in (State.DOWN, State.GREETING):
+            return 0
+        self.up.send(messages)
+        self.party.sent(self.world.now)
+        return len(messages)
+
+    # --- what befalls it ---
+
+    def crash(self, down_s: float, party: Party | None = None) -> None:
+        """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
+        self._shut(politely=self.world.random.random() < 0.5)
+        hello = self.party.hello
+        self.party = party or Party(hello.role, hello.name, hello.options)
+        self._away += 1
+        away = self._away
+        self._on_lost("crashed")
+        self.world.after(down_s, lambda: self._open() if away == self._away else None)
+
+    def reidentify(self) -> None:
+        """The connection broke and ZeroMQ made a new one: same socket here, another identity there."""
+        if self._link is None:
+            return
+        self.server.forget(self._link)
+        self.up.closed = self.down.closed = True
+        self._connect()
+
+    # --- its shell ---
+
+    def _open(self) -> None:
+        if self._link is None and self.party.state is State.DOWN:
+            self._connect()
+            self._do(self.party.opened(self.world.now))
+
+    def _connect(self) -> None:
+        link = self._link = Link("ipc", self.world.new_key())
+        there, back = self.weather
+        self.up = Pipe(self.world, there, lambda messages: self.server.receive(link, messages))
+        self.down = Pipe(self.world, back, self._received)
+        self.server.links[link] = self
+        self.server.pipes[link] = self.down
+
+    def _shut(self, *, politely: bool = True) -> None:
+        """Close the socket; where the server's side cannot tell (not `politely`), what it sends is swallowed."""
+        if self._link is None:
+            return
+        link, self._link = self._link, None
+        self.down.closed = True
+        if politely:
+            self.server.forget(link)
+        else:
+            self.up.closed = True
+
+    def _received(self, messages: Messages) -> None:
+        now = self.world.now
+        if LINK_MESSAGES.isdisjoint(map(type, messages)):
+            self.party.heard(now)
+            self._on_messages(messages)
+            return
+        passed: list[Message | Malformed] = []
+        for message in messages:
+            step = self.party.receive(message, now)
+            if step.event is None and not step.send:
+                passed.append(message)
+                continue
+            if passed:
+                self._on_messages(passed)
+                passed = []
+            self._do(step)
+        if passed and self._link is not None:
+            self._on_messages(passed)
+
+    def _do(self, step: Step) -> None:
+        if step.send:
+            self.up.send(step.send)
+        if step.event == "welcomed":
+            self._on_ready()
+        elif step.event == "unknown":
+            self._on_lost("the broker does not know this link")
+        elif step.event in ("lost", "parted"):
+            self._shut(politely=self.world.random.random() < 0.5)
+            self._on_lost(step.event)
+            away = self._away
+            self.world.at(self.party.retry_at, lambda: self._open() if away == self._away else None)
+        elif step.event == "over":
+            self._shut()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        when = self.party.next_timer()
+        if when is None:
+            return
+        self._timer += 1
+        number = self._timer
+        self.world.at(when, lambda: self._on_timer(number))
+
+    def _on_timer(self, number: int) -> None:
+        if number == self._timer and self._link is not None:
+            self._do(self.party.tick(self.world.now))

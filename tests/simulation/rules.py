@@ -1,0 +1,236 @@
+"""The rules that hold whatever goes wrong; each is looked at while a scenario is played, or at its end.
+
+What handlers are given, what arrives, and what is left over is looked at here; whether what was said of it is true, in
+`truth`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bester.broker.wire.messages import HOP_LIMIT, Heartbeat, Request
+from tests.simulation import programs
+from tests.simulation.clients import SimClient, Submission
+from tests.simulation.handlers import SimHandler
+from tests.simulation.programs import Leaf
+from tests.simulation.servers import SimServer
+from tests.simulation.truth import QUEUED, Truth, submissions
+from tests.simulation.world import BrokenRuleError
+
+if TYPE_CHECKING:
+    from tests.simulation.scenario import Scenario
+
+ENDLESS = ("loop", "ring")
+RESUBMITTED = 6
+"""How often a link of a bridge breaks, at most, in one scenario."""
+
+
+class Rules:
+    """Those of one scenario. Each raises BrokenRuleError."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self._given: set[bytes] = set()  # messages that some handler was given as they entered
+        self._asked = False
+
+    # --- meanwhile --------------------------------------------------------------------------------------------------
+
+    def requested(self, handler: SimHandler, request: Request) -> None:
+        """A handler is given something: not too far, not too often, and in order where that was asked for."""
+        path, id_ = request.meta["path"], request.meta["id"]
+        if len(path) >= HOP_LIMIT:
+            raise BrokenRuleError(f"{handler.name} was given {id_} after {len(path)} steps")
+        budget = handler.server.settings.budgets.get(request.type)
+        attempts = budget.attempts if budget is not None else handler.server.settings.limits.attempts
+        # Those of before a bridge submitted it again count, too.
+        if not 1 <= request.meta["attempt"] <= attempts + RESUBMITTED:
+            raise BrokenRuleError(f"{handler.name} was given {id_} as attempt {request.meta['attempt']}")
+        if not path and request.meta["scope"] == "client":
+            if request.type == "o" and request.body not in self._given:
+                self._in_order(handler, request)
+            self._given.add(request.body)
+
+    def _in_order(self, handler: SimHandler, request: Request) -> None:
+        """Whatever one client sent before was given to somebody before, or is over."""
+        for client in self.scenario.clients:
+            mine = next((one for one in client.submissions if one.body == request.body), None)
+            if mine is None:
+                continue
+            for one in client.submissions:
+                if one is mine:
+                    break
+                if one.type != "o" or one.life != mine.life or one.body in self._given:
+                    continue
+                if not (one.reports or one.failed or one.body in handler.server.refused):
+                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {one.number}")
+
+    def pried(self, message: str, recipients: dict[str, str] | None) -> None:
+        """Somebody asked what became of a message that is not his."""
+        if recipients is not None:
+            raise BrokenRuleError(f"somebody else was told what became of {message}: {recipients}")
+
+    def quiet(self) -> bool:
+        """Is everything reported, delivered and forgotten?"""
+        scenario = self.scenario
+        return (
+            all(client.ready and not client.unreported for client in scenario.clients)
+            and all(server.router.idle and not waiting(server) and not under_way(server) for server in scenario.servers)
+        )  # fmt: skip
+
+    def ask_what_became(self) -> None:
+        """All who were told that something is queued ask what became of it."""
+        for one in self._submissions():
+            if one.reports and QUEUED in one.reports[0].recipients.values():
+                one.answers.clear()
+                one.client.ask(one)
+
+    def all_answered(self) -> bool:
+        return all(
+            one.answers for one in self._submissions() if one.reports and QUEUED in one.reports[0].recipients.values()
+        )
+
+    # --- in the end -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """All of them."""
+        self._all_is_reported()
+        self._nothing_is_held()
+        arrived = self._arrivals_are_right()
+        self._order_is_kept()
+        Truth(self.scenario, arrived).check()
+
+    def _submissions(self) -> Iterator[Submission]:
+        return submissions(self.scenario.clients)
+
+    def _all_is_reported(self) -> None:
+        for client in self.scenario.clients:
+            if not client.ready:
+                raise BrokenRuleError(f"{client.name} is not logged in")
+        for one in self._submissions():
+            ends = len(one.reports) + (one.failed is not None) + one.forgiven
+            if ends != 1:
+                raise BrokenRuleError(f"{one.client.name}: {ends} ends of {one}")
+        for peer in self.scenario.peers:
+            if len(peer.reports) > 1:
+                raise BrokenRuleError(f"a server was told twice: {peer}")
+
+    def _nothing_is_held(self) -> None:
+        for server in self.scenario.servers:
+            if not server.router.idle:
+                raise BrokenRuleError(f"{server.name} still owes reports")
+            left = waiting(server)
+            if left:
+                raise BrokenRuleError(f"{server.name} still keeps {left}")
+            for link in list(server.links):  # those who never answer keep what they were given until they are gone
+                server.router.undeliverable(link, Heartbeat(), server.now)
+            held = holds(server)
+            if held:
+                raise BrokenRuleError(f"{server.name} still holds {held}")
+
+    # --- what arrived, and what was meant to ---
+
+    def _sources(self) -> list[tuple[str, bytes]]:
+        scenario = self.scenario
+        sent = [(one.client.server.name, one.body) for one in self._submissions()]
+        sent += [(peer.server, peer.body) for peer in scenario.peers]
+        return sent + [(server.name, body) for _, server, _, body in scenario.emissions]
+
+    def _arrivals_are_right(self) -> dict[Leaf, set[str]]:
+        """Nobody gets what was not addressed to them; nothing comes twice unmarked, nor without a reason.
+
+        Returns under which ids each leaf came.
+        """
+        meant: Counter[Leaf] = Counter()
+        endless: set[int] = set()
+        for server, body in dict.fromkeys(self._sources()):
+            number, _, program = programs.read(body)
+            if any(step[0] in ENDLESS for step in programs.steps(program)):
+                endless.add(number)
+            found = list(programs.leaves(server, body))
+            meant.update(found)
+            if number in endless:  # round the ring, at every server
+                names = [each.name for each in self.scenario.servers]
+                meant.update((name, user, leaf) for name in names for _, user, leaf in found)
+        arrived: dict[Leaf, set[str]] = defaultdict(set)
+        for client in self.scenario.clients:
+            self._device_is_right(client, meant, endless, arrived)
+        return arrived
+
+    def _device_is_right(
+        self, client: SimClient, meant: Counter[Leaf], endless: set[int], arrived: dict[Leaf, set[str]]
+    ) -> None:
+        seen: dict[Leaf, set[str]] = defaultdict(set)
+        unmarked: dict[Leaf, set[str]] = defaultdict(set)
+        for arrival in client.arrivals:
+            leaf = (client.server.name, client.user, arrival.body)
+            if leaf not in meant:
+                raise BrokenRuleError(f"{client.name} ({client.user}) got what was not for them: {arrival}")
+            ids, first = seen[leaf], unmarked[leaf]
+            counted = programs.read(arrival.body)[0] not in endless
+            if self.scenario.faults.calm and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
+                raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
+            if not arrival.marked:  # of all copies that one may be, even if another was faster
+                if arrival.id in first or (counted and len(first) >= meant[leaf]):
+                    raise BrokenRuleError(f"{client.name} got something again, and it is not marked: {arrival}")
+                first.add(arrival.id)
+            ids.add(arrival.id)
+        for leaf, ids in seen.items():
+            arrived[leaf] |= ids
+
+    def _order_is_kept(self) -> None:
+        """What one client sent in order to one user comes in that order, the first time it comes."""
+        devices = Counter((client.server.name, client.user) for client in self.scenario.clients)
+        senders: dict[int, tuple[str, int]] = {}
+        for one in self._submissions():
+            if one.type == "o":
+                senders[one.number] = (one.client.name, one.life)
+        for client in self.scenario.clients:
+            alone = devices[client.server.name, client.user] == 1
+            last: dict[tuple[str, int], int] = {}
+            came: set[bytes] = set()
+            for arrival in client.arrivals:
+                number, at, _ = programs.read(arrival.body)
+                if number not in senders or arrival.type != "o" or at.count(".") != 1 or arrival.body in came:
+                    continue
+                came.add(arrival.body)
+                if arrival.marked and not alone:  # what others of this user's devices got before
+                    continue
+                sender = senders[number]
+                home = next(each for each in self.scenario.clients if each.name == sender[0])
+                if home.server is not client.server:
+                    continue
+                if number < last.get(sender, 0):
+                    raise BrokenRuleError(f"{client.name} got number {number} after {last[sender]}, of {sender}")
+                last[sender] = number
+
+
+def waiting(server: SimServer) -> dict[str, int]:
+    """Return how much waits in which box; the core and its store must agree on it."""
+    kept = {key: len(numbers) for key, numbers in server.store._waiting.items()}
+    return kept | {key: box.messages for key, box in server.router._exchange.boxes._boxes.items()}
+
+
+def under_way(server: SimServer) -> int:
+    """Return how much is out and not answered."""
+    exchange = server.router._exchange
+    return exchange.deliveries.count + exchange.outboxes.legs.count
+
+
+def holds(server: SimServer) -> str:
+    """Say what a broker has in its memory that it should not, with nothing to do and nobody linked."""
+    exchange = server.router._exchange
+    boxes = exchange.boxes
+    counts = {
+        "deliveries": exchange.deliveries.count,
+        "legs": exchange.outboxes.legs.count,
+        "waiting": exchange.workers.waiting,
+        "held": exchange._held,
+        "bytes": exchange._held_bytes,
+        "kept": boxes.messages,
+        "kept bytes": boxes._size,
+        "uncommitted": len(boxes._pending),
+        "over early": len(boxes._over_early),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
