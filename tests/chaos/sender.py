@@ -40,7 +40,8 @@ class Sender:
     async def run(self) -> None:
         """Send until it is enough, with a client made anew whenever one ends for good."""
         while not self.enough.is_set():
-            client = Client(self.address, user=self.user, password=PASSWORD, on_outcome=self._came_later)
+            # With acknowledgements: what a killed sender was told is told to the next.
+            client = Client(self.address, user=self.user, password=PASSWORD, ack=True, on_outcome=self._came_later)
             try:
                 await client.start()
             except ClientError:
