@@ -14,6 +14,8 @@ from typing import Any
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Limits, Link, Route, Send, Settings, Verify
+from bester.broker.kept import Read, Write
+from bester.broker.store.memory import MemoryStore
 from bester.broker.wire import messages as wire
 from bester.broker.wire.messages import Command, Confirm, Deliver, LoggedIn, Malformed, Reply, Request
 from bester.broker.wire.party import Party, State
@@ -34,11 +36,17 @@ class CoreStage(Stage):
         self.world = World()
         self.servers: dict[str, CoreServer] = {}
         self._users: list[CoreUser] = []
+        self._stores: dict[str, MemoryStore] = {}
 
     async def server(
-        self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
+        self,
+        name: str,
+        handlers: Mapping[str, Function] | None = None,
+        peers: Sequence[str] = (),
+        residents: Sequence[str] = (),
     ) -> Server:
-        server = self.servers[name] = CoreServer(self, name, peers)
+        store = self._stores.setdefault(name, MemoryStore())
+        server = self.servers[name] = CoreServer(self, name, peers, residents, store)
         for type_, function in (handlers or {}).items():
             await server.handler({type_: function})
         self.world.until(self._linked, "the links between the servers")
@@ -62,18 +70,28 @@ class CoreStage(Stage):
 
 
 class CoreServer(Server):
-    """A Router, its time and its guests; `pipes` are the links it opened to other servers."""
+    """A Router, its time and its guests, and what it keeps; `pipes` are the links it opened to other servers."""
 
-    def __init__(self, stage: CoreStage, name: str, peers: Sequence[str]) -> None:
+    def __init__(
+        self, stage: CoreStage, name: str, peers: Sequence[str], residents: Sequence[str], store: MemoryStore
+    ) -> None:
         super().__init__(name, peers)
         self.world = stage.world
         self.guests: dict[Link, Callable[[wire.Message], None]] = {}
         self.alive = True
         self._stage = stage
         routes = {peer: Route(peer, fabric=f"ipc:///{peer}") for peer in peers}
-        settings = Settings(name, open_accounts=True, routes=routes, limits=Limits(handler_wait_s=HANDLER_WAIT_S))
-        self.router = Router(settings, epoch="e", first_token=5000, now=self.world.now)
-        self.bridge = CoreBridge(self)
+        limits = Limits(handler_wait_s=HANDLER_WAIT_S)
+        settings = Settings(name, open_accounts=not residents, routes=routes, limits=limits)
+        snapshot = store.open()
+        self._store = store
+        self._writes: list[Write] = []
+        self._reads: list[Read] = []
+        self.router = Router(
+            settings, epoch=f"e{snapshot.life}", first_token=5000, now=self.world.now,
+            is_account=frozenset(residents).__contains__, snapshot=snapshot,
+        )  # fmt: skip
+        self.bridge = CoreBridge(self, f"x{snapshot.life}")
         self.world.clocks.append(self._tick)
         self.pipes = {peer: self._pipe(peer) for peer in peers}
 
@@ -97,11 +115,26 @@ class CoreServer(Server):
             self._carry_out(self.router.tick(self.world.now))
 
     def _carry_out(self, actions: list[Action]) -> None:
-        for action in actions:
+        """What is to be written is written, what is to be read is read, and then it is said."""
+        said = self._kept(actions)
+        while self._writes or self._reads:
+            writes, self._writes = self._writes, []
+            if writes:
+                said += self._kept(self.router.committed(writes, self._store.commit(writes), self.world.now))
+            reads, self._reads = self._reads, []
+            for read in reads:
+                said += self._kept(self.router.found(read, self._store.read(read), self.world.now))
+        for action in said:
             if isinstance(action, Send):
                 self._send(action.link, action.message)
-            elif isinstance(action, Verify):
+            else:
                 self._carry_out(self.router.verified(action.link, action.session, action.user, None, self.world.now))
+
+    def _kept(self, actions: list[Action]) -> list[Send | Verify]:
+        """Put aside what is for the store; return what else there is to be done."""
+        self._writes += [action for action in actions if isinstance(action, Write)]
+        self._reads += [action for action in actions if isinstance(action, Read)]
+        return [action for action in actions if isinstance(action, Send | Verify)]
 
     def _send(self, link: Link, message: wire.Message) -> None:
         pipe = self.pipes.get(link.key.decode()) if link.door == "server" else None
@@ -170,7 +203,7 @@ class CoreHandler(Handler):
 class CoreBridge:
     """Holds its server's users: what is delivered leaves at once, and is confirmed."""
 
-    def __init__(self, server: CoreServer) -> None:
+    def __init__(self, server: CoreServer, epoch: str) -> None:
         self.users: dict[int, CoreUser] = {}
         """Who has been let in, by session."""
         self.coming: dict[int, CoreUser] = {}
@@ -179,7 +212,7 @@ class CoreBridge:
         self._link = Link("direct", b"0")
         self._server = server
         server.guests[self._link] = self._hear
-        self.say(wire.Hello(wire.VERSION, "bridge", "b", {"epoch": "x"}))
+        self.say(wire.Hello(wire.VERSION, "bridge", "b", {"epoch": epoch}))
 
     def say(self, message: wire.Message) -> None:
         self._server.world.soon(lambda: self._server.hear(self._link, message))
@@ -199,11 +232,13 @@ class CoreBridge:
 
     def _deliver(self, message: Deliver) -> None:
         failed: list[list[Any]] = []
+        redelivered = message.meta.get("redelivered", False)
         for t, *sessions in message.targets:
             there = [self.users[session] for session in sessions if session in self.users]
             for user in there:
                 data = json.loads(message.body)
-                user.inbox.append(Received(data, message.type, f"{message.id}.{t}", message.meta["origin"]))
+                id_, origin = f"{message.id}.{t}", message.meta["origin"]
+                user.inbox.append(Received(data, message.type, id_, origin, redelivered))
             if not there:
                 failed.append([message.serial, t, "not-connected"])
         if message.token is not None and not failed:

@@ -40,6 +40,7 @@ class LiveStage(Stage):
         self._servers: dict[str, LiveServer] = {}
         self._users: list[LiveUser] = []
         self._linked: Counter[str] = Counter()
+        self._stores: dict[str, MemoryStore] = {}
 
     async def begins(self) -> None:
         self._directory = await self._stack.enter_async_context(short_directory())
@@ -47,10 +48,15 @@ class LiveStage(Stage):
         self._stack.callback(self._log.close)
 
     async def server(
-        self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
+        self,
+        name: str,
+        handlers: Mapping[str, Function] | None = None,
+        peers: Sequence[str] = (),
+        residents: Sequence[str] = (),
     ) -> Server:
         there = self._servers
-        server = LiveServer(name, peers, self._directory, apart=self.apart)
+        store = self._stores.setdefault(name, MemoryStore())
+        server = LiveServer(name, peers, residents, store, self._directory, apart=self.apart)
         self._stack.push_async_callback(server.ends)
         await server.start()
         for type_, function in (handlers or {}).items():
@@ -82,11 +88,26 @@ class ApartStage(LiveStage):
     apart = True
 
 
+class Residents(OpenAccounts):
+    """Lets everybody in, and knows some users though they are away."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def exists(self, name: str) -> bool:
+        return name in self._names
+
+
 class LiveServer(Server):
     """Broker and bridge, looked after by a task of their own; `address` is where the bridge listens."""
 
-    def __init__(self, name: str, peers: Sequence[str], directory: Path, *, apart: bool) -> None:
+    def __init__(
+        self, name: str, peers: Sequence[str], residents: Sequence[str], store: MemoryStore, directory: Path, *,
+        apart: bool,
+    ) -> None:  # fmt: skip
         super().__init__(name, peers)
+        self._residents = frozenset(residents)
+        self._store = store
         self.users: list[LiveUser] = []
         self._apart = apart
         self._handlers: list[LiveHandler] = []
@@ -109,9 +130,9 @@ class LiveServer(Server):
         self.address = self._address.result()
 
     async def _serve(self) -> None:
-        settings = replace(await settings_of(self._config), limits=LIMITS)
+        settings = replace(await settings_of(self._config), limits=LIMITS, open_accounts=not self._residents)
         async with (
-            Broker(settings, self._config.fabric.listen, OpenAccounts(), MemoryStore()) as broker,
+            Broker(settings, self._config.fabric.listen, Residents(self._residents), self._store) as broker,
             AsyncExitStack() as stack,
         ):
             service = await stack.enter_async_context(bridge.serving(self._config))
@@ -185,7 +206,8 @@ class LiveUser(User):
     def _sort(self, frame: Any) -> None:
         header, payload = frame["header"], frame["payload"]
         if header["messageType"] == "receivedMessage":
-            self._inbox.append(Received(payload["data"], payload["type"], header["id"], header["origin"]))
+            marked = header.get("redelivered", False)
+            self._inbox.append(Received(payload["data"], payload["type"], header["id"], header["origin"], marked))
             return
         id_, reason, message = payload["id"], payload.get("reason"), payload.get("message")
         assert id_ not in self._reports, f"a second report: {frame} after {self._reports[id_]}"

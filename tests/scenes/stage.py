@@ -38,6 +38,7 @@ class Received(NamedTuple):
     type: str
     id: str
     origin: str
+    redelivered: bool
 
 
 class User(ABC):
@@ -112,10 +113,15 @@ class Stage(ABC):
 
     @abstractmethod
     async def server(
-        self, name: str, handlers: Mapping[str, Function] | None = None, peers: Sequence[str] = ()
+        self,
+        name: str,
+        handlers: Mapping[str, Function] | None = None,
+        peers: Sequence[str] = (),
+        residents: Sequence[str] = (),
     ) -> Server:
-        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in. When
-        this returns, the links between servers that are there and know each other are up."""
+        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in;
+        `residents` are users it knows though they may be away. One that died and is started again finds what it had
+        kept. When this returns, the links between servers that are there and know each other are up."""
 
     @abstractmethod
     async def user(self, name: str, at: Server) -> User:
