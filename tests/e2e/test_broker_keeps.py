@@ -13,7 +13,7 @@ import pytest
 from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
 from bester.broker.core.values import Settings
-from bester.broker.kept import Budget, Bury, Committed, End, EndBox, Handed, Keep, Write
+from bester.broker.kept import Budget, Bury, Committed, End, Handed, Keep, Write
 from bester.broker.server import Broker
 from bester.broker.service import serving
 from bester.broker.store.memory import MemoryStore
@@ -234,7 +234,7 @@ async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
         await bridge.hears(Report)
         assert "bob" in broker.router.users()
         accounts.removed.add("bob")
-        await until(lambda: any(EndBox in group for group in kinds(store.story)))
+        await until(lambda: any(End in group for group in kinds(store.story)))
     assert store.copy().open().boxes == {}
 
 

@@ -172,7 +172,7 @@ def test_who_is_away_by_then_is_told_when_he_comes_again() -> None:
 def test_an_account_that_goes_is_told_too_when_somebody_asks() -> None:
     chain = Chain("s1")
     message = chain.sends("bob")
-    chain.first.take(chain.first.router.removed("bob"))
+    chain.first.take(chain.first.router.removed("bob", chain.first.now))
     assert chain.outcome(message) == {"bob": "failed:unknown-user"}
 
 

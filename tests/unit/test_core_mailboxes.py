@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -647,15 +648,29 @@ def test_with_an_account_goes_what_waited_for_it() -> None:
     message = stand.report(post.bridge).message
     bob = stand.bridge("bob")
     stand.one(bob, Deliver)
-    stand.take(stand.router.removed("bob"))
+    stand.take(stand.router.removed("bob", stand.now))
     assert stand.one(bob, Close).session == 1
+    assert stand.mail("bob") == [b'"hi"']  # on its way: it may arrive yet
+    stand.say(bob, Confirm(1, [], [[1, 0, "not-connected"]]))
     assert stand.mail("bob") == []
     assert stand.mail("carol") == [b'"hi"']
     assert stand.ask(post.bridge, "outcome", [1, message]).value == {"bob": "failed:unknown-user", "carol": "queued"}
-    stand.say(bob, Confirm(1))
     stand.wait(1.0)
     assert stand.router._exchange.boxes.messages == 1
     assert stand.router.users() == ["alice", "bob", "carol"]
+
+
+def test_a_sender_who_wants_to_hear_of_it_hears_that_the_account_has_gone() -> None:
+    stand = town(Limits(window=4))
+    post = Post(stand)
+    for _ in range(11):
+        post.sends("bob", outcome=True)
+        stand.report(post.bridge)
+    stand.take(stand.router.removed("bob", stand.now))
+    assert stand.mail("bob") == []
+    news = [json.loads(delivery.body) for delivery in stand.heard_of(post.bridge, Deliver)]
+    assert len(news) == 4  # a window of them
+    assert {(each["recipient"], each["outcome"]) for each in news} == {("bob", "failed:unknown-user")}
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -667,7 +682,7 @@ def test_an_account_may_go_while_something_is_written_for_it(full: bool) -> None
     stand.store.full = full
     stand.disk = False
     stand.reply(post.chat, request.token, clients("bob"))
-    stand.take(stand.router.removed("bob"))
+    stand.take(stand.router.removed("bob", stand.now))
     stand.disk = True
     stand.commit()
     assert post.told() == {"bob": "failed:storage-full" if full else "queued"}

@@ -15,7 +15,6 @@ from bester.broker.kept import (
     Bury,
     Dead,
     End,
-    EndBox,
     Entry,
     Expired,
     Fetch,
@@ -197,15 +196,6 @@ def test_what_has_ended_is_not_fetched(stand: Stand) -> None:
     assert stand.waiting() == [1, 3]
 
 
-def test_all_of_a_box_ends_and_nothing_else(stand: Stand) -> None:
-    eve = mailbox("eve")
-    stand.write(keep(1), keep(2), End(1, "delivered"), keep(3, eve), EndBox(BOB, "failed:unknown-user"), keep(4))
-    assert stand.waiting() == [4]
-    assert stand.waiting(eve) == [3]
-    assert stand.read(outcomes("s1/b/1")) == {"bob": "delivered"}
-    assert stand.read(outcomes("s1/b/2")) == {"bob": "failed:unknown-user"}
-
-
 def test_new_meta_is_kept(stand: Stand) -> None:
     stand.write(keep(1), Rewrite(1, {"repeated": True}), Rewrite(99, {}))
     assert stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta == {"repeated": True}
@@ -383,7 +373,7 @@ def test_any_text_can_be_a_name(stand: Stand) -> None:
 
 
 def test_writes_take_effect_in_their_order(stand: Stand) -> None:
-    stand.write(keep(1, id="a"), End(1, "delivered", forget=True), keep(2, id="a"), EndBox(BOB, "x"), keep(3, id="b"))
+    stand.write(keep(1, id="a"), End(1, "delivered", forget=True), keep(2, id="a"), End(2, "x"), keep(3, id="b"))
     assert stand.waiting() == [3]
     stand.write(End(4, "delivered"), keep(4))
     assert stand.waiting() == [3, 4]
@@ -446,7 +436,7 @@ def test_what_has_ended_while_nothing_could_be_written_is_not_read_again(stand: 
     eve = mailbox("eve")
     stand.write(*(keep(number) for number in range(1, 8)), keep(8, eve))
     broken(stand)
-    assert not stand.store.commit([*(End(number, "delivered") for number in (1, 2, 3, 5)), EndBox(eve, "x")]).ok
+    assert not stand.store.commit([End(number, "delivered") for number in (1, 2, 3, 5, 8)]).ok
     assert [each.number for each in stand.read(Fetch(BOB, 0, 2, LOTS))] == [4]
     assert [each.number for each in stand.read(Fetch(BOB, 4, 2, LOTS))] == [6]
     assert stand.read(Fetch(eve, 0, 2, LOTS)) == []

@@ -102,13 +102,6 @@ class End(NamedTuple):
     forget: bool = False
 
 
-class EndBox(NamedTuple):
-    """The same for all that waits in a box."""
-
-    box: str
-    outcome: str
-
-
 class Rewrite(NamedTuple):
     """A kept message has new meta."""
 
@@ -158,7 +151,7 @@ class Forget(NamedTuple):
     before_s: float
 
 
-Write = Keep | Note | End | EndBox | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
+Write = Keep | Note | End | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
 
 PRESSING = (Keep, Note, Rewrite, Handed, Arrived, Bury, Unbury)
 """What must be on disk before anything is said that follows from it. The others may wait for the next of these, or for

@@ -192,7 +192,7 @@ class Broker:
         if self._accounts.changed():
             for user in self.router.users():
                 if not self._accounts.exists(user):
-                    self._carry_out(self.router.removed(user))
+                    self._carry_out(self.router.removed(user, time.monotonic()))
         self._keeping.tick()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 

@@ -17,7 +17,6 @@ from bester.broker.kept import (
     BoxState,
     Committed,
     End,
-    EndBox,
     Entry,
     Expired,
     Fetch,
@@ -41,10 +40,10 @@ class Box:
     """`flying` are the numbers on their way; what is up to `cursor` was fetched and is flying, or is over.
 
     `handed` is the highest number that was ever sent out. Nothing is fetched before `retry_at`; `delay_s` is the
-    back-off, 0 where all is well.
+    back-off, 0 where all is well. `doom` is the outcome of all that is in it, where nobody will ever come for it.
     """
 
-    __slots__ = ("cursor", "delay_s", "fetching", "flying", "handed", "key", "messages", "retry_at", "size")
+    __slots__ = ("cursor", "delay_s", "doom", "fetching", "flying", "handed", "key", "messages", "retry_at", "size")
 
     def __init__(self, key: str, state: BoxState | None = None) -> None:
         self.key = key
@@ -56,6 +55,7 @@ class Box:
         self.fetching = False
         self.retry_at = 0.0
         self.delay_s = 0.0
+        self.doom: str | None = None
 
     @property
     def waiting(self) -> int:
@@ -245,15 +245,6 @@ class Boxes:
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))
         return True
-
-    def end_box(self, key: str, outcome: str) -> None:
-        """The same for all that is in a box."""
-        box = self._boxes.get(key)
-        if box is not None:
-            self._drop(key)
-            self.messages -= box.messages
-            self._size -= box.size
-            self._out.writes.append(EndBox(key, outcome))
 
     def _uncount(self, key: str, number: int, size: int) -> None:
         box = self._boxes.get(key)

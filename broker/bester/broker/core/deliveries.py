@@ -9,7 +9,6 @@ from bester.broker.core.values import Link
 from bester.broker.kept import Entry
 from bester.broker.wire.messages import Command
 
-
 UNCONFIRMED = "unconfirmed"
 """The user is gone, and may have got it before: kept like one who is away, but marked."""
 

@@ -43,7 +43,14 @@ class Mailboxes:
         """A user has a connection (more): what waits is theirs."""
         box = self._boxes.get(mailbox(user))
         if box is not None:
-            box.retry_at = 0.0
+            box.doom, box.retry_at = None, 0.0
+            self.look(box, now)
+
+    def removed(self, user: str, outcome: str, now: float) -> None:
+        """There is no such user any more: what waits has this outcome, and whoever is to be told is told."""
+        box = self._boxes.get(mailbox(user))
+        if box is not None:
+            box.doom, box.retry_at = outcome, 0.0
             self.look(box, now)
 
     def look(self, box: Box, now: float) -> None:
@@ -52,7 +59,7 @@ class Mailboxes:
         if box.waiting <= 0 or box.fetching or len(box.flying) * 2 > limits.window:
             return
         user = owner_of(box.key)
-        if self._directory.places(user) is None:
+        if box.doom is None and self._directory.places(user) is None:
             return
         if now < box.retry_at:
             self._later[user] = None
@@ -62,6 +69,12 @@ class Mailboxes:
     def found(self, box: Box, entries: Sequence[Entry], now: float) -> None:
         """What was asked for: deliver it to every connection that its user has."""
         if not entries:
+            self.look(box, now)
+            return
+        if box.doom is not None:
+            for entry in entries:
+                self._boxes.end(entry, box.doom)
+                self._became(entry, box.doom, now)
             self.look(box, now)
             return
         places = self._directory.places(owner_of(box.key))
@@ -91,7 +104,10 @@ class Mailboxes:
             self._became(entry, DELIVERED, now)
         else:
             box.put_back(entry.number)
-            if share.reason not in ("not-connected", UNCONFIRMED):  # the user is there, and does not read or acknowledge
+            if share.reason not in (
+                "not-connected",
+                UNCONFIRMED,
+            ):  # the user is there, and does not read or acknowledge
                 box.retry_at = now + LOOK_AGAIN_S
         self.look(box, now)
 

@@ -35,7 +35,6 @@ from bester.broker.kept import (
     Sought,
     Write,
     is_mailbox,
-    mailbox,
 )
 from bester.broker.wire.messages import (
     OP_OF,
@@ -169,9 +168,9 @@ class Router:
         """Return the users with a connection, and those for whom something waits."""
         return sorted({*self._exchange.directory.users(), *self._exchange.boxes.owners()})
 
-    def removed(self, user: str) -> list[Action]:
+    def removed(self, user: str, now: float) -> list[Action]:
         """There is no such account any more: end the user's connections, and what waits."""
-        self._exchange.boxes.end_box(mailbox(user), failed("unknown-user"))
+        self._exchange.mailboxes.removed(user, failed("unknown-user"), now)
         for link, sessions in (self._exchange.directory.places(user) or {}).items():
             for session in sessions:
                 self._say(link, Close(session))

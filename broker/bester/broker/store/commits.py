@@ -16,7 +16,6 @@ from bester.broker.kept import (
     Bury,
     Committed,
     End,
-    EndBox,
     Entry,
     Expired,
     Fetch,
@@ -93,7 +92,7 @@ class Commits(ABC):
         return []
 
     def _is_over(self, entry: Entry) -> bool:
-        return (End, entry.number) in self._held_back or (EndBox, entry.box) in self._held_back
+        return (End, entry.number) in self._held_back
 
     @abstractmethod
     def _answer(self, read: Read) -> Any:

@@ -15,7 +15,6 @@ from bester.broker.kept import (
     Bury,
     Dead,
     End,
-    EndBox,
     Entry,
     Expired,
     Fetch,
@@ -126,9 +125,6 @@ class MemoryStore(Commits):
                     self._insert(entry._replace(body=b""), outcome, repeated)
                 case End(number, outcome, forget):
                     self._end(number, outcome, forget)
-                case EndBox(box, outcome):
-                    for number in list(self._waiting.get(box, ())):
-                        self._end(number, outcome, False)
                 case Rewrite(number, meta):
                     if number in self._rows:
                         self._rows[number] = self._rows[number]._replace(meta=pack(meta))

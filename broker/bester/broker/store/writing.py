@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from bester.broker.kept import Arrived, Bury, End, EndBox, Handed, Keep, Learn, Note, Rewrite, Unbury
+from bester.broker.kept import Arrived, Bury, End, Handed, Keep, Learn, Note, Rewrite, Unbury
 from bester.broker.store.rows import blob, pack, text
 
 NAMED_AT_ONCE = 500
@@ -68,11 +68,6 @@ def _end(db: sqlite3.Connection, run: list[End]) -> None:
     db.executemany("DELETE FROM entry WHERE number = ?", [(end.number,) for end in run if end.forget])
 
 
-def _end_box(db: sqlite3.Connection, run: list[EndBox]) -> None:
-    rows = [(text(end.outcome), text(end.box)) for end in run]
-    db.executemany(f"{_END} WHERE box = ? AND outcome IS NULL", rows)
-
-
 def _rewrite(db: sqlite3.Connection, run: list[Rewrite]) -> None:
     db.executemany("UPDATE entry SET meta = ? WHERE number = ?", [(pack(each.meta), each.number) for each in run])
 
@@ -115,7 +110,6 @@ def _learn(db: sqlite3.Connection, run: list[Learn]) -> None:
 
 CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     End: _end,
-    EndBox: _end_box,
     Rewrite: _rewrite,
     Handed: _handed,
     Arrived: _arrived,
