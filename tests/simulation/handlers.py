@@ -120,6 +120,8 @@ class SimHandler:
             return
         if said == "silent":
             self.owes = True
+            if request.type in self._ordered:  # it hangs: what stands behind it has to wait
+                return
         else:
             reply = Reply(request.token, 1, [], "failed") if said is None else Reply(request.token, 0, said)  # type: ignore[arg-type]  # the other strings were dealt with
             if life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link

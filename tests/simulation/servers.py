@@ -26,6 +26,7 @@ WRITES: frozenset[Any] = frozenset(Write.__args__)
 READS: frozenset[Any] = frozenset(Read.__args__)
 BEFORE, AFTER, MEANWHILE = "before the commit", "after the commit", "while sending"
 TRAPS = (BEFORE, AFTER, MEANWHILE)
+SHELL_TICK_S = 0.5
 EPOCH_S = 1_700_000_000.0
 """What the wall clock shows at the beginning."""
 
@@ -236,7 +237,11 @@ class SimServer:
                 self.world.tell(self.name, f"<- {self._who(link)}", message)
             if type(message) is Submit:
                 self._entered[link, message.token] = message.body
-        self._take(self.router.receive_all(link, messages, self.now))
+        outbox = self.router.receive_all(link, messages, self.now)
+        if outbox.messages or outbox.writes or outbox.reads or outbox.others:
+            self._take(outbox)
+            if not self._turn_s and link.door != "direct":  # who speaks to us from our own process is in a turn, too
+                self._turn_ends(self.life)
 
     def _when_awake(self, call: Callable[[], None]) -> None:
         """An event of its own process: it is dropped where that is dead."""
@@ -247,9 +252,10 @@ class SimServer:
 
     def _tick(self) -> None:
         if not self.frozen:
+            self._turning = True
             self._do(self.router.tick(self.now))
             self._turn_ends(self.life, tick=True)
-        self.world.after(TICK_S, self._tick)
+        self.world.after(SHELL_TICK_S, self._tick)
 
     def _who(self, link: Link) -> str:
         connected = self.links.get(link)
