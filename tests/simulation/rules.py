@@ -143,23 +143,23 @@ class Rules:
         Returns under which ids each leaf came.
         """
         meant: Counter[Leaf] = Counter()
-        endless: set[int] = set()
+        round_: set[int] = set()
         for server, body in dict.fromkeys(self._sources()):
-            number, _, program = programs.read(body)
-            if any(step[0] in ENDLESS for step in programs.steps(program)):
-                endless.add(number)
+            number = programs.read(body)[0]
+            if endless(body):
+                round_.add(number)
             found = list(programs.leaves(server, body))
             meant.update(found)
-            if number in endless:  # round the ring, at every server
+            if number in round_:  # round the ring, at every server
                 names = [each.name for each in self.scenario.servers]
                 meant.update((name, user, leaf) for name in names for _, user, leaf in found)
         arrived: dict[Leaf, set[str]] = defaultdict(set)
         for client in self.scenario.clients:
-            self._device_is_right(client, meant, endless, arrived)
+            self._device_is_right(client, meant, round_, arrived)
         return arrived
 
     def _device_is_right(
-        self, client: SimClient, meant: Counter[Leaf], endless: set[int], arrived: dict[Leaf, set[str]]
+        self, client: SimClient, meant: Counter[Leaf], round_: set[int], arrived: dict[Leaf, set[str]]
     ) -> None:
         seen: dict[Leaf, set[str]] = defaultdict(set)
         unmarked: dict[Leaf, set[str]] = defaultdict(set)
@@ -168,7 +168,7 @@ class Rules:
             if leaf not in meant:
                 raise BrokenRuleError(f"{client.name} ({client.user}) got what was not for them: {arrival}")
             ids, first = seen[leaf], unmarked[leaf]
-            counted = programs.read(arrival.body)[0] not in endless
+            counted = programs.read(arrival.body)[0] not in round_
             if self.scenario.faults.calm and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
                 raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
             if not arrival.marked:  # of all copies that one may be, even if another was faster
@@ -184,7 +184,7 @@ class Rules:
         devices = Counter((client.server.name, client.user) for client in self.scenario.clients)
         senders: dict[int, tuple[str, int]] = {}
         for one in self._submissions():
-            if one.type == "o":
+            if one.type == "o" and not endless(one.body):  # what goes round comes again, and late
                 senders[one.number] = (one.client.name, one.life)
         for client in self.scenario.clients:
             alone = devices[client.server.name, client.user] == 1
@@ -204,6 +204,11 @@ class Rules:
                 if number < last.get(sender, 0):
                     raise BrokenRuleError(f"{client.name} got number {number} after {last[sender]}, of {sender}")
                 last[sender] = number
+
+
+def endless(body: bytes) -> bool:
+    """Does a message go on for ever, but for the bounds?"""
+    return any(step[0] in ENDLESS for step in programs.steps(programs.read(body)[2]))
 
 
 def waiting(server: SimServer) -> dict[str, int]:
