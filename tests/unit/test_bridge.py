@@ -54,6 +54,21 @@ class TestDelivering:
         assert wire.words() == ["s/1.0.0=10", "good a"]
         assert scene.said(Confirm) == [Confirm(1, [], [])]
 
+    def test_a_report_that_may_be_asked_for_on_another_connection_waits_until_it_has_left(self) -> None:
+        scene = Scene()
+        wire = scene.log_in()
+        wire.blocked = True
+        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"a","dedup":"d"}}'))
+        scene.turn()
+        (submit,) = scene.said(Submit)
+        scene.broker(Deliver(1, "s/1.0", "t", b"10", [[0, wire.session.number]], submit.token, {"message": "s/1"}))
+        assert wire.words() == ["s/1.0.0=10"]
+        assert scene.said(Confirm) == []
+        scene.bridge.gone(wire)
+        scene.turn()
+        (confirm,) = scene.said(Confirm)
+        assert confirm.failed == [[1, 0, "unconfirmed"]]
+
     def test_to_another_the_report_waits_until_it_has_left(self) -> None:
         scene = Scene()
         alice, bob = scene.log_in("alice"), scene.log_in("bob")

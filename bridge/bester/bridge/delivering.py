@@ -58,11 +58,11 @@ class Delivering:
 
     def deliver(self, message: Deliver, now: float) -> None:
         """Write a delivery's frames. Where all of them go to the very connection whose report follows them, the order
-        of the stream is all the confirmation needed."""
+        of the stream is all the confirmation needed; unless that report may be asked for on another connection."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         owner = None if token is None else self._submits.get(token)
-        if owner is not None and owner.session.acks:
+        if owner is not None and token is not None and (owner.session.acks or owner.session.may_ask_again(token)):
             owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2

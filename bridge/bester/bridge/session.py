@@ -131,6 +131,11 @@ class Session:
         what = None if waiting is None else waiting[2]
         return what if type(what) is Submit else None
 
+    def may_ask_again(self, token: int) -> bool:
+        """Whether the client may send this message again, and be told on another connection what became of it."""
+        submit = self.submitted(token)
+        return submit is not None and "dedup" in submit.meta
+
     def replace(self, submit: Submit) -> None:
         """What waits for its report is submitted in these words from now on."""
         id_, size, _, since_s = self._waiting[submit.token]
