@@ -298,7 +298,7 @@ def test_the_bridge_that_would_have_reported_by_itself_is_told_that_it_waits() -
     assert stand.mail("alice") == [b'"hi"']
 
 
-def test_who_comes_back_while_the_mailbox_is_emptied_gets_the_rest_and_what_may_have_arrived_is_marked() -> None:
+def test_who_comes_back_while_the_mailbox_is_emptied_gets_the_rest_and_what_was_never_written_is_not_marked() -> None:
     stand = town()
     Post(stand).queues(*numbered(4))
     bob = stand.bridge("bob")
@@ -309,10 +309,10 @@ def test_who_comes_back_while_the_mailbox_is_emptied_gets_the_rest_and_what_may_
     assert stand.heard_of(bob, Deliver) == []
     stand.say(bob, Confirm(2, [], [[2, 0, "not-connected"]]))
     again = stand.one(bob, Deliver)
-    assert (again.body, again.targets, again.meta["redelivered"]) == (b"1", [[0, 2]], True)
+    assert (again.body, again.targets, again.meta) == (b"1", [[0, 2]], {"origin": "s1"})
     stand.say(bob, Confirm(4, [], [[3, 0, "not-connected"], [4, 0, "not-connected"]]))
     rest = stand.heard_of(bob, Deliver)
-    assert bodies_of(rest) == [b"2", b"3"]
+    assert (bodies_of(rest), [each.meta for each in rest]) == ([b"2", b"3"], [{"origin": "s1"}] * 2)
     stand.say(bob, Confirm(rest[-1].serial))
     assert stand.mail("bob") == []
 
@@ -329,6 +329,32 @@ def test_a_bridge_that_goes_while_it_empties_a_mailbox_leaves_the_rest_where_it_
     again = stand.heard_of(stand.bridge("bob"), Deliver)
     assert bodies_of(again) == numbered(3, 1)
     assert ["redelivered" in each.meta for each in again] == [True, True, False]
+
+
+def test_what_may_have_arrived_once_stays_marked_though_it_did_not_the_second_time() -> None:
+    stand = town()
+    Post(stand).queues(b"1")
+    bob = stand.bridge("bob")
+    stand.one(bob, Deliver)
+    stand.say(bob, Goodbye(None))
+    bob = stand.bridge("bob")
+    assert stand.deliver(bob, (0, "not-connected")).meta["redelivered"] is True
+    assert stand.deliver(bob).meta["redelivered"] is True
+
+
+def test_of_two_bridges_one_that_went_may_have_delivered_it() -> None:
+    stand = town()
+    Post(stand).queues(b"1")
+    here, there = stand.bridge(name="here"), stand.bridge(name="there")
+    stand.disk = False
+    stand.say(here, Open(1, "bob"))
+    stand.say(there, Open(1, "bob"))
+    stand.disk = True
+    stand.commit()
+    stand.one(here, Deliver)
+    stand.say(here, Goodbye(None))
+    stand.deliver(there, (0, "not-connected"))
+    assert stand.deliver(there).meta["redelivered"] is True
 
 
 @pytest.mark.parametrize("reason", ["overloaded", "timeout"])

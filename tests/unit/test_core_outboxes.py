@@ -302,6 +302,9 @@ def test_what_cannot_be_taken_now_waits_and_is_tried_again(code: str) -> None:
     again = office.relay()
     assert numbers_of([again]) == numbers_of([first])
     assert "again" not in again.meta, "it was not taken the first time"
+    office.answers(again, f"failed:{code}")
+    office.stand.wait(2.0)
+    assert "again" not in office.relay().meta
 
 
 @pytest.mark.parametrize("code", ["unknown-type", "not-allowed", "handler-failed", "timeout", "malformed"])
@@ -605,15 +608,18 @@ def test_a_native_server_that_cannot_be_reached_is_tried_again_and_its_contact_c
     office = Office()
     stand = office.stand
     office.sends("s3")
-    for seconds in (0.0, 1.0, 2.0, 4.0):
+    for seconds, code in ((0.0, "no-handler"), (1.0, "no-handler"), (2.0, "unreachable"), (4.0, "no-handler")):
         stand.wait(seconds)
-        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable"))
+        forward = stand.one(office.bridge, Forward)
+        assert forward.meta.get("again", False) == (seconds == 4.0), "a broken connection says nothing of what it took"
+        stand.say(office.bridge, Forwarded(forward.token, f"failed:{code}"))
     assert office.told() == {"s3": "queued"}
     stand.submit(office.bridge, "one", session=None, scope="server", address="10.0.0.3")
     stand.wait(0.5)
     assert stand.heard_of(office.bridge, Forward) == []
     stand.wait(0.5)
     forward = stand.one(office.bridge, Forward)
+    assert forward.meta["again"] is True
     stand.say(office.bridge, Forwarded(forward.token, "delivered"))
     assert stand.kept(lane("s3", "one")) == []
 

@@ -30,7 +30,7 @@ from bester.broker.kept import (
     owner_of,
 )
 
-FORGET_EVERY_S = 600.0
+FORGET_EVERY_S = 60.0
 """How often outcomes that nobody may ask for any more are cleared away."""
 FULL_TURN_S = 1.0
 """So long nothing is taken that must be kept, after a disk was found full: each try stops everybody for a moment."""
@@ -39,17 +39,31 @@ FULL_TURN_S = 1.0
 class Box:
     """`flying` are the numbers on their way; what is up to `cursor` was fetched and is flying, or is over.
 
-    `handed` is the highest number that was ever sent out. Nothing is fetched before `retry_at`; `delay_s` is the
-    back-off, 0 where all is well. `doom` is the outcome of all that is in it, where nobody will ever come for it.
+    `handed` is the highest number that was ever sent out; of what was, `unsent` certainly did not arrive. Nothing is
+    fetched before `retry_at`; `delay_s` is the back-off, 0 where all is well. `doom` is the outcome of all that is in
+    it, where nobody will ever come for it.
     """
 
-    __slots__ = ("cursor", "delay_s", "doom", "fetching", "flying", "handed", "key", "messages", "retry_at", "size")
+    __slots__ = (
+        "cursor",
+        "delay_s",
+        "doom",
+        "fetching",
+        "flying",
+        "handed",
+        "key",
+        "messages",
+        "retry_at",
+        "size",
+        "unsent",
+    )
 
     def __init__(self, key: str, state: BoxState | None = None) -> None:
         self.key = key
         self.messages = state.messages if state else 0
         self.size = state.size_bytes if state else 0
         self.handed = state.handed if state else 0
+        self.unsent: set[int] = set()  # they are next: a window of them
         self.cursor = 0
         self.flying: dict[int, int] = {}  # number: bytes
         self.fetching = False
@@ -67,9 +81,10 @@ class Box:
         """Everything in it below this number is over."""
         return min(self.flying, default=self.cursor + 1)
 
-    def put_back(self, number: int) -> None:
-        """One that was on its way is not any more: it is the next one again."""
-        self.flying.pop(number, None)
+    def put_back(self, number: int, *, unsent: bool = False) -> None:
+        """One that was on its way is not any more: it is the next one again. `unsent`: it did not arrive, surely."""
+        if self.flying.pop(number, None) is not None and unsent:
+            self.unsent.add(number)
         self.cursor = min(self.cursor, number - 1)
 
 
@@ -227,13 +242,17 @@ class Boxes:
             box.flying[entry.number] = len(entry.body)
         return box, fresh
 
-    def hand(self, box: Box, entries: Sequence[Entry]) -> int:
-        """Note that these go out now; returns up to which number some may have arrived before."""
+    def hand(self, box: Box, entries: Sequence[Entry]) -> set[int]:
+        """Note that these go out now; returns the numbers of those that may have arrived before."""
         before, last = box.handed, entries[-1].number
         if last > before:
             box.handed = last
             self._out.writes.append(Handed(box.key, last))
-        return before
+        numbers = {entry.number for entry in entries if entry.number <= before or entry.meta.get("repeated")}
+        if box.unsent:
+            numbers -= {entry.number for entry in entries if not entry.meta.get("repeated")} & box.unsent
+            box.unsent.difference_update(entry.number for entry in entries)
+        return numbers
 
     def end(self, entry: Entry, outcome: str) -> bool:
         """What became of a message that waited. It is remembered where anybody may ask. False: it was over before."""
@@ -272,7 +291,7 @@ class Boxes:
             self._out.reads.append(Expired(wall, self.limits.expiries, self.limits.window_bytes))
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
-            self._out.writes.append(Forget(wall - OUTCOME_KEPT_S))
+            self._out.writes.append(Forget(wall - OUTCOME_KEPT_S, self._bounds.outcomes))
 
     def expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """The answer to that; returns those that are to be ended. Those on their way are left to it a while longer."""

@@ -49,10 +49,12 @@ class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for mos
 
 
 class MailDelivery(Struct, eq=False, gc=False):
-    """The same of a message that was kept; several bridges that hold its user have the `share` in common."""
+    """The same of a message that was kept; several bridges that hold its user have the `share` in common. `again`: it
+    may have arrived before."""
 
     entry: Entry
     share: Share
+    again: bool = False
 
 
 Out = Delivery | MailDelivery

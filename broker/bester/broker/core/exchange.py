@@ -296,7 +296,7 @@ class Exchange:
             if type(delivery) is Delivery:
                 self._delivered(delivery, {target[0]: UNCONFIRMED for target in delivery.targets}, now)
             elif type(delivery) is MailDelivery:
-                self.mailboxes.delivered(delivery, "not-connected", now)
+                self.mailboxes.delivered(delivery, UNCONFIRMED, now)
         self.outboxes.lost(link, now)
 
     def _look(self, box: Box, now: float) -> None:

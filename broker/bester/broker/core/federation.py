@@ -21,7 +21,7 @@ MAX_LANE_BYTES = 64 * 1024 * 1024
 
 class Leg(Struct, eq=False):
     """A message on its way to a server. `case` waits for it, until it is kept and its sender was told so; `deadline` is
-    until when an answer is waited for."""
+    until when an answer is waited for. `again`: it was on its way before, and may have arrived."""
 
     entry: Entry
     target: str
@@ -29,6 +29,7 @@ class Leg(Struct, eq=False):
     route: Route
     deadline: float
     case: Case | None
+    again: bool = False
 
 
 class Routes:

@@ -82,15 +82,16 @@ class Mailboxes:
             for entry in entries:
                 box.put_back(entry.number)
             return
-        handed = self._boxes.hand(box, entries)
+        marked = self._boxes.hand(box, entries)
         for entry in entries:
             id_, _, t = entry.id.rpartition(".")
             meta: Meta = {"origin": entry.meta.get("origin")}
-            if entry.number <= handed or entry.meta.get("repeated"):
+            again = entry.number in marked
+            if again:
                 meta["redelivered"] = True
             share = Share(len(places))
             for link, sessions in places.items():
-                serial = self._deliveries.add(link, MailDelivery(entry, share))
+                serial = self._deliveries.add(link, MailDelivery(entry, share, again))
                 self._out.say(link, Deliver(serial, id_, entry.type, entry.body, [[int(t), *sessions]], None, meta))
 
     def delivered(self, mail: MailDelivery, reason: str | None, now: float) -> None:
@@ -103,11 +104,9 @@ class Mailboxes:
             self._boxes.end(entry, DELIVERED)
             self._became(entry, DELIVERED, now)
         else:
-            box.put_back(entry.number)
-            if share.reason not in (
-                "not-connected",
-                UNCONFIRMED,
-            ):  # the user is there, and does not read or acknowledge
+            gone = share.reason == "not-connected"
+            box.put_back(entry.number, unsent=gone and not mail.again)
+            if not gone and share.reason != UNCONFIRMED:  # the user is there, and does not read or acknowledge
                 box.retry_at = now + LOOK_AGAIN_S
         self.look(box, now)
 

@@ -70,7 +70,8 @@ class Outboxes:
         case.owed += 1
         patience_s = self._limits.report_s if route.name else self._limits.relay_s
         ttl_s = None if case.expires is None else case.expires - now
-        self._send(Leg(entry, target, link, route, now + patience_s, case), entry, ttl_s, again=parcel.repeated)
+        leg = Leg(entry, target, link, route, now + patience_s, case, parcel.repeated)
+        self._send(leg, entry, ttl_s, again=parcel.repeated)
         return None
 
     def meta_of(self, parcel: Parcel) -> Meta:
@@ -126,7 +127,7 @@ class Outboxes:
         if leg.case is None:
             self._ended_kept(leg, outcome, meta, now, again=again)
         elif again:
-            if self._keep(leg, now, repeated=False):
+            if self._keep(leg, now, repeated=_may_have_arrived(leg, outcome)):
                 self._back_off(self._box(leg), now)
         else:
             self._note(leg.entry, outcome, meta)
@@ -142,7 +143,7 @@ class Outboxes:
         if box is None or entry.number not in box.flying:
             return
         if again:
-            box.put_back(entry.number)
+            box.put_back(entry.number, unsent=not _may_have_arrived(leg, outcome))
             self._back_off(box, now)
             return
         box.delay_s = 0.0
@@ -201,10 +202,10 @@ class Outboxes:
             for entry in entries:
                 box.put_back(entry.number)
             return
-        handed, wall = self._boxes.hand(box, entries), self._boxes.wall(now)
+        marked, wall = self._boxes.hand(box, entries), self._boxes.wall(now)
         for entry in entries:
-            again = entry.number <= handed or bool(entry.meta.get("repeated"))
-            leg = Leg(entry, entry.target, link, route, now + self._limits.relay_s, None)
+            again = entry.number in marked
+            leg = Leg(entry, entry.target, link, route, now + self._limits.relay_s, None, again)
             self._send(leg, entry, max(0.0, entry.expires_s - wall), again=again)
 
     def _back_off(self, box: Box, now: float) -> None:
@@ -255,6 +256,11 @@ class Outboxes:
                 self.legs.prolong(token, leg, now + self._limits.relay_s)
         for box in self._boxes.lanes():
             self.look(box, now)
+
+
+def _may_have_arrived(leg: Leg, outcome: str) -> bool:
+    """Who answers that it cannot be taken has not taken it; a connection that broke says nothing of the kind."""
+    return leg.again or (leg.route.fabric is None and reason_of(outcome) == "unreachable")
 
 
 def _left(meta: Meta) -> int:
