@@ -89,12 +89,12 @@ def stand() -> Stand:
 
 
 def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
-    stand.keeping.add([Learn("chat"), Forget(1.0)], [])
+    stand.keeping.add([Learn("chat"), Forget(1.0, 1000)], [])
     assert not stand.keeping.due
     stand.keeping.settle()
     assert stand.log == []
     stand.keeping.tick()
-    assert stand.log == [([Learn("chat"), Forget(1.0)], True)]
+    assert stand.log == [([Learn("chat"), Forget(1.0, 1000)], True)]
 
 
 def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:

@@ -34,6 +34,7 @@ from bester.broker.kept import (
     lane,
     mailbox,
 )
+from bester.broker.store import memory, reading, sqlite
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
 
@@ -305,16 +306,46 @@ def test_what_is_over_is_found_with_its_body_and_when_the_next_is(stand: Stand) 
 
 def test_outcomes_are_forgotten_when_their_time_is_over(stand: Stand) -> None:
     stand.write(keep(1, id="m.0.0"), keep(2, id="m.0.1", target="eve"), End(1, "delivered"), End(2, "delivered"))
-    stand.write(Forget(NOW_S + 2))
+    stand.write(Forget(NOW_S + 2, 1000))
     assert stand.read(outcomes("m")) == {"eve": "delivered"}
 
 
 def test_what_waits_is_not_forgotten(stand: Stand) -> None:
-    stand.write(keep(1), Forget(NOW_S + 1000))
+    stand.write(keep(1), Forget(NOW_S + 1000, 1000))
     assert stand.waiting() == [1]
 
 
 # --- dead letters ---
+
+
+def test_of_many_outcomes_the_latest_are_remembered(stand: Stand) -> None:
+    stand.write(*(keep(number) for number in range(1, 8)))
+    stand.write(*(End(number, "delivered") for number in range(1, 7)))
+    stand.write(Forget(NOW_S - 1000, 2))
+    known = [number for number in range(1, 8) if stand.read(outcomes(f"s1/b/{number}"))]
+    assert known == [5, 6, 7]  # what waits is not among those that are counted
+
+
+def heavy(id_: str, size: int) -> Bury:
+    return Bury(Letter(id_, "t", b"x" * size, "timeout", NOW_S, {}))
+
+
+def test_heavy_dead_letters_go_oldest_first(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, sqlite):
+        monkeypatch.setattr(module, "LETTER_BYTES", 100)
+    stand.write(heavy("a", 40), heavy("b", 40), heavy("c", 40))
+    stand.write(Forget(0.0, 1000))
+    assert [each.id for each in stand.read(Dead(None, None, 100, None, 0, {}))] == ["c", "b"]
+
+
+def test_not_too_many_bodies_are_read_at_once(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, reading):
+        monkeypatch.setattr(module, "READ_BYTES", 100)
+    stand.write(heavy("a", 40), heavy("b", 40), heavy("heavy", 400))
+    assert [each.id for each in stand.read(Dead(None, None, 100, None, 0, {}))] == ["heavy"]
+    stand.write(Unbury("heavy"), heavy("c", 40))
+    assert [each.id for each in stand.read(Dead(None, None, 100, None, 0, {}))] == ["c", "b"]
+    assert len(stand.read(Dead(None, None, 100, None, 0, {}, bodies=False))) == 3
 
 
 def test_dead_letters_are_listed_latest_first(stand: Stand) -> None:
@@ -448,5 +479,5 @@ def test_what_has_ended_while_nothing_could_be_written_is_not_read_again(stand: 
 def test_what_is_held_back_does_not_grow_without_end(stand: Stand) -> None:
     broken(stand)
     for _ in range(50):
-        stand.store.commit([End(1, "delivered"), Handed(BOB, 1), Rewrite(1, {}), Forget(NOW_S), keep(2)])
+        stand.store.commit([End(1, "delivered"), Handed(BOB, 1), Rewrite(1, {}), Forget(NOW_S, 1000), keep(2)])
     assert len(stand.store._held_back) == 4

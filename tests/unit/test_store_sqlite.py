@@ -368,7 +368,7 @@ def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
     asked: list[str] = []
     store._db.set_trace_callback(asked.append)
     store.commit([keep(1), keep(2, box=lane("s2", "t")), End(1, "x"), End(3, "x", forget=True)])
-    store.commit([Bury(Letter("a", "t", b"", "timeout", 0, {})), Forget(5.0)])
+    store.commit([Bury(Letter("a", "t", b"", "timeout", 0, {})), Forget(5.0, 1000)])
     for read in (
         Fetch(BOB, 0, 9, LOTS), Expired(5.0, 9, LOTS), Sought("a", "s2", None), Outcomes("m", "alice", None, 0),
         Dead(None, None, 9, None, 0, {}), Dead("a", None, 9, None, 0, {}), Dead(None, "t", 9, None, 0, {}),
@@ -392,7 +392,7 @@ def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch
     def remembered() -> int:
         return int(store._db.execute("SELECT count(*) FROM entry").fetchone()[0])
 
-    store.commit([Forget(24.0)])
+    store.commit([Forget(24.0, 1000)])
     assert remembered() == 15
     store.commit([])
     assert remembered() == 5

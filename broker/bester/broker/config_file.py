@@ -102,6 +102,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "server_bytes": Key("1073741824", "bytes of them"),
         "messages": Key("1000000", "messages that wait in all"),
         "bytes": Key("8589934592", "bytes of them"),
+        "outcomes": Key(
+            "1000000",
+            "what became of so many messages can be asked for; above it the oldest is forgotten",
+        ),
         "dead_letters": Key("10000", "dead letters kept; a new one above it takes the place of the oldest"),
     },
     "accounts": {
@@ -274,6 +278,7 @@ class _Reader:
                 ("server_messages", known.server_messages, 1, MAX_KEPT),
                 ("server_bytes", known.server_bytes, 1, MAX_KEPT_BYTES),
                 ("messages", known.messages, 1, MAX_KEPT),
+                ("outcomes", known.outcomes, 1, MAX_KEPT),
                 ("dead_letters", known.dead_letters, 1, MAX_KEPT),
             )
         }

@@ -15,6 +15,10 @@ from bester.broker.wire.messages import Meta
 
 OUTCOME_KEPT_S = 7 * 24 * 3600
 """So long after its time to live is over, what became of a message can be asked for."""
+LETTER_BYTES = 1024 * 1024 * 1024
+"""Of the bodies of all dead letters."""
+READ_BYTES = 64 * 1024 * 1024
+"""Of the bodies of dead letters that are read at once."""
 NUMBERS_A_LIFE = 2**32
 """Life n of a broker numbers what it may keep from n times this: numbers rise for ever, and no write is spent on it."""
 
@@ -146,9 +150,11 @@ class Learn(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Outcomes of what expired before this (wall clock) are remembered no longer."""
+    """Outcomes of what expired before this (wall clock) are remembered no longer, and of the others the oldest above
+    `most`; of dead letters those above LETTER_BYTES, oldest first. It need not happen at once."""
 
     before_s: float
+    most: int
 
 
 Write = Keep | Note | End | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
@@ -202,7 +208,8 @@ class Outcomes(NamedTuple):
 
 
 class Dead(NamedTuple):
-    """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`.
+    """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`,
+    and no more than READ_BYTES of bodies, at least one.
     `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read."""
 
     id: str | None
@@ -257,6 +264,8 @@ class Bounds:
     server_bytes: int = 1024 * 1024 * 1024
     messages: int = 1_000_000
     total_bytes: int = 8 * 1024 * 1024 * 1024
+    outcomes: int = 1_000_000
+    """Of what is over and may be asked for, some 400 bytes each; above it the oldest is forgotten."""
     dead_letters: int = 10_000
     """Above it a new one takes the place of the oldest: their senders were all told."""
 

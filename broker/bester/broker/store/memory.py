@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from bester.broker.kept import (
+    LETTER_BYTES,
+    READ_BYTES,
     Arrived,
     BoxState,
     Bury,
@@ -147,10 +150,20 @@ class MemoryStore(Commits):
                 self._letters.pop(id_, None)
             case Learn(type_):
                 self._types[type_] = None
-            case Forget(before_s):
-                rows = self._rows.items()
-                for number in [n for n, row in rows if row.outcome is not None and row.entry.expires_s < before_s]:
-                    self._end(number, "", True)
+            case Forget(before_s, most):
+                self._forget(before_s, most)
+
+    def _forget(self, before_s: float, most: int) -> None:
+        ended = sorted((row.entry.expires_s, number) for number, row in self._rows.items() if row.outcome is not None)
+        before_s = max(before_s, ended[-most][0]) if len(ended) > most else before_s
+        for expires_s, number in ended:
+            if expires_s < before_s:
+                self._end(number, "", True)
+        size = 0
+        for id_, letter in reversed(list(self._letters.items())):
+            size += len(letter.body)
+            if size > LETTER_BYTES:
+                del self._letters[id_]
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.box))
@@ -205,7 +218,8 @@ class MemoryStore(Commits):
                     for letter in reversed(self._letters.values())
                     if (letter.id == id_ if id_ is not None else type_ in (None, letter.type))
                 ]
-                return letters[:limit]
+                sizes = accumulate(len(letter.body) for letter in letters[:limit])
+                return letters[: max(1, sum(size <= READ_BYTES for size in sizes))]
 
     def _bounded(self, rows: list[_Row], limit_bytes: int) -> list[Entry]:
         """Return the entries of the first rows, no more bytes than that, at least one."""

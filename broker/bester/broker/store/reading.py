@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from bester.broker.kept import Dead, Entry, Expired, Fetch, Letter, Outcomes, Read, Sought, lane
+from bester.broker.kept import READ_BYTES, Dead, Entry, Expired, Fetch, Letter, Outcomes, Read, Sought, lane
 from bester.broker.store.rows import read_text, summed_up, text, unpack
 
 _COLUMNS = "number, box, id, target, type, body, sender, expires_s, meta"
@@ -91,10 +91,14 @@ def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter]:
         f"SELECT id, type, {body}, reason, at_s, meta FROM letter {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 (columns alone)
         (*values, read.limit),
     )
-    return [
-        Letter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta))
-        for id_, type_, text_, reason, at_s, meta in rows
-    ]
+    letters: list[Letter] = []
+    room_bytes = READ_BYTES
+    for id_, type_, text_, reason, at_s, meta in rows:
+        room_bytes -= len(text_)
+        if letters and room_bytes < 0:
+            break
+        letters.append(Letter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
+    return letters
 
 
 def _entry_of(row: _Row) -> Entry:

@@ -15,12 +15,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bester.broker.kept import Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
+from bester.broker.kept import LETTER_BYTES, Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
 from bester.broker.store import schema
 from bester.broker.store.commits import Commits
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, unpack
-from bester.broker.store.writing import CARRY_OUT, drop_oldest_letters, forget_some, insert
+from bester.broker.store.writing import (
+    CARRY_OUT,
+    drop_heavy_letters,
+    drop_oldest_letters,
+    forget_from,
+    forget_some,
+    insert,
+)
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 2.0
@@ -213,7 +220,8 @@ class SqliteStore(Commits):
         if kind is Keep or kind is Note:
             return insert(self._db, run)
         if kind is Forget:
-            self._forget_before_s = max(write.before_s for write in run)
+            self._forget_before_s = max(forget_from(self._db, write) for write in run)
+            drop_heavy_letters(self._db, LETTER_BYTES)
         else:
             CARRY_OUT[kind](self._db, run)
         if kind is Bury:

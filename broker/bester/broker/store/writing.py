@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from bester.broker.kept import Arrived, Bury, End, Handed, Keep, Learn, Note, Rewrite, Unbury
+from bester.broker.kept import Arrived, Bury, End, Forget, Handed, Keep, Learn, Note, Rewrite, Unbury
 from bester.broker.store.rows import blob, pack, text
 
 NAMED_AT_ONCE = 500
@@ -24,6 +24,11 @@ _DROP_OLDEST = (
     "DELETE FROM letter WHERE serial IN "
     "(SELECT serial FROM letter ORDER BY serial LIMIT max(0, (SELECT count(*) FROM letter) - ?))"
 )
+_DROP_HEAVY = (
+    "DELETE FROM letter WHERE serial IN (SELECT serial FROM "
+    "(SELECT serial, sum(length(body)) OVER (ORDER BY serial DESC) AS size FROM letter) WHERE size > ?)"
+)
+_KEPT_LONGEST = "SELECT expires_s FROM entry WHERE outcome IS NOT NULL ORDER BY expires_s DESC LIMIT 1 OFFSET ?"
 _FORGET = (
     "DELETE FROM entry WHERE number IN "
     "(SELECT number FROM entry WHERE outcome IS NOT NULL AND expires_s < ? ORDER BY expires_s LIMIT ?)"
@@ -123,6 +128,17 @@ CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
 def drop_oldest_letters(db: sqlite3.Connection, limit: int) -> None:
     """Drop the oldest dead letters above so many."""
     db.execute(_DROP_OLDEST, (limit,))
+
+
+def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> None:
+    """Drop the oldest dead letters where their bodies together are larger than that."""
+    db.execute(_DROP_HEAVY, (limit_bytes,))
+
+
+def forget_from(db: sqlite3.Connection, forget: Forget) -> float:
+    """Return the time such that what has ended and expired before it is to be forgotten."""
+    row = db.execute(_KEPT_LONGEST, (max(0, forget.most - 1),)).fetchone()
+    return forget.before_s if row is None else max(forget.before_s, row[0])
 
 
 def forget_some(db: sqlite3.Connection, before_s: float, limit: int) -> int:
