@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.ledger import MAX_ROWS, Delivery, Ledger
+from bester.bridge.ledger import MAX_ROWS, UNCONFIRMED, Delivery, Ledger
 from bester.bridge.outqueue import OutQueue
 from bester.broker.wire.messages import Confirm
 
@@ -83,6 +83,14 @@ class TestDelivery:
         assert not delivery.missed(2, "not-connected")
         assert delivery.missed(2, "overloaded")
         assert delivery.failed == [[4, 2, "overloaded"]]
+
+    def test_one_session_that_may_have_got_it_is_enough_to_say_so(self) -> None:
+        delivery = Ledger().begin(4, None, None)
+        delivery.expect(2, 2)
+        delivery.release()
+        assert not delivery.missed(2, UNCONFIRMED)
+        assert delivery.missed(2, "not-connected")
+        assert delivery.failed == [[4, 2, UNCONFIRMED]]
 
     def test_what_comes_after_the_first_success_changes_nothing(self) -> None:
         delivery = Ledger().begin(4, None, None)

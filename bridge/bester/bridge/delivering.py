@@ -11,15 +11,13 @@ from collections.abc import Callable, Mapping
 
 from bester.bridge import native
 from bester.bridge.acknowledging import Acknowledging
-from bester.bridge.ledger import Delivery, Ledger
+from bester.bridge.ledger import UNCONFIRMED, Delivery, Ledger
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import Waiting, Wire
 from bester.bridge.writing import Writing
 from bester.broker.wire.messages import Confirm, Deliver
 
-UNCONFIRMED = "unconfirmed"
-"""To the broker only: nobody is there, and what was written on a connection that is gone may have arrived."""
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
 """Writes a report: token, status, reason, message, recipients, now."""
 

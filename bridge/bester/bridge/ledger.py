@@ -13,11 +13,14 @@ from typing import Any
 
 from bester.broker.wire.messages import Confirm
 
+UNCONFIRMED = "unconfirmed"
+"""To the broker only: nobody is there, and what was written on a connection that is gone may have arrived."""
+
 
 class Delivery:
     """One DELIVER on its way to several connections. `token` is that of the message it completes, if any."""
 
-    __slots__ = ("_targets", "failed", "holds", "ledger", "message", "serial", "token")
+    __slots__ = ("_targets", "_unsure", "failed", "holds", "ledger", "message", "serial", "token")
 
     def __init__(self, ledger: Ledger, serial: int, token: int | None, message: str | None) -> None:
         self.ledger = ledger
@@ -26,6 +29,7 @@ class Delivery:
         self.message = message
         self.failed: list[list[Any]] = []
         self.holds = 1  # targets that are undecided, and one for whoever is still adding targets
+        self._unsure = False
         self._targets: dict[int, int] = {}  # undecided target: sessions that may still make it
 
     def expect(self, target: int, sessions: int) -> None:
@@ -50,11 +54,13 @@ class Delivery:
         sessions = self._targets.get(target)
         if sessions is None:
             return False
+        if reason == UNCONFIRMED:  # one that may have got it is enough to say so
+            self._unsure = True
         if sessions > 1:
             self._targets[target] = sessions - 1
             return False
         del self._targets[target]
-        self.fail(target, reason)
+        self.fail(target, UNCONFIRMED if self._unsure else reason)
         return self._decided()
 
     def _decided(self) -> bool:
