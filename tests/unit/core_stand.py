@@ -1,4 +1,4 @@
-"""A stand for the broker's core: parties that speak to one Router by hand, a store in memory, a clock that moves when told.
+"""A stand for the broker's core: parties that speak to one Router by hand, a store in memory, a clock moved by hand.
 
 Whatever the router wants written is committed before what it says is heard, as its shell does; `disk = False` holds
 that back until `commit` is called.
