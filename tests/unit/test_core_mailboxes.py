@@ -252,6 +252,21 @@ def test_what_could_not_be_written_waits_in_its_own_place() -> None:
     assert f"{again[0].id}.{again[0].targets[0][0]}" == f"{delivery.id}.0"
 
 
+def test_what_could_not_be_written_has_its_place_though_what_came_later_is_on_its_way() -> None:
+    stand = town()
+    post = Post(stand)
+    bob = stand.bridge("bob")
+    early = post.sends("bob", body=b"1")
+    delivery = stand.one(bob, Deliver)
+    stand.say(bob, Close(1))
+    post.queues(b"2", b"3")
+    stand.say(bob, Open(2, "bob"))
+    assert bodies_of(stand.heard_of(bob, Deliver)) == [b"2", b"3"]
+    stand.say(bob, Confirm(delivery.serial, [], [[delivery.serial, 0, "not-connected"]]))
+    assert post.told(early) == {"bob": "queued"}
+    assert stand.one(bob, Deliver).body == b"1"
+
+
 @pytest.mark.parametrize(
     ("reason", "outcome", "marked"),
     [

@@ -267,6 +267,30 @@ def test_an_answer_that_crosses_the_writing_ends_it() -> None:
     assert office.relays() == []
 
 
+def test_one_that_was_answered_while_the_disk_would_not_take_it_is_counted_out_once() -> None:
+    office = Office()
+    office.up()
+    office.sends("s2", body=b"1")
+    kept = office.relay()
+    office.stand.wait(5.0)
+    assert office.told() == {"s2": "queued"}
+    office.sends("s2", body=b"2")
+    relay = office.relay()
+    office.stand.wait(4.5)
+    office.stand.disk = False
+    office.stand.store.full = True
+    office.stand.wait(0.5)
+    office.answers(relay)
+    office.stand.disk = True
+    office.stand.commit()
+    assert office.told() == {}, "it was delivered, and need not wait"
+    assert office.waiting() == [b"1"]
+    boxes = office.stand.router._exchange.boxes
+    assert (boxes.messages, boxes._size) == (1, 1)
+    office.answers(kept)
+    assert (boxes.messages, boxes._size, office.waiting()) == (0, 0, [])
+
+
 def test_what_is_on_a_link_that_breaks_goes_out_again_in_order_and_marked() -> None:
     office = Office()
     office.up()
@@ -437,6 +461,20 @@ def test_while_it_backs_off_what_is_new_waits_too() -> None:
     office.told()
     office.queues(b"1")
     assert office.waiting() == [b"0", b"1"]
+
+
+def test_while_one_is_tried_after_a_failure_what_is_new_waits_too() -> None:
+    office = Office()
+    office.up()
+    office.sends("s2", body=b"0")
+    office.answers(office.relay(), "failed:no-handler")
+    office.told()
+    office.stand.wait(1.0)
+    tried = office.relay()
+    office.queues(b"1")
+    assert office.relays() == []
+    office.answers(tried)
+    assert bodies_of(office.relays()) == [b"1"]
 
 
 def slow(office: Office) -> None:

@@ -107,7 +107,7 @@ class Boxes:
         self.messages = sum(box.messages for box in self._boxes.values())
         self._size = sum(box.size for box in self._boxes.values())
         self._pending: dict[int, Case | None] = {}
-        self._over_early: set[int] = set()  # of those, what has ended before it was committed
+        self._over_early: dict[int, str] = {}  # of those, what has ended before it was committed, and how
         self._over: set[int] = set()  # what has expired, where that is not written yet: a disk still gives it out
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
@@ -199,15 +199,14 @@ class Boxes:
             if entry.number not in self._pending:
                 continue
             case = self._pending.pop(entry.number)
-            if entry.number in self._over_early:
-                self._over_early.discard(entry.number)
-            elif not result.ok or entry.number in result.repeated:
+            early = self._over_early.pop(entry.number, None)
+            if early is None and (not result.ok or entry.number in result.repeated):
                 self._uncount(entry.box, entry.number, len(entry.body))
-            else:
+            elif early is None:
                 touched[entry.box] = None
             if case is not None:
                 said = result.repeated.get(entry.number) or QUEUED  # what it waited for before may be over
-                self._reports.settle(case, entry.target, said if result.ok else failed("storage-full"))
+                self._reports.settle(case, entry.target, said if result.ok else early or failed("storage-full"))
         for key in touched:
             box = self._boxes.get(key)
             if box is not None:
@@ -259,7 +258,7 @@ class Boxes:
         if entry.box not in self._boxes:
             return False
         if entry.number in self._pending:
-            self._over_early.add(entry.number)
+            self._over_early[entry.number] = outcome
         self._uncount(entry.box, entry.number, len(entry.body))
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))
