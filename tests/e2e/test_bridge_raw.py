@@ -410,7 +410,7 @@ class TestAcknowledging:
             await bob.read()
             bob.reset()
             await it.broker.until(lambda: it.broker.of_kind(Confirm) != [])
-            assert it.broker.of_kind(Confirm) == [Confirm(1, [], [[1, 0, "not-connected"]])]
+            assert it.broker.of_kind(Confirm) == [Confirm(1, [], [[1, 0, "unconfirmed"]])]
 
         play(story)
 

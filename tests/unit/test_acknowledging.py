@@ -141,7 +141,7 @@ class TestAcknowledging:
         scene.said(Confirm)
         scene.bridge.gone(wire)
         scene.turn()
-        assert scene.said(Confirm) == [Confirm(3, [], [[2, 0, "not-connected"], [3, 0, "not-connected"]])]
+        assert scene.said(Confirm) == [Confirm(3, [], [[2, 0, "unconfirmed"], [3, 0, "unconfirmed"]])]
 
     def test_an_id_nobody_waits_for_changes_nothing(self) -> None:
         scene = Scene()
