@@ -89,6 +89,8 @@ class SimServer:
         self.up = False
         self.crashes = 0
         self.unnoted: set[tuple[Any, str]] = set()  # what waits elsewhere, and there was no room to remember that
+        self.forgot = False
+        """Did it die while its full disk had not taken what was to be marked as sent out?"""
         self.refused: set[bytes] = set()  # bodies of messages that were reported as bad
         self._entered: dict[tuple[Link, int], bytes] = {}
         self.wall_s = EPOCH_S
@@ -209,6 +211,7 @@ class SimServer:
         self.world.tell(self.name, "CRASHES", f"for {down_s:.1f} s")
         self.up = False
         self.crashes += 1
+        self.forgot = self.forgot or bool(self.store._held_back)
         self.wall_s += wall_s
         self._trap = None
         self._turning = False
