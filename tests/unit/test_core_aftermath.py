@@ -211,6 +211,16 @@ def test_of_several_recipients_the_worst_counts_when_all_have_ended() -> None:
     assert chain.pushed() == [{"message": message, "recipient": "s2", "outcome": "failed:expired"}]
 
 
+def test_a_failure_counts_though_what_comes_after_it_went_well() -> None:
+    chain = Chain("s1", "s2")
+    message = chain.sends("bob", "carol")
+    chain.last.take(chain.last.router.removed("bob", chain.last.now))
+    chain.net.flow()
+    assert chain.outcome(message) == {"s2": "queued"}
+    chain.comes("carol")
+    assert chain.outcome(message) == {"s2": "failed:unknown-user"}
+
+
 def test_several_that_end_together_count_each() -> None:
     chain = Chain("s1", "s2", "s3")
     message = chain.sends("bob", "bob", "bob")
@@ -266,10 +276,15 @@ def test_news_that_come_twice_are_told_once() -> None:
     assert [each["outcome"] for each in chain.pushed()] == ["delivered"]
 
 
-def test_news_that_overtake_the_answer_are_told_again_later() -> None:
+@pytest.mark.parametrize("waited", [False, True])
+def test_news_that_overtake_the_answer_are_told_again_later(waited: bool) -> None:
     chain = Chain("s1", "s2")
+    if waited:
+        chain.net.part("s1", "s2")
     token = chain.first.submit(chain.bridge, "post", outcome=True)
     chain.first.answer(chain.handlers["s1"], servers("s2"))
+    if waited:
+        chain.net.join("s1", "s2")
     chain.net.flow()
     request = chain.last.request(chain.handlers["s2"])
     chain.last.reply(chain.handlers["s2"], request.token, clients("bob"))

@@ -14,6 +14,7 @@ from bester.broker.wire.messages import (
     Deliver,
     Goodbye,
     Hello,
+    Message,
     Open,
     Outcome,
     Reply,
@@ -125,6 +126,19 @@ def test_hello_again_on_the_same_link_voids_what_was_said_on_it() -> None:
     assert stand.heard_of(chat, Request) == []
 
 
+def test_a_report_said_in_the_very_turn_in_which_hello_voids_it_is_told_again() -> None:
+    stand, edge, chat = town()
+    edge.submits(7)
+    stand.answer(chat, clients("nobody", "alice"))
+    delivery = stand.one(edge.link, Deliver)
+    batch: list[Message] = [Confirm(delivery.serial), Hello(1, "bridge", "b", {"epoch": "life"})]
+    stand.take(stand.router.receive_all(edge.link, batch, stand.now).actions())
+    assert [report.token for report in edge.reports()] == [7]
+    edge.submits(7, attempt=2)
+    assert [report.token for report in edge.reports()] == [7]
+    assert stand.heard_of(chat, Request) == []
+
+
 def test_what_the_bridge_has_heard_is_remembered_no_longer() -> None:
     stand, edge, chat = town()
     for token in (7, 8, 9):
@@ -160,6 +174,9 @@ def test_every_report_on_a_link_counts_whatever_it_is_on() -> None:
     edge.submits(8)
     stand.answer(chat)
     edge.confirms(1)
+    peer = stand.router._presence.peers[edge.link]
+    assert peer.edge is not None
+    assert [report.token for report in peer.edge._told] == [8]
     edge.relinks()
     edge.submits(8, attempt=2)
     assert [report.token for report in edge.reports()] == [8]
