@@ -27,8 +27,8 @@ from tests.simulation.rules import Rules
 from tests.simulation.servers import SimServer
 from tests.simulation.world import BrokenRuleError, Weather, World
 
-TRAFFIC_S = 10.0
-HEALED_S = 18.0
+TRAFFIC_S = 9.0
+HEALED_S = 16.0
 PATIENCE_S = 60.0
 LIMITS = Limits(heartbeat_s=3.0, request_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0)
 BRIDGE_LIMITS = BridgeLimits(drain_s=15.0)
@@ -234,7 +234,7 @@ class Scenario:
         for client in self.clients:
             client.come()
         world.run(HEALED_S + PATIENCE_S, enough=self.rules.quiet)
-        world.run(world.now + 2.0)
+        world.run(world.now + 1.0)
         self.rules.ask_what_became()
         world.run(world.now + 5.0, enough=self.rules.all_answered)
         self.rules.check()
