@@ -188,6 +188,39 @@ def test_what_no_handler_came_for_is_new_when_it_comes_again() -> None:
     assert dock.requests() == [b"7"]
 
 
+def test_nothing_overtakes_what_could_not_be_taken() -> None:
+    dock = Dock(Limits(max_waiting=1))
+    for _ in range(100):  # all the handler has credit for
+        dock.stand.relay(dock.peer, "chat")
+    busy = [request.token for request in dock.stand.heard_of(dock.chat, Request)]
+    dock.gets(1)  # waits
+    dock.gets(2)
+    assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
+    for token in busy:
+        dock.stand.reply(dock.chat, token)
+    dock.answers()
+    assert dock.requests() == [b"1"]
+    dock.gets(3, 1)
+    dock.gets(4, 1)
+    assert [each.outcome for each in dock.answers()] == ["delivered", "failed:overloaded", "failed:overloaded"]
+    for number in (2, 3, 4):
+        dock.gets(number, 2, again=True)
+    assert dock.requests() == [b"2", b"3", b"4"]
+
+
+def test_what_its_sender_has_given_up_holds_up_nothing() -> None:
+    dock = Dock(Limits(handler_wait_s=1.0))
+    dock.stand.say(dock.chat, Goodbye(None))
+    dock.gets(1)
+    dock.stand.wait(3.0)
+    assert [each.outcome for each in dock.answers()] == ["failed:no-handler"]
+    dock.chat = dock.stand.handler("chat")
+    dock.gets(2, 1)
+    assert dock.requests() == []
+    dock.gets(2, 2)
+    assert dock.requests() == [b"2"]
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_what_failed_for_good_is_told_so_again(again: bool) -> None:
     dock = Dock()

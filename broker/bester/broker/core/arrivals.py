@@ -25,14 +25,32 @@ Key = tuple[str, str]
 
 
 class _Lane:
-    """`outcomes` by number: the case that still runs or has ended, or what is known from an earlier life."""
+    """`outcomes` by number: the case that still runs or has ended, or what is known from an earlier life. `refused` is
+    the lowest number that could not be taken and will come again: what is behind it in the lane stays behind it."""
 
-    __slots__ = ("epoch", "floor", "outcomes")
+    __slots__ = ("epoch", "floor", "outcomes", "refused")
 
     def __init__(self, epoch: str, floor: int = 0, outcomes: dict[int, Case | str] | None = None) -> None:
         self.epoch = epoch
         self.floor = floor
         self.outcomes: dict[int, Case | str] = {} if outcomes is None else outcomes
+        self.refused: int | None = None
+
+    def refuse(self, number: int) -> None:
+        """It could not be taken now."""
+        self.outcomes.pop(number, None)
+        if self.refused is None or number < self.refused:
+            self.refused = number
+
+    def overtakes(self, number: int) -> bool:
+        """Would this one be taken before another that its sender has sent before it?"""
+        refused = self.refused
+        if refused is None:
+            return False
+        if number == refused or self.floor > refused:  # it has come again, or its sender has given it up
+            self.refused = None
+            return False
+        return number > refused
 
 
 class Place:
@@ -50,7 +68,7 @@ class Place:
     def ended(self, case: Case, answer: Message | None) -> None:
         """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
-            self._lane.outcomes.pop(self._number, None)
+            self._lane.refuse(self._number)
         if self.lasting:
             self._arrivals.remember(self._key)
 
@@ -87,6 +105,8 @@ class Arrivals:
             return failed("expired"), None  # its sender has its answer: this is an echo
         again = meta.get("again") is True
         known = lane.outcomes.get(number)
+        if known is None and lane.overtakes(number):
+            return failed("overloaded"), None
         if known is None:
             return None, Place(self, key, lane, number, lasting=again)
         if again:
