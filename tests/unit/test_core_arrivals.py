@@ -202,7 +202,9 @@ def test_nothing_overtakes_what_could_not_be_taken() -> None:
     assert dock.requests() == [b"1"]
     dock.gets(3, 1)
     dock.gets(4, 1)
-    assert [each.outcome for each in dock.answers()] == ["delivered", "failed:overloaded", "failed:overloaded"]
+    answers = dock.answers()
+    assert [each.outcome for each in answers] == ["delivered", "failed:overloaded", "failed:overloaded"]
+    assert all(not each.meta for each in answers)  # they are to come again
     for number in (2, 3, 4):
         dock.gets(number, 2, again=True)
     assert dock.requests() == [b"2", b"3", b"4"]

@@ -20,6 +20,8 @@ MAX_NUMBERS = 20_000
 MAX_LANES = 20_000
 """As many as there may be types; above it the one unused for longest is forgotten."""
 
+NOT_NOW = "not now"
+"""Instead of an outcome: it is new, and is to come again after what could not be taken."""
 Key = tuple[str, str]
 """(peer, type)."""
 
@@ -106,7 +108,7 @@ class Arrivals:
         again = meta.get("again") is True
         known = lane.outcomes.get(number)
         if known is None and lane.overtakes(number):
-            return failed("overloaded"), None
+            return NOT_NOW, None
         if known is None:
             return None, Place(self, key, lane, number, lasting=again)
         if again:

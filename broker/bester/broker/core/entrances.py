@@ -10,7 +10,7 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.aftermath import OUTCOME_TYPE
-from bester.broker.core.arrivals import Arrivals
+from bester.broker.core.arrivals import NOT_NOW, Arrivals
 from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.known import Known
@@ -211,6 +211,9 @@ class Entrances:
         if listed is not None:
             case.peer = listed
             earlier, place = self.arrivals.find(listed, type_, meta)
+            if earlier == NOT_NOW:
+                self._reports.refuse(case, "overloaded")
+                return case
             if earlier is not None:
                 self._tell_again(kind, earlier, link, token, id_)
                 return None
