@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
+from bester.bridge.session import OVERHEAD_BYTES
 from bester.bridge.states import State
 from bester.broker.wire.messages import Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
@@ -180,6 +181,17 @@ class TestBounds:
         assert len(scene.said(Submit)) == 2
         assert (alice.reading, bob.reading) == (True, True)
 
+    def test_many_small_ones_are_much(self) -> None:
+        scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
+        wire = scene.log_in()
+        scene.bridge.lost("gone")
+        write(scene, wire, "a", "b", "c")
+        reading = [wire.reading]
+        write(scene, wire, "d")
+        reading.append(wire.reading)
+        scene.bridge.ready()
+        assert [*reading, wire.reading] == [True, False, True]
+
     def test_a_full_link_keeps_everybodys_order(self) -> None:
         scene = Scene()
         wire = scene.log_in()
@@ -265,7 +277,7 @@ class TestWhoHasGone:
         scene.bridge.tick()
         assert [type(message) for message in scene.sent] == [Submit, Close]
 
-    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2}])
+    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 2)}])
     def test_no_more_of_it_than_there_is_a_place_for(self, limits: dict[str, int]) -> None:
         scene = Scene(**limits)
         wire = scene.log_in()

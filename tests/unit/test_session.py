@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import Acknowledged, Question, Session, Step
+from bester.bridge.session import MAX_TYPE, OVERHEAD_BYTES, Acknowledged, Question, Session, Step
 from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.broker.wire.messages import Close, Login, Report, Submit
 
@@ -267,6 +267,39 @@ class TestMessages:
         assert not it.wants_input
         assert len(it.reported(good(1), 0.0).send) == 1
         assert it.wants_input
+
+    def test_a_type_no_handler_can_have_is_answered_here(self) -> None:
+        it = opened()
+        step = it.received(message("x" * (MAX_TYPE + 1)) + message("x" * MAX_TYPE, "k"), 0.0)
+        assert said(step) == ["bad i unknown-type"]
+        assert [each.type for each in step.send if isinstance(each, Submit)] == ["x" * MAX_TYPE]
+        assert (len(it.outstanding), now_in(it)) == (1, State.OPEN)
+
+    def test_of_another_server_too(self) -> None:
+        it = session()
+        first = f'{{"header":{{"scope":"server"}},"payload":{{"data":1,"type":"{"x" * (MAX_TYPE + 1)}","id":"i"}}}}'
+        step = it.received(frame(first.encode()), 0.0)
+        assert (said(step), step.send, now_in(it)) == (["bad i unknown-type"], [], State.CLOSING)
+
+    @pytest.mark.parametrize("frame_", [message("x" * 100), ASK])
+    def test_what_a_message_costs_beside_its_data_counts_too(self, frame_: bytes) -> None:
+        room = 3 * OVERHEAD_BYTES
+        it = Session(7, "127.0.0.1", replace(LIMITS, unreported=100, unreported_bytes=room), count(1), 0.0, 200)
+        it.received(HELLO, 0.0)
+        it.logged_in(0, None, 0.0)
+        assert len(it.received(frame_ * 10, 0.0).send) == 3
+        for token in it.outstanding:
+            if frame_ == ASK:
+                it.answered(token, None, 0.0)
+            else:
+                it.reported(good(token), 0.0)
+        assert len(it.outstanding) == 3
+
+    def test_and_a_long_type_more_than_a_short_one(self) -> None:
+        it = Session(7, "127.0.0.1", replace(LIMITS, unreported=100, unreported_bytes=1000), count(1), 0.0, 200)
+        it.received(HELLO, 0.0)
+        it.logged_in(0, None, 0.0)
+        assert len(it.received(message("x" * 100) * 5, 0.0).send) == 3  # 356 and its own each, where short ones are 4
 
 
 class TestEnds:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bester.bridge.limits import Limits
 from bester.bridge.ports import Wire
-from bester.bridge.session import Session
+from bester.bridge.session import Session, size_bytes
 from bester.bridge.upstream import Upstream
 from bester.broker.wire.messages import Close, Open, Submit
 
@@ -69,7 +69,7 @@ class Holding:
         """A connection is no more. What it had said still counts, as far as there is a place for it."""
         for submit, since_s in session.unreported:
             self.submits.pop(submit.token, None)
-            size = self._gone_bytes + len(submit.body)
+            size = self._gone_bytes + size_bytes(submit)
             if len(self._gone) < self._limits.gone_messages and size <= self._limits.gone_bytes:
                 self._gone[submit.token] = _Gone(submit, session.user, since_s)
                 self._gone_bytes = size
@@ -85,7 +85,7 @@ class Holding:
         """The report on it has come, and there is nobody to get it."""
         gone = self._gone.pop(token, None)
         if gone is not None:
-            self._gone_bytes -= len(gone.submit.body)
+            self._gone_bytes -= size_bytes(gone.submit)
 
     # --- the broker -----------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Holding:
             wanted = [each for each in some if type(each) is Close or self._wanted(_token(each))]
             left = wanted[self._upstream.submit(wanted) :]
             queue.extendleft(reversed(left))
-            self._count(_size_bytes(left) - _size_bytes(some))
+            self._count(_all_bytes(left) - _all_bytes(some))
             if left:
                 return
 
@@ -154,7 +154,7 @@ class Holding:
                     break
                 tokens.append(first.token)
             self._queue.popleft()
-            self._count(-len(first.body))
+            self._count(-size_bytes(first))
         for token, gone in list(self._gone.items()):
             if now - gone.since_s < self._limits.hold_s:
                 break
@@ -165,7 +165,7 @@ class Holding:
 
     def _hold(self, messages: list[Submit]) -> None:
         self._queue.extend(messages)
-        self._count(_size_bytes(messages))
+        self._count(_all_bytes(messages))
 
     def _count(self, more_bytes: int) -> None:
         self._queued_bytes += more_bytes
@@ -200,5 +200,5 @@ def _token(message: Submit | Close) -> int:
     return 0 if type(message) is Close else message[0]
 
 
-def _size_bytes(messages: Iterable[Submit | Close]) -> int:
-    return sum(len(each.body) for each in messages if type(each) is Submit)
+def _all_bytes(messages: Iterable[Submit | Close]) -> int:
+    return sum(size_bytes(each) for each in messages if type(each) is Submit)

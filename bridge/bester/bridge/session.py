@@ -19,6 +19,12 @@ from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Repo
 
 UNIX_HOST = "unix"
 """The host of a peer on a Unix socket."""
+OVERHEAD_BYTES = 256
+"""What a message costs in memory while it waits, beside its texts: the tuples, numbers and places in maps. Counted, or
+one could have more held with many tiny messages than with large ones."""
+MAX_TYPE = 128
+"""Characters of a message's type. No handler can have a longer one (the broker refuses its announcement), so the answer
+is known, and nothing of that length need wait for it."""
 
 
 _OPEN = State.OPEN
@@ -59,6 +65,11 @@ def _nothing() -> Step:
 def refusal(token: int, reason: str) -> Report:
     """Return the report on a message that came no further than the bridge."""
     return Report(token, 1, reason, None, {})
+
+
+def size_bytes(submit: Submit) -> int:
+    """Return what a message counts for among those that wait."""
+    return len(submit[3]) + len(submit[2]) + OVERHEAD_BYTES
 
 
 class Session:
@@ -294,11 +305,13 @@ class Session:
             # All who come by a Unix socket would share one address: one's wrong passwords must not slow the others.
             address = "" if self.address == UNIX_HOST else self.address
             step.send.append(Login(self.number, frame.user, frame.password, address))
+        elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
+            self._stop(native.Fault(frame.sent.id, True, "", "unknown-type"), step, now)
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
             submit = Submit(next(self._tokens), None, frame.sent.type, frame.sent.data, meta)
-            self._wait(submit, frame.sent.id, len(frame.sent.data), step, now)
+            self._wait(submit, frame.sent.id, size_bytes(submit), step, now)
         else:
             self._stop(frame, step, now)
 
@@ -342,9 +355,12 @@ class Session:
         if type(sent) is _Sent:
             type_, data, id_, meta = sent
             if type_ not in RESERVED_TYPES:
+                if (type_size := len(type_)) > MAX_TYPE:
+                    step.write.append(native.report(id_, 1, "unknown-type"))
+                    return True
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))
-                self._waiting[token] = (id_, size := len(data) + len(id_), submit, now)
+                self._waiting[token] = (id_, size := len(data) + len(id_) + type_size + OVERHEAD_BYTES, submit, now)
                 self._waiting_bytes += size
                 step.send.append(submit)
                 return True
@@ -381,7 +397,7 @@ class Session:
                     fault = "malformed"
                 else:
                     question = Question(next(self._tokens), self.number, message)
-                    self._wait(question, sent.id, len(sent.data), step, now)
+                    self._wait(question, sent.id, len(sent.data) + OVERHEAD_BYTES, step, now)
             case _:
                 fault = "unknown-command"
         if fault is not None:
