@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,6 +145,18 @@ class TestLedger:
         assert [(confirm.upto, confirm.done) for confirm in confirms] == [(0, [1]), (0, [2]), (3, [])]
         assert all(len(confirm.failed) <= MAX_ROWS for confirm in confirms)
         assert sum(len(confirm.failed) for confirm in confirms) == 3 * rows
+
+    def test_a_crowd_of_small_failures_costs_what_it_is(self) -> None:
+        ledger = Ledger()
+        deliveries = [ledger.begin(serial, None, None) for serial in range(1, MAX_ROWS + 1)]
+        for delivery in deliveries:
+            delivery.fail(0, "not-connected")
+            ledger.end(delivery)
+        start_s = time.process_time()
+        (confirm,) = ledger.confirm()
+        assert time.process_time() - start_s < 2.0  # some hundredths; half a minute where each is added to a new list
+        assert len(confirm.failed) == MAX_ROWS
+        assert all(len(delivery.failed) == 1 for delivery in deliveries)
 
     @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.data())
     def test_everything_is_confirmed_once_it_has_ended_and_not_before(

@@ -133,7 +133,7 @@ class Ledger:
                 confirms.append(Confirm(self._told, serials, failed, self._reports))
                 serials, failed = [], []
             serials.append(serial)
-            failed = failed + rows
+            failed.extend(rows)  # into a list of its own, never into a delivery's
         self._told = next(iter(self._open)) - 1 if self._open else self._highest
         done = [serial for serial in self._ended if serial > self._told]
         confirms.append(Confirm(self._told, done, failed, self._reports))
