@@ -32,7 +32,8 @@ def test_a_box_says_whose_it_is(user: str) -> None:
 def test_what_is_on_its_way_does_not_wait_and_what_is_put_back_is_next() -> None:
     box = Box("user/bob", BoxState(messages=3, size_bytes=30, lowest=5, handed=6))
     assert (box.messages, box.size, box.handed, box.waiting, box.floor) == (3, 30, 6, 3, 1)
-    box.flying = {5: 10, 7: 10}
+    box.fly(7, 10)
+    box.fly(5, 10)
     box.cursor = 7
     assert (box.waiting, box.floor) == (1, 5)
     box.put_back(5)

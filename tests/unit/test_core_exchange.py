@@ -825,16 +825,28 @@ def test_an_answer_on_another_link_is_no_answer() -> None:
     finished(stand)
 
 
-def test_a_full_lane_is_overloaded_and_holds_up_no_other() -> None:
+def test_what_has_no_room_in_a_lane_waits_on_disk_and_holds_up_no_other() -> None:
     stand = federated(max_lane=1)
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
     stand.answer(one, servers("s2", "s2"), servers("s2", as_type="other"))
     relays = stand.heard_of(S2, Relay)
-    assert [relay.type for relay in relays] == ["one", "other"]
+    assert [relay.type for relay in relays] == ["one", "other", "one"]
+    assert [relay.meta["id"][-4:] for relay in relays] == [".0.0", ".1.0", ".0.1"]
     for relay in relays:
         stand.relayed("s2", relay.token, "delivered")
-    assert stand.report(bridge).recipients == {"s2": "failed:overloaded"}
+    assert stand.report(bridge).recipients == {"s2": "queued"}
+    finished(stand)
+
+
+def test_to_a_stranger_a_full_lane_is_overloaded() -> None:
+    stand = federated("open", max_lane=1)
+    bridge, one = stand.bridge("alice"), stand.handler("one")
+    stand.submit(bridge, "one")
+    stand.answer(one, servers("10.9.9.9:1", "10.9.9.9:1"))
+    forward = stand.one(bridge, Forward)
+    stand.say(bridge, Forwarded(forward.token, "delivered"))
+    assert stand.report(bridge).recipients == {"10.9.9.9:1": "failed:overloaded"}
     finished(stand)
 
 
@@ -875,14 +887,20 @@ def test_a_stranger_that_does_not_answer_is_given_up() -> None:
 # --- from other servers ---------------------------------------------------------------------------------------------
 
 
-def test_a_listed_servers_ids_and_origin_are_taken_over() -> None:
+@pytest.mark.parametrize(
+    ("claimed", "known"),
+    [("s2/b-1/7.0.0", "s2/b-1/7.0.0"), ("s9/b-1/7.0.0", "s2/s9/b-1/7.0.0"), ("s1/b-x1/3", "s2/s1/b-x1/3")],
+)
+def test_a_listed_servers_ids_and_origin_are_taken_over_and_nobody_elses_can_be_forged(
+    claimed: str, known: str
+) -> None:
     stand = federated()
     peer, chat = stand.server("s2"), stand.handler("chat")
-    token = stand.relay(peer, "chat", id="s9/b-1/7.0.0", root="s9/b-1/7", origin="s9", path=["s9/x", "s2/y"])
+    token = stand.relay(peer, "chat", id=claimed, root="s9/b-1/7", origin="s9", path=["s9/x", "s2/y"])
     request = stand.answer(chat)
     assert request.user is None
     assert request.meta == {
-        "id": "s9/b-1/7.0.0", "root": "s9/b-1/7", "origin": "s9", "peer": "s2", "scope": "server", "attempt": 1,
+        "id": known, "root": "s9/b-1/7", "origin": "s9", "peer": "s2", "scope": "server", "attempt": 1,
         "path": ["s9/x", "s2/y"],
     }  # fmt: skip
     assert stand.one(peer, Relayed) == Relayed(token, "delivered")

@@ -12,10 +12,11 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.boxes import Boxes
-from bester.broker.core.cases import DELIVERED, SENT, Case, badness, failed
+from bester.broker.core.cases import DELIVERED, SENT, Case, badness, failed, reason_of
 from bester.broker.core.federation import Legs
 from bester.broker.core.values import Outbox, Settings
 from bester.broker.kept import Bury, End, Entry, Letter, Rewrite, Sought, is_mailbox, lane, mailbox, owner_of
+from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Meta
 
 OUTCOME_TYPE = policy.NEWS
@@ -87,6 +88,8 @@ class Aftermath:
             return "malformed"
         message, outcome = (said.get("message"), said.get("outcome")) if isinstance(said, dict) else (None, None)
         if type(message) is not str or type(outcome) is not str:
+            return "malformed"
+        if outcome not in (DELIVERED, SENT) and reason_of(outcome) not in CODES:
             return "malformed"
         self._out.reads.append(Sought(message, peer, (case, outcome)))
         return None

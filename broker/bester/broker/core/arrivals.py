@@ -7,16 +7,20 @@ remembered on a disk; the rest as long as this broker lives. Pure.
 
 from __future__ import annotations
 
+import heapq
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.cases import Case, failed, try_again
 from bester.broker.core.values import Outbox
 from bester.broker.kept import Arrived
-from bester.broker.wire.messages import Message
+from bester.broker.wire.messages import MAX_TOKEN, Message
 
 MAX_NUMBERS = 20_000
 """Of one lane; a sender has half as many on their way. Above it the lowest is forgotten."""
+MAX_WRITTEN = 1_024
+"""Of them, on disk: each repeat writes them all, and a sender repeats a window of 64."""
 MAX_LANES = 20_000
 """As many as there may be types; above it the one unused for longest is forgotten."""
 
@@ -32,10 +36,10 @@ class _Lane:
 
     __slots__ = ("epoch", "floor", "outcomes", "refused")
 
-    def __init__(self, epoch: str, floor: int = 0, outcomes: dict[int, Case | str] | None = None) -> None:
+    def __init__(self, epoch: str, floor: int = 0, outcomes: Iterable[tuple[int, Case | str]] = ()) -> None:
         self.epoch = epoch
         self.floor = floor
-        self.outcomes: dict[int, Case | str] = {} if outcomes is None else outcomes
+        self.outcomes: OrderedDict[int, Case | str] = OrderedDict(outcomes)
         self.refused: int | None = None
 
     def refuse(self, number: int) -> None:
@@ -81,7 +85,7 @@ class Arrivals:
     def __init__(self, out: Outbox, arrived: Iterable[Arrived]) -> None:
         self._out = out
         self._lanes: dict[Key, _Lane] = {
-            (each.peer, each.type): _Lane(each.epoch, each.floor, dict(each.outcomes)) for each in arrived
+            (each.peer, each.type): _Lane(each.epoch, each.floor, sorted(each.outcomes.items())) for each in arrived
         }
         self._news: dict[Key, None] = {}
 
@@ -135,6 +139,8 @@ class Arrivals:
             lane = self._lanes.get(key)
             if lane is not None:
                 ended = {number: known for number, each in lane.outcomes.items() if (known := _outcome(each))}
+                if len(ended) > MAX_WRITTEN:
+                    ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
                 self._out.writes.append(Arrived(*key, lane.epoch, lane.floor, ended))
         self._news.clear()
 
@@ -158,7 +164,7 @@ def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
     epoch, number, floor = said
     if type(epoch) is not str or not 0 < len(epoch) <= 64 or type(number) is not int or type(floor) is not int:
         return None
-    return (epoch, number, floor) if 0 <= floor <= number else None
+    return (epoch, number, floor) if 0 <= floor <= number <= MAX_TOKEN else None
 
 
 def _outcome(known: Case | str) -> str | None:

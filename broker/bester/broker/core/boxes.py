@@ -7,6 +7,7 @@ Nothing here says what is done with it: mailboxes and outboxes do.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import QUEUED, Case, Reports, failed
@@ -45,6 +46,7 @@ class Box:
     """
 
     __slots__ = (
+        "_order",
         "cursor",
         "delay_s",
         "doom",
@@ -66,6 +68,7 @@ class Box:
         self.unsent: set[int] = set()  # they are next: a window of them
         self.cursor = 0
         self.flying: dict[int, int] = {}  # number: bytes
+        self._order: list[int] = []  # a heap of their numbers, and of some that were
         self.fetching = False
         self.retry_at = 0.0
         self.delay_s = 0.0
@@ -79,7 +82,15 @@ class Box:
     @property
     def floor(self) -> int:
         """Everything in it below this number is over."""
-        return min(self.flying, default=self.cursor + 1)
+        order, flying = self._order, self.flying
+        while order and order[0] not in flying:
+            heapq.heappop(order)
+        return order[0] if order else self.cursor + 1
+
+    def fly(self, number: int, size: int) -> None:
+        """One is on its way."""
+        self.flying[number] = size
+        heapq.heappush(self._order, number)
 
     def put_back(self, number: int, *, unsent: bool = False) -> None:
         """One that was on its way is not any more: it is the next one again. `unsent`: it did not arrive, surely."""
@@ -103,7 +114,9 @@ class Boxes:
         self._out = out
         self._reports = reports
         self._boxes = {key: Box(key, state) for key, state in snapshot.boxes.items() if state.messages}
-        self._lanes = {key: box for key, box in self._boxes.items() if not is_mailbox(key)}
+        self._lanes: dict[str, dict[str, Box]] = {}  # by server and key
+        for key, box in self._boxes.items():
+            self._list(key, box)
         self.messages = sum(box.messages for box in self._boxes.values())
         self._size = sum(box.size for box in self._boxes.values())
         self._pending: dict[int, Case | None] = {}
@@ -122,7 +135,12 @@ class Boxes:
 
     def lanes(self) -> list[Box]:
         """Return the lanes with something in them: a few, where there may be many mailboxes."""
-        return list(self._lanes.values()) if self._lanes else []
+        return [box for lanes in self._lanes.values() for box in lanes.values()] if self._lanes else []
+
+    def lanes_to(self, server: str) -> list[Box]:
+        """Return those to one server."""
+        lanes = self._lanes.get(server)
+        return list(lanes.values()) if lanes else []
 
     def owners(self) -> list[str]:
         """Return the users for whom something is kept."""
@@ -154,8 +172,7 @@ class Boxes:
         box = self._boxes.get(entry.box)
         if box is None:
             box = self._boxes[entry.box] = Box(entry.box)
-            if not is_mailbox(entry.box):
-                self._lanes[entry.box] = box
+            self._list(entry.box, box)
         box.cursor = min(box.cursor, entry.number - 1)
         box.messages += 1
         box.size += size
@@ -238,7 +255,7 @@ class Boxes:
             return None
         box.cursor = max(box.cursor, entries[-1].number)
         for entry in fresh:
-            box.flying[entry.number] = len(entry.body)
+            box.fly(entry.number, len(entry.body))
         return box, fresh
 
     def hand(self, box: Box, entries: Sequence[Entry]) -> set[int]:
@@ -278,7 +295,13 @@ class Boxes:
 
     def _drop(self, key: str) -> None:
         self._boxes.pop(key, None)
-        self._lanes.pop(key, None)
+        lanes = None if is_mailbox(key) else self._lanes.get(owner_of(key))
+        if lanes is not None and lanes.pop(key, None) is not None and not lanes:
+            del self._lanes[owner_of(key)]
+
+    def _list(self, key: str, box: Box) -> None:
+        if not is_mailbox(key):
+            self._lanes.setdefault(owner_of(key), {})[key] = box
 
     # --- time ---
 

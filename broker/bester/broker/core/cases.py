@@ -94,6 +94,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     push: bool = False
     sender: str | None = None
     peer: str | None = None
+    told_as: str | None = None
     also: list[tuple[Link, int]] | None = None
     watchers: tuple[Watcher, ...] = ()
 

@@ -11,6 +11,8 @@ from bester.broker.wire.messages import Command
 
 UNCONFIRMED = "unconfirmed"
 """The user is gone, and may have got it before: kept like one who is away, but marked."""
+MAYBE = frozenset({UNCONFIRMED, "timeout"})
+"""Reasons after which it may have arrived all the same."""
 
 
 class Share:
@@ -28,7 +30,7 @@ class Share:
         self.owed -= 1
         if reason is None:
             self.delivered = True
-        elif self.reason != UNCONFIRMED:  # one that may have got it is enough to mark it
+        elif self.reason == "not-connected" or reason in MAYBE:  # one that may have got it is enough to mark it
             self.reason = reason
         return self.owed == 0
 

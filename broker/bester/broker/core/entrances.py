@@ -66,11 +66,13 @@ class Entrances:
         if session is None:
             self._submit_of_server(peer, submit, now)
             return
-        if meta or peer.edge is not None:
+        if meta:
             self._submit_with_more(peer, submit, now)
             return
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
+        if peer.edge is not None:
+            peer.edge.enter(token, case)
         user = self._exchange.directory.user(peer.link, session)
         if user is None or self.draining or is_reserved(type_):
             self._reports.refuse(case, self._may_submit(user, type_) or "not-allowed")
@@ -197,9 +199,10 @@ class Entrances:
 
         Only a listed server's ids, origin and lanes are taken over; anybody's path counts.
         """
-        root = origin = place = None
+        root = origin = place = claimed = earlier = None
         if listed is not None:
-            id_ = _text(meta.get("id")) or id_
+            claimed = _text(meta.get("id"))
+            id_ = _as_ours(claimed, listed) if claimed is not None else id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
             self._exchange.outboxes.contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
@@ -210,7 +213,9 @@ class Entrances:
             return case
         if listed is not None:
             case.peer = listed
-            earlier, place = self.arrivals.find(listed, type_, meta)
+            case.told_as = claimed
+            if type_ == OUTCOME_TYPE or self._exchange.knows(type_):  # what nobody serves is refused each time
+                earlier, place = self.arrivals.find(listed, type_, meta)
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
                 return case
@@ -250,6 +255,12 @@ class Entrances:
         code = self._exchange.aftermath.heard(peer, body, case)
         if code is not None:
             self._reports.settle(case, None, f"failed:{code}")
+
+
+def _as_ours(id_: str, peer: str) -> str:
+    """Return the id by which a server's message is known here: its own, if the server has given it. Under any other it
+    could be taken for a message of ours, or of a third server's."""
+    return id_ if id_.startswith(f"{peer}/") else f"{peer}/{id_}"
 
 
 def _attempt(meta: Meta) -> int:

@@ -119,6 +119,10 @@ class Exchange:
             parcel.since = now
             self.workers.wait(parcel)
 
+    def knows(self, type_: str) -> bool:
+        """Is the type served, or was it ever?"""
+        return type_ in self._seen_types or self.workers.serves(type_)
+
     def _may_not_wait(self, parcel: Parcel, now: float) -> str | None:
         full = self.workers.waits(parcel.type) >= self.limits.max_waiting
         return self._never_served(parcel, now) or ("overloaded" if full else None)

@@ -6,6 +6,7 @@ bridge. Both end with an outcome, by an answer or by a deadline.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -61,8 +62,9 @@ class Legs:
 
     def __init__(self, max_lane: int) -> None:
         self._legs: dict[int, Leg] = {}
-        self._lanes: dict[str, dict[int, None]] = {}  # numbers on their way, in the order they were sent
+        self._lanes: dict[str, OrderedDict[int, None]] = {}  # numbers on their way, in the order they were sent
         self._bytes: dict[str, int] = {}  # of their bodies, by lane
+        self._ids: Counter[str] = Counter()
         self._patient: dict[int, None] = {}  # tokens of those whose deadline is not the common one, in its order
         self._max_lane = max_lane
 
@@ -76,12 +78,13 @@ class Legs:
         return next(iter(self._lanes[lane]))
 
     def add(self, token: int, leg: Leg) -> None:
-        """A message is sent. Of those with a case, deadlines rise; and of those without."""
+        """A message is sent. Of those to named servers with a case, deadlines rise; and of the others."""
         self._legs[token] = leg
+        self._ids[leg.entry.id] += 1
         lane = leg.entry.box
-        self._lanes.setdefault(lane, {})[leg.entry.number] = None
+        self._lanes.setdefault(lane, OrderedDict())[leg.entry.number] = None
         self._bytes[lane] = self._bytes.get(lane, 0) + len(leg.entry.body)
-        if leg.case is None:
+        if leg.case is None or not leg.route.name:
             self._patient[token] = None
 
     def prolong(self, token: int, leg: Leg, deadline: float) -> None:
@@ -99,6 +102,9 @@ class Legs:
     def _remove(self, token: int) -> Leg:
         leg = self._legs.pop(token)
         self._patient.pop(token, None)
+        self._ids[leg.entry.id] -= 1
+        if not self._ids[leg.entry.id]:
+            del self._ids[leg.entry.id]
         lane = leg.entry.box
         numbers = self._lanes[lane]
         del numbers[leg.entry.number]
@@ -115,7 +121,7 @@ class Legs:
         """Take out what was not answered in time, oldest first: only the fronts are looked at."""
         late: list[int] = []
         for token, leg in self._legs.items():
-            if leg.case is not None:
+            if leg.case is not None and leg.route.name:
                 if leg.deadline > now:
                     break
                 late.append(token)
@@ -126,8 +132,8 @@ class Legs:
         return [(token, self._remove(token)) for token in late]
 
     def under_way(self, id_: str) -> bool:
-        """Is the message of this id on its way? A look at all of them."""
-        return any(leg.entry.id == id_ for leg in self._legs.values())
+        """Is the message of this id on its way?"""
+        return id_ in self._ids
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from bester.broker.core.cases import MAX_KEPT, Case
+from bester.broker.core.cases import MAX_KEPT, Case, Watcher
 from bester.broker.core.values import Limits, Link
 from bester.broker.wire.messages import Message, Report
 
@@ -26,6 +26,7 @@ class Known:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._cases: OrderedDict[Key, tuple[Case, float]] = OrderedDict()
+        self._owned: dict[tuple[str, str], OrderedDict[Key, None]] = {}
 
     def find(self, key: Key, now: float) -> Case | None:
         """Return the case that was entered under this key."""
@@ -35,16 +36,27 @@ class Known:
             return None
         case = found[0]
         if case.owed == 0 and case.reason is not None and not case.carried:
-            del self._cases[key]
+            self._drop(key)
             return None
         return case
 
     def enter(self, key: Key, case: Case, now: float) -> None:
-        """A case has begun."""
+        """A case has begun. Of one owner's too many his own oldest is forgotten, not another's."""
         self._cases[key] = (case, now)
+        own = self._owned.setdefault(key[:2], OrderedDict())
+        own[key] = None
         case.watchers = (*case.watchers, self)
-        while len(self._cases) > self._limits.max_remembered:
-            self._cases.popitem(last=False)
+        if len(own) > self._limits.max_remembered_of_one:
+            self._drop(next(iter(own)))
+        if len(self._cases) > self._limits.max_remembered:
+            self._drop(next(iter(self._cases)))
+
+    def _drop(self, key: Key) -> None:
+        del self._cases[key]
+        own = self._owned[key[:2]]
+        del own[key]
+        if not own:
+            del self._owned[key[:2]]
 
     def ended(self, case: Case, answer: Message | None) -> None:
         """Long lists of names are told once; who asks again gets the report without."""
@@ -57,7 +69,7 @@ class Known:
             key, (case, since) = next(iter(self._cases.items()))
             if since > before or case.owed:
                 return
-            del self._cases[key]
+            self._drop(key)
 
 
 class Edge:
@@ -73,13 +85,15 @@ class Edge:
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
         self._open: dict[int, Case] = {}
         self._told: deque[Report] = deque()
+        self._telling: set[int] = set()  # their tokens
         self._heard = 0
         self._unheard: dict[int, Report] = {}  # of earlier links
+        self._alone: tuple[Watcher, ...] = (self,)
 
     def enter(self, token: int, case: Case) -> None:
         """A message was submitted for the first time, as far as is known here."""
         self._open[token] = case
-        case.watchers = (*case.watchers, self)
+        case.watchers = self._alone if not case.watchers else (*case.watchers, self)
 
     def leave(self, token: int) -> None:
         """It is another case that will answer for it."""
@@ -94,12 +108,15 @@ class Edge:
 
     def told(self, messages: Iterable[Message]) -> None:
         """This is sent on the bridge's link: the reports among it may be lost with the link, whatever they are on."""
-        self._told.extend(message for message in messages if type(message) is Report)
+        for message in messages:
+            if type(message) is Report:
+                self._told.append(message)
+                self._telling.add(message.token)
 
     def heard(self, reports: int) -> None:
         """So many reports have come to the bridge on this link."""
         while self._heard < reports and self._told:
-            self._told.popleft()
+            self._telling.discard(self._told.popleft().token)
             self._heard += 1
 
     def cut(self, said: Iterable[Message], now: float) -> None:
@@ -108,6 +125,7 @@ class Edge:
         self.told(said)
         self._unheard.update((report.token, report) for report in self._told)
         self._told.clear()
+        self._telling.clear()
         self._heard = 0
         self.link, self.since = None, now
 
@@ -121,7 +139,7 @@ class Edge:
 
     def telling(self, token: int) -> bool:
         """Is a report on it on its way to the bridge on this very link?"""
-        return any(report.token == token for report in self._told)
+        return token in self._telling
 
     def forget(self) -> None:
         """It was long enough: whatever the bridge wanted to submit again, it has."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED
-from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, MailDelivery, Share
+from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.values import Outbox
 from bester.broker.kept import Entry, mailbox, owner_of
@@ -75,7 +75,7 @@ class Mailboxes:
             for entry in entries:
                 self._boxes.end(entry, box.doom)
                 self._became(entry, box.doom, now)
-            self.look(box, now)
+            self._later[owner_of(box.key)] = None  # the next of them when others had their turn
             return
         places = self._directory.places(owner_of(box.key))
         if places is None:
@@ -104,9 +104,8 @@ class Mailboxes:
             self._boxes.end(entry, DELIVERED)
             self._became(entry, DELIVERED, now)
         else:
-            gone = share.reason == "not-connected"
-            box.put_back(entry.number, unsent=gone and not mail.again)
-            if not gone and share.reason != UNCONFIRMED:  # the user is there, and does not read or acknowledge
+            box.put_back(entry.number, unsent=share.reason not in MAYBE and not mail.again)
+            if share.reason not in ("not-connected", UNCONFIRMED):  # the user is there, and does not read or answer
                 box.retry_at = now + LOOK_AGAIN_S
         self.look(box, now)
 

@@ -54,7 +54,8 @@ class Outboxes:
     ) -> str | None:
         """Send a result to a server, or have it wait; returns a code where neither is possible."""
         key = lane(route.name or target, type_)
-        if self.legs.full(key):
+        full = self.legs.full(key)
+        if full and not route.name:
             return "overloaded"
         case = parcel.case
         entry = Entry(
@@ -63,7 +64,7 @@ class Outboxes:
         )  # fmt: skip
         link = self._link(route)
         box = self._boxes.get(key)
-        if route.name and (link is None or (box is not None and (box.waiting or box.delay_s))):
+        if route.name and (full or link is None or (box is not None and (box.waiting or box.delay_s))):
             return self._boxes.keep(entry, case, now)
         if link is None:
             return "unreachable"
@@ -80,6 +81,7 @@ class Outboxes:
         meta["path"] = parcel.sent_on(self._settings.name)
         if parcel.case.peer is not None:
             meta["peer"] = parcel.case.peer
+            meta["message"] = parcel.case.told_as or parcel.case.id
         if parcel.case.push:
             meta["push"] = True
         if parcel.repeated:
@@ -217,14 +219,13 @@ class Outboxes:
 
     def contact(self, server: str, now: float, *, linked: bool = False) -> None:
         """A server was heard from: what waits for it need not wait much longer. `linked`: now it can be reached."""
-        for box in self._boxes.lanes():
-            if owner_of(box.key) == server:
-                if linked:
-                    box.delay_s = box.retry_at = 0.0
-                    self.look(box, now)
-                elif box.delay_s:
-                    box.delay_s = self._limits.first_retry_s
-                    box.retry_at = min(box.retry_at, now + box.delay_s)
+        for box in self._boxes.lanes_to(server):
+            if linked:
+                box.delay_s = box.retry_at = 0.0
+                self.look(box, now)
+            elif box.delay_s:
+                box.delay_s = self._limits.first_retry_s
+                box.retry_at = min(box.retry_at, now + box.delay_s)
 
     # --- trouble and time ---
 
@@ -252,7 +253,7 @@ class Outboxes:
             if leg.case is None or not leg.route.name:
                 self._failed(leg, now)
             elif self._keep(leg, now, repeated=True):  # it flies on: a late answer counts
-                self._box(leg).flying[leg.entry.number] = len(leg.entry.body)
+                self._box(leg).fly(leg.entry.number, len(leg.entry.body))
                 self.legs.prolong(token, leg, now + self._limits.relay_s)
         for box in self._boxes.lanes():
             self.look(box, now)

@@ -35,6 +35,9 @@ class Questions:
         user = self._directory.user(link, session) if type(session) is int else None
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
             return None
+        edge, _, counter = message.rpartition("/")
+        if not edge.startswith(f"{self._settings.name}/") or not counter.isdecimal():
+            return None
         return Outcomes(message, user, link, ask.token)
 
     def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:

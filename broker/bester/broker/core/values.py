@@ -122,7 +122,9 @@ class Limits:
     """So long a message that comes again (from a bridge, or with a client's `dedup`) is known: longer than a bridge
     holds one."""
     max_remembered: int = 262_144
-    """As many of them, some 100 MiB; the oldest is forgotten first."""
+    """As many of them, some 200 MiB; the oldest is forgotten first."""
+    max_remembered_of_one: int = 65_536
+    """The same of one user, or of one type's emissions."""
     expiries: int = 100
     """Kept messages whose time is over that are ended in one go."""
     attempts: int = 3
