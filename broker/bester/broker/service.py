@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config, HandlerConfig
 from bester.broker.core.values import Route, Settings
-from bester.broker.data_dir import Claim, Lock
+from bester.broker.data_dir import LOCK, Claim, Lock
 from bester.broker.kept import Budget
 from bester.broker.loop import run
 from bester.broker.server import Broker
@@ -88,11 +88,15 @@ async def serving(config: Config) -> AsyncIterator[Broker]:
 
 
 def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
-    """Return the configured store; where its file is not in the claimed directory, it is claimed by itself."""
+    """Return the configured store. Where its file is not in the claimed directory, it is claimed by itself; and so is
+    the directory it is in, where that is another server's."""
     path = config.store.path
-    if path is not None and path.parent.resolve() != config.server.data_dir.resolve():
-        lock = Lock(path.with_name(f"{path.name}.lock"), path, "[store] url")
-        stack.callback(lock.close)
+    real = path.resolve() if path is not None else None
+    if real is not None and real.parent != config.server.data_dir.resolve():
+        locks = [real.with_name(f"{real.name}.lock"), *[real.parent / LOCK] * (real.parent / LOCK).exists()]
+        for each in locks:
+            lock = Lock(each, real, "[store] url")
+            stack.callback(lock.close)
     store = open_store(path, config.store.synchronous, config.store.bounds)
     stack.callback(store.close)
     return store
