@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.accounts import PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
+from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import FAILURES, FIRST_WAIT_S
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -142,6 +143,67 @@ async def test_another_process_changes_accounts_under_a_running_server(accounts:
     assert await accounts.verify("ann", "two", HERE, 0.0) == "authentication-failed"
 
 
+def test_a_removal_stays_written_down_until_it_is_struck_off(accounts: Accounts, directory: Path) -> None:
+    with closing(Accounts(directory)) as other:
+        for name in ("ann", "bob"):
+            other.add(name, "x")
+        assert other.removed() == set()
+        accounts.changed()
+        for name in ("ann", "bob"):
+            other.remove(name)
+        with pytest.raises(BesterError, match="no user 'ann'"):
+            other.remove("ann")
+        other.add("bob", "y")  # does not undo it
+        other.remove("bob")
+        other.add("bob", "z")
+    assert accounts.changed()
+    assert accounts.removed() == {"ann", "bob"}
+    assert accounts.strike_off({"bob", "nobody"})
+    assert accounts.removed() == {"ann"}
+    assert [account.name for account in accounts.list()] == ["bob", "tim"]
+
+
+def test_a_removal_is_written_down_with_the_account_gone_or_not_at_all(accounts: Accounts, directory: Path) -> None:
+    with closing(sqlite3.connect(directory / "accounts.db")) as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON removed BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        with pytest.raises(BesterError, match="no room"):
+            accounts.remove("tim")
+        assert accounts.exists("tim")
+        db.execute("DROP TRIGGER full")
+    accounts.remove("tim")
+    assert (accounts.exists("tim"), accounts.removed()) == (False, {"tim"})
+
+
+def test_striking_off_waits_for_nobody(accounts: Accounts, directory: Path) -> None:
+    accounts.remove("tim")
+    with closing(sqlite3.connect(directory / "accounts.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun_s = time.monotonic()
+        assert not accounts.strike_off({"tim"})
+        assert time.monotonic() - begun_s < BUSY_S / 2
+    assert accounts.strike_off({"tim"})
+    assert accounts.removed() == set()
+
+
+def test_an_older_database_learns_of_removals(directory: Path) -> None:
+    prepare(directory)
+    with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
+        db.execute("CREATE TABLE account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL)")
+        db.execute("INSERT INTO account VALUES ('tim', 'x', 1)")
+    with closing(Accounts(directory)) as accounts:
+        assert accounts.removed() == set()
+        accounts.remove("tim")
+        assert accounts.removed() == {"tim"}
+
+
+def test_removals_that_cannot_be_read_are_asked_for_again(accounts: Accounts, directory: Path) -> None:
+    accounts.changed()
+    with closing(sqlite3.connect(directory / "accounts.db")) as db:
+        db.execute("ALTER TABLE removed RENAME TO elsewhere")
+        assert (accounts.changed(), accounts.removed(), accounts.changed()) == (True, set(), True)
+        db.execute("ALTER TABLE elsewhere RENAME TO removed")
+
+
 def test_what_cannot_be_changed_is_an_error_with_a_remedy(accounts: Accounts) -> None:
     mistakes: list[tuple[Callable[[], None], str]] = [
         (lambda: accounts.add("tim", "x"), "there is a user tim already"),
@@ -196,6 +258,7 @@ async def test_open_accounts_let_anybody_in_who_gives_both() -> None:
     assert await accounts.verify("", "x", HERE, 0.0) == "authentication-failed"
     assert await accounts.verify("x", "", HERE, 0.0) == "authentication-failed"
     assert not accounts.exists("who")
+    assert accounts.removed() == set()
 
 
 def test_one_server_at_a_time(directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from bester.broker.wire.messages import (
     Confirm,
     Deliver,
     Hello,
+    LoggedIn,
+    Login,
     Message,
     Open,
     Report,
@@ -34,18 +36,29 @@ ALICE, BOB = 1, 2
 
 
 class Accounts(OpenAccounts):
-    """Everybody on a list has an account; `removed` are those who have lost theirs since."""
+    """Everybody has an account but those who are `gone`. `left` are removals that are not struck off, which `locked`
+    makes impossible."""
 
     def __init__(self) -> None:
-        self.removed: set[str] = set()
-        self._seen: set[str] = set()
+        self.gone: set[str] = set()
+        self.left: set[str] = set()
+        self.locked = False
+        self._seen: list[set[str]] = []
 
     def exists(self, name: str) -> bool:
-        return name not in self.removed
+        return name not in self.gone
 
     def changed(self) -> bool:
-        before, self._seen = self._seen, set(self.removed)
+        before, self._seen = self._seen, [set(self.gone), set(self.left)]
         return before != self._seen
+
+    def removed(self) -> set[str]:
+        return set(self.left)
+
+    def strike_off(self, names: Collection[str]) -> bool:
+        if not self.locked:
+            self.left.difference_update(names)
+        return not self.locked
 
 
 class Recorded(MemoryStore):
@@ -233,9 +246,51 @@ async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
         bridge.say(submit(1))
         await bridge.hears(Report)
         assert "bob" in broker.router.users()
-        accounts.removed.add("bob")
+        accounts.gone.add("bob")
         await until(lambda: any(End in group for group in kinds(store.story)))
     assert store.copy().open().boxes == {}
+
+
+async def test_a_removal_is_struck_off_when_the_end_of_what_waited_is_on_disk() -> None:
+    store, accounts = Recorded(), Accounts()
+    async with served(store, accounts=accounts) as (_, bridge):
+        bridge.say(submit(1))
+        await bridge.hears(Report)
+        store.broken = True
+        accounts.left.add("bob")  # and he has a new account already
+        story = len(store.story)
+        await until(lambda: len(store.story) > story + 3)
+        assert accounts.left == {"bob"}
+        store.broken = False
+        await until(lambda: not accounts.left)
+    assert store.copy().open().boxes == {}
+
+
+async def test_until_a_removal_is_struck_off_nothing_is_kept_under_the_name_and_nobody_let_in() -> None:
+    store, accounts = Recorded(), Accounts()
+    async with served(store, accounts=accounts) as (_, bridge):
+        accounts.locked = True
+        accounts.left.add("bob")
+        bridge.say(submit(1), Login(BOB, "bob", "secret", ""))
+        (report,) = await bridge.hears(Report)
+        assert report.recipients == {"bob": "failed:unknown-user"}
+        assert await bridge.hears(LoggedIn) == [LoggedIn(BOB, 1, "overloaded")]
+        accounts.locked = False
+        await until(lambda: not accounts.left)
+        bridge.say(Login(BOB, "bob", "secret", ""))
+        assert await bridge.hears(LoggedIn) == [LoggedIn(BOB, 0, None)]
+
+
+async def test_a_removal_is_not_struck_off_while_a_connection_of_the_account_is_there() -> None:
+    store, accounts = Recorded(), Accounts()
+    async with served(store, accounts=accounts) as (broker, bridge):
+        bridge.say(Open(BOB, "bob"))
+        await until(lambda: "bob" in broker.router.users())
+        accounts.left.add("bob")
+        assert await bridge.hears(Close, 2) == [Close(BOB), Close(BOB)]  # again with each tick
+        assert accounts.left == {"bob"}
+        bridge.say(Close(BOB))
+        await until(lambda: not accounts.left)
 
 
 # --- opening ---
@@ -268,6 +323,18 @@ async def test_a_store_elsewhere_is_one_servers_as_well() -> None:
                     pass
         async with serving(other):
             pass
+
+
+async def test_the_store_of_another_server_is_that_servers() -> None:
+    async with short_directory() as directory:
+        first = config(directory, path=directory / "data" / "store.db")
+        (directory / "link").symlink_to(directory / "data")
+        second = config(directory / "second", path=directory / "link" / "store.db")
+        for one, other in ((first, second), (second, first)):
+            async with serving(one):
+                with pytest.raises(BesterError, match=r"process \d+ serves from it; "):
+                    async with serving(other):
+                        pass
 
 
 async def test_a_store_that_cannot_be_opened_is_one_line_and_gives_everything_back() -> None:

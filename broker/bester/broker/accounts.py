@@ -1,8 +1,9 @@
 """Who may log in: accounts in SQLite, passwords as argon2id, checked off the event loop.
 
 Several processes may use one database: what the command line changes holds on a
-running server with the next question. A password is never stored, logged or kept,
-and an unknown name costs as much time as a wrong password.
+running server with the next question. What was removed stays written down until a
+server has ended all that there was under the name. A password is never stored, logged
+or kept, and an unknown name costs as much time as a wrong password.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -37,9 +39,12 @@ BUSY_S = 5.0
 """How long the command line waits for another process that is writing."""
 
 _HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
-_TABLE = """
+_TABLES = (
+    """
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
-"""
+""",
+    "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +75,12 @@ class Logins(Protocol):
 
     def changed(self) -> bool:
         """Say whether accounts may have been added or removed by somebody else since this was last asked."""
+
+    def removed(self) -> set[str]:
+        """Return the names of accounts that were removed, and are not struck off yet; there may be a new account."""
+
+    def strike_off(self, names: Collection[str]) -> bool:
+        """Nothing is left of these removed accounts. False where that could not be written down: try again."""
 
     def close(self) -> None:
         """Let go of files and threads."""
@@ -117,6 +128,14 @@ class OpenAccounts:
         """Say no: there are no accounts."""
         return False
 
+    def removed(self) -> set[str]:
+        """Return nobody: there are no accounts."""
+        return set()
+
+    def strike_off(self, names: Collection[str]) -> bool:
+        """Do nothing: there are no accounts."""
+        return True
+
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
 
@@ -136,7 +155,8 @@ class Accounts:
             raise self._broken(error) from None
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute(_TABLE)
+            for table in _TABLES:
+                self._db.execute(table)
         except sqlite3.Error as error:
             self._db.close()
             raise self._broken(error) from None
@@ -173,8 +193,8 @@ class Accounts:
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def remove(self, name: str) -> None:
-        """Remove an account. Raises BesterError where there is none."""
-        if not self._change("DELETE FROM account WHERE name = ?", (name,)):
+        """Remove an account, and write down that it was. Raises BesterError where there is none."""
+        if not self._both(("DELETE FROM account WHERE name = ?", "INSERT OR IGNORE INTO removed VALUES (?)"), name):
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def list(self) -> list[Account]:
@@ -202,6 +222,31 @@ class Accounts:
             return False
         before, self._version = self._version, version
         return before != version
+
+    def removed(self) -> set[str]:
+        """Return the names of removed accounts that are not struck off. Where the database cannot tell: nobody, and
+        `changed` says yes once more."""
+        try:
+            return {str(name) for (name,) in self._db.execute("SELECT name FROM removed")}
+        except sqlite3.Error as error:
+            _log.error("%s", self._broken(error).text)
+            self._version = -1
+            return set()
+
+    def strike_off(self, names: Collection[str]) -> bool:
+        """Nothing is left of these. Waits for nobody, as it is called by a server's loop; False: to be tried again."""
+        try:
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("DELETE FROM removed WHERE name = ?", [(name,) for name in names])
+                self._db.execute("COMMIT")
+            finally:
+                self._undo()
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
+        except sqlite3.Error:
+            return False
+        return True
 
     async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
         """Check a password. `address` is the client's, empty where it has none; `now` is monotonic, in seconds.
@@ -259,6 +304,26 @@ class Accounts:
             raise BesterError("malformed", "a user name is text that UTF-8 can write") from None
         except sqlite3.Error as error:
             raise self._broken(error) from None
+
+    def _both(self, statements: tuple[str, str], name: str) -> bool:
+        """Carry out both, or neither; the second only where the first has changed something, which is returned."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                found = self._change(statements[0], (name,))
+                if found:
+                    self._change(statements[1], (name,))
+                self._db.execute("COMMIT")
+            finally:
+                self._undo()
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+        return found
+
+    def _undo(self) -> None:
+        """Go back to before a transaction that was begun and not ended, if there is one."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _broken(self, error: Exception) -> BesterError:
         remedy = "see that the file is yours, the disk has room, and it is a database of Bester"

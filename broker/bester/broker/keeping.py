@@ -36,6 +36,12 @@ class Keeping:
         self._unread: list[Read] = []
         self._held_back = False  # the store may have kept something back from a group that it could not write
 
+    @property
+    def all_kept(self) -> bool:
+        """Whether all that the core ever wanted is written, and read, but for what somebody merely asks."""
+        reads = self._reads + self._unread
+        return not (self._writes or self._held_back or any(not isinstance(read, Outcomes | Dead) for read in reads))
+
     def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
         """The core wants these written, and then those read."""
         self._writes += writes

@@ -25,6 +25,7 @@ import zmq
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
+from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
@@ -60,6 +61,7 @@ class Broker:
     def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
         self._listen = listen
         self._accounts = accounts
+        self._departures = Departures(accounts)
         now = time.monotonic()
         self.settings = replace(settings, clock_offset_s=time.time() - now)
         self.router = Router(
@@ -67,7 +69,7 @@ class Broker:
             epoch=secrets.token_hex(4),
             first_token=secrets.randbelow(2**51),
             now=now,
-            is_account=accounts.exists,
+            is_account=self._departures.is_account,
             snapshot=store.open(),
             chance=random.random,
         )
@@ -189,15 +191,23 @@ class Broker:
 
     def _tick(self) -> None:
         self._carry_out(self.router.tick(time.monotonic()))
-        if self._accounts.changed():
-            for user in self.router.users():
-                if not self._accounts.exists(user):
-                    self._carry_out(self.router.removed(user, time.monotonic()))
-        self._keeping.tick()
+        self._see_off()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+
+    def _see_off(self) -> None:
+        """Settle what could wait, and with it the ends of what removed accounts have left."""
+        for user in self._departures.due(self.router.users):
+            self._carry_out(self.router.removed(user, time.monotonic()))
+        self._keeping.tick()
+        if self._keeping.all_kept:
+            self._departures.over(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
         reason = await self._accounts.verify(action.user, action.password, action.address, time.monotonic())
+        if reason is None and self._departures.under_way(action.user):
+            self._see_off()  # mostly it is over with that
+            if self._departures.under_way(action.user):
+                reason = "overloaded"
         self._carry_out(self.router.verified(action.link, action.session, action.user, reason, time.monotonic()))
 
     # --- out ---

@@ -1,0 +1,129 @@
+"""An account that is removed and made again: the newcomer gets nothing of what was for the one before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+from bester.bridge.client import Client, ClientError
+from bester.broker.accounts import Accounts
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, short_directory
+
+APP = """
+from bester.handlers import App
+app = App("post")
+
+@app.handler("post", inline=True)
+def post(message):
+    return message.send_clients(["bob"], message.data)
+"""
+TOML = """
+[server]
+name = "s1"
+data_dir = "data"
+[native]
+tcp4 = "127.0.0.1:0"
+"""
+MANY = 600
+"""Some windows of the core's: all of it must go, not its beginning."""
+
+
+@asynccontextmanager
+async def scene() -> AsyncIterator[Path]:
+    async with short_directory() as directory:
+        (directory / "post.py").write_text(APP)
+        with closing(Accounts(directory / "data")) as accounts:
+            for user in ("ann", "bob"):
+                accounts.add(user, "secret")
+        yield directory
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator[LiveServer]:
+    server = await LiveServer.start(directory, TOML, handlers=("post:app",))
+    try:
+        yield server
+    finally:
+        assert await server.stop() == [0]
+
+
+def client(server: LiveServer, user: str, password: str = "secret") -> Client:
+    return Client(server.address, user=user, password=password)
+
+
+async def bester(directory: Path, *arguments: str) -> None:
+    process = await Process.start(BESTER, *arguments, cwd=directory)
+    async with asyncio.timeout(DEADLINE_S):
+        status = await process.process.wait()
+    assert status == 0, process.lines
+
+
+def make_anew(directory: Path) -> None:
+    """`bester user remove bob; bester user add bob`, as fast as can be: within a tick of the server."""
+    with closing(Accounts(directory / "data")) as accounts:
+        accounts.remove("bob")
+        accounts.add("bob", "other")
+
+
+async def outcome(ann: Client, message: str | None) -> dict[str, str] | None:
+    assert message is not None
+    return dict(await ann.outcome(message) or {})
+
+
+async def came(server: LiveServer) -> Client:
+    """Log bob in with his new password; while the old connection ends he is told to wait."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            bob = client(server, "bob", "other")
+            try:
+                await bob.start()
+            except ClientError as error:
+                refused = str(error)
+            else:
+                return bob
+            assert "overloaded" in refused
+
+
+async def check_newcomer(server: LiveServer, ann: Client, messages: list[str | None]) -> None:
+    """Bob gets what is sent from now on, and before it nothing; of what was before ann learns that it failed."""
+    bob = await came(server)
+    try:
+        new = await ann.send("post", "new")
+        assert new.good and new.recipients == {}
+        assert (await asyncio.wait_for(anext(bob), DEADLINE_S)).data == "new"
+    finally:
+        await bob.close()
+    for message in (messages[0], messages[-1]):
+        assert await outcome(ann, message) == {"bob": "failed:unknown-user"}
+
+
+async def store_mail(ann: Client, count: int) -> list[str | None]:
+    reports = await asyncio.gather(*(ann.send("post", f"old {number}") for number in range(count)))
+    assert all(report.recipients == {"bob": "queued"} for report in reports)
+    return [report.message for report in reports]
+
+
+async def test_what_waited_is_not_the_newcomers_when_the_server_was_stopped() -> None:
+    async with scene() as directory:
+        async with running(directory) as server, client(server, "ann") as ann:
+            messages = await store_mail(ann, MANY)
+        await bester(directory, "user", "remove", "bob")
+        with closing(Accounts(directory / "data")) as accounts:
+            accounts.add("bob", "other")
+        async with running(directory) as server, client(server, "ann") as ann:
+            await check_newcomer(server, ann, messages)
+        with closing(Accounts(directory / "data")) as accounts:
+            assert accounts.removed() == set()
+        async with running(directory) as server, client(server, "ann") as ann:  # told once, not at every start
+            assert (await ann.send("post", "kept")).recipients == {"bob": "queued"}
+        async with running(directory) as server, client(server, "bob", "other") as bob:
+            assert (await asyncio.wait_for(anext(bob), DEADLINE_S)).data == "kept"
+
+
+async def test_what_waited_is_not_the_newcomers_when_the_server_runs() -> None:
+    async with scene() as directory, running(directory) as server, client(server, "ann") as ann:
+        messages = await store_mail(ann, MANY)
+        make_anew(directory)
+        await check_newcomer(server, ann, messages)
