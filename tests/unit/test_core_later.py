@@ -36,9 +36,9 @@ def queue_elsewhere(stand: Stand, bridge: Link, chat: Link, count: int) -> Repor
     return stand.report(bridge, token)
 
 
-def news(stand: Stand, peer: Link, message: str, outcome: str, number: int) -> int:
+def news(stand: Stand, peer: Link, message: str, outcome: str, number: int, **meta: bool) -> int:
     body = json.dumps({"message": message, "outcome": outcome}).encode()
-    return stand.relay(peer, "bester.outcome", body, lane=["d2", number, 1], again=True)
+    return stand.relay(peer, "bester.outcome", body, lane=["d2", number, 1], **meta)
 
 
 def test_what_went_by_our_own_server_is_still_its_senders() -> None:
@@ -89,6 +89,21 @@ def test_news_that_come_while_the_disk_is_full_count_too() -> None:
     news(stand, peer, f"{report.message}.0.0", "failed:expired", 1)
     stand.store.broken = False
     news(stand, peer, f"{report.message}.0.0", "delivered", 2)
+    assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
+
+
+def test_news_that_come_again_after_a_crash_count_once() -> None:
+    stand = town()
+    reach(stand)
+    bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
+    report = queue_elsewhere(stand, bridge, chat, 2)
+    news(stand, peer, f"{report.message}.0.0", "delivered", 1)
+    stand.restart()
+    bridge, peer = stand.bridge("alice"), stand.server("s2")
+    news(stand, peer, f"{report.message}.0.0", "delivered", 1, again=True)
+    assert stand.one(peer, Relayed).outcome == "delivered"
+    assert outcome_of(stand, bridge, report.message) == {"s2": "queued"}
+    news(stand, peer, f"{report.message}.0.0", "failed:expired", 2)
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Case, failed, try_again
 from bester.broker.core.values import Outbox
 from bester.broker.kept import Arrived
@@ -114,7 +115,8 @@ class Arrivals:
         if known is None and lane.overtakes(number):
             return NOT_NOW, None
         if known is None:
-            return None, Place(self, key, lane, number, lasting=again)
+            # News count down what is on the disk already: done twice, one would count as two.
+            return None, Place(self, key, lane, number, lasting=again or type_ == policy.NEWS)
         if again:
             self.remember(key)
             if type(known) is Case and known.owed:
