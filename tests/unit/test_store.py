@@ -34,7 +34,7 @@ from bester.broker.kept import (
     lane,
     mailbox,
 )
-from bester.broker.store import memory, reading, sqlite
+from bester.broker.store import commits, memory, reading, sqlite
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import SqliteStore
 
@@ -315,15 +315,40 @@ def test_what_waits_is_not_forgotten(stand: Stand) -> None:
     assert stand.waiting() == [1]
 
 
-# --- dead letters ---
-
-
 def test_of_many_outcomes_the_latest_are_remembered(stand: Stand) -> None:
     stand.write(*(keep(number) for number in range(1, 8)))
     stand.write(*(End(number, "delivered") for number in range(1, 7)))
     stand.write(Forget(NOW_S - 1000, 2))
     known = [number for number in range(1, 8) if stand.read(outcomes(f"s1/b/{number}"))]
     assert known == [5, 6, 7]  # what waits is not among those that are counted
+
+
+def test_it_is_the_oldest_that_goes_however_long_it_was_to_be_kept(stand: Stand) -> None:
+    stand.write(*(keep(number, expires_s=NOW_S + 100 - number) for number in range(1, 5)))
+    stand.write(*(End(number, "delivered") for number in (4, 2, 3, 1)))
+    stand.write(Forget(NOW_S - 1000, 2))
+    assert [number for number in range(1, 5) if stand.read(outcomes(f"s1/b/{number}"))] == [3, 4]
+
+
+def test_what_waits_at_another_server_is_remembered_until_its_time_is_over(stand: Stand) -> None:
+    far = lane("s2", "t")
+    stand.write(*(Note(entry(number, far), "queued") for number in (1, 2, 3)), keep(4), keep(5))
+    stand.write(End(4, "delivered"), End(5, "delivered"), Forget(NOW_S - 1000, 1))
+    known = [number for number in range(1, 6) if stand.read(outcomes(f"s1/b/{number}"))]
+    assert known == [1, 2, 3, 5]
+    stand.write(End(1, "delivered"), Forget(NOW_S + 2.5, 1))  # what has come back is like any other
+    assert [number for number in range(1, 6) if stand.read(outcomes(f"s1/b/{number}"))] == [3, 5]
+
+
+def test_a_server_is_not_asked_for_as_though_it_were_a_message(stand: Stand) -> None:
+    stand.write(keep(1, id="s1.example/b/1.0.0"), keep(2, id="s1.example/b/1.1.0.2.0", target="eve"))
+    assert stand.read(outcomes("s1")) == {}
+    assert stand.read(outcomes("s1.example/b/1")) == {"bob": "queued", "eve": "queued"}
+    assert stand.read(outcomes("s1.example/b/1.1.0")) == {"eve": "queued"}
+    assert stand.read(outcomes("s1.example/b/1.1")) == {"eve": "queued"}
+
+
+# --- dead letters ---
 
 
 def heavy(id_: str, size: int) -> Bury:
@@ -428,7 +453,7 @@ def broken(stand: Stand) -> Callable[[], None]:
 def test_a_group_that_cannot_be_written_is_not_written_and_the_reason_is_told(stand: Stand) -> None:
     stand.write(keep(1))
     mend = broken(stand)
-    result = stand.store.commit([keep(2), Bury(letter("a")), Arrived("s2", "t", "e", 1, {}), Note(entry(3), "queued")])
+    result = stand.store.commit([keep(2), Arrived("s2", "t", "e", 1, {}), Note(entry(3), "queued")])
     assert not result.ok
     assert not result.repeated
     assert "; " in result.why and "\n" not in result.why
@@ -481,3 +506,84 @@ def test_what_is_held_back_does_not_grow_without_end(stand: Stand) -> None:
     for _ in range(50):
         stand.store.commit([End(1, "delivered"), Handed(BOB, 1), Rewrite(1, {}), Forget(NOW_S, 1000), keep(2)])
     assert len(stand.store._held_back) == 4
+
+
+def dead_ids(stand: Stand) -> list[str]:
+    return [each.id for each in stand.read(dead(limit=LOTS, bodies=False))]
+
+
+def test_a_dead_letter_is_held_back_with_the_end_that_takes_its_body_away(stand: Stand) -> None:
+    stand.write(keep(1), keep(2))
+    mend = broken(stand)
+    buried = Bury(letter("a"))
+    assert not stand.store.commit([buried, End(1, "failed:expired"), keep(3)]).ok
+    mend()
+    stand.write()
+    assert (stand.waiting(), stand.read(dead())) == ([2], [buried.letter])
+    assert stand.again().dead == 1
+
+
+def test_where_there_is_no_room_for_it_other_ends_go_without(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand.write(*(keep(number) for number in range(1, 5)))
+    if isinstance(stand.store, MemoryStore):
+        stand.store.full = True
+    else:
+        monkeypatch.setattr(sqlite, "room_beside", lambda path: (1, 2**40))
+    assert not stand.store.commit([End(1, "failed:expired"), Bury(letter("a"))]).ok
+    assert not stand.store.commit([End(2, "delivered"), keep(9)]).ok
+    assert stand.waiting() == [3, 4]  # neither is read again
+    assert stand.again().boxes[BOB].lowest == 1  # of the first the body is still there, and nowhere else
+
+
+def test_letters_that_wait_for_room_have_a_bound(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "LETTERS_HELD_BACK", 3)
+    monkeypatch.setattr(commits, "LETTERS_HELD_BACK_BYTES", 10)
+    stand.write(keep(1))
+    mend = broken(stand)
+    stand.store.commit([Bury(letter("a")), End(1, "failed:expired")])
+    for id_ in "bcd":
+        stand.store.commit([Bury(letter(id_))])
+    stand.store.commit([Bury(letter("e")._replace(body=b"x" * 6)), Unbury("c")])
+    mend()
+    stand.write()
+    assert dead_ids(stand) == ["e", "d"]
+    assert stand.waiting() == []
+
+
+# --- what no store can hold ---
+
+HUGE = 2**64
+
+
+class Odd:
+    """Nothing that can be packed."""
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        keep(HUGE), keep(9, meta={"n": HUGE}), keep(9, meta={"n": Odd()}), Note(entry(HUGE), "queued"),
+        Arrived("s2", "t", "e", HUGE, {}), Bury(letter("p")._replace(meta={"n": Odd()})), End(HUGE, "delivered"),
+        Rewrite(2, {"n": Odd()}), Handed(BOB, HUGE),
+    ],
+    ids=lambda write: type(write).__name__,
+)  # fmt: skip
+def test_what_no_store_can_hold_fails_its_group_and_no_other(poison: Write, stand: Stand) -> None:
+    stand.write(keep(1), keep(2), keep(3))
+    result = stand.store.commit([keep(8), End(1, "delivered"), poison, Rewrite(3, {"n": 1}), Bury(letter("a"))])
+    assert (result.ok, result.repeated) == (False, {})
+    assert "; " in result.why and "\n" not in result.why
+    assert stand.waiting() == [2, 3]
+    assert (stand.read(Fetch(BOB, 2, 1, LOTS))[0].meta, dead_ids(stand)) == ({"n": 1}, ["a"])
+    assert stand.store._held_back == {}
+    stand.write(keep(4))
+    assert stand.again().boxes[BOB].messages == 3
+
+
+def test_nor_does_it_fail_a_later_one_when_it_was_held_back_for_another_reason(stand: Stand) -> None:
+    stand.write(keep(1), keep(2))
+    mend = broken(stand)
+    stand.store.commit([End(1, "delivered"), Handed(BOB, HUGE), Rewrite(2, {"n": Odd()})])
+    mend()
+    stand.write(keep(3))
+    assert stand.waiting() == [2, 3]

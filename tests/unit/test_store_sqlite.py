@@ -194,7 +194,7 @@ def test_a_step_that_fails_leaves_the_older_file_whole(path: Path, monkeypatch: 
 def test_a_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.close()
     make(path, "PRAGMA user_version = 99")
-    assert "newer Bester (version 99 of the store, this one reads up to 2)" in refusal(path)
+    assert "newer Bester (version 99 of the store, this one reads up to 3)" in refusal(path)
 
 
 @pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
@@ -400,6 +400,44 @@ def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch
     assert remembered() == 2
     store.commit([])
     assert remembered() == 2
+
+
+def test_too_many_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
+    store.commit([keep(number, expires_s=100.0 - number) for number in range(1, 26)])
+    store.commit([End(number, "delivered") for number in range(1, 26)])
+
+    def remembered() -> list[int]:
+        return [number for (number,) in store._db.execute("SELECT number FROM entry ORDER BY number")]
+
+    store.commit([Forget(0.0, 3)])
+    assert remembered() == list(range(11, 26))
+    store.commit([])
+    assert remembered() == list(range(21, 26))
+    store.commit([])
+    assert remembered() == [23, 24, 25]
+    store.commit([])
+    assert remembered() == [23, 24, 25]
+
+
+def test_letters_may_use_a_part_of_what_is_left_to_what_makes_room(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit([keep(1)])
+    letter = Bury(Letter("a", "t", b"1", "expired", 0, {}))
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES * 3 // 4, 2**40))
+    assert not store.commit([keep(2), letter, End(1, "failed:expired")]).ok
+    assert (waiting(store), len(store.read(Dead(None, None, 9, None, 0, {})))) == ([], 1)
+    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES // 3, 2**40))
+    assert not store.commit([letter]).ok
+
+
+def test_a_value_sqlite_itself_refuses_is_thrown_away(store: SqliteStore) -> None:
+    store.commit([keep(1), keep(2)])
+    nothing: Any = None
+    assert not store.commit([Handed(nothing, 1), Handed(BOB, nothing), End(1, "delivered")]).ok
+    assert waiting(store) == [2]
+    assert store.commit([keep(3)]).ok
 
 
 def test_the_table_of_writes_is_whole() -> None:

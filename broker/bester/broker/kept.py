@@ -150,8 +150,9 @@ class Learn(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Outcomes of what expired before this (wall clock) are remembered no longer, and of the others the oldest above
-    `most`; of dead letters those above LETTER_BYTES, oldest first. It need not happen at once."""
+    """Outcomes of what expired before this (wall clock) are remembered no longer, and of the others the oldest (by
+    number) above `most`, where `queued`, which waits elsewhere, is not among those that are counted or forgotten; of
+    dead letters those above LETTER_BYTES, oldest first. It need not happen at once."""
 
     before_s: float
     most: int
@@ -278,8 +279,9 @@ class Budget(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """What became of a group of writes: `ok` False where nothing was written (no room, a broken disk), with `why` for
-    people; `repeated` are the numbers of Keep and Note entries that were there before, with what has become of those
+    """What became of a group of writes: `ok` False where nothing was written (no room, a broken disk, a value no store
+    can hold), with `why` for people: its Keep, Note and Arrived are given up then, the others are written when they can
+    be; `repeated` are the numbers of Keep and Note entries that were there before, with what has become of those
     (None: they wait)."""
 
     ok: bool

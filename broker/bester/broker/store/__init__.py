@@ -21,8 +21,9 @@ class Store(Protocol):
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write all in one transaction, in order: they are on disk when this returns. Never raises.
 
-        Where that fails nothing of it is written. Keep, Note, Arrived and Bury are then given up; the other writes
-        are held back, and tried before those of the next commit, which may be of none.
+        Where that fails nothing of it is written. Keep, Note and Arrived are then given up; the other writes are held
+        back, and tried before those of the next commit, which may be of none. A Bury is held back with the ends of its
+        group, for one of them may be of the message whose body it has; of very many the oldest is given up.
         """
 
     def read(self, read: Read) -> Any:

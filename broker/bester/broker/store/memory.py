@@ -5,8 +5,11 @@ It does what the one on disk does, fault for fault, and must never be quicker to
 
 from __future__ import annotations
 
+import re
 import secrets
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
@@ -36,9 +39,23 @@ from bester.broker.kept import (
     Write,
     lane,
 )
-from bester.broker.store.commits import GROWING, Commits
-from bester.broker.store.rows import pack, summed_up, unpack
+from bester.broker.store.commits import GROWING, Commits, UnwritableError
+from bester.broker.store.rows import QUEUED, pack, summed_up, unpack
 from bester.broker.wire.codes import BesterError
+
+MAX_NUMBER = 2**63
+"""What a file could not hold is not held here either."""
+STALE_PART = 2
+"""When this part of what is to expire has ended, it is thrown out."""
+STALE_LEAST = 1_000
+_RESULT = re.compile(r"\.[0-9]")
+
+
+def _message_of(id_: str) -> str:
+    """Return the beginning of an id of a result that all results of a message have in common, and perhaps those of
+    others: for all ids that are made here they are no others."""
+    found = _RESULT.search(id_, id_.rfind("/") + 1)
+    return id_ if found is None else id_[: found.start()]
 
 
 class _Row(NamedTuple):
@@ -70,7 +87,10 @@ class MemoryStore(Commits):
         self._life = 0
         self._rows: dict[int, _Row] = {}
         self._numbers: dict[tuple[str, str], int] = {}  # by id and box
-        self._waiting: dict[str, dict[int, None]] = {}  # by box
+        self._waiting: dict[str, list[int]] = {}  # by box, in order
+        self._expiring: list[tuple[float, int]] = []  # a heap of what waits, and of some of what did
+        self._ended: list[int] = []  # in order; what waits elsewhere is not among it
+        self._results: dict[str, dict[int, None]] = {}  # by what their message is called
         self._handed: dict[str, int] = {}
         self._arrived: dict[tuple[str, str], Arrived] = {}
         self._letters: dict[str, Letter] = {}  # the latest last
@@ -82,7 +102,10 @@ class MemoryStore(Commits):
         other._life = self._life
         other._rows = dict(self._rows)
         other._numbers = dict(self._numbers)
-        other._waiting = {box: dict(numbers) for box, numbers in self._waiting.items()}
+        other._waiting = {box: list(numbers) for box, numbers in self._waiting.items()}
+        other._expiring = list(self._expiring)
+        other._ended = list(self._ended)
+        other._results = {message: dict(numbers) for message, numbers in self._results.items()}
         other._handed = dict(self._handed)
         other._arrived = dict(self._arrived)
         other._letters = dict(self._letters)
@@ -91,7 +114,7 @@ class MemoryStore(Commits):
 
     def open(self) -> Snapshot:
         """Count this life and return what is there."""
-        self._held_back.clear()
+        self._let_go(list(self._held_back))
         self._life += 1
         for box in self._handed.keys() - self._waiting.keys():
             del self._handed[box]
@@ -110,15 +133,17 @@ class MemoryStore(Commits):
     def close(self) -> None:
         """Keep all of it: `open` may come again."""
 
-    def _state_of(self, box: str, numbers: dict[int, None]) -> BoxState:
+    def _state_of(self, box: str, numbers: list[int]) -> BoxState:
         size_bytes = sum(len(self._rows[number].entry.body) for number in numbers)
-        return BoxState(len(numbers), size_bytes, min(numbers), self._handed.get(box, 0))
+        return BoxState(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
 
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
             raise BesterError("storage-full", "the store in memory is told to be full; make room in it")
+        for write in writes:  # all of them are well, or none is written
+            _check(write)
         repeated: dict[int, str | None] = {}
         for write in writes:
             match write:
@@ -154,11 +179,13 @@ class MemoryStore(Commits):
                 self._forget(before_s, most)
 
     def _forget(self, before_s: float, most: int) -> None:
-        ended = sorted((row.entry.expires_s, number) for number, row in self._rows.items() if row.outcome is not None)
-        before_s = max(before_s, ended[-most][0]) if len(ended) > most else before_s
-        for expires_s, number in ended:
-            if expires_s < before_s:
-                self._end(number, "", True)
+        rows = self._rows.items()
+        for number in [number for number, row in rows if row.outcome is not None and row.entry.expires_s < before_s]:
+            self._end(number, "", True)
+        oldest = self._ended[: max(0, len(self._ended) - most)]
+        del self._ended[: len(oldest)]
+        for number in oldest:
+            self._end(number, "", True)
         size = 0
         for id_, letter in reversed(list(self._letters.items())):
             size += len(letter.body)
@@ -172,45 +199,61 @@ class MemoryStore(Commits):
             return
         self._numbers[entry.id, entry.box] = entry.number
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)
+        self._results.setdefault(_message_of(entry.id), {})[entry.number] = None
         if outcome is None:
-            self._waiting.setdefault(entry.box, {})[entry.number] = None
+            insort(self._waiting.setdefault(entry.box, []), entry.number)
+            heappush(self._expiring, (entry.expires_s, entry.number))
+        elif outcome != QUEUED:
+            insort(self._ended, entry.number)
 
     def _end(self, number: int, outcome: str, forget: bool) -> None:
         row = self._rows.get(number)
         if row is None:
             return
-        waiting = self._waiting.get(row.entry.box)
-        if waiting is not None:
-            waiting.pop(number, None)
+        if row.outcome is None:
+            waiting = self._waiting[row.entry.box]
+            _remove(waiting, number)
             if not waiting:
                 del self._waiting[row.entry.box]
+        elif row.outcome != QUEUED:
+            _remove(self._ended, number)
         if forget:
             del self._rows[number]
             del self._numbers[row.entry.id, row.entry.box]
+            message = _message_of(row.entry.id)
+            del self._results[message][number]
+            if not self._results[message]:
+                del self._results[message]
         else:
             self._rows[number] = row._replace(entry=row.entry._replace(body=b""), outcome=outcome)
+            if outcome != QUEUED:
+                insort(self._ended, number)
 
     # --- reading ---
 
     def _answer(self, read: Read) -> Any:
         match read:
             case Fetch(box, after, limit, limit_bytes):
-                numbers = sorted(number for number in self._waiting.get(box, ()) if number > after)
-                return self._bounded([self._rows[number] for number in numbers[:limit]], limit_bytes)
-            case Expired(at_s, limit, limit_bytes):
-                rows = [row for row in self._rows.values() if row.outcome is None]
-                rows.sort(key=lambda row: (row.entry.expires_s, row.entry.number))
-                over = [row for row in rows[:limit] if row.entry.expires_s <= at_s]
-                found = self._bounded(over, limit_bytes)
-                return found, rows[len(found)].entry.expires_s if len(found) < len(rows) else None
+                numbers = self._waiting.get(box, [])
+                start = bisect_right(numbers, after)
+                return self._bounded([self._rows[number] for number in numbers[start : start + limit]], limit_bytes)
+            case Expired():
+                return self._expired(read)
             case Sought(id_, server):
-                for row in self._rows.values():
-                    if row.entry.id == id_ and row.entry.box.startswith(lane(server, "")):
+                begin = lane(server, "")
+                for row in self._results_of(id_):
+                    if row.entry.id == id_ and row.entry.box.startswith(begin):
                         return row.bare(), row.outcome
                 return None
             case Outcomes(message, sender):
-                rows = [self._rows[number] for number in sorted(self._rows)]
-                mine = [row for row in rows if row.entry.id.startswith(message + ".") and row.entry.sender == sender]
+                begin = message + "."
+                mine = [
+                    row
+                    for row in self._results_of(begin + "0")
+                    if row.entry.sender == sender
+                    and row.entry.id.startswith(begin)
+                    and _RESULT.match(row.entry.id, len(message))
+                ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
             case Dead(id_, type_, limit):
                 letters = [
@@ -221,6 +264,32 @@ class MemoryStore(Commits):
                 sizes = accumulate(len(letter.body) for letter in letters[:limit])
                 return letters[: max(1, sum(size <= READ_BYTES for size in sizes))]
 
+    def _results_of(self, id_: str) -> list[_Row]:
+        return [self._rows[number] for number in sorted(self._results.get(_message_of(id_), ()))]
+
+    def _expired(self, read: Expired) -> tuple[list[Entry], float | None]:
+        heap = self._expiring
+        waiting = sum(map(len, self._waiting.values()))
+        if len(heap) > STALE_LEAST + STALE_PART * waiting:
+            heap[:] = [each for each in heap if self._waits(each)]
+            heapify(heap)
+        over: list[tuple[float, int]] = []
+        while heap and len(over) < read.limit and heap[0][0] <= read.at_s:
+            first = heappop(heap)
+            if self._waits(first):
+                over.append(first)
+        found = self._bounded([self._rows[number] for _, number in over], read.limit_bytes)
+        while heap and not self._waits(heap[0]):
+            heappop(heap)
+        next_s = over[len(found)][0] if len(found) < len(over) else heap[0][0] if heap else None
+        for each in over:
+            heappush(heap, each)
+        return found, next_s
+
+    def _waits(self, each: tuple[float, int]) -> bool:
+        row = self._rows.get(each[1])
+        return row is not None and row.outcome is None and row.entry.expires_s == each[0]
+
     def _bounded(self, rows: list[_Row], limit_bytes: int) -> list[Entry]:
         """Return the entries of the first rows, no more bytes than that, at least one."""
         found: list[Entry] = []
@@ -230,3 +299,36 @@ class MemoryStore(Commits):
                 break
             found.append(row.whole())
         return found
+
+
+def _remove(numbers: list[int], number: int) -> None:
+    """Take a number out of numbers in order, where it is one of them."""
+    place = bisect_left(numbers, number)
+    if numbers[place : place + 1] == [number]:
+        del numbers[place]
+
+
+def _check(write: Write) -> None:
+    """Raise UnwritableError for what a file could not hold."""
+    try:
+        match write:
+            case Keep(entry) | Note(entry):
+                pack(entry.meta)
+                numbers = [entry.number]
+            case Rewrite(number, meta):
+                pack(meta)
+                numbers = [number]
+            case Bury(letter):
+                pack(letter.meta)
+                numbers = []
+            case Arrived():
+                pack(dict(write.outcomes))
+                numbers = [write.floor]
+            case End(number) | Handed(_, number):
+                numbers = [number]
+            case _:
+                return
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise UnwritableError("storage-full", f"it cannot hold what it was given; see the reason ({error!r})") from None
+    if not all(-MAX_NUMBER <= number < MAX_NUMBER for number in numbers):
+        raise UnwritableError("storage-full", f"it cannot hold what it was given; see the reason ({numbers} is large)")

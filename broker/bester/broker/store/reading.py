@@ -75,10 +75,9 @@ def _sought(db: sqlite3.Connection, read: Sought) -> tuple[Entry, str | None] | 
 
 
 def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
-    begin = text(read.message + ".")
     rows = db.execute(
         "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ? ORDER BY number",
-        (begin, _after(begin), text(read.sender)),
+        (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
     )
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
 

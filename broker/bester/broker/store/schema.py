@@ -62,8 +62,10 @@ _DEAD_LETTERS = (
     """,
     "CREATE INDEX letter_type ON letter (type)",
 )
+# Of what is remembered the oldest goes first; what waits at another server is not counted among it.
+_REMEMBERED = ("CREATE INDEX entry_remembered ON entry (number) WHERE outcome IS NOT NULL AND outcome <> 'queued'",)
 
-STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS)
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED)
 """Step n makes version n + 1 of version n. What has been released is never changed here, only added to."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from bester.broker.kept import LETTER_BYTES, Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
 from bester.broker.store import schema
-from bester.broker.store.commits import Commits
+from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, unpack
 from bester.broker.store.writing import (
@@ -46,6 +46,8 @@ RESERVE_BYTES = 16 * 1024 * 1024
 RESERVE_PART = 16
 """So much of the disk, or this part of a small one, is left alone by what would fill it: what makes room again, and
 what says that a message was delivered, can then still be written."""
+LETTERS_PART = 2
+"""Dead letters may use this part of it: the ends that make room come with them."""
 FORGOTTEN_AT_ONCE = 1_000
 """Old outcomes deleted with one commit, a few milliseconds; the rest goes with the next ones."""
 PLENTY = 64
@@ -53,6 +55,8 @@ PLENTY = 64
 ROW_BYTES = 1000
 """What an entry takes in the file beside its body, generously."""
 
+_UNWRITABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+_UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
 _RESTORE = "stop the server and put a backup in its place, without any -wal and -shm beside it"
 _REMEDIES = {
     "SQLITE_FULL": "make room on its disk",
@@ -91,7 +95,7 @@ class SqliteStore(Commits):
         self._synchronous = {"full": "FULL", "normal": "NORMAL"}[synchronous]
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
-        self._forget_before_s: float | None = None
+        self._to_forget: tuple[float, int] | None = None  # see `forget_from`
 
     # --- opening ---
 
@@ -199,15 +203,27 @@ class SqliteStore(Commits):
             forgotten = self._forget_some()
             db.execute("COMMIT")
         except BaseException as error:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+            self._roll_back()
+            if isinstance(error, _UNWRITABLE):
+                raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
             if isinstance(error, sqlite3.Error):
                 self._move_log()
                 raise BesterError("storage-full", self._why(error)) from None
-            raise
+            if isinstance(error, MemoryError):
+                raise BesterError("storage-full", f"{self.path}: no memory to write it; see what takes it") from None
+            if isinstance(error, BesterError) or not isinstance(error, Exception):
+                raise
+            raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
         if forgotten < FORGOTTEN_AT_ONCE:
-            self._forget_before_s = None
+            self._to_forget = None
         return repeated
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:  # then SQLite has done it
+            pass
 
     def _move_log(self) -> None:
         """After a failure: what the log holds may still find its place, and then the log can be begun anew."""
@@ -220,7 +236,7 @@ class SqliteStore(Commits):
         if kind is Keep or kind is Note:
             return insert(self._db, run)
         if kind is Forget:
-            self._forget_before_s = max(forget_from(self._db, write) for write in run)
+            self._to_forget = forget_from(self._db, run[-1])
             drop_heavy_letters(self._db, LETTER_BYTES)
         else:
             CARRY_OUT[kind](self._db, run)
@@ -230,9 +246,9 @@ class SqliteStore(Commits):
 
     def _forget_some(self) -> int:
         """Forget a part; the rest goes with the commits that come."""
-        if self._forget_before_s is None:
+        if self._to_forget is None:
             return 0
-        return forget_some(self._db, self._forget_before_s, FORGOTTEN_AT_ONCE)
+        return forget_some(self._db, *self._to_forget, FORGOTTEN_AT_ONCE)
 
     def _see_room(self, writes: Sequence[Write]) -> None:
         """Raise BesterError where what these add would go to the disk's reserve."""
@@ -241,6 +257,8 @@ class SqliteStore(Commits):
         if free_bytes > PLENTY * reserve_bytes:
             return
         added_bytes = 0
+        if not any(type(write) in GIVEN_UP for write in writes):
+            reserve_bytes //= LETTERS_PART
         for write in writes:
             if isinstance(write, Keep | Note):
                 added_bytes += ROW_BYTES + len(write.entry.body)

@@ -28,10 +28,15 @@ _DROP_HEAVY = (
     "DELETE FROM letter WHERE serial IN (SELECT serial FROM "
     "(SELECT serial, sum(length(body)) OVER (ORDER BY serial DESC) AS size FROM letter) WHERE size > ?)"
 )
-_KEPT_LONGEST = "SELECT expires_s FROM entry WHERE outcome IS NOT NULL ORDER BY expires_s DESC LIMIT 1 OFFSET ?"
-_FORGET = (
+_REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"  # the words of an index
+_TOO_MANY = f"SELECT number FROM entry WHERE {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608
+_FORGET_OVER = (
     "DELETE FROM entry WHERE number IN "
     "(SELECT number FROM entry WHERE outcome IS NOT NULL AND expires_s < ? ORDER BY expires_s LIMIT ?)"
+)
+_FORGET_OLDEST = (
+    "DELETE FROM entry WHERE number IN "  # noqa: S608
+    f"(SELECT number FROM entry WHERE {_REMEMBERED} AND number <= ? ORDER BY number LIMIT ?)"
 )
 
 _Row = tuple[Any, ...]
@@ -135,12 +140,17 @@ def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> None:
     db.execute(_DROP_HEAVY, (limit_bytes,))
 
 
-def forget_from(db: sqlite3.Connection, forget: Forget) -> float:
-    """Return the time such that what has ended and expired before it is to be forgotten."""
-    row = db.execute(_KEPT_LONGEST, (max(0, forget.most - 1),)).fetchone()
-    return forget.before_s if row is None else max(forget.before_s, row[0])
+def forget_from(db: sqlite3.Connection, forget: Forget) -> tuple[float, int]:
+    """Return the time such that what has ended and expired before it is to be forgotten, and the number such that what
+    has ended up to it is."""
+    row = db.execute(_TOO_MANY, (forget.most,)).fetchone()
+    return forget.before_s, -1 if row is None else row[0]
 
 
-def forget_some(db: sqlite3.Connection, before_s: float, limit: int) -> int:
-    """Forget what has ended and expired before that, at most so many; returns how many."""
-    return db.execute(_FORGET, (before_s, limit)).rowcount
+def forget_some(db: sqlite3.Connection, before_s: float, upto: int, limit: int) -> int:
+    """Forget a part of that, at most so many; returns how many. What waits at another server is forgotten only when
+    its time is over, for its end is still to come."""
+    forgotten = db.execute(_FORGET_OVER, (before_s, limit)).rowcount
+    if upto >= 0 and forgotten < limit:
+        forgotten += db.execute(_FORGET_OLDEST, (upto, limit - forgotten)).rowcount
+    return forgotten
