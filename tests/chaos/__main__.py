@@ -51,7 +51,6 @@ def told(result: Result) -> list[str]:
     lines = [
         f"{verdict.messages} messages: {verdict.good} reported good, {verdict.bad.total()} bad ({bad or 'none'})",
         f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
-        f"{verdict.unmarked} came again under the same id without the mark",
         f"{result.freezes} times frozen; drained in {result.drained_s:.1f} s",
     ]
     for number, user in verdict.lost[:SHOWN]:

@@ -22,6 +22,9 @@ DEAD_S = {(0.0, 0.0): 4, (0.2, 2.0): 4, (3.0, 7.0): 1}
 """How long until it is started again: also longer than a message waits for a handler."""
 KILLS, FREEZES = 3, 2
 """How often one and the other."""
+INJECTED = frozenset({"handler-lost"})
+"""Why something that was queued may fail after all in a run: all handlers of a type are dead for longer than a message
+waits for one. Nothing expires, no mailbox or store fills up, nobody's account goes."""
 
 
 @dataclass(frozen=True)

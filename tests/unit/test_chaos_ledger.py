@@ -36,7 +36,7 @@ def judged(*records: Record) -> Verdict:
 def test_what_everybody_received_once_is_in_order() -> None:
     verdict = judged(SENT, GOOD, *ALL, Closed(9.0))
     assert verdict.clean
-    assert (verdict.promises, verdict.marked, verdict.unmarked, verdict.good, verdict.unclaimed) == (3, 0, 0, 1, 0)
+    assert (verdict.promises, verdict.marked, verdict.good, verdict.unclaimed) == (3, 0, 1, 0)
 
 
 def test_a_receipt_that_is_read_before_its_message_is_known_counts() -> None:
@@ -61,9 +61,18 @@ def test_a_bad_report_that_names_nobody_promises_nothing() -> None:
     assert (verdict.promises, verdict.bad) == (0, {"handler-lost": 1})
 
 
-def test_what_a_later_outcome_calls_failed_is_promised_no_longer() -> None:
+@pytest.mark.parametrize("reason", ["expired", "mailbox-full", "unknown-user", "timeout", "not-connected"])
+def test_a_later_failure_that_no_fault_explains_is_wrong_and_forgives_nothing(reason: str) -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
-    later = Later("s1/e/1", "s2", "failed:expired", 3.0)
+    verdict = judged(SENT, report, Later("s1/e/1", "s2", f"failed:{reason}", 3.0), got("ann"))
+    assert verdict.lost == [(1, "bob"), (1, "bea")]
+    (wrong,) = verdict.wrong
+    assert "of s2 failed later, which no fault explains" in wrong
+
+
+def test_what_a_later_outcome_calls_failed_by_a_fault_is_promised_no_longer() -> None:
+    report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
+    later = Later("s1/e/1", "s2", "failed:handler-lost", 3.0)
     for records in ((SENT, report, later), (SENT, later, report)):
         assert judged(*records, got("ann")).clean
         assert judged(*records).lost == [(1, "ann")]
@@ -98,15 +107,24 @@ def test_another_text_is_wrong() -> None:
     assert "another text" in judged(SENT, GOOD, got("ann"), got("bob"), got("bea", sound=False)).wrong[0]
 
 
-def test_a_repetition_keeps_its_id_or_is_marked() -> None:
-    twice = judged(SENT, GOOD, *ALL, got("bob", at_s=4.0))
-    assert twice.clean
-    assert (twice.marked, twice.unmarked) == (0, 1)
-    marked = judged(SENT, GOOD, *ALL, got("bob", "new", marked=True, at_s=4.0))
-    assert marked.clean
-    assert (marked.marked, marked.unmarked) == (1, 0)
-    stranger = judged(SENT, GOOD, *ALL, got("bob", "new", at_s=4.0))
-    assert "under another id and without the mark" in stranger.wrong[0]
+def test_a_repetition_is_marked_whatever_its_id() -> None:
+    for id_ in ("id", "new"):
+        marked = judged(SENT, GOOD, *ALL, got("bob", id_, marked=True, at_s=4.0))
+        assert marked.clean
+        assert marked.marked == 1
+        unmarked = judged(SENT, GOOD, *ALL, got("bob", id_, at_s=4.0))
+        (wrong,) = unmarked.wrong
+        assert "received again by bob without the mark" in wrong
+        assert unmarked.marked == 0
+
+
+def test_what_was_sent_again_may_overtake_the_first_under_another_id_but_not_under_its_own() -> None:
+    others = got("ann"), got("bea")
+    overtaking = got("bob", "new", marked=True, at_s=2.5)
+    assert judged(SENT, GOOD, *others, got("bob"), overtaking).clean
+    (wrong,) = judged(SENT, GOOD, *others, got("bob"), got("bob", marked=True, at_s=2.5)).wrong
+    assert "received again by bob without the mark" in wrong
+    assert not judged(SENT, GOOD, *others, got("bob"), got("bob", "third"), overtaking).clean
 
 
 def test_the_story_of_a_message_has_all_that_happened() -> None:
