@@ -361,6 +361,21 @@ def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
         assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_file_that_was_removed_or_replaced_takes_nothing(path: Path) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+        path.rename(path.with_name("away"))
+        result = store.commit([keep(2)])
+        assert not result.ok
+        assert result.why.endswith("removed or replaced while it was open; restart the server")
+        path.write_bytes(b"")
+        assert not store.commit([keep(3)]).ok
+        path.with_name("away").rename(path)
+        assert store.commit([keep(4)]).ok
+        assert waiting(store) == [1, 4]
+
+
 # --- what its questions cost ---
 
 

@@ -95,6 +95,7 @@ class SqliteStore(Commits):
         self._synchronous = {"full": "FULL", "normal": "NORMAL"}[synchronous]
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._to_forget: tuple[float, int] | None = None  # see `forget_from`
 
     # --- opening ---
@@ -112,6 +113,7 @@ class SqliteStore(Commits):
             schema.check(self._db, str(self.path))
             self._prepare()
             schema.migrate(self._db)
+            self._file = _file_at(self.path)
             return self._begin()
         except sqlite3.Error as error:
             self.close()
@@ -196,6 +198,7 @@ class SqliteStore(Commits):
         db = self._db
         repeated: dict[int, str | None] = {}
         try:
+            self._see_file()
             self._see_room(writes)
             db.execute("BEGIN IMMEDIATE")
             for kind, run in groupby(writes, type):
@@ -217,6 +220,12 @@ class SqliteStore(Commits):
         if forgotten < FORGOTTEN_AT_ONCE:
             self._to_forget = None
         return repeated
+
+    def _see_file(self) -> None:
+        """Raise BesterError where the file is not the one that was opened: what is written would be in no file."""
+        if _file_at(self.path) != self._file:
+            fault = "the file was removed or replaced while it was open"
+            raise BesterError("storage-full", f"{self.path}: {fault}; restart the server")
 
     def _roll_back(self) -> None:
         try:
@@ -290,3 +299,12 @@ class SqliteStore(Commits):
             raise BesterError("storage-full", self._why(error)) from None
         except ValueError as error:
             raise BesterError("storage-full", f"{self.path}: damaged ({error}); {_RESTORE}") from None
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Say which file is at a path: its device and number."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
