@@ -121,6 +121,28 @@ def test_what_is_done_again_and_is_over_already_is_not_called_queued() -> None:
     assert stand.one(peer, Relayed)[1:] == ("delivered", {})
 
 
+def send_on(stand: Stand, number: int) -> tuple[Link, Relayed]:
+    """A message of s2's is sent on to s2, where it is queued; returns s2's link and what it is told."""
+    reach(stand)
+    peer, chat = stand.server("s2"), stand.handler("chat")
+    stand.relay(peer, "chat", id="s2/x/1", lane=["d2", number, 1], again=True)
+    stand.answer(chat, servers("s2"))
+    stand.say(S2, Relayed(stand.one(S2, Relay).token, "queued", {"queued": 1}))
+    return peer, stand.one(peer, Relayed)
+
+
+def test_what_was_sent_on_again_and_is_over_already_is_not_called_queued_either() -> None:
+    stand = town()
+    peer, first = send_on(stand, 1)
+    assert first[1:] == ("queued", {"queued": 1})
+    (noted,) = [row.entry for row in stand.store._rows.values() if row.outcome == "queued"]
+    news(stand, peer, noted.id, "delivered", 1)
+    stand.restart()
+    stand.heard(S2)
+    _, second = send_on(stand, 2)
+    assert second[1:] == ("delivered", {})
+
+
 def test_many_that_were_on_their_way_in_one_trouble_are_one_trouble() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")

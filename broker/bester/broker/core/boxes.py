@@ -120,6 +120,7 @@ class Boxes:
         self.messages = sum(box.messages for box in self._boxes.values())
         self._size = sum(box.size for box in self._boxes.values())
         self._pending: dict[int, Case | None] = {}
+        self._noted: dict[int, Case] = {}
         self._over_early: dict[int, str] = {}  # of those, what has ended before it was committed, and how
         self._over: set[int] = set()  # what has expired, where that is not written yet: a disk still gives it out
         self._next_expiry_s = snapshot.next_expiry_s
@@ -186,8 +187,10 @@ class Boxes:
         self._out.writes.append(Keep(entry))
         return None
 
-    def note(self, entry: Entry, outcome: str) -> None:
-        """Remember what became, so far, of a message that did not wait here."""
+    def note(self, entry: Entry, outcome: str, case: Case) -> None:
+        """Remember what became, so far, of a message that did not wait here; its case is told when that is on disk, or
+        cannot be put there: it waits elsewhere all the same."""
+        self._noted[entry.number] = case
         self._out.writes.append(Note(entry, outcome))
 
     def _no_room(self, key: str, size: int, now: float) -> str | None:
@@ -210,6 +213,9 @@ class Boxes:
         if not result.ok:
             self._full_until = now + FULL_TURN_S
         for write in writes:
+            if type(write) is Note and (noted := self._noted.pop(write.entry.number, None)) is not None:
+                said = result.repeated.get(write.entry.number) or QUEUED
+                self._reports.settle(noted, write.entry.target, said)
             if type(write) is not Keep:
                 continue
             entry = write.entry

@@ -132,8 +132,7 @@ class Outboxes:
             if self._keep(leg, now, repeated=_may_have_arrived(leg, outcome)):
                 self._back_off(self._box(leg), now)
         else:
-            self._note(leg.entry, outcome, meta)
-            self._told(leg, outcome)
+            self._note(leg, outcome, meta)
 
     def _told(self, leg: Leg, outcome: str) -> None:
         case, leg.case = leg.case, None
@@ -156,10 +155,15 @@ class Outboxes:
             self._became(entry, outcome, now)
         self.look(box, now)
 
-    def _note(self, entry: Entry, outcome: str, meta: Meta) -> None:
-        """It waits over there: somebody may ask, or must be told, what becomes of it."""
-        if outcome == QUEUED and (entry.sender is not None or entry.meta.get("peer") is not None):
-            self._boxes.note(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome)
+    def _note(self, leg: Leg, outcome: str, meta: Meta) -> None:
+        """If it waits over there, somebody may ask, or must be told, what becomes of it: its case is told when that is
+        remembered."""
+        entry, case = leg.entry, leg.case
+        if outcome != QUEUED or case is None or (entry.sender is None and entry.meta.get("peer") is None):
+            self._told(leg, outcome)
+            return
+        leg.case = None
+        self._boxes.note(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
 
     def _keep(self, leg: Leg, now: float, *, repeated: bool) -> bool:
         """What had been sent waits on disk from now on; its sender is told when it does. False: there is no room."""
