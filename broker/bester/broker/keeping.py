@@ -15,6 +15,8 @@ from bester.broker.kept import PRESSING, Dead, Outcomes, Read, Write
 from bester.broker.store import Store
 from bester.broker.wire.codes import BesterError
 
+ASKED_AT_ONCE = 8
+"""Questions answered in one turn, some milliseconds each: whoever asks many waits, and nobody else does."""
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
@@ -52,8 +54,9 @@ class Keeping:
     def settle(self) -> None:
         """Write and read until nothing presses: all that is to be written in one transaction, then what is to be read.
 
-        Either may make the core want more.
+        Either may make the core want more. Of what somebody merely asks, some may be left: then it is `due` again.
         """
+        asked, put_off = 0, []
         while self.due:
             if self._writes:
                 writes, self._writes = self._writes, []
@@ -63,9 +66,16 @@ class Keeping:
             elif self._reads:
                 reads, self._reads = self._reads, []
                 for read in reads:
-                    self._read(read)
+                    asked += isinstance(read, Outcomes | Dead)
+                    if asked > ASKED_AT_ONCE and isinstance(read, Outcomes | Dead):
+                        put_off.append(read)
+                    else:
+                        self._read(read)
             else:
                 self.due = False
+        if put_off:
+            self._reads += put_off
+            self.due = True
 
     def tick(self) -> None:
         """Settle what could wait as well, and try again what could not be read; call it a few times a second."""

@@ -282,6 +282,8 @@ class Broker:
                 self._send(link, messages)
         for socket in self._sockets:
             socket.look_again()
+        if self._keeping.due:
+            self._flush_soon()
 
     def _send(self, link: Link, messages: list[Message]) -> None:
         index, _, identity = link.key.partition(b":")
