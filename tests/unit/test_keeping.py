@@ -9,7 +9,7 @@ import pytest
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Send, Settings
-from bester.broker.keeping import Keeping
+from bester.broker.keeping import ASKED_AT_ONCE, Keeping
 from bester.broker.kept import Committed, End, Entry, Fetch, Forget, Handed, Keep, Learn, Outcomes, Read, Write
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.codes import BesterError
@@ -169,3 +169,14 @@ def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_wri
     stand.store.broken = False
     stand.keeping.tick()
     assert not stand.store.copy().read(FETCH)
+
+
+def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
+    questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
+    stand.keeping.add([], [*questions, FETCH])
+    stand.keeping.settle()
+    assert [read for read, _ in stand.log] == [*questions[:ASKED_AT_ONCE], FETCH]
+    assert stand.keeping.due
+    stand.keeping.settle()
+    assert [read for read, _ in stand.log] == questions[ASKED_AT_ONCE:]
+    assert not stand.keeping.due
