@@ -193,10 +193,14 @@ class Rules:
                 senders[one.number] = (one.client.name, one.life)
         for client in self.scenario.clients:
             last: dict[tuple[str, int], int] = {}
+            came: set[bytes] = set()
             for arrival in client.arrivals:
                 number, at, _ = programs.read(arrival.body)
-                if number not in senders or arrival.type != "o" or at.count(".") != 1 or arrival.marked:
+                if number not in senders or arrival.type != "o" or at.count(".") != 1 or arrival.body in came:
                     continue
+                if arrival.marked:
+                    continue
+                came.add(arrival.body)
                 sender = senders[number]
                 home = next(each for each in self.scenario.clients if each.name == sender[0])
                 if home.server is not client.server:
