@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from bester.broker.accounts import Accounts
+from bester.broker.core.letters import MAX_REPLAYED
+from bester.broker.kept import Bury, Letter
+from bester.broker.store.sqlite import SqliteStore
 from tests.live import BESTER, LiveServer, Process, short_directory
 
 DEADLINE_S = 60.0
@@ -143,6 +146,23 @@ async def test_what_dies_again_stays(scene: Scene) -> None:
             pass  # each look takes a while of its own
     assert [letter["id"] for letter in after] == [before["id"]]
     assert after[0]["at_ms"] > before["at_ms"]
+
+
+async def test_more_than_one_question_takes_are_replayed_too_the_oldest_first(scene: Scene) -> None:
+    count = MAX_REPLAYED + 3
+    await scene.server.stop()
+    store = SqliteStore(scene.directory / "data" / "store.db")
+    store.open()
+    letters = [Letter(f"here/x/{n}", "echo", b"%d" % n, "timeout", 1e9, {"user": "tim"}) for n in range(count)]
+    assert store.commit([Bury(letter) for letter in letters]).ok
+    store.close()
+    scene.server = await LiveServer.start(scene.directory, SERVER)
+    await scene.server.has_type("echo")
+    status, lines = await scene.bester("dead", "replay", "--type", "echo")
+    assert (status, lines[0]) == (0, f"replayed {count} dead letters")
+    messages = await scene.listen(count)
+    assert [message["payload"]["data"] for message in messages] == list(range(count))
+    assert await scene.letters() == []
 
 
 async def test_letters_outlive_the_server(scene: Scene) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core import letters as letters_module
 from bester.broker.core.letters import MAX_REPLAYED
 from bester.broker.core.values import Limits, Link, Route, Settings
 from bester.broker.kept import Bounds, Budget, Bury, Dead, Letter, lane
@@ -212,7 +213,21 @@ def test_nobody_else_is_told_of_them_or_may_touch_them(question: str) -> None:
 @pytest.mark.parametrize("question", ["deadList", "deadReplay", "deadDrop"])
 @pytest.mark.parametrize(
     "argument",
-    ["s1/b/1", 5, ["s1/b/1"], {"id": 5}, {"type": ["t"]}, {"limit": 0}, {"limit": "3"}, {"limit": True}, {"as": 5}],
+    [
+        "s1/b/1",
+        5,
+        ["s1/b/1"],
+        {"id": 5},
+        {"type": ["t"]},
+        {"limit": 0},
+        {"limit": "3"},
+        {"limit": True},
+        {"as": 5},
+        {"from": 5},
+        {"from": [1]},
+        {"from": [0, 2**63]},
+        {"from": [-1, 5]},
+    ],
 )
 def test_what_cannot_be_read_is_not_taken_for_all_of_them(question: str, argument: Any) -> None:
     ward = Ward(Limits(attempts=1))
@@ -238,7 +253,7 @@ def test_they_can_be_dropped_by_id_by_type_or_all(argument: Any, dropped: int, l
     ward.murder("u", times=1)
     if argument == {"id": "first"}:
         argument = {"id": first}
-    assert ward.asks("deadDrop", argument)[1:] == (0, {"dropped": dropped})
+    assert ward.asks("deadDrop", argument)[1:] == (0, {"dropped": dropped, "left": 0})
     assert [letter.type for letter in ward.letters()] == list(left)
     ward.stand.restart()
     ward.opens()
@@ -252,7 +267,7 @@ def test_a_letter_that_is_replayed_is_given_to_a_handler_as_it_was_and_is_gone_w
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(body=b"[7]", times=1)
     well = ward.stand.handler("t")
-    assert ward.asks("deadReplay", {"id": id_})[1:] == (0, {"replayed": 1})
+    assert ward.asks("deadReplay", {"id": id_})[1:] == (0, {"replayed": 1, "left": 0})
     request = ward.stand.request(well)
     assert (request.type, request.body, request.user) == ("t", b"[7]", "alice")
     assert request.meta == {
@@ -276,7 +291,7 @@ def test_one_that_fails_again_stays_once_with_the_new_reason() -> None:
     ward.asks("deadReplay", {})
     ward.stand.say(bad, Reply(ward.stand.request(bad).token, 1, [], "no"))
     assert [(letter.id, letter.reason) for letter in ward.letters()] == [(id_, "handler-lost")]
-    assert ward.asks("deadReplay", {}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {}).value == {"replayed": 1, "left": 0}
     ward.stand.request(bad)
     ward.stand.wait(3.0)
     assert [(letter.id, letter.reason, letter.body) for letter in ward.letters()] == [(id_, "timeout", b"1")]
@@ -287,17 +302,17 @@ def test_one_that_is_under_way_is_not_replayed_a_second_time() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     well = ward.stand.handler("t")
-    assert ward.asks("deadReplay", {}).value == {"replayed": 1}
-    assert ward.asks("deadReplay", {}).value == {"replayed": 0}
+    assert ward.asks("deadReplay", {}).value == {"replayed": 1, "left": 0}
+    assert ward.asks("deadReplay", {}).value == {"replayed": 0, "left": 0}
     ward.stand.answer(well)
-    assert ward.asks("deadReplay", {}).value == {"replayed": 0}
+    assert ward.asks("deadReplay", {}).value == {"replayed": 0, "left": 0}
 
 
 def test_it_may_be_replayed_as_another_type() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(body=b"[7]", times=1)
     mended = ward.stand.handler("mended")
-    assert ward.asks("deadReplay", {"type": "t", "as": "mended"}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {"type": "t", "as": "mended"}).value == {"replayed": 1, "left": 0}
     assert ward.stand.answer(mended).body == b"[7]"
     assert ward.letters() == []
 
@@ -315,10 +330,10 @@ def test_by_type_only_those_and_where_nobody_serves_it_it_stays() -> None:
     ward.murder("t", times=1)
     ward.murder("u", times=1)
     well = ward.stand.handler("u")
-    assert ward.asks("deadReplay", {"type": "u"}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {"type": "u"}).value == {"replayed": 1, "left": 0}
     ward.stand.answer(well)
     assert [letter.type for letter in ward.letters()] == ["t"]
-    assert ward.asks("deadReplay", {"as": "nobody"}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {"as": "nobody"}).value == {"replayed": 1, "left": 0}
     assert [letter.type for letter in ward.letters()] == ["t"]
 
 
@@ -327,10 +342,53 @@ def test_one_question_replays_only_so_many() -> None:
     letters = [Letter(f"s1/x/{number}", "t", b"1", "timeout", START, {}) for number in range(MAX_REPLAYED + 5)]
     assert ward.stand.store.commit([Bury(letter) for letter in letters]).ok
     well = ward.stand.handler("t", credit=5000)
-    assert ward.asks("deadReplay", {}).value == {"replayed": MAX_REPLAYED}
+    first = ward.asks("deadReplay", {}).value
+    assert (first["replayed"], first["left"]) == (MAX_REPLAYED, 5)
+    requests = ward.stand.heard_of(well, Request)
+    assert [request.meta["id"] for request in requests] == [letter.id for letter in letters[:MAX_REPLAYED]]
+    for request in requests[:-1]:
+        ward.stand.reply(well, request.token)
+    ward.stand.store.commit([Bury(letters[0]._replace(id="later"))])
+    second = ward.asks("deadReplay", {"from": first["next"]}).value
+    assert second == {"replayed": 5, "left": 0}  # not the one that is under way, and not what came later
     for request in ward.stand.heard_of(well, Request):
         ward.stand.reply(well, request.token)
-    assert len(ward.letters()) == 5
+    assert [letter.id for letter in ward.letters()] == ["later", letters[MAX_REPLAYED - 1].id]
+
+
+def test_all_are_dropped_a_part_with_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(letters_module, "MAX_LISTED", 2)
+    ward = Ward()
+    ward.stand.store.commit([Bury(Letter(f"{number}", "t", b"1", "timeout", START, {})) for number in range(5)])
+    start = None
+    counts: list[tuple[int, int]] = []
+    while start or not counts:
+        answer = ward.asks("deadDrop", {"from": start} if start else {}).value
+        counts.append((answer["dropped"], answer["left"]))
+        start = answer.get("next")
+    assert counts == [(2, 3), (2, 1), (1, 0)]
+    assert ward.letters() == []
+
+
+def test_as_another_type_it_reaches_who_got_the_result_of_the_first_attempt() -> None:
+    ward = Ward(Limits(attempts=1))
+    first = ward.stand.handler("t")
+    ward.stand.submit(ward.bridge, "t")
+    id_ = ward.stand.answer(first, clients("bob")).meta["id"]
+    assert ward.stand.report(ward.bridge).recipients == {"bob": "queued"}
+    ward.stand.store.commit([Bury(Letter(id_, "t", b"1", "timeout", START, {"user": "alice"}))])
+    bad = ward.stand.handler("mended")
+    ward.asks("deadReplay", {"as": "mended"})
+    assert ward.stand.request(bad).meta["id"].startswith(f"{id_}.")
+    ward.kill(bad)
+    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # one letter still
+    well = ward.stand.handler("other")
+    ward.asks("deadReplay", {"as": "other"})
+    ward.stand.answer(well, clients("bob"))
+    assert len(ward.stand.mail("bob")) == 2
+    assert ward.letters() == []
+    assert ward.stand.ask(ward.bridge, "outcome", [1, id_]).value == {"bob": "queued"}
+    assert ward.stand.router._exchange.letters._renamed == {}
 
 
 # --- on their way to a server ---------------------------------------------------------------------------------------
@@ -351,7 +409,7 @@ def unwanted(ward: Ward) -> Letter:
 def test_one_that_a_server_would_not_have_goes_to_that_server_again() -> None:
     ward = Ward()
     letter = unwanted(ward)
-    assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
     assert ward.letters() == []
     relay = ward.stand.one(S2, Relay)
     assert (relay.type, relay.body, relay.meta["path"], relay.meta["again"]) == ("one", b"[3]", ["s1/one"], True)
@@ -385,7 +443,7 @@ def test_one_that_cannot_be_kept_for_its_server_stays_a_dead_letter(trouble: str
     ward.stand.store.full = False
     ward.stand.router._exchange.boxes._bounds = Bounds()
     ward.stand.wait(1.0)
-    assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1}
+    assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
     assert ward.stand.one(S2, Relay).body == b"[3]"
     assert ward.letters() == []
 

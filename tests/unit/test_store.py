@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from bester.broker.kept import (
     Letter,
     Note,
     Outcomes,
+    Pile,
     Read,
     Rewrite,
     Snapshot,
@@ -383,6 +385,24 @@ def test_dead_letters_are_listed_latest_first(stand: Stand) -> None:
     assert stand.read(dead(id_="b", bodies=False)) == [letter("b", "mail")._replace(body=b"")]
 
 
+def test_they_are_piled_oldest_first_and_gone_through_part_by_part(stand: Stand) -> None:
+    stand.write(Bury(letter("b")), Bury(letter("a", "mail")), Bury(letter("c")))
+
+    def pile(after: int = 0, upto: int = 0, limit: int = 2, type_: str | None = None, id_: str | None = None) -> Pile:
+        found: Pile = stand.read(Dead(id_, type_, limit, None, 0, {}, True, True, after, upto))
+        return found
+
+    first = pile()
+    assert (first.letters, first.left) == ([letter("b"), letter("a", "mail")], 1)
+    stand.write(Unbury("a"), Unbury("b"), Bury(letter("d")))
+    second = pile(first.after, first.upto)
+    assert (second.letters, second.left) == ([letter("c")], 0)
+    assert (pile(second.after, second.upto).letters, pile(second.after, second.upto).left) == ([], 0)
+    assert (pile(type_="chat", limit=1).letters, pile(type_="chat", limit=1).left) == ([letter("c")], 1)
+    assert (pile(id_="d").letters, pile(id_="d").left) == ([letter("d")], 0)
+    assert (pile(id_="x").letters, pile(type_="mail").left) == ([], 0)
+
+
 def test_one_of_the_same_id_is_replaced_and_is_the_latest(stand: Stand) -> None:
     again = letter("a")._replace(reason="timeout", body=b"2")
     stand.write(Bury(letter("a")), Bury(letter("b")), Bury(again))
@@ -587,3 +607,21 @@ def test_nor_does_it_fail_a_later_one_when_it_was_held_back_for_another_reason(s
     mend()
     stand.write(keep(3))
     assert stand.waiting() == [2, 3]
+
+
+# --- what questions cost in memory ---
+
+
+def test_a_question_to_the_store_in_memory_costs_what_it_answers() -> None:
+    store = MemoryStore()
+    store.open()
+    store.commit([keep(number, mailbox(f"u{number % 10}")) for number in range(1, 20_001)])
+    reads = (
+        Fetch(mailbox("u5"), 10_000, 5, LOTS), Expired(NOW_S + 5, 10, LOTS), outcomes("s1/b/77"),
+        Sought("s1/b/77.0.0", "s2", None),
+    )  # fmt: skip
+    start_s = time.process_time()
+    for _ in range(500):
+        for read in reads:
+            store.read(read)
+    assert time.process_time() - start_s < 4.0  # a tenth of a second; half a minute where each looks at everything

@@ -387,6 +387,7 @@ def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
     for read in (
         Fetch(BOB, 0, 9, LOTS), Expired(5.0, 9, LOTS), Sought("a", "s2", None), Outcomes("m", "alice", None, 0),
         Dead(None, None, 9, None, 0, {}), Dead("a", None, 9, None, 0, {}), Dead(None, "t", 9, None, 0, {}),
+        Dead(None, "t", 9, None, 0, {}, oldest_first=True), Dead(None, None, 9, None, 0, {}, oldest_first=True),
     ):  # fmt: skip
         store.read(read)
     store._db.set_trace_callback(None)

@@ -211,7 +211,10 @@ class Outcomes(NamedTuple):
 class Dead(NamedTuple):
     """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`,
     and no more than READ_BYTES of bodies, at least one.
-    `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read."""
+    `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read.
+
+    With `oldest_first` it asks for a `Pile`, the oldest first: of those above `after` and up to `upto` (0: up to the
+    latest there is now), as an earlier pile has named them."""
 
     id: str | None
     type: str | None
@@ -220,6 +223,19 @@ class Dead(NamedTuple):
     token: int
     why: Meta
     bodies: bool = True
+    oldest_first: bool = False
+    after: int = 0
+    upto: int = 0
+
+
+class Pile(NamedTuple):
+    """Some dead letters, oldest first, and how many of those up to `upto` come after them. `after` is the place of the
+    last one: places rise, and nothing that is asked for again after it comes twice."""
+
+    letters: list[Letter]
+    left: int
+    after: int
+    upto: int
 
 
 Read = Fetch | Expired | Sought | Outcomes | Dead

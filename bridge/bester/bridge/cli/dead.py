@@ -87,7 +87,7 @@ def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: b
     """Try again: ID, those of a type, or all. What ends well is a dead letter no more."""
     which = _which(id_, type_, all_)
     _check_type(as_type)
-    count = int(_asked(config_path, "deadReplay", which | ({"as": as_type} if as_type else {}))["replayed"])
+    count = _done(config_path, "deadReplay", which | ({"as": as_type} if as_type else {}), "replayed")
     if count == 0 and which:
         raise _missing(which, ", or it is being replayed already")
     _tell("replayed", count)
@@ -110,7 +110,7 @@ def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: boo
         click.confirm(
             f"Throw away all dead letters{f' of type {_plain(type_)}' if type_ else ''}?", abort=True, err=True
         )
-    count = int(_asked(config_path, "deadDrop", which)["dropped"])
+    count = _done(config_path, "deadDrop", which, "dropped")
     if count == 0 and which:
         raise _missing(which)
     _tell("dropped", count)
@@ -139,6 +139,17 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
     if may_be_none:
         return None
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
+
+
+def _done(config_path: Path | None, question: str, which: Which, done: str) -> int:
+    """Have it done to all letters that are meant and there now, oldest first, a part with each question."""
+    count, start = 0, None
+    while True:
+        answer: Row = _asked(config_path, question, {**which, **({"from": start} if start else {})})
+        count += int(answer[done])
+        start = answer.get("next")
+        if start is None:
+            return count
 
 
 def _check_type(type_: str | None) -> None:

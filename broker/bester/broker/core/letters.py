@@ -13,12 +13,14 @@ from bester.broker.core.boxes import Boxes
 from bester.broker.core.cases import Case, Kind, Reports, failed
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.values import Link, Outbox, Settings
-from bester.broker.kept import Bury, Dead, Entry, Letter, Unbury, lane
+from bester.broker.kept import Bury, Dead, Entry, Letter, Pile, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message, is_reserved
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000
-"""Letters of one question: a turn of the loop has an end."""
+"""Letters of one question: a turn of the loop has an end. What is replayed or dropped is so the oldest first, and the
+answer says how many are left of those there were, and from where to go on (`next`, for the next question's `from`)."""
+MAX_PLACE = 2**63
 NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
 NEVER_KEPT = "bester.auth"
@@ -28,16 +30,20 @@ NEVER_KEPT = "bester.auth"
 class _Second:
     """Watches a replayed letter: it is dropped when all went well."""
 
-    __slots__ = ("_letters", "_out", "id")
+    __slots__ = ("_letters", "_out", "_renamed", "id", "renamed")
 
-    def __init__(self, id_: str, out: Outbox, letters: set[str]) -> None:
+    def __init__(self, id_: str, out: Outbox, letters: set[str], renamed: dict[str, str]) -> None:
         self.id = id_
+        self.renamed: str | None = None
         self._out = out
         self._letters = letters
+        self._renamed = renamed
 
     def ended(self, case: Case, answer: Message | None) -> None:
         """The replay is over."""
         self._letters.discard(self.id)
+        if self.renamed is not None:
+            self._renamed.pop(self.renamed, None)
         if case.reason is None:
             self._out.writes.append(Unbury(self.id))
 
@@ -54,6 +60,7 @@ class Letters:
         self._out = out
         self._enter = enter
         self._replayed: set[str] = set()  # those under way
+        self._renamed: dict[str, str] = {}  # of those, what goes by an id of its own, and the letter's
 
     def bury(self, parcel: Parcel, reason: str, now: float) -> None:
         """Give a message up, for this reason."""
@@ -64,7 +71,8 @@ class Letters:
             "peer": parcel.peer, "path": parcel.path, "attempts": parcel.attempt,
             "bytes": len(parcel.body),
         }  # fmt: skip
-        letter = Letter(parcel.id, parcel.type, parcel.body, reason, self._boxes.wall(now), meta)
+        id_ = self._renamed.get(parcel.id, parcel.id)
+        letter = Letter(id_, parcel.type, parcel.body, reason, self._boxes.wall(now), meta)
         self._out.writes.append(Bury(letter))
 
     def ask(self, link: Link, ask: Ask) -> Answer | None:
@@ -78,24 +86,37 @@ class Letters:
         limit = most if limit is None else min(limit, most)
         why = {"question": question, "as": wanted.get("as")}
         bodies = question in ("deadShow", "deadReplay")
-        self._out.reads.append(Dead(id_, type_, limit, link, ask.token, why, bodies))
+        after, upto = wanted.get("from") or (0, 0)
+        oldest_first = question in ("deadReplay", "deadDrop")
+        self._out.reads.append(
+            Dead(id_, type_, limit, link, ask.token, why, bodies, oldest_first, after=after, upto=upto)
+        )
         return None
 
-    def found(self, dead: Dead, letters: Sequence[Letter], now: float) -> Answer:
+    def found(self, dead: Dead, answer: Sequence[Letter] | Pile, now: float) -> Answer:
         """The letters asked for: what the operator is answered."""
-        question = dead.why["question"]
-        if question == "deadList":
-            return Answer(dead.token, 0, [_line(letter) for letter in letters])
-        if question == "deadShow":
-            return Answer(dead.token, 0, _whole(letters[0])) if letters else Answer(dead.token, 1, None)
-        if question == "deadDrop":
-            for letter in letters:
+        if isinstance(answer, Pile):
+            return self._do(dead, answer, now)
+        if dead.oldest_first:  # they could not be read, which was said
+            return self._do(dead, Pile([], 0, 0, 0), now)
+        if dead.why["question"] == "deadList":
+            return Answer(dead.token, 0, [_line(letter) for letter in answer])
+        return Answer(dead.token, 0, _whole(answer[0])) if answer else Answer(dead.token, 1, None)
+
+    def _do(self, dead: Dead, pile: Pile, now: float) -> Answer:
+        left: dict[str, Any] = {"left": pile.left}
+        if pile.left:
+            left["next"] = [pile.after, pile.upto]
+        if dead.why["question"] == "deadDrop":
+            for letter in pile.letters:
                 self._out.writes.append(Unbury(letter.id))
-            return Answer(dead.token, 0, {"dropped": len(letters)})
+            return Answer(dead.token, 0, {"dropped": len(pile.letters)} | left)
         as_ = dead.why["as"]
         if as_ is not None and is_reserved(as_):
             return Answer(dead.token, 1, None)
-        return Answer(dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in letters)})
+        return Answer(
+            dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in pile.letters)} | left
+        )
 
     def _replay(self, letter: Letter, as_: str | None, now: float) -> bool:
         """Try a letter again; as another type, where one is given. False: it is under way already, or has no place."""
@@ -106,9 +127,13 @@ class Letters:
         server = meta.get("server")
         if type(server) is str and as_ is None:
             return self._replay_to_server(letter, server, now)
-        case = self._second_chance(letter)
+        case, watch = self._second_chance(letter)
+        id_ = letter.id
+        if as_ is not None:  # whoever has got a result of the first attempt is to get those of another handler too
+            watch.renamed = id_ = f"{letter.id}.{self._boxes.take_numbers(1)}.replay"  # still one of its results
+            self._renamed[id_] = letter.id
         parcel = Parcel(
-            case, letter.id, case.root, as_ or letter.type, letter.body, meta.get("scope") or "handler",
+            case, id_, case.root, as_ or letter.type, letter.body, meta.get("scope") or "handler",
             meta.get("origin") or self._settings.name, meta.get("user"), meta.get("peer"), list(meta.get("path") or ()),
             repeated=True,
         )  # fmt: skip
@@ -117,7 +142,7 @@ class Letters:
 
     def _replay_to_server(self, letter: Letter, server: str, now: float) -> bool:
         """It waits in its lane again, and is a dead letter until that is on disk."""
-        meta, case = letter.meta, self._second_chance(letter)
+        meta, (case, _) = letter.meta, self._second_chance(letter)
         entry = Entry(
             self._boxes.take_numbers(1), lane(server, letter.type), f"{letter.id}.replay.{round(letter.at_s)}",
             server, letter.type, letter.body, case.sender, self._boxes.wall(now) + self._settings.bounds.ttl_s,
@@ -130,11 +155,12 @@ class Letters:
         self._reports.pay(case)
         return code is None
 
-    def _second_chance(self, letter: Letter) -> Case:
+    def _second_chance(self, letter: Letter) -> tuple[Case, _Second]:
         case = Case(Kind.REPLAY, NOWHERE, 0, letter.id, letter.meta.get("root") or letter.id)
         case.sender, case.peer = letter.meta.get("user"), letter.meta.get("peer")
-        case.watchers = (_Second(letter.id, self._out, self._replayed),)
-        return case
+        watch = _Second(letter.id, self._out, self._replayed, self._renamed)
+        case.watchers = (watch,)
+        return case, watch
 
 
 def _sound(wanted: Any) -> bool:
@@ -143,6 +169,11 @@ def _sound(wanted: Any) -> bool:
         return False
     limit = wanted.get("limit")
     names = all(wanted.get(key) is None or type(wanted[key]) is str for key in ("id", "type", "as"))
+    start = wanted.get("from")
+    if start is not None and not (
+        type(start) is list and len(start) == 2 and all(type(each) is int and 0 <= each < MAX_PLACE for each in start)
+    ):
+        return False
     return names and (limit is None or (type(limit) is int and limit > 0))
 
 

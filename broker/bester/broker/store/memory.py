@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
@@ -31,6 +31,7 @@ from bester.broker.kept import (
     Letter,
     Note,
     Outcomes,
+    Pile,
     Read,
     Rewrite,
     Snapshot,
@@ -94,6 +95,8 @@ class MemoryStore(Commits):
         self._handed: dict[str, int] = {}
         self._arrived: dict[tuple[str, str], Arrived] = {}
         self._letters: dict[str, Letter] = {}  # the latest last
+        self._places: dict[str, int] = {}  # theirs
+        self._place = 0
         self._types: dict[str, None] = {}
 
     def copy(self) -> Self:
@@ -109,6 +112,8 @@ class MemoryStore(Commits):
         other._handed = dict(self._handed)
         other._arrived = dict(self._arrived)
         other._letters = dict(self._letters)
+        other._places = dict(self._places)
+        other._place = self._place
         other._types = dict(self._types)
         return other
 
@@ -169,10 +174,12 @@ class MemoryStore(Commits):
             case Bury(letter):
                 self._letters.pop(letter.id, None)
                 self._letters[letter.id] = letter._replace(meta=unpack(pack(letter.meta)))
+                self._place += 1
+                self._places[letter.id] = self._place
                 while len(self._letters) > self._dead_letters:
-                    del self._letters[next(iter(self._letters))]
+                    self._unbury(next(iter(self._letters)))
             case Unbury(id_):
-                self._letters.pop(id_, None)
+                self._unbury(id_)
             case Learn(type_):
                 self._types[type_] = None
             case Forget(before_s, most):
@@ -190,7 +197,11 @@ class MemoryStore(Commits):
         for id_, letter in reversed(list(self._letters.items())):
             size += len(letter.body)
             if size > LETTER_BYTES:
-                del self._letters[id_]
+                self._unbury(id_)
+
+    def _unbury(self, id_: str) -> None:
+        self._letters.pop(id_, None)
+        self._places.pop(id_, None)
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.box))
@@ -255,14 +266,25 @@ class MemoryStore(Commits):
                     and _RESULT.match(row.entry.id, len(message))
                 ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
-            case Dead(id_, type_, limit):
-                letters = [
-                    letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
-                    for letter in reversed(self._letters.values())
-                    if (letter.id == id_ if id_ is not None else type_ in (None, letter.type))
-                ]
-                sizes = accumulate(len(letter.body) for letter in letters[:limit])
-                return letters[: max(1, sum(size <= READ_BYTES for size in sizes))]
+            case Dead():
+                return self._pile(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
+
+    def _pile(self, read: Dead) -> Pile:
+        upto = read.upto or self._place
+        there = [letter for id_, letter in self._letters.items() if read.after < self._places[id_] <= upto]
+        letters = self._dead(read, there)
+        after = self._places[letters[-1].id] if letters else upto
+        rest = (letter for letter in there if self._places[letter.id] > after)
+        return Pile(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
+
+    def _dead(self, read: Dead, letters: Iterable[Letter]) -> list[Letter]:
+        found = [
+            letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
+            for letter in letters
+            if _is_meant(letter, read)
+        ]
+        sizes = accumulate(len(letter.body) for letter in found[: read.limit])
+        return found[: max(1, sum(size <= READ_BYTES for size in sizes))]
 
     def _results_of(self, id_: str) -> list[_Row]:
         return [self._rows[number] for number in sorted(self._results.get(_message_of(id_), ()))]
@@ -299,6 +321,10 @@ class MemoryStore(Commits):
                 break
             found.append(row.whole())
         return found
+
+
+def _is_meant(letter: Letter, read: Dead) -> bool:
+    return letter.id == read.id if read.id is not None else read.type in (None, letter.type)
 
 
 def _remove(numbers: list[int], number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from bester.broker.kept import READ_BYTES, Dead, Entry, Expired, Fetch, Letter, Outcomes, Read, Sought, lane
+from bester.broker.kept import READ_BYTES, Dead, Entry, Expired, Fetch, Letter, Outcomes, Pile, Read, Sought, lane
 from bester.broker.store.rows import read_text, summed_up, text, unpack
 
 _COLUMNS = "number, box, id, target, type, body, sender, expires_s, meta"
@@ -82,22 +82,34 @@ def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
 
 
-def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter]:
+def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter] | Pile:
     column, value = ("id", read.id) if read.id is not None else ("type", read.type)
-    where, values = ("", ()) if value is None else (f"WHERE {column} = ?", (text(value),))
+    where, values = ("TRUE", ()) if value is None else (f"{column} = ?", (text(value),))
     body = "body" if read.bodies else "x''"
-    rows = db.execute(
-        f"SELECT id, type, {body}, reason, at_s, meta FROM letter {where} ORDER BY serial DESC LIMIT ?",  # noqa: S608 (columns alone)
-        (*values, read.limit),
+    select = f"SELECT serial, id, type, {body}, reason, at_s, meta FROM letter WHERE {where}"  # noqa: S608 (names alone)
+    if not read.oldest_first:
+        return _letters(db.execute(f"{select} ORDER BY serial DESC LIMIT ?", (*values, read.limit)))[0]
+    upto = read.upto or db.execute("SELECT coalesce(max(serial), 0) FROM letter").fetchone()[0]
+    between = "serial > ? AND serial <= ?"
+    letters, after = _letters(
+        db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit))
     )
+    left = f"SELECT count(*) FROM letter WHERE {where} AND {between}"  # noqa: S608 (names alone)
+    return Pile(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)
+
+
+def _letters(rows: sqlite3.Cursor) -> tuple[list[Letter], int]:
+    """Return no more than may be read at once, and the place of the last one."""
     letters: list[Letter] = []
-    room_bytes = READ_BYTES
-    for id_, type_, text_, reason, at_s, meta in rows:
+    place, room_bytes = 0, READ_BYTES
+    for serial, id_, type_, text_, reason, at_s, meta in rows:
         room_bytes -= len(text_)
         if letters and room_bytes < 0:
             break
+        place = serial
         letters.append(Letter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
-    return letters
+    rows.close()
+    return letters, place
 
 
 def _entry_of(row: _Row) -> Entry:
