@@ -97,7 +97,7 @@ async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, cap
 
 
 async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    polite = "import signal, sys; signal.signal(15, lambda *_: (print('bye', flush=True), sys.exit(0))); " + STEADY
+    polite = "import os, signal; signal.signal(15, lambda *_: (os.write(1, b'bye\\n'), os._exit(0))); " + STEADY
     async with running(directory, python("a", polite)) as children:
         await until(lambda: "a | here" in caplog.text)
         pid = children.pids["a"]

@@ -202,7 +202,7 @@ class Entrances:
         root = origin = place = claimed = earlier = None
         if listed is not None:
             claimed = _text(meta.get("id"))
-            id_ = _as_ours(claimed, listed) if claimed is not None else id_
+            id_ = self._not_ours(claimed, listed) if claimed is not None else id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
             self._exchange.outboxes.contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
@@ -235,6 +235,11 @@ class Entrances:
         self._exchange.enter(parcel, now)
         return case
 
+    def _not_ours(self, id_: str, peer: str) -> str:
+        """Return the id by which a server's message is known here: the one it came with, unless it looks like one of
+        ours. Under that it could pass for a message that one of our clients has sent, or is about to send."""
+        return f"{peer}/{id_}" if id_.startswith(f"{self.settings.name}/") else id_
+
     def _tell_again(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """A message came before: its sender is told what became of it, now or when it is known."""
         if isinstance(earlier, Case):
@@ -255,12 +260,6 @@ class Entrances:
         code = self._exchange.aftermath.heard(peer, body, case)
         if code is not None:
             self._reports.settle(case, None, f"failed:{code}")
-
-
-def _as_ours(id_: str, peer: str) -> str:
-    """Return the id by which a server's message is known here: its own, if the server has given it. Under any other it
-    could be taken for a message of ours, or of a third server's."""
-    return id_ if id_.startswith(f"{peer}/") else f"{peer}/{id_}"
 
 
 def _attempt(meta: Meta) -> int:
