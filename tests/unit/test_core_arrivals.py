@@ -354,8 +354,8 @@ def test_what_a_native_server_sends_again_is_done_once_and_reported_each_time() 
     ("targets", "report"),
     [
         (("alice",), Report(9, 0, None, "s3/x/1", {})),
-        (("bob",), Report(9, 0, None, "s3/x/1", {"": "queued"})),
-        (("nobody",), Report(9, 1, "unknown-user", "s3/x/1", {"": "failed:unknown-user"})),
+        (("bob",), Report(9, 0, None, "s3/x/1", {"0": "queued"})),
+        (("nobody",), Report(9, 1, "unknown-user", "s3/x/1", {"0": "failed:unknown-user"})),
     ],
 )
 def test_after_a_restart_a_native_server_is_told_the_worst_of_it(targets: tuple[str, ...], report: Report) -> None:

@@ -38,24 +38,25 @@ class Aftermath:
         """By number: how many outcomes are still to come, and the worst so far. What was read from the disk may be
         older: one turn brings several pieces of news, and a disk that is full takes none of them for a while."""
 
-    def became(self, entry: Entry, outcome: str, now: float) -> None:
+    def became(self, entry: Entry, outcome: str, now: float, *, amended: bool = False) -> None:
         """A kept message has ended: tell whoever is to be told. What a server would not have becomes a dead letter."""
-        meta = entry.meta
+        meta, number = entry.meta, int(amended)
         if not is_mailbox(entry.box) and outcome not in (DELIVERED, SENT) and entry.body:
             self._bury(entry, outcome, now)
         message, peer = meta.get("message"), meta.get("peer")
         if entry.sender is not None and meta.get("push") and message is not None:
             said = {"message": message, "recipient": entry.target, "outcome": outcome}
-            self._keep(mailbox(entry.sender), entry, entry.sender, said, now)
+            self._keep(mailbox(entry.sender), entry, entry.sender, said, now, number)
         if type(peer) is str and peer in self._settings.routes and message is not None:
-            self._keep(lane(peer, OUTCOME_TYPE), entry, peer, {"message": message, "outcome": outcome}, now)
+            said = {"message": message, "outcome": outcome}
+            self._keep(lane(peer, OUTCOME_TYPE), entry, peer, said, now, number)
 
-    def _keep(self, box: str, entry: Entry, target: str, said: dict[str, Any], now: float) -> None:
+    def _keep(self, box: str, entry: Entry, target: str, said: dict[str, Any], now: float, number: int) -> None:
         """News of a message wait like a message; of the news themselves there are none."""
         body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         meta: Meta = {"origin": self._settings.name, "root": entry.meta.get("root"), "path": []}
         news = Entry(
-            self._boxes.take_numbers(1), box, f"{entry.id}.outcome.0", target, OUTCOME_TYPE, body, None,
+            self._boxes.take_numbers(1), box, f"{entry.id}.outcome.{number}", target, OUTCOME_TYPE, body, None,
             self._boxes.wall(now) + self._settings.bounds.ttl_s, meta,
         )  # fmt: skip
         self._boxes.keep(news, None, now)  # where there is no room, whoever wants to know may still ask
@@ -94,6 +95,15 @@ class Aftermath:
         self._out.reads.append(Sought(message, peer, (case, outcome)))
         return None
 
+    def _amend(self, entry: Entry, before: str, outcome: str, now: float) -> None:
+        """More news than were expected: a server that did it twice, over its own death, tells of both. It may be that a
+        failure comes last, and then that is the truth."""
+        if badness(outcome) > badness(before):
+            self._heard[entry.number] = 0, outcome
+            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": 0, "worst": outcome}))
+            self._out.writes.append(End(entry.number, outcome))
+            self.became(entry, outcome, now, amended=True)
+
     def found(self, sought: Sought, answer: tuple[Entry, str | None] | None, now: float) -> str:
         """The message in question; returns the outcome of the news: failed for now, where they came too early."""
         _, outcome = sought.why
@@ -103,7 +113,10 @@ class Aftermath:
         if state is None:  # the answer that it waits there has not come yet
             return failed("overloaded")
         left, worst = self._heard.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
-        if type(left) is not int or left < 1:
+        if type(left) is not int:
+            return DELIVERED
+        if left < 1:
+            self._amend(entry, max(worst, state, key=badness), outcome, now)
             return DELIVERED
         left, worst = left - 1, max(worst, outcome, key=badness)
         self._heard[entry.number] = left, worst

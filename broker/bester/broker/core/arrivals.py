@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, failed, try_again
+from bester.broker.core.cases import QUEUED, Case, failed, try_again
 from bester.broker.core.values import Outbox
 from bester.broker.kept import Arrived
 from bester.broker.wire.messages import MAX_TOKEN, Message
@@ -170,8 +170,10 @@ def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
 
 
 def _outcome(known: Case | str) -> str | None:
-    """Return how it ended, None where it has not."""
+    """Return how it ended, None where it has not: the outcome, and behind a blank how many are still to come."""
     if type(known) is str:
         return known
     assert isinstance(known, Case)
-    return None if known.owed else known.worst
+    if known.owed:
+        return None
+    return f"{known.worst} {known.queued}" if known.worst == QUEUED else known.worst

@@ -245,13 +245,16 @@ class Entrances:
         if isinstance(earlier, Case):
             self._reports.ask(earlier, link, token)
             return
-        reason = reason_of(earlier)
+        outcome, _, queued = earlier.partition(" ")
+        reason = reason_of(outcome)
         # What may be tried again is not remembered: whatever has failed here has failed for good.
-        answer: Message = Relayed(token, earlier, {} if reason is None else {"carried": True})
+        told: Meta = {} if reason is None else {"carried": True}
+        if queued:
+            told["queued"] = int(queued)
+        answer: Message = Relayed(token, outcome, told)
         if kind is Kind.SUBMIT:
-            answer = Report(
-                token, 0 if reason is None else 1, reason, id_, {} if earlier == "delivered" else {"": earlier}
-            )
+            recipients = {} if outcome == "delivered" else {str(n): outcome for n in range(int(queued or 1))}
+            answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
         self._out.say(link, answer)
 
     def _news(self, case: Case, peer: str, body: bytes) -> None:

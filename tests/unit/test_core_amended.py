@@ -1,0 +1,39 @@
+"""News of a message that was done twice, over the death of the server that did it: a failure that comes last counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bester.broker.core.values import Link, Route, Settings
+from bester.broker.wire.messages import Deliver, Relay, Relayed
+from tests.unit.core_stand import Stand, servers
+
+S2 = Link("server", b"s2")
+
+
+@pytest.mark.parametrize(
+    ("news", "known", "told"),
+    [
+        (["delivered", "failed:handler-failed"], "failed:handler-failed", ["delivered", "failed:handler-failed"]),
+        (["delivered", "delivered"], "delivered", ["delivered"]),
+        (["failed:expired", "delivered"], "failed:expired", ["failed:expired"]),
+    ],
+)
+def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: str, told: list[str]) -> None:
+    stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")}), accounts=frozenset({"alice"}))
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    stand.take(stand.router.server_ready("s2", stand.now))
+    peer = stand.server("s2")
+    stand.submit(bridge, "chat", outcome=True)
+    stand.answer(chat, servers("s2"))
+    relay = stand.one(S2, Relay)
+    stand.say(S2, Relayed(relay.token, "queued", {"queued": 1}))
+    message = stand.report(bridge).message
+    for number, outcome in enumerate(news, 1):
+        body = json.dumps({"message": relay.meta["id"], "outcome": outcome}).encode()
+        stand.relay(peer, "bester.outcome", body, lane=["d2", number, number])
+        assert stand.one(peer, Relayed).outcome == "delivered"
+    assert stand.ask(bridge, "outcome", [1, message]).value == {"s2": known}
+    assert [json.loads(each.body)["outcome"] for each in stand.heard_of(bridge, Deliver)] == told
