@@ -8,7 +8,7 @@ import pytest
 
 from bester.broker.core.values import Link, Route, Settings
 from bester.broker.wire.messages import Deliver, Relay, Relayed
-from tests.unit.core_stand import Stand, servers
+from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
 
@@ -37,3 +37,18 @@ def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: 
         assert stand.one(peer, Relayed).outcome == "delivered"
     assert stand.ask(bridge, "outcome", [1, message]).value == {"s2": known}
     assert [json.loads(each.body)["outcome"] for each in stand.heard_of(bridge, Deliver)] == told
+
+
+def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() -> None:
+    stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
+    bridge, chat = stand.bridge("alice", name="a"), stand.handler("chat")
+    stand.submit(bridge, "chat")
+    stand.answer(chat, clients("bob"))  # it waits, and was never handed out
+    stand.restart()
+    waiting = stand.kept("user/bob")[0]
+    assert waiting.meta.get("repeated") is None
+    again = waiting._replace(number=2**40, meta=waiting.meta | {"repeated": True})
+    stand.router._exchange.boxes.keep(again, None, stand.now)  # the same was done again, and had nobody to confirm it
+    stand.take(stand.router.tick(stand.now))
+    bob = stand.bridge("bob")
+    assert stand.one(bob, Deliver).meta.get("redelivered") is True
