@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.known import SWEPT_AT
 from bester.broker.core.values import Limits, Link, Route, Settings
 from bester.broker.wire.messages import (
     Command,
@@ -183,15 +184,31 @@ def test_every_report_on_a_link_counts_whatever_it_is_on() -> None:
     assert stand.heard_of(chat, Request) == []
 
 
-def test_what_the_bridge_reported_by_itself_it_does_not_submit_again_and_nothing_is_remembered() -> None:
+def test_what_the_bridge_reported_by_itself_it_does_not_submit_again_and_little_of_it_is_remembered() -> None:
     stand, edge, chat = town()
-    edge.submits(7)
-    stand.answer(chat, clients("alice"))
-    delivery = stand.deliver(edge.link)
-    assert delivery.token == 7
     peer = stand.router._peers[edge.link]
     assert peer.edge is not None
-    assert (peer.edge._open, len(peer.edge._told)) == ({}, 0)
+    for token in range(1, 3 * SWEPT_AT):
+        edge.submits(token)
+        stand.answer(chat, clients("alice"))
+        delivery = stand.deliver(edge.link)
+        assert delivery.token == token
+        stand.say(edge.link, Confirm(delivery.serial))
+        assert (len(peer.edge._cases) <= SWEPT_AT, len(peer.edge._told)) == (True, 0)
+
+
+def test_what_runs_for_long_is_known_behind_many_that_are_over() -> None:
+    stand, edge, chat = town()
+    edge.submits(1)
+    slow = stand.request(chat)
+    for token in range(2, 3 * SWEPT_AT):
+        edge.submits(token)
+        stand.answer(chat)
+    edge.relinks()
+    edge.submits(1, attempt=2)
+    assert stand.heard_of(chat, Request) == []
+    stand.reply(chat, slow.token)
+    assert edge.reports() == [good(1)]
 
 
 def test_what_ends_between_hello_and_its_being_submitted_again_is_told_then() -> None:

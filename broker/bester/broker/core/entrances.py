@@ -31,7 +31,6 @@ from bester.broker.wire.messages import (
     Relayed,
     Report,
     Submit,
-    is_reserved,
 )
 
 MAX_ID = 512
@@ -74,18 +73,11 @@ class Entrances:
         if peer.edge is not None:
             peer.edge.enter(token, case)
         user = self._exchange.directory.user(peer.link, session)
-        if user is None or self.draining or is_reserved(type_):
-            self._reports.refuse(case, self._may_submit(user, type_) or "not-allowed")
+        if user is None or self.draining:
+            self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
         else:
             case.sender = user
             self._exchange.enter(Parcel(case, id_, id_, type_, body, "client", self.settings.name, user), now)
-
-    def _may_submit(self, user: str | None, type_: str) -> str | None:
-        if self.draining:
-            return "overloaded"
-        if user is None:
-            return "not-allowed"
-        return "reserved" if is_reserved(type_) else None
 
     def _submit_with_more(self, peer: Peer, submit: Submit, now: float) -> None:
         """The same with wishes of the client's, or by a bridge that may lose its link and submit it again."""
@@ -99,9 +91,8 @@ class Entrances:
             edge.enter(token, case)
         assert session is not None
         user = self._exchange.directory.user(peer.link, session)
-        code = self._may_submit(user, type_)
-        if code is not None or user is None:
-            self._reports.refuse(case, code or "not-allowed")
+        if user is None or self.draining:
+            self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
             return
         dedup = meta.get("dedup")
         if type(dedup) is str and 0 < len(dedup) <= MAX_DEDUP:

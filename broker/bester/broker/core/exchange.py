@@ -25,7 +25,7 @@ from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.kept import Budget, Learn, Snapshot, is_mailbox
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply
+from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply, is_reserved
 
 
 class Exchange:
@@ -130,6 +130,8 @@ class Exchange:
     def _never_served(self, parcel: Parcel, now: float) -> str | None:
         if self.workers.serves(parcel.type) or parcel.type in self._seen_types:
             return None
+        if is_reserved(parcel.type):
+            return "reserved"
         just_started = now < self._started + self.limits.restart_s
         return "no-handler" if parcel.scope == "server" and just_started else "unknown-type"
 
@@ -223,7 +225,8 @@ class Exchange:
     def _taken(self, worker: Worker, token: int) -> Parcel | None:
         parcel = self.workers.take(worker, token)
         if parcel is not None and not parcel.ended:
-            self._let_go(parcel)
+            self._held -= 1
+            self._held_bytes -= len(parcel.body)
         return parcel
 
     def _let_go(self, parcel: Parcel) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from bester.broker.core.cases import MAX_KEPT, Case, Watcher
+from bester.broker.core.cases import MAX_KEPT, Case
 from bester.broker.core.values import Limits, Link
 from bester.broker.wire.messages import Message, Report
 
 Key = tuple[str, str, str]
 """What kind of key, whose, and the key itself."""
+SWEPT_AT = 1024
+"""Cases of one bridge among which those that are over are looked for at the earliest: to take each out as it ends would
+cost every message more than to do it for many at once."""
 
 
 class Known:
@@ -83,27 +86,31 @@ class Edge:
         self.link: Link | None = link
         self.since: float | None = None
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
-        self._open: dict[int, Case] = {}
+        self._cases: dict[int, Case] = {}  # by token; some are over
+        self._swept_at = SWEPT_AT
         self._told: deque[Report] = deque()
         self._telling: set[int] = set()  # their tokens
         self._heard = 0
         self._unheard: dict[int, Report] = {}  # of earlier links
-        self._alone: tuple[Watcher, ...] = (self,)
 
     def enter(self, token: int, case: Case) -> None:
         """A message was submitted for the first time, as far as is known here."""
-        self._open[token] = case
-        case.watchers = self._alone if not case.watchers else (*case.watchers, self)
+        self._cases[token] = case
+        if len(self._cases) > self._swept_at:
+            self._sweep()
 
     def leave(self, token: int) -> None:
         """It is another case that will answer for it."""
-        case = self._open.pop(token, None)
-        if case is not None:
-            case.watchers = tuple(watcher for watcher in case.watchers if watcher is not self)
+        self._cases.pop(token, None)
+
+    def _sweep(self) -> None:
+        self._cases = {token: case for token, case in self._cases.items() if case.owed}
+        self._swept_at = max(SWEPT_AT, 2 * len(self._cases))
 
     def ended(self, case: Case, answer: Message | None) -> None:
-        """A case is over; its bridge is sent the report, unless it said it by itself, or has not asked on this link."""
-        if self._open.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
+        """A case is over that was under way when a link was lost: unless it was asked for again on the link of now, its
+        bridge cannot be sent the report."""
+        if self._cases.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
             self._unheard[case.token] = answer
 
     def told(self, messages: Iterable[Message]) -> None:
@@ -127,6 +134,10 @@ class Edge:
         self._told.clear()
         self._telling.clear()
         self._heard = 0
+        self._sweep()
+        for case in self._cases.values():
+            if self not in case.watchers:
+                case.watchers = (*case.watchers, self)
         self.link, self.since = None, now
 
     def relink(self, link: Link, now: float) -> None:
@@ -135,7 +146,8 @@ class Edge:
 
     def find(self, token: int) -> Case | Report | None:
         """Return the case that still runs, or the report that may have been lost."""
-        return self._open.get(token) or self._unheard.pop(token, None)
+        case = self._cases.get(token)
+        return case if case is not None and case.owed else self._unheard.pop(token, None)
 
     def telling(self, token: int) -> bool:
         """Is a report on it on its way to the bridge on this very link?"""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 
 
-class Parcel(Struct, eq=False):  # a Struct, for one is made for every message
+class Parcel(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; it leaves its line at its end
     """What a REQUEST is made of, and the case it belongs to.
 
     `target` is its name among the recipients when a handler sent it on (None for a message that entered). `since` is
