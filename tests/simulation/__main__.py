@@ -17,6 +17,8 @@ from tests.simulation.world import BrokenRuleError
 
 PORTION = 20
 """Seeds that a process is given at once."""
+TOLD_EVERY = 1000
+"""Seeds after which whoever waits is told how far it has come."""
 COLLECTED_EVERY = 10
 """Seeds whose remains are thrown away at once: to do it while one is played costs more."""
 
@@ -124,6 +126,8 @@ def play_all(seeds: range, jobs: int) -> Tally:
             counted.add(part)
             if counted.broken:
                 break
+            if counted.seeds % TOLD_EVERY == 0 and counted.seeds < len(seeds):
+                print(f"{counted.seeds} of {len(seeds)} seeds, no rule broken", file=sys.stderr, flush=True)
     return counted
 
 

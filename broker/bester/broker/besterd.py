@@ -51,6 +51,7 @@ class _Reader:
             self._fail("the file", f"is not JSON: {error}; mend it there")
 
     def config(self) -> Config:
+        """Return the configuration. Raises ConfigError with the first thing that is wrong."""
         base = defaults(self.directory)
         native = self._native(self._map(self._top.get("network", {}), "network"))
         if "database" in self._top:

@@ -155,6 +155,7 @@ class _Reader:
         self._top = Table(source, "", source.tables(), sections)
 
     def config(self) -> Config:
+        """Return the configuration. Raises ConfigError with the first thing that is wrong."""
         server = self._server()
         servers = {name: self._peer(name, table) for name, table in self._named("servers")}
         if server.name in servers:

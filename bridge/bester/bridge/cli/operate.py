@@ -89,6 +89,7 @@ class _Asked:
         )
 
     async def answers(self) -> list[Answer]:
+        """Ask, and return what was answered to each question. Raises BesterError where that takes too long."""
         stage, patience_s = "greet", WELCOME_S
         try:
             async with asyncio.timeout(patience_s) as deadline:

@@ -133,6 +133,7 @@ class Presence:
     # --- going ---
 
     def goodbye(self, peer: Peer, now: float) -> None:
+        """A party leaves; a handler ends first what it was given."""
         self._out.say(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
@@ -142,11 +143,13 @@ class Presence:
             self.lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
+        """A handler that leaves is gone once it owes no reply."""
         if peer.leaving and peer.worker is not None and not peer.worker.busy:
             self.peers.pop(peer.link, None)
             self._notice("left", role=peer.role, name=peer.name)
 
     def lost(self, peer: Peer, why: str, now: float) -> None:
+        """A party is gone, whether it said so or not; what it held goes to others."""
         self.peers.pop(peer.link, None)
         self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
         if peer.worker is not None:
