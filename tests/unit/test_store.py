@@ -236,6 +236,23 @@ def test_it_is_none_in_another_box_or_after_the_first_was_forgotten(stand: Stand
     assert stand.write(keep(3, id="a")) == frozenset()
 
 
+def test_what_waits_takes_the_mark_of_a_repetition_that_may_have_been_delivered(stand: Stand) -> None:
+    plain, marked = {"origin": "s1"}, {"repeated": True}
+    stand.write(*(keep(number, id=id_, meta=plain) for number, id_ in enumerate("abc", 1)))
+    stand.write(keep(4, id="a", meta=marked), keep(5, id="b", meta=plain))
+    stand.write(keep(6, id="d", meta=plain), keep(7, id="d", meta=marked))
+    expected = [plain | marked, plain, plain, plain | marked]
+    for _ in range(2):
+        assert [each.meta for each in stand.read(Fetch(BOB, 0, 9, LOTS))] == expected
+        stand.again()
+
+
+def test_what_has_ended_takes_no_mark(stand: Stand) -> None:
+    stand.write(keep(1, id="a"), End(1, "delivered"))
+    assert stand.write(keep(2, id="a", meta={"repeated": True})) == {2}
+    assert stand.waiting() == []
+
+
 def test_many_repetitions_at_once(stand: Stand) -> None:
     stand.write(*(keep(number, id=f"i{number}") for number in range(1, 1201)))
     again = [keep(2000 + number, id=f"i{number}") for number in range(1, 2401)]

@@ -86,7 +86,7 @@ class Letter(NamedTuple):
 
 class Keep(NamedTuple):
     """A message waits from now on. One of the same id in the same box, waiting or ended, makes it a repetition: nothing
-    is written, and the core is told so."""
+    is written, but for the mark `repeated` that what waits takes over from it, and the core is told so."""
 
     entry: Entry
 

@@ -47,7 +47,6 @@ class Box:
 
     __slots__ = (
         "_order",
-        "again",
         "cursor",
         "delay_s",
         "doom",
@@ -74,7 +73,6 @@ class Box:
         self.retry_at = 0.0
         self.delay_s = 0.0
         self.doom: str | None = None
-        self.again: set[str] = set()  # ids of what waits here unmarked, and may have arrived another way since
 
     @property
     def waiting(self) -> int:
@@ -227,9 +225,6 @@ class Boxes:
             early = self._over_early.pop(entry.number, None)
             if early is None and (not result.ok or entry.number in result.repeated):
                 self._uncount(entry.box, entry.number, len(entry.body))
-                box = self._boxes.get(entry.box)
-                if box is not None and entry.meta.get("repeated") and entry.number in result.repeated:
-                    box.again.add(entry.id)
             elif early is None:
                 touched[entry.box] = None
             if case is not None:
@@ -276,11 +271,8 @@ class Boxes:
             box.handed = last
             self._out.writes.append(Handed(box.key, last))
         numbers = {entry.number for entry in entries if entry.number <= before or entry.meta.get("repeated")}
-        if box.again:
-            numbers |= {entry.number for entry in entries if entry.id in box.again}
         if box.unsent:
-            sure = {entry.number for entry in entries if not (entry.meta.get("repeated") or entry.id in box.again)}
-            numbers -= sure & box.unsent
+            numbers -= {entry.number for entry in entries if not entry.meta.get("repeated")} & box.unsent
             box.unsent.difference_update(entry.number for entry in entries)
         return numbers
 

@@ -206,7 +206,10 @@ class MemoryStore(Commits):
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.box))
         if before is not None:
-            repeated[entry.number] = self._rows[before].outcome
+            row = self._rows[before]
+            repeated[entry.number] = row.outcome
+            if row.outcome is None and entry.meta.get("repeated"):
+                self._rows[before] = row._replace(meta=pack(unpack(row.meta) | {"repeated": True}))
             return
         self._numbers[entry.id, entry.box] = entry.number
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.kept import Arrived, Bury, End, Forget, Handed, Keep, Learn, Note, Rewrite, Unbury
-from bester.broker.store.rows import blob, pack, text
+from bester.broker.store.rows import blob, pack, text, unpack
 
 NAMED_AT_ONCE = 500
 """Numbers in one question; SQLite's older limit for them is 999."""
@@ -44,7 +44,7 @@ _Row = tuple[Any, ...]
 
 def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, str | None]:
     """Insert entries. Those whose ids were in their boxes already are not: return their numbers, and the outcomes of
-    what is there."""
+    what is there. Of a repetition that may have been delivered, what waits there takes over that mark."""
     rows = [_row_of(write) for write in run]
     if db.executemany(_INSERT, rows).rowcount == len(rows):
         return {}
@@ -55,10 +55,13 @@ def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, st
         question = f"SELECT number FROM entry WHERE number IN ({', '.join('?' * len(some))})"  # noqa: S608 (marks alone)
         there.update(number for (number,) in db.execute(question, some))
     repeated: dict[int, str | None] = {}
-    for number, box, id_, *_ in rows:
+    for number, entry in zip(numbers, (write.entry for write in run), strict=True):
         if number not in there:
-            found = db.execute("SELECT outcome FROM entry WHERE id = ? AND box = ?", (id_, box)).fetchone()
-            repeated[number] = found[0]
+            known = "SELECT number, outcome, meta FROM entry WHERE id = ? AND box = ?"
+            before, outcome, meta = db.execute(known, (text(entry.id), text(entry.box))).fetchone()
+            repeated[number] = outcome
+            if outcome is None and entry.meta.get("repeated"):
+                _rewrite(db, [Rewrite(before, unpack(meta) | {"repeated": True})])
     return repeated
 
 
