@@ -143,6 +143,59 @@ class TestAcknowledging:
         scene.turn()
         assert scene.said(Confirm) == [Confirm(3, [], [[2, 0, "unconfirmed"], [3, 0, "unconfirmed"]])]
 
+    def test_one_who_is_cut_may_have_got_what_had_left_and_what_was_leaving(self) -> None:
+        scene = Scene(ack_s=60.0)
+        wire = scene.log_in(acks=True)
+        scene.broker(deliver(1, wire), deliver(2, wire))
+        wire.blocked = True
+        scene.broker(deliver(3, wire), deliver(4, wire))
+        scene.broker(deliver(5, wire))
+        scene.command(wire, "ack", ["s/2.0.0", "s/3.0.0"])
+        assert scene.said(Confirm) == [Confirm(0, [2, 3], [])]
+        scene.now += scene.limits.stalled_s + 1
+        scene.bridge.tick()
+        assert wire.doom == "overloaded"
+        scene.bridge.gone(wire)
+        scene.turn()
+        failed = [row for confirm in scene.said(Confirm) for row in confirm.failed]
+        assert failed == [[1, 0, "unconfirmed"], [4, 0, "unconfirmed"], [5, 0, "overloaded"]]
+
+    @pytest.mark.parametrize("doom", ["overloaded", None])
+    @pytest.mark.parametrize("became", ["timeout", "unconfirmed"])
+    def test_one_connection_that_may_have_got_it_is_enough_whatever_becomes_of_the_other(
+        self, became: str, doom: str | None
+    ) -> None:
+        scene = Scene()
+        one, slow = scene.log_in("bob", acks=True), scene.log_in("bob", acks=True)
+        slow.blocked = True
+        scene.broker(deliver(1, slow))  # its socket takes this, and nothing more
+        scene.broker(deliver(2, one, slow))
+        if became == "timeout":
+            scene.now = scene.limits.ack_s
+            scene.bridge.tick()
+        else:
+            scene.bridge.gone(one)
+        slow.doom = doom
+        scene.bridge.gone(slow)
+        scene.turn()
+        assert scene.said(Confirm) == [Confirm(2, [], [[1, 0, "unconfirmed"], [2, 0, became]])]
+
+    def test_and_to_another_user_it_may_not_have(self) -> None:
+        scene = Scene()
+        late, slow, cut = (scene.log_in(user, acks=True) for user in ("bob", "bob", "carol"))
+        slow.blocked = cut.blocked = True
+        scene.broker(deliver(1, slow, cut))  # the socket has these, and takes nothing more
+        sessions = [wire.session.number for wire in (late, slow, cut)]
+        scene.broker(Deliver(2, "s/2.0", "t", b"1", [[0, *sessions[:2]], [1, sessions[2]]], None, {"message": "s/2"}))
+        scene.now = scene.limits.ack_s
+        scene.bridge.tick()
+        for wire in (cut, slow):
+            wire.doom = "overloaded"
+            scene.bridge.gone(wire)
+        scene.turn()
+        (confirm,) = scene.said(Confirm)
+        assert confirm.failed == [[1, 0, "unconfirmed"], [2, 1, "overloaded"], [2, 0, "timeout"]]
+
     def test_an_id_nobody_waits_for_changes_nothing(self) -> None:
         scene = Scene()
         wire, bob = scene.log_in(acks=True), scene.log_in("bob", acks=True)

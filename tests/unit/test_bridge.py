@@ -207,13 +207,14 @@ class TestSlowReaders:
             wire.unblock()
         assert [row["payload"]["data"] for wire in wires for row in wire.seen()] == ["x" * 100_000] * 3
 
-    def test_one_who_never_keeps_up_is_cut_and_what_waited_is_said_to_have_failed(self) -> None:
+    def test_one_who_never_keeps_up_is_cut_and_what_his_socket_had_no_part_of_is_said_to_have_failed(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         bob.blocked = True
         for serial in range(1, 5):
             body = json.dumps("x" * 900).encode()
             scene.broker(Deliver(serial, f"s/{serial}.0", "t", body, [[0, bob.session.number]]))
+        assert bob.out.taken_bytes < bob.out.pushed_bytes
         scene.now += scene.limits.stalled_s + 1
         bob.stalled_bytes = 0  # it took a little
         scene.bridge.tick()
@@ -222,7 +223,24 @@ class TestSlowReaders:
         scene.bridge.gone(bob)
         scene.turn()
         failed = [row for confirm in scene.said(Confirm) for row in confirm.failed]
-        assert sorted(failed) == [[serial, 0, "overloaded"] for serial in range(1, 5)]
+        assert sorted(failed) == [[1, 0, "unconfirmed"], *([serial, 0, "overloaded"] for serial in (2, 3, 4))]
+
+    @pytest.mark.parametrize("acks", [False, True])
+    def test_a_frame_of_which_the_socket_had_a_part_alone_has_not_arrived(self, acks: bool) -> None:
+        scene = Scene()
+        bob = scene.log_in("bob", acks=acks)
+        bob.blocked = True
+        bodies = [json.dumps("x" * size).encode() for size in (500, 5000, 100)]
+        scene.broker(
+            *(Deliver(n, f"s/{n}.0", "t", body, [[0, bob.session.number]]) for n, body in enumerate(bodies, 1))
+        )
+        assert len(bodies[0]) < bob.out.taken_bytes < len(bodies[1])
+        assert b"s/2.0" in bob.written
+        bob.doom = "overloaded"
+        scene.bridge.gone(bob)
+        scene.turn()
+        (confirm,) = scene.said(Confirm)
+        assert confirm.failed == [[1, 0, "unconfirmed"], [2, 0, "overloaded"], [3, 0, "overloaded"]]
 
     def test_one_frame_larger_than_the_bound_passes(self) -> None:
         scene = Scene(out_queue=1000)

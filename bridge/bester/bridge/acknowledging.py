@@ -8,8 +8,9 @@ waiting. An id that nobody waits for changes nothing.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from itertools import islice
 
-from bester.bridge.ledger import Delivery
+from bester.bridge.ledger import TIMEOUT, UNCONFIRMED, Delivery
 from bester.bridge.limits import Limits
 from bester.bridge.ports import Wire
 
@@ -93,11 +94,16 @@ class Acknowledging:
                     ended.append(frame.delivery)
         return ended
 
-    def gone(self, wire: Wire, reason: str) -> list[Delivery]:
-        """The connection is no more: it will acknowledge nothing."""
+    def gone(self, wire: Wire, begun: int, reason: str) -> list[Delivery]:
+        """The connection is no more: it will acknowledge nothing. What has left, and the `begun` next frames, may have
+        arrived; the rest has failed for `reason`."""
         book = self._books.pop(wire, None)
-        frames = [] if book is None else [frame for frames in book.by_id.values() for frame in frames]
-        return [frame.delivery for frame in frames if frame.delivery.missed(frame.target, reason)]
+        if book is None:
+            return []
+        unsent = set(islice(book.leaving, begun, None))  # as many are in it as there are marks, acknowledged or not
+        frames = [frame for same in book.by_id.values() for frame in same]
+        became = [(frame, reason if frame in unsent else UNCONFIRMED) for frame in frames]
+        return [frame.delivery for frame, why in became if frame.delivery.missed(frame.target, why)]
 
     def late(self, now: float) -> list[Delivery]:
         """Give up on what was not acknowledged in time."""
@@ -115,6 +121,6 @@ class Acknowledging:
                 same.remove(frame)
                 if not same:
                     del book.by_id[frame.id]
-                if frame.delivery.missed(frame.target, "timeout"):
+                if frame.delivery.missed(frame.target, TIMEOUT):
                     ended.append(frame.delivery)
         return ended

@@ -127,17 +127,19 @@ class Delivering:
                 self.ended(delivery)
 
     def gone(self, wire: Wire) -> None:
-        """A connection is no more: what has not left on it, or was not acknowledged, will not be; yet it may have
-        arrived, for the socket may have taken some of it."""
+        """A connection is no more: what has not left on it, or was not acknowledged, will not be. What the socket was
+        given may have arrived all the same; why the connection was cut is the reason of the rest alone."""
         reason = wire.doom if wire.doom not in (None, "not-connected") else UNCONFIRMED
+        taken = wire.out.taken_bytes
         marks = wire.out.drop()
         if wire.session.acks:
-            for delivery in self._acknowledging.gone(wire, reason):
+            begun = sum(mark.end <= taken for mark in marks)
+            for delivery in self._acknowledging.gone(wire, begun, reason):
                 self.ended(delivery)
             return
         for mark in marks:
             delivery, target = mark.what
-            if delivery.missed(target, reason):
+            if delivery.missed(target, UNCONFIRMED if mark.end <= taken else reason):
                 self.ended(delivery)
 
     def acknowledged(self, wire: Wire, ids: list[str]) -> None:

@@ -15,6 +15,8 @@ from bester.broker.wire.messages import Confirm
 
 UNCONFIRMED = "unconfirmed"
 """To the broker only: nobody is there, and what was written on a connection that is gone may have arrived."""
+TIMEOUT = "timeout"
+"""It has left, and the client has not said in time that it has got it: it may have."""
 
 
 class Delivery:
@@ -29,8 +31,8 @@ class Delivery:
         self.message = message
         self.failed: list[list[Any]] = []
         self.holds = 1  # targets that are undecided, and one for whoever is still adding targets
-        self._unsure = False
         self._targets: dict[int, int] = {}  # undecided target: sessions that may still make it
+        self._unsure: dict[int, str] | None = None  # why it may have arrived at a target that is undecided
 
     def expect(self, target: int, sessions: int) -> None:
         """`target` waits for one of so many sessions."""
@@ -54,13 +56,14 @@ class Delivery:
         sessions = self._targets.get(target)
         if sessions is None:
             return False
-        if reason == UNCONFIRMED:  # one that may have got it is enough to say so
-            self._unsure = True
+        if reason in (UNCONFIRMED, TIMEOUT):  # one that may have got it is enough to say so; one may be there still
+            unsure = self._unsure = self._unsure or {}
+            unsure[target] = TIMEOUT if unsure.get(target) == TIMEOUT else reason
         if sessions > 1:
             self._targets[target] = sessions - 1
             return False
         del self._targets[target]
-        self.fail(target, UNCONFIRMED if self._unsure else reason)
+        self.fail(target, reason if self._unsure is None else self._unsure.get(target, reason))
         return self._decided()
 
     def _decided(self) -> bool:
