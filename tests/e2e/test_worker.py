@@ -282,6 +282,26 @@ async def test_emit_waits_for_its_outcome(endpoint: str) -> None:
             await app.emit("other", [])
 
 
+async def test_an_emission_that_may_have_been_carried_out_says_so_when_it_comes_again(endpoint: str) -> None:
+    app = echo_app()
+
+    async with running(app, endpoint) as (broker, _):
+        with pytest.raises(BesterError, match="timeout"):
+            await app.emit("echo", [], id="noon", timeout_s=0.05)
+        for answered, expected in ((Error, {"id": "noon", "again": True}), (Outcome, {"id": "noon"})):
+            emitting = asyncio.create_task(app.emit("echo", [], id="noon"))
+            emit = await broker.expect(Emit)
+            while "again" in expected and "again" not in emit.meta:  # the first is on its way still
+                emit = await broker.expect(Emit)
+            assert emit.meta == expected
+            broker.send(Outcome(emit.token, 0, {}) if answered is Outcome else Error("overloaded", "", 12, emit.token))
+            if answered is Outcome:
+                assert (await emitting).good
+            else:
+                with pytest.raises(BesterError, match="overloaded"):
+                    await emitting
+
+
 async def test_questions(endpoint: str) -> None:
     app = echo_app()
     values: dict[str, Any] = {"listClients": ["g", "t"], "isClient": False, "serverInfo": {"clientCount": "2"}}

@@ -211,7 +211,7 @@ MISTAKES = [
     ("[handlers.a]\napp = 'm:a'\nretries = 3", ":3: [handlers.a] retries: unknown key; did you mean workers?"),
     (
         "[handlers.a]\ntypes = ['t']\napp = 'm:a'\ntimeout_s = 5\n[handlers.b]\ntypes = ['s', 't']\napp = 'm:b'",
-        ": [handlers.b] timeout_s: is 30 here and 5 in [handlers.a], which handles 't' too; write the same in both",
+        ": [handlers.b] timeout_s: is not written here and 5 in [handlers.a], which handles 't' too; write",
     ),
     (
         "[handlers.a]\ntypes = ['t']\napp = 'm:a'\n[handlers.b]\ntypes = ['t']\napp = 'm:b'\nattempts = 9",

@@ -244,6 +244,16 @@ def test_news_wait_for_a_server_that_is_away() -> None:
     assert len(chain.pushed()) == 1
 
 
+def test_news_outlive_the_message_as_long_as_anybody_may_ask() -> None:
+    chain = Chain("s1", "s2", ttl_s=30.0)
+    message = chain.sends("bob", outcome=True)
+    chain.net.part("s1", "s2")
+    chain.net.wait(90.0)  # it expires over there, and what is told of it waits for longer than it had to live
+    chain.net.join("s1", "s2")
+    assert chain.outcome(message) == {"s2": "failed:expired"}
+    assert [news["outcome"] for news in chain.pushed()] == ["failed:expired"]
+
+
 def test_news_survive_every_server_being_killed() -> None:
     chain = Chain("s1", "s2", "s3")
     message = chain.sends("bob", outcome=True)

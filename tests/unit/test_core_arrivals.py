@@ -289,6 +289,18 @@ def test_what_was_sent_once_is_remembered_from_when_it_comes_again() -> None:
     assert dock.requests() == []
 
 
+def test_what_was_sent_once_is_remembered_within_a_tick_of_its_end() -> None:
+    dock = Dock()
+    dock.gets(7)
+    assert dock.requests() == [b"7"]
+    assert (len(dock.answers()), dock.arrived()) == (1, [])
+    dock.stand.wait(0.5)
+    assert dock.arrived() == [Arrived("s2", "chat", "d2", 0, {7: "delivered"})]
+    dock.restarts()
+    token = dock.gets(7, again=True)
+    assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
+
+
 def test_one_that_comes_again_while_it_runs_is_remembered_when_it_ends() -> None:
     dock = Dock()
     dock.gets(7)

@@ -1064,6 +1064,15 @@ def test_an_emission_sent_again_with_its_id_is_carried_out_once() -> None:
     assert len(stand.heard_of(bridge, Deliver)) == 1
 
 
+def test_an_emission_that_is_not_known_any_more_and_says_that_it_comes_again_is_marked() -> None:
+    stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
+    for epoch, again in (("e", {}), ("e2", {"again": True})):
+        bridge, clock = stand.bridge("alice"), stand.handler("clock")
+        stand.emit(clock, "clock", clients("alice"), id="noon", **again)
+        assert stand.deliver(bridge).meta.get("redelivered", False) is bool(again)
+        stand.restart(epoch)
+
+
 @pytest.mark.parametrize("id_", [5, None, "x" * 513, ["a"]])
 def test_an_id_that_is_none_makes_each_emission_its_own(id_: object) -> None:
     stand = Stand()

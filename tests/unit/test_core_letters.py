@@ -170,6 +170,28 @@ def test_a_configured_time_counts_for_a_handler_with_a_longer_lease_too() -> Non
     assert ward.stand.report(ward.bridge).token == other
 
 
+def test_where_only_attempts_were_said_a_handlers_lease_counts() -> None:
+    ward = Ward(tough=Budget(None, 5))
+    ward.stand.handler("tough", lease_ms=50_000)
+    ward.stand.submit(ward.bridge, "tough")
+    ward.stand.wait(49.5)
+    assert ward.stand.heard_of(ward.bridge, Report) == []
+    ward.stand.wait(0.5)
+    assert ward.stand.report(ward.bridge).reason == "timeout"
+
+
+def test_a_handler_is_told_how_long_its_answer_is_of_use_where_that_was_said() -> None:
+    ward = Ward(quick=Budget(2.0, 3))
+    worker = ward.stand.handler("quick", "other")
+    told: list[Any] = []
+    for type_, meta in (("quick", {}), ("quick", {"ttl_s": 1.5}), ("quick", {"ttl_s": 9}), ("other", {"ttl_s": 9})):
+        ward.stand.submit(ward.bridge, type_, **meta)
+        told.append(ward.stand.answer(worker).meta["deadline_ms"])
+    assert told == [2000, 1500, 2000, 9000]
+    ward.stand.submit(ward.bridge, "other")
+    assert "deadline_ms" not in ward.stand.request(worker).meta
+
+
 # --- what an operator is told ---------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bester.broker.core.values import Limits, Link, Notice, Send, Settings
 from bester.broker.kept import NUMBERS_A_LIFE, Bounds, Entry, Keep, mailbox
-from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Request
+from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
 BOB = mailbox("bob")
@@ -427,6 +427,28 @@ def test_an_end_that_was_not_written_before_a_crash_means_a_marked_repetition() 
     stand.disk = True
     again = stand.deliver(stand.bridge("bob"))
     assert (again.body, again.meta["redelivered"]) == (b"1", True)
+    assert stand.mail("bob") == []
+
+
+def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_one() -> None:
+    """Delivered past it, the first would come behind, and no mark would say that it came before."""
+    stand = town()
+    bridge, chat = stand.join("bridge", "b", {"epoch": "life"}), stand.handler("chat")
+    stand.say(bridge, Open(1, "alice"))
+    stand.say(bridge, Submit(1, 1, "chat", b"1", {}))
+    stand.answer(chat, clients("bob"))
+    stand.restart()  # before the bridge has heard that it waits
+    bridge, chat = stand.join("bridge", "b", {"epoch": "life"}), stand.handler("chat")
+    for session, user in enumerate(("alice", "bob", "bob"), 1):
+        stand.say(bridge, Open(session, user))
+    first = stand.one(bridge, Deliver)
+    stand.say(bridge, Submit(1, 1, "chat", b"1", {"attempt": 2}))
+    stand.answer(chat, clients("bob"))
+    assert stand.report(bridge).recipients == {"bob": "queued"}
+    assert stand.heard_of(bridge, Deliver) == []
+    stand.say(bridge, Confirm(first.serial, [], [[first.serial, 0, "not-connected"]]))
+    again = stand.deliver(bridge)
+    assert (again.id, again.meta.get("redelivered")) == (first.id, True)
     assert stand.mail("bob") == []
 
 

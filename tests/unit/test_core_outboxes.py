@@ -14,10 +14,12 @@ from bester.broker.wire.messages import (
     Forwarded,
     Goodbye,
     Meta,
+    Open,
     Relay,
     Relayed,
     Reply,
     Report,
+    Submit,
 )
 from tests.unit.core_stand import START, Stand, servers
 
@@ -183,6 +185,22 @@ def test_lanes_do_not_hold_each_other_up() -> None:
     office.answers(office.relay())
     assert office.told(token) == {}
     assert (office.waiting("one"), office.waiting("two")) == ([b"1"], [])
+
+
+def test_the_bounds_of_a_server_count_all_its_lanes() -> None:
+    office = Office(server_messages=3)
+    office.queues(b"1", b"2")
+    office.queues(b"3", type_="two")
+    for type_ in ("one", "two"):
+        office.sends("s2", type_=type_)
+        assert office.told() == {"s2": "failed:overloaded"}
+    office.restarts()
+    office.sends("s2")
+    assert office.told() == {"s2": "failed:overloaded"}
+    for relay in office.up():
+        office.answers(relay)
+    office.down()
+    office.queues(b"4", b"5", type_="two")
 
 
 @pytest.mark.parametrize("bounds", [{"server_messages": 2}, {"server_bytes": 9}])
@@ -511,6 +529,21 @@ def test_what_another_server_says_changes_nothing() -> None:
     assert tries(office, 60.0) == []
 
 
+@pytest.mark.parametrize(("outcome", "soon"), [("delivered", True), ("failed:no-handler", False)])
+def test_one_that_was_taken_on_one_lane_has_the_others_tried_soon(outcome: str, soon: bool) -> None:
+    office = Office()
+    office.up()
+    office.sends("s2", type_="two")
+    while (box := office.stand.router._exchange.boxes.get(lane("s2", "two"))) is None or box.delay_s < 500.0:
+        for relay in office.relays():
+            office.answers(relay, "failed:no-handler")
+        office.stand.wait(1.0)
+    office.sends("s2", type_="one")
+    office.answers(office.relay(), outcome)
+    office.stand.wait(1.5)
+    assert ("two" in [relay.type for relay in office.relays()]) is soon
+
+
 # --- time -----------------------------------------------------------------------------------------------------------
 
 
@@ -549,6 +582,16 @@ def test_what_is_over_but_was_not_looked_at_yet_does_not_live_for_ever_over_ther
     office.stand.now += 11.0
     relays = office.up()
     assert [relay.meta["ttl_s"] for relay in relays] == [0.0]
+
+
+def test_what_is_over_while_its_handler_works_does_not_begin_a_new_life_over_there() -> None:
+    office = Office()
+    office.up()
+    office.stand.submit(office.bridge, "one", ttl_s=1)
+    request = office.stand.request(office.one)
+    office.stand.wait(3.0)
+    office.stand.reply(office.one, request.token, servers("s2"))
+    assert office.relay().meta["ttl_s"] == 0.0
 
 
 # --- lanes and numbers ----------------------------------------------------------------------------------------------
@@ -619,6 +662,33 @@ def test_what_was_never_sent_before_a_restart_is_not_marked() -> None:
 
 
 # --- native servers -------------------------------------------------------------------------------------------------
+
+
+def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_one() -> None:
+    office = Office()
+    stand = office.stand
+
+    def opens() -> Link:
+        bridge = stand.join("bridge", "b", {"epoch": "life"})
+        stand.say(bridge, Open(1, "alice"))
+        return bridge
+
+    bridge = opens()
+    stand.say(bridge, Submit(1, 1, "one", b"1", {}))
+    stand.answer(office.one, servers("s2"))
+    stand.restart()  # before the bridge has heard that it waits
+    bridge, office.one = opens(), stand.handler("one")
+    stand.wait(2.5)
+    first = office.up()[0]
+    stand.say(bridge, Submit(1, 1, "one", b"1", {"attempt": 2}))
+    stand.answer(office.one, servers("s2"))
+    assert (stand.report(bridge).recipients, office.relays()) == ({"s2": "queued"}, [])
+    office.answers(first, "failed:no-handler")
+    stand.wait(2.0)
+    again = office.relay()
+    assert (again.meta["id"], again.meta["again"], first.meta.get("again")) == (first.meta["id"], True, None)
+    office.answers(again)
+    assert office.waiting() == []
 
 
 def test_to_a_native_server_it_waits_for_a_bridge() -> None:

@@ -75,7 +75,8 @@ class HandlerConfig:
     """A declared handler: exactly one of `app`, `command` and `socket`.
 
     `program` is what listens on `socket`, where it is to be started as well. A message that a handler has had for
-    `timeout_s` is given up; one that `attempts` handlers have died over is a dead letter.
+    `timeout_s` (None: for 30 s, or its lease where that is longer) is given up; one that `attempts` handlers have died
+    over is a dead letter.
     """
 
     name: str
@@ -85,7 +86,7 @@ class HandlerConfig:
     command: tuple[str, ...] | None = None
     socket: Path | None = None
     program: tuple[str, ...] | None = None
-    timeout_s: float = 30.0
+    timeout_s: float | None = None
     attempts: int = 3
 
 

@@ -119,7 +119,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "app": Key("none", "a Python handler, as module:attribute; one of app, command and socket is given"),
         "command": Key("none", "a program and its arguments, in any language"),
         "socket": Key("none", "the Unix socket of a handler made for besterd"),
-        "timeout_s": Key("30", "seconds a handler may take over one message"),
+        "timeout_s": Key(
+            "30", "seconds a handler may take over one message; unless it is written, a longer lease counts"
+        ),
         "attempts": Key("3", "handlers that may die over one message before it is a dead letter"),
     },
     "servers.NAME": {
@@ -322,8 +324,8 @@ class _Reader:
                         self._source.fail(
                             f"handlers.{handler.name}",
                             key,
-                            f"is {here:g} here and {there:g} in [handlers.{other.name}], which handles {type_!r} too; "
-                            f"write the same in both",
+                            f"is {_said(here)} here and {_said(there)} in [handlers.{other.name}], "
+                            f"which handles {type_!r} too; write the same in both",
                         )
 
     def _handler(self, name: str, table: Table) -> HandlerConfig:
@@ -348,7 +350,7 @@ class _Reader:
             app=app,
             command=command,
             socket=self._socket(table, "socket"),
-            timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S),
+            timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
         )
 
@@ -390,3 +392,7 @@ class _Reader:
         if fault:
             table.fail(key, f"{fault}; choose a shorter one")
         return path
+
+
+def _said(value: float | None) -> str:
+    return "not written" if value is None else f"{value:g}"

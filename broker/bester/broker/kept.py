@@ -288,9 +288,10 @@ class Bounds:
 
 
 class Budget(NamedTuple):
-    """What the handlers of a type may take over one message: `timeout_s` each, and so many may die over it."""
+    """What the handlers of a type may take over one message: `timeout_s` each (None: nothing was said of it), and so
+    many may die over it."""
 
-    timeout_s: float
+    timeout_s: float | None
     attempts: int
 
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from bester.broker.accounts import Logins, open_logins
-from bester.broker.config import Config, HandlerConfig
+from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock
 from bester.broker.kept import Budget
@@ -44,13 +44,9 @@ async def settings_of(config: Config) -> Settings:
 
 
 def _budgets(config: Config) -> dict[str, Budget]:
-    """Return what the handlers of a type may take, where somebody has said so: elsewhere a handler's lease counts."""
-    usual = HandlerConfig("", ())
+    """Return what the handlers of a type may take."""
     return {
-        type_: Budget(handler.timeout_s, handler.attempts)
-        for handler in config.handlers
-        for type_ in handler.types
-        if (handler.timeout_s, handler.attempts) != (usual.timeout_s, usual.attempts)
+        type_: Budget(handler.timeout_s, handler.attempts) for handler in config.handlers for type_ in handler.types
     }
 
 

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import os
 import platform
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
+from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Ask, Command, Emit, Error, Heartbeat, Malformed, Meta, Reply, Request
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.party import Party
@@ -36,6 +37,8 @@ DRAIN_S = 10.0
 """How long what is outstanding may take to finish when the worker is stopped; then the broker gives it to another."""
 PARTING_S = 5.0
 """How long the broker may take to echo a GOODBYE."""
+MAX_UNSURE = 4096
+"""Emits with an id and no answer that are remembered, so that a repeat says it is one; the oldest is forgotten."""
 AWAY_AGAIN_S = 30.0
 """At most so often is it logged that the broker is away."""
 
@@ -87,6 +90,7 @@ class Worker:
         self._timers = Timers(app.timers if background else ())
         self._ready = asyncio.Event()
         self._quiet = asyncio.Event()
+        self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits that may have been carried out
         self._life = 0
         self._outstanding = 0
         self._lanes: dict[tuple[str, str], deque[Job]] = {}
@@ -261,7 +265,23 @@ class Worker:
         """As App.emit."""
         if type_ not in self._routes:
             raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
-        meta: Meta = {} if id_ is None else {"id": id_}
+        if id_ is None:
+            return await self._emit(type_, commands, {}, timeout_s)
+        key = (type_, id_)
+        meta: Meta = {"id": id_, "again": True} if key in self._unsure else {"id": id_}
+        self._unsure[key] = None  # until there is an answer
+        if len(self._unsure) > MAX_UNSURE:
+            self._unsure.popitem(last=False)
+        try:
+            outcome = await self._emit(type_, commands, meta, timeout_s)
+        except BesterError as error:
+            if error.code not in ("timeout", "unreachable"):  # that is an answer, too
+                self._unsure.pop(key, None)
+            raise
+        self._unsure.pop(key, None)
+        return outcome
+
+    async def _emit(self, type_: str, commands: list[Command], meta: Meta, timeout_s: float) -> Outcome:
         outcome: Outcome = await self._unanswered.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
         return outcome
 

@@ -15,7 +15,19 @@ from bester.broker.core.boxes import Boxes
 from bester.broker.core.cases import DELIVERED, SENT, Case, badness, failed, reason_of
 from bester.broker.core.federation import Legs
 from bester.broker.core.values import Outbox, Settings
-from bester.broker.kept import Bury, End, Entry, Letter, Rewrite, Sought, is_mailbox, lane, mailbox, owner_of
+from bester.broker.kept import (
+    OUTCOME_KEPT_S,
+    Bury,
+    End,
+    Entry,
+    Letter,
+    Rewrite,
+    Sought,
+    is_mailbox,
+    lane,
+    mailbox,
+    owner_of,
+)
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Meta
 
@@ -46,18 +58,22 @@ class Aftermath:
         message, peer = meta.get("message"), meta.get("peer")
         if entry.sender is not None and meta.get("push") and message is not None:
             said = {"message": message, "recipient": entry.target, "outcome": outcome}
-            self._keep(mailbox(entry.sender), entry, entry.sender, said, now, number)
+            until_s = self._boxes.wall(now) + self._settings.bounds.ttl_s
+            self._keep(mailbox(entry.sender), entry, entry.sender, said, until_s, number, now)
         if type(peer) is str and peer in self._settings.routes and message is not None:
             said = {"message": message, "outcome": outcome}
-            self._keep(lane(peer, OUTCOME_TYPE), entry, peer, said, now, number)
+            until_s = max(self._boxes.wall(now), entry.expires_s) + OUTCOME_KEPT_S  # as long as anybody may ask there
+            self._keep(lane(peer, OUTCOME_TYPE), entry, peer, said, until_s, number, now)
 
-    def _keep(self, box: str, entry: Entry, target: str, said: dict[str, Any], now: float, number: int) -> None:
+    def _keep(
+        self, box: str, entry: Entry, target: str, said: dict[str, Any], until_s: float, number: int, now: float
+    ) -> None:
         """News of a message wait like a message; of the news themselves there are none."""
         body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         meta: Meta = {"origin": self._settings.name, "root": entry.meta.get("root"), "path": []}
         news = Entry(
             self._boxes.take_numbers(1), box, f"{entry.id}.outcome.{number}", target, OUTCOME_TYPE, body, None,
-            self._boxes.wall(now) + self._settings.bounds.ttl_s, meta,
+            until_s, meta,
         )  # fmt: skip
         self._boxes.keep(news, None, now)  # where there is no room, whoever wants to know may still ask
 

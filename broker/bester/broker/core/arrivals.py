@@ -1,8 +1,8 @@
 """What has come in from other servers' lanes: the same number is done once, however often it is sent.
 
 A server repeats what it had no answer on. Its messages of one type carry the epoch of its store and a rising number,
-and say below which number all is settled; so only what lies above that is remembered. What was sent from a disk is
-remembered on a disk; the rest as long as this broker lives. Pure.
+and say below which number all is settled; so only what lies above that is remembered, on the disk as well: of what has
+come again before it is answered, of the rest within a tick. Pure.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class Place:
         """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
             self._lane.refuse(self._number)
-        if self.lasting:
-            self._arrivals.remember(self._key)
+        self._arrivals.remember(self._key, at_once=self.lasting)
 
 
 class Arrivals:
@@ -89,6 +88,7 @@ class Arrivals:
             (each.peer, each.type): _Lane(each.epoch, each.floor, sorted(each.outcomes.items())) for each in arrived
         }
         self._news: dict[Key, None] = {}
+        self._later: dict[Key, None] = {}
 
     def find(self, peer: str, type_: str, meta: dict[str, Any]) -> tuple[Case | str | None, Place | None]:
         """Look up where a message stands: what is known of it, if it came before, and its place, if it has one.
@@ -131,13 +131,20 @@ class Arrivals:
         if len(lane.outcomes) > MAX_NUMBERS:
             del lane.outcomes[min(lane.outcomes)]
 
-    def remember(self, key: Key) -> None:
-        """What is known of this lane must last."""
-        self._news[key] = None
+    def remember(self, key: Key, *, at_once: bool = True) -> None:
+        """What is known of this lane must last; if not `at_once`, from the next tick on: a commit for each message that
+        comes and goes would cost more than the rare repeat over a crash within a tick, which is marked."""
+        (self._news if at_once else self._later)[key] = None
+
+    def tick(self) -> None:
+        """What could wait has waited."""
+        self._news |= self._later
+        self._later.clear()
 
     def settle(self) -> None:
         """Have what must last written."""
         for key in self._news:
+            self._later.pop(key, None)
             lane = self._lanes.get(key)
             if lane is not None:
                 ended = {number: known for number, each in lane.outcomes.items() if (known := _outcome(each))}

@@ -99,6 +99,17 @@ class Box:
         self.cursor = min(self.cursor, number - 1)
 
 
+class _Owner:
+    """All boxes of one server: its lanes, by key, and what is in them together."""
+
+    __slots__ = ("lanes", "messages", "size")
+
+    def __init__(self) -> None:
+        self.lanes: dict[str, Box] = {}
+        self.messages = 0
+        self.size = 0
+
+
 class Boxes:
     """All boxes, their bounds, and what waits for a commit. `look` is told of a box in which something may be next."""
 
@@ -113,12 +124,12 @@ class Boxes:
         self._offset_s = settings.clock_offset_s
         self._out = out
         self._reports = reports
-        self._boxes = {key: Box(key, state) for key, state in snapshot.boxes.items() if state.messages}
-        self._lanes: dict[str, dict[str, Box]] = {}  # by server and key
-        for key, box in self._boxes.items():
-            self._list(key, box)
-        self.messages = sum(box.messages for box in self._boxes.values())
-        self._size = sum(box.size for box in self._boxes.values())
+        self._size = 0
+        self._boxes: dict[str, Box] = {}
+        self._servers: dict[str, _Owner] = {}
+        for key, state in snapshot.boxes.items():
+            if state.messages:
+                self._add(Box(key, state))
         self._pending: dict[int, Case | None] = {}
         self._noted: dict[int, Case] = {}
         self._over_early: dict[int, str] = {}  # of those, what has ended before it was committed, and how
@@ -136,12 +147,12 @@ class Boxes:
 
     def lanes(self) -> list[Box]:
         """Return the lanes with something in them: a few, where there may be many mailboxes."""
-        return [box for lanes in self._lanes.values() for box in lanes.values()] if self._lanes else []
+        return [box for server in self._servers.values() for box in server.lanes.values()] if self._servers else []
 
     def lanes_to(self, server: str) -> list[Box]:
         """Return those to one server."""
-        lanes = self._lanes.get(server)
-        return list(lanes.values()) if lanes else []
+        owner = self._servers.get(server)
+        return list(owner.lanes.values()) if owner is not None else []
 
     def owners(self) -> list[str]:
         """Return the users for whom something is kept."""
@@ -170,15 +181,9 @@ class Boxes:
         code = self._no_room(entry.box, size, now)
         if code is not None:
             return code
-        box = self._boxes.get(entry.box)
-        if box is None:
-            box = self._boxes[entry.box] = Box(entry.box)
-            self._list(entry.box, box)
+        box = self._boxes.get(entry.box) or self._add(Box(entry.box))
         box.cursor = min(box.cursor, entry.number - 1)
-        box.messages += 1
-        box.size += size
-        self.messages += 1
-        self._size += size
+        self._count(box, 1, size)
         if case is not None:
             case.owed += 1
         self._pending[entry.number] = case
@@ -197,13 +202,14 @@ class Boxes:
         bounds = self._bounds
         if now < self._full_until or self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
-        box = self._boxes.get(key)
-        if box is None:
-            return None
         if is_mailbox(key):
-            full = box.messages >= bounds.user_messages or box.size + size > bounds.user_bytes
+            box = self._boxes.get(key)
+            full = box is not None and (box.messages >= bounds.user_messages or box.size + size > bounds.user_bytes)
             return "mailbox-full" if full else None
-        full = box.messages >= bounds.server_messages or box.size + size > bounds.server_bytes
+        server = self._servers.get(owner_of(key))
+        if server is None:
+            return None
+        full = server.messages >= bounds.server_messages or server.size + size > bounds.server_bytes
         return "overloaded" if full else None
 
     def committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
@@ -253,9 +259,7 @@ class Boxes:
         if box.cursor < fetch.after:  # something was put back meanwhile, and comes first
             return box, []
         if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
-            self.messages -= box.waiting
-            self._size -= box.size - sum(box.flying.values())
-            box.messages, box.size = len(box.flying), sum(box.flying.values())
+            self._count(box, -box.waiting, sum(box.flying.values()) - box.size)
             if not box.messages:
                 self._drop(box.key)
             return None
@@ -292,22 +296,41 @@ class Boxes:
         if box is None:  # all of it was ended meanwhile
             return
         box.flying.pop(number, None)
-        box.messages -= 1
-        box.size -= size
-        self.messages -= 1
-        self._size -= size
+        self._count(box, -1, -size)
         if box.messages <= 0:
             self._drop(key)
 
-    def _drop(self, key: str) -> None:
-        self._boxes.pop(key, None)
-        lanes = None if is_mailbox(key) else self._lanes.get(owner_of(key))
-        if lanes is not None and lanes.pop(key, None) is not None and not lanes:
-            del self._lanes[owner_of(key)]
+    # --- counting ---
 
-    def _list(self, key: str, box: Box) -> None:
+    def _add(self, box: Box) -> Box:
+        """A box has something in it."""
+        self._boxes[box.key] = box
+        messages, size = box.messages, box.size
+        if not is_mailbox(box.key):
+            self._servers.setdefault(owner_of(box.key), _Owner()).lanes[box.key] = box
+        box.messages = box.size = 0
+        self._count(box, messages, size)
+        return box
+
+    def _count(self, box: Box, messages: int, size: int) -> None:
+        """So much more is in a box, and with it of its server's, and in all."""
+        box.messages += messages
+        box.size += size
+        self.messages += messages
+        self._size += size
+        if not is_mailbox(box.key):
+            server = self._servers[owner_of(box.key)]
+            server.messages += messages
+            server.size += size
+
+    def _drop(self, key: str) -> None:
+        """Nothing is in a box any more."""
+        self._boxes.pop(key, None)
         if not is_mailbox(key):
-            self._lanes.setdefault(owner_of(key), {})[key] = box
+            server = self._servers[owner_of(key)]
+            del server.lanes[key]
+            if not server.lanes:
+                del self._servers[owner_of(key)]
 
     # --- time ---
 

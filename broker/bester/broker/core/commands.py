@@ -102,7 +102,7 @@ class Commands:
     def _to_clients(self, parcel: Parcel, number: int, command: Command, now: float, *, alone: bool) -> None:
         case, names = parcel.case, command.targets
         places = self._directory.places(names[0]) if len(names) == 1 else None
-        if places is not None and len(places) == 1 and not (self._boxes.messages and self._waits(names[0])):
+        if places is not None and len(places) == 1 and not (self._boxes.messages and self._waits(parcel, names[0])):
             for link, sessions in places.items():  # one user on one bridge: most messages
                 self._deliver(parcel, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
             return
@@ -111,7 +111,7 @@ class Commands:
         frames = 0
         for t, name in enumerate(names):
             places = self._directory.places(name)
-            if places is None or self._waits(name):
+            if places is None or self._waits(parcel, name):
                 self._away(parcel, number, command, t, now)
                 continue
             frames += sum(map(len, places.values()))
@@ -127,9 +127,9 @@ class Commands:
             reports = alone and len(by_link) == 1 and case.completes_on(link)
             self._deliver(parcel, number, command, link, targets, shares, reports)
 
-    def _waits(self, user: str) -> bool:
-        """Must what is new go behind what waits for the user?"""
-        return self._mailboxes.waits(user)
+    def _waits(self, parcel: Parcel, user: str) -> bool:
+        """Must it go behind what waits for the user? A repeat must if anything is kept, for that may be the first."""
+        return self._mailboxes.waits(user) or (parcel.repeated and self._boxes.get(mailbox(user)) is not None)
 
     def _deliver(
         self, parcel: Parcel, number: int, command: Command, link: Link, targets: list[list[int]],

@@ -161,7 +161,8 @@ class Entrances:
     def emit(self, peer: Peer, emit: Emit, now: float) -> Error | None:
         """A handler acts of its own initiative. Returns the ERROR that answers it where it may not.
 
-        One that carries an id it carried before is not carried out again: its outcome is told again.
+        One that carries an id it carried before is not carried out again: its outcome is told again. Where that is not
+        known any more, but its handler says so (`again`), the results are marked.
         """
         if emit.type not in peer.types:
             return Error("not-allowed", f"{emit.type!r} is not one of this handler's types", OP_OF[Emit], emit.token)
@@ -179,7 +180,7 @@ class Entrances:
             return None
         if key is not None:
             self._known.enter(key, case, now)
-        self._exchange.emit(case, emit.type, emit.commands, now)
+        self._exchange.emit(case, emit.type, emit.commands, now, repeated=emit.meta.get("again") is True)
         return None
 
     def _from_server(

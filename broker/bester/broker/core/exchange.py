@@ -25,7 +25,7 @@ from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.kept import Budget, Learn, Snapshot, is_mailbox
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply, is_reserved
+from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply, Request, is_reserved
 
 
 class Exchange:
@@ -62,8 +62,10 @@ class Exchange:
             self._place, is_account,
         )  # fmt: skip
         self.letters = Letters(settings, self.boxes, self.reports, out, self.enter)
-        self._budget = Budget(limits.request_s, limits.attempts)
-        self._shortest_s = min([limits.request_s, *(budget.timeout_s for budget in settings.budgets.values())])
+        self._budget = Budget(None, limits.attempts)
+        allowed = {type_: each.timeout_s for type_, each in settings.budgets.items() if each.timeout_s is not None}
+        self._allowed_s: dict[str, float] = allowed  # by type, where it was said
+        self._shortest_s = min(limits.request_s, *allowed.values()) if allowed else limits.request_s
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
         self._held = 0
@@ -84,12 +86,12 @@ class Exchange:
         self.reports.begin(parcel.case)
         self._place(parcel, now)
 
-    def emit(self, case: Case, type_: str, commands: list[Command], now: float) -> None:
+    def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
         """A handler acts of its own initiative: as if it answered a message that nobody sent."""
         self.reports.begin(case)
         self.trace.add((now, case.root, case.id, "emitted", type_))
         wrong = fault(commands)
-        parcel = Parcel(case, case.id, case.root, type_, b"", "handler", self.settings.name)
+        parcel = Parcel(case, case.id, case.root, type_, b"", "handler", self.settings.name, repeated=repeated)
         if wrong is not None:
             self._end(parcel, failed(wrong[0]))
             return
@@ -146,7 +148,18 @@ class Exchange:
         parcel.since = now
         self.workers.give(worker, token, parcel)
         self.trace.add((now, parcel.root, parcel.id, "handler", parcel.type))
-        self._out.say(worker.link, parcel.request(token))
+        request = parcel.request(token)
+        if self._allowed_s or parcel.case.expires is not None:
+            self._set_deadline(request, parcel, now)
+        self._out.say(worker.link, request)
+
+    def _set_deadline(self, request: Request, parcel: Parcel, now: float) -> None:
+        """Tell a handler how long its answer is of use, where that was said: of its type, or by the sender."""
+        allowed_s, expires = self._allowed_s.get(parcel.type), parcel.case.expires
+        if expires is not None:
+            allowed_s = expires - now if allowed_s is None else min(allowed_s, expires - now)
+        if allowed_s is not None:
+            request.meta["deadline_ms"] = round(allowed_s * 1000)
 
     def feed(self, worker: Worker, now: float) -> None:
         """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
@@ -344,13 +357,11 @@ class Exchange:
 
     def _end_late(self, worker: Worker, now: float) -> None:
         """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
-        budgets = self.settings.budgets
+        usual_s = max(self.limits.request_s, worker.lease_s)
         for parcel in worker.busy.values():
             if parcel.since > now - self._shortest_s:
                 break
-            budget = budgets.get(parcel.type)
-            allowed_s = budget.timeout_s if budget is not None else max(self.limits.request_s, worker.lease_s)
-            if parcel.ended or parcel.since > now - allowed_s:
+            if parcel.ended or parcel.since > now - self._allowed_s.get(parcel.type, usual_s):
                 continue
             self.letters.bury(parcel, "timeout", now)
             self._let_go(parcel)

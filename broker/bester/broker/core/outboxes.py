@@ -64,13 +64,14 @@ class Outboxes:
         )  # fmt: skip
         link = self._link(route)
         box = self._boxes.get(key)
-        if route.name and (full or link is None or (box is not None and (box.waiting or box.delay_s))):
+        busy = box is not None and (box.waiting or box.delay_s or parcel.repeated)  # of a repeat, it may hold the first
+        if route.name and (full or link is None or busy):
             return self._boxes.keep(entry, case, now)
         if link is None:
             return "unreachable"
         case.owed += 1
         patience_s = self._limits.report_s if route.name else self._limits.relay_s
-        ttl_s = None if case.expires is None else case.expires - now
+        ttl_s = None if case.expires is None else max(0.0, case.expires - now)
         leg = Leg(entry, target, link, route, now + patience_s, case, parcel.repeated)
         self._send(leg, entry, ttl_s, again=parcel.repeated)
         return None
@@ -121,6 +122,8 @@ class Outboxes:
         leg = self.legs.end(token, link)
         if leg is not None:
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
+            if leg.route.name and not try_again(outcome, meta):
+                self.contact(leg.route.name, now)  # it is there, and takes what it is sent
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
             self._ended(leg, outcome if known else failed("bad-reply"), meta, now)
 

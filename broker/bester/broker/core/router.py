@@ -205,6 +205,7 @@ class Router:
         """Let time pass; call it a few times a second."""
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        self._arrivals.tick()
         return self._actions()
 
     # --- the store ---
