@@ -38,6 +38,7 @@ def test_sound(commands: list[Command]) -> None:
         ([Command("sendClients", ["a"], b"1" * (MAX_BODY_BYTES + 1))], "bad-reply", str(MAX_BODY_BYTES)),
         ([Command("sendClients", ["a"] * (MAX_TARGETS + 1), b"1")], "bad-reply", str(MAX_TARGETS)),
         ([Command("sendClients", ["a"], b"1"), Command("sendClients", ["a"], b"x")], "bad-reply", "JSON"),
+        ([Command("sendServers", ["s2"], b"1", "t" * 129)], "bad-reply", "128"),
     ],
 )
 def test_unsound(commands: list[Command], code: str, says: str) -> None:

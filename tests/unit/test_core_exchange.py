@@ -627,6 +627,21 @@ def test_a_tree_of_results_is_cut_at_a_thousand_of_one_root() -> None:
     finished(stand)
 
 
+def test_a_root_that_another_server_has_named_counts_for_what_it_has_sent_alone() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, routes={"s2": Route("s2", fabric="ipc:///s2")}))
+    peer, bridge, tree = stand.server("s2"), stand.bridge("alice"), stand.handler("tree")
+    token = stand.submit(bridge, "tree")
+    request = stand.request(tree)
+    stand.relay(peer, "tree", root=request.meta["id"])
+    while requests := stand.heard_of(tree, Request):
+        for each in requests:
+            assert each.meta["root"] == request.meta["id"]
+            stand.reply(tree, each.token, *[handler("tree")] * 3)
+    stand.reply(tree, request.token, handler("tree"))
+    stand.answer(tree)
+    assert stand.report(bridge, token).status == 0
+
+
 def test_a_pipeline_into_nothing_or_into_a_reserved_type_says_so() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("one")

@@ -8,7 +8,7 @@ import pytest
 
 from bester.broker.core import letters as letters_module
 from bester.broker.core.letters import MAX_REPLAYED
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.values import Limits, Link, Notice, Route, Settings
 from bester.broker.kept import Bounds, Budget, Bury, Dead, Letter, lane
 from bester.broker.wire.messages import Answer, Ask, Deliver, Error, Heartbeat, Relay, Relayed, Reply, Report, Request
 from tests.unit.core_stand import START, Stand, clients, handler, servers
@@ -339,12 +339,39 @@ def test_it_may_be_replayed_as_another_type() -> None:
     assert ward.letters() == []
 
 
-@pytest.mark.parametrize("as_", ["bester.x", "dummy", "builtin"])
-def test_not_as_a_reserved_one(as_: str) -> None:
+@pytest.mark.parametrize("as_", ["bester.x", "dummy", "nobody"])
+def test_not_as_one_that_nobody_ever_served(as_: str) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
-    assert ward.asks("deadReplay", {"as": as_})[1:] == (1, None)
+    answer = ward.asks("deadReplay", {"as": as_})
+    assert answer.status == 1
+    assert repr(as_) in answer.value
     assert len(ward.letters()) == 1
+
+
+def test_whoever_reads_the_log_is_told_of_each() -> None:
+    ward = Ward(Limits(attempts=1))
+    id_ = ward.murder(times=1)
+    told = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
+    assert told == [Notice("dead-letter", {"id": id_, "type": "t", "reason": "handler-lost"})]
+    ward.stand.notices.clear()
+    ward.stand.restart()
+    ward.stand.wait(0.5)
+    assert Notice("kept", {"waiting": 0, "dead_letters": 1}) in ward.stand.notices
+
+
+def test_to_a_server_it_goes_under_an_id_that_does_not_grow() -> None:
+    ward = Ward()
+    id_ = unwanted(ward).id
+    ids = []
+    for _ in range(3):
+        ward.asks("deadReplay", {})
+        relay = ward.stand.one(S2, Relay)
+        ids.append(relay.meta["id"])
+        ward.stand.say(S2, Relayed(relay.token, "failed:unknown-type"))
+        assert [letter.id for letter in ward.letters()] == ids[-1:]
+    assert len({id_, *ids}) == 4
+    assert all(each.startswith(f"{id_}.replay.") and each.count("replay") == 1 for each in ids)
 
 
 def test_by_type_only_those_and_where_nobody_serves_it_it_stays() -> None:
@@ -355,8 +382,9 @@ def test_by_type_only_those_and_where_nobody_serves_it_it_stays() -> None:
     assert ward.asks("deadReplay", {"type": "u"}).value == {"replayed": 1, "left": 0}
     ward.stand.answer(well)
     assert [letter.type for letter in ward.letters()] == ["t"]
-    assert ward.asks("deadReplay", {"as": "nobody"}).value == {"replayed": 1, "left": 0}
-    assert [letter.type for letter in ward.letters()] == ["t"]
+    assert ward.asks("deadReplay", {}).value == {"replayed": 1, "left": 0}
+    ward.stand.wait(6.0)
+    assert [(letter.type, letter.reason) for letter in ward.letters()] == [("t", "handler-lost")]
 
 
 def test_one_question_replays_only_so_many() -> None:

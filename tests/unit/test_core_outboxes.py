@@ -214,6 +214,14 @@ def test_above_a_bound_the_sender_is_told(bounds: dict[str, int]) -> None:
     office.queues(b'"345"')
 
 
+def test_only_so_many_types_wait_for_one_server() -> None:
+    office = Office(Limits(max_lanes=1))
+    office.queues(b"1")
+    office.sends("s2", type_="two")
+    assert office.told() == {"s2": "failed:overloaded"}
+    office.queues(b"2")
+
+
 def test_what_cannot_be_written_is_told() -> None:
     office = Office()
     office.stand.store.full = True

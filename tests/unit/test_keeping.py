@@ -9,7 +9,7 @@ import pytest
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, Notice, Send, Settings
-from bester.broker.keeping import ASKED_AT_ONCE, Keeping
+from bester.broker.keeping import ASKED_AT_ONCE, MAX_ASKED, Keeping
 from bester.broker.kept import Committed, End, Entry, Fetch, Forget, Handed, Keep, Learn, Outcomes, Read, Write
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.codes import BesterError
@@ -175,8 +175,30 @@ def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> Non
     questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
     stand.keeping.add([], [*questions, FETCH])
     stand.keeping.settle()
-    assert [read for read, _ in stand.log] == [*questions[:ASKED_AT_ONCE], FETCH]
+    assert [read for read, _ in stand.log] == [FETCH, *questions[:ASKED_AT_ONCE]]
     assert stand.keeping.due
     stand.keeping.settle()
     assert [read for read, _ in stand.log] == questions[ASKED_AT_ONCE:]
+    assert not stand.keeping.due
+
+
+def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
+    many = [OUTCOMES._replace(token=token) for token in range(100)]
+    one = OUTCOMES._replace(sender="carol", token=100)
+    stand.keeping.add([], [*many, one])
+    stand.keeping.settle()
+    assert [read.token for read, _ in stand.log] == [0, 100, *range(1, ASKED_AT_ONCE - 1)]
+
+
+def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
+    stand.keeping.add([], [OUTCOMES] * (MAX_ASKED + 1))
+    assert stand.log == [(OUTCOMES, ())]
+
+
+def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
+    stand.keeping.add([], [OUTCOMES] * 10_000)
+    for turn in range(10_000 // ASKED_AT_ONCE):
+        assert stand.keeping.due, turn
+        stand.keeping.settle()
+        assert len(stand.log) == ASKED_AT_ONCE
     assert not stand.keeping.due

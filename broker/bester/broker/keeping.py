@@ -6,6 +6,7 @@ It must never let anything be said before that on which it rests is on disk: a s
 from __future__ import annotations
 
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,38 @@ from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
 """Questions answered in one turn, some milliseconds each: whoever asks many waits, and nobody else does."""
+MAX_ASKED = 65_536
+"""Questions that wait; above it one is answered as if nothing were known, and may be asked again."""
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
+
+
+class _Questions:
+    """What somebody merely asks: each asker's questions in their order, and the askers in turn."""
+
+    def __init__(self) -> None:
+        self._askers: OrderedDict[str, deque[Outcomes | Dead]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, read: Outcomes | Dead) -> bool:
+        """It waits for its turn; False: too many do."""
+        if self._count >= MAX_ASKED:
+            return False
+        asker = read.sender if isinstance(read, Outcomes) else ""
+        self._askers.setdefault(asker, deque()).append(read)
+        self._count += 1
+        return True
+
+    def take(self) -> Outcomes | Dead:
+        """Return the next one's next."""
+        asker, questions = self._askers.popitem(last=False)
+        first = questions.popleft()
+        if questions:
+            self._askers[asker] = questions
+        self._count -= 1
+        return first
 
 
 class Keeping:
@@ -36,18 +68,22 @@ class Keeping:
         self._writes: list[Write] = []
         self._reads: list[Read] = []
         self._unread: list[Read] = []
+        self._questions = _Questions()
         self._held_back = False  # the store may have kept something back from a group that it could not write
 
     @property
     def all_kept(self) -> bool:
         """Whether all that the core ever wanted is written, and read, but for what somebody merely asks."""
-        reads = self._reads + self._unread
-        return not (self._writes or self._held_back or any(not isinstance(read, Outcomes | Dead) for read in reads))
+        return not (self._writes or self._held_back or self._reads or self._unread)
 
     def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
         """The core wants these written, and then those read."""
         self._writes += writes
-        self._reads += reads
+        for read in reads:
+            if not isinstance(read, Outcomes | Dead):
+                self._reads.append(read)
+            elif not self._questions.add(read):
+                self._carry_out(self._router.found(read, (), self._clock()))
         if reads or any(type(write) in _PRESSING for write in writes):
             self.due = True
 
@@ -56,7 +92,7 @@ class Keeping:
 
         Either may make the core want more. Of what somebody merely asks, some may be left: then it is `due` again.
         """
-        asked, put_off = 0, []
+        asked = 0
         while self.due:
             if self._writes:
                 writes, self._writes = self._writes, []
@@ -66,22 +102,19 @@ class Keeping:
             elif self._reads:
                 reads, self._reads = self._reads, []
                 for read in reads:
-                    asked += isinstance(read, Outcomes | Dead)
-                    if asked > ASKED_AT_ONCE and isinstance(read, Outcomes | Dead):
-                        put_off.append(read)
-                    else:
-                        self._read(read)
+                    self._read(read)
+            elif self._questions and asked < ASKED_AT_ONCE:
+                asked += 1
+                self._read(self._questions.take())
             else:
                 self.due = False
-        if put_off:
-            self._reads += put_off
-            self.due = True
+        self.due = bool(self._questions)
 
     def tick(self) -> None:
         """Settle what could wait as well, and try again what could not be read; call it a few times a second."""
         if self._unread:
             self._reads, self._unread = self._unread + self._reads, []
-        self.due = self.due or bool(self._writes or self._reads)
+        self.due = self.due or bool(self._writes or self._reads or self._questions)
         self.settle()
         if self._held_back:  # nobody else may write for long, and what has ended must not be done again
             self._held_back = not self._store.commit(()).ok

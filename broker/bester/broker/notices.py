@@ -9,6 +9,10 @@ SELDOM = frozenset({"storage-full", "store-unreadable"})
 """What goes on until somebody mends it is said once in so many seconds: the log may be on the disk that is full."""
 
 
+WARNINGS = frozenset({"dead-letter", "hello-refused", "server-lost", "storage-full", "store-unreadable"})
+"""What somebody should look at."""
+
+
 class Notices:
     """Says which notices are written, and how many of their kind were passed over before."""
 

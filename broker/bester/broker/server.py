@@ -29,7 +29,7 @@ from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
-from bester.broker.notices import Notices
+from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
 from bester.broker.store import Store
 from bester.broker.wire.address import parse_endpoint
@@ -104,6 +104,8 @@ class Broker:
         """Say GOODBYE to everyone and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
         self._keeping.tick()
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
         self._flush()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
@@ -254,8 +256,12 @@ class Broker:
         passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
-            log.info(
-                "%s %s", notice.event, " ".join(f"{key}={_logged(value)}" for key, value in fields.items()), extra=PACED
+            log.log(
+                logging.WARNING if notice.event in WARNINGS else logging.INFO,
+                "%s %s",
+                notice.event,
+                " ".join(f"{key}={_logged(value)}" for key, value in fields.items()),
+                extra=PACED,
             )
 
     def _start_verifying(self, action: Verify) -> None:

@@ -10,14 +10,13 @@ import json
 from collections import OrderedDict
 from typing import Any
 
-from bester.broker.core import policy
+from bester.broker.core import letters, policy
 from bester.broker.core.boxes import Boxes
 from bester.broker.core.cases import DELIVERED, SENT, Case, badness, failed, reason_of
 from bester.broker.core.federation import Legs
 from bester.broker.core.values import Outbox, Settings
 from bester.broker.kept import (
     OUTCOME_KEPT_S,
-    Bury,
     End,
     Entry,
     Letter,
@@ -88,9 +87,7 @@ class Aftermath:
             "server": owner_of(entry.box),
             "bytes": len(entry.body),
         }
-        self._out.writes.append(
-            Bury(Letter(entry.id, entry.type, entry.body, outcome[7:], self._boxes.wall(now), meta))
-        )
+        letters.bury(Letter(entry.id, entry.type, entry.body, outcome[7:], self._boxes.wall(now), meta), self._out)
 
     # --- from other servers ---
 

@@ -210,6 +210,7 @@ class Boxes:
         if server is None:
             return None
         full = server.messages >= bounds.server_messages or server.size + size > bounds.server_bytes
+        full = full or (len(server.lanes) >= self.limits.max_lanes and key not in server.lanes)
         return "overloaded" if full else None
 
     def committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:

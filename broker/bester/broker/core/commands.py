@@ -30,6 +30,8 @@ from bester.broker.wire.messages import (
 
 _new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
 
+MAX_TYPE = 128
+"""Characters of a message type: no handler can serve a longer one, and what waits for a server is filed by it."""
 MAX_TARGETS = 10_000
 """Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
@@ -45,6 +47,8 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
             return "unknown-command", f"no command {command.command!r}; there are {', '.join(COMMANDS)}"
         if command.command == "sendHandler" and len(command.targets) != 1:
             return "bad-reply", "sendHandler has exactly one target"
+        if command.type is not None and len(command.type) > MAX_TYPE:
+            return "bad-reply", f"a type of {len(command.type)} characters; {MAX_TYPE} are allowed"
         targets += len(command.targets)
         if targets > MAX_TARGETS:
             return "bad-reply", f"more than {MAX_TARGETS} targets"
@@ -83,7 +87,7 @@ class Commands:
         self._boxes = boxes
         self._settings = settings
         self._limits = settings.limits
-        self._results: OrderedDict[str, int] = OrderedDict()
+        self._results: OrderedDict[tuple[str | None, str], int] = OrderedDict()  # by peer and root
         self._out = out
         self._trace = trace
         self._place = place
@@ -238,15 +242,17 @@ class Commands:
         self._place(child, now)
 
     def _may_send_on(self, parcel: Parcel, path: list[str]) -> str | None:
-        """Count one more result of a root against the bounds on how far and how wide a message may spread."""
+        """Count one more result of a root against the bounds on how far and how wide a message may spread. A root that
+        another server has named counts for what it has sent alone."""
         if len(path) >= HOP_LIMIT:
             return "too-many-hops"
         results = self._results
-        count = results.get(parcel.root, 0) + 1
+        key = (parcel.peer, parcel.root)
+        count = results.get(key, 0) + 1
         if count > MAX_RESULTS:
             return "too-many-results"
-        results[parcel.root] = count
-        results.move_to_end(parcel.root)
+        results[key] = count
+        results.move_to_end(key)
         if len(results) > self._limits.max_roots:
             results.popitem(last=False)
         return None

@@ -61,7 +61,7 @@ class Exchange:
             settings, out, self.trace, self.boxes, self.directory, self.deliveries, self.mailboxes, self.outboxes,
             self._place, is_account,
         )  # fmt: skip
-        self.letters = Letters(settings, self.boxes, self.reports, out, self.enter)
+        self.letters = Letters(settings, self.boxes, self.reports, out, self.enter, self.knows)
         self._budget = Budget(None, limits.attempts)
         allowed = {type_: each.timeout_s for type_, each in settings.budgets.items() if each.timeout_s is not None}
         self._allowed_s: dict[str, float] = allowed  # by type, where it was said

@@ -6,15 +6,16 @@ was replayed and that ended well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.boxes import Boxes
 from bester.broker.core.cases import Case, Kind, Reports, failed
 from bester.broker.core.parcels import Parcel
-from bester.broker.core.values import Link, Outbox, Settings
+from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.kept import Bury, Dead, Entry, Letter, Pile, Unbury, lane
-from bester.broker.wire.messages import Answer, Ask, Message, is_reserved
+from bester.broker.wire.messages import Answer, Ask, Message
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000
@@ -23,8 +24,18 @@ answer says how many are left of those there were, and from where to go on (`nex
 MAX_PLACE = 2**63
 NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
+_REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
+"""What says at the end of an id that it goes to a server once more."""
 NEVER_KEPT = "bester.auth"
 """What handlers of this type are given holds passwords."""
+
+
+def bury(letter: Letter, out: Outbox) -> None:
+    """There is a dead letter, and whoever runs this server may want to know."""
+    out.writes.append(Bury(letter))
+    server = letter.meta.get("server")
+    to = {} if server is None else {"to": server}
+    out.others.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
 
 
 class _Second:
@@ -49,16 +60,19 @@ class _Second:
 
 
 class Letters:
-    """The dead letters of a broker. `enter` takes a parcel on its way again."""
+    """The dead letters of a broker. `enter` takes a parcel on its way again; `knows` says whether a type has, or had,
+    handlers."""
 
     def __init__(
-        self, settings: Settings, boxes: Boxes, reports: Reports, out: Outbox, enter: Callable[[Parcel, float], None]
-    ) -> None:
+        self, settings: Settings, boxes: Boxes, reports: Reports, out: Outbox, enter: Callable[[Parcel, float], None],
+        knows: Callable[[str], bool],
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._boxes = boxes
         self._reports = reports
         self._out = out
         self._enter = enter
+        self._knows = knows
         self._replayed: set[str] = set()  # those under way
         self._renamed: dict[str, str] = {}  # of those, what goes by an id of its own, and the letter's
 
@@ -72,8 +86,7 @@ class Letters:
             "bytes": len(parcel.body),
         }  # fmt: skip
         id_ = self._renamed.get(parcel.id, parcel.id)
-        letter = Letter(id_, parcel.type, parcel.body, reason, self._boxes.wall(now), meta)
-        self._out.writes.append(Bury(letter))
+        bury(Letter(id_, parcel.type, parcel.body, reason, self._boxes.wall(now), meta), self._out)
 
     def ask(self, link: Link, ask: Ask) -> Answer | None:
         """An operator asks about them; None: the answer comes by `found`."""
@@ -112,8 +125,8 @@ class Letters:
                 self._out.writes.append(Unbury(letter.id))
             return Answer(dead.token, 0, {"dropped": len(pile.letters)} | left)
         as_ = dead.why["as"]
-        if as_ is not None and is_reserved(as_):
-            return Answer(dead.token, 1, None)
+        if as_ is not None and not self._knows(as_):
+            return Answer(dead.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
         return Answer(
             dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in pile.letters)} | left
         )
@@ -144,7 +157,7 @@ class Letters:
         """It waits in its lane again, and is a dead letter until that is on disk."""
         meta, (case, _) = letter.meta, self._second_chance(letter)
         entry = Entry(
-            self._boxes.take_numbers(1), lane(server, letter.type), f"{letter.id}.replay.{round(letter.at_s)}",
+            self._boxes.take_numbers(1), lane(server, letter.type), _next_id(letter),
             server, letter.type, letter.body, case.sender, self._boxes.wall(now) + self._settings.bounds.ttl_s,
             {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
         )  # fmt: skip
@@ -161,6 +174,14 @@ class Letters:
         watch = _Second(letter.id, self._out, self._replayed, self._renamed)
         case.watchers = (watch,)
         return case, watch
+
+
+def _next_id(letter: Letter) -> str:
+    """Return the id under which a letter goes to its server once more: the same however often this one is replayed, and
+    another than those of all it was before."""
+    before = _REPLAYED.search(letter.id)
+    number = max(round(letter.at_s * 1000), int(before[1]) + 1 if before else 0)
+    return f"{letter.id[: before.start()] if before else letter.id}.replay.{number}"
 
 
 def _sound(wanted: Any) -> bool:

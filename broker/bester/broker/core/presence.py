@@ -82,7 +82,8 @@ class Presence:
         if peer is None:
             peer = self.peers[link] = Peer(link, hello.role, hello.name, now)
             types = {"types": sorted(options.types)} if options else {}
-            self._notice("joined", role=hello.role, name=hello.name, **types)
+            if hello.role != "operator":  # one for each question asked from a command line
+                self._notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.heard, peer.leaving = hello.name, now, False
         limits = self._settings.limits
         said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
@@ -151,7 +152,8 @@ class Presence:
     def lost(self, peer: Peer, why: str, now: float) -> None:
         """A party is gone, whether it said so or not; what it held goes to others."""
         self.peers.pop(peer.link, None)
-        self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+        if peer.role != "operator":
+            self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
         if peer.worker is not None:
             self._exchange.lost(peer.worker, now)
         if peer.role == "bridge":

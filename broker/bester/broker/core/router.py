@@ -91,6 +91,8 @@ class Router:
         self._presence = Presence(settings, self._exchange, self._out, epoch, now)
         self._peers = self._presence.peers
         self._missing: dict[str, str] = {}
+        if snapshot.boxes or snapshot.dead:
+            self._notice("kept", waiting=self._exchange.boxes.messages, dead_letters=snapshot.dead)
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
         self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
             "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},

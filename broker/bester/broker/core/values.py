@@ -138,6 +138,8 @@ class Limits:
     """Frames that one command may become, targets times their connections: what is written in one turn of the loop."""
     max_lane: int = 10_000
     """Messages of one type on their way to one server."""
+    max_lanes: int = 4_096
+    """Types of which something waits for one server; each is looked at several times a second."""
     max_parties: int = 20_000
     max_types: int = 20_000
     max_credit: int = 65_536

@@ -49,9 +49,15 @@ def pack(value: Any) -> bytearray:
     return blob(_packer.pack(value))
 
 
-def unpack(raw: bytes | bytearray) -> Any:
+def unpack(raw: bytes | bytearray) -> dict[Any, Any]:
     """Return what `pack` was given. Raises ValueError for what it has not made."""
-    return msgpack.unpackb(raw, unicode_errors="surrogatepass", strict_map_key=False)
+    try:
+        value = msgpack.unpackb(raw, unicode_errors="surrogatepass", strict_map_key=False)
+    except TypeError as error:  # a map with a key that no map can have
+        raise ValueError(str(error)) from None
+    if type(value) is not dict:
+        raise ValueError("no map")
+    return value
 
 
 def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:

@@ -45,10 +45,9 @@ _Row = tuple[Any, ...]
 def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, str | None]:
     """Insert entries. Those whose ids were in their boxes already are not: return their numbers, and the outcomes of
     what is there. Of a repetition that may have been delivered, what waits there takes over that mark."""
-    rows = [_row_of(write) for write in run]
-    if db.executemany(_INSERT, rows).rowcount == len(rows):
+    if db.executemany(_INSERT, map(_row_of, run)).rowcount == len(run):  # one at a time: a copy of a body is as large
         return {}
-    numbers = [row[0] for row in rows]
+    numbers = [write.entry.number for write in run]
     there: set[int] = set()
     for start in range(0, len(numbers), NAMED_AT_ONCE):
         some = numbers[start : start + NAMED_AT_ONCE]
