@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import stat
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from bester.broker.wire.messages import (
     Submit,
 )
 from tests.live import DEADLINE_S, RawHandler, raw_handler, short_directory
+from tests.plain_user import plain_user
 
 ALICE, BOB = 1, 2
 
@@ -350,3 +353,57 @@ async def test_a_store_that_cannot_be_opened_is_one_line_and_gives_everything_ba
             else:
                 async with serving(config(directory, path=path)):
                     pass
+
+
+def text_file(path: Path) -> None:
+    path.write_text("root:x:0:0:root:/root:/bin/sh\n" * 10)
+
+
+def database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE cat (name)")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, text_file, database])
+async def test_what_a_mistake_names_stays_as_it_is(make: Callable[[Path], None]) -> None:
+    async with short_directory() as directory:
+        there = directory / "else" / "thing"
+        there.parent.mkdir()
+        make(there)
+        there.chmod(0o755)
+        before = there.read_bytes() if there.is_file() else b""
+        with pytest.raises(BesterError, match=r"else/thing: .*name (a|another) file"):
+            async with serving(config(directory, path=there)):
+                pass
+        assert stat.S_IMODE(there.stat().st_mode) == 0o755
+        assert before == (there.read_bytes() if there.is_file() else b"")
+        assert [each.name for each in there.parent.iterdir()] == ["thing"]
+
+
+async def test_a_file_that_is_no_lock_is_not_taken_for_one() -> None:
+    async with short_directory() as directory:
+        (directory / "else").mkdir()
+        theirs = directory / "else" / "cargo.lock"
+        theirs.write_text("version = 3\n")
+        with pytest.raises(
+            BesterError, match=r"else/cargo\.lock: somebody else's file, .*; name another \[store\] url"
+        ):
+            async with serving(config(directory, path=directory / "else" / "cargo")):
+                pass
+        assert theirs.read_text() == "version = 3\n"
+        assert [each.name for each in theirs.parent.iterdir()] == ["cargo.lock"]
+
+
+async def test_a_store_in_no_directory_is_told_which() -> None:
+    async with short_directory() as directory:
+        with pytest.raises(BesterError) as caught:
+            async with serving(config(directory, path=directory / "nowhere" / "kept.db")):
+                pass
+        assert caught.value.text == f"{directory}/nowhere: no such directory; make it, or name another [store] url"
+        (directory / "closed").mkdir(mode=0o555)
+        theirs = (directory, directory / "data", directory / "data" / "server.lock", directory / "closed")
+        with plain_user(*theirs), pytest.raises(BesterError) as caught:
+            async with serving(config(directory, path=directory / "closed" / "kept.db")):
+                pass
+        said = "Permission denied; name a place of your own as [store] url"
+        assert caught.value.text == f"{directory}/closed: {said}"

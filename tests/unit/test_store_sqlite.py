@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import stat
@@ -32,10 +33,11 @@ from bester.broker.kept import (
     lane,
     mailbox,
 )
-from bester.broker.store import open_store, schema, sqlite, writing
+from bester.broker.store import open_store, place, schema, sqlite, writing
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 from bester.broker.wire.codes import BesterError
+from tests.plain_user import plain_user
 
 BOB = mailbox("bob")
 DEADLINE_S = 20.0
@@ -64,17 +66,32 @@ def waiting(store: SqliteStore) -> list[int]:
     return [entry.number for entry in store.read(Fetch(BOB, 0, LOTS, LOTS))]
 
 
-def refusal(path: Path) -> str:
-    """Return why a file is not opened; it must be one line with a remedy, and the file must stay as it was."""
-    before = path.read_bytes()
+def found_at(path: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the modes and contents of a file and of what is beside it. Who has a file open, says SQLite in -shm."""
+    return {each.name: (each.stat().st_mode, content(each)) for each in path.parent.iterdir()}
+
+
+def content(path: Path) -> bytes:
+    readable = path.is_file() and not path.name.endswith("-shm") and os.access(path, os.R_OK, effective_ids=True)
+    return path.read_bytes() if readable else b""
+
+
+def refusal_of(path: Path) -> str:
     store = SqliteStore(path)
     with pytest.raises(BesterError) as caught:
         store.open()
     store.close()
-    assert path.read_bytes() == before
-    assert caught.value.text.startswith(f"{path}: ")
-    assert "; " in caught.value.text and "\n" not in caught.value.text
     return caught.value.text
+
+
+def refusal(path: Path) -> str:
+    """Return why a file is not opened; it must be one line with a remedy, and the file must stay as it was."""
+    before = found_at(path)
+    text = refusal_of(path)
+    assert found_at(path) == before
+    assert text.startswith(f"{path}: ")
+    assert "; " in text and "\n" not in text
+    return text
 
 
 # --- the file ---
@@ -216,10 +233,89 @@ def test_a_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
     assert "malformed" in refusal(path)
 
 
-def test_a_place_that_cannot_be_used_is_refused(path: Path) -> None:
-    for place in (path.parent, path / "nowhere" / "store.db"):
-        with pytest.raises(BesterError, match=r"; .*(\[store\] url|this user's)"):
-            SqliteStore(place).open()
+LEAVE = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    db.execute(statement)
+os._exit(0)
+"""
+
+
+def leave(path: Path, *statements: str) -> None:
+    """Let a process end in the middle of a database."""
+    subprocess.run([sys.executable, "-c", LEAVE, str(path), *statements], check=True, timeout=DEADLINE_S)
+
+
+def test_a_database_of_something_else_that_nobody_has_closed_is_refused(path: Path) -> None:
+    leave(path, "PRAGMA journal_mode = WAL", "CREATE TABLE cat (name)")
+    assert path.with_name("store.db-wal").stat().st_size  # the file itself does not know of the table yet
+    path.chmod(0o644)
+    assert "not a store of Bester's" in refusal(path)
+
+
+def test_a_directory_is_refused(path: Path) -> None:
+    path.mkdir(mode=0o755)
+    assert refusal(path) == f"{path}: is a directory; name a file as [store] url"
+
+
+def test_what_is_no_regular_file_is_refused(path: Path) -> None:
+    os.mkfifo(path, 0o644)
+    assert refusal(path) == f"{path}: is no regular file; name a file as [store] url"
+
+
+def test_where_there_is_no_directory_it_is_named(path: Path) -> None:
+    nowhere = path.with_name("nowhere")
+    assert refusal_of(nowhere / "x.db") == f"{nowhere}: no such directory; make it, or name another [store] url"
+    path.touch()
+    assert refusal_of(path / "x.db") == f"{path}: is no directory; name another [store] url"
+    path.with_name("loop").symlink_to("loop")
+    assert "symbolic links; name a file of your own" in refusal_of(path.with_name("loop"))
+
+
+def test_a_file_of_ones_own_that_cannot_be_written_leaves_nothing_in_the_way(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(1)])
+    store.close()
+    path.chmod(0o400)
+    with plain_user(path.parent, path):
+        assert refusal(path) == f"{path}: its mode (0400) keeps its owner from it; chmod 600 it"
+        path.chmod(0o600)
+        store.open()
+        assert waiting(store) == [1]
+        beside = path.with_name("store.db-shm")
+        beside.chmod(0o400)
+        other = SqliteStore(path)
+        with pytest.raises(BesterError, match=r"store\.db-shm: its mode \(0400\) keeps its owner from it"):
+            other.open()
+        beside.chmod(0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_a_file_of_another_user_is_refused(path: Path) -> None:
+    path.touch(0o600)
+    with plain_user(path.parent):
+        assert "another user's, and closed to this one; see that the right file" in refusal(path)
+
+
+def test_a_file_that_a_server_uses_can_be_examined(store: SqliteStore, path: Path) -> None:
+    store._db.execute("BEGIN IMMEDIATE")
+    locked = Path("/proc/locks").read_text().count(f" {os.getpid()} ")
+    assert locked
+    assert place.examine(path)
+    assert Path("/proc/locks").read_text().count(f" {os.getpid()} ") == locked
+    store._db.execute("ROLLBACK")
+
+
+def test_what_a_journal_makes_whole_is_opened(store: SqliteStore, path: Path) -> None:
+    store.commit([keep(1)])
+    store.close()
+    grow = "INSERT INTO entry SELECT 100, 'x', 'x', 'x', 'x', 'x', 1, NULL, x'', 1, zeroblob(1000000)"
+    leave(path, "PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN", grow)
+    assert path.with_name("store.db-journal").exists()
+    with path.open("r+b") as file:  # the first page as a power cut may leave it
+        file.write(bytes(16))
+    store.open()
+    assert waiting(store) == [1]
 
 
 # --- full and damaged disks ---

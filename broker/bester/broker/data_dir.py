@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -42,22 +43,30 @@ class Lock:
     def __init__(self, lock: Path, thing: Path, key: str) -> None:
         """Take it by way of the file `lock`; `key` is where another thing can be named.
 
-        Raises ConfigError, or BesterError where another process has it.
+        Raises ConfigError, or BesterError where another process has it. What is no lock of Bester's is left as it is.
         """
         try:
             self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(f"{lock}: {error.strerror}; name a place of your own as {key}") from None
+            where = lock if os.path.lexists(lock) else lock.parent
+            raise ConfigError(f"{where}: {error.strerror}; name a place of your own as {key}") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            owner = os.read(self._fd, 32).decode("ascii", "replace").strip()
-            os.close(self._fd)
+            owner = self._said()
+            self.close()
             who = f"process {owner}" if owner.isdigit() else "another process"
             text = f"{thing}: {who} serves from it; stop that, or name another {key}"
             raise BesterError("not-allowed", text) from None
+        if not re.fullmatch(r"\d*", self._said()):
+            self.close()
+            raise ConfigError(f"{lock}: somebody else's file, where the lock of {thing} would be; name another {key}")
         os.ftruncate(self._fd, 0)
         os.write(self._fd, b"%d\n" % os.getpid())
+
+    def _said(self) -> str:
+        """Return the beginning of the file: who has it, or had it last."""
+        return os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
 
     def close(self) -> None:
         """Give it free."""

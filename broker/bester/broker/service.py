@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
@@ -16,6 +18,7 @@ from bester.broker.kept import Budget
 from bester.broker.loop import run
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
+from bester.broker.store.place import examine
 from bester.broker.wire.address import is_loopback
 
 DRAIN_S = 10.0
@@ -85,10 +88,11 @@ async def serving(config: Config) -> AsyncIterator[Broker]:
 
 def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
     """Return the configured store. Where its file is not in the claimed directory, it is claimed by itself; and so is
-    the directory it is in, where that is another server's."""
+    the directory it is in, where that is another server's. No lock is left where nothing of Bester's can be."""
     path = config.store.path
-    real = path.resolve() if path is not None else None
+    real = Path(os.path.realpath(path)) if path is not None else None
     if real is not None and real.parent != config.server.data_dir.resolve():
+        examine(real)
         locks = [real.with_name(f"{real.name}.lock"), *[real.parent / LOCK] * (real.parent / LOCK).exists()]
         for each in locks:
             lock = Lock(each, real, "[store] url")

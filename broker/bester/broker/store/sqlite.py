@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from bester.broker.kept import LETTER_BYTES, Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
-from bester.broker.store import schema
+from bester.broker.store import place, schema
 from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, unpack
@@ -30,8 +29,6 @@ from bester.broker.store.writing import (
 )
 from bester.broker.wire.codes import BesterError, ConfigError
 
-BUSY_S = 2.0
-"""How long another process may write, which it should not, before a commit fails: the broker stands still meanwhile."""
 PAGE_BYTES = 4096
 """SQLite's own choice."""
 LOG_PAGES = 2_000
@@ -57,16 +54,6 @@ ROW_BYTES = 1000
 
 _UNWRITABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
-_RESTORE = "stop the server and put a backup in its place, without any -wal and -shm beside it"
-_REMEDIES = {
-    "SQLITE_FULL": "make room on its disk",
-    "SQLITE_IOERR": "see that its disk is well and has room",
-    "SQLITE_CORRUPT": _RESTORE,
-    "SQLITE_NOTADB": f"name another file as [store] url, or {_RESTORE}",
-    "SQLITE_READONLY": "see that the file, its directory and its disk can be written by this user",
-    "SQLITE_CANTOPEN": "see that the file and its directory are this user's",
-    "SQLITE_BUSY": "end the other process that writes to it",
-}
 
 
 def room_beside(path: Path) -> tuple[int, int]:
@@ -107,9 +94,9 @@ class SqliteStore(Commits):
         is there is then left as it is.
         """
         self.close()
-        self._claim_file()
+        place.claim(self.path)
         try:
-            self._connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
+            self._connection = sqlite3.connect(self.path, timeout=place.BUSY_S, isolation_level=None)
             schema.check(self._db, str(self.path))
             self._prepare()
             schema.migrate(self._db)
@@ -117,7 +104,7 @@ class SqliteStore(Commits):
             return self._begin()
         except sqlite3.Error as error:
             self.close()
-            raise BesterError("storage-full", self._why(error)) from None
+            raise BesterError("storage-full", place.why(self.path, error)) from None
         except BaseException:
             self.close()
             raise
@@ -132,20 +119,6 @@ class SqliteStore(Commits):
     def _db(self) -> sqlite3.Connection:
         assert self._connection is not None, "the store is not open"
         return self._connection
-
-    def _claim_file(self) -> None:
-        """Make the file with mode 0600, or see that nobody else may read it. SQLite gives its others the same mode."""
-        try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:  # it is not opened here: closing it again would take SQLite's locks from it
-            try:
-                mode = stat.S_IMODE(self.path.stat().st_mode)
-                if mode & 0o077:
-                    self.path.chmod(mode & 0o700)
-            except OSError as error:
-                raise ConfigError(f"{self.path}: {error.strerror}; name a file of your own as [store] url") from None
-        except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror}; name a file of your own as [store] url") from None
 
     def _prepare(self) -> None:
         (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -211,7 +184,7 @@ class SqliteStore(Commits):
                 raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
             if isinstance(error, sqlite3.Error):
                 self._move_log()
-                raise BesterError("storage-full", self._why(error)) from None
+                raise BesterError("storage-full", place.why(self.path, error)) from None
             if isinstance(error, MemoryError):
                 raise BesterError("storage-full", f"{self.path}: no memory to write it; see what takes it") from None
             if isinstance(error, BesterError) or not isinstance(error, Exception):
@@ -280,15 +253,7 @@ class SqliteStore(Commits):
             free_bytes + PAGE_BYTES * unused < reserve_bytes + 2 * added_bytes
         ):  # to the log, and from there to its place
             fault = f"only {free_bytes // 1024:,} KiB of its disk are free"
-            raise BesterError("storage-full", f"{self.path}: {fault}; {_REMEDIES['SQLITE_FULL']}")
-
-    def _why(self, error: sqlite3.Error) -> str:
-        name = getattr(error, "sqlite_errorname", "")  # absent where Python itself has found the fault
-        remedy = "see that the file is yours, and that its disk is well"
-        for beginning, better in _REMEDIES.items():
-            if name.startswith(beginning):
-                remedy = better
-        return f"{self.path}: {error}; {remedy}"
+            raise BesterError("storage-full", f"{self.path}: {fault}; {place.MAKE_ROOM}")
 
     # --- reading ---
 
@@ -296,9 +261,9 @@ class SqliteStore(Commits):
         try:
             return answer(self._db, read)
         except sqlite3.Error as error:
-            raise BesterError("storage-full", self._why(error)) from None
+            raise BesterError("storage-full", place.why(self.path, error)) from None
         except ValueError as error:
-            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {_RESTORE}") from None
+            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
