@@ -1,5 +1,6 @@
 """`bester backup`: what it copies, from a server that runs and from one that does not, and what it refuses."""
 
+import errno
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +9,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bester.bridge.cli import main
+from bester.bridge.cli.errors import describe
 from bester.broker.accounts import FILE, Accounts
 from bester.broker.config import STORE_FILE
 from bester.broker.kept import Entry, Fetch, Keep, mailbox
 from bester.broker.store.sqlite import SqliteStore
 from tests.live import BESTER, LiveServer, Process
+from tests.plain_user import plain_user
 
 BOX = mailbox("tim")
 ENTRY = Entry(2**32, BOX, "here/b/1.0.0", "tim", "chat", b'{"text":"hello"}', "tom", 9e9, {"origin": "here"})
@@ -108,6 +111,63 @@ def test_without_anything_to_copy_it_says_so(directory: Path, capsys: pytest.Cap
     assert main(["backup", "copy"]) == 2
     assert "nothing is kept there" in capsys.readouterr().err
     assert not (directory / "copy").exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Return the status and the one line with which a command ends."""
+    status = main(list(arguments))
+    out, said = capsys.readouterr()
+    assert (out, said.count("\n")) == ("", 1)
+    return status, said.removeprefix("bester: ").strip()
+
+
+def test_data_that_another_user_keeps_to_himself(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_dir = directory / "bester-data"
+    add_user(data_dir)
+    with plain_user(directory, data_dir, data_dir / FILE):
+        data_dir.chmod(0)
+        remedy = "run this as the user whose server it is"
+        assert refused(capsys, "backup", "copy") == (2, f"{data_dir}: Permission denied; {remedy}")
+        data_dir.chmod(0o700)
+        (data_dir / FILE).chmod(0)
+        mode = "its mode (0000) keeps its owner from it; chmod 600 it"
+        assert refused(capsys, "backup", "copy") == (1, f"{data_dir}/{FILE}: {mode}")
+        remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
+        assert refused(capsys, "user", "list") == (1, f"{data_dir}/{FILE}: Permission denied; {remedy}")
+    assert not (directory / "copy").exists()
+
+
+def test_where_no_directory_can_be_made_that_is_said(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_user(directory / "bester-data")
+    (directory / "closed").mkdir(mode=0o555)
+    remedy = "name another place for the copies"
+    assert refused(capsys, "backup", "/proc/foo") == (2, f"/proc: no directory can be made there; {remedy}")
+    (directory / "file").touch()
+    assert refused(capsys, "backup", "file/copy") == (2, f"{directory}/file: is no directory; {remedy}")
+    with plain_user(directory, directory / "bester-data", directory / "bester-data" / FILE, directory / "closed"):
+        for place in ("closed/copy", "closed/monday/copy"):
+            fault = "no directory can be made there (Permission denied)"
+            assert refused(capsys, "backup", place) == (2, f"{directory}/closed: {fault}; {remedy}")
+        status, said = refused(capsys, "backup", "closed")
+        assert (status, said.count("closed"), "Errno" in said) == (1, 1, False)
+        (directory / "closed").chmod(0)
+        named = "closed: Permission denied; name a directory of your own"
+        assert refused(capsys, "backup", "closed") == (2, named)
+
+
+def test_a_store_that_is_no_file_is_not_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "bester.toml").write_text('[store]\nurl = "sqlite:."\n')
+    status, said = refused(capsys, "backup", "copy")
+    assert (status, said.partition(": ")[2]) == (2, "is no file; see what [server] data_dir and [store] url name")
+
+
+def test_a_file_that_is_closed_to_a_command_is_no_matter_of_ports() -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied", "some/file")
+    assert describe(denied) == (
+        "some/file: Permission denied; use a path that is yours, or run this as the user whose it is",
+        1,
+    )
+    assert "ports below 1024" in describe(PermissionError(errno.EACCES, "Permission denied"))[0]
 
 
 async def test_a_server_goes_on_meanwhile_and_its_copy_serves_as_well(directory: Path) -> None:

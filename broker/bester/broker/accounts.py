@@ -327,7 +327,8 @@ class Accounts:
 
     def _broken(self, error: Exception) -> BesterError:
         remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
-        return BesterError("storage-full", f"{self.path}: {error}; {remedy}")
+        fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
+        return BesterError("storage-full", f"{self.path}: {fault}; {remedy}")
 
 
 def _matches(stored: str | None, password: str) -> bool:

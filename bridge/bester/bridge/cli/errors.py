@@ -30,6 +30,11 @@ REMEDIES = {
     errno.EHOSTUNREACH: "see that the address is right",
 }
 """What helps, by the kind of a system error."""
+FILE_REMEDIES = {
+    errno.EACCES: "use a path that is yours, or run this as the user whose it is",
+    errno.EPERM: "use a path that is yours, or run this as the user whose it is",
+}
+"""What helps instead where the error names a file, which is then no port's."""
 
 
 def report(error: BaseException) -> int:
@@ -81,5 +86,5 @@ def _system(error: BaseException) -> str:
     number: int = getattr(error, "errno", 0)
     name = getattr(error, "filename", None)
     text = getattr(error, "strerror", None) or str(error)
-    remedy = REMEDIES.get(number)
+    remedy = (FILE_REMEDIES if name else {}).get(number) or REMEDIES.get(number)
     return f"{f'{os.fsdecode(name)}: ' if name else ''}{text}{f'; {remedy}' if remedy else ''}"

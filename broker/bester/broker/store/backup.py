@@ -6,13 +6,16 @@ own, for what the two would send on from there under one name, other servers wou
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 
 from bester.broker.config import STORE_FILE
 from bester.broker.store import schema
+from bester.broker.store.place import see_access
 from bester.broker.wire.codes import BesterError, ConfigError
 
 ACCOUNTS = "accounts.db"
@@ -28,17 +31,10 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
     each is whole as of one moment. Raises ConfigError or BesterError with the remedy, and leaves no copies then.
     """
     pairs = [(data_dir / ACCOUNTS, ACCOUNTS), (store or data_dir / STORE_FILE, STORE_FILE)]
-    sources = [(source, target / name) for source, name in pairs if source.exists()]
+    sources = [(source, target / name) for source, name in pairs if _is_there(source)]
     if not sources:
         raise ConfigError(f"{data_dir}: nothing is kept there; name the data directory of a server")
-    try:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(target.iterdir()):
-            raise ConfigError(f"{target}: there is something in it{_NAMED}")
-    except FileExistsError:
-        raise ConfigError(f"{target}: is no directory{_NAMED}") from None
-    except OSError as error:
-        raise ConfigError(f"{target}: {error.strerror}{_NAMED}") from None
+    _prepare(target)
     try:
         for source, copy in sources:
             _copy(source, copy)
@@ -48,6 +44,46 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
                 copy.with_name(copy.name + ending).unlink(missing_ok=True)
         raise
     return [copy for _, copy in sources]
+
+
+def _is_there(source: Path) -> bool:
+    """Say whether there is this file. Raises ConfigError or BesterError where it is none that this user can copy."""
+    try:
+        regular = stat.S_ISREG(source.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        remedy = "run this as the user whose server it is"
+        raise ConfigError(f"{source.parent}: {error.strerror}; {remedy}") from None
+    if not regular:
+        raise ConfigError(f"{source}: is no file; see what [server] data_dir and [store] url name")
+    see_access(source)
+    return True
+
+
+def _prepare(target: Path) -> None:
+    """Make the directory, or see that it is empty. Raises ConfigError."""
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{target}: is no directory{_NAMED}") from None
+    except OSError as error:
+        raise ConfigError(_unmade(target, error)) from None
+    try:
+        occupied = any(target.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{target}: {error.strerror}; name a directory of your own") from None
+    if occupied:
+        raise ConfigError(f"{target}: there is something in it{_NAMED}")
+
+
+def _unmade(target: Path, error: OSError) -> str:
+    """Say in which directory another one could not be made."""
+    there = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
+    if not os.path.isdir(there):
+        return f"{there}: is no directory; name another place for the copies"
+    cause = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # as /proc says: no such thing can be made
+    return f"{there}: no directory can be made there{cause}; name another place for the copies"
 
 
 def _copy(source: Path, copy: Path) -> None:
@@ -63,4 +99,5 @@ def _copy(source: Path, copy: Path) -> None:
                 schema.rename(db)
     except (OSError, sqlite3.Error) as error:
         remedy = "see that both are yours, the disk of the copy has room, and the original is whole"
-        raise BesterError("storage-full", f"{source} to {copy}: {error}; {remedy}") from None
+        fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
+        raise BesterError("storage-full", f"{source} to {copy}: {fault}; {remedy}") from None
