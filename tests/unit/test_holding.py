@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
-from bester.bridge.session import OVERHEAD_BYTES
 from bester.bridge.states import State
-from bester.broker.wire.messages import Close, Confirm, Deliver, Message, Open, Report, Submit
+from bester.bridge.window import OVERHEAD_BYTES
+from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
+
+LARGE = '"' + "x" * 1000 + '"'
 
 
 def write(scene: Scene, wire: ListWire, *ids: str, data: str = "1") -> None:
@@ -170,16 +172,89 @@ class TestBounds:
         assert wire.words() == ["good a", "good b", "good c"]
         assert wire.reading
 
-    def test_with_too_much_held_in_all_nobody_is_read_from(self) -> None:
+    def test_with_too_much_held_in_all_nobody_is_read_from_until_reports_come(self) -> None:
         scene = Scene(held_bytes=1000)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.bridge.lost("gone")
-        write(scene, alice, "a", data='"' + "x" * 1000 + '"')
+        write(scene, alice, "a", data=LARGE)
         write(scene, bob, "b")
         assert (alice.reading, bob.reading) == (False, False)
         scene.bridge.ready()
-        assert len(scene.said(Submit)) == 2
+        first, second = scene.said(Submit)
+        scene.broker(*good(second.token))
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.broker(*good(first.token))
         assert (alice.reading, bob.reading) == (True, True)
+
+    def test_nor_where_the_broker_has_it_and_does_not_report(self) -> None:
+        scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
+        wires = [scene.log_in(user) for user in ("alice", "bob", "carol")]
+        tokens = [scene.submit(wire) for wire in wires]
+        assert [wire.reading for wire in wires] == [True, True, True]
+        tokens.append(scene.submit(wires[0]))
+        tokens += [scene.submit(wire) for wire in wires[1:]]
+        assert [wire.reading for wire in wires] == [False, False, False]
+        scene.broker(*good(*tokens[:2]))
+        assert [wire.reading for wire in wires] == [False, False, False]
+        scene.broker(*good(tokens[2]))
+        assert [wire.reading for wire in wires] == [True, True, True]
+
+    def test_a_delivery_to_the_sender_makes_room_too(self) -> None:
+        scene = Scene(held_bytes=OVERHEAD_BYTES)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        token = scene.submit(alice)
+        scene.command(bob, "nothing", None)
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, alice.session.number]], token, {"message": "s/1"}))
+        assert (alice.reading, bob.reading) == (True, True)
+
+    def test_what_those_who_have_gone_had_said_counts_as_far_as_it_is_kept(self) -> None:
+        scene = Scene(held_bytes=2 * OVERHEAD_BYTES, gone_messages=2)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, "a", "b", "c")
+        tokens = [submit.token for submit in scene.said(Submit)]
+        scene.bridge.gone(alice)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        assert list(scene.bridge._kept_waiting) == [bob]
+        scene.broker(*good(tokens[2]))
+        assert not bob.reading
+        scene.broker(*good(tokens[0]))
+        assert bob.reading
+
+    def test_one_who_goes_and_whose_words_are_not_kept_makes_room_for_the_others(self) -> None:
+        scene = Scene(held_bytes=1000, gone_messages=0)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, "a", data=LARGE)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        scene.bridge.gone(alice)
+        scene.turn()
+        assert bob.reading
+
+    def test_one_who_has_something_to_acknowledge_is_read_from_all_the_same(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
+        write(scene, alice, "a", data=LARGE)
+        (submit,) = scene.said(Submit)
+        scene.command(bob, "nothing", None)
+        assert (alice.reading, bob.reading) == (False, False)
+        targets = [[0, bob.session.number]]
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", targets, submit.token, {"message": "s/1"}))
+        assert (alice.reading, bob.reading) == (False, True)
+        scene.command(bob, "ack", ["s/1.0.0"])
+        assert (alice.reading, bob.reading) == (True, True)
+        assert alice.words() == ["good a"]
+
+    def test_and_when_it_has_it_waits_like_everybody(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
+        write(scene, alice, "a", data=LARGE)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]]))
+        scene.command(bob, "nothing", None)
+        assert bob.reading
+        scene.command(bob, "ack", ["s/1.0.0"])
+        assert not bob.reading
 
     def test_many_small_ones_are_much(self) -> None:
         scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
@@ -190,7 +265,19 @@ class TestBounds:
         write(scene, wire, "d")
         reading.append(wire.reading)
         scene.bridge.ready()
+        scene.broker(*good(1))
         assert [*reading, wire.reading] == [True, False, True]
+
+    def test_what_nobody_waits_for_any_more_is_held_for_a_while_and_counts(self) -> None:
+        scene = Scene(held_bytes=1000, gone_messages=0)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.bridge.lost("gone")
+        write(scene, alice, "a", data=LARGE)
+        scene.bridge.gone(alice)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        scene.bridge.tick()
+        assert bob.reading
 
     def test_a_full_link_keeps_everybodys_order(self) -> None:
         scene = Scene()
@@ -347,6 +434,39 @@ class TestTheEnd:
         scene.turn()
         assert wire.words() == ["bad a timeout"]
         assert scene.said(Close) == [Close(wire.session.number)]
+
+
+@pytest.mark.parametrize("end", ["reported", "timed out", "gone", "gone and reported", "given up"])
+def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
+    scene = Scene(hold_s=10.0, drain_s=10.0, unreported=4)
+    load = scene.bridge._load
+    wire, server = scene.log_in(), scene.connect()
+    write(scene, wire, *"abcdef", data=LARGE)
+    scene.command(wire, "outcome", "s/1", "q")
+    scene.bridge.received(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+    assert 4000 < load.size_bytes < 4000 + 6 * (OVERHEAD_BYTES + 10)
+    if end == "given up":
+        scene.bridge.give_up()
+    elif end == "timed out":
+        for peer in (wire, server):
+            scene.bridge.ended(peer)
+        for _ in range(3):
+            scene.now += scene.limits.drain_s
+            scene.bridge.tick()
+            scene.bridge.lost("gone")
+    elif end.startswith("gone"):
+        scene.bridge.gone(wire)
+        scene.bridge.gone(server)
+        assert load.size_bytes > 4000
+    for _ in range(3):
+        if end == "gone":
+            scene.bridge.lost("gone")
+            scene.now += scene.limits.hold_s
+            scene.bridge.tick()
+        scene.broker(*good(*(submit.token for submit in scene.said(Submit))))
+        scene.broker(*(Answer(ask.token, 0, {}) for ask in scene.said(Ask)))
+    assert load.size_bytes == 0
+    assert not scene.bridge._holding.is_full
 
 
 def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import MAX_TYPE, OVERHEAD_BYTES, Acknowledged, Question, Session, Step
+from bester.bridge.session import MAX_TYPE, Acknowledged, Session, Step
 from bester.bridge.states import TARGETS, TRANSITIONS, State
+from bester.bridge.window import OVERHEAD_BYTES, Load, Question, Window
 from bester.broker.wire.messages import Close, Login, Report, Submit
 
 LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)
@@ -38,8 +39,9 @@ GARBAGE = frame(b"nonsense")
 TOO_LARGE = (2001).to_bytes(4, "little")
 
 
-def session(now: float = 0.0) -> Session:
-    return Session(7, "127.0.0.1", LIMITS, count(1), now, LIMITS.first_frame)
+def session(now: float = 0.0, **limits: int) -> Session:
+    bounds = replace(LIMITS, **limits)
+    return Session(7, "127.0.0.1", bounds, count(1), Window(bounds, Load()), now, bounds.first_frame)
 
 
 def now_in(it: Session) -> State:
@@ -183,7 +185,7 @@ class TestMessages:
         assert said(it.reported(good(2), 0.0)) == ["good None"]
         assert said(it.reported(Report(1, 1, "unknown-type", None, {}), 0.0)) == ["bad a unknown-type"]
         assert said(it.reported(good(1), 0.0)) == []
-        assert it.outstanding == []
+        assert it.window.tokens == []
 
     def test_what_needs_no_broker(self) -> None:
         it = opened()
@@ -227,8 +229,8 @@ class TestMessages:
                 Submit(3, 7, "chat", b"1", {}),
             ],
         )
-        assert it.outstanding == [1, 2, 3]
-        assert [submit.token for submit, _ in it.unreported] == [1, 3]
+        assert it.window.tokens == [1, 2, 3]
+        assert [submit.token for submit, _ in it.window.submits] == [1, 3]
         assert not it.answered(1_000, None, 0.0).write
         assert read(it.answered(2, {"bob": "queued"}, 0.0).write) == [
             {
@@ -236,17 +238,17 @@ class TestMessages:
                 "payload": {"data": {"message": "s/1", "recipients": {"bob": "queued"}}, "id": "q", "type": "builtin"},
             }
         ]
-        assert it.outstanding == [1, 3]
+        assert it.window.tokens == [1, 3]
 
     def test_a_message_is_kept_until_its_report(self) -> None:
         it = opened()
         (submit,) = it.received(message(), 5.0).send
         assert isinstance(submit, Submit)
-        assert (it.submitted(1), it.waits_since_s(1)) == (submit, 5.0)
-        it.replace(submit._replace(meta={"attempt": 2}))
-        assert it.unreported == [(submit._replace(meta={"attempt": 2}), 5.0)]
+        assert (it.window.submitted(1), it.window.since_s(1)) == (submit, 5.0)
+        it.window.replace(submit._replace(meta={"attempt": 2}))
+        assert it.window.submits == [(submit._replace(meta={"attempt": 2}), 5.0)]
         it.reported(good(1), 6.0)
-        assert (it.submitted(1), it.waits_since_s(1), it.unreported) == (None, None, [])
+        assert (it.window.submitted(1), it.window.since_s(1), it.window.submits) == (None, None, [])
 
     def test_too_many_unreported_wait_their_turn_and_stop_the_reading(self) -> None:
         it = opened()
@@ -268,12 +270,20 @@ class TestMessages:
         assert len(it.reported(good(1), 0.0).send) == 1
         assert it.wants_input
 
+    def test_a_small_one_that_ends_makes_no_room_beside_a_large_one(self) -> None:
+        it = opened()
+        large = message(data=json.dumps("x" * 1200))
+        assert len(it.received(ASK + message() + large + message(id_="c"), 0.0).send) == 3
+        assert (it.answered(1, None, 0.0).send, it.reported(good(2), 0.0).send) == ([], [])
+        assert not it.wants_input
+        assert len(it.reported(good(3), 0.0).send) == 1
+
     def test_a_type_no_handler_can_have_is_answered_here(self) -> None:
         it = opened()
         step = it.received(message("x" * (MAX_TYPE + 1)) + message("x" * MAX_TYPE, "k"), 0.0)
         assert said(step) == ["bad i unknown-type"]
         assert [each.type for each in step.send if isinstance(each, Submit)] == ["x" * MAX_TYPE]
-        assert (len(it.outstanding), now_in(it)) == (1, State.OPEN)
+        assert (len(it.window), now_in(it)) == (1, State.OPEN)
 
     def test_of_another_server_too(self) -> None:
         it = session()
@@ -284,19 +294,19 @@ class TestMessages:
     @pytest.mark.parametrize("frame_", [message("x" * 100), ASK])
     def test_what_a_message_costs_beside_its_data_counts_too(self, frame_: bytes) -> None:
         room = 3 * OVERHEAD_BYTES
-        it = Session(7, "127.0.0.1", replace(LIMITS, unreported=100, unreported_bytes=room), count(1), 0.0, 200)
+        it = session(unreported=100, unreported_bytes=room)
         it.received(HELLO, 0.0)
         it.logged_in(0, None, 0.0)
         assert len(it.received(frame_ * 10, 0.0).send) == 3
-        for token in it.outstanding:
+        for token in it.window.tokens:
             if frame_ == ASK:
                 it.answered(token, None, 0.0)
             else:
                 it.reported(good(token), 0.0)
-        assert len(it.outstanding) == 3
+        assert len(it.window) == 3
 
     def test_and_a_long_type_more_than_a_short_one(self) -> None:
-        it = Session(7, "127.0.0.1", replace(LIMITS, unreported=100, unreported_bytes=1000), count(1), 0.0, 200)
+        it = session(unreported=100, unreported_bytes=1000)
         it.received(HELLO, 0.0)
         it.logged_in(0, None, 0.0)
         assert len(it.received(message("x" * 100) * 5, 0.0).send) == 3  # 356 and its own each, where short ones are 4
@@ -375,7 +385,7 @@ class TestEnds:
         it.received(message(), 0.0)
         assert it.lost() == Step([], [Close(7)])
         assert now_in(it) is State.CLOSED
-        assert it.outstanding == []
+        assert it.window.tokens == []
         assert it.reported(good(1), 0.0) == Step([], [])
 
     def test_the_bridge_waits_no_longer(self) -> None:
@@ -437,7 +447,7 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
             case "reported":
                 step = it.reported(good(value), now)
             case "answered":
-                step = it.answered(value, None, now) if it.submitted(value) is None else Step([], [])
+                step = it.answered(value, None, now) if it.window.submitted(value) is None else Step([], [])
             case "give_up":
                 step = it.give_up("unreachable", now)
             case "tick":
@@ -458,17 +468,17 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
         submitted += [sent.token for sent in step.send if isinstance(sent, Submit | Question)]
         refused = lines.count("bad i unreachable") if name == "give_up" else 0
         unheard += max(refused - len(waiting), 0)  # what came and had no turn: refused, and never submitted
-        waiting = it.outstanding
+        waiting = it.window.tokens
         logins += sum(isinstance(sent, Login) for sent in step.send)
         closes += sum(isinstance(sent, Close) for sent in step.send)
         assert not lines or auth_answers or before is State.NEW  # nothing comes before the auth answer
-        assert len(it.outstanding) <= LIMITS.unreported
+        assert len(it.window) <= LIMITS.unreported
     assert auth_answers <= 1
     assert logins <= 1
     assert closes <= logins
     assert submitted == sorted(set(submitted))
     if it.state is not State.CLOSED:
-        assert len(reported) + len(it.outstanding) == len(submitted) + unheard
+        assert len(reported) + len(it.window) == len(submitted) + unheard
     assert it.is_target is (it.state in TARGETS)
 
 

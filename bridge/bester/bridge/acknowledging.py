@@ -61,6 +61,11 @@ class Acknowledging:
         book = self._books.get(wire)
         return book is None or (book.count < self._limits.unacked and book.size_bytes < self._limits.unacked_bytes)
 
+    def awaits(self, wire: Wire) -> bool:
+        """Whether something was written to the connection that is to be acknowledged."""
+        book = self._books.get(wire)
+        return book is not None and book.count > 0
+
     def expect(self, wire: Wire, id_: str, delivery: Delivery, target: int, size: int) -> None:
         """A frame was written, with a mark behind it; its acknowledgement decides the target."""
         book = self._books.get(wire)

@@ -17,9 +17,10 @@ from bester.bridge.holding import Holding
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import UNIX_HOST, Acknowledged, Question, Session, Step, refusal
+from bester.bridge.session import UNIX_HOST, Acknowledged, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.upstream import Upstream
+from bester.bridge.window import Load, Question, Window
 from bester.bridge.writing import Writing
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.messages import (
@@ -78,9 +79,10 @@ class Bridge:
         self._users: dict[str, int] = {}  # targets by user
         self._timed: set[Wire] = set()
         self._awake = False
-        self._keeps_waiting = False  # somebody is not read from because too much is held for the broker
+        self._kept_waiting: dict[Wire, None] = {}  # not read from because too much waits for reports in all
         self._upstream = Upstream(limits, self._tokens, notice)
-        self._holding = Holding(limits, self._upstream, self._wake)
+        self._load = Load()
+        self._holding = Holding(limits, self._load, self._upstream, self._wake)
         self._submits = self._holding.submits  # by token: who waits for the report
         self._writing = Writing(limits, clock, self._wake)
         self._delivering = Delivering(
@@ -191,7 +193,8 @@ class Bridge:
             return False
         self._hosts[host] = here + 1
         number = next(self._numbers)
-        wire.session = Session(number, host, limits, self._tokens, now, self._first_frame_bytes(host))
+        window, first_bytes = Window(limits, self._load), self._first_frame_bytes(host)
+        wire.session = Session(number, host, limits, self._tokens, window, now, first_bytes)
         self._wires[number] = wire
         self._timed.add(wire)
         return True
@@ -232,6 +235,9 @@ class Bridge:
         if self._wires.pop(session.number, None) is not None:
             _count_down(self._hosts, session.address)
         self._timed.discard(wire)
+        if self._kept_waiting:  # with it goes what its window held
+            self._kept_waiting.pop(wire, None)
+            self._wake()
         self._writing.gone(wire)
         self._delivering.gone(wire)
         if not self._wires and self.on_empty is not None:
@@ -316,7 +322,7 @@ class Bridge:
 
         def answered(status: int, value: Any) -> None:
             now = self._clock()
-            if wire.session.waits_since_s(token) is None:
+            if wire.session.window.since_s(token) is None:
                 return  # it has gone, or was told that its time is over
             if status == UNANSWERED:
                 self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
@@ -363,7 +369,7 @@ class Bridge:
             self._holding.forget(token)
             return
         session = wire.session
-        frame = session.report(token, status, reason, message, recipients)
+        frame = session.window.report(token, status, reason, message, recipients)
         if frame is not None:
             self._push(wire, frame)
         if session.has_more:
@@ -377,11 +383,13 @@ class Bridge:
         self._settle_reading(wire)
 
     def _settle_reading(self, wire: Wire) -> None:
-        """Who does not listen is not listened to."""
+        """Who does not listen is not listened to. Nor is anybody where too much waits for reports, but those who have
+        something to acknowledge: their word may be what a report waits for."""
         out = wire.out
         wants = wire.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
-        if self._holding.is_full:
-            self._keeps_waiting, wants = True, False
+        if wants and self._holding.is_full and not self._delivering.awaits(wire):
+            self._kept_waiting[wire] = None
+            wants = False
         if wants is not wire.reading:
             wire.read(wants)
 
@@ -424,9 +432,9 @@ class Bridge:
         """Say what waited for room on the link; read again from those who were kept waiting by it."""
         self._upstream.pay()
         self._holding.pay()
-        if self._keeps_waiting and not self._holding.is_full:
-            self._keeps_waiting = False
-            for wire in list(self._wires.values()):
+        if self._kept_waiting and not self._holding.is_full:
+            kept, self._kept_waiting = self._kept_waiting, {}
+            for wire in kept:
                 self._settle_reading(wire)
 
 

@@ -60,7 +60,11 @@ class Delivering:
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         owner = None if token is None else self._submits.get(token)
-        if owner is not None and token is not None and (owner.session.acks or owner.session.may_ask_again(token)):
+        if (
+            owner is not None
+            and token is not None
+            and (owner.session.acks or owner.session.window.may_ask_again(token))
+        ):
             owner = None
         if (
             owner is not None and len(targets) == 1 and len(targets[0]) == 2
@@ -141,6 +145,10 @@ class Delivering:
             delivery, target = mark.what
             if delivery.missed(target, UNCONFIRMED if mark.end <= taken else reason):
                 self.ended(delivery)
+
+    def awaits(self, wire: Wire) -> bool:
+        """Whether an acknowledgement may come on this connection."""
+        return self._acknowledging.awaits(wire)
 
     def acknowledged(self, wire: Wire, ids: list[str]) -> None:
         """The client has got the frames with these ids."""

@@ -5,7 +5,7 @@ A message that the broker had and did not report on when the link was lost is su
 broker makes the same id of it), with `attempt` in its meta. What came while there was no broker, or no room on its
 link, waits behind it: all of it in the order of the tokens, so that every connection's order is kept. How much one
 client may have here is its window of unreported messages, which it fills and is then not read from; what all of them
-have is bounded by `held_bytes`, above which the bridge reads from nobody.
+have is bounded by `held_bytes`, whether the broker had it or not, for one that is about to be found dead has it all.
 
 A client that goes does not take back what it said: its messages are kept apart, bounded, until the broker's report,
 which nobody gets. Nothing is held for longer than `hold_s`, and nothing that was refused is submitted afterwards.
@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from bester.bridge.limits import Limits
 from bester.bridge.ports import Wire
-from bester.bridge.session import Session, size_bytes
+from bester.bridge.session import Session
 from bester.bridge.upstream import Upstream
+from bester.bridge.window import Load, size_bytes
 from bester.broker.wire.messages import Close, Open, Submit
 
 AT_ONCE = 256
@@ -36,22 +37,28 @@ class _Gone(NamedTuple):
 
 
 class Holding:
-    """`submits` are the connections that wait for a report, by token: whoever is reported to is taken out of it.
+    """`submits` are the connections that wait for a report, by token: whoever is reported to is taken out of it. `load`
+    is what their windows count in; what those who have gone had said is counted there from here.
 
     `wake` sees to it that `pay` is called at the end of this turn.
     """
 
-    def __init__(self, limits: Limits, upstream: Upstream, wake: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, load: Load, upstream: Upstream, wake: Callable[[], None]) -> None:
         self.submits: dict[int, Wire] = {}
-        self.is_full = False
-        """More is held than may be: nobody is to be read from."""
         self._limits = limits
+        self._load = load
         self._upstream = upstream
         self._wake = wake
         self._queue: deque[Submit | Close] = deque()  # tokens rise; a Close stands behind the last word of its session
         self._queued_bytes = 0
         self._gone: dict[int, _Gone] = {}  # by token
         self._gone_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much waits for its report as may, or is held (what nobody waits for any more is, for a while)."""
+        most = self._limits.held_bytes
+        return self._load.size_bytes >= most or self._queued_bytes >= most
 
     # --- connections ----------------------------------------------------------------------------------------------
 
@@ -67,12 +74,12 @@ class Holding:
 
     def gone(self, session: Session) -> None:
         """A connection is no more. What it had said still counts, as far as there is a place for it."""
-        for submit, since_s in session.unreported:
+        for submit, since_s in session.window.submits:
             self.submits.pop(submit.token, None)
-            size = self._gone_bytes + size_bytes(submit)
-            if len(self._gone) < self._limits.gone_messages and size <= self._limits.gone_bytes:
+            size = size_bytes(submit)
+            if len(self._gone) < self._limits.gone_messages and self._gone_bytes + size <= self._limits.gone_bytes:
                 self._gone[submit.token] = _Gone(submit, session.user, since_s)
-                self._gone_bytes = size
+                self._count_gone(size)
 
     def close(self, message: Close) -> None:
         """Tell the broker that a session has ended, behind all that the session said."""
@@ -85,7 +92,7 @@ class Holding:
         """The report on it has come, and there is nobody to get it."""
         gone = self._gone.pop(token, None)
         if gone is not None:
-            self._gone_bytes -= size_bytes(gone.submit)
+            self._count_gone(-size_bytes(gone.submit))
 
     # --- the broker -----------------------------------------------------------------------------------------------
 
@@ -96,12 +103,12 @@ class Holding:
         for token, wire in list(self.submits.items()):
             if token in unsent:
                 continue
-            submit = wire.session.submitted(token)
+            submit = wire.session.window.submitted(token)
             if submit is None:  # its time was over, and that was said
                 del self.submits[token]
             else:
                 waiting.append(_again(submit))
-                wire.session.replace(waiting[-1])
+                wire.session.window.replace(waiting[-1])
         for token, gone in self._gone.items():
             if token not in unsent:
                 waiting.append(_again(gone.submit))
@@ -136,7 +143,7 @@ class Holding:
             wanted = [each for each in some if type(each) is Close or self._wanted(_token(each))]
             left = wanted[self._upstream.submit(wanted) :]
             queue.extendleft(reversed(left))
-            self._count(_all_bytes(left) - _all_bytes(some))
+            self._queued_bytes += _all_bytes(left) - _all_bytes(some)
             if left:
                 return
 
@@ -154,7 +161,7 @@ class Holding:
                     break
                 tokens.append(first.token)
             self._queue.popleft()
-            self._count(-size_bytes(first))
+            self._queued_bytes -= size_bytes(first)
         for token, gone in list(self._gone.items()):
             if now - gone.since_s < self._limits.hold_s:
                 break
@@ -165,11 +172,11 @@ class Holding:
 
     def _hold(self, messages: list[Submit]) -> None:
         self._queue.extend(messages)
-        self._count(_all_bytes(messages))
+        self._queued_bytes += _all_bytes(messages)
 
-    def _count(self, more_bytes: int) -> None:
-        self._queued_bytes += more_bytes
-        self.is_full = self._queued_bytes >= self._limits.held_bytes
+    def _count_gone(self, more_bytes: int) -> None:
+        self._gone_bytes += more_bytes
+        self._load.size_bytes += more_bytes
 
     def _waiting(self) -> list[Submit]:
         return [each for each in self._queue if type(each) is Submit]
@@ -186,7 +193,7 @@ class Holding:
         """Return since when it waits for its report; None where it does so no longer."""
         wire = self.submits.get(token)
         if wire is not None:
-            return wire.session.waits_since_s(token)
+            return wire.session.window.since_s(token)
         gone = self._gone.get(token)
         return None if gone is None else gone.since_s
 

@@ -50,7 +50,8 @@ class Limits:
     """How long a message is held for a broker that does not answer, from when it came: a restart takes seconds, a
     repair minutes. A broker remembers what it took for longer than this, so that nothing is carried out twice."""
     held_bytes: int = 256 * MIB
-    """What may be held for the broker in all; above it nobody is read from until it takes some. Memory."""
+    """What may wait for its report in all, with or without a broker; above it nobody is read from until reports come.
+    Memory."""
     gone_messages: int = 65_536
     """Messages of clients that have gone, kept until their report in case the broker dies; what is above is not
     submitted again. A server's whole load for a second, and nobody waits for these."""

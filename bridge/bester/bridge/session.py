@@ -15,13 +15,11 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
+from bester.bridge.window import OVERHEAD_BYTES, Question, Window, size_bytes
 from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 UNIX_HOST = "unix"
 """The host of a peer on a Unix socket."""
-OVERHEAD_BYTES = 256
-"""What a message costs in memory while it waits, beside its texts: the tuples, numbers and places in maps. Counted, or
-one could have more held with many tiny messages than with large ones."""
 MAX_TYPE = 128
 """Characters of a message's type. No handler can have a longer one (the broker refuses its announcement), so the answer
 is known, and nothing of that length need wait for it."""
@@ -38,24 +36,11 @@ class Acknowledged(NamedTuple):
     ids: list[str]
 
 
-class Question(NamedTuple):
-    """The client asks what became of a message; the answer to `token` is waited for."""
-
-    token: int
-    session: int
-    message: str
-
-
 class Step(NamedTuple):
     """What follows: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
     send: list[Login | Submit | Close | Acknowledged | Question]
-
-
-Unreported = tuple[bytes, int, Submit | Question, float]
-"""What waits for its report: the id to report under, its size, what it is, and since when. It is kept until then: a
-broker that died with it is given it again. A plain tuple, for one is made for every message."""
 
 
 def _nothing() -> Step:
@@ -67,13 +52,9 @@ def refusal(token: int, reason: str) -> Report:
     return Report(token, 1, reason, None, {})
 
 
-def size_bytes(submit: Submit) -> int:
-    """Return what a message counts for among those that wait."""
-    return len(submit[3]) + len(submit[2]) + OVERHEAD_BYTES
-
-
 class Session:
-    """`number` is unique in the bridge's life, `address` the peer's host, `tokens` the bridge's rising tokens."""
+    """`number` is unique in the bridge's life, `address` the peer's host, `tokens` the bridge's rising tokens; what
+    waits for its report is in `window`."""
 
     __slots__ = (
         "_fault",
@@ -82,8 +63,6 @@ class Session:
         "_splitter",
         "_stopping",
         "_tokens",
-        "_waiting",
-        "_waiting_bytes",
         "acks",
         "address",
         "deadline",
@@ -91,11 +70,13 @@ class Session:
         "peer_ended",
         "state",
         "user",
+        "window",
     )
 
     def __init__(
-        self, number: int, address: str, limits: Limits, tokens: Iterator[int], now: float, first_limit_bytes: int
-    ) -> None:
+        self, number: int, address: str, limits: Limits, tokens: Iterator[int], window: Window, now: float,
+        first_limit_bytes: int,
+    ) -> None:  # fmt: skip
         self.number = number
         self.address = address
         self.state = State.NEW
@@ -103,14 +84,13 @@ class Session:
         self.acks = False  # the client acknowledges what it is sent
         self.deadline: float | None = now + limits.first_frame_s
         self.peer_ended = False
+        self.window = window
         self._limits = limits
         self._tokens = tokens
         self._splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
         self._stopping = False  # `stop` comes behind what is held
         self._fault: native.Fault | None = None  # what to say at the stop
-        self._waiting: dict[int, Unreported] = {}  # by token
-        self._waiting_bytes = 0
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
@@ -120,37 +100,6 @@ class Session:
         if self.state is State.AUTHENTICATING:
             return False
         return not self._held
-
-    @property
-    def outstanding(self) -> list[int]:
-        """Tokens of the messages that wait for their report."""
-        return list(self._waiting)
-
-    @property
-    def unreported(self) -> list[tuple[Submit, float]]:
-        """Messages that wait for their report, and since when."""
-        return [(what, since_s) for _, _, what, since_s in self._waiting.values() if type(what) is Submit]
-
-    def waits_since_s(self, token: int) -> float | None:
-        """Return since when a report is waited for; None where it is not."""
-        waiting = self._waiting.get(token)
-        return None if waiting is None else waiting[3]
-
-    def submitted(self, token: int) -> Submit | None:
-        """Return the message that waits for this report."""
-        waiting = self._waiting.get(token)
-        what = None if waiting is None else waiting[2]
-        return what if type(what) is Submit else None
-
-    def may_ask_again(self, token: int) -> bool:
-        """Whether the client may send this message again, and be told on another connection what became of it."""
-        submit = self.submitted(token)
-        return submit is not None and "dedup" in submit.meta
-
-    def replace(self, submit: Submit) -> None:
-        """What waits for its report is submitted in these words from now on."""
-        id_, size, _, since_s = self._waiting[submit.token]
-        self._waiting[submit.token] = (id_, size, submit, since_s)
 
     @property
     def is_target(self) -> bool:
@@ -187,7 +136,7 @@ class Session:
         step = _nothing()
         self._leave("lost", step, None)
         self._held = None
-        self._waiting.clear()
+        self.window.clear()
         return step
 
     def shut_down(self, now: float) -> Step:
@@ -213,7 +162,7 @@ class Session:
     def give_up(self, reason: str, now: float) -> Step:
         """The bridge ends now: whatever waits for a report, and whatever waits behind it, is refused for `reason`."""
         step = _nothing()
-        while self._waiting:
+        while self.window:
             self._refuse_all(reason, step)
             more = self.proceed(now)
             step.write.extend(more.write)
@@ -221,8 +170,8 @@ class Session:
         return step
 
     def _refuse_all(self, reason: str, step: Step) -> None:
-        for token in self.outstanding:
-            frame = self.report(*refusal(token, reason))
+        for token in self.window.tokens:
+            frame = self.window.report(*refusal(token, reason))
             assert frame is not None
             step.write.append(frame)
 
@@ -250,30 +199,19 @@ class Session:
         return step
 
     def reported(self, report: Report, now: float) -> Step:
-        """The broker reports on a message, and there is room for another one now: `report`, and then `proceed`."""
-        frame = self.report(*report)
+        """The broker reports on a message, and there is room for another one now: `window.report`, and `proceed`."""
+        frame = self.window.report(*report)
         step = self.proceed(now)
         if frame is not None:
             step.write.insert(0, frame)
         return step
 
-    def report(
-        self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None
-    ) -> bytes | None:
-        """Return the frame of a report; None where nobody waits for it. Where `has_more` says so, `proceed` follows."""
-        waiting = self._waiting.pop(token, None)
-        if waiting is None:
-            return None
-        self._waiting_bytes -= waiting[1]
-        return native.report(waiting[0], status, reason, message, recipients)
-
     def answered(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
         """The broker answers a question; None: of this user it knows no such message."""
-        waiting = self._waiting.pop(token, None)
+        waiting = self.window.end(token)
         if waiting is None:
             return _nothing()
-        id_, size, question, _ = waiting
-        self._waiting_bytes -= size
+        id_, _, question, _ = waiting
         assert isinstance(question, Question)
         step = self.proceed(now)
         step.write.insert(0, native.outcomes(id_, question.message, recipients))
@@ -289,7 +227,7 @@ class Session:
         step = _nothing()
         if self._held is not None:
             self._continue(step, now)
-        elif not self._waiting and self.state is not State.OPEN:
+        elif not self.window and self.state is not State.OPEN:
             self._leave("finished", step, now)
         return step
 
@@ -318,9 +256,10 @@ class Session:
     def _take(self, bodies: list[bytes], step: Step, now: float) -> None:
         """Handle frames in order, as far as the state and the window allow; hold the rest."""
         handled = 0
-        if self._held is None:
+        if self._held is None and self.state is _OPEN:
+            window = self.window
             for body in bodies:
-                if not self._has_room():
+                if window.is_full:
                     break
                 if not self._message(body, step, now):
                     return
@@ -333,21 +272,13 @@ class Session:
     def _continue(self, step: Step, now: float) -> None:
         """Handle what was held, and then the stop that came behind it."""
         held, self._held = self._held, None
-        while held and self._has_room():
+        while held and self.state is _OPEN and not self.window.is_full:
             if not self._message(held.popleft(), step, now):
                 return
         if held:
             self._held = held
         elif self._stopping:
             self._stop(self._fault, step, now)
-
-    def _has_room(self) -> bool:
-        """Whether another message may be outstanding."""
-        return (
-            self.state is _OPEN
-            and len(self._waiting) < self._limits.unreported
-            and self._waiting_bytes < self._limits.unreported_bytes
-        )
 
     def _message(self, body: bytes, step: Step, now: float) -> bool:
         """Handle a frame of a client; False: it was the last one."""
@@ -360,8 +291,8 @@ class Session:
                     return True
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))
-                self._waiting[token] = (id_, size := len(data) + len(id_) + type_size + OVERHEAD_BYTES, submit, now)
-                self._waiting_bytes += size
+                size = len(data) + len(id_) + type_size + OVERHEAD_BYTES
+                self.window.enter(token, (id_, size, submit, now), size)
                 step.send.append(submit)
                 return True
             if type_ == "dummy":
@@ -407,8 +338,7 @@ class Session:
     def _wait(self, what: Submit | Question, id_: bytes, size: int, step: Step, now: float) -> None:
         """Send it, and wait for the word on it."""
         size += len(id_)
-        self._waiting[what.token] = (id_, size, what, now)
-        self._waiting_bytes += size
+        self.window.enter(what.token, (id_, size, what, now), size)
         step.send.append(what)
 
     # --- the table ------------------------------------------------------------------------------------------------
@@ -424,7 +354,7 @@ class Session:
             step.write.append(native.report(fault.id, 1, fault.reason))
         self._stopping, self._fault = True, None
         self._leave("stop", step, now)
-        if self.state is State.DRAINING and not self._waiting:
+        if self.state is State.DRAINING and not self.window:
             self._leave("finished", step, now)
 
     def _leave(self, event: str, step: Step, now: float | None) -> None:
