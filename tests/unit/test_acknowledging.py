@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
-from bester.broker.wire.messages import Answer, Ask, Confirm, Deliver, Report
+from bester.broker.wire.messages import Answer, Ask, Confirm, Deliver, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
 
 
@@ -130,6 +130,25 @@ class TestAcknowledging:
         scene.bridge.tick()
         scene.command(wire, "ack", ["s/1.0.0"])
         assert scene.said(Confirm)[-1] == Confirm(1, [], [], 2)
+
+    def test_but_not_for_ever_for_it_may_wait_for_itself(self) -> None:
+        scene = Scene(unreported=2)
+        wire, carol = scene.log_in(acks=True), scene.log_in("carol")
+        scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"i"}}') * 3)
+        tokens = [submit.token for submit in scene.said(Submit)]
+        scene.broker(*(deliver(token, wire, token=token) for token in [*tokens, scene.submit(carol)]))
+        assert not wire.reading  # nor will its acknowledgements be, which stand behind the third message
+        scene.now += scene.limits.ack_unread_s + scene.limits.ack_s - 1
+        scene.bridge.tick()
+        scene.turn()
+        assert scene.said(Confirm) == []
+        scene.now += 1
+        scene.bridge.tick()
+        scene.turn()
+        failed = [[serial, 0, "timeout"] for serial in (1, 2, 3)]
+        assert scene.said(Confirm) == [Confirm(3, [], failed)]
+        scene.broker(*(Report(token, 0, None, "s/9", {}) for token in tokens))
+        assert wire.reading
 
     def test_one_who_goes_without_saying_so(self) -> None:
         scene = Scene()

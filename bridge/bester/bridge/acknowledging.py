@@ -2,7 +2,8 @@
 
 A frame to such a client counts as delivered when the client says its id, not when its bytes have left. The time for
 that begins when they have left, and stands still while the bridge does not read from the client: its word may be
-waiting. An id that nobody waits for changes nothing.
+waiting. Not for ever: what fills the client's window may be messages to itself, and would then wait for words behind
+them that are never read. An id that nobody waits for changes nothing.
 """
 
 from __future__ import annotations
@@ -116,10 +117,10 @@ class Acknowledging:
         for wire, book in self._books.items():
             if not wire.reading:
                 book.unread_s = now
-                continue
             while book.left:
                 frame = next(iter(book.left))
-                if now - max(frame.left_s, book.unread_s) < self._limits.ack_s:
+                from_s = max(frame.left_s, min(book.unread_s, frame.left_s + self._limits.ack_unread_s))
+                if now - from_s < self._limits.ack_s:
                     break
                 book.remove(frame)
                 same = book.by_id[frame.id]

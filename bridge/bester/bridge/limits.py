@@ -60,6 +60,9 @@ class Limits:
     ack_s: float = 30.0
     """How long a client that acknowledges may take over it, from when the frame has left: as long as a dead connection
     takes to be found dead, so that being slow is not worse than being gone."""
+    ack_unread_s: float = 60.0
+    """What comes to that where the client is not read from meanwhile, because its window is full: longer than handlers
+    usually take to make room in it."""
     unacked: int = 1_024
     """Frames of one connection that wait for their acknowledgement; what more is sent to it has failed."""
     unacked_bytes: int = 8 * MIB
