@@ -225,6 +225,26 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     assert "not a database" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM state",
+        "UPDATE state SET epoch = x'00'",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'07')",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'c1')",
+        "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81a17801')",
+    ],
+)
+def test_one_that_holds_what_no_store_has_written_is_refused(store: SqliteStore, path: Path, damage: str) -> None:
+    store.open()
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    with pytest.raises(BesterError, match=r"damaged \(.*\); stop the server and put a backup in its place"):
+        store.open()
+
+
 def test_a_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.commit([keep(number, b"x" * 2000) for number in range(1, 100)])
     store.close()

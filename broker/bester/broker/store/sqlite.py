@@ -105,6 +105,9 @@ class SqliteStore(Commits):
         except sqlite3.Error as error:
             self.close()
             raise BesterError("storage-full", place.why(self.path, error)) from None
+        except (TypeError, ValueError) as error:
+            self.close()
+            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
         except BaseException:
             self.close()
             raise
@@ -144,7 +147,9 @@ class SqliteStore(Commits):
         )
         db.execute("COMMIT")
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
-        epoch, life = db.execute("SELECT epoch, life FROM state").fetchone()
+        epoch, life = db.execute("SELECT epoch, life FROM state").fetchone() or (None, None)
+        if type(epoch) is not str or type(life) is not int:
+            raise ValueError("it has lost its name")
         handed = dict(db.execute("SELECT box, upto FROM handed"))
         boxes = db.execute("SELECT box, count(*), sum(size), min(number) FROM entry WHERE outcome IS NULL GROUP BY box")
         return Snapshot(
@@ -156,7 +161,7 @@ class SqliteStore(Commits):
             },
             types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
             arrived=tuple(
-                Arrived(read_text(peer), read_text(type_), read_text(their_epoch), floor, unpack(outcomes))
+                Arrived(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))
                 for peer, type_, their_epoch, floor, outcomes in db.execute(
                     "SELECT peer, type, epoch, floor, outcomes FROM arrived"
                 )
@@ -273,3 +278,11 @@ def _file_at(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _outcomes_of(raw: bytes) -> dict[int, str]:
+    """Return what was written of a lane. Raises ValueError for what no store has written."""
+    outcomes = unpack(raw)
+    if not all(type(number) is int and type(outcome) is str for number, outcome in outcomes.items()):
+        raise ValueError("no outcomes by number")
+    return outcomes
