@@ -442,8 +442,9 @@ def test_nothing_is_left_of_one_who_is_gone() -> None:
     scene.turn()
     assert scene.bridge.connections == 0
     assert empty == [True]
-    kept = {name: value for name, value in vars(scene.bridge).items() if isinstance(value, dict | set | list) and value}
-    assert kept == {}
+    both = vars(scene.bridge) | vars(scene.bridge._places)
+    assert {"_timed", "wires", "_users"} <= both.keys()
+    assert {name: value for name, value in both.items() if isinstance(value, dict | set | list) and value} == {}
 
 
 def test_reports_that_came_are_counted_in_the_next_confirmation() -> None:

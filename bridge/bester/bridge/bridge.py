@@ -1,4 +1,4 @@
-"""The bridge: who is connected, what the broker must hear, and what of its answers goes to whom. Pure.
+"""The bridge: what its connections say, what the broker must hear of it, and what of its answers goes to whom. Pure.
 
 It owns the sessions, the tokens of submitted messages, the ledger of deliveries and the bounds that concern more than
 one connection. It reads no clock and opens no socket: connections are `Wire`s, the broker is a `BrokerPort`, and both
@@ -9,6 +9,7 @@ say `good` before the bytes have left, and never wait for one connection while a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,13 +17,13 @@ from bester.bridge.delivering import Delivering
 from bester.bridge.holding import Holding
 from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
+from bester.bridge.places import Places
 from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import UNIX_HOST, Acknowledged, Session, Step, refusal
+from bester.bridge.session import Acknowledged, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.upstream import Upstream
 from bester.bridge.window import Load, Question, Window
 from bester.bridge.writing import Writing
-from bester.broker.wire.address import is_loopback
 from bester.broker.wire.messages import (
     OP_OF,
     Answer,
@@ -72,11 +73,9 @@ class Bridge:
         self._notice = notice
         self._numbers = count(1)
         self._tokens = count(1)
-        self._wires: dict[int, Wire] = {}  # by session number: all of them
-        self._targets: dict[int, Wire] = {}  # those that are delivery targets
+        self._places = Places(limits)
+        self._wires, self._targets = self._places.wires, self._places.targets  # by session number
         self._logins: dict[int, Wire] = {}  # those the broker is asked about
-        self._hosts: dict[str, int] = {}  # connections by address
-        self._users: dict[str, int] = {}  # targets by user
         self._timed: set[Wire] = set()
         self._awake = False
         self._kept_waiting: dict[Wire, None] = {}  # not read from because too much waits for reports in all
@@ -186,16 +185,13 @@ class Bridge:
 
     def admit(self, wire: Wire, host: str) -> bool:
         """Take a new connection in and give it its session; False: there is no place for it."""
-        limits, now = self.limits, self._clock()
-        bounded = host != UNIX_HOST and not is_loopback(host)
-        here = self._hosts.get(host, 0)
-        if len(self._wires) >= limits.max_connections or (bounded and here >= limits.max_connections_per_address):
+        if not self._places.has_one(host):
             return False
-        self._hosts[host] = here + 1
-        number = next(self._numbers)
-        window, first_bytes = Window(limits, self._load), self._first_frame_bytes(host)
-        wire.session = Session(number, host, limits, self._tokens, window, now, first_bytes)
-        self._wires[number] = wire
+        window, first_bytes = Window(self.limits, self._load), self._first_frame_bytes(host)
+        wire.session = Session(
+            next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes
+        )  # fmt: skip
+        self._places.take(wire)
         self._timed.add(wire)
         return True
 
@@ -230,10 +226,8 @@ class Bridge:
         for message in session.lost().send:
             if type(message) is Close:
                 self._holding.close(message)
-        self._forget_target(session)
+        self._places.leave(session)
         self._logins.pop(session.number, None)
-        if self._wires.pop(session.number, None) is not None:
-            _count_down(self._hosts, session.address)
         self._timed.discard(wire)
         if self._kept_waiting:  # with it goes what its window held
             self._kept_waiting.pop(wire, None)
@@ -319,18 +313,17 @@ class Bridge:
     def _ask_for(self, wire: Wire, question: Question) -> bool:
         """Ask the broker what a client asks; False: it cannot be asked now."""
         token, session, message = question
+        return self._upstream.ask("outcome", [session, message], partial(self._answered, wire, token))
 
-        def answered(status: int, value: Any) -> None:
-            now = self._clock()
-            if wire.session.window.since_s(token) is None:
-                return  # it has gone, or was told that its time is over
-            if status == UNANSWERED:
-                self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
-            else:
-                recipients = value if not status and type(value) is dict else None
-                self._apply(wire, wire.session.answered(token, recipients, now), now)
-
-        return self._upstream.ask("outcome", [session, message], answered)
+    def _answered(self, wire: Wire, token: int, status: int, value: Any) -> None:
+        now = self._clock()
+        if wire.session.window.since_s(token) is None:
+            return  # it has gone, or was told that its time is over
+        if status == UNANSWERED:
+            self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
+        else:
+            recipients = value if not status and type(value) is dict else None
+            self._apply(wire, wire.session.answered(token, recipients, now), now)
 
     def _login(self, message: Login, wire: Wire) -> bool:
         if len(self._logins) >= self.limits.logins_in_flight or not self._upstream.login(message):
@@ -344,15 +337,10 @@ class Bridge:
             if not message.status:
                 self._tell(Close(message.session))
             return
-        status, reason, user = message.status, message.reason, wire.session.user
-        assert user is not None
-        here = self._users.get(user, 0)
-        if not status and here >= self.limits.max_connections_per_user:
+        status, reason = message.status, message.reason
+        if not status and not self._places.log_in(wire):
             status, reason = 1, "overloaded"
             self._tell(Close(message.session))
-        if not status:
-            self._users[user] = here + 1
-            self._targets[message.session] = wire
         self._apply(wire, wire.session.logged_in(status, reason, now), now)
 
     def _report(
@@ -399,16 +387,12 @@ class Bridge:
         if session.state is not State.AUTHENTICATING:
             self._logins.pop(session.number, None)
         if not session.is_target:
-            self._forget_target(session)
+            self._places.log_out(session)
         if session.state is State.CLOSING:
             self._writing.touch(wire)
         elif session.state is State.CLOSED and wire.doom is None:
             wire.doom = "not-connected"
             wire.abort("")
-
-    def _forget_target(self, session: Session) -> None:
-        if self._targets.pop(session.number, None) is not None and session.user is not None:
-            _count_down(self._users, session.user)
 
     # --- once a turn ----------------------------------------------------------------------------------------------
 
@@ -436,10 +420,3 @@ class Bridge:
             kept, self._kept_waiting = self._kept_waiting, {}
             for wire in kept:
                 self._settle_reading(wire)
-
-
-def _count_down(counts: dict[str, int], key: str) -> None:
-    if counts[key] > 1:
-        counts[key] -= 1
-    else:
-        del counts[key]

@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
     # --- from the loop --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Have the bridge take it in, or say that there is no place for it."""
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         # With no room in the transport's buffer, `resume_writing` says that a whole chunk has left.
         transport.set_write_buffer_limits(high=0)

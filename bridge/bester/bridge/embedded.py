@@ -33,6 +33,7 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
         raise ConfigError("[fabric] listen is empty; handlers could not reach this server: leave the key out")
 
     async def main(stop: asyncio.Event) -> int:
+        """Serve until `stop` is set, and finish what is under way."""
         children = Children(plan(config, config.fabric.listen[0]), config.directory)
         async with AsyncExitStack() as stack:
             broker = await stack.enter_async_context(broker_service.serving(config))

@@ -48,6 +48,7 @@ class _Direct:
         self.send_all = say
 
     def send(self, message: Message) -> bool:
+        """Take a message; False: not now."""
         return self.send_all((message,)) == 1
 
 
@@ -64,6 +65,7 @@ class _Ticker:
         self._bridge.tick()
 
     def stop(self) -> None:
+        """Look no more."""
         self._timer.cancel()
 
 
@@ -244,6 +246,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
         raise ConfigError('[native] names no listener; say tcp4 = "127.0.0.1:2223", tcp6 or unix')
 
     async def main(stop: asyncio.Event) -> int:
+        """Serve until `stop` is set, or the broker has refused us for good."""
         async with serving(config) as service:
             link = service.link(config.fabric.connect[0])
             link.start()
