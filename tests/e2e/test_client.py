@@ -460,6 +460,19 @@ class TestAcknowledging:
         await within(peer.gone.wait())
         assert peer.acks.empty(), f"{first} was not acknowledged by hand"
 
+    async def test_a_repeat_is_acknowledged_though_nothing_else_comes(self, server: FakeServer) -> None:
+        """Or the server would wait for it, and with it what is behind, until the next ping."""
+        async with client_of(server, ack=True) as client:
+            first = await server.peer()
+            first.send(message_frame("once", "1.0"))
+            await client.ack(await within(client.receive()))
+            assert await first.acknowledged() == ["1.0"]
+            first.transport.abort()
+            second = await server.peer()
+            await within(client.send("chat", "back again"))
+            second.send(message_frame("once", "1.0", redelivered=True))
+            assert await second.acknowledged() == ["1.0"]
+
     async def test_a_repeat_is_acknowledged_and_not_passed_on(self, server: FakeServer) -> None:
         async with client_of(server, ack=True) as client:
             first = await server.peer()

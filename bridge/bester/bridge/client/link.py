@@ -140,6 +140,7 @@ class Link:
 
     def received(self, data: bytes) -> None:
         self.act(self._core.receive(data, self.now()))
+        self.wake()  # a repeat is nobody's event, and to be acknowledged all the same
 
     def lost(self, why: str) -> None:
         self.act(self._core.lost(why, self.now()))
