@@ -10,6 +10,7 @@ import pytest
 
 from bester.bridge.client.cli import listen, send_once, tell_outcome
 from bester.bridge.client.frames import Terms
+from bester.bridge.client.window import DEFAULTS
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, outcome_frame, within
 
 
@@ -76,6 +77,50 @@ class TestSend:
         await terminal.shows('chat "late"')
         (await server.peer()).transport.close()
         assert await within(sending) == 0, "a server that leaves cuts the waiting short"
+
+    async def test_only_what_was_shown_is_acknowledged(self, server: FakeServer) -> None:
+        def some(peer: Peer, payload: Json) -> None:
+            peer.send(message_frame("before", "0.0"))
+            peer.report(payload["id"])
+            asyncio.get_running_loop().call_soon(peer.send, message_frame("behind", "1.0"))
+
+        server.on_message = some
+        terminal = Terminal()
+        assert await send(server.address, terminal) == 0
+        assert {'chat "before"  (id 0.0)', "good"} <= set(terminal.out)
+        peer = await server.peer()
+        assert peer.login is not None
+        assert peer.login["header"]["ack"] is True
+        await within(peer.gone.wait())
+        said: list[str] = []
+        while not peer.acks.empty():
+            said += peer.acks.get_nowait()
+        assert said == [f"{number}.0" for number in range(len(terminal.out) - 1)]
+
+    async def test_what_could_not_be_written_is_not_acknowledged(self, server: FakeServer) -> None:
+        def some(peer: Peer, payload: Json) -> None:
+            peer.send(message_frame(1, "1.0"), message_frame(2, "2.0"))
+            peer.report(payload["id"])
+
+        server.on_message = some
+        lines: list[str] = []
+
+        def cut(line: str) -> None:
+            if lines:
+                raise BrokenPipeError
+            lines.append(line)
+
+        with pytest.raises(BrokenPipeError):
+            await within(
+                send_once(
+                    server.address, "bob", "secret", "chat", "1", wait_s=0, timeout_s=5, on_frame=cut,
+                    echo=Terminal().echo,
+                )
+            )  # fmt: skip
+        peer = await server.peer()
+        assert await peer.acknowledged() == ["1.0"]
+        await within(peer.gone.wait())
+        assert peer.acks.empty()
 
     async def test_a_bad_report(self, server: FakeServer) -> None:
         server.on_message = lambda peer, payload: peer.report(
@@ -289,6 +334,22 @@ class TestLater:
         status, terminal = await self.asked(server, "m7")
         assert (status, terminal.out[0]) == (1, "bob failed:expired")
 
+    async def test_who_asks_takes_nothing_of_what_waits(self, server: FakeServer) -> None:
+        """However much it is: the answer comes behind it."""
+
+        def first_the_mail(peer: Peer, id_: str, message: str) -> None:
+            peer.send(*(message_frame(number, f"{number}.0") for number in range(2 * DEFAULTS.queue)))
+            peer.answer(id_, {"message": message, "recipients": {"eve": "delivered"}})
+
+        server.on_outcome = first_the_mail
+        status, terminal = await self.asked(server, "m7")
+        assert (status, terminal.out) == (0, ["eve delivered"])
+        peer = await server.peer()
+        assert peer.login is not None
+        assert peer.login["header"]["ack"] is True
+        await within(peer.gone.wait())
+        assert peer.acks.empty()
+
     async def test_what_nobody_knows(self, server: FakeServer) -> None:
         status, terminal = await self.asked(server, "m7")
         assert (status, terminal.out) == (1, [])
@@ -316,6 +377,31 @@ class TestListen:
             (True, False),
         ]
 
+    async def test_a_loss_is_told_once_however_long_it_lasts(self, server: FakeServer) -> None:
+        terminal = Terminal()
+        listening = asyncio.create_task(
+            listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=1)
+        )
+        await server.peer()
+        accept, refused = server.on_login, asyncio.Event()
+
+        def busy(peer: Peer, _: Json) -> None:
+            peer.report("auth_special", "bad", reason="overloaded")
+            if len(server.peers) > 2:
+                server.on_login = accept
+                refused.set()
+
+        await server.stop()
+        server.on_login = busy
+        await server.listen()
+        await within(refused.wait())
+        (await server.peer()).send(message_frame(1))
+        assert await within(listening) == 0
+        told, lost, again = terminal.err
+        assert told == again == f"listening at {server.address} as bob"
+        assert lost.startswith(f"the connection to {server.address} is lost: ")
+        assert lost.endswith("; trying again")
+
     async def test_frames_one_a_line(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
@@ -336,7 +422,7 @@ class TestListen:
     async def test_what_was_shown_is_acknowledged(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
-            listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2, ack=True)
+            listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2)
         )
         peer = await server.peer()
         peer.send(message_frame(1, "1.0"))
@@ -345,6 +431,35 @@ class TestListen:
         peer.send(message_frame(2, "2.0"))
         assert await within(listening) == 0
         assert await peer.acknowledged() == ["2.0"]
+
+    async def test_what_could_not_be_written_is_not_acknowledged(self, server: FakeServer) -> None:
+        terminal = Terminal()
+
+        def cut(message: str, /, *, err: bool = False) -> None:
+            if len(terminal.out) == 1:
+                raise BrokenPipeError
+            terminal.echo(message, err=err)
+
+        listening = asyncio.create_task(listen(server.address, "bob", "secret", json_lines=False, echo=cut))
+        peer = await server.peer()
+        peer.send(message_frame(1, "1.0"), message_frame(2, "2.0"))
+        with pytest.raises(BrokenPipeError):
+            await within(listening)
+        assert await peer.acknowledged() == ["1.0"]
+        await within(peer.gone.wait())
+        assert peer.acks.empty()
+
+    async def test_it_may_be_told_not_to_acknowledge(self, server: FakeServer) -> None:
+        listening = asyncio.create_task(
+            listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo, count=1, ack=False)
+        )
+        peer = await server.peer()
+        assert peer.login is not None
+        assert "ack" not in peer.login["header"]
+        peer.send(message_frame(1, "1.0"))
+        assert await within(listening) == 0
+        await within(peer.gone.wait())
+        assert peer.acks.empty()
 
     async def test_an_interrupt_closes_the_connection(self, server: FakeServer) -> None:
         listening = asyncio.create_task(listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +14,8 @@ from typing import Any
 from bester.bridge.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
 
+COUNT = 1000
+"""Messages that wait: far more than one connection is given at once."""
 DEADLINE_S = 40.0
 """For what must happen; a server starts several times in a test, on a machine that others use too."""
 FILE = """
@@ -130,6 +134,94 @@ async def test_what_becomes_of_what_is_queued_is_told_and_asked() -> None:
         assert await within(alice.outcome(kept.message)) == {"bob": "delivered"}
         to = f"--to unix:{server.directory}/n.sock --user alice"
         assert await shell(server.directory, f"{BESTER} outcome {to} {kept.message}") == ["bob delivered"]
+
+
+class Shell:
+    """The commands of `bester`, for users who come and go."""
+
+    def __init__(self, server: LiveServer) -> None:
+        self._server = server
+
+    async def begin(self, command: str, user: str, *arguments: str) -> Process:
+        to = ("--to", f"unix:{self._server.directory}/n.sock", "--user", user)
+        return await Process.start(
+            BESTER, command, *to, *arguments, cwd=self._server.directory, env={"BESTER_PASSWORD": "secret"}
+        )
+
+    async def lines(self, command: str, user: str, *arguments: str) -> list[str]:
+        """Run a command, which must succeed, to its end."""
+        process = await self.begin(command, user, *arguments)
+        assert await within(process.process.wait()) == 0, process.lines
+        await process.end()
+        return process.lines
+
+    async def listened(self, user: str, count: int) -> list[int]:
+        """Return the numbers in the next messages for a user."""
+        return numbers_of(await self.lines("listen", user, "--json", "--count", str(count)))
+
+    async def leave(self, user: str, count: int) -> str:
+        """Have so many messages wait for a user who is away; return the server's id of the last one."""
+        async with client_of(self._server, "alice" if user == "bob" else "bob", ack=True, manual_ack=True) as sender:
+            submitted = [sender.send("chat", {"to": user, "text": str(number)}) for number in range(count)]
+            reports: list[Report] = await within(asyncio.gather(*submitted))
+        assert all(report.recipients == {user: "queued"} for report in reports)
+        return reports[-1].message or ""
+
+
+def numbers_of(lines: list[str]) -> list[int]:
+    """Return what the messages among frames say, in their order."""
+    frames = [json.loads(line) for line in lines if line.startswith("{")]
+    return [int(frame["payload"]["data"]["text"]) for frame in frames if "data" in frame["payload"]]
+
+
+async def test_who_asks_what_became_of_a_message_loses_none_of_his_own() -> None:
+    async with serving("up") as server:
+        shell = Shell(server)
+        message = await shell.leave("bob", 1)  # alice's
+        await shell.leave("alice", 200)
+        assert await shell.lines("outcome", "alice", message) == ["bob queued"]
+        assert await shell.listened("alice", 200) == list(range(200))
+
+
+async def test_who_sends_loses_nothing_that_was_not_shown() -> None:
+    async with serving("up") as server:
+        shell = Shell(server)
+        await shell.leave("alice", COUNT)
+        sending = ("--json", "--wait", "0", "chat", '{"to": "bob", "text": "1"}')
+        shown = numbers_of(await shell.lines("send", "alice", *sending))
+        assert shown == list(range(len(shown)))
+        assert len(shown) < COUNT, "it must not wait for all of them"
+        assert await shell.listened("alice", COUNT - len(shown)) == list(range(len(shown), COUNT))
+
+
+async def test_who_listens_for_a_while_leaves_the_rest() -> None:
+    async with serving("up") as server:
+        shell = Shell(server)
+        await shell.leave("bob", 5)
+        assert await shell.listened("bob", 1) == [0]
+        assert await shell.listened("bob", 3) == [1, 2, 3]
+        assert await shell.listened("bob", 1) == [4]
+
+
+async def test_what_nobody_reads_any_more_was_not_delivered() -> None:
+    """`bester listen | head -1`."""
+    async with serving("up") as server:
+        shell = Shell(server)
+        await shell.leave("bob", 1)
+        read, write = os.pipe()
+        listener = await asyncio.create_subprocess_exec(
+            BESTER, "listen", "--to", f"unix:{server.directory}/n.sock", "--user", "bob", "--json",
+            stdout=write, stderr=asyncio.subprocess.PIPE, env={**os.environ, "BESTER_PASSWORD": "secret"},
+        )  # fmt: skip
+        os.close(write)
+        assert numbers_of((await asyncio.to_thread(os.read, read, 1 << 16)).decode().splitlines()) == [0]
+        os.close(read)
+        async with client_of(server, "alice") as alice:
+            report = await within(alice.send("chat", {"to": "bob", "text": "1"}))
+        assert report.good
+        _, said = await within(listener.communicate())
+        assert (listener.returncode, said.count(b"\n")) == (1, 1), "it says that it listens, and no more"
+        assert await shell.listened("bob", 1) == [1]
 
 
 async def test_one_key_is_one_message() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +23,16 @@ timeout_option = click.option(
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print frames as they came, one a line.")
 
 
+def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Return the value of --dedup or --ttl. Raises UsageError where no message has such a one."""
+    from bester.bridge.client.frames import dedup_fault, ttl_fault
+
+    fault = dedup_fault(value) if option.name == "dedup" else ttl_fault(value)
+    if fault is not None:
+        raise click.UsageError(f"{option.opts[0]}: {fault}")
+    return value
+
+
 @click.command()
 @config_option
 @to_option
@@ -30,8 +41,11 @@ json_option = click.option("--json", "json_lines", is_flag=True, help="Print fra
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
               help="Show what arrives so long after the report.")  # fmt: skip
 @timeout_option
-@click.option("--ttl", "ttl_s", type=float, metavar="SECONDS", help="Keep it no longer for those who are away.")
-@click.option("--dedup", metavar="KEY", help="Your own key: a message with one used before is not delivered again.")
+@click.option(
+    "--ttl", "ttl_s", type=float, metavar="SECONDS", callback=_checked, help="Keep it no longer for those who are away."
+)
+@click.option("--dedup", metavar="KEY", callback=_checked,
+              help="Your own key: a message with one used before is not delivered again.")  # fmt: skip
 @click.option("--outcome", is_flag=True, help="Show what becomes of what is queued, until all is known or Ctrl-C.")
 @click.argument("type_", metavar="TYPE")
 @click.argument("json_text", metavar="JSON")
@@ -50,7 +64,8 @@ def send(
 ) -> int:
     """Send one message and show its report.
 
-    What arrives for the sender meanwhile is shown too. JSON given as - is read from standard input.
+    What arrives for the sender meanwhile is shown too; what is not shown still waits. JSON given as - is read from
+    standard input.
 
     The password is taken from BESTER_PASSWORD, or asked for.
     """
@@ -80,10 +95,16 @@ def send(
 @to_option
 @user_option
 @json_option
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many messages.")
-@click.option("--ack", is_flag=True, help="Have them count as delivered only once they were shown.")
+@click.option(
+    "--count", type=click.IntRange(1), metavar="N", help="End after so many messages; a pipe into head would take more."
+)
+@click.option("--ack/--no-ack", default=True, show_default=True,
+              help="Have a message count as delivered once its line was written, or once it left the server.",
+)  # fmt: skip
 def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None, ack: bool) -> int:
     """Show what arrives for a user, until Ctrl-C.
+
+    What waited for the user comes first. What is not shown, after --count or Ctrl-C, still waits, and comes again.
 
     The password is taken from BESTER_PASSWORD, or asked for.
     """
@@ -106,7 +127,8 @@ def outcome(
 ) -> int:
     """Show what has become of a message that was queued.
 
-    MESSAGE is the server's own id of it, as its report said; only its sender is told.
+    MESSAGE is the server's own id of it, as its report said; only its sender is told. What waits for the sender is left
+    there.
 
     The password is taken from BESTER_PASSWORD, or asked for.
     """

@@ -8,9 +8,10 @@
 It reconnects by itself, waiting longer each time. What was not reported when the connection went goes out again on the
 next one, in its order, marked and under the same `payload.dedup`, by which the server delivers it once; if that server
 died meanwhile, or was away for longer than it remembers (15 minutes), perhaps again, and then the message says so
-(`redelivered`). What arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for
-one, would deliver twice: with `resend=False` what was sent when the connection went fails with ConnectionLost instead,
-for only the application knows whether a second delivery does harm.
+(`redelivered`). A message goes out on 5 connections at most, for it may be what ends them, and then fails with
+ConnectionLost. What arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for one,
+would deliver twice: with `resend=False` what was sent when the connection went fails with ConnectionLost instead, for
+only the application knows whether a second delivery does harm.
 
 What was sent counts as delivered once its bytes have left the server. With `ack=True` the server waits for this
 client's word, 30 seconds at most, and keeps what it does not get it for: it delivers that again, marked. The word is
@@ -79,8 +80,9 @@ class Client:
     """One user's connection to one server, made anew when it is lost.
 
     `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send again after a loss what
-    was not reported on. `ack`, `manual_ack`: acknowledge what was received, see above. `give_up_s`: end with
-    ConnectionLost after so long without a connection; None: never, a listener outlives its server's repairs.
+    was not reported on, each message on 5 connections at most. `ack`, `manual_ack`: acknowledge what was received, see
+    above. `give_up_s`: end with ConnectionLost after so long without a connection; None: never, a listener outlives its
+    server's repairs.
     `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; what
     ends the client is raised instead, where it is awaited. `on_outcome(outcome)` is called with what later became of
     messages that were submitted with `outcome=True`; without it that is received as messages of type `bester.outcome`.

@@ -1,7 +1,8 @@
 """What `bester send`, `bester listen` and `bester outcome` do, apart from reading their options.
 
 They show what strangers wrote on somebody's terminal: nothing that a terminal
-would obey passes through. They must never print a password, nor a traceback.
+would obey passes through. They must never print a password, nor a traceback, nor
+take what waits for a user without showing it: only what was shown is acknowledged.
 """
 
 from __future__ import annotations
@@ -88,9 +89,17 @@ class _Show:
                 self._echo(outcome_line(message, recipient, outcome))
 
     async def messages(self, client: Client, following: Following) -> None:
+        """Show what comes, and acknowledge it then."""
         async for message in client:
             if following.told(message):
                 self.value(message)
+            await client.ack(message)
+
+
+async def _leave_it(client: Client) -> None:
+    """Take in what comes, so that it is not in the way of an answer. It is not acknowledged: the server keeps it."""
+    async for _ in client:
+        pass
 
 
 async def send_once(
@@ -108,9 +117,10 @@ async def send_once(
 ) -> int:
     """Send one message; show its report, what came for the sender before it, and within `wait_s` after it.
 
-    With `terms.outcome` show instead what becomes of it for those it is queued for, until that is known for all. With
-    `on_frame` each frame goes there as one line of JSON, in place of what is for people. Returns 0 for a good report
-    and good outcomes, 1 for a bad one or no report within `timeout_s`, 2 where address, type, JSON or terms cannot be.
+    What came and was not shown is left to the server, and comes again. With `terms.outcome` show instead what becomes
+    of it for those it is queued for, until that is known for all. With `on_frame` each frame goes there as one line of
+    JSON, in place of what is for people. Returns 0 for a good report and good outcomes, 1 for a bad one or no report
+    within `timeout_s`, 2 where address, type, JSON or terms cannot be.
     """
     fault = json_text.fault(json_text_.encode(errors="surrogateescape"))
     if fault is not None:
@@ -122,7 +132,7 @@ async def send_once(
     try:
         terms.check()
         following = Following()
-        client = Client(address, user=user, password=password, on_link=following.linked)
+        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.linked)
         async with asyncio.timeout(timeout_s) as deadline, client:
             stage = "report"
             showing = asyncio.create_task(show.messages(client, following))
@@ -158,15 +168,20 @@ async def tell_outcome(
 ) -> int:
     """Show what has become of a message by now for those it was for, one a line.
 
-    With `json_lines` all of it is one line of JSON. Returns 0 where it is known and nothing failed, 1 otherwise, 2
-    where address or message cannot be.
+    What waits for the asker stays with the server. With `json_lines` all of it is one line of JSON. Returns 0 where it
+    is known and nothing failed, 1 otherwise, 2 where address or message cannot be.
     """
     try:
         async with (
             asyncio.timeout(timeout_s),
-            Client(address, user=user, password=password, give_up_s=0) as client,
+            Client(address, user=user, password=password, ack=True, manual_ack=True, give_up_s=0) as client,
         ):
-            recipients = await client.outcome(message)
+            leaving = asyncio.create_task(_leave_it(client))
+            try:
+                recipients = await client.outcome(message)
+            finally:
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
     except ClientError as error:
         echo(_shown(str(error)), err=True)
         return FAILED
@@ -199,17 +214,23 @@ async def listen(
     json_lines: bool,
     echo: Echo,
     count: int | None = None,
-    ack: bool = False,
+    ack: bool = True,
 ) -> int:
     """Show what arrives, reconnecting for ever, until cancelled or after `count` messages.
 
-    With `json_lines` each is the frame it came in, as one line of JSON. With `ack` the server counts it as delivered
-    only once it was shown. Returns 0, 1 where the server would not have
-    us or cannot be reached at first, 2 where the address cannot be.
+    With `json_lines` each is the frame it came in, as one line of JSON. With `ack` the server counts a message as
+    delivered only once `echo` has returned for it, and keeps what it sent beyond that; without, what has left it.
+    Returns 0, 1 where the server would not have us or cannot be reached at first, 2 where the address cannot be.
     """
+    lost = False
 
     def tell(connected: bool, why: str) -> None:
-        echo(f"listening at {address} as {_shown(user)}" if connected else f"{_shown(why)}; trying again", err=True)
+        nonlocal lost
+        if connected:
+            echo(f"listening at {address} as {_shown(user)}", err=True)
+        elif not lost:  # of the attempts that follow, only one that works is news
+            echo(f"{_shown(why)}; trying again", err=True)
+        lost = not connected
 
     try:
         client = Client(address, user=user, password=password, ack=ack, on_link=tell)

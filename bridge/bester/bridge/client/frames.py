@@ -34,13 +34,26 @@ class Terms(NamedTuple):
 
     def check(self) -> None:
         """Raise ValueError for what a server would refuse."""
-        if self.dedup is not None and not 0 < len(self.dedup) <= DEDUP_LIMIT:
-            raise ValueError(f"dedup has 1 to {DEDUP_LIMIT} characters")
-        if self.ttl_s is not None and not 0 < self.ttl_s <= TTL_LIMIT_S:
-            raise ValueError(f"ttl_s is more than 0 and at most {TTL_LIMIT_S:.0f} seconds (30 days)")
+        for name, fault in (("dedup", dedup_fault(self.dedup)), ("ttl_s", ttl_fault(self.ttl_s))):
+            if fault is not None:
+                raise ValueError(f"{name}: {fault}")
 
 
 NO_TERMS = Terms()
+
+
+def dedup_fault(dedup: str | None) -> str | None:
+    """Say what is wrong with a sender's own key, None where nothing is."""
+    if dedup is None or 0 < len(dedup) <= DEDUP_LIMIT:
+        return None
+    return f"it has 1 to {DEDUP_LIMIT} characters, not {len(dedup)}"
+
+
+def ttl_fault(ttl_s: float | None) -> str | None:
+    """Say what is wrong with a time to live, None where nothing is."""
+    if ttl_s is None or 0 < ttl_s <= TTL_LIMIT_S:
+        return None
+    return f"it is more than 0 and at most {TTL_LIMIT_S:.0f} seconds (30 days)"
 
 
 @dataclass(frozen=True, slots=True)
