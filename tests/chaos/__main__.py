@@ -7,10 +7,12 @@ with 1. The seed chooses the messages and the faults; what comes of them, real t
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tests.chaos.course import Result, StuckError, play
 
@@ -20,9 +22,27 @@ BEFORE_S, AFTER_S = 5.0, 15.0
 """Faults from so long before a lost message was sent until so long after are part of its story."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, the way it is called."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message}; say for instance `make chaos MINUTES=10`\n")
+
+
+def how_long(text: str) -> float:
+    """Return how many minutes faults happen. Raises ArgumentTypeError where that is no time."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes")
+    return minutes
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults happen")
+    parser = Parser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=how_long, default=1.0, help="how long faults happen")
     parser.add_argument("--seed", type=int, default=None, help="what chooses them (default: by chance)")
     parser.add_argument(
         "--keep", type=Path, default=None, metavar="DIR", help="keep journals and logs in this directory"

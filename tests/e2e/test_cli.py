@@ -100,6 +100,10 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         (["send", "--user", "tim", "--password", "x", "echo", "{}"], 2, "No such option"),
         (["send", "echo", "{}"], 2, "Missing option '--user'"),
         (["listen", "--user", "tim"], 2, "put it into BESTER_PASSWORD"),
+        (["send", "--user", "tim", "--ttl", "0", "echo", "{}"], 2, "--ttl: it is more than 0 and at most 2592000"),
+        (["send", "--user", "tim", "--ttl", "nan", "echo", "{}"], 2, "--ttl: it is more than 0"),
+        (["send", "--user", "tim", "--dedup", "x" * 65, "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 65"),
+        (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 0"),
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
@@ -335,3 +339,32 @@ def test_what_click_says_has_a_remedy_too(directory: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == "bester: Missing argument 'JSON'; see `bester send --help`\n"
     assert main(["up", "--fast"]) == 2
     assert capsys.readouterr().err == "bester: No such option '--fast'; see `bester up --help`\n"
+    assert main(["dead", "replay", "1", "2"]) == 2
+    said = "bester: Got unexpected extra argument (2); see `bester dead replay --help`\n"
+    assert capsys.readouterr().err == said
+    assert main(["send", "--usr", "tim"]) == 2
+    assert capsys.readouterr().err.endswith("Did you mean '--user'?\n"), "a question is a remedy"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        ("simulation", ["--seeds", "x"], "'x' is no number of seeds; say for instance `make simulate SEEDS=500`"),
+        ("simulation", ["--seeds", "0"], "'0' is no number of seeds"),
+        ("simulation", ["--seeds"], "expected one argument; say for instance"),
+        ("chaos", ["--minutes", "x"], "'x' is no number of minutes; say for instance `make chaos MINUTES=10`"),
+        ("chaos", ["--minutes", "nan"], "'nan' is no number of minutes"),
+        ("chaos", ["--seed", "x"], "invalid int value: 'x'; say for instance"),
+    ],
+)
+def test_what_make_is_given_wrong_is_one_line(program: str, arguments: list[str], said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", f"tests.{program}", *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert said in ended.stderr

@@ -111,7 +111,7 @@ async def test_a_message_that_kills_its_handlers_is_a_dead_letter_and_lives_agai
     assert json.loads(lines[-1]) == {"n": 1}
     (scene.directory / "mended").touch()
     status, lines = await scene.bester("dead", "replay", letter["id"])
-    assert (status, lines[0]) == (0, "replayed 1 dead letter")
+    assert (status, lines) == (0, ["replayed 1 dead letter", "what fails again will be in `bester dead list`"])
     (message,) = await scene.listen(1)
     assert message["payload"] == {"data": {"n": 1}, "type": "fragile"}
     assert message["header"]["redelivered"] is True
@@ -125,6 +125,10 @@ async def test_it_may_be_given_to_another_type_or_dropped(scene: Scene) -> None:
     assert (await scene.send("slow", {}))[0] == 1
     letters = await scene.letters()
     assert [letter["reason"] for letter in letters] == ["timeout", "handler-lost", "handler-lost"]
+    status, lines = await scene.bester("dead", "replay", letters[1]["id"], "--as", "ecko")
+    assert (status, len(lines)) == (1, 1)
+    assert "no handler of type 'ecko'" in lines[0]
+    assert await scene.letters() == letters
     assert await scene.letters("--type", "fragile", "--limit", "1") == [letters[1]]
     status, lines = await scene.bester("dead", "replay", letters[1]["id"], "--as", "echo")
     assert (status, lines[0]) == (0, "replayed 1 dead letter")

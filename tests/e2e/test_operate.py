@@ -192,10 +192,18 @@ async def test_what_the_server_does_not_have_or_know_is_one_line(shell: Shell, b
     assert "does not know deadList" in lines[0]
 
 
+async def test_what_the_server_will_not_do_is_one_line_of_its_own_words(shell: Shell, broker: StandIn) -> None:
+    why = "no handler of type 'u' was ever here;\n\x1b[2Jgive another"
+    asked = {"type": "t", "as": "u"}
+    refused = await answered(shell, broker, "replay --type t --as u", "deadReplay", asked, why, status=1)
+    assert refused == (1, ["bester: no handler of type 'u' was ever here;\\n\\u001b[2Jgive another"])
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         ("dead show", "Missing argument 'ID'"),
+        ("dead replay x y", "unexpected extra argument (y); see `bester dead replay --help`"),
         ("dead replay", "which ones? give an ID, --type TYPE or --all"),
         ("dead replay x --all", "ID and --all name different letters; give one of them"),
         ("dead drop --type t --all", "--type and --all name different letters"),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 from tests.simulation.scenario import Scenario, play, submissions_of
 from tests.simulation.world import BrokenRuleError
@@ -78,9 +79,23 @@ def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
     return counted
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, the way it is called."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message}; say for instance `make simulate SEEDS=500`\n")
+
+
+def how_many(text: str) -> int:
+    """Return how many seeds to play. Raises ArgumentTypeError where that is no number of them."""
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds")
+    return int(text)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, help="how many seeds to play")
+    parser = Parser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=how_many, default=100, help="how many seeds to play")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")

@@ -92,7 +92,7 @@ def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: b
         raise _missing(which, ", or it is being replayed already")
     _tell("replayed", count)
     if count:
-        click.echo("`bester dead list` shows what was given up again")
+        click.echo("what fails again will be in `bester dead list`")
 
 
 @dead.command()
@@ -138,6 +138,8 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
         return answer.value
     if may_be_none:
         return None
+    if isinstance(answer.value, str):  # it says why it will not
+        raise BesterError("not-allowed", _plain(answer.value))
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
 
 

@@ -79,7 +79,9 @@ def _usage(error: click.ClickException) -> str:
     """Return click's own sentence with a remedy in place of its full stop; ours have both already."""
     text = error.format_message()
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-    return f"{text[:-1]}; see `{where} --help`" if text.endswith(".") and where else text
+    # Of its own sentences some have no full stop, and those that end by asking are a remedy.
+    bare = where and (text.endswith(".") or not ("; " in text or text.endswith("?")))
+    return f"{text.removesuffix('.')}; see `{where} --help`" if bare else text
 
 
 def _system(error: BaseException) -> str:
