@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import MAX_TYPE, Acknowledged, Session, Step
+from bester.bridge.session import MAX_TYPE, Acknowledged, Session, Step, refusal
 from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.bridge.window import OVERHEAD_BYTES, Load, Question, Window
 from bester.broker.wire.messages import Close, Login, Report, Submit
@@ -49,9 +49,13 @@ def now_in(it: Session) -> State:
     return it.state
 
 
-def opened() -> Session:
-    it = session()
-    it.received(HELLO, 0.0)
+def acks(*ids: str) -> bytes:
+    return message("builtin", "i", json.dumps({"command": {"type": "ack", "data": ids}}))
+
+
+def opened(*, ack: bool = False, **limits: int) -> Session:
+    it = session(**limits)
+    it.received(frame(HELLO[4:].replace(b'"scope"', b'"ack":true,"scope"')) if ack else HELLO, 0.0)
     assert said(it.logged_in(0, None, 0.0)) == ["good auth_special"]
     return it
 
@@ -277,6 +281,49 @@ class TestMessages:
         assert (it.answered(1, None, 0.0).send, it.reported(good(2), 0.0).send) == ([], [])
         assert not it.wants_input
         assert len(it.reported(good(3), 0.0).send) == 1
+
+    def test_an_acknowledgement_is_heard_past_a_full_window(self) -> None:
+        it = opened(ack=True)
+        step = it.received(
+            b"".join(message(id_=str(n)) for n in range(5)) + acks("a") + message() + acks("b", "c"), 0.0
+        )
+        assert [each.token for each in step.send if isinstance(each, Submit)] == [1, 2, 3]
+        assert [each.ids for each in step.send if isinstance(each, Acknowledged)] == [["a"], ["b", "c"]]
+        assert it.wants_input, "more of them may come"
+        more = it.reported(good(1), 0.0)
+        assert [each.token for each in more.send if isinstance(each, Submit)] == [4]
+
+    def test_only_so_much_is_looked_through_for_acknowledgements(self) -> None:
+        it = opened(ack=True, ahead_bytes=4 * OVERHEAD_BYTES)
+        it.received(b"".join(message(id_=str(n)) for n in range(3 + 2)), 0.0)
+        assert it.wants_input, "two are held"
+        it.received(message() * 2, 0.0)
+        assert not it.wants_input
+        for token in range(1, 5):
+            it.reported(good(token), 0.0)
+        assert (it.wants_input, len(it.window)) == (True, 3), "none is held"
+
+    def test_who_acknowledges_nothing_is_not_read_past_a_full_window(self) -> None:
+        it = opened()
+        step = it.received(b"".join(message(id_=str(n)) for n in range(4)) + acks("a"), 0.0)
+        assert not [each for each in step.send if isinstance(each, Acknowledged)]
+        assert not it.wants_input
+
+    def test_more_acknowledgements_than_can_be_waited_for_are_none(self) -> None:
+        it = opened(ack=True, unacked=3)
+        step = it.received(acks("a", "b", "c") + acks("a", "b", "c", "d"), 0.0)
+        assert (said(step), step.send) == (["bad i malformed"], [Acknowledged(["a", "b", "c"])])
+
+    @pytest.mark.parametrize("end", ["answered", "refused"])
+    def test_only_so_many_questions_at_once(self, end: str) -> None:
+        it = opened(unreported=100, unreported_bytes=100_000, questions=2)
+        step = it.received(ASK * 3, 0.0)
+        assert (said(step), len(step.send)) == (["bad i overloaded"], 2)
+        if end == "answered":
+            it.answered(1, None, 0.0)
+        else:
+            it.reported(refusal(1, "unreachable"), 0.0)
+        assert (said(it.received(ASK * 2, 0.0)), it.window.questions) == (["bad i overloaded"], 2)
 
     def test_a_type_no_handler_can_have_is_answered_here(self) -> None:
         it = opened()

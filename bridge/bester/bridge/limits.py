@@ -57,10 +57,15 @@ class Limits:
     submitted again. A server's whole load for a second, and nobody waits for these."""
     gone_bytes: int = 32 * MIB
     """The same in bytes."""
+    ahead_bytes: int = MIB
+    """What a client that acknowledges may say behind a full window: the acknowledgements among it may be what makes room
+    there. It is looked through for them, and the rest waits."""
+    questions: int = 16
+    """Questions of one connection that wait for their answer; each costs the broker a look at the disk."""
     ack_s: float = 30.0
     """How long a client that acknowledges may take over it, from when the frame has left: as long as a dead connection
     takes to be found dead, so that being slow is not worse than being gone."""
-    ack_unread_s: float = 60.0
+    ack_unread_s: float = 30.0
     """What comes to that where the client is not read from meanwhile, because its window is full: longer than handlers
     usually take to make room in it."""
     unacked: int = 1_024

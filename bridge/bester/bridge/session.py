@@ -47,6 +47,15 @@ def _nothing() -> Step:
     return Step([], [])
 
 
+def _is_ack(body: bytes) -> bool:
+    """Say whether a frame acknowledges, and nothing else. One that is written very oddly waits for its turn."""
+    if b'"ack"' not in body:
+        return False
+    sent = native.later(body)
+    command = native.builtin(sent.data) if type(sent) is _Sent and sent.type == "builtin" else None
+    return command is not None and command.type == "ack"
+
+
 def refusal(token: int, reason: str) -> Report:
     """Return the report on a message that came no further than the bridge."""
     return Report(token, 1, reason, None, {})
@@ -59,6 +68,7 @@ class Session:
     __slots__ = (
         "_fault",
         "_held",
+        "_held_bytes",
         "_limits",
         "_splitter",
         "_stopping",
@@ -89,6 +99,7 @@ class Session:
         self._tokens = tokens
         self._splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
+        self._held_bytes = 0
         self._stopping = False  # `stop` comes behind what is held
         self._fault: native.Fault | None = None  # what to say at the stop
 
@@ -99,7 +110,7 @@ class Session:
         """Whether to read on. Where it no longer matters what comes, the end of the stream still does."""
         if self.state is State.AUTHENTICATING:
             return False
-        return not self._held
+        return not self._held or (self.acks and self._held_bytes < self._limits.ahead_bytes)
 
     @property
     def is_target(self) -> bool:
@@ -239,7 +250,7 @@ class Session:
             self.user, self.acks = frame.user, frame.acks
             self._go("login", now)
             if frame.message:
-                self._held = deque((body,))
+                self._hold(body)
             # All who come by a Unix socket would share one address: one's wrong passwords must not slow the others.
             address = "" if self.address == UNIX_HOST else self.address
             step.send.append(Login(self.number, frame.user, frame.password, address))
@@ -265,15 +276,26 @@ class Session:
                     return
                 handled += 1
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
-            if self._held is None:
-                self._held = deque()
-            self._held.extend(bodies[handled:] if handled else bodies)
+            for body in bodies[handled:] if handled else bodies:
+                if self.acks and self.state is _OPEN and _is_ack(body):  # it may be what makes room in the window
+                    self._message(body, step, now)
+                else:
+                    self._hold(body)
+
+    def _hold(self, body: bytes) -> None:
+        """Its turn has not come."""
+        if self._held is None:
+            self._held = deque()
+        self._held.append(body)
+        self._held_bytes += len(body) + OVERHEAD_BYTES
 
     def _continue(self, step: Step, now: float) -> None:
         """Handle what was held, and then the stop that came behind it."""
         held, self._held = self._held, None
         while held and self.state is _OPEN and not self.window.is_full:
-            if not self._message(held.popleft(), step, now):
+            body = held.popleft()
+            self._held_bytes -= len(body) + OVERHEAD_BYTES
+            if not self._message(body, step, now):
                 return
         if held:
             self._held = held
@@ -317,7 +339,7 @@ class Session:
             case "ack":
                 assert command is not None
                 ids = native.texts(command.data)
-                if ids is None:
+                if ids is None or len(ids) > self._limits.unacked:  # no more can be waited for
                     fault = "malformed"
                 else:
                     step.send.append(Acknowledged(ids))
@@ -326,6 +348,8 @@ class Session:
                 message = native.text(command.data)
                 if message is None:
                     fault = "malformed"
+                elif self.window.questions >= self._limits.questions:
+                    fault = "overloaded"
                 else:
                     question = Question(next(self._tokens), self.number, message)
                     self._wait(question, sent.id, len(sent.data) + OVERHEAD_BYTES, step, now)
@@ -338,6 +362,8 @@ class Session:
     def _wait(self, what: Submit | Question, id_: bytes, size: int, step: Step, now: float) -> None:
         """Send it, and wait for the word on it."""
         size += len(id_)
+        if type(what) is Question:
+            self.window.questions += 1
         self.window.enter(what.token, (id_, size, what, now), size)
         step.send.append(what)
 

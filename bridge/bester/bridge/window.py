@@ -47,7 +47,7 @@ class Load:
 class Window:
     """What waits for its report on one connection; what enters and ends here does so in `load` as well."""
 
-    __slots__ = ("_load", "_most", "_most_bytes", "_size_bytes", "_waiting", "is_full")
+    __slots__ = ("_load", "_most", "_most_bytes", "_size_bytes", "_waiting", "is_full", "questions")
 
     def __init__(self, limits: Limits, load: Load) -> None:
         self._most = limits.unreported
@@ -55,6 +55,8 @@ class Window:
         self._load = load
         self._waiting: dict[int, Unreported] = {}  # by token
         self._size_bytes = 0
+        self.questions = 0
+        """How many of what waits are questions."""
         self.is_full = False
         """Whether another one may not enter now; a large one may where there is any room."""
 
@@ -77,7 +79,9 @@ class Window:
         waiting = self._waiting.pop(token, None)
         if waiting is None:
             return None
-        id_, size, _, _ = waiting
+        id_, size, what, _ = waiting
+        if self.questions and type(what) is Question:
+            self.questions -= 1
         self._load.size_bytes -= size
         self._size_bytes = size = self._size_bytes - size
         if self.is_full:
@@ -88,6 +92,8 @@ class Window:
         """Its report has come: return what waited for it."""
         waiting = self._waiting.pop(token, None)
         if waiting is not None:
+            if type(waiting[2]) is Question:
+                self.questions -= 1
             self._size_bytes -= waiting[1]
             self._load.size_bytes -= waiting[1]
             self.is_full = self._size_bytes >= self._most_bytes or len(self._waiting) >= self._most
@@ -96,7 +102,7 @@ class Window:
     def clear(self) -> None:
         """Nothing of it waits any more."""
         self._load.size_bytes -= self._size_bytes
-        self._size_bytes = 0
+        self._size_bytes = self.questions = 0
         self._waiting.clear()
 
     # --- what others may ask --------------------------------------------------------------------------------------
