@@ -62,11 +62,12 @@ def client_of(server: LiveServer, user: str, **options: Any) -> Client:
 
 
 async def all_until(client: Client, last: str) -> list[str]:
-    """Receive until this text has come, and return those before it as they came."""
+    """Receive and acknowledge until this text has come, and return those before it as they came."""
     came: list[str] = []
     async with asyncio.timeout(DEADLINE_S):
-        while (text := (await client.receive()).data["text"]) != last:
-            came.append(text)
+        while (message := await client.receive()).data["text"] != last:
+            came.append(message.data["text"])
+        await client.ack(message)  # its sender is not told before that
     return came
 
 
