@@ -120,8 +120,8 @@ class TestAcknowledging:
         token = scene.submit(wire, "a")
         scene.bridge.received(wire, frame(b'{"payload":{"type":"t","data":1,"id":"b"}}'))
         reading = [wire.reading]
-        for _ in range(4):
-            scene.now += scene.limits.ack_s / 2
+        for _ in range(3):
+            scene.now += scene.limits.ack_unread_s / 2
             scene.bridge.tick()
         scene.broker(Report(token, 0, None, "s/9", {}), Report(token + 1, 0, None, "s/9", {}))
         reading.append(wire.reading)
