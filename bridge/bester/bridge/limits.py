@@ -58,10 +58,11 @@ class Limits:
     gone_bytes: int = 32 * MIB
     """The same in bytes."""
     ahead_bytes: int = MIB
-    """What a client that acknowledges may say behind a full window: the acknowledgements among it may be what makes room
+    """What a client that acknowledges may say behind a full window: acknowledgements among it may be what makes room
     there. It is looked through for them, and the rest waits."""
     questions: int = 16
-    """Questions of one connection that wait for their answer; each costs the broker a look at the disk."""
+    """Questions of one connection that wait for their answer; each costs the broker a look at the disk. With so many it
+    is not read from."""
     ack_s: float = 30.0
     """How long a client that acknowledges may take over it, from when the frame has left: as long as a dead connection
     takes to be found dead, so that being slow is not worse than being gone."""

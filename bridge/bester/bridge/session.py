@@ -260,7 +260,9 @@ class Session:
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
             submit = Submit(next(self._tokens), None, frame.sent.type, frame.sent.data, meta)
-            self._wait(submit, frame.sent.id, size_bytes(submit), step, now)
+            size = size_bytes(submit) + len(frame.sent.id)
+            self.window.enter(submit.token, (frame.sent.id, size, submit, now), size)
+            step.send.append(submit)
         else:
             self._stop(frame, step, now)
 
@@ -348,24 +350,16 @@ class Session:
                 message = native.text(command.data)
                 if message is None:
                     fault = "malformed"
-                elif self.window.questions >= self._limits.questions:
-                    fault = "overloaded"
                 else:
                     question = Question(next(self._tokens), self.number, message)
-                    self._wait(question, sent.id, len(sent.data) + OVERHEAD_BYTES, step, now)
+                    size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
+                    self.window.ask(question, (sent.id, size, question, now))
+                    step.send.append(question)
             case _:
                 fault = "unknown-command"
         if fault is not None:
             step.write.append(native.report(sent.id, 1, fault))
         return True
-
-    def _wait(self, what: Submit | Question, id_: bytes, size: int, step: Step, now: float) -> None:
-        """Send it, and wait for the word on it."""
-        size += len(id_)
-        if type(what) is Question:
-            self.window.questions += 1
-        self.window.enter(what.token, (id_, size, what, now), size)
-        step.send.append(what)
 
     # --- the table ------------------------------------------------------------------------------------------------
 

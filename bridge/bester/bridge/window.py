@@ -47,7 +47,7 @@ class Load:
 class Window:
     """What waits for its report on one connection; what enters and ends here does so in `load` as well."""
 
-    __slots__ = ("_load", "_most", "_most_bytes", "_size_bytes", "_waiting", "is_full", "questions")
+    __slots__ = ("_load", "_most", "_most_bytes", "_most_questions", "_questions", "_size_bytes", "_waiting", "is_full")
 
     def __init__(self, limits: Limits, load: Load) -> None:
         self._most = limits.unreported
@@ -55,8 +55,8 @@ class Window:
         self._load = load
         self._waiting: dict[int, Unreported] = {}  # by token
         self._size_bytes = 0
-        self.questions = 0
-        """How many of what waits are questions."""
+        self._most_questions = limits.questions
+        self._questions = 0
         self.is_full = False
         """Whether another one may not enter now; a large one may where there is any room."""
 
@@ -71,6 +71,19 @@ class Window:
         if size >= self._most_bytes or len(self._waiting) >= self._most:
             self.is_full = True
 
+    def ask(self, question: Question, waiting: Unreported) -> None:
+        """The same of a question."""
+        self._questions += 1
+        self.enter(question.token, waiting, waiting[1])
+        self.is_full = self._has_no_room()
+
+    def _has_no_room(self) -> bool:
+        return (
+            self._size_bytes >= self._most_bytes
+            or len(self._waiting) >= self._most
+            or self._questions >= self._most_questions
+        )
+
     def report(
         self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None
     ) -> bytes | None:
@@ -80,12 +93,12 @@ class Window:
         if waiting is None:
             return None
         id_, size, what, _ = waiting
-        if self.questions and type(what) is Question:
-            self.questions -= 1
+        if self._questions and type(what) is Question:
+            self._questions -= 1
         self._load.size_bytes -= size
-        self._size_bytes = size = self._size_bytes - size
+        self._size_bytes -= size
         if self.is_full:
-            self.is_full = size >= self._most_bytes or len(self._waiting) >= self._most
+            self.is_full = self._has_no_room()
         return native.report(id_, status, reason, message, recipients)
 
     def end(self, token: int) -> Unreported | None:
@@ -93,16 +106,16 @@ class Window:
         waiting = self._waiting.pop(token, None)
         if waiting is not None:
             if type(waiting[2]) is Question:
-                self.questions -= 1
+                self._questions -= 1
             self._size_bytes -= waiting[1]
             self._load.size_bytes -= waiting[1]
-            self.is_full = self._size_bytes >= self._most_bytes or len(self._waiting) >= self._most
+            self.is_full = self._has_no_room()
         return waiting
 
     def clear(self) -> None:
         """Nothing of it waits any more."""
         self._load.size_bytes -= self._size_bytes
-        self._size_bytes = self.questions = 0
+        self._size_bytes = self._questions = 0
         self._waiting.clear()
 
     # --- what others may ask --------------------------------------------------------------------------------------
