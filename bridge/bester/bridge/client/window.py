@@ -20,8 +20,9 @@ class Limits(NamedTuple):
 
     window: int = 512
     """Messages unreported at once: enough to keep a server busy, little enough to send again when a connection goes."""
-    window_bytes: int = 16 << 20
-    """The same in bytes; one message always fits."""
+    window_bytes: int = 4 << 20
+    """The same in bytes; one message always fits. Half of what a server reads before it has reported on any, so that an
+    acknowledgement never stands behind what is not read."""
     queue: int = 1000
     """Messages received and not yet asked for; beyond it the socket is not read, and the server learns of it."""
     queue_bytes: int = 16 << 20
