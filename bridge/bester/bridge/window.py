@@ -143,8 +143,8 @@ class Window:
 
     def may_ask_again(self, token: int) -> bool:
         """Whether the client may send this message again, and be told on another connection what became of it."""
-        submit = self.submitted(token)
-        return submit is not None and "dedup" in submit.meta
+        waiting = self._waiting.get(token)
+        return waiting is not None and type(waiting[2]) is Submit and "dedup" in waiting[2][4]
 
     def replace(self, submit: Submit) -> None:
         """What waits for its report is submitted in these words from now on."""

@@ -63,6 +63,9 @@ class Kind(Enum):
     REPLAY = "replay"  # a dead letter, tried again: nobody waits for it
 
 
+_SUBMIT = Kind.SUBMIT
+
+
 class Watcher(Protocol):
     """Somebody who must know when a case has ended."""
 
@@ -101,8 +104,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     def completes_on(self, link: Link) -> bool:
         """Would one delivery on this link, going well, be all that its asker there is to be told?"""
         return (
-            self.owed == 1 and self.worst == DELIVERED and self.kind is Kind.SUBMIT
-            and self.link == link and self.also is None
+            self.owed == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
+            and self.also is None and self.link == link
         )  # fmt: skip
 
     def record(self, name: str | None, outcome: str) -> None:

@@ -154,7 +154,8 @@ class Commands:
         if bridge_reports:
             token = case.token
             meta["message"] = case.id
-        self._out.say(link, _new(Deliver, (serial, id_, parcel.type, command.body, targets, token, meta)))
+        deliver = _new(Deliver, (serial, id_, parcel.type, command.body, targets, token, meta))
+        self._out.messages[link].append(deliver)
 
     def _away(self, parcel: Parcel, number: int, command: Command, t: int, now: float) -> None:
         """A user without a connection, or with something waiting that goes before: it waits, if the user is known."""

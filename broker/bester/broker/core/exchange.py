@@ -151,7 +151,7 @@ class Exchange:
         request = parcel.request(token)
         if self._allowed_s or parcel.case.expires is not None:
             self._set_deadline(request, parcel, now)
-        self._out.say(worker.link, request)
+        self._out.messages[worker.link].append(request)
 
     def _set_deadline(self, request: Request, parcel: Parcel, now: float) -> None:
         """Tell a handler how long its answer is of use, where that was said: of its type, or by the sender."""
@@ -225,7 +225,8 @@ class Exchange:
                 self._end(parcel, failed(wrong[0]))
             else:
                 self.commands.carry_out(parcel, commands, now)
-                self._end(parcel, None)
+                parcel.ended = True
+                self.reports.pay(parcel.case)
         return wrong
 
     def spoiled(self, worker: Worker, token: int, now: float) -> None:

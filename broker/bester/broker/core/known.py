@@ -115,10 +115,9 @@ class Edge:
 
     def told(self, messages: Iterable[Message]) -> None:
         """This is sent on the bridge's link: the reports among it may be lost with the link, whatever they are on."""
-        for message in messages:
-            if type(message) is Report:
-                self._told.append(message)
-                self._telling.add(message.token)
+        reports = [message for message in messages if type(message) is Report]
+        self._told += reports
+        self._telling.update(report.token for report in reports)
 
     def heard(self, reports: int) -> None:
         """So many reports have come to the bridge on this link."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -55,18 +56,14 @@ class Outbox:
     __slots__ = ("messages", "others", "reads", "writes")
 
     def __init__(self) -> None:
-        self.messages: dict[Link, list[Message]] = {}
+        self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
         self.others: list[Verify | Notice] = []
         self.writes: list[Write] = []
         self.reads: list[Read] = []
 
     def say(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
-        waiting = self.messages.get(link)
-        if waiting is None:
-            self.messages[link] = [message]
-        else:
-            waiting.append(message)
+        self.messages[link].append(message)
 
     def take(self) -> Outbox:
         """Return what was gathered, and begin anew."""
