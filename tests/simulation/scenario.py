@@ -30,7 +30,7 @@ from tests.simulation.world import BrokenRuleError, Weather, World
 TRAFFIC_S = 9.0
 HEALED_S = 16.0
 PATIENCE_S = 60.0
-LIMITS = Limits(heartbeat_s=3.0, request_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0)
+LIMITS = Limits(heartbeat_s=3.0, request_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0, sweep_at=4)
 BRIDGE_LIMITS = BridgeLimits(drain_s=15.0)
 USERS = ["ann", "bob", "cat", "dan", "eve"]
 """Known at each server; there is a `nobody` too, who is not."""

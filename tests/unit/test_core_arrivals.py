@@ -77,6 +77,45 @@ def test_what_comes_again_after_its_end_is_answered_and_not_done() -> None:
     assert dock.answers() == [Relayed(first, "delivered"), Relayed(again, "delivered")]
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_comes_again_under_another_number_is_known_by_its_id(ended: bool) -> None:
+    """Its server has died in between, and did it again."""
+    dock = Dock()
+    first = dock.gets(7, id="s2/b-x/1.0.0")
+    if ended:
+        assert dock.requests() == [b"7"]
+    again = dock.gets(9000, epoch="d2", id="s2/b-x/1.0.0", again=True)
+    later = dock.gets(9001, id="s2/b-x/2.0.0")
+    assert dock.requests() == ([b"9001"] if ended else [b"7", b"9001"])
+    assert sorted(dock.answers()) == [Relayed(token, "delivered") for token in (first, again, later)]
+    dock.restarts()
+    token = dock.gets(9000, id="s2/b-x/1.0.0", again=True)
+    assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
+
+
+def test_of_one_that_waits_here_it_is_looked_for_what_became_of_it_since() -> None:
+    dock = Dock()
+    dock.gets(7, id="s2/b-x/1.0.0")
+    dock.stand.answer(dock.chat, clients("bob"))
+    assert [each.outcome for each in dock.answers()] == ["queued"]
+    bob = dock.stand.bridge("bob")
+    first = dock.stand.deliver(bob)
+    dock.gets(9000, id="s2/b-x/1.0.0", again=True)
+    dock.stand.answer(dock.chat, clients("bob"))
+    again = dock.stand.deliver(bob)
+    assert (again.id, again.meta.get("redelivered")) == (first.id, True)
+    assert [each.outcome for each in dock.answers()] == ["delivered"]
+
+
+def test_one_of_that_id_that_could_not_be_taken_is_new() -> None:
+    dock = Dock(Limits(max_held=0))
+    dock.gets(7, id="s2/b-x/1.0.0")
+    assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
+    dock.stand.router._exchange.limits = Limits()
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    assert dock.requests() == [b"7"]
+
+
 def test_what_comes_again_on_another_link_is_answered_there() -> None:
     dock = Dock()
     dock.gets(7)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.known import SWEPT_AT
 from bester.broker.core.values import Limits, Link, Route, Settings
 from bester.broker.wire.messages import (
     Command,
@@ -25,6 +24,8 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 from tests.unit.core_stand import START, Stand, clients
+
+SWEEP_AT = Limits().sweep_at
 
 
 class Edge:
@@ -188,20 +189,44 @@ def test_what_the_bridge_reported_by_itself_it_does_not_submit_again_and_little_
     stand, edge, chat = town()
     peer = stand.router._peers[edge.link]
     assert peer.edge is not None
-    for token in range(1, 3 * SWEPT_AT):
+    for token in range(1, 3 * SWEEP_AT):
         edge.submits(token)
         stand.answer(chat, clients("alice"))
         delivery = stand.deliver(edge.link)
         assert delivery.token == token
         stand.say(edge.link, Confirm(delivery.serial))
-        assert (len(peer.edge._cases) <= SWEPT_AT, len(peer.edge._told)) == (True, 0)
+        assert (len(peer.edge._cases) <= SWEEP_AT, len(peer.edge._told)) == (True, 0)
+
+
+def test_the_one_that_comes_as_they_are_thrown_out_is_known_too() -> None:
+    stand, edge, chat = town()
+    for token in range(1, SWEEP_AT + 1):
+        edge.submits(token)
+        stand.answer(chat)
+    edge.submits(SWEEP_AT + 1)
+    request = stand.request(chat)
+    edge.relinks()
+    edge.submits(SWEEP_AT + 1, attempt=2)
+    assert stand.heard_of(chat, Request) == []
+    stand.reply(chat, request.token)
+    assert edge.reports() == [good(SWEEP_AT + 1)]
+
+
+def test_of_what_is_over_no_long_list_of_names_is_kept() -> None:
+    stand, edge, chat = town()
+    edge.submits(1)
+    stand.answer(chat, clients(*(f"nobody-{number}" for number in range(10_000))))
+    assert len(edge.reports()[0].recipients) == 10_000
+    peer = stand.router._peers[edge.link]
+    assert peer.edge is not None
+    assert peer.edge._cases[1].recipients == {}
 
 
 def test_what_runs_for_long_is_known_behind_many_that_are_over() -> None:
     stand, edge, chat = town()
     edge.submits(1)
     slow = stand.request(chat)
-    for token in range(2, 3 * SWEPT_AT):
+    for token in range(2, 3 * SWEEP_AT):
         edge.submits(token)
         stand.answer(chat)
     edge.relinks()

@@ -210,10 +210,12 @@ class TestBounds:
 
     def test_what_those_who_have_gone_had_said_counts_as_far_as_it_is_kept(self) -> None:
         scene = Scene(held_bytes=2 * OVERHEAD_BYTES, gone_messages=2)
-        alice, bob = scene.log_in("alice"), scene.log_in("bob")
-        write(scene, alice, "a", "b", "c")
+        alice, carol, bob = scene.log_in("alice"), scene.log_in("carol"), scene.log_in("bob")
+        write(scene, alice, "a", "b")
+        write(scene, carol, "c")
         tokens = [submit.token for submit in scene.said(Submit)]
         scene.bridge.gone(alice)
+        scene.bridge.gone(carol)
         scene.command(bob, "nothing", None)
         assert not bob.reading
         assert list(scene.bridge._kept_waiting) == [bob]
@@ -221,6 +223,20 @@ class TestBounds:
         assert not bob.reading
         scene.broker(*good(tokens[0]))
         assert bob.reading
+
+    def test_who_has_less_than_a_fair_share_is_read_from_and_others_say_no_more(self) -> None:
+        scene = Scene(held_bytes=10 * OVERHEAD_BYTES, max_connections=5)
+        greedy, modest = scene.log_in("alice", acks=True), scene.log_in("bob")
+        scene.broker(
+            Deliver(1, "s/1.0", "t", b"1", [[0, greedy.session.number]], None, {})
+        )  # it is to acknowledge that
+        write(scene, greedy, *(str(number) for number in range(50)))
+        assert len(scene.said(Submit)) == 10
+        scene.command(modest, "nothing", None)
+        assert modest.reading
+        write(scene, modest, "m", "n")
+        assert len(scene.said(Submit)) == 2
+        assert not modest.reading, "that was a fair share"
 
     def test_one_who_goes_and_whose_words_are_not_kept_makes_room_for_the_others(self) -> None:
         scene = Scene(held_bytes=1000, gone_messages=0)

@@ -155,7 +155,7 @@ def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand
     stand.keeping.add([], [OUTCOMES])
     stand.keeping.tick()
     stand.keeping.tick()
-    assert stand.log == [(OUTCOMES, ())]
+    assert stand.log == [(OUTCOMES, None)]
 
 
 def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
@@ -192,7 +192,7 @@ def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) ->
 
 def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
     stand.keeping.add([], [OUTCOMES] * (MAX_ASKED + 1))
-    assert stand.log == [(OUTCOMES, ())]
+    assert stand.log == [(OUTCOMES, None)]
 
 
 def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:

@@ -41,7 +41,7 @@ TOO_LARGE = (2001).to_bytes(4, "little")
 
 def session(now: float = 0.0, **limits: int) -> Session:
     bounds = replace(LIMITS, **limits)
-    return Session(7, "127.0.0.1", bounds, count(1), Window(bounds, Load()), now, bounds.first_frame)
+    return Session(7, "127.0.0.1", bounds, count(1), Window(bounds, Load(bounds)), now, bounds.first_frame)
 
 
 def now_in(it: Session) -> State:

@@ -80,7 +80,7 @@ class Bridge:
         self._awake = False
         self._kept_waiting: dict[Wire, None] = {}  # not read from because too much waits for reports in all
         self._upstream = Upstream(limits, self._tokens, notice)
-        self._load = Load()
+        self._load = Load(limits)
         self._holding = Holding(limits, self._load, self._upstream, self._wake)
         self._submits = self._holding.submits  # by token: who waits for the report
         self._writing = Writing(limits, clock, self._wake)
@@ -321,6 +321,8 @@ class Bridge:
             return  # it has gone, or was told that its time is over
         if status == UNANSWERED:
             self._apply(wire, wire.session.reported(refusal(token, "unreachable"), now), now)
+        elif status and value == "overloaded":
+            self._apply(wire, wire.session.reported(refusal(token, "overloaded"), now), now)
         else:
             recipients = value if not status and type(value) is dict else None
             self._apply(wire, wire.session.answered(token, recipients, now), now)
@@ -371,11 +373,15 @@ class Bridge:
         self._settle_reading(wire)
 
     def _settle_reading(self, wire: Wire) -> None:
-        """Who does not listen is not listened to. Nor is anybody where too much waits for reports, but those who have
-        something to acknowledge: their word may be what a report waits for."""
+        """Who does not listen is not listened to. Nor is, where too much waits for reports, who has more than a fair share
+        of it, but for those who have something to acknowledge: their word may be what a report waits for."""
         out = wire.out
         wants = wire.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
-        if wants and self._holding.is_full and not self._delivering.awaits(wire):
+        if (
+            wants
+            and self._holding.is_full
+            and not (wire.session.window.size_bytes < self.limits.fair_bytes or self._delivering.awaits(wire))
+        ):
             self._kept_waiting[wire] = None
             wants = False
         if wants is not wire.reading:

@@ -50,8 +50,8 @@ class Limits:
     """How long a message is held for a broker that does not answer, from when it came: a restart takes seconds, a
     repair minutes. A broker remembers what it took for longer than this, so that nothing is carried out twice."""
     held_bytes: int = 256 * MIB
-    """What may wait for its report in all, with or without a broker; above it nobody is read from until reports come.
-    Memory."""
+    """What may wait for its report in all, with or without a broker; above it only those are read from who have less
+    than a fair share of it. So it may become twice as much, and no more. Memory."""
     gone_messages: int = 65_536
     """Messages of clients that have gone, kept until their report in case the broker dies; what is above is not
     submitted again. A server's whole load for a second, and nobody waits for these."""
@@ -91,3 +91,8 @@ class Limits:
     """A question is a name at most."""
     owed: int = 65_536
     """Words the broker must hear (of sessions, of deliveries) that its link had no room for; above it it is no link."""
+
+    @property
+    def fair_bytes(self) -> int:
+        """What each connection may have, were there as many as there may be."""
+        return self.held_bytes // self.max_connections

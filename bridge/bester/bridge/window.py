@@ -36,40 +36,54 @@ def size_bytes(submit: Submit) -> int:
 
 
 class Load:
-    """What waits for its report in all windows of a bridge, and of those who have gone, in bytes."""
+    """What waits for its report in all windows of a bridge, and of those who have gone, in bytes; and how much may."""
 
-    __slots__ = ("size_bytes",)
+    __slots__ = ("most_bytes", "size_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.most_bytes = limits.held_bytes
         self.size_bytes = 0
 
 
 class Window:
     """What waits for its report on one connection; what enters and ends here does so in `load` as well."""
 
-    __slots__ = ("_load", "_most", "_most_bytes", "_most_questions", "_questions", "_size_bytes", "_waiting", "is_full")
+    __slots__ = (
+        "_fair_bytes",
+        "_load",
+        "_most",
+        "_most_bytes",
+        "_most_questions",
+        "_questions",
+        "_waiting",
+        "is_full",
+        "size_bytes",
+    )
 
     def __init__(self, limits: Limits, load: Load) -> None:
         self._most = limits.unreported
         self._most_bytes = limits.unreported_bytes
+        self._fair_bytes = limits.fair_bytes
         self._load = load
         self._waiting: dict[int, Unreported] = {}  # by token
-        self._size_bytes = 0
+        self.size_bytes = 0
         self._most_questions = limits.questions
         self._questions = 0
         self.is_full = False
-        """Whether another one may not enter now; a large one may where there is any room."""
+        """Whether another one may not enter now; a large one may where there is any room. Where all windows together
+        have too much, one is full that has a fair share."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def enter(self, token: int, waiting: Unreported, size: int) -> None:
         """It waits for its report from now on."""
+        load = self._load
         self._waiting[token] = waiting
-        self._load.size_bytes += size
-        self._size_bytes = size = self._size_bytes + size
-        if size >= self._most_bytes or len(self._waiting) >= self._most:
-            self.is_full = True
+        load.size_bytes += size
+        self.size_bytes = size = self.size_bytes + size
+        if size >= self._most_bytes or len(self._waiting) >= self._most or load.size_bytes >= load.most_bytes:
+            self.is_full = self._has_no_room()
 
     def ask(self, question: Question, waiting: Unreported) -> None:
         """The same of a question."""
@@ -79,9 +93,10 @@ class Window:
 
     def _has_no_room(self) -> bool:
         return (
-            self._size_bytes >= self._most_bytes
+            self.size_bytes >= self._most_bytes
             or len(self._waiting) >= self._most
             or self._questions >= self._most_questions
+            or (self._load.size_bytes >= self._load.most_bytes and self.size_bytes >= self._fair_bytes)
         )
 
     def report(
@@ -96,7 +111,7 @@ class Window:
         if self._questions and type(what) is Question:
             self._questions -= 1
         self._load.size_bytes -= size
-        self._size_bytes -= size
+        self.size_bytes -= size
         if self.is_full:
             self.is_full = self._has_no_room()
         return native.report(id_, status, reason, message, recipients)
@@ -107,15 +122,15 @@ class Window:
         if waiting is not None:
             if type(waiting[2]) is Question:
                 self._questions -= 1
-            self._size_bytes -= waiting[1]
+            self.size_bytes -= waiting[1]
             self._load.size_bytes -= waiting[1]
             self.is_full = self._has_no_room()
         return waiting
 
     def clear(self) -> None:
         """Nothing of it waits any more."""
-        self._load.size_bytes -= self._size_bytes
-        self._size_bytes = self._questions = 0
+        self._load.size_bytes -= self.size_bytes
+        self.size_bytes = self._questions = 0
         self._waiting.clear()
 
     # --- what others may ask --------------------------------------------------------------------------------------

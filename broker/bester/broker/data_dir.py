@@ -58,7 +58,7 @@ class Lock:
             who = f"process {owner}" if owner.isdigit() else "another process"
             text = f"{thing}: {who} serves from it; stop that, or name another {key}"
             raise BesterError("not-allowed", text) from None
-        if not re.fullmatch(r"\d*", self._said()):
+        if not re.fullmatch(r"[\d\0]*", self._said()):
             self.close()
             raise ConfigError(f"{lock}: somebody else's file, where the lock of {thing} would be; name another {key}")
         os.ftruncate(self._fd, 0)

@@ -19,7 +19,7 @@ from bester.broker.wire.codes import BesterError
 ASKED_AT_ONCE = 8
 """Questions answered in one turn, some milliseconds each: whoever asks many waits, and nobody else does."""
 MAX_ASKED = 65_536
-"""Questions that wait; above it one is answered as if nothing were known, and may be asked again."""
+"""Questions that wait; above it one is answered `overloaded`."""
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
@@ -83,7 +83,7 @@ class Keeping:
             if not isinstance(read, Outcomes | Dead):
                 self._reads.append(read)
             elif not self._questions.add(read):
-                self._carry_out(self._router.found(read, (), self._clock()))
+                self._carry_out(self._router.found(read, None, self._clock()))
         if reads or any(type(write) in _PRESSING for write in writes):
             self.due = True
 
@@ -127,5 +127,5 @@ class Keeping:
             if not isinstance(read, Outcomes | Dead):
                 self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
                 return
-            answer = ()  # whoever asks may ask again
+            answer = None  # whoever asks may ask again
         self._carry_out(self._router.found(read, answer, self._clock()))

@@ -131,6 +131,13 @@ class Arrivals:
         if len(lane.outcomes) > MAX_NUMBERS:
             del lane.outcomes[min(lane.outcomes)]
 
+    def join(self, place: Place, case: Case) -> None:
+        """A message has come before under another number: what became, or becomes, of that stands for this, too."""
+        self.enter(place, case)
+        if not case.owed:
+            case.watchers = ()
+            self.remember(place._key, at_once=place.lasting)
+
     def remember(self, key: Key, *, at_once: bool = True) -> None:
         """What is known of this lane must last; if not `at_once`, from the next tick on: a commit for each message that
         comes and goes would cost more than the rare repeat over a crash within a tick, which is marked."""

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import QUEUED, Case, Reports, failed
+from bester.broker.core.policy import NEWS
 from bester.broker.core.values import Limits, Outbox, Settings
 from bester.broker.kept import (
     NUMBERS_A_LIFE,
@@ -28,6 +29,7 @@ from bester.broker.kept import (
     Snapshot,
     Write,
     is_mailbox,
+    lane,
     owner_of,
 )
 
@@ -207,7 +209,7 @@ class Boxes:
             full = box is not None and (box.messages >= bounds.user_messages or box.size + size > bounds.user_bytes)
             return "mailbox-full" if full else None
         server = self._servers.get(owner_of(key))
-        if server is None:
+        if server is None or key == lane(owner_of(key), NEWS):  # what others fill must not keep news from anybody
             return None
         full = server.messages >= bounds.server_messages or server.size + size > bounds.server_bytes
         full = full or (len(server.lanes) >= self.limits.max_lanes and key not in server.lanes)

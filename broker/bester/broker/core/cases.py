@@ -211,3 +211,5 @@ class Reports:
             watchers, case.watchers, case.also = case.watchers, (), None
             for watcher in watchers:
                 watcher.ended(case, answer)
+        if case.named > MAX_KEPT:  # a long list of names is told once; who asks again gets the report without
+            case.recipients = {}

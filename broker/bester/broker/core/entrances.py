@@ -10,10 +10,10 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.aftermath import OUTCOME_TYPE
-from bester.broker.core.arrivals import NOT_NOW, Arrivals
+from bester.broker.core.arrivals import NOT_NOW, Arrivals, Place
 from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.exchange import Exchange
-from bester.broker.core.known import Known
+from bester.broker.core.known import Key, Known
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
 from bester.broker.core.values import Link, Notice, Outbox, Settings
@@ -52,7 +52,9 @@ class Entrances:
         self.arrivals = Arrivals(out, snapshot.arrived)
         self._exchange = exchange
         self._reports = exchange.reports
-        self._known = Known(settings.limits)
+        limits = settings.limits
+        self._known = Known(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
+        self._relayed = Known(limits.remember_s, limits.max_relayed, limits.max_relayed)
         self._out = out
         self._epoch = epoch
         self._serial = 0
@@ -211,6 +213,8 @@ class Entrances:
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
                 return case
+            if earlier is None and claimed is not None:
+                earlier = self._by_id((listed, type_, claimed), case, place, now)
             if earlier is not None:
                 self._tell_again(kind, earlier, link, token, id_)
                 return None
@@ -226,6 +230,18 @@ class Entrances:
         )  # fmt: skip
         self._exchange.enter(parcel, now)
         return case
+
+    def _by_id(self, key: Key, case: Case, place: Place | None, now: float) -> Case | None:
+        """A server that died has a new number for what it did again, but the same id: return the case of the first. Not
+        of one that is over and waits here: what became of it since was told to the life that is gone, so it is looked
+        for anew, and found in the boxes."""
+        earlier = self._relayed.find(key, now)
+        if earlier is None or (earlier.queued and not earlier.owed):
+            self._relayed.enter(key, case, now)
+            return None
+        if place is not None:
+            self.arrivals.join(place, earlier)
+        return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
         """Return the id by which a server's message is known here: the one it came with, unless it looks like one of

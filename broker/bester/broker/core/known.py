@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from bester.broker.core.cases import MAX_KEPT, Case
-from bester.broker.core.values import Limits, Link
+from bester.broker.core.cases import Case
+from bester.broker.core.values import Link
 from bester.broker.wire.messages import Message, Report
 
 Key = tuple[str, str, str]
-"""What kind of key, whose, and the key itself."""
-SWEPT_AT = 1024
-"""Cases of one bridge among which those that are over are looked for at the earliest: to take each out as it ends would
-cost every message more than to do it for many at once."""
+"""Whose it is, in two parts (what kind of key and whose, or which server and type), and the key itself."""
 
 
 class Known:
-    """Cases by the key their sender gave them, for `remember_s`.
+    """Cases by the key their sender gave them, for `remember_s`; at most so many, and so many of one owner.
 
     A case that ended badly before anything was done for it is forgotten: to try again is what its sender then wants.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, remember_s: float, most: int, most_of_one: int) -> None:
+        self._remember_s = remember_s
+        self._most = most
+        self._most_of_one = most_of_one
         self._cases: OrderedDict[Key, tuple[Case, float]] = OrderedDict()
         self._owned: dict[tuple[str, str], OrderedDict[Key, None]] = {}
 
@@ -48,10 +47,9 @@ class Known:
         self._cases[key] = (case, now)
         own = self._owned.setdefault(key[:2], OrderedDict())
         own[key] = None
-        case.watchers = (*case.watchers, self)
-        if len(own) > self._limits.max_remembered_of_one:
+        if len(own) > self._most_of_one:
             self._drop(next(iter(own)))
-        if len(self._cases) > self._limits.max_remembered:
+        if len(self._cases) > self._most:
             self._drop(next(iter(self._cases)))
 
     def _drop(self, key: Key) -> None:
@@ -61,13 +59,8 @@ class Known:
         if not own:
             del self._owned[key[:2]]
 
-    def ended(self, case: Case, answer: Message | None) -> None:
-        """Long lists of names are told once; who asks again gets the report without."""
-        if case.named > MAX_KEPT:
-            case.recipients = {}
-
     def _age(self, now: float) -> None:
-        before = now - self._limits.remember_s
+        before = now - self._remember_s
         while self._cases:
             key, (case, since) = next(iter(self._cases.items()))
             if since > before or case.owed:
@@ -80,14 +73,16 @@ class Edge:
 
     A bridge that comes back on a new link submits again what it has no report on, under the same tokens. Reports on a
     link are counted by the bridge, so only those still on their way are remembered. `link` is None while it has none.
+    Cases that are over are thrown out many at a time, once there are `sweep_at` or more: to take each out as it ends
+    would cost every message more.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, sweep_at: int) -> None:
         self.link: Link | None = link
         self.since: float | None = None
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
         self._cases: dict[int, Case] = {}  # by token; some are over
-        self._swept_at = SWEPT_AT
+        self._sweep_at = self._swept_at = sweep_at
         self._told: deque[Report] = deque()
         self._telling: set[int] = set()  # their tokens
         self._heard = 0
@@ -95,9 +90,9 @@ class Edge:
 
     def enter(self, token: int, case: Case) -> None:
         """A message was submitted for the first time, as far as is known here."""
+        if len(self._cases) >= self._swept_at:
+            self._sweep()  # before it is in: it is owed nothing yet
         self._cases[token] = case
-        if len(self._cases) > self._swept_at:
-            self._sweep()
 
     def leave(self, token: int) -> None:
         """It is another case that will answer for it."""
@@ -105,7 +100,7 @@ class Edge:
 
     def _sweep(self) -> None:
         self._cases = {token: case for token, case in self._cases.items() if case.owed}
-        self._swept_at = max(SWEPT_AT, 2 * len(self._cases))
+        self._swept_at = max(self._sweep_at, 2 * len(self._cases))
 
     def ended(self, case: Case, answer: Message | None) -> None:
         """A case is over that was under way when a link was lost: unless it was asked for again on the link of now, its

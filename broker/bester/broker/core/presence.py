@@ -110,7 +110,7 @@ class Presence:
                 peer.edge.cut(self._out.messages.get(link, ()), now)
             known = self.edges.get(prefix)
             if known is None:
-                known = self.edges[prefix] = Edge(link)
+                known = self.edges[prefix] = Edge(link, self._settings.limits.sweep_at)
             else:
                 known.relink(link, now)
             peer.edge = known

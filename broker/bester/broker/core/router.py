@@ -220,7 +220,7 @@ class Router:
         return self._actions()
 
     def found(self, read: Read, answer: Any, now: float) -> list[Action]:
-        """What was asked of the store."""
+        """What was asked of the store; None: it cannot say now, where somebody merely asks."""
         exchange = self._exchange
         if type(read) is Fetch:
             found = exchange.boxes.found(read, answer)
@@ -236,13 +236,16 @@ class Router:
             case, _ = read.why
             exchange.reports.settle(case, None, exchange.aftermath.found(read, answer, now))
         elif type(read) is Outcomes:
-            self._say(read.asker, Answer(read.token, 0 if answer else 1, answer or None))
+            self._say(
+                read.asker, Answer(read.token, 0 if answer else 1, "overloaded" if answer is None else answer or None)
+            )
         elif type(read) is Dead:
-            self._say(read.asker, exchange.letters.found(read, answer, now))
+            self._say(read.asker, exchange.letters.found(read, () if answer is None else answer, now))
         return self._actions()
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""
+        self._arrivals.tick()
         self._presence.say_to_all(Goodbye(reason))
         return self._actions()
 

@@ -122,6 +122,10 @@ class Limits:
     """As many of them, some 200 MiB; the oldest is forgotten first."""
     max_remembered_of_one: int = 65_536
     """The same of one user, or of one type's emissions."""
+    sweep_at: int = 1_024
+    """Cases of one bridge among which those that are over are looked for at the earliest."""
+    max_relayed: int = 65_536
+    """The same of other servers' messages, known by their ids besides the numbers of their lanes."""
     expiries: int = 100
     """Kept messages whose time is over that are ended in one go."""
     attempts: int = 3
