@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import MAX_TYPE, Acknowledged, Session, Step, refusal
+from bester.bridge.session import Acknowledged, Session, Step, refusal
 from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.bridge.window import OVERHEAD_BYTES, Load, Question, Window
-from bester.broker.wire.messages import Close, Login, Report, Submit
+from bester.broker.wire.messages import MAX_TYPE, Close, Login, Report, Submit
 
 LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)
 HELLO = frame(

@@ -373,8 +373,8 @@ class Bridge:
         self._settle_reading(wire)
 
     def _settle_reading(self, wire: Wire) -> None:
-        """Who does not listen is not listened to. Nor is, where too much waits for reports, who has more than a fair share
-        of it, but for those who have something to acknowledge: their word may be what a report waits for."""
+        """Who does not listen is not listened to. Nor is, where too much waits for reports, who has a fair share of it,
+        but for those who have something to acknowledge: their word may be what a report waits for."""
         out = wire.out
         wants = wire.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
         if (

@@ -16,15 +16,10 @@ from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window, size_bytes
-from bester.broker.wire.messages import RESERVED_TYPES, Close, Login, Meta, Report, Submit
+from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 UNIX_HOST = "unix"
 """The host of a peer on a Unix socket."""
-MAX_TYPE = 128
-"""Characters of a message's type. No handler can have a longer one (the broker refuses its announcement), so the answer
-is known, and nothing of that length need wait for it."""
-
-
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # makes a message in half the time of its class

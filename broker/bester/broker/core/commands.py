@@ -22,6 +22,7 @@ from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
     MAX_RESULTS,
+    MAX_TYPE,
     Command,
     Deliver,
     Meta,
@@ -30,8 +31,6 @@ from bester.broker.wire.messages import (
 
 _new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
 
-MAX_TYPE = 128
-"""Characters of a message type: no handler can serve a longer one, and what waits for a server is filed by it."""
 MAX_TARGETS = 10_000
 """Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 

@@ -225,7 +225,7 @@ class Exchange:
                 self._end(parcel, failed(wrong[0]))
             else:
                 self.commands.carry_out(parcel, commands, now)
-                parcel.ended = True
+                parcel.ended = True  # as `_end`, without a call for every message
                 self.reports.pay(parcel.case)
         return wrong
 
@@ -238,7 +238,7 @@ class Exchange:
 
     def _taken(self, worker: Worker, token: int) -> Parcel | None:
         parcel = self.workers.take(worker, token)
-        if parcel is not None and not parcel.ended:
+        if parcel is not None and not parcel.ended:  # as `_let_go`, without a call for every message
             self._held -= 1
             self._held_bytes -= len(parcel.body)
         return parcel

@@ -8,7 +8,7 @@ from bester.broker.core import policy
 from bester.broker.core.known import Edge
 from bester.broker.core.pools import Worker
 from bester.broker.core.values import Limits, Link, Settings
-from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
+from bester.broker.wire.messages import MAX_TYPE, SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
 
 MAX_NAME = 128
 _HELLO_OP = 1
@@ -87,8 +87,8 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:
-        if len(name) > MAX_NAME or not name.isprintable():
-            return Error("malformed", f"a type has 1 to {MAX_NAME} printable characters", _HELLO_OP)
+        if len(name) > MAX_TYPE or not name.isprintable():
+            return Error("malformed", f"a type has 1 to {MAX_TYPE} printable characters", _HELLO_OP)
         if is_reserved(name):
             return Error("reserved", f"type {name!r} belongs to Bester itself", _HELLO_OP)
     credit = options.get("credit", 1)

@@ -23,6 +23,8 @@ MAX_RESULTS = 1000
 
 ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
+MAX_TYPE = 128
+"""Characters of a message type. No handler can serve a longer one: what the answer is, is known at once."""
 RESERVED_TYPES = ("dummy", "builtin")
 RESERVED_PREFIX = "bester."
 
