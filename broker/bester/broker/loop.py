@@ -30,6 +30,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
     """
 
     async def supervised() -> int:
+        """Run `main` with the signals on its event."""
         stop = asyncio.Event()
         task = asyncio.current_task()
         assert task is not None

@@ -61,6 +61,7 @@ def legacy_app(
 
     @app.handler(*types)
     async def forward(message: Message) -> Command:
+        """Ask the handler behind the socket, and pass its answer on."""
         try:
             async with asyncio.timeout(answer_s):
                 answer = await _exchange(path, message.raw, limit_bytes)

@@ -29,13 +29,13 @@ _DROP_HEAVY = (
     "(SELECT serial, sum(length(body)) OVER (ORDER BY serial DESC) AS size FROM letter) WHERE size > ?)"
 )
 _REMEMBERED = "outcome IS NOT NULL AND outcome <> 'queued'"  # the words of an index
-_TOO_MANY = f"SELECT number FROM entry WHERE {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608
+_TOO_MANY = f"SELECT number FROM entry WHERE {_REMEMBERED} ORDER BY number DESC LIMIT 1 OFFSET ?"  # noqa: S608 (own words)
 _FORGET_OVER = (
     "DELETE FROM entry WHERE number IN "
     "(SELECT number FROM entry WHERE outcome IS NOT NULL AND expires_s < ? ORDER BY expires_s LIMIT ?)"
 )
 _FORGET_OLDEST = (
-    "DELETE FROM entry WHERE number IN "  # noqa: S608
+    "DELETE FROM entry WHERE number IN "  # noqa: S608 (own words)
     f"(SELECT number FROM entry WHERE {_REMEMBERED} AND number <= ? ORDER BY number LIMIT ?)"
 )
 
