@@ -89,7 +89,7 @@ class CoreServer(Server):
         self._reads: list[Read] = []
         self.router = Router(
             settings, epoch=f"e{snapshot.life}", first_token=5000, now=self.world.now,
-            is_account=frozenset(residents).__contains__, snapshot=snapshot,
+            wall_s=self.world.now, is_account=frozenset(residents).__contains__, snapshot=snapshot,
         )  # fmt: skip
         self.bridge = CoreBridge(self, f"x{snapshot.life}")
         self.world.clocks.append(self._tick)
@@ -112,7 +112,7 @@ class CoreServer(Server):
 
     def _tick(self) -> None:
         if self.alive:
-            self._carry_out(self.router.tick(self.world.now))
+            self._carry_out(self.router.tick(self.world.now, self.world.now))
 
     def _carry_out(self, actions: list[Action]) -> None:
         """What is to be written is written, what is to be read is read, and then it is said."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 
 
 class Faults:
@@ -35,6 +36,8 @@ class Faults:
             self._freeze_handler,
             self._freeze_server,
             self._jump,
+            self._set_clock,
+            self._set_clock,
             self._cut_servers,
             self._stall,
             self._reconnect,
@@ -102,8 +105,9 @@ class Faults:
         else:
             server.crash(down_s, self._wall_jump())
 
-    def _wall_jump(self) -> float:
-        return self.random.choice((0.0, 0.0, self.random.uniform(-HOUR_S, HOUR_S)))
+    def _wall_jump(self) -> float | None:
+        """None: the process alone dies, and its machine goes on; else by how much the clock is off after the boot."""
+        return self.random.choice((None, 0.0, self.random.uniform(-HOUR_S, HOUR_S)))
 
     def _crash_bridge(self) -> None:
         bridges = [bridge for bridge in self.scenario.bridges if not bridge.direct]
@@ -117,6 +121,12 @@ class Faults:
 
     def _jump(self) -> None:
         self._some_server().jump(self.random.uniform(1.0, 30.0))
+
+    def _set_clock(self) -> None:
+        """Put right by years, or wrong, or by hand."""
+        server = self._some_server()
+        by_s = self.random.choice((HOUR_S, 30 * DAY_S, 10 * 365 * DAY_S)) * self.random.uniform(-1.0, 1.0)
+        server.set_clock(by_s)
 
     def _fill_disk(self) -> None:
         self.filled = True

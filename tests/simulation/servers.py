@@ -7,7 +7,6 @@ a while, and its clocks may jump.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -93,8 +92,9 @@ class SimServer:
         """Did it die while its full disk had not taken what was to be marked as sent out?"""
         self.refused: set[bytes] = set()  # bodies of messages that were reported as bad
         self._entered: dict[tuple[Link, int], bytes] = {}
-        self.wall_s = EPOCH_S
         self.skew_s = 0.0
+        self._wall_offset_s = EPOCH_S
+        self._boot = 0
         self._password = password
         self._turn_s = turn_s
         self._lives = count(1)
@@ -111,11 +111,11 @@ class SimServer:
         self.life = next(self._lives)
         self.up = True
         snapshot = self.store.open()
-        settings = replace(self.settings, clock_offset_s=self.wall_s)
         chance = self.world.random
         self.router = Router(
-            settings, epoch=f"e{self.life}", first_token=chance.randrange(2**51), now=self.now,
-            is_account=self.accounts.__contains__, snapshot=snapshot, chance=chance.random,
+            self.settings, epoch=f"e{self.life}", first_token=chance.randrange(2**51), now=self.now,
+            wall_s=self.wall_s, boot=f"boot{self._boot}", is_account=self.accounts.__contains__, snapshot=snapshot,
+            chance=chance.random,
         )  # fmt: skip
         self._keeping = Keeping(self.router, self.store, self._do, clock=lambda: self.now)
         if self.life > 1:
@@ -128,6 +128,11 @@ class SimServer:
     def now(self) -> float:
         """Its own monotonic clock."""
         return self.world.now + self.skew_s
+
+    @property
+    def wall_s(self) -> float:
+        """What its wall clock shows."""
+        return self.now + self._wall_offset_s
 
     def link_to(self, other: SimServer, there: Weather, back: Weather) -> None:
         """Open the link to another server of the settings' routes."""
@@ -201,10 +206,19 @@ class SimServer:
 
         self.world.after(3.0, in_any_case)
 
-    def crash(self, down_s: float, wall_s: float = 0.0) -> None:
+    def set_clock(self, by_s: float) -> None:
+        """Its wall clock is put forward or back; it is running then, and notices at once."""
+        if not self.frozen:
+            self.world.tell(self.name, "CLOCK IS SET", f"{by_s:+.0f} s")
+            self._wall_offset_s += by_s
+            self._do(self.router.tick(self.now, self.wall_s))
+            self._turn_ends(self.life, tick=True)
+
+    def crash(self, down_s: float, wall_s: float | None = None) -> None:
         """Die, and start again later with nothing but the store; every link has a new identity.
 
-        Until then what is sent here waits in the senders' sockets. The wall clock is then off by `wall_s`.
+        Until then what is sent here waits in the senders' sockets. With `wall_s` it is the whole machine, and that is
+        by how much its wall clock is off when it has booted.
         """
         if not self.up:
             return
@@ -212,7 +226,9 @@ class SimServer:
         self.up = False
         self.crashes += 1
         self.forgot = self.forgot or bool(self.store._held_back)
-        self.wall_s += wall_s
+        if wall_s is not None:
+            self._wall_offset_s += wall_s
+            self._boot += 1
         self._trap = None
         self._turning = False
         self._thaw_at = 0.0
@@ -256,7 +272,7 @@ class SimServer:
     def _tick(self) -> None:
         if not self.frozen:
             self._turning = True
-            self._do(self.router.tick(self.now))
+            self._do(self.router.tick(self.now, self.wall_s))
             self._turn_ends(self.life, tick=True)
         self.world.after(SHELL_TICK_S, self._tick)
 

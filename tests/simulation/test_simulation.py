@@ -14,6 +14,7 @@ from bester.bridge.holding import Holding
 from bester.broker.core import commands, exchange
 from bester.broker.core.arrivals import Arrivals
 from bester.broker.core.boxes import Boxes
+from bester.broker.core.clock import Clock
 from bester.broker.core.known import Known
 from bester.broker.core.pools import Worker
 from bester.broker.keeping import Keeping
@@ -120,7 +121,7 @@ def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.Monke
     honest = MemoryStore.open
     monkeypatch.setattr(MemoryStore, "open", forget)
     said = broken_seeds(500)
-    assert "did not come" in said or "still queued" in said
+    assert "did not come" in said or "still queued" in said or "still keeps" in said
 
 
 def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +137,20 @@ def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Keeping, "tick", tick)
     said = broken_seeds(500)
     assert "did not come" in said or "nobody can say" in said
+
+
+def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def believing(self: Clock, now: float, wall_s: float, boot: str, saved: Any) -> None:
+        honest(self, now, wall_s, boot, None)
+
+    honest = Clock.__init__
+    monkeypatch.setattr(Clock, "__init__", believing)
+    assert "was queued and is failed:expired" in broken_seeds(500)
+
+
+def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "stored", Clock.wall)
+    assert "was queued and is failed:expired" in broken_seeds(500)
 
 
 settle = Keeping.settle

@@ -61,6 +61,8 @@ class Stand:
     now: float = START
     store: MemoryStore = field(default_factory=lambda: MemoryStore(epoch="store"))
     disk: bool = True
+    wall_offset_s: float = 0.0
+    boot: str = "boot"
 
     def __post_init__(self) -> None:
         self.begin()
@@ -76,10 +78,20 @@ class Stand:
 
     # --- what happens ---
 
+    @property
+    def wall_s(self) -> float:
+        """What the wall clock shows."""
+        return self.now + self.wall_offset_s
+
+    def tick(self) -> None:
+        """Let the router notice the time."""
+        self.take(self.router.tick(self.now, self.wall_s))
+
     def begin(self, epoch: str = "e") -> None:
         """Start the router, with what the store holds."""
         self.router = Router(
-            self.settings, epoch=epoch, first_token=5000, now=self.now, is_account=lambda name: name in self.accounts,
+            self.settings, epoch=epoch, first_token=5000, now=self.now, wall_s=self.wall_s, boot=self.boot,
+            is_account=lambda name: name in self.accounts,
             snapshot=self.store.open(), chance=lambda: 1.0,
         )  # fmt: skip
 
@@ -141,7 +153,7 @@ class Stand:
             self.now = min(self.now + step_s, end)
             for link in self.alive:
                 self.say(link, Heartbeat())
-            self.take(self.router.tick(self.now))
+            self.tick()
 
     # --- what was said ---
 

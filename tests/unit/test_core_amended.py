@@ -49,6 +49,6 @@ def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() 
     assert waiting.meta.get("repeated") is None
     again = waiting._replace(number=2**40, meta=waiting.meta | {"repeated": True})
     stand.router._exchange.boxes.keep(again, None, stand.now)  # the same was done again, and had nobody to confirm it
-    stand.take(stand.router.tick(stand.now))
+    stand.tick()
     bob = stand.bridge("bob")
     assert stand.one(bob, Deliver).meta.get("redelivered") is True

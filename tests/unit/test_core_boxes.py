@@ -13,7 +13,6 @@ from bester.broker.kept import (
     End,
     Fetch,
     Forget,
-    Snapshot,
     is_mailbox,
     lane,
     mailbox,
@@ -71,7 +70,7 @@ def test_what_a_snapshot_says_is_what_is_counted() -> None:
 
 def test_a_store_that_was_never_opened_counts_as_the_first_life() -> None:
     stand = Stand()
-    stand.router = type(stand.router)(stand.settings, epoch="e", first_token=1, now=START, snapshot=Snapshot())
+    stand.router = type(stand.router)(stand.settings, epoch="e", first_token=1, now=START, wall_s=START)
     assert stand.router._exchange.boxes.next_number == 1
 
 

@@ -177,14 +177,16 @@ def test_a_native_servers_message_that_its_bridge_submits_again_is_marked() -> N
     assert stand.one(bridge, Deliver).meta["redelivered"] is True
 
 
-def test_what_is_late_has_no_time_left_rather_than_all_of_it() -> None:
+def test_what_is_over_is_not_sent_even_if_the_server_comes_before_the_next_tick() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat", ttl_s=5.0)
     stand.answer(chat, servers("s2"))
+    message = stand.report(bridge).message
     stand.now += 6.0
     reach(stand)
-    assert stand.one(S2, Relay).meta["ttl_s"] == 0.0
+    assert stand.heard_of(S2, Relay) == []
+    assert outcome_of(stand, bridge, message) == {"s2": "failed:expired"}
 
 
 def test_nobody_is_told_of_a_message_that_is_not_theirs() -> None:

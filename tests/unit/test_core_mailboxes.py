@@ -690,7 +690,7 @@ def test_what_is_over_is_not_read_again_in_the_same_turn() -> None:
     stand.disk = False
     stand.reply(post.chat, request.token, clients("bob", body=b"2"))
     stand.now += 1.0
-    stand.take(stand.router.tick(stand.now))
+    stand.tick()
     stand.say(bob, Open(1, "bob"))
     stand.disk = True
     stand.commit()

@@ -266,7 +266,7 @@ def test_after_a_stop_of_its_own_the_silence_of_others_proves_nothing() -> None:
     stand.submit(bridge, "t")
     request = stand.request(one)
     stand.now += 3600.0  # suspended, say
-    stand.take(stand.router.tick(stand.now))
+    stand.tick()
     assert not [notice for notice in stand.notices if notice.event == "lost"]
     stand.reply(one, request.token, clients("alice"))
     assert stand.deliver(bridge).token is not None
@@ -279,7 +279,7 @@ def test_after_a_stop_of_its_own_what_is_overdue_is_given_up_when_the_others_had
     stand.submit(bridge, "t")
     stand.request(one)
     stand.now += 3600.0
-    stand.take(stand.router.tick(stand.now))
+    stand.tick()
     stand.wait(1.5)
     assert stand.heard_of(bridge, Report) == []
     stand.wait(1.0)
@@ -563,13 +563,13 @@ def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple
         stand.say(link, message)
         if seconds:
             stand.now += seconds
-            stand.take(stand.router.tick(stand.now))
+            stand.tick()
     for link in LINKS:
         stand.take(stand.router.undeliverable(link, Heartbeat(), stand.now))
     stand.take(stand.router.server_lost("s2", "over", stand.now))
     for _ in range(40):
         stand.now += 2.0
-        stand.take(stand.router.tick(stand.now))
+        stand.tick()
     exchange = stand.router._exchange
     assert stand.router.idle
     assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bester.broker.core.clock import Clock
 from bester.broker.core.trace import Trace
 
 
 def test_steps_of_one_root_with_wall_clock_times() -> None:
-    trace = Trace(10, clock_offset_s=100.0, server="s1")
+    trace = Trace(10, Clock(0.0, 100.0, "", None), "s1")
     trace.add((1.0, "m", "m", "handler", "t"))
     trace.add((1.5, "other", "other", "handler", "t"))
     trace.add((2.0, "m", "m.0.0", "delivered", "alice"))
@@ -18,7 +19,7 @@ def test_steps_of_one_root_with_wall_clock_times() -> None:
 
 
 def test_the_oldest_steps_are_forgotten() -> None:
-    trace = Trace(2, clock_offset_s=0.0, server="s1")
+    trace = Trace(2, Clock(0.0, 0.0, "", None), "s1")
     for number in range(3):
         trace.add((float(number), "m", "m", "handler", str(number)))
     assert [step["where"] for step in trace.of("m")] == ["s1/1", "s1/2"]

@@ -26,7 +26,7 @@ class Scripted(Router):
     """A router that says what a test has laid down, and writes down what it is told."""
 
     def __init__(self) -> None:
-        super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0)
+        super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
         self.log: list[Any] = []
         self.after: list[tuple[Write | Read, list[Action]]] = []
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from bester.broker.kept import (
+    NAMES,
     Arrived,
     BoxState,
     Bury,
+    ClockState,
     Dead,
     End,
     Entry,
@@ -29,6 +31,9 @@ from bester.broker.kept import (
     Pile,
     Read,
     Rewrite,
+    SaveClock,
+    SaveName,
+    SavePeer,
     Snapshot,
     Sought,
     Unbury,
@@ -164,6 +169,40 @@ def test_what_has_ended_is_in_no_box_at_the_start(stand: Stand) -> None:
 def test_up_to_where_something_was_handed_never_goes_back(stand: Stand) -> None:
     stand.write(keep(9), Handed(BOB, 7), Handed(BOB, 4))
     assert stand.again().boxes[BOB].handed == 7
+
+
+def test_the_last_state_of_the_clock_is_there_again(stand: Stand) -> None:
+    assert stand.first.clock is None
+    stand.write(SaveClock(ClockState(1.5, -2.0, "boot", 3.0)), SaveClock(ClockState(2.5, 1e9, "b\udcff", -4.0)))
+    assert stand.again().clock == ClockState(2.5, 1e9, "b\udcff", -4.0)
+    stand.write(SaveClock(ClockState(3.5, 0.0, "", 0.0)))
+    assert stand.again().clock == ClockState(3.5, 0.0, "", 0.0)
+
+
+def test_names_are_there_again_the_latest_last_and_no_more_than_so_many(stand: Stand) -> None:
+    stand.write(SaveName("a"), SaveName("b"), SaveName("a"))
+    assert stand.again().names == ("b", "a")
+    stand.write(*[SaveName(f"n{number}") for number in range(NAMES)])
+    stand.write(SaveName("n3"))
+    names = stand.again().names
+    assert len(names) == NAMES
+    assert names[-2:] == (f"n{NAMES - 1}", "n3")
+
+
+def test_whether_a_peer_reports_is_there_again(stand: Stand) -> None:
+    stand.write(SavePeer("h:1", True), SavePeer("h:2", False), SavePeer("h:1", False), SavePeer("h:2", True))
+    assert stand.again().peers == {"h:1": False, "h:2": True}
+
+
+def test_what_a_full_disk_could_not_take_of_clock_names_and_peers_is_written_later(stand: Stand) -> None:
+    if isinstance(stand.store, MemoryStore):
+        stand.store.broken = True
+        assert not stand.store.commit([SaveName("n"), SaveClock(ClockState(1.0, 1.0, "b", 1.0))]).ok
+        assert not stand.store.commit([SavePeer("h:1", True), SaveClock(ClockState(2.0, 2.0, "b", 2.0))]).ok
+        stand.store.broken = False
+        stand.write()
+        found = stand.again()
+        assert (found.names, found.peers, found.clock) == (("n",), {"h:1": True}, ClockState(2.0, 2.0, "b", 2.0))
 
 
 # --- boxes ---

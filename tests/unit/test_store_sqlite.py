@@ -211,7 +211,7 @@ def test_a_step_that_fails_leaves_the_older_file_whole(path: Path, monkeypatch: 
 def test_a_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.close()
     make(path, "PRAGMA user_version = 99")
-    assert "newer Bester (version 99 of the store, this one reads up to 3)" in refusal(path)
+    assert "newer Bester (version 99 of the store, this one reads up to 4)" in refusal(path)
 
 
 @pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])

@@ -19,6 +19,9 @@ LETTER_BYTES = 1024 * 1024 * 1024
 """Of the bodies of all dead letters."""
 READ_BYTES = 64 * 1024 * 1024
 """Of the bodies of dead letters that are read at once."""
+NAMES = 1_000
+"""Names of a server that the store knows: a container may have another at every start, and what was queued under one
+can be asked for as long as outcomes are remembered."""
 NUMBERS_A_LIFE = 2**32
 """Life n of a broker numbers what it may keep from n times this: numbers rise for ever, and no write is spent on it."""
 
@@ -48,7 +51,7 @@ class Entry(NamedTuple):
     """One result of a command that waits for somebody.
 
     `number` gives the order in its box, and is no other's; `id` is the result's own, `target` how the handler named
-    who gets it, `sender` the user who may ask what became of it (None: nobody may). `expires_s` is wall-clock time.
+    who gets it, `sender` the user who may ask what became of it (None: nobody may). `expires_s` is in the store's time.
     meta: `origin`, `root`, `path`, `message` (the id of the message it is a result of), `peer` (the server that has
     sent that, to be told what became of it), `push` (the sender wants to be told), `repeated` (it may have been
     delivered before), `left` and `worst` (of one that waits at another server: how many outcomes are still to come
@@ -149,8 +152,38 @@ class Learn(NamedTuple):
     type: str
 
 
+class ClockState(NamedTuple):
+    """The store's time, in which entries expire, in seconds: how far it has come (`stored_s`), how far it is ahead of
+    the wall clock (`skew_s`), and what it was (`boot_s`) when the monotonic clock of this run of the machine began
+    (`boot` names the run, empty where nothing does)."""
+
+    stored_s: float
+    skew_s: float
+    boot: str
+    boot_s: float
+
+
+class SaveClock(NamedTuple):
+    """The state of the store's time. A later one replaces it."""
+
+    state: ClockState
+
+
+class SaveName(NamedTuple):
+    """The server has this name from now on; ids of its messages begin with it. Of more than NAMES the oldest goes."""
+
+    name: str
+
+
+class SavePeer(NamedTuple):
+    """Whether the server that speaks the native protocol at `address` (`host:port`) reports on what it is sent."""
+
+    address: str
+    reports: bool
+
+
 class Forget(NamedTuple):
-    """Outcomes of what expired before this (wall clock) are remembered no longer, and of the others the oldest (by
+    """Outcomes of what expired before this are remembered no longer, and of the others the oldest (by
     number) above `most`, where `queued`, which waits elsewhere, is not among those that are counted or forgotten; of
     dead letters those above LETTER_BYTES, oldest first. It need not happen at once."""
 
@@ -158,7 +191,9 @@ class Forget(NamedTuple):
     most: int
 
 
-Write = Keep | Note | End | Rewrite | Handed | Arrived | Bury | Unbury | Learn | Forget
+Write = (
+    Keep | Note | End | Rewrite | Handed | Arrived | Bury | Unbury | Learn | SaveClock | SaveName | SavePeer | Forget
+)  # fmt: skip
 
 PRESSING = (Keep, Note, Rewrite, Handed, Arrived, Bury, Unbury)
 """What must be on disk before anything is said that follows from it. The others may wait for the next of these, or for
@@ -257,7 +292,9 @@ class BoxState(NamedTuple):
 class Snapshot:
     """What a broker finds when it starts. `epoch` is the store's own name, made with it; `life` counts the starts.
 
-    `next_expiry_s` is when the first waiting entry's time is over, on the wall clock. `dead` counts the dead letters.
+    `next_expiry_s` is when the first waiting entry's time is over, in the store's time, and `clock` what was saved of
+    that (None: nothing yet). `dead` counts the dead letters. `names` are those the server has had, `peers` says of
+    native servers, by address, whether they report.
     """
 
     epoch: str = "none"
@@ -267,6 +304,9 @@ class Snapshot:
     arrived: tuple[Arrived, ...] = ()
     next_expiry_s: float | None = None
     dead: int = 0
+    clock: ClockState | None = None
+    names: tuple[str, ...] = ()
+    peers: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -45,6 +44,12 @@ LOGGED_CHARACTERS = 300
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Linux; elsewhere the wall clock has to do after each start."""
+CLOCK_APART_S = 0.05
+CLOCK_LOOKS = 5
+"""Two clocks read further apart than this are read again, so often: the process was stopped between the two."""
+
 log = logging.getLogger("bester.broker")
 
 
@@ -54,21 +59,23 @@ Receiver = Callable[[list[Message]], None]
 class Broker:
     """A running broker. Use it as a context: `async with Broker(settings, listen, accounts, store) as broker: …`.
 
-    `settings.clock_offset_s` is set here. The store is opened here, and closed by whoever has made it, after this has
-    ended. Raises ConfigError where an endpoint cannot be bound, BesterError where the store cannot be opened.
+    The store is opened here, and closed by whoever has made it, after this has ended. Raises ConfigError where an
+    endpoint cannot be bound, BesterError where the store cannot be opened.
     """
 
     def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
         self._listen = listen
         self._accounts = accounts
         self._departures = Departures(accounts)
-        now = time.monotonic()
-        self.settings = replace(settings, clock_offset_s=time.time() - now)
+        self.settings = settings
+        now, wall_s = _clocks()
         self.router = Router(
             self.settings,
             epoch=secrets.token_hex(4),
             first_token=secrets.randbelow(2**51),
             now=now,
+            wall_s=wall_s,
+            boot=_boot(),
             is_account=self._departures.is_account,
             snapshot=store.open(),
             chance=random.random,
@@ -192,7 +199,7 @@ class Broker:
         self._post(self.router.receive_all(link, decode(frames), time.monotonic()))
 
     def _tick(self) -> None:
-        self._carry_out(self.router.tick(time.monotonic()))
+        self._carry_out(self.router.tick(*_clocks()))
         self._see_off()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
@@ -305,6 +312,24 @@ class Broker:
         for message in messages:
             if not fabric.send(message):
                 self._carry_out(self.router.undeliverable(link, message, time.monotonic()))
+
+
+def _clocks() -> tuple[float, float]:
+    """Return the monotonic and the wall clock as of one moment, where this process was not stopped between the two."""
+    looks = CLOCK_LOOKS
+    while True:
+        before, wall_s, now = time.monotonic(), time.time(), time.monotonic()
+        looks -= 1
+        if now - before < CLOCK_APART_S or not looks:
+            return now, wall_s
+
+
+def _boot() -> str:
+    """Return the name of this run of the machine, empty where it has none."""
+    try:
+        return BOOT.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _logged(value: object) -> str:

@@ -57,11 +57,13 @@ class Aftermath:
         message, peer = meta.get("message"), meta.get("peer")
         if entry.sender is not None and meta.get("push") and message is not None:
             said = {"message": message, "recipient": entry.target, "outcome": outcome}
-            until_s = self._boxes.wall(now) + self._settings.bounds.ttl_s
+            until_s = self._boxes.clock.stored(now) + self._settings.bounds.ttl_s
             self._keep(mailbox(entry.sender), entry, entry.sender, said, until_s, number, now)
         if type(peer) is str and peer in self._settings.routes and message is not None:
             said = {"message": message, "outcome": outcome}
-            until_s = max(self._boxes.wall(now), entry.expires_s) + OUTCOME_KEPT_S  # as long as anybody may ask there
+            until_s = (
+                max(self._boxes.clock.stored(now), entry.expires_s) + OUTCOME_KEPT_S
+            )  # as long as anybody may ask there
             self._keep(lane(peer, OUTCOME_TYPE), entry, peer, said, until_s, number, now)
 
     def _keep(
@@ -87,7 +89,9 @@ class Aftermath:
             "server": owner_of(entry.box),
             "bytes": len(entry.body),
         }
-        letters.bury(Letter(entry.id, entry.type, entry.body, outcome[7:], self._boxes.wall(now), meta), self._out)
+        letters.bury(
+            Letter(entry.id, entry.type, entry.body, outcome[7:], self._boxes.clock.wall(now), meta), self._out
+        )
 
     # --- from other servers ---
 

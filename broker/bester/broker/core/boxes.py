@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import QUEUED, Case, Reports, failed
+from bester.broker.core.clock import Clock
 from bester.broker.core.policy import NEWS
 from bester.broker.core.values import Limits, Outbox, Settings
 from bester.broker.kept import (
@@ -26,6 +27,7 @@ from bester.broker.kept import (
     Handed,
     Keep,
     Note,
+    SaveClock,
     Snapshot,
     Write,
     is_mailbox,
@@ -34,7 +36,7 @@ from bester.broker.kept import (
 )
 
 FORGET_EVERY_S = 60.0
-"""How often outcomes that nobody may ask for any more are cleared away."""
+"""How often outcomes that nobody may ask for any more are cleared away, and the store's time is saved."""
 FULL_TURN_S = 1.0
 """So long nothing is taken that must be kept, after a disk was found full: each try stops everybody for a moment."""
 
@@ -115,7 +117,9 @@ class _Owner:
 class Boxes:
     """All boxes, their bounds, and what waits for a commit. `look` is told of a box in which something may be next."""
 
-    def __init__(self, settings: Settings, out: Outbox, reports: Reports, snapshot: Snapshot, now: float) -> None:
+    def __init__(
+        self, settings: Settings, out: Outbox, reports: Reports, clock: Clock, snapshot: Snapshot, now: float
+    ) -> None:
         self.look: Callable[[Box, float], None] = lambda box, now: None
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
@@ -123,7 +127,7 @@ class Boxes:
         """How many wait or fly, in all boxes."""
         self.next_number = max(1, snapshot.life * NUMBERS_A_LIFE)
         self._bounds = settings.bounds
-        self._offset_s = settings.clock_offset_s
+        self.clock = clock
         self._out = out
         self._reports = reports
         self._size = 0
@@ -135,7 +139,7 @@ class Boxes:
         self._pending: dict[int, Case | None] = {}
         self._noted: dict[int, Case] = {}
         self._over_early: dict[int, str] = {}  # of those, what has ended before it was committed, and how
-        self._over: set[int] = set()  # what has expired, where that is not written yet: a disk still gives it out
+        self._over: set[int] = set()  # numbers of what was ended as expired and is still on the disk as waiting
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
         self._forget_at = now
@@ -160,14 +164,10 @@ class Boxes:
         """Return the users for whom something is kept."""
         return [owner_of(key) for key in self._boxes if is_mailbox(key)]
 
-    def wall(self, now: float) -> float:
-        """Return the wall clock's time."""
-        return now + self._offset_s
-
     def until(self, case: Case, now: float) -> float:
-        """Return when what is kept of a case is given up, on the wall clock."""
+        """Return when what is kept of a case is given up, in the store's time."""
         end = now + self._bounds.ttl_s if case.expires is None else case.expires
-        return self.wall(end)
+        return self.clock.stored(end)
 
     def take_numbers(self, count: int) -> int:
         """Return the first of so many numbers that nothing else has."""
@@ -252,24 +252,30 @@ class Boxes:
             box.fetching = True
             self._out.reads.append(Fetch(box.key, box.cursor, limit, self.limits.window_bytes))
 
-    def found(self, fetch: Fetch, entries: Sequence[Entry]) -> tuple[Box, list[Entry]] | None:
-        """What was asked for has come; returns what is to fly now. None: the box is no more."""
+    def found(self, fetch: Fetch, entries: Sequence[Entry], now: float) -> tuple[Box, list[Entry], list[Entry]] | None:
+        """Take in what was fetched. Returns the box, what is to fly now, and what is to be ended, for its time was over
+        before its turn came; None where the box is no more."""
         box = self._boxes.get(fetch.box)
         if box is None:
             return None
         box.fetching = False
         fresh = [entry for entry in entries if entry.number not in box.flying and entry.number not in self._over]
         if box.cursor < fetch.after:  # something was put back meanwhile, and comes first
-            return box, []
+            return box, [], []
         if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
             self._count(box, -box.waiting, sum(box.flying.values()) - box.size)
             if not box.messages:
                 self._drop(box.key)
             return None
         box.cursor = max(box.cursor, entries[-1].number)
+        stored_s = self.clock.stored(now)
+        over = [entry for entry in fresh if entry.expires_s <= stored_s]
+        if over:
+            self._over.update(entry.number for entry in over)
+            fresh = [entry for entry in fresh if entry.expires_s > stored_s]
         for entry in fresh:
             box.fly(entry.number, len(entry.body))
-        return box, fresh
+        return box, fresh, over
 
     def hand(self, box: Box, entries: Sequence[Entry]) -> set[int]:
         """Note that these go out now; returns the numbers of those that may have arrived before."""
@@ -338,14 +344,15 @@ class Boxes:
     # --- time ---
 
     def tick(self, now: float) -> None:
-        """Ask for what has waited too long; clear away what nobody may ask for any more."""
-        wall = self.wall(now)
-        if self._next_expiry_s is not None and wall >= self._next_expiry_s and not self._expiring:
+        """Ask for what has waited too long; clear away what nobody may ask for any more; keep the store's time."""
+        stored_s = self.clock.stored(now)
+        if self._next_expiry_s is not None and stored_s >= self._next_expiry_s and not self._expiring:
             self._expiring = True
-            self._out.reads.append(Expired(wall, self.limits.expiries, self.limits.window_bytes))
+            self._out.reads.append(Expired(stored_s, self.limits.expiries, self.limits.window_bytes))
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
-            self._out.writes.append(Forget(wall - OUTCOME_KEPT_S, self._bounds.outcomes))
+            self._out.writes.append(SaveClock(self.clock.save(now)))
+            self._out.writes.append(Forget(stored_s - OUTCOME_KEPT_S, self._bounds.outcomes))
 
     def expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """The answer to that; returns those that are to be ended. Those on their way are left to it a while longer."""
@@ -355,9 +362,9 @@ class Boxes:
         for entry in entries:
             box = self._boxes.get(entry.box)
             if box is not None and entry.number in box.flying:
-                soon = self.wall(now) + 1.0
+                soon = self.clock.stored(now) + 1.0
                 self._next_expiry_s = soon if self._next_expiry_s is None else min(self._next_expiry_s, soon)
-            else:
+            elif entry.number not in self._over:
                 gone.append(entry)
         self._over.update(entry.number for entry in gone)
         return gone

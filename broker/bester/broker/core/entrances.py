@@ -43,10 +43,14 @@ _SUBMIT = Kind.SUBMIT
 
 
 class Entrances:
-    """The ways into the exchange. `epoch` tells the ids of this life from those of earlier ones."""
+    """The ways into the exchange. `epoch` tells the ids of this life from those of earlier ones; `names` are those that
+    ids of this server's messages may begin with."""
 
-    def __init__(self, settings: Settings, exchange: Exchange, out: Outbox, epoch: str, snapshot: Snapshot) -> None:
+    def __init__(
+        self, settings: Settings, names: frozenset[str], exchange: Exchange, out: Outbox, epoch: str, snapshot: Snapshot
+    ) -> None:
         self.settings = settings
+        self._names = names
         self.draining = False
         """What enters is refused: the broker is about to end."""
         self.arrivals = Arrivals(out, snapshot.arrived)
@@ -226,7 +230,7 @@ class Entrances:
         case.expires = _expiry(meta, now)
         parcel = Parcel(
             case, id_, case.root, type_, body, "server", origin or told, peer=told, path=_path(meta),
-            repeated=_attempt(meta) > 1 or (listed is not None and meta.get("again") is True),
+            repeated=_attempt(meta) > 1 or meta.get("again") is True,  # a stranger who says so gets his mark
         )  # fmt: skip
         self._exchange.enter(parcel, now)
         return case
@@ -246,7 +250,7 @@ class Entrances:
     def _not_ours(self, id_: str, peer: str) -> str:
         """Return the id by which a server's message is known here: the one it came with, unless it looks like one of
         ours. Under that it could pass for a message that one of our clients has sent, or is about to send."""
-        return f"{peer}/{id_}" if id_.startswith(f"{self.settings.name}/") else id_
+        return f"{peer}/{id_}" if id_.partition("/")[0] in self._names else id_
 
     def _tell_again(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """A message came before: its sender is told what became of it, now or when it is known."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from bester.broker.core.aftermath import Aftermath
 from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED, Case, Reports, failed
+from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
@@ -36,19 +37,19 @@ class Exchange:
     """
 
     def __init__(
-        self, settings: Settings, out: Outbox, *, first_token: int, now: float, is_account: Callable[[str], bool],
-        snapshot: Snapshot, chance: Callable[[], float],
+        self, settings: Settings, out: Outbox, clock: Clock, *, first_token: int, now: float,
+        is_account: Callable[[str], bool], snapshot: Snapshot, chance: Callable[[], float],
     ) -> None:  # fmt: skip
         limits = settings.limits
         self.settings = settings
         self.limits = limits
         self.workers = Workers()
-        self.trace = Trace(limits.trace, settings.clock_offset_s, settings.name)
+        self.trace = Trace(limits.trace, clock, settings.name)
         self.reports = Reports(out)
         self.directory = Directory()
         self.deliveries = Deliveries()
         self.bridges: dict[Link, None] = {}
-        self.boxes = Boxes(settings, out, self.reports, snapshot, now)
+        self.boxes = Boxes(settings, out, self.reports, clock, snapshot, now)
         self.boxes.look = self._look
         legs = Legs(limits.max_lane)
         self.aftermath = Aftermath(settings, self.boxes, legs, out)

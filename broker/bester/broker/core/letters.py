@@ -86,7 +86,7 @@ class Letters:
             "bytes": len(parcel.body),
         }  # fmt: skip
         id_ = self._renamed.get(parcel.id, parcel.id)
-        bury(Letter(id_, parcel.type, parcel.body, reason, self._boxes.wall(now), meta), self._out)
+        bury(Letter(id_, parcel.type, parcel.body, reason, self._boxes.clock.wall(now), meta), self._out)
 
     def ask(self, link: Link, ask: Ask) -> Answer | None:
         """An operator asks about them; None: the answer comes by `found`."""
@@ -158,7 +158,7 @@ class Letters:
         meta, (case, _) = letter.meta, self._second_chance(letter)
         entry = Entry(
             self._boxes.take_numbers(1), lane(server, letter.type), _next_id(letter),
-            server, letter.type, letter.body, case.sender, self._boxes.wall(now) + self._settings.bounds.ttl_s,
+            server, letter.type, letter.body, case.sender, self._boxes.clock.stored(now) + self._settings.bounds.ttl_s,
             {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
         )  # fmt: skip
         self._reports.begin(case)

@@ -211,11 +211,11 @@ class Outboxes:
             for entry in entries:
                 box.put_back(entry.number)
             return
-        marked, wall = self._boxes.hand(box, entries), self._boxes.wall(now)
+        marked, stored_s = self._boxes.hand(box, entries), self._boxes.clock.stored(now)
         for entry in entries:
             again = entry.number in marked
             leg = Leg(entry, entry.target, link, route, now + self._limits.relay_s, None, again)
-            self._send(leg, entry, max(0.0, entry.expires_s - wall), again=again)
+            self._send(leg, entry, max(0.0, entry.expires_s - stored_s), again=again)
 
     def _back_off(self, box: Box, now: float) -> None:
         if now < box.retry_at:  # the same trouble, of many that were on their way

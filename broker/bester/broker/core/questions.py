@@ -18,10 +18,11 @@ MAY_TRACE = ("operator", "bridge")
 
 
 class Questions:
-    """Answers ASK from what the broker knows."""
+    """Answers ASK from what the broker knows. `names` are those that ids of this server's messages may begin with."""
 
-    def __init__(self, settings: Settings, directory: Directory, trace: Trace) -> None:
+    def __init__(self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace) -> None:
         self._settings = settings
+        self._names = names
         self._directory = directory
         self._trace = trace
 
@@ -36,7 +37,7 @@ class Questions:
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
             return None
         edge, _, counter = message.rpartition("/")
-        if not edge.startswith(f"{self._settings.name}/") or not counter.isdecimal():
+        if edge.partition("/")[0] not in self._names or not counter.isdecimal():
             return None
         return Outcomes(message, user, link, ask.token)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.cases import failed
+from bester.broker.core.clock import Clock
 from bester.broker.core.entrances import Entrances
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.letters import QUESTIONS
@@ -27,10 +28,13 @@ from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Ve
 from bester.broker.kept import (
     Committed,
     Dead,
+    Entry,
     Expired,
     Fetch,
     Outcomes,
     Read,
+    SaveClock,
+    SaveName,
     Snapshot,
     Sought,
     Write,
@@ -65,7 +69,9 @@ _RELAY_OP = OP_OF[Relay]
 
 
 class Router:
-    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52."""
+    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52;
+    `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970), `boot` names this
+    run of the machine, empty where nothing does."""
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class Router:
         epoch: str,
         first_token: int,
         now: float,
+        wall_s: float,
+        boot: str = "",
         is_account: Callable[[str], bool] = lambda _: False,
         snapshot: Snapshot = NOTHING_KEPT,
         chance: Callable[[], float] = lambda: 0.5,
@@ -81,13 +89,16 @@ class Router:
         self.settings = settings
         self._out = Outbox()
         self._epoch = epoch
+        self._clock = Clock(now, wall_s, boot, snapshot.clock)
+        self._out.writes.append(SaveClock(self._clock.save(now)))
+        names = self._take_name(snapshot.names)
         self._exchange = Exchange(
-            settings, self._out, first_token=first_token, now=now, is_account=is_account, snapshot=snapshot,
-            chance=chance,
+            settings, self._out, self._clock, first_token=first_token, now=now, is_account=is_account,
+            snapshot=snapshot, chance=chance,
         )  # fmt: skip
-        self._entrances = Entrances(settings, self._exchange, self._out, epoch, snapshot)
+        self._entrances = Entrances(settings, names, self._exchange, self._out, epoch, snapshot)
         self._arrivals = self._entrances.arrivals
-        self._questions = Questions(settings, self._exchange.directory, self._exchange.trace)
+        self._questions = Questions(settings, names, self._exchange.directory, self._exchange.trace)
         self._presence = Presence(settings, self._exchange, self._out, epoch, now)
         self._peers = self._presence.peers
         self._missing: dict[str, str] = {}
@@ -108,6 +119,15 @@ class Router:
             "server": {Relay: self._entrances.relay},
             "operator": {Ask: self._ask},
         }
+
+    def _take_name(self, known: Sequence[str]) -> frozenset[str]:
+        """Return all names this server has, or had: ids of its messages begin with one of them. A new one is saved."""
+        name = self.settings.name
+        if name not in known[-1:]:
+            self._out.writes.append(SaveName(name))
+            if known:
+                self._notice("renamed", before=known[-1], now=name)
+        return frozenset((name, *known))
 
     # --- in ---
 
@@ -203,8 +223,13 @@ class Router:
             self._notice("server-lost", server=name, why=why)
         return self._actions()
 
-    def tick(self, now: float) -> list[Action]:
-        """Let time pass; call it a few times a second."""
+    def tick(self, now: float, wall_s: float) -> list[Action]:
+        """Let time pass; call it a few times a second, with what the wall clock shows."""
+        jump_s = self._clock.read(now, wall_s)
+        if jump_s is not None:
+            self._notice("clock-jumped", seconds=round(jump_s, 3))
+        if self._clock.news:
+            self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
         self._arrivals.tick()
@@ -223,15 +248,15 @@ class Router:
         """What was asked of the store; None: it cannot say now, where somebody merely asks."""
         exchange = self._exchange
         if type(read) is Fetch:
-            found = exchange.boxes.found(read, answer)
+            found = exchange.boxes.found(read, answer, now)
             if found is not None:
+                box, entries, over = found
+                self._expire(over, now)
                 keeper = exchange.mailboxes if is_mailbox(read.box) else exchange.outboxes
-                keeper.found(*found, now)
+                keeper.found(box, entries, now)
         elif type(read) is Expired:
             entries, next_s = answer
-            for entry in exchange.boxes.expired(entries, next_s, now):
-                if exchange.boxes.end(entry, failed("expired")):
-                    exchange.aftermath.became(entry, failed("expired"), now)
+            self._expire(exchange.boxes.expired(entries, next_s, now), now)
         elif type(read) is Sought:
             case, _ = read.why
             exchange.reports.settle(case, None, exchange.aftermath.found(read, answer, now))
@@ -242,6 +267,12 @@ class Router:
         elif type(read) is Dead:
             self._say(read.asker, exchange.letters.found(read, () if answer is None else answer, now))
         return self._actions()
+
+    def _expire(self, entries: Sequence[Entry], now: float) -> None:
+        """End kept messages whose time is over."""
+        for entry in entries:
+            if self._exchange.boxes.end(entry, failed("expired")):
+                self._exchange.aftermath.became(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from bester.broker.core.clock import Clock
+
 StepTaken = tuple[float, str, str, str, str]
 """(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`
 (a type, a user, a server)."""
@@ -13,9 +15,9 @@ StepTaken = tuple[float, str, str, str, str]
 class Trace:
     """A ring of steps at `server`. Never holds bodies."""
 
-    def __init__(self, size: int, clock_offset_s: float, server: str) -> None:
+    def __init__(self, size: int, clock: Clock, server: str) -> None:
         self._steps: deque[StepTaken] = deque(maxlen=size)
-        self._offset_s = clock_offset_s
+        self._clock = clock
         self._server = server
         self.add = self._steps.append
 
@@ -23,7 +25,7 @@ class Trace:
         """Return the steps of one root in order, with times in milliseconds of the wall clock."""
         return [
             {
-                "at_ms": round((at + self._offset_s) * 1000, 3),
+                "at_ms": round(self._clock.wall(at) * 1000, 3),
                 "id": id_,
                 "what": what,
                 "where": f"{self._server}/{where}",

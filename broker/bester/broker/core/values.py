@@ -158,9 +158,8 @@ class Limits:
 class Settings:
     """Who this broker is and whom it knows.
 
-    `hosts`: IP address → names of the native servers that are configured there. `clock_offset_s`: wall clock minus
-    `now` at the start, for traces of several servers to be laid side by side, and for what outlives this process.
-    `budgets`: what the handlers of a type may take, where that was configured.
+    `hosts`: IP address → names of the native servers that are configured there. `budgets`: what the handlers of a type
+    may take, where that was configured.
     """
 
     name: str
@@ -172,5 +171,4 @@ class Settings:
     admin_info: str = ""
     bounds: Bounds = field(default_factory=Bounds)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
-    clock_offset_s: float = 0.0
     limits: Limits = field(default_factory=Limits)

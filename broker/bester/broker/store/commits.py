@@ -24,6 +24,7 @@ from bester.broker.kept import (
     Keep,
     Note,
     Read,
+    SaveClock,
     Unbury,
     Write,
 )
@@ -157,4 +158,4 @@ def _key_of(write: Write) -> Hashable:
     """Return what is the same for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id
-    return type(write), None if isinstance(write, Forget) else write[0]
+    return type(write), None if isinstance(write, Forget | SaveClock) else write[0]

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, Self
 
 from bester.broker.kept import (
     LETTER_BYTES,
+    NAMES,
     READ_BYTES,
     Arrived,
     BoxState,
     Bury,
+    ClockState,
     Dead,
     End,
     Entry,
@@ -34,6 +36,9 @@ from bester.broker.kept import (
     Pile,
     Read,
     Rewrite,
+    SaveClock,
+    SaveName,
+    SavePeer,
     Snapshot,
     Sought,
     Unbury,
@@ -98,6 +103,9 @@ class MemoryStore(Commits):
         self._places: dict[str, int] = {}  # theirs
         self._place = 0
         self._types: dict[str, None] = {}
+        self._clock: ClockState | None = None
+        self._names: dict[str, None] = {}  # the latest last
+        self._peers: dict[str, bool] = {}
 
     def copy(self) -> Self:
         """Return a store that holds what is committed here, and no more."""
@@ -115,6 +123,9 @@ class MemoryStore(Commits):
         other._places = dict(self._places)
         other._place = self._place
         other._types = dict(self._types)
+        other._clock = self._clock
+        other._names = dict(self._names)
+        other._peers = dict(self._peers)
         return other
 
     def open(self) -> Snapshot:
@@ -133,6 +144,9 @@ class MemoryStore(Commits):
                 (row.entry.expires_s for row in self._rows.values() if row.outcome is None), default=None
             ),
             dead=len(self._letters),
+            clock=self._clock,
+            names=tuple(self._names),
+            peers=dict(self._peers),
         )
 
     def close(self) -> None:
@@ -182,6 +196,15 @@ class MemoryStore(Commits):
                 self._unbury(id_)
             case Learn(type_):
                 self._types[type_] = None
+            case SaveClock(state):
+                self._clock = state
+            case SaveName(name):
+                self._names.pop(name, None)
+                self._names[name] = None
+                while len(self._names) > NAMES:
+                    del self._names[next(iter(self._names))]
+            case SavePeer(address, reports):
+                self._peers[address] = reports
             case Forget(before_s, most):
                 self._forget(before_s, most)
 

@@ -65,7 +65,21 @@ _DEAD_LETTERS = (
 # Of what is remembered the oldest goes first; what waits at another server is not counted among it.
 _REMEMBERED = ("CREATE INDEX entry_remembered ON entry (number) WHERE outcome IS NOT NULL AND outcome <> 'queued'",)
 
-STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED)
+_SERVER = (
+    """
+    CREATE TABLE clock (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        stored_s REAL NOT NULL,
+        skew_s REAL NOT NULL,
+        boot TEXT NOT NULL,
+        boot_s REAL NOT NULL
+    )
+    """,
+    "CREATE TABLE server_name (serial INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE native_peer (address TEXT PRIMARY KEY, reports INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER)
 """Step n makes version n + 1 of version n. What has been released is never changed here, only added to."""
 
 

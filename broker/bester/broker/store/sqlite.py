@@ -14,7 +14,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bester.broker.kept import LETTER_BYTES, Arrived, BoxState, Bury, Forget, Keep, Note, Read, Snapshot, Write
+from bester.broker.kept import (
+    LETTER_BYTES,
+    Arrived,
+    BoxState,
+    Bury,
+    ClockState,
+    Forget,
+    Keep,
+    Note,
+    Read,
+    Snapshot,
+    Write,
+)
 from bester.broker.store import place, schema
 from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
 from bester.broker.store.reading import answer
@@ -151,6 +163,7 @@ class SqliteStore(Commits):
         if type(epoch) is not str or type(life) is not int:
             raise ValueError("it has lost its name")
         handed = dict(db.execute("SELECT box, upto FROM handed"))
+        clock = db.execute("SELECT stored_s, skew_s, boot, boot_s FROM clock").fetchone()
         boxes = db.execute("SELECT box, count(*), sum(size), min(number) FROM entry WHERE outcome IS NULL GROUP BY box")
         return Snapshot(
             epoch=epoch,
@@ -168,6 +181,12 @@ class SqliteStore(Commits):
             ),
             next_expiry_s=db.execute("SELECT min(expires_s) FROM entry WHERE outcome IS NULL").fetchone()[0],
             dead=db.execute("SELECT count(*) FROM letter").fetchone()[0],
+            clock=None if clock is None else ClockState(clock[0], clock[1], read_text(clock[2]), clock[3]),
+            names=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM server_name ORDER BY serial")),
+            peers={
+                read_text(address): bool(reports)
+                for address, reports in db.execute("SELECT address, reports FROM native_peer")
+            },
         )
 
     # --- writing ---

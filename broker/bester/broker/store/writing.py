@@ -9,7 +9,22 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from bester.broker.kept import Arrived, Bury, End, Forget, Handed, Keep, Learn, Note, Rewrite, Unbury
+from bester.broker.kept import (
+    NAMES,
+    Arrived,
+    Bury,
+    End,
+    Forget,
+    Handed,
+    Keep,
+    Learn,
+    Note,
+    Rewrite,
+    SaveClock,
+    SaveName,
+    SavePeer,
+    Unbury,
+)
 from bester.broker.store.rows import blob, pack, text, unpack
 
 NAMED_AT_ONCE = 500
@@ -120,6 +135,26 @@ def _learn(db: sqlite3.Connection, run: list[Learn]) -> None:
     db.executemany("INSERT INTO seen_type (name) VALUES (?) ON CONFLICT (name) DO NOTHING", names)
 
 
+def _save_clock(db: sqlite3.Connection, run: list[SaveClock]) -> None:
+    stored_s, skew_s, boot, boot_s = run[-1].state
+    db.execute(
+        "INSERT OR REPLACE INTO clock (one, stored_s, skew_s, boot, boot_s) VALUES (1, ?, ?, ?, ?)",
+        (stored_s, skew_s, text(boot), boot_s),
+    )
+
+
+def _save_name(db: sqlite3.Connection, run: list[SaveName]) -> None:
+    names = [(text(each.name),) for each in run]
+    db.executemany("INSERT OR REPLACE INTO server_name (name) VALUES (?)", names)  # the latest has the highest serial
+    last = "SELECT serial FROM server_name ORDER BY serial DESC LIMIT 1 OFFSET ?"
+    db.execute(f"DELETE FROM server_name WHERE serial <= ({last})", (NAMES,))  # noqa: S608 (own words)
+
+
+def _save_peer(db: sqlite3.Connection, run: list[SavePeer]) -> None:
+    rows = [(text(each.address), each.reports) for each in run]
+    db.executemany("INSERT OR REPLACE INTO native_peer (address, reports) VALUES (?, ?)", rows)
+
+
 CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     End: _end,
     Rewrite: _rewrite,
@@ -128,6 +163,9 @@ CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     Bury: _bury,
     Unbury: _unbury,
     Learn: _learn,
+    SaveClock: _save_clock,
+    SaveName: _save_name,
+    SavePeer: _save_peer,
 }
 """How each kind is carried out that is not told anything in return."""
 
