@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +19,7 @@ from bester.bridge.native import report
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import OPEN_TO_SERVERS, Raw, scene
 
+REPORTED = {"reported": True}
 Answer = Callable[[Raw], Awaitable[None]]
 
 
@@ -97,6 +100,23 @@ async def silent(peer: Raw) -> None:
     await peer.read()
 
 
+async def unread(peer: Raw) -> None:
+    """Goes with the message in its system's hands: that sends a reset."""
+    await peer.reader.read(1)
+
+
+async def half_closed(peer: Raw) -> None:
+    """Says that it will say nothing, reads, and goes."""
+    peer.writer.write_eof()
+    await peer.read()
+
+
+async def wordy(peer: Raw) -> None:
+    """Says something that is no report, and goes in peace."""
+    await peer.read()
+    peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
+
+
 async def reset(peer: Raw) -> None:
     await peer.read()
     peer.reset()
@@ -116,14 +136,16 @@ async def never(peer: Raw) -> None:
 @pytest.mark.parametrize(
     ("answer", "outcome", "meta"),
     [
-        (good, "delivered", {}),
-        (bad, "failed:not-allowed", {}),
-        (partly, "failed:expired", {"carried": True}),
-        (for_later, "queued", {"queued": 2}),
-        (chatty, "delivered", {}),
+        (good, "delivered", REPORTED),
+        (bad, "failed:not-allowed", REPORTED),
+        (partly, "failed:expired", REPORTED | {"carried": True}),
+        (for_later, "queued", REPORTED | {"queued": 2}),
+        (chatty, "delivered", REPORTED),
         (silent, "sent", {}),
+        (half_closed, "sent", {}),
+        (wordy, "sent", {}),
         (reset, "failed:unreachable", {}),
-        (too_large, "failed:malformed", {}),
+        (too_large, "failed:malformed", REPORTED),
         (never, "failed:unreachable", {}),
     ],
 )
@@ -156,6 +178,145 @@ async def test_nobody_there(address: str) -> None:
     outcomes = Outcomes()
     Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
     assert await outcomes.all(1) == {3: "failed:unreachable"}
+    assert outcomes.meta == {3: {"unsent": True}}
+
+
+async def test_a_large_message_that_is_not_wholly_read_is_not_called_sent() -> None:
+    outcomes = Outcomes()
+    forwarder = Forwarder(Limits(), outcomes.done)
+    async with server(unread) as address:
+        forwarder.forward(Forward(3, address, "m", b'"%b"' % (b"x" * 8_000_000), {}))
+        assert await outcomes.all(1) == {3: "failed:unreachable"}
+    assert outcomes.meta == {3: {}}
+
+
+async def test_a_server_that_closes_at_once_and_has_read_nothing_is_not_called_sent() -> None:
+    """Its end comes before our words have gone through: whether it was a peaceful one is known a moment later."""
+    outcomes = Outcomes()
+    forwarder = Forwarder(Limits(), outcomes.done)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+        port = listening.getsockname()[1]
+        for token in range(20):
+            forwarder.forward(Forward(token, f"127.0.0.1:{port}", "m", b'"%b"' % (b"x" * 5_000_000), {}))
+
+        def turn_away() -> None:
+            for _ in range(20):
+                listening.accept()[0].close()
+
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(turn_away)
+        await outcomes.all(20)
+    assert set(outcomes.of.values()) == {"failed:unreachable"}
+
+
+async def test_what_waits_for_an_address_where_nothing_listens_any_more_does_not_wait_for_each_other() -> None:
+    """A socket with a full backlog, whose server is stopped, takes nothing and refuses nothing."""
+    outcomes = Outcomes()
+    forwarder = Forwarder(replace(Limits(), connect_s=0.5), outcomes.done)
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for each in (first, second):
+            each.setblocking(False)
+            each.connect_ex(listening.getsockname())
+        for token in range(50):
+            address = f"127.0.0.1:{listening.getsockname()[1]}"
+            forwarder.forward(Forward(token, address, "m", b"1", {"wait_s": 60.0}))
+        assert set((await outcomes.all(50)).values()) == {"failed:unreachable"}
+        assert all(meta == {"unsent": True} for meta in outcomes.meta.values())
+
+
+async def test_servers_in_a_ring_that_wait_for_each_other_get_through() -> None:
+    """A message that goes round needs a connection for each round, while those of the rounds before are open."""
+    ended: dict[int, asyncio.Future[str]] = {}
+    forwarder = Forwarder(Limits(), lambda token, outcome, meta: ended[token].set_result(outcome))
+
+    async def send(left: int) -> str:
+        ended[left] = asyncio.get_running_loop().create_future()
+        forwarder.forward(Forward(left, address, "m", b"%d" % left, {"wait_s": 60.0}))
+        async with asyncio.timeout(10):
+            return await ended[left]
+
+    async def on(peer: Raw) -> None:
+        left = (await peer.read())["payload"]["data"]
+        if left:
+            assert await send(left - 1) == "delivered"
+        peer.writer.write(report(b"null", 0))
+
+    async with server(on) as address:
+        assert await send(8) == "delivered"
+
+
+async def test_how_long_a_report_is_waited_for_is_the_brokers_to_say() -> None:
+    outcomes = Outcomes()
+    forwarder = Forwarder(replace(Limits(), forward_s=0.05), outcomes.done)
+    answered = asyncio.Event()
+
+    async def slow(peer: Raw) -> None:
+        frame = await peer.read()
+        if frame["payload"]["id"] == "1":
+            await answered.wait()
+        peer.writer.write(report(json.dumps(frame["payload"]["id"]).encode(), 0))
+
+    async with server(slow) as address:
+        forwarder.forward(Forward(1, address, "m", b"1", {"wait_s": 10.0}))
+        forwarder.forward(Forward(2, address, "m", b"1", {}))
+        await outcomes.all(1)
+        answered.set()
+        assert await outcomes.all(2) == {1: "delivered", 2: "delivered"}
+
+
+# --- a burst at a server that accepts few at a time ---
+
+
+class Slow:
+    """A server like besterd: a backlog of one, and a thread that accepts, reads a message, closes, and says nothing.
+
+    Its system lets connections that it has no room for wait a second, then three.
+    """
+
+    def __init__(self) -> None:
+        self.listening = socket.socket()
+        self.listening.bind(("127.0.0.1", 0))
+        self.listening.listen(1)
+        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.got: list[Any] = []
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Slow:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self.listening.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listening.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as stream:
+                length = int.from_bytes(stream.read(4), "little")
+                self.got.append(json.loads(stream.read(length))["payload"]["data"])
+
+
+async def test_a_burst_at_a_server_with_a_backlog_of_one_gets_through_without_a_failure() -> None:
+    outcomes = Outcomes()
+    forwarder = Forwarder(Limits(), outcomes.done)
+    with Slow() as server:
+        for token in range(500):
+            forwarder.forward(Forward(token, server.address, "m", b"%d" % token, {"wait_s": 60.0}))
+        async with asyncio.timeout(30):
+            while len(outcomes.of) < 500:
+                outcomes._news.clear()
+                await outcomes._news.wait()
+    assert set(outcomes.of.values()) == {"sent"}
+    assert sorted(server.got) == list(range(500))
+    await forwarder.close()
 
 
 async def test_bounds_for_each_address_and_in_all() -> None:

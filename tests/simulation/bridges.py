@@ -14,9 +14,10 @@ from bester.bridge.ports import Waiting
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.broker.core.values import Link
-from bester.broker.wire.messages import VERSION, Forward, Hello, Message
+from bester.broker.wire.messages import VERSION, Forward, Hello, Message, Meta
 from bester.broker.wire.party import Party
 from tests.simulation.links import SimLink
+from tests.simulation.natives import Done
 from tests.simulation.servers import SimServer
 from tests.simulation.world import Messages, Weather, World
 
@@ -214,7 +215,7 @@ class SimBridge:
         self.name = name
         self.direct = direct
         self.slow_s = slow_s
-        self.on_forward: Callable[[Forward, Callable[[str], None]], None] = lambda message, done: None
+        self.on_forward: Callable[[SimServer, Forward, Done], None] = lambda server, message, done: None
         self.connections: dict[Connection, None] = {}
         self.core: Bridge | None = None
         self.crashes = 0
@@ -261,11 +262,11 @@ class SimBridge:
     def _forward(self, message: Forward) -> None:
         core = self.core
 
-        def done(outcome: str) -> None:
+        def done(outcome: str, meta: Meta) -> None:
             if self.core is core and core is not None:
-                core.forwarded(message.token, outcome)
+                core.forwarded(message.token, outcome, meta)
 
-        self.on_forward(message, done)
+        self.on_forward(self.server, message, done)
 
     def _tick(self) -> None:
         if self.core is not None:

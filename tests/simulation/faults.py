@@ -47,6 +47,8 @@ class Faults:
             self._crash_server,
             self._crash_server,
             self._fill_disk,
+            self._kill_native,
+            self._kill_native,
             self._cut_client,
             self._cut_client,
             self._kill_client,
@@ -113,6 +115,12 @@ class Faults:
         bridges = [bridge for bridge in self.scenario.bridges if not bridge.direct]
         if bridges:
             self.random.choice(bridges).crash(self._some_time(3.0))
+
+    def _kill_native(self) -> None:
+        """In the middle of its work, mostly."""
+        natives = list(self.scenario.natives.values())
+        working = [native for native in natives if native.busy]
+        self.random.choice(working or natives).die(self._some_time(4.0))
 
     def _kill_client(self) -> None:
         client = self.random.choice(self.scenario.clients)

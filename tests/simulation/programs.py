@@ -16,8 +16,9 @@ import msgspec
 
 from bester.broker.wire.messages import Command
 
-NATIVE = "n1"
-"""A server that is not part of the simulation: what becomes of a message there is chance."""
+NATIVE, MUTE = "n1", "n2"
+"""Servers of the native protocol: they carry out nothing that a message says, and the second reports on nothing."""
+NATIVES = (NATIVE, MUTE)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -25,7 +26,7 @@ _decode = msgspec.json.Decoder().decode
 Step = list[Any]
 Program = list[Step]
 Leaf = tuple[str, str, bytes]
-"""(server, user, body): who must get what."""
+"""(server, user, body): who must get what; a native server's have no user."""
 
 
 def body_of(number: int, at: str, program: Program) -> bytes:
@@ -83,7 +84,9 @@ def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str,
                     yield user, (server, user, body_of(number, here, []))
             case ["servers", names, _, inner]:
                 for name in names:
-                    if name != NATIVE and (deep or name != server):
+                    if name in NATIVES:
+                        yield name, (name, "", body_of(number, here, inner))
+                    elif deep or name != server:
                         yield from ((name, leaf) for leaf in leaves(name, body_of(number, here, inner)))
             case ["handler", target, inner] if deep:
                 yield from ((target, leaf) for leaf in leaves(server, body_of(number, here, inner)))
@@ -105,7 +108,9 @@ def reported_leaves(server: str, body: bytes) -> Iterator[tuple[str, Leaf]]:
                 for name in names:
                     if name == server:
                         yield from reported_leaves(server, body_of(number, here, inner))
-                    elif name != NATIVE:
+                    elif name in NATIVES:
+                        yield name, (name, "", body_of(number, here, inner))
+                    else:
                         yield from ((name, leaf) for leaf in leaves(name, body_of(number, here, inner)))
             case ["handler", _, inner]:
                 yield from reported_leaves(server, body_of(number, here, inner))
@@ -115,7 +120,7 @@ def steps(program: Program) -> Iterator[Step]:
     """Yield every step of a program that is taken at servers of the simulation, inner ones too."""
     for step in program:
         yield step
-        if step[0] == "handler" or (step[0] == "servers" and set(step[1]) != {NATIVE}):
+        if step[0] == "handler" or (step[0] == "servers" and not set(step[1]) <= set(NATIVES)):
             yield from steps(step[-1])
 
 

@@ -14,6 +14,7 @@ from bester.broker.wire.messages import HOP_LIMIT, Heartbeat, Request
 from tests.simulation import programs
 from tests.simulation.clients import SimClient, Submission
 from tests.simulation.handlers import SimHandler
+from tests.simulation.natives import NativeServer
 from tests.simulation.programs import Leaf
 from tests.simulation.servers import SimServer
 from tests.simulation.truth import QUEUED, Truth, submissions
@@ -156,7 +157,28 @@ class Rules:
         arrived: dict[Leaf, set[str]] = defaultdict(set)
         for client in self.scenario.clients:
             self._device_is_right(client, meant, round_, arrived)
+        for native in self.scenario.natives.values():
+            self._native_is_right(native, meant, arrived)
         return arrived
+
+    def _native_is_right(self, native: NativeServer, meant: Counter[Leaf], arrived: dict[Leaf, set[str]]) -> None:
+        """A native server is given what was for it, what comes again marked, and in order where that was asked for."""
+        ids: set[str] = set()
+        last: dict[tuple[str, str, object], object] = {}
+        for handled in native.handled:
+            leaf = (native.name, "", handled.body)
+            if leaf not in meant:
+                raise BrokenRuleError(f"{native.name} was given what was not for it: {handled}")
+            if handled.id in ids and not handled.marked:
+                raise BrokenRuleError(f"{native.name} was given something again, and it is not marked: {handled}")
+            ids.add(handled.id)
+            arrived[leaf].add(handled.id)
+            if native.name in self.scenario.ordered and not handled.marked:
+                epoch, number, _ = handled.lane
+                key = (handled.server, handled.type, epoch)
+                if number < last.get(key, number):  # type: ignore[operator]  # they are integers
+                    raise BrokenRuleError(f"{native.name} was given {handled} after number {last[key]}")
+                last[key] = number
 
     def _device_is_right(
         self, client: SimClient, meant: Counter[Leaf], round_: set[int], arrived: dict[Leaf, set[str]]

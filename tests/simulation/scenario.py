@@ -8,11 +8,10 @@ holds whatever does.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from functools import partial
 
 from bester.bridge import native
-from bester.bridge.client.frames import OUTCOME_TYPE, Terms
+from bester.bridge.client.frames import Terms
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.values import Limits, Route, Settings
 from bester.broker.kept import Budget
@@ -22,7 +21,8 @@ from tests.simulation.bridges import Peer, SimBridge
 from tests.simulation.clients import SimClient, Submission
 from tests.simulation.faults import Faults
 from tests.simulation.handlers import Behaviour, SimHandler
-from tests.simulation.programs import NATIVE
+from tests.simulation.natives import Done, NativeServer
+from tests.simulation.programs import MUTE, NATIVE, NATIVES
 from tests.simulation.rules import Rules
 from tests.simulation.servers import SimServer
 from tests.simulation.world import BrokenRuleError, Weather, World
@@ -38,6 +38,7 @@ CLIENTS = 20
 TYPES = ["a", "b", "o"]
 """`o` is asked for in order."""
 NATIVE_HOST = "10.0.0.9"
+ADDRESSES = {NATIVE: f"{NATIVE_HOST}:2223", MUTE: f"{NATIVE_HOST}:2224"}
 
 
 class Scenario:
@@ -53,8 +54,7 @@ class Scenario:
         self.peers: list[Peer] = []
         self.emissions: list[tuple[SimHandler, SimServer, int, bytes]] = []
         self.weathers: list[Weather] = []
-        self.sent: set[int] = set()  # numbers of messages of which something went where nothing is answered
-        self.forwarded: set[int] = set()  # of which something was delivered there
+        self.natives = {name: NativeServer(self.world, name, at, mute=name == MUTE) for name, at in ADDRESSES.items()}
         self._numbers = 0
         self._names = ["s1", "s2", "s3"]
         self.faults = Faults(self)
@@ -68,12 +68,15 @@ class Scenario:
     def _build(self) -> None:
         chance = self.random
         routes = {name: Route(name, fabric=f"ipc:///{name}") for name in self._names}
-        routes[NATIVE] = Route(NATIVE, native=f"{NATIVE_HOST}:2223")
+        for name, address in ADDRESSES.items():
+            said = name == MUTE and chance.random() < 0.3
+            routes[name] = Route(name, native=address, reports=not said, ordered=chance.random() < 0.3)
+        self.ordered = {name for name in ADDRESSES if routes[name].ordered}
         accounts = frozenset(USERS)
         for name in self._names:
             others = {other: route for other, route in routes.items() if other != name}
             budgets = {"b": Budget(2.0, 2)} if chance.random() < 0.3 else {}
-            settings = Settings(name, routes=others, hosts={NATIVE_HOST: (NATIVE,)}, limits=LIMITS, budgets=budgets)
+            settings = Settings(name, routes=others, hosts={NATIVE_HOST: NATIVES}, limits=LIMITS, budgets=budgets)
             turn_s = chance.choice((0.0, 0.0, 0.002, 0.02))
             self.servers.append(SimServer(self.world, settings, accounts, turn_s=turn_s))
         for number, server in enumerate(self.servers):
@@ -142,20 +145,10 @@ class Scenario:
 
         return behave
 
-    def _forward(self, message: Forward, done: Callable[[str], None]) -> None:
-        """A server that speaks the native protocol, and is not part of the simulation, gets a message."""
-        if message.type == OUTCOME_TYPE:
-            done("delivered")
-            return
-        number = programs.read(message.body)[0]
-        healed = self.world.now > HEALED_S
-        outcome = "delivered" if healed else self.random.choice(("delivered", "sent", "sent", "failed:unreachable", ""))
-        if outcome == "delivered":
-            self.forwarded.add(number)
-        if outcome == "sent":
-            self.sent.add(number)
-        if outcome:
-            self.world.after(self.random.uniform(0.0, 1.0), lambda: done(outcome))
+    def _forward(self, server: SimServer, message: Forward, done: Done) -> None:
+        """A bridge of this server hands a message to a native one."""
+        (native_server,) = [each for each in self.natives.values() if each.address == message.address]
+        native_server.take(server, message, done)
 
     # --- what is sent ---
 
@@ -172,7 +165,7 @@ class Scenario:
     def _body(self) -> bytes:
         self._numbers += 1
         users = [*USERS, "nobody"] if self.random.random() < 0.2 else USERS
-        servers = [*self._names, NATIVE]
+        servers = [*self._names, *NATIVES]
         return programs.body_of(self._numbers, "", programs.invent(self.random, users, servers, [*TYPES * 4, "x"]))
 
     def _submit(self) -> None:
@@ -228,6 +221,8 @@ class Scenario:
         world = self.world
         world.run(HEALED_S)
         world.tell("world", "IS HEALED")
+        for native_server in self.natives.values():
+            native_server.healed = True
         for handler in self.handlers:
             if handler.owes:  # never answered, and never will: its operator starts it again
                 handler.die()

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from bester.bridge.holding import Holding
-from bester.broker.core import commands, exchange
+from bester.broker.core import commands, exchange, outboxes
 from bester.broker.core.arrivals import Arrivals
 from bester.broker.core.boxes import Boxes
 from bester.broker.core.clock import Clock
+from bester.broker.core.federation import Legs
 from bester.broker.core.known import Known
 from bester.broker.core.pools import Worker
+from bester.broker.core.reporters import Reporters
 from bester.broker.keeping import Keeping
 from bester.broker.store.memory import MemoryStore
 from tests.simulation.__main__ import play_all
@@ -151,6 +153,21 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "stored", Clock.wall)
     assert "was queued and is failed:expired" in broken_seeds(500)
+
+
+def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reporters, "judge", lambda self, route, id_, outcome, meta: outcome)
+    assert "called sent, and it answers" in broken_seeds(500)
+
+
+def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outboxes, "_may_have_arrived", lambda leg, meta: leg.again)
+    assert "not marked" in broken_seeds(500)
+
+
+def test_several_at_once_where_order_was_asked_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Legs, "any", lambda self, lane: False)
+    assert "after number" in broken_seeds(500)
 
 
 settle = Keeping.settle

@@ -12,7 +12,7 @@ from bester.bridge.client.frames import Message, Report
 from bester.bridge.frames import Splitter
 from tests.simulation import programs
 from tests.simulation.clients import Arrival, SimClient, Submission
-from tests.simulation.programs import NATIVE, Leaf
+from tests.simulation.programs import MUTE, NATIVE, Leaf
 from tests.simulation.world import BrokenRuleError
 
 if TYPE_CHECKING:
@@ -129,14 +129,16 @@ class Truth:
                 yield Said(server.name, body, outcome.status == 0, outcome.recipients, None, outcome)
 
     def _is_possible(self, said: Said) -> None:
-        """A failure is not called good, and only who answers nothing is called sent."""
-        number, _, program = programs.read(said.body)
+        """A failure is not called good, and only who answers nothing is called sent; who answers never is."""
+        _, _, program = programs.read(said.body)
         outcomes = set(said.recipients.values())
-        if said.good and number in self.scenario.sent - self.scenario.forwarded and not {SENT, QUEUED} & outcomes:
-            raise BrokenRuleError(f"good, without naming who answers nothing: {said.about}")
+        if said.recipients.get(NATIVE) == SENT or (said.finals or {}).get(NATIVE) == SENT:
+            raise BrokenRuleError(f"called sent, and it answers: {said.about}")
+        if said.recipients.get(MUTE) == DELIVERED or (said.finals or {}).get(MUTE) == DELIVERED:
+            raise BrokenRuleError(f"called delivered, and it never answers: {said.about}")
         if said.good and not outcomes and any(step[0] in NEVER_GOOD for step in programs.steps(program)):
             raise BrokenRuleError(f"good, but it cannot be: {said.about}")
-        if SENT in outcomes and NATIVE.encode() not in said.body:
+        if SENT in outcomes and MUTE.encode() not in said.body:
             raise BrokenRuleError(f"something is called sent, and all answer: {said.about}")
 
     def _has_come(self, said: Said) -> None:

@@ -427,7 +427,7 @@ class TestTheBrokerComesAndGoes:
     def test_a_forward_without_a_forwarder(self) -> None:
         scene = Scene()
         scene.broker(Forward(3, "h:1", "t", b"1", {}))
-        assert scene.said(Forwarded) == [Forwarded(3, "failed:unreachable")]
+        assert scene.said(Forwarded) == [Forwarded(3, "failed:unreachable", {"unsent": True})]
 
 
 def test_nothing_is_left_of_one_who_is_gone() -> None:

@@ -130,7 +130,7 @@ def test_a_server_that_answers_nothing_is_named_although_the_bridge_could_have_r
     token = stand.submit(bridge, "first")
     stand.answer(first, servers("s3"), handler("second"))
     forward = stand.one(bridge, Forward)
-    stand.say(bridge, Forwarded(forward.token, "sent"))
+    stand.say(bridge, Forwarded(forward.token, "sent", {"reported": True}))
     stand.answer(second, clients("alice"))
     assert stand.deliver(bridge).token is None
     assert stand.report(bridge, token).recipients == {"s3": "sent", "alice": "delivered"}
@@ -710,7 +710,7 @@ def test_a_native_server_is_reached_through_a_bridge_by_name_or_address(target: 
     stand.answer(one, servers(target))
     forward = stand.one(bridge, Forward)
     assert forward.address == "10.0.0.3:2223"
-    stand.say(bridge, Forwarded(forward.token, "sent"))
+    stand.say(bridge, Forwarded(forward.token, "sent", {"reported": True}))
     report = stand.report(bridge)
     assert (report.status, report.recipients) == (0, {target: "sent"})
     finished(stand)

@@ -714,8 +714,9 @@ def test_to_a_native_server_it_waits_for_a_bridge() -> None:
         "lane": ["store", entry.number, entry.number],
     }  # fmt: skip
     assert forward.meta.pop("ttl_s") == pytest.approx(Bounds().ttl_s - 0.5)
+    assert forward.meta.pop("wait_s") == office.stand.settings.limits.relay_s
     assert forward == Forward(forward.token, "10.0.0.3:2223", "clock", b"1", meta)
-    stand.say(bridge, Forwarded(forward.token, "sent"))
+    stand.say(bridge, Forwarded(forward.token, "delivered", {"reported": True}))
     assert stand.kept(lane("s3", "clock")) == []
 
 
@@ -723,11 +724,15 @@ def test_a_native_server_that_cannot_be_reached_is_tried_again_and_its_contact_c
     office = Office()
     stand = office.stand
     office.sends("s3")
-    for seconds, code in ((0.0, "no-handler"), (1.0, "no-handler"), (2.0, "unreachable"), (4.0, "no-handler")):
+    word: Meta = {"reported": True}
+    for seconds, code, meta in (
+        (0.0, "no-handler", word), (1.0, "unreachable", word), (2.0, "unreachable", {"unsent": True}),
+        (4.0, "unreachable", {}), (8.0, "no-handler", word),
+    ):  # fmt: skip
         stand.wait(seconds)
         forward = stand.one(office.bridge, Forward)
-        assert forward.meta.get("again", False) == (seconds == 4.0), "a broken connection says nothing of what it took"
-        stand.say(office.bridge, Forwarded(forward.token, f"failed:{code}"))
+        assert forward.meta.get("again", False) == (seconds == 8.0), "a broken connection says nothing of what it took"
+        stand.say(office.bridge, Forwarded(forward.token, f"failed:{code}", meta))
     assert office.told() == {"s3": "queued"}
     stand.submit(office.bridge, "one", session=None, scope="server", address="10.0.0.3")
     stand.wait(0.5)

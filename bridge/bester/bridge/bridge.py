@@ -143,7 +143,7 @@ class Bridge:
                 self._upstream.answered(message.token, message.status, message.value)
             case Forward():
                 if self.forward is None:
-                    self.forwarded(message.token, "failed:unreachable", {})
+                    self.forwarded(message.token, "failed:unreachable", {"unsent": True})
                 else:
                     self.forward(message)
             case Close():

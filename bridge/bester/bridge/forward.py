@@ -1,66 +1,137 @@
 """Messages to servers that speak the native protocol: one connection, one message, one report.
 
-Bounded in all and for each address, and in time: from the asking to the report everything together takes at most
-`forward_s`. What the other server does with a message it has read and not reported on is unknown: that is `sent`.
-Connections to one address are opened in the order the messages came.
+Bounded in all and for each address, and in time. What becomes of a message is what the other server reports; what the
+connection's end tells without a report is passed on as it is, and the broker decides:
+
+    sent                  the other end has read the message and closed in peace, without a word
+    failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
+    failed:unreachable    without it: the connection was cut, or no report came in time; it may have arrived
+
+Connections to one address are opened in the order the messages came, as many at once as get through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import sys
+import termios
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.bridge.openings import Openings
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 
 Became = tuple[str, Meta]
 """What became of a message: an outcome, and the meta of a Forwarded."""
-UNREACHABLE: Became = ("failed:unreachable", {})
-OVERLOADED: Became = ("failed:overloaded", {})
+SENT: Became = ("sent", {})
+CUT: Became = ("failed:unreachable", {})
+UNREACHABLE: Became = ("failed:unreachable", {"unsent": True})
+OVERLOADED: Became = ("failed:overloaded", {"unsent": True})
+FIRST_LOOK_S = 0.001
+LAST_LOOK_S = 0.05
+"""Whether the other end has taken in what was sent raises no event: it is looked at after this time, then after twice
+as long each time, up to the second: a round trip on a local network, and one over continents."""
 
 
 class _Conversation(asyncio.Protocol):
-    """Writes one frame, reads until a status report comes or the peer ends."""
+    """Writes one frame, reads until a status report comes or the peer ends. `through` is called once, when the other
+    end has taken in the frame."""
 
-    def __init__(self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became]) -> None:
+    def __init__(
+        self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became], through: Callable[[], None]
+    ) -> None:
         self._frame = frame
         self._splitter = Splitter(limit_bytes)
         self._done = done
+        self._through: Callable[[], None] | None = through
         self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._look_s = FIRST_LOOK_S
+        self._looking: asyncio.TimerHandle | None = None
+        self._parted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport = transport
         transport.write(self._frame)
+        self._look()
 
     def data_received(self, data: bytes) -> None:
+        self._is_through()  # who answers has read
         for body in self._splitter.feed(data):
             became = native.outcome(body)
             if became is not None:
                 self._end(became)
                 return
         if self._splitter.refused is not None:
-            self._end(("failed:malformed", {}))
+            self._end(("failed:malformed", {"reported": True}))
 
     def eof_received(self) -> bool:
-        self._end(("sent", {}))
-        return False
+        """The peer closes. In peace, if it has taken in all of the frame; else its system says so in a moment."""
+        self._parted = True
+        if self._through is None:
+            self._end(SENT)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # A reset: whether our bytes were read before it, nobody can say, so it is not called sent.
-        self._end(UNREACHABLE)
+        self._end(CUT)
+
+    def _look(self) -> None:
+        """Look whether the other end has taken in the frame; look again in a while if not."""
+        self._looking = None
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
+            self._looking = self._loop.call_later(self._look_s, self._look)
+            self._look_s = min(2 * self._look_s, LAST_LOOK_S)
+            return
+        self._is_through()
+        if self._parted:
+            self._end(SENT)
+
+    def _is_through(self) -> None:
+        through, self._through = self._through, None
+        if through is not None:
+            through()
 
     def _end(self, became: Became) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         if not self._done.done():
             self._done.set_result(became)
         if self._transport is not None:
             self._transport.close()
+
+
+class _Errand:
+    """A message on its way to an address: until when its report is waited for, and (from the first attempt on) until
+    when a connection may be made."""
+
+    __slots__ = ("connect_by", "deadline", "message")
+
+    def __init__(self, message: Forward, deadline: float) -> None:
+        self.message = message
+        self.deadline = deadline
+        self.connect_by: float | None = None
+
+
+class _Address:
+    """What goes to one address: connections, and what waits for one. `through_s`: when one last got through."""
+
+    __slots__ = ("openings", "through_s", "waiting")
+
+    def __init__(self, most: int) -> None:
+        self.openings = Openings(most)
+        self.through_s = 0.0
+        self.waiting: deque[_Errand] = deque()
 
 
 class Forwarder:
@@ -69,82 +140,131 @@ class Forwarder:
     def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None]) -> None:
         self._limits = limits
         self._done = done
-        self._tasks: set[asyncio.Task[Became]] = set()
-        self._running: dict[str, int] = {}  # by address
-        self._waiting: dict[str, deque[tuple[Forward, float]]] = {}  # by address, with their deadlines
+        self._tasks: set[asyncio.Task[Became | None]] = set()
+        self._addresses: dict[str, _Address] = {}  # those with anything to do
         self._queued = 0
 
     def forward(self, message: Forward) -> None:
-        """Take a Forward."""
-        loop = asyncio.get_running_loop()
+        """Take a Forward; its meta may say how long the report is waited for (`wait_s`)."""
         if self._queued >= self._limits.forwards_waiting:
             self._done(message.token, *OVERLOADED)
             return
         self._queued += 1
-        queue = self._waiting.setdefault(message.address, deque())
-        queue.append((message, loop.time() + self._limits.forward_s))
-        self._start(message.address)
+        address = self._addresses.get(message.address)
+        if address is None:
+            address = self._addresses[message.address] = _Address(self._limits.forwards_per_address)
+        address.waiting.append(_Errand(message, asyncio.get_running_loop().time() + self._wait_s(message)))
+        self._start(address)
 
-    def _start(self, address: str) -> None:
-        """Start what the bounds allow for one address."""
-        limits, queue = self._limits, self._waiting.get(address)
-        while queue and len(self._tasks) < limits.forwards:
-            running = self._running.get(address, 0)
-            if running >= limits.forwards_per_address:
-                return
-            message, deadline = queue.popleft()
+    def _wait_s(self, message: Forward) -> float:
+        wait_s = message.meta.get("wait_s")
+        return wait_s if isinstance(wait_s, int | float) else self._limits.forward_s
+
+    def _start(self, address: _Address) -> None:
+        """Open the connections to an address that the bounds allow."""
+        loop = asyncio.get_running_loop()
+        while address.waiting and len(self._tasks) < self._limits.forwards and address.openings.may_open():
+            errand = address.waiting.popleft()
             self._queued -= 1
-            self._running[address] = running + 1
-            task = asyncio.get_running_loop().create_task(self._converse(message, deadline))
+            if errand.deadline <= loop.time():
+                self._done(errand.message.token, *UNREACHABLE)
+                continue
+            address.openings.begin()
+            task = loop.create_task(self._converse(errand, address))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, message))
-        if queue is not None and not queue:
-            del self._waiting[address]
+            task.add_done_callback(partial(self._ended, errand, address))
 
-    def _ended(self, message: Forward, task: asyncio.Task[Became]) -> None:
+    def _ended(self, errand: _Errand, address: _Address, task: asyncio.Task[Became | None]) -> None:
         """Also called for a task that was cancelled before it began."""
         self._tasks.discard(task)
-        self._running[message.address] -= 1
-        if not self._running[message.address]:
-            del self._running[message.address]
+        address.openings.end()
         error = None if task.cancelled() else task.exception()
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
-        self._done(message.token, *(UNREACHABLE if task.cancelled() or error is not None else task.result()))
-        for address in [message.address, *self._waiting]:
-            self._start(address)
+        became = CUT if task.cancelled() or error is not None else task.result()
+        if became is None:
+            address.waiting.appendleft(errand)
+            self._queued += 1
+        else:
+            self._done(errand.message.token, *became)
+        self._start(address)
+        if not address.waiting and not address.openings.open:
+            self._addresses.pop(errand.message.address, None)
+        for other in list(self._addresses.values()):
             if len(self._tasks) >= self._limits.forwards:
                 break
+            self._start(other)
 
-    async def _converse(self, message: Forward, deadline: float) -> Became:
-        loop = asyncio.get_running_loop()
+    async def _converse(self, errand: _Errand, address: _Address) -> Became | None:
+        """Return what became of the message; None where its connection is to be tried anew."""
+        loop, openings = asyncio.get_running_loop(), address.openings
+        began_s, opening = loop.time(), True
+
+        def through() -> None:
+            nonlocal opening
+            opening = False
+            address.through_s = loop.time()
+            openings.through(address.through_s - began_s)
+            self._start(address)
+
+        message, transport, made = errand.message, None, False
+        if errand.connect_by is None:
+            errand.connect_by = min(errand.deadline, began_s + self._limits.connect_s)
         try:
-            address: HostPort = parse_host_port(message.address)
-        except ValueError:
-            return UNREACHABLE
-        frame = native.to_server(message.token, message.type, message.body, message.meta)
-        done: asyncio.Future[Became] = loop.create_future()
-        transport: asyncio.BaseTransport | None = None
-        try:
-            async with asyncio.timeout_at(deadline):
-                transport, _ = await loop.create_connection(
-                    lambda: _Conversation(frame, self._limits.max_frame, done), address.host, address.port
-                )
+            to: HostPort = parse_host_port(message.address)
+            frame = native.to_server(message.token, message.type, message.body, message.meta)
+            done: asyncio.Future[Became] = loop.create_future()
+            conversation = partial(_Conversation, frame, self._limits.max_frame, done, through)
+            async with asyncio.timeout_at(min(errand.connect_by, began_s + openings.patience_s)):
+                transport, _ = await loop.create_connection(conversation, to.host, to.port)
+            made = True
+            async with asyncio.timeout_at(errand.deadline):
                 return await done
-        except (OSError, TimeoutError, UnicodeError):
+        except TimeoutError:
+            if made:
+                return CUT
+            if loop.time() < errand.connect_by:
+                return None
+            self._give_up(address, began_s)
+            return UNREACHABLE
+        except (OSError, ValueError):  # a UnicodeError of an impossible name is a ValueError
+            self._give_up(address, began_s)
             return UNREACHABLE
         finally:
+            if opening:
+                openings.failed()
             if transport is not None:
                 transport.close()
 
+    def _give_up(self, address: _Address, since_s: float) -> None:
+        """No connection could be made. What waits for one there fares no better, unless one got through meanwhile."""
+        if address.through_s >= since_s:
+            return
+        waiting, address.waiting = address.waiting, deque()
+        self._queued -= len(waiting)
+        for errand in waiting:
+            self._done(errand.message.token, *UNREACHABLE)
+
     async def close(self) -> None:
         """Give up what is still under way; it fails as unreachable."""
-        waiting, self._waiting = self._waiting, {}
-        for queue in waiting.values():
-            for message, _ in queue:
-                self._done(message.token, *UNREACHABLE)
+        addresses, self._addresses = self._addresses, {}
+        for address in addresses.values():
+            waiting, address.waiting = address.waiting, deque()
+            for errand in waiting:
+                self._done(errand.message.token, *UNREACHABLE)
         self._queued = 0
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes of a connection the other end's system has not taken in yet; 0 where that is not known."""
+    if sys.platform != "linux":
+        return 0
+    socket: Any = transport.get_extra_info("socket")
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+    except (AttributeError, OSError, ValueError):
+        return 0

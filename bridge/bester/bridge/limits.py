@@ -84,7 +84,9 @@ class Limits:
     forwards_waiting: int = 4_096
     """Messages waiting for their turn; above it they fail as `overloaded`."""
     forward_s: float = 5.0
-    """From the broker's asking to the other server's report."""
+    """From the broker's asking to the other server's report, where the broker names no other time."""
+    connect_s: float = 5.0
+    """How long a connection to another server may take to be made: three packets lost in a row."""
     informer_connections: int = 64
     """Handlers ask now and then; there are not many of them."""
     informer_frame: int = 64 * KIB

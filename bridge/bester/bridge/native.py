@@ -301,8 +301,9 @@ _report_payload = msgspec.json.Decoder(_ReportPayload).decode
 
 
 def outcome(body: bytes) -> tuple[str, Meta] | None:
-    """Return what another server's frame says became of our message, and the meta of a Forwarded; None where it is no
-    status report. Where its recipients are named, its handler's commands were carried out."""
+    """Return what another server's frame says became of our message, and the meta of a Forwarded; None where the frame
+    is no status report. Where recipients are named, the handler's commands were carried out there. The worst of their
+    outcomes counts: a server behind that one which reports nothing makes it `sent` for us as well."""
     try:
         said = _report(body)
     except _BAD_JSON:
@@ -314,11 +315,16 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
     except _BAD_JSON:
         payload = _ReportPayload()
     recipients = payload.recipients if type(payload.recipients) is dict else {}
+    meta: Meta = {"reported": True}
     if said.header.status == "good":
         queued = sum(1 for each in recipients.values() if each == "queued")
-        return ("queued", {"queued": queued}) if queued else ("delivered", {})
+        if queued:
+            meta["queued"] = queued
+        return "sent" if "sent" in recipients.values() else "queued" if queued else "delivered", meta
+    if recipients:
+        meta["carried"] = True
     reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
-    return f"failed:{reason}", {"carried": True} if recipients else {}
+    return f"failed:{reason}", meta
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

@@ -92,12 +92,18 @@ class HandlerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type."""
+    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type.
+
+    Of a native one: `reports` False where it reports on nothing that it is sent, `ordered` where the messages of one
+    type are sent one after the other.
+    """
 
     name: str
     fabric: str | None = None
     native: HostPort | None = None
     accept_types: frozenset[str] | None = None
+    reports: bool = True
+    ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

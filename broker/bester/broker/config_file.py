@@ -128,6 +128,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
         "native": Key("none", "the server's native listener, as host:port"),
         "accept_types": Key("every type", "the message types it may send to this server"),
+        "reports": Key("true", "false: a native server that never says what became of a message (besterd)"),
+        "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
     "federation": {
         "accept": Key('"listed"', 'servers messages are taken from: "listed" ones, "open" to all, or "none"'),
@@ -375,11 +377,16 @@ class _Reader:
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
         types = table.texts("accept_types")
+        for key, what in (("reports", "always reports"), ("order", "always keeps the order of a type")):
+            if fabric and key in table:
+                table.fail(key, f"is for native servers: a fabric one {what}; leave the key out")
         return PeerConfig(
             name=name,
             fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,
             native=address,
             accept_types=None if types is None else frozenset(types),
+            reports=table.flag("reports", default=True),
+            ordered=table.choice("order", "none", ("none", "type")) == "type",
         )
 
     def _path(self, table: Table, key: str) -> Path | None:

@@ -10,7 +10,16 @@ SELDOM = frozenset({"storage-full", "store-unreadable"})
 
 
 WARNINGS = frozenset(
-    {"clock-jumped", "dead-letter", "renamed", "hello-refused", "server-lost", "storage-full", "store-unreadable"}
+    {
+        "clock-jumped",
+        "dead-letter",
+        "hello-refused",
+        "renamed",
+        "reports-nothing",
+        "server-lost",
+        "storage-full",
+        "store-unreadable",
+    }
 )
 """What somebody should look at."""
 

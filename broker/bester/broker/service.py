@@ -30,7 +30,14 @@ log = logging.getLogger("bester.broker")
 async def settings_of(config: Config) -> Settings:
     """Return what the core is told, with the addresses of native servers looked up."""
     routes = {
-        name: Route(name, peer.fabric, None if peer.native is None else str(peer.native), peer.accept_types)
+        name: Route(
+            name,
+            peer.fabric,
+            None if peer.native is None else str(peer.native),
+            peer.accept_types,
+            peer.reports,
+            peer.ordered,
+        )
         for name, peer in config.servers.items()
     }
     return Settings(

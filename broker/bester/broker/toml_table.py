@@ -162,9 +162,9 @@ class Table:
             self.fail(key, f"is a number from {low:g} to {high:.0f}")
         return float(value)
 
-    def flag(self, key: str) -> bool:
-        """Return a boolean; false where the key is missing."""
-        value = self._values.get(key, False)
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """Return a boolean; the default where the key is missing."""
+        value = self._values.get(key, default)
         if not isinstance(value, bool):
             self.fail(key, "is true or false, without quotes")
         return value

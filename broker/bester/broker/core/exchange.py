@@ -21,6 +21,7 @@ from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Worker
+from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
@@ -54,8 +55,8 @@ class Exchange:
         legs = Legs(limits.max_lane)
         self.aftermath = Aftermath(settings, self.boxes, legs, out)
         self.outboxes = Outboxes(
-            settings, self.boxes, legs, self.reports, out, self.bridges, self.trace, first_token=first_token,
-            chance=chance, became=self.aftermath.became,
+            settings, self.boxes, legs, self.reports, out, self.bridges, self.trace, Reporters(out, snapshot.peers),
+            first_token=first_token, chance=chance, became=self.aftermath.became,
         )  # fmt: skip
         self.mailboxes = Mailboxes(self.boxes, self.directory, self.deliveries, out, self.aftermath.became)
         self.commands = Commands(

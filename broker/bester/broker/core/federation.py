@@ -77,6 +77,10 @@ class Legs:
         and is looked at there."""
         return next(iter(self._lanes[lane]))
 
+    def any(self, lane: str) -> bool:
+        """Return whether anything of this lane is on its way."""
+        return lane in self._lanes
+
     def add(self, token: int, leg: Leg) -> None:
         """A message is sent. Of those to named servers with a case, deadlines rise; and of the others."""
         self._legs[token] = leg

@@ -13,6 +13,7 @@ from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
 from bester.broker.core.federation import Leg, Legs, Routes
 from bester.broker.core.parcels import Parcel
+from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Outbox, Route, Settings
 from bester.broker.kept import Entry, Rewrite, lane, owner_of
@@ -31,7 +32,7 @@ class Outboxes:
 
     def __init__(
         self, settings: Settings, boxes: Boxes, legs: Legs, reports: Reports, out: Outbox, bridges: Mapping[Link, None],
-        trace: Trace, *, first_token: int, chance: Callable[[], float], became: Given,
+        trace: Trace, reporters: Reporters, *, first_token: int, chance: Callable[[], float], became: Given,
     ) -> None:  # fmt: skip
         self.legs = legs
         self.routes = Routes(settings.routes)
@@ -46,6 +47,7 @@ class Outboxes:
         self._chance = chance
         self._became = became
         self._trace = trace
+        self._reporters = reporters
 
     # --- going out ---
 
@@ -65,6 +67,8 @@ class Outboxes:
         link = self._link(route)
         box = self._boxes.get(key)
         busy = box is not None and (box.waiting or box.delay_s or parcel.repeated)  # of a repeat, it may hold the first
+        if route.ordered and not busy:
+            busy = self.legs.any(key)
         if route.name and (full or link is None or busy):
             return self._boxes.keep(entry, case, now)
         if link is None:
@@ -113,14 +117,18 @@ class Outboxes:
         else:
             assert leg.route.native is not None
             meta["server"] = self._settings.name
+            if leg.route.name:
+                meta["wait_s"] = self._limits.relay_s
             self._out.say(leg.link, Forward(token, leg.route.native, entry.type, entry.body, meta))
 
     # --- coming back ---
 
     def arrived(self, link: Link, token: int, outcome: str, meta: Meta, now: float) -> None:
-        """A server has answered; late answers change nothing, except for what waits."""
+        """A server has answered, or has ended its connection; late answers change nothing, except for what waits."""
         leg = self.legs.end(token, link)
         if leg is not None:
+            if leg.route.fabric is None:
+                outcome = self._reporters.judge(leg.route, leg.entry.id, outcome, meta)
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
@@ -132,10 +140,13 @@ class Outboxes:
         if leg.case is None:
             self._ended_kept(leg, outcome, meta, now, again=again)
         elif again:
-            if self._keep(leg, now, repeated=_may_have_arrived(leg, outcome)):
+            if self._keep(leg, now, repeated=_may_have_arrived(leg, meta)):
                 self._back_off(self._box(leg), now)
         else:
             self._note(leg, outcome, meta)
+            box = self._boxes.get(leg.entry.box) if leg.route.ordered else None
+            if box is not None:
+                self.look(box, now)
 
     def _told(self, leg: Leg, outcome: str) -> None:
         case, leg.case = leg.case, None
@@ -147,7 +158,7 @@ class Outboxes:
         if box is None or entry.number not in box.flying:
             return
         if again:
-            box.put_back(entry.number, unsent=not _may_have_arrived(leg, outcome))
+            box.put_back(entry.number, unsent=not _may_have_arrived(leg, meta))
             self._back_off(box, now)
             return
         box.delay_s = 0.0
@@ -193,11 +204,15 @@ class Outboxes:
         """Go on with a lane, if its server can be reached, it is time, and there is more than is on its way."""
         if box.waiting <= 0 or box.fetching or now < box.retry_at:
             return
-        window = 1 if box.delay_s else self._limits.window  # after a failure one is tried before the others
-        if len(box.flying) * 2 > window or (box.delay_s and box.flying):
-            return
         route = self._settings.routes.get(owner_of(box.key))
-        if route is not None and self._link(route) is not None:
+        if route is None or self._link(route) is None:
+            return
+        if (box.delay_s and box.flying) or (route.ordered and self.legs.any(box.key)):
+            return
+        window = (
+            1 if box.delay_s or route.ordered else self._limits.window
+        )  # after a failure one goes before the others
+        if len(box.flying) * 2 <= window:
             self._boxes.fetch(box, window - len(box.flying))
 
     def found(self, box: Box, entries: Sequence[Entry], now: float) -> None:
@@ -266,9 +281,12 @@ class Outboxes:
             self.look(box, now)
 
 
-def _may_have_arrived(leg: Leg, outcome: str) -> bool:
-    """Who answers that it cannot be taken has not taken it; a connection that broke says nothing of the kind."""
-    return leg.again or (leg.route.fabric is None and reason_of(outcome) == "unreachable")
+def _may_have_arrived(leg: Leg, meta: Meta) -> bool:
+    """Return whether a server that is tried again may have processed the message. A refusal proves that it did not, and
+    so does a connection that was never made; one that has ended without a report proves nothing."""
+    if leg.again:
+        return True
+    return leg.route.fabric is None and meta.get("reported") is not True and meta.get("unsent") is not True
 
 
 def _left(meta: Meta) -> int:

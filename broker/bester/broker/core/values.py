@@ -84,13 +84,16 @@ class Outbox:
 class Route(NamedTuple):
     """A configured server: reached over the fabric or by the native protocol, and what it may send us.
 
-    `accept_types` None: any type.
+    `accept_types` None: any type. Of a native one: `reports` False where it is known to report on nothing, `ordered`
+    where the messages of one type go to it one after the other.
     """
 
     name: str
     fabric: str | None = None
     native: str | None = None
     accept_types: frozenset[str] | None = None
+    reports: bool = True
+    ordered: bool = False
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,8 @@ class Relayed(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Asks a bridge to hand a message to a server that speaks the native protocol at `address`."""
+    """Asks a bridge to hand a message to a server that speaks the native protocol at `address`. meta as of a Relay, and
+    `wait_s`: how many seconds the bridge may wait for the server's report."""
 
     token: int
     address: str
@@ -237,7 +238,11 @@ class Forward(NamedTuple):
 
 
 class Forwarded(NamedTuple):
-    """What became of a Forward; meta as of a Relayed, as far as the server's report tells."""
+    """What became of a Forward; meta as of a Relayed, as far as the server's report tells.
+
+    `sent` means that the server has read the message and closed in peace without a report. meta: `reported` (true: the
+    outcome is the server's own word), `unsent` (true: no connection was made, so that nothing has arrived).
+    """
 
     token: int
     outcome: str

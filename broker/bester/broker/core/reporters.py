@@ -1,0 +1,87 @@
+"""Which servers of the native protocol report on what they are sent, and what the end of a connection means there.
+
+besterd closes after it has read a message, without a word; so does a server that is killed with the message in hand.
+The two cannot be told apart by one connection:
+
+    the server                                   closes in peace, without a report
+    has reported before                          no answer: the message is tried again
+    is configured with `reports = false`         `sent`
+    has never reported, and is configured        no answer; at the third time running on one message `sent`, and so
+                                                 from then on, until it reports
+    has never reported, and is not configured    `sent`
+
+What was learned of a configured server is kept on disk. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from bester.broker.core.cases import SENT, failed
+from bester.broker.core.values import Notice, Outbox, Route
+from bester.broker.kept import SavePeer
+from bester.broker.wire.messages import Meta
+
+SILENT_ENDS = 3
+"""So often a configured server may close without a report on one message before it is taken for one that never
+reports: a server that dies over a message three times running is rarer than a besterd."""
+MAX_STRANGERS = 4_096
+"""Servers that are not configured and have reported; the one heard of longest ago is forgotten first."""
+MAX_COUNTED = 4_096
+"""Messages of which silent ends are counted; the one counted longest ago is forgotten first, and counted anew."""
+NO_ANSWER = failed("unreachable")
+
+
+class Reporters:
+    """What is known of native servers, by address; `known` is what the store holds."""
+
+    def __init__(self, out: Outbox, known: Mapping[str, bool]) -> None:
+        self._out = out
+        self._known = dict(known)
+        self._strangers: OrderedDict[str, None] = OrderedDict()
+        self._silent: OrderedDict[str, int] = OrderedDict()  # silent ends running, by the message's id
+
+    def judge(self, route: Route, id_: str, outcome: str, meta: Meta) -> str:
+        """Return the outcome of message `id_` at a native server, from how its connection there has ended."""
+        address = route.native or ""
+        if meta.get("reported") is True:
+            self._silent.pop(id_, None)
+            self._has_reported(route, address)
+            return outcome
+        if outcome != SENT:
+            self._silent.pop(id_, None)
+            return outcome
+        if not route.name:
+            return NO_ANSWER if address in self._strangers else SENT
+        if not route.reports:
+            return SENT
+        known = self._known.get(address)
+        if known is not None:
+            return NO_ANSWER if known else SENT
+        return self._silent_end(route, address, id_)
+
+    def _has_reported(self, route: Route, address: str) -> None:
+        if not route.name:
+            self._strangers[address] = None
+            self._strangers.move_to_end(address)
+            if len(self._strangers) > MAX_STRANGERS:
+                self._strangers.popitem(last=False)
+        elif self._known.get(address) is not True:
+            self._learn(address, reports=True)
+
+    def _silent_end(self, route: Route, address: str, id_: str) -> str:
+        ends = self._silent.pop(id_, 0) + 1
+        if ends >= SILENT_ENDS:
+            self._learn(address, reports=False)
+            say = f"write reports = false under [servers.{route.name}] to say so from the start"
+            self._out.others.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
+            return SENT
+        self._silent[id_] = ends
+        if len(self._silent) > MAX_COUNTED:
+            self._silent.popitem(last=False)
+        return NO_ANSWER
+
+    def _learn(self, address: str, *, reports: bool) -> None:
+        self._known[address] = reports
+        self._out.writes.append(SavePeer(address, reports))
