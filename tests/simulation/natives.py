@@ -99,8 +99,8 @@ class NativeServer:
     def die(self, down_s: float) -> None:
         """Its process ends. Its system closes the connections in peace, or resets those it had not read to the end.
 
-        A server that has no report of it yet takes it for a mute one at the third silent end of one message: it does not
-        die so often over one.
+        A server that has no report of it yet takes it for a mute one at the third silent end of one message; it dies
+        less often over one.
         """
         if not self._up:
             return
