@@ -81,7 +81,7 @@ class CoreServer(Server):
         self.alive = True
         self._stage = stage
         routes = {peer: Route(peer, fabric=f"ipc:///{peer}") for peer in peers}
-        limits = Limits(handler_wait_s=HANDLER_WAIT_S)
+        limits = Limits(handler_wait_s=HANDLER_WAIT_S, handler_again_s=HANDLER_WAIT_S)
         settings = Settings(name, open_accounts=not residents, routes=routes, limits=limits)
         snapshot = store.open()
         self._store = store

@@ -24,7 +24,7 @@ from tests.live import DEADLINE_S, RawClient, short_directory
 from tests.scenes.live_handler import LiveHandler
 from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
 
-LIMITS = Limits(heartbeat_s=0.5, handler_wait_s=HANDLER_WAIT_S)
+LIMITS = Limits(heartbeat_s=0.5, handler_wait_s=HANDLER_WAIT_S, handler_again_s=HANDLER_WAIT_S)
 """A frozen handler is found out in 1.5 s; yet a busy machine does not make one of a handler that is well."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Outcome, Reply, Request
 from bester.broker.wire.party import Party
+from tests.simulation import programs
 from tests.simulation.links import SimLink
 from tests.simulation.servers import SimServer
 from tests.simulation.world import BrokenRuleError, Messages, Weather, World
@@ -33,6 +34,8 @@ class SimHandler:
         self.behaviour = behaviour
         self.on_request: Callable[[Request], None] = lambda request: None
         self.outcomes: dict[int, Outcome] = {}
+        self.killed = 0
+        """How often has it died over a message that kills?"""
         self.owes = False
         """Did it keep silent about something that it was given?"""
         self._ordered = frozenset(ordered)
@@ -116,6 +119,7 @@ class SimHandler:
         said = self.behaviour(request)
         if said == "die":
             if life == self._life:
+                self.killed += programs.kills(request.body)
                 self.die()
             return
         if said == "silent":

@@ -21,8 +21,8 @@ Done = Callable[[str, Meta], None]
 """Is told how a connection has ended: the outcome and meta of a Forwarded."""
 UNSENT: Meta = {"unsent": True}
 WORD: Meta = {"reported": True}
-LONGEST_S = 1.0
-"""How long it works over a message at the longest."""
+LONGEST_S, HEALED_LONGEST_S = 1.0, 0.02
+"""How long it works over a message at the longest; one that takes them one by one has hundreds, in a bad case."""
 REFUSALS = ("failed:no-handler", "failed:overloaded", "failed:handler-failed", "failed:not-allowed")
 
 
@@ -54,6 +54,10 @@ class NativeServer:
         self._numbers = 0
 
     @property
+    def _longest_s(self) -> float:
+        return HEALED_LONGEST_S if self.healed else LONGEST_S
+
+    @property
     def busy(self) -> bool:
         """Has it anything in its hands?"""
         return bool(self._in_hand)
@@ -71,10 +75,10 @@ class NativeServer:
         number = self._numbers
         self._in_hand[number] = (server, message.meta["id"], done)
         if self.healed or self.mute or chance.random() < 0.7:
-            self.world.after(chance.uniform(0.0, LONGEST_S), lambda: self._carry_out(number, message))
+            self.world.after(chance.uniform(0.0, self._longest_s), lambda: self._carry_out(number, message))
         elif chance.random() < 0.7:
             refusal = chance.choice(REFUSALS)
-            self.world.after(chance.uniform(0.0, LONGEST_S), lambda: self._end(number, refusal, WORD))
+            self.world.after(chance.uniform(0.0, self._longest_s), lambda: self._end(number, refusal, WORD))
         else:  # it hangs, and its connection is given up
             wait_s = message.meta["wait_s"]
             self.world.after(wait_s, lambda: self._end(number, "failed:unreachable", {}))
@@ -89,7 +93,7 @@ class NativeServer:
         )
         self.world.tell(self.name, f"carries out, of {server},", message)
         word: tuple[str, Meta] = ("sent", {}) if self.mute else ("delivered", WORD)
-        self.world.after(self.world.random.uniform(0.0, 0.2), lambda: self._end(number, *word))
+        self.world.after(self.world.random.uniform(0.0, self._longest_s / 5), lambda: self._end(number, *word))
 
     def _end(self, number: int, outcome: str, meta: Meta) -> None:
         held = self._in_hand.pop(number, None)

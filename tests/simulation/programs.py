@@ -3,6 +3,7 @@
 A body is `{"n": number, "at": where in the tree, "do": program}`; a program is a list of steps:
     ["clients", users]                 ["servers", names, type, program]        ["handler", type, program]
     ["fail"]  the handler says that it failed        ["bad"]  its reply makes no sense
+    ["die"]   the handler's process ends over it, each time
     ["loop"]  itself again        ["ring"]  the same at the next server, and so on round
 """
 
@@ -138,4 +139,11 @@ def invent(random: Random, users: list[str], servers: list[str], types: list[str
             program.append(["handler", random.choice(types), invent(random, users, servers, types, depth + 1)])
     if random.random() < 0.04:
         program.append([random.choice(("fail", "bad", "loop", "ring"))])
+    elif depth < 2 and random.random() < 0.04:
+        program = [["die"]]
     return program
+
+
+def kills(body: bytes) -> bool:
+    """Does whoever is given this message die over it?"""
+    return ["die"] in read(body)[2]

@@ -100,6 +100,7 @@ class Rules:
         self._nothing_is_held()
         arrived = self._arrivals_are_right()
         self._order_is_kept()
+        self._nobody_is_blamed_for_another()
         Truth(self.scenario, arrived).check()
 
     def _submissions(self) -> Iterator[Submission]:
@@ -164,16 +165,21 @@ class Rules:
     def _native_is_right(self, native: NativeServer, meant: Counter[Leaf], arrived: dict[Leaf, set[str]]) -> None:
         """A native server is given what was for it, what comes again marked, and in order where that was asked for."""
         ids: set[str] = set()
+        unmarked: set[str] = set()  # of all copies one may be, even if another was faster
         last: dict[tuple[str, str, object], object] = {}
         for handled in native.handled:
             leaf = (native.name, "", handled.body)
             if leaf not in meant:
                 raise BrokenRuleError(f"{native.name} was given what was not for it: {handled}")
-            if handled.id in ids and not handled.marked:
+            forgot = any(server.forgot for server in self.scenario.servers)
+            if handled.id in unmarked and not handled.marked and not forgot:
                 raise BrokenRuleError(f"{native.name} was given something again, and it is not marked: {handled}")
+            if not handled.marked:
+                unmarked.add(handled.id)
+            first = handled.id not in ids
             ids.add(handled.id)
             arrived[leaf].add(handled.id)
-            if native.name in self.scenario.ordered and not handled.marked:
+            if native.name in self.scenario.ordered and first and not handled.marked:
                 epoch, number, _ = handled.lane
                 key = (handled.server, handled.type, epoch)
                 if number < last.get(key, number):  # type: ignore[operator]  # they are integers
@@ -202,6 +208,22 @@ class Rules:
             ids.add(arrival.id)
         for leaf, ids in seen.items():
             arrived[leaf] |= ids
+
+    def _nobody_is_blamed_for_another(self) -> None:
+        """A message is only given up for its handlers' deaths if it kills, or if enough have died of something else.
+
+        A message that kills may take others along once; from then on it is alone with whom it kills.
+        """
+        for server in self.scenario.servers:
+            handlers = [handler for handler in self.scenario.handlers if handler.server is server]
+            others = server.handlers_lost - sum(handler.killed for handler in handlers)
+            for letter in server.store._letters.values():
+                if letter.reason != "handler-lost" or programs.kills(letter.body) or "server" in letter.meta:
+                    continue  # one that was for another server is that one's to explain
+                budget = server.settings.budgets.get(letter.type)
+                attempts = server.settings.limits.attempts if budget is None else budget.attempts
+                if others < attempts <= letter.meta["attempts"]:  # given less often, it has waited for one in vain
+                    raise BrokenRuleError(f"{server.name} gave up {letter}, and {others} handlers died of other things")
 
     def _order_is_kept(self) -> None:
         """What one client sent in order to one user comes in that order.

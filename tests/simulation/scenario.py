@@ -29,8 +29,11 @@ from tests.simulation.world import BrokenRuleError, Weather, World
 
 TRAFFIC_S = 9.0
 HEALED_S = 16.0
-PATIENCE_S = 60.0
-LIMITS = Limits(heartbeat_s=3.0, request_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0, sweep_at=4)
+PATIENCE_S = 180.0
+"""A handler that dies four times over each of several messages is found to be dead after 9 s each time."""
+LIMITS = Limits(
+    heartbeat_s=3.0, request_s=6.0, handler_again_s=6.0, relay_s=9.0, report_s=2.0, restart_s=5.0, sweep_at=4
+)
 BRIDGE_LIMITS = BridgeLimits(drain_s=15.0)
 USERS = ["ann", "bob", "cat", "dan", "eve"]
 """Known at each server; there is a `nobody` too, who is not."""
@@ -136,6 +139,8 @@ class Scenario:
         next_server = self._names[(self._names.index(server.name) + 1) % len(self._names)]
 
         def behave(request: Request) -> list[Command] | str | None:
+            if programs.kills(request.body):
+                return "die"
             luck = chance.random() if self.world.now < HEALED_S else 1.0
             if luck < dies:
                 return "die"

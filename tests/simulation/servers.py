@@ -87,6 +87,8 @@ class SimServer:
         self.on_start: list[Callable[[], None]] = []
         self.up = False
         self.crashes = 0
+        self.handlers_lost = 0
+        """So many handlers were gone, for whatever reason."""
         self.unnoted: set[tuple[Any, str]] = set()  # what waits elsewhere, and there was no room to remember that
         self.forgot = False
         """Did it die while its full disk had not taken what was to be marked as sent out?"""
@@ -207,8 +209,9 @@ class SimServer:
         self.world.after(3.0, in_any_case)
 
     def set_clock(self, by_s: float) -> None:
-        """Its wall clock is put forward or back; it is running then, and notices at once."""
-        if not self.frozen:
+        """Its wall clock is put forward or back; it runs then, and can write that down: a boot after a jump that no
+        disk knows of is as if the machine had been off for so long."""
+        if not self.frozen and not self.store.broken:
             self.world.tell(self.name, "CLOCK IS SET", f"{by_s:+.0f} s")
             self._wall_offset_s += by_s
             self._do(self.router.tick(self.now, self.wall_s))
@@ -323,6 +326,7 @@ class SimServer:
                 partial(lambda action, life: self._when_awake(lambda: self._verify(action, life)), action, self.life),
             )
         elif isinstance(action, Notice):
+            self.handlers_lost += action.event in ("lost", "left") and action.fields["role"] == "handler"
             self.world.tell(self.name, f"notes {action.event}", action.fields)
 
     def _end_turn_soon(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 DELIVERED, QUEUED, SENT = "delivered", "queued", "sent"
-NEVER_GOOD = ("fail", "bad", "loop", "ring")
+NEVER_GOOD = ("fail", "bad", "die", "loop", "ring")
 _FRAME_BYTES = 1 << 24
 _NOTHING: frozenset[str] = frozenset()
 
@@ -117,6 +117,8 @@ class Truth:
         for one in submissions(self.scenario.clients):
             finals = (one.answers[0] if one.answers else None) or {}
             for report in one.reports:
+                unnoted = one.client.server.unnoted  # of these nobody remembers all
+                finals = {name: each for name, each in finals.items() if (report.message, name) not in unnoted}
                 yield Said(one.client.server.name, one.body, report.good, report.recipients, finals, one)
         for peer in self.scenario.peers:
             for frame in peer.reports:

@@ -415,7 +415,9 @@ def test_a_message_whose_handler_died_and_no_other_comes_is_handler_lost() -> No
     stand.submit(bridge, "t")
     stand.take(stand.router.undeliverable(victim, Heartbeat(), stand.now))
     del stand.alive[victim]
-    stand.wait(5.5)
+    stand.wait(19.5)
+    assert stand.heard_of(bridge, Report) == []
+    stand.wait(1.0)
     assert stand.report(bridge).reason == "handler-lost"
     finished(stand)
 

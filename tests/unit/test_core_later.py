@@ -197,3 +197,15 @@ def test_nobody_is_told_of_a_message_that_is_not_theirs() -> None:
     message = stand.report(bridge).message
     stand.say(bridge, Ask(99, "outcome", [2, message]))
     assert stand.heard(bridge)[-1][1:] == (1, None)
+
+
+def test_news_of_what_the_life_before_was_sent_counts_when_it_is_sent_again() -> None:
+    """s2 has told the life before that two results wait; one ends before this life is sent the message again."""
+    stand = town()
+    reach(stand)
+    peer = stand.server("s2")
+    said = news(stand, peer, "s9/x/1.0.0", "delivered", 1)
+    assert stand.one(peer, Relayed) == Relayed(said, "failed:overloaded", {}), "to be told again"
+    stand.wait(stand.settings.limits.restart_s)
+    said = news(stand, peer, "s9/x/1.0.0", "delivered", 1, again=True)
+    assert stand.one(peer, Relayed) == Relayed(said, "delivered", {}), "nobody asks for it"

@@ -102,7 +102,9 @@ def test_what_no_handler_came_for_after_the_first_died_is_one() -> None:
     victim = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
     ward.kill(victim)
-    ward.stand.wait(5.5)
+    ward.stand.wait(19.5)
+    assert ward.stand.heard_of(ward.bridge, Report) == []
+    ward.stand.wait(1.0)
     assert ward.stand.report(ward.bridge).reason == "handler-lost"
     assert [(letter.reason, letter.meta["attempts"]) for letter in ward.letters()] == [("handler-lost", 1)]
 

@@ -122,7 +122,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "timeout_s": Key(
             "30", "seconds a handler may take over one message; unless it is written, a longer lease counts"
         ),
-        "attempts": Key("3", "handlers that may die over one message before it is a dead letter"),
+        "attempts": Key("3", "handlers that may die with one message alone in their hands before it is a dead letter"),
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),

@@ -40,8 +40,9 @@ MAX_HEARD = 65_536
 class Aftermath:
     """Later outcomes, of what was kept here and of what waits elsewhere."""
 
-    def __init__(self, settings: Settings, boxes: Boxes, legs: Legs, out: Outbox) -> None:
+    def __init__(self, settings: Settings, boxes: Boxes, legs: Legs, out: Outbox, now: float) -> None:
         self._settings = settings
+        self._started = now
         self._boxes = boxes
         self._legs = legs
         self._out = out
@@ -125,7 +126,9 @@ class Aftermath:
         """The message in question; returns the outcome of the news: failed for now, where they came too early."""
         _, outcome = sought.why
         if answer is None:
-            return failed("overloaded") if self._legs.under_way(sought.id) else DELIVERED
+            # After a start it may be sent again, for the life before had it from somebody: then all of its news count.
+            young = now < self._started + self._settings.limits.restart_s
+            return failed("overloaded") if young or self._legs.under_way(sought.id) else DELIVERED
         entry, state = answer
         if state is None:  # the answer that it waits there has not come yet
             return failed("overloaded")

@@ -7,6 +7,7 @@ it comes about, settles one count. The last one sends the report. Links, roles a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from bester.broker.core.aftermath import Aftermath
 from bester.broker.core.boxes import Box, Boxes
@@ -22,6 +23,7 @@ from bester.broker.core.outboxes import Outboxes
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Worker
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.suspects import Suspicion
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
@@ -53,7 +55,7 @@ class Exchange:
         self.boxes = Boxes(settings, out, self.reports, clock, snapshot, now)
         self.boxes.look = self._look
         legs = Legs(limits.max_lane)
-        self.aftermath = Aftermath(settings, self.boxes, legs, out)
+        self.aftermath = Aftermath(settings, self.boxes, legs, out, now)
         self.outboxes = Outboxes(
             settings, self.boxes, legs, self.reports, out, self.bridges, self.trace, Reporters(out, snapshot.peers),
             first_token=first_token, chance=chance, became=self.aftermath.became,
@@ -166,14 +168,23 @@ class Exchange:
     def feed(self, worker: Worker, now: float) -> None:
         """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
         workers = self.workers
-        while (parcel := workers.next_for(worker)) is not None:
-            self._give(worker, parcel, now)
-        if workers.loose:
+        self._fill(worker, now)
+        if workers.loose or workers.freed:
             self._share_out(now)
+
+    def _fill(self, worker: Worker, now: float) -> None:
+        """Give a worker what waits, as far as its credit goes."""
+        while (parcel := self.workers.next_for(worker)) is not None:
+            self._give(worker, parcel, now)
 
     def _share_out(self, now: float) -> None:
         """Give what was put back into a queue to whoever is free, in turn."""
         workers = self.workers
+        for aside in workers.isolate():
+            self._fill(aside, now)
+        while workers.freed:
+            freed, _ = workers.freed.popitem()
+            self._fill(freed, now)
         while workers.loose:
             type_, _ = workers.loose.popitem()
             while workers.queued(type_) and (worker := workers.idle(type_)) is not None:
@@ -189,6 +200,7 @@ class Exchange:
             if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
                 self._seen_types[type_] = None
                 self._out.writes.append(Learn(type_))
+        self._share_out(now)
         self.feed(worker, now)
 
     def rejoined(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float) -> None:
@@ -256,25 +268,46 @@ class Exchange:
         )
 
     def lost(self, worker: Worker, now: float) -> None:
-        """A worker has died: what it held goes to others, before all that waits, until the attempts are used up."""
-        again: list[Parcel] = []
+        """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
+        used up an attempt; of several each is given alone, until it is known which one kills."""
         lost = self.workers.lose(worker)
         self._unserve(worker.pool.types, now)
-        for parcel in lost:
-            if parcel.ended:
-                continue
-            if parcel.attempt - parcel.before >= self._budget_of(parcel.type).attempts:
-                self.letters.bury(parcel, "handler-lost", now)
-                self._let_go(parcel)
-                self._end(parcel, failed("handler-lost"))
-            else:
-                parcel.since = now
-                again.append(parcel)
+        if len(lost) == 1:
+            again = self._died_over(lost[0], now)
+            self.workers.clear()
+        else:
+            group = Suspicion()
+            again = [parcel for parcel in lost if not parcel.ended]
+            for parcel in again:
+                parcel.suspicion = group
+        for parcel in again:
+            parcel.since = now
         for parcel in reversed(again):
             self.workers.wait(parcel, first=True)
+        if len(again) > 1:
+            self._out.others.append(
+                Notice("suspected", {"messages": len(again), "types": sorted({p.type for p in again})})
+            )
         self._share_out(now)
         for keeper in [keeper for parcel in again if (keeper := self.workers.keeper(parcel)) is not None]:
             self.feed(keeper, now)
+
+    def _died_over(self, parcel: Parcel, now: float) -> list[Parcel]:
+        """A worker has died with this message alone in its hands, over it or after it. Those it was suspected with are
+        cleared. Returns the message where it is to be tried again."""
+        deaths = 1
+        if parcel.suspicion is not None:
+            deaths += parcel.suspicion.deaths
+            parcel.suspicion.open = False
+        if parcel.ended:
+            return []
+        parcel.suspicion = Suspicion(deaths)
+        if deaths < self._budget_of(parcel.type).attempts:
+            return [parcel]
+        self.letters.bury(parcel, "handler-lost", now)
+        self._let_go(parcel)
+        self._end(parcel, failed("handler-lost"))
+        return []
 
     # --- endings ---
 
@@ -343,20 +376,26 @@ class Exchange:
 
     def tick(self, workers: list[Worker], now: float) -> None:
         """End what has waited too long."""
-        late = now - self.limits.request_s
         for type_ in self.workers.waiting_types():
-            before = late
-            if not self.workers.serves(type_):  # since its last worker went a new one had time to come
-                patient = self._unserved.get(type_, self._started) > now - self.limits.handler_wait_s
-                before = late if patient else now - self.limits.handler_wait_s
-            self._give_up(self.workers.overdue(type_, before), now)
+            self._give_up(self.workers.overdue(type_, partial(self._waits_since, now)), now)
         for worker in workers:
             if worker.lines:
-                self._give_up(self.workers.overdue_for(worker, late), now)
+                self._give_up(self.workers.overdue_for(worker, partial(self._waits_since, now)), now)
             self._end_late(worker, now)
+        self._share_out(now)
         self.mailboxes.tick(now)
         self.outboxes.tick(now)
         self.boxes.tick(now)
+
+    def _waits_since(self, now: float, parcel: Parcel) -> float:
+        """Return since when a message must have waited to be given up now."""
+        limits, type_ = self.limits, parcel.type
+        begun = parcel.attempt > parcel.before  # such a one waits longer for a worker that is started again
+        if not self.workers.serves(type_):
+            without_s = limits.handler_again_s if begun else limits.handler_wait_s
+            if self._unserved.get(type_, self._started) <= now - without_s:
+                return now - without_s
+        return now - (limits.suspect_s if begun else limits.request_s)
 
     def _end_late(self, worker: Worker, now: float) -> None:
         """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
@@ -382,6 +421,6 @@ class Exchange:
     def _why_waited(self, parcel: Parcel, now: float) -> str:
         if parcel.case.expires is not None and now >= parcel.case.expires:
             return "expired"
-        if self.workers.serves(parcel.type):
-            return "overloaded"
-        return "handler-lost" if parcel.attempt > parcel.before else "no-handler"
+        if parcel.attempt > parcel.before:
+            return "handler-lost"
+        return "overloaded" if self.workers.serves(parcel.type) else "no-handler"

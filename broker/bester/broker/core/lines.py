@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bester.broker.core.parcels import Parcel
@@ -26,6 +27,11 @@ class Line:
         self.count = 0
         self.waiting: deque[Parcel] = deque()
 
+    @property
+    def suspected(self) -> bool:
+        """Whether its first message is a suspect."""
+        return self.waiting[0].suspected
+
     def add(self, parcel: Parcel, *, first: bool) -> None:
         """Put a parcel at the end, or `first`: before all others."""
         if first:
@@ -35,10 +41,10 @@ class Line:
         if self.worker is not None:
             self.worker.lines[self] = None
 
-    def overdue(self, before: float) -> list[Parcel]:
-        """Take out what has waited since `before` or longer."""
+    def overdue(self, before: Callable[[Parcel], float]) -> list[Parcel]:
+        """Take out what has waited since the time that `before` says of it, or longer, up to the first that has not."""
         gone: list[Parcel] = []
-        while self.waiting and self.waiting[0].since <= before:
+        while self.waiting and self.waiting[0].since <= before(self.waiting[0]):
             gone.append(self.waiting.popleft())
         return gone
 

@@ -127,13 +127,17 @@ class Outboxes:
         """A server has answered, or has ended its connection; late answers change nothing, except for what waits."""
         leg = self.legs.end(token, link)
         if leg is not None:
+            silent = False
             if leg.route.fabric is None:
+                silent = outcome == SENT and not self._reporters.knows(leg.route)
                 outcome = self._reporters.judge(leg.route, leg.entry.id, outcome, meta)
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
             self._ended(leg, outcome if known else failed("bad-reply"), meta, now)
+            if silent:  # it can be reached; whether it reports will be known after two more times
+                self.contact(leg.route.name, now)
 
     def _ended(self, leg: Leg, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(leg.route.name)

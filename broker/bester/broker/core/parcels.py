@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
+from bester.broker.core.suspects import Suspicion
 from bester.broker.wire.messages import Meta, Request
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ class Parcel(Struct, eq=False, gc=False):  # a Struct, for one is made for every
     `target` is its name among the recipients when a handler sent it on (None for a message that entered). `since` is
     when it began to wait, or was given to a handler; `attempt` counts those, and those of before it came here (`before`
     of them). `repeated`: it was on its way before, and may have been delivered. `ended`: its case no longer waits for
-    it. `line`, of an ordered type, is the one it is counted in while a worker holds it.
+    it. `line`, of an ordered type, is the one it is counted in while a worker holds it. `suspicion` is there when a
+    worker has died with it in hand.
     """
 
     case: Case
@@ -41,6 +43,12 @@ class Parcel(Struct, eq=False, gc=False):  # a Struct, for one is made for every
     before: int = 0
     repeated: bool = False
     line: Line | None = None
+    suspicion: Suspicion | None = None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether a worker may have died over it, so that it is to be alone with the next."""
+        return self.suspicion is not None and self.suspicion.open
 
     def request(self, token: int) -> Request:
         """Return the REQUEST that hands it to a handler under this token."""

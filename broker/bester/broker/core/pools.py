@@ -14,10 +14,11 @@ class Worker:
     """One handler: `busy` holds what it was given, by token, oldest first; `free` is its unused credit.
 
     `lease_s` is how long it may be silent while it holds anything (0: as long as others), and at least how long it may
-    take. `lines` are those bound to it in which something waits. After `leaving` it takes nothing new.
+    take. `lines` are those bound to it in which something waits. After `leaving` it takes nothing new. While it is
+    `aside` it takes suspects alone, one at a time.
     """
 
-    __slots__ = ("busy", "credit", "free", "lease_s", "leaving", "lines", "lines_next", "link", "pool")
+    __slots__ = ("aside", "busy", "credit", "free", "lease_s", "leaving", "lines", "lines_next", "link", "pool")
 
     pool: Pool
 
@@ -28,6 +29,7 @@ class Worker:
         self.busy: dict[int, Parcel] = {}
         self.lease_s = 0.0
         self.leaving = False
+        self.aside = False
         self.lines: dict[Line, None] = {}
         self.lines_next = False
 
@@ -36,14 +38,15 @@ class Worker:
         return not self.leaving and type_ in self.pool.types
 
     def takes(self, type_: str) -> bool:
-        """Can it be given a message of this type now?"""
-        return self.free > 0 and self.serves(type_)
+        """Can it be given a new message of this type now?"""
+        return self.free > 0 and not self.aside and self.serves(type_)
 
 
 class Pool:
     """`busy` is what its workers hold together; `waiting` the types of it that have a queue, in turn.
 
-    Of a single worker no shelf is kept: there is nobody to compare it with.
+    Only workers that take what is new stand on a shelf; of a single one no shelf is kept: there is nobody to compare it
+    with.
     """
 
     def __init__(self, types: frozenset[str]) -> None:
@@ -51,6 +54,7 @@ class Pool:
         self.workers: dict[Worker, None] = {}
         self.waiting: dict[str, None] = {}
         self.busy = 0
+        self._ready = 0  # of its workers, those that take what is new
         self._only: Worker | None = None
         self._shelves: dict[int, dict[Worker, None]] = {}
         self._top = 0
@@ -62,7 +66,29 @@ class Pool:
         worker.pool = self
         self.workers[worker] = None
         self.busy += len(worker.busy)
-        if len(self.workers) == 1:
+        self._open(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """Strike a worker out; what it holds counts no longer."""
+        del self.workers[worker]
+        self.busy -= len(worker.busy)
+        if not worker.aside:
+            self._shut(worker)
+
+    def set_aside(self, worker: Worker) -> None:
+        """Let a worker take nothing new for a while."""
+        self._shut(worker)
+        worker.aside = True
+
+    def take_back(self, worker: Worker) -> None:
+        """Let a worker that was set aside take what is new again."""
+        worker.aside = False
+        self._open(worker)
+
+    def _open(self, worker: Worker) -> None:
+        """A worker takes what is new."""
+        self._ready += 1
+        if self._ready == 1:
             self._only = worker
             return
         if self._only is not None:
@@ -70,20 +96,19 @@ class Pool:
             self._only = None
         self._shelve(worker)
 
-    def remove(self, worker: Worker) -> None:
-        """Strike a worker out; what it holds counts no longer."""
-        del self.workers[worker]
-        self.busy -= len(worker.busy)
+    def _shut(self, worker: Worker) -> None:
+        """A worker takes nothing new."""
+        self._ready -= 1
         if self._current is worker:
             self._current = None
-        if self._only is None:
-            self._unshelve(worker)
-            if len(self.workers) == 1:
-                self._only = next(iter(self.workers))
-                self._shelves.clear()
-                self._top = 0
-        else:
+        if self._only is not None:
             self._only = None
+            return
+        self._unshelve(worker)
+        if self._ready == 1:
+            self._only = next(iter(next(iter(self._shelves.values()))))
+            self._shelves.clear()
+            self._top = 0
 
     def _shelve(self, worker: Worker) -> None:
         free = worker.free
@@ -104,7 +129,7 @@ class Pool:
     def change(self, worker: Worker, by: int) -> None:
         """Change a worker's free credit by one: -1 it was given a message, 1 it has answered one."""
         self.busy -= by
-        if self._only is not None:
+        if self._only is not None or worker.aside:
             worker.free += by
             return
         shelves, free = self._shelves, worker.free

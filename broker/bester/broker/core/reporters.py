@@ -61,6 +61,10 @@ class Reporters:
             return NO_ANSWER if known else SENT
         return self._silent_end(route, address, id_)
 
+    def knows(self, route: Route) -> bool:
+        """Return whether it is known of a server if it reports."""
+        return not route.reports or (route.native or "") in self._known
+
     def _has_reported(self, route: Route, address: str) -> None:
         if not route.name:
             self._strangers[address] = None

@@ -70,8 +70,8 @@ _RELAY_OP = OP_OF[Relay]
 
 class Router:
     """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52;
-    `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970), `boot` names this
-    run of the machine, empty where nothing does."""
+    `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970; None: there is no
+    other clock), `boot` names this run of the machine, empty where nothing does."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Router:
         epoch: str,
         first_token: int,
         now: float,
-        wall_s: float,
+        wall_s: float | None = None,
         boot: str = "",
         is_account: Callable[[str], bool] = lambda _: False,
         snapshot: Snapshot = NOTHING_KEPT,
@@ -89,7 +89,7 @@ class Router:
         self.settings = settings
         self._out = Outbox()
         self._epoch = epoch
-        self._clock = Clock(now, wall_s, boot, snapshot.clock)
+        self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         names = self._take_name(snapshot.names)
         self._exchange = Exchange(
@@ -223,9 +223,9 @@ class Router:
             self._notice("server-lost", server=name, why=why)
         return self._actions()
 
-    def tick(self, now: float, wall_s: float) -> list[Action]:
+    def tick(self, now: float, wall_s: float | None = None) -> list[Action]:
         """Let time pass; call it a few times a second, with what the wall clock shows."""
-        jump_s = self._clock.read(now, wall_s)
+        jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
             self._notice("clock-jumped", seconds=round(jump_s, 3))
         if self._clock.news:

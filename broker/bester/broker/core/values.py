@@ -103,6 +103,9 @@ class Limits:
     heartbeat_s: float = HEARTBEAT_MS / 1000
     handler_wait_s: float = 5.0
     """How long a message waits for a handler of its type to come (back)."""
+    handler_again_s: float = 20.0
+    """The same for one that a handler had when it died: longer than the pause before a handler that dies again and
+    again is started again."""
     request_s: float = 30.0
     """How long one handler may take over one message (or its lease, where that is longer), and how long a message may
     wait for a busy one."""
@@ -132,7 +135,10 @@ class Limits:
     expiries: int = 100
     """Kept messages whose time is over that are ended in one go."""
     attempts: int = 3
-    """Handlers that may die over a message before it is held to be the reason."""
+    """Handlers that may die over a message, which each had alone in its hands, before it is given up."""
+    suspect_s: float = 600.0
+    """How long a message that a handler had when it died waits for its next turn: there may be hundreds that are given
+    to handlers one at a time. No longer than a bridge holds it."""
     max_held: int = 200_000
     """Messages with handlers or waiting for one; above it: overloaded."""
     max_held_bytes: int = 512 * 1024 * 1024

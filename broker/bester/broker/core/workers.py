@@ -2,16 +2,19 @@
 
 A worker is one handler process; workers that serve exactly the same types form a pool, so that a choice costs the
 same with one type or a thousand, one worker or a thousand. Messages wait per type, first come first served; of a type
-whose handlers asked for order, each user's messages wait in a line of their own.
+whose handlers asked for order, each user's messages wait in a line of their own. Messages over which a worker may have
+died wait apart, and go to workers that were set aside for them.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Container
 
 from bester.broker.core.lines import Item, Line, oldest
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Pool, Worker
+from bester.broker.core.suspects import Suspects, holds_suspect
 from bester.broker.core.values import Link
 
 MAX_ORDERED = 20_000
@@ -22,7 +25,7 @@ class Workers:
     """All workers of a broker and all that waits for one.
 
     `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
-    looks there and shares it out.
+    looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,9 @@ class Workers:
         self._ordered: set[str] = set()
         self._lines: dict[tuple[str, str], Line] = {}
         self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
+        self._suspects = Suspects()
         self.loose: dict[str, None] = {}
+        self.freed: dict[Worker, None] = {}
 
     # --- who is there ---
 
@@ -45,10 +50,13 @@ class Workers:
 
     def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
         """The handler has said HELLO again on its link: new options, same outstanding messages."""
+        alone = worker.aside and bool(worker.busy)
         self.leave(worker)
         worker.leaving = False
         worker.credit, worker.free = credit, credit - len(worker.busy)
         self._enlist(worker, types, ordered)
+        if alone:
+            self._set_aside(worker)
 
     def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
         for type_ in ordered & types:
@@ -77,6 +85,9 @@ class Workers:
         worker.leaving = True
         pool = worker.pool
         pool.remove(worker)
+        worker.aside = False
+        self._suspects.aside.pop(worker, None)
+        self.freed.pop(worker, None)
         if not pool.workers:
             del self._pools[pool.types]
             for type_ in pool.types:
@@ -173,13 +184,16 @@ class Workers:
         if not line.waiting:
             del self._lines[line.key]
             return
-        type_ = line.key[0]
-        queue = self._queue(type_)
+        self._stand(line.key[0], line, first=first)
+        self.loose[line.key[0]] = None
+
+    def _stand(self, type_: str, item: Item, *, first: bool) -> None:
+        """Put an item into the queue it belongs to, at its end or in front."""
+        queue = self._suspects.queue(type_) if item.suspected else self._queue(type_)
         if first:
-            queue.appendleft(line)
+            queue.appendleft(item)
         else:
-            queue.append(line)
-        self.loose[type_] = None
+            queue.append(item)
 
     # --- waiting ---
 
@@ -193,14 +207,87 @@ class Workers:
         if type_ in self._ordered and parcel.user is not None:
             line = self._lines.get((type_, parcel.user))
             if line is not None:
+                stands_as = line.suspected if line.worker is None else parcel.suspected
                 line.add(parcel, first=first)
+                if line.worker is None and line.suspected != stands_as:
+                    self._move(line)
                 return
             item = self._lines[type_, parcel.user] = Line((type_, parcel.user))
             item.waiting.append(parcel)
-        if first:
-            self._queue(type_).appendleft(item)
+        self._stand(type_, item, first=first)
+
+    def _move(self, line: Line) -> None:
+        """Put a line that has got another first message into the right queue; it stands in front of the wrong one."""
+        type_ = line.key[0]
+        if line.suspected:
+            self._queues[type_].remove(line)
+            if not self._queues[type_]:
+                self._drop_queue(type_)
         else:
-            self._queue(type_).append(item)
+            self._suspects.queue(type_).remove(line)
+            self._suspects.tidy(type_)
+        self._stand(type_, line, first=True)
+
+    # --- suspects ---
+
+    def isolate(self) -> list[Worker]:
+        """Set workers aside for the suspects that wait, and let go of those that are not needed any more. Returns the
+        workers that are set aside; what they hold they finish first."""
+        suspects = self._suspects
+        if suspects:
+            wanted = {
+                worker: None
+                for type_ in suspects.types()
+                for worker in suspects.wanted(type_, self._serving.get(type_, ()))
+            }
+            for worker in wanted:
+                if not worker.aside:
+                    self._set_aside(worker)
+            self._release(wanted)
+        elif suspects.aside:
+            self._release()
+        return list(suspects.aside)
+
+    def clear(self) -> None:
+        """Put what is suspected no more back into its queue, in front."""
+        for type_, items in self._suspects.cleared():
+            self._queue(type_).extendleft(reversed(items))
+            self.loose[type_] = None
+
+    def _set_aside(self, worker: Worker) -> None:
+        worker.pool.set_aside(worker)
+        self._suspects.aside[worker] = None
+
+    def _release(self, wanted: Container[Worker] = ()) -> None:
+        """Let the workers that are set aside, and neither hold a suspect nor are `wanted` for one, take what is new."""
+        for worker in [worker for worker in self._suspects.aside if worker not in wanted and not holds_suspect(worker)]:
+            del self._suspects.aside[worker]
+            worker.pool.take_back(worker)
+            self.loose.update(worker.pool.waiting)
+            if worker.lines:
+                self.freed[worker] = None
+
+    def _next_suspect(self, worker: Worker) -> Parcel | None:
+        """Return the next suspect for a worker that is set aside, None where it has to finish something first."""
+        item = self._suspects.next_for(worker) if not worker.busy else None
+        if item is None:
+            return None
+        parcel = self._bind(item, worker)
+        self._count_out(parcel.type, 1)
+        return parcel
+
+    def _bind(self, item: Item, worker: Worker) -> Parcel:
+        """Take the first message of an item that has left its queue; a line is the worker's own from now on."""
+        if type(item) is Parcel:
+            return item
+        assert isinstance(item, Line)
+        item.worker = worker
+        parcel = item.waiting.popleft()
+        if item.waiting:
+            worker.lines[item] = None
+        return parcel
+
+    # --- what is next ---
 
     def keeper(self, parcel: Parcel) -> Worker | None:
         """Return the worker that a waiting parcel of an ordered type is bound to, if any."""
@@ -228,13 +315,16 @@ class Workers:
             return
         self._ordered.add(type_)
         self._express.pop(type_, None)
-        queue = self._queues.get(type_)
-        if queue is not None:
-            parcels = [item for item in queue if type(item) is Parcel]
+        if type_ not in self._waits:
+            return
+        suspects = self._suspects.take_all(type_)
+        others = list(self._queues.get(type_, ()))
+        if others:
             self._drop_queue(type_)
-            del self._waits[type_]
-            for parcel in parcels:
-                self.wait(parcel)
+        del self._waits[type_]
+        for item in (*suspects, *others):  # no lines yet
+            assert type(item) is Parcel
+            self.wait(item)
 
     def waits(self, type_: str) -> int:
         """Return how many messages of a type wait."""
@@ -256,9 +346,14 @@ class Workers:
         """
         if worker.free <= 0 or worker.leaving:
             return None
+        if worker.aside:
+            suspect = self._next_suspect(worker)
+            if suspect is not None or worker.busy:
+                return suspect
+            self._release()
         types = worker.pool.waiting
         lines = worker.lines
-        line = next((line for line in lines if line.key[0] in worker.pool.types), None) if lines else None
+        line = self._own_line(worker) if lines else None
         if line is not None and (worker.lines_next or not types):
             worker.lines_next = False
             del lines[line]
@@ -273,6 +368,12 @@ class Workers:
         self._count_out(parcel.type, 1)
         return parcel
 
+    def _own_line(self, worker: Worker) -> Line | None:
+        """Return the line of a worker's own that is next. One that begins with a suspect waits until the worker holds
+        nothing of it, and is anybody's then."""
+        types = worker.pool.types
+        return next((line for line in worker.lines if line.key[0] in types and not line.suspected), None)
+
     def _pop(self, type_: str, worker: Worker) -> Parcel:
         queue = self._queues[type_]
         item = queue.popleft()
@@ -281,14 +382,7 @@ class Workers:
             types[type_] = types.pop(type_)
         else:
             self._drop_queue(type_)
-        if type(item) is Parcel:
-            return item
-        assert isinstance(item, Line)
-        item.worker = worker
-        parcel = item.waiting.popleft()
-        if item.waiting:
-            worker.lines[item] = None
-        return parcel
+        return self._bind(item, worker)
 
     def _count_out(self, type_: str, number: int) -> None:
         left = self._waits[type_] - number
@@ -300,40 +394,47 @@ class Workers:
     # --- what has waited too long ---
 
     def waiting_types(self) -> list[str]:
-        """Return the types of which something waits in the queue."""
-        return list(self._queues)
+        """Return the types of which something waits in a queue."""
+        return [*self._queues, *[type_ for type_ in self._suspects.types() if type_ not in self._queues]]
 
-    def overdue(self, type_: str, before: float) -> list[Parcel]:
-        """Take out of a type's queue what has waited since `before` or longer."""
+    def overdue(self, type_: str, before: Callable[[Parcel], float]) -> list[Parcel]:
+        """Take out of a type's queues what has waited since the time that `before` says of it, or longer."""
         gone: list[Parcel] = []
         queue = self._queues.get(type_)
-        if queue is None:
-            return gone
-        fresh: list[Item] = []  # what was put back in front has begun to wait anew, and hides older ones
+        kept: list[Item] = []  # what was put back in front has begun to wait anew, and hides older ones
         while queue:
             head = oldest(queue[0])
-            if head.since > before and not head.attempt:
+            if head.since > before(head) and not head.attempt:
                 break
-            item = queue.popleft()
-            if head.since > before:
-                fresh.append(item)
-            elif isinstance(item, Line):
-                gone += item.overdue(before)
-                if item.waiting:
-                    queue.append(item)
-                else:
-                    del self._lines[item.key]
-            else:
-                gone.append(item)
-        queue.extendleft(reversed(fresh))
-        if not queue:
-            self._drop_queue(type_)
+            kept += self._overdue_of(queue.popleft(), before, gone)
+        if queue is not None:
+            queue.extendleft(reversed(kept))
+            if not queue:
+                self._drop_queue(type_)
+        suspects = self._suspects.take_all(type_)
+        for item in suspects:
+            for left in self._overdue_of(item, before, gone):
+                self._stand(type_, left, first=False)
         if gone:
             self._count_out(type_, len(gone))
         return gone
 
-    def overdue_for(self, worker: Worker, before: float) -> list[Parcel]:
-        """Take out of a worker's own lines what has waited since `before` or longer."""
+    def _overdue_of(self, item: Item, before: Callable[[Parcel], float], gone: list[Parcel]) -> tuple[Item, ...]:
+        """Put what is overdue of an item into `gone`. Returns what is left of the item: itself, or nothing."""
+        if type(item) is Parcel:
+            if item.since > before(item):
+                return (item,)
+            gone.append(item)
+            return ()
+        assert isinstance(item, Line)
+        gone += item.overdue(before)
+        if item.waiting:
+            return (item,)
+        del self._lines[item.key]
+        return ()
+
+    def overdue_for(self, worker: Worker, before: Callable[[Parcel], float]) -> list[Parcel]:
+        """Take out of a worker's own lines what has waited since the time that `before` says of it, or longer."""
         gone: list[Parcel] = []
         for line in list(worker.lines):
             late = line.overdue(before)

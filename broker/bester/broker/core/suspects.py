@@ -1,0 +1,107 @@
+"""Messages over which a worker may have died, and the workers that are set aside for them.
+
+A worker that dies with a single message in its hands has died over that one. Of several any may be the reason, or none:
+each is a suspect from then on. A suspect is given to a worker that holds nothing else and is given nothing else, so
+that a death tells. The suspect over which such a worker dies is the one, and the others of its group are cleared.
+
+    the worker held it      counts as a death over it     then the message is
+    alone                   yes                           a suspect by itself; those it was suspected with are cleared
+    with others             no                            a suspect, in one group with all of them
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bester.broker.core.lines import Item
+    from bester.broker.core.pools import Pool, Worker
+
+ASIDE_PART = 2
+"""Of the workers of a type this part, but at least one, is set aside at most: the others go on with what is new."""
+
+
+class Suspicion:
+    """What a group of suspects has in common. `deaths`: so many workers died over its only member; `open`: its members
+    are suspects."""
+
+    __slots__ = ("deaths", "open")
+
+    def __init__(self, deaths: int = 0) -> None:
+        self.deaths = deaths
+        self.open = True
+
+
+class Suspects:
+    """Suspects that wait, by type, first come first served; and the workers `aside`, which take nothing else."""
+
+    def __init__(self) -> None:
+        self.aside: dict[Worker, None] = {}
+        self._queues: dict[str, deque[Item]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def types(self) -> list[str]:
+        """Return the types of which a suspect waits."""
+        return list(self._queues)
+
+    def queue(self, type_: str) -> deque[Item]:
+        """Return the suspects of a type; what is put into it must be suspected, a line by its first message."""
+        queue = self._queues.get(type_)
+        if queue is None:
+            queue = self._queues[type_] = deque()
+        return queue
+
+    def tidy(self, type_: str) -> None:
+        """Forget the queue of a type, where it is empty."""
+        if not self._queues[type_]:
+            del self._queues[type_]
+
+    def take_all(self, type_: str) -> list[Item]:
+        """Take out all suspects of a type."""
+        return list(self._queues.pop(type_, ()))
+
+    def next_for(self, worker: Worker) -> Item | None:
+        """Return the next suspect for a worker that holds nothing, None where there is none of its types."""
+        for type_, queue in self._queues.items():
+            if type_ in worker.pool.types:
+                item = queue.popleft()
+                self.tidy(type_)
+                return item
+        return None
+
+    def cleared(self) -> list[tuple[str, list[Item]]]:
+        """Take out what is suspected no more, by type, in its order."""
+        found: list[tuple[str, list[Item]]] = []
+        for type_, queue in list(self._queues.items()):
+            free = [item for item in queue if not item.suspected]
+            if free:
+                found.append((type_, free))
+                self._queues[type_] = deque(item for item in queue if item.suspected)
+                self.tidy(type_)
+        return found
+
+    # --- workers ---
+
+    def wanted(self, type_: str, pools: Iterable[Pool]) -> list[Worker]:
+        """Return the workers that are to be aside for the suspects of a type: those that hold one already, or nothing;
+        only where they are too few, those that have the least to finish before."""
+        workers = [worker for pool in pools for worker in pool.workers]
+        count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ASIDE_PART))
+        ready = [worker for worker in workers if worker.aside and (not worker.busy or holds_suspect(worker))]
+        others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
+        return ready + others[: max(0, count - len(ready))]
+
+
+def holds_suspect(worker: Worker) -> bool:
+    """Return whether a worker has a suspect in hand."""
+    return any(parcel.suspected for parcel in worker.busy.values())
+
+
+def _how_long(worker: Worker) -> tuple[bool, int]:
+    """Order workers by what they have to finish; one that holds only what is over hangs, and comes last."""
+    held = worker.busy.values()
+    return bool(held) and all(parcel.ended for parcel in held), len(held)

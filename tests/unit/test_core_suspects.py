@@ -1,0 +1,309 @@
+"""A worker dies with several messages in its hands: the one it died over is found, and nobody else is blamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.broker.core.values import Link, Settings
+from bester.broker.kept import Budget, Letter
+from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
+from tests.unit.core_stand import Stand, clients
+
+POISON = b'"poison"'
+
+
+class Ward:
+    """A stand with handlers that die over poison as soon as they have it, and answer all else when they are told to."""
+
+    def __init__(
+        self, workers: int = 1, *, credit: int = 100, types: tuple[str, ...] = ("t",), attempts: int = 3, **options: Any
+    ) -> None:
+        budgets = {"t": Budget(None, attempts)}
+        self.stand = Stand(Settings("s1", open_accounts=True, accept="open", budgets=budgets))
+        self.stand.wait(3.0)
+        self.bridge = self.stand.bridge("alice", "bob")
+        self.types, self.credit, self.options = types, credit, options
+        self.deaths: list[list[bytes]] = []  # what each had in its hands
+        self.hands: dict[Link, list[Request]] = {}
+        self.tokens: dict[int, bytes] = {}
+        for _ in range(workers):
+            self.join()
+
+    def join(self) -> Link:
+        link = self.stand.handler(*self.types, credit=self.credit, **self.options)
+        self.hands[link] = []
+        self.listen()
+        return link
+
+    def submit(self, body: bytes, type_: str = "t", session: int = 1) -> None:
+        self.tokens[self.stand.submit(self.bridge, type_, body, session=session)] = body
+        self.listen()
+
+    def listen(self) -> None:
+        for link in self.hands:
+            self.hands[link] += self.stand.heard_of(link, Request)
+
+    def holding(self) -> list[list[bytes]]:
+        return [[request.body for request in held] for held in self.hands.values()]
+
+    def kill(self, link: Link) -> None:
+        self.deaths.append([request.body for request in self.hands.pop(link)])
+        self.stand.alive.pop(link, None)
+        self.stand.take(self.stand.router.undeliverable(link, Heartbeat(), self.stand.now))
+        self.listen()
+
+    def answer(self, link: Link, number: int = 0) -> bytes:
+        request = self.hands[link].pop(number)
+        self.stand.reply(link, request.token)
+        self.listen()
+        return request.body
+
+    def work(self, rounds: int = 1000) -> None:
+        """Whoever holds poison dies over it, and is started again; the others answer one message each; to the end."""
+        for _ in range(rounds):
+            busy = [link for link, held in self.hands.items() if held]
+            if not busy:
+                return
+            for link in busy:
+                if any(request.body == POISON for request in self.hands[link]):
+                    self.kill(link)
+                    self.join()
+                elif self.hands[link]:
+                    self.answer(link)
+        raise AssertionError("it goes on for ever")
+
+    def reports(self) -> dict[bytes, list[str | None]]:
+        said: dict[bytes, list[str | None]] = {}
+        for report in self.stand.heard_of(self.bridge, Report):
+            said.setdefault(self.tokens[report.token], []).append(report.reason)
+        return said
+
+    def letters(self) -> list[Letter]:
+        return list(self.stand.store._letters.values())
+
+    def is_well(self) -> None:
+        """Everything is over, and nothing is left of it."""
+        exchange = self.stand.router._exchange
+        assert self.stand.router.idle
+        assert (exchange._held, exchange.workers.waiting) == (0, 0)
+        assert not exchange.workers._suspects
+        assert not exchange.workers._suspects.aside
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("place", [0, 5, 9])
+def test_of_ten_in_hand_the_one_that_kills_is_given_up_and_the_others_are_done(workers: int, place: int) -> None:
+    ward = Ward(workers)
+    bodies = [b"%d" % number for number in range(10)]
+    bodies[place] = POISON
+    for body in bodies:
+        ward.submit(body)
+    ward.work()
+    assert ward.reports() == {body: ["handler-lost" if body == POISON else None] for body in bodies}
+    assert [(letter.body, letter.reason) for letter in ward.letters()] == [(POISON, "handler-lost")]
+    assert ward.deaths[-3:] == [[POISON]] * 3, "attempts are deaths that it was alone with"
+    assert len(ward.deaths) <= 4
+    ward.is_well()
+
+
+def test_256_innocent_ones_of_several_users_types_and_servers_survive_two_that_kill() -> None:
+    ward = Ward(1, credit=256, types=("t", "u", "v"))
+    peer = ward.stand.server("s9")
+    bodies = [b"%d" % number for number in range(254)]
+    bodies.insert(100, POISON)
+    bodies.insert(200, POISON)
+    for number, body in enumerate(bodies):
+        if number % 50 == 49:
+            ward.stand.relay(peer, "t", body)
+            ward.listen()
+        else:
+            ward.submit(body, "tuv"[number % 3], 1 + number % 2)
+    ward.work(2000)
+    reports = ward.reports()
+    assert reports.pop(POISON) == ["handler-lost"] * 2
+    assert all(said == [None] for said in reports.values())
+    assert [answer.outcome for answer in ward.stand.heard_of(peer, Relayed)] == ["delivered"] * 5
+    assert [letter.body for letter in ward.letters()] == [POISON] * 2
+    ward.is_well()
+
+
+def test_a_death_alone_uses_up_an_attempt_and_one_among_others_does_not() -> None:
+    ward = Ward(1, attempts=2)
+    for _ in range(3):
+        ward.submit(POISON)
+    (link,) = ward.hands
+    ward.kill(link)
+    ward.join()
+    assert ward.holding() == [[POISON]]
+    ward.work()
+    assert ward.reports() == {POISON: ["handler-lost"] * 3}
+    assert [len(held) for held in ward.deaths] == [3, 1, 1, 2, 1, 1, 1, 1]
+    ward.is_well()
+
+
+def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> None:
+    ward = Ward(3, credit=4)
+    first, second, third = ward.hands
+    for number in range(6):
+        ward.submit(b"%d" % number)
+    held = [request.body for request in ward.hands[first]]
+    assert len(held) == 2
+    ward.kill(first)
+    aside = [link for link in (second, third) if ward.hands[link]]
+    assert ward.holding() == [[b"1", b"4"], [b"2", b"5"]], "one of them finishes what it has before"
+    ward.submit(b"new")
+    (other,) = [link for link in aside if b"new" in [request.body for request in ward.hands[link]]]
+    (quiet,) = [link for link in aside if link is not other]
+    while ward.hands[quiet]:
+        if ward.answer(quiet) not in held:
+            continue
+    assert not ward.hands[quiet]
+
+
+def test_the_first_of_them_is_given_first_and_before_what_waits() -> None:
+    ward = Ward(1, credit=3)
+    for number in range(5):
+        ward.submit(b"%d" % number)
+    (link,) = ward.hands
+    ward.kill(link)
+    link = ward.join()
+    done = []
+    for _ in range(3):
+        assert len(ward.hands[link]) == 1
+        done.append(ward.answer(link))
+    assert done == [b"0", b"1", b"2"]
+    assert [request.body for request in ward.hands[link]] == [b"3", b"4"], "after that it takes several again"
+
+
+def test_the_mates_of_the_one_that_kills_are_cleared_at_its_first_death_alone() -> None:
+    ward = Ward(1, credit=10)
+    for body in (POISON, b"1", b"2", b"3"):
+        ward.submit(body)
+    (link,) = ward.hands
+    ward.kill(link)
+    link = ward.join()
+    assert ward.holding() == [[POISON]]
+    ward.kill(link)
+    ward.join()
+    other = ward.join()
+    assert [request.body for request in ward.hands[other]] == [b"1", b"2", b"3"], "together, as before"
+
+
+def test_in_order_each_users_messages_stay_in_their_order() -> None:
+    ward = Ward(2, credit=4, order={"t": "user"})
+    bodies = [b"%d" % number for number in range(12)]
+    for number, body in enumerate(bodies):
+        ward.submit(body, session=1 + number % 2)
+    done: dict[int, list[int]] = {0: [], 1: []}
+    victim = next(link for link, held in ward.hands.items() if held)
+    ward.kill(victim)
+    ward.join()
+    for _ in range(100):
+        for link in [link for link, held in ward.hands.items() if held]:
+            number = int(ward.answer(link))
+            done[number % 2].append(number)
+    assert done == {0: [0, 2, 4, 6, 8, 10], 1: [1, 3, 5, 7, 9, 11]}
+    assert set(map(tuple, ward.reports().values())) == {(None,)}
+    ward.is_well()
+
+
+def test_one_that_was_over_when_its_worker_died_leaves_the_others_suspected() -> None:
+    ward = Ward(1, credit=4)
+    ward.submit(b"hangs")
+    ward.stand.wait(31.0)
+    assert ward.reports() == {b"hangs": ["timeout"]}
+    ward.submit(b"innocent")
+    (link,) = ward.hands
+    ward.kill(link)
+    assert ward.deaths == [[b"hangs", b"innocent"]]
+    link = ward.join()
+    ward.kill(link)
+    ward.kill(ward.join())
+    assert ward.reports() == {}
+    ward.kill(ward.join())
+    assert ward.reports() == {b"innocent": ["handler-lost"]}
+
+
+def test_a_worker_that_hangs_does_not_keep_suspects_waiting_for_it() -> None:
+    ward = Ward(2, credit=2)
+    ward.submit(b"hangs")
+    (other,) = [link for link, held in ward.hands.items() if not held]
+    ward.stand.wait(31.0)
+    for body in (b"1", b"2"):
+        ward.submit(body)
+    assert [request.body for request in ward.hands[other]] == [b"1"]
+    ward.kill(other)
+    assert ward.holding() == [[b"hangs", b"2"]], "it is set aside, for there is no other"
+    replacement = ward.join()
+    assert [request.body for request in ward.hands[replacement]] == [b"1"]
+
+
+def test_one_that_leaves_finishes_its_suspect_and_the_others_go_elsewhere() -> None:
+    ward = Ward(1, credit=3)
+    for number in range(3):
+        ward.submit(b"%d" % number)
+    (link,) = ward.hands
+    ward.kill(link)
+    leaving = ward.join()
+    ward.stand.say(leaving, Goodbye(None))
+    ward.stand.heard(leaving)
+    other = ward.join()
+    assert [request.body for request in ward.hands[other]] == [b"1"]
+    assert ward.answer(leaving) == b"0"
+    assert ward.answer(other) == b"1"
+    assert ward.answer(other) == b"2"
+    ward.is_well()
+
+
+def test_what_a_dead_handler_had_waits_longer_for_one_that_is_started_again_than_what_is_new() -> None:
+    ward = Ward(1)
+    for body in (b"1", b"2"):
+        ward.submit(body)
+    (link,) = ward.hands
+    ward.kill(link)
+    ward.submit(b"new")
+    ward.stand.wait(6.0)
+    assert ward.reports() == {b"new": ["no-handler"]}
+    ward.stand.wait(13.0)
+    ward.join()
+    ward.work()
+    assert ward.reports() == {b"1": [None], b"2": [None]}
+
+
+def test_what_is_suspected_for_very_long_is_a_dead_letter() -> None:
+    ward = Ward(1, lease_ms=600_000)
+    for body in (b"1", b"2"):
+        ward.submit(body)
+    (link,) = ward.hands
+    ward.kill(link)
+    link = ward.join()
+    assert ward.holding() == [[b"1"]]
+    ward.stand.wait(601.0, step_s=1.0)
+    assert ward.reports() == {b"1": ["timeout"], b"2": ["handler-lost"]}
+    assert sorted(letter.reason for letter in ward.letters()) == ["handler-lost", "timeout"]
+
+
+def test_the_log_says_how_many_are_suspected() -> None:
+    ward = Ward(1, types=("t", "u"))
+    for number in range(4):
+        ward.submit(b"%d" % number, "tu"[number % 2])
+    (link,) = ward.hands
+    ward.kill(link)
+    said = [notice.fields for notice in ward.stand.notices if notice.event == "suspected"]
+    assert said == [{"messages": 4, "types": ["t", "u"]}]
+
+
+def test_results_of_a_suspect_are_delivered_as_usual() -> None:
+    ward = Ward(1)
+    for body in (b"1", b"2"):
+        ward.submit(body)
+    (link,) = ward.hands
+    ward.kill(link)
+    link = ward.join()
+    request = ward.hands[link].pop(0)
+    assert request.meta["attempt"] == 2
+    ward.stand.reply(link, request.token, clients("bob"))
+    delivered = ward.stand.deliver(ward.bridge)
+    assert delivered.meta.get("redelivered") is None, "nothing of it was carried out before"
