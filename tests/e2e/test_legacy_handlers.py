@@ -107,7 +107,7 @@ async def test_an_answer_in_single_bytes(folder: str) -> None:
 )
 async def test_commands(folder: str, answer: bytes, command: Command) -> None:
     async with behind(folder, says(framed(answer))) as (broker, _):
-        assert (await broker.ask(1, b"1", "old"))[1:] == (0, [command], None)
+        assert (await broker.ask(1, b"1", "old"))[1:] == (0, [command], None, None)
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,10 @@ async def test_a_message_and_its_commands() -> None:
 async def test_failures_have_a_note_and_the_error() -> None:
     tester = Tester(make_app())
     away = await tester.send("english", {"text": "hi"}, user="t")
-    assert (away.status, away.commands, away.note) == (1, [], "g is away")
+    assert (away.status, away.commands, away.note, away.reason) == (2, [], "g is away", "refused")
     tester.clients.append("g")
     wrong = await tester.send("english", {}, user="t")
-    assert (wrong.status, wrong.note) == (1, "KeyError: 'text'")
+    assert (wrong.status, wrong.note, wrong.reason) == (1, "KeyError: 'text'", "handler-failed")
     assert isinstance(wrong.error, KeyError)
     with pytest.raises(KeyError):
         await tester.send("absent", {})
@@ -87,7 +87,7 @@ async def test_echo_gives_back_the_bytes_it_was_given() -> None:
     result = await Tester(echo.app).send("echo", raw=b'{"a": 1e400}', user="t")
     assert result.commands == [Sent("sendClients", ["t"], {"a": float("inf")})]
     nobody = await Tester(echo.app).send("echo", 1)
-    assert nobody.status == 1
+    assert nobody.reason == "refused"
     assert "no user to reply to" in (nobody.note or "")
 
 
@@ -115,5 +115,5 @@ async def test_chat_reaches_those_it_names() -> None:
 )
 async def test_chat_says_what_is_wrong(data: Any, note: str) -> None:
     result = await Tester(chat.app).send("chat", data, user="alice")
-    assert (result.status, result.commands) == (1, [])
+    assert (result.reason, result.commands) == ("refused", [])
     assert (result.note or "").startswith(note)

@@ -23,6 +23,7 @@ Became = tuple[str, Meta]
 """What became of a message: an outcome, and the meta of a Forwarded."""
 UNREACHABLE: Became = ("failed:unreachable", {})
 OVERLOADED: Became = ("failed:overloaded", {})
+MALFORMED: Became = ("failed:malformed", {})
 
 
 class _Conversation(asyncio.Protocol):
@@ -46,7 +47,7 @@ class _Conversation(asyncio.Protocol):
                 self._end(became)
                 return
         if self._splitter.refused is not None:
-            self._end(("failed:malformed", {}))
+            self._end(MALFORMED)
 
     def eof_received(self) -> bool:
         self._end(("sent", {}))
@@ -122,7 +123,10 @@ class Forwarder:
             address: HostPort = parse_host_port(message.address)
         except ValueError:
             return UNREACHABLE
-        frame = native.to_server(message.token, message.type, message.body, message.meta)
+        try:
+            frame = native.to_server(message.token, message.type, message.body, message.meta)
+        except (ValueError, TypeError, OverflowError):  # it cannot be written in JSON, and never will
+            return MALFORMED
         done: asyncio.Future[Became] = loop.create_future()
         transport: asyncio.BaseTransport | None = None
         try:

@@ -20,6 +20,7 @@ from bester.broker.pace import Pace
 from bester.broker.wire.address import parse_endpoint
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
+from bester.handlers.logs import Formatter
 from bester.handlers.worker import Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
@@ -77,8 +78,9 @@ def run(
     notes the time. Returns the exit status.
     """
     form = "%(levelname)s %(message)s" if untimed else "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter(form))
         handler.addFilter(Pace())
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")

@@ -18,6 +18,7 @@ from bester.broker.core.values import Link, Outbox, Route, Settings
 from bester.broker.kept import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
+from bester.broker.wire.notes import safe_note
 
 Given = Callable[[Entry, str, float], None]
 
@@ -137,10 +138,10 @@ class Outboxes:
         else:
             self._note(leg, outcome, meta)
 
-    def _told(self, leg: Leg, outcome: str) -> None:
+    def _told(self, leg: Leg, outcome: str, note: str | None = None) -> None:
         case, leg.case = leg.case, None
         assert case is not None
-        self._reports.settle(case, leg.target, outcome)
+        self._reports.settle(case, leg.target, outcome, note)
 
     def _ended_kept(self, leg: Leg, outcome: str, meta: Meta, now: float, *, again: bool) -> None:
         entry, box = leg.entry, self._boxes.get(leg.entry.box)
@@ -163,7 +164,7 @@ class Outboxes:
         remembered."""
         entry, case = leg.entry, leg.case
         if outcome != QUEUED or case is None or (entry.sender is None and entry.meta.get("peer") is None):
-            self._told(leg, outcome)
+            self._told(leg, outcome, _word_of(meta) if reason_of(outcome) is not None else None)
             return
         leg.case = None
         self._boxes.note(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
@@ -269,6 +270,12 @@ class Outboxes:
 def _may_have_arrived(leg: Leg, outcome: str) -> bool:
     """Who answers that it cannot be taken has not taken it; a connection that broke says nothing of the kind."""
     return leg.again or (leg.route.fabric is None and reason_of(outcome) == "unreachable")
+
+
+def _word_of(meta: Meta) -> str | None:
+    """Return what a handler over there said to a failure; another owner's server may have written anything."""
+    note = meta.get("note")
+    return safe_note(note) or None if type(note) is str else None
 
 
 def _left(meta: Meta) -> int:
