@@ -198,7 +198,7 @@ class CoreHandler(Handler):
         self.pipe.say(wire.Emit(token, type_, list(commands)))
         self._world.until(lambda: token in self._outcomes, f"the outcome of an emit as {type_!r}")
         outcome = self._outcomes.pop(token)
-        return Outcome(outcome.status == 0, outcome.recipients, outcome.reason)
+        return Outcome(outcome.status == 0, outcome.recipients, outcome.reason, outcome.note)
 
 
 class CoreBridge:
@@ -226,7 +226,7 @@ class CoreBridge:
             case LoggedIn() if message.status == 0:
                 self.users[message.session] = self.coming.pop(message.session)
             case wire.Report():
-                report = Report(message.status == 0, message.reason, message.message, message.recipients)
+                report = Report(message.status == 0, *message[2:])
                 self._told(message.token, report)
             case Deliver():
                 self._deliver(message)

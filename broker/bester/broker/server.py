@@ -312,7 +312,7 @@ class Broker:
         return instead(message, error)
 
     def _log_unsendable(self, message: Message, error: WireError) -> None:
-        log.error("a %s cannot be sent: %s", type(message).__name__.upper(), error.text)
+        log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)
 
     def _send_to_server(self, link: Link, messages: list[Message]) -> None:
         fabric = self._servers[link]

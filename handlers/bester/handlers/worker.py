@@ -198,7 +198,7 @@ class Worker:
 
     def _unsendable(self, message: WireMessage, error: WireError) -> None:
         """The link has seen to it that whoever waits for the message is told."""
-        what = "a reply" if isinstance(message, Reply) else f"a {type(message).__name__.upper()}"
+        what = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
         log.error("%s: %s cannot be sent: %s", self.name, what, error.text)
 
     def _heard(self, message: WireMessage | Malformed) -> None:

@@ -126,7 +126,7 @@ class Outboxes:
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
-            self._ended(leg, outcome if known else failed("bad-reply"), meta, now)
+            self._ended(leg, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
 
     def _ended(self, leg: Leg, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(leg.route.name)
