@@ -169,6 +169,7 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
         (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
+        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler says it itself"),
         (("--socket", "h.sock"), "--socket: say which message types it handles, with --types or BESTER_TYPES"),
     ],
 )

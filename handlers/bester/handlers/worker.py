@@ -225,7 +225,7 @@ class Worker:
 
     def _enter_lane(self, job: Job) -> None:
         request = job[0]
-        if request.user is None:  # nobody's order to keep
+        if request.user is None or job[1].runs is _INLINE:  # nobody's order to keep, or over before the next one begins
             self._begin(job)
             return
         lane = self._lanes.get((request.type, request.user))
@@ -237,7 +237,7 @@ class Worker:
 
     def _leave_lane(self, job: Job) -> None:
         request = job[0]
-        if request.user is None or not job[1].by_user:
+        if request.user is None or not job[1].by_user or job[1].runs is _INLINE:
             return
         lane = self._lanes[request.type, request.user]
         if lane:
