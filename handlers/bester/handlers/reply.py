@@ -72,6 +72,8 @@ def body_of(data: Any, raw: bytes | str | None) -> bytes:
         return text_of(data)
     if data is not MISSING:
         raise TypeError("give data or raw, not both")
+    if type(raw) is bytes:
+        return raw
     if isinstance(raw, str):
         return raw.encode()
     if isinstance(raw, bytes | bytearray | memoryview):

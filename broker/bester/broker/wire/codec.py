@@ -65,17 +65,18 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     message: Any  # of a class that _PLACES knows the layout of
     for message in messages:
         op, body, commands, rare = _PLACES[type(message)]
-        end = rare if rare is not None and message[rare] is None else None
         if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(_attachment(message[body]))
         elif commands is not None:
-            rows.append(
-                op + message[:commands] + (_attach(message[commands], frames, inline_bytes),)
-                + message[commands + 1 : end]
-            )  # fmt: skip
+            rest = (
+                message[commands + 1 :] if rare is None or message[rare] is not None else message[commands + 1 : rare]
+            )
+            rows.append(op + message[:commands] + (_attach(message[commands], frames, inline_bytes),) + rest)
+        elif rare is None or message[rare] is not None:
+            rows.append(op + message)
         else:
-            rows.append(op + message if end is None else op + message[:end])
+            rows.append(op + message[:rare])
     frames[0] = _pack(rows)
     return frames
 
@@ -115,7 +116,6 @@ def batches(
     size = 0
     message: Any  # as in `encode`
     for message in messages:
-        kept: Any = message
         try:
             _, body, commands, _ = _PLACES[type(message)]
             if body is not None:
@@ -124,10 +124,12 @@ def batches(
                 for command in message[commands]:
                     size += len(command[2])
         except Exception as error:  # noqa: BLE001 (whatever somebody put into a message)
-            kept = cannot(message, _error_of(error))
-            if kept is None:
+            instead = cannot(message, _error_of(error))
+            if instead is None:
                 continue
-        batch.append(kept)
+            batch.append(instead)
+        else:
+            batch.append(message)
         if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
             yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
             batch, size = [], 0
