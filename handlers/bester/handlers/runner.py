@@ -138,9 +138,24 @@ def _say(text: str) -> int:
 
 
 def _on_loop(work: Callable[[], Any]) -> int:
+    """Run `work` to its end; returns the exit status.
+
+    SystemExit in a task or callback that a handler has started comes out of the loop itself. It is taken for a SIGTERM:
+    what is in hand is finished first.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        status: int = runner.run(work())
-        return status
+        loop, status = runner.get_loop(), 0
+        main = loop.create_task(work())
+        while True:
+            try:
+                return loop.run_until_complete(main) or status
+            except (SystemExit, KeyboardInterrupt) as error:
+                if main.done():
+                    raise
+                log.exception("a task or callback of a handler ends the program; what is in hand is finished first")
+                code = getattr(error, "code", None)
+                status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
+                loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # not now: uvloop hears signals while it runs
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
