@@ -31,7 +31,7 @@ from bester.broker.wire.party import Party
 from tests.e2e.bridge_scene import message
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn
 from tests.e2e.test_bridge_broker import bridge, log_in
-from tests.live import raw_handler, short_directory
+from tests.live import LAYOUTS, RawClient, live_server, raw_handler, short_directory
 
 HALF = "x\ud800"
 SOUND = Submit(9, 1, "t", b"1")
@@ -176,3 +176,25 @@ async def test_a_message_whose_code_fails_in_somebodys_hands_does_not_deafen_the
             assert [await came.get() for _ in range(20)] == list(range(20))
             await link.close(0)
     assert [str(error) for error in failures] == ["a defect"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_claim_that_no_fabric_carries_is_the_trouble_of_him_who_makes_it(layout: str) -> None:
+    """An array that no broker reads would take along all that leaves the bridge with it."""
+    async with (
+        live_server('[federation]\naccept = "open"\n', layout) as server,
+        raw_handler(server.fabric, "t") as handler,
+    ):
+        bob = await RawClient.login(server, "bob")
+        for claim in ({"path": [""] * 200_000}, {"lane": ["e", 10**30, 1]}, {"ttl_s": 10**400}):
+            known = "path" not in claim  # of the others the claim is left out
+            peer = await RawClient.connect(server)
+            peer.send({"header": {"scope": "server"} | claim, "payload": {"type": "t", "data": 2, "id": "p"}})
+            for _ in range(10):
+                bob.submit("t", 1, "m")
+            await handler.serve(10 + known, lambda request: [])
+            assert ((await peer.receive())["header"]["status"] == "good") is known
+            for _ in range(10):
+                assert (await bob.until_report("m"))[0]["header"]["status"] == "good"
+            await peer.close()
+        await bob.close()

@@ -156,8 +156,24 @@ def test_an_array_that_no_receiver_takes_is_refused() -> None:
     targets = Reply(1, 0, [Command("sendClients", [""] * (most + 1), b"1")])
     commands = Reply(2, 0, [Command("sendClients", [], b"1")] * (most + 1))
     users = Answer(3, 0, ["u"] * (most + 1))
-    good: list[Message] = [Close(1), Answer(4, 0, ["u"] * most), Reply(5, 0, [Command("x", ["a"] * most, b"1")])]
-    assert sent_with([targets, *good, commands, users]) == (good, [targets, commands, users])
+    claims = Submit(6, None, "t", b"1", {"scope": "server", "path": [""] * (most + 1)})
+    inner = Ask(7, "isClient", {"a": [1, [0] * (most + 1)]})
+    good: list[Message] = [
+        Close(1), Answer(4, 0, ["u"] * most), Reply(5, 0, [Command("x", ["a"] * most, b"1")]),
+        Submit(8, 1, "t", b"\xdd\x00\x02\x00\x01" * 40_000, {"path": [""] * most}),
+        Request(9, "t", b"\xdd\x00\xff\xff\xff" * 3_000, "u", {"x": list(range(40_000))}),
+    ]  # fmt: skip
+    bad: list[Message] = [targets, commands, users, claims, inner]
+    assert sent_with([targets, *good, commands, users, *good, claims, inner]) == (good + good, bad)
+    for message in bad:
+        wrong = fault(message)
+        assert wrong is not None and str(most + 1) in wrong.text
+
+
+def test_what_only_looks_like_a_long_array_is_sent() -> None:
+    odd = Emit(1, "t", [Command("x", ["a"], b"\xdd\x00\x02\x00\x01" * 3_000)] * 20, {"n": 2**40})
+    assert len(codec.encode([odd])[0]) > codec.MAX_ITEMS
+    assert sent_with([odd, Close(1)]) == ([odd, Close(1)], [])
 
 
 def test_very_many_small_bodies_are_attached_where_they_would_be_too_much_inlined(
