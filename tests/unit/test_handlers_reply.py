@@ -131,6 +131,14 @@ class SilentError(HandlerError):
         pass
 
 
+class ReasonedError(HandlerError):
+    """A subclass with a word of its own that we might have used."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"no, for {reason}")
+
+
 class TextlessError(HandlerError):
     """One whose text is not to be had."""
 
@@ -148,6 +156,7 @@ class TextlessError(HandlerError):
         (HandlerError("no \udcff\nhere"), (2, "no \ufffd here", None, True)),
         (HandlerError(""), (2, "the handler refused the message", None, True)),
         (SilentError(), (2, None, None, True)),
+        (ReasonedError("a reason"), (2, "no, for a reason", None, True)),
         (TextlessError(), (2, None, None, True)),
         (SchemaError("data.to: expected an array"), (2, "data.to: expected an array", "schema", True)),
         (ReplyError("the handler returned a dict"), (1, "the handler returned a dict", "bad-reply", True)),

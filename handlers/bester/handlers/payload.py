@@ -29,18 +29,17 @@ class HandlerError(BesterError):
     No traceback is logged. Any other exception is a failure of the handler's: the sender learns that, and no more.
     """
 
-    reason = "refused"
-    """What the sender's report says."""
+    _told_as = "refused"  # what the sender's report says; a subclass may well have a `reason` of its own
 
     def __init__(self, text: str) -> None:
-        super().__init__(self.reason, str(text))
+        super().__init__(self._told_as, str(text))
 
 
 class SchemaError(HandlerError):
     """Refuses a message whose data does not fit the type that its handler declared; `text` says where, and what was
     expected there. The sender's report has the reason `schema`."""
 
-    reason = "schema"
+    _told_as = "schema"
 
 
 class QuietError(BesterError):
