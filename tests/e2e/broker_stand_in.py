@@ -20,11 +20,12 @@ PATIENCE_S = 10.0
 class StandIn:
     """Answers HELLO with WELCOME and GOODBYE with GOODBYE; `expect` returns what else comes."""
 
-    def __init__(self, endpoint: str, *, heartbeat_ms: int = 200, refuse: Error | None = None) -> None:
+    def __init__(self, endpoint: str, *, heartbeat_ms: int = 200, refuse: Error | None = None, **options: Any) -> None:
         self.endpoint = endpoint
         self.peer: bytes | None = None
         self.hellos: list[Hello] = []
         self._heartbeat_ms = heartbeat_ms
+        self._options = {"heartbeat_ms": heartbeat_ms} | options
         self._refuse = refuse
         self._inbox: asyncio.Queue[Message | Malformed] = asyncio.Queue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -62,7 +63,7 @@ class StandIn:
             self._known.add(peer)
             self.hellos.append(message)
             if self._refuse is None:
-                self.send(Welcome(1, "s1", {"heartbeat_ms": self._heartbeat_ms}))
+                self.send(Welcome(1, "s1", self._options))
             else:
                 self.send(self._refuse)
         elif peer not in self._known:

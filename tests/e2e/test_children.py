@@ -206,7 +206,7 @@ def test_the_plan_of_a_configuration(directory: Path) -> None:
     assert children[0].argv == (sys.executable, "-m", "bester.handlers", "mychat:app", "--untimed", "--child", "0")
     assert children[2].argv == (str(directory / "run.sh"), "x")
     assert children[2].environment == {"BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node"}
-    assert children[3].argv[2:5] == ("bester.handlers", "--socket", str(directory / "old.sock"))
+    assert children[3].argv[2:7] == ("bester.handlers", "--socket", str(directory / "old.sock"), "--order", "user")
 
 
 def test_a_program_that_is_not_there_is_one_line(directory: Path) -> None:

@@ -130,6 +130,22 @@ class TestSend:
         assert await send(server.address, terminal) == 1
         assert terminal.out == ["bad: not-connected (the user has no connection to the server), g failed:not-connected"]
 
+    @pytest.mark.parametrize(
+        ("reason", "note", "line"),
+        [
+            ("refused", "too many", "bad: refused (too many)"),
+            ("schema", "data.to[1]: expected a string", "bad: schema (data.to[1]: expected a string)"),
+            ("refused", None, "bad: refused (the handler refused the message)"),
+            ("refused", "\x1b[2Jno\n", "bad: refused (\\u001b[2Jno\\u000a)"),
+            ("made-up", "who knows", "bad: made-up (who knows)"),
+        ],
+    )
+    async def test_a_refusal_says_why(self, server: FakeServer, reason: str, note: str | None, line: str) -> None:
+        server.on_message = lambda peer, payload: peer.report(payload["id"], "bad", reason=reason, note=note)
+        terminal = Terminal()
+        assert await send(server.address, terminal) == 1
+        assert terminal.out == [line]
+
     async def test_frames_one_a_line(self, server: FakeServer) -> None:
         def with_breaks(peer: Peer, payload: Json) -> None:
             peer.send_body(b'{"header":null,\r\n"payload":{"data":[1,\n0.10],"type":"chat"}}')

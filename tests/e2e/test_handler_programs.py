@@ -85,6 +85,48 @@ async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("asyncio.create_task(leave())", 9),
+        ("asyncio.get_running_loop().call_soon(sys.exit)", 0),
+        ("asyncio.get_running_loop().call_soon(sys.exit, 'enough')", 1),
+    ],
+)
+async def test_who_exits_in_a_task_of_his_own_lets_the_others_finish(
+    folder: Path, how: str, status: int, loop: str
+) -> None:
+    leaving = f"""
+async def leave():
+    sys.exit(9)
+
+@app.handler("leave")
+async def leaver(message):
+    {how}
+"""
+    (folder / "mine.py").write_text(APP + leaving)
+    endpoint = f"ipc://{folder}/f.sock"
+    run = "from bester.handlers.runner import main; sys.exit(main(['mine:app', '--fabric', sys.argv[1]]))"
+    async with StandIn(endpoint) as broker:
+        without = WITHOUT if loop == "asyncio" else "import sys\n"
+        process = await start(folder, "-c", without + run, endpoint)
+        await broker.expect(Hello)
+        broker.send(request(1, b'"slow"'))
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"begun\n"
+        broker.send(request(2, b"null", "leave"))
+        assert (await broker.expect(Reply))[:2] == (2, 0)
+        await broker.expect(Goodbye)
+        assert process.stdin is not None
+        process.stdin.write(b"go on\n")
+        reply = await broker.expect(Reply)
+        assert (reply.token, reply.commands[0].body) == (1, b'"slow"')
+        code, errors = await ended(process)
+    assert code == status, errors
+    assert "what is in hand is finished first" in errors
+
+
 async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     run = "from bester.handlers.runner import main; sys.exit(main(['mine:app', '--fabric', sys.argv[1]]))"
@@ -169,6 +211,7 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
         (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
+        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler says it itself"),
         (("--socket", "h.sock"), "--socket: say which message types it handles, with --types or BESTER_TYPES"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -55,11 +56,11 @@ class Handler:
 
 
 @asynccontextmanager
-async def behind(folder: str, answer: Answer, **options: float) -> AsyncIterator[tuple[StandIn, Handler]]:
+async def behind(folder: str, answer: Answer, **options: Any) -> AsyncIterator[tuple[StandIn, Handler]]:
     handler = Handler(answer)
     path, endpoint = f"{folder}/h.sock", f"ipc://{folder}/f.sock"
     server = await asyncio.start_unix_server(handler.serve, path)
-    worker = Worker(legacy_app(path, ["old"], **options), endpoint)  # type: ignore[arg-type]  # tests give ints as floats
+    worker = Worker(legacy_app(path, ["old"], **options), endpoint)
     async with server, StandIn(endpoint) as broker:
         worker.start()
         await broker.expect(Hello)
@@ -107,7 +108,7 @@ async def test_an_answer_in_single_bytes(folder: str) -> None:
 )
 async def test_commands(folder: str, answer: bytes, command: Command) -> None:
     async with behind(folder, says(framed(answer))) as (broker, _):
-        assert (await broker.ask(1, b"1", "old"))[1:] == (0, [command], None)
+        assert (await broker.ask(1, b"1", "old"))[1:] == (0, [command], None, None)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ async def test_a_handler_that_does_not_answer_is_given_up_and_others_are_not_hel
             writer.write(framed(GOOD))
 
     async with behind(folder, answer, answer_s=0.2) as (broker, _):
-        broker.send(request(1, b'"slow"', "old"), request(2, b'"quick"', "old"))
+        broker.send(request(1, b'"slow"', "old"), request(2, b'"quick"', "old", "v"))
         replies = await broker.replies(2)
         assert list(replies) == [2, 1]
         assert replies[2].status == 0
@@ -163,10 +164,64 @@ async def test_connections_are_bounded_by_the_credit_that_hello_asks_for(folder:
     async with behind(folder, answer, connections=4) as (broker, handler):
         credit = broker.hellos[0].options["credit"]
         assert credit == 4
-        broker.send(*(request(token, b"1", "old") for token in range(credit)))
+        broker.send(*(request(token, b"1", "old", f"u{token}") for token in range(credit)))
         replies = await broker.replies(credit)
         assert all(reply.status == 0 for reply in replies.values())
         assert handler.most_at_once == 4
+
+
+async def test_a_user_is_served_one_by_one_and_everybody_else_meanwhile(folder: str) -> None:
+    """Two users, and messages that no user sent: another server's, a handler's own."""
+    everybody = asyncio.Barrier(4)  # one of each user, and both of nobody
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if body.startswith(b'"first'):
+            await everybody.wait()
+        writer.write(framed(GOOD))
+
+    async with behind(folder, answer) as (broker, handler):
+        assert broker.hellos[0].options["order"] == {"old": "user"}
+        first: list[tuple[str | None, bytes]] = [
+            ("u", b'"first u"'),
+            ("v", b'"first v"'),
+            (None, b'"first a"'),
+            (None, b'"first b"'),
+        ]
+        every = first + [(user, b'"%b %d"' % (user.encode(), n)) for user in ("u", "v") for n in range(20)]
+        broker.send(*(request(token, body, "old", user) for token, (user, body) in enumerate(every)))
+        replies = await broker.replies(len(every))
+        assert all(reply.status == 0 for reply in replies.values())
+        assert handler.most_at_once == 4
+        assert set(handler.received[:4]) == {body for _, body in first}
+        for user in ("u", "v"):
+            mine = [body for each, body in every if each == user]
+            assert [body for body in handler.received if body in mine] == mine
+
+
+async def test_without_order_a_user_is_served_side_by_side(folder: str) -> None:
+    everybody = asyncio.Barrier(5)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await everybody.wait()
+        writer.write(framed(GOOD))
+
+    async with behind(folder, answer, order=None) as (broker, _):
+        assert "order" not in broker.hellos[0].options
+        broker.send(*(request(token, b"1", "old") for token in range(5)))
+        assert len(await broker.replies(5)) == 5
+
+
+async def test_one_that_fails_does_not_end_its_users_order(folder: str) -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if int(body) % 3:
+            writer.write(framed(GOOD))
+
+    async with behind(folder, answer) as (broker, handler):
+        broker.send(*(request(token, b"%d" % token, "old") for token in range(30)))
+        replies = await broker.replies(30)
+        assert list(replies) == list(range(30))
+        assert [bool(reply.status) for reply in replies.values()] == [not token % 3 for token in range(30)]
+        assert handler.received == [b"%d" % token for token in range(30)]
 
 
 async def test_a_handler_that_is_not_there(folder: str) -> None:

@@ -100,12 +100,12 @@ async def test_a_failing_handler_says_why_and_the_next_message_is_served(
         return message.reply(1 / message.data)
 
     async with running(app, endpoint) as (broker, _):
-        assert (await broker.ask(1, b'"refuse"', "moody"))[1:] == (1, [], "not today")
+        assert (await broker.ask(1, b'"refuse"', "moody"))[1:] == (2, [], "not today", None)
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-        assert (await broker.ask(2, b"0", "moody"))[1:] == (1, [], "ZeroDivisionError: division by zero")
+        assert (await broker.ask(2, b"0", "moody"))[1:] == (1, [], "ZeroDivisionError: division by zero", None)
         assert any(record.exc_info and "moody failed on message s1/b/2" in record.message for record in caplog.records)
         odd = await broker.ask(3, b'"odd"', "moody")
-        assert odd.status == 1
+        assert (odd.status, odd.code) == (1, "bad-reply")
         assert odd.note is not None
         assert odd.note.startswith("the handler returned a int")
         assert (await broker.ask(4, b"4", "moody")).commands == [Command("sendClients", ["u"], b"0.25")]
@@ -143,7 +143,7 @@ async def test_a_thread_that_fails_with_anything_is_answered(endpoint: str) -> N
         return message.reply(None)
 
     async with running(app, endpoint) as (broker, _):
-        assert (await broker.ask(1, b"true", "quits"))[1:] == (1, [], "SystemExit: 3")
+        assert (await broker.ask(1, b"true", "quits"))[1:] == (1, [], "SystemExit: 3", None)
         assert (await broker.ask(2, b"false", "quits")).status == 0
 
 
@@ -257,7 +257,7 @@ async def test_order_holds_for_threads_and_failures(endpoint: str) -> None:
         broker.send(*(request(token, b"%d" % token, "chat") for token in range(20)))
         replies = await broker.replies(20)
     assert seen == list(range(20))
-    assert [replies[token].status for token in range(20)] == [0, 1] * 10
+    assert [replies[token].status for token in range(20)] == [0, 2] * 10
 
 
 async def test_emit_waits_for_its_outcome(endpoint: str) -> None:

@@ -22,7 +22,7 @@ from bester.broker.wire.party import Party, State
 from bester.handlers.app import App
 from bester.handlers.message import Message
 from bester.handlers.outlet import Outcome
-from bester.handlers.reply import commands_of, note_of
+from bester.handlers.reply import commands_of, verdict_on
 from bester.handlers.worker import hello_options
 from tests.scenes.core_pipes import Pipe, World
 from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
@@ -177,7 +177,8 @@ class CoreHandler(Handler):
                 try:
                     reply = Reply(message.token, 0, commands_of(self._routes[message.type].call(Message(message))))
                 except Exception as error:  # noqa: BLE001 (whatever the function raises is its failure)
-                    reply = Reply(message.token, 1, [], note_of(error))
+                    status, note, code, _ = verdict_on(error)
+                    reply = Reply(message.token, status, [], note, code)
                 self.pipe.say(reply)
             case wire.Outcome():
                 self._outcomes[message.token] = message
@@ -197,7 +198,7 @@ class CoreHandler(Handler):
         self.pipe.say(wire.Emit(token, type_, list(commands)))
         self._world.until(lambda: token in self._outcomes, f"the outcome of an emit as {type_!r}")
         outcome = self._outcomes.pop(token)
-        return Outcome(outcome.status == 0, outcome.recipients, outcome.reason)
+        return Outcome(outcome.status == 0, outcome.recipients, outcome.reason, outcome.note)
 
 
 class CoreBridge:
@@ -225,7 +226,7 @@ class CoreBridge:
             case LoggedIn() if message.status == 0:
                 self.users[message.session] = self.coming.pop(message.session)
             case wire.Report():
-                report = Report(message.status == 0, message.reason, message.message, message.recipients)
+                report = Report(message.status == 0, *message[2:])
                 self._told(message.token, report)
             case Deliver():
                 self._deliver(message)

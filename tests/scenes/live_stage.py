@@ -211,7 +211,9 @@ class LiveUser(User):
             return
         id_, reason, message = payload["id"], payload.get("reason"), payload.get("message")
         assert id_ not in self._reports, f"a second report: {frame} after {self._reports[id_]}"
-        self._reports[id_] = Report(header["status"] == "good", reason, message, payload.get("recipients", {}))
+        self._reports[id_] = Report(
+            header["status"] == "good", reason, message, payload.get("recipients", {}), payload.get("note")
+        )
 
     async def leaves(self) -> None:
         self.gone = True

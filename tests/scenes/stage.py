@@ -23,12 +23,14 @@ HANDLER_WAIT_S = 1.0
 
 
 class Report(NamedTuple):
-    """What became of a message; `recipients` is empty where every outcome is `delivered`."""
+    """What became of a message; `recipients` is empty where every outcome is `delivered`, `note` says why it was
+    refused."""
 
     good: bool
     reason: str | None
     message: str | None
     recipients: dict[str, str]
+    note: str | None = None
 
 
 class Received(NamedTuple):

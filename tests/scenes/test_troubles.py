@@ -24,7 +24,7 @@ async def test_a_handler_that_fails_harms_one_message_alone(stage: Stage) -> Non
     s1 = await stage.server("s1", {"english": moody})
     t = await stage.user("t", at=s1)
     report = await t.sends("english", "nonsense")
-    assert not report.good and report.reason == "handler-failed"
+    assert not report.good and report.reason == "refused"
     assert (await t.sends("english", "sense")).good
     assert (await t.receives()).data == "sense"
 

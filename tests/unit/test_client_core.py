@@ -614,13 +614,24 @@ def test_no_frame_makes_parse_raise(body: bytes) -> None:
     frames.parse(body)
 
 
+@pytest.mark.parametrize(
+    ("said", "note"),
+    [('"too many"', "too many"), ('""', ""), ("null", None), ("7", None), ('["x"]', None), ('{"a":1}', None)],
+)
+def test_a_report_says_why_where_the_server_does(said: str, note: str | None) -> None:
+    head = '{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":"1","reason":"refused","note":'
+    parsed = frames.parse(f"{head}{said}}}}}".encode())
+    assert isinstance(parsed, frames.Report)
+    assert (parsed.reason, parsed.note) == ("refused", note)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
 PARTS = st.dictionaries(
-    st.sampled_from(["messageType", "status", "id", "type", "data", "reason", "recipients", "redelivered"]),
+    st.sampled_from(["messageType", "status", "id", "type", "data", "reason", "recipients", "redelivered", "note"]),
     JSON | st.sampled_from(["statusReport", "receivedMessage", "dummy", "good"]),
 )
 

@@ -118,7 +118,8 @@ def test_each_operation_goes_there_and_back(spec: Operation, data: st.DataObject
 @given(messages, st.lists(junk, min_size=1, max_size=3))
 def test_extra_trailing_fields_are_ignored(message: Message, extra: list[Any]) -> None:
     first, *attached = encode([message])
-    row = msgpack.unpackb(first)[0] + extra
+    row = msgpack.unpackb(first)[0]
+    row += [None] * (len(message) + 1 - len(row)) + extra  # the last one may have been left out
     assert decode([msgpack.packb([row]), *attached]) == [message]
 
 
@@ -195,7 +196,7 @@ def test_the_quick_readers_say_what_the_careful_one_says(row: list[Any]) -> None
 )
 def test_no_field_takes_what_it_should_not(spec: Operation, value: object) -> None:
     good: Any = {int: 1, str: "x", bytes: b"x", dict: {}, list: []}
-    for index, kinds in enumerate(spec.fields):
+    for index, kinds in enumerate(spec.fields[:-1] if spec.rare else spec.fields):
         row = [spec.op, *(good[next(kind for kind in good if kinds is None or kind in kinds)] for kinds in spec.fields)]
         row[index + 1] = value
         anything = kinds is None and (type(value) is not int) and not isinstance(value, msgpack.ExtType)

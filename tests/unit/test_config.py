@@ -76,6 +76,9 @@ types = ["a", "b c"]
 command = ["node", "chat.js"]
 [handlers.old]
 socket = "old.sock"
+order = "none"
+[handlers.older]
+socket = "older.sock"
 [servers.g]
 fabric = "tcp://127.0.0.1:3000"
 accept_types = ["english"]
@@ -109,7 +112,8 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert config.handlers == (
         HandlerConfig("chat", ("chat",), 4, app="shop.chat:app", timeout_s=2.5, attempts=1),
         HandlerConfig("node", ("a", "b c"), command=("node", "chat.js")),
-        HandlerConfig("old", ("old",), socket=tmp_path / "old.sock"),
+        HandlerConfig("old", ("old",), socket=tmp_path / "old.sock", order="none"),
+        HandlerConfig("older", ("older",), socket=tmp_path / "older.sock", order="user"),
     )
     assert config.servers == {
         "g": PeerConfig("g", fabric="tcp://127.0.0.1:3000", accept_types=frozenset({"english"})),
@@ -261,6 +265,12 @@ MISTAKES = [
     ("[accounts]\nauth = 'none'", "'none' is not one of accounts, open"),
     ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: says nothing to run; add app"),
     ("[handlers.a]\napp = 'm:a'\nsocket = 's'", "has app and socket; keep one of them"),
+    ("[handlers.a]\nsocket = 's'\norder = 'type'", "order: 'type' is not one of user, none"),
+    (
+        "[handlers.a]\napp = 'm:a'\norder = 'user'",
+        "order: is for handlers at a socket; others ask for order themselves",
+    ),
+    ("[handlers.a]\ncommand = ['x']\norder = 'none'", "another language say it in HELLO"),
     ("[handlers.a]\napp = 'm.py'", "'m.py' is not \"module:attribute\""),
     ("[handlers.a]\ncommand = 'node chat.js'", 'is a list of texts; write command = ["…"]'),
     ("[handlers.a]\ncommand = []", "is empty; write the program"),

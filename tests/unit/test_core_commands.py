@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.commands import MAX_TARGETS, fault, result_id
-from bester.broker.wire.messages import MAX_BODY_BYTES, Command
+from bester.broker.core.commands import fault, result_id
+from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_TARGETS, Command
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Request
 from bester.handlers import HandlerError, Message, SchemaError, payload, send_clients, send_handler, send_servers
-from bester.handlers.reply import NOTE_CHARACTERS, commands_of, note_of
+from bester.handlers.payload import QuietError
+from bester.handlers.reply import ReplyError, commands_of, verdict_on
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -49,6 +50,7 @@ def test_raw_is_passed_untouched() -> None:
         (lambda: send_clients(cast("list[str]", None), 1), "not iterable"),
         (lambda: send_handler(cast("str", ["x"]), 1), "takes one type, a string, not a list"),
         (lambda: send_clients(["g"], object()), "object"),
+        (lambda: send_clients(["g"], raw=cast("bytes", 7)), "raw is JSON text"),
     ],
 )
 def test_wrong_commands_fail_where_they_are_made(wrong: Any, text: str) -> None:
@@ -85,7 +87,7 @@ def test_what_a_handler_may_return() -> None:
     assert commands_of(one) == [one]
     assert commands_of((one, two)) == [one, two]
     for wrong in (5, "g", {"to": "g"}, [one, None], (one, "x"), object()):
-        with pytest.raises(HandlerError, match="the handler returned a"):
+        with pytest.raises(ReplyError, match="the handler returned a"):
             commands_of(wrong)
 
 
@@ -122,11 +124,55 @@ def test_reply_goes_to_the_sender_and_fails_where_there_is_none() -> None:
         message(None).reply(1)
 
 
-def test_notes_are_one_short_line_of_why() -> None:
-    assert note_of(HandlerError("not today")) == "not today"
-    assert note_of(SchemaError("Expected `str`")) == "schema: Expected `str`"
-    assert note_of(ValueError("bad")) == "ValueError: bad"
-    assert note_of(TimeoutError()) == "TimeoutError"
-    assert len(note_of(ValueError("x" * 10_000))) == NOTE_CHARACTERS
+class SilentError(HandlerError):
+    """A subclass that never calls ours."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class ReasonedError(HandlerError):
+    """A subclass with a word of its own that we might have used."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"no, for {reason}")
+
+
+class TextlessError(HandlerError):
+    """One whose text is not to be had."""
+
+    text: Any = property(lambda self: 1 / 0)
+
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (HandlerError("not today"), (2, "not today", None, True)),
+        (HandlerError(cast("str", 7)), (2, "7", None, True)),
+        (HandlerError("no \udcff\nhere"), (2, "no \ufffd here", None, True)),
+        (HandlerError(""), (2, "the handler refused the message", None, True)),
+        (SilentError(), (2, None, None, True)),
+        (ReasonedError("a reason"), (2, "no, for a reason", None, True)),
+        (TextlessError(), (2, None, None, True)),
+        (SchemaError("data.to: expected an array"), (2, "data.to: expected an array", "schema", True)),
+        (ReplyError("the handler returned a dict"), (1, "the handler returned a dict", "bad-reply", True)),
+        (QuietError("no handler there"), (1, "no handler there", None, True)),
+        (ValueError("bad"), (1, "ValueError: bad", None, False)),
+        (BesterError("unreachable", "no broker"), (1, "BesterError: unreachable: no broker", None, False)),
+        (SystemExit(3), (1, "SystemExit: 3", None, False)),
+        (TimeoutError(), (1, "TimeoutError", None, False)),
+    ],
+    ids=repr,
+)
+def test_what_is_raised_says_how_the_message_ends(error: BaseException, verdict: tuple[Any, ...]) -> None:
+    assert verdict_on(error) == verdict
+
+
+def test_refusals_are_errors_of_bester_with_a_code_of_their_own() -> None:
+    assert (HandlerError("x").code, SchemaError("x").code) == ("refused", "schema")
+    assert isinstance(SchemaError("x"), HandlerError)
     assert isinstance(HandlerError("x"), BesterError)
-    assert (HandlerError("x").code, SchemaError("x").code) == ("handler-failed", "schema")

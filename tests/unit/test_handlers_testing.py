@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Command
+from bester.broker.wire.messages import FAILED, REFUSED, Command
 from bester.handlers import App, HandlerError, Message, Outcome, send_clients
 from bester.handlers.stock import chat, echo
 from bester.handlers.testing import Emitted, Sent, Tester
@@ -42,10 +43,10 @@ async def test_a_message_and_its_commands() -> None:
 async def test_failures_have_a_note_and_the_error() -> None:
     tester = Tester(make_app())
     away = await tester.send("english", {"text": "hi"}, user="t")
-    assert (away.status, away.commands, away.note) == (1, [], "g is away")
+    assert (away.status, away.commands, away.note, away.reason) == (2, [], "g is away", "refused")
     tester.clients.append("g")
     wrong = await tester.send("english", {}, user="t")
-    assert (wrong.status, wrong.note) == (1, "KeyError: 'text'")
+    assert (wrong.status, wrong.note, wrong.reason) == (1, "KeyError: 'text'", "handler-failed")
     assert isinstance(wrong.error, KeyError)
     with pytest.raises(KeyError):
         await tester.send("absent", {})
@@ -87,7 +88,7 @@ async def test_echo_gives_back_the_bytes_it_was_given() -> None:
     result = await Tester(echo.app).send("echo", raw=b'{"a": 1e400}', user="t")
     assert result.commands == [Sent("sendClients", ["t"], {"a": float("inf")})]
     nobody = await Tester(echo.app).send("echo", 1)
-    assert nobody.status == 1
+    assert nobody.reason == "refused"
     assert "no user to reply to" in (nobody.note or "")
 
 
@@ -115,5 +116,93 @@ async def test_chat_reaches_those_it_names() -> None:
 )
 async def test_chat_says_what_is_wrong(data: Any, note: str) -> None:
     result = await Tester(chat.app).send("chat", data, user="alice")
-    assert (result.status, result.commands) == (1, [])
+    assert (result.reason, result.commands) == ("refused", [])
     assert (result.note or "").startswith(note)
+
+
+class Letter(msgspec.Struct):
+    to: list[str]
+
+
+def refusing_app() -> App:
+    app = App()
+
+    @app.handler("typed")
+    async def typed(message: Message, data: Letter) -> Command:
+        return message.send_clients(data.to, 1)
+
+    @app.handler("async")
+    async def on_loop(message: Message) -> Any:
+        return deed(message)
+
+    @app.handler("thread")
+    def in_thread(message: Message) -> Any:
+        return deed(message)
+
+    @app.handler("emits")
+    async def emits(message: Message) -> None:
+        await app.emit("emits", send_clients(["bob\ud800"], 1))
+
+    def deed(message: Message) -> Any:
+        match message.data:
+            case "exit":
+                raise SystemExit(3)
+            case "stop":
+                return next(iter([]))
+            case "half":
+                return message.send_clients(["bob\ud800"], 1)
+            case "large":
+                return message.reply("x" * 17_000_000)
+            case "no JSON":
+                return message.reply(raw=b"{")
+            case "nothing":
+                return 5
+        raise HandlerError("full\x1b[m\nup")
+
+    return app
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize(
+    ("data", "reason", "note"),
+    [
+        ("", "refused", "full [m up"),
+        ("exit", "handler-failed", "SystemExit: 3"),
+        ("stop", "handler-failed", ""),
+        ("half", "bad-reply", "a text has half a surrogate pair in it"),
+        ("large", "bad-reply", "a body of 17000002 bytes; 16777216 are allowed"),
+        ("no JSON", "bad-reply", ""),
+        ("nothing", "bad-reply", "the handler returned a int"),
+    ],
+)
+async def test_what_the_sender_would_learn(kind: str, data: str, reason: str, note: str) -> None:
+    result = await Tester(refusing_app()).send(kind, data, user="t")
+    assert (result.reason, result.commands) == (reason, [])
+    assert (result.note or "").startswith(note)
+    assert result.status == (REFUSED if reason == "refused" else FAILED)
+
+
+async def test_broken_data_and_what_cannot_be_emitted() -> None:
+    tester = Tester(refusing_app())
+    result = await tester.send("typed", {"to": ["bob", 5]}, user="t")
+    assert (result.status, result.reason, result.note) == (REFUSED, "schema", "data.to[1]: expected a string")
+    assert (await tester.send("typed", {"to": []}, user="t")).reason is None
+    result = await tester.send("emits", 1)
+    assert isinstance(result.error, ValueError)
+    assert tester.emitted == []
+
+
+async def test_a_cancelled_test_is_no_failure_of_its_handler() -> None:
+    app = App()
+    begun = asyncio.Event()
+
+    @app.handler("waits")
+    async def waits(message: Message) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    sending = asyncio.create_task(Tester(app).send("waits"))
+    await begun.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending

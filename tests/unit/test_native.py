@@ -308,6 +308,16 @@ class TestWriting:
             },
         }
 
+    def test_a_refusal_with_a_note(self) -> None:
+        note = 'data["to"]: é 😀 \\'
+        assert written(native.report(b'"i"', 1, "refused", "m", None, note))["payload"] == {
+            "id": "i",
+            "message": "m",
+            "reason": "refused",
+            "note": note,
+        }
+        assert "note" not in written(native.report(b'"i"', 0, None, "m", None, note))["payload"]
+
     def test_the_answer_to_a_dummy(self) -> None:
         assert (
             body_of(native.pong(b'"i"')) == b'{"header":{"status":"0"},"payload":{"data":null,"id":"i","type":"dummy"}}'
@@ -397,6 +407,11 @@ class TestOutcome:
             ('{"header":{"messageType":"statusReport","status":"bad"}}', ("failed:handler-failed", {})),
             (BAD_REPORT % '{"reason":"made up","recipients":{}}', ("failed:handler-failed", {})),
             (BAD_REPORT % '{"reason":5}', ("failed:handler-failed", {})),
+            (BAD_REPORT % '{"reason":"refused","note":"too\\u0000 many"}', ("failed:refused", {"note": "too many"})),
+            (BAD_REPORT % '{"reason":"refused","note":["too many"]}', ("failed:refused", {})),
+            (BAD_REPORT % '{"reason":"schema","note":"","recipients":{"t":"failed:schema"}}',
+             ("failed:schema", {"carried": True, "note": ""})),
+            (GOOD_REPORT % '{"note":"well done"}', ("delivered", {})),
             (BAD_REPORT % '{"reason":"expired","recipients":{"bob":"queued","carol":"failed:expired"}}',
              ("failed:expired", {"carried": True})),
             ('{"header":{"messageType":"receivedMessage","status":"good"}}', None),

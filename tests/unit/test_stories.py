@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bester.broker.wire.messages import REFUSED
 from bester.handlers.stories.deployment import s1, s2, s3
 from bester.handlers.stories.letters import afrikaans, english, portuguese
 from bester.handlers.testing import Sent, Tester
@@ -71,7 +72,7 @@ async def test_afrikaans_to_be_read_in_english_is_translated() -> None:
 
 async def test_no_box_passes_on_letters_of_another() -> None:
     result = await Tester(english.app).send("english", {"to": "G@third-box", "text": "hello"}, peer="magic-machine")
-    assert (result.status, result.note) == (1, "letters from other boxes are for users of this one")
+    assert (result.reason, result.note) == ("refused", "letters from other boxes are for users of this one")
 
 
 @pytest.mark.parametrize(
@@ -79,5 +80,5 @@ async def test_no_box_passes_on_letters_of_another() -> None:
 )
 async def test_what_is_no_letter_fails_with_a_reason(letter: object) -> None:
     result = await Tester(english.app).send("english", letter, user="T")
-    assert result.status == 1
+    assert result.status == REFUSED
     assert result.note

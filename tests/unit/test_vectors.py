@@ -17,6 +17,7 @@ from bester.broker.wire.messages import OP_OF, OPERATIONS, Command, Malformed, M
 VECTORS = Path(__file__).parent.parent / "vectors"
 FILES = ("messages.json", "links.json", "batches.json", "malformed.json")
 Vector = dict[str, Any]
+BY_OP = {operation.op: operation for operation in OPERATIONS}
 
 
 def read(file: str) -> list[Vector]:
@@ -39,6 +40,8 @@ def meaning(message: Message | Malformed) -> Vector:
     if isinstance(message, Malformed):
         return {"error": message.code, "op": message.op, "token": message.token}
     fields = message._asdict()
+    if BY_OP[OP_OF[type(message)]].rare and list(fields.values())[-1] is None:
+        fields.popitem()
     if "commands" in fields:
         fields["commands"] = [command._asdict() for command in fields["commands"]]
     return {"message": type(message).__name__.upper(), "op": OP_OF[type(message)], "fields": fields}
@@ -60,8 +63,7 @@ def build(row: Vector) -> Message:
     fields = dict(row["fields"])
     if "commands" in fields:
         fields["commands"] = [Command(**command) for command in fields["commands"]]
-    operation = next(operation for operation in OPERATIONS if operation.op == row["op"])
-    message: Message = operation.message(**fields)
+    message: Message = BY_OP[row["op"]].message(**fields)
     return message
 
 

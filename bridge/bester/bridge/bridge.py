@@ -126,7 +126,8 @@ class Bridge:
                 self._delivering.deliver(message, now)
             elif type(message) is Report:
                 reports += 1
-                self._report(message.token, message.status, message.reason, message.message, message.recipients, now)
+                token, status, reason, id_, recipients, note = message
+                self._report(token, status, reason, id_, recipients, now, note)
             else:
                 if reports:  # it may be the end of the link's life, and they belong to that
                     self._delivering.reported(reports)
@@ -164,7 +165,7 @@ class Bridge:
     def _refused(self, error: Error, now: float) -> None:
         """The broker could not take what we sent: whoever waits for it hears of it."""
         if error.token is not None and error.op == OP_OF[Submit]:
-            self._report(*refusal(error.token, error.code), now)
+            self._report(error.token, 1, error.code, None, {}, now)
         elif error.token is not None and error.op == OP_OF[Login]:
             self._logged_in(LoggedIn(error.token, 1, error.code), now)
         elif error.token is not None and error.op == OP_OF[Ask]:
@@ -248,7 +249,7 @@ class Bridge:
         self._writing.tick(now)
         self._delivering.tick(now)
         for token in self._holding.late(now):
-            self._report(*refusal(token, "unreachable"), now)
+            self._report(token, 1, "unreachable", None, {}, now)
         self._pay()
 
     def shut_down(self) -> None:
@@ -353,13 +354,14 @@ class Bridge:
         message: str | None,
         recipients: dict[str, str] | None,
         now: float,
+        note: str | None = None,
     ) -> None:
         wire = self._submits.pop(token, None)
         if wire is None:
             self._holding.forget(token)
             return
         session = wire.session
-        frame = session.window.report(token, status, reason, message, recipients)
+        frame = session.window.report(token, status, reason, message, recipients, note)
         if frame is not None:
             self._push(wire, frame)
         if session.has_more:

@@ -35,6 +35,7 @@ SENT: Became = ("sent", {})
 CUT: Became = ("failed:unreachable", {})
 UNREACHABLE: Became = ("failed:unreachable", {"unsent": True})
 OVERLOADED: Became = ("failed:overloaded", {"unsent": True})
+UNWRITABLE: Became = ("failed:malformed", {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """Whether the other end has taken in what was sent raises no event: it is looked at after this time, then after twice
@@ -212,7 +213,9 @@ class Forwarder:
             errand.connect_by = min(errand.deadline, began_s + self._limits.connect_s)
         try:
             to: HostPort = parse_host_port(message.address)
-            frame = native.to_server(message.token, message.type, message.body, message.meta)
+            frame = frame_of(message)
+            if frame is None:
+                return UNWRITABLE
             done: asyncio.Future[Became] = loop.create_future()
             conversation = partial(_Conversation, frame, self._limits.max_frame, done, through)
             async with asyncio.timeout_at(min(errand.connect_by, began_s + openings.patience_s)):
@@ -257,6 +260,14 @@ class Forwarder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def frame_of(message: Forward) -> bytes | None:
+    """Return the frame that hands a message over; None where it cannot be written in JSON, and never will."""
+    try:
+        return native.to_server(message.token, message.type, message.body, message.meta)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def unacknowledged_bytes(transport: asyncio.Transport) -> int:

@@ -16,6 +16,7 @@ from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 from bester.broker.wire.json_text import fault as json_fault
 from bester.broker.wire.messages import MAX_TOKEN, Meta
+from bester.broker.wire.notes import safe_note
 
 NULL = b"null"
 MAX_DEDUP = 64
@@ -288,6 +289,7 @@ class _ReportHeader(msgspec.Struct, gc=False):
 
 class _ReportPayload(msgspec.Struct, gc=False):
     reason: Any = None
+    note: Any = None
     recipients: Any = None
 
 
@@ -324,6 +326,8 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
     if recipients:
         meta["carried"] = True
     reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
+    if type(payload.note) is str:
+        meta["note"] = safe_note(payload.note)  # a frame of it may be long
     return f"failed:{reason}", meta
 
 
@@ -340,13 +344,17 @@ def report(
     reason: str | None = None,
     message: str | None = None,
     recipients: dict[str, str] | None = None,
+    note: str | None = None,
 ) -> bytes:
-    """Return a status report's frame; `id_` is JSON text, `message` the server's own id of the message."""
+    """Return a status report's frame; `id_` is JSON text, `message` the server's own id of the message, `note` what
+    there is to say of the reason."""
     parts = [_BAD if status else _GOOD, id_]
     if message is not None:
         parts += (b',"message":', _text(message))
     if status:
         parts += (b',"reason":', _text(reason or "handler-failed"))
+        if note is not None:
+            parts += (b',"note":', _text(note))
     if recipients:
         parts += (b',"recipients":', _text(recipients))
     parts.append(b"}}")

@@ -100,8 +100,9 @@ class Window:
         )
 
     def report(
-        self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None
-    ) -> bytes | None:
+        self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None,
+        note: str | None = None,
+    ) -> bytes | None:  # fmt: skip
         """The report has come: return its frame; None where nobody waits for it. Where the session's `has_more` says
         so, its `proceed` follows."""
         waiting = self._waiting.pop(token, None)
@@ -114,7 +115,7 @@ class Window:
         self.size_bytes -= size
         if self.is_full:
             self.is_full = self._has_no_room()
-        return native.report(id_, status, reason, message, recipients)
+        return native.report(id_, status, reason, message, recipients, note)
 
     def end(self, token: int) -> Unreported | None:
         """Its report has come: return what waited for it."""

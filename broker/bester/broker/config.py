@@ -74,7 +74,8 @@ class StoreConfig:
 class HandlerConfig:
     """A declared handler: exactly one of `app`, `command` and `socket`.
 
-    `program` is what listens on `socket`, where it is to be started as well. A message that a handler has had for
+    `program` is what listens on `socket`, where it is to be started as well; `order` says how it is given a user's
+    messages: one at a time and in order ("user"), or side by side ("none"). A message that a handler has had for
     `timeout_s` (None: for 30 s, or its lease where that is longer) is given up; one that `attempts` handlers have died
     over is a dead letter.
     """
@@ -86,6 +87,7 @@ class HandlerConfig:
     command: tuple[str, ...] | None = None
     socket: Path | None = None
     program: tuple[str, ...] | None = None
+    order: str = "user"
     timeout_s: float | None = None
     attempts: int = 3
 

@@ -119,6 +119,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "app": Key("none", "a Python handler, as module:attribute; one of app, command and socket is given"),
         "command": Key("none", "a program and its arguments, in any language"),
         "socket": Key("none", "the Unix socket of a handler made for besterd"),
+        "order": Key(
+            '"user"',
+            'of a `socket`: "user" gives it each user\'s messages one at a time and in order, "none" side by side',
+        ),
         "timeout_s": Key(
             "30", "seconds a handler may take over one message; unless it is written, a longer lease counts"
         ),
@@ -345,6 +349,9 @@ class _Reader:
         if command == ():
             table.fail("command", 'is empty; write the program and its arguments as ["program", "argument"]')
         types = table.texts("types") if "types" in table else (name,)
+        if "order" in table and "socket" not in table:
+            remedy = 'in Python write @app.handler(…, order="user"), in another language say it in HELLO'
+            table.fail("order", f"is for handlers at a socket; others ask for order themselves: {remedy}")
         return HandlerConfig(
             name=name,
             types=self._types(table, "types", types or ()),
@@ -352,6 +359,7 @@ class _Reader:
             app=app,
             command=command,
             socket=self._socket(table, "socket"),
+            order=table.choice("order", "user", ("user", "none")),
             timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
         )

@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
-from bester.broker.wire.codec import batches, decode
-from bester.broker.wire.messages import MAX_BODY_BYTES, Malformed, Message
+from bester.broker.wire.codec import batches, decode, fault
+from bester.broker.wire.codes import WireError
+from bester.broker.wire.messages import MAX_FRAME_BYTES, Malformed, Message
 from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
+from bester.broker.wire.unsendable import as_if, instead
 
 HIGH_WATER_MARK = 256
 """ZeroMQ messages (each a batch) that may wait for one peer; credit keeps a healthy one far below."""
-MAX_MESSAGE_BYTES = 4 * MAX_BODY_BYTES
-"""What ZeroMQ drops a peer for. Bodies above MAX_BODY_BYTES but below this are refused politely."""
 DRAIN_AT_ONCE = 64
 """ZeroMQ messages read before other sockets get their turn."""
 DRAIN_S = 0.005
@@ -46,7 +46,7 @@ class FabricSocket:
         self.socket = context.socket(kind)
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
-        self.socket.maxmsgsize = MAX_MESSAGE_BYTES
+        self.socket.maxmsgsize = MAX_FRAME_BYTES
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._again: asyncio.Handle | None = None
@@ -83,6 +83,7 @@ class FabricSocket:
             self._again = None
         receive = self.socket.recv_multipart
         enough = time.monotonic() + DRAIN_S
+        empty = False
         try:
             for _ in range(DRAIN_AT_ONCE):
                 self._on_frames(receive(zmq.NOBLOCK))
@@ -91,8 +92,10 @@ class FabricSocket:
                 if time.monotonic() >= enough:
                     break
         except zmq.Again:
-            return
-        self.look_again()
+            empty = True
+        finally:
+            if not empty:  # also where somebody's code failed on a message: the descriptor does not wake for the rest
+                self.look_again()
 
 
 class FabricLink:
@@ -100,6 +103,10 @@ class FabricLink:
 
     `on_messages` gets what came, but for what is about the link itself. `on_ready` is called at every WELCOME: say
     who you are and what you hold. `on_lost(why)`: everything outstanding on the link is void.
+
+    A message that cannot be sent holds up no other. Where the broker waits for it, the broker is sent that it cannot
+    be; where this side waits for the broker's answer, `on_messages` gets a refusal as if the broker had sent it.
+    `on_unsendable(message, error)` is told, for the log. Raises ValueError where the HELLO of `party` cannot be sent.
     """
 
     def __init__(
@@ -110,9 +117,14 @@ class FabricLink:
         on_messages: Callable[[list[Message | Malformed]], None],
         on_ready: Callable[[], None],
         on_lost: Callable[[str], None],
+        on_unsendable: Callable[[Message, WireError], None] = lambda message, error: None,
     ) -> None:
+        wrong = fault(party.hello)
+        if wrong is not None:
+            raise ValueError(f"what it says of itself (its name, its types, a version, schemas): {wrong.text}")
         self.endpoint = endpoint
         self.party = party
+        self._on_unsendable = on_unsendable
         self._on_messages = on_messages
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -147,6 +159,16 @@ class FabricLink:
         self._outbox.extend(taken)
         self._flush_soon()
         return len(taken)
+
+    def fault(self, message: Message) -> WireError | None:
+        """Return why a message cannot be sent on this link, None where it can: for who would rather know at once."""
+        return fault(message, self._most_bytes)
+
+    @property
+    def _most_bytes(self) -> int:
+        """The limit on a body: a handler's is what the broker said; others check theirs where they come in."""
+        told = self.party.options.get("max_body") if self.party.hello.role == "handler" else None
+        return min(told, MAX_FRAME_BYTES) if type(told) is int and told > 0 else MAX_FRAME_BYTES
 
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Say GOODBYE and wait for its echo (or `timeout_s`): nothing new comes after it.
@@ -276,13 +298,21 @@ class FabricLink:
         try:
             self._send_stuck()
             # Not before: as long as the broker does not read, messages stay where `send` counts them.
-            self._stuck.extend(batches(self._outbox))
-            self._outbox.clear()
+            outbox, self._outbox = self._outbox, []
+            self._stuck.extend(batches(outbox, self._cannot_send, self._most_bytes))
             self._send_stuck()
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
         self.party.sent(self._loop.time())
         self._socket.look_again()
+
+    def _cannot_send(self, message: Message, error: WireError) -> Message | None:
+        answer = as_if(message, error)
+        if answer is not None:
+            answers: list[Message | Malformed] = [answer]
+            self._loop.call_soon(self._on_messages, answers)
+        self._on_unsendable(message, error)
+        return instead(message, error)
 
     def _send_stuck(self) -> None:
         assert self._socket is not None

@@ -16,6 +16,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -33,9 +34,10 @@ from bester.broker.pace import PACED
 from bester.broker.store import Store
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
-from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.party import Party
+from bester.broker.wire.unsendable import as_if, instead
 
 TICK_S = 0.1
 """How often the core is told the time."""
@@ -178,6 +180,7 @@ class Broker:
             on_messages=received,
             on_ready=lambda: self._carry_out(self.router.server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.server_lost(name, why, time.monotonic())),
+            on_unsendable=self._log_unsendable,
         )
         fabric.start()
 
@@ -302,10 +305,21 @@ class Broker:
         index, _, identity = link.key.partition(b":")
         socket = self._sockets[int(index)]
         try:
-            for frames in batches(messages):
+            for frames in batches(messages, partial(self._cannot_send, link)):
                 socket.send([identity, *frames])
         except zmq.ZMQError:  # EHOSTUNREACH: gone; EAGAIN: it does not read
             self._carry_out(self.router.undeliverable(link, messages[0], time.monotonic()))
+
+    def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
+        """What cannot be sent ends as if its receiver had refused it, or is answered by another; none is held up."""
+        self._log_unsendable(message, error)
+        answer = as_if(message, error)
+        if answer is not None:
+            self._post(self.router.receive_all(link, (answer,), time.monotonic()))
+        return instead(message, error)
+
+    def _log_unsendable(self, message: Message, error: WireError) -> None:
+        log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)
 
     def _send_to_server(self, link: Link, messages: list[Message]) -> None:
         fabric = self._servers[link]

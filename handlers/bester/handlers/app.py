@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import RESERVED_TYPES, Command
+from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Command
 from bester.handlers.message import Message
 from bester.handlers.outlet import PATIENCE_S, Ask, Blocking, Outcome, Outlet
 from bester.handlers.payload import typed
@@ -35,10 +35,11 @@ class Runs(Enum):
 
 
 class Route(NamedTuple):
-    """What is done with messages of a type. `call` takes the Message; its result is awaited where `runs` is LOOP."""
+    """What is done with messages of a type. `call` takes the Message; its result is awaited where `runs` is LOOP.
+    `name` is what the log calls the function."""
 
     call: Callable[[Message], Any]
-    function: Callable[..., Any]
+    name: str
     runs: Runs
     by_user: bool
     schema: dict[str, Any] | None
@@ -100,6 +101,8 @@ class App:
         if order not in (None, "user"):
             raise ValueError(f'order is "user" or None, not {order!r}')
         for type_ in types:
+            if len(type_) > MAX_TYPE or not type_.isprintable() or "," in type_:
+                raise ValueError(f"{type_[:MAX_TYPE]!a}: a type has at most {MAX_TYPE} printable characters, no comma")
             if type_ in RESERVED_TYPES:
                 raise ValueError(f"messages of type {type_!r} belong to Bester itself; choose another name")
             if type_ in self.routes:
@@ -179,7 +182,7 @@ class App:
         """Have commands carried out of the app's own accord, as one of its types, and wait for their outcome.
 
         `id` makes it safe to emit again after an error: the same id is carried out once. Raises BesterError where
-        the broker is away, refuses, or does not answer in time.
+        the broker is away, refuses, or does not answer in time; ValueError for what cannot be sent at all.
         """
         return await self.outlet.emit(type_, commands_of(commands), id, timeout_s)
 
@@ -195,11 +198,11 @@ def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
     runs = Runs.LOOP if on_loop else Runs.INLINE if inline else Runs.THREAD
     takes_data, declared = _payload_type(function, name)
     if not takes_data:
-        return Route(function, function, runs, by_user, None)
+        return Route(function, name, runs, by_user, None)
     if declared is None:
-        return Route(lambda message: function(message, message.data), function, runs, by_user, None)
+        return Route(lambda message: function(message, message.data), name, runs, by_user, None)
     decode, schema = typed(declared)
-    return Route(lambda message: function(message, decode(message.raw)), function, runs, by_user, schema)
+    return Route(lambda message: function(message, decode(message.raw)), name, runs, by_user, schema)
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:

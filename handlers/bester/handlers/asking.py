@@ -56,7 +56,7 @@ class Unanswered:
     def settle(self, message: Message) -> bool:
         """Take in what may be an answer; False: it is none."""
         if isinstance(message, WireOutcome):
-            answer: Any = Outcome(message.status == 0, message.recipients, message.reason)
+            answer: Any = Outcome(message.status == 0, message.recipients, message.reason, message.note)
         elif isinstance(message, Answer):
             answer = message.value if message.status == 0 else _refusal(message.value)
         elif isinstance(message, Error) and message.op in _ASKING and message.token is not None:

@@ -115,12 +115,10 @@ class Crew:
             job = queue.popleft()
             try:
                 result = await job[1].call(Message(job[0]))
-            except asyncio.CancelledError as error:
-                if self._closing:
+            except BaseException as error:
+                if self._is_ours(error, me):
                     raise
-                self._failed(job, error)
-            except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
-                self._failed(job, error)
+                self._failed(job, error)  # whatever the user's function raises, SystemExit included, is its failure
             else:
                 self._done(job, result)
             spoilt = snapshot() != untouched or bool(me.cancelling())
@@ -133,6 +131,12 @@ class Crew:
         self._leader = None
         self.wake()  # a leader that is not used again may leave something
         return spoilt
+
+    def _is_ours(self, error: BaseException, me: asyncio.Task[None]) -> bool:
+        """Does this end the member itself, rather than the handler that it was raised in?"""
+        if isinstance(error, asyncio.CancelledError):
+            return self._closing
+        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was given up
 
     def _lead(self, me: asyncio.Task[None]) -> None:
         if self._leader is None:

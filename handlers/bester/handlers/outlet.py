@@ -17,11 +17,13 @@ PATIENCE_S = 30.0
 
 
 class Outcome(NamedTuple):
-    """What became of an emit; `recipients` names everyone whose outcome is not `delivered`."""
+    """What became of an emit; `recipients` names everyone whose outcome is not `delivered`. `reason` is the first
+    failure's code, `note` what a handler said that refused what was handed on to it."""
 
     good: bool
     recipients: dict[str, str]
     reason: str | None = None
+    note: str | None = None
 
 
 class Outlet(Protocol):

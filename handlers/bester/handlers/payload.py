@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bester.broker.wire.codes import BesterError
+from bester.handlers.misfit import sentence_of
 
 msgspec: Any
 try:
@@ -23,18 +24,29 @@ MSGSPEC_NEEDED = "a payload typed by annotation needs msgspec: pip install msgsp
 
 
 class HandlerError(BesterError):
-    """Raise it in a handler to say that a message cannot be handled, and why; no traceback is logged."""
+    """Raise it in a handler to refuse a message: `text` is told to the sender, in its report, 500 characters at most.
+
+    No traceback is logged. Any other exception is a failure of the handler's: the sender learns that, and no more.
+    """
+
+    _told_as = "refused"  # what the sender's report says; a subclass may well have a `reason` of its own
 
     def __init__(self, text: str) -> None:
-        super().__init__("handler-failed", text)
+        super().__init__(self._told_as, str(text))
 
 
 class SchemaError(HandlerError):
-    """The data of a message does not fit the type that its handler declared."""
+    """Refuses a message whose data does not fit the type that its handler declared; `text` says where, and what was
+    expected there. The sender's report has the reason `schema`."""
+
+    _told_as = "schema"
+
+
+class QuietError(BesterError):
+    """A failure of the handler's, as any exception is, of which the log needs no traceback."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(f"schema: {text}")
-        self.code = "schema"
+        super().__init__("handler-failed", text)
 
 
 def _dataclass_fields(value: object) -> dict[str, Any]:
@@ -86,7 +98,7 @@ def typed(declared: Any) -> Typed:
     def decode(text: bytes) -> Any:
         try:
             return read(text)
-        except msgspec.DecodeError as error:
-            raise SchemaError(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SchemaError(sentence_of(error)) from error.__cause__
 
     return Typed(decode, schema)

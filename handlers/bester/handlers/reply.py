@@ -7,15 +7,32 @@ the handler, at the line that is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-from bester.broker.wire.messages import Command
-from bester.handlers.payload import HandlerError, text_of
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import FAILED, REFUSED, Command
+from bester.broker.wire.notes import describe, safe_note
+from bester.handlers.payload import HandlerError, QuietError, SchemaError, text_of
 
 MISSING: Any = object()
 """No data was given; None is data."""
-NOTE_CHARACTERS = 500
-"""Longer notes are cut: they are for an operator's eye."""
+
+
+class ReplyError(BesterError):
+    """What a handler returned is no reply."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("bad-reply", text)
+
+
+class Verdict(NamedTuple):
+    """How a message ends that was not handled: the status, note and code of its REPLY. `told`: the log needs no
+    traceback, for the note says all."""
+
+    status: int
+    note: str | None
+    code: str | None
+    told: bool
 
 
 def send_clients(users: Iterable[str], data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
@@ -55,27 +72,43 @@ def body_of(data: Any, raw: bytes | str | None) -> bytes:
         return text_of(data)
     if data is not MISSING:
         raise TypeError("give data or raw, not both")
-    return raw if type(raw) is bytes else raw.encode() if isinstance(raw, str) else bytes(raw)
+    if type(raw) is bytes:
+        return raw
+    if isinstance(raw, str):
+        return raw.encode()
+    if isinstance(raw, bytes | bytearray | memoryview):
+        return bytes(raw)
+    raise TypeError(f"raw is JSON text, as bytes or a string, not a {type(raw).__name__}")
 
 
 def commands_of(result: Any) -> list[Command]:
-    """Read what a handler returned: a command, a list of them, or None. Raises HandlerError for anything else."""
+    """Read what a handler returned: a command, a list of them, or None. Raises ReplyError for anything else."""
     if type(result) is Command:
         return [result]
     if result is None:
         return []
     if type(result) in (list, tuple) and all(type(item) is Command for item in result):
         return list(result)
-    raise HandlerError(
+    raise ReplyError(
         f"the handler returned a {type(result).__name__}; return message.send_…(…), message.reply(…), "
         "a list of these, or None"
     )
 
 
-def note_of(error: BaseException) -> str:
-    """Say in one line why a handler failed."""
+def verdict_on(error: BaseException) -> Verdict:
+    """Say how a message ends over whose handling this was raised; whatever it is, this does not fail."""
     if isinstance(error, HandlerError):
-        note = error.text
-    else:
-        note = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return note if len(note) <= NOTE_CHARACTERS else note[: NOTE_CHARACTERS - 1] + "…"
+        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, told=True)
+    if isinstance(error, ReplyError):
+        return Verdict(FAILED, _text_of(error), "bad-reply", told=True)
+    if isinstance(error, QuietError):
+        return Verdict(FAILED, _text_of(error), None, told=True)
+    return Verdict(FAILED, describe(error), None, told=False)
+
+
+def _text_of(error: BesterError) -> str | None:
+    try:
+        text: object = error.text
+    except BaseException:  # noqa: BLE001 (a subclass did not call ours, or has its own idea of `text`)
+        return None
+    return safe_note(text) if isinstance(text, str) else None

@@ -20,11 +20,14 @@ from bester.broker.pace import Pace
 from bester.broker.wire.address import parse_endpoint
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
+from bester.handlers.logs import Formatter
 from bester.handlers.worker import Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
 """Where a server started in this directory listens, unless it was told otherwise."""
 MAX_WORKERS = 256
+ORDERS = ("user", "none")
+"""How a handler at a socket is given a user's messages: one at a time and in order, or side by side."""
 FIRST_RESTART_S = 0.5
 LAST_RESTART_S = 30.0
 STEADY_S = 10.0
@@ -38,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bester.handlers", description="Run a Bester handler.")
     parser.add_argument("app", metavar="MODULE:APP", nargs="?", help="the app, as in mychat:app")
     parser.add_argument("--socket", metavar="PATH", help="instead: a handler of the reference daemon, listening there")
+    parser.add_argument(
+        "--order", choices=ORDERS, help="of a handler at --socket: each user's messages in order (user)"
+    )
     parser.add_argument("--fabric", metavar="URL", help=f"the server's fabric (BESTER_FABRIC, or {DEFAULT_FABRIC})")
     parser.add_argument("--types", metavar="T,T", help="serve these message types (BESTER_TYPES, or all of the app's)")
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
@@ -48,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(
         options.app,
         socket=options.socket,
+        order=options.order,
         fabric=options.fabric,
         types=options.types.split(",") if options.types else None,
         name=options.name,
@@ -61,6 +68,7 @@ def run(
     spec: str | None,
     *,
     socket: str | None = None,
+    order: str | None = None,
     fabric: str | None = None,
     types: Sequence[str] | None = None,
     name: str | None = None,
@@ -71,14 +79,17 @@ def run(
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
+    `order` is one of ORDERS and says how the handler at `socket` is given a user's messages; None is the first of them.
+
     What is None comes from the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. With
     `workers` above 1, so many processes are run, and restarted when they die. `child`: this is one of them, number
     I, and ends when its standard input does; number 0 alone runs timers and tasks. `untimed`: whoever reads the log
     notes the time. Returns the exit status.
     """
     form = "%(levelname)s %(message)s" if untimed else "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=form)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter(form))
         handler.addFilter(Pace())
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
@@ -92,22 +103,24 @@ def run(
     if not 1 <= workers <= MAX_WORKERS:
         return _say(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
     try:
-        app = _app(spec, socket, types)
+        app = _app(spec, socket, order, types)
         worker = Worker(app, endpoint, name=name, types=types, background=not child)
     except (LoadError, ValueError) as error:
         return _say(f"{spec}: {error}" if isinstance(error, ValueError) else str(error))
     if workers == 1:
         return _on_loop(lambda: _serve(worker, lifeline=child is not None))
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
-    command += [spec] if spec else ["--socket", str(socket)]
+    command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
     return _on_loop(lambda: _supervise(command, name or worker.name, workers))
 
 
-def _app(spec: str | None, socket: str | None, types: Sequence[str] | None) -> App:
+def _app(spec: str | None, socket: str | None, order: str | None, types: Sequence[str] | None) -> App:
     if (spec is None) == (socket is None):
         raise LoadError("say which handler to run: MODULE:APP, as in mychat:app, or --socket PATH")
     if spec is not None:
+        if order is not None:
+            raise LoadError('--order is for --socket; a Python handler says it itself: @app.handler(…, order="user")')
         return load(spec)
     assert socket is not None
     if not types:
@@ -116,7 +129,7 @@ def _app(spec: str | None, socket: str | None, types: Sequence[str] | None) -> A
         from bester.handlers.legacy import legacy_app  # part of the server: it needs msgspec
     except ImportError as error:
         raise LoadError(f"--socket needs the module {error.name!r}: pip install {error.name}") from None
-    return legacy_app(socket, types)
+    return legacy_app(socket, types, order="user" if order in (None, "user") else None)
 
 
 def _say(text: str) -> int:
@@ -125,9 +138,24 @@ def _say(text: str) -> int:
 
 
 def _on_loop(work: Callable[[], Any]) -> int:
+    """Run `work` to its end; returns the exit status.
+
+    SystemExit in a task or callback that a handler has started comes out of the loop itself. It is taken for a SIGTERM:
+    what is in hand is finished first.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        status: int = runner.run(work())
-        return status
+        loop, status = runner.get_loop(), 0
+        main = loop.create_task(work())
+        while True:
+            try:
+                return loop.run_until_complete(main) or status
+            except (SystemExit, KeyboardInterrupt) as error:
+                if main.done():
+                    raise
+                log.exception("a task or callback of a handler ends the program; what is in hand is finished first")
+                code = getattr(error, "code", None)
+                status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
+                loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # not now: uvloop hears signals while it runs
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -14,13 +14,25 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from bester.broker.wire.codec import fault
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Command, Request
+from bester.broker.wire.messages import (
+    DONE,
+    MAX_BODY_BYTES,
+    Ask,
+    Command,
+    Emit,
+    Reply,
+    Request,
+    reply_code,
+)
+from bester.broker.wire.messages import Message as WireMessage
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.message import Message
 from bester.handlers.outlet import Outcome
 from bester.handlers.payload import text_of, value_of
-from bester.handlers.reply import commands_of, note_of
+from bester.handlers.reply import ReplyError, commands_of, verdict_on
+from bester.handlers.threads import outcome_of
 
 
 class Sent(NamedTuple):
@@ -33,12 +45,17 @@ class Sent(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a message: `status` 0 is done; else `note` says why not, and `error` is what was raised."""
+    """What became of a message: `status` 0 is done; else `reason` is what the sender's report says.
+
+    `note` says why: of a message that was refused (status 2) in the sender's report, of any other failure in the log
+    alone. `error` is what was raised.
+    """
 
     status: int
     commands: list[Sent]
     note: str | None = None
     error: BaseException | None = None
+    reason: str | None = None
 
 
 class Emitted(NamedTuple):
@@ -85,14 +102,19 @@ class Tester:
     async def _carry_out(self, route: Route, message: Message) -> Result:
         try:
             if route.runs is Runs.THREAD:
-                result = await asyncio.to_thread(route.call, message)
+                result, failure = await asyncio.to_thread(outcome_of, route.call, message)
+                if failure is not None:
+                    return _failed(failure)
             else:
                 result = route.call(message)
                 if route.runs is Runs.LOOP:
                     result = await result
-            return Result(0, [_sent(command) for command in commands_of(result)])
-        except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
-            return Result(1, [], note_of(error), error)
+            return Result(DONE, _sent_all(commands_of(result)))
+        except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the test was cancelled, not the handler
+            return _failed(error)  # whatever the user's function raises is its failure
 
     def run(self, type_: str, data: Any = None, **options: Any) -> Result:
         """As `send`, for tests without a loop."""
@@ -104,7 +126,9 @@ class Tester:
             if inspect.iscoroutinefunction(function):
                 await function()
             else:
-                await asyncio.to_thread(function)
+                _, failure = await asyncio.to_thread(outcome_of, function)
+                if failure is not None:
+                    raise failure
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
@@ -122,6 +146,7 @@ class Tester:
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """Record an emit, for the app."""
+        _check(Emit(0, type_, commands, {"id": id_}))
         self.emitted.append(Emitted(type_, [_sent(command) for command in commands], id_))
         if isinstance(self.outcome, BesterError):
             raise self.outcome
@@ -129,6 +154,7 @@ class Tester:
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
         """Answer a question, for the app."""
+        _check(Ask(0, question, argument))
         self.asked.append((question, argument))
         if question in self.answers:
             answer = self.answers[question]
@@ -138,6 +164,27 @@ class Tester:
         if question == "listClients":
             return list(self.clients)
         return {"adminInfo": None, "clientCount": str(len(self.clients)), "listeners": {}}
+
+
+def _check(message: WireMessage) -> None:
+    """Raise ValueError where a worker could not send this."""
+    wrong = fault(message, MAX_BODY_BYTES)
+    if wrong is not None:
+        raise ValueError(wrong.text)
+
+
+def _sent_all(commands: list[Command]) -> list[Sent]:
+    """Return the commands of a reply. Raises ReplyError where worker or broker would not take them."""
+    try:
+        _check(Reply(0, DONE, commands))
+        return [_sent(command) for command in commands]
+    except ValueError as error:
+        raise ReplyError(str(error)) from None
+
+
+def _failed(error: BaseException) -> Result:
+    status, note, code, _ = verdict_on(error)
+    return Result(status, [], note, error, reply_code(status, code))
 
 
 def _sent(command: Command) -> Sent:

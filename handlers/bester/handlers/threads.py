@@ -20,6 +20,15 @@ from bester.handlers.message import Message
 End = tuple[Job, Any, BaseException | None]
 
 
+def outcome_of(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
+    """Call a plain function; return what it returns, or what it raises: not every exception finds its way out of a
+    thread by itself (no future takes StopIteration, and whoever awaits it would wait for ever)."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # noqa: BLE001 (a thread has nobody above it to tell)
+        return None, error
+
+
 class Threads:
     """`done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded by the credit."""
 
@@ -59,10 +68,7 @@ class Threads:
         while (job := self._jobs.get()) is not None:
             result, failure = None, None
             if self._is_wanted(job):  # or else its link was lost while it waited here
-                try:
-                    result = self._context.copy().run(job[1].call, Message(job[0]))
-                except BaseException as error:  # noqa: BLE001 (a thread has nobody above it to tell)
-                    failure = error
+                result, failure = outcome_of(self._context.copy().run, job[1].call, Message(job[0]))
             self._ended.append((job, result, failure))
             if not self._called:
                 self._called = True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bester.broker.wire.codes import BesterError
 from bester.handlers.app import Timer
+from bester.handlers.threads import outcome_of
 
 log = logging.getLogger("bester.handlers")
 
@@ -50,8 +51,13 @@ async def _call(timer: Timer) -> None:
         if inspect.iscoroutinefunction(timer.function):
             await timer.function()
         else:
-            await asyncio.to_thread(timer.function)
+            _, failure = await asyncio.to_thread(outcome_of, timer.function)
+            if failure is not None:
+                raise failure
     except BesterError as error:
         log.warning("%s: %s", name, error)
-    except Exception:
-        log.exception("%s failed", name)
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError | GeneratorExit) and (task is None or task.cancelling()):
+            raise  # by `stop`
+        log.exception("%s failed", name)  # SystemExit, too: there are messages in hand

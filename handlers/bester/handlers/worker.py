@@ -15,17 +15,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
-from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Ask, Command, Emit, Error, Heartbeat, Malformed, Meta, Reply, Request
+from bester.broker.wire.codes import BesterError, WireError
+from bester.broker.wire.messages import (
+    REFUSED,
+    Ask,
+    Command,
+    Emit,
+    Error,
+    Heartbeat,
+    Malformed,
+    Meta,
+    Reply,
+    Request,
+)
 from bester.broker.wire.messages import Message as WireMessage
+from bester.broker.wire.notes import describe
 from bester.broker.wire.party import Party
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.asking import Unanswered
 from bester.handlers.crew import Crew, Job
 from bester.handlers.message import Message
 from bester.handlers.outlet import Outcome
-from bester.handlers.payload import HandlerError
-from bester.handlers.reply import commands_of, note_of
+from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
 
@@ -86,6 +97,7 @@ class Worker:
             on_messages=self._received,
             on_ready=self._welcomed,
             on_lost=self._lost,
+            on_unsendable=self._unsendable,
         )
         self._timers = Timers(app.timers if background else ())
         self._ready = asyncio.Event()
@@ -184,6 +196,11 @@ class Worker:
                 begin((message, route, life))
         self._crew.wake()
 
+    def _unsendable(self, message: WireMessage, error: WireError) -> None:
+        """The link has seen to it that whoever waits for the message is told."""
+        what = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
+        log.error("%s: %s cannot be sent: %s", self.name, what, error.text)
+
     def _heard(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
             log.warning("%s: cannot read a message of the broker: %s", self.name, message.text)
@@ -197,7 +214,7 @@ class Worker:
         if route.runs is _INLINE:
             try:
                 result = route.call(Message(request))
-            except Exception as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
+            except BaseException as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
                 self._failed(job, error)
             else:
                 self._done(job, result)
@@ -208,7 +225,7 @@ class Worker:
 
     def _enter_lane(self, job: Job) -> None:
         request = job[0]
-        if request.user is None:  # nobody's order to keep
+        if request.user is None or job[1].runs is _INLINE:  # nobody's order to keep, or over before the next one begins
             self._begin(job)
             return
         lane = self._lanes.get((request.type, request.user))
@@ -220,7 +237,7 @@ class Worker:
 
     def _leave_lane(self, job: Job) -> None:
         request = job[0]
-        if request.user is None or not job[1].by_user:
+        if request.user is None or not job[1].by_user or job[1].runs is _INLINE:
             return
         lane = self._lanes[request.type, request.user]
         if lane:
@@ -235,20 +252,28 @@ class Worker:
     def _done(self, job: Job, result: Any) -> None:
         try:
             commands = commands_of(result)
-        except HandlerError as error:
+        except ReplyError as error:
             self._failed(job, error)
             return
-        self._answer(job, _new(Reply, (job[0].token, 0, commands, None)))
+        self._answer(job, _new(Reply, (job[0].token, 0, commands, None, None)))
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        request, route, life = job
-        if life == self._life:
-            if isinstance(error, HandlerError):
-                log.info("%s: message %s refused: %s", request.type, request.meta.get("id"), error.text)
-            else:
-                name = getattr(route.function, "__qualname__", route.function)
-                log.error("%s: %s failed on message %s", request.type, name, request.meta.get("id"), exc_info=error)
-        self._answer(job, Reply(request.token, 1, [], note_of(error)))
+        status, note, code, told = verdict_on(error)
+        wanted = self._is_wanted(job)
+        self._answer(job, Reply(job[0].token, status, [], note, code))
+        if wanted:  # said last: nothing that goes wrong with a log line may keep the answer back
+            self._log_failure(job, error, status, note if told else None)
+
+    def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
+        request, route, _ = job
+        id_ = request.meta.get("id")
+        if status == REFUSED:
+            cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
+            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause)
+        elif note is not None:
+            log.error("%s: %s failed on message %s: %s", request.type, route.name, id_, note)
+        else:
+            log.error("%s: %s failed on message %s", request.type, route.name, id_, exc_info=error)
 
     def _answer(self, job: Job, reply: Reply) -> None:
         if job[2] == self._life:
@@ -263,6 +288,7 @@ class Worker:
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
         """As App.emit."""
+        self._check(Emit(0, type_, commands, {"id": id_}))
         if type_ not in self._routes:
             raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
         if id_ is None:
@@ -281,10 +307,16 @@ class Worker:
         self._unsure.pop(key, None)
         return outcome
 
+    def _check(self, message: Emit | Ask) -> None:
+        wrong = self._link.fault(message)
+        if wrong is not None:
+            raise ValueError(wrong.text)
+
     async def _emit(self, type_: str, commands: list[Command], meta: Meta, timeout_s: float) -> Outcome:
         outcome: Outcome = await self._unanswered.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
         return outcome
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
-        """Ask the broker. Raises BesterError where it does not answer."""
+        """Ask the broker. Raises BesterError where it does not answer, ValueError for what cannot be asked."""
+        self._check(Ask(0, question, argument))
         return await self._unanswered.ask(lambda token: Ask(token, question, argument), timeout_s)

@@ -71,7 +71,7 @@ def plan(config: Config, fabric: str) -> list[Child]:
 
 
 def _python(handler: HandlerConfig, index: int) -> tuple[str, ...]:
-    what = (handler.app,) if handler.app else ("--socket", str(handler.socket))
+    what = (handler.app,) if handler.app else ("--socket", str(handler.socket), "--order", handler.order)
     return (sys.executable, "-m", "bester.handlers", *what, "--untimed", "--child", str(index))
 
 

@@ -61,6 +61,7 @@ def report_line(report: Report) -> str:
     parts = ["good" if report.good else "bad"]
     if report.reason:
         meaning = CODES[report.reason].meaning if report.reason in CODES else ""
+        meaning = report.note or meaning
         parts.append(f"{report.reason} ({meaning})" if meaning else report.reason)
     parts += [f"{name} {outcome}" for name, outcome in report.recipients.items()]
     if report.message:

@@ -63,7 +63,8 @@ class Report:
     `good`: everyone it was for has it, or will (see `recipients`). `reason`: the first failure's code, where it is
     bad and the server says why. `recipients`: name -> outcome (`delivered`, `queued`, `sent`, `failed:CODE`); empty
     where all are `delivered`, and with servers that do not tell. `message`: the server's own id of the message, if it
-    gives one. `id`: ours, as sent. `frame`: the report as it came.
+    gives one. `id`: ours, as sent. `frame`: the report as it came. `note`: what more there is to say of the reason, for
+    people: why the handler refused the message (`refused`), or what in its data does not fit (`schema`).
     """
 
     good: bool
@@ -72,6 +73,7 @@ class Report:
     message: str | None = None
     recipients: dict[str, str] = field(default_factory=dict)
     frame: bytes = field(default=b"", repr=False, compare=False)
+    note: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -198,6 +200,7 @@ class _Payload(msgspec.Struct):
     reason: str | None = None
     message: str | None = None
     recipients: dict[str, str] | None = None
+    note: Any = None  # to people: one of another kind is no reason not to take the report
 
 
 class _Frame(msgspec.Struct):
@@ -224,7 +227,8 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
         return Unreadable("no payload")
     if header.kind == "statusReport":
         good = header.status == "good"
-        return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body)
+        note = payload.note if type(payload.note) is str else None
+        return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body, note)
     if payload.type == "dummy" and header.kind is None:
         return Pong(payload.id)
     if payload.type == "builtin" and header.kind is None:

@@ -76,7 +76,8 @@ class Watcher(Protocol):
 class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; cycles end with the case
     """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker.
 
-    `queued` counts the results that wait on disk, `expires` is when its time is over, `push`: its sender wants to hear
+    `reason` is the first failure's code, and `note` what a handler said to that. `queued` counts the results that wait
+    on disk, `expires` is when its time is over, `push`: its sender wants to hear
     what becomes of the queued. `sender` is the user who may ask for that, `peer` the server that is to be told: those
     of the message that entered, wherever here its results are sent on to. `also` are others who asked for the same
     message, `watchers` those told of its end.
@@ -92,6 +93,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     named: int = 0
     worst: str = DELIVERED
     reason: str | None = None
+    note: str | None = None
     queued: int = 0
     expires: float | None = None
     push: bool = False
@@ -108,8 +110,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
             and self.also is None and self.link == link
         )  # fmt: skip
 
-    def record(self, name: str | None, outcome: str) -> None:
-        """Note one outcome, under the target's name as the handler wrote it (None: the message itself).
+    def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
+        """Note one outcome, under the target's name as the handler wrote it (None: the message itself). `note` is for
+        the sender, and told where this is the first failure.
 
         With too many names already, the outcome counts and the name is left out.
         """
@@ -128,7 +131,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
         if badness(outcome) > badness(self.worst):
             self.worst = outcome
         if self.reason is None:
-            self.reason = reason_of(outcome)
+            self.reason, self.note = reason_of(outcome), note
 
     @property
     def carried(self) -> bool:
@@ -142,11 +145,13 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
             meta: dict[str, Any] = {"queued": self.queued} if self.queued else {}
             if self.reason is not None and self.carried:
                 meta["carried"] = True
+            if self.note is not None:
+                meta["note"] = self.note
             return Relayed(token, self.worst, meta)
         recipients = {} if self.worst == DELIVERED else self.recipients
         if self.kind is Kind.EMIT:
-            return Outcome(token, status, recipients, self.reason)
-        return Report(token, status, self.reason, self.id, recipients)
+            return Outcome(token, status, recipients, self.reason, self.note)
+        return Report(token, status, self.reason, self.id, recipients, self.note)
 
     def turned_away(self, token: int) -> Message:
         """Return the message that tells one of too many askers to ask later."""
@@ -174,9 +179,9 @@ class Reports:
         case.record(None, failed(code))
         self._end(case, silent=False)
 
-    def settle(self, case: Case, name: str | None, outcome: str) -> None:
-        """One thing that a case waited for has ended, with this outcome."""
-        case.record(name, outcome)
+    def settle(self, case: Case, name: str | None, outcome: str, note: str | None = None) -> None:
+        """One thing that a case waited for has ended, with this outcome; `note` as in `Case.record`."""
+        case.record(name, outcome, note)
         self.pay(case)
 
     def pay(self, case: Case, *, silent: bool = False) -> None:

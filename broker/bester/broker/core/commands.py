@@ -22,6 +22,7 @@ from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
     MAX_RESULTS,
+    MAX_TARGETS,
     MAX_TYPE,
     Command,
     Deliver,
@@ -30,9 +31,6 @@ from bester.broker.wire.messages import (
 )
 
 _new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
-
-MAX_TARGETS = 10_000
-"""Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
 
 def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, str] | None:

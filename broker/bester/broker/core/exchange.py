@@ -29,7 +29,18 @@ from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.kept import Budget, Learn, Snapshot, is_mailbox
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.messages import HOP_LIMIT, Command, Confirm, Reply, Request, is_reserved
+from bester.broker.wire.messages import (
+    DONE,
+    HOP_LIMIT,
+    REFUSED,
+    Command,
+    Confirm,
+    Reply,
+    Request,
+    is_reserved,
+    reply_code,
+)
+from bester.broker.wire.notes import safe_note
 
 
 class Exchange:
@@ -226,15 +237,17 @@ class Exchange:
 
     def answered(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
         """A handler has replied; `feed` it when it has said all. Returns (code, text) of what was wrong, or None."""
-        token, status, commands, note = reply
+        token, status, commands, note, code = reply
         parcel = self._taken(worker, token)
         if parcel is None:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
         if not parcel.ended:
-            if status != 0:
-                self._notice_failure(parcel, note)
-                self._end(parcel, failed("handler-failed"))
+            if status != DONE:
+                reason = reply_code(status, code)
+                note = safe_note(note or "")
+                self._notice_failure(parcel, reason, note)
+                self._end(parcel, failed(reason), note if status == REFUSED and note else None)
             elif (wrong := fault(commands, parcel.body)) is not None:
                 self._end(parcel, failed(wrong[0]))
             else:
@@ -262,10 +275,9 @@ class Exchange:
         self._held -= 1
         self._held_bytes -= len(parcel.body)
 
-    def _notice_failure(self, parcel: Parcel, note: str | None) -> None:
-        self._out.others.append(
-            Notice("handler-failed", {"id": parcel.id, "type": parcel.type, "note": (note or "")[:500]})
-        )
+    def _notice_failure(self, parcel: Parcel, reason: str, note: str) -> None:
+        event = "handler-failed" if reason in ("handler-failed", "bad-reply") else "handler-refused"
+        self._out.others.append(Notice(event, {"id": parcel.id, "type": parcel.type, "code": reason, "note": note}))
 
     def lost(self, worker: Worker, now: float) -> None:
         """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
@@ -362,11 +374,11 @@ class Exchange:
         else:
             self.outboxes.look(box, now)
 
-    def _end(self, parcel: Parcel, outcome: str | None) -> None:
-        """A parcel that is no longer held has ended; `outcome` where it failed."""
+    def _end(self, parcel: Parcel, outcome: str | None, note: str | None = None) -> None:
+        """A parcel that is no longer held has ended; `outcome` where it failed, `note` where its sender is told why."""
         parcel.ended = True
         if outcome is not None:
-            parcel.case.record(parcel.target, outcome)
+            parcel.case.record(parcel.target, outcome, note)
         self.reports.pay(parcel.case)
 
     def _budget_of(self, type_: str) -> Budget:

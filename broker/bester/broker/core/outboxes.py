@@ -19,6 +19,7 @@ from bester.broker.core.values import Link, Outbox, Route, Settings
 from bester.broker.kept import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
+from bester.broker.wire.notes import safe_note
 
 Given = Callable[[Entry, str, float], None]
 
@@ -135,7 +136,7 @@ class Outboxes:
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
-            self._ended(leg, outcome if known else failed("bad-reply"), meta, now)
+            self._ended(leg, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if silent:  # it can be reached; whether it reports will be known after two more times
                 self.contact(leg.route.name, now)
 
@@ -152,10 +153,10 @@ class Outboxes:
             if box is not None:
                 self.look(box, now)
 
-    def _told(self, leg: Leg, outcome: str) -> None:
+    def _told(self, leg: Leg, outcome: str, note: str | None = None) -> None:
         case, leg.case = leg.case, None
         assert case is not None
-        self._reports.settle(case, leg.target, outcome)
+        self._reports.settle(case, leg.target, outcome, note)
 
     def _ended_kept(self, leg: Leg, outcome: str, meta: Meta, now: float, *, again: bool) -> None:
         entry, box = leg.entry, self._boxes.get(leg.entry.box)
@@ -178,7 +179,7 @@ class Outboxes:
         remembered."""
         entry, case = leg.entry, leg.case
         if outcome != QUEUED or case is None or (entry.sender is None and entry.meta.get("peer") is None):
-            self._told(leg, outcome)
+            self._told(leg, outcome, _word_of(meta) if reason_of(outcome) is not None else None)
             return
         leg.case = None
         self._boxes.note(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
@@ -291,6 +292,12 @@ def _may_have_arrived(leg: Leg, meta: Meta) -> bool:
     if leg.again:
         return True
     return leg.route.fabric is None and meta.get("reported") is not True and meta.get("unsent") is not True
+
+
+def _word_of(meta: Meta) -> str | None:
+    """Return what a handler over there said to a failure; another owner's server may have written anything."""
+    note = meta.get("note")
+    return safe_note(note) or None if type(note) is str else None
 
 
 def _left(meta: Meta) -> int:

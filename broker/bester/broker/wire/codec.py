@@ -2,28 +2,32 @@
 
 `decode` never raises on the wire's account, and never lets a few bytes cost
 much memory or time: what cannot be read becomes a `Malformed` in its place, and
-the rest of the batch is read all the same.
+the rest of the batch is read all the same. `batches` is as careful with what is
+to be sent: one message that cannot be encoded costs nothing but itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
+from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
+    MAX_FRAME_BYTES,
     OPERATIONS,
     Command,
     Malformed,
     Message,
 )
-from bester.broker.wire.readers import READERS, careful, unreadable
+from bester.broker.wire.notes import describe
+from bester.broker.wire.readers import READERS, careful, refuse_row, unreadable
 
-_PLACES: dict[type[Any], tuple[tuple[int], int | None, int | None]] = {
-    row.message: ((row.op,), row.body, row.commands) for row in OPERATIONS
+_PLACES: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
+    row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
 BATCH_BYTES = 1024 * 1024
 """A batch is closed when its bodies have grown to about this, and halved when frame 0 exceeds twice as much, so that
@@ -35,75 +39,208 @@ SUSPECTS = 16
 """A frame 0 longer than HARMLESS_BYTES, with more than so many bytes that could announce a long array, is walked
 through first: a few kilobytes of announcements, nested, would otherwise cost 100 MB and a tenth of a second."""
 SECOND_LOOK_BYTES = 64 * 1024
-"""A frame 0 that holds something unreadable is taken apart, message by message, up to this size: that is slow work."""
+"""A frame 0 that holds something unreadable is taken apart, value by value, up to this size: that is slow work. In a
+longer one only text that is not UTF-8 is found out so, for that is quick."""
+LITTLE_BYTES = 64
+"""Bodies up to this are inlined even where frame 0 is too long: an attachment costs about as much."""
 
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
+
+Cannot = Callable[[Message, WireError], Message | None]
+"""Is told of a message that cannot be sent, and why; returns what goes in its place, None where nothing does."""
 
 
 # --- messages to bytes -----------------------------------------------------------------------------------------
 
 
-def encode(messages: Sequence[Message]) -> list[bytes]:
+def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> list[bytes]:
     """Encode 1 to 1,024 messages as the frames of one ZeroMQ message.
 
-    Bodies above INLINE_BYTES are attached as frames of their own. For more messages see `batches`.
+    Bodies above `inline_bytes` are attached as frames of their own. Raises TypeError, ValueError or OverflowError where
+    a message holds what MessagePack cannot say. For more messages, and for those that are not trusted, see `batches`.
     """
     rows: list[Any] = []
     frames: list[bytes] = [b""]
     message: Any  # of a class that _PLACES knows the layout of
     for message in messages:
-        op, body, commands = _PLACES[type(message)]
-        if body is not None and len(message[body]) > INLINE_BYTES:
+        op, body, commands, rare = _PLACES[type(message)]
+        if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
-            frames.append(message[body])
+            frames.append(_attachment(message[body]))
         elif commands is not None:
-            rows.append(op + message[:commands] + (_attach(message[commands], frames),) + message[commands + 1 :])
-        else:
+            rest = (
+                message[commands + 1 :] if rare is None or message[rare] is not None else message[commands + 1 : rare]
+            )
+            rows.append(op + message[:commands] + (_attach(message[commands], frames, inline_bytes),) + rest)
+        elif rare is None or message[rare] is not None:
             rows.append(op + message)
+        else:
+            rows.append(op + message[:rare])
     frames[0] = _pack(rows)
     return frames
 
 
-def _attach(commands: list[Command], frames: list[bytes]) -> list[Any]:
+def _attach(commands: list[Command], frames: list[bytes], inline_bytes: int) -> list[Any]:
     rows: list[Any] = []
     for command in commands:
         row: tuple[Any, ...] = command[:3] if command[3] is None else command
-        if len(command[2]) > INLINE_BYTES:
+        if len(command[2]) > inline_bytes:
             row = (*row[:2], len(frames), *row[3:])
-            frames.append(command[2])
+            frames.append(_attachment(command[2]))
         rows.append(row)
     return rows
 
 
-def batches(messages: Iterable[Message]) -> Iterator[list[bytes]]:
-    """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch."""
+def _attachment(body: Any) -> bytes:
+    """Return a body that becomes a frame; ZeroMQ would say too late that it cannot be one."""
+    if not isinstance(body, bytes):
+        raise TypeError(f"a body is bytes, not {type(body).__name__}")
+    return body
+
+
+def _refuse(message: Message, error: WireError) -> Message | None:
+    raise error
+
+
+def batches(
+    messages: Iterable[Message], cannot: Cannot = _refuse, most_bytes: int = MAX_FRAME_BYTES
+) -> Iterator[list[bytes]]:
+    """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch.
+
+    `cannot` is told of each message that cannot be encoded, that would not pass, or that has a body above `most_bytes`:
+    what it returns goes in its place, and must be sound. All others are encoded as if it was never there. Without
+    `cannot` WireError is raised.
+    """
     batch: list[Message] = []
     size = 0
     message: Any  # as in `encode`
     for message in messages:
-        batch.append(message)
-        _, body, commands = _PLACES[type(message)]
-        if body is not None:
-            size += len(message[body])
-        elif commands is not None:
-            for command in message[commands]:
-                size += len(command[2])
+        try:
+            _, body, commands, _ = _PLACES[type(message)]
+            if body is not None:
+                size += len(message[body])
+            elif commands is not None:
+                for command in message[commands]:
+                    size += len(command[2])
+        except Exception as error:  # noqa: BLE001 (whatever somebody put into a message)
+            instead = cannot(message, _error_of(error))
+            if instead is None:
+                continue
+            batch.append(instead)
+        else:
+            batch.append(message)
         if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
-            yield from _halved(batch)
+            yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
             batch, size = [], 0
     if batch:
-        yield from _halved(batch)
+        yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
 
 
-def _halved(batch: list[Message]) -> Iterator[list[bytes]]:
-    frames = encode(batch)
-    if len(frames[0]) <= 2 * BATCH_BYTES or len(batch) == 1:
-        yield frames
+def _halved(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
+    """Encode a batch, in halves where it is too much for one; what cannot be encoded is found by halving, too."""
+    alone = len(batch) == 1
+    try:
+        frames = encode(batch)
+        if len(frames[0]) > MAX_ITEMS:  # long enough to hold an array that is too long
+            _check_arrays(frames[0], alone=alone)
+            if alone and len(frames[0]) > MAX_FRAME_BYTES:
+                frames = _with_less_inlined(batch)
+    except Exception as error:  # noqa: BLE001 (as in `batches`)
+        if alone:
+            instead = cannot(batch[0], _error_of(error))
+            if instead is not None:
+                yield encode([instead])
+            return
     else:
-        middle = len(batch) // 2
-        yield from _halved(batch[:middle])
-        yield from _halved(batch[middle:])
+        if alone or len(frames[0]) <= 2 * BATCH_BYTES:
+            yield frames
+            return
+    middle = len(batch) // 2
+    yield from _halved(batch[:middle], cannot, most_bytes)
+    yield from _halved(batch[middle:], cannot, most_bytes)
+
+
+def _checked(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
+    """The same where the bodies are so large together that one of them may be too large."""
+    sound: list[Message] = []
+    for message in batch:
+        try:
+            _check_bodies(message, most_bytes)
+        except WireError as error:
+            instead = cannot(message, error)
+            if instead is not None:
+                sound.append(instead)
+        else:
+            sound.append(message)
+    if sound:
+        yield from _halved(sound, cannot, most_bytes)
+
+
+def _check_bodies(message: Any, most_bytes: int) -> None:
+    _, body, commands, _ = _PLACES[type(message)]
+    bodies = [message[body]] if body is not None else []
+    bodies += [command[2] for command in message[commands]] if commands is not None else []
+    largest = max(map(len, bodies), default=0)
+    if largest > most_bytes:
+        raise WireError("frame-too-large", f"a body of {largest} bytes; {most_bytes} are allowed")
+
+
+def _check_arrays(frame: bytes, *, alone: bool) -> None:
+    """Raise WireError where a frame 0 holds a longer array, however deep, than its receiver reads: all of it would be
+    refused over there. Where it is not of one message alone, it is enough that it may."""
+    longest = max((int.from_bytes(frame[at : at + 4], "big") for at in _long_arrays(frame)), default=0)
+    if longest <= MAX_ITEMS:
+        return
+    if alone:
+        try:
+            _unpack(frame, ext_hook=_no_extension, timestamp=1, max_array_len=MAX_ITEMS)
+        except ValueError:
+            pass
+        else:
+            return  # it only looked like one
+    raise WireError("frame-too-large", f"an array of {longest} elements; {MAX_ITEMS} are allowed")
+
+
+def _long_arrays(frame: bytes) -> Iterator[int]:
+    """Find where the length of an array may stand that has more than 65,535 elements: behind 0xdd, in four bytes, of
+    which the first is nearly nothing. No text has such bytes in it, so there is seldom one."""
+    for first in range((len(frame) >> 24) + 1):
+        header = b"\xdd%c" % first
+        at = frame.find(header)
+        while at >= 0:
+            yield at + 1
+            at = frame.find(header, at + 1)
+
+
+def _with_less_inlined(batch: list[Message]) -> list[bytes]:
+    """Encode a message of very many small bodies: attached, they pass."""
+    frames = encode(batch, LITTLE_BYTES)
+    if len(frames[0]) > MAX_FRAME_BYTES:
+        most = f"{MAX_FRAME_BYTES} are allowed"
+        raise WireError("frame-too-large", f"a message of {len(frames[0])} bytes beside its bodies; {most}")
+    return frames
+
+
+def _error_of(error: Exception) -> WireError:
+    if isinstance(error, WireError):
+        return error
+    if isinstance(error, UnicodeEncodeError):  # its text is not shown: it may be a password
+        half = ascii(error.object[error.start])
+        return WireError("malformed", f"a text has half a surrogate pair in it ({half} at {error.start})")
+    if isinstance(error, OverflowError):
+        return WireError("malformed", "an integer is beyond 64 bits")
+    return WireError("malformed", f"it cannot be written in MessagePack: {describe(error)}")
+
+
+def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | None:
+    """Return why a message cannot be sent, None where it can. `most_bytes` is the limit on a body."""
+    try:
+        for _ in batches([message], most_bytes=most_bytes):
+            pass
+    except WireError as error:
+        return error
+    return None
 
 
 # --- bytes to messages -----------------------------------------------------------------------------------------
@@ -164,13 +301,13 @@ def _no_extension(code: int, data: bytes) -> Any:
 def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
     """Read a batch with something in it that MessagePack allows and BFP does not: the other messages are good."""
     refusal = Malformed("malformed", "frame 0 is not MessagePack (strings UTF-8, map keys strings, no extensions)")
-    if len(frames[0]) > SECOND_LOOK_BYTES:
-        return [refusal]
+    long = len(frames[0]) > SECOND_LOOK_BYTES
     try:
         rows = _unpack(
             frames[0],
             unicode_errors="surrogateescape",
-            strict_map_key=False,
+            strict_map_key=long,
+            ext_hook=_no_extension if long else msgpack.ExtType,
             timestamp=1,
             max_array_len=min(len(frames[0]), MAX_ITEMS),
         )
@@ -178,4 +315,15 @@ def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
         return [refusal]
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
         return [refusal]
+    if long:
+        return [careful(row, frames) if _is_writable(row) else refuse_row(row, "strings are UTF-8") for row in rows]
     return [unreadable(row) or careful(row, frames) for row in rows]
+
+
+def _is_writable(row: Any) -> bool:
+    """Say whether all text in a row that was unpacked leniently is UTF-8: what is not cannot be packed again."""
+    try:
+        _pack(row)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True

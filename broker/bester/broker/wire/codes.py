@@ -29,6 +29,7 @@ CODES: dict[str, Code] = {
     "not-connected": Code(P, "the user has no connection to the server"),
     "no-handler": Code(T, "the type is known, but none of its handlers is here now"),
     "handler-failed": Code(P, "the handler answered that it failed"),
+    "refused": Code(P, "the handler refused the message"),
     "handler-lost": Code(T, "every handler that was given the message died with it"),
     "bad-reply": Code(P, "the handler answered something that cannot be carried out"),
     "timeout": Code(T, "no answer within the time allowed"),

@@ -17,9 +17,14 @@ MAX_BATCH = 1024
 INLINE_BYTES = 16 * 1024
 """Bodies above this travel as attachments; inlined, a large body costs more than twice as much."""
 MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_FRAME_BYTES = 4 * MAX_BODY_BYTES
+"""ZeroMQ drops the peer that sends a longer frame. Bodies above MAX_BODY_BYTES but below this are refused politely."""
 MAX_TOKEN = 2**53 - 1
 HOP_LIMIT = 16
 MAX_RESULTS = 1000
+
+MAX_TARGETS = 10_000
+"""Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
 ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
@@ -84,10 +89,28 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
+    """Answers a Request. `status`: DONE, FAILED (`note` is for the log) or REFUSED (`note` is for the sender).
+
+    `code` says more of a status that is not DONE, see REPLY_CODES.
+    """
+
     token: int
     status: int
     commands: list[Command]
     note: str | None = None
+    code: str | None = None
+
+
+DONE, FAILED, REFUSED = 0, 1, 2
+"""The statuses of a Reply; any other counts as FAILED."""
+REPLY_CODES = {(REFUSED, "schema"): "schema", (FAILED, "bad-reply"): "bad-reply"}
+"""The reason a Reply ends its request with, by status and code, where that is not the usual one of the status."""
+
+
+def reply_code(status: int, code: str | None) -> str:
+    """Return the reason that a Reply of this status (not DONE) ends its request with."""
+    usual = "refused" if status == REFUSED else "handler-failed"
+    return usual if code is None else REPLY_CODES.get((status, code), usual)
 
 
 class Emit(NamedTuple):
@@ -98,10 +121,13 @@ class Emit(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """Answers an Emit; `note` is a handler's own word on `reason`, as in a Report."""
+
     token: int
     status: int
     recipients: dict[str, str]
     reason: str | None = None
+    note: str | None = None
 
 
 class Ask(NamedTuple):
@@ -162,13 +188,17 @@ class Submit(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Ends a Submit. `status` 0 is good; `recipients` is empty where every outcome is `delivered`."""
+    """Ends a Submit. `status` 0 is good; `recipients` is empty where every outcome is `delivered`.
+
+    `note` says more of `reason`, for the sender: what a handler said that refused the message.
+    """
 
     token: int
     status: int
     reason: str | None
     message: str | None
     recipients: dict[str, str]
+    note: str | None = None
 
 
 class Deliver(NamedTuple):
@@ -218,7 +248,7 @@ class Relayed(NamedTuple):
     """What became of a Relay at the far server; `outcome` is the worst of its recipients there.
 
     meta: `queued` (how many later outcomes will follow, where it is not one), `carried` (true: a handler's commands
-    were carried out, so that trying again would do it twice).
+    were carried out, so that trying again would do it twice), `note` (what a handler there said that refused it).
     """
 
     token: int
@@ -281,7 +311,9 @@ ANY = None
 
 class Operation(NamedTuple):
     """How one op looks on the wire: its class, the kinds of its fields, how many of them must be there,
-    and where bodies sit (`body`: the index of a body field; `commands`: the index of a command list)."""
+    and where bodies sit (`body`: the index of a body field; `commands`: the index of a command list). `rare`: the last
+    field, a text, is seldom there and left out where it is None, so that the usual message is as short as it ever was;
+    what else stands in its place is ignored, as are fields behind the last."""
 
     op: int
     message: type[Any]
@@ -289,6 +321,7 @@ class Operation(NamedTuple):
     required: int
     body: int | None = None
     commands: int | None = None
+    rare: bool = False
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -298,9 +331,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(4, Goodbye, (TEXT_OR_NIL,), 0),
     Operation(5, Error, (TEXT, TEXT, INT_OR_NIL, INT_OR_NIL), 2),
     Operation(10, Request, (INT, TEXT, BODY, TEXT_OR_NIL, MAP), 5, body=2),
-    Operation(11, Reply, (INT, INT, LIST, TEXT_OR_NIL), 3, commands=2),
+    Operation(11, Reply, (INT, INT, LIST, TEXT_OR_NIL, TEXT_OR_NIL), 3, commands=2, rare=True),
     Operation(12, Emit, (INT, TEXT, LIST, MAP), 3, commands=2),
-    Operation(13, Outcome, (INT, INT, MAP, TEXT_OR_NIL), 3),
+    Operation(13, Outcome, (INT, INT, MAP, TEXT_OR_NIL, TEXT_OR_NIL), 3, rare=True),
     Operation(14, Ask, (INT, TEXT, ANY), 2),
     Operation(15, Answer, (INT, INT, ANY), 2),
     Operation(20, Login, (INT, TEXT, TEXT, TEXT), 4),
@@ -308,7 +341,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(22, Open, (INT, TEXT), 2),
     Operation(23, Close, (INT,), 1),
     Operation(24, Submit, (INT, INT_OR_NIL, TEXT, BODY, MAP), 4, body=3),
-    Operation(25, Report, (INT, INT, TEXT_OR_NIL, TEXT_OR_NIL, MAP), 5),
+    Operation(25, Report, (INT, INT, TEXT_OR_NIL, TEXT_OR_NIL, MAP, TEXT_OR_NIL), 5, rare=True),
     Operation(26, Deliver, (INT, TEXT, TEXT, BODY, LIST, INT_OR_NIL, MAP), 5, body=3),
     Operation(27, Confirm, (INT, LIST, LIST, INT), 1),
     Operation(30, Relay, (INT, TEXT, BODY, MAP), 4, body=2),

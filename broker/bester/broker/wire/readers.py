@@ -148,6 +148,8 @@ def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
     if spec is None:
         return Malformed("unknown-op", f"no operation {row[0]}", row[0] if abs(row[0]) <= MAX_TOKEN else None)
     values = row[1 : len(spec.fields) + 1]
+    if spec.rare and len(values) == len(spec.fields) and type(values[-1]) not in TEXT_OR_NIL:
+        values.pop()  # a field of somebody's own, from before this one was known
     if len(values) < spec.required:
         return refuse(spec, row, f"{spec.required} fields needed, {len(values)} given")
     for index, value in enumerate(values):
@@ -192,12 +194,12 @@ def unreadable(row: Any) -> Malformed | None:
         value = rest.pop()
         if type(value) is dict:
             if not all(type(key) in (str, bytes) for key in value):
-                return _refuse_row(row, "map keys are strings")
+                return refuse_row(row, "map keys are strings")
             rest.extend(value)
         elif type(value) is str and not value.isascii() and not _is_unicode(value):
-            return _refuse_row(row, "strings are UTF-8")
+            return refuse_row(row, "strings are UTF-8")
         elif type(value) not in _PLAIN and type(value) is not list:
-            return _refuse_row(row, "extension types are not used")
+            return refuse_row(row, "extension types are not used")
         rest.extend(_items(value))
     return None
 
@@ -210,7 +212,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _refuse_row(row: Any, text: str) -> Malformed:
+def refuse_row(row: Any, text: str) -> Malformed:
+    """The same for a row that may be of any shape."""
     spec = _BY_OP.get(row[0]) if type(row) is list and row and type(row[0]) is int else None
     return Malformed("malformed", text) if spec is None else refuse(spec, row, text)
 
@@ -277,13 +280,15 @@ _TESTS: dict[frozenset[Any] | None, str] = {
 
 
 def _compile(spec: Operation) -> Reader:
-    """Write the reader of one operation: the checks of `careful` in one expression, cheapest first."""
+    """Write the reader of one operation: the checks of `careful` in one expression, cheapest first. What has its rare
+    field is left to `careful`."""
     fields: tuple[str, ...] = spec.message._fields
-    names = [f"{field}_" for field in fields]
+    kinds_of = spec.fields[:-1] if spec.rare else spec.fields
+    names = [f"{field}_" for field in fields[: len(kinds_of)]]
     tests = ["type(op) is int"]
     last: list[str] = []
     namespace: dict[str, Any] = {"new": _new, "message": spec.message, "careful": careful, "commands": _plain_commands}
-    for index, (name, kinds) in enumerate(zip(names, spec.fields, strict=True)):
+    for index, (name, kinds) in enumerate(zip(names, kinds_of, strict=True)):
         tests.append(_TESTS[kinds].format(name))
         inside = _inside(spec, fields[index])
         if index == spec.commands:
@@ -297,7 +302,7 @@ def _compile(spec: Operation) -> Reader:
         f"    if type(row) is list and len(row) == {len(names) + 1}:\n"
         f"        op, {values}= row\n"
         f"        if {' and '.join(tests + last)}:\n"
-        f"            return new(message, ({values}))\n"
+        f"            return new(message, ({values}{'None, ' if spec.rare else ''}))\n"
         "    return careful(row, frames)\n"
     )
     exec(compile(source, f"<reader of {spec.message.__name__}>", "exec"), namespace)  # noqa: S102 (of the table alone)

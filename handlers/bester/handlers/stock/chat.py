@@ -1,7 +1,7 @@
 """chat: `{"to": ["bob", "carol"], "text": "hi"}` reaches them as `{"from": "alice", "text": "hi"}`.
 
-`to` may be one name, or up to 1,000. `from` is null where no user of this server sent it. Anything else fails with a
-note saying why.
+`to` may be one name, or up to 1,000. `from` is null where no user of this server sent it. Anything else is refused,
+with a note that says why. What one user sends arrives in the order it was sent, with several workers too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST = 1000
 app = App()
 
 
-@app.handler("chat", inline=True)
+@app.handler("chat", order="user", inline=True)
 def chat(message: Message) -> Command:
     """Pass text on to the users it names."""
     data = message.data

@@ -13,13 +13,13 @@ S2 = os.environ.get("S2_ADDRESS", "S2")
 """S2 by its name in s1.toml, or by an address, as HOST:PORT."""
 
 
-@app.handler("M1")
+@app.handler("M1", order="user")
 async def m1(message: Message) -> Command:
     """Pass on to the other handler of this server."""
     return message.send_handler("M2", raw=message.raw)
 
 
-@app.handler("M2")
+@app.handler("M2", order="user")
 async def m2(message: Message) -> Command:
     """Pass on to the next server: there is no M2 there, so M1 is to have it."""
     return message.send_servers([S2], raw=message.raw, as_type="M1")

@@ -10,7 +10,7 @@ from bester.handlers.stories.letters.post import Letter, post, translated
 app = App()
 
 
-@app.handler("afrikaans")
+@app.handler("afrikaans", order="user")
 async def afrikaans(message: Message, letter: Letter) -> Command:
     """Post a letter that is written in Afrikaans."""
     if letter.read_in == "english":

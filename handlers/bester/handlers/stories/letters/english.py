@@ -10,7 +10,7 @@ from bester.handlers.stories.letters.post import Letter, post, translated
 app = App()
 
 
-@app.handler("english")
+@app.handler("english", order="user")
 async def english(message: Message, letter: Letter) -> Command:
     """Post a letter that is written in English."""
     if letter.read_in == "afrikaans":

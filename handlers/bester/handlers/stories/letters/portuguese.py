@@ -10,7 +10,7 @@ from bester.handlers.stories.letters.post import Letter, translated
 app = App()
 
 
-@app.handler("portuguese")
+@app.handler("portuguese", order="user")
 async def portuguese(message: Message, letter: Letter) -> Command:
     """Translate a letter; nobody at the other end needs to know Portuguese."""
     return translated(message, letter, PORTUGUESE_TO_ENGLISH.translate(letter.text), "english")

@@ -1,0 +1,47 @@
+"""Why data does not fit its declared type, in words for whoever sent it: `data.to[1]: expected a string`. Pure.
+
+msgspec says it for Python programmers (Expected `str`, got `int` - at `$.to[1]`); the sender knows JSON. What the
+handler's own code said (an exception in `__post_init__`) is not told.
+"""
+
+from __future__ import annotations
+
+import re
+
+_PLACE = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`\Z", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)`(?P<more>.*?)(?:, got [^,]+)?\Z", re.DOTALL)
+_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`\Z", re.DOTALL)
+_VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)\Z", re.DOTALL)
+_KINDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+    "array": "an array",
+    "object": "an object",
+    "bytes": "a string in base64",
+}
+"""What JSON calls the types that msgspec names; others keep the name msgspec gives them."""
+
+
+def sentence_of(error: Exception) -> str:
+    """Return the path into the data and what is wrong there. `error` is a msgspec.DecodeError."""
+    text = str(error)
+    place = _PLACE.search(text)
+    path = "data"
+    if place is not None:
+        text = text[: place.start()]
+        path += place["path"] + (" (a key)" if place["key"] else "")
+    if error.__cause__ is not None:  # the text is that of an exception in the handler's code
+        return f"{path}: not allowed"
+    if field := _FIELD.match(text):
+        what = "required, but missing" if field["what"] == "missing required" else "not a known field"
+        return f"{path}.{field['name']}: {what}"
+    if expected := _EXPECTED.match(text):
+        kinds = [_KINDS.get(kind, kind) for kind in expected["kinds"].split(" | ")]
+        listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+        return f"{path}: expected {listed}{expected['more']}"
+    if value := _VALUE.match(text):
+        return f"{path}: {value['value']} is not one of the values allowed here"
+    return f"{path}: {text[:1].lower()}{text[1:] or 'not allowed'}"

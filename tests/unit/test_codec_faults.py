@@ -1,0 +1,260 @@
+"""What cannot be sent costs nothing but itself: all else leaves in its order, and who waits is answered."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+import pytest
+
+from bester.broker.wire import codec
+from bester.broker.wire.codec import batches, decode, fault
+from bester.broker.wire.codes import CODES, WireError
+from bester.broker.wire.messages import (
+    INLINE_BYTES,
+    MAX_BATCH,
+    OP_OF,
+    OPERATIONS,
+    Answer,
+    Ask,
+    Close,
+    Command,
+    Confirm,
+    Deliver,
+    Emit,
+    Error,
+    Forward,
+    Forwarded,
+    Heartbeat,
+    LoggedIn,
+    Login,
+    Malformed,
+    Message,
+    Outcome,
+    Relay,
+    Relayed,
+    Reply,
+    Report,
+    Request,
+    Submit,
+)
+from bester.broker.wire.unsendable import as_if, instead
+
+HALF = "bob\ud800"
+LOOP: list[Any] = []
+LOOP.append(LOOP)
+
+
+class Unsized:
+    def __len__(self) -> int:
+        raise RuntimeError("how long is a piece of string")
+
+
+def to(target: Any, body: Any = b"1", type_: Any = None) -> Command:
+    return Command("sendClients", [target], body, type_)
+
+
+UNSENDABLE: dict[str, Message] = {
+    "half a pair in a target": Reply(1, 0, [to(HALF)]),
+    "half a pair in a note": Reply(1, 2, [], "no such file: \udcff"),
+    "half a pair in a type": Reply(1, 0, [to("s2", type_="\udfff")]),
+    "half a pair in a command": Reply(1, 0, [Command(HALF, [], b"1")]),
+    "half a pair in a key of a meta": Emit(1, "t", [], {HALF: 1}),
+    "half a pair in a value of a meta": Emit(1, "t", [], {"id": HALF}),
+    "a number beyond 64 bits": Ask(1, "isClient", 2**64),
+    "a number far below": Ask(1, "isClient", {"n": -(2**70)}),
+    "what is no value": Ask(1, "isClient", object()),
+    "a set": Ask(1, "isClient", {"x"}),
+    "what holds itself": Ask(1, "isClient", LOOP),
+    "a body that is no bytes": Reply(1, 0, [to("bob", 7)]),
+    "a long body that is no bytes": Reply(1, 0, [to("bob", "x" * (INLINE_BYTES + 1))]),
+    "a body without a length": Reply(1, 0, [to("bob", Unsized())]),
+    "commands that are none": Reply(1, 0, [5]),  # type: ignore[list-item]  # the point of the test
+    "no commands at all": Reply(1, 0, None),  # type: ignore[arg-type]  # the same
+    "a half in an address": Login(1, "u", "p", HALF),
+    "no message": 5,  # type: ignore[dict-item]  # the same
+}
+
+
+def sent_with(messages: list[Message], **options: Any) -> tuple[list[Message | Malformed], list[Message]]:
+    """Return what arrives of these, and what was said not to be sendable."""
+    refused: list[Message] = []
+
+    def cannot(message: Message, error: WireError) -> Message | None:
+        assert error.code in CODES
+        assert error.text.isprintable() and error.text.encode()
+        refused.append(message)
+        return None
+
+    frames = list(batches(messages, cannot, **options))
+    return [message for each in frames for message in decode(each)], refused
+
+
+@pytest.mark.parametrize("name", UNSENDABLE)
+def test_one_that_cannot_be_encoded_holds_up_no_other(name: str) -> None:
+    bad = UNSENDABLE[name]
+    good: list[Message] = [Close(1), Reply(2, 0, [to("bob")]), Heartbeat(), Submit(3, 1, "t", b"x" * 20_000)]
+    assert sent_with([*good, bad]) == (good, [bad])
+    assert sent_with([bad, *good]) == (good, [bad])
+    assert sent_with([*good, bad, bad, *good, bad]) == ([*good, *good], [bad, bad, bad])
+    assert sent_with([bad]) == ([], [bad])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_mixture_leaves_in_order_without_what_cannot(seed: int) -> None:
+    chance = random.Random(seed)
+    bad = list(UNSENDABLE.values())
+    mixed: list[Message] = []
+    for n in range(3 * MAX_BATCH):
+        good = Request(n, "t", b"x" * chance.choice((1, 100, 40_000)), "u", {})
+        mixed.append(chance.choice(bad) if chance.random() < 0.05 else good)
+    arrived, refused = sent_with(mixed)
+    assert arrived == [message for message in mixed if type(message) is Request]
+    assert sorted(map(id, refused)) == sorted(id(message) for message in mixed if type(message) is not Request)
+
+
+def test_what_is_put_in_its_place_stands_where_it_stood() -> None:
+    error = "half a surrogate pair"
+    frames = list(batches([Close(1), Reply(7, 0, [to(HALF)]), Close(2)], instead))
+    arrived = [message for each in frames for message in decode(each)]
+    assert (arrived[0], arrived[2]) == (Close(1), Close(2))
+    reply = arrived[1]
+    assert isinstance(reply, Reply)
+    assert (reply[:3], reply.code) == ((7, 1, []), "bad-reply")
+    assert error in (reply.note or "")
+
+
+def test_without_anybody_to_tell_it_is_raised() -> None:
+    with pytest.raises(WireError, match="half a surrogate pair"):
+        list(batches([Reply(1, 0, [to(HALF)])]))
+
+
+def test_a_password_is_not_shown() -> None:
+    wrong = fault(Login(1, "alice", "hunter2\udcff", ""))
+    assert wrong is not None and "hunter2" not in wrong.text
+
+
+# --- what is too large -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [100, 2_000_000])
+def test_a_body_above_the_limit_is_refused_and_its_neighbours_are_not(most: int) -> None:
+    at_most, above = Reply(1, 0, [to("a", b"x" * most)]), Reply(2, 0, [to("b"), to("c", b"x" * (most + 1))])
+    submit = Submit(3, 1, "t", b"x" * (most + 1))
+    assert sent_with([at_most, above, submit, Close(1)], most_bytes=most) == ([at_most, Close(1)], [above, submit])
+    wrong = fault(above, most)
+    assert wrong is not None and wrong.code == "frame-too-large"
+    assert str(most + 1) in wrong.text and str(most) in wrong.text
+    assert fault(at_most, most) is None
+
+
+def test_an_array_that_no_receiver_takes_is_refused() -> None:
+    """It would cost the whole batch over there."""
+    most = codec.MAX_ITEMS
+    targets = Reply(1, 0, [Command("sendClients", [""] * (most + 1), b"1")])
+    commands = Reply(2, 0, [Command("sendClients", [], b"1")] * (most + 1))
+    users = Answer(3, 0, ["u"] * (most + 1))
+    claims = Submit(6, None, "t", b"1", {"scope": "server", "path": [""] * (most + 1)})
+    inner = Ask(7, "isClient", {"a": [1, [0] * (most + 1)]})
+    good: list[Message] = [
+        Close(1), Answer(4, 0, ["u"] * most), Reply(5, 0, [Command("x", ["a"] * most, b"1")]),
+        Submit(8, 1, "t", b"\xdd\x00\x02\x00\x01" * 40_000, {"path": [""] * most}),
+        Request(9, "t", b"\xdd\x00\xff\xff\xff" * 3_000, "u", {"x": list(range(40_000))}),
+    ]  # fmt: skip
+    bad: list[Message] = [targets, commands, users, claims, inner]
+    assert sent_with([targets, *good, commands, users, *good, claims, inner]) == (good + good, bad)
+    for message in bad:
+        wrong = fault(message)
+        assert wrong is not None and str(most + 1) in wrong.text
+
+
+def test_what_only_looks_like_a_long_array_is_sent() -> None:
+    odd = Emit(1, "t", [Command("x", ["a"], b"\xdd\x00\x02\x00\x01" * 3_000)] * 20, {"n": 2**40})
+    assert len(codec.encode([odd])[0]) > codec.MAX_ITEMS
+    assert sent_with([odd, Close(1)]) == ([odd, Close(1)], [])
+
+
+def test_very_many_small_bodies_are_attached_where_they_would_be_too_much_inlined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
+    reply = Reply(1, 0, [to(f"u{n}", b"x" * 16_000) for n in range(300)])
+    frames = list(batches([Close(1), reply, Close(2)], instead))
+    assert all(len(frame) <= 3 * 2**20 for each in frames for frame in each)
+    assert [message for each in frames for message in decode(each)] == [Close(1), reply, Close(2)]
+
+
+def test_what_is_too_much_without_its_bodies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
+    wide = Reply(1, 0, [Command("sendClients", ["u" * 1000] * 4000, b"1")])
+    assert sent_with([Close(1), wide, Close(2)]) == ([Close(1), Close(2)], [wide])
+
+
+# --- who is told ------------------------------------------------------------------------------------------------
+
+ERROR = WireError("frame-too-large", "a body of 9 bytes; 8 are allowed")
+ALL: list[Message] = [
+    Reply(7, 0, []), Report(7, 0, None, "m", {}), Outcome(7, 0, {}), Answer(7, 0), LoggedIn(7, 0),
+    Relayed(7, "sent"), Forwarded(7, "sent"), Error("malformed", HALF, 11, 7), Request(7, "t", b"1", "u", {}),
+    Forward(7, "h:1", "t", b"1", {}), Deliver(7, "i", "t", b"1", [[0, 5], [1, 6, 7]]), Submit(7, 1, "t", b"1"),
+    Login(7, "u", "p", ""), Ask(7, "q"), Emit(7, "t", []), Relay(7, "t", b"1", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
+def test_whoever_waits_is_answered_on_one_side_and_not_on_both(message: Message) -> None:
+    there, here = instead(message, ERROR), as_if(message, ERROR)
+    assert (there is None) is not (here is None)
+    answer: Any = there or here
+    assert decode(codec.encode([answer])) == [answer]
+    if type(message) is Deliver:
+        assert answer == Confirm(0, [7], [[7, 0, "frame-too-large"], [7, 1, "frame-too-large"]])
+    elif type(answer) is Error:
+        op = 11 if type(message) is Error else OP_OF[type(message)]
+        assert (answer.op, answer.token) == (op, 7)
+    else:
+        assert answer[0] == 7
+        assert "failed" in str(answer) or answer[1] == 1
+
+
+def test_what_nobody_waits_for_is_told_to_nobody() -> None:
+    waited_for = {type(message) for message in ALL}
+    for row in OPERATIONS:
+        if row.message not in waited_for:
+            message = row.message(*[{} if dict in (kinds or ()) else 1 for kinds in row.fields])
+            assert (instead(message, ERROR), as_if(message, ERROR)) == (None, None)
+
+
+# --- what others send that cannot be read -----------------------------------------------------------------------
+
+
+def test_text_that_is_not_utf8_costs_one_message_of_a_long_batch_too() -> None:
+    note = b"\xa5no \xff\x00"
+    rows = [msgpack.packb([11, token, 0, [["sendClients", ["bob"], b"x" * 500]], None]) for token in range(300)]
+    rows[150] = b"\x95\x0b\xcc\x96\x01\x90" + note
+    frame = b"\xdc" + struct.pack(">H", len(rows)) + b"".join(rows)
+    assert len(frame) > codec.SECOND_LOOK_BYTES
+    read = decode([frame])
+    assert [message.token for message in read if isinstance(message, Reply)] == [n for n in range(300) if n != 150]
+    bad = read[150]
+    assert isinstance(bad, Malformed)
+    assert (bad.op, bad.token) == (11, 150)
+
+
+@pytest.mark.parametrize("extra", [5, None, [1], {"k": 1}, b"x", 2**53])
+def test_a_field_of_somebodys_own_where_a_later_one_is_now_is_ignored(extra: Any) -> None:
+    row = [11, 7, 0, [], None, extra, "more"]
+    assert decode([msgpack.packb([row])]) == [Reply(7, 0, [])]
+    assert decode([msgpack.packb([[25, 7, 0, None, None, {}, extra]])]) == [Report(7, 0, None, None, {})]
+
+
+def test_what_is_seldom_said_is_said_and_else_costs_no_byte() -> None:
+    for bare, full in (
+        (Reply(7, 1, [], "note"), Reply(7, 1, [], "note", "bad-reply")),
+        (Outcome(7, 1, {}, "refused"), Outcome(7, 1, {}, "refused", "why")),
+        (Report(7, 1, "refused", "m", {}), Report(7, 1, "refused", "m", {}, "why")),
+    ):
+        assert decode(codec.encode([bare, full])) == [bare, full]
+        assert len(msgpack.unpackb(codec.encode([bare])[0])[0]) == len(bare)

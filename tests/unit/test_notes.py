@@ -1,0 +1,70 @@
+"""Notes: whatever somebody wrote, one short line that can be sent and shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bester.broker.wire.notes import NOTE_CHARACTERS, describe, safe_note
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)
+"""Half surrogate pairs and control characters too."""
+
+
+@given(ANY_TEXT, st.integers(1, 200))
+def test_any_text_becomes_a_line_that_can_be_sent(text: str, times: int) -> None:
+    note = safe_note(text * times)
+    assert len(note) <= NOTE_CHARACTERS
+    assert len(note.splitlines()) <= 1
+    assert note.encode() is not None
+    assert not {"\x1b", "\x00", "\r", "\x9b", "\u202e"} & set(note)
+    assert safe_note(note) == note
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("too many", "too many"),
+        ("", ""),
+        ("no such file: \udcff.txt", "no such file: \ufffd.txt"),
+        ("one\r\n  two\n\nthree\n", "one two three"),
+        ("\x1b]0;title\x07 \x1b[31mred", "]0;title [31mred"),
+        ("zürich 中 😀 👨\u200d👩\u200d👧 نمی\u200cشود", "zürich 中 😀 👨\u200d👩\u200d👧 نمی\u200cشود"),
+        ("a\u202ecba", "acba"),
+        ("x" * NOTE_CHARACTERS, "x" * NOTE_CHARACTERS),
+        ("x" * (NOTE_CHARACTERS + 1), "x" * (NOTE_CHARACTERS - 1) + "…"),
+        ("x" * 1_000_000, "x" * (NOTE_CHARACTERS - 1) + "…"),
+        ("a" + " " * 1_000_000 + "b", "a…"),
+    ],
+)
+def test_what_becomes_of_a_text(text: str, note: str) -> None:
+    assert safe_note(text) == note
+
+
+class NoTextError(Exception):
+    def __init__(self, raised: object) -> None:
+        self.raised = raised
+
+    def __str__(self) -> str:
+        if isinstance(self.raised, BaseException):
+            raise self.raised
+        return self.raised  # type: ignore[return-value]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (ValueError("bad\nnews"), "ValueError: bad news"),
+        (TimeoutError(), "TimeoutError"),
+        (KeyError("to"), "KeyError: 'to'"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "no"), "UnicodeEncodeError: 'utf-8' codec can't encode character"),
+        (NoTextError(AttributeError("no text")), "NoTextError: its text cannot be had: str() raised AttributeError"),
+        (NoTextError(SystemExit(1)), "NoTextError: its text cannot be had: str() raised SystemExit"),
+        (NoTextError(None), "NoTextError: its text cannot be had: str() raised TypeError"),
+        (ExceptionGroup("several", [ValueError("x")]), "ExceptionGroup: several (1 sub-exception)"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__.encode("ascii", "replace").decode(),
+)
+def test_an_exception_in_a_note(error: BaseException, note: str) -> None:
+    assert describe(error).startswith(note)
