@@ -10,8 +10,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from functools import partial
+from random import Random
 
-from bester.bridge import native
 from bester.bridge.client.frames import OUTCOME_TYPE, Terms
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.values import Limits, Route, Settings
@@ -22,6 +22,7 @@ from tests.simulation.bridges import Peer, SimBridge
 from tests.simulation.clients import SimClient, Submission
 from tests.simulation.faults import Faults
 from tests.simulation.handlers import Behaviour, SimHandler
+from tests.simulation.natives import Native
 from tests.simulation.programs import NATIVE
 from tests.simulation.rules import Rules
 from tests.simulation.servers import SimServer
@@ -37,7 +38,6 @@ USERS = ["ann", "bob", "cat", "dan", "eve"]
 CLIENTS = 20
 TYPES = ["a", "b", "o"]
 """`o` is asked for in order."""
-NATIVE_HOST = "10.0.0.9"
 
 
 class Scenario:
@@ -56,6 +56,7 @@ class Scenario:
         self.sent: set[int] = set()  # numbers of messages of which something went where nothing is answered
         self.forwarded: set[int] = set()  # of which something was delivered there
         self._numbers = 0
+        self.native = Native(self.world, Random(f"native {seed}"))
         self._names = ["s1", "s2", "s3"]
         self.faults = Faults(self)
         self.rules = Rules(self)
@@ -68,14 +69,15 @@ class Scenario:
     def _build(self) -> None:
         chance = self.random
         routes = {name: Route(name, fabric=f"ipc:///{name}") for name in self._names}
-        routes[NATIVE] = Route(NATIVE, native=f"{NATIVE_HOST}:2223")
+        routes[NATIVE] = Route(NATIVE, native="n1.example:2223")
         accounts = frozenset(USERS)
         for name in self._names:
             others = {other: route for other, route in routes.items() if other != name}
             budgets = {"b": Budget(2.0, 2)} if chance.random() < 0.3 else {}
-            settings = Settings(name, routes=others, hosts={NATIVE_HOST: (NATIVE,)}, limits=LIMITS, budgets=budgets)
+            settings = Settings(name, routes=others, unknown_hosts=frozenset({NATIVE}), limits=LIMITS, budgets=budgets)
             turn_s = chance.choice((0.0, 0.0, 0.002, 0.02))
             self.servers.append(SimServer(self.world, settings, accounts, turn_s=turn_s))
+            self.native.listed_by(self.servers[-1])
         for number, server in enumerate(self.servers):
             for other in self.servers:
                 if other is not server:
@@ -188,8 +190,8 @@ class Scenario:
         """A native server's message."""
         chance = self.random
         body = self._body()
-        frame = native.to_server(self._numbers, chance.choice(TYPES), body, {"id": f"{NATIVE}/{self._numbers}"})
-        self.peers.append(chance.choice(self.bridges).say(NATIVE_HOST, body, frame))
+        said = self.native.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
+        self.peers.append(said)
 
     def _emit(self) -> None:
         chance = self.random

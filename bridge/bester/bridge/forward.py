@@ -2,20 +2,22 @@
 
 Bounded in all and for each address, and in time: from the asking to the report everything together takes at most
 `forward_s`. What the other server does with a message it has read and not reported on is unknown: that is `sent`.
-Connections to one address are opened in the order the messages came.
+Connections to one address are opened in the order the messages came. A message to a host whose name is being looked up
+takes up no connection until that has ended; what is for a name that cannot be looked up just now fails at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.broker.names import Names, connect
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 
@@ -59,16 +61,25 @@ class _Conversation(asyncio.Protocol):
     def _end(self, became: Became) -> None:
         if not self._done.done():
             self._done.set_result(became)
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
         if self._transport is not None:
             self._transport.close()
 
 
 class Forwarder:
-    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop."""
+    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop.
 
-    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None]) -> None:
+    `names` looks hosts up.
+    """
+
+    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None) -> None:
         self._limits = limits
         self._done = done
+        self._names = names or Names()
+        self._unknown: set[str] = set()  # addresses whose host is being looked up: what is for them waits
         self._tasks: set[asyncio.Task[Became]] = set()
         self._running: dict[str, int] = {}  # by address
         self._waiting: dict[str, deque[tuple[Forward, float]]] = {}  # by address, with their deadlines
@@ -77,17 +88,51 @@ class Forwarder:
     def forward(self, message: Forward) -> None:
         """Take a Forward."""
         loop = asyncio.get_running_loop()
+        address = message.address
         if self._queued >= self._limits.forwards_waiting:
             self._done(message.token, *OVERLOADED)
             return
+        if address not in self._unknown and not self._find(address):
+            self._done(message.token, *UNREACHABLE)
+            return
+        queue = self._waiting.setdefault(address, deque())
+        if address in self._unknown and len(queue) >= self._limits.forwards_unknown:
+            self._done(message.token, *OVERLOADED)
+            return
         self._queued += 1
-        queue = self._waiting.setdefault(message.address, deque())
         queue.append((message, loop.time() + self._limits.forward_s))
-        self._start(message.address)
+        self._start(address)
+
+    def _find(self, address: str) -> bool:
+        """See that the host of an address is known, or is being looked up; False: neither is possible now."""
+        host_port = _parsed(address)
+        if host_port is None:
+            return False
+        if self._names.addresses(host_port.host):
+            return True
+        if not self._names.ask(host_port.host, partial(self._looked_up, address, host_port.host)):
+            return False
+        self._unknown.add(address)
+        return True
+
+    def _looked_up(self, address: str, host: str) -> None:
+        """The lookup of a host has ended, or takes too long: what waits for it goes out, or fails."""
+        self._unknown.discard(address)
+        if self._names.addresses(host):
+            self._start(address)
+        else:
+            self._fail(self._waiting.pop(address, ()))
+
+    def _fail(self, waiting: Iterable[tuple[Forward, float]]) -> None:
+        for message, _ in waiting:
+            self._queued -= 1
+            self._done(message.token, *UNREACHABLE)
 
     def _start(self, address: str) -> None:
         """Start what the bounds allow for one address."""
         limits, queue = self._limits, self._waiting.get(address)
+        if address in self._unknown:
+            return
         while queue and len(self._tasks) < limits.forwards:
             running = self._running.get(address, 0)
             if running >= limits.forwards_per_address:
@@ -118,33 +163,43 @@ class Forwarder:
 
     async def _converse(self, message: Forward, deadline: float) -> Became:
         loop = asyncio.get_running_loop()
-        try:
-            address: HostPort = parse_host_port(message.address)
-        except ValueError:
+        address = _parsed(message.address)
+        addresses = () if address is None else self._names.addresses(address.host)
+        if address is None or not addresses:  # forgotten while it waited for its turn
             return UNREACHABLE
         frame = native.to_server(message.token, message.type, message.body, message.meta)
         done: asyncio.Future[Became] = loop.create_future()
-        transport: asyncio.BaseTransport | None = None
+        conversation: _Conversation | None = None
         try:
+            conversation = await connect(
+                lambda: _Conversation(frame, self._limits.max_frame, done),
+                addresses,
+                address.port,
+                deadline - loop.time(),
+            )
             async with asyncio.timeout_at(deadline):
-                transport, _ = await loop.create_connection(
-                    lambda: _Conversation(frame, self._limits.max_frame, done), address.host, address.port
-                )
                 return await done
-        except (OSError, TimeoutError, UnicodeError):
+        except OSError:  # a TimeoutError is one
+            if conversation is None:
+                self._names.hint(address.host)  # it may be elsewhere by now
             return UNREACHABLE
         finally:
-            if transport is not None:
-                transport.close()
+            if conversation is not None:
+                conversation.close()
 
     async def close(self) -> None:
         """Give up what is still under way; it fails as unreachable."""
         waiting, self._waiting = self._waiting, {}
         for queue in waiting.values():
-            for message, _ in queue:
-                self._done(message.token, *UNREACHABLE)
-        self._queued = 0
+            self._fail(queue)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _parsed(address: str) -> HostPort | None:
+    try:
+        return parse_host_port(address)
+    except ValueError:
+        return None

@@ -10,6 +10,8 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,8 +24,9 @@ from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
+from bester.broker.hosts import Hosts
 from bester.broker.loop import run
-from bester.broker.wire.address import is_loopback
+from bester.broker.names import Followed, Names
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import VERSION, Hello, Message
 from bester.broker.wire.party import Party
@@ -36,6 +39,10 @@ FAREWELL_S = 2.0
 """The last of that: who still waits is told that no report will come, and has this long to take it."""
 ABORT_S = 1.0
 """How long the loop may take to give up connections that were cut."""
+COME_AGAIN_S = 60.0
+"""How long it is remembered that a host was told to come again: several attempts of a server that does."""
+MAX_COME_AGAIN = 1024
+"""Such hosts; above it the one told first is forgotten, and told so once more."""
 HELLO_NAME = "bridge"
 
 log = logging.getLogger("bester.bridge")
@@ -165,42 +172,78 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-async def first_frame_rule(config: Config, limits: Limits) -> Callable[[str], int]:
-    """Return how large the first frame from a host may be: a server's is its message, a stranger's a login."""
-    if config.accept == "open":
-        return lambda host: limits.max_frame
-    servers: set[str] = set()
-    loop = asyncio.get_running_loop()
-    for peer in config.servers.values() if config.accept == "listed" else ():
-        if peer.native is not None:
-            with contextlib.suppress(OSError):  # the broker says that it cannot be found
-                rows = await loop.getaddrinfo(peer.native.host, None, type=socket.SOCK_STREAM)
-                servers |= {str(row[4][0]) for row in rows}
-    if any(is_loopback(host) for host in servers):
-        servers |= {"127.0.0.1", "::1"}
-    return lambda host: limits.max_frame if host in servers else limits.first_frame
+class FirstFrames:
+    """How large the first frame from a host may be: a server's is its message, a stranger's a login.
+
+    A stranger that sends more may be a listed server whose address is not known yet, or has changed. It is told to come
+    again, and refused for good only if the names were looked up since it came for the first time.
+    """
+
+    def __init__(self, config: Config, limits: Limits, followed: Followed) -> None:
+        self._accept = config.accept
+        self._limits = limits
+        self._followed = followed
+        self._hosts = followed.table()
+        self._came: OrderedDict[str, float] = OrderedDict()  # hosts that were told to come again, and when at first
+
+    def start(self) -> None:
+        """Follow the names of the listed servers from now on."""
+        self._followed.start(self._changed)
+
+    def _changed(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+
+    def limit_bytes(self, host: str) -> int:
+        """Return the size that is allowed."""
+        is_server = self._accept == "open" or (self._accept == "listed" and self._hosts.at(host))
+        return self._limits.max_frame if is_server else self._limits.first_frame
+
+    def is_in_doubt(self, host: str) -> bool:
+        """Say whether a stranger at this host may be a listed server."""
+        if self._accept != "listed":
+            return False
+        now = time.monotonic()
+        since = self._came.get(host, now)
+        return bool(self._hosts.not_looked_up(since if now - since < COME_AGAIN_S else now))
+
+    def put_off(self, host: str) -> None:
+        """A stranger at this host is told to come again: look up the names of all whom it may be."""
+        now = time.monotonic()
+        since = self._came.setdefault(host, now)
+        if now - since >= COME_AGAIN_S:
+            self._came[host] = now
+        while len(self._came) > MAX_COME_AGAIN:
+            self._came.popitem(last=False)
+        self._followed.look_again(self._hosts.not_looked_up(since))
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[Service]:
+async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Service]:
     """A bridge that listens where the configuration says. It has no broker until `attach` or `link`.
 
+    It listens before any name is looked up. `names` is a broker's in the same process, which looks them up as well.
     Raises ConfigError where it cannot listen. At the end whoever is left is cut; call `drain` first to let them finish.
     """
     loop = asyncio.get_running_loop()
     limits = limits_of(config)
+    looked_up = names or Names()
+    first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
     bridge = Bridge(
         limits,
         clock=loop.time,
         soon=loop.call_soon,
-        first_frame_bytes=await first_frame_rule(config, limits),
+        first_frame_bytes=first_frames.limit_bytes,
+        in_doubt=first_frames.is_in_doubt,
+        on_doubt=first_frames.put_off,
         notice=log.warning,
     )
-    forwarder = Forwarder(limits, bridge.forwarded)
+    forwarder = Forwarder(limits, bridge.forwarded, looked_up)
     bridge.forward = forwarder.forward
     service = Service(bridge, forwarder)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
+        if names is None:
+            stack.callback(looked_up.close)
         stack.push_async_callback(service.end)
         await _listen(config, service, loop)
         if config.informer is not None:
@@ -209,6 +252,7 @@ async def serving(config: Config) -> AsyncIterator[Service]:
             stack.callback(asking.close)
         ticker = _Ticker(loop, bridge)
         stack.callback(ticker.stop)
+        first_frames.start()
         yield service
 
 

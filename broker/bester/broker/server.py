@@ -15,7 +15,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -24,9 +24,10 @@ import zmq
 
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
 from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.hosts import Hosts
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
 from bester.broker.notices import WARNINGS, Notices
@@ -84,6 +85,8 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self._notices = Notices()
+        self.look_up: Callable[[Iterable[str]], None] | None = None
+        """Gets the servers whose hosts are to be looked up; `hosts_changed` is called with what was found."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -137,6 +140,10 @@ class Broker:
             return len(messages)
 
         return say
+
+    def hosts_changed(self, hosts: Hosts) -> None:
+        """Where the native servers are is known anew."""
+        self._carry_out(self.router.hosts_changed(hosts, time.monotonic()))
 
     # --- sockets ---
 
@@ -247,6 +254,9 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+            elif type(action) is LookUp:
+                if self.look_up is not None:
+                    self.look_up(action.servers)
             elif isinstance(action, Read):
                 self._keep((), (action,))
             elif isinstance(action, Write):

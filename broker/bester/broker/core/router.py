@@ -24,6 +24,7 @@ from bester.broker.core.parties import Peer
 from bester.broker.core.presence import Presence
 from bester.broker.core.questions import Questions
 from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
+from bester.broker.hosts import Hosts
 from bester.broker.kept import (
     Committed,
     Dead,
@@ -203,10 +204,18 @@ class Router:
             self._notice("server-lost", server=name, why=why)
         return self._actions()
 
+    def hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
+        """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
+        was found, or has changed, is tried again soon."""
+        for server in self._entrances.hosts_changed(hosts, now):
+            self._outboxes.contact(server, now)
+        return self._actions()
+
     def tick(self, now: float) -> list[Action]:
         """Let time pass; call it a few times a second."""
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        self._entrances.tick(now)
         self._arrivals.tick()
         return self._actions()
 
