@@ -143,6 +143,14 @@ class TestFirstFrame:
         assert said(it.reported(good(1), 0.0)) == ["good x"]
         assert now_in(it) is State.CLOSING
 
+    @pytest.mark.parametrize("id_", ["i", None, ""])
+    def test_a_ping_of_a_server_is_answered_and_the_end(self, id_: str | None) -> None:
+        it = session()
+        payload = {"data": None, "type": "dummy"} | ({} if id_ is None else {"id": id_})
+        step = it.received(frame(json.dumps({"header": {"scope": "server"}, "payload": payload}).encode()), 0.0)
+        assert read(step.write) == [{"header": {"status": "0"}, "payload": {"data": None, "id": id_, "type": "dummy"}}]
+        assert (step.send, now_in(it)) == ([], State.CLOSING)
+
     @pytest.mark.parametrize(
         ("stream", "answer"),
         [

@@ -262,6 +262,9 @@ class Session:
             step.send.append(Login(self.number, frame.user, frame.password, address))
         elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
             self._stop(native.Fault(frame.sent.id, True, "", "unknown-type"), step, now)
+        elif isinstance(frame, native.Server) and frame.sent.type == "dummy":  # a ping, of a server as of a client
+            step.write.append(native.pong(frame.sent.id))
+            self._stop(None, step, now)
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
