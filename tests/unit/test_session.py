@@ -91,6 +91,14 @@ class TestFirstFrame:
         assert now_in(it) is State.OPEN
         assert (it.is_target, it.wants_input, it.deadline) == (True, True, None)
 
+    @pytest.mark.parametrize(("retry_ms", "retry_s"), [(1, 1), (1000, 1), (1001, 2), (64_000, 64)])
+    def test_who_is_put_off_is_told_for_how_many_whole_seconds(self, retry_ms: int, retry_s: int) -> None:
+        it = session()
+        it.received(HELLO, 0.0)
+        (answer,) = read(it.logged_in(1, "try-later", 0.0, retry_ms).write)
+        assert answer["payload"] == {"id": "auth_special", "reason": "try-later", "retry_s": retry_s}
+        assert now_in(it) is State.CLOSING
+
     @pytest.mark.parametrize("reason", ["authentication-failed", "overloaded", None])
     def test_refused(self, reason: str | None) -> None:
         it = session()

@@ -351,7 +351,7 @@ class Bridge:
         if not status and not self._places.log_in(wire):
             status, reason = 1, "overloaded"
             self._tell(Close(message.session))
-        self._apply(wire, wire.session.logged_in(status, reason, now), now)
+        self._apply(wire, wire.session.logged_in(status, reason, now, message.retry_ms), now)
 
     def _report(
         self,

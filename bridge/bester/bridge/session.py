@@ -199,14 +199,14 @@ class Session:
 
     # --- what the broker says -------------------------------------------------------------------------------------
 
-    def logged_in(self, status: int, reason: str | None, now: float) -> Step:
+    def logged_in(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
         """The broker answered the login (or the bridge did, with a bound that was met): one who is refused is nobody
-        to the broker, so there is nothing to tell it."""
+        to the broker, so there is nothing to tell it. `retry_ms`: it may be tried again after so long."""
         step = _nothing()
         if self.state is not State.AUTHENTICATING:
             return step
         if status:
-            step.write.append(native.report(native.AUTH_ID, 1, reason or "authentication-failed"))
+            step.write.append(native.refused(reason or "authentication-failed", retry_ms))
             self._held = None
             self._go("refused", now)
             return step

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import random
 import secrets
@@ -43,6 +44,8 @@ TICK_S = 0.1
 """How often the core is told the time."""
 LOGGED_CHARACTERS = 300
 """Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
+LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
+"""What the log says of logins that are refused, by their codes."""
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
@@ -212,12 +215,17 @@ class Broker:
             self._departures.over(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
-        reason = await self._accounts.verify(action.user, action.password, action.address, time.monotonic())
+        reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
+        if reason in LOGIN_EVENTS:
+            fields = {"user": action.user, "address": action.address or "a Unix socket"}
+            more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
+            self._write(Notice(LOGIN_EVENTS[reason], fields | more))
         if reason is None and self._departures.under_way(action.user):
             self._see_off()  # mostly it is over with that
             if self._departures.under_way(action.user):
                 reason = "overloaded"
-        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, time.monotonic()))
+        now = time.monotonic()
+        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, now, retry_s))
 
     # --- out ---
 

@@ -21,6 +21,8 @@ DEDUP_LIMIT = 64
 """The longest `dedup`, in characters; the protocol has it so."""
 TTL_LIMIT_S = 30 * 24 * 3600.0
 """The longest time to live that may be asked for: what is of use after a month is no message."""
+LONGEST_RETRY_S = 3600.0
+"""Whoever puts a login off for longer is not believed."""
 OUTCOME_TYPE = "bester.outcome"
 """The type under which servers push what became of a message; handlers cannot use it."""
 
@@ -63,7 +65,8 @@ class Report:
     `good`: everyone it was for has it, or will (see `recipients`). `reason`: the first failure's code, where it is
     bad and the server says why. `recipients`: name -> outcome (`delivered`, `queued`, `sent`, `failed:CODE`); empty
     where all are `delivered`, and with servers that do not tell. `message`: the server's own id of the message, if it
-    gives one. `id`: ours, as sent. `frame`: the report as it came.
+    gives one. `id`: ours, as sent. `frame`: the report as it came. `retry_s`: with a bad answer to a login, when to try
+    again, if the server says so.
     """
 
     good: bool
@@ -72,6 +75,7 @@ class Report:
     message: str | None = None
     recipients: dict[str, str] = field(default_factory=dict)
     frame: bytes = field(default=b"", repr=False, compare=False)
+    retry_s: float | None = None
 
 
 class Outcome(NamedTuple):
@@ -198,6 +202,7 @@ class _Payload(msgspec.Struct):
     reason: str | None = None
     message: str | None = None
     recipients: dict[str, str] | None = None
+    retry_s: Any = None
 
 
 class _Frame(msgspec.Struct):
@@ -224,7 +229,8 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
         return Unreadable("no payload")
     if header.kind == "statusReport":
         good = header.status == "good"
-        return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body)
+        retry_s = _seconds(payload.retry_s)
+        return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body, retry_s)
     if payload.type == "dummy" and header.kind is None:
         return Pong(payload.id)
     if payload.type == "builtin" and header.kind is None:
@@ -239,6 +245,11 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
         redelivered=bool(header.redelivered),
         frame=body,
     )
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a time to wait that a server names, a second at least; None for what is none, or is of no use."""
+    return max(float(value), 1.0) if type(value) in (int, float) and 0 <= value <= LONGEST_RETRY_S else None
 
 
 def text_of(data: Any, raw: bytes | str | None) -> bytes:

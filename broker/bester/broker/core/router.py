@@ -12,6 +12,7 @@ exchange's. Nothing here raises on the wire's account.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,14 +156,18 @@ class Router:
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._outboxes.arrived(link, message.token, failed(message.code), {}, now)
 
-    def verified(self, link: Link, session: int, user: str, reason: str | None, now: float) -> list[Action]:
-        """A password was checked; `reason` is the code of the refusal, or None."""
+    def verified(
+        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
+    ) -> list[Action]:
+        """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
+        try again after so long."""
         peer = self._peers.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
             if reason is None:
                 self._exchange.directory.open(link, session, user)
-            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason))
+            retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
+            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
                 self._exchange.mailboxes.came(user, now)
         return self._actions()
