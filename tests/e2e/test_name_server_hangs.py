@@ -199,6 +199,7 @@ async def test_a_listed_server_is_put_off_until_its_name_is_known(layout: str) -
                     assert await come_again("127.0.0.77", s1, claimed, data) is None
                 assert await come_again("127.0.0.78", s1, "s2") == "not-allowed"
                 assert await come_again("127.0.0.78", s1, None) == "not-allowed"
+                assert await come_again("127.0.0.78", s1, None, large) == "frame-too-large"
 
 
 async def test_a_server_that_moves_is_followed_both_ways() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bester.broker.core.cases import AGAIN
 from bester.broker.core.policy import NEWS
-from bester.broker.core.strangers import COME_AGAIN, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
+from bester.broker.core.strangers import COME_AGAIN, COME_AGAIN_MARKED, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
 from bester.broker.core.values import LookUp, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Forward, Forwarded, Report, Request, Submit
@@ -196,6 +196,14 @@ def test_a_bridge_that_submits_again_is_answered_once_where_it_is_now() -> None:
     assert [report.token for report in stand.heard_of(second, Report)] == [9]
     assert stand.heard_of(first, Report) == []
     assert stand.router.idle
+
+
+def test_what_may_have_been_carried_out_before_is_put_off_by_a_code_that_says_so() -> None:
+    """A bridge says again what a broker that died may have done: the sender must mark it when it comes again."""
+    gate = Gate()
+    assert gate.comes("named", attempt=2) == "waits"
+    assert gate.in_the_end() == COME_AGAIN_MARKED
+    assert COME_AGAIN_MARKED in AGAIN
 
 
 def test_as_many_wait_as_may_and_the_others_come_again() -> None:

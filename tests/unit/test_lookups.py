@@ -32,6 +32,7 @@ def test_a_followed_name_is_looked_up_at_once_and_then_once_a_minute() -> None:
     assert lookups.found("a", HERE, 1.0) == []
     assert lookups.addresses("a", 1.0) == HERE
     assert lookups.place("a", 1.0) == (HERE, 0.0)  # what was asked then may have changed by now
+    lookups.follow("a", 2.0)
     assert lookups.start(REFRESH_S) == []
     assert lookups.start(1.0 + REFRESH_S) == ["a"]
 

@@ -209,9 +209,8 @@ class FirstFrames:
     def put_off(self, host: str) -> None:
         """A stranger at this host is told to come again: look up the names of all whom it may be."""
         now = time.monotonic()
-        since = self._came.setdefault(host, now)
-        if now - since >= COME_AGAIN_S:
-            self._came[host] = now
+        since = self._came.pop(host, now)
+        self._came[host] = since = since if now - since < COME_AGAIN_S else now
         while len(self._came) > MAX_COME_AGAIN:
             self._came.popitem(last=False)
         self._followed.look_again(self._hosts.not_looked_up(since))

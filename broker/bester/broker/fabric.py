@@ -192,7 +192,7 @@ class FabricLink:
         tcp = _tcp_of(self.endpoint)
         if tcp is None:
             self._open(self.endpoint)
-        elif addresses := numeric(tcp.host):
+        elif addresses := numeric(tcp.host)[:1]:  # brokers on `localhost` listen on IPv4
             self._open_tcp(addresses, tcp)
         elif self._finding is None:
             self._finding = self._loop.create_task(self._find(tcp))

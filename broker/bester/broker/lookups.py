@@ -75,10 +75,11 @@ class Lookups:
         self._names: dict[str, _Name] = {}
 
     def follow(self, host: str, now: float) -> None:
-        """Keep a name known from now on."""
-        name = self._names.setdefault(host, _Name(True, now, now))
-        name.followed = True
-        name.due = min(name.due, now)
+        """Keep a name known from now on; a second time does nothing."""
+        name = self._names.setdefault(host, _Name(False, now, now))
+        if not name.followed:
+            name.followed = True
+            name.due = min(name.due, now)
 
     def ask(self, host: str, now: float) -> bool:
         """Have a name looked up that is not known; False: it was just now, in vain, or takes too long, or cannot be."""
