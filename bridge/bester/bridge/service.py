@@ -10,21 +10,19 @@ import contextlib
 import logging
 import secrets
 import socket
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.connection import Connection
+from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
-from bester.broker.hosts import Hosts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.wire.codes import ConfigError
@@ -39,10 +37,6 @@ FAREWELL_S = 2.0
 """The last of that: who still waits is told that no report will come, and has this long to take it."""
 ABORT_S = 1.0
 """How long the loop may take to give up connections that were cut."""
-COME_AGAIN_S = 60.0
-"""How long it is remembered that a host was told to come again: several attempts of a server that does."""
-MAX_COME_AGAIN = 1024
-"""Such hosts; above it the one told first is forgotten, and told so once more."""
 HELLO_NAME = "bridge"
 
 log = logging.getLogger("bester.bridge")
@@ -170,50 +164,6 @@ def limits_of(config: Config) -> Limits:
         max_connections_per_user=native.max_connections_per_user,
         max_connections_per_address=native.max_connections_per_address,
     )
-
-
-class FirstFrames:
-    """How large the first frame from a host may be: a server's is its message, a stranger's a login.
-
-    A stranger that sends more may be a listed server whose address is not known yet, or has changed. It is told to come
-    again, and refused for good only if the names were looked up since it came for the first time.
-    """
-
-    def __init__(self, config: Config, limits: Limits, followed: Followed) -> None:
-        self._accept = config.accept
-        self._limits = limits
-        self._followed = followed
-        self._hosts = followed.table()
-        self._came: OrderedDict[str, float] = OrderedDict()  # hosts that were told to come again, and when at first
-
-    def start(self) -> None:
-        """Follow the names of the listed servers from now on."""
-        self._followed.start(self._changed)
-
-    def _changed(self, hosts: Hosts) -> None:
-        self._hosts = hosts
-
-    def limit_bytes(self, host: str) -> int:
-        """Return the size that is allowed."""
-        is_server = self._accept == "open" or (self._accept == "listed" and self._hosts.at(host))
-        return self._limits.max_frame if is_server else self._limits.first_frame
-
-    def is_in_doubt(self, host: str) -> bool:
-        """Say whether a stranger at this host may be a listed server."""
-        if self._accept != "listed":
-            return False
-        now = time.monotonic()
-        since = self._came.get(host, now)
-        return bool(self._hosts.not_looked_up(since if now - since < COME_AGAIN_S else now))
-
-    def put_off(self, host: str) -> None:
-        """A stranger at this host is told to come again: look up the names of all whom it may be."""
-        now = time.monotonic()
-        since = self._came.pop(host, now)
-        self._came[host] = since = since if now - since < COME_AGAIN_S else now
-        while len(self._came) > MAX_COME_AGAIN:
-            self._came.popitem(last=False)
-        self._followed.look_again(self._hosts.not_looked_up(since))
 
 
 @contextlib.asynccontextmanager

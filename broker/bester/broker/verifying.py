@@ -89,7 +89,7 @@ class Verifying:
         """Wait for a thread; False: too many wait. Whoever has one gives it back."""
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         turned_away = self._queue.add(rank, user, net, turn)
-        if turned_away is not None:
+        if turned_away is not None and not turned_away.done():  # it may be gone, and not out of the queue yet
             turned_away.set_result(False)
         self._go_on()
         try:
