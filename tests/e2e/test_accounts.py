@@ -14,9 +14,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
+from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
+from bester.broker.check_queue import PLACES
 from bester.broker.data_dir import Claim, prepare
-from bester.broker.lockout import FAILURES, FIRST_WAIT_S
+from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
+from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
 from bester.broker.wire.codes import BesterError, ConfigError
 
 HERE = "192.0.2.7"
@@ -28,18 +30,32 @@ def directory() -> Iterator[Path]:
         yield Path(name) / "data"
 
 
+class Clock:
+    """Seconds that pass by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def accounts(directory: Path) -> Iterator[Accounts]:
-    opened = Accounts(directory)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def accounts(directory: Path, clock: Clock) -> Iterator[Accounts]:
+    opened = Accounts(directory, clock)
     opened.add("tim", "secret")
     yield opened
     opened.close()
 
 
 async def test_the_right_password_is_let_in_and_nothing_else(accounts: Accounts) -> None:
-    assert await accounts.verify("tim", "secret", HERE, 0.0) is None
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
     for user, password in (("tim", "Secret"), ("tom", "secret"), ("tim", "secret ")):
-        assert await accounts.verify(user, password, "", 0.0) == "authentication-failed"
+        assert await accounts.verify(user, password, "") == WRONG
 
 
 @pytest.mark.parametrize(
@@ -55,68 +71,102 @@ async def test_the_right_password_is_let_in_and_nothing_else(accounts: Accounts)
 )
 async def test_what_is_no_login_is_refused_and_not_counted(accounts: Accounts, user: str, password: str) -> None:
     for _ in range(FAILURES * 2):
-        assert await accounts.verify(user, password, HERE, 0.0) == "authentication-failed"
-    assert await accounts.verify("tim", "secret", HERE, 0.0) is None
+        assert await accounts.verify(user, password, HERE) == WRONG
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
-async def test_wrong_passwords_slow_the_account_down_from_everywhere(accounts: Accounts) -> None:
-    for _ in range(FAILURES):
-        assert await accounts.verify("tim", "wrong", "", 10.0) == "authentication-failed"
-    assert await accounts.verify("tim", "secret", HERE, 10.0) == "overloaded"
-    assert await accounts.verify("tim", "secret", HERE, 10.0 + FIRST_WAIT_S) is None
-
-
-async def test_wrong_passwords_slow_the_address_down_for_everybody_there(accounts: Accounts) -> None:
+async def test_wrong_passwords_slow_a_user_down_where_they_are_tried_and_nobody_else(
+    accounts: Accounts, clock: Clock
+) -> None:
     accounts.add("ann", "pass")
     for number in range(FAILURES):
-        await accounts.verify(f"nobody{number}", "wrong", HERE, 10.0)
-    assert await accounts.verify("ann", "pass", HERE, 10.0) == "overloaded"
-    assert await accounts.verify("ann", "pass", "192.0.2.8", 10.0) is None
+        assert await accounts.verify("tim", f"wrong {number}", HERE) == WRONG
+    assert await accounts.verify("tim", "secret", HERE) == Verdict("try-later", FIRST_WAIT_S)
+    assert await accounts.verify("tim", "secret", "192.0.2.8") == LET_IN
+    assert await accounts.verify("ann", "pass", HERE) == LET_IN
+    clock.now += FIRST_WAIT_S
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
-async def test_a_crowd_of_guesses_at_once_gets_no_more_than_its_share(accounts: Accounts) -> None:
-    answers = await asyncio.gather(*(accounts.verify("tim", f"guess{i}", "", 1.0) for i in range(40)))
-    assert FAILURES <= answers.count("authentication-failed") <= FAILURES + 1
-    assert answers.count("overloaded") == 40 - answers.count("authentication-failed")
+async def test_an_old_password_is_known_to_be_wrong_until_it_is_right_again(accounts: Accounts) -> None:
+    for _ in range(20):
+        assert await accounts.verify("tim", "old", HERE) == WRONG
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
+    for _ in range(20):
+        assert await accounts.verify("tim", "old", HERE) == WRONG
+    accounts.passwd("tim", "old")
+    assert await accounts.verify("tim", "old", HERE) == LET_IN
+    assert await accounts.verify("tim", "secret", HERE) == WRONG
+
+
+async def test_an_unknown_name_that_becomes_an_account_is_let_in(accounts: Accounts) -> None:
+    assert await accounts.verify("ann", "pass", HERE) == WRONG
+    accounts.add("ann", "pass")
+    assert await accounts.verify("ann", "pass", HERE) == LET_IN
+
+
+@pytest.mark.parametrize("name", ["tim", "nobody"])
+async def test_a_crowd_of_guesses_at_once_gets_no_more_than_its_share(accounts: Accounts, name: str) -> None:
+    answers = await asyncio.gather(*(accounts.verify(name, f"guess{i}", "") for i in range(40)))
+    assert FAILURES <= answers.count(WRONG) <= FAILURES + VERIFIERS - 1
+    assert {answer.reason for answer in answers} == {"authentication-failed", "try-later"}
+
+
+async def test_guesses_from_everywhere_are_put_off_and_the_right_password_comes_through(
+    accounts: Accounts, clock: Clock
+) -> None:
+    guesses = [accounts.verify("tim", f"guess {i}", f"10.0.0.{i}") for i in range(BUDGET + 30)]
+    answers = await asyncio.gather(*guesses)
+    assert BUDGET <= answers.count(WRONG) < BUDGET + VERIFIERS
+    assert answers.count(Verdict("try-later", 1.0)) == BUDGET + 30 - answers.count(WRONG)
+    assert await accounts.verify("tim", "secret", HERE) == Verdict("try-later", 1.0)
+    clock.now += 1.0
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN  # and from now on at once
 
 
 async def test_a_crowd_of_good_logins_is_let_in_and_the_loop_stays_free(accounts: Accounts) -> None:
     loop = asyncio.get_running_loop()
-    logins = asyncio.gather(*(accounts.verify("tim", "secret", HERE, 1.0) for _ in range(20)))
+    logins = asyncio.gather(*(accounts.verify("tim", "secret", HERE) for _ in range(20)))
     turns = 0
     begun = loop.time()
     while not logins.done():
         await asyncio.sleep(0.001)
         turns += 1
-    assert await logins == [None] * 20
+    assert await logins == [LET_IN] * 20
     assert turns > (loop.time() - begun) / 0.05  # no turn held the loop for the time of a check
 
 
 @pytest.mark.parametrize("what", ["remove", "passwd"])
 async def test_an_account_changed_while_its_password_is_checked_is_not_let_in(accounts: Accounts, what: str) -> None:
-    login = asyncio.ensure_future(accounts.verify("tim", "secret", HERE, 1.0))
+    login = asyncio.ensure_future(accounts.verify("tim", "secret", HERE))
     await asyncio.sleep(0)  # the hash was read, a thread is at it
     if what == "remove":
         accounts.remove("tim")
     else:
         accounts.passwd("tim", "another")
-    assert await login == "authentication-failed"
+    assert await login == WRONG
 
 
 async def test_too_many_waiting_are_told_so(accounts: Accounts) -> None:
-    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", "", 1.0)) for i in range(WAITING_LIMIT)]
+    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", HERE)) for i in range(PLACES + VERIFIERS)]
     await asyncio.sleep(0)
-    assert await accounts.verify("tim", "secret", HERE, 1.0) == "overloaded"
+    assert await accounts.verify("tim", "secret", HERE) == OVERLOADED
+    elsewhere = asyncio.ensure_future(accounts.verify("tim", "secret", "192.0.2.8"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [check.result() for check in checks if check.done()] == [OVERLOADED]  # one of the crowd, in place of that
     for check in checks[4:]:
         check.cancel()
+    assert await elsewhere == LET_IN
     await asyncio.gather(*checks, return_exceptions=True)
-    assert await accounts.verify("tim", "secret", HERE, 1.0) is None
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
 async def test_an_unknown_name_takes_as_long_as_a_wrong_password(accounts: Accounts) -> None:
     async def cost_s(user: str, turn: int) -> float:
         begun = time.perf_counter()
-        await accounts.verify(user, "wrong", "", turn * 1000.0)
+        assert await accounts.verify(user, f"wrong {turn}", f"10.0.0.{turn}") == WRONG
         return time.perf_counter() - begun
 
     known, unknown = [], []
@@ -134,13 +184,13 @@ async def test_another_process_changes_accounts_under_a_running_server(accounts:
     assert not accounts.exists("ann")
     elsewhere("add('ann', 'one')")
     assert accounts.exists("ann")
-    assert await accounts.verify("ann", "one", HERE, 0.0) is None
+    assert await accounts.verify("ann", "one", HERE) == LET_IN
     elsewhere("passwd('ann', 'two')")
-    assert await accounts.verify("ann", "one", HERE, 0.0) == "authentication-failed"
-    assert await accounts.verify("ann", "two", HERE, 0.0) is None
+    assert await accounts.verify("ann", "one", HERE) == WRONG
+    assert await accounts.verify("ann", "two", HERE) == LET_IN
     elsewhere("remove('ann')")
     assert not accounts.exists("ann")
-    assert await accounts.verify("ann", "two", HERE, 0.0) == "authentication-failed"
+    assert await accounts.verify("ann", "two", HERE) == WRONG
 
 
 def test_a_removal_stays_written_down_until_it_is_struck_off(accounts: Accounts, directory: Path) -> None:
@@ -246,7 +296,7 @@ async def test_a_database_that_breaks_lets_nobody_in_and_calls_nobody_unknown(
     with sqlite3.connect(directory / "accounts.db") as db:
         db.execute("DROP TABLE account")
     db.close()
-    assert await accounts.verify("tim", "secret", HERE, 0.0) == "overloaded"
+    assert await accounts.verify("tim", "secret", HERE) == OVERLOADED
     assert accounts.exists("tom")
     assert "no such table" in caplog.text
     assert "secret" not in caplog.text
@@ -254,9 +304,9 @@ async def test_a_database_that_breaks_lets_nobody_in_and_calls_nobody_unknown(
 
 async def test_open_accounts_let_anybody_in_who_gives_both() -> None:
     accounts = OpenAccounts()
-    assert await accounts.verify("who", "ever", HERE, 0.0) is None
-    assert await accounts.verify("", "x", HERE, 0.0) == "authentication-failed"
-    assert await accounts.verify("x", "", HERE, 0.0) == "authentication-failed"
+    assert await accounts.verify("who", "ever", HERE) == LET_IN
+    assert await accounts.verify("", "x", HERE) == WRONG
+    assert await accounts.verify("x", "", HERE) == WRONG
     assert not accounts.exists("who")
     assert accounts.removed() == set()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 import zmq
 
 from bester.broker import fabric
 from bester.broker.fabric import FabricLink
+from bester.broker.names import find
+from bester.broker.wire import party as party_module
 from bester.broker.wire.codec import decode, encode
 from bester.broker.wire.messages import Hello, Reply, Welcome
 from bester.broker.wire.party import Party
+from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
 
 LIMIT = 100
@@ -49,3 +53,49 @@ async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeyp
             assert heard == list(range(taken))
             broker.close()
             await link.close(0)
+
+
+async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:
+    with name_server() as resolver, zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
+        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        broker.linger = 0
+        port = broker.bind_to_random_port("tcp://127.0.0.1")
+        lost: list[str] = []
+        welcomed = asyncio.Event()
+        party = Party("handler", "h", {})
+        endpoint = f"tcp://s2.example:{port}"
+        link = FabricLink(endpoint, party, on_messages=print, on_ready=welcomed.set, on_lost=lost.append)
+        link.start()
+        assert not link.send(Reply(1, 1, [], ""))
+        await until(lambda: bool(lost))
+        assert lost[0] == "the name s2.example cannot be looked up: name or service not known"
+        resolver.knows["s2.example"] = ("127.0.0.9", "127.0.0.1")
+        monkeypatch.setattr(party_module, "GREETING_S", 0.1)  # nobody greets at the first address
+        peer, hello = await asyncio.to_thread(broker.recv_multipart)
+        assert type(decode([hello])[0]) is Hello
+        broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
+        async with asyncio.timeout(20):
+            await welcomed.wait()
+        await link.close(0)
+
+
+async def test_a_link_ends_though_the_name_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with name_server() as resolver:
+        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        monkeypatch.setattr(fabric, "PATIENCE_S", 0.05)
+        resolver.hangs.add("s2.example")
+        lost: list[str] = []
+        link = FabricLink(
+            "tcp://s2.example:1", Party("server", "h", {}), on_messages=print, on_ready=pytest.fail, on_lost=lost.append
+        )
+        link.start()
+        await until(lambda: len(lost) == 2)
+        assert lost[0] == "the name s2.example cannot be looked up: the name server did not answer in 0.05 s"
+        assert resolver.asked["s2.example"] == 1
+        async with asyncio.timeout(10):
+            await link.close(0)
+        assert resolver.under_way == 1
+        resolver.knows["s2.example"] = ("127.0.0.1",)
+        resolver.release()
+        await until(lambda: resolver.under_way == 0)
+        assert link.over.is_set()

@@ -16,8 +16,11 @@ import pytest
 from bester.bridge.forward import Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
+from bester.broker.lookups import HINT_S, PATIENCE_S
+from bester.broker.names import Names
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import OPEN_TO_SERVERS, Raw, scene
+from tests.e2e.name_server import Clock, name_server, until
 
 REPORTED = {"reported": True}
 Answer = Callable[[Raw], Awaitable[None]]
@@ -317,6 +320,76 @@ async def test_a_burst_at_a_server_with_a_backlog_of_one_gets_through_without_a_
     assert set(outcomes.of.values()) == {"sent"}
     assert sorted(server.got) == list(range(500))
     await forwarder.close()
+
+
+async def test_an_unknown_name_holds_up_nobody_elses_messages() -> None:
+    outcomes = Outcomes()
+    with name_server() as resolver:
+        resolver.hangs.add("slow.example")
+        resolver.knows["fast.example"] = ("127.0.0.1",)
+        clock = Clock()
+        names = Names(resolver.lookers, clock)
+        limits = replace(Limits(), forwards=4, forwards_per_address=2, forwards_waiting=50, forwards_unknown=20)
+        forwarder = Forwarder(limits, outcomes.done, names)
+        async with server(good) as address:
+            port = address.rpartition(":")[2]
+            for token in range(100):
+                forwarder.forward(Forward(token, f"slow.example:{1 + token % 2}", "m", b"1", {}))
+            assert len(outcomes.of) == 60  # to each address 20 wait, and there is room for more
+            assert set(outcomes.of.values()) == {"failed:overloaded"}
+            for token in range(100, 110):
+                forwarder.forward(Forward(token, f"fast.example:{port}", "m", b"1", {}))
+            await outcomes.all(70)
+            assert [outcomes.of[token] for token in range(100, 110)] == ["delivered"] * 10
+            clock.now += PATIENCE_S
+            await outcomes.all(110)  # the lookup takes too long: what waits for it fails
+            assert set(outcomes.of.values()) == {"failed:overloaded", "failed:unreachable", "delivered"}
+            forwarder.forward(Forward(200, "slow.example:1", "m", b"1", {}))
+            assert outcomes.of[200] == "failed:unreachable"  # at once: it hangs still
+            resolver.knows["slow.example"] = ("127.0.0.1",)
+            resolver.release()
+            await until(lambda: names.addresses("slow.example") == ("127.0.0.1",))
+            forwarder.forward(Forward(201, f"slow.example:{port}", "m", b"1", {}))
+            await until(lambda: outcomes.of.get(201) == "delivered")
+        assert resolver.most["slow.example"] == 1
+        await forwarder.close()
+        names.close()
+
+
+async def test_a_host_is_followed_to_another_address() -> None:
+    outcomes = Outcomes()
+    with name_server() as resolver:
+        clock = Clock()
+        names = Names(resolver.lookers, clock)
+        forwarder = Forwarder(Limits(), outcomes.done, names)
+        resolver.knows["s2.example"] = ("127.0.0.9",)  # where nobody listens
+        names.follow("s2.example", "s2")
+        await until(lambda: names.addresses("s2.example") == ("127.0.0.9",))
+        async with server(good) as address:
+            port = address.rpartition(":")[2]
+            forwarder.forward(Forward(1, f"s2.example:{port}", "m", b"1", {}))
+            await outcomes.all(1)
+            assert outcomes.of == {1: "failed:unreachable"}
+            resolver.knows["s2.example"] = ("127.0.0.9", "127.0.0.1")
+            clock.now += HINT_S  # before the minute is over
+            await until(lambda: len(names.addresses("s2.example")) == 2)
+            forwarder.forward(Forward(2, f"s2.example:{port}", "m", b"1", {}))
+            await outcomes.all(2)
+        assert outcomes.of[2] == "delivered"
+        names.close()
+
+
+async def test_what_waits_for_a_name_at_the_end_is_given_up() -> None:
+    outcomes = Outcomes()
+    with name_server() as resolver:
+        resolver.hangs.add("slow.example")
+        names = Names(resolver.lookers)
+        forwarder = Forwarder(Limits(), outcomes.done, names)
+        for token in range(3):
+            forwarder.forward(Forward(token, "slow.example:1", "m", b"1", {}))
+        await forwarder.close()
+        assert outcomes.of == dict.fromkeys(range(3), "failed:unreachable")
+        names.close()
 
 
 async def test_bounds_for_each_address_and_in_all() -> None:

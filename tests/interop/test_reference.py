@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -162,6 +163,9 @@ async def test_the_informer(directory: Path) -> None:
             ({"command": {"type": "isClient", "data": "eve"}}, {"data": False, "status": "0"}),
             ({"command": {"type": "dance"}}, {"data": None, "status": "1"}),
             ({}, {"status": "1"}),
+            (b"", {"status": "1"}),
+            (b"{", {"status": "1"}),
+            ({"command": {"type": "listClients"}}, {"data": ["bob"], "status": "0"}),
         ):
             asking.send(question)
             assert await asking.receive() == answer, question
@@ -174,6 +178,158 @@ async def test_the_informer(directory: Path) -> None:
         assert await asking.at_end()
         await asking.close()
         await bob.close()
+
+
+def conf_of(port: int, *, binary: str = "", **more: Any) -> dict[str, Any]:
+    """The file of a server with one handler, `chat`, on chat.sock."""
+    return {
+        "network": {"types": ["tcp4"], "tcp4": {"address": "127.0.0.1", "port": str(port)}},
+        "handlers": {
+            "availableTypes": ["chat"],
+            "typeMap": {"chat": {"handlerBinary": binary, "unixDomainSocketPath": "chat.sock"}},
+        },
+        "admin": {"info": "x"},
+        **more,
+    }
+
+
+@asynccontextmanager
+async def on_file(directory: Path, conf: dict[str, Any]) -> AsyncIterator[LiveServer]:
+    """Our server on a file of this kind."""
+    (directory / "server.conf").write_text(json.dumps(conf))
+    process = await Process.start(BESTER, "up", "--besterd", "server.conf", cwd=directory)
+    try:
+        line = await process.says(" serves ")
+        await process.says("types=['chat']")
+        yield LiveServer(directory, [process], line.partition(" serves ")[2].strip())
+    finally:
+        status = await process.end()
+    assert status == 0, process.lines
+
+
+async def said_by_server(to: LiveServer, type_: str, data: Any, **header: Any) -> dict[str, Any]:
+    """Say one message as another server, with no id, and return the answer; then comes the end."""
+    peer = await RawClient.connect(to)
+    peer.send({"header": {"scope": "server", **header}, "payload": {"data": data, "type": type_}})
+    answer: dict[str, Any] = await peer.receive()
+    assert await peer.at_end()
+    await peer.close()
+    return answer
+
+
+OPEN_ACCOUNTS = {"accounts": {"auth": "open"}}
+
+
+async def test_two_servers_federate_on_the_references_own_file(directory: Path) -> None:
+    """Outgoing to host:port and incoming from anybody, as it does; the start says what that means."""
+    async with short_directory() as there:
+        target: list[str] = []
+        async with (
+            reference_handler(there / "chat.sock", lambda data: reply("sendClients", ["bob"], data)),
+            reference_handler(directory / "chat.sock", lambda data: reply("sendServers", target, data)),
+            on_file(there, conf_of(0, bester={"server": {"name": "far"}, **OPEN_ACCOUNTS})) as far,
+            on_file(directory, conf_of(0, bester={"server": {"name": "near"}, **OPEN_ACCOUNTS})) as near,
+        ):
+            target.append(f"127.0.0.1:{far.port}")
+            bob = await RawClient.login(far, "bob")
+            ann = await RawClient.login(near, "ann")
+            ann.submit("chat", {"n": 1}, "m")
+            report, _ = await ann.until_report("m")
+            assert report["header"]["status"] == "good", report
+            message = await bob.receive()
+            assert (message["payload"]["type"], message["payload"]["data"]) == ("chat", {"n": 1})
+            answer = await said_by_server(far, "chat", "from besterd")
+            assert answer["header"] == {"messageType": "statusReport", "status": "good"}
+            assert (await bob.receive())["payload"]["data"] == "from besterd"
+            assert await said_by_server(far, "dummy", None) == {
+                "header": {"status": "0"},
+                "payload": {"data": None, "id": None, "type": "dummy"},
+            }
+            for client in (ann, bob):
+                await client.close()
+            await near.processes[0].says("any server may send messages here")
+
+
+async def test_who_names_the_servers_closes_the_door_both_ways(directory: Path) -> None:
+    closed = {"federation": {"accept": "listed"}, "servers": {"far": {"native": "127.0.0.3:1"}}, **OPEN_ACCOUNTS}
+    async with (
+        reference_handler(directory / "chat.sock", lambda data: reply("sendServers", ["127.0.0.2:1"], data)),
+        on_file(directory, conf_of(0, bester=closed)) as server,
+    ):
+        ann = await RawClient.login(server, "ann")
+        ann.submit("chat", 1, "m")
+        report, _ = await ann.until_report("m")
+        assert report["payload"]["reason"] == "not-allowed"
+        await ann.close()
+        assert not any("any server may send" in line for line in server.processes[0].lines)
+
+
+HANDLER = """#!{python}
+import json, os, socket, struct, sys
+path = sys.argv[1]
+if os.path.exists(path):
+    os.unlink(path)
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen(1)
+while True:
+    connection, _ = listening.accept()
+    data = connection.recv(65536)[4:]
+    if not data:
+        sys.exit("a connection without a message")
+    who = json.dumps("{who}").encode()
+    answer = b'{{"header":{{"status":"0","command":{{"type":"sendClients","data":["bob"]}}}},"data":' + who + b"}}"
+    connection.sendall(struct.pack("<I", len(answer)) + answer)
+    connection.close()
+"""
+"""A handler as the reference has them: it takes the socket from whoever had it, and ends when it is only knocked at."""
+
+
+def program(directory: Path, who: str) -> Path:
+    """Write such a handler, which answers its own name."""
+    path = directory / who
+    path.write_text(HANDLER.format(python=sys.executable, who=who))
+    path.chmod(0o755)
+    return path
+
+
+async def answers(client: RawClient) -> str:
+    """Return which handler answers."""
+    client.submit("chat", 1, "m")
+    report, before = await client.until_report("m")
+    return str(before[0]["payload"]["data"]) if before else str(report["payload"].get("reason"))
+
+
+async def test_a_handler_that_somebody_runs_already_is_left_to_them(directory: Path) -> None:
+    ours, theirs = program(directory, "ours"), program(directory, "theirs")
+    running = await Process.start(str(theirs), "chat.sock", cwd=directory)
+    async with asyncio.timeout(DEADLINE_S):
+        while not (directory / "chat.sock").exists():
+            await asyncio.sleep(0.01)
+    async with on_file(directory, conf_of(0, binary=str(ours), bester=OPEN_ACCOUNTS)) as server:
+        line = await server.processes[0].says("is not started")
+        assert str(directory / "chat.sock") in line
+        bob = await RawClient.login(server, "bob")
+        assert [await answers(bob) for _ in range(3)] == ["theirs"] * 3
+        assert await running.end(9) == -9
+        async with asyncio.timeout(DEADLINE_S):
+            while await answers(bob) != "ours":
+                await asyncio.sleep(0.05)
+        await bob.close()
+
+
+async def test_a_handler_that_nobody_runs_is_started_whatever_was_left_behind(directory: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(directory / "chat.sock"))
+    left.close()  # the file stays
+    ours = program(directory, "ours")
+    async with on_file(directory, conf_of(0, binary=str(ours), bester=OPEN_ACCOUNTS)) as server:
+        bob = await RawClient.login(server, "bob")
+        async with asyncio.timeout(DEADLINE_S):
+            while await answers(bob) != "ours":
+                await asyncio.sleep(0.05)
+        await bob.close()
+        assert not any("is not started" in line for line in server.processes[0].lines)
 
 
 APART = """

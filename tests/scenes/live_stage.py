@@ -130,7 +130,7 @@ class LiveServer(Server):
         self.address = self._address.result()
 
     async def _serve(self) -> None:
-        settings = replace(await settings_of(self._config), limits=LIMITS, open_accounts=not self._residents)
+        settings = replace(settings_of(self._config), limits=LIMITS, open_accounts=not self._residents)
         async with (
             Broker(settings, self._config.fabric.listen, Residents(self._residents), self._store) as broker,
             AsyncExitStack() as stack,

@@ -296,9 +296,8 @@ class SimBridge:
             return None
         return Connection(self, host, on_bytes=on_bytes, on_lost=on_lost, slow_s=self.slow_s)
 
-    def say(self, host: str, body: bytes, frame: bytes) -> Peer:
-        """A native server says its one message, whose body is this, and waits for the report."""
-        peer = Peer(self.server.name, body)
+    def say(self, host: str, peer: Peer, frame: bytes, told: Callable[[], None]) -> None:
+        """A native server says its one message and waits for the report; `told` is called when the peer has it."""
         splitter = Splitter(1 << 20)
         connection: list[Connection] = []
 
@@ -307,12 +306,12 @@ class SimBridge:
             if bodies:
                 peer.reports.extend(bodies)
                 connection[0].hang_up()
+                told()
 
         opened = self.connect(host, on_bytes, lambda: None)
         if opened is not None:
             connection.append(opened)
             opened.write(frame)
-        return peer
 
 
 class _Direct:

@@ -57,6 +57,7 @@ class Faults:
         for _ in range(self.count):
             self.world.after(chance.uniform(0.5, until_s), chance.choice(faults))
         self.world.after(healed_s, self._heal)
+        self.scenario.neighbour.plan_faults(until_s)
 
     @property
     def calm(self) -> bool:

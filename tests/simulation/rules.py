@@ -78,6 +78,7 @@ class Rules:
         return (
             all(client.ready and not client.unreported for client in scenario.clients)
             and all(server.router.idle and not waiting(server) and not under_way(server) for server in scenario.servers)
+            and not scenario.neighbour.coming
         )  # fmt: skip
 
     def ask_what_became(self) -> None:

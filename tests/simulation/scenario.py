@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import traceback
 from functools import partial
+from random import Random
 
-from bester.bridge import native
 from bester.bridge.client.frames import Terms
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.values import Limits, Route, Settings
@@ -22,6 +22,7 @@ from tests.simulation.clients import SimClient, Submission
 from tests.simulation.faults import Faults
 from tests.simulation.handlers import Behaviour, SimHandler
 from tests.simulation.natives import Done, NativeServer
+from tests.simulation.neighbour import Neighbour
 from tests.simulation.programs import MUTE, NATIVE, NATIVES
 from tests.simulation.rules import Rules
 from tests.simulation.servers import SimServer
@@ -40,8 +41,7 @@ USERS = ["ann", "bob", "cat", "dan", "eve"]
 CLIENTS = 20
 TYPES = ["a", "b", "o"]
 """`o` is asked for in order."""
-NATIVE_HOST = "10.0.0.9"
-ADDRESSES = {NATIVE: f"{NATIVE_HOST}:2223", MUTE: f"{NATIVE_HOST}:2224"}
+ADDRESSES = {NATIVE: "n1.example:2223", MUTE: "n2.example:2223"}
 
 
 class Scenario:
@@ -59,6 +59,7 @@ class Scenario:
         self.weathers: list[Weather] = []
         self.natives = {name: NativeServer(self.world, name, at, mute=name == MUTE) for name, at in ADDRESSES.items()}
         self._numbers = 0
+        self.neighbour = Neighbour(self.world, Random(f"native {seed}"))
         self._names = ["s1", "s2", "s3"]
         self.faults = Faults(self)
         self.rules = Rules(self)
@@ -79,9 +80,10 @@ class Scenario:
         for name in self._names:
             others = {other: route for other, route in routes.items() if other != name}
             budgets = {"b": Budget(2.0, 2)} if chance.random() < 0.3 else {}
-            settings = Settings(name, routes=others, hosts={NATIVE_HOST: NATIVES}, limits=LIMITS, budgets=budgets)
+            settings = Settings(name, routes=others, unknown_hosts=frozenset({NATIVE}), limits=LIMITS, budgets=budgets)
             turn_s = chance.choice((0.0, 0.0, 0.002, 0.02))
             self.servers.append(SimServer(self.world, settings, accounts, turn_s=turn_s))
+            self.neighbour.listed_by(self.servers[-1])
         for number, server in enumerate(self.servers):
             for other in self.servers:
                 if other is not server:
@@ -186,8 +188,8 @@ class Scenario:
         """A native server's message."""
         chance = self.random
         body = self._body()
-        frame = native.to_server(self._numbers, chance.choice(TYPES), body, {"id": f"{NATIVE}/{self._numbers}"})
-        self.peers.append(chance.choice(self.bridges).say(NATIVE_HOST, body, frame))
+        said = self.neighbour.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
+        self.peers.append(said)
 
     def _emit(self) -> None:
         chance = self.random

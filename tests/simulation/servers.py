@@ -12,7 +12,8 @@ from itertools import count
 from typing import Any
 
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
+from bester.broker.hosts import Hosts
 from bester.broker.keeping import Keeping
 from bester.broker.kept import PRESSING, Committed, Note, Read, Write
 from bester.broker.store.memory import MemoryStore
@@ -85,6 +86,7 @@ class SimServer:
         self.direct: dict[Link, Callable[[Messages], None]] = {}
         self.on_crash: list[Callable[[float], None]] = []
         self.on_start: list[Callable[[], None]] = []
+        self.on_look_up: Callable[[], None] = lambda: None
         self.up = False
         self.crashes = 0
         self.handlers_lost = 0
@@ -145,6 +147,10 @@ class SimServer:
             on_ready=lambda: self._when_awake(lambda: self._do(self.router.server_ready(name, self.now))),
             on_lost=lambda why: self._when_awake(lambda: self._do(self.router.server_lost(name, why, self.now))),
         )  # fmt: skip
+
+    def hosts_changed(self, hosts: Hosts) -> None:
+        """A lookup has ended."""
+        self._when_awake(lambda: self._do(self.router.hosts_changed(hosts, self.now)))
 
     def forget(self, link: Link) -> None:
         """The socket at the other end is closed, and can be seen to be."""
@@ -325,6 +331,8 @@ class SimServer:
                 self.world.random.uniform(0, 0.2),
                 partial(lambda action, life: self._when_awake(lambda: self._verify(action, life)), action, self.life),
             )
+        elif isinstance(action, LookUp):
+            self.on_look_up()
         elif isinstance(action, Notice):
             self.handlers_lost += action.event in ("lost", "left") and action.fields["role"] == "handler"
             self.world.tell(self.name, f"notes {action.event}", action.fields)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, Notice, Send, Settings, Verify
+from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Send, Settings, Verify
 from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
@@ -69,6 +69,7 @@ class Stand:
         self.inbox: dict[Link, list[Message]] = {}
         self.notices: list[Notice] = []
         self.verifies: list[Verify] = []
+        self.looked_up: list[frozenset[str]] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[Read] = []
@@ -112,6 +113,8 @@ class Stand:
                 self.notices.append(action)
             elif isinstance(action, Verify):
                 self.verifies.append(action)
+            elif isinstance(action, LookUp):
+                self.looked_up.append(action.servers)
             elif isinstance(action, Read):
                 self.reads.append(action)
             else:

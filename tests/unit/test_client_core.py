@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bester.bridge.client import frames
-from bester.bridge.client.core import FIRST_RETRY_S, LAST_RETRY_S, STEADY_S, Core
+from bester.bridge.client.core import FIRST_RETRY_S, LAST_RETRY_S, PATIENCE_S, STEADY_S, Core
 from bester.bridge.client.errors import (
     AuthenticationFailed,
     ClientClosed,
@@ -54,6 +54,16 @@ def connect(core: Core, now: float = 0.0) -> list[Event]:
     core.opened(now)
     assert len(core.take()) == 1
     return core.receive(frame(WELCOME), now)
+
+
+def put_off(core: Core, retry_s: Any, *, now: float, reason: str = "try-later") -> Event:
+    """Log in, and be told to try again later; returns the last thing that follows."""
+    assert core.dial()
+    core.opened(now)
+    core.take()
+    payload = {"id": "auth_special", "reason": reason, "retry_s": retry_s}
+    body = {"header": {"messageType": "statusReport", "status": "bad"}, "payload": payload}
+    return core.receive(frame(json.dumps(body).encode()), now)[-1]
 
 
 def payloads(written: list[bytes]) -> list[dict[str, Any]]:
@@ -292,6 +302,49 @@ class TestRefusals:
         (lost,) = core.receive(frame(body), 1)
         assert isinstance(lost, Lost)
         assert core.state is State.DOWN
+
+    def test_a_first_login_that_is_put_off_is_tried_again_when_it_may_and_loses_nothing(self) -> None:
+        core = a_core()
+        id_ = core.submit("chat", b"1")
+        lost = put_off(core, 2, now=10.0)
+        assert isinstance(lost, Lost)
+        assert lost.retry_at == core.retry_at >= 12.0
+        assert core.state is State.DOWN
+        assert connect(core, 12.5) == [Ready()]
+        assert [payload["id"] for payload in payloads(core.take())] == [id_]
+
+    def test_it_is_tried_again_for_so_long_and_no_longer(self) -> None:
+        core = a_core()
+        for number in range(int(PATIENCE_S // 6)):
+            assert isinstance(put_off(core, 6, now=number * 10.0), Lost)
+        ended = put_off(core, 6, now=100.0)
+        assert isinstance(ended, Ended)
+        assert isinstance(ended.error, ServerRefused)
+        assert (ended.error.code, ended.error.retry_s) == ("try-later", 6.0)
+        assert "of 'bob' for another 6 s" in str(ended.error)
+
+    def test_once_we_were_in_it_is_tried_again_however_long_that_takes_and_never_sooner(self) -> None:
+        core = a_core(random=lambda: 0.0)
+        connect(core)
+        core.lost("gone", 0)
+        for now in (1.0, 100.0, 200.0):
+            lost = put_off(core, 64, now=now)
+            assert isinstance(lost, Lost)
+            assert lost.retry_at == now + 64
+
+    def test_a_server_that_says_nothing_of_use_is_not_hammered(self) -> None:
+        for odd in (0, 0.001):
+            core = a_core()
+            for _ in range(int(PATIENCE_S)):
+                assert isinstance(put_off(core, odd, now=0.0), Lost)
+                assert core.retry_at >= 1.0
+            assert isinstance(put_off(core, odd, now=0.0), Ended)
+        for none in (-1, 1e9, "5", True, [5], None):
+            assert isinstance(put_off(a_core(), none, now=0.0), Ended)
+
+    def test_a_reason_unheard_of_may_pass_where_the_server_says_when(self) -> None:
+        assert isinstance(put_off(a_core(), 2, now=0.0, reason="moon"), Lost)
+        assert isinstance(put_off(a_core(), 2, now=0.0, reason="authentication-failed"), Ended)
 
     def test_a_bad_login_fails_what_waits(self) -> None:
         core = a_core()

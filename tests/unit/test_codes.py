@@ -13,6 +13,7 @@ TEMPORARY = {
     "handler-lost",
     "timeout",
     "overloaded",
+    "try-later",
     "mailbox-full",
     "storage-full",
     "unreachable",

@@ -370,6 +370,54 @@ def test_the_reference_daemons_file(tmp_path: Path) -> None:
     assert "typeMap.spare" in said
     assert "gone is no program" in said
     assert all(notice.isprintable() for notice in config.notices)
+    assert (config.accept, config.auth, config.servers) == ("open", "accounts", {})
+    assert "any server may send messages here, and handlers may send to any host:port" in said
+    assert '"federation": {"accept": "listed"}' in said
+
+
+BESIDE = """{
+  "network": {"unix": {"address": "u.sock"}},
+  "bester": {
+    "server": {"name": "s1.example"},
+    "native": {"max_frame": 4096, "max_connections_per_user": 3},
+    "accounts": {"auth": "open"},
+    "servers": {"g": {"native": "g.example:2223", "accept_types": ["english"]}},
+    "store": {"ttl_s": 60}%s
+  }
+}"""
+
+
+def test_what_the_reference_daemon_has_no_key_for_stands_beside_its_own(tmp_path: Path) -> None:
+    config = besterd.load(besterd_file(tmp_path, BESIDE % ""))
+    assert (config.server.name, config.server.data_dir) == ("s1.example", tmp_path / "bester-data")
+    assert config.fabric == defaults(tmp_path).fabric
+    native = config.native
+    assert (native.unix, native.tcp4) == (tmp_path / "u.sock", None)
+    assert (native.max_frame, native.max_connections_per_user, native.max_connections) == (4096, 3, 20_000)
+    assert (config.auth, config.store.bounds.ttl_s, config.handlers) == ("open", 60.0, ())
+    assert config.servers == {
+        "g": PeerConfig("g", native=HostPort("g.example", 2223), accept_types=frozenset({"english"}))
+    }
+    assert config.informer == tmp_path / "bInformer"
+    assert config.accept == "open"
+    assert ["any server" in notice for notice in config.notices] == [True]
+
+
+@pytest.mark.parametrize("accept", ["listed", "none", "open"])
+def test_who_says_whom_to_accept_is_not_told_of_the_default(tmp_path: Path, accept: str) -> None:
+    config = besterd.load(besterd_file(tmp_path, BESIDE % f', "federation": {{"accept": "{accept}"}}'))
+    assert config.accept == accept
+    assert not any("any server" in notice for notice in config.notices)
+
+
+def test_a_key_that_nobody_reads_is_said_so(tmp_path: Path) -> None:
+    text = '{"network": {"unix": {"address": "u"}}, "bestr": {}, "log": "x"}'
+    said = "\n".join(besterd.load(besterd_file(tmp_path, text)).notices)
+    assert "bestr is not read; did you mean bester?" in said
+    assert "log is not read" in said
+
+
+UNIX = '{"network": {"unix": {"address": "u"}}, "bester": '
 
 
 @pytest.mark.parametrize(
@@ -390,6 +438,37 @@ def test_the_reference_daemons_file(tmp_path: Path) -> None:
             "unixDomainSocketPath: is missing",
         ),
         ('{"network": {"unix": {"address": "u"}}, "handlers": {"typeMap": {"dummy": {}}}}', "'dummy' is reserved"),
+        (UNIX + "3}", "bester: is missing or no object"),
+        (UNIX + '{"natve": {}}}', "bester.natve: unknown section; did you mean native?"),
+        (UNIX + '{"native": {"max_frme": 1}}}', "bester.native.max_frme: unknown key; did you mean max_frame?"),
+        (UNIX + '{"native": {"max_frame": "1"}}}', "bester.native.max_frame: is a whole number from 1024"),
+        (
+            UNIX + '{"native": {"tcp4": "127.0.0.1:1"}}}',
+            "bester.native.tcp4: does not belong here; listeners stand in network",
+        ),
+        (
+            UNIX + '{"native": {"insecure": true}}}',
+            'bester.native.insecure: does not belong here; write "insecure": true',
+        ),
+        (
+            UNIX + '{"handlers": {}}}',
+            "bester.handlers: does not belong here; handlers are declared in handlers.typeMap",
+        ),
+        (UNIX + '{"server": {"data_dir": "x"}}}', "bester.server.data_dir: does not belong here; the other commands"),
+        (
+            UNIX + '{"fabric": {}}}',
+            "bester.fabric: does not belong here; the other commands look for bester-data/fabric.sock",
+        ),
+        (UNIX + '{"store": {"url": "memory:"}}}', "bester.store.url: does not belong here"),
+        (UNIX + '{"informer": 3}}', "bester.informer: does not belong here; the informer is bInformer"),
+        (UNIX + '{"server": {"name": null}}}', 'bester.server.name: is text; write "name": "…"'),
+        (UNIX + '{"server": []}}', "bester.server: is an object; write { … }"),
+        (UNIX + '{"federation": "open"}}', "bester.federation: is an object; write { … }"),
+        (
+            UNIX + '{"federation": {"accept": "all"}}}',
+            "bester.federation.accept: 'all' is not one of listed, open, none",
+        ),
+        (UNIX + '{"servers": {"g": {}}}}', 'bester.servers.g: needs fabric = "tcp://…" or native = "host:port"'),
     ],
 )
 def test_mistakes_in_the_reference_daemons_file(tmp_path: Path, text: str, said: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from bester.broker.core import policy
 from bester.broker.core.values import Route, Settings
+from bester.broker.hosts import Hosts
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
 
@@ -66,4 +67,4 @@ def test_which_messages_of_servers_may_enter(accept: str, peer: str | None, type
     ],
 )
 def test_a_native_server_is_known_by_its_address(host: str, claimed: str | None, type_: str, name: str | None) -> None:
-    assert policy.native_peer(settings(), host, claimed, type_) == name
+    assert policy.native_peer(settings(), Hosts(settings().hosts), host, claimed, type_) == name

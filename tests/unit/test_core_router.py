@@ -433,6 +433,9 @@ def test_a_refused_password_opens_nothing() -> None:
     stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))
     stand.take(stand.router.verified(bridge, 7, "alice", "authentication-failed", stand.now))
     assert stand.heard(bridge) == [LoggedIn(7, 1, "authentication-failed")]
+    stand.say(bridge, Login(8, "alice", "wrong", "10.0.0.1"))
+    stand.take(stand.router.verified(bridge, 8, "alice", "try-later", stand.now, 1.0001))
+    assert stand.heard(bridge) == [LoggedIn(8, 1, "try-later", 1001)]
     assert stand.ask(chat, "listClients").value == []
 
 

@@ -41,6 +41,16 @@ def test_a_refused_header_comes_after_the_frames_before_it(
     assert splitter.waiting_bytes == 0
 
 
+@given(st.lists(st.binary(max_size=300), max_size=12), st.lists(st.integers(0, 4000), max_size=30))
+def test_where_empty_frames_are_taken_any_split_gives_them_too(bodies: list[bytes], cuts: list[int]) -> None:
+    splitter = Splitter(300, empty=True)
+    assert feed_in_pieces(splitter, b"".join(map(frame, bodies)), cuts) == bodies
+    assert splitter.waiting_bytes == 0
+    assert splitter.refused is None
+    splitter.feed((301).to_bytes(HEADER_BYTES, "little"))
+    assert splitter.refused == 301
+
+
 @given(st.binary(min_size=1, max_size=300), st.integers(0, 299))
 def test_an_unfinished_frame_is_held(body: bytes, sent: int) -> None:
     splitter = Splitter(300)

@@ -1,92 +1,360 @@
-"""Wrong passwords make an account and an address wait, longer each time, and never make the table grow."""
+"""Wrong passwords slow down one user at one address; guesses are put off, and whoever knows the password gets in."""
 
+from __future__ import annotations
+
+import math
+from itertools import count
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.lockout import FAILURES, FIRST_WAIT_S, FORGET_S, LONGEST_WAIT_S, WINDOW_S, Lockout
+from bester.broker.lockout import (
+    ASKED,
+    ASKED_OF_ONE,
+    BUDGET,
+    BUDGET_S,
+    COME_AGAIN_S,
+    FAILURES,
+    FIRST_WAIT_S,
+    FORGET_S,
+    LONGEST_WAIT_S,
+    MARKS,
+    PAIRS,
+    PUT_OFF_S,
+    RESERVE,
+    TURN_S,
+    WINDOW_S,
+    Lockout,
+    Passed,
+    Refused,
+    network_of,
+)
 
-KEY = ("user tim",)
+HERE, THERE = "192.0.2.7", "192.0.2.8"
+RIGHT = b"the right one"
 
 
-def fail(lockout: Lockout, times: int, now: float) -> None:
-    for _ in range(times):
-        lockout.failed(KEY, now)
+class World:
+    """A lockout, and attackers who never guess the same twice. `checks` counts the passwords that were checked."""
+
+    def __init__(self) -> None:
+        self.lockout = Lockout()
+        self.now = 1000.0
+        self.checks = 0
+        self._guesses = count()
+
+    def guess(self, user: str = "tim", net: str = HERE, mark: bytes | None = None) -> Passed | Refused:
+        """Try a wrong password, a new one by default."""
+        guess = b"%d" % next(self._guesses) if mark is None else mark
+        asked = self.lockout.ask(user, net, guess, self.now)
+        if isinstance(asked, Passed):
+            self.checks += 1
+            self.lockout.wrong(user, net, guess, self.now)
+        return asked
+
+    def log_in(self, user: str = "tim", net: str = HERE) -> Passed | Refused:
+        """Try the right password."""
+        asked = self.lockout.ask(user, net, RIGHT, self.now)
+        if isinstance(asked, Passed):
+            self.checks += 1
+            self.lockout.right(user, net)
+        return asked
+
+    def comes_through(self, user: str = "tim", net: str = HERE, *, meanwhile: int = 0, guessed: str = "tim") -> float:
+        """Try the right password as a client does, again after as many whole seconds as it is told, while `meanwhile`
+        guesses a second are made at `guessed` from there; return how long it took."""
+        began = self.now
+        while True:
+            asked = self.log_in(user, net)
+            if isinstance(asked, Passed):
+                return self.now - began
+            assert asked.retry_s is not None
+            for _ in range(max(1, math.ceil(asked.retry_s))):
+                for _ in range(meanwhile):
+                    self.now += 1 / meanwhile
+                    self.guess(guessed, net)
+                self.now += 0 if meanwhile else 1
 
 
-def test_four_wrong_passwords_cost_nothing() -> None:
-    lockout = Lockout()
-    fail(lockout, FAILURES - 1, 100.0)
-    assert lockout.wait_s(KEY, 100.0) == 0.0
+def wait_s(asked: Passed | Refused) -> float:
+    return 0.0 if isinstance(asked, Passed) else asked.retry_s or 0.0
 
 
-def test_the_fifth_within_the_window_makes_one_wait() -> None:
-    lockout = Lockout()
-    fail(lockout, FAILURES, 100.0)
-    assert lockout.wait_s(KEY, 100.0) == FIRST_WAIT_S
-    assert lockout.wait_s(KEY, 100.0 + FIRST_WAIT_S) == 0.0
+@pytest.fixture
+def world() -> World:
+    return World()
 
 
-def test_slow_typing_is_no_attack() -> None:
-    lockout = Lockout()
+# --- one user at one address ------------------------------------------------------------------------------------------
+
+
+def test_four_wrong_passwords_cost_nothing(world: World) -> None:
+    for _ in range(FAILURES - 1):
+        assert world.guess() in (Passed(2), Passed(3))
+    assert world.log_in() == Passed(3)
+
+
+def test_the_fifth_within_the_window_makes_that_user_wait_there_and_nobody_else_and_nowhere_else(world: World) -> None:
+    for _ in range(FAILURES):
+        world.guess()
+    assert world.log_in("ann", HERE) == Passed(2)
+    assert world.log_in("tim", THERE) == Passed(2)
+    assert world.log_in() == Refused(FIRST_WAIT_S)
+    world.now += FIRST_WAIT_S
+    assert isinstance(world.log_in(), Passed)
+    assert world.guess() == Passed(0)  # what was wrong is forgotten
+
+
+def test_the_same_wrong_password_counts_once(world: World) -> None:
+    assert world.guess(mark=b"old") == Passed(2)
+    for _ in range(1000):
+        world.now += 0.4
+        assert world.guess(mark=b"old") == Refused(None)
+    assert world.checks == 1
+    assert world.log_in() == Passed(3)
+
+
+def test_a_few_programs_with_an_old_password_each_keep_nobody_out(world: World) -> None:
     for turn in range(50):
-        now = turn * (WINDOW_S / 3)
-        fail(lockout, 1, now)
-        assert lockout.wait_s(KEY, now) == 0.0
+        for program in range(FAILURES - 1):
+            world.guess(mark=b"old %d" % program)
+        assert isinstance(world.log_in(), Passed), turn
+        world.now += 1.0
 
 
-def test_each_further_failure_doubles_the_wait_up_to_the_longest() -> None:
-    lockout = Lockout()
-    now = 0.0
-    fail(lockout, FAILURES, now)
+def test_as_many_wrong_ones_are_remembered_as_are_said(world: World) -> None:
+    for number in range(MARKS + 1):
+        world.lockout.wrong("tim", HERE, b"%d" % number, world.now)
+    world.now += LONGEST_WAIT_S * 2
+    assert world.lockout.ask("tim", HERE, b"1", world.now) == Refused(None)
+    assert world.lockout.ask("tim", HERE, b"0", world.now) == Passed(3)
+
+
+def test_slow_typing_is_no_attack(world: World) -> None:
+    for _ in range(50):
+        assert isinstance(world.guess(), Passed)
+        world.now += WINDOW_S / 3
+
+
+def test_each_further_failure_doubles_the_wait_up_to_the_longest(world: World) -> None:
+    for _ in range(FAILURES):
+        world.guess()
     waits = []
     for _ in range(10):
-        waits.append(lockout.wait_s(KEY, now))
-        now += waits[-1]
-        fail(lockout, 1, now)
+        wait = wait_s(world.lockout.ask("tim", HERE, b"x", world.now))
+        waits.append(wait)
+        world.now += wait + max(TURN_S, wait / 4)
+        assert isinstance(world.guess(), Passed)
     assert waits[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     assert set(waits[7:]) == {LONGEST_WAIT_S}
 
 
-def test_success_clears_the_account_and_not_the_address() -> None:
-    lockout = Lockout()
-    keys = ("user tim", "address 192.0.2.1")
+def test_after_a_long_peace_one_starts_afresh(world: World) -> None:
+    for _ in range(FAILURES + 3):
+        world.guess()
+        world.now += LONGEST_WAIT_S * 2
+    world.now += FORGET_S
+    for _ in range(FAILURES - 1):
+        assert isinstance(world.guess(), Passed)
+    assert isinstance(world.log_in(), Passed)
+
+
+def test_who_asked_during_the_wait_comes_first_when_it_is_over(world: World) -> None:
     for _ in range(FAILURES):
-        lockout.failed(keys, 0.0)
-    lockout.succeeded("user tim")
-    assert lockout.wait_s(["user tim"], 0.0) == 0.0
-    assert lockout.wait_s(keys, 0.0) > 0.0
+        world.guess()
+    assert world.log_in() == Refused(FIRST_WAIT_S)
+    world.now += FIRST_WAIT_S + 0.1
+    assert wait_s(world.guess()) == pytest.approx(TURN_S - 0.1)  # one that nobody has heard of
+    assert isinstance(world.log_in(), Passed)
 
 
-def test_after_a_long_peace_one_starts_afresh() -> None:
-    lockout = Lockout()
-    fail(lockout, FAILURES + 3, 0.0)
-    later = FORGET_S + 1.0
-    fail(lockout, FAILURES - 1, later)
-    assert lockout.wait_s(KEY, later) == 0.0
+def test_where_nobody_asked_a_new_password_need_not_wait_longer(world: World) -> None:
+    for _ in range(FAILURES):
+        world.guess()
+    world.now += FIRST_WAIT_S
+    assert isinstance(world.log_in(), Passed)
 
 
-def test_the_table_is_bounded_and_keeps_the_latest() -> None:
-    lockout = Lockout(key_limit=10)
-    for number in range(100):
-        for _ in range(FAILURES):
-            lockout.failed([f"address {number}"], 0.0)
-    assert len(lockout) == 10
-    assert lockout.wait_s(["address 99"], 0.0) > 0.0
-    assert lockout.wait_s(["address 0"], 0.0) == 0.0
+# --- attackers, and one who knows the password ------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 40.0)), max_size=60))
-def test_any_five_failures_within_the_window_make_one_wait(steps: list[tuple[str, float]]) -> None:
-    lockout = Lockout()
-    now = 0.0
-    seen: dict[str, list[float]] = {}
-    for key, pause in steps:
-        now += pause
-        if lockout.wait_s([key], now) == 0.0:
-            lockout.failed([key], now)
-            seen.setdefault(key, []).append(now)
-        times = seen.get(key, [])
-        recent = [at for at in times if now - at <= WINDOW_S]
-        if times and times[-1] == now and len(recent) >= FAILURES:
-            assert lockout.wait_s([key], now) >= FIRST_WAIT_S
-        assert lockout.wait_s([key], now) <= LONGEST_WAIT_S
+def test_a_thousand_addresses_with_four_guesses_each(world: World) -> None:
+    for turn in range(4):
+        for number in range(1000):
+            world.guess("tim", f"10.0.{number // 250}.{number % 250}")
+            world.now += 0.001
+        if turn == 1:
+            assert world.comes_through("tim", THERE) <= 2
+    assert world.comes_through("tim", HERE) <= 2
+    assert world.checks <= BUDGET + 4 * 1000 * 0.001 * BUDGET / BUDGET_S + 10
+
+
+def test_one_address_at_all_users_known_or_not(world: World) -> None:
+    for number in range(5000):
+        world.guess(f"user {number}", HERE)
+        world.now += 0.001
+    assert world.checks <= BUDGET + 5 * BUDGET / BUDGET_S + 1
+    assert world.comes_through("ann", HERE) <= 2
+    assert world.comes_through("ann", THERE) == 0
+
+
+def test_guesses_at_an_honest_users_name_from_the_same_address(world: World) -> None:
+    """Somebody behind the same router guesses all the time, never the same twice."""
+    for _ in range(60):
+        for _ in range(20):
+            world.guess()
+            world.now += 0.05
+        assert world.log_in("ann") in (Passed(0), Passed(2), Passed(1))
+    assert world.comes_through(meanwhile=20) <= LONGEST_WAIT_S + 2
+    assert world.checks < 100
+
+
+def test_who_has_logged_in_from_an_address_is_not_put_off_there(world: World) -> None:
+    assert world.log_in("tim", HERE) == Passed(2)
+    for number in range(3000):
+        world.guess("tim", f"10.0.{number // 250}.{number % 250}")
+        world.guess(f"user {number}", HERE)
+    assert world.log_in("tim", HERE) == Passed(0)
+    assert wait_s(world.log_in("tim", THERE)) == PUT_OFF_S
+
+
+def test_who_mistypes_during_an_attack_has_a_reserve(world: World) -> None:
+    for number in range(3000):
+        world.guess("tim", f"10.0.{number // 250}.{number % 250}")
+    asked = world.guess("tim", THERE, b"typo")
+    world.now += wait_s(asked) + 0.01
+    assert world.guess("tim", THERE, b"typo") == Passed(1)
+    assert world.comes_through("tim", THERE) <= 2
+
+
+def test_those_who_repeat_their_guesses_are_bound_by_the_reserve(world: World) -> None:
+    """They know how it works, and come again; their second failure is what counts."""
+    nets = [f"10.0.{number // 250}.{number % 250}" for number in range(200)]
+    for turn in range(30):
+        marks = {net: b"%d %d" % (turn, number) for number, net in enumerate(nets)}
+        for _ in range(2):
+            for net, mark in marks.items():
+                world.guess("tim", net, mark)
+            world.now += PUT_OFF_S
+    first = len(nets)
+    assert world.checks <= first + BUDGET + RESERVE + 30 * 2 * PUT_OFF_S * BUDGET / BUDGET_S + FAILURES
+    assert world.comes_through("tim", THERE) <= 2
+
+
+def test_the_end_of_an_attack_is_soon_forgotten(world: World) -> None:
+    for number in range(10_000):
+        world.guess("tim", f"10.{number // 60000}.{number // 250}.{number % 250}")
+    world.now += (RESERVE + 2) * BUDGET_S / BUDGET
+    assert world.log_in("tim", THERE) == Passed(2)
+
+
+def test_what_was_put_off_may_come_again_for_a_while(world: World) -> None:
+    for number in range(200):
+        world.guess(f"user {number}", HERE)
+    assert world.log_in("ann") == Refused(PUT_OFF_S)
+    world.now += PUT_OFF_S / 2
+    assert world.log_in("ann") == Refused(PUT_OFF_S)  # not at once
+    world.now += COME_AGAIN_S
+    for number in range(200):
+        world.guess(f"user {number}", HERE)
+    assert world.log_in("ann") == Refused(PUT_OFF_S)  # nor much later
+    world.now += PUT_OFF_S
+    assert world.log_in("ann") == Passed(1)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_tables_are_bounded_and_full_ones_keep_nobody_out() -> None:
+    world = World()
+    for number in range(PAIRS + 500):
+        world.lockout.right(f"user {number}", HERE)
+        world.lockout.wrong(f"user {number}", f"net {number}", b"x", world.now)
+    pairs, trusted, users, nets, _ = world.lockout.sizes()
+    assert (pairs, trusted, users, nets) == (PAIRS,) * 4
+    for number in range(ASKED + 500):
+        world.lockout.ask("tim", f"net {number % 3000}", b"%d" % number, world.now)
+    for _ in range(2 * BUDGET):
+        world.lockout.wrong("tim", "far", b"y", world.now)
+    for number in range(ASKED + 500):
+        world.lockout.ask("tim", f"net {number % 3000}", b"%d" % number, world.now)
+    assert world.lockout.sizes()[-1] <= ASKED
+    assert world.comes_through("tim", "elsewhere") <= 2
+
+
+def test_one_address_cannot_make_what_others_asked_forgotten() -> None:
+    world = World()
+    for _ in range(BUDGET + RESERVE):
+        world.lockout.wrong("tim", "far", b"y", world.now)
+    assert world.log_in("tim", THERE) == Refused(PUT_OFF_S)
+    for number in range(2 * ASKED):
+        world.lockout.ask("tim", HERE, b"%d" % number, world.now)
+    assert world.lockout.sizes()[-1] == ASKED_OF_ONE + 1
+    world.now += PUT_OFF_S
+    assert world.log_in("tim", THERE) == Passed(1)
+
+
+USERS = st.sampled_from(["tim", "ann", "bob"])
+NETS = st.sampled_from([HERE, THERE, "2001:db8::", ""])
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["guess", "guess", "same", "right", "wait"]), USERS, NETS, st.floats(0.0, 40.0)),
+    max_size=120,
+)
+
+
+@given(STEPS, st.sampled_from(["eve", "tim"]), st.sampled_from(["198.51.100.1", HERE]))
+def test_whatever_others_do_who_has_not_failed_comes_through_within_two_seconds(
+    steps: list[tuple[str, str, str, float]], user: str, net: str
+) -> None:
+    world = World()
+    failed = False
+    for what, who, where, pause in steps:
+        if what == "wait":
+            world.now += pause
+        elif what == "right":
+            asked = world.log_in(who, where)
+            failed = failed and not ((who, where) == (user, net) and isinstance(asked, Passed))
+        else:
+            asked = world.guess(who, where, b"same" if what == "same" else None)
+            failed = failed or ((who, where) == (user, net) and isinstance(asked, Passed))
+        if not isinstance(asked := world.lockout.ask(user, net, b"another", world.now), Passed):
+            assert asked.retry_s is not None
+            assert asked.retry_s <= LONGEST_WAIT_S + LONGEST_WAIT_S / 4
+    if not failed:
+        assert world.comes_through(user, net) <= 2
+
+
+@given(STEPS)
+def test_any_five_failures_within_the_window_make_one_wait(steps: list[tuple[str, str, str, float]]) -> None:
+    world = World()
+    seen: dict[tuple[str, str], list[float]] = {}
+    for what, who, where, pause in steps:
+        world.now += pause / 8
+        if what == "right":
+            if isinstance(world.log_in(who, where), Passed):
+                seen.pop((who, where), None)
+            continue
+        if isinstance(world.guess(who, where), Passed):
+            times = seen.setdefault((who, where), [])
+            times.append(world.now)
+            if len([at for at in times if world.now - at <= WINDOW_S]) >= FAILURES:
+                assert wait_s(world.lockout.ask(who, where, b"new", world.now)) >= FIRST_WAIT_S
+
+
+@pytest.mark.parametrize(
+    ("address", "net"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::"),
+        ("::1", "::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("", ""),
+        ("a host", "a host"),
+    ],
+)
+def test_what_counts_as_one_address(address: str, net: str) -> None:
+    assert network_of(address) == net

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.session import Acknowledged, Session, Step, refusal
+from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.bridge.window import OVERHEAD_BYTES, Load, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, Close, Login, Report, Submit
@@ -39,9 +39,10 @@ GARBAGE = frame(b"nonsense")
 TOO_LARGE = (2001).to_bytes(4, "little")
 
 
-def session(now: float = 0.0, **limits: int) -> Session:
+def session(now: float = 0.0, *, in_doubt: bool = False, **limits: int) -> Session:
     bounds = replace(LIMITS, **limits)
-    return Session(7, "127.0.0.1", bounds, count(1), Window(bounds, Load(bounds)), now, bounds.first_frame)
+    window = Window(bounds, Load(bounds))
+    return Session(7, "127.0.0.1", bounds, count(1), window, now, bounds.first_frame, in_doubt=in_doubt)
 
 
 def now_in(it: Session) -> State:
@@ -54,7 +55,7 @@ def acks(*ids: str) -> bytes:
 
 
 def opened(*, ack: bool = False, **limits: int) -> Session:
-    it = session(**limits)
+    it = session(0.0, in_doubt=False, **limits)
     it.received(frame(HELLO[4:].replace(b'"scope"', b'"ack":true,"scope"')) if ack else HELLO, 0.0)
     assert said(it.logged_in(0, None, 0.0)) == ["good auth_special"]
     return it
@@ -89,6 +90,14 @@ class TestFirstFrame:
         assert said(it.logged_in(0, None, 1.0)) == ["good auth_special"]
         assert now_in(it) is State.OPEN
         assert (it.is_target, it.wants_input, it.deadline) == (True, True, None)
+
+    @pytest.mark.parametrize(("retry_ms", "retry_s"), [(1, 1), (1000, 1), (1001, 2), (64_000, 64)])
+    def test_who_is_put_off_is_told_for_how_many_whole_seconds(self, retry_ms: int, retry_s: int) -> None:
+        it = session()
+        it.received(HELLO, 0.0)
+        (answer,) = read(it.logged_in(1, "try-later", 0.0, retry_ms).write)
+        assert answer["payload"] == {"id": "auth_special", "reason": "try-later", "retry_s": retry_s}
+        assert now_in(it) is State.CLOSING
 
     @pytest.mark.parametrize("reason", ["authentication-failed", "overloaded", None])
     def test_refused(self, reason: str | None) -> None:
@@ -142,6 +151,14 @@ class TestFirstFrame:
         assert said(it.reported(good(1), 0.0)) == ["good x"]
         assert now_in(it) is State.CLOSING
 
+    @pytest.mark.parametrize("id_", ["i", None, ""])
+    def test_a_ping_of_a_server_is_answered_and_the_end(self, id_: str | None) -> None:
+        it = session()
+        payload = {"data": None, "type": "dummy"} | ({} if id_ is None else {"id": id_})
+        step = it.received(frame(json.dumps({"header": {"scope": "server"}, "payload": payload}).encode()), 0.0)
+        assert read(step.write) == [{"header": {"status": "0"}, "payload": {"data": None, "id": id_, "type": "dummy"}}]
+        assert (step.send, now_in(it)) == ([], State.CLOSING)
+
     @pytest.mark.parametrize(
         ("stream", "answer"),
         [
@@ -160,6 +177,31 @@ class TestFirstFrame:
         assert said(step) == [answer]
         assert step.send == []
         assert now_in(it) is State.CLOSING
+
+    @pytest.mark.parametrize(
+        ("stream", "answer", "doubted"),
+        [
+            (201, "bad None overloaded", True),
+            (2000, "bad None overloaded", True),
+            (2001, "bad None frame-too-large", False),  # a server's is refused for good as well
+            (0, "bad None malformed", False),
+        ],
+    )
+    def test_a_large_one_of_a_server_that_may_be_listed_is_not_refused_for_good(
+        self, stream: int, answer: str, doubted: bool
+    ) -> None:
+        it = session(in_doubt=True)
+        step = it.received(stream.to_bytes(4, "little"), 0.0)
+        assert (said(step), step.send) == ([answer], [Doubted("127.0.0.1")] * doubted)
+        assert now_in(it) is State.CLOSING
+
+    def test_the_doubt_is_about_the_first_one_alone(self) -> None:
+        it = session(in_doubt=True)
+        it.received(HELLO, 0.0)
+        it.logged_in(0, None, 0.0)
+        step = it.received(message(data=json.dumps("x" * 500)) + TOO_LARGE, 0.0)
+        assert [type(each) for each in step.send] == [Submit]
+        assert said(it.reported(good(1), 0.0)) == ["good i"]
 
     def test_it_must_come_in_time(self) -> None:
         it = session(10.0)

@@ -19,7 +19,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
 from bester.bridge.places import Places
 from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import Acknowledged, Session, Step, refusal
+from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.upstream import Upstream
 from bester.bridge.window import Load, Question, Window
@@ -51,7 +51,9 @@ class Bridge:
     """The bridge of one broker. `clock` is monotonic seconds; `soon` calls once, in the next turn of the loop.
 
     `first_frame_bytes` says how large the first frame from a host may be (another server's message is its first
-    frame); `forward` gets messages for servers that speak the native protocol; `notice` is told what nobody else is.
+    frame). A stranger of whom `in_doubt` says that it may be a listed server is not refused for good for a larger one,
+    and `on_doubt` gets its host. `forward` gets messages for servers that speak the native protocol; `notice` is told
+    what nobody else is.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Bridge:
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
         first_frame_bytes: Callable[[str], int] | None = None,
+        in_doubt: Callable[[str], bool] = lambda host: False,
+        on_doubt: Callable[[str], None] = lambda host: None,
         forward: Callable[[Forward], None] | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -69,6 +73,7 @@ class Bridge:
         self._clock = clock
         self._soon = soon
         self._first_frame_bytes = first_frame_bytes or (lambda host: limits.first_frame)
+        self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self.forward = forward
         self._notice = notice
         self._numbers = count(1)
@@ -190,7 +195,8 @@ class Bridge:
             return False
         window, first_bytes = Window(self.limits, self._load), self._first_frame_bytes(host)
         wire.session = Session(
-            next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes
+            next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes,
+            in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
         )  # fmt: skip
         self._places.take(wire)
         self._timed.add(wire)
@@ -304,6 +310,8 @@ class Bridge:
                             steps.append(wire.session.logged_in(1, "overloaded", now))
                     case Close():
                         self._tell(message)
+                    case Doubted():
+                        self._on_doubt(message.host)
                     case Acknowledged():
                         self._delivering.acknowledged(wire, message.ids)
                     case Question():
@@ -344,7 +352,7 @@ class Bridge:
         if not status and not self._places.log_in(wire):
             status, reason = 1, "overloaded"
             self._tell(Close(message.session))
-        self._apply(wire, wire.session.logged_in(status, reason, now), now)
+        self._apply(wire, wire.session.logged_in(status, reason, now, message.retry_ms), now)
 
     def _report(
         self,

@@ -16,6 +16,7 @@ from bester.bridge.children import GRACE_S, Children, plan
 from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
+from bester.broker.names import Names
 from bester.broker.wire.codes import ConfigError
 
 log = logging.getLogger("bester.up")
@@ -36,8 +37,10 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
         """Serve until `stop` is set, and finish what is under way."""
         children = Children(plan(config, config.fabric.listen[0]), config.directory)
         async with AsyncExitStack() as stack:
-            broker = await stack.enter_async_context(broker_service.serving(config))
-            bridge = await stack.enter_async_context(bridge_service.serving(config))
+            names = Names()
+            stack.callback(names.close)
+            broker = await stack.enter_async_context(broker_service.serving(config, names))
+            bridge = await stack.enter_async_context(bridge_service.serving(config, names))
             bridge.attach(broker.attach(bridge.bridge.receive))
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()

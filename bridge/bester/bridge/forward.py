@@ -7,7 +7,9 @@ connection's end tells without a report is passed on as it is, and the broker de
     failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
     failed:unreachable    without it: the connection was cut, or no report came in time; it may have arrived
 
-Connections to one address are opened in the order the messages came, as many at once as get through.
+Connections to one address are opened in the order the messages came, as many at once as get through. A message to a
+host whose name is being looked up takes up no connection until that has ended; what is for a name that cannot be looked
+up just now fails at once.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
+from bester.broker.names import Names, connect
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 
@@ -108,6 +111,10 @@ class _Conversation(asyncio.Protocol):
             self._looking.cancel()
         if not self._done.done():
             self._done.set_result(became)
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -125,22 +132,30 @@ class _Errand:
 
 
 class _Address:
-    """What goes to one address: connections, and what waits for one. `through_s`: when one last got through."""
+    """What goes to one address: connections, and what waits for one. `through_s`: when one last got through; `unknown`:
+    its host is being looked up."""
 
-    __slots__ = ("openings", "through_s", "waiting")
+    __slots__ = ("key", "openings", "through_s", "to", "unknown", "waiting")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, key: str, to: HostPort, most: int) -> None:
+        self.key = key
+        self.to = to
         self.openings = Openings(most)
         self.through_s = 0.0
+        self.unknown = False
         self.waiting: deque[_Errand] = deque()
 
 
 class Forwarder:
-    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop."""
+    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop.
 
-    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None]) -> None:
+    `names` looks hosts up.
+    """
+
+    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None) -> None:
         self._limits = limits
         self._done = done
+        self._names = names or Names()
         self._tasks: set[asyncio.Task[Became | None]] = set()
         self._addresses: dict[str, _Address] = {}  # those with anything to do
         self._queued = 0
@@ -150,10 +165,14 @@ class Forwarder:
         if self._queued >= self._limits.forwards_waiting:
             self._done(message.token, *OVERLOADED)
             return
-        self._queued += 1
-        address = self._addresses.get(message.address)
+        address = self._addresses.get(message.address) or self._find(message.address)
         if address is None:
-            address = self._addresses[message.address] = _Address(self._limits.forwards_per_address)
+            self._done(message.token, *UNREACHABLE)
+            return
+        if address.unknown and len(address.waiting) >= self._limits.forwards_unknown:
+            self._done(message.token, *OVERLOADED)
+            return
+        self._queued += 1
         address.waiting.append(_Errand(message, asyncio.get_running_loop().time() + self._wait_s(message)))
         self._start(address)
 
@@ -161,9 +180,45 @@ class Forwarder:
         wait_s = message.meta.get("wait_s")
         return wait_s if isinstance(wait_s, int | float) else self._limits.forward_s
 
+    def _find(self, key: str) -> _Address | None:
+        """Return an address whose host is known, or is being looked up; None where neither is possible now."""
+        to = _parsed(key)
+        if to is None:
+            return None
+        address = _Address(key, to, self._limits.forwards_per_address)
+        if not self._names.addresses(to.host):
+            if not self._names.ask(to.host, partial(self._looked_up, address)):
+                return None
+            address.unknown = True
+        self._addresses[key] = address
+        return address
+
+    def _looked_up(self, address: _Address) -> None:
+        """The lookup of a host has ended, or takes too long: what waits for it goes out, or fails."""
+        address.unknown = False
+        if self._names.addresses(address.to.host):
+            self._start(address)
+        else:
+            self._fail(address)
+            self._forget(address)
+
+    def _fail(self, address: _Address) -> None:
+        """What waits for an address cannot be sent."""
+        waiting, address.waiting = address.waiting, deque()
+        self._queued -= len(waiting)
+        for errand in waiting:
+            self._done(errand.message.token, *UNREACHABLE)
+
+    def _forget(self, address: _Address) -> None:
+        """Forget an address with nothing to do."""
+        if not address.waiting and not address.openings.open and not address.unknown:
+            self._addresses.pop(address.key, None)
+
     def _start(self, address: _Address) -> None:
         """Open the connections to an address that the bounds allow."""
         loop = asyncio.get_running_loop()
+        if address.unknown:
+            return
         while address.waiting and len(self._tasks) < self._limits.forwards and address.openings.may_open():
             errand = address.waiting.popleft()
             self._queued -= 1
@@ -189,8 +244,7 @@ class Forwarder:
         else:
             self._done(errand.message.token, *became)
         self._start(address)
-        if not address.waiting and not address.openings.open:
-            self._addresses.pop(errand.message.address, None)
+        self._forget(address)
         for other in list(self._addresses.values()):
             if len(self._tasks) >= self._limits.forwards:
                 break
@@ -208,54 +262,40 @@ class Forwarder:
             openings.through(address.through_s - began_s)
             self._start(address)
 
-        message, transport, made = errand.message, None, False
+        to, conversation = address.to, None
         if errand.connect_by is None:
             errand.connect_by = min(errand.deadline, began_s + self._limits.connect_s)
         try:
-            to: HostPort = parse_host_port(message.address)
-            frame = frame_of(message)
+            addresses, frame = self._names.addresses(to.host), frame_of(errand.message)
             if frame is None:
                 return UNWRITABLE
+            if not addresses:  # forgotten while it waited for its turn
+                return UNREACHABLE
             done: asyncio.Future[Became] = loop.create_future()
-            conversation = partial(_Conversation, frame, self._limits.max_frame, done, through)
-            async with asyncio.timeout_at(min(errand.connect_by, began_s + openings.patience_s)):
-                transport, _ = await loop.create_connection(conversation, to.host, to.port)
-            made = True
+            make = partial(_Conversation, frame, self._limits.max_frame, done, through)
+            patience_s = min(errand.connect_by - began_s, openings.patience_s)
+            conversation = await connect(make, addresses, to.port, patience_s)
             async with asyncio.timeout_at(errand.deadline):
                 return await done
-        except TimeoutError:
-            if made:
+        except OSError as error:  # a TimeoutError is one
+            if conversation is not None:
                 return CUT
-            if loop.time() < errand.connect_by:
+            if isinstance(error, TimeoutError) and loop.time() < errand.connect_by:
                 return None
-            self._give_up(address, began_s)
-            return UNREACHABLE
-        except (OSError, ValueError):  # a UnicodeError of an impossible name is a ValueError
-            self._give_up(address, began_s)
+            self._names.hint(to.host)  # it may be elsewhere by now
+            if address.through_s < began_s:  # what waits for a connection there fares no better
+                self._fail(address)
             return UNREACHABLE
         finally:
             if opening:
                 openings.failed()
-            if transport is not None:
-                transport.close()
-
-    def _give_up(self, address: _Address, since_s: float) -> None:
-        """No connection could be made. What waits for one there fares no better, unless one got through meanwhile."""
-        if address.through_s >= since_s:
-            return
-        waiting, address.waiting = address.waiting, deque()
-        self._queued -= len(waiting)
-        for errand in waiting:
-            self._done(errand.message.token, *UNREACHABLE)
+            if conversation is not None:
+                conversation.close()
 
     async def close(self) -> None:
         """Give up what is still under way; it fails as unreachable."""
-        addresses, self._addresses = self._addresses, {}
-        for address in addresses.values():
-            waiting, address.waiting = address.waiting, deque()
-            for errand in waiting:
-                self._done(errand.message.token, *UNREACHABLE)
-        self._queued = 0
+        for address in self._addresses.values():
+            self._fail(address)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -279,3 +319,10 @@ def unacknowledged_bytes(transport: asyncio.Transport) -> int:
         return int(struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def _parsed(address: str) -> HostPort | None:
+    try:
+        return parse_host_port(address)
+    except ValueError:
+        return None

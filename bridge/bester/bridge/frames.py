@@ -21,13 +21,15 @@ class Splitter:
     """Cuts a byte stream into frame bodies.
 
     `limit_bytes` bounds a body; `first_limit_bytes`, where given, the stream's first one. When a frame announces more
-    than that, or nothing at all, `refused` holds its length, and nothing after it is read: the frame boundary is lost.
+    than that, or nothing at all (unless `empty`), `refused` holds its length, and nothing after it is read: the frame
+    boundary is lost.
     """
 
-    __slots__ = ("_limit", "_need", "_rest", "limit_bytes", "refused")
+    __slots__ = ("_least", "_limit", "_need", "_rest", "limit_bytes", "refused")
 
-    def __init__(self, limit_bytes: int, first_limit_bytes: int | None = None) -> None:
+    def __init__(self, limit_bytes: int, first_limit_bytes: int | None = None, *, empty: bool = False) -> None:
         self.limit_bytes = limit_bytes
+        self._least = 0 if empty else 1
         self.refused: int | None = None
         self._limit = limit_bytes if first_limit_bytes is None else first_limit_bytes  # that of the frame at hand
         self._rest: bytes | bytearray = b""  # the beginning of the frame at hand, its header included
@@ -64,10 +66,12 @@ class Splitter:
             if self._need > HEADER_BYTES:
                 break
             (length,) = _HEADER.unpack(rest)
-            if not 0 < length <= self._limit:
+            if not self._least <= length <= self._limit:
                 self._refuse(length)
                 return []
             self._need += length
+            if not length:
+                break
         self._rest, self._need, self._limit = b"", HEADER_BYTES, self.limit_bytes
         bodies = [bytes(memoryview(rest)[HEADER_BYTES:])]
         return bodies if start == len(data) else bodies + self._cut(data, start)
@@ -75,12 +79,12 @@ class Splitter:
     def _cut(self, data: bytes, start: int) -> list[bytes]:
         """Cut `data` from `start`, which is a frame boundary; hold what is left over."""
         bodies: list[bytes] = []
-        end, limit = len(data), self._limit
+        end, least, limit = len(data), self._least, self._limit
         need = HEADER_BYTES
         unpack = _HEADER.unpack_from
         while end - start >= HEADER_BYTES:
             (length,) = unpack(data, start)
-            if not 0 < length <= limit:
+            if not least <= length <= limit:
                 self._refuse(length)
                 return bodies
             body = start + HEADER_BYTES

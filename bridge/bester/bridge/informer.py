@@ -87,7 +87,7 @@ class InformerConnection(asyncio.Protocol):
 
     def __init__(self, informer: Informer) -> None:
         self._informer = informer
-        self._splitter = Splitter(informer.limits.informer_frame)
+        self._splitter = Splitter(informer.limits.informer_frame, empty=True)  # besterd answers one, and goes on
         self._held: deque[bytes] = deque()
         self._asking = False
         self._ended = False

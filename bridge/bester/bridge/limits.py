@@ -83,6 +83,9 @@ class Limits:
     """The same to all of them: descriptors."""
     forwards_waiting: int = 4_096
     """Messages waiting for their turn; above it they fail as `overloaded`."""
+    forwards_unknown: int = 1_024
+    """Of them, those to one address whose host is still looked up: a name server that hangs must leave room for what
+    goes elsewhere."""
     forward_s: float = 5.0
     """From the broker's asking to the other server's report, where the broker names no other time."""
     connect_s: float = 5.0

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bester.broker.names import find
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
 
@@ -28,6 +29,9 @@ USER_TIMEOUT_MS = 30_000
 DESCRIPTORS_APART = 128
 """Descriptors the process needs for other things than native connections."""
 PROBE_S = 1.0
+LOOKUP_S = 5.0
+"""How long a listener's name may take to be looked up; nobody is served meanwhile."""
+NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
@@ -68,15 +72,17 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
     check_plaintext(key, address, insecure)
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(address.host, address.port, family=family, type=socket.SOCK_STREAM)
+        hosts = [host for host in await find(address.host, LOOKUP_S) if (":" in host) is (family == socket.AF_INET6)]
     except OSError:
+        hosts = []
+    if not hosts:
         kind = "IPv6" if family == socket.AF_INET6 else "IPv4"
-        raise ConfigError(f"{key}: {address.host!r} is no {kind} address of this machine") from None
+        raise ConfigError(f"{key}: {address.host!r} is no {kind} address of this machine")
     sock: socket.socket | None = None
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
         _set_options(sock, family)
-        sock.bind(found[0][4])
+        sock.bind(socket.getaddrinfo(hosts[0], address.port, type=socket.SOCK_STREAM, flags=NUMERIC)[0][4])
         server = await loop.create_server(factory, sock=sock, backlog=BACKLOG)
     except OSError as error:
         if sock is not None:

@@ -364,6 +364,12 @@ def report(
 LOGGED_IN = report(AUTH_ID, 0)
 
 
+def refused(reason: str, retry_ms: int | None = None) -> bytes:
+    """Return the frame that refuses a login; `retry_ms`, rounded up to whole seconds: it may be tried again then."""
+    retry = b"" if retry_ms is None else b',"retry_s":%d' % max(1, -(-retry_ms // 1000))
+    return frame(b"".join((_BAD, AUTH_ID, b',"reason":', _text(reason), retry, b"}}")))
+
+
 def pong(id_: bytes) -> bytes:
     """Return the frame that answers a `dummy`."""
     return frame(b'{"header":{"status":"0"},"payload":{"data":null,"id":%b,"type":"dummy"}}' % id_)

@@ -16,6 +16,7 @@ from typing import Any
 
 from bester.bridge.bridge import Bridge
 from bester.bridge.connection import Connection
+from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
@@ -23,7 +24,7 @@ from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_des
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.loop import run
-from bester.broker.wire.address import is_loopback
+from bester.broker.names import Followed, Names
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import VERSION, Hello, Message
 from bester.broker.wire.party import Party
@@ -165,42 +166,33 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-async def first_frame_rule(config: Config, limits: Limits) -> Callable[[str], int]:
-    """Return how large the first frame from a host may be: a server's is its message, a stranger's a login."""
-    if config.accept == "open":
-        return lambda host: limits.max_frame
-    servers: set[str] = set()
-    loop = asyncio.get_running_loop()
-    for peer in config.servers.values() if config.accept == "listed" else ():
-        if peer.native is not None:
-            with contextlib.suppress(OSError):  # the broker says that it cannot be found
-                rows = await loop.getaddrinfo(peer.native.host, None, type=socket.SOCK_STREAM)
-                servers |= {str(row[4][0]) for row in rows}
-    if any(is_loopback(host) for host in servers):
-        servers |= {"127.0.0.1", "::1"}
-    return lambda host: limits.max_frame if host in servers else limits.first_frame
-
-
 @contextlib.asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[Service]:
+async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Service]:
     """A bridge that listens where the configuration says. It has no broker until `attach` or `link`.
 
+    It listens before any name is looked up. `names` is a broker's in the same process, which looks them up as well.
     Raises ConfigError where it cannot listen. At the end whoever is left is cut; call `drain` first to let them finish.
     """
     loop = asyncio.get_running_loop()
     limits = limits_of(config)
+    looked_up = names or Names()
+    first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
     bridge = Bridge(
         limits,
         clock=loop.time,
         soon=loop.call_soon,
-        first_frame_bytes=await first_frame_rule(config, limits),
+        first_frame_bytes=first_frames.limit_bytes,
+        in_doubt=first_frames.is_in_doubt,
+        on_doubt=first_frames.put_off,
         notice=log.warning,
     )
-    forwarder = Forwarder(limits, bridge.forwarded)
+    forwarder = Forwarder(limits, bridge.forwarded, looked_up)
     bridge.forward = forwarder.forward
     service = Service(bridge, forwarder)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
+        if names is None:
+            stack.callback(looked_up.close)
         stack.push_async_callback(service.end)
         await _listen(config, service, loop)
         if config.informer is not None:
@@ -209,6 +201,7 @@ async def serving(config: Config) -> AsyncIterator[Service]:
             stack.callback(asking.close)
         ticker = _Ticker(loop, bridge)
         stack.callback(ticker.stop)
+        first_frames.start()
         yield service
 
 

@@ -31,11 +31,17 @@ class Acknowledged(NamedTuple):
     ids: list[str]
 
 
+class Doubted(NamedTuple):
+    """A first frame was too large for a stranger, and whoever sent it may be a listed server."""
+
+    host: str
+
+
 class Step(NamedTuple):
     """What follows: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question]
+    send: list[Login | Submit | Close | Acknowledged | Question | Doubted]
 
 
 def _nothing() -> Step:
@@ -58,12 +64,13 @@ def refusal(token: int, reason: str) -> Report:
 
 class Session:
     """`number` is unique in the bridge's life, `address` the peer's host, `tokens` the bridge's rising tokens; what
-    waits for its report is in `window`."""
+    waits for its report is in `window`. `in_doubt`: a stranger for now, whose first frame may be a listed server's."""
 
     __slots__ = (
         "_fault",
         "_held",
         "_held_bytes",
+        "_in_doubt",
         "_limits",
         "_splitter",
         "_stopping",
@@ -80,7 +87,7 @@ class Session:
 
     def __init__(
         self, number: int, address: str, limits: Limits, tokens: Iterator[int], window: Window, now: float,
-        first_limit_bytes: int,
+        first_limit_bytes: int, *, in_doubt: bool = False,
     ) -> None:  # fmt: skip
         self.number = number
         self.address = address
@@ -91,6 +98,7 @@ class Session:
         self.peer_ended = False
         self.window = window
         self._limits = limits
+        self._in_doubt = in_doubt
         self._tokens = tokens
         self._splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
@@ -125,8 +133,11 @@ class Session:
             self._first(bodies.pop(0), step, now)
         if bodies and self.state is not State.CLOSING:
             self._take(bodies, step, now)
-        if self._splitter.refused is not None:
-            reason = "frame-too-large" if self._splitter.refused else "malformed"
+        if (refused := self._splitter.refused) is not None:
+            reason = "frame-too-large" if refused else "malformed"
+            if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
+                reason = "overloaded"  # a sending server keeps its message, and comes again when it is known here
+                step.send.append(Doubted(self.address))
             self._stop(native.Fault(native.NULL, True, "", reason), step, now)
         return step
 
@@ -188,14 +199,14 @@ class Session:
 
     # --- what the broker says -------------------------------------------------------------------------------------
 
-    def logged_in(self, status: int, reason: str | None, now: float) -> Step:
+    def logged_in(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
         """The broker answered the login (or the bridge did, with a bound that was met): one who is refused is nobody
-        to the broker, so there is nothing to tell it."""
+        to the broker, so there is nothing to tell it. `retry_ms`: it may be tried again after so long."""
         step = _nothing()
         if self.state is not State.AUTHENTICATING:
             return step
         if status:
-            step.write.append(native.report(native.AUTH_ID, 1, reason or "authentication-failed"))
+            step.write.append(native.refused(reason or "authentication-failed", retry_ms))
             self._held = None
             self._go("refused", now)
             return step
@@ -251,6 +262,9 @@ class Session:
             step.send.append(Login(self.number, frame.user, frame.password, address))
         elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
             self._stop(native.Fault(frame.sent.id, True, "", "unknown-type"), step, now)
+        elif isinstance(frame, native.Server) and frame.sent.type == "dummy":  # a ping, of a server as of a client
+            step.write.append(native.pong(frame.sent.id))
+            self._stop(None, step, now)
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}

@@ -1,4 +1,4 @@
-"""Who may log in: accounts in SQLite, passwords as argon2id, checked off the event loop.
+"""Who may log in: accounts in SQLite, passwords as argon2id.
 
 Several processes may use one database: what the command line changes holds on a
 running server with the next question. What was removed stays written down until a
@@ -8,22 +8,17 @@ or kept, and an unknown name costs as much time as a wrong password.
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import argon2
-
 from bester.broker.config import Config
 from bester.broker.data_dir import prepare
-from bester.broker.lockout import Lockout
+from bester.broker.verifying import HASHER, LET_IN, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 
 FILE = "accounts.db"
@@ -31,14 +26,9 @@ NAME_LIMIT = 128
 """Characters of a user name."""
 PASSWORD_LIMIT_BYTES = 1024
 """Longer ones only make checking slow."""
-VERIFIERS = 2
-"""Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
-WAITING_LIMIT = 128
-"""Logins that wait for one of these; the last has its answer within about 2 s, while its client still listens."""
 BUSY_S = 5.0
 """How long the command line waits for another process that is writing."""
 
-_HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
 _TABLES = (
     """
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
@@ -46,15 +36,6 @@ CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, c
     "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
 )
 _log = logging.getLogger(__name__)
-
-
-def _no_such_hash() -> str:
-    """Return a well-formed hash that no known password has: what an unknown name is checked against."""
-    salt, digest = (base64.b64encode(bytes(length)).decode().rstrip("=") for length in (16, 32))
-    return f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}${salt}${digest}"
-
-
-_DUMMY = _no_such_hash()
 
 
 class Account(NamedTuple):
@@ -67,8 +48,8 @@ class Account(NamedTuple):
 class Logins(Protocol):
     """What a broker asks about users."""
 
-    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
-        """Return None where the password is right, else `authentication-failed` or `overloaded`."""
+    async def verify(self, user: str, password: str, address: str) -> Verdict:
+        """Say whether a password is right; `address` is the client's, empty where it has none."""
 
     def exists(self, name: str) -> bool:
         """Say whether there is an account of this name."""
@@ -116,9 +97,9 @@ def password_fault(password: str) -> str | None:
 class OpenAccounts:
     """`auth = "open"`: whoever gives a name and a password is let in, and nobody is known beforehand."""
 
-    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
-        """Return None for any usable name with a password."""
-        return "authentication-failed" if name_fault(user) or password_fault(password) else None
+    async def verify(self, user: str, password: str, address: str) -> Verdict:
+        """Let in any usable name with a password."""
+        return WRONG if name_fault(user) or password_fault(password) else LET_IN
 
     def exists(self, name: str) -> bool:
         """Say no: there are no accounts."""
@@ -143,7 +124,7 @@ class OpenAccounts:
 class Accounts:
     """The accounts of one server. The synchronous methods belong to the thread that made it."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Open the database, making it where there is none. Raises ConfigError for the directory, BesterError else."""
         prepare(data_dir)
         self.path = data_dir / FILE
@@ -160,17 +141,12 @@ class Accounts:
         except sqlite3.Error as error:
             self._db.close()
             raise self._broken(error) from None
-        self._lockout = Lockout()
-        self._pool: ThreadPoolExecutor | None = None
-        self._turn = asyncio.Semaphore(VERIFIERS)
-        self._waiting = 0
+        self._verifying = Verifying(self._hash_of, clock)
         self._version = 0
 
     def close(self) -> None:
         """Close the database; checks still running are waited for, a few hundredths of a second."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self._verifying.close()
         self._db.close()
 
     def add(self, name: str, password: str) -> None:
@@ -178,7 +154,7 @@ class Accounts:
         fault = name_fault(name) or password_fault(password)
         if fault:
             raise BesterError("malformed", fault)
-        row = (name, _HASHER.hash(password), int(time.time()))
+        row = (name, HASHER.hash(password), int(time.time()))
         if not self._change("INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row):
             raise BesterError(
                 "not-allowed", f"there is a user {name} already; `bester user passwd` changes the password"
@@ -189,7 +165,7 @@ class Accounts:
         fault = password_fault(password)
         if fault:
             raise BesterError("malformed", fault)
-        if not self._change("UPDATE account SET hash = ? WHERE name = ?", (_HASHER.hash(password), name)):
+        if not self._change("UPDATE account SET hash = ? WHERE name = ?", (HASHER.hash(password), name)):
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def remove(self, name: str) -> None:
@@ -248,54 +224,20 @@ class Accounts:
             return False
         return True
 
-    async def verify(self, user: str, password: str, address: str, now: float) -> str | None:
-        """Check a password. `address` is the client's, empty where it has none; `now` is monotonic, in seconds.
-
-        Returns None where it is right, else a code: `authentication-failed`, or `overloaded` where too many checks
-        wait or this user or address has to wait after wrong passwords.
-        """
+    async def verify(self, user: str, password: str, address: str) -> Verdict:
+        """Check a password. What can be nobody's is refused, and counts for nothing."""
         if name_fault(user) or password_fault(password):
-            return "authentication-failed"
-        keys = (f"user {user}", f"address {address}") if address else (f"user {user}",)
-        if self._waiting >= WAITING_LIMIT or self._lockout.wait_s(keys, now):
-            return "overloaded"
-        self._waiting += 1
-        try:
-            async with self._turn:
-                # Others may have failed under these keys while this one waited.
-                if self._lockout.wait_s(keys, now):
-                    return "overloaded"
-                try:
-                    stored = self._hash_of(user)
-                except sqlite3.Error as error:
-                    _log.error("%s", self._broken(error).text)
-                    return "overloaded"
-                right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
-                right = right and self._is_still(user, stored)
-        finally:
-            self._waiting -= 1
-        if right:
-            self._lockout.succeeded(keys[0])
-            return None
-        self._lockout.failed(keys, now)
-        return "authentication-failed"
+            return WRONG
+        return await self._verifying.verify(user, password, address)
 
     def _hash_of(self, user: str) -> str | None:
-        row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def _is_still(self, user: str, stored: str | None) -> bool:
-        """Say whether nobody has removed the account or changed its password while it was checked."""
         try:
-            return self._hash_of(user) == stored
+            row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
         except sqlite3.Error as error:
-            _log.error("%s", self._broken(error).text)
-            return False
-
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(VERIFIERS, thread_name_prefix="password")
-        return self._pool
+            broken = self._broken(error)
+            _log.error("%s", broken.text)
+            raise broken from None
+        return None if row is None else str(row[0])
 
     def _change(self, statement: str, values: tuple[str | int, ...]) -> bool:
         try:
@@ -329,12 +271,3 @@ class Accounts:
         remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
         fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
         return BesterError("storage-full", f"{self.path}: {fault}; {remedy}")
-
-
-def _matches(stored: str | None, password: str) -> bool:
-    """Say whether a password fits a hash; without a hash it works as long, and says no."""
-    try:
-        _HASHER.verify(stored or _DUMMY, password)
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-        return False
-    return stored is not None

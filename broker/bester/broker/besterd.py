@@ -1,13 +1,15 @@
 """Reads the configuration of the reference daemon, besterd's `server.conf`, into a Config of ours.
 
-What cannot be carried over is said in `Config.notices`, never dropped in
-silence. Relative paths start from the file's directory, where besterd is run.
+Beside besterd's own keys the file may have an object `bester`: tables of `bester.toml`, written as JSON, for what
+besterd knows nothing of. What cannot be carried over is said in `Config.notices`, never dropped in silence. Relative
+paths start from the file's directory, where besterd is run.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,23 +17,40 @@ import msgspec
 
 from bester.broker.config import (
     Config,
-    FabricConfig,
     HandlerConfig,
     NativeConfig,
-    ServerConfig,
-    defaults,
-    host_name,
     listener_fault,
     name_fault,
     socket_path_fault,
     type_fault,
 )
-from bester.broker.toml_table import Source, one_line
+from bester.broker.config_file import read
+from bester.broker.toml_table import Source, nearest, one_line
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.codes import ConfigError
 
 INFORMER = "bInformer"
 """The name of the informer's socket, which handlers made for besterd know."""
+KEYS = ("network", "handlers", "database", "admin")
+OURS = "bester"
+"""The object of the file that besterd knows nothing of."""
+ELSEWHERE = {
+    "handlers": "handlers are declared in handlers.typeMap of this file",
+    "informer": f"the informer is {INFORMER} beside this file, where besterd has it",
+    "server.data_dir": "the other commands look into bester-data beside this file",
+    "store.url": "the other commands look for bester-data/store.db beside this file",
+    "fabric": "the other commands look for bester-data/fabric.sock beside this file",
+    "native.tcp4": "listeners stand in network of this file",
+    "native.tcp6": "listeners stand in network of this file",
+    "native.unix": "listeners stand in network of this file",
+    "native.insecure": 'write "insecure": true into network of this file',
+}
+"""What `bester` must not say, and why: besterd's own keys do, or commands that do not read this file would go wrong."""
+OPEN = (
+    "as with besterd, any server may send messages here, and handlers may send to any host:port; to keep to servers "
+    'that you name: "bester": {"servers": {"NAME": {"native": "HOST:PORT"}}, "federation": {"accept": "listed"}}'
+)
+"""What whoever runs this file should know at every start, until `accept` says what is wanted."""
 
 
 def load(path: Path) -> Config:
@@ -52,23 +71,39 @@ class _Reader:
 
     def config(self) -> Config:
         """Return the configuration. Raises ConfigError with the first thing that is wrong."""
-        base = defaults(self.directory)
+        for key in self._top:
+            if key not in (*KEYS, OURS):
+                self._notices.append(f"{key} is not read; {nearest(key, (*KEYS, OURS))}")
         native = self._native(self._map(self._top.get("network", {}), "network"))
         if "database" in self._top:
             self._notices.append("the database is not read; `bester user add NAME` makes accounts")
         admin = self._map(self._top.get("admin", {}), "admin")
-        return Config(
+        handlers = self._handlers(self._map(self._top.get("handlers", {}), "handlers"))
+        tables = self._map(self._top.get(OURS, {}), OURS)
+        ours = read(self._tables(tables))
+        chosen = "accept" in tables.get("federation", {})
+        if not chosen:
+            self._notices.append(OPEN)
+        return replace(
+            ours,
             path=self.path,
-            directory=self.directory,
-            server=ServerConfig(host_name(), base.server.data_dir),
-            native=native,
-            fabric=FabricConfig(base.fabric.listen, base.fabric.connect),
-            store=base.store,
-            handlers=self._handlers(self._map(self._top.get("handlers", {}), "handlers")),
+            native=replace(ours.native, tcp4=native.tcp4, tcp6=native.tcp6, unix=native.unix, insecure=native.insecure),
+            handlers=handlers,
+            accept=ours.accept if chosen else "open",
             informer=self._socket(INFORMER, "informer"),
             admin_info=admin.get("info"),
-            notices=tuple(f"{self.path}: {one_line(notice)}" for notice in self._notices),
+            notices=(*(f"{self.path}: {one_line(notice)}" for notice in self._notices), *ours.notices),
         )
+
+    def _tables(self, tables: dict[str, Any]) -> _Tables:
+        """Return what `bester` says, without what it must not say."""
+        source = _Tables(self.path, tables)
+        for place, where in ELSEWHERE.items():
+            section, _, key = place.partition(".")
+            table = tables.get(section)
+            if table is not None and (not key or (isinstance(table, dict) and key in table)):
+                source.fail(section, key or None, f"does not belong here; {where}")
+        return source
 
     def _native(self, network: dict[str, Any]) -> NativeConfig:
         kinds = network.get("types", [kind for kind in ("tcp4", "tcp6", "unix") if kind in network])
@@ -160,4 +195,24 @@ class _Reader:
         return value
 
     def _fail(self, place: str, what: str) -> NoReturn:
+        raise ConfigError(one_line(f"{self.path}: {place}: {what}"))
+
+
+class _Tables(Source):
+    """The tables in `bester`, in place of those of a TOML file."""
+
+    def __init__(self, path: Path, tables: dict[str, Any]) -> None:
+        self.path = path
+        self.text = ""
+        self._tables = tables
+
+    def tables(self) -> dict[str, Any]:
+        """Return the tables."""
+        return self._tables
+
+    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
+        """Raise ConfigError for a key (or, with None, for the section itself)."""
+        place = ".".join(part for part in (OURS, section, key) if part)
+        what = re.sub(r"write (\w+) = ", r'write "\1": ', what)  # what is meant, as JSON has it
+        what = re.sub(r"is a table; write \[.*\] and its keys below", "is an object; write { … }", what)
         raise ConfigError(one_line(f"{self.path}: {place}: {what}"))

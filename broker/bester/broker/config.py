@@ -126,6 +126,11 @@ class Config:
     admin_info: Any = None
     notices: tuple[str, ...] = ()
 
+    @property
+    def native_hosts(self) -> dict[str, str]:
+        """The hosts of the servers that speak the native protocol, by the servers' names."""
+        return {name: peer.native.host for name, peer in self.servers.items() if peer.native is not None}
+
 
 STOCK_HANDLERS = tuple(
     HandlerConfig(name, (name,), app=f"bester.handlers.stock.{name}:app") for name in ("echo", "chat")

@@ -136,7 +136,11 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
     "federation": {
-        "accept": Key('"listed"', 'servers messages are taken from: "listed" ones, "open" to all, or "none"'),
+        "accept": Key(
+            '"listed"',
+            'servers that may send here: "listed" ones, all where it is "open", or "none"; only where it is "open", '
+            "handlers may send to a host:port that is not listed",
+        ),
     },
     "informer": {
         "unix": Key("none", "the Unix socket on which handlers made for besterd ask questions"),
@@ -150,7 +154,12 @@ def load(path: Path | None = None) -> Config:
         if not FILE.exists():
             return defaults(Path.cwd())
         path = FILE
-    return _Reader(Source(path)).config()
+    return read(Source(path))
+
+
+def read(source: Source) -> Config:
+    """Read tables that stand in some file. Raises ConfigError."""
+    return _Reader(source).config()
 
 
 class _Reader:

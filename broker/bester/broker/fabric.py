@@ -3,7 +3,8 @@
 A socket's file descriptor is registered with the loop; when it wakes, everything there is is drained without
 blocking, and everything that was said in this turn of the loop leaves as one batch a destination. The descriptor is
 edge-triggered: it wakes once when the socket's state changes, so the state is looked at again after every send.
-Nothing here decides anything: messages go to the callbacks they are for.
+ZeroMQ is given addresses, never names: it would look them up on the thread that moves all its bytes, and not end before
+the name server has answered. Nothing here decides anything: messages go to the callbacks they are for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from bester.broker.lookups import PATIENCE_S
+from bester.broker.names import find, numeric, reason
+from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Malformed, Message
@@ -135,12 +139,14 @@ class FabricLink:
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._over: asyncio.Event = asyncio.Event()
+        self._finding: asyncio.Task[None] | None = None
+        self._opened = 0  # how often a socket was: the addresses of a name are tried in turn
 
     def start(self) -> None:
         """Connect, on the running loop; returns at once, `on_ready` tells when the broker has answered."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
-        self._open()
+        self._begin()
 
     def send(self, message: Message) -> bool:
         """Queue a message for the batch of this turn of the loop. False: there is no link now, or too much waits."""
@@ -189,6 +195,8 @@ class FabricLink:
             self._flush()
             self._socket.socket.linger = CLOSING_LINGER_MS
         self._shut()
+        if self._finding is not None:
+            self._finding.cancel()
         if self._timer is not None:
             self._timer.cancel()
         context, self._context = self._context, None
@@ -201,10 +209,40 @@ class FabricLink:
 
     # --- the socket and its timers ---
 
-    def _open(self) -> None:
+    def _begin(self) -> None:
+        """Connect a new socket; where the endpoint has a name in it, as soon as that is looked up."""
+        tcp = _tcp_of(self.endpoint)
+        if tcp is None:
+            self._open(self.endpoint)
+        elif addresses := numeric(tcp.host)[:1]:  # brokers on `localhost` listen on IPv4
+            self._open_tcp(addresses, tcp)
+        elif self._finding is None:
+            self._finding = self._loop.create_task(self._find(tcp))
+
+    async def _find(self, tcp: HostPort) -> None:
+        try:
+            addresses = await find(tcp.host, PATIENCE_S)
+        except OSError as error:
+            self._finding = None
+            if self.party.state is State.DOWN:
+                self.party.not_opened(self._loop.time())
+                self._on_lost(f"the name {tcp.host} cannot be looked up: {reason(error)}")
+                self._set_timer(self.party.retry_at)
+            return
+        self._finding = None
+        if self.party.state is State.DOWN:  # nobody has told it to leave meanwhile
+            self._open_tcp(addresses, tcp)
+
+    def _open_tcp(self, addresses: tuple[str, ...], tcp: HostPort) -> None:
+        address = tcp._replace(host=addresses[self._opened % len(addresses)])
+        self._opened += 1
+        self._open(f"tcp://{address}")
+
+    def _open(self, endpoint: str) -> None:
         assert self._context is not None
         self._socket = FabricSocket(self._context, zmq.DEALER, self._received)
-        self._socket.socket.connect(self.endpoint)
+        self._socket.socket.ipv6 = "[" in endpoint  # without it ZeroMQ takes no IPv6 address
+        self._socket.socket.connect(endpoint)
         self._socket.register()
         self._do(self.party.opened(self._loop.time()))
 
@@ -277,7 +315,7 @@ class FabricLink:
         self._timer = None
         if self.party.state is State.DOWN:
             if self._loop.time() >= self.party.retry_at:
-                self._open()
+                self._begin()
             else:
                 self._set_timer(self.party.retry_at)
             return
@@ -319,3 +357,11 @@ class FabricLink:
         while self._stuck:
             self._socket.send(self._stuck[0])
             self._stuck.popleft()
+
+
+def _tcp_of(endpoint: str) -> HostPort | None:
+    """Return where a tcp endpoint is; None of any other, and of what is none: that is for ZeroMQ to refuse."""
+    try:
+        return parse_endpoint(endpoint).tcp
+    except ValueError:
+        return None

@@ -14,6 +14,7 @@ WARNINGS = frozenset(
         "clock-jumped",
         "dead-letter",
         "hello-refused",
+        "login-slowed",
         "renamed",
         "reports-nothing",
         "server-lost",

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -24,9 +25,10 @@ import zmq
 
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
 from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.hosts import Hosts
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
 from bester.broker.notices import WARNINGS, Notices
@@ -43,6 +45,8 @@ TICK_S = 0.1
 """How often the core is told the time."""
 LOGGED_CHARACTERS = 300
 """Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
+LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
+"""What the log says of logins that are refused, by their codes."""
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
@@ -93,6 +97,8 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self._notices = Notices()
+        self.look_up: Callable[[Iterable[str]], None] | None = None
+        """Gets the servers whose hosts are to be looked up; `hosts_changed` is called with what was found."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -146,6 +152,10 @@ class Broker:
             return len(messages)
 
         return say
+
+    def hosts_changed(self, hosts: Hosts) -> None:
+        """Where the native servers are is known anew."""
+        self._carry_out(self.router.hosts_changed(hosts, time.monotonic()))
 
     # --- sockets ---
 
@@ -215,12 +225,17 @@ class Broker:
             self._departures.over(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
-        reason = await self._accounts.verify(action.user, action.password, action.address, time.monotonic())
+        reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
+        if reason in LOGIN_EVENTS:
+            fields = {"user": action.user, "address": action.address or "a Unix socket"}
+            more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
+            self._write(Notice(LOGIN_EVENTS[reason], fields | more))
         if reason is None and self._departures.under_way(action.user):
             self._see_off()  # mostly it is over with that
             if self._departures.under_way(action.user):
                 reason = "overloaded"
-        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, time.monotonic()))
+        now = time.monotonic()
+        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, now, retry_s))
 
     # --- out ---
 
@@ -257,6 +272,9 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+            elif type(action) is LookUp:
+                if self.look_up is not None:
+                    self.look_up(action.servers)
             elif isinstance(action, Read):
                 self._keep((), (action,))
             elif isinstance(action, Write):

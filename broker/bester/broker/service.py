@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -14,21 +13,24 @@ from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock
+from bester.broker.hosts import Hosts
 from bester.broker.kept import Budget
 from bester.broker.loop import run
+from bester.broker.names import Followed, Names
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.place import examine
-from bester.broker.wire.address import is_loopback
 
 DRAIN_S = 10.0
 """How long messages may take to finish after SIGTERM."""
 
+NOWHERE = Hosts()
+
 log = logging.getLogger("bester.broker")
 
 
-async def settings_of(config: Config) -> Settings:
-    """Return what the core is told, with the addresses of native servers looked up."""
+def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
+    """Return what the core is told; `hosts` is where the native servers are, as far as that is known."""
     routes = {
         name: Route(
             name,
@@ -45,7 +47,8 @@ async def settings_of(config: Config) -> Settings:
         open_accounts=config.auth == "open",
         accept=config.accept,
         routes=routes,
-        hosts=await _hosts(config),
+        hosts=hosts.servers,
+        unknown_hosts=hosts.unknown,
         declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
         admin_info=config.admin_info,
         bounds=config.store.bounds,
@@ -60,36 +63,25 @@ def _budgets(config: Config) -> dict[str, Budget]:
     }
 
 
-async def _hosts(config: Config) -> dict[str, tuple[str, ...]]:
-    """Return the names of the native servers at each IP address. On loopback, v4 and v6 are one host."""
-    loop = asyncio.get_running_loop()
-    found: dict[str, list[str]] = {}
-    for name, peer in config.servers.items():
-        if peer.native is None:
-            continue
-        try:
-            rows = await loop.getaddrinfo(peer.native.host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
-            log.warning("[servers.%s] native: %s: %s; it is not let in until a restart", name, peer.native, error)
-            continue
-        addresses = {str(row[4][0]) for row in rows}
-        if any(is_loopback(address) for address in addresses):
-            addresses |= {"127.0.0.1", "::1"}
-        for address in addresses:
-            found.setdefault(address, []).append(name)
-    return {address: tuple(names) for address, names in found.items()}
-
-
 @contextlib.asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[Broker]:
-    """A broker that serves from the configured directory, with its accounts; everything is given back at the end."""
+async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Broker]:
+    """A broker that serves from the configured directory, with its accounts; everything is given back at the end.
+
+    It listens before any name is looked up. `names` is a bridge's in the same process, which looks them up as well.
+    """
     with contextlib.ExitStack() as stack:
         claim = Claim(config.server.data_dir)
         stack.callback(claim.close)
         logins: Logins = open_logins(config)
         stack.callback(logins.close)
         store = _store_of(config, stack)
-        async with Broker(await settings_of(config), config.fabric.listen, logins, store) as broker:
+        if names is None:
+            names = Names()
+            stack.callback(names.close)
+        followed = Followed(config.native_hosts, names)
+        async with Broker(settings_of(config, followed.table()), config.fabric.listen, logins, store) as broker:
+            broker.look_up = followed.look_again
+            followed.start(broker.hosts_changed)
             yield broker
 
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from bester.bridge.children import guard
 from bester.bridge.children.backoff import Backoff
+from bester.bridge.children.sockets import is_served
 from bester.broker.config import Config, HandlerConfig
 from bester.broker.pace import PACED
 from bester.broker.wire.codes import ConfigError
@@ -32,6 +33,10 @@ GRACE_S = 5.0
 LINE_LIMIT = 4096
 """Characters of one line of a child's output that are logged together."""
 READ_BYTES = 16 * 1024
+LOOK_S = 1.0
+"""How often a socket that another process serves is looked at."""
+FREE_LOOKS = 3
+"""Looks in a row at which nobody served it: whoever is about to start its program again is not forestalled."""
 LAST_WORDS_S = 1.0
 """For the output of a child that has ended; a process that left its group may hold the pipe for ever."""
 
@@ -42,13 +47,15 @@ _log = logging.getLogger(__name__)
 class Child:
     """One process to keep running: `argv` with these variables added to the environment.
 
-    With `lifeline` its standard input is a pipe that ends when this process does, else it is empty.
+    With `lifeline` its standard input is a pipe that ends when this process does, else it is empty. `serves` is the
+    Unix socket that it will serve: it is not started while another process does.
     """
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     lifeline: bool = False
+    serves: Path | None = None
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
@@ -66,7 +73,7 @@ def plan(config: Config, fabric: str) -> list[Child]:
             argv = command or _python(handler, index)
             children.append(Child(name, argv, environment, lifeline=not command))
         if handler.program:
-            children.append(Child(f"{handler.name}.program", handler.program, {}))
+            children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
     return children
 
 
@@ -166,16 +173,39 @@ class Children:
         backoff = Backoff()
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
+            if child.serves is not None and not await self._has_socket(child.name, child.serves):
+                return
             backoff.started(clock())
             ended = await self._live(child)
             wait_s = backoff.died(clock())
             if self._stopping.is_set():
                 return
             _log.warning("handler %s %s; starting it again in %g s", child.name, ended, wait_s)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
-            except TimeoutError:
-                pass
+            await self._stops_within(wait_s)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        """Wait so long, or until the end is asked for; return whether it is."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            pass
+        return self._stopping.is_set()
+
+    async def _has_socket(self, name: str, path: Path) -> bool:
+        """Wait until no other process serves a child's socket. False: the end is asked for.
+
+        Whoever runs it may start it again: it is left to them until nobody has served it at FREE_LOOKS looks.
+        """
+        if not is_served(path):
+            return True
+        _log.warning("handler %s is not started: a process serves %s already, and is used instead", name, path)
+        free = 0
+        while free < FREE_LOOKS:
+            if await self._stops_within(LOOK_S):
+                return False
+            free = 0 if is_served(path) else free + 1
+        _log.warning("handler %s is started: nobody serves %s any more", name, path)
+        return True
 
     async def _live(self, child: Child) -> str:
         """Run a child from its start to its end; return how it ended, for people."""

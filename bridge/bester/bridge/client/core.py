@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bester.bridge.client import frames
-from bester.bridge.client.errors import ClientClosed, ClientError
+from bester.bridge.client.errors import AuthenticationFailed, ClientClosed, ClientError
 from bester.bridge.client.events import Arrived, Ended, Event, Failed, Lost, Ready, Reported
 from bester.bridge.client.frames import NO_TERMS, Message, Report, Terms
 from bester.bridge.client.inbox import Inbox
@@ -27,6 +27,8 @@ LAST_RETRY_S = 10.0
 """Back-off doubles between these, and up to half of each wait is left to chance: clients must not return in step."""
 STEADY_S = 5.0
 """A connection that lasted so long makes back-off start anew; one that is closed at once does not."""
+PATIENCE_S = 15.0
+"""A first login that the server puts off is tried again by itself, as long as that takes no longer in all."""
 MESSAGE_ID_LIMIT = 1024
 """The longest id of a message that is asked about: several times what servers give."""
 
@@ -67,6 +69,7 @@ class Core:
         self._questions = Questions(server)
         self._control: list[bytes] = []
         self._was_ready = False
+        self._patience_s = PATIENCE_S
         self._retry_s = FIRST_RETRY_S
         self._since = 0.0  # when this state of the connection (up, or down) began
         self._heard = 0.0
@@ -220,12 +223,16 @@ class Core:
             return self._end(None)
         if not self._was_ready:
             return self._refused(error)
-        events = self._void()
         if lasted_s >= STEADY_S:
             self._retry_s = FIRST_RETRY_S
-        self.retry_at = now + self._retry_s * (0.5 + self._random() / 2)
+        return self._dial_later(error, now)
+
+    def _dial_later(self, error: ClientError, now: float, not_before_s: float = 0.0) -> list[Event]:
+        """Connect again after a pause, of `not_before_s` at least."""
+        pause_s = self._retry_s * (0.5 + self._random() / 2)
+        self.retry_at = now + max(pause_s, not_before_s * (1 + self._random() / 10))
         self._retry_s = min(self._retry_s * 2, LAST_RETRY_S)
-        return [*events, Lost(error, self.retry_at)]
+        return [*self._void(), Lost(error, self.retry_at)]
 
     def next_timer(self) -> float | None:
         """Return when `tick` must be called at the latest; None: nothing is due."""
@@ -277,11 +284,17 @@ class Core:
             self._since = now
             self._reasons.complaint = None
             return [Ready()]
-        reason = answer.reason or "authentication-failed"
-        error = self._reasons.refusal(reason)
-        if self._was_ready and is_temporary(reason):
+        reason, retry_s = answer.reason or "authentication-failed", answer.retry_s
+        error = self._reasons.refusal(reason, retry_s)
+        if self._was_ready and retry_s is None and is_temporary(reason):
             return self.lost(error.text, now)
-        return self._refused(error)
+        wrong = isinstance(error, AuthenticationFailed)
+        if retry_s is None or wrong or (not self._was_ready and retry_s > self._patience_s):
+            return self._refused(error)
+        if not self._was_ready:
+            self._patience_s -= retry_s
+        self._go("lost")
+        return self._dial_later(error, now, retry_s)  # whatever the reason is called
 
     def _report(self, report: Report) -> list[Event]:
         if report.id is None:

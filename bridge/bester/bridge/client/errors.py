@@ -23,7 +23,12 @@ class AuthenticationFailed(ClientError):
 
 
 class ServerRefused(ClientError):
-    """The server would not have this client, for another reason than its password, or without giving one."""
+    """The server would not have this client, for another reason than its password, or without giving one.
+
+    `retry_s`: it may after so many seconds; None where the server did not say.
+    """
+
+    retry_s: float | None = None
 
 
 class ConnectionLost(ClientError):

@@ -21,6 +21,8 @@ DEDUP_LIMIT = 64
 """The longest `dedup`, in characters; the protocol has it so."""
 TTL_LIMIT_S = 30 * 24 * 3600.0
 """The longest time to live that may be asked for: what is of use after a month is no message."""
+LONGEST_RETRY_S = 3600.0
+"""Whoever puts a login off for longer is not believed."""
 OUTCOME_TYPE = "bester.outcome"
 """The type under which servers push what became of a message; handlers cannot use it."""
 
@@ -64,7 +66,8 @@ class Report:
     bad and the server says why. `recipients`: name -> outcome (`delivered`, `queued`, `sent`, `failed:CODE`); empty
     where all are `delivered`, and with servers that do not tell. `message`: the server's own id of the message, if it
     gives one. `id`: ours, as sent. `frame`: the report as it came. `note`: what more there is to say of the reason, for
-    people: why the handler refused the message (`refused`), or what in its data does not fit (`schema`).
+    people: why the handler refused the message (`refused`), or what in its data does not fit (`schema`). `retry_s`: in
+    a bad answer to a login, when to try again, if the server says so.
     """
 
     good: bool
@@ -74,6 +77,7 @@ class Report:
     recipients: dict[str, str] = field(default_factory=dict)
     frame: bytes = field(default=b"", repr=False, compare=False)
     note: str | None = None
+    retry_s: float | None = None
 
 
 class Outcome(NamedTuple):
@@ -201,6 +205,7 @@ class _Payload(msgspec.Struct):
     message: str | None = None
     recipients: dict[str, str] | None = None
     note: Any = None  # to people: one of another kind is no reason not to take the report
+    retry_s: Any = None
 
 
 class _Frame(msgspec.Struct):
@@ -228,7 +233,8 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
     if header.kind == "statusReport":
         good = header.status == "good"
         note = payload.note if type(payload.note) is str else None
-        return Report(good, payload.id, payload.reason, payload.message, payload.recipients or {}, body, note)
+        recipients, retry_s = payload.recipients or {}, _seconds(payload.retry_s)
+        return Report(good, payload.id, payload.reason, payload.message, recipients, body, note, retry_s)
     if payload.type == "dummy" and header.kind is None:
         return Pong(payload.id)
     if payload.type == "builtin" and header.kind is None:
@@ -243,6 +249,11 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
         redelivered=bool(header.redelivered),
         frame=body,
     )
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a time to wait that a server names, a second at least; None for what is none, or is of no use."""
+    return max(float(value), 1.0) if type(value) in (int, float) and 0 <= value <= LONGEST_RETRY_S else None
 
 
 def text_of(data: Any, raw: bytes | str | None) -> bytes:

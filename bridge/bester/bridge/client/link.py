@@ -15,7 +15,11 @@ from typing import cast
 from bester.bridge.client.core import Core
 from bester.bridge.client.events import Ended, Event, Lost
 from bester.bridge.client.states import State
+from bester.broker.names import connect, find
 from bester.broker.wire.address import parse_host_port
+
+LOOKUP_SHARE = 0.8
+"""Of the time that a connection may take: how much of it the lookup of the server's name may use up."""
 
 
 class _Connection(asyncio.Protocol):
@@ -161,10 +165,12 @@ class Link:
             await connection.gone
 
     async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._core.limits.connect_s):
+        connect_s = self._core.limits.connect_s
+        async with asyncio.timeout(connect_s):
             if self._tcp is not None:
-                return (await loop.create_connection(lambda: _Connection(self), self._tcp.host, self._tcp.port))[1]
+                addresses = await find(self._tcp.host, connect_s * LOOKUP_SHARE)
+                return await connect(lambda: _Connection(self), addresses, self._tcp.port, connect_s)
+            loop = asyncio.get_running_loop()
             return (await loop.create_unix_connection(lambda: _Connection(self), self._unix))[1]
 
     def _flush(self) -> None:

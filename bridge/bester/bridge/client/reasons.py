@@ -27,12 +27,15 @@ class Reasons:
         self.complaint: str | None = None
         """What the server could not take, where it does not say of which message."""
 
-    def refusal(self, reason: str) -> ClientError:
-        """The server does not accept the login."""
+    def refusal(self, reason: str, retry_s: float | None) -> ClientError:
+        """The server does not accept the login; it may after `retry_s`, where it said so."""
         if reason == "authentication-failed":
             text = f"{self._server} does not accept user {self._user!r} with this password: check both"
             return AuthenticationFailed(reason, text)
-        return ServerRefused(*known(reason, f"{self._server} refuses the login"))
+        later = "" if retry_s is None else f" of {self._user!r} for another {retry_s:g} s"
+        refused = ServerRefused(*known(reason, f"{self._server} refuses the login{later}"))
+        refused.retry_s = retry_s
+        return refused
 
     def loss(self, state: State, why: str) -> ClientError:
         """The connection could not be made, or is gone; `why` in a few words."""

@@ -13,10 +13,12 @@ from bester.broker.core.aftermath import OUTCOME_TYPE
 from bester.broker.core.arrivals import NOT_NOW, Arrivals, Place
 from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.exchange import Exchange
-from bester.broker.core.known import Key, Known
+from bester.broker.core.known import Edge, Key, Known
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.parties import Peer
+from bester.broker.core.strangers import Strangers
 from bester.broker.core.values import Link, Notice, Outbox, Settings
+from bester.broker.hosts import Hosts
 from bester.broker.kept import Snapshot
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -51,6 +53,8 @@ class Entrances:
     ) -> None:
         self.settings = settings
         self._names = names
+        self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
+        self._strangers = Strangers(settings, exchange.reports, out)
         self.draining = False
         """What enters is refused: the broker is about to end."""
         self.arrivals = Arrivals(out, snapshot.arrived)
@@ -136,18 +140,33 @@ class Entrances:
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """A message by the native protocol: who sent it is what the address says, not what the header says."""
-        token, meta, edge = submit.token, submit.meta, peer.edge
-        if edge is not None and _attempt(meta) > 1 and self._was_here(peer, token):
+        if peer.edge is not None and _attempt(submit.meta) > 1 and self._was_here(peer, submit.token):
             return
-        host, claimed = meta.get("address"), meta.get("server")
-        name = policy.native_peer(
-            self.settings, host if type(host) is str else "", claimed if type(claimed) is str else None, submit.type
+        host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
+        if not self._strangers.hold(peer, submit, host, claimed, self._hosts, now):
+            self._enter_of_server(submit, peer.prefix, peer.edge, peer.link, now)
+
+    def _enter_of_server(self, submit: Submit, prefix: str, edge: Edge | None, link: Link, now: float) -> None:
+        token, meta = submit.token, submit.meta
+        host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
+        name = policy.native_peer(self.settings, self._hosts, host, claimed, submit.type)
+        case = self._from_server(
+            Kind.SUBMIT, link, token, submit.type, submit.body, meta, f"{prefix}{token}", name or host, name, now
         )
-        id_ = f"{peer.prefix}{token}"
-        told = name or (host if type(host) is str else "")
-        case = self._from_server(Kind.SUBMIT, peer.link, token, submit.type, submit.body, meta, id_, told, name, now)
         if edge is not None and case is not None and case.owed:
             edge.enter(token, case)
+
+    def hosts_changed(self, hosts: Hosts, now: float) -> list[str]:
+        """Where the native servers are is known anew: take in what waited for that. Returns the servers that were not
+        known before, or have moved."""
+        before, self._hosts = self._hosts, hosts
+        for stranger in self._strangers.known(hosts):
+            self._enter_of_server(stranger.submit, stranger.prefix, stranger.edge, stranger.link, now)
+        return hosts.moved_since(before)
+
+    def tick(self, now: float) -> None:
+        """End what has waited too long for lookups."""
+        self._strangers.tick(self._hosts, now)
 
     def relay(self, peer: Peer, relay: Relay, now: float) -> None:
         """A message of a server that has linked to us."""

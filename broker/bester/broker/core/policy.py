@@ -7,6 +7,7 @@ vouches for. What a message says of itself decides nothing.
 from __future__ import annotations
 
 from bester.broker.core.values import Settings
+from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import ROLES, is_reserved
 
 NEWS = "bester.outcome"
@@ -55,19 +56,32 @@ def fabric_peer(door: str, name: str) -> str | None:
     return name if door in TRUSTED_DOORS else None
 
 
-def native_peer(settings: Settings, host: str, claimed: str | None, type_: str) -> str | None:
+def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str) -> str | None:
     """Name the configured server at this address.
 
     Where several share the address, the header's claim picks one of them; without a claim (the reference makes
     none) it is the first that may send this type.
     """
-    names = settings.hosts.get(host, ())
+    names = hosts.at(host)
     if claimed in names:
         return claimed
     for name in names:
         if may_enter(settings, name, type_) is None:
             return name
     return names[0] if names else None
+
+
+def is_stranger(settings: Settings, hosts: Hosts, peer: str | None, claimed: str | None, type_: str) -> bool:
+    """Say whether a native peer, which its address makes the server `peer`, would be told for good that it may not send
+    this type, or would pass for another server, only because no listed server is known to be at its address."""
+    if peer is not None:
+        return claimed in hosts.unknown
+    return settings.accept == "listed" or (settings.accept == "open" and may_enter(settings, None, type_) is not None)
+
+
+def that_may(settings: Settings, servers: frozenset[str], type_: str) -> frozenset[str]:
+    """Return those of some listed servers that may send this type."""
+    return frozenset(name for name in servers if may_enter(settings, name, type_) is None)
 
 
 def may_send_to_stranger(settings: Settings) -> bool:

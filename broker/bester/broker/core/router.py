@@ -12,6 +12,7 @@ exchange's. Nothing here raises on the wire's account.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from bester.broker.core.parties import Peer
 from bester.broker.core.presence import Presence
 from bester.broker.core.questions import Questions
 from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
+from bester.broker.hosts import Hosts
 from bester.broker.kept import (
     Committed,
     Dead,
@@ -174,14 +176,18 @@ class Router:
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._outboxes.arrived(link, message.token, failed(message.code), {}, now)
 
-    def verified(self, link: Link, session: int, user: str, reason: str | None, now: float) -> list[Action]:
-        """A password was checked; `reason` is the code of the refusal, or None."""
+    def verified(
+        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
+    ) -> list[Action]:
+        """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
+        try again after so long."""
         peer = self._peers.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
             if reason is None:
                 self._exchange.directory.open(link, session, user)
-            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason))
+            retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
+            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
                 self._exchange.mailboxes.came(user, now)
         return self._actions()
@@ -223,6 +229,13 @@ class Router:
             self._notice("server-lost", server=name, why=why)
         return self._actions()
 
+    def hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
+        """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
+        was found, or has changed, is tried again soon."""
+        for server in self._entrances.hosts_changed(hosts, now):
+            self._outboxes.contact(server, now)
+        return self._actions()
+
     def tick(self, now: float, wall_s: float | None = None) -> list[Action]:
         """Let time pass; call it a few times a second, with what the wall clock shows."""
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
@@ -232,6 +245,7 @@ class Router:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+        self._entrances.tick(now)
         self._arrivals.tick()
         return self._actions()
 

@@ -46,7 +46,13 @@ class Notice(NamedTuple):
     fields: dict[str, Any]
 
 
-Action = Send | Verify | Notice | Write | Read
+class LookUp(NamedTuple):
+    """The hosts of these servers are in doubt: look their names up, and tell the router `hosts_changed`."""
+
+    servers: frozenset[str]
+
+
+Action = Send | Verify | Notice | LookUp | Write | Read
 
 
 class Outbox:
@@ -57,7 +63,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
-        self.others: list[Verify | Notice] = []
+        self.others: list[Verify | Notice | LookUp] = []
         self.writes: list[Write] = []
         self.reads: list[Read] = []
 
@@ -167,8 +173,8 @@ class Limits:
 class Settings:
     """Who this broker is and whom it knows.
 
-    `hosts`: IP address → names of the native servers that are configured there. `budgets`: what the handlers of a type
-    may take, where that was configured.
+    `hosts`: IP address → names of the native servers there, and `unknown_hosts`: those whose address is not known, both
+    at the start (see `hosts.Hosts`). `budgets`: what the handlers of a type may take, where that was configured.
     """
 
     name: str
@@ -176,6 +182,7 @@ class Settings:
     accept: str = "listed"
     routes: Mapping[str, Route] = field(default_factory=dict)
     hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unknown_hosts: frozenset[str] = frozenset()
     declared_types: frozenset[str] = frozenset()
     admin_info: str = ""
     bounds: Bounds = field(default_factory=Bounds)

@@ -22,6 +22,7 @@ CODES: dict[str, Code] = {
     "malformed": Code(P, "not the JSON or MessagePack that the protocol asks for"),
     "frame-too-large": Code(P, "longer than the limit of this listener or fabric"),
     "authentication-failed": Code(P, "wrong user name or password, or none given"),
+    "try-later": Code(T, "too many wrong passwords; wait so many seconds as the answer says (retry_s)"),
     "not-allowed": Code(P, "policy forbids this party to do that"),
     "unknown-type": Code(P, "no handler of this message type is declared or was ever seen"),
     "unknown-command": Code(P, "no such command"),

@@ -153,9 +153,12 @@ class Login(NamedTuple):
 
 
 class LoggedIn(NamedTuple):
+    """Answers a Login. `retry_ms`: with reason `try-later`, how long the client is to wait."""
+
     session: int
     status: int
     reason: str | None = None
+    retry_ms: int | None = None
 
 
 class Open(NamedTuple):
@@ -337,7 +340,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(14, Ask, (INT, TEXT, ANY), 2),
     Operation(15, Answer, (INT, INT, ANY), 2),
     Operation(20, Login, (INT, TEXT, TEXT, TEXT), 4),
-    Operation(21, LoggedIn, (INT, INT, TEXT_OR_NIL), 2),
+    Operation(21, LoggedIn, (INT, INT, TEXT_OR_NIL, INT_OR_NIL), 2),
     Operation(22, Open, (INT, TEXT), 2),
     Operation(23, Close, (INT,), 1),
     Operation(24, Submit, (INT, INT_OR_NIL, TEXT, BODY, MAP), 4, body=3),

@@ -128,6 +128,10 @@ class Party:
         self._greeted = self._heard = self._sent = now
         return Step((self.hello,))
 
+    def not_opened(self, now: float) -> None:
+        """No socket could be connected: `retry_at` is when to try again."""
+        self.retry_at = now + self._back_off()
+
     def sent(self, now: float) -> None:
         """Something was sent on the link; no heartbeat is due for a while."""
         self._sent = now

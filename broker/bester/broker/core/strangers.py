@@ -1,0 +1,121 @@
+"""Native servers at addresses of nobody's: their messages wait until the names of the listed servers are looked up.
+
+A listed server may be at an address that is not known here yet, or at another than before. A peer that might be one is
+not refused for good, since a message that waits on its side would end by it: the message is held for a moment, while
+the names are looked up. If they cannot be looked up, the peer is told to come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bester.broker.core import policy
+from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.known import Edge
+from bester.broker.core.parties import Peer
+from bester.broker.core.values import Link, LookUp, Notice, Outbox, Settings
+from bester.broker.hosts import Hosts
+from bester.broker.wire.messages import Submit
+
+WAIT_S = 2.0
+"""For a lookup: longer than the pause between two of one name, far shorter than a sending server waits for a report."""
+MAX_WAITING = 256
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Of messages that wait; above it a stranger is told to come again."""
+COME_AGAIN = "no-handler"
+"""What a peer is told that may be a listed server: a code by which every version of Bester tries again."""
+COME_AGAIN_MARKED = "unreachable"
+"""The same where a bridge submits a message again, which may have been carried out before the broker was restarted: by
+this code the sender knows that it may have been, and marks it."""
+
+
+class Stranger(NamedTuple):
+    """A message that waits. `prefix` and `edge` are those of the bridge it came by.
+
+    `case` stands in for the message's own: a bridge that submits the message again is found to have one under way, and
+    the case's link is where the bridge is now.
+    """
+
+    submit: Submit
+    prefix: str
+    edge: Edge | None
+    case: Case
+    host: str
+    claimed: str | None
+    since: float
+
+    @property
+    def link(self) -> Link:
+        """The link on which the answer is expected."""
+        return self.case.link
+
+
+class Strangers:
+    """The messages that wait, oldest first."""
+
+    def __init__(self, settings: Settings, reports: Reports, out: Outbox) -> None:
+        self._settings = settings
+        self._reports = reports
+        self._out = out
+        self._waiting: dict[int, Stranger] = {}
+        self._bytes = 0
+        self._serial = 0
+
+    def hold(self, peer: Peer, submit: Submit, host: str, claimed: str | None, hosts: Hosts, now: float) -> bool:
+        """Hold a message, or answer it, where its sender may be a listed server; False: do what the table says."""
+        perhaps = self._perhaps(submit.type, host, claimed, hosts, now)
+        if not perhaps:
+            return False
+        self._out.others.append(LookUp(perhaps))
+        id_ = f"{peer.prefix}{submit.token}"
+        case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
+        stranger = Stranger(submit, peer.prefix, peer.edge, case, host, claimed, now)
+        if len(self._waiting) >= MAX_WAITING or self._bytes + len(submit.body) > MAX_WAITING_BYTES:
+            self._put_off(stranger, perhaps)
+            return True
+        self._reports.begin(case)
+        if peer.edge is not None:
+            peer.edge.enter(submit.token, case)
+        self._serial += 1
+        self._waiting[self._serial] = stranger
+        self._bytes += len(submit.body)
+        return True
+
+    def known(self, hosts: Hosts) -> Iterator[Stranger]:
+        """Take out the messages whose senders the table tells for certain now."""
+        for number, stranger in list(self._waiting.items()):
+            if not self._perhaps(stranger.submit.type, stranger.host, stranger.claimed, hosts, stranger.since):
+                yield self._let_go(number)
+
+    def tick(self, hosts: Hosts, now: float) -> None:
+        """Tell the senders of messages that have waited long enough to come again."""
+        for number, stranger in list(self._waiting.items()):
+            if now - stranger.since < WAIT_S:
+                return
+            self._let_go(number)
+            type_, host, claimed = stranger.submit.type, stranger.host, stranger.claimed
+            self._put_off(stranger, self._perhaps(type_, host, claimed, hosts, stranger.since))
+
+    def _perhaps(self, type_: str, host: str, claimed: str | None, hosts: Hosts, since: float) -> frozenset[str]:
+        """Return the listed servers that a peer may be, and must not be refused as long as that is so."""
+        name = policy.native_peer(self._settings, hosts, host, claimed, type_)
+        if not policy.is_stranger(self._settings, hosts, name, claimed, type_):
+            return frozenset()
+        return policy.that_may(self._settings, hosts.may_be(claimed, since), type_)
+
+    def _put_off(self, stranger: Stranger, perhaps: frozenset[str]) -> None:
+        code = COME_AGAIN if stranger.submit.meta.get("attempt", 1) == 1 else COME_AGAIN_MARKED
+        fields = {"server": stranger.host, "type": stranger.submit.type, "code": code}
+        self._out.others.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
+        case = stranger.case
+        self._reports.refuse(Case(Kind.SUBMIT, case.link, case.token, case.id, case.id), code)
+
+    def _let_go(self, number: int) -> Stranger:
+        """End the case that stood in for a message, without a word: what follows answers for it."""
+        stranger = self._waiting.pop(number)
+        self._bytes -= len(stranger.submit.body)
+        if stranger.edge is not None:
+            stranger.edge.leave(stranger.submit.token)
+        self._reports.pay(stranger.case, silent=True)
+        return stranger

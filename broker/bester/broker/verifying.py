@@ -1,0 +1,144 @@
+"""Passwords are checked here: argon2id, on threads of their own, so many at once, the others in a queue.
+
+What may be checked is decided in `lockout`, in which order in `check_queue`. A password is held in memory as long as it
+waits and is checked; what is remembered of it is a hash with a key that ends with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import argon2
+
+from bester.broker.check_queue import CheckQueue
+from bester.broker.lockout import Lockout, Refused, network_of
+from bester.broker.wire.codes import BesterError
+
+VERIFIERS = 2
+"""Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
+MARK_BYTES = 16
+
+HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
+
+
+class Verdict(NamedTuple):
+    """What a login is told: a code, None where it is let in. `retry_s`: with `try-later`, how long to wait."""
+
+    reason: str | None
+    retry_s: float | None = None
+
+
+LET_IN = Verdict(None)
+WRONG = Verdict("authentication-failed")
+OVERLOADED = Verdict("overloaded")
+
+
+def _no_such_hash() -> str:
+    """Return a well-formed hash that no known password has: what an unknown name is checked against."""
+    salt, digest = (base64.b64encode(bytes(length)).decode().rstrip("=") for length in (16, 32))
+    return f"$argon2id$v=19$m={HASHER.memory_cost},t={HASHER.time_cost},p={HASHER.parallelism}${salt}${digest}"
+
+
+_DUMMY = _no_such_hash()
+
+
+class Verifying:
+    """Checks passwords on one loop. `hash_of` returns the hash of a user's password, None where there is no such user;
+    it raises BesterError where that cannot be told. `clock` returns seconds, monotonic."""
+
+    def __init__(self, hash_of: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._hash_of = hash_of
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+        self._lockout = Lockout()
+        self._queue: CheckQueue[asyncio.Future[bool]] = CheckQueue()
+        self._free = VERIFIERS
+        self._pool: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """Let go of the threads; checks still running are waited for, a few hundredths of a second."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    async def verify(self, user: str, password: str, address: str) -> Verdict:
+        """Check a password that is none of the impossible ones. `address`: the client's, empty where it has none."""
+        net = network_of(address)
+        try:
+            asked = self._lockout.ask(user, net, self._mark(user, net, self._hash_of(user), password), self._clock())
+            if isinstance(asked, Refused):
+                return _told(asked)
+            if not await self._has_turn(asked.rank, user, net):
+                return OVERLOADED
+            try:
+                return await self._check(user, net, password)
+            finally:
+                self._free += 1
+                self._go_on()
+        except BesterError:  # the database cannot tell, and the log says so
+            return OVERLOADED
+
+    async def _has_turn(self, rank: int, user: str, net: str) -> bool:
+        """Wait for a thread; False: too many wait. Whoever has one gives it back."""
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        turned_away = self._queue.add(rank, user, net, turn)
+        if turned_away is not None and not turned_away.done():  # it may be gone, and not out of the queue yet
+            turned_away.set_result(False)
+        self._go_on()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.result():
+                self._free += 1
+                self._go_on()
+            self._queue.discard(turn)
+            raise
+
+    def _go_on(self) -> None:
+        while self._free and (waiting := self._queue.pop()) is not None:
+            if not waiting.what.done():
+                self._free -= 1
+                waiting.what.set_result(True)
+
+    async def _check(self, user: str, net: str, password: str) -> Verdict:
+        stored = self._hash_of(user)
+        mark = self._mark(user, net, stored, password)
+        asked = self._lockout.ask(user, net, mark, self._clock())  # others may have failed while this one waited
+        if isinstance(asked, Refused):
+            return _told(asked)
+        right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
+        if right and self._hash_of(user) == stored:  # nobody has removed the account or changed its password meanwhile
+            self._lockout.right(user, net)
+            return LET_IN
+        self._lockout.wrong(user, net, mark, self._clock())
+        return WRONG
+
+    def _mark(self, user: str, net: str, stored: str | None, password: str) -> bytes:
+        """Return what stands for a password where it was tried: another mark when the account has changed."""
+        text = "\0".join((user, net, stored or "", password))  # only the last may hold a zero
+        return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key, digest_size=MARK_BYTES).digest()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(VERIFIERS, thread_name_prefix="password")
+        return self._pool
+
+
+def _told(refused: Refused) -> Verdict:
+    return WRONG if refused.retry_s is None else Verdict("try-later", refused.retry_s)
+
+
+def _matches(stored: str | None, password: str) -> bool:
+    """Say whether a password fits a hash; without a hash it works as long, and says no."""
+    try:
+        HASHER.verify(stored or _DUMMY, password)
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return False
+    return stored is not None

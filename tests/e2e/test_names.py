@@ -1,0 +1,225 @@
+"""Names are looked up on threads, one a name at a time; who hangs holds up neither others nor the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bester.broker.hosts import Hosts
+from bester.broker.lookups import PATIENCE_S
+from bester.broker.names import Followed, Lookers, Names, connect, find, numeric
+from tests.e2e.name_server import DEADLINE_S, Clock, NameServer, name_server, until
+
+
+@pytest.fixture
+def server() -> Iterator[NameServer]:
+    with name_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("127.0.0.1", ("127.0.0.1",)),
+        ("::1", ("::1",)),
+        ("2001:DB8:0::1", ("2001:db8::1",)),
+        ("localhost", ("127.0.0.1", "::1")),
+        ("s2.example", ()),
+        ("localhost.example", ()),
+        ("a..b", ()),
+        ("\udcff", ()),
+        ("x" * 300, ()),
+    ],
+)
+def test_what_needs_no_lookup(host: str, addresses: tuple[str, ...]) -> None:
+    assert numeric(host) == addresses
+
+
+async def test_one_thread_looks_up_one_name_for_all_who_ask(server: NameServer) -> None:
+    server.knows["s2.example"] = ("192.0.2.1",)
+    server.hangs.add("s2.example")
+    asking = [asyncio.create_task(find("s2.example", 10.0, server.lookers)) for _ in range(50)]
+    await until(lambda: server.under_way == 1)
+    await asyncio.sleep(0)  # all have asked
+    server.release()
+    assert await asyncio.gather(*asking) == [("192.0.2.1",)] * 50
+    assert server.asked["s2.example"] == 1
+
+
+async def test_why_a_name_is_not_found(server: NameServer) -> None:
+    server.hangs.add("slow.example")
+    with pytest.raises(OSError, match="Name or service not known"):
+        await find("gone.example", 10.0, server.lookers)
+    with pytest.raises(OSError, match=r"did not answer in 0\.05 s"):
+        await find("slow.example", 0.05, server.lookers)
+    for odd in ("a..b", "\udcff", "x" * 300):
+        with pytest.raises(OSError, match=r"."):
+            await find(odd, 10.0)
+
+
+async def test_only_so_many_threads(server: NameServer) -> None:
+    lookers = Lookers(server._look_up, most=3)
+    names = [f"n{number}.example" for number in range(10)]
+    server.hangs.update(names)
+    asking = [asyncio.create_task(find(name, 10.0, lookers)) for name in names]
+    await until(lambda: server.under_way == 3)
+    refused = [task for task in asking if task.done()]
+    assert len(refused) == 7
+    assert all("too many names" in str(task.exception()) for task in refused)
+    before = threading.active_count()
+    server.release()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await until(lambda: threading.active_count() <= before - 3)
+
+
+class Talk(asyncio.Protocol):
+    """A connection that the other side ends."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+    async def end(self) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await self.lost.wait()
+
+
+class Hangup(asyncio.Protocol):
+    """A connection that ends at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+async def test_each_address_of_a_host_has_its_share_of_the_time() -> None:
+    listening = await asyncio.get_running_loop().create_server(Hangup, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    with socket.socket() as full:  # with its queue full it answers nobody
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        stuffed = [socket.socket() for _ in range(8)]
+        for each in stuffed:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.2", port))
+        connection = await connect(Talk, ("127.0.0.3", "127.0.0.2", "127.0.0.1"), port, 0.6)
+        await connection.end()
+        for each in stuffed:
+            each.close()
+    with pytest.raises(OSError, match=r"."):
+        await connect(Talk, ("127.0.0.3", "127.0.0.4"), port, 5.0)
+    listening.close()
+
+
+async def test_a_table_is_followed_and_the_log_says_what_is_not_found(
+    server: NameServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bester.names")
+    clock = Clock()
+    names = Names(server.lookers, clock)
+    tables: list[Hosts] = []
+    followed = Followed({"s2": "s2.example", "s3": "192.0.2.3", "s4": "s4.example"}, names)
+    assert followed.table().unknown == {"s2", "s4"}
+    assert followed.table().at("192.0.2.3") == ("s3",)
+    server.knows["s4.example"] = ("192.0.2.4",)
+    followed.start(tables.append)
+    await until(lambda: bool(tables) and tables[-1].unknown == {"s2"} and tables[-1].at("192.0.2.4") == ("s4",))
+    server.knows["s2.example"] = ("192.0.2.2",)
+    clock.now += 1.0
+    await until(lambda: tables[-1].at("192.0.2.2") == ("s2",))
+    server.knows["s4.example"] = ("192.0.2.5", "192.0.2.6")
+    clock.now += 60.0
+    await until(lambda: tables[-1].at("192.0.2.6") == ("s4",))
+    assert tables[-1].at("192.0.2.4") == ()
+    assert max(server.most.values()) == 1
+    names.close()
+    lines = [record.getMessage() for record in caplog.records]
+    lost = "[servers.s2] native: the name s2.example cannot be looked up"
+    assert lines == [
+        f"{lost} (it is tried on and on): name or service not known",
+        "[servers.s2] native: the name s2.example is looked up as 192.0.2.2",
+        "[servers.s4] native: the name s4.example is looked up as 192.0.2.5, 192.0.2.6",
+    ]
+
+
+async def test_who_is_in_doubt_is_looked_up_again_before_the_minute(server: NameServer) -> None:
+    clock = Clock()
+    names = Names(server.lookers, clock)
+    tables: list[Hosts] = []
+    followed = Followed({"s2": "s2.example", "s3": "192.0.2.3"}, names)
+    server.knows["s2.example"] = ("192.0.2.2",)
+    followed.start(tables.append)
+    await until(lambda: bool(tables))
+    server.knows["s2.example"] = ("192.0.2.9",)
+    clock.now += 11.0
+    followed.look_again(["s2", "s3"])
+    await until(lambda: tables[-1].at("192.0.2.9") == ("s2",))
+    assert tables[-1].looked_up == {"s2": clock.now}
+    assert server.asked["s2.example"] == 2
+    names.close()
+
+
+async def test_names_that_hang_do_not_hold_up_those_that_do_not(server: NameServer) -> None:
+    clock = Clock()
+    names = Names(server.lookers, clock)
+    tables: list[Hosts] = []
+    hosts = {f"bad{number}": f"bad{number}.example" for number in range(20)}
+    server.hangs.update(hosts.values())
+    server.knows["good.example"] = ("192.0.2.1",)
+    Followed({**hosts, "good": "good.example"}, names).start(tables.append)
+    await until(lambda: bool(tables) and tables[-1].at("192.0.2.1") == ("good",))
+    assert tables[-1].unknown == set(hosts)
+    answered: list[str] = []
+    assert names.ask("bad0.example", lambda: answered.append("bad0"))
+    assert names.ask("other.example", lambda: answered.append("other"))
+    await until(lambda: answered == ["other"])
+    clock.now += PATIENCE_S
+    await until(lambda: answered == ["other", "bad0"])
+    assert not names.addresses("bad0.example")
+    assert not names.ask("bad0.example", pytest.fail)
+    names.close()
+
+
+async def test_what_is_being_looked_up_at_the_end_is_nobodys_business(server: NameServer) -> None:
+    server.hangs.add("slow.example")
+    names = Names(server.lookers)
+    names.follow("slow.example", "here")
+    names.listen(lambda: pytest.fail("it is closed"))
+    await until(lambda: server.under_way == 1)
+    names.close()
+    server.release()
+    await until(lambda: server.under_way == 0)
+    assert not names.ask("slow.example", pytest.fail)
+
+
+HANGING = """
+import asyncio, threading
+from bester.broker import names
+lookers = names.Lookers(lambda host: threading.Event().wait())
+async def main():
+    followed = names.Names(lookers)
+    followed.follow("slow.example", "here")
+    try:
+        await names.find("other.example", 0.1, lookers)
+    except OSError as error:
+        print(error)
+    followed.close()
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_though_lookups_hang() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout == "the name server did not answer in 0.1 s\n"
+    assert done.stderr == ""
+    assert time.monotonic() - began < 20

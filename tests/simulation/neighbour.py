@@ -1,0 +1,126 @@
+"""A server of the native protocol as a neighbour that calls: where it is, who knows that, and what it says.
+
+The servers list it by the name of its host. They look that up as their shells do: at the start, when the core asks for
+it, and now and then; the name server may be silent, and the host may move.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+from bester.bridge import native
+from bester.broker.core.cases import AGAIN
+from bester.broker.hosts import Place, hosts_of
+from bester.broker.wire.messages import Meta
+from tests.simulation.bridges import Peer, SimBridge
+from tests.simulation.programs import NATIVE
+from tests.simulation.servers import SimServer
+from tests.simulation.world import BrokenRuleError, World
+
+ADDRESSES = ("10.0.0.9", "10.0.0.10", "10.0.0.11")
+REFRESH_S = 8.0
+"""Shorter than a minute, as a play is shorter than a day."""
+FAILURE_S = 0.5
+SLOWEST_S = 0.5
+
+
+class Neighbour:
+    """`address` is where it is now. `random` is its own: what it does must not change what others do."""
+
+    def __init__(self, world: World, random: Random) -> None:
+        self.world = world
+        self.random = random
+        self.address = ADDRESSES[0]
+        self.coming = 0
+        """Messages that it will send again in a moment."""
+        self._silent_until = 0.0
+        self._under_way: set[SimServer] = set()
+
+    # --- names ---
+
+    def listed_by(self, server: SimServer) -> None:
+        """This server looks up where it is, from now on."""
+        server.on_look_up = partial(self._look_up, server)
+        server.on_start.append(partial(self._started, server))
+        self._started(server)
+        self._refresh(server)
+
+    def _started(self, server: SimServer) -> None:
+        self._under_way.discard(server)
+        self._look_up(server)
+
+    def _refresh(self, server: SimServer) -> None:
+        self._look_up(server)
+        self.world.after(REFRESH_S, partial(self._refresh, server))
+
+    def _look_up(self, server: SimServer) -> None:
+        if server not in self._under_way and server.up:
+            self._under_way.add(server)
+            self.world.after(
+                self.random.uniform(0.0, SLOWEST_S),
+                partial(self._looked_up, server, server.life, self.address, server.now),
+            )
+
+    def _looked_up(self, server: SimServer, life: int, address: str, began: float) -> None:
+        if server.life != life:
+            return
+        self._under_way.discard(server)
+        if self.world.now < self._silent_until:
+            self.world.after(FAILURE_S, partial(self._look_up, server))
+            return
+        place = Place((address,), began)
+        self.world.tell(server.name, "looks up", place)
+        server.hosts_changed(hosts_of({NATIVE: place}))
+
+    # --- what befalls it ---
+
+    def plan_faults(self, until_s: float) -> None:
+        """Decide when its host moves, and when names cannot be looked up. What it says is not lost by that."""
+        chance = self.random
+        for _ in range(chance.choice((0, 0, 1, 2, 4))):
+            fault = chance.choice((self._move, partial(self._silence, chance.uniform(0.1, 7.0))))
+            self.world.after(chance.uniform(0.5, until_s), fault)
+
+    def _move(self) -> None:
+        """Its host gets another address."""
+        self.address = self.random.choice([each for each in ADDRESSES if each != self.address])
+        self.world.tell(NATIVE, "MOVES", self.address)
+
+    def _silence(self, seconds: float) -> None:
+        """The name server answers nobody for a while."""
+        self.world.tell("names", "ARE SILENT", f"for {seconds:.1f} s")
+        self._silent_until = max(self._silent_until, self.world.now + seconds)
+
+    # --- what it says ---
+
+    def says(self, bridge: SimBridge, number: int, type_: str, body: bytes) -> Peer:
+        """It sends a message, and sends it again as long as it is not taken; returns who has its last report."""
+        peer = Peer(bridge.server.name, body)
+        meta: Meta = {"id": f"{NATIVE}/{number}"} | ({"server": NATIVE} if self.random.random() < 0.7 else {})
+        self._try(bridge, peer, partial(native.to_server, number, type_, body), meta)
+        return peer
+
+    def _try(self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta) -> None:
+        bridge.say(self.address, peer, frame(meta), partial(self._told, bridge, peer, frame, meta, self.address))
+
+    def _told(
+        self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta, address: str
+    ) -> None:  # fmt: skip
+        told = json.loads(peer.reports[-1])["payload"]
+        reason = told.get("reason")
+        moved = address != self.address  # by now its connection is gone, and it has heard nothing
+        if reason == "not-allowed" and "recipients" not in told and not moved:
+            raise BrokenRuleError(f"a listed server is refused for good: {peer}")
+        if moved or (reason in AGAIN and "recipients" not in told):
+            peer.reports.pop()
+            if moved or reason == "unreachable":  # it may have been carried out
+                meta = {**meta, "again": True}
+            self.coming += 1
+            self.world.after(self.random.uniform(0.5, 1.0), partial(self._again, bridge, peer, frame, meta))
+
+    def _again(self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta) -> None:
+        self.coming -= 1
+        self._try(bridge, peer, frame, meta)

@@ -1,0 +1,66 @@
+"""The table of where native servers are: what it says, and of whom it cannot be sure."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.hosts import Hosts, Place, hosts_of
+
+FOUND = {
+    "fixed": Place(("10.0.0.1",)),
+    "named": Place(("10.0.0.2", "2001:db8::2"), 100.0),
+    "twin": Place(("10.0.0.2",), 100.0),
+    "gone": Place(),
+}
+
+
+def test_the_table_names_the_servers_at_an_address() -> None:
+    hosts = hosts_of(FOUND)
+    assert hosts.at("10.0.0.1") == ("fixed",)
+    assert hosts.at("10.0.0.2") == ("named", "twin")
+    assert hosts.at("2001:db8::2") == ("named",)
+    assert hosts.at("10.0.0.9") == ()
+    assert hosts.unknown == {"gone"}
+    assert hosts.looked_up == {"named": 100.0, "twin": 100.0}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "127.0.0.7"])
+def test_on_loopback_both_protocols_are_one_host(address: str) -> None:
+    hosts = hosts_of({"s": Place((address,))})
+    assert [hosts.at(each) for each in ("127.0.0.1", "::1", address)] == [("s",)] * 3
+
+
+@pytest.mark.parametrize(
+    ("claimed", "since", "may_be"),
+    [
+        (None, 50.0, {"gone"}),
+        ("stranger", 50.0, {"gone"}),
+        ("stranger", 100.0, {"gone", "named", "twin"}),  # under a name of its own
+        (None, 100.0, {"gone", "named", "twin"}),
+        ("gone", 50.0, {"gone"}),
+        ("fixed", 1e9, set()),  # an address that was written down does not change
+        ("named", 99.0, set()),
+        ("named", 100.0, {"named"}),
+        ("twin", 1e9, {"twin"}),
+    ],
+)
+def test_who_a_peer_at_no_known_address_might_be(claimed: str | None, since: float, may_be: set[str]) -> None:
+    assert hosts_of(FOUND).may_be(claimed, since) == may_be
+
+
+def test_where_all_names_were_looked_up_since_it_came_a_stranger_is_a_stranger() -> None:
+    known = hosts_of({name: place for name, place in FOUND.items() if name != "gone"})
+    for claimed in (None, "stranger", "fixed", "named"):
+        assert known.may_be(claimed, 99.0) == set()
+    assert Hosts().may_be("s", 0.0) == set()
+    assert known.not_looked_up(99.0) == set()
+    assert known.not_looked_up(100.0) == {"named", "twin"}
+
+
+def test_who_has_moved() -> None:
+    before = hosts_of(FOUND)
+    after = hosts_of({**FOUND, "gone": Place(("10.0.0.7",), 200.0), "named": Place(("10.0.0.2",), 200.0)})
+    assert sorted(after.moved_since(before)) == ["gone", "named"]
+    assert after.moved_since(after) == []
+    assert before.moved_since(Hosts()) == ["fixed", "named", "twin"]
+    assert Hosts().moved_since(before) == []  # one that is not known any more cannot be tried
