@@ -87,6 +87,11 @@ async def for_later(peer: Raw) -> None:
     peer.writer.write(report(b"null", 0, None, "s2/1", {"bob": "queued", "carol": "delivered", "dave": "queued"}))
 
 
+async def wordy(peer: Raw) -> None:
+    await peer.read()
+    peer.writer.write(report(b"null", 0, None, "s2/1", {f"{number:0100}": "queued" for number in range(20_000)}))
+
+
 async def chatty(peer: Raw) -> None:
     await peer.read()
     peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
@@ -120,6 +125,7 @@ async def never(peer: Raw) -> None:
         (bad, "failed:not-allowed", {}),
         (partly, "failed:expired", {"carried": True}),
         (for_later, "queued", {"queued": 2}),
+        (wordy, "queued", {"queued": 20_000}),
         (chatty, "delivered", {}),
         (silent, "sent", {}),
         (reset, "failed:unreachable", {}),

@@ -128,7 +128,7 @@ class Forwarder:
         try:
             async with asyncio.timeout_at(deadline):
                 transport, _ = await loop.create_connection(
-                    lambda: _Conversation(frame, self._limits.max_frame, done), address.host, address.port
+                    lambda: _Conversation(frame, self._limits.forward_report, done), address.host, address.port
                 )
                 return await done
         except (OSError, TimeoutError, UnicodeError):

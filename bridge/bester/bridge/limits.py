@@ -85,6 +85,8 @@ class Limits:
     """Messages waiting for their turn; above it they fail as `overloaded`."""
     forward_s: float = 5.0
     """From the broker's asking to the other server's report."""
+    forward_report: int = 16 * MIB
+    """The longest report of another server: it names recipients, up to 10,000 of them, whatever clients may send."""
     informer_connections: int = 64
     """Handlers ask now and then; there are not many of them."""
     informer_frame: int = 64 * KIB

@@ -27,12 +27,11 @@ from bester.broker.config import (
     listener_fault,
     name_fault,
     socket_path_fault,
-    type_fault,
 )
 from bester.broker.kept import Bounds
 from bester.broker.toml_table import Source, Table
 from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
-from bester.broker.wire.messages import MAX_BODY_BYTES
+from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
 
 FILE = Path("bester.toml")
 """What every command reads where it is there and no other is named."""
@@ -375,6 +374,10 @@ class _Reader:
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
         types = table.texts("accept_types")
+        for each in types or ():
+            fault = spelling_fault(each)
+            if fault:
+                table.fail("accept_types", fault)
         return PeerConfig(
             name=name,
             fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,

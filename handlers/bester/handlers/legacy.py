@@ -23,6 +23,8 @@ CONNECTIONS = 64
 ANSWER_S = 30.0
 """How long one message may take, connecting included."""
 HEADER_BYTES = 4
+ENVELOPE_BYTES = 1024 * 1024
+"""What a frame may have beside its data, which the broker bounds: a command names up to 10,000 targets."""
 GOOD = ("0", "00")
 TARGETS: dict[str, type] = {"sendClients": list, "sendServers": list, "sendHandler": str}
 """How each command names its targets."""
@@ -54,7 +56,7 @@ def legacy_app(
     *,
     connections: int = CONNECTIONS,
     answer_s: float = ANSWER_S,
-    limit_bytes: int = MAX_BODY_BYTES,
+    limit_bytes: int = MAX_BODY_BYTES + ENVELOPE_BYTES,
 ) -> App:
     """Return an App that hands messages of these types to the handler listening at `path`."""
     app = App(credit=connections)
