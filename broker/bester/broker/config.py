@@ -15,11 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from bester.broker.kept import Bounds
+from bester.broker.unix_socket import PATH_BYTES
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
 
-SOCKET_PATH_BYTES = 107
-"""The longest path a Unix socket can have on Linux."""
 NAME_LIMIT = 100
 """Characters of a server's or handler's name: names travel in every message id and path."""
 
@@ -159,9 +158,9 @@ def name_fault(name: str) -> str | None:
 def socket_path_fault(path: Path) -> str | None:
     """Say that a path is too long for a Unix socket, or None."""
     length = len(str(path).encode(errors="surrogateescape"))
-    if length <= SOCKET_PATH_BYTES:
+    if length <= PATH_BYTES:
         return None
-    return f"{path}: {length} bytes, and a Unix socket's path has {SOCKET_PATH_BYTES} at most"
+    return f"{path}: {length} bytes, and a Unix socket's path has {PATH_BYTES} at most"
 
 
 def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from bester.broker.unix_socket import other_kind
 from bester.broker.wire.messages import MAX_BODY_BYTES, Command
 from bester.handlers.app import App
 from bester.handlers.message import Message
@@ -70,7 +71,9 @@ def legacy_app(
         except TimeoutError:
             raise HandlerError(f"the handler at {path} did not answer in {answer_s:g} s") from None
         except OSError as error:
-            raise HandlerError(f"no handler at {path}: {error.strerror or error}") from None
+            other = other_kind(path)
+            why = f"it is {other}, not a socket" if other is not None else error.strerror or error
+            raise HandlerError(f"no handler at {path}: {why}") from None
         return command_of(answer)
 
     return app
