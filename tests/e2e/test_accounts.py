@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
+from bester.broker.accounts import PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
+from bester.broker.accounts_file import BUSY_S
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import FAILURES, FIRST_WAIT_S
 from bester.broker.wire.codes import BesterError, ConfigError

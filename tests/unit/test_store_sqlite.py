@@ -104,7 +104,8 @@ def test_the_files_are_their_owners_alone(store: SqliteStore, path: Path) -> Non
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
-    path.touch()
+    with closing(SqliteStore(path)) as store:
+        store.open()
     path.chmod(0o644)
     with closing(SqliteStore(path)) as store:
         store.open()
@@ -456,12 +457,14 @@ def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
     ended: set[int] = set()
     for lines in (1, 7, 40):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
         try:
-            assert writer.stdout is not None
             said = [writer.stdout.readline() for _ in range(lines)]
         finally:
             writer.send_signal(signal.SIGKILL)
-            said += (writer.communicate(timeout=DEADLINE_S)[0]).splitlines()
+            with writer.stdout:  # `communicate` would not see what `readline` has read ahead
+                said += writer.stdout.read().splitlines()
+            writer.wait(DEADLINE_S)
         for line in said:
             what, *numbers = line.split()
             first, last = int(numbers[0]), int(numbers[-1])

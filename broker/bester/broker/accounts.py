@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Collection
@@ -21,6 +20,7 @@ from typing import NamedTuple, Protocol
 
 import argon2
 
+from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.config import Config
 from bester.broker.data_dir import prepare
 from bester.broker.lockout import Lockout
@@ -35,16 +35,8 @@ VERIFIERS = 2
 """Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
 WAITING_LIMIT = 128
 """Logins that wait for one of these; the last has its answer within about 2 s, while its client still listens."""
-BUSY_S = 5.0
-"""How long the command line waits for another process that is writing."""
 
 _HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
-_TABLES = (
-    """
-CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
-""",
-    "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +80,7 @@ class Logins(Protocol):
 
 def open_logins(config: Config) -> Logins:
     """Return what `[accounts] auth` asks for."""
-    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir)
+    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir, serving=True)
 
 
 def name_fault(name: str) -> str | None:
@@ -143,28 +135,24 @@ class OpenAccounts:
 class Accounts:
     """The accounts of one server. The synchronous methods belong to the thread that made it."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Open the database, making it where there is none. Raises ConfigError for the directory, BesterError else."""
+    def __init__(self, data_dir: Path, *, serving: bool = False) -> None:
+        """Open the database, making it where there is none. `serving`: a server will log users in from it.
+
+        Raises ConfigError for the directory, or where the file cannot be one of accounts, BesterError else.
+        """
         prepare(data_dir)
         self.path = data_dir / FILE
-        try:
-            # SQLite gives its other files the mode of this one.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise self._broken(error) from None
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            for table in _TABLES:
-                self._db.execute(table)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise self._broken(error) from None
+        self._file = AccountsFile(self.path, serving=serving)
+        self._serving = serving
         self._lockout = Lockout()
         self._pool: ThreadPoolExecutor | None = None
         self._turn = asyncio.Semaphore(VERIFIERS)
         self._waiting = 0
         self._version = 0
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._file.db
 
     def close(self) -> None:
         """Close the database; checks still running are waited for, a few hundredths of a second."""
@@ -216,6 +204,8 @@ class Accounts:
 
     def changed(self) -> bool:
         """Say whether another process has written since this was last asked; cheap, no table is read."""
+        if self._serving:
+            self._file.look()
         try:
             version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
@@ -269,6 +259,10 @@ class Accounts:
                     stored = self._hash_of(user)
                 except sqlite3.Error as error:
                     _log.error("%s", self._broken(error).text)
+                    return "overloaded"
+                if stored is not None and not _is_hash(stored):
+                    text = "%s: the password of user %r cannot be read, it is damaged; `bester user passwd` mends that"
+                    _log.error(text, self.path, user)
                     return "overloaded"
                 right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
                 right = right and self._is_still(user, stored)
@@ -326,9 +320,16 @@ class Accounts:
             self._db.execute("ROLLBACK")
 
     def _broken(self, error: Exception) -> BesterError:
-        remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
-        fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
-        return BesterError("storage-full", f"{self.path}: {fault}; {remedy}")
+        return broken(self.path, error)
+
+
+def _is_hash(stored: str) -> bool:
+    """Say whether a password could fit this at all."""
+    try:
+        argon2.extract_parameters(stored)
+    except argon2.exceptions.InvalidHashError:
+        return False
+    return True
 
 
 def _matches(stored: str | None, password: str) -> bool:

@@ -258,6 +258,7 @@ class Snapshot:
     """What a broker finds when it starts. `epoch` is the store's own name, made with it; `life` counts the starts.
 
     `next_expiry_s` is when the first waiting entry's time is over, on the wall clock. `dead` counts the dead letters.
+    `full` says why nothing can be written just now, None where it can.
     """
 
     epoch: str = "none"
@@ -267,6 +268,7 @@ class Snapshot:
     arrived: tuple[Arrived, ...] = ()
     next_expiry_s: float | None = None
     dead: int = 0
+    full: str | None = None
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,8 @@ def _why(path: str, error: Exception) -> str:
         return f"this user may not write to {directory}; name a path in a directory of yours"
     if error.errno == errno.EADDRINUSE:
         return "somebody else has just put something there; name another path"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}; make room on its disk"
     return f"{error.strerror or error}; name a path in a directory of yours"
 
 
