@@ -55,10 +55,10 @@ def a_pipe(path: Path) -> None:
 
 IN_THE_WAY = [
     (a_file, "is a file, not a socket; remove it or name another path"),
-    (a_directory, "is a directory, not a socket"),
+    (a_directory, "is a directory, not a socket; name another path"),
     (a_link_to_a_file, "is a symbolic link, not a socket"),
     (a_link_to_nothing, "is a symbolic link, not a socket"),
-    (a_pipe, "is something else, not a socket"),
+    (a_pipe, "is a pipe, not a socket; name another path"),
 ]
 
 
@@ -275,7 +275,7 @@ class TestServers:
     [
         (a_file, "it is a file, not a socket"),
         (a_directory, "it is a directory, not a socket"),
-        (a_pipe, "it is something else, not a socket"),
+        (a_pipe, "it is a pipe, not a socket"),
         (a_link_to_nothing, "No such file or directory"),
         (dead_socket, "Connection refused"),
     ],

@@ -223,6 +223,22 @@ class TestServersThatDoNotSay:
         over = ended(core.lost("gone", 0))
         assert [type(over[id_]) for id_ in ids] == [ConnectionLost, MessageTooLarge, ConnectionLost]
 
+    def test_once_the_suspects_have_ended_nothing_is_held_back(self) -> None:
+        for resend in (True, False):
+            core = a_core(resend=resend)
+            connect(core)
+            ids = [core.submit("chat", b"1") for _ in range(3)]
+            assert went(core) == ids
+            core.receive(complaint("malformed"), 0)
+            core.lost("gone", 0)
+            connect(core)
+            while going := went(core):
+                assert len(going) < 3
+                for id_ in going:
+                    core.receive(good(id_), 0)
+            ids = [core.submit("chat", b"1") for _ in range(5)]
+            assert went(core) == ids
+
 
 class Server:
     """Reads what comes in order, and dies at each message that kills it, having reported on some of those before."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker import database
 from bester.broker.kept import (
     Bounds,
     Bury,
@@ -369,6 +370,43 @@ def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monke
     assert waiting(store) == [3]
     monkeypatch.undo()
     assert store.commit([keep(5)]).ok
+
+
+def test_where_there_is_no_room_to_share_the_file_it_is_opened_alone_until_there_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+    room = {"shared": False, "alone": True}
+    connect = database.connect
+
+    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
+        if not room["alone" if alone else "shared"]:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+            raise error
+        return connect(path, timeout_s, alone=alone)
+
+    monkeypatch.setattr(database, "connect", without_room)
+    monkeypatch.setattr(sqlite, "AGAIN_S", 0.0)
+    with closing(SqliteStore(path)) as store:
+        snapshot = store.open()
+        assert snapshot.full is not None
+        assert "see that its disk is well and has room" in snapshot.full
+        assert waiting(store) == [1]
+        assert store.commit([keep(2)]).ok, "it is the sharing for which there is no room"
+        room["alone"] = False
+        for _ in range(2):
+            assert not store.commit([keep(3), End(1, "delivered")]).ok
+            with pytest.raises(BesterError, match="see that its disk is well"):
+                waiting(store)
+        room["alone"] = room["shared"] = True
+        assert store.commit([keep(4)]).ok
+        assert waiting(store) == [2, 4], "the end was held back, and is not forgotten"
+        with closing(connect(path, 0.0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+    assert [each.name for each in path.parent.iterdir()] == ["store.db"]
 
 
 def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 5.0
 """How long the command line waits for another process that is writing."""
+AGAIN_BUSY_S = 0.1
+"""The same for a server that opens it again: nobody else is served meanwhile."""
 LOOK_S = 1.0
 """So often a server looks whether the file is still there, and, where the disk was full, whether there is room."""
 _TABLES = (
@@ -59,11 +61,13 @@ class AccountsFile:
         self._look_at = 0.0
         self._limited = False
         self._gone = False
+        self._busy_s = BUSY_S
         try:
             self._stands_in = not database.look(path, _ELSEWHERE) and not self._create()
             self._open()
         except (OSError, ValueError, sqlite3.Error) as error:
             raise broken(path, error) from None
+        self._busy_s = AGAIN_BUSY_S
 
     def _create(self) -> bool:
         """Make the file. False: its disk has no room, and a server can serve without."""
@@ -94,7 +98,7 @@ class AccountsFile:
             self._limited = True
 
     def _connect(self, *, alone: bool) -> None:
-        db = database.connect(self.path, BUSY_S, alone=alone)
+        db = database.connect(self.path, self._busy_s, alone=alone)
         try:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -107,6 +111,7 @@ class AccountsFile:
                 raise ValueError(damage)
             if not {"account", "removed"} <= tables:
                 _fill(db)
+            db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}").close()
         except BaseException:
             db.close()
             raise

@@ -30,7 +30,7 @@ _REMEDIES = {
     "SQLITE_CORRUPT": RESTORE,
     "SQLITE_NOTADB": RESTORE,
     "SQLITE_READONLY": "see that the file, its directory and its disk can be written by this user",
-    "SQLITE_CANTOPEN": "see that the file and its directory are this user's, and that its disk has room",
+    "SQLITE_CANTOPEN": "see that file and directory are this user's, and that their disk has room and can be written",
     "SQLITE_BUSY": "end the other process that writes to it",
 }
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR")

@@ -91,7 +91,9 @@ def _make_way(where: str, path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{where}: is {_kind(mode)}, not a socket; remove it or name another path")
+        movable = stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+        help_ = "remove it or name another path" if movable else "name another path"
+        raise ConfigError(f"{where}: is {_kind(mode)}, not a socket; {help_}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_S)
         try:
@@ -122,7 +124,9 @@ def _kind(mode: int) -> str:
         return "a directory"
     if stat.S_ISLNK(mode):
         return "a symbolic link"
-    return "a file" if stat.S_ISREG(mode) else "something else"
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a file" if stat.S_ISREG(mode) else "a device"
 
 
 def _why(path: str, error: Exception) -> str:

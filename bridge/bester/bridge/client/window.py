@@ -187,8 +187,7 @@ class Window:
         if self._burst is not None:
             self._unsent.pop(id_, None)
             self._burst += 1
-            if not any(each.losses for each in self._entries.values()):
-                self._burst = None
+            self._trust_again()
         return True
 
     def withdraw(self, id_: str) -> None:
@@ -215,6 +214,7 @@ class Window:
         ended |= named
         for id_ in ended:
             self._forget(id_)
+        self._trust_again()
         self._unsent = dict(self._entries)
         for entry in self._unsent.values():
             entry.mark()
@@ -232,6 +232,7 @@ class Window:
         """Return the message that a complaint surely was about, where that can be told."""
         if complaint != "frame-too-large":
             self._refused = None  # perhaps the server was started anew, with another limit
+            self._limit = self._least()
             if complaint is None or len(here) != 1:
                 return {}
             (id_,) = here
@@ -252,6 +253,11 @@ class Window:
         if complaint is not None or any(entry.losses > 1 for entry in here.values()):
             self._burst = 1
 
+    def _trust_again(self) -> None:
+        """Hold nothing back any more, where nothing waits that was in flight on a connection that was lost."""
+        if self._burst is not None and not any(entry.losses for entry in self._entries.values()):
+            self._burst = None
+
     def _least(self) -> int:
         """Return how long a frame may be, by all that is known."""
         known = [self._limits.send_limit_bytes, self._said, None if self._refused is None else self._refused - 1]
@@ -259,7 +265,9 @@ class Window:
 
     def _too_large(self, size: int, *, sent: bool = False) -> MessageTooLarge:
         limit, text = self._limit, f"the message makes a frame of {size} bytes"
-        if self._refused is not None and limit < self._refused:
+        if size == self._refused:
+            text += ", which the server has refused"
+        elif self._refused is not None and limit < self._refused:
             text += f", and the server has refused one of {self._refused}"
         elif limit == self._said:
             text += f", and the server takes {limit}"

@@ -109,15 +109,20 @@ class SqliteStore(Commits):
         try:
             self._connect()
             return self._begin()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError, ValueError) as error:
             self.close()
-            raise BesterError("storage-full", place.why(self.path, error)) from None
-        except (TypeError, ValueError) as error:
-            self.close()
-            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
+            raise self._unopened(error) from None
         except BaseException:
             self.close()
             raise
+
+    def _unopened(self, error: Exception) -> BesterError:
+        """Return the error for what was found at opening, with the remedy."""
+        if isinstance(error, BesterError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return BesterError("storage-full", place.why(self.path, error))
+        return BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}")
 
     def _create(self) -> bool:
         """Make the file. False: its disk has no room for it."""
@@ -286,13 +291,10 @@ class SqliteStore(Commits):
                 try:
                     self._connect()
                     self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
-                except (ValueError, sqlite3.Error) as error:
+                except (BesterError, ValueError, sqlite3.Error) as error:
                     self.close()
-                    if isinstance(error, ValueError):
-                        text = f"{self.path}: damaged ({error}); {place.RESTORE}"
-                    else:
-                        text = place.why(self.path, error)
-                    raise BesterError("storage-full", text) from None
+                    self._alone = True
+                    raise self._unopened(error) from None
         if self._stands_in:
             raise BesterError("storage-full", self._no_room or str(self.path))
 
