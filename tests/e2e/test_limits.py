@@ -12,7 +12,7 @@ import pytest
 
 from bester.bridge.client import Client, MessageTooLarge, Outcome, Report, blocking
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, report_frame
-from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short_directory
+from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, live_server, short_directory
 
 DEEP = [
     b"[" * 64 + b"]" * 64,
@@ -132,6 +132,18 @@ class TestWhatPassesEverywhere:
                         assert data_of(await bob.receive_bytes()) == body.strip(), type_
             await alice.close()
             await bob.close()
+
+    async def test_so_it_does_where_every_part_is_a_process(self) -> None:
+        async with live_server(layout="apart", handlers=("bester.handlers.stock.echo:app",)) as server:
+            alice = await RawClient.login(server, "alice")
+            for body in DEEP + ODD:
+                alice.submit("echo", body, "i")
+                assert data_of(await alice.receive_bytes()) == body.strip()
+                assert (await alice.until_report("i"))[0]["header"]["status"] == "good"
+            for body in TOO_DEEP + HALVES:
+                alice.submit("echo", body, "i")
+                assert (await alice.until_report("i"))[0]["payload"]["reason"] == "malformed"
+            await alice.close()
 
     async def test_what_does_not_ends_that_message_wherever_it_enters(self) -> None:
         async with app_server() as server:
