@@ -236,7 +236,7 @@ class RawClient:
         answer = await client.receive()
         assert answer == {
             "header": {"messageType": "statusReport", "status": "good"},
-            "payload": {"id": "auth_special"},
+            "payload": {"id": "auth_special", "max_frame": answer["payload"].get("max_frame")},
         }, answer
         return client
 

@@ -229,7 +229,10 @@ def command(type_: str, data: Any, id_: str = "c") -> bytes:
     return message("builtin", id_, json.dumps({"command": {"type": type_, "data": data}}))
 
 
-GOOD_LOGIN = {"header": {"messageType": "statusReport", "status": "good"}, "payload": {"id": "auth_special"}}
+GOOD_LOGIN = {
+    "header": {"messageType": "statusReport", "status": "good"},
+    "payload": {"id": "auth_special", "max_frame": 1024 * 1024},
+}
 
 
 class Scene:

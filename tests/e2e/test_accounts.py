@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
+from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
+from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import PLACES
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S

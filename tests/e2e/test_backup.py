@@ -132,8 +132,7 @@ def test_data_that_another_user_keeps_to_himself(directory: Path, capsys: pytest
         (data_dir / FILE).chmod(0)
         mode = "its mode (0000) keeps its owner from it; chmod 600 it"
         assert refused(capsys, "backup", "copy") == (1, f"{data_dir}/{FILE}: {mode}")
-        remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
-        assert refused(capsys, "user", "list") == (1, f"{data_dir}/{FILE}: Permission denied; {remedy}")
+        assert refused(capsys, "user", "list") == (1, f"{data_dir}/{FILE}: {mode}")
     assert not (directory / "copy").exists()
 
 

@@ -65,7 +65,7 @@ class TestFirstFrame:
             client = await it.connect(kind)
             client.write(login())
             assert await client.body() == (
-                b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
+                b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":1048576}}'
             )
             (asked,) = it.broker.of_kind(Login)
             # A Unix socket has none: one's wrong passwords slow nobody else down.

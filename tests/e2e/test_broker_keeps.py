@@ -345,12 +345,13 @@ async def test_a_store_that_cannot_be_opened_is_one_line_and_gives_everything_ba
         path = directory / "data" / "store.db"
         for broken in (True, False):
             (directory / "data").mkdir(mode=0o700, exist_ok=True)
-            path.write_bytes(b"no database" * 1000 if broken else b"")
             if broken:
+                path.write_bytes(b"no database" * 1000)
                 with pytest.raises(BesterError, match=r"store\.db: .*; .*"):
                     async with serving(config(directory, path=path)):
                         pass
             else:
+                path.unlink()
                 async with serving(config(directory, path=path)):
                     pass
 

@@ -52,6 +52,14 @@ for name in ("ann", "bob", "eve"):
     accounts.add(name, "secret")
 accounts.close()
 """
+ADD_ONE = """
+import sys
+from pathlib import Path
+from bester.broker.accounts import Accounts
+accounts = Accounts(Path(sys.argv[1]))
+accounts.add("zoe", "secret")
+accounts.close()
+"""
 CHECK = """
 import sqlite3, sys
 print(*sqlite3.connect(sys.argv[1]).execute("PRAGMA integrity_check").fetchone())
@@ -64,12 +72,17 @@ class Disk(Protocol):
     """Where a server's data is. `prefix` stands before a command that is to see it."""
 
     prefix: tuple[str, ...]
+    full: tuple[str, ...]
+    """The same, with no room at all from the start."""
 
     def bound(self, server: Process) -> None:
         """A server has been started on it."""
 
     def fill(self) -> None:
         """See that there is no room at all."""
+
+    def fill_before(self) -> None:
+        """See to the same for a server that is to be started with the prefix `full`."""
 
     def make_room(self) -> None:
         """See that there is some again."""
@@ -80,6 +93,7 @@ class Small:
 
     def __init__(self, holder: int, directory: Path) -> None:
         self.prefix: tuple[str, ...] = (*_enter(holder), f"--wd={directory}")
+        self.full = self.prefix
         self._ballast = Path(f"/proc/{holder}/root{directory}/data/ballast")
         self._ballast.write_bytes(b"x" * BALLAST_BYTES)
 
@@ -95,6 +109,8 @@ class Small:
                 except OSError:  # no space left on device
                     pass
 
+    fill_before = fill
+
     def make_room(self) -> None:
         self._ballast.unlink()
 
@@ -103,13 +119,18 @@ class Limited:
     """The kernel's limit to what the server may make of a file: all its writes beyond it fail."""
 
     prefix: tuple[str, ...] = ()
+    full: tuple[str, ...] = ("sh", "-c", 'ulimit -S -f 0 && exec "$@"', "sh")
 
     def bound(self, server: Process) -> None:
         self._pid = server.process.pid
-        self._limit(LIMIT_BYTES)
+        if resource.prlimit(self._pid, resource.RLIMIT_FSIZE)[0]:
+            self._limit(LIMIT_BYTES)
 
     def fill(self) -> None:
         self._limit(0)
+
+    def fill_before(self) -> None:
+        """It is the new process that has the limit."""
 
     def make_room(self) -> None:
         self._limit(resource.RLIM_INFINITY)
@@ -182,15 +203,17 @@ class Scene:
         assert await process.end() == 0, process.lines
         return "\n".join(process.lines)
 
-    async def start(self) -> None:
-        self.process = await Process.start(*self.disk.prefix, BESTER, "up", cwd=self.directory)
+    async def start(self, *, full: bool = False) -> None:
+        prefix = self.disk.full if full else self.disk.prefix
+        self.process = await Process.start(*prefix, BESTER, "up", cwd=self.directory)
         line = await self.process.says(" serves ")
+        self.disk.bound(self.process)
         self.server = LiveServer(self.directory, [self.process], line.partition(" serves ")[2].split(",")[0].strip())
         await self.server.has_type("post")
         self.ann = await RawClient.login(self.server, "ann")
 
-    async def dies(self) -> None:
-        await self.process.end(signal.SIGKILL)
+    async def ends(self, number: int = signal.SIGKILL) -> None:
+        await self.process.end(number)
         await self.ann.close()
 
     async def burst(self, to: str, pad: str = PAD) -> list[int]:
@@ -243,14 +266,16 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(way: str) -> AsyncIterator[Scene]:
+async def scene(way: str, *, full: bool = False) -> AsyncIterator[Scene]:
+    """`full`: there is no room from the beginning, and nothing was ever kept."""
     async with short_directory() as directory, disk(way, directory) as there:
         (directory / "bester.toml").write_text(TOML)
         (directory / "post.py").write_text(APP)
         scene = Scene(there, directory)
         await scene.run(ADD_USERS, "data")
-        await scene.start()
-        there.bound(scene.process)
+        if full:
+            there.fill_before()
+        await scene.start(full=full)
         try:
             yield scene
             await scene.ann.close()
@@ -274,7 +299,7 @@ async def test_a_disk_that_is_full_under_load_is_told_harms_nobody_else_and_reco
         there.disk.make_room()
         await there.until_taken()
         await there.process.says("storage-full")
-        await there.dies()
+        await there.ends()
         await there.start()
         await there.bob_gets_all_once_and_in_order()
 
@@ -285,4 +310,39 @@ async def test_whoever_takes_his_messages_makes_room_himself(way: str) -> None:
         await there.until_refused()
         await there.bob_gets_all_once_and_in_order()
         await there.until_taken()
+        await there.bob_gets_all_once_and_in_order()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_server_started_on_a_full_disk_serves_what_needs_no_room(way: str, end: int) -> None:
+    async with scene(way) as there:
+        assert len(await there.burst("bob")) == BURST
+        await there.ends(end)
+        there.disk.fill_before()
+        await there.start(full=True)
+        assert "; until then nothing can be kept" in await there.process.says("warning broker: storage-full")
+        await there.others_are_served()
+        assert await there.burst("bob") == []
+        await there.others_are_served()
+        there.disk.make_room()
+        await there.until_taken()
+        await there.run(ADD_ONE, str(there.directory / "data"))
+        await (await RawClient.login(there.server, "zoe")).close()
+        await there.ends()
+        await there.start()
+        await there.bob_gets_all_once_and_in_order()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_so_does_one_that_never_kept_anything(way: str) -> None:
+    async with scene(way, full=True) as there:
+        await there.process.says("storage-full")
+        assert not (there.directory / "data" / "store.db").exists()
+        await there.others_are_served()
+        assert await there.burst("bob") == []
+        there.disk.make_room()
+        await there.until_taken()
+        await there.ends()
+        await there.start()
         await there.bob_gets_all_once_and_in_order()

@@ -93,6 +93,11 @@ async def for_later(peer: Raw) -> None:
     peer.writer.write(report(b"null", 0, None, "s2/1", {"bob": "queued", "carol": "delivered", "dave": "queued"}))
 
 
+async def long_winded(peer: Raw) -> None:
+    await peer.read()
+    peer.writer.write(report(b"null", 0, None, "s2/1", {f"{number:0100}": "queued" for number in range(20_000)}))
+
+
 async def chatty(peer: Raw) -> None:
     await peer.read()
     peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
@@ -143,6 +148,7 @@ async def never(peer: Raw) -> None:
         (bad, "failed:not-allowed", REPORTED),
         (partly, "failed:expired", REPORTED | {"carried": True}),
         (for_later, "queued", REPORTED | {"queued": 2}),
+        (long_winded, "queued", REPORTED | {"queued": 20_000}),
         (chatty, "delivered", REPORTED),
         (silent, "sent", {}),
         (half_closed, "sent", {}),

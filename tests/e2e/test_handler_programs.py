@@ -208,6 +208,9 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
         (("empty:app",), 'empty:app: it has no handlers: put @app.handler("TYPE") above a function'),
         (("two:app", "--types", "c"), "two:app: it has no handler of 'c', only of a, b"),
+        (("mine:app", "--types", "c\u0007d"), "--types (or BESTER_TYPES): 'c\\x07d': a type is 1 to 128 printable"),
+        (("mine:app", "--types", "x" * 129), "a type is 1 to 128 printable characters without commas"),
+        (("commas:app",), "ValueError: 'a,b': a type is 1 to 128 printable characters without commas"),
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
         (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
@@ -222,6 +225,9 @@ async def test_mistakes_are_one_line_with_the_remedy_and_status_2(
     (folder / "needy.py").write_text("import nowhere\n")
     (folder / "fails.py").write_text("\nx = 1 / 0\n")
     (folder / "empty.py").write_text("from bester.handlers import App\napp = App()\n")
+    (folder / "commas.py").write_text(
+        "from bester.handlers import App\napp = App()\n@app.handler('a,b')\nasync def a(message): ...\n"
+    )
     (folder / "two.py").write_text(
         "from bester.handlers import App\napp = App()\n"
         "@app.handler('a')\nasync def a(message): ...\n@app.handler('b')\nasync def b(message): ...\n"

@@ -15,6 +15,7 @@ from bester.bridge.client import AuthenticationFailed, Client, ServerRefused
 from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, short_directory
 
 FILE = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
+LET_IN = {"id": "auth_special", "max_frame": 1_048_576}
 AT_ONCE = 64
 """Connections of attackers at once."""
 MORE_THAN_THE_BUDGET = 160
@@ -101,8 +102,8 @@ async def test_a_user_is_slowed_down_where_passwords_are_guessed_and_told_for_ho
         assert payload.keys() == {"id", "reason", "retry_s"}
         assert (payload["id"], type(payload["retry_s"])) == ("auth_special", int)
         assert 1 <= payload["retry_s"] <= 80
-        assert await login(server, "alice", "alice") == {"id": "auth_special"}
-        assert await login(server, "bob", "bob", "127.0.0.2") == {"id": "auth_special"}
+        assert await login(server, "alice", "alice") == LET_IN
+        assert await login(server, "bob", "bob", "127.0.0.2") == LET_IN
         assert await comes_through(server, "bob") <= 2
         broker = server.processes[0 if layout == "up" else 1]
         line = await broker.says("login-slowed")
@@ -114,8 +115,8 @@ async def test_an_old_password_in_some_program_is_no_attack() -> None:
     async with guarded() as server:
         for _ in range(30):
             assert (await login(server, "bob", "old"))["reason"] == "authentication-failed"
-        assert await login(server, "bob", "bob") == {"id": "auth_special"}
-        assert await login(server, "alice", "alice") == {"id": "auth_special"}
+        assert await login(server, "bob", "bob") == LET_IN
+        assert await login(server, "alice", "alice") == LET_IN
 
 
 async def test_guesses_at_one_user_from_many_addresses() -> None:
@@ -128,7 +129,7 @@ async def test_guesses_at_one_user_from_many_addresses() -> None:
         reasons = await attack
         assert reasons.count("authentication-failed") < len(rows) / 2
         assert set(reasons) <= {"authentication-failed", "try-later", "overloaded"}
-        assert await login(server, "alice", "alice") == {"id": "auth_special"}  # where she was before
+        assert await login(server, "alice", "alice") == LET_IN  # where she was before
 
 
 async def test_guesses_at_all_names_from_one_address() -> None:
@@ -138,9 +139,9 @@ async def test_guesses_at_all_names_from_one_address() -> None:
         assert await comes_through(server, "bob") == 0
         reasons = await guesses(server, [(name, "guess", "127.0.0.1") for name in names])
         assert "try-later" in reasons or "overloaded" in reasons
-        assert await login(server, "bob", "bob") == {"id": "auth_special"}  # he was there before
+        assert await login(server, "bob", "bob") == LET_IN  # he was there before
         await comes_through(server, "alice")
-        assert await login(server, "alice", "alice") == {"id": "auth_special"}
+        assert await login(server, "alice", "alice") == LET_IN
 
 
 async def test_empty_and_impossible_logins_count_for_nothing() -> None:
@@ -152,7 +153,7 @@ async def test_empty_and_impossible_logins_count_for_nothing() -> None:
             ("a\nb", "x", "127.0.0.1"),
         ]
         assert set(await guesses(server, odd * 30)) == {"authentication-failed"}
-        assert await login(server, "alice", "alice") == {"id": "auth_special"}
+        assert await login(server, "alice", "alice") == LET_IN
 
 
 async def test_our_client_waits_as_long_as_it_is_told_and_does_not_hammer() -> None:

@@ -116,7 +116,7 @@ async def test_the_reference_kind(directory: Path) -> None:
             b'"payload":{"data":null,"type":"dummy"}}'
         )
         assert await bob.receive_bytes() == (
-            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
+            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":1048576}}'
         )
         bob.send(b'{"header":null,"payload":{"data":{"a" :0.10},"id":"1","type":"chat"}}')
         for _ in range(2):  # named twice, delivered twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,11 +71,19 @@ def test_what_is_forgotten_is_delivered_again() -> None:
 
 def test_acknowledgements_of_one_tick_are_one_frame_unless_there_are_very_many() -> None:
     ids = [str(number) for number in range(ACKS + 1)]
-    first, second = (json.loads(body)["payload"] for body in acks(ids))
+    first, second = (json.loads(body)["payload"] for body in acks(ids, 1 << 20))
     assert first["data"]["command"] == {"type": "ack", "data": ids[:ACKS]}
     assert second["data"]["command"]["data"] == ids[ACKS:]
     assert first["type"] == "builtin"
-    assert acks([]) == []
+    assert acks([], 1 << 20) == []
+
+
+@pytest.mark.parametrize("length", [1, 36, 200, 900])
+def test_no_frame_of_acknowledgements_is_longer_than_the_server_takes(length: int) -> None:
+    ids = [f"{number:0{length}}" for number in range(300)]
+    bodies = acks(ids, 1024)
+    assert all(len(body) <= 1024 for body in bodies)
+    assert [id_ for body in bodies for id_ in json.loads(body)["payload"]["data"]["command"]["data"]] == ids
 
 
 @given(st.lists(st.tuples(st.sampled_from(["came", "done", "take", "void"]), st.sampled_from("abcdef")), max_size=60))

@@ -16,11 +16,11 @@ from bester.broker.config import (
     StoreConfig,
     defaults,
     name_fault,
-    type_fault,
 )
 from bester.broker.kept import Bounds
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import MAX_TYPE, type_fault
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -286,6 +286,8 @@ MISTAKES = [
     ("[servers.g]\nnative = 'g:0'", "port 0"),
     ("[servers.g]\nfabric = 'tcp://g.example:1'", "without encryption tcp stays on this machine"),
     ("[server]\nname = 'g'\n[servers.g]\nnative = 'g:1'", "is this server itself"),
+    ("[servers.g]\nnative = 'g:1'\naccept_types = ['chat,news']", "without commas"),
+    ("[handlers.a]\napp = 'a:a'\ntypes = ['a,b']", "without commas"),
     ("[servers.g]\nnative = 'g:1'\naccept_types = 'a'", "is a list of texts"),
     ("[federation]\naccept = 'all'", "'all' is not one of listed, open, none"),
 ]
@@ -314,7 +316,7 @@ def test_names_and_types() -> None:
     assert [name_fault(name) for name in ("s1", "s1.example", "a_b-c", "A")] == [None] * 4
     assert all(name_fault(name) for name in ("", ".", "-a", "a-", "é", "a" * 101, "a\n"))
     assert [type_fault(name) for name in ("m1", "één", "a/b", "beste")] == [None] * 4
-    assert all(type_fault(name) for name in ("", "builtin", "bester.x", "a\tb", " a", "x" * 101))
+    assert all(type_fault(name) for name in ("", "builtin", "bester.x", "a\tb", " a", "a,b", "x" * (MAX_TYPE + 1)))
 
 
 def rows(page: str) -> list[list[str]]:

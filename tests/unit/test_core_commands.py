@@ -39,6 +39,9 @@ def test_sound(commands: list[Command]) -> None:
         ([Command("sendClients", ["a"] * (MAX_TARGETS + 1), b"1")], "bad-reply", str(MAX_TARGETS)),
         ([Command("sendClients", ["a"], b"1"), Command("sendClients", ["a"], b"x")], "bad-reply", "JSON"),
         ([Command("sendServers", ["s2"], b"1", "t" * 129)], "bad-reply", "128"),
+        ([Command("sendServers", ["s2"], b"1", "a,b")], "bad-reply", "without commas"),
+        ([Command("sendServers", ["s2"], b"1", "a\n")], "bad-reply", "printable"),
+        ([Command("sendServers", ["s2"], b"1", " a")], "bad-reply", "blanks"),
     ],
 )
 def test_unsound(commands: list[Command], code: str, says: str) -> None:

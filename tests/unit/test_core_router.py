@@ -72,6 +72,11 @@ def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
         ({"types": []}, "malformed"),
         ({"types": ["t", 5]}, "malformed"),
         ({"types": [""]}, "malformed"),
+        ({"types": ["a,b"]}, "malformed"),
+        ({"types": ["t", ","]}, "malformed"),
+        ({"types": [" t"]}, "malformed"),
+        ({"types": ["t\u200b"]}, "malformed"),
+        ({"types": ["t" * 129]}, "malformed"),
         ({"types": ["bester.auth"]}, "reserved"),
         ({"types": ["t", "dummy"]}, "reserved"),
         ({"types": ["builtin"]}, "reserved"),
@@ -88,6 +93,14 @@ def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
 )
 def test_a_handler_whose_options_make_no_sense_is_refused(options: dict[str, Any], code: str) -> None:
     assert refused("handler", options=options).code == code
+
+
+def test_a_type_that_no_list_can_name_is_refused_with_a_plain_word() -> None:
+    text = refused("handler", options={"types": ["t", "chat,news"]}).text
+    assert text == "'chat,news': a type is 1 to 128 printable characters without commas or blanks at its ends"
+    assert len(refused("handler", options={"types": ["," * 100_000]}).text) < 200
+    stand = Stand()
+    stand.handler("t" * 128, "é/ü ñ", "{}")
 
 
 def test_other_refusals() -> None:

@@ -90,6 +90,10 @@ def test_registrations_that_cannot_be() -> None:
     app.handler("a")(takes_message)
     with pytest.raises(ValueError, match="a handler of 'a' already"):
         app.handler("b", "a")
+    for unnamed in ("a,b", "", " b", "b\n", "b" * 129):
+        with pytest.raises((ValueError, TypeError), match="type"):
+            app.handler("c", unnamed)(takes_message)
+    assert list(app.routes) == ["a"]
     for reserved in ("dummy", "builtin"):
         with pytest.raises(ValueError, match="belong to Bester itself"):
             app.handler(reserved)
@@ -166,3 +170,6 @@ async def test_an_app_that_does_not_run_cannot_emit() -> None:
         await app.emit("x", [])
     with pytest.raises(RuntimeError, match="the app is not running"):
         await app.ask.is_client("g")
+    for id_ in ("", "x" * 513):
+        with pytest.raises(ValueError, match=f"1 to 512 characters, not {len(id_)}"):
+            await app.emit("x", [], id=id_)

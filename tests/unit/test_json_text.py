@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bester.broker.wire.json_text import DEPTH_LIMIT, fault, is_utf8, nesting, too_deep
+from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, fault, is_utf8, too_deep
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -78,7 +78,7 @@ def test_both_parsers_agree(text: bytes) -> None:
     if python_refuses(text):
         assert fault(text) is not None
     elif fault(text) is not None:
-        assert has_lone_surrogate(text) or nesting(text) > DEPTH_LIMIT
+        assert has_lone_surrogate(text) or too_deep(text)
 
 
 @given(written, st.data())
@@ -152,7 +152,9 @@ def test_what_only_resembles_json_does_not(text: str) -> None:
 @pytest.mark.parametrize("text", [b'"\\ud800"', b'"\\udc00"', b'"\\ude00\\ud83d"', b'"\\ud800x"'])
 def test_lone_surrogates_are_refused_though_python_takes_them(text: bytes) -> None:
     assert not python_refuses(text)
-    assert fault(text) is not None
+    assert fault(text) == UNPAIRED
+    assert fault(b'{"a":[1e999,' + b"9" * 5000 + b"," + text + b"]}") == UNPAIRED, "no number is a fault"
+    assert fault(text + b",") not in (None, UNPAIRED), "it is no JSON besides"
 
 
 @pytest.mark.parametrize("text", [b'"\xff"', b'"\xed\xa0\x80"', b'"\xc0\x80"', b'"\xf5\x80\x80\x80"', b'"\xe4\xb8"'])
@@ -165,20 +167,24 @@ def test_nesting_is_allowed_up_to_the_limit(left: bytes, right: bytes) -> None:
     each = left.count(b"{") + left.replace(b'"["', b"").count(b"[")
     just = DEPTH_LIMIT // each
     assert fault(left * just + b"1" + right * just) is None
-    assert fault(left * (just + 1) + b"1" + right * (just + 1)) is not None
-    assert fault(left * 100_000 + b"1" + right * 100_000) is not None
-    assert fault(left * 100_000) is not None
+    assert fault(left * (just + 1) + b"1" + right * (just + 1)) == TOO_DEEP
+    assert fault(left * 100_000 + b"1" + right * 100_000) == TOO_DEEP
+    assert fault(left * 100_000) == TOO_DEEP
 
 
 @given(written)
 def test_nesting_is_what_one_counts_by_hand(text: bytes) -> None:
-    assert nesting(text) == naive_nesting(text.decode("utf-8", "surrogatepass"))
+    depth = naive_nesting(text.decode("utf-8", "surrogatepass"))
+    assert not too_deep(text, depth)
+    assert depth == 0 or too_deep(text, depth - 1)
 
 
 @given(st.text('[]{}"\\a,é ', max_size=40))
 def test_nesting_of_broken_text_is_what_one_counts_by_hand(text: str) -> None:
     # A backslash outside strings is no escape to either.
-    assert nesting(text.encode()) == naive_nesting(text)
+    depth = naive_nesting(text)
+    assert not too_deep(text.encode(), depth)
+    assert depth == 0 or too_deep(text.encode(), depth - 1)
 
 
 @given(st.integers(0, 5), st.integers(0, 5))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bester.bridge import native
 from bester.bridge.native import Builtin, Client, Fault, Sent, Server
-from bester.broker.wire.json_text import fault
+from bester.broker.wire.json_text import DEPTH_LIMIT, UNPAIRED, fault
 
 ODD_DATA = [
     b"0.1",
@@ -97,12 +97,12 @@ class TestLaterFrames:
             b'{"payload":{"type":"t","data":1,"id":"\xc3"}}',
             b'{"payload":{"type":"\xff","data":1,"id":"x"}}',
             b'{"\xff":1,"payload":{"type":"t","data":1,"id":"x"}}',
-            rb'{"payload":{"type":"t","data":"\ud800","id":"x"}}',
-            b'{"payload":{"type":"t","id":"x","data":' + b"[" * 63 + b"]" * 63 + b"}}",
+            rb'{"payload":{"type":"t","data":"\ud800","id":"x"},}',
+            rb'["\ud800"]',
             b'{"payload":{"type":"t","id":"x","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
             b"[" * 100_000,
             b'{"a":' * 100_000,
-            b'{"payload":{"id":5,"data":' + b"[" * 900 + b"]" * 900 + b"}}",
+            b'{"payload":{"type":"t","id":"x","data":"\xff' + b"[" * 900 + b'"}}',
         ],
     )
     def test_what_is_no_json_object_ends_the_connection(self, body: bytes) -> None:
@@ -110,9 +110,38 @@ class TestLaterFrames:
             assert isinstance(read, Fault)
             assert (read.fatal, read.id, read.reason) == (True, b"null", "malformed")
 
-    def test_sixty_four_deep_is_allowed(self) -> None:
-        data = b"[" * 62 + b"]" * 62
+    @pytest.mark.parametrize(("open_", "close"), [(b"[", b"]"), (b'{"a":', b"}"), (b'{"[":[', b"]}")])
+    def test_data_is_sixty_four_deep_at_most_and_the_envelope_does_not_count(self, open_: bytes, close: bytes) -> None:
+        most = DEPTH_LIMIT // len(close)
+        data = open_ * most + b"1" + close * most
+        deep = b"[" + data + b"]"
         assert native.later(b'{"payload":{"type":"t","id":"x","data":%b}}' % data) == Sent("t", data, b'"x"')
+        server = b'{"header":{"scope":"server","x":%b},"payload":{"type":"t","data":%b}}'
+        assert native.first(server % (deep, data)) == Server(Sent("t", data, b"null"), {})
+        for body in (b'{"payload":{"type":"t","id":"x","data":%b}}', b'{"payload":{"data":%b,"id":"x","type":"t"}}'):
+            read = native.later(body % deep)
+            assert isinstance(read, Fault)
+            assert (read.fatal, read.id, read.reason) == (False, b'"x"', "malformed")
+        assert native.later(b'{"payload":{"data":%b,"id":"x","type":"t","data":1}}' % deep) == Sent("t", b"1", b'"x"')
+        refused = native.first(server % (b"1", deep))
+        assert isinstance(refused, Fault)
+        assert (refused.fatal, refused.id, refused.reason) == (True, b"null", "malformed")
+
+    @pytest.mark.parametrize(
+        ("body", "id_"),
+        [
+            (rb'{"payload":{"type":"t","data":"\ud800","id":"x\u00e9"}}', '"x\u00e9"'.encode()),
+            (rb'{"payload":{"type":"t","data":[{"\uDFFF":1e999}],"id":"x"},"header":{}}', b'"x"'),
+            (rb'{"payload":{"type":"t","data":1,"id":"\ud83d"}}', b"null"),
+            (rb'{"payload":{"type":"\ud83d ","data":1,"id":5}}', b"null"),
+            (rb'{"payload":null,"a":"\ud83d\ud83d"}', b"null"),
+        ],
+    )
+    def test_half_a_surrogate_pair_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
+        read = native.later(body)
+        assert isinstance(read, Fault)
+        assert (read.fatal, read.id, read.reason) == (False, id_, "malformed")
+        assert native.first(body) == read._replace(fatal=True)
 
     @given(st.binary(max_size=60), st.integers(0, 60))
     def test_it_takes_what_is_json_and_nothing_else(self, noise: bytes, at: int) -> None:
@@ -123,7 +152,7 @@ class TestLaterFrames:
             assert fault(body) is None
             assert fault(read.data) is None
         elif not read.fatal:
-            assert fault(body) is None
+            assert fault(body) in (None, UNPAIRED)
             assert isinstance(json.loads(body), dict)
 
     @pytest.mark.parametrize(
@@ -290,8 +319,8 @@ class TestWriting:
         )
 
     def test_the_auth_answer(self) -> None:
-        assert body_of(native.LOGGED_IN) == (
-            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
+        assert body_of(native.logged_in(4096)) == (
+            b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":4096}}'
         )
 
     def test_a_bad_report_with_everything(self) -> None:

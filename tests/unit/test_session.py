@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bester.bridge import native
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
@@ -583,10 +582,6 @@ def test_every_state_can_end() -> None:
     for state in State:
         assert state is State.CLOSED or _reachable(state, State.CLOSED)
         assert state in (State.NEW, State.CLOSED) or _reachable(State.NEW, state)
-
-
-def test_the_auth_answer_is_a_constant() -> None:
-    assert native.report(native.AUTH_ID, 0) == native.LOGGED_IN
 
 
 def test_the_readme_shows_the_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker import database
 from bester.broker.kept import (
     NAMES,
     Arrived,
@@ -90,6 +92,27 @@ class Stand:
             store.close()
 
 
+connect = database.connect
+
+
+class _Full:
+    """A connection to a database on a full disk: it reads."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.full = True
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        if self.full and not statement.startswith(("SELECT", "PRAGMA", "BEGIN", "ROLLBACK")):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise error
+        return self._db.execute(statement, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
 @pytest.fixture(params=["sqlite", "memory"])
 def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
     with TemporaryDirectory(prefix="b-") as directory:
@@ -122,6 +145,38 @@ def dead(id_: str | None = None, type_: str | None = None, limit: int = 10, *, b
 
 
 # --- what is there at the start ---
+
+
+def test_a_life_that_cannot_be_counted_has_a_name_of_its_own_until_it_is(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.write(keep(1))
+    with monkeypatch.context() as full:
+        if isinstance(stand.store, MemoryStore):
+            stand.store.broken = True
+            stand.store.commit([keep(2)])
+        else:
+            # SQLite's own way to say that there is no room, from the first statement of a life on.
+            full.setattr(database, "connect", lambda *args, **more: _Full(connect(*args, **more)))
+        starts = (
+            [stand.store.open() for _ in range(3)]
+            if isinstance(stand.store, MemoryStore)
+            else [stand.again() for _ in range(3)]
+        )
+        assert all(start.full for start in starts)
+        assert [start.life for start in starts] == [stand.first.life + 1] * 3
+        assert len({stand.first.epoch, *(start.epoch for start in starts)}) == 4, "no number is given twice under one"
+        assert all(start.boxes[BOB].messages == 1 for start in starts)
+        assert stand.waiting() == [1]
+        assert not stand.store.commit([keep(3)]).ok
+        if isinstance(stand.store, MemoryStore):
+            stand.store.broken = False
+        else:
+            stand.store._db.full = False  # type: ignore[attr-defined]  # see _Full
+        stand.write(keep(4))
+    after = stand.again()
+    assert (after.epoch, after.life, after.full) == (starts[-1].epoch, stand.first.life + 2, None)
+    assert stand.waiting() == [1, 4]
 
 
 def test_a_new_store_is_empty_and_in_its_first_life(stand: Stand) -> None:

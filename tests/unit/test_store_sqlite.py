@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bester.broker import database
 from bester.broker.kept import (
     Bounds,
     Bury,
@@ -104,7 +105,8 @@ def test_the_files_are_their_owners_alone(store: SqliteStore, path: Path) -> Non
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
-    path.touch()
+    with closing(SqliteStore(path)) as store:
+        store.open()
     path.chmod(0o644)
     with closing(SqliteStore(path)) as store:
         store.open()
@@ -370,6 +372,43 @@ def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monke
     assert store.commit([keep(5)]).ok
 
 
+def test_where_there_is_no_room_to_share_the_file_it_is_opened_alone_until_there_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        assert store.commit([keep(1)]).ok
+    room = {"shared": False, "alone": True}
+    connect = database.connect
+
+    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
+        if not room["alone" if alone else "shared"]:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+            raise error
+        return connect(path, timeout_s, alone=alone)
+
+    monkeypatch.setattr(database, "connect", without_room)
+    monkeypatch.setattr(sqlite, "AGAIN_S", 0.0)
+    with closing(SqliteStore(path)) as store:
+        snapshot = store.open()
+        assert snapshot.full is not None
+        assert "see that its disk is well and has room" in snapshot.full
+        assert waiting(store) == [1]
+        assert store.commit([keep(2)]).ok, "it is the sharing for which there is no room"
+        room["alone"] = False
+        for _ in range(2):
+            assert not store.commit([keep(3), End(1, "delivered")]).ok
+            with pytest.raises(BesterError, match="see that its disk is well"):
+                waiting(store)
+        room["alone"] = room["shared"] = True
+        assert store.commit([keep(4)]).ok
+        assert waiting(store) == [2, 4], "the end was held back, and is not forgotten"
+        with closing(connect(path, 0.0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+    assert [each.name for each in path.parent.iterdir()] == ["store.db"]
+
+
 def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
@@ -456,12 +495,14 @@ def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
     ended: set[int] = set()
     for lines in (1, 7, 40):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
         try:
-            assert writer.stdout is not None
             said = [writer.stdout.readline() for _ in range(lines)]
         finally:
             writer.send_signal(signal.SIGKILL)
-            said += (writer.communicate(timeout=DEADLINE_S)[0]).splitlines()
+            with writer.stdout:  # `communicate` would not see what `readline` has read ahead
+                said += writer.stdout.read().splitlines()
+            writer.wait(DEADLINE_S)
         for line in said:
             what, *numbers = line.split()
             first, last = int(numbers[0]), int(numbers[-1])

@@ -272,7 +272,7 @@ class Forwarder:
             if not addresses:  # forgotten while it waited for its turn
                 return UNREACHABLE
             done: asyncio.Future[Became] = loop.create_future()
-            make = partial(_Conversation, frame, self._limits.max_frame, done, through)
+            make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(errand.connect_by - began_s, openings.patience_s)
             conversation = await connect(make, addresses, to.port, patience_s)
             async with asyncio.timeout_at(errand.deadline):

@@ -16,7 +16,7 @@ from msgspec import Raw
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.ports import Answered
-from bester.broker.wire.json_text import fault
+from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 
 FAILED = frame(b'{"status":"1"}')
 UNKNOWN = frame(b'{"data":null,"status":"1"}')
@@ -24,6 +24,8 @@ DONE = frame(b'{"data":null,"status":"0"}')
 QUESTIONS_HELD = 256
 """Questions of one connection that wait for the one before them; with so many, it is not read from."""
 
+ENVELOPE_DEPTH = 2
+"""What a question adds to the nesting of its argument."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _skip = msgspec.json.Decoder(Raw).decode
 
@@ -41,7 +43,7 @@ def read_question(body: bytes) -> Question | None:
     """Read a question's frame; None where it is not JSON. The argument stands in the command, or beside it."""
     try:
         _skip(body)
-        if fault(body) is not None:
+        if not is_utf8(body) or too_deep(body, DEPTH_LIMIT + ENVELOPE_DEPTH):
             return None
         asked = msgspec.json.decode(body)
     except _BAD_JSON:

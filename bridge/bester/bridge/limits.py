@@ -90,6 +90,8 @@ class Limits:
     """From the broker's asking to the other server's report, where the broker names no other time."""
     connect_s: float = 5.0
     """How long a connection to another server may take to be made: three packets lost in a row."""
+    forward_report: int = 16 * MIB
+    """The longest report of another server: it names recipients, up to 10,000 of them, whatever clients may send."""
     informer_connections: int = 64
     """Handlers ask now and then; there are not many of them."""
     informer_frame: int = 64 * KIB

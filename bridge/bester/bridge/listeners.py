@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import resource
 import socket
-import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bester.broker import unix_socket
 from bester.broker.names import find
+from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
 
@@ -28,7 +28,6 @@ USER_TIMEOUT_MS = 30_000
 """How long bytes may go unacknowledged: what a kernel holds for a dead peer is lost, and this bounds how much."""
 DESCRIPTORS_APART = 128
 """Descriptors the process needs for other things than native connections."""
-PROBE_S = 1.0
 LOOKUP_S = 5.0
 """How long a listener's name may take to be looked up; nobody is served meanwhile."""
 NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -41,8 +40,7 @@ class Listener(NamedTuple):
 
     url: str
     server: asyncio.AbstractServer
-    path: str | None
-    inode: int | None
+    unix: UnixSocket | None
 
     @property
     def address(self) -> str:
@@ -51,11 +49,9 @@ class Listener(NamedTuple):
 
     def close(self) -> None:
         """Stop listening; connections stay. The file of a Unix socket is removed if it is still ours."""
+        if self.unix is not None:
+            self.unix.remove()
         self.server.close()
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                if os.stat(self.path).st_ino == self.inode:
-                    os.unlink(self.path)
 
 
 def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
@@ -89,7 +85,7 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
             sock.close()
         raise ConfigError(_why_not(key, address, error)) from None
     kind = "tcp6" if family == socket.AF_INET6 else "tcp4"
-    return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None, None)
+    return Listener(f"{kind}://{address._replace(port=sock.getsockname()[1])}", server, None)
 
 
 def _set_options(sock: socket.socket, family: int) -> None:
@@ -122,49 +118,14 @@ def _why_not(key: str, address: HostPort, error: OSError) -> str:
 
 async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None = None) -> Listener:
     """Listen on a Unix socket. The file of a server that is gone is replaced, that of a living one is not."""
-    if len(os.fsencode(path)) > 107:
-        raise ConfigError(
-            f"{key} = {path!r}: longer than the 107 bytes a Unix socket's path may have; choose a shorter one"
-        )
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = unix_socket.listen(f"{key} = {path!r}", path, backlog=BACKLOG, mode=mode)
     try:
-        _clear(key, path)
-        sock.setblocking(False)
-        sock.bind(path)
-        if mode is not None:
-            os.chmod(path, mode)
-        inode = os.stat(path).st_ino
-        server = await loop.create_unix_server(factory, sock=sock, backlog=BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(
-            f"{key} = {path!r}: cannot listen there: {error.strerror}; name a path in a folder of yours"
-        ) from None
-    except ConfigError:
-        sock.close()
+        server = await asyncio.get_running_loop().create_unix_server(factory, sock=bound.socket, backlog=BACKLOG)
+    except BaseException:
+        bound.remove()
+        bound.socket.close()
         raise
-    return Listener(f"unix://{path}", server, path, inode)
-
-
-def _clear(key: str, path: str) -> None:
-    """Make room for a Unix socket, unless somebody is there."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"{key} = {path!r} is a file, not a socket; remove it or name another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(PROBE_S)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except TimeoutError:
-            pass  # its backlog is full: somebody is there
-    raise ConfigError(f"{key} = {path!r}: another server listens there; stop it or name another path")
+    return Listener(f"unix://{path}", server, bound)
 
 
 def raise_descriptor_limit() -> int:

@@ -13,16 +13,11 @@ from msgspec import Raw
 
 from bester.bridge.frames import frame
 from bester.broker.wire.codes import CODES
-from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
-from bester.broker.wire.json_text import fault as json_fault
-from bester.broker.wire.messages import MAX_TOKEN, Meta
+from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
+from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
 
 NULL = b"null"
-MAX_DEDUP = 64
-"""Characters of a `dedup`: a UUID and a number beside it; the server remembers each for a while."""
-MAX_TTL_S = 30 * 24 * 3600.0
-"""What is not worth anything to anybody in a month need not be kept that long."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
 _new = tuple.__new__  # in half the time of the class itself
@@ -124,13 +119,14 @@ def later(body: bytes) -> Sent | Fault:
     try:
         payload = _later(body).payload
         # What was decoded is JSON; the two things the decoder lets pass are looked at after it, on JSON alone.
-        if body.count(b"{") + body.count(b"[") > DEPTH_LIMIT and too_deep(body):
-            return _unreadable(body)
         if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
         id_ = bytes(payload.id)
         if id_[0] != 0x22 and id_ != NULL:
             return Fault(NULL, False, "payload.id is not a string")
+        data = bytes(payload.data)
+        if data.count(b"{") + data.count(b"[") > DEPTH_LIMIT and too_deep(data):
+            return Fault(id_, False, f"data is {TOO_DEEP}")
         meta = _NO_META
         if (
             payload.dedup is not None
@@ -139,7 +135,7 @@ def later(body: bytes) -> Sent | Fault:
             or payload.resent is not None
         ):
             meta = _options(payload)
-        return _new(Sent, (payload.type, bytes(payload.data), id_, meta))
+        return _new(Sent, (payload.type, data, id_, meta))
     except _BAD_JSON:
         return _unreadable(body)
 
@@ -159,14 +155,14 @@ def _options(payload: _Payload) -> Meta:
 
 
 def _unreadable(body: bytes) -> Fault:
-    """Tell what ends the connection (not a JSON object) from what only ends the message."""
+    """Tell what ends the connection (not a JSON object, or too deep to be read at all) from what only ends the message:
+    a refusal that concerns one frame concerns that frame."""
     try:
         _skip(body)
     except _BAD_JSON as error:
-        return Fault(NULL, True, f"not JSON: {error}")
-    wrong = json_fault(body)
-    if wrong is not None:
-        return Fault(NULL, True, wrong)
+        return _unpaired(body) or Fault(NULL, True, f"not JSON: {error}")
+    if not is_utf8(body):
+        return Fault(NULL, True, "not UTF-8")
     if body.lstrip()[:1] != b"{":
         return Fault(NULL, True, "not a JSON object")
     try:
@@ -178,15 +174,30 @@ def _unreadable(body: bytes) -> Fault:
     )
 
 
+def _unpaired(body: bytes) -> Fault | None:
+    """Return the fault of a frame that is JSON, but for surrogate escapes without their pair; None where it is not."""
+    try:
+        top = with_unpaired(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(top, dict):
+        return None
+    payload = top.get("payload")
+    id_ = payload.get("id") if isinstance(payload, dict) else None
+    try:
+        return Fault(_text(id_) if isinstance(id_, str) else NULL, False, UNPAIRED)
+    except UnicodeEncodeError:  # the id has one itself
+        return Fault(NULL, False, UNPAIRED)
+
+
 def first(body: bytes) -> Client | Server | Fault:
     """Read the first frame of a connection: who is this?"""
     try:
         top = _first(body)
     except _BAD_JSON:
         return _unreadable(body)._replace(fatal=True)
-    wrong = json_fault(body)
-    if wrong is not None:
-        return Fault(NULL, True, wrong)
+    if not is_utf8(body):
+        return Fault(NULL, True, "not UTF-8")
     header = _object(top.header)
     scope = None if header is None else _str(header.get("scope"))
     if header is None or scope not in ("client", "server"):
@@ -361,7 +372,9 @@ def report(
     return frame(b"".join(parts))
 
 
-LOGGED_IN = report(AUTH_ID, 0)
+def logged_in(max_frame: int) -> bytes:
+    """Return the frame that accepts a login; `max_frame`: bytes of the longest frame taken from this client."""
+    return frame(b'%b%b,"max_frame":%d}}' % (_GOOD, AUTH_ID, max_frame))
 
 
 def refused(reason: str, retry_ms: int | None = None) -> bytes:

@@ -211,7 +211,7 @@ class Session:
             self._go("refused", now)
             return step
         self._go("accepted", now)
-        step.write.append(native.LOGGED_IN)
+        step.write.append(native.logged_in(self._limits.max_frame))
         self._continue(step, now)
         return step
 

@@ -9,13 +9,15 @@ or kept, and an unknown name costs as much time as a wrong password.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import argon2
+
+from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.config import Config
 from bester.broker.data_dir import prepare
 from bester.broker.verifying import HASHER, LET_IN, WRONG, Verdict, Verifying
@@ -26,15 +28,6 @@ NAME_LIMIT = 128
 """Characters of a user name."""
 PASSWORD_LIMIT_BYTES = 1024
 """Longer ones only make checking slow."""
-BUSY_S = 5.0
-"""How long the command line waits for another process that is writing."""
-
-_TABLES = (
-    """
-CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
-""",
-    "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +62,7 @@ class Logins(Protocol):
 
 def open_logins(config: Config) -> Logins:
     """Return what `[accounts] auth` asks for."""
-    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir)
+    return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir, serving=True)
 
 
 def name_fault(name: str) -> str | None:
@@ -124,25 +117,21 @@ class OpenAccounts:
 class Accounts:
     """The accounts of one server. The synchronous methods belong to the thread that made it."""
 
-    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the database, making it where there is none. Raises ConfigError for the directory, BesterError else."""
+    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.monotonic, *, serving: bool = False) -> None:
+        """Open the database, making it where there is none. `serving`: a server will log users in from it.
+
+        Raises ConfigError for the directory, or where the file cannot be one of accounts, BesterError else.
+        """
         prepare(data_dir)
         self.path = data_dir / FILE
-        try:
-            # SQLite gives its other files the mode of this one.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise self._broken(error) from None
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            for table in _TABLES:
-                self._db.execute(table)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise self._broken(error) from None
+        self._file = AccountsFile(self.path, serving=serving)
+        self._serving = serving
         self._verifying = Verifying(self._hash_of, clock)
         self._version = 0
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._file.db
 
     def close(self) -> None:
         """Close the database; checks still running are waited for, a few hundredths of a second."""
@@ -192,6 +181,8 @@ class Accounts:
 
     def changed(self) -> bool:
         """Say whether another process has written since this was last asked; cheap, no table is read."""
+        if self._serving:
+            self._file.look()
         try:
             version = int(self._db.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
@@ -234,10 +225,15 @@ class Accounts:
         try:
             row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
         except sqlite3.Error as error:
-            broken = self._broken(error)
-            _log.error("%s", broken.text)
-            raise broken from None
-        return None if row is None else str(row[0])
+            unreadable = self._broken(error)
+            _log.error("%s", unreadable.text)
+            raise unreadable from None
+        stored = None if row is None else str(row[0])
+        if stored is not None and not _is_hash(stored):
+            text = f"the password of user {user!r} cannot be read, it is damaged; `bester user passwd` mends that"
+            _log.error("%s: %s", self.path, text)
+            raise BesterError("storage-full", f"{self.path}: {text}")
+        return stored
 
     def _change(self, statement: str, values: tuple[str | int, ...]) -> bool:
         try:
@@ -268,6 +264,13 @@ class Accounts:
             self._db.execute("ROLLBACK")
 
     def _broken(self, error: Exception) -> BesterError:
-        remedy = "see that the file is yours, the disk has room, and it is a database of Bester"
-        fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
-        return BesterError("storage-full", f"{self.path}: {fault}; {remedy}")
+        return broken(self.path, error)
+
+
+def _is_hash(stored: str) -> bool:
+    """Say whether a password could fit this at all."""
+    try:
+        argon2.extract_parameters(stored)
+    except argon2.exceptions.InvalidHashError:
+        return False
+    return True

@@ -22,12 +22,12 @@ from bester.broker.config import (
     listener_fault,
     name_fault,
     socket_path_fault,
-    type_fault,
 )
 from bester.broker.config_file import read
 from bester.broker.toml_table import Source, nearest, one_line
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.messages import type_fault
 
 INFORMER = "bInformer"
 """The name of the informer's socket, which handlers made for besterd know."""

@@ -15,14 +15,12 @@ from types import MappingProxyType
 from typing import Any
 
 from bester.broker.kept import Bounds
+from bester.broker.unix_socket import PATH_BYTES
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
-from bester.broker.wire.messages import is_reserved
 
-SOCKET_PATH_BYTES = 107
-"""The longest path a Unix socket can have on Linux."""
 NAME_LIMIT = 100
-"""Characters of a server's, handler's or type's name: names travel in every message id and path."""
+"""Characters of a server's or handler's name: names travel in every message id and path."""
 
 STORE_FILE = "store.db"
 """What is kept, in the data directory, unless the file names another place."""
@@ -170,21 +168,12 @@ def name_fault(name: str) -> str | None:
     return f"{name!r}: a name is up to {NAME_LIMIT} letters, digits, '.', '-' and '_', these three not at its ends"
 
 
-def type_fault(name: str) -> str | None:
-    """Say what is wrong with a message type that a handler declares, or None."""
-    if is_reserved(name):
-        return f"{name!r} is reserved for Bester itself; choose another type"
-    if not 0 < len(name) <= NAME_LIMIT or not name.isprintable() or "," in name or name != name.strip():
-        return f"{name!r}: a type is 1 to {NAME_LIMIT} printable characters without commas or blanks at its ends"
-    return None
-
-
 def socket_path_fault(path: Path) -> str | None:
     """Say that a path is too long for a Unix socket, or None."""
     length = len(str(path).encode(errors="surrogateescape"))
-    if length <= SOCKET_PATH_BYTES:
+    if length <= PATH_BYTES:
         return None
-    return f"{path}: {length} bytes, and a Unix socket's path has {SOCKET_PATH_BYTES} at most"
+    return f"{path}: {length} bytes, and a Unix socket's path has {PATH_BYTES} at most"
 
 
 def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:

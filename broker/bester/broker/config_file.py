@@ -27,12 +27,11 @@ from bester.broker.config import (
     listener_fault,
     name_fault,
     socket_path_fault,
-    type_fault,
 )
 from bester.broker.kept import Bounds
 from bester.broker.toml_table import Source, Table
 from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
-from bester.broker.wire.messages import MAX_BODY_BYTES
+from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
 
 FILE = Path("bester.toml")
 """What every command reads where it is there and no other is named."""
@@ -397,6 +396,10 @@ class _Reader:
         for key, what in (("reports", "always reports"), ("order", "always keeps the order of a type")):
             if fabric and key in table:
                 table.fail(key, f"is for native servers: a fabric one {what}; leave the key out")
+        for each in types or ():
+            fault = spelling_fault(each)
+            if fault:
+                table.fail("accept_types", fault)
         return PeerConfig(
             name=name,
             fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,

@@ -7,6 +7,7 @@ anything of somebody else's.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -61,8 +62,9 @@ class Lock:
         if not re.fullmatch(r"[\d\0]*", self._said()):
             self.close()
             raise ConfigError(f"{lock}: somebody else's file, where the lock of {thing} would be; name another {key}")
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, b"%d\n" % os.getpid())
+        with contextlib.suppress(OSError):  # a full disk: then nobody is told who has it, and it is held all the same
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, b"%d\n" % os.getpid())
 
     def _said(self) -> str:
         """Return the beginning of the file: who has it, or had it last."""

@@ -294,7 +294,7 @@ class Snapshot:
 
     `next_expiry_s` is when the first waiting entry's time is over, in the store's time, and `clock` what was saved of
     that (None: nothing yet). `dead` counts the dead letters. `names` are those the server has had, `peers` says of
-    native servers, by address, whether they report.
+    native servers, by address, whether they report. `full` says why nothing can be written just now, None where it can.
     """
 
     epoch: str = "none"
@@ -307,6 +307,7 @@ class Snapshot:
     clock: ClockState | None = None
     names: tuple[str, ...] = ()
     peers: Mapping[str, bool] = field(default_factory=dict)
+    full: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import asyncio
 import errno
 import logging
 import math
-import os
 import random
 import secrets
 import time
@@ -23,6 +22,7 @@ from typing import Self
 
 import zmq
 
+from bester.broker import unix_socket
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
@@ -34,6 +34,7 @@ from bester.broker.kept import Read, Write
 from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
 from bester.broker.store import Store
+from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
@@ -47,6 +48,8 @@ LOGGED_CHARACTERS = 300
 """Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
 LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """What the log says of logins that are refused, by their codes."""
+BACKLOG = 1024
+"""Links by ipc that may wait to be taken in: all handlers of a busy machine at once, when it starts."""
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
@@ -89,6 +92,7 @@ class Broker:
         self._keeping = Keeping(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
+        self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
         self._outgoing: dict[Link, list[Message]] = {}
@@ -169,12 +173,15 @@ class Broker:
         socket = FabricSocket(self._context, zmq.ROUTER, received)
         self._sockets.append(socket)
         socket.socket.router_mandatory = 1
+        if where.transport == "ipc":
+            # Bound here: ZeroMQ would remove whatever is at the path first, and in the end whatever is there then.
+            bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
+            self._bound.append(bound)
+            socket.socket.setsockopt(zmq.USE_FD, bound.socket.detach())
         try:
             socket.socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise ConfigError(f"[fabric] listen: {endpoint}: {_why(error)}") from None
-        if where.transport == "ipc":
-            os.chmod(where.path, 0o600)
         socket.register()
 
     def _connect(self, name: str, endpoint: str) -> None:
@@ -197,14 +204,12 @@ class Broker:
     def _close_sockets(self) -> None:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
+        for bound in self._bound:
+            bound.remove()
         for socket in self._sockets:
             socket.socket.linger = 200  # the last GOODBYEs
             socket.close()
         self._context.term()
-        for endpoint in self._listen:
-            where = parse_endpoint(endpoint)
-            if where.transport == "ipc":
-                Path(where.path).unlink(missing_ok=True)
 
     # --- in ---
 

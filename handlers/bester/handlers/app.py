@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Command
+from bester.broker.wire.messages import MAX_ID, RESERVED_TYPES, Command, spelling_fault
 from bester.handlers.message import Message
 from bester.handlers.outlet import PATIENCE_S, Ask, Blocking, Outcome, Outlet
 from bester.handlers.payload import typed
@@ -101,8 +101,9 @@ class App:
         if order not in (None, "user"):
             raise ValueError(f'order is "user" or None, not {order!r}')
         for type_ in types:
-            if len(type_) > MAX_TYPE or not type_.isprintable() or "," in type_:
-                raise ValueError(f"{type_[:MAX_TYPE]!a}: a type has at most {MAX_TYPE} printable characters, no comma")
+            fault = spelling_fault(type_)
+            if fault is not None:
+                raise ValueError(fault)
             if type_ in RESERVED_TYPES:
                 raise ValueError(f"messages of type {type_!r} belong to Bester itself; choose another name")
             if type_ in self.routes:
@@ -182,8 +183,11 @@ class App:
         """Have commands carried out of the app's own accord, as one of its types, and wait for their outcome.
 
         `id` makes it safe to emit again after an error: the same id is carried out once. Raises BesterError where
-        the broker is away, refuses, or does not answer in time; ValueError for what cannot be sent at all.
+        the broker is away, refuses, or does not answer in time; ValueError for what cannot be sent at all, and for an
+        id by which nothing could be known.
         """
+        if id is not None and not 0 < len(id) <= MAX_ID:
+            raise ValueError(f"an emit's id has 1 to {MAX_ID} characters, not {len(id)}")
         return await self.outlet.emit(type_, commands_of(commands), id, timeout_s)
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from bester.broker.unix_socket import other_kind
 from bester.broker.wire.messages import MAX_BODY_BYTES, Command
 from bester.handlers.app import App
 from bester.handlers.message import Message
@@ -25,6 +26,8 @@ CONNECTIONS = 64
 ANSWER_S = 30.0
 """How long one message may take, connecting included."""
 HEADER_BYTES = 4
+ENVELOPE_BYTES = 1024 * 1024
+"""What a frame may have beside its data, which the broker bounds: a command names up to 10,000 targets."""
 GOOD = ("0", "00")
 TARGETS: dict[str, type] = {"sendClients": list, "sendServers": list, "sendHandler": str}
 """How each command names its targets."""
@@ -57,7 +60,7 @@ def legacy_app(
     order: Literal["user"] | None = "user",
     connections: int = CONNECTIONS,
     answer_s: float = ANSWER_S,
-    limit_bytes: int = MAX_BODY_BYTES,
+    limit_bytes: int = MAX_BODY_BYTES + ENVELOPE_BYTES,
 ) -> App:
     """Return an App that hands messages of these types to the handler listening at `path`.
 
@@ -74,7 +77,9 @@ def legacy_app(
         except TimeoutError:
             raise QuietError(f"the handler at {path} did not answer in {answer_s:g} s") from None
         except OSError as error:
-            raise QuietError(f"no handler at {path}: {error.strerror or error}") from None
+            other = other_kind(path)
+            why = f"it is {other}, not a socket" if other is not None else error.strerror or error
+            raise QuietError(f"no handler at {path}: {why}") from None
         return command_of(answer)
 
     return app

@@ -18,6 +18,7 @@ import zmq
 
 from bester.broker.pace import Pace
 from bester.broker.wire.address import parse_endpoint
+from bester.broker.wire.messages import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
 from bester.handlers.logs import Formatter
@@ -94,6 +95,9 @@ def run(
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
     types = [type_.strip() for type_ in types if type_.strip()] if types else None
+    for type_ in types or ():
+        if fault := spelling_fault(type_):
+            return _say(f"--types (or BESTER_TYPES): {fault}")
     endpoint = fabric or environ.get("BESTER_FABRIC") or DEFAULT_FABRIC
     name = name or environ.get("BESTER_NAME")
     try:

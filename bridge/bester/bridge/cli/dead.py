@@ -155,7 +155,7 @@ def _done(config_path: Path | None, question: str, which: Which, done: str) -> i
 
 
 def _check_type(type_: str | None) -> None:
-    from bester.broker.config import type_fault
+    from bester.broker.wire.messages import type_fault
 
     fault = type_fault(type_) if type_ is not None else None
     if fault:

@@ -8,10 +8,14 @@
 It reconnects by itself, waiting longer each time. What was not reported when the connection went goes out again on the
 next one, in its order, marked and under the same `payload.dedup`, by which the server delivers it once; if that server
 died meanwhile, or was away for longer than it remembers (15 minutes), perhaps again, and then the message says so
-(`redelivered`). A message goes out on 5 connections at most, for it may be what ends them, and then fails with
-ConnectionLost. What arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for one,
-would deliver twice: with `resend=False` what was sent when the connection went fails with ConnectionLost instead, for
-only the application knows whether a second delivery does harm.
+(`redelivered`). A message may be what ends connections: where two are lost over the same ones, they go out again one at
+a time, then more with each report, and one that was alone in flight on 5 that were lost fails with ConnectionLost. What
+arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for one, would deliver twice:
+with `resend=False` what was sent when the connection went fails with ConnectionLost instead, for only the application
+knows whether a second delivery does harm.
+
+A server says at the login how long a frame it takes: a message that makes a longer one is not sent, and MessageTooLarge
+is raised. Where the server does not say it, a frame that it refuses costs one connection, and its message alone fails.
 
 What was sent counts as delivered once its bytes have left the server. With `ack=True` the server waits for this
 client's word, 30 seconds at most, and keeps what it does not get it for: it delivers that again, marked. The word is
@@ -80,7 +84,7 @@ class Client:
     """One user's connection to one server, made anew when it is lost.
 
     `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send again after a loss what
-    was not reported on, each message on 5 connections at most. `ack`, `manual_ack`: acknowledge what was received, see
+    was not reported on. `ack`, `manual_ack`: acknowledge what was received, see
     above. `give_up_s`: end with ConnectionLost after so long without a connection; None: never, a listener outlives its
     server's repairs.
     `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; what
@@ -178,6 +182,11 @@ class Client:
         return self._core.state is State.READY
 
     @property
+    def max_frame(self) -> int | None:
+        """Bytes of the longest frame that the server takes, envelope included; None while it has not said so."""
+        return self._core.max_frame
+
+    @property
     def unreported(self) -> int:
         """How many messages were submitted and not reported on."""
         return self._core.unreported
@@ -198,7 +207,8 @@ class Client:
         64 characters) by which the server knows a message of this user that it had in the last 15 minutes; by default
         one is made for each. `ttl_s`: how long the server keeps the message for those who are away (up to 30 days); by
         default as long as it likes. `outcome`: tell later what became of it where the report says `queued`.
-        The future fails with ConnectionLost when the report cannot come any more; cancelling it takes back what was not
+        The future fails with ConnectionLost when the report cannot come any more, and with MessageTooLarge where the
+        server that the client comes back to does not take so much; cancelling it takes back what was not
         sent yet, and what was sent is not sent again.
         Raises WindowFull (`await room()`), ClientClosed, MessageTooLarge, TypeError, ValueError.
         """

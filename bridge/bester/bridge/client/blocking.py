@@ -23,11 +23,20 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from bester.bridge import client as asynchronous
-from bester.bridge.client import CLOSE_S, ClientClosed, ClientError, Limits, Message, Outcome, Report
+from bester.bridge.client import (
+    CLOSE_S,
+    ClientClosed,
+    ClientError,
+    Limits,
+    Message,
+    MessageTooLarge,
+    Outcome,
+    Report,
+)
 
 T = TypeVar("T")
 
-__all__ = ["Client", "ClientClosed", "ClientError", "Limits", "Message", "Outcome", "Report"]
+__all__ = ["Client", "ClientClosed", "ClientError", "Limits", "Message", "MessageTooLarge", "Outcome", "Report"]
 
 
 class Client:
@@ -102,7 +111,10 @@ class Client:
         ttl_s: float | None = None,
         outcome: bool = False,
     ) -> concurrent.futures.Future[Report]:
-        """Send a message, after waiting for room where too much is unreported; return its report to be waited for."""
+        """Send a message, after waiting for room where too much is unreported; return its report to be waited for.
+
+        Arguments and errors as with the asyncio client's `submit`.
+        """
         report: concurrent.futures.Future[Report] = concurrent.futures.Future()
 
         async def place() -> None:
@@ -139,6 +151,11 @@ class Client:
     def outcome(self, message: str, timeout_s: float | None = None) -> dict[str, str] | None:
         """Return what has become of a message by now; None where the server does not know it, or it is another's."""
         return self._do(lambda: self._client.outcome(message), timeout_s)
+
+    @property
+    def max_frame(self) -> int | None:
+        """Bytes of the longest frame that the server takes, envelope included; None while it has not said so."""
+        return self._client.max_frame
 
     def ping(self, timeout_s: float | None = None) -> float:
         """Return the seconds that the server took to answer."""

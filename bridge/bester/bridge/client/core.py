@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bester.bridge.client import frames
-from bester.bridge.client.errors import AuthenticationFailed, ClientClosed, ClientError
+from bester.bridge.client.errors import AuthenticationFailed, ClientClosed, ClientError, MessageTooLarge
 from bester.bridge.client.events import Arrived, Ended, Event, Failed, Lost, Ready, Reported
 from bester.bridge.client.frames import NO_TERMS, Message, Report, Terms
 from bester.bridge.client.inbox import Inbox
 from bester.bridge.client.questions import Questions
 from bester.bridge.client.reasons import Reasons
 from bester.bridge.client.states import TRANSITIONS, State
-from bester.bridge.client.window import DEFAULTS, Limits, Window
+from bester.bridge.client.window import DEFAULTS, LEAST_BYTES, Limits, Verdict, Window
 from bester.bridge.frames import Splitter, frame
 from bester.broker.wire.codes import is_temporary
 
@@ -104,6 +104,11 @@ class Core:
         """How many messages were taken in and not reported on."""
         return len(self._window)
 
+    @property
+    def max_frame(self) -> int | None:
+        """How many bytes the longest frame may have that the server takes, if the latest one has said so."""
+        return self._window.max_frame
+
     def submit(self, type_: str, data: bytes, terms: Terms = NO_TERMS) -> str:
         """Take a message in and return its id; `data` is JSON text.
 
@@ -132,11 +137,13 @@ class Core:
     def outcome(self, message: str) -> str:
         """Ask what became of a message, by the server's own id of it; returns the id of the Answered or Failed.
 
-        Raises ConnectionLost where there is no connection, ValueError for an id that no message has.
+        Raises ConnectionLost where there is no connection, ValueError for an id that no message has, MessageTooLarge.
         """
         if not 0 < len(message) <= MESSAGE_ID_LIMIT:
             raise ValueError(f"a message's id has 1 to {MESSAGE_ID_LIMIT} characters")
         self._must_be_ready()
+        if len(frames.command("outcome", message, "outcome-" + "0" * 20)) > self._least_limit:
+            raise MessageTooLarge("frame-too-large", "the message's id makes a longer frame than the server takes")
         id_, question = self._questions.outcome(self._window.next_id(), message)
         self._control.append(question)
         return id_
@@ -183,7 +190,12 @@ class Core:
         return out
 
     def _acks(self) -> list[bytes]:
-        return [frame(body) for body in frames.acks(self._inbox.take())]
+        return [frame(body) for body in frames.acks(self._inbox.take(), self._least_limit)]
+
+    @property
+    def _least_limit(self) -> int:
+        """Bytes that the server surely takes in one frame."""
+        return self.max_frame or LEAST_BYTES
 
     def pause(self) -> None:
         """The shell stops reading; the server's silence means nothing then."""
@@ -283,7 +295,8 @@ class Core:
             self._was_ready = True
             self._since = now
             self._reasons.complaint = None
-            return [Ready()]
+            too_large = self._window.welcomed(frames.max_frame(answer.frame))
+            return [Ready(), *(Failed(id_, error) for id_, error in too_large)]
         reason, retry_s = answer.reason or "authentication-failed", answer.retry_s
         error = self._reasons.refusal(reason, retry_s)
         if self._was_ready and retry_s is None and is_temporary(reason):
@@ -298,7 +311,7 @@ class Core:
 
     def _report(self, report: Report) -> list[Event]:
         if report.id is None:
-            self._reasons.complaint = report.reason or "the server could not read a frame"
+            self._reasons.complaint = report.reason or "malformed"
             return []
         if not self._window.settle(report.id):
             return [*self._questions.reported(report)]
@@ -335,7 +348,12 @@ class Core:
         self._control = []
         self._inbox.void()
         events: list[Event] = [*self._questions.void(self._reasons.lost("it went before the answer"))]
-        return events + [Failed(id_, self._reasons.doubt()) for id_ in self._window.void()]
+        return events + [self._verdict(*each) for each in self._window.void(self._reasons.complaint)]
+
+    def _verdict(self, id_: str, verdict: Verdict) -> Reported | Failed:
+        if isinstance(verdict, Report):
+            return Reported(id_, verdict)
+        return Failed(id_, verdict or self._reasons.doubt())
 
     def _end(self, error: ClientError | None) -> list[Event]:
         never_sent = error or ClientClosed("not-connected", "the client was closed before this message was sent")

@@ -44,4 +44,9 @@ class WindowFull(ClientError):
 
 
 class MessageTooLarge(ClientError):
-    """The message is longer than the limit; it was not sent."""
+    """The message makes a longer frame than the server takes. It ends alone: the connection and other messages go on.
+
+    Raised by `submit` and `send` it was not sent. A future fails with it where the server that the client came back to
+    takes less than the one before, and where a server refused the frame without having said how much it takes; the text
+    says whether the message had been sent before.
+    """

@@ -14,13 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from bester.broker.wire import json_text
+from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
 
 T = TypeVar("T")
 
-DEDUP_LIMIT = 64
-"""The longest `dedup`, in characters; the protocol has it so."""
-TTL_LIMIT_S = 30 * 24 * 3600.0
-"""The longest time to live that may be asked for: what is of use after a month is no message."""
 LONGEST_RETRY_S = 3600.0
 """Whoever puts a login off for longer is not believed."""
 OUTCOME_TYPE = "bester.outcome"
@@ -46,16 +43,16 @@ NO_TERMS = Terms()
 
 def dedup_fault(dedup: str | None) -> str | None:
     """Say what is wrong with a sender's own key, None where nothing is."""
-    if dedup is None or 0 < len(dedup) <= DEDUP_LIMIT:
+    if dedup is None or 0 < len(dedup) <= MAX_DEDUP:
         return None
-    return f"it has 1 to {DEDUP_LIMIT} characters, not {len(dedup)}"
+    return f"it has 1 to {MAX_DEDUP} characters, not {len(dedup)}"
 
 
 def ttl_fault(ttl_s: float | None) -> str | None:
     """Say what is wrong with a time to live, None where nothing is."""
-    if ttl_s is None or 0 < ttl_s <= TTL_LIMIT_S:
+    if ttl_s is None or 0 < ttl_s <= MAX_TTL_S:
         return None
-    return f"it is more than 0 and at most {TTL_LIMIT_S:.0f} seconds (30 days)"
+    return f"it is more than 0 and at most {MAX_TTL_S:.0f} seconds (30 days)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +253,20 @@ def _seconds(value: Any) -> float | None:
     return max(float(value), 1.0) if type(value) in (int, float) and 0 <= value <= LONGEST_RETRY_S else None
 
 
+_SHALLOW_BYTES = 2 * json_text.DEPTH_LIMIT
+"""JSON text as short as this cannot be nested too deep: each level takes two brackets."""
+
+
 def text_of(data: Any, raw: bytes | str | None) -> bytes:
     """Return the JSON text to be sent: `data` written as JSON, or `raw` as it is. Raises TypeError, ValueError."""
     if raw is None:
-        return _encode(data)
+        try:
+            written = _encode(data)
+        except RecursionError:  # also where data holds itself
+            raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}") from None
+        if len(written) > _SHALLOW_BYTES and json_text.too_deep(written):
+            raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}")
+        return written
     if data is not None:
         raise TypeError("give either data or raw, not both")
     text = raw.encode() if isinstance(raw, str) else raw
@@ -289,6 +296,24 @@ def message(type_: str, data: bytes, id_: str, terms: Terms = NO_TERMS) -> bytes
     return b'{"header":null,"payload":{%b}}' % b",".join(fields)
 
 
+class _Welcome(msgspec.Struct):
+    max_frame: Any = None
+
+
+class _WelcomeFrame(msgspec.Struct):
+    payload: _Welcome
+
+
+def max_frame(answer: bytes) -> int | None:
+    """Return how many bytes the longest frame may have, by the answer to a login; None where the server says nothing
+    that can be used."""
+    try:
+        said = msgspec.json.decode(answer, type=_WelcomeFrame).payload.max_frame
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return said if type(said) is int and said > 0 else None
+
+
 _RESENT = b',"resent":true'
 RESENT_BYTES = len(_RESENT)
 
@@ -306,9 +331,20 @@ def command(type_: str, data: str | Sequence[str] | None, id_: str) -> bytes:
 
 CLOSE = command("close", None, "close")
 ACKS = 1000
-"""How many acknowledgements go into one frame: some tens of kilobytes, far below what servers take."""
+"""How many acknowledgements go into one frame: servers take 1,024."""
 
 
-def acks(ids: Sequence[str]) -> list[bytes]:
-    """Return the bodies that acknowledge these messages."""
-    return [command("ack", ids[start : start + ACKS], "ack") for start in range(0, len(ids), ACKS)]
+def acks(ids: Sequence[str], limit_bytes: int) -> list[bytes]:
+    """Return the bodies that acknowledge these messages, each within the limit if at least one id is."""
+    bodies = []
+    for start in range(0, len(ids), ACKS):
+        bodies += _acks_within(ids[start : start + ACKS], limit_bytes)
+    return bodies
+
+
+def _acks_within(ids: Sequence[str], limit_bytes: int) -> list[bytes]:
+    body = command("ack", ids, "ack")
+    if len(body) <= limit_bytes or len(ids) == 1:
+        return [body]
+    middle = len(ids) // 2
+    return _acks_within(ids[:middle], limit_bytes) + _acks_within(ids[middle:], limit_bytes)

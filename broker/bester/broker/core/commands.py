@@ -23,11 +23,11 @@ from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     MAX_RESULTS,
     MAX_TARGETS,
-    MAX_TYPE,
     Command,
     Deliver,
     Meta,
     is_reserved,
+    spelling_fault,
 )
 
 _new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
@@ -44,8 +44,8 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
             return "unknown-command", f"no command {command.command!r}; there are {', '.join(COMMANDS)}"
         if command.command == "sendHandler" and len(command.targets) != 1:
             return "bad-reply", "sendHandler has exactly one target"
-        if command.type is not None and len(command.type) > MAX_TYPE:
-            return "bad-reply", f"a type of {len(command.type)} characters; {MAX_TYPE} are allowed"
+        if command.type and (unnamed := spelling_fault(command.type)) is not None:
+            return "bad-reply", unnamed
         targets += len(command.targets)
         if targets > MAX_TARGETS:
             return "bad-reply", f"more than {MAX_TARGETS} targets"

@@ -24,6 +24,9 @@ from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
+    MAX_DEDUP,
+    MAX_ID,
+    MAX_TTL_S,
     OP_OF,
     Emit,
     Error,
@@ -34,12 +37,6 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
-
-MAX_ID = 512
-MAX_DEDUP = 64
-"""Characters of a client's own key."""
-MAX_TTL_S = 30 * 24 * 3600.0
-"""Longer than anything is kept by default; a sender may not fill a disk for years."""
 
 _SUBMIT = Kind.SUBMIT
 

@@ -8,7 +8,7 @@ from bester.broker.core import policy
 from bester.broker.core.known import Edge
 from bester.broker.core.pools import Worker
 from bester.broker.core.values import Limits, Link, Settings
-from bester.broker.wire.messages import MAX_TYPE, SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved
+from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved, type_fault
 
 MAX_NAME = 128
 _HELLO_OP = 1
@@ -87,10 +87,9 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:
-        if len(name) > MAX_TYPE or not name.isprintable():
-            return Error("malformed", f"a type has 1 to {MAX_TYPE} printable characters", _HELLO_OP)
-        if is_reserved(name):
-            return Error("reserved", f"type {name!r} belongs to Bester itself", _HELLO_OP)
+        fault = type_fault(name)
+        if fault is not None:
+            return Error("reserved" if is_reserved(name) else "malformed", fault, _HELLO_OP)
     credit = options.get("credit", 1)
     if type(credit) is not int or not 1 <= credit <= limits.max_credit:
         return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)

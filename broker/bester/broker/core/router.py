@@ -106,6 +106,8 @@ class Router:
         self._missing: dict[str, str] = {}
         if snapshot.boxes or snapshot.dead:
             self._notice("kept", waiting=self._exchange.boxes.messages, dead_letters=snapshot.dead)
+        if snapshot.full is not None:
+            self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
         self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
             "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},

@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 from bester.broker.config import STORE_FILE
+from bester.broker.database import see_access, see_not_empty, see_nothing_left
 from bester.broker.store import schema
-from bester.broker.store.place import see_access
 from bester.broker.wire.codes import BesterError, ConfigError
 
 ACCOUNTS = "accounts.db"
@@ -47,16 +47,19 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
 
 
 def _is_there(source: Path) -> bool:
-    """Say whether there is this file. Raises ConfigError or BesterError where it is none that this user can copy."""
+    """Say whether there is this file. Raises ConfigError or BesterError where it is none that this user can copy, or
+    was cut off or taken away while something of it is left: the copy would not be of what was kept."""
     try:
-        regular = stat.S_ISREG(source.stat().st_mode)
+        found = source.stat()
     except (FileNotFoundError, NotADirectoryError):
+        see_nothing_left(source)
         return False
     except OSError as error:
         remedy = "run this as the user whose server it is"
         raise ConfigError(f"{source.parent}: {error.strerror}; {remedy}") from None
-    if not regular:
+    if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{source}: is no file; see what [server] data_dir and [store] url name")
+    see_not_empty(source, found.st_size)
     see_access(source)
     return True
 

@@ -51,6 +51,7 @@ from bester.broker.wire.codes import BesterError
 
 MAX_NUMBER = 2**63
 """What a file could not hold is not held here either."""
+FULL = "the store in memory is told to be full; make room in it"
 STALE_PART = 2
 """When this part of what is to expire has ended, it is thrown out."""
 STALE_LEAST = 1_000
@@ -89,6 +90,9 @@ class MemoryStore(Commits):
         self.full = False
         self.broken = False
         self._epoch = epoch or secrets.token_hex(8)
+        self._name = self._epoch  # that it was made with
+        self._nameless = 0  # lives that could not be counted at their start
+        self._unwritten: tuple[str, int] | None = None  # the epoch and number of this life, until they can be written
         self._dead_letters = dead_letters
         self._life = 0
         self._rows: dict[int, _Row] = {}
@@ -110,6 +114,7 @@ class MemoryStore(Commits):
     def copy(self) -> Self:
         """Return a store that holds what is committed here, and no more."""
         other = type(self)(epoch=self._epoch, dead_letters=self._dead_letters)
+        other._name, other._nameless = self._name, self._nameless
         other._life = self._life
         other._rows = dict(self._rows)
         other._numbers = dict(self._numbers)
@@ -129,14 +134,21 @@ class MemoryStore(Commits):
         return other
 
     def open(self) -> Snapshot:
-        """Count this life and return what is there."""
+        """Count this life and return what is there. While `broken` is set that is done with the first that can be
+        written, and this life has a name of its own."""
         self._let_go(list(self._held_back))
-        self._life += 1
-        for box in self._handed.keys() - self._waiting.keys():
-            del self._handed[box]
+        self._unwritten = None
+        if self.broken:
+            self._nameless += 1
+            self._unwritten = f"{self._name}-{self._nameless}", self._life + 1
+        else:
+            self._life += 1
+            for box in self._handed.keys() - self._waiting.keys():
+                del self._handed[box]
+        epoch, life = self._unwritten or (self._epoch, self._life)
         return Snapshot(
-            epoch=self._epoch,
-            life=self._life,
+            epoch=epoch,
+            life=life,
             boxes={box: self._state_of(box, numbers) for box, numbers in self._waiting.items()},
             types=tuple(self._types),
             arrived=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._arrived.values()),
@@ -147,6 +159,7 @@ class MemoryStore(Commits):
             clock=self._clock,
             names=tuple(self._names),
             peers=dict(self._peers),
+            full=FULL if self.broken else None,
         )
 
     def close(self) -> None:
@@ -160,9 +173,11 @@ class MemoryStore(Commits):
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
-            raise BesterError("storage-full", "the store in memory is told to be full; make room in it")
+            raise BesterError("storage-full", FULL)
         for write in writes:  # all of them are well, or none is written
             _check(write)
+        if self._unwritten is not None:
+            (self._epoch, self._life), self._unwritten = self._unwritten, None
         repeated: dict[int, str | None] = {}
         for write in writes:
             match write:

@@ -8,12 +8,15 @@ than a thread of its own.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bester.broker import database
 from bester.broker.kept import (
     LETTER_BYTES,
     Arrived,
@@ -61,6 +64,8 @@ FORGOTTEN_AT_ONCE = 1_000
 """Old outcomes deleted with one commit, a few milliseconds; the rest goes with the next ones."""
 PLENTY = 64
 """Times the reserve: with so much free, nobody counts what a group adds."""
+AGAIN_S = 1.0
+"""Where there was no room at the start, it is looked for with a commit at most so often."""
 ROW_BYTES = 1000
 """What an entry takes in the file beside its body, generously."""
 
@@ -95,6 +100,11 @@ class SqliteStore(Commits):
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._stands_in = False  # a database in memory is open, since there is no room for the file
+        self._alone = False  # the file is open without what SQLite shares with others, for which there is no room
+        self._no_room: str | None = None  # why there was no room at the start
+        self._unwritten: tuple[str, int] | None = None  # the name and count of this life, until they can be written
+        self._again_at = 0.0
         self._to_forget: tuple[float, int] | None = None  # see `forget_from`
 
     # --- opening ---
@@ -106,23 +116,68 @@ class SqliteStore(Commits):
         is there is then left as it is.
         """
         self.close()
-        place.claim(self.path)
+        self._alone, self._no_room = False, None
+        self._stands_in = not place.claim(self.path) and not self._create()
         try:
-            self._connection = sqlite3.connect(self.path, timeout=place.BUSY_S, isolation_level=None)
-            schema.check(self._db, str(self.path))
-            self._prepare()
-            schema.migrate(self._db)
-            self._file = _file_at(self.path)
+            self._connect()
             return self._begin()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError, ValueError) as error:
             self.close()
-            raise BesterError("storage-full", place.why(self.path, error)) from None
-        except (TypeError, ValueError) as error:
-            self.close()
-            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
+            raise self._unopened(error) from None
         except BaseException:
             self.close()
             raise
+
+    def _unopened(self, error: Exception) -> BesterError:
+        """Return the error for what was found at opening, with the remedy."""
+        if isinstance(error, BesterError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return BesterError("storage-full", place.why(self.path, error))
+        return BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}")
+
+    def _create(self) -> bool:
+        """Make the file. False: its disk has no room for it."""
+        try:
+            database.create(self.path, schema.migrate)
+        except (OSError, sqlite3.Error) as error:
+            text = place.why(self.path, error)
+            if database.is_no_room(error):
+                self._no_room = text
+                return False
+            raise ConfigError(text) if isinstance(error, OSError) else BesterError("storage-full", text) from None
+        return True
+
+    def _connect(self) -> None:
+        """Open the file that is there, and bring it to this version. Where its disk has no room for what SQLite shares
+        with other processes, open it without, until there is some; where there was no room for the file itself, a
+        database in memory stands in for it, to which nothing is written."""
+        if self._stands_in:
+            self._connection = sqlite3.connect(":memory:", isolation_level=None)
+            schema.migrate(self._connection)
+            return
+        try:
+            self._connection = database.connect(self.path, place.BUSY_S)
+            self._ready()
+            self._alone = False
+        except sqlite3.Error as error:
+            if not database.is_no_room(error):
+                raise
+            self._no_room = place.why(self.path, error)
+            self._alone = True
+            self.close()
+            self._connection = database.connect(self.path, place.BUSY_S, alone=True)
+            self._ready()
+
+    def _ready(self) -> None:
+        """See that what was opened is a whole store of this version."""
+        schema.check(self._db, str(self.path))
+        self._prepare()
+        damage = database.damage(self._db, self.path)
+        if damage is not None:
+            raise ValueError(damage)
+        schema.migrate(self._db)
+        self._file = database.number_of(self.path)
 
     def close(self) -> None:
         """Close the file; all that was committed is in it."""
@@ -132,6 +187,8 @@ class SqliteStore(Commits):
 
     @property
     def _db(self) -> sqlite3.Connection:
+        if self._connection is None and self._alone:  # it could not be opened as usual, nor then without
+            raise BesterError("storage-full", self._no_room or str(self.path))
         assert self._connection is not None, "the store is not open"
         return self._connection
 
@@ -150,18 +207,34 @@ class SqliteStore(Commits):
             self._db.execute(f"PRAGMA {setting}")
 
     def _begin(self) -> Snapshot:
-        """Count this life. That reaches the disk in any case: numbers must never be given twice."""
+        """Count this life. That reaches the disk before anything else does: numbers must never be given twice.
+
+        Where there is no room for it now, this life has a name of its own, under which no number was given before, and
+        name and count go to the disk with the first that can be written.
+        """
         db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("UPDATE state SET life = life + 1")
-        db.execute(
-            "DELETE FROM handed WHERE NOT EXISTS (SELECT 1 FROM entry WHERE box = handed.box AND outcome IS NULL)"
-        )
-        db.execute("COMMIT")
+        self._unwritten = None
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("UPDATE state SET life = life + 1")
+            db.execute(
+                "DELETE FROM handed WHERE NOT EXISTS (SELECT 1 FROM entry WHERE box = handed.box AND outcome IS NULL)"
+            )
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            if not database.is_no_room(error):
+                raise
+            self._no_room = place.why(self.path, error)
+            self._unwritten = secrets.token_hex(8), 1
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
         epoch, life = db.execute("SELECT epoch, life FROM state").fetchone() or (None, None)
         if type(epoch) is not str or type(life) is not int:
             raise ValueError("it has lost its name")
+        if self._unwritten is not None:
+            epoch, life = self._unwritten = self._unwritten[0], life + 1
+        elif self._stands_in:
+            self._unwritten = epoch, life
         handed = dict(db.execute("SELECT box, upto FROM handed"))
         clock = db.execute("SELECT stored_s, skew_s, boot, boot_s FROM clock").fetchone()
         boxes = db.execute("SELECT box, count(*), sum(size), min(number) FROM entry WHERE outcome IS NULL GROUP BY box")
@@ -187,17 +260,22 @@ class SqliteStore(Commits):
                 read_text(address): bool(reports)
                 for address, reports in db.execute("SELECT address, reports FROM native_peer")
             },
+            full=self._no_room,
         )
 
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        if self._alone or self._stands_in:
+            self._open_as_usual()
         db = self._db
         repeated: dict[int, str | None] = {}
         try:
             self._see_file()
             self._see_room(writes)
             db.execute("BEGIN IMMEDIATE")
+            if self._unwritten is not None:
+                db.execute("UPDATE state SET epoch = ?, life = ?", self._unwritten)
             for kind, run in groupby(writes, type):
                 repeated |= self._carry_out(kind, list(run))
             forgotten = self._forget_some()
@@ -214,13 +292,34 @@ class SqliteStore(Commits):
             if isinstance(error, BesterError) or not isinstance(error, Exception):
                 raise
             raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
+        self._unwritten = None
         if forgotten < FORGOTTEN_AT_ONCE:
             self._to_forget = None
         return repeated
 
+    def _open_as_usual(self) -> None:
+        """There was no room at the start: see whether there is now, at most once in AGAIN_S. Raises BesterError where
+        there is no file yet."""
+        now = time.monotonic()
+        if now >= self._again_at:
+            self._again_at = now + AGAIN_S
+            self._stands_in = self._stands_in and not self._create()
+            if not self._stands_in:
+                self._alone = True  # until it is open as usual
+                self.close()
+                try:
+                    self._connect()
+                    self._db.execute(f"PRAGMA synchronous = {self._synchronous}")
+                except (BesterError, ValueError, sqlite3.Error) as error:
+                    self.close()
+                    self._alone = True
+                    raise self._unopened(error) from None
+        if self._stands_in:
+            raise BesterError("storage-full", self._no_room or str(self.path))
+
     def _see_file(self) -> None:
         """Raise BesterError where the file is not the one that was opened: what is written would be in no file."""
-        if _file_at(self.path) != self._file:
+        if database.number_of(self.path) != self._file:
             fault = "the file was removed or replaced while it was open"
             raise BesterError("storage-full", f"{self.path}: {fault}; restart the server")
 
@@ -288,15 +387,6 @@ class SqliteStore(Commits):
             raise BesterError("storage-full", place.why(self.path, error)) from None
         except ValueError as error:
             raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
-
-
-def _file_at(path: Path) -> tuple[int, int] | None:
-    """Say which file is at a path: its device and number."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _outcomes_of(raw: bytes) -> dict[int, str]:

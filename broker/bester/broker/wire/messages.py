@@ -30,6 +30,12 @@ ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 MAX_TYPE = 128
 """Characters of a message type. No handler can serve a longer one: what the answer is, is known at once."""
+MAX_ID = 512
+"""Characters of an id that a server or a handler gives a message: twice what the longest path makes of ours."""
+MAX_DEDUP = 64
+"""Characters of a client's own key: a UUID and a number beside it; the server remembers each for a while."""
+MAX_TTL_S = 30 * 24 * 3600.0
+"""The longest life a sender may ask for: what is worth nothing to anybody in a month need not be kept that long."""
 RESERVED_TYPES = ("dummy", "builtin")
 RESERVED_PREFIX = "bester."
 
@@ -39,6 +45,25 @@ Meta = dict[str, Any]
 def is_reserved(type_: str) -> bool:
     """Say whether a message type belongs to Bester itself."""
     return type_ in RESERVED_TYPES or type_.startswith(RESERVED_PREFIX)
+
+
+def spelling_fault(type_: str) -> str | None:
+    """Say what is wrong with the spelling of a message type, or None.
+
+    The one rule for whatever names a type that a handler is to serve: the configuration, a HELLO, the command line and
+    the environment, a handler's code, a command. What breaks it no list of types could name.
+    """
+    if 0 < len(type_) <= MAX_TYPE and type_.isprintable() and "," not in type_ and type_ == type_.strip():
+        return None
+    shown = type_ if len(type_) <= MAX_TYPE else f"{type_[:40]}…"
+    return f"{shown!r}: a type is 1 to {MAX_TYPE} printable characters without commas or blanks at its ends"
+
+
+def type_fault(type_: str) -> str | None:
+    """Say why a handler cannot serve a message type of this name, or None."""
+    if is_reserved(type_):
+        return f"{type_!r} is reserved for Bester itself; choose another type"
+    return spelling_fault(type_)
 
 
 class Hello(NamedTuple):

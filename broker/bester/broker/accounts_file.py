@@ -1,0 +1,158 @@
+"""The file of the accounts: made, looked at, opened, and watched while a server uses it.
+
+A file that was cut off or is damaged is refused: from one half of it nobody knows who may log in. On a full disk it is
+opened without what SQLite shares with other processes, so that who has an account can log in; as soon as there is room
+it is opened as usual, and other processes can change it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from pathlib import Path
+
+from bester.broker import database
+from bester.broker.wire.codes import BesterError, ConfigError
+
+BUSY_S = 5.0
+"""How long the command line waits for another process that is writing."""
+AGAIN_BUSY_S = 0.1
+"""The same for a server that opens it again: nobody else is served meanwhile."""
+LOOK_S = 1.0
+"""So often a server looks whether the file is still there, and, where the disk was full, whether there is room."""
+_TABLES = (
+    """
+CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
+""",
+    "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
+)
+_ELSEWHERE = "move it away, or name another [server] data_dir"
+_DAMAGED = f"see that the file is yours and Bester's; {database.RESTORE}, or move it away and add the users again"
+_BUSY = "try again; a server that was started on a full disk keeps it to itself until there is room"
+_log = logging.getLogger("bester.broker.accounts")
+
+
+def broken(path: Path, error: Exception) -> BesterError:
+    """Return the error for what the system, SQLite or a look at the file complains of, with the remedy."""
+    if isinstance(error, OSError):
+        room = database.is_no_room(error)
+        return BesterError(
+            "storage-full", f"{path}: {error.strerror}; {database.MAKE_ROOM if room else 'see that the file is yours'}"
+        )
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY":
+        return BesterError("storage-full", f"{path}: {error}; {_BUSY}")
+    remedy = database.remedy(error) if isinstance(error, sqlite3.Error) else database.RESTORE
+    return BesterError("storage-full", f"{path}: {error}; {_DAMAGED if remedy == database.RESTORE else remedy}")
+
+
+class AccountsFile:
+    """An open file of accounts, `db`. `serving`: a server will log users in from it, so it is looked through first.
+
+    All of it belongs to one thread.
+    """
+
+    db: sqlite3.Connection
+
+    def __init__(self, path: Path, *, serving: bool) -> None:
+        """Open the file, making it where there is none. Raises ConfigError, BesterError."""
+        self.path = path
+        self._serving = serving
+        self._look_at = 0.0
+        self._limited = False
+        self._gone = False
+        self._busy_s = BUSY_S
+        try:
+            self._stands_in = not database.look(path, _ELSEWHERE) and not self._create()
+            self._open()
+        except (OSError, ValueError, sqlite3.Error) as error:
+            raise broken(path, error) from None
+        self._busy_s = AGAIN_BUSY_S
+
+    def _create(self) -> bool:
+        """Make the file. False: its disk has no room, and a server can serve without."""
+        try:
+            database.create(self.path, _fill)
+        except (OSError, sqlite3.Error) as error:
+            if not self._serving or not database.is_no_room(error):
+                raise
+            _log.warning("%s; there are no accounts until then", broken(self.path, error).text)
+            return False
+        return True
+
+    def _open(self) -> None:
+        self._number = database.number_of(self.path)
+        if self._stands_in:
+            self.db = sqlite3.connect(":memory:", isolation_level=None)
+            _fill(self.db)
+            return
+        try:
+            self._connect(alone=False)
+            self._limited = False
+        except sqlite3.Error as error:
+            if not self._serving or not database.is_no_room(error):
+                raise
+            self._connect(alone=True)
+            if not self._limited:
+                _log.warning("%s; until then nobody can be added or removed", broken(self.path, error).text)
+            self._limited = True
+
+    def _connect(self, *, alone: bool) -> None:
+        db = database.connect(self.path, self._busy_s, alone=alone)
+        try:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version or (tables and "account" not in tables):
+                what = "written by a newer Bester" if "account" in tables else "a database, but not Bester's accounts"
+                raise ConfigError(f"{self.path}: {what}; {_ELSEWHERE}")
+            db.execute("PRAGMA journal_mode = WAL").close()
+            damage = database.damage(db, self.path, order=True) if self._serving else None
+            if damage is not None:
+                raise ValueError(damage)
+            if not {"account", "removed"} <= tables:
+                _fill(db)
+            db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}").close()
+        except BaseException:
+            db.close()
+            raise
+        self.db = db
+
+    def look(self) -> None:
+        """Look after the file, if it is time: call it a few times a second while a server uses it."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        if self._limited or self._stands_in:
+            self._open_as_usual()
+            return
+        gone = database.number_of(self.path) != self._number
+        if gone and not self._gone:
+            _log.error(
+                "%s: was removed or replaced while it was open: logins are still checked by the old one, and changes "
+                "do not count; put it back, or restart the server",
+                self.path,
+            )
+        self._gone = gone
+
+    def _open_as_usual(self) -> None:
+        """There was no room: see whether there is now."""
+        try:
+            if self._stands_in:
+                database.create(self.path, _fill)
+                self._stands_in, self._limited = False, True
+            self.db.close()
+            self._open()
+        except (OSError, sqlite3.Error) as error:
+            if not database.is_no_room(error):  # that has been said
+                _log.error("%s", broken(self.path, error).text)
+        except (BesterError, ValueError) as error:
+            _log.error("%s", error.text if isinstance(error, BesterError) else broken(self.path, error).text)
+        else:
+            if not self._limited:
+                _log.info("%s: there is room again, and users can be added and removed", self.path)
+
+
+def _fill(db: sqlite3.Connection) -> None:
+    for table in _TABLES:
+        db.execute(table)
