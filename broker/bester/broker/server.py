@@ -15,7 +15,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -29,6 +29,7 @@ from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
+from bester.broker.logs import bare_facts, with_facts
 from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
 from bester.broker.store import Store
@@ -40,8 +41,6 @@ from bester.broker.wire.party import Party
 
 TICK_S = 0.1
 """How often the core is told the time."""
-LOGGED_CHARACTERS = 300
-"""Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
 MAX_LOGINS = 1024
 """Passwords waiting to be checked; the accounts refuse earlier than that."""
 
@@ -84,6 +83,8 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self._notices = Notices()
+        self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
+        """Is told the name and the types of each handler that has come."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -247,6 +248,8 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+                if action.event == "joined" and action.fields["role"] == "handler":
+                    self.on_handler(action.fields["name"], action.fields["types"])
             elif isinstance(action, Read):
                 self._keep((), (action,))
             elif isinstance(action, Write):
@@ -256,13 +259,9 @@ class Broker:
         passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
-            log.log(
-                logging.WARNING if notice.event in WARNINGS else logging.INFO,
-                "%s %s",
-                notice.event,
-                " ".join(f"{key}={_logged(value)}" for key, value in fields.items()),
-                extra=PACED,
-            )
+            level = logging.WARNING if notice.event in WARNINGS else logging.INFO
+            text = with_facts(notice.event, fields)
+            log.log(level, "%s", text, extra=bare_facts(notice.event, **fields) | PACED)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
@@ -305,11 +304,6 @@ class Broker:
         for message in messages:
             if not fabric.send(message):
                 self._carry_out(self.router.undeliverable(link, message, time.monotonic()))
-
-
-def _logged(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LOGGED_CHARACTERS else text[: LOGGED_CHARACTERS - 1] + "…"
 
 
 def _why(error: zmq.ZMQError) -> str:

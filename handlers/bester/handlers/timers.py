@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
 from bester.handlers.app import Timer
 
@@ -52,6 +53,6 @@ async def _call(timer: Timer) -> None:
         else:
             await asyncio.to_thread(timer.function)
     except BesterError as error:
-        log.warning("%s: %s", name, error)
+        log.warning("%s: %s", name, error, extra=facts("timer-failed", function=str(name), code=error.code))
     except Exception:
-        log.exception("%s failed", name)
+        log.exception("%s failed", name, extra=facts("timer-failed", function=str(name)))

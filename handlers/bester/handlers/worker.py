@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Ask, Command, Emit, Error, Heartbeat, Malformed, Meta, Reply, Request
 from bester.broker.wire.messages import Message as WireMessage
@@ -131,7 +132,9 @@ class Worker:
             except TimeoutError:
                 self._link.send(Heartbeat())  # still here, and still at it
         if self._outstanding:
-            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s)
+            known = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
+            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s,
+                        extra=known)  # fmt: skip
         self._void("the worker is stopping")
         await self._crew.close()
         self._threads.close()
@@ -141,7 +144,9 @@ class Worker:
     # --- the link ---
 
     def _welcomed(self) -> None:
-        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), self._link.party.server or self.endpoint)
+        server = self._link.party.server or self.endpoint
+        known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
+        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), server, extra=known)
         self._logged_away_at = float("-inf")
         self._unanswered.open()
         self._ready.set()
@@ -152,7 +157,8 @@ class Worker:
         self._void(why)
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
             self._logged_away_at = self.loop.time()
-            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why)
+            known = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
+            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why, extra=known)
 
     def _void(self, why: str) -> None:
         """Nothing that came on the link, or was asked on it, will be answered any more."""
@@ -186,9 +192,12 @@ class Worker:
 
     def _heard(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
-            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text)
+            known = facts("unreadable", name=self.name, why=message.text)
+            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=known)
         elif not self._unanswered.settle(message) and isinstance(message, Error):
-            log.warning("%s: the broker refused a message: %s: %s", self.name, message.code, message.text)
+            code, text = message.code, message.text
+            known = facts("refused", name=self.name, code=code, text=text)
+            log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=known)
 
     # --- requests ---
 
@@ -244,10 +253,13 @@ class Worker:
         request, route, life = job
         if life == self._life:
             if isinstance(error, HandlerError):
-                log.info("%s: message %s refused: %s", request.type, request.meta.get("id"), error.text)
+                id_ = request.meta.get("id")
+                known = facts("message-refused", type=request.type, id=id_, why=error.text)
+                log.info("%s: message %s refused: %s", request.type, id_, error.text, extra=known)
             else:
-                name = getattr(route.function, "__qualname__", route.function)
-                log.error("%s: %s failed on message %s", request.type, name, request.meta.get("id"), exc_info=error)
+                id_, name = request.meta.get("id"), getattr(route.function, "__qualname__", route.function)
+                known = facts("handler-failed", type=request.type, function=str(name), id=id_)
+                log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=known)
         self._answer(job, Reply(request.token, 1, [], note_of(error)))
 
     def _answer(self, job: Job, reply: Reply) -> None:
