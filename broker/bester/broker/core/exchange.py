@@ -68,6 +68,7 @@ class Exchange:
         self._shortest_s = min(limits.request_s, *allowed.values()) if allowed else limits.request_s
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
+        self.given_up: frozenset[str] = frozenset()  # types whose workers will not be started again
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
@@ -127,7 +128,10 @@ class Exchange:
 
     def _may_not_wait(self, parcel: Parcel, now: float) -> str | None:
         full = self.workers.waits(parcel.type) >= self.limits.max_waiting
-        return self._never_served(parcel, now) or ("overloaded" if full else None)
+        code = self._never_served(parcel, now) or ("overloaded" if full else None)
+        if code is None and parcel.type in self.given_up and not self.workers.serves(parcel.type):
+            return "no-handler"
+        return code
 
     def _never_served(self, parcel: Parcel, now: float) -> str | None:
         if self.workers.serves(parcel.type) or parcel.type in self._seen_types:
