@@ -1,19 +1,24 @@
 """Accounts on disk: who is let in, who is not, and what another process changes meanwhile."""
 
 import asyncio
+import os
+import re
 import sqlite3
 import stat
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 
+from bester.broker import data_dir
 from bester.broker.accounts import BUSY_S, PASSWORD_LIMIT_BYTES, WAITING_LIMIT, Accounts, OpenAccounts
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import FAILURES, FIRST_WAIT_S
@@ -279,3 +284,58 @@ def test_a_directory_of_others_is_refused_and_ours_is_tightened(directory: Path)
         prepare(directory)
     with pytest.raises(ConfigError, match="is no directory"):
         prepare(directory / "letter.txt")
+
+
+@pytest.mark.parametrize("path", ["/etc", "/usr", "/var/lib", "/tmp", "/"])
+def test_nobody_is_told_to_close_a_directory_of_the_system(path: str) -> None:
+    mode = Path(path).stat().st_mode
+    with pytest.raises(ConfigError, match="name a directory of Bester's own") as refused:
+        prepare(Path(path))
+    assert "chmod" not in refused.value.text
+    assert Path(path).stat().st_mode == mode
+
+
+def test_nobody_is_told_to_close_somebody_elses_or_the_home_directory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o755)
+    (directory / "letter.txt").write_text("not Bester's")
+    with monkeypatch.context() as at_home:
+        at_home.setenv("HOME", str(directory))
+        with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+            prepare(directory)
+    monkeypatch.setattr(os, "geteuid", lambda: directory.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+        prepare(directory)
+
+
+def test_an_empty_directory_of_the_system_is_left_as_it_is(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.mkdir(mode=0o755)
+    monkeypatch.setattr(data_dir, "SYSTEM", re.compile(re.escape(str(directory))))
+    with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+        prepare(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+
+
+async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(data_dir, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    claim = Claim(directory)
+    with pytest.raises(BesterError, match=f"process {os.getpid()} serves from it"):
+        Claim(directory)
+    data_dir.about_to_end()
+    second = asyncio.create_task(asyncio.to_thread(Claim, directory))
+    assert await asyncio.to_thread(waits.wait, 20.0)
+    assert not second.done()
+    claim.close()
+    next_one = await second
+    with pytest.raises(BesterError, match="serves from it"):  # the mark is gone with the one who made it
+        Claim(directory)
+    next_one.close()
+    (directory / data_dir.LOCK).write_bytes(b"4711\nending\n")  # of one that was killed while it ended
+    Claim(directory).close()
