@@ -93,6 +93,14 @@ async def test_one_that_ends_at_once_is_started_ever_more_slowly(
     assert waits[:3] == ["0.1 s", "0.2 s", "0.4 s"]
 
 
+async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = {"level": "error", "event": "handler-failed", "text": "on message 3"}
+    program = f"print('error: old'); print({json.dumps(log)!r}); [print('line', n) for n in range(30)]; exit(3)"
+    async with running(directory, python("a", program)):
+        await until(lambda: "handler a ended" in caplog.text)
+    assert "handler a ended with exit status 3: line 29; starting it again in 0.1 s" in caplog.messages
+
+
 async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = (
         "import sys; print('here'); print('shop: cannot open the till', file=sys.stderr); print('bye'); sys.exit(1)"
@@ -206,7 +214,7 @@ async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCapt
             "error": "Traceback\n  x\nKeyError: 'y'",
             "name": "n",
         },
-        {"level": "debug", "event": "tick", "n": "x" * 20_000},
+        {"level": "debug", "event": "tick", "n": "x" * 20_000, "handler": "another"},
         {"level": "loud", "event": "no level"},
         {"level": "info", "text": "no event"},
         {"level": "info", "event": 3},
@@ -225,6 +233,7 @@ async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCapt
     assert (failed["level"], failed["event"], failed["error"]) == ("error", "failed", "Traceback\n  x\nKeyError: 'y'")
     assert (failed["handler"], failed["name"], "text" in failed) == ("a", "n", False)
     assert (tick["level"], tick["event"], len(tick["n"])) == ("debug", "tick", 300)
+    assert (tick["handler"], tick["handler_"]) == ("a", "another")
     assert {(row["level"], row["event"], row["handler"]) for row in raw} == {("info", "output", "a")}
     assert [row["text"] for row in raw[:5]] == [*map(json.dumps, lines[3:]), "{ no json"]
     assert "a | late by 3" in caplog.messages

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.fake_native_server import FakeServer, Json, Peer, message_frame, within
-from tests.live import BESTER, DEADLINE_S, Process, live_server
+from tests.e2e.fake_native_server import FakeServer, Json, Peer, message_frame, report_frame, within
+from tests.live import BESTER, DEADLINE_S, live_server
 
 SERVER = """
 [server]
@@ -119,11 +119,13 @@ def answers(directory: Path, data: Any) -> bool:
     return False
 
 
-@pytest.mark.parametrize("streams", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("layout", ["up", "apart"])
-def test_a_server_serves_whatever_its_streams_are(streams: str, layout: str, directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "streams"),
+    [*(("up", name) for name in BROKEN), *(("apart", name) for name in list(BROKEN)[:4])],
+)
+def test_a_server_serves_whatever_its_streams_are(layout: str, streams: str, directory: Path) -> None:
     programs = {"up": ["up"], "apart": ["broker", "bridge", "handler talk:app"]}[layout]
-    running = " & ".join(f"( {streams.format(f'{BESTER} {program}')} )" for program in programs)
+    running = " & ".join(f"( {BROKEN[streams].format(f'{BESTER} {program}')} )" for program in programs)
     with group(directory, f"{running} & wait", stdin=subprocess.DEVNULL):
         until(lambda: answers(directory, {"x": 1}))
         assert answers(directory, {"x": 100_000}), "what a handler prints has no place to go, either"
@@ -313,8 +315,8 @@ async def test_any_encoding_shows_every_letter(encoding: str) -> None:
     text = "ж ☃ 😀 é \udcff".encode("utf-8", "replace").decode()
 
     def say(peer: Peer, payload: Json) -> None:
-        peer.send(message_frame(payload["data"], "1.0"))
-        peer.report(payload["id"], message="m☃")
+        for frame in (message_frame(payload["data"], "1.0"), report_frame(payload["id"], message="m☃")):
+            peer.send_body(json.dumps(frame, ensure_ascii=False).encode())
 
     async with FakeServer() as server:
         server.on_message = say
@@ -329,24 +331,31 @@ async def test_any_encoding_shows_every_letter(encoding: str) -> None:
 
 async def test_a_listener_whose_reader_has_gone_ends_at_once_and_takes_nothing() -> None:
     async with FakeServer() as server:
-        command = f"{BESTER} listen --to {server.address} --user bob | head -n 1; exit ${{PIPESTATUS[0]}}"
-        process = await Process.start("bash", "-c", command, cwd=Path("/"), env={"BESTER_PASSWORD": "secret"})
-        peer = await server.peer()
-        peer.send(message_frame(1, "1.0"))
-        assert await peer.acknowledged() == ["1.0"]
-        # Nothing more comes for it to write: it sees by itself that nobody reads any more.
-        assert await within(process.process.wait()) == 1
-        assert await process.end() == 1
-        assert [line for line in process.lines if "bester:" in line] == [
-            f"bester: listening at {server.address} as bob"
-        ]
-        await within(peer.gone.wait())
-        assert peer.acks.empty()
+        read, write = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            BESTER, "listen", "--to", server.address, "--user", "bob",
+            env={**os.environ, "BESTER_PASSWORD": "secret"}, stdout=write, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        os.close(write)
+        try:
+            peer = await server.peer()
+            peer.send(message_frame(1, "1.0"))
+            assert await peer.acknowledged() == ["1.0"]
+            assert os.read(read, 100) == b"chat 1  (id 1.0)\n"
+            os.close(read)
+            # Nothing more comes for it to write: it sees by itself that nobody reads any more.
+            _, err = await within(process.communicate())
+            assert (process.returncode, err.decode()) == (1, f"bester: listening at {server.address} as bob\n")
+            await within(peer.gone.wait())
+            assert peer.acks.empty()
+        finally:
+            _kill(process)
 
 
 async def test_an_interrupt_ends_a_listener_whose_line_nobody_reads() -> None:
     read, write = os.pipe()
     size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    process: asyncio.subprocess.Process | None = None
     try:
         async with FakeServer() as server:
             process = await asyncio.create_subprocess_exec(
@@ -363,3 +372,10 @@ async def test_an_interrupt_ends_a_listener_whose_line_nobody_reads() -> None:
     finally:
         os.close(read)
         os.close(write)
+        _kill(process)
+
+
+def _kill(process: asyncio.subprocess.Process | None) -> None:
+    """End a program that a failed test has left."""
+    if process is not None and process.returncode is None:
+        process.kill()

@@ -137,15 +137,19 @@ def _prepare(log_format: str, log_level: str) -> None:
         sys.stdout.reconfigure(line_buffering=True)
     if log_format == "json":
         sys.excepthook = _uncaught
-        threading.excepthook = lambda failure: _uncaught(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        threading.excepthook = lambda failure: _uncaught(
+            failure.exc_type, failure.exc_value, failure.exc_traceback, "uncaught-in-thread"
+        )
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
+def _uncaught(
+    kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None, event: str = "uncaught"
+) -> None:
     """Log an exception that nothing caught as one record, where the interpreter would print many lines."""
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
-    error = error or kind()
-    log.error("%s is not caught", kind.__name__, exc_info=(kind, error, traceback), extra=logs.facts("uncaught"))
+    known = logs.facts(event)
+    log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=known)
 
 
 def _say(text: str, status: int = 2) -> int:

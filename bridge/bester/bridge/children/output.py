@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import re
+from collections import deque
 from typing import Any, BinaryIO
 
 from bester.broker.logs import facts, with_facts
@@ -20,6 +21,10 @@ LINE_LIMIT = 4096
 RECORD_LIMIT = 256 * 1024
 """Bytes of a line that may be a record: its traceback is in it. A longer one is cut into lines like any other."""
 READ_BYTES = 16 * 1024
+LAST_LINES = 20
+"""Of what a child has said before its end, in which the cause is looked for."""
+LAST_WORDS = ("failed", "uncaught")
+"""Events after which Bester's own handler program ends."""
 CAUSE_CHARACTERS = 300
 """Of what is repeated of a child's last words."""
 
@@ -36,13 +41,16 @@ class Output:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._failure = self._complaint = self._last = ""
+        self._failure = ""
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
     def cause(self) -> str:
-        """Return the line that best tells why the child has ended: its last error, else what reads like one, else the
-        last it said; empty where it said nothing."""
-        return " ".join((self._failure or self._complaint or self._last).split())[:CAUSE_CHARACTERS]
+        """Return the line that best tells why the child has ended: why its program says it ends, else the last one that
+        reads like a complaint, else the last; empty where it said nothing."""
+        complaint = next((line for line in reversed(self._last) if _COMPLAINT.search(line)), "")
+        last = self._last[-1] if self._last else ""
+        return " ".join((self._failure or complaint or last).split())[:CAUSE_CHARACTERS]
 
     async def log(self, stream: BinaryIO) -> None:
         """Log what comes until it ends, a line of any length in pieces; closes `stream`."""
@@ -74,21 +82,18 @@ class Output:
             known = facts("output", handler=self._name) | {"sentence": piece} | PACED
             _log.info("%s | %s", self._name, piece, extra=known)
         if text:
-            self._last = text[-LINE_LIMIT:]
-            if _COMPLAINT.search(self._last):
-                self._complaint = self._last
+            self._last.append(text[-LINE_LIMIT:])
 
     def _log_record(self, record: dict[str, Any]) -> None:
         event, text, error = record["event"], record.get("text"), record.get("error")
-        known = {key: value for key, value in record.items() if key not in _OURS}
+        known = {f"{key}_" if key == "handler" else key: value for key, value in record.items() if key not in _OURS}
         if record.get("from") not in (None, "bester", "handlers"):  # a logger of the user's own
             known["logger"] = record["from"]
         sentence = text if isinstance(text, str) else ""
         traceback = error if isinstance(error, str) else ""
+        if event in LAST_WORDS:
+            self._failure = traceback.rstrip().rpartition("\n")[2] or sentence
         level = _LEVELS[record["level"]]
-        if level >= logging.ERROR:
-            last = traceback.rstrip().rpartition("\n")[2]
-            self._failure = last or sentence or event
         extra = facts(event, handler=self._name, **known) | {"sentence": sentence, "traceback": traceback} | PACED
         _log.log(level, "%s | %s", self._name, sentence or with_facts(event, known), extra=extra)
 
@@ -102,4 +107,4 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     is_record = isinstance(row, dict) and isinstance(row.get("event"), str) and row.get("level") in list(_LEVELS)
-    return row if is_record and "handler" not in row else None
+    return row if is_record else None

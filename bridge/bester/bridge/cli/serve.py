@@ -35,6 +35,7 @@ DEFAULT_ADDRESS = "127.0.0.1:2223"
 @log_level_option
 def up(config_path: Path | None, besterd: Path | None, log_format: str, log_level: str) -> int:
     """Serve: broker, bridge and the declared handlers together."""
+    _begin(log_format, log_level)
     if besterd is not None:
         if config_path is not None:
             raise click.UsageError("-c and --besterd name two configurations; give one of them")
@@ -43,7 +44,7 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
         config = load_besterd(besterd)
     else:
         config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.bridge.embedded import run_up
 
     def ready(addresses: Sequence[str]) -> None:
@@ -59,8 +60,9 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
 @log_level_option
 def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve the fabric alone; bridges and handlers connect to it."""
+    _begin(log_format, log_level)
     config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.broker.service import run_broker
 
     return run_broker(config)
@@ -72,8 +74,9 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
 @log_level_option
 def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve clients and other servers; the broker runs elsewhere."""
+    _begin(log_format, log_level)
     config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.bridge.service import run_bridge
 
     return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
@@ -123,7 +126,7 @@ def _program() -> str:
     return shlex.quote(str(here.relative_to(now) if here.is_relative_to(now) else here))
 
 
-def _begin(config: Config, log_format: str, log_level: str) -> None:
+def _begin(log_format: str, log_level: str) -> None:
     """Set up what a program that serves needs before it opens anything: a log that never holds it up."""
     from bester.broker import logs
     from bester.broker.hangups import outlive_terminals
@@ -131,6 +134,9 @@ def _begin(config: Config, log_format: str, log_level: str) -> None:
     outlive_terminals()
     forgive()
     logs.configure(log_format, log_level)
+
+
+def _note_all(config: Config) -> None:
     for notice in config.notices:
         _note("notice", notice)
 
