@@ -8,13 +8,11 @@ import stat
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import pytest
 
@@ -317,25 +315,23 @@ def test_an_empty_directory_of_the_system_is_left_as_it_is(directory: Path, monk
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
-async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = threading.Event()
-
-    def sleep(seconds: float) -> None:
-        waits.set()
-        time.sleep(seconds)
-
-    monkeypatch.setattr(data_dir, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path) -> None:
+    await data_dir.until_ended(directory)  # there is nobody, and no directory
     claim = Claim(directory)
-    with pytest.raises(BesterError, match=f"process {os.getpid()} serves from it"):
-        Claim(directory)
-    data_dir.about_to_end()
-    second = asyncio.create_task(asyncio.to_thread(Claim, directory))
-    assert await asyncio.to_thread(waits.wait, 20.0)
-    assert not second.done()
+    await data_dir.until_ended(directory)  # who does not end is not waited for
+    for _ in range(2):
+        data_dir.about_to_end()
+        with pytest.raises(BesterError, match=f"process {os.getpid()} serves from it"):
+            Claim(directory)
+    waiting = asyncio.create_task(data_dir.until_ended(directory))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
     claim.close()
-    next_one = await second
-    with pytest.raises(BesterError, match="serves from it"):  # the mark is gone with the one who made it
-        Claim(directory)
-    next_one.close()
+    await asyncio.wait_for(waiting, 20.0)
+    claim = Claim(directory)
+    await data_dir.until_ended(directory)  # the mark is gone with the one who made it
+    claim.close()
     (directory / data_dir.LOCK).write_bytes(b"4711\nending\n")  # of one that was killed while it ended
+    await data_dir.until_ended(directory)
     Claim(directory).close()

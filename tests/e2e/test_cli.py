@@ -223,6 +223,19 @@ async def test_two_servers_in_one_directory_are_refused(directory: Path) -> None
     assert await server.end() == 0
 
 
+async def test_a_server_that_is_started_while_another_ends_takes_its_place(directory: Path) -> None:
+    first, address = await start(directory)
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))  # it has a moment to read that nothing follows
+    first.process.send_signal(signal.SIGTERM)
+    await first.says("finishing what is under way")
+    second, _ = await start(directory)
+    assert first.process.returncode == 0, "one at a time"
+    writer.close()
+    assert await first.end() == 0
+    assert await second.end() == 0
+
+
 def test_a_port_in_use_is_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

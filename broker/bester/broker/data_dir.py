@@ -7,6 +7,7 @@ anything of somebody else's.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -49,7 +50,7 @@ def prepare(path: Path) -> None:
 
 
 ENDING_S = 30.0
-"""How long a process may take to end that says it is about to: longer than a server drains."""
+"""How long a process is waited for that says it is about to end: longer than a server drains."""
 ENDING = b"ending\n"
 LOOK_AGAIN_S = 0.05
 
@@ -62,30 +63,52 @@ def about_to_end() -> None:
         lock.mark()
 
 
+async def until_ended(path: Path) -> None:
+    """Wait while another server serves from a data directory and says that it is about to end."""
+    deadline = time.monotonic() + ENDING_S
+    while _is_ending(path / LOCK) and time.monotonic() < deadline:  # noqa: ASYNC110 (another process tells by its file)
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _is_ending(lock: Path) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False  # whether it can be used at all, whoever takes it finds out
+    try:
+        if os.pread(descriptor, 32, 0).partition(b"\n")[2] != ENDING:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class Lock:
     """The right to a thing that one process at a time may use, held until it is closed or the process ends."""
 
     def __init__(self, lock: Path, thing: Path, key: str) -> None:
         """Take it by way of the file `lock`; `key` is where another thing can be named.
 
-        Where another process has it that is about to end, wait for that. Raises ConfigError, or BesterError where
-        another process keeps it. What is no lock of Bester's is left as it is.
+        Raises ConfigError, or BesterError where another process has it. What is no lock of Bester's is left as it is.
         """
         try:
             self._fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             where = lock if os.path.lexists(lock) else lock.parent
             raise ConfigError(f"{where}: {error.strerror}; name a place of your own as {key}") from None
-        deadline = time.monotonic() + ENDING_S
-        while not self._taken():
-            owner, _, more = self._said().partition("\n")
-            if f"{more}\n".encode() == ENDING and time.monotonic() < deadline:
-                time.sleep(LOOK_AGAIN_S)
-                continue
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = self._said().partition("\n")[0]
             self.close()
             who = f"process {owner}" if owner.isdigit() else "another process"
             text = f"{thing}: {who} serves from it; stop that, or name another {key}"
-            raise BesterError("not-allowed", text)
+            raise BesterError("not-allowed", text) from None
         if not re.fullmatch(r"[\d\0]*(\nending)?", self._said()):
             self.close()
             raise ConfigError(f"{lock}: somebody else's file, where the lock of {thing} would be; name another {key}")
@@ -93,17 +116,10 @@ class Lock:
         os.write(self._fd, b"%d\n" % os.getpid())
         _held.append(self)
 
-    def _taken(self) -> bool:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
     def mark(self) -> None:
         """Note that the process is about to end."""
         try:
-            os.write(self._fd, ENDING)
+            os.pwrite(self._fd, ENDING, len(b"%d\n" % os.getpid()))
         except OSError:  # a full disk: whoever wants the lock is refused, as long as it is held
             pass
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
-from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end
+from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.kept import Budget
 from bester.broker.logs import facts
 from bester.broker.loop import run
@@ -78,6 +78,7 @@ async def _hosts(config: Config) -> dict[str, tuple[str, ...]]:
 async def serving(config: Config) -> AsyncIterator[Broker]:
     """A broker that serves from the configured directory, with its accounts; everything is given back at the end."""
     with contextlib.ExitStack() as stack:
+        await until_ended(config.server.data_dir)
         claim = Claim(config.server.data_dir)
         stack.callback(claim.close)
         logins: Logins = open_logins(config)

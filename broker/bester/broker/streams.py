@@ -131,9 +131,10 @@ def _text(output: Output, old: TextIO | None, errors: str) -> TextIO:
     encoding = getattr(old, "encoding", None) or "utf-8"
     if old is not None:
         old.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(output), encoding, errors, line_buffering=errors != ESCAPED or output.isatty()
-    )
+    if getattr(old, "write_through", False):  # PYTHONUNBUFFERED, or python -u: there is no buffer between the two
+        return io.TextIOWrapper(output, encoding, errors, write_through=True)
+    at_once = output.isatty() or output.fileno() == 2
+    return io.TextIOWrapper(io.BufferedWriter(output), encoding, errors, line_buffering=at_once)
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

@@ -196,7 +196,7 @@ class Worker:
             log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=known)
         elif not self._unanswered.settle(message) and isinstance(message, Error):
             code, text = message.code, message.text
-            known = facts("refused", name=self.name, code=code, text=text)
+            known = facts("refused", name=self.name, code=code, why=text)
             log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=known)
 
     # --- requests ---

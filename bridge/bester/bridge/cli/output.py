@@ -9,6 +9,7 @@ import select
 import signal
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,7 +39,11 @@ def err(line: str) -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C end a write that nobody reads: an event loop that waits for it would not see the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
+        yield  # a program that was started to ignore Ctrl-C goes on ignoring it
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
