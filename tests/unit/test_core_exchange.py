@@ -279,6 +279,22 @@ def test_a_type_whose_handlers_do_not_come_is_given_up() -> None:
     finished(stand)
 
 
+def test_a_declared_type_that_was_served_is_known_when_it_is_not_declared_any_more() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"served", "never"})))
+    stand.handler("served")
+    assert list(stand.store.open().types) == ["served"]
+    stand.settings = Settings("s1", open_accounts=True)
+    stand.restart()
+    bridge = stand.bridge("alice")
+    stand.submit(bridge, "never")
+    assert stand.report(bridge).reason == "unknown-type"
+    stand.submit(bridge, "served")
+    assert stand.heard(bridge) == [], "its handler may come back"
+    stand.wait(5.5)
+    assert stand.report(bridge).reason == "no-handler"
+    finished(stand)
+
+
 def test_a_message_for_handlers_that_are_not_started_any_more_does_not_wait() -> None:
     stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"t"})))
     bridge = stand.bridge("alice")
