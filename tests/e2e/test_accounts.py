@@ -1,6 +1,8 @@
 """Accounts on disk: who is let in, who is not, and what another process changes meanwhile."""
 
 import asyncio
+import os
+import re
 import sqlite3
 import stat
 import statistics
@@ -14,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from bester.broker import data_dir
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import PLACES
@@ -330,3 +333,56 @@ def test_a_directory_of_others_is_refused_and_ours_is_tightened(directory: Path)
         prepare(directory)
     with pytest.raises(ConfigError, match="is no directory"):
         prepare(directory / "letter.txt")
+
+
+@pytest.mark.parametrize("path", ["/etc", "/usr", "/var/lib", "/tmp", "/"])
+def test_nobody_is_told_to_close_a_directory_of_the_system(path: str) -> None:
+    mode = Path(path).stat().st_mode
+    with pytest.raises(ConfigError, match="name a directory of Bester's own") as refused:
+        prepare(Path(path))
+    assert "chmod" not in refused.value.text
+    assert Path(path).stat().st_mode == mode
+
+
+def test_nobody_is_told_to_close_somebody_elses_or_the_home_directory(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(mode=0o755)
+    (directory / "letter.txt").write_text("not Bester's")
+    with monkeypatch.context() as at_home:
+        at_home.setenv("HOME", str(directory))
+        with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+            prepare(directory)
+    monkeypatch.setattr(os, "geteuid", lambda: directory.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+        prepare(directory)
+
+
+def test_an_empty_directory_of_the_system_is_left_as_it_is(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory.mkdir(mode=0o755)
+    monkeypatch.setattr(data_dir, "SYSTEM", re.compile(re.escape(str(directory))))
+    with pytest.raises(ConfigError, match="name a directory of Bester's own"):
+        prepare(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o755
+
+
+async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path) -> None:
+    await data_dir.until_ended(directory)  # there is nobody, and no directory
+    claim = Claim(directory)
+    await data_dir.until_ended(directory)  # who does not end is not waited for
+    for _ in range(2):
+        data_dir.about_to_end()
+        with pytest.raises(BesterError, match=f"process {os.getpid()} serves from it"):
+            Claim(directory)
+    waiting = asyncio.create_task(data_dir.until_ended(directory))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    claim.close()
+    await asyncio.wait_for(waiting, 20.0)
+    claim = Claim(directory)
+    await data_dir.until_ended(directory)  # the mark is gone with the one who made it
+    claim.close()
+    (directory / data_dir.LOCK).write_bytes(b"4711\nending\n")  # of one that was killed while it ended
+    await data_dir.until_ended(directory)
+    Claim(directory).close()

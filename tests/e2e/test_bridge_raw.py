@@ -519,7 +519,7 @@ class TestTheBrokerComesAndGoes:
             assert (await alice.read())["payload"]["id"] == "d"
             late = await it.connect()
             late.write(login("late"))
-            assert await late.read() == report("bad", "auth_special", "overloaded")
+            assert await late.read() == report("bad", "auth_special", "unreachable")
             await late.end()
             it.broker.come_back()
             assert [opened.user for opened in it.broker.of_kind(Open)] == ["alice"]

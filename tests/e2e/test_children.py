@@ -1,6 +1,7 @@
 """Handlers as child processes: started, logged, started again, and never left behind."""
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bester.bridge.children import Child, Children, plan
+from bester.bridge.children.lives import HOPELESS_LIVES, State
 from bester.broker import config_file
+from bester.broker.logs import JsonFormatter
 from bester.broker.wire.codes import ConfigError
 
 DEADLINE_S = 20.0
@@ -88,6 +91,153 @@ async def test_one_that_ends_at_once_is_started_ever_more_slowly(
         await until(lambda: "ended with exit status 3; starting it again in 0.4 s" in caplog.text)
     waits = [line.rpartition(" in ")[2] for line in caplog.messages if "starting it again" in line]
     assert waits[:3] == ["0.1 s", "0.2 s", "0.4 s"]
+
+
+async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = {"level": "error", "event": "handler-failed", "text": "on message 3"}
+    program = f"print('error: old'); print({json.dumps(log)!r}); [print('line', n) for n in range(30)]; exit(3)"
+    async with running(directory, python("a", program)):
+        await until(lambda: "handler a ended" in caplog.text)
+    assert "handler a ended with exit status 3: line 29; starting it again in 0.1 s" in caplog.messages
+
+
+async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = (
+        "import sys; print('here'); print('shop: cannot open the till', file=sys.stderr); print('bye'); sys.exit(1)"
+    )
+    async with running(directory, python("shop", broken), python("raises", "{}['till']"), python("quiet", "exit(1)")):
+        await until(lambda: "handler shop ended" in caplog.text and "handler quiet ended" in caplog.text)
+        await until(lambda: "handler raises ended" in caplog.text)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "handler shop ended with exit status 1: shop: cannot open the till; starting it again in 0.1 s" in warnings
+    assert "handler raises ended with exit status 1: KeyError: 'till'; starting it again in 0.1 s" in warnings
+    assert "handler quiet ended with exit status 1; starting it again in 0.1 s" in warnings
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("def (:", "chat.py, line 1: invalid syntax"),
+        (
+            "import nowhere_at_all",
+            "needs the module 'nowhere_at_all', which is not installed: pip install nowhere_at_all",
+        ),
+        ("app = 3", "chat:app is a int, not an App of bester.handlers"),
+        (
+            "from bester.handlers import App\napp = App()",
+            'it has no handlers: put @app.handler("TYPE") above a function',
+        ),
+        (
+            "from bester.handlers import App as A\napp = A()\nfor name in 'ab':\n    app.handler(name)(lambda m: None)",
+            "it has no handler of 'chat', only of a, b",
+        ),
+    ],
+)
+async def test_one_that_cannot_be_loaded_is_given_up_and_comes_back_when_its_file_changes(
+    source: str, why: str, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "chat.py").write_text(source)
+    (directory / "bester.toml").write_text('[handlers.chat]\napp = "chat:app"\n')
+    config = config_file.load(directory / "bester.toml")
+    children = Children(plan(config, f"ipc://{directory}/f.sock"), directory)
+    gone: list[frozenset[str]] = []
+    children.on_given_up = gone.append
+    await children.start()
+    try:
+        await until(lambda: gone)
+        (given_up,) = [
+            record for record in caplog.records if record.levelno == logging.ERROR and "given up" in record.message
+        ]
+        assert why in given_up.message
+        assert gone == [{"chat"}]
+        assert (children.lives["chat"].state, children.lives["chat"].count) == (State.GIVEN_UP, HOPELESS_LIVES)
+        assert why in children.lives["chat"].why
+        assert caplog.text.count("starting it again") == HOPELESS_LIVES - 1
+        (directory / "chat.py").write_text(
+            "from bester.handlers import App\napp = App()\n@app.handler('chat')\ndef chat(m): ...\nprint('mended')\n"
+        )
+        await until(lambda: "chat | mended" in caplog.text)
+        assert gone == [{"chat"}, set()]
+        children.served("chat", ["chat"])
+    finally:
+        await children.stop()
+
+
+async def test_a_program_that_is_not_there_any_more_is_given_up_and_comes_back(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = directory / "run.sh"
+    async with running(directory, Child("a", (str(program),), {"BESTER_TYPES": "a"})) as children:
+        await until(lambda: children.lives["a"].state is State.GIVEN_UP)
+        assert "it cannot be started: No such file or directory; it is tried again as soon as" in caplog.text
+        program.write_text("#!/bin/sh\necho back\nexec sleep 600\n")
+        program.chmod(0o755)
+        await until(lambda: "a | back" in caplog.text)
+
+
+async def test_of_several_workers_the_last_one_takes_the_type_away(directory: Path) -> None:
+    types = {"BESTER_TYPES": "a,b"}
+    gone: list[frozenset[str]] = []
+    children = Children([Child("x", ("/none",), types), Child("y", (sys.executable, "-c", STEADY), types),
+                         Child("z", ("/none",), {"BESTER_TYPES": "b,c"})], directory)  # fmt: skip
+    children.on_given_up = gone.append
+    await children.start()
+    try:
+        await until(lambda: all(children.lives[name].state is State.GIVEN_UP for name in "xz"))
+        assert gone[-1] == {"c"}, "a and b have a worker left"
+    finally:
+        await children.stop()
+
+
+async def test_one_that_has_served_is_not_given_up(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    child = Child("a", (sys.executable, "-c", "exit(2)"), {"BESTER_TYPES": "a"}, lifeline=True)
+    async with running(directory, child) as children:
+        for lives in range(1, HOPELESS_LIVES + 2):
+            await until(lambda: children.lives["a"].count >= lives)  # noqa: B023 (called before the loop goes on)
+            children.served("other name", ["a"])
+        assert children.lives["a"].state is not State.GIVEN_UP
+
+
+async def test_what_is_printed_is_logged_when_it_is_printed(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(directory, python("a", "print('soon'); import time; time.sleep(600)")):
+        await until(lambda: "a | soon" in caplog.text)
+
+
+async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    lines = [
+        {"at": "then", "level": "warning", "from": "shop", "event": "late", "text": "late by 3", "order": 5},
+        {
+            "level": "error",
+            "from": "handlers",
+            "event": "failed",
+            "error": "Traceback\n  x\nKeyError: 'y'",
+            "name": "n",
+        },
+        {"level": "debug", "event": "tick", "n": "x" * 20_000, "handler": "another"},
+        {"level": "loud", "event": "no level"},
+        {"level": "info", "text": "no event"},
+        {"level": "info", "event": 3},
+        [1, 2],
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "{ no json\n" + "[" * 20_000 + "\n"
+    program = f"import sys; sys.stdout.write({text!r}); sys.stdout.flush(); " + STEADY
+    async with running(directory, python("a", program)):
+        await until(lambda: "a | here" in caplog.text)
+    rows = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name.endswith("children")]
+    late, failed, tick, *raw = rows
+    assert {key: late[key] for key in list(late)[1:]} == {
+        "level": "warning", "from": "bridge.children", "event": "late", "text": "late by 3", "handler": "a", "order": 5,
+        "logger": "shop",
+    }  # fmt: skip
+    assert (failed["level"], failed["event"], failed["error"]) == ("error", "failed", "Traceback\n  x\nKeyError: 'y'")
+    assert (failed["handler"], failed["name"], "text" in failed) == ("a", "n", False)
+    assert (tick["level"], tick["event"], len(tick["n"])) == ("debug", "tick", 300)
+    assert (tick["handler"], tick["handler_"]) == ("a", "another")
+    assert {(row["level"], row["event"], row["handler"]) for row in raw} == {("info", "output", "a")}
+    assert [row["text"] for row in raw[:5]] == [*map(json.dumps, lines[3:]), "{ no json"]
+    assert "a | late by 3" in caplog.messages
+    assert "a | failed name='n'" in caplog.messages
 
 
 async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +353,7 @@ def test_the_plan_of_a_configuration(directory: Path) -> None:
     (directory / "mychat.py").touch()
     children = plan(config_file.load(directory / "bester.toml"), "ipc:///x")
     assert [child.name for child in children] == ["chat.0", "chat.1", "node", "old"]
-    assert children[0].argv == (sys.executable, "-m", "bester.handlers", "mychat:app", "--untimed", "--child", "0")
+    assert children[0].argv[1:] == ("-m", "bester.handlers", "mychat:app", "--log", "json", "--child", "0")
     assert children[2].argv == (str(directory / "run.sh"), "x")
     assert children[2].environment == {"BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node"}
     assert children[3].argv[2:7] == ("bester.handlers", "--socket", str(directory / "old.sock"), "--order", "user")

@@ -94,7 +94,7 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         (["user", "add"], 2, "Missing argument"),
         (["user", "add", "tim"], 2, "use --password-stdin"),
         (["user", "add", "t\nm", "--password-stdin"], 2, "printable characters only"),
-        (["user", "remove", "tim"], 1, "there is no user 'tim'"),
+        (["user", "remove", "tim"], 1, "there is no user 'tim': "),
         (["user", "passwd", "tim", "--password-stdin"], 2, "no password on standard input"),
         (["send", "--user", "tim", "echo", "{}"], 2, "put it into BESTER_PASSWORD"),
         (["send", "--user", "tim", "--password", "x", "echo", "{}"], 2, "No such option"),
@@ -122,14 +122,22 @@ def test_accounts_from_the_shell(directory: Path) -> None:
         ended = run("user", *arguments, given=given)
         return ended.returncode, ended.stdout + ended.stderr
 
-    assert user("add", "tim", "--password-stdin", given="secret\n") == (0, "user tim added\n")
+    status, said = user("list")
+    assert (status, said.count("\n"), f"no users in {directory}/bester-data;" in said) == (0, 1, True)
+    assert not (directory / "bester-data").exists()
+    status, said = user("add", "tim", "--password-stdin", given="secret\n")
+    assert (status, said.count("\n"), said.startswith("user tim added\n")) == (0, 2, True)
+    assert f"made the data directory {directory}/bester-data;" in said
+    assert user("add", "ann", "--password-stdin", given="secret\n") == (0, "user ann added\n")
+    assert user("remove", "ann") == (0, "user ann removed\n")
     status, said = user("add", "tim", "--password-stdin", given="other\n")
     assert (status, "there is a user tim already" in said, said.count("\n")) == (1, True, 1)
     assert user("passwd", "tim", "--password-stdin", given="better\n") == (0, "password of tim changed\n")
     status, said = user("list")
     assert (status, said.split("\t")[0]) == (0, "tim")
     assert user("remove", "tim") == (0, "user tim removed\n")
-    assert user("list") == (0, "")
+    status, said = user("list")
+    assert (status, said.count("\n"), said.startswith(f"no users in {directory}/bester-data;")) == (0, 1, True)
 
 
 def test_a_place_that_cannot_hold_accounts_is_one_line(directory: Path) -> None:
@@ -213,6 +221,19 @@ async def test_two_servers_in_one_directory_are_refused(directory: Path) -> None
     assert (second.returncode, second.stderr.count("\n")) == (1, 1)
     assert "serves from it; stop that, or name another [server] data_dir" in second.stderr
     assert await server.end() == 0
+
+
+async def test_a_server_that_is_started_while_another_ends_takes_its_place(directory: Path) -> None:
+    first, address = await start(directory)
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))  # it has a moment to read that nothing follows
+    first.process.send_signal(signal.SIGTERM)
+    await first.says("finishing what is under way")
+    second, _ = await start(directory)
+    assert first.process.returncode == 0, "one at a time"
+    writer.close()
+    assert await first.end() == 0
+    assert await second.end() == 0
 
 
 def test_a_port_in_use_is_one_line(directory: Path) -> None:

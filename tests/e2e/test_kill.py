@@ -276,9 +276,9 @@ async def test_what_kills_every_handler_ends_as_a_dead_letter_that_can_be_operat
 
         letters = [json.loads(line) for line in await _bester(server, "dead", "list", "--json")]
         assert {letter["id"] for letter in letters} == {first, second}
-        assert {(letter["type"], letter["reason"], letter["attempts"]) for letter in letters} == {
-            ("poison", "handler-lost", ATTEMPTS)
-        }
+        assert {(letter["type"], letter["reason"]) for letter in letters} == {("poison", "handler-lost")}
+        # Each killed alone so often as is allowed, and before that perhaps both at once, for which neither is blamed.
+        assert {letter["attempts"] for letter in letters} <= {ATTEMPTS, ATTEMPTS + 1}
         (shown,) = [json.loads(line) for line in await _bester(server, "dead", "show", first, "--json")]
         assert json.loads(shown["body"]) == body
         assert (shown["user"], shown["origin"], shown["scope"]) == ("bob", "s1", "client")

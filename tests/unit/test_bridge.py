@@ -354,9 +354,9 @@ class TestTheBrokerComesAndGoes:
         scene.bridge.lost("gone")
         scene.turn()
         assert wire.words() == []
-        assert asking.words() == ["bad auth_special overloaded"]
+        assert asking.words() == ["bad auth_special unreachable"]
         assert wire.session.state is State.OPEN
-        assert scene.ask_in("carol").words() == ["bad auth_special overloaded"]
+        assert scene.ask_in("carol").words() == ["bad auth_special unreachable"]
 
     @pytest.mark.parametrize("lost_first", [True, False])
     def test_sessions_are_announced_to_the_next_one(self, lost_first: bool) -> None:

@@ -185,8 +185,18 @@ def test_two_handlers_may_serve_one_type(tmp_path: Path) -> None:
 MISTAKES = [
     ("[native]\ntpc4 = '127.0.0.1:1'", ":2: [native] tpc4: unknown key; did you mean tcp4?"),
     ("[natve]\n", "natve: unknown section; did you mean native?"),
-    ("[zzz]\n", "zzz: unknown section; the nearest is "),
+    ("[zzz]\n", ":1: zzz: unknown section; known are accounts, fabric, "),
     ("name = 'x'\n", ":1: name: unknown section"),
+    ("\n[logging]\nlevel = 3", ":2: logging: unknown section; how it logs is said on the command line, with --log"),
+    ("[native]\ntcp = '127.0.0.1:1'", ":2: [native] tcp: unknown key; did you mean tcp4 or tcp6?"),
+    ("[native]\nTCP4 = '127.0.0.1:1'", "TCP4: unknown key; did you mean tcp4?"),
+    ("[native]\nport = 1", 'port: unknown key; addresses are written as tcp4 = "HOST:PORT" in [native]'),
+    ("[handlers.a]\napp = 'm:a'\nzzz = 3", "unknown key; known are app, attempts, command, order, socket,"),
+    ("[servers.b.example]\nnative = 'h:1'", ":1: [servers.b.example]: a name with dots stands in quotes; write"),
+    ("[servers.b.example.org]\nnative = 'h:1'", 'stands in quotes; write [servers."b.example.org"]'),
+    ("[handlers.my.chat]\napp = 'm:a'", 'stands in quotes; write [handlers."my.chat"]'),
+    ("[servers.b]\nnative = 'h:1'\n[servers.b.c]\nnative = 'h:1'", "[servers.b] c: unknown key; known are"),
+    ("[servers]\nnative = 'h:1'", ":2: [servers] native: belongs below a name; write [servers.NAME] above it"),
     ("[native]\nwebsocket = '127.0.0.1:2226'", "websocket: unknown key"),
     ("[native.tls]\nlisten = 'x'", "tls: unknown key"),
     (
@@ -212,7 +222,7 @@ MISTAKES = [
     ("[handlers.a]\napp = 'm:a'\ntimeout_s = true", "is a number from 0.1 to 86400"),
     ("[handlers.a]\napp = 'm:a'\ntimeout_s = inf", "is a number from 0.1 to 86400"),
     ("[handlers.a]\napp = 'm:a'\nattempts = 0", "is a whole number from 1 to 100"),
-    ("[handlers.a]\napp = 'm:a'\nretries = 3", ":3: [handlers.a] retries: unknown key; did you mean workers?"),
+    ("[handlers.a]\napp = 'm:a'\nretries = 3", ":3: [handlers.a] retries: unknown key; did you mean attempts?"),
     (
         "[handlers.a]\ntypes = ['t']\napp = 'm:a'\ntimeout_s = 5\n[handlers.b]\ntypes = ['s', 't']\napp = 'm:b'",
         ": [handlers.b] timeout_s: is not written here and 5 in [handlers.a], which handles 't' too; write",

@@ -279,6 +279,47 @@ def test_a_type_whose_handlers_do_not_come_is_given_up() -> None:
     finished(stand)
 
 
+def test_a_declared_type_that_was_served_is_known_when_it_is_not_declared_any_more() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"served", "never"})))
+    stand.handler("served")
+    assert list(stand.store.open().types) == ["served"]
+    stand.settings = Settings("s1", open_accounts=True)
+    stand.restart()
+    bridge = stand.bridge("alice")
+    stand.submit(bridge, "never")
+    assert stand.report(bridge).reason == "unknown-type"
+    stand.submit(bridge, "served")
+    assert stand.heard(bridge) == [], "its handler may come back"
+    stand.wait(5.5)
+    assert stand.report(bridge).reason == "no-handler"
+    finished(stand)
+
+
+def test_a_message_for_handlers_that_are_not_started_any_more_does_not_wait() -> None:
+    stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"t"})))
+    bridge = stand.bridge("alice")
+    stand.router.given_up(frozenset({"t"}))
+    stand.submit(bridge, "t")
+    assert stand.report(bridge).reason == "no-handler"
+    busy = stand.handler("t", credit=1)  # somebody else has started one
+    stand.submit(bridge, "t")
+    stand.submit(bridge, "t")
+    request = stand.request(busy)
+    assert stand.heard_of(bridge, Report) == [], "it is busy, and there"
+    stand.reply(busy, request.token)
+    assert stand.report(bridge).status == 0
+    stand.answer(busy)
+    stand.report(bridge)
+    stand.say(busy, Goodbye(None))
+    stand.submit(bridge, "t")
+    assert stand.report(bridge).reason == "no-handler"
+    stand.router.given_up(frozenset())
+    stand.submit(bridge, "t")
+    stand.answer(stand.handler("t"))
+    assert stand.report(bridge).status == 0, "it waited for that one"
+    finished(stand)
+
+
 def test_what_waited_for_a_busy_handler_waits_on_for_the_next_one_when_it_dies() -> None:
     stand = Stand(limited(attempts=1))
     bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)

@@ -765,6 +765,37 @@ def test_of_many_on_a_bridge_that_goes_the_next_bridge_gets_them_soon() -> None:
     assert stand.kept(lane("s3", "one")) == []
 
 
+def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_return() -> None:
+    office = Office()
+    stand = office.stand
+
+    def said() -> list[Notice]:
+        return [notice for notice in stand.notices if notice.event.startswith("server-") and "s3" in str(notice)]
+
+    office.sends("s3")
+    for seconds in (0.0, 1.0, 2.0):
+        stand.wait(seconds)
+        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable"))
+        assert said() == [Notice("server-lost", {"server": "s3", "why": "nobody answers at 10.0.0.3:2223"})]
+    stand.wait(4.0)
+    stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:no-handler"))
+    assert said()[1:] == [Notice("server-reached", {"server": "s3"})], "it has no handler, but it is there"
+    stand.wait(8.0)
+    stand.say(
+        office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable", {"carried": True})
+    )
+    assert len(said()) == 2, "it reports that of one further on"
+
+
+def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
+    office = Office()
+    stand = office.stand
+    office.sends("10.9.9.9:1")
+    for forward in stand.heard_of(office.bridge, Forward):
+        stand.say(office.bridge, Forwarded(forward.token, "failed:unreachable"))
+    assert not [notice for notice in stand.notices if notice.event == "server-lost"]
+
+
 def test_a_server_lost_is_said_once() -> None:
     office = Office()
     for _ in range(3):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bester.broker.core.values import Limits, Link, Route, Send, Settings, Verify
+from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     OPERATIONS,
@@ -52,6 +54,66 @@ def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *
         Send(link, Error("hello-first", "this link is not known here; say HELLO"))
     ]
     return error
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (msgpack.packb([1, 1, "handler", "n", HANDLER]), "a single message stands in an array, too: [[op, field, …]]"),
+        (msgpack.packb(["HELLO", 1, "handler", "n", HANDLER]), "str where a message is meant"),
+        (b'[[1, 1, "handler", "n", {"types": ["t"]}]]', "looks like JSON text; pack it as MessagePack"),
+        (b'{"op": "HELLO"}', "looks like JSON text"),
+        (b' "hello"', "looks like JSON text"),
+        (b"", "a REQ socket puts an empty frame before its message"),
+        (b"\xc1", "frame 0 is not MessagePack"),
+        (msgpack.packb({"op": 1}), "frame 0 is a map where an array of 1 to 1024 messages is meant"),
+        (msgpack.packb([]), "frame 0 is an array of 0"),
+        (msgpack.packb([[b"1", 1]]), "an array [op, field, …] with an integer op"),
+        (
+            msgpack.packb([[1, 1, b"handler", "n", HANDLER]]),
+            "role: of the wrong type: bin where str is meant; pack texts",
+        ),
+        (msgpack.packb([[1, 1, "handler", b"n", HANDLER]]), "name: of the wrong type: bin where str is meant"),
+        (
+            msgpack.packb([[1, 1, "handler", "n", {b"types": ["t"]}]]),
+            "options: keys are strings: bin where str is meant",
+        ),
+        (msgpack.packb([[1, 1, "handler", "n", {"types": [b"t"]}]]), "a handler says which types it serves"),
+        (
+            msgpack.packb([[1, "1", "handler", "n", HANDLER]]),
+            "version: of the wrong type: str where an integer is meant",
+        ),
+        (msgpack.packb([[1, 1, "handler", "n", []]]), "options: of the wrong type: an array where a map is meant"),
+        (msgpack.packb([[1, 1, "handler"]]), "3 fields needed, 2 given"),
+    ],
+)
+def test_what_was_meant_as_a_hello_is_told_what_is_wrong_with_it(frame: bytes, why: str) -> None:
+    stand = Stand()
+    link = stand.link()
+    for message in decode([frame]):
+        stand.say(link, message)
+    error = stand.one(link, Error)
+    assert error.code == "malformed"
+    assert why in error.text
+    assert [notice.event for notice in stand.notices] == ["hello-refused"]
+    assert why in stand.notices[0].fields["why"]
+
+
+def test_what_cannot_be_read_is_answered_as_seldom_and_hides_nothing_else() -> None:
+    stand = Stand()
+    link = stand.link()
+    (garbage,) = decode([b"\xc1"])
+    for _ in range(5):
+        stand.say(link, garbage)
+    assert stand.one(link, Error).code == "malformed"
+    for message in (Heartbeat(), garbage, Heartbeat(), garbage):
+        stand.say(link, message)
+    assert stand.one(link, Error).code == "hello-first", "a link that was lost is told at once that it is"
+    stand.wait(stand.settings.limits.heartbeat_s)
+    stand.say(link, garbage)
+    assert stand.one(link, Error).code == "malformed"
+    stand.say(link, Hello(1, "handler", "n", HANDLER))
+    assert stand.one(link, Welcome).server == "s1"
 
 
 # --- greeting -------------------------------------------------------------------------------------------------------

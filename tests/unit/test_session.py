@@ -494,7 +494,7 @@ class TestEnds:
         assert now_in(it) is State.DRAINING
         asking = session()
         asking.received(HELLO, 0.0)
-        assert said(asking.shut_down(0.0)) == ["bad auth_special overloaded"]
+        assert said(asking.shut_down(0.0)) == ["bad auth_special unreachable"]
 
 
 EVENTS = st.one_of(

@@ -19,7 +19,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.outqueue import Mark
 from bester.bridge.places import Places
 from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, Waiting, Wire
-from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
+from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.upstream import Upstream
 from bester.bridge.window import Load, Question, Window
@@ -120,7 +120,7 @@ class Bridge:
         now = self._clock()
         logins, self._logins = self._logins, {}
         for wire in logins.values():
-            self._apply(wire, wire.session.logged_in(1, "overloaded", now), now)
+            self._apply(wire, wire.session.logged_in(1, NO_BROKER, now), now)
 
     def receive(self, messages: Iterable[Message | Malformed]) -> None:
         """Do what the broker says, in order."""
@@ -307,7 +307,8 @@ class Bridge:
                 match message:
                     case Login():
                         if not self._login(message, wire):
-                            steps.append(wire.session.logged_in(1, "overloaded", now))
+                            reason = "overloaded" if self._upstream.is_ready else NO_BROKER
+                            steps.append(wire.session.logged_in(1, reason, now))
                     case Close():
                         self._tell(message)
                     case Doubted():

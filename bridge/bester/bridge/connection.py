@@ -16,6 +16,7 @@ from bester.bridge.outqueue import OutQueue
 from bester.bridge.ports import Waiting
 from bester.bridge.session import UNIX_HOST, Session
 from bester.bridge.states import State
+from bester.broker.logs import facts
 
 log = logging.getLogger("bester.bridge")
 
@@ -71,7 +72,8 @@ class Connection(asyncio.Protocol):
         if self._bridge.admit(self, host):
             self._transport = transport
         else:
-            log.warning("connection refused: no place for it", extra={"peer": host})
+            known = facts("connection-refused", address=host)
+            log.warning("connection from %s refused: no place for it", host, extra=known)
             transport.write(_NO_PLACE)
             transport.close()
 
@@ -161,6 +163,8 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         if why:
             session = self.session
-            log.warning("connection cut: %s", why, extra={"peer": session.address, "user": session.user})
+            known = facts("connection-cut", why=why, address=session.address, user=session.user)
+            who = f"{session.user} at {session.address}" if session.user else session.address
+            log.warning("connection of %s cut: %s", who, why, extra=known)
         if self._transport is not None:
             self._transport.abort()

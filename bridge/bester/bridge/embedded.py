@@ -16,6 +16,7 @@ from bester.bridge.children import GRACE_S, Children, plan
 from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
+from bester.broker.data_dir import about_to_end
 from bester.broker.names import Names
 from bester.broker.wire.codes import ConfigError
 
@@ -42,10 +43,13 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             broker = await stack.enter_async_context(broker_service.serving(config, names))
             bridge = await stack.enter_async_context(bridge_service.serving(config, names))
             bridge.attach(broker.attach(bridge.bridge.receive))
+            broker.on_handler = children.served
+            children.on_given_up = broker.router.given_up
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
             on_ready(bridge.addresses)
             await stop.wait()
+            about_to_end()
             # Clients first: no new messages, reports for the old ones; then what handlers and servers still owe.
             bridge.refuse_new()
             await bridge.drain(broker_service.DRAIN_S)

@@ -23,6 +23,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
+from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.wire.codes import ConfigError
@@ -31,13 +32,14 @@ from bester.broker.wire.party import Party
 
 TICK_S = 0.5
 """How often the core looks at its deadlines; they are seconds long."""
+DRAIN_TICK_S = 0.05
+"""The same while everybody leaves: whoever waits for this process to end waits for the last of them."""
 DRAIN_S = 10.0
 """How long clients may wait for their reports after SIGTERM."""
 FAREWELL_S = 2.0
 """The last of that: who still waits is told that no report will come, and has this long to take it."""
 ABORT_S = 1.0
 """How long the loop may take to give up connections that were cut."""
-HELLO_NAME = "bridge"
 
 log = logging.getLogger("bester.bridge")
 
@@ -56,13 +58,14 @@ class _Direct:
 class _Ticker:
     """Tells the core to look at the time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge, period_s: float = TICK_S) -> None:
         self._loop = loop
         self._bridge = bridge
-        self._timer = loop.call_later(TICK_S, self._tick)
+        self._period_s = period_s
+        self._timer = loop.call_later(period_s, self._tick)
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._timer = self._loop.call_later(self._period_s, self._tick)
         self._bridge.tick()
 
     def stop(self) -> None:
@@ -78,6 +81,7 @@ class Service:
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
         self._epoch = secrets.token_hex(4)
+        self._name = f"bridge-{self._epoch}"  # two bridges of one server are told apart in its log, and by their ids
         self._empty = asyncio.Event()
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
@@ -102,7 +106,7 @@ class Service:
         What the broker says goes to `bridge.receive`.
         """
         self.bridge.connect(_Direct(say))
-        say((Hello(VERSION, "bridge", HELLO_NAME, self._hello_options()),))
+        say((Hello(VERSION, "bridge", self._name, self._hello_options()),))
 
     def link(self, endpoint: str) -> FabricLink:
         """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""
@@ -114,7 +118,7 @@ class Service:
 
         link = FabricLink(
             endpoint,
-            Party("bridge", HELLO_NAME, self._hello_options()),
+            Party("bridge", self._name, self._hello_options()),
             on_messages=bridge.receive,
             on_ready=ready,
             on_lost=bridge.lost,
@@ -133,6 +137,7 @@ class Service:
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
+        ticker = _Ticker(asyncio.get_running_loop(), self.bridge, DRAIN_TICK_S)
         try:
             await asyncio.wait_for(self._empty.wait(), max(timeout_s - FAREWELL_S, 0))
         except TimeoutError:
@@ -140,6 +145,8 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), min(timeout_s, FAREWELL_S))
             return False
+        finally:
+            ticker.stop()
         return True
 
     async def end(self) -> None:
@@ -148,7 +155,8 @@ class Service:
         await self.forwarder.close()
         self._empty.clear()
         if self.bridge.connections:
-            log.info("cutting %d connections", self.bridge.connections)
+            count = self.bridge.connections
+            log.info("cutting %d connections", count, extra=facts("connections-cut", count=count))
             self.bridge.abort()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), ABORT_S)
@@ -164,6 +172,11 @@ def limits_of(config: Config) -> Limits:
         max_connections_per_user=native.max_connections_per_user,
         max_connections_per_address=native.max_connections_per_address,
     )
+
+
+def _notice(text: str) -> None:
+    # The place that is logged, and paced, is the core's line.
+    log.warning("%s", text, extra=facts("broker-link"), stacklevel=2)
 
 
 @contextlib.asynccontextmanager
@@ -184,7 +197,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,
-        notice=log.warning,
+        notice=_notice,
     )
     forwarder = Forwarder(limits, bridge.forwarded, looked_up)
     bridge.forward = forwarder.forward
@@ -244,7 +257,9 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
             link = service.link(config.fabric.connect[0])
             link.start()
             try:
-                log.info("bridge on %s, broker at %s", ", ".join(service.addresses), link.endpoint)
+                listen, name = ", ".join(service.addresses), link.party.hello.name
+                known = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
+                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=known)
                 async with asyncio.TaskGroup() as group:
                     announcing = group.create_task(_announce(service, on_ready))
                     stopping = group.create_task(stop.wait())
@@ -253,11 +268,13 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     for task in (announcing, stopping, over):
                         task.cancel()
                 if not await service.drain():
-                    log.warning("messages were still under way; their senders were told so")
+                    known = facts("drain-timeout", drain_s=DRAIN_S)
+                    log.warning("messages were still under way; their senders were told so", extra=known)
             finally:
                 await link.close(timeout_s=1.0)
             if link.party.refusal is not None and not stop.is_set():
-                log.error("the broker refuses this bridge: %s", link.party.refusal.text)
+                why = link.party.refusal.text
+                log.error("the broker refuses this bridge: %s", why, extra=facts("bridge-refused", why=why))
                 return 1
         return 0
 

@@ -20,6 +20,8 @@ from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, 
 
 UNIX_HOST = "unix"
 """The host of a peer on a Unix socket."""
+NO_BROKER = "unreachable"
+"""Why a login is refused where no broker is there to check it, or none will be: it is worth trying again."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # makes a message in half the time of its class
@@ -160,7 +162,7 @@ class Session:
         """The bridge ends: take no more, as if the peer had said its last."""
         step = _nothing()
         if self.state is State.AUTHENTICATING:
-            return self.logged_in(1, "overloaded", now)
+            return self.logged_in(1, NO_BROKER, now)
         self._stop(None, step, now)
         return step
 

@@ -33,6 +33,14 @@ _BUSY = "try again; a server that was started on a full disk keeps it to itself 
 _log = logging.getLogger("bester.broker.accounts")
 
 
+def is_there(path: Path) -> bool:
+    """Return whether there are accounts; looking for them makes none. Raises as opening them does."""
+    try:
+        return database.look(path, _ELSEWHERE)
+    except OSError as error:
+        raise broken(path, error) from None
+
+
 def broken(path: Path, error: Exception) -> BesterError:
     """Return the error for what the system, SQLite or a look at the file complains of, with the remedy."""
     if isinstance(error, OSError):
@@ -63,7 +71,7 @@ class AccountsFile:
         self._gone = False
         self._busy_s = BUSY_S
         try:
-            self._stands_in = not database.look(path, _ELSEWHERE) and not self._create()
+            self._stands_in = not is_there(path) and not self._create()
             self._open()
         except (OSError, ValueError, sqlite3.Error) as error:
             raise broken(path, error) from None

@@ -29,7 +29,7 @@ from bester.broker.config import (
     socket_path_fault,
 )
 from bester.broker.kept import Bounds
-from bester.broker.toml_table import Source, Table
+from bester.broker.toml_table import NO_HINTS, Source, Table
 from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
 from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
 
@@ -147,6 +147,23 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
 }
 
 
+_LOG = "how it logs is said on the command line, with --log and --log-level"
+_ADDRESS = 'addresses are written as tcp4 = "HOST:PORT" in [native]'
+_NO_TLS = "there is no TLS yet"
+HINTS: Mapping[str, Mapping[str, str]] = {
+    "": {
+        "log": _LOG, "logs": _LOG, "logging": _LOG, "tls": _NO_TLS, "ssl": _NO_TLS, "peers": "did you mean servers?",
+        "handler": "did you mean handlers?", "users": "`bester user add NAME` makes accounts",
+        "user": "`bester user add NAME` makes accounts", "network": "besterd's own file is read with --besterd",
+    },
+    "server": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS},
+    "native": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS, "tls": _NO_TLS},
+    "handlers.NAME": {"retries": "did you mean attempts?"},
+    "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
+}  # fmt: skip
+"""What to write instead of what people expect there to be."""
+
+
 def load(path: Path | None = None) -> Config:
     """Read a file; without one `bester.toml` if it is there, else the defaults. Raises ConfigError."""
     if path is None:
@@ -168,7 +185,7 @@ class _Reader:
         self._source = source
         self.directory = source.path.absolute().parent
         sections = {name.partition(".")[0] for name in KEYS}
-        self._top = Table(source, "", source.tables(), sections)
+        self._top = Table(source, "", source.tables(), sections, HINTS[""])
 
     def config(self) -> Config:
         """Return the configuration. Raises ConfigError with the first thing that is wrong."""
@@ -198,18 +215,36 @@ class _Reader:
         )
 
     def _section(self, name: str) -> Table:
-        return Table(self._source, name, self._top.raw(name) if name in self._top else {}, KEYS[name])
+        values = self._top.raw(name) if name in self._top else {}
+        return Table(self._source, name, values, KEYS[name], HINTS.get(name, NO_HINTS))
 
     def _named(self, name: str) -> list[tuple[str, Table]]:
         values = self._top.raw(name) if name in self._top else {}
         outer = Table(self._source, name, values, values if isinstance(values, dict) else ())
-        tables = []
+        tables, known = [], KEYS[f"{name}.NAME"]
         for each in outer.names():
             fault = name_fault(each)
             if fault:
                 self._source.fail(f"{name}.{each}", None, fault)
-            tables.append((each, Table(self._source, f"{name}.{each}", outer.raw(each), KEYS[f"{name}.NAME"])))
+            values = outer.raw(each)
+            if each in known and not isinstance(values, dict):
+                outer.fail(each, f"belongs below a name; write [{name}.NAME] above it")
+            dotted = self._dotted(each, values, known)
+            if dotted != each:
+                what = f'a name with dots stands in quotes; write [{name}."{dotted}"]'
+                self._source.fail(f"{name}.{dotted}", None, what)
+            table = Table(self._source, f"{name}.{each}", values, known, HINTS[f"{name}.NAME"])
+            tables.append((each, table))
         return tables
+
+    def _dotted(self, name: str, values: object, known: Mapping[str, Key]) -> str:
+        """Return the name that was meant: TOML takes [servers.b.example] for a table in a table."""
+        while isinstance(values, dict):
+            inner = [key for key, value in values.items() if isinstance(value, dict) and key not in known]
+            if not inner or any(key in known for key in values):
+                break
+            name, values = f"{name}.{inner[0]}", values[inner[0]]
+        return name
 
     def _server(self) -> ServerConfig:
         table = self._section("server")

@@ -63,7 +63,8 @@ class _Name:
     ended_at: float = float("-inf")
     delay_s: float = 0.0  # the pause after a failure, 0 where there was none
     addresses: tuple[str, ...] = ()
-    found_at: float = float("-inf")  # when the lookup that found them began
+    began_at: float = float("-inf")  # when the lookup that found them began
+    found_at: float = float("-inf")  # and when it ended
     said_lost: bool = False
 
 
@@ -115,7 +116,7 @@ class Lookups:
     def place(self, host: str, now: float) -> Place:
         """Return the same with the time at which the lookup began."""
         found = self.addresses(host, now)
-        return Place(found, self._names[host].found_at) if found else Place()
+        return Place(found, self._names[host].began_at) if found else Place()
 
     def is_asked(self, host: str) -> bool:
         """Whether somebody who asked for a name must still wait."""
@@ -159,7 +160,7 @@ class Lookups:
             return []
         moved = bool(name.addresses) and set(addresses) != set(name.addresses)
         news = [News(host, "found", ", ".join(addresses))] if name.said_lost or moved else []
-        name.addresses, name.found_at = addresses, began
+        name.addresses, name.began_at, name.found_at = addresses, began, now
         name.said_lost, name.delay_s, name.slow = False, 0.0, False
         name.due = now + (HINT_S if name.again else REFRESH_S)
         name.again = False

@@ -1,4 +1,4 @@
-"""The event loop of a serving process, and the signals that end it. Knows nothing of what is served."""
+"""The event loop of a serving process, and its signals. Knows nothing of what is served."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
+
+from bester.broker.hangups import hung_up, outlive_terminals
+from bester.broker.logs import facts
 
 log = logging.getLogger("bester")
 
@@ -26,7 +29,7 @@ def spare_the_collector() -> None:
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
     """Run a server's `main` on a uvloop loop until it ends; SIGTERM and SIGINT set the event it is given.
 
-    A second signal interrupts it where it stands.
+    A second signal interrupts it where it stands. SIGHUP does not end it.
     """
 
     async def supervised() -> int:
@@ -38,19 +41,23 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
 
         def signalled(name: str) -> None:
             if stop.is_set():
-                log.warning("%s again: stopping at once", name)
+                log.warning("%s again: stopping at once", name, extra=facts("stopping-at-once", signal=name))
                 task.cancel()
             else:
-                log.info("%s: finishing what is under way", name)
+                log.info("%s: finishing what is under way", name, extra=facts("stopping", signal=name))
                 stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, signalled, number.name)
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
         try:
             return await main(stop)
         except asyncio.CancelledError:
             return 1
 
     spare_the_collector()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(supervised())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(supervised())
+    finally:
+        outlive_terminals()  # the loop's end has put back what kills

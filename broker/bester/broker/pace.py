@@ -25,5 +25,5 @@ class Pace(logging.Filter):
             return True
         passed_over = self._notices.admit(f"{record.pathname}:{record.lineno}", time.monotonic())
         if passed_over:
-            record.msg, record.args = f"{record.getMessage()} ({passed_over} like it passed over)", ()
+            record.passed_over = passed_over
         return passed_over is not None

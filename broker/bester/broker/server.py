@@ -15,7 +15,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -31,6 +31,7 @@ from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
+from bester.broker.logs import bare_facts, with_facts
 from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
 from bester.broker.store import Store
@@ -44,8 +45,6 @@ from bester.broker.wire.unsendable import as_if, instead
 
 TICK_S = 0.1
 """How often the core is told the time."""
-LOGGED_CHARACTERS = 300
-"""Of one value in a log line: names and types in it may be a stranger's, and as long as he likes."""
 LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """What the log says of logins that are refused, by their codes."""
 BACKLOG = 1024
@@ -103,6 +102,8 @@ class Broker:
         self._notices = Notices()
         self.look_up: Callable[[Iterable[str]], None] | None = None
         """Gets the servers whose hosts are to be looked up; `hosts_changed` is called with what was found."""
+        self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
+        """Is told the name and the types of each handler that has come."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -277,6 +278,8 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+                if action.event == "joined" and action.fields["role"] == "handler":
+                    self.on_handler(action.fields["name"], action.fields["types"])
             elif type(action) is LookUp:
                 if self.look_up is not None:
                     self.look_up(action.servers)
@@ -289,13 +292,9 @@ class Broker:
         passed_over = self._notices.admit(notice.event, time.monotonic())
         if passed_over is not None:
             fields = notice.fields | ({"passed_over": passed_over} if passed_over else {})
-            log.log(
-                logging.WARNING if notice.event in WARNINGS else logging.INFO,
-                "%s %s",
-                notice.event,
-                " ".join(f"{key}={_logged(value)}" for key, value in fields.items()),
-                extra=PACED,
-            )
+            level = logging.WARNING if notice.event in WARNINGS else logging.INFO
+            text = with_facts(notice.event, fields)
+            log.log(level, "%s", text, extra=bare_facts(notice.event, **fields) | PACED)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
@@ -367,11 +366,6 @@ def _boot() -> str:
         return BOOT.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return ""
-
-
-def _logged(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LOGGED_CHARACTERS else text[: LOGGED_CHARACTERS - 1] + "…"
 
 
 def _why(error: zmq.ZMQError) -> str:

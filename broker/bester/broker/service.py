@@ -12,9 +12,10 @@ from pathlib import Path
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
-from bester.broker.data_dir import LOCK, Claim, Lock
+from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
 from bester.broker.kept import Budget
+from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.server import Broker
@@ -70,6 +71,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
     It listens before any name is looked up. `names` is a bridge's in the same process, which looks them up as well.
     """
     with contextlib.ExitStack() as stack:
+        await until_ended(config.server.data_dir)
         claim = Claim(config.server.data_dir)
         stack.callback(claim.close)
         logins: Logins = open_logins(config)
@@ -106,9 +108,12 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
 
     async def main(stop: asyncio.Event) -> int:
         async with serving(config) as broker:
-            log.info("broker %s on %s", config.server.name, ", ".join(config.fabric.listen))
+            listen = ", ".join(config.fabric.listen)
+            known = facts("broker-started", server=config.server.name, listen=listen)
+            log.info("broker %s on %s", config.server.name, listen, extra=known)
             on_ready()
             await stop.wait()
+            about_to_end()
             await finish(broker.drain(DRAIN_S))
         return 0
 
@@ -118,4 +123,5 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
 async def finish(draining: Awaitable[bool]) -> None:
     """Wait for a drain, and say so where something was cut off."""
     if not await draining:
-        log.warning("messages were still under way after %g s and are cut off", DRAIN_S)
+        known = facts("drain-timeout", drain_s=DRAIN_S)
+        log.warning("messages were still under way after %g s and are cut off", DRAIN_S, extra=known)

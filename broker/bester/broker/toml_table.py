@@ -9,16 +9,21 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from bester.broker.wire.codes import ConfigError
 
 T = TypeVar("T")
+NO_HINTS: Mapping[str, str] = MappingProxyType({})
 
 FILE_LIMIT_BYTES = 1024 * 1024
 """No configuration is longer; a log or a core dump given by mistake is not read whole."""
+
+NEAR = 0.6
+"""How much of two names must agree for one to be a slip of the other: `tpc4` of `tcp4`, not `retries` of `workers`."""
 
 _HEADER = re.compile(r"^\s*\[+\s*(.+?)\s*\]+\s*(#.*)?$")
 
@@ -59,6 +64,12 @@ class Source:
                 inside = re.sub(r"""["'\s]""", "", header[1]) == section
                 if inside and wanted is None:
                     return number
+                if (
+                    section == ""
+                    and key is not None
+                    and re.match(rf"""["']?{re.escape(key)}["']?\s*(\.|$)""", header[1])
+                ):
+                    return number
             elif inside and wanted is not None and wanted.match(line):
                 return number
         return None
@@ -77,20 +88,25 @@ def one_line(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the known name nearest to this one, and all of them where it is not near."""
+    """Return a hint that names the known names nearest to this one, and all of them where none is near."""
     names = sorted(known)
     if not names:
         return "none is known here"
-    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
-        return f"did you mean {close[0]}?"
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-    return f"the nearest is {nearest}, of {', '.join(names)}"
+    word = name.lower()
+    near = {each: difflib.SequenceMatcher(None, word, each).ratio() for each in names}
+    best = max(near.values())
+    if best >= NEAR:
+        return f"did you mean {' or '.join(each for each in names if best - near[each] < 0.01)}?"
+    return f"known are {', '.join(names)}"
 
 
 class Table:
     """The keys of one section. Every method raises ConfigError for what cannot be used."""
 
-    def __init__(self, source: Source, section: str, values: object, known: Iterable[str]) -> None:
+    def __init__(
+        self, source: Source, section: str, values: object, known: Iterable[str], hints: Mapping[str, str] = NO_HINTS
+    ) -> None:
+        """`hints` say what to write instead of keys that are not known and that people expect."""
         self._source = source
         self.section = section
         if not isinstance(values, dict):
@@ -100,7 +116,8 @@ class Table:
         known = tuple(known)
         for key in values:
             if key not in known:
-                self.fail(key, f"unknown {'key' if section else 'section'}; {nearest(key, known)}")
+                kind = "key" if section else "section"
+                self.fail(key, f"unknown {kind}; {hints.get(key.lower()) or nearest(key, known)}")
 
     def __contains__(self, key: str) -> bool:
         return key in self._values

@@ -2,7 +2,10 @@
 
 import sys
 
-from bester.handlers.runner import main
+from bester.broker.streams import secure
 
 if __name__ == "__main__":
+    secure()  # before anything opens a file or a socket
+    from bester.handlers.runner import main
+
     sys.exit(main())

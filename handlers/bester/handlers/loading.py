@@ -12,7 +12,12 @@ from bester.handlers.app import App
 
 
 class LoadError(Exception):
-    """The app cannot be run as asked; the text is for people."""
+    """The app cannot be run as asked; the text is for people. `status` is what the program ends with: 2 where something
+    must be changed first, 1 where trying again may help."""
+
+    def __init__(self, text: str, status: int = 2) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def load(spec: str) -> App:
@@ -20,8 +25,12 @@ def load(spec: str) -> App:
     module_name, colon, attribute = spec.partition(":")
     if not colon or not module_name or not attribute:
         raise LoadError(f"{spec!r} is not MODULE:APP, as in mychat:app (module mychat, which holds app = App())")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    try:
+        here = os.getcwd()
+    except OSError:
+        raise LoadError("the directory this was started in is not there any more; cd to one that is") from None
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
     found: object = _import(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -45,7 +54,18 @@ def _import(name: str) -> ModuleType:
     except SyntaxError as error:
         raise LoadError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     except Exception as error:  # noqa: BLE001 (importing runs the user's code)
-        raise LoadError(f"{_where(error)}: {type(error).__name__}: {error}") from None
+        # The interpreter's own errors are the file's; another library's (no database) and the system's may pass.
+        own = type(error).__module__ == "builtins" and not isinstance(error, OSError)
+        text = f"{_where(error)}: {type(error).__name__}: {_said(error)}"
+        raise LoadError(text, 2 if own else 1) from None
+
+
+def _said(error: Exception) -> str:
+    """Return an exception's text as one line; making it runs the user's code, too."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 (as above)
+        return "it cannot say why"
 
 
 def _where(error: BaseException) -> str:

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import zmq
 
-from bester.broker.pace import Pace
+from bester.broker import logs
+from bester.broker.hangups import hung_up, outlive_terminals
+from bester.broker.streams import forgive, secure
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.messages import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
-from bester.handlers.logs import Formatter
 from bester.handlers.worker import Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
@@ -49,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--types", metavar="T,T", help="serve these message types (BESTER_TYPES, or all of the app's)")
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes to run (1)")
+    parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of log lines (text)")
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="least urgent lines to log (info)")
     parser.add_argument("--child", metavar="I", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     return run(
         options.app,
@@ -61,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=options.name,
         workers=options.workers,
         child=options.child,
-        untimed=options.untimed,
+        log_format=options.log,
+        log_level=options.log_level,
     )
 
 
@@ -75,7 +81,8 @@ def run(
     name: str | None = None,
     workers: int = 1,
     child: int | None = None,
-    untimed: bool = False,
+    log_format: str = "text",
+    log_level: str = "info",
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
@@ -84,14 +91,10 @@ def run(
 
     What is None comes from the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. With
     `workers` above 1, so many processes are run, and restarted when they die. `child`: this is one of them, number
-    I, and ends when its standard input does; number 0 alone runs timers and tasks. `untimed`: whoever reads the log
-    notes the time. Returns the exit status.
+    I, and ends when its standard input does; number 0 alone runs timers and tasks. `log_format` is one of
+    `logs.FORMATS`, `log_level` one of `logs.LEVELS`. Returns the exit status.
     """
-    form = "%(levelname)s %(message)s" if untimed else "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(Formatter(form))
-        handler.addFilter(Pace())
+    _prepare(log_format, log_level)
     if types is None and environ.get("BESTER_TYPES"):
         types = environ["BESTER_TYPES"].split(",")
     types = [type_.strip() for type_ in types if type_.strip()] if types else None
@@ -109,13 +112,16 @@ def run(
     try:
         app = _app(spec, socket, order, types)
         worker = Worker(app, endpoint, name=name, types=types, background=not child)
-    except (LoadError, ValueError) as error:
-        return _say(f"{spec}: {error}" if isinstance(error, ValueError) else str(error))
+    except ValueError as error:
+        return _say(f"{spec}: {error}")
+    except LoadError as error:
+        return _say(str(error), error.status)
     if workers == 1:
         return _on_loop(lambda: _serve(worker, lifeline=child is not None))
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
+    command += ["--log", log_format, "--log-level", log_level]
     return _on_loop(lambda: _supervise(command, name or worker.name, workers))
 
 
@@ -136,9 +142,34 @@ def _app(spec: str | None, socket: str | None, order: str | None, types: Sequenc
     return legacy_app(socket, types, order="user" if order in (None, "user") else None)
 
 
-def _say(text: str) -> int:
-    sys.stderr.write(f"bester: {text}\n")
-    return 2
+def _prepare(log_format: str, log_level: str) -> None:
+    """Make the process one that its streams and its terminal cannot hold up or end, and that shows what it prints."""
+    secure()
+    forgive()
+    outlive_terminals()
+    logs.configure(log_format, log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    if log_format == "json":
+        sys.excepthook = _uncaught
+        threading.excepthook = lambda failure: _uncaught(
+            failure.exc_type, failure.exc_value, failure.exc_traceback, "uncaught-in-thread"
+        )
+
+
+def _uncaught(
+    kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None, event: str = "uncaught"
+) -> None:
+    """Log an exception that nothing caught as one record, where the interpreter would print many lines."""
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    known = logs.facts(event)
+    log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=known)
+
+
+def _say(text: str, status: int = 2) -> int:
+    logs.fail(text)
+    return status
 
 
 def _on_loop(work: Callable[[], Any]) -> int:
@@ -172,8 +203,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _told_to_stop() -> asyncio.Event:
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     return stop
 
 
@@ -192,10 +225,7 @@ async def _serve(worker: Worker, lifeline: bool) -> int:
     await worker.stop()
     refusal = worker.refusal
     if refusal is not None:
-        sys.stderr.write(
-            f"bester: the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}\n"
-        )
-        return 1
+        return _say(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}", 1)
     return 0
 
 
@@ -241,7 +271,8 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
             return 1 if await ended else 0
         status = await ended
         delay_s = FIRST_RESTART_S if loop.time() - begun >= STEADY_S else min(delay_s * 2, LAST_RESTART_S)
-        log.error("%s.%d ended with status %d; starting it again in %g s", name, index, status, delay_s)
+        known = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
+        log.error("%s.%d ended with status %d; starting it again in %g s", name, index, status, delay_s, extra=known)
         try:
             async with asyncio.timeout(delay_s):
                 await stop.wait()

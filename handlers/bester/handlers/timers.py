@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError
 from bester.handlers.app import Timer
 from bester.handlers.threads import outcome_of
@@ -55,9 +56,11 @@ async def _call(timer: Timer) -> None:
             if failure is not None:
                 raise failure
     except BesterError as error:
-        log.warning("%s: %s", name, error)
+        log.warning("%s: %s", name, error, extra=facts("timer-failed", function=str(name), code=error.code))
     except BaseException as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError | GeneratorExit) and (task is None or task.cancelling()):
             raise  # by `stop`
-        log.exception("%s failed", name)  # SystemExit, too: there are messages in hand
+        log.exception(
+            "%s failed", name, extra=facts("timer-failed", function=str(name))
+        )  # SystemExit, too: others are in hand

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
+from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.messages import (
     REFUSED,
@@ -143,7 +144,9 @@ class Worker:
             except TimeoutError:
                 self._link.send(Heartbeat())  # still here, and still at it
         if self._outstanding:
-            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s)
+            known = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
+            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s,
+                        extra=known)  # fmt: skip
         self._void("the worker is stopping")
         await self._crew.close()
         self._threads.close()
@@ -153,7 +156,9 @@ class Worker:
     # --- the link ---
 
     def _welcomed(self) -> None:
-        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), self._link.party.server or self.endpoint)
+        server = self._link.party.server or self.endpoint
+        known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
+        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), server, extra=known)
         self._logged_away_at = float("-inf")
         self._unanswered.open()
         self._ready.set()
@@ -164,7 +169,8 @@ class Worker:
         self._void(why)
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
             self._logged_away_at = self.loop.time()
-            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why)
+            known = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
+            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why, extra=known)
 
     def _void(self, why: str) -> None:
         """Nothing that came on the link, or was asked on it, will be answered any more."""
@@ -203,9 +209,12 @@ class Worker:
 
     def _heard(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
-            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text)
+            known = facts("unreadable", name=self.name, why=message.text)
+            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=known)
         elif not self._unanswered.settle(message) and isinstance(message, Error):
-            log.warning("%s: the broker refused a message: %s: %s", self.name, message.code, message.text)
+            code, text = message.code, message.text
+            known = facts("refused", name=self.name, code=code, why=text)
+            log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=known)
 
     # --- requests ---
 
@@ -266,14 +275,16 @@ class Worker:
 
     def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
         request, route, _ = job
-        id_ = request.meta.get("id")
+        id_, name = request.meta.get("id"), route.name
+        known = facts("handler-failed", type=request.type, function=name, id=id_)
         if status == REFUSED:
             cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
-            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause)
+            known = facts("message-refused", type=request.type, id=id_, why=note)
+            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause, extra=known)
         elif note is not None:
-            log.error("%s: %s failed on message %s: %s", request.type, route.name, id_, note)
+            log.error("%s: %s failed on message %s: %s", request.type, name, id_, note, extra=known)
         else:
-            log.error("%s: %s failed on message %s", request.type, route.name, id_, exc_info=error)
+            log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=known)
 
     def _answer(self, job: Job, reply: Reply) -> None:
         if job[2] == self._life:

@@ -15,30 +15,35 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import BinaryIO
 
 from bester.bridge.children import guard
-from bester.bridge.children.backoff import Backoff
+from bester.bridge.children.changes import Seen, seen
+from bester.bridge.children.lives import HOPELESS_STATUS, Lives, State
+from bester.bridge.children.output import Output
 from bester.bridge.children.sockets import is_served
 from bester.broker.config import Config, HandlerConfig
-from bester.broker.pace import PACED
+from bester.broker.logs import facts
 from bester.broker.wire.codes import ConfigError
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL: a handler finishes what it holds, one that hangs does not hold up the end."""
-LINE_LIMIT = 4096
-"""Characters of one line of a child's output that are logged together."""
-READ_BYTES = 16 * 1024
 LOOK_S = 1.0
 """How often a socket that another process serves is looked at."""
 FREE_LOOKS = 3
 """Looks in a row at which nobody served it: whoever is about to start its program again is not forestalled."""
 LAST_WORDS_S = 1.0
 """For the output of a child that has ended; a process that left its group may hold the pipe for ever."""
+
+LOOK_S = 1.0
+"""How often it is looked whether something has changed that may bring a child back which was given up."""
+TYPES = "BESTER_TYPES"
+HOPELESS_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC})
+"""Why a program cannot be started until somebody mends it; all else may pass."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +62,11 @@ class Child:
     lifeline: bool = False
     serves: Path | None = None
 
+    @property
+    def types(self) -> frozenset[str]:
+        """The message types it serves."""
+        return frozenset(filter(None, self.environment.get(TYPES, "").split(",")))
+
 
 def plan(config: Config, fabric: str) -> list[Child]:
     """Return a child for each worker of each handler; `fabric` is the URL they connect to.
@@ -69,7 +79,7 @@ def plan(config: Config, fabric: str) -> list[Child]:
         _look_for_module(config, handler)
         for index in range(handler.workers):
             name = handler.name if handler.workers == 1 else f"{handler.name}.{index}"
-            environment = {"BESTER_FABRIC": fabric, "BESTER_TYPES": ",".join(handler.types), "BESTER_NAME": name}
+            environment = {"BESTER_FABRIC": fabric, TYPES: ",".join(handler.types), "BESTER_NAME": name}
             argv = command or _python(handler, index)
             children.append(Child(name, argv, environment, lifeline=not command))
         if handler.program:
@@ -79,7 +89,8 @@ def plan(config: Config, fabric: str) -> list[Child]:
 
 def _python(handler: HandlerConfig, index: int) -> tuple[str, ...]:
     what = (handler.app,) if handler.app else ("--socket", str(handler.socket), "--order", handler.order)
-    return (sys.executable, "-m", "bester.handlers", *what, "--untimed", "--child", str(index))
+    level = ("--log-level", "debug") if logging.getLogger().isEnabledFor(logging.DEBUG) else ()
+    return (sys.executable, "-m", "bester.handlers", *what, "--log", "json", *level, "--child", str(index))
 
 
 def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
@@ -130,6 +141,10 @@ class Children:
         self._guard: asyncio.subprocess.Process | None = None
         self.pids: dict[str, int] = {}
         """The process of each child that runs now, by its name."""
+        self.lives: dict[str, Lives] = {child.name: Lives() for child in self._children}
+        """What is known of each child, by its name."""
+        self.on_given_up: Callable[[frozenset[str]], None] = lambda types: None
+        """Gets the message types whose children are all given up, whenever they are others than before."""
 
     async def start(self) -> None:
         """Start the guard, then every child; returns without waiting for them to be of use."""
@@ -155,7 +170,8 @@ class Children:
             done, _ = await asyncio.wait([self._everyone], timeout=grace_s)
             if not done:
                 for name in list(self.pids):
-                    _log.warning("handler %s did not end within %g s and is killed", name, grace_s)
+                    known = facts("handler-killed", handler=name, grace_s=grace_s)
+                    _log.warning("handler %s did not end within %g s and is killed", name, grace_s, extra=known)
                     self._signal(name, signal.SIGKILL)
             await self._everyone
             self._everyone = None
@@ -164,32 +180,48 @@ class Children:
             await self._guard.wait()
             self._guard = None
 
+    def served(self, name: str, types: Collection[str]) -> None:
+        """A handler of this name and these types is of use now: whichever child it is has started well."""
+        for child in self._children:
+            is_it = child.name == name or not child.types.isdisjoint(types)
+            if is_it and self.lives[child.name].served():
+                _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
+                self._tell_given_up()
+
+    def _tell_given_up(self) -> None:
+        gone: set[str] = set()
+        left: set[str] = set()
+        for child in self._children:
+            (gone if self.lives[child.name].state is State.GIVEN_UP else left).update(child.types)
+        self.on_given_up(frozenset(gone - left))
+
     async def _keep_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             for child in self._children:
                 group.create_task(self._keep(child), name=f"child {child.name}")
 
     async def _keep(self, child: Child) -> None:
-        backoff = Backoff()
+        lives = self.lives[child.name]
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
             if child.serves is not None and not await self._has_socket(child.name, child.serves):
                 return
-            backoff.started(clock())
-            ended = await self._live(child)
-            wait_s = backoff.died(clock())
+            before, files = lives.state, seen(child.argv, self._directory)
+            lives.started(clock())
+            ended, hopeless = await self._live(child)
+            wait_s = lives.ended(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
-            _log.warning("handler %s %s; starting it again in %g s", child.name, ended, wait_s)
-            await self._stops_within(wait_s)
-
-    async def _stops_within(self, seconds: float) -> bool:
-        """Wait so long, or until the end is asked for; return whether it is."""
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            pass
-        return self._stopping.is_set()
+            known = facts("handler-ended", handler=child.name, why=ended, again_in_s=wait_s)
+            if lives.state is not State.GIVEN_UP:
+                _log.warning("handler %s %s; starting it again in %g s", child.name, ended, wait_s, extra=known)
+                await self._stopped_within(wait_s)
+                continue
+            if before is not State.GIVEN_UP:
+                self._give_up(child.name, lives)
+            if await self._changed(child, files, wait_s):
+                lives.changed()
+                self._tell_given_up()
 
     async def _has_socket(self, name: str, path: Path) -> bool:
         """Wait until no other process serves a child's socket. False: the end is asked for.
@@ -198,17 +230,55 @@ class Children:
         """
         if not is_served(path):
             return True
-        _log.warning("handler %s is not started: a process serves %s already, and is used instead", name, path)
+        known = facts("socket-served", handler=name, socket=str(path))
+        _log.warning(
+            "handler %s is not started: a process serves %s already, and is used instead", name, path, extra=known
+        )
         free = 0
         while free < FREE_LOOKS:
-            if await self._stops_within(LOOK_S):
+            if await self._stopped_within(LOOK_S):
                 return False
             free = 0 if is_served(path) else free + 1
-        _log.warning("handler %s is started: nobody serves %s any more", name, path)
+        known = facts("socket-free", handler=name, socket=str(path))
+        _log.warning("handler %s is started: nobody serves %s any more", name, path, extra=known)
         return True
 
-    async def _live(self, child: Child) -> str:
-        """Run a child from its start to its end; return how it ended, for people."""
+    def _give_up(self, name: str, lives: Lives) -> None:
+        again = "as soon as its files change" if lives.hopeless else "once a minute, and as soon as its files change"
+        _log.error(
+            "handler %s is given up: %d times running it did not come up; it %s; it is tried again %s",
+            name,
+            lives.at_once,
+            lives.why,
+            again,
+            extra=facts("handler-given-up", handler=name, why=lives.why, lives=lives.count),
+        )
+        self._tell_given_up()
+
+    async def _changed(self, child: Child, files: Seen, wait_s: float | None) -> bool:
+        """Wait until something has changed since `files` were seen, or so long; return whether it was that."""
+        loop = asyncio.get_running_loop()
+        deadline = None if wait_s is None else loop.time() + wait_s
+        while not await self._stopped_within(LOOK_S):
+            if seen(child.argv, self._directory) != files:
+                _log.info("handler %s is tried again: files have changed", child.name,
+                          extra=facts("handler-changed", handler=child.name))  # fmt: skip
+                return True
+            if deadline is not None and loop.time() >= deadline:
+                return False
+        return False
+
+    async def _stopped_within(self, wait_s: float | None) -> bool:
+        """Wait so long for the end to be asked for; return whether it was."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), wait_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _live(self, child: Child) -> tuple[str, bool]:
+        """Run a child from its start to its end; return how that came, for people, and whether it is hopeless."""
+        said = Output(child.name)
         with _Pipes() as pipes:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -217,15 +287,16 @@ class Children:
                     stdout=pipes.stdout,
                     stderr=pipes.stdout,
                     cwd=self._directory,
-                    env={**os.environ, **child.environment},
+                    # What a Python program prints is to be seen when it is printed.
+                    env={"PYTHONUNBUFFERED": "1", **os.environ, **child.environment},
                     start_new_session=True,
                 )
             except OSError as error:
-                return f"cannot be started: {error.strerror}"
+                return f"cannot be started: {error.strerror}", error.errno in HOPELESS_ERRORS
             self._tell_guard(b"+", process.pid)
             self.pids[child.name] = process.pid
             pipes.handed_over(child.lifeline)
-            reading = asyncio.create_task(_log_lines(child.name, pipes.output()))
+            reading = asyncio.create_task(said.log(pipes.output()))
             if self._stopping.is_set():  # the end was asked for while it started
                 self._signal(child.name, signal.SIGTERM)
             try:
@@ -236,7 +307,10 @@ class Children:
                 self._tell_guard(b"-", process.pid)
                 await asyncio.wait([reading], timeout=LAST_WORDS_S)
                 reading.cancel()
-        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        if status < 0:
+            return f"was ended by {signal.Signals(-status).name}", False
+        cause = f": {said.cause}" if status and said.cause else ""
+        return f"ended with exit status {status}{cause}", child.lifeline and status == HOPELESS_STATUS
 
     def _signal(self, name: str, number: int) -> None:
         try:
@@ -275,28 +349,3 @@ class _Pipes:
         """Return what the child writes; whoever takes it closes it."""
         self._open.remove(self._output)
         return os.fdopen(self._output, "rb", 0)
-
-
-async def _log_lines(name: str, output: BinaryIO) -> None:
-    """Log what a child writes, line by line, a line of any length in pieces; closes `output`."""
-    stream = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(stream)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, output)
-    rest = b""
-    try:
-        while data := await stream.read(READ_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            if len(rest) > LINE_LIMIT:
-                lines.append(rest)
-                rest = b""
-            _log_all(name, lines)
-        _log_all(name, [rest] if rest else [])
-    finally:
-        transport.close()
-
-
-def _log_all(name: str, lines: Sequence[bytes]) -> None:
-    for line in lines:
-        text = line.decode(errors="replace").rstrip()
-        for start in range(0, len(text), LINE_LIMIT):
-            _log.info("%s | %s", name, text[start : start + LINE_LIMIT], extra=PACED)

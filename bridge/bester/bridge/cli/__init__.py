@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from bester.broker.streams import secure
+
 INTERRUPTED = 130
 """What a shell shows for a program ended by Ctrl-C."""
 
@@ -18,6 +20,7 @@ PACKAGES = {"zmq": "pyzmq", "argon2": "argon2-cffi"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    secure()  # before anything opens a file or a socket
     try:
         from bester.bridge.cli.commands import run
     except ModuleNotFoundError as error:

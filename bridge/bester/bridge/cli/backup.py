@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bester.bridge.cli.options import config_option, load
+from bester.bridge.cli.output import done, err
 
 
 @click.command()
@@ -22,6 +23,6 @@ def backup(config_path: Path | None, directory: Path) -> None:
     from bester.broker.store.backup import backup as copy
 
     if config.store.path is None:
-        click.echo("[store] url is memory: and what waits there cannot be copied", err=True)
+        err("[store] url is memory: and what waits there cannot be copied")
     for path in copy(config.server.data_dir, directory, store=config.store.path):
-        click.echo(f"{path}  {path.stat().st_size:,} bytes")
+        done(f"{path}  {path.stat().st_size:,} bytes")

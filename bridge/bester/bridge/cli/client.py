@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bester.bridge.cli.options import client_password, config_option, load
+from bester.bridge.cli.options import client_password, config_option, given_json, load, written
+from bester.bridge.cli.output import err as print_err
+from bester.bridge.cli.output import interruptible, out, reader_watched
 
 to_option = click.option(
     "--to", metavar="HOST:PORT", help="The server, or unix:PATH; by default the one that the configuration describes."
 )
-user_option = click.option("--user", required=True, metavar="NAME", help="Who logs in.")
+user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="Who logs in.")
 timeout_option = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
     help="Give up without an answer after so long.",
@@ -27,6 +28,8 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
     """Return the value of --dedup or --ttl. Raises UsageError where no message has such a one."""
     from bester.bridge.client.frames import dedup_fault, ttl_fault
 
+    if option.name == "dedup":
+        written(context, option, value)
     fault = dedup_fault(value) if option.name == "dedup" else ttl_fault(value)
     if fault is not None:
         raise click.UsageError(f"{option.opts[0]}: {fault}")
@@ -47,7 +50,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 @click.option("--dedup", metavar="KEY", callback=_checked,
               help="Your own key: a message with one used before is not delivered again.")  # fmt: skip
 @click.option("--outcome", is_flag=True, help="Show what becomes of what is queued, until all is known or Ctrl-C.")
-@click.argument("type_", metavar="TYPE")
+@click.argument("type_", metavar="TYPE", callback=written)
 @click.argument("json_text", metavar="JSON")
 def send(
     config_path: Path | None,
@@ -73,7 +76,8 @@ def send(
     from bester.bridge.client.frames import Terms
 
     address = _address(to, config_path)
-    text = sys.stdin.read() if json_text == "-" else json_text
+    # What is not UTF-8 in an argument is kept as surrogates.
+    text = given_json() if json_text == "-" else json_text.encode(errors="surrogateescape")
     return _run(
         client_cli.send_once(
             address,
@@ -84,7 +88,7 @@ def send(
             terms=Terms(dedup, ttl_s, outcome),
             wait_s=wait_s,
             timeout_s=timeout_s,
-            on_frame=click.echo if json_lines else None,
+            on_frame=_echo if json_lines else None,
             echo=_echo,
         )
     )
@@ -112,7 +116,8 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
 
     address = _address(to, config_path)
     password = client_password(user)
-    return _run(client_cli.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack))
+    listening = client_cli.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack)
+    return _run(_while_read(listening))
 
 
 @click.command()
@@ -121,7 +126,7 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
 @user_option
 @click.option("--json", "json_lines", is_flag=True, help="Print the answer as one line of JSON.")
 @timeout_option
-@click.argument("message", metavar="MESSAGE")
+@click.argument("message", metavar="MESSAGE", callback=written)
 def outcome(
     config_path: Path | None, to: str | None, user: str, json_lines: bool, timeout_s: float, message: str
 ) -> int:
@@ -152,7 +157,16 @@ def _address(to: str | None, config_path: Path | None) -> str:
 
 
 def _echo(message: str, /, *, err: bool = False) -> None:
-    click.echo(f"bester: {message}" if err else message, err=err)
+    if err:
+        print_err(f"bester: {message}")
+    else:
+        with interruptible():
+            out(message)
+
+
+async def _while_read(work: Coroutine[None, None, int]) -> int:
+    with reader_watched():
+        return await work
 
 
 def _run(work: Coroutine[None, None, int]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from bester.bridge.cli.options import config_option, load
+from bester.bridge.cli.output import done, err, out
 
 Row = dict[str, Any]
 Which = dict[str, str]
@@ -49,14 +50,14 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
     shown = rows[:limit]
     if json_lines:
         for row in shown:
-            click.echo(json.dumps(row))
+            out(json.dumps(row))
     elif not shown:
-        click.echo(f"no dead letters{f' of type {_plain(type_)}' if type_ else ''}", err=True)
+        err(f"no dead letters{f' of type {_plain(type_)}' if type_ else ''}")
     else:
         for line in _table([_cells(row) for row in shown]):
-            click.echo(line)
+            out(line)
     if len(rows) > limit:
-        click.echo(f"bester: there are more; --limit {10 * limit} shows more of them", err=True)
+        err(f"bester: there are more; --limit {10 * limit} shows more of them")
 
 
 @dead.command()
@@ -69,12 +70,12 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
     if row is None:
         raise _missing({"id": id_})
     if json_lines:
-        click.echo(json.dumps(row))
+        out(json.dumps(row))
         return
     width = max(len(name) for name, _ in _facts(row))
     for name, value in _facts(row):
-        click.echo(f"{name:<{width}}  {value}")
-    click.echo("\n" + _plain(row["body"], kept="\n\t"))
+        out(f"{name:<{width}}  {value}")
+    out("\n" + _plain(row["body"], kept="\n\t"))
 
 
 @dead.command()
@@ -92,7 +93,7 @@ def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: b
         raise _missing(which, ", or it is being replayed already")
     _tell("replayed", count)
     if count:
-        click.echo("what fails again will be in `bester dead list`")
+        out("what fails again will be in `bester dead list`")
 
 
 @dead.command()
@@ -143,12 +144,12 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
 
 
-def _done(config_path: Path | None, question: str, which: Which, done: str) -> int:
+def _done(config_path: Path | None, question: str, which: Which, key: str) -> int:
     """Have it done to all letters that are meant and there now, oldest first, a part with each question."""
     count, start = 0, None
     while True:
         answer: Row = _asked(config_path, question, {**which, **({"from": start} if start else {})})
-        count += int(answer[done])
+        count += int(answer[key])
         start = answer.get("next")
         if start is None:
             return count
@@ -171,8 +172,8 @@ def _missing(which: Which, or_else: str = "") -> Exception:
     return BesterError("unknown-token", f"{what}{or_else}; `bester dead list` shows those there are")
 
 
-def _tell(done: str, count: int) -> None:
-    click.echo(f"{done} {count} dead letter{'' if count == 1 else 's'}")
+def _tell(what: str, count: int) -> None:
+    done(f"{what} {count} dead letter{'' if count == 1 else 's'}")
 
 
 # --- how it looks ---

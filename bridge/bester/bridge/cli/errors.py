@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 
 import click
 
 from bester.bridge.cli import INTERRUPTED, missing
+from bester.broker.streams import OutputError, abandon
 from bester.broker.wire.codes import BesterError, ConfigError
 
 FAILED = 1
@@ -23,6 +23,7 @@ REMEDIES = {
     errno.ENOSPC: "free some room on the disk",
     errno.EDQUOT: "free some room on the disk",
     errno.EROFS: "choose a place that can be written to",
+    errno.EBADF: "give it a file, a pipe or a terminal",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files; end some programs",
     errno.ECONNREFUSED: "see that the server runs and listens there",
@@ -44,14 +45,16 @@ def report(error: BaseException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return MISUSED
-    if isinstance(error, BrokenPipeError):
-        # Nobody reads our output any more; the interpreter must not try to flush it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    if isinstance(error, OutputError):
+        abandon()
+    if isinstance(error, OutputError) and error.errno == errno.EPIPE and not hasattr(error, "__notes__"):
+        return FAILED  # whoever read has seen enough, as `head` has
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
+    from bester.broker import logs
+
     text, status = describe(error)
-    click.echo(f"bester: {text}", err=True)
+    logs.fail(text)
     return status
 
 
@@ -66,6 +69,11 @@ def describe(error: BaseException) -> tuple[str, int]:
         return describe(error.exceptions[0])
     elif isinstance(error, ModuleNotFoundError):
         text = missing(error)
+    elif isinstance(error, OutputError):
+        remedies = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
+        text = "; ".join([str(error), *remedies, *getattr(error, "__notes__", ())])
+    elif isinstance(error, UnicodeError):
+        text = f"{_piece(error)} is not UTF-8; write it so"
     elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's own errors
         text = _system(error)
     elif os.environ.get("BESTER_TRACEBACK"):
@@ -84,9 +92,27 @@ def _usage(error: click.ClickException) -> str:
     return f"{text.removesuffix('.')}; see `{where} --help`" if bare else text
 
 
+def _piece(error: UnicodeError) -> str:
+    """Return what of a text, or of what was read, cannot be decoded or encoded."""
+    if not isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+        return str(error)
+    return ascii(error.object[error.start : error.end])
+
+
+def _is_nowhere() -> bool:
+    """Return whether the directory this process runs in has been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
 def _system(error: BaseException) -> str:
     number: int = getattr(error, "errno", 0)
     name = getattr(error, "filename", None)
+    if number == errno.ENOENT and not name and _is_nowhere():
+        return "the directory this was started in is not there any more; cd to one that is"
     text = getattr(error, "strerror", None) or str(error)
     remedy = (FILE_REMEDIES if name else {}).get(number) or REMEDIES.get(number)
     return f"{f'{os.fsdecode(name)}: ' if name else ''}{text}{f'; {remedy}' if remedy else ''}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bester.bridge.cli.options import config_option, load
+from bester.bridge.cli.options import config_option, load, log_level_option, log_option
 
 
 @click.command()
@@ -18,11 +18,15 @@ from bester.bridge.cli.options import config_option, load
     help="Where the broker is; by default what BESTER_FABRIC says, else the configuration.",
 )
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
+@log_option
+@log_level_option
 @click.argument("app", metavar="MODULE:APP")
-def handler(config_path: Path | None, fabric: str | None, workers: int, app: str) -> int:
+def handler(
+    config_path: Path | None, fabric: str | None, workers: int, log_format: str, log_level: str, app: str
+) -> int:
     """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
     if fabric is None and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
         fabric = load(config_path).fabric.connect[0]
     from bester.handlers.runner import run
 
-    return run(app, fabric=fabric, workers=workers)
+    return run(app, fabric=fabric, workers=workers, log_format=log_format, log_level=log_level)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
+
+from bester.broker.streams import is_missing
+from bester.broker.wire.messages import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from bester.broker.config import Config
 
+LINE_BYTES = 64 * 1024
+"""Of a password on standard input; no one is longer, and what is no password may have no end."""
 PASSWORD_VARIABLE = "BESTER_PASSWORD"  # noqa: S105 (the name of a variable)
 
 config_option = click.option(
@@ -46,23 +52,71 @@ def load(config_path: Path | None) -> Config:
     return load_file(config_path)
 
 
+def written(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return the value of an option or argument that goes to a server. Raises UsageError for what is not UTF-8."""
+    if value is not None and not is_text(value):
+        raise click.UsageError(f"{option.human_readable_name}: {value!a} is not UTF-8; write it so", context)
+    return value
+
+
+def is_text(value: str) -> bool:
+    """Return whether a text can be encoded: what was not UTF-8 where it came from is kept as surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def client_password(user: str) -> str:
     """Return the password to log in with: BESTER_PASSWORD, else asked for on the terminal."""
     password = os.environ.get(PASSWORD_VARIABLE)
     if password:
+        if not is_text(password):
+            raise click.UsageError(f"{PASSWORD_VARIABLE} is not UTF-8; put the password into it as UTF-8")
         return password
     if not sys.stdin.isatty():
         raise click.UsageError(f"no terminal to ask for a password; put it into {PASSWORD_VARIABLE}")
-    return str(click.prompt(f"Password of {user}", hide_input=True, err=True))
+    return _asked(f"Password of {user}")
 
 
 def new_password(user: str, from_stdin: bool) -> str:
     """Return a password for an account: the first line of standard input, or asked for twice on the terminal."""
     if from_stdin:
-        password = sys.stdin.readline().removesuffix("\n").removesuffix("\r")
+        line = _given(lambda source: source.readline(LINE_BYTES))
+        try:
+            password = line.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise click.UsageError("the password on standard input is not UTF-8; write it there as UTF-8") from None
         if not password:
             raise click.UsageError("no password on standard input; write it there as one line")
         return password
     if not sys.stdin.isatty():
         raise click.UsageError("no terminal to ask for a password; use --password-stdin")
-    return str(click.prompt(f"Password for {user}", hide_input=True, confirmation_prompt="Once more", err=True))
+    return _asked(f"Password for {user}", "Once more")
+
+
+def given_json() -> bytes:
+    """Return what is on standard input. Raises UsageError where that is nothing, or more than any message."""
+    text = _given(lambda source: source.read(MAX_BODY_BYTES + 1))
+    if len(text) > MAX_BODY_BYTES:
+        raise click.UsageError(f"more than {MAX_BODY_BYTES} bytes on standard input; no message is so long")
+    if not text.strip():
+        raise click.UsageError("nothing on standard input; write the message's JSON there")
+    return text
+
+
+def _given(read: Callable[[BinaryIO], bytes]) -> bytes:
+    if is_missing(0):
+        raise click.UsageError("standard input is closed; give it a file or a pipe")
+    try:
+        return read(sys.stdin.buffer)
+    except OSError as error:
+        raise click.UsageError(f"standard input: {error.strerror}; give it a file or a pipe") from None
+
+
+def _asked(prompt: str, once_more: str | None = None) -> str:
+    try:
+        return str(click.prompt(prompt, hide_input=True, confirmation_prompt=once_more or False, err=True))
+    except UnicodeDecodeError:
+        raise click.UsageError("what was typed is not UTF-8; set the terminal to UTF-8") from None

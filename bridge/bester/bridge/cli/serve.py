@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bester.bridge.cli.options import config_option, load, log_level_option, log_option
+from bester.broker.streams import forgive
 
 if TYPE_CHECKING:
     from bester.broker.config import Config
@@ -33,6 +35,7 @@ DEFAULT_ADDRESS = "127.0.0.1:2223"
 @log_level_option
 def up(config_path: Path | None, besterd: Path | None, log_format: str, log_level: str) -> int:
     """Serve: broker, bridge and the declared handlers together."""
+    _begin(log_format, log_level)
     if besterd is not None:
         if config_path is not None:
             raise click.UsageError("-c and --besterd name two configurations; give one of them")
@@ -41,10 +44,14 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
         config = load_besterd(besterd)
     else:
         config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.bridge.embedded import run_up
 
-    return run_up(config, on_ready=lambda addresses: _say(banner(config, addresses)))
+    def ready(addresses: Sequence[str]) -> None:
+        _greet(config, addresses)
+        _note("stock-handlers-off", stock_note(config) if besterd is None else None)
+
+    return run_up(config, on_ready=ready)
 
 
 @click.command()
@@ -53,8 +60,9 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
 @log_level_option
 def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve the fabric alone; bridges and handlers connect to it."""
+    _begin(log_format, log_level)
     config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.broker.service import run_broker
 
     return run_broker(config)
@@ -66,11 +74,12 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
 @log_level_option
 def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve clients and other servers; the broker runs elsewhere."""
+    _begin(log_format, log_level)
     config = load(config_path)
-    _begin(config, log_format, log_level)
+    _note_all(config)
     from bester.bridge.service import run_bridge
 
-    return run_bridge(config, on_ready=lambda addresses: _say(banner(config, addresses)))
+    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
 
 
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:
@@ -90,21 +99,65 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     ]
 
 
+def stock_note(config: Config) -> str | None:
+    """Return a line that says which of the stock handlers a file has taken away, and how to keep them."""
+    from bester.broker.config import STOCK_HANDLERS
+
+    declared = {type_ for handler in config.handlers for type_ in handler.types}
+    missing = [handler for handler in STOCK_HANDLERS if declared.isdisjoint(handler.types)]
+    if config.path is None or not missing:
+        return None
+    what = "declares its own handlers" if declared else "declares no handlers"
+    several = len(missing) > 1
+    names = " and ".join(handler.name for handler in missing)
+    subject = f"handlers {names} do" if several else f"handler {names} does"
+    keep = " and ".join(f'[handlers.{handler.name}] with app = "{handler.app}"' for handler in missing)
+    return f"{config.path} {what}, so the stock {subject} not run; to keep {'them' if several else 'it'} add {keep}"
+
+
 def _program() -> str:
     """Return how this program is called from here: by name where the shell finds it, else by its path."""
-    found, here = shutil.which("bester"), Path(sys.argv[0]).absolute()
-    if here.name != "bester" or (found and Path(found).absolute() == here):
+    try:
+        found, here, now = shutil.which("bester"), Path(sys.argv[0]).absolute(), Path.cwd()
+        if here.name != "bester" or (found and Path(found).absolute() == here):
+            return "bester"
+    except OSError:  # this directory has been removed meanwhile
         return "bester"
-    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
+    return shlex.quote(str(here.relative_to(now) if here.is_relative_to(now) else here))
 
 
-def _begin(config: Config, log_format: str, log_level: str) -> None:
-    from bester.bridge import logs
+def _begin(log_format: str, log_level: str) -> None:
+    """Set up what a program that serves needs before it opens anything: a log that never holds it up."""
+    from bester.broker import logs
+    from bester.broker.hangups import outlive_terminals
 
+    outlive_terminals()
+    forgive()
     logs.configure(log_format, log_level)
-    _say(config.notices)
 
 
-def _say(lines: Sequence[str]) -> None:
-    for line in lines:
-        click.echo(line, err=True)
+def _note_all(config: Config) -> None:
+    for notice in config.notices:
+        _note("notice", notice)
+
+
+def _note(event: str, text: str | None) -> None:
+    """Say something about the configuration, if there is something to say."""
+    from bester.broker import logs
+
+    if text is not None and logs.is_json():
+        logging.getLogger("bester").warning(text, extra=logs.facts(event))
+    elif text is not None:
+        logs.say([text])
+
+
+def _greet(config: Config, addresses: Sequence[str]) -> None:
+    """Say that it serves; to people also what to do next."""
+    from bester.broker import logs
+
+    lines = banner(config, addresses)
+    if logs.is_json():
+        known = logs.facts("serves", server=config.server.name, addresses=addresses)
+        logging.getLogger("bester").info(lines[0], extra=known)
+    else:
+        logs.say(lines)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from bester.bridge.cli.options import config_option, load, new_password
+from bester.bridge.cli.output import done, err, out
 
 if TYPE_CHECKING:
     from bester.broker.accounts import Accounts
+    from bester.broker.config import Config
 
 password_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
@@ -29,10 +31,17 @@ def user() -> None:
 @click.argument("name")
 def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
     """Make an account."""
-    with _accounts(config_path) as accounts:
-        _check_name(name)
-        accounts.add(name, new_password(name, password_stdin))
-    click.echo(f"user {name} added")
+    _check_name(name)
+    config = load(config_path)
+    _are_there(config)  # what keeps them from being opened is said before the password is asked for
+    password = _checked(new_password(name, password_stdin))
+    directory = config.server.data_dir
+    is_new = not directory.exists()
+    with _accounts(config) as accounts:
+        if is_new:
+            err(f"made the data directory {directory}; if the server is elsewhere, name its file with -c")
+        accounts.add(name, password)
+    done(f"user {name} added")
 
 
 @user.command()
@@ -41,9 +50,12 @@ def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
 @click.argument("name")
 def passwd(config_path: Path | None, password_stdin: bool, name: str) -> None:
     """Change a password."""
-    with _accounts(config_path) as accounts:
-        accounts.passwd(name, new_password(name, password_stdin))
-    click.echo(f"password of {name} changed")
+    config = load(config_path)
+    password = _checked(new_password(name, password_stdin))
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
+        accounts.passwd(name, password)
+    done(f"password of {name} changed")
 
 
 @user.command()
@@ -51,30 +63,66 @@ def passwd(config_path: Path | None, password_stdin: bool, name: str) -> None:
 @click.argument("name")
 def remove(config_path: Path | None, name: str) -> None:
     """Remove an account."""
-    with _accounts(config_path) as accounts:
+    config = load(config_path)
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
         accounts.remove(name)
-    click.echo(f"user {name} removed")
+    done(f"user {name} removed")
 
 
 @user.command("list")
 @config_option
 def list_(config_path: Path | None) -> None:
     """Show all accounts."""
-    with _accounts(config_path) as accounts:
-        rows = accounts.list()
+    config = load(config_path)
+    rows = []
+    if _are_there(config):
+        with _accounts(config) as accounts:
+            rows = accounts.list()
+    if not rows:
+        err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
     for row in rows:
-        click.echo(f"{row.name}\t{time.strftime('%Y-%m-%d', time.localtime(row.created_s))}")
+        out(f"{row.name}\t{time.strftime('%Y-%m-%d', time.localtime(row.created_s))}")
 
 
 @contextmanager
-def _accounts(config_path: Path | None) -> Iterator[Accounts]:
-    config = load(config_path)
+def _accounts(config: Config) -> Iterator[Accounts]:
     from bester.broker.accounts import Accounts
 
     if config.auth == "open":
-        click.echo('the configuration says auth = "open": accounts are kept, but nobody is asked for one', err=True)
+        err('the configuration says auth = "open": accounts are kept, but nobody is asked for one')
     with closing(Accounts(config.server.data_dir)) as accounts:
         yield accounts
+
+
+def _are_there(config: Config) -> bool:
+    """Return whether there are accounts; looking for them makes none. Raises ConfigError where there can be none."""
+    from bester.broker.accounts import FILE
+    from bester.broker.accounts_file import is_there
+    from bester.broker.data_dir import prepare
+
+    directory = config.server.data_dir
+    if not directory.exists():
+        return False
+    prepare(directory)
+    return is_there(directory / FILE)
+
+
+def _must_be_there(config: Config, name: str) -> None:
+    from bester.broker.wire.codes import BesterError
+
+    if not _are_there(config):
+        where = f"{config.server.data_dir} holds no accounts; if the server is elsewhere, name its file with -c"
+        raise BesterError("unknown-user", f"there is no user {name!r}: {where}")
+
+
+def _checked(password: str) -> str:
+    from bester.broker.accounts import password_fault
+
+    fault = password_fault(password)
+    if fault:
+        raise click.UsageError(f"{fault}; choose another one")
+    return password
 
 
 def _check_name(name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from bester.bridge.client import Client, ClientError, Message, Report
 from bester.bridge.client.following import Following, ends_badly
@@ -20,10 +20,13 @@ from bester.broker.wire.codes import CODES
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 """Exit statuses."""
+REPORT_S = 1.0
+"""How long a report may take that cannot be shown any more. Where the sender is a recipient it does not come: it waits
+until what the sender got was shown."""
 
 
 class Echo(Protocol):
-    """Prints one line, to standard error where `err` is true; `click.echo` is one."""
+    """Prints one line, to standard error where `err` is true. What it raises for standard output ends the command."""
 
     def __call__(self, message: str, /, *, err: bool = False) -> object: ...
 
@@ -78,16 +81,22 @@ class _Show:
 
     def value(self, value: Message | Report) -> None:
         if self._on_frame is not None:
-            self._on_frame(one_line(value.frame))
+            self._line(one_line(value.frame))
         else:
-            self._echo(message_line(value) if isinstance(value, Message) else report_line(value))
+            self._line(message_line(value) if isinstance(value, Message) else report_line(value))
 
     def outcomes(self, message: str, recipients: dict[str, str]) -> None:
         if self._on_frame is not None:
-            self._on_frame(json.dumps({"message": message, "recipients": recipients}))
+            self._line(json.dumps({"message": message, "recipients": recipients}))
         else:
             for recipient, outcome in recipients.items():
-                self._echo(outcome_line(message, recipient, outcome))
+                self._line(outcome_line(message, recipient, outcome))
+
+    def _line(self, line: str) -> None:
+        try:
+            (self._on_frame or self._echo)(line)
+        except Exception as error:
+            raise _UnshownError from error
 
     async def messages(self, client: Client, following: Following) -> None:
         """Show what comes, and acknowledge it then."""
@@ -95,6 +104,12 @@ class _Show:
             if following.told(message):
                 self.value(message)
             await client.ack(message)
+
+
+class _UnshownError(Exception):
+    """Something could not be shown; the cause is what `echo` raised. `report`: what nobody has seen yet."""
+
+    report: Report | None = None
 
 
 async def _leave_it(client: Client) -> None:
@@ -108,7 +123,7 @@ async def send_once(
     user: str,
     password: str,
     type_: str,
-    json_text_: str,
+    json_text_: bytes | str,
     *,
     terms: Terms = NO_TERMS,
     wait_s: float,
@@ -121,14 +136,17 @@ async def send_once(
     What came and was not shown is left to the server, and comes again. With `terms.outcome` show instead what becomes
     of it for those it is queued for, until that is known for all. With `on_frame` each frame goes there as one line of
     JSON, in place of what is for people. Returns 0 for a good report and good outcomes, 1 for a bad one or no report
-    within `timeout_s`, 2 where address, type, JSON or terms cannot be.
+    within `timeout_s`, 2 where address, type, JSON or terms cannot be. What `echo` or `on_frame` raises is raised at
+    once, with the report, or that it was not there yet, as a note.
     """
-    fault = json_text.fault(json_text_.encode(errors="surrogateescape"))
+    body = json_text_.encode(errors="surrogateescape") if isinstance(json_text_, str) else json_text_
+    fault = json_text.fault(body)
     if fault is not None:
         hint = "quote strings twice, for the shell and for JSON: '\"hello\"'"
         echo(f"the message is not JSON: {_shown(fault)}; {hint}", err=True)
         return WRONG_USE
     show = _Show(echo, on_frame)
+    report: Report | None = None
     stage = "connection"
     try:
         terms.check()
@@ -138,9 +156,8 @@ async def send_once(
             stage = "report"
             showing = asyncio.create_task(show.messages(client, following))
             try:
-                report = await client.submit(
-                    type_, raw=json_text_, dedup=terms.dedup, ttl_s=terms.ttl_s, outcome=terms.outcome
-                )
+                reporting = client.submit(type_, raw=body, dedup=terms.dedup, ttl_s=terms.ttl_s, outcome=terms.outcome)
+                report = await _reported(reporting, showing)
                 deadline.reschedule(None)
                 show.value(report)
                 if terms.outcome:
@@ -148,9 +165,17 @@ async def send_once(
                 else:
                     good = report.good
                     await following.a_moment(showing, wait_s)
+                _must_show(showing)
             finally:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)
+    except _UnshownError as unshown:
+        cause = unshown.__cause__
+        assert cause is not None
+        report = report or unshown.report
+        known = "its report had not come by then" if report is None else f"its report is {report_line(report)}"
+        cause.add_note(f"the message was sent, and {known}")
+        raise cause from None
     except ClientError as error:
         echo(_shown(str(error)), err=True)
         return FAILED
@@ -162,6 +187,29 @@ async def send_once(
         echo(f"no {stage} with {address} within {timeout_s:g} s{doubt}", err=True)
         return FAILED
     return DONE if good else FAILED
+
+
+async def _reported(reporting: asyncio.Future[Report], showing: asyncio.Task[None]) -> Report:
+    """Wait for the report. Raises _UnshownError where `showing` has ended by it, with the report if it comes soon."""
+    try:
+        both: list[asyncio.Future[Any]] = [showing, reporting]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            _must_show(showing)
+        except _UnshownError as error:
+            await asyncio.wait([reporting], timeout=REPORT_S)
+            if reporting.done() and reporting.exception() is None:
+                error.report = reporting.result()
+            raise
+        return await reporting
+    finally:
+        reporting.cancel()
+
+
+def _must_show(showing: asyncio.Task[None]) -> None:
+    """Raise _UnshownError where messages are not shown any more because one could not be."""
+    if showing.done() and not showing.cancelled() and isinstance(error := showing.exception(), _UnshownError):
+        raise error
 
 
 async def tell_outcome(

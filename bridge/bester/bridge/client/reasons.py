@@ -32,6 +32,9 @@ class Reasons:
         if reason == "authentication-failed":
             text = f"{self._server} does not accept user {self._user!r} with this password: check both"
             return AuthenticationFailed(reason, text)
+        if reason == "unreachable":
+            why = "the part of it that knows the accounts is away, perhaps being restarted; try again in a moment"
+            return ServerRefused(reason, f"{self._server} cannot log anybody in now: {why}")
         later = "" if retry_s is None else f" of {self._user!r} for another {retry_s:g} s"
         refused = ServerRefused(*known(reason, f"{self._server} refuses the login{later}"))
         refused.retry_s = retry_s

@@ -82,7 +82,9 @@ class Exchange:
         self._allowed_s: dict[str, float] = allowed  # by type, where it was said
         self._shortest_s = min(limits.request_s, *allowed.values()) if allowed else limits.request_s
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
+        self._learned = set(snapshot.types)  # those of them that the store knows: a declared one may not be so for ever
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
+        self.given_up: frozenset[str] = frozenset()  # types whose workers will not be started again
         self._held = 0
         self._held_bytes = 0
         self._token = first_token
@@ -142,7 +144,10 @@ class Exchange:
 
     def _may_not_wait(self, parcel: Parcel, now: float) -> str | None:
         full = self.workers.waits(parcel.type) >= self.limits.max_waiting
-        return self._never_served(parcel, now) or ("overloaded" if full else None)
+        code = self._never_served(parcel, now) or ("overloaded" if full else None)
+        if code is None and parcel.type in self.given_up and not self.workers.serves(parcel.type):
+            return "no-handler"
+        return code
 
     def _never_served(self, parcel: Parcel, now: float) -> str | None:
         if self.workers.serves(parcel.type) or parcel.type in self._seen_types:
@@ -208,7 +213,8 @@ class Exchange:
         """A worker has come."""
         for type_ in sorted(types):  # what is written is in an order that a test can see again
             self._unserved.pop(type_, None)
-            if type_ not in self._seen_types and len(self._seen_types) < self.limits.max_types:
+            if type_ not in self._learned and len(self._learned) < self.limits.max_types:
+                self._learned.add(type_)
                 self._seen_types[type_] = None
                 self._out.writes.append(Learn(type_))
         self._share_out(now)

@@ -15,12 +15,14 @@ from bester.broker.core.federation import Leg, Legs, Routes
 from bester.broker.core.parcels import Parcel
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Link, Outbox, Route, Settings
+from bester.broker.core.values import Link, Notice, Outbox, Route, Settings
 from bester.broker.kept import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
 from bester.broker.wire.notes import safe_note
 
+UNREACHABLE = failed("unreachable")
+"""What a bridge says of a server that it could not hand a message to, without any meta."""
 Given = Callable[[Entry, str, float], None]
 
 
@@ -38,6 +40,7 @@ class Outboxes:
         self.legs = legs
         self.routes = Routes(settings.routes)
         self.links: set[Link] = set()
+        self._away: set[str] = set()  # native servers that could not be reached when last tried
         self._settings = settings
         self._limits = settings.limits
         self._boxes = boxes
@@ -135,10 +138,24 @@ class Outboxes:
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
+            if leg.route.name and leg.route.native is not None:
+                self._look_at(leg.route, outcome, meta)
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
             self._ended(leg, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if silent:  # it can be reached; whether it reports will be known after two more times
                 self.contact(leg.route.name, now)
+
+    def _look_at(self, route: Route, outcome: str, meta: Meta) -> None:
+        """A native server has no link whose end would be noticed: that it cannot be reached, and that it can again, is
+        learned from what was sent to it, and said once each."""
+        reached = outcome != UNREACHABLE or bool(meta)
+        if reached and route.name in self._away:
+            self._away.remove(route.name)
+            self._out.others.append(Notice("server-reached", {"server": route.name}))
+        elif not reached and route.name not in self._away:
+            self._away.add(route.name)
+            why = f"nobody answers at {route.native}"
+            self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
 
     def _ended(self, leg: Leg, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(leg.route.name)

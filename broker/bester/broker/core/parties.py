@@ -83,7 +83,10 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     """Read a handler's options; unknown ones are ignored."""
     types = options.get("types")
     if not isinstance(types, list) or not types or any(type(name) is not str or not name for name in types):
-        return Error("malformed", 'a handler says which types it serves: options {"types": ["chat", …]}', _HELLO_OP)
+        packed = isinstance(types, list) and any(type(name) is bytes for name in types)
+        hint = "; pack texts as str, not as bytes" if packed else ""
+        text = f'a handler says which types it serves: options {{"types": ["chat", …]}}{hint}'
+        return Error("malformed", text, _HELLO_OP)
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:

@@ -32,7 +32,7 @@ class Presence:
         self._exchange = exchange
         self._out = out
         self._epoch = epoch
-        self._strangers: dict[Link, float] = {}
+        self._strangers: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
         self.edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
         self._serial = 0
         self._ticked = now
@@ -49,15 +49,20 @@ class Presence:
             self._stranger(link, message, now)
 
     def _stranger(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong."""
-        last = self._strangers.get(link)
-        if last is not None and now - last < self._settings.limits.heartbeat_s:
+        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong.
+
+        Of what cannot be read at all the answer says why: it may have been meant as a HELLO. A link that is merely not
+        known any more is told so at once, even behind that.
+        """
+        unreadable = isinstance(message, Malformed) and message.op in (None, OP_OF[Hello])
+        last, was_unreadable = self._strangers.get(link, (None, False))
+        if last is not None and now - last < self._settings.limits.heartbeat_s and (unreadable or not was_unreadable):
             return
         self._strangers.pop(link, None)
         while len(self._strangers) >= self._settings.limits.max_strangers:
             del self._strangers[next(iter(self._strangers))]
-        self._strangers[link] = now
-        if isinstance(message, Malformed) and message.op == OP_OF[Hello]:
+        self._strangers[link] = (now, unreadable)
+        if isinstance(message, Malformed) and unreadable:
             self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
             self._out.say(link, Error(*message))
         else:
@@ -100,7 +105,8 @@ class Presence:
         self._serial += 1
         epoch = hello.options.get("epoch")
         edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
-        prefix = f"{self._settings.name}/{hello.name}-{edge}/"
+        # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
+        prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{edge}')}-{edge}/"
         listeners = hello.options.get("listeners")
         peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
         if link.door != "direct" and (peer.edge is None or peer.prefix != prefix):

@@ -296,6 +296,10 @@ class Router:
         self._presence.say_to_all(Goodbye(reason))
         return self._actions()
 
+    def given_up(self, types: frozenset[str]) -> None:
+        """Whoever starts the handlers of these types does not start them any more: a message for one does not wait."""
+        self._exchange.given_up = types
+
     def drain(self) -> None:
         """This broker is about to end: what enters from now on is refused, what is under way goes on."""
         self._entrances.draining = True

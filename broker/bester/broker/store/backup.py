@@ -33,7 +33,7 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
     pairs = [(data_dir / ACCOUNTS, ACCOUNTS), (store or data_dir / STORE_FILE, STORE_FILE)]
     sources = [(source, target / name) for source, name in pairs if _is_there(source)]
     if not sources:
-        raise ConfigError(f"{data_dir}: nothing is kept there; name the data directory of a server")
+        raise ConfigError(f"{data_dir}: nothing is kept there; name the file of the server with -c")
     _prepare(target)
     try:
         for source, copy in sources:

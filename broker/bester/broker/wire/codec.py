@@ -24,7 +24,7 @@ from bester.broker.wire.messages import (
     Message,
 )
 from bester.broker.wire.notes import describe
-from bester.broker.wire.readers import READERS, careful, refuse_row, unreadable
+from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
 
 _PLACES: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
@@ -253,13 +253,15 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
     first = frames[0]
     size = len(first)
     if size > HARMLESS_BYTES and _suspect(first) and not _complete(first):
-        return [Malformed("malformed", "frame 0 is not MessagePack")]
+        return [Malformed("malformed", _no_messagepack(first))]
     try:
         rows = _unpack(first, ext_hook=_no_extension, timestamp=1, max_array_len=min(size, MAX_ITEMS))
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return _second_look(frames)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
-        return [Malformed("malformed", f"frame 0 is not an array of 1 to {MAX_BATCH} messages")]
+        what = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
+        text = f"frame 0 is {what} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
+        return [Malformed("malformed", text)]
     messages: list[Message | Malformed] = []
     for row in rows:
         try:
@@ -298,9 +300,18 @@ def _no_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code}")
 
 
+def _no_messagepack(frame: bytes) -> str:
+    """Say what a frame seems to be that cannot be read: who sees this has just begun to write a handler."""
+    if not frame:
+        return "frame 0 is empty; connect a DEALER (a REQ socket puts an empty frame before its message)"
+    if frame.lstrip()[:1] in (b"{", b"[", b'"'):
+        return "frame 0 is not MessagePack but looks like JSON text; pack it as MessagePack: [[op, field, …], …]"
+    return "frame 0 is not MessagePack (strings UTF-8, map keys strings, no extensions)"
+
+
 def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
     """Read a batch with something in it that MessagePack allows and BFP does not: the other messages are good."""
-    refusal = Malformed("malformed", "frame 0 is not MessagePack (strings UTF-8, map keys strings, no extensions)")
+    refusal = Malformed("malformed", _no_messagepack(frames[0]))
     long = len(frames[0]) > SECOND_LOOK_BYTES
     try:
         rows = _unpack(

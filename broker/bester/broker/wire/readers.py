@@ -24,6 +24,7 @@ from bester.broker.wire.messages import (
     TEXT,
     TEXT_OR_NIL,
     Command,
+    Kinds,
     Malformed,
     Message,
     Operation,
@@ -40,6 +41,12 @@ _BY_OP: dict[int, Operation] = {row.op: row for row in OPERATIONS}
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 _CONTAINERS = frozenset({list, dict})
 _TOO_DEEP = f"nested deeper than {VALUE_DEPTH}"
+_NAMES: dict[type[Any], str] = {
+    int: "an integer", str: "str", bytes: "bin", list: "an array", dict: "a map", bool: "a boolean",
+    float: "a floating-point number", type(None): "nil",
+}  # fmt: skip
+_STRING_KEYS = "keys are strings"
+_BATCH = "frame 0 is an array of messages, so that a single message stands in an array, too: [[op, field, …]]"
 _TARGETS = "an array of [target, session, …], all integers"
 _FAILED = "an array of [serial, target, reason]"
 _new = tuple.__new__
@@ -73,14 +80,14 @@ def _value(value: Any) -> str | None:
 def _keys(value: dict[Any, Any]) -> str | None:
     for key in value:
         if type(key) is not str:
-            return "keys are strings"
+            return _kind(key, TEXT, _STRING_KEYS)
     return None
 
 
 def _meta(value: dict[Any, Any]) -> str | None:
     for key, item in value.items():
         if type(key) is not str:
-            return "keys are strings"
+            return _kind(key, TEXT, _STRING_KEYS)
         if type(item) in _CONTAINERS and too_deep(item):
             return _TOO_DEEP
     return None
@@ -142,7 +149,9 @@ def _inside(spec: Operation, field: str) -> Fault | None:
 
 def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
     """Read one message of any shape; `frames` are those of its batch, for attached bodies."""
-    if type(row) is not list or not row or type(row[0]) is not int:
+    if type(row) is not list:
+        return Malformed("malformed", f"{kind_of(row)} where a message is meant; {_BATCH}")
+    if not row or type(row[0]) is not int:
         return Malformed("malformed", "a message is an array [op, field, …] with an integer op")
     spec = _BY_OP.get(row[0])
     if spec is None:
@@ -167,10 +176,22 @@ def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
     return message
 
 
+def kind_of(value: Any) -> str:
+    """Name the kind of a value as MessagePack does."""
+    return _NAMES.get(type(value), "an extension type")
+
+
+def _kind(value: Any, kinds: Kinds, what: str) -> str:
+    """Say which kind of value stands where others are meant; what is packed as bytes is most often meant as text."""
+    wanted = " or ".join(sorted(_NAMES[kind] for kind in kinds))
+    hint = "; pack texts as str, not as bytes" if type(value) is bytes and str in kinds else ""
+    return f"{what}: {kind_of(value)} where {wanted} is meant{hint}"
+
+
 def _field(spec: Operation, index: int, value: Any) -> str | None:
     kinds = spec.fields[index]
     if kinds is not None and type(value) not in kinds:
-        return "of the wrong type"
+        return _kind(value, kinds, "of the wrong type")
     if type(value) is int and not -MAX_TOKEN <= value <= MAX_TOKEN:
         return "integers stay below 2^53"
     inside = _inside(spec, spec.message._fields[index])
@@ -234,14 +255,17 @@ def _command(row: Any, frames: Sequence[bytes]) -> Command:
         raise ValueError("a command is [command, targets, body] or [command, targets, body, type]")
     name, targets, body = row[:3]
     if type(name) is not str:
-        raise ValueError("a command's name is a string")
-    if type(targets) is not list or not all(type(target) is str for target in targets):
-        raise ValueError("a command's targets are an array of strings")
+        raise ValueError(_kind(name, TEXT, "a command's name is a string"))
+    if type(targets) is not list:
+        raise ValueError(_kind(targets, LIST, "a command's targets are an array of strings"))
+    for target in targets:
+        if type(target) is not str:
+            raise ValueError(_kind(target, TEXT, "a command's targets are an array of strings"))
     if type(body) not in BODY:
-        raise ValueError("a command's body is JSON text or the number of an attachment")
+        raise ValueError(_kind(body, BODY, "a command's body is JSON text or the number of an attachment"))
     type_ = row[3] if len(row) > 3 else None
     if type_ is not None and type(type_) is not str:
-        raise ValueError("a command's type is a string")
+        raise ValueError(_kind(type_, TEXT_OR_NIL, "a command's type is a string"))
     return Command(name, targets, _body(body, frames), type_)
 
 

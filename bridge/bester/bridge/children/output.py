@@ -1,0 +1,110 @@
+"""What a child writes to its standard output and error: each line goes into the log, and its last words are kept.
+
+A line that is a record of a log in JSON, as Bester's own handlers write them, stays what it is: its level, its event,
+its facts and its traceback are those of the record that is logged. Any other line is logged as it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections import deque
+from typing import Any, BinaryIO
+
+from bester.broker.logs import facts, with_facts
+from bester.broker.pace import PACED
+
+LINE_LIMIT = 4096
+"""Characters of one line of a child's output that are logged together."""
+RECORD_LIMIT = 256 * 1024
+"""Bytes of a line that may be a record: its traceback is in it. A longer one is cut into lines like any other."""
+READ_BYTES = 16 * 1024
+LAST_LINES = 20
+"""Of what a child has said before its end, in which the cause is looked for."""
+LAST_WORDS = ("failed", "uncaught")
+"""Events after which Bester's own handler program ends."""
+CAUSE_CHARACTERS = 300
+"""Of what is repeated of a child's last words."""
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
+           "critical": logging.CRITICAL}  # fmt: skip
+_OURS = frozenset({"at", "level", "from", "event", "text", "error"})
+_COMPLAINT = re.compile(r"error|exception|fatal|panic|cannot|not found", re.IGNORECASE)
+
+_log = logging.getLogger("bester.bridge.children")
+
+
+class Output:
+    """The output of one life of a child; `cause` is what it has said of its end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._failure = ""
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+
+    @property
+    def cause(self) -> str:
+        """Return the line that best tells why the child has ended: why its program says it ends, else the last one that
+        reads like a complaint, else the last; empty where it said nothing."""
+        complaint = next((line for line in reversed(self._last) if _COMPLAINT.search(line)), "")
+        last = self._last[-1] if self._last else ""
+        return " ".join((self._failure or complaint or last).split())[:CAUSE_CHARACTERS]
+
+    async def log(self, stream: BinaryIO) -> None:
+        """Log what comes until it ends, a line of any length in pieces; closes `stream`."""
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, stream)
+        rest = b""
+        try:
+            while data := await reader.read(READ_BYTES):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._log(line)
+                if len(rest) > (RECORD_LIMIT if rest.startswith(b"{") else LINE_LIMIT):
+                    self._log(rest)
+                    rest = b""
+            if rest:
+                self._log(rest)
+        finally:
+            transport.close()
+
+    def _log(self, line: bytes) -> None:
+        record = _record(line)
+        if record is not None:
+            self._log_record(record)
+            return
+        text = line.decode(errors="replace").rstrip()
+        for start in range(0, len(text), LINE_LIMIT):
+            piece = text[start : start + LINE_LIMIT]
+            known = facts("output", handler=self._name) | {"sentence": piece} | PACED
+            _log.info("%s | %s", self._name, piece, extra=known)
+        if text:
+            self._last.append(text[-LINE_LIMIT:])
+
+    def _log_record(self, record: dict[str, Any]) -> None:
+        event, text, error = record["event"], record.get("text"), record.get("error")
+        known = {f"{key}_" if key == "handler" else key: value for key, value in record.items() if key not in _OURS}
+        if record.get("from") not in (None, "bester", "handlers"):  # a logger of the user's own
+            known["logger"] = record["from"]
+        sentence = text if isinstance(text, str) else ""
+        traceback = error if isinstance(error, str) else ""
+        if event in LAST_WORDS:
+            self._failure = traceback.rstrip().rpartition("\n")[2] or sentence
+        level = _LEVELS[record["level"]]
+        extra = facts(event, handler=self._name, **known) | {"sentence": sentence, "traceback": traceback} | PACED
+        _log.log(level, "%s | %s", self._name, sentence or with_facts(event, known), extra=extra)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return the record that a line is; None where it is none."""
+    if not line.startswith(b"{"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(row, dict) and isinstance(row.get("event"), str) and row.get("level") in list(_LEVELS)
+    return row if is_record else None

@@ -1,0 +1,122 @@
+"""When a child is started again, when it is given up, and what brings it back."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bester.bridge.children.backoff import LONGEST_S, STEADY_S
+from bester.bridge.children.changes import MAX_FILES, seen
+from bester.bridge.children.lives import HOPELESS_LIVES, MAX_LIVES, RETRY_S, Lives, State
+
+
+class Life:
+    """One child on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.lives = Lives()
+        self.now = 0.0
+
+    def lives_for(self, seconds: float, *, serves: bool = False, hopeless: bool = False) -> float | None:
+        """Live so long; return how long to wait then."""
+        self.lives.started(self.now)
+        if serves:
+            self.lives.served()
+        self.now += seconds
+        wait_s = self.lives.ended(self.now, "ended", hopeless=hopeless)
+        self.now += wait_s or 0.0
+        return wait_s
+
+
+@pytest.mark.parametrize(("hopeless", "lives", "then"), [(True, HOPELESS_LIVES, None), (False, MAX_LIVES, RETRY_S)])
+def test_one_that_never_comes_up_is_given_up(hopeless: bool, lives: int, then: float | None) -> None:
+    life = Life()
+    waits = [life.lives_for(0.1, hopeless=hopeless) for _ in range(lives - 1)]
+    assert all(after >= before for before, after in pairwise(wait for wait in waits if wait is not None))
+    assert (life.lives.state, None in waits) == (State.WAITING, False)
+    assert life.lives_for(0.1, hopeless=hopeless) == then
+    assert (life.lives.state, life.lives.count) == (State.GIVEN_UP, lives)
+
+
+def test_one_that_serves_is_never_given_up_however_short_it_lives() -> None:
+    """What ends it may be a message: whoever sent that must not take a whole type away."""
+    life = Life()
+    waits = [life.lives_for(0.01, serves=True) for _ in range(3 * MAX_LIVES)]
+    assert (waits[-1], life.lives.state) == (LONGEST_S, State.WAITING)
+
+
+def test_one_that_lives_long_without_serving_counts_anew() -> None:
+    life = Life()
+    for _ in range(3):
+        for _ in range(MAX_LIVES - 1):
+            life.lives_for(0.1)
+        life.lives_for(STEADY_S)
+    assert life.lives.state is State.WAITING
+
+
+def test_given_up_it_is_so_until_it_serves() -> None:
+    life = Life()
+    for _ in range(MAX_LIVES):
+        life.lives_for(0.1)
+    assert life.lives_for(0.1) == RETRY_S, "one try, no more"
+    life.lives.started(life.now)
+    states = [(life.lives.state, life.lives.served()) for _ in range(2)]
+    assert states == [(State.GIVEN_UP, True), (State.RUNNING, False)]
+
+
+def test_a_change_gives_all_chances_again() -> None:
+    life = Life()
+    for _ in range(HOPELESS_LIVES):
+        life.lives_for(0.1, hopeless=True)
+    life.lives.changed()
+    waits = [life.lives_for(0.1, hopeless=True) for _ in range(HOPELESS_LIVES)]
+    assert waits[0] == pytest.approx(0.1)
+    assert waits[-1] is None
+
+
+# --- what a change is -------------------------------------------------------------------------------------------------
+
+APP = ("python", "-m", "bester.handlers", "shop.chat:app", "--child", "0")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "chat.py").write_text("x")
+    (tmp_path / "other.py").write_text("y")
+    (tmp_path / "run.sh").write_text("z")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["shop/chat.py", "shop/new.py", "shop/__init__.py", "other.py", "more.py"])
+def test_a_module_beside_an_app_counts(name: str, directory: Path) -> None:
+    before = seen(APP, directory)
+    assert seen(APP, directory) == before
+    (directory / name).write_text("mended")
+    assert seen(APP, directory) != before
+
+
+def test_a_package_and_a_program_count_and_a_file_of_data_does_not(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = directory / "site-packages"
+    installed.mkdir()
+    monkeypatch.syspath_prepend(installed)
+    command = (str(directory / "run.sh"), "late.js", "\0", "x" * 5000)
+    for name in ("late.js", "run.sh", "site-packages/nowhere"):
+        before = seen(command, directory)
+        (directory / "data.json").write_text(name)
+        assert seen(command, directory) == before
+        (directory / name).write_text("mended")
+        os.utime(directory / name, (1, 1))
+        assert seen(command, directory) != before
+
+
+def test_a_folder_of_very_many_modules_is_not_read_whole(directory: Path) -> None:
+    for number in range(MAX_FILES + 50):
+        (directory / f"m{number}.py").touch()
+    assert len(seen(("run.sh",), directory)) <= MAX_FILES + 50
+    assert seen(("run.sh",), directory / "gone") == seen((), directory / "gone")

@@ -1,0 +1,129 @@
+"""A log that nobody reads, or that has no room, holds nobody up; what is missing is counted where it is missing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from bester.broker.log_writer import LIMIT_BYTES, LogWriter
+
+DEADLINE_S = 20.0
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe()
+    yield read, write
+    os.close(read)
+
+
+def writer_to(descriptor: int) -> LogWriter:
+    return LogWriter(descriptor, "utf-8", lost=lambda count, why: f"{count} lost: {why}")
+
+
+def everything(read: int, write: int, writer: LogWriter) -> list[str]:
+    """Read until all is written and the pipe is closed; its thread waits for more then, and ends with the process."""
+    got = b""
+    while not writer.flush(0.01):
+        got += os.read(read, 65536)
+    os.close(write)
+    while data := os.read(read, 65536):
+        got += data
+    return got.decode().splitlines()
+
+
+def test_lines_are_written_in_order(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    writer = writer_to(write)
+    for number in range(1000):
+        writer.put(f"{number} ☃ \udcff")
+    assert everything(read, write, writer) == [f"{number} ☃ \\udcff" for number in range(1000)]
+
+
+def test_a_reader_that_has_stopped_costs_a_bounded_number_of_lines(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:  # nobody has read for long
+            os.write(write, b"-" * 4095 + b"\n")
+    os.set_blocking(write, True)
+    writer = writer_to(write)
+    line, count = "x" * 992, 3 * LIMIT_BYTES // 1000
+    for number in range(count):
+        writer.put(f"{number:06} {line}")
+    writer.put("the last before somebody reads again")
+    assert not writer.flush(0)
+    lines = [each for each in everything(read, write, writer) if each[0] != "-"]
+    kept = [each for each in lines if not each.endswith(" lost: nobody read it")]
+    assert [each[:6] for each in lines[: len(kept)]] == [f"{number:06}" for number in range(len(kept))]
+    assert LIMIT_BYTES - 2000 < sum(len(each) + 1 for each in kept) <= LIMIT_BYTES
+    # Behind them, for there they are missing: one count, or two where some were dropped after the first was written.
+    assert sum(int(each.partition(" ")[0]) for each in lines[len(kept) :]) == count + 1 - len(kept)
+
+
+def test_a_disk_that_has_room_again_gets_the_count_first(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = pipe
+    full = True
+
+    def refuse(descriptor: int, data: memoryview) -> int:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os_write(descriptor, data)
+
+    os_write = os.write
+    monkeypatch.setattr("bester.broker.log_writer.os.write", refuse)
+    writer = writer_to(write)
+    for text in ("one", "two"):
+        writer.put(text)
+        assert writer.flush(DEADLINE_S)
+    full = False
+    writer.put("three")
+    assert everything(read, write, writer) == ["2 lost: No space left on device", "three"]
+
+
+def test_a_line_that_was_cut_off_does_not_run_into_the_next(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = pipe
+    os_write, room = os.write, [4, 0]
+
+    def some(descriptor: int, data: memoryview) -> int:
+        if not room:
+            return os_write(descriptor, data)
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "full")
+        return os_write(descriptor, data[: room.pop(0)])
+
+    monkeypatch.setattr("bester.broker.log_writer.os.write", some)
+    writer = writer_to(write)
+    writer.put("torn apart")
+    assert writer.flush(DEADLINE_S)
+    room.clear()
+    writer.put("whole")
+    lines = everything(read, write, writer)
+    assert (lines[0], lines[1:]) == ("torn", ["1 lost: full", "whole"])
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.set_blocking(write, False)
+    writer = writer_to(write)
+    for _ in range(200):
+        writer.put("y" * 999)
+    assert everything(read, write, writer) == ["y" * 999] * 200
+
+
+def test_a_reader_that_has_gone_harms_nobody() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    writer = writer_to(write)
+    for _ in range(3):
+        writer.put("to nobody")
+        assert writer.flush(DEADLINE_S)
+    os.close(write)

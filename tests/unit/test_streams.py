@@ -1,0 +1,84 @@
+"""Output in any encoding, into any descriptor."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from bester.broker import streams
+from bester.broker.streams import ESCAPED, Output, OutputError
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_outputs", [])
+    streams.secure()  # under pytest the streams are not the interpreter's own: they are left alone
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    read, write = os.pipe()
+    yield read, write
+    for end in (read, write):
+        try:
+            os.close(end)
+        except OSError:
+            pass
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1251", "koi8-r", "shift-jis", "utf-8", "utf-16"])
+def test_a_line_of_json_stays_json_in_any_encoding(encoding: str) -> None:
+    value = {"text": "naïve ☃ 😀 żółw Жук 雪", "half": "\udcff"}
+    line = json.dumps(value, ensure_ascii=False)
+    assert json.loads(line.encode(encoding, ESCAPED).decode(encoding)) == value
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.set_blocking(write, False)
+    text = io.TextIOWrapper(io.BufferedWriter(Output(write, forgiving=False)), "utf-8")
+    got = bytearray()
+
+    def take() -> None:
+        while len(got) < 1_000_000:
+            got.extend(os.read(read, 65536))
+
+    reader = threading.Thread(target=take)
+    reader.start()
+    text.write("x" * 1_000_000)
+    text.flush()
+    reader.join(20)
+    assert len(got) == 1_000_000
+
+
+def test_what_cannot_be_written_raises_or_is_dropped(pipe: tuple[int, int]) -> None:
+    read, write = pipe
+    os.close(read)
+    with pytest.raises(OutputError, match="standard output: Broken pipe") as raised:
+        Output(write, forgiving=False).write(b"x")
+    assert raised.value.errno == errno.EPIPE
+    assert OSError not in OutputError.__mro__, "nobody may take it for a fault of a file or a connection"
+    assert Output(write, forgiving=True).write(b"xyz") == 3
+
+
+def test_a_full_disk_is_named() -> None:
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OutputError, match="No space left"):
+        Output(full.fileno(), forgiving=False).write(b"x")
+
+
+def test_what_was_missing_at_the_start_fails_at_each_write(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_missing", {pipe[1]})
+    output = Output(pipe[1], forgiving=False)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="it is closed"):
+            output.write(b"x")
+    streams.forgive()
+    assert output.write(b"x") == 1
