@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, Notice, Send, Settings, Verify
+from bester.broker.core.values import Action, Limits, Link, Notice, Restart, Send, Settings, Verify
 from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
@@ -61,12 +61,15 @@ class Stand:
     now: float = START
     store: MemoryStore = field(default_factory=lambda: MemoryStore(epoch="store"))
     disk: bool = True
+    processes: dict[Link, int] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.begin()
         self.inbox: dict[Link, list[Message]] = {}
         self.notices: list[Notice] = []
         self.verifies: list[Verify] = []
+        self.restarts: list[Restart] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[Read] = []
@@ -81,6 +84,7 @@ class Stand:
         self.router = Router(
             self.settings, epoch=epoch, first_token=5000, now=self.now, is_account=lambda name: name in self.accounts,
             snapshot=self.store.open(), chance=lambda: 1.0,
+            process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
 
     def restart(self, epoch: str = "e2") -> None:
@@ -100,6 +104,8 @@ class Stand:
                 self.notices.append(action)
             elif isinstance(action, Verify):
                 self.verifies.append(action)
+            elif isinstance(action, Restart):
+                self.restarts.append(action)
             elif isinstance(action, Read):
                 self.reads.append(action)
             else:

@@ -9,7 +9,9 @@ SELDOM = frozenset({"storage-full", "store-unreadable"})
 """What goes on until somebody mends it is said once in so many seconds: the log may be on the disk that is full."""
 
 
-WARNINGS = frozenset({"dead-letter", "hello-refused", "server-lost", "storage-full", "store-unreadable"})
+WARNINGS = frozenset(
+    {"dead-letter", "handler-stuck", "hello-refused", "server-lost", "storage-full", "store-unreadable"}
+)
 """What somebody should look at."""
 
 

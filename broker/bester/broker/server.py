@@ -24,13 +24,14 @@ import zmq
 
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, Notice, Outbox, Restart, Send, Settings, Verify
 from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
 from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
+from bester.broker.processes import exists, is_stopped
 from bester.broker.store import Store
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
@@ -72,7 +73,11 @@ class Broker:
             is_account=self._departures.is_account,
             snapshot=store.open(),
             chance=random.random,
+            process_of=self._process_of,
+            is_stopped=is_stopped,
         )
+        self.restart: Callable[[int, str], bool] = lambda process, why: False
+        """Starts a handler's process again, for this reason; False: whoever runs this broker has not started it."""
         self._keeping = Keeping(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
@@ -156,7 +161,14 @@ class Broker:
             raise ConfigError(f"[fabric] listen: {endpoint}: {_why(error)}") from None
         if where.transport == "ipc":
             os.chmod(where.path, 0o600)
+            socket.remember_processes()
         socket.register()
+
+    def _process_of(self, link: Link) -> int | None:
+        if link.door != "ipc":
+            return None
+        index, _, identity = link.key.partition(b":")
+        return self._sockets[int(index)].process_of(identity)
 
     def _connect(self, name: str, endpoint: str) -> None:
         link = Link("server", name.encode())
@@ -247,6 +259,8 @@ class Broker:
                 self._start_verifying(action)
             elif type(action) is Notice:
                 self._write(action)
+            elif type(action) is Restart:
+                self._start_again(action)
             elif isinstance(action, Read):
                 self._keep((), (action,))
             elif isinstance(action, Write):
@@ -263,6 +277,13 @@ class Broker:
                 " ".join(f"{key}={_logged(value)}" for key, value in fields.items()),
                 extra=PACED,
             )
+
+    def _start_again(self, action: Restart) -> None:
+        process = action.process
+        if process is not None and (self.restart(process, action.why) or not exists(process)):
+            return
+        whose = f"process {process} is no child of this server" if process else "it is not known whose process that is"
+        log.warning("handler %s must be started again, but %s: %s", _logged(action.name), whose, action.why)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:

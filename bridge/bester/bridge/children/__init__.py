@@ -2,7 +2,8 @@
 
 Each child leads a process group of its own, so that what it started goes with
 it. It speaks to its children through signals and their standard output only,
-never through the fabric: whether a handler answers is the broker's to know.
+never through the fabric: whether a handler answers is the broker's to know, who
+may ask for one to be started again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from bester.broker.wire.codes import ConfigError
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL: a handler finishes what it holds, one that hangs does not hold up the end."""
+RESTART_GRACE_S = 2.0
+"""The same for one that is to be started again: it holds nothing that anybody waits for."""
 LINE_LIMIT = 4096
 """Characters of one line of a child's output that are logged together."""
 READ_BYTES = 16 * 1024
@@ -123,6 +126,7 @@ class Children:
         self._guard: asyncio.subprocess.Process | None = None
         self.pids: dict[str, int] = {}
         """The process of each child that runs now, by its name."""
+        self._restarting: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
         """Start the guard, then every child; returns without waiting for them to be of use."""
@@ -156,6 +160,22 @@ class Children:
             self._guard.stdin.close()
             await self._guard.wait()
             self._guard = None
+
+    def restart(self, process: int, why: str) -> bool:
+        """End the child that this process is, or belongs to, and have it started again. False: it is no child."""
+        try:
+            group = os.getpgid(process)
+        except ProcessLookupError:
+            return False
+        name = next((name for name, pid in self.pids.items() if pid == group), None)
+        if name is None or self._stopping.is_set():
+            return name is not None
+        if name not in self._restarting:
+            _log.warning("handler %s is ended, to be started again: %s", name, why)
+            self._signal(name, signal.SIGTERM)
+            loop = asyncio.get_running_loop()
+            self._restarting[name] = loop.call_later(RESTART_GRACE_S, self._signal, name, signal.SIGKILL)
+        return True
 
     async def _keep_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -201,6 +221,9 @@ class Children:
             try:
                 status = await process.wait()
             finally:
+                restarting = self._restarting.pop(child.name, None)
+                if restarting is not None:
+                    restarting.cancel()
                 self._signal(child.name, signal.SIGKILL)  # what it has left behind in its group
                 del self.pids[child.name]
                 self._tell_guard(b"-", process.pid)

@@ -65,7 +65,11 @@ _RELAY_OP = OP_OF[Relay]
 
 
 class Router:
-    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52."""
+    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52.
+
+    `process_of` gives the number of the process at the other end of a link, None where that is not known; `is_stopped`
+    says whether a process is stopped (by a signal or a debugger).
+    """
 
     def __init__(
         self,
@@ -77,6 +81,8 @@ class Router:
         is_account: Callable[[str], bool] = lambda _: False,
         snapshot: Snapshot = NOTHING_KEPT,
         chance: Callable[[], float] = lambda: 0.5,
+        process_of: Callable[[Link], int | None] = lambda _: None,
+        is_stopped: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
         self._out = Outbox()
@@ -88,7 +94,7 @@ class Router:
         self._entrances = Entrances(settings, self._exchange, self._out, epoch, snapshot)
         self._arrivals = self._entrances.arrivals
         self._questions = Questions(settings, self._exchange.directory, self._exchange.trace)
-        self._presence = Presence(settings, self._exchange, self._out, epoch, now)
+        self._presence = Presence(settings, self._exchange, self._out, epoch, now, process_of, is_stopped)
         self._peers = self._presence.peers
         self._missing: dict[str, str] = {}
         if snapshot.boxes or snapshot.dead:
@@ -207,6 +213,7 @@ class Router:
         """Let time pass; call it a few times a second."""
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+            self._presence.restarts.look(self._peers.values(), now)
         self._arrivals.tick()
         return self._actions()
 
@@ -252,6 +259,7 @@ class Router:
     def drain(self) -> None:
         """This broker is about to end: what enters from now on is refused, what is under way goes on."""
         self._entrances.draining = True
+        self._exchange.ending = True
 
     @property
     def idle(self) -> bool:
