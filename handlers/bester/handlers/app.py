@@ -54,7 +54,8 @@ class Timer(NamedTuple):
 class App:
     """The handlers of a program. `name` is its label at the broker, `credit` how many requests it holds at once.
 
-    `lease_ms`: how long it may be silent while it holds a request; only for code that blocks the loop for seconds.
+    `lease_ms`: how long the process may be silent while it holds a request; only for code in C that keeps the
+    interpreter to itself for seconds (30 s are asked for over ipc, where nothing else is said).
     `threads`: how many plain functions run at once. `version`: free text that the broker shows.
     """
 
