@@ -18,15 +18,17 @@ PATIENCE_S = 10.0
 
 
 class StandIn:
-    """Answers HELLO with WELCOME and GOODBYE with GOODBYE; `expect` returns what else comes."""
+    """Answers HELLO with WELCOME (`options` beside the heartbeat) and GOODBYE with GOODBYE; `expect` returns what else
+    comes. `heartbeats` counts those that came."""
 
     def __init__(self, endpoint: str, *, heartbeat_ms: int = 200, refuse: Error | None = None, **options: Any) -> None:
         self.endpoint = endpoint
         self.peer: bytes | None = None
         self.hellos: list[Hello] = []
         self._heartbeat_ms = heartbeat_ms
-        self._options = {"heartbeat_ms": heartbeat_ms} | options
         self._refuse = refuse
+        self.options = {"heartbeat_ms": heartbeat_ms} | options
+        self.heartbeats = 0
         self._inbox: asyncio.Queue[Message | Malformed] = asyncio.Queue()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._known: set[bytes] = set()
@@ -63,7 +65,7 @@ class StandIn:
             self._known.add(peer)
             self.hellos.append(message)
             if self._refuse is None:
-                self.send(Welcome(1, "s1", self._options))
+                self.send(Welcome(1, "s1", dict(self.options)))
             else:
                 self.send(self._refuse)
         elif peer not in self._known:
@@ -71,7 +73,9 @@ class StandIn:
             return
         elif isinstance(message, Goodbye):
             self.send(Goodbye("parting"))
-        if not isinstance(message, Heartbeat):
+        if isinstance(message, Heartbeat):
+            self.heartbeats += 1
+        else:
             self._inbox.put_nowait(message)
 
     def send(self, *messages: Message) -> None:

@@ -272,6 +272,59 @@ async def test_stop_kills_what_does_not_listen_and_what_it_started(
         await until(lambda: not any(map(alive, pids)))
 
 
+async def test_one_that_is_of_no_use_is_ended_and_started_again(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
+        first, other = children.pids["a"], children.pids["b"]
+        assert children.restart(first, "it hangs")
+        assert children.restart(first, "it hangs")  # once is enough
+        await until(lambda: caplog.text.count("a | here") == 2)
+        assert children.pids["b"] == other
+    assert caplog.text.count("handler a is ended, to be started again: it hangs") == 1
+    assert "handler a was ended by SIGTERM; starting it again in 0.1 s" in caplog.text
+
+
+async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_deaf_or_stopped(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bester.bridge.children.RESTART_GRACE_S", 0.1)
+    deaf = "import os, signal; signal.signal(15, signal.SIG_IGN); print('pid', os.getpid(), flush=True); " + STEADY
+    spawn = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); p.wait()"
+    child = Child("a", (sys.executable, "-c", spawn, deaf), {})
+
+    def inner() -> list[int]:
+        return [int(line.removeprefix("a | pid ")) for line in caplog.messages if line.startswith("a | pid ")]
+
+    async with running(directory, child) as children:
+        await until(lambda: len(inner()) == 1)
+        os.kill(inner()[0], signal.SIGSTOP)
+        assert children.restart(inner()[0], "it is stopped")
+        await until(lambda: len(inner()) == 2)
+        assert not alive(inner()[0])
+        assert children.restart(inner()[1], "it is deaf")
+        await until(lambda: len(inner()) == 3)
+        assert not alive(inner()[1])
+
+
+async def test_a_stranger_is_not_ended(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.DEVNULL)
+    try:
+        async with running(directory, python("a", STEADY)) as children:
+            await until(lambda: "a | here" in caplog.text)
+            assert not children.restart(stranger.pid, "it hangs")
+            assert not children.restart(os.getpid(), "it hangs")
+            assert stranger.poll() is None
+            stranger.kill()
+            stranger.wait()
+            assert not children.restart(stranger.pid, "it hangs")  # there is no such process any more
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert "to be started again" not in caplog.text
+
+
 async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

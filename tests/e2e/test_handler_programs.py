@@ -186,6 +186,112 @@ async def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
         await ended(process)
 
 
+HANGS = """
+import asyncio, threading, time
+from bester.handlers import App
+app = App("hangs", threads=1)
+
+@app.handler("thread")
+def thread(message):
+    threading.Event().wait()
+
+@app.handler("elsewhere")
+async def elsewhere(message):
+    await asyncio.to_thread(threading.Event().wait)
+
+@app.handler("loop")
+async def loop(message):
+    print("held", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+QUICKLY = "import sys; from bester.handlers import runner; runner.{name} = 0.3; sys.exit(runner.main(sys.argv[1:]))"
+
+
+async def test_a_worker_whose_threads_all_hang_ends_with_status_1(folder: Path) -> None:
+    (folder / "hangs.py").write_text(HANGS)
+    endpoint = f"ipc://{folder}/f.sock"
+    run = "import sys; from bester.handlers import overtime, runner; overtime.USELESS_S = 0.1; "
+    async with StandIn(endpoint, request_ms=100) as broker:
+        process = await start(
+            folder, "-c", run + "sys.exit(runner.main(sys.argv[1:]))", "hangs:app", "--fabric", endpoint
+        )
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", "thread"))
+        await broker.expect(Goodbye)
+        status, errors = await ended(process)
+    assert status == 1
+    assert "all 1 threads hang: hangs.thread (at " in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("type_", ["thread", "elsewhere"])
+async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) -> None:
+    (folder / "hangs.py").write_text(HANGS)
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint, request_ms=100) as broker:
+        process = await start(folder, "-c", QUICKLY.format(name="EXIT_S"), "hangs:app", "--fabric", endpoint)
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", type_))
+        assert process.stderr is not None
+        while b"longer than it may" not in await process.stderr.readline():
+            pass
+        process.terminate()
+        status, errors = await ended(process)
+    assert status == 0, errors
+    assert ("hangs: something still holds this process" in errors) == (type_ == "elsewhere")
+
+
+async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
+    (folder / "hangs.py").write_text(HANGS)
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "-c", QUICKLY.format(name="LAST_S"), "hangs:app", "--fabric", endpoint)
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", "loop"))
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"held\n"
+        process.terminate()
+        status, errors = await ended(process)
+    assert status == 1
+    assert "hangs: something still holds this process" in errors
+
+
+async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Path) -> None:
+    (folder / "hangs.py").write_text("from bester.handlers import overtime\novertime.USELESS_S = 0.5\n" + HANGS)
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint, heartbeat_ms=10_000, request_ms=1000) as broker:
+        process = await start(folder, "hangs:app", "--fabric", endpoint, "--workers", "2", "--name", "w")
+        await broker.expect(Hello)
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", "loop"))
+        again = await broker.expect(Hello)
+        assert [hello.name for hello in broker.hellos].count(again.name) == 2
+        process.terminate()
+        for _ in range(2):
+            await broker.expect(Goodbye)
+        status, errors = await ended(process)
+    assert status == 0, errors
+    assert "hangs.loop (at " in errors
+    assert "this process ends, so that it is started again" in errors
+
+
+async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
+    (folder / "heavy.py").write_text("import sys\n" + APP + "\nsys.stdin.readline()\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        process = await start(folder, "-c", QUICKLY.format(name="SLOW_IMPORT_S"), "heavy:app", "--fabric", endpoint)
+        assert process.stderr is not None
+        line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
+        assert "importing heavy:app has taken 0.3 s so far, and is at " in line
+        assert "nothing is served before it has ended" in line
+        assert process.stdin is not None
+        process.stdin.write(b"go on\n")
+        await broker.expect(Hello)
+        process.terminate()
+        assert (await ended(process))[0] == 0
+
+
 async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):

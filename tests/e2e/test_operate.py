@@ -254,7 +254,10 @@ async def test_a_broker_that_goes_away_is_not_asked_again(shell: Shell, broker: 
     broker.send(Error("hello-first", "who are you?"))
     status, lines = await shell.ended(process)
     assert (status, len(lines)) == (1, 1)
-    assert "went away before it answered (the broker has restarted); look at what became of it" in lines[0]
+    assert (
+        "went away before it answered (the broker does not know this link any more); look at what became of it"
+        in lines[0]
+    )
 
 
 async def test_an_interrupt_ends_the_waiting(shell: Shell, broker: StandIn) -> None:

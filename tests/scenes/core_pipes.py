@@ -135,7 +135,7 @@ class Pipe:
             case "welcomed":
                 self._on_ready()
             case "unknown":
-                self._on_lost("the broker has restarted")
+                self._on_lost("the broker does not know this link any more")
             case "lost" | "parted":
                 self._close()
                 self._on_lost(step.event)

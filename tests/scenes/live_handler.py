@@ -1,4 +1,8 @@
-"""A handler of the live stage: the SDK's worker on a thread and loop of its own, so that it can be stopped alone."""
+"""A handler of the live stage: the SDK's worker on a thread and loop of its own, so that it can be stopped alone.
+
+Frozen is a whole process: its loop stands, and nobody in it vouches for that. It has no lease, for whoever looks sees
+that the process (the test's) runs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import asyncio
 from concurrent.futures import Future
 from threading import Event, Thread
 from typing import TypeVar
+from unittest.mock import patch
 
+from bester.broker.fabric import FabricLink
 from bester.broker.wire.messages import Command
 from bester.handlers.app import App
 from bester.handlers.outlet import Outcome
@@ -15,13 +21,18 @@ from tests.live import DEADLINE_S
 from tests.scenes.stage import Handler
 
 T = TypeVar("T")
+NO_LEASE_MS = 1_500
+"""As long as the stage's brokers bear with anybody's silence."""
 
 
 class LiveHandler(Handler):
     def __init__(self, app: App, endpoint: str) -> None:
         self._app = app
+        self._app.lease_ms = NO_LEASE_MS
+        self._silence = patch.object(FabricLink, "vouch", lambda link: None)
         self._endpoint = endpoint
         self._awake = Event()
+        self._awake.set()
         self._ready: Future[None] = Future()
         self._thread = Thread(target=self._run, name=f"handler {app.name}", daemon=True)
 
@@ -51,6 +62,7 @@ class LiveHandler(Handler):
     async def freezes(self) -> None:
         asleep: Future[None] = Future()
         self._awake.clear()
+        self._silence.start()
 
         def sleep() -> None:
             asleep.set_result(None)
@@ -60,10 +72,12 @@ class LiveHandler(Handler):
         await _within_deadline(asleep)
 
     async def thaws(self) -> None:
-        self._awake.set()
+        if not self._awake.is_set():
+            self._awake.set()
+            self._silence.stop()
 
     async def leaves(self) -> None:
-        self._awake.set()
+        await self.thaws()
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._enough.set)
         await asyncio.to_thread(self._thread.join, DEADLINE_S)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Send, Settings, Verify
+from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Send, Settings, Verify
 from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
@@ -63,6 +63,8 @@ class Stand:
     disk: bool = True
     wall_offset_s: float = 0.0
     boot: str = "boot"
+    processes: dict[Link, int] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -70,6 +72,7 @@ class Stand:
         self.notices: list[Notice] = []
         self.verifies: list[Verify] = []
         self.looked_up: list[frozenset[str]] = []
+        self.restarts: list[Restart] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[Read] = []
@@ -94,6 +97,7 @@ class Stand:
             self.settings, epoch=epoch, first_token=5000, now=self.now, wall_s=self.wall_s, boot=self.boot,
             is_account=lambda name: name in self.accounts,
             snapshot=self.store.open(), chance=lambda: 1.0,
+            process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
 
     def restart(self, epoch: str = "e2") -> None:
@@ -115,6 +119,8 @@ class Stand:
                 self.verifies.append(action)
             elif isinstance(action, LookUp):
                 self.looked_up.append(action.servers)
+            elif isinstance(action, Restart):
+                self.restarts.append(action)
             elif isinstance(action, Read):
                 self.reads.append(action)
             else:

@@ -123,7 +123,11 @@ def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    assert stand.heard(link) == [Welcome(1, "s1", {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES})]
+    said = {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES, "life": "e"}
+    assert stand.heard(link) == [Welcome(1, "s1", {**said, "request_ms": 30_000})]
+    other = stand.link()
+    stand.say(other, Hello(1, "bridge", "b", {}))
+    assert stand.heard(other) == [Welcome(1, "s1", said)]
 
 
 @pytest.mark.parametrize(

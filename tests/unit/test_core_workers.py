@@ -341,8 +341,16 @@ class Crews(RuleBasedStateMachine):
                 and other.ordered and other.number < post.number
             ]  # fmt: skip
             held = {id_: where for where, other in self.hands.items() for id_ in other.held.values()}
+            earlier = [id_ for id_ in earlier if not self.is_past(id_)]
             assert all(id_ in held for id_ in earlier), "overtook one that waits"
             assert all(held[id_] == link for id_ in earlier), "two workers hold one user's"
+
+    def is_past(self, id_: str) -> bool:
+        """Is it held by one that holds nothing but what is over, and may have been passed over for that?"""
+        for hand in self.hands.values():
+            if id_ in hand.held.values():
+                return len(hand.held) >= hand.credit and all(self.posts[held].ended for held in hand.held.values())
+        return False
 
     @invariant()
     def credit_is_kept_and_nobody_idles(self) -> None:

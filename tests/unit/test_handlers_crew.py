@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import random
+import threading
 from typing import Any
 
 import pytest
 
 from bester.broker.wire.messages import Request
 from bester.handlers import App, Message
-from bester.handlers.crew import Crew, Job
+from bester.handlers.crew import OVERDUE, Crew, Job, NotBegunError
 
 colour: contextvars.ContextVar[int] = contextvars.ContextVar("colour", default=-1)
 PATIENCE_S = 20.0
@@ -25,10 +27,11 @@ class Hand:
         self.all_done = asyncio.Event()
         self.expected = 0
         self.app = App()
-        self.crew = Crew(self.done, self.failed)
+        self.due: dict[int, float] = {}  # by token, where one is overdue some time
+        self.crew = Crew(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
 
     def job(self, token: int) -> Job:
-        return Request(token, "x", b"%d" % token, None, {}), self.app.routes["x"], 0
+        return Request(token, "x", b"%d" % token, None, {}), self.app.routes["x"], 0, 0.0
 
     def give(self, tokens: range) -> None:
         self.expected += len(tokens)
@@ -135,6 +138,85 @@ async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
     hand.give(range(10, 11))  # and it works on
     hand.all_done.clear()
     await asyncio.sleep(0)
+    await hand.crew.close()
+
+
+async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
+    hand = Hand()
+    gate = asyncio.Event()
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> int:
+        await gate.wait()
+        return int(message.data)
+
+    hand.give(range(20))
+    while len(hand.crew._waiting) < 20:
+        await asyncio.sleep(0)
+    hand.due = {3: 5.0, 7: 9.0, 8: 4.0}
+    assert hand.crew.cancel_overdue(3.9) == []
+    assert {job[0].token for job, _ in hand.crew.cancel_overdue(5.0)} == {3, 8}
+    assert hand.crew.cancel_overdue(5.0) == []  # once
+    assert {job[0].token for job in hand.crew.stubborn(math.inf)} == {3, 8}
+    while len(hand.results) < 2:
+        await asyncio.sleep(0)
+    assert hand.crew.stubborn(math.inf) == []
+    gate.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    for token in (3, 8):
+        assert isinstance(hand.results[token], asyncio.CancelledError)
+        assert hand.results[token].args == (OVERDUE,)
+    assert [hand.results[token] for token in range(20) if token not in (3, 8)] == [
+        token for token in range(20) if token not in (3, 8)
+    ]
+    await hand.crew.close()
+
+
+async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> None:
+    """Another thread asks for it while a handler holds the loop: what is queued comes after what the loop has to do."""
+    hand = Hand()
+    seen: list[Any] = []
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        seen.append(message.data)
+        if message.data == 0:
+            asyncio.get_running_loop().call_soon(seen.append, "turn")
+            thread = threading.Thread(target=hand.crew.breathe)
+            thread.start()
+            thread.join()
+
+    hand.give(range(6))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert seen == [0, "turn", 1, 2, 3, 4, 5]
+    await hand.crew.close()
+
+
+async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_the_rest() -> None:
+    hand = Hand()
+    hand.due[2] = 0.0
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        if message.data in (0, 10):
+            hand.crew.breathe()
+        if message.data == 10:
+            void.extend(job[0].token for job in hand.crew.void())
+
+    void: list[int] = []
+    hand.give(range(4))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert isinstance(hand.results[2], NotBegunError)
+    hand.give(range(10, 14))
+    while 10 not in hand.results:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert void == [11, 12, 13]
+    assert not {11, 12, 13} & set(hand.results)
     await hand.crew.close()
 
 

@@ -128,6 +128,37 @@ def test_three_silent_heartbeats_are_the_end_of_a_link() -> None:
     assert one.retry_at == 7.0 + FIRST_RETRY_S
 
 
+@pytest.mark.parametrize("held_s", [3.0, 8.0, 3600.0])
+def test_a_side_that_was_held_up_reads_before_it_gives_a_silent_broker_up(held_s: float) -> None:
+    one = at(State.READY)
+    due = one.next_timer()
+    assert due is not None
+    now = due + held_s
+    assert one.tick(now, due).event is None
+    one.receive(Heartbeat(), now)  # it lay in the socket
+    assert one.tick(now + 5.9, now + 5.9).event is None
+    assert one.tick(now + 6.0, now + 6.0).event == "lost"
+
+
+def test_a_broker_that_stays_silent_after_that_is_given_up_a_heartbeat_later() -> None:
+    one = at(State.READY)
+    assert one.tick(30.0, 2.0).event is None
+    assert one.tick(31.9, 31.9).event is None
+    assert one.tick(32.0, 32.0) == Step((), "lost")
+
+
+def test_a_greeting_that_was_held_up_goes_on() -> None:
+    one = at(State.GREETING)
+    assert one.tick(9.0, GREETING_S) == NOTHING
+    assert one.receive(WELCOME, 9.1).event == "welcomed"
+
+
+def test_a_timer_that_is_hardly_late_is_no_excuse() -> None:
+    one = at(State.READY)
+    one.sent(5.0)
+    assert one.tick(6.3, 6.0).event == "lost"
+
+
 def test_whatever_is_heard_is_a_sign_of_life() -> None:
     one = at(State.READY)
     assert one.receive(Relayed(1, "sent"), 1.0) == NOTHING

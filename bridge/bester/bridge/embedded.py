@@ -22,8 +22,15 @@ from bester.broker.wire.codes import ConfigError
 
 log = logging.getLogger("bester.up")
 
+LAST_DRAIN_S = 0.5
+"""What the broker has at least to finish what it owes to others than clients."""
 HURRY_S = 0.2
 """What handlers have from SIGTERM to SIGKILL where somebody asked twice for the end, or it comes by a failure."""
+
+
+def _endpoint(listen: tuple[str, ...]) -> str:
+    """Return where the declared handlers connect: to ipc if there is any, where the system names the process."""
+    return next((endpoint for endpoint in listen if endpoint.startswith("ipc://")), listen[0])
 
 
 def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
@@ -36,7 +43,7 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is under way."""
-        children = Children(plan(config, config.fabric.listen[0]), config.directory)
+        children = Children(plan(config, _endpoint(config.fabric.listen)), config.directory)
         async with AsyncExitStack() as stack:
             names = Names()
             stack.callback(names.close)
@@ -45,15 +52,19 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             bridge.attach(broker.attach(bridge.bridge.receive))
             broker.on_handler = children.served
             children.on_given_up = broker.router.given_up
+            broker.restart = children.restart
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
             on_ready(bridge.addresses)
             await stop.wait()
             about_to_end()
-            # Clients first: no new messages, reports for the old ones; then what handlers and servers still owe.
+            # Clients first: no new messages, reports for the old ones; then what handlers and servers still owe. Both
+            # in the same time: what was not answered in that, nobody waits for any more.
+            loop_time = asyncio.get_running_loop().time
+            latest = loop_time() + broker_service.DRAIN_S
             bridge.refuse_new()
             await bridge.drain(broker_service.DRAIN_S)
-            await broker_service.finish(broker.drain(broker_service.DRAIN_S))
+            await broker_service.finish(broker.drain(max(latest - loop_time(), LAST_DRAIN_S)))
         return 0
 
     return loop.run(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from bester.broker.names import find, numeric, reason
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
-from bester.broker.wire.messages import MAX_FRAME_BYTES, Malformed, Message
+from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
 from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
 from bester.broker.wire.unsendable import as_if, instead
 
@@ -37,13 +38,16 @@ MAX_OUTBOX = 65536
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
 """How long the last words of a link that ends in peace may take."""
+MAX_MET = 20_000
+"""Peers of one socket whose process is remembered; above it they are looked up again as they speak."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
+_HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
 
 class FabricSocket:
-    """One ZeroMQ socket: `on_frames` gets each message that came, `on_drained` follows the last one of a turn."""
+    """One ZeroMQ socket: `on_frames` gets each message that came."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
         self._on_frames = on_frames
@@ -51,6 +55,8 @@ class FabricSocket:
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
         self.socket.maxmsgsize = MAX_FRAME_BYTES
+        self._receive: Callable[[int], Frames] = self.socket.recv_multipart
+        self._met: dict[bytes, int | None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._again: asyncio.Handle | None = None
@@ -76,6 +82,36 @@ class FabricSocket:
         """Send one ZeroMQ message now. Raises zmq.Again where the peer's queue is full, ZMQError where it is gone."""
         self.socket.send_multipart(frames, zmq.NOBLOCK)
 
+    def remember_processes(self) -> None:
+        """Of a ROUTER that is bound to an ipc endpoint: ask the kernel for the process of each peer (`process_of`)."""
+        self._met = {}
+        self._receive = self._receive_from
+
+    def process_of(self, identity: bytes) -> int | None:
+        """Return the process id of a peer that has spoken; None where the system does not tell."""
+        return None if self._met is None else self._met.get(identity)
+
+    def _receive_from(self, flags: int) -> Frames:
+        """Receive as recv_multipart does, and look up the process of a peer that was not heard before."""
+        receive, more = self.socket.recv, self.socket.getsockopt
+        identity = receive(flags)
+        assert self._met is not None
+        if identity not in self._met or identity[0]:  # a name that its owner chose may come from a new process
+            return [identity, *self._meet(identity)]
+        frames = [identity]
+        while more(zmq.RCVMORE):
+            frames.append(receive(flags))
+        return frames
+
+    def _meet(self, identity: bytes) -> Frames:
+        """Receive the rest of a message, as objects that carry what the kernel says of the sender."""
+        rest = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        assert self._met is not None
+        if len(self._met) >= MAX_MET:
+            self._met.clear()
+        self._met[identity] = _process_of(rest[0])
+        return [frame.bytes for frame in rest]
+
     def look_again(self) -> None:
         """A send may have swallowed the wake-up for what arrived meanwhile: look, in this turn of the loop."""
         if self._loop is not None and self._again is None and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
@@ -85,7 +121,7 @@ class FabricSocket:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        receive = self.socket.recv_multipart
+        receive = self._receive
         enough = time.monotonic() + DRAIN_S
         empty = False
         try:
@@ -102,11 +138,94 @@ class FabricSocket:
                 self.look_again()
 
 
+class SharedSocket(FabricSocket):
+    """The same, for a worker: its watch sends heartbeats from another thread while the loop is held.
+
+    A ZeroMQ socket may pass from thread to thread, but must never be in two of them: each use of it is made under a
+    lock. Handlers run outside of that lock, so that one which holds the loop does not hold the socket as well.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
+        super().__init__(context, kind, on_frames)
+        self.guard = threading.Lock()
+        self._acquire, self._release = self.guard.acquire, self.guard.release  # half the price of `with`
+        self._came: deque[Frames] = deque()
+
+    def close(self) -> None:
+        """As above."""
+        with self.guard:
+            super().close()
+
+    def send(self, frames: Frames) -> None:
+        """As above."""
+        self._acquire()
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        finally:
+            self._release()
+
+    def look_again(self) -> None:
+        """As above."""
+        if self._loop is None or self._again is not None:
+            return
+        self._acquire()
+        try:
+            state = int(self.socket.getsockopt(zmq.EVENTS))
+        finally:
+            self._release()
+        if state & zmq.POLLIN:
+            self._again = self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """As above; what has come is taken over at once, so that the lock is taken once."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        came, receive, wait_not = self._came, self._receive, zmq.NOBLOCK
+        self._acquire()
+        try:
+            while len(came) < DRAIN_AT_ONCE:
+                came.append(receive(wait_not))
+        except zmq.Again:
+            pass
+        finally:
+            self._release()
+        full, enough = len(came) >= DRAIN_AT_ONCE, time.monotonic() + DRAIN_S
+        while came:
+            self._on_frames(came.popleft())
+            if self._loop is None:  # closed by what it heard
+                return
+            if came and time.monotonic() >= enough:
+                self._again = self._loop.call_soon(self._drain)
+                return
+        if full:
+            self.look_again()
+
+    def send_from_another_thread(self, frames: Frames) -> bool:
+        """Send one ZeroMQ message if there is room; says whether the socket is open. `look_again` on the loop then."""
+        with self.guard:
+            if self.socket.closed:
+                return False
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+        return True
+
+
+def _process_of(frame: zmq.Frame) -> int | None:
+    """Return the process that has sent a frame: libzmq gives `HOST:UID:GID:PID` for ipc where the system tells."""
+    try:
+        where = str(frame.get("Peer-Address")).split(":")
+    except zmq.ZMQError:
+        return None
+    return int(where[3]) if len(where) == 4 and where[3].isdigit() and int(where[3]) > 0 else None
+
+
 class FabricLink:
     """The connecting side of a link: a DEALER, its Party, and the timers and new sockets that the Party asks for.
 
     `on_messages` gets what came, but for what is about the link itself. `on_ready` is called at every WELCOME: say
-    who you are and what you hold. `on_lost(why)`: everything outstanding on the link is void.
+    who you are and what you hold. `on_lost(why)`: everything outstanding on the link is void. With `shared` another
+    thread may call `vouch`.
 
     A message that cannot be sent holds up no other. Where the broker waits for it, the broker is sent that it cannot
     be; where this side waits for the broker's answer, `on_messages` gets a refusal as if the broker had sent it.
@@ -122,6 +241,7 @@ class FabricLink:
         on_ready: Callable[[], None],
         on_lost: Callable[[str], None],
         on_unsendable: Callable[[Message, WireError], None] = lambda message, error: None,
+        shared: bool = False,
     ) -> None:
         wrong = fault(party.hello)
         if wrong is not None:
@@ -129,6 +249,7 @@ class FabricLink:
         self.endpoint = endpoint
         self.party = party
         self._on_unsendable = on_unsendable
+        self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
         self._on_ready = on_ready
         self._on_lost = on_lost
@@ -138,6 +259,7 @@ class FabricLink:
         self._stuck: deque[Frames] = deque()
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()
         self._finding: asyncio.Task[None] | None = None
         self._opened = 0  # how often a socket was: the addresses of a name are tried in turn
@@ -175,6 +297,18 @@ class FabricLink:
         """The limit on a body: a handler's is what the broker said; others check theirs where they come in."""
         told = self.party.options.get("max_body") if self.party.hello.role == "handler" else None
         return min(told, MAX_FRAME_BYTES) if type(told) is int and told > 0 else MAX_FRAME_BYTES
+
+    def vouch(self) -> None:
+        """Send a HEARTBEAT from another thread than the loop's, which is held up. Only for a link that is `shared`."""
+        socket = self._socket
+        if not isinstance(socket, SharedSocket) or not socket.send_from_another_thread(_HEARTBEAT):
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._look_again)  # that send may have swallowed the loop's wake-up
+
+    def _look_again(self) -> None:
+        if self._socket is not None:
+            self._socket.look_again()
 
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Say GOODBYE and wait for its echo (or `timeout_s`): nothing new comes after it.
@@ -240,10 +374,11 @@ class FabricLink:
 
     def _open(self, endpoint: str) -> None:
         assert self._context is not None
-        self._socket = FabricSocket(self._context, zmq.DEALER, self._received)
-        self._socket.socket.ipv6 = "[" in endpoint  # without it ZeroMQ takes no IPv6 address
-        self._socket.socket.connect(endpoint)
-        self._socket.register()
+        socket = self._kind(self._context, zmq.DEALER, self._received)
+        socket.socket.ipv6 = "[" in endpoint  # without it ZeroMQ takes no IPv6 address
+        socket.socket.connect(endpoint)
+        socket.register()
+        self._socket = socket
         self._do(self.party.opened(self._loop.time()))
 
     def _shut(self) -> None:
@@ -284,7 +419,7 @@ class FabricLink:
         if step.event == "welcomed":
             self._on_ready()
         elif step.event == "unknown":
-            self._on_lost("the broker has restarted")
+            self._on_lost("the broker does not know this link any more")
         elif step.event in ("lost", "parted"):
             self._shut()
             self._on_lost(self._why(step.event))
@@ -306,9 +441,10 @@ class FabricLink:
         if when is None:
             return
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= when and self._timer.when() > self._loop.time():
+            if not self._timer.cancelled() and self._loop.time() < self._due <= when:
                 return  # fires early enough; it will look again
             self._timer.cancel()
+        self._due = when  # uvloop's handle of a call that is due already does not say when it was
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
@@ -319,7 +455,7 @@ class FabricLink:
             else:
                 self._set_timer(self.party.retry_at)
             return
-        self._do(self.party.tick(self._loop.time()))
+        self._do(self.party.tick(self._loop.time(), self._due))
 
     # --- sending ---
 

@@ -13,6 +13,7 @@ WARNINGS = frozenset(
     {
         "clock-jumped",
         "dead-letter",
+        "handler-stuck",
         "hello-refused",
         "login-slowed",
         "renamed",

@@ -25,15 +25,16 @@ import zmq
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Restart, Send, Settings, Verify
 from bester.broker.departures import Departures
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
 from bester.broker.keeping import Keeping
 from bester.broker.kept import Read, Write
-from bester.broker.logs import bare_facts, with_facts
+from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
+from bester.broker.processes import exists, is_stopped
 from bester.broker.store import Store
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
@@ -87,7 +88,11 @@ class Broker:
             is_account=self._departures.is_account,
             snapshot=store.open(),
             chance=random.random,
+            process_of=self._process_of,
+            is_stopped=is_stopped,
         )
+        self.restart: Callable[[int, str], bool] = lambda process, why: False
+        """Starts a handler's process again, for this reason; False: whoever runs this broker has not started it."""
         self._keeping = Keeping(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
@@ -183,7 +188,15 @@ class Broker:
             socket.socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise ConfigError(f"[fabric] listen: {endpoint}: {_why(error)}") from None
+        if where.transport == "ipc":
+            socket.remember_processes()
         socket.register()
+
+    def _process_of(self, link: Link) -> int | None:
+        if link.door != "ipc":
+            return None
+        index, _, identity = link.key.partition(b":")
+        return self._sockets[int(index)].process_of(identity)
 
     def _connect(self, name: str, endpoint: str) -> None:
         link = Link("server", name.encode())
@@ -283,6 +296,8 @@ class Broker:
             elif type(action) is LookUp:
                 if self.look_up is not None:
                     self.look_up(action.servers)
+            elif type(action) is Restart:
+                self._start_again(action)
             elif isinstance(action, Read):
                 self._keep((), (action,))
             elif isinstance(action, Write):
@@ -295,6 +310,14 @@ class Broker:
             level = logging.WARNING if notice.event in WARNINGS else logging.INFO
             text = with_facts(notice.event, fields)
             log.log(level, "%s", text, extra=bare_facts(notice.event, **fields) | PACED)
+
+    def _start_again(self, action: Restart) -> None:
+        process = action.process
+        if process is not None and (self.restart(process, action.why) or not exists(process)):
+            return
+        whose = f"process {process} is no child of this server" if process else "it is not known whose process that is"
+        known = facts("handler-useless", handler=action.name, process=process, why=action.why)
+        log.warning("handler %r must be started again, but %s: %s", action.name, whose, action.why, extra=known)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:

@@ -36,9 +36,10 @@ class Runs(Enum):
 
 class Route(NamedTuple):
     """What is done with messages of a type. `call` takes the Message; its result is awaited where `runs` is LOOP.
-    `name` is what the log calls the function."""
+    `function` is what the app's author wrote, `name` what the log calls it."""
 
     call: Callable[[Message], Any]
+    function: Callable[..., Any]
     name: str
     runs: Runs
     by_user: bool
@@ -55,7 +56,8 @@ class Timer(NamedTuple):
 class App:
     """The handlers of a program. `name` is its label at the broker, `credit` how many requests it holds at once.
 
-    `lease_ms`: how long it may be silent while it holds a request; only for code that blocks the loop for seconds.
+    `lease_ms`: how long the process may be silent while it holds a request; only for code in C that keeps the
+    interpreter to itself for seconds (30 s are asked for over ipc, where nothing else is said).
     `threads`: how many plain functions run at once. `version`: free text that the broker shows.
     """
 
@@ -202,11 +204,11 @@ def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
     runs = Runs.LOOP if on_loop else Runs.INLINE if inline else Runs.THREAD
     takes_data, declared = _payload_type(function, name)
     if not takes_data:
-        return Route(function, name, runs, by_user, None)
+        return Route(function, function, name, runs, by_user, None)
     if declared is None:
-        return Route(lambda message: function(message, message.data), name, runs, by_user, None)
+        return Route(lambda message: function(message, message.data), function, name, runs, by_user, None)
     decode, schema = typed(declared)
-    return Route(lambda message: function(message, decode(message.raw)), name, runs, by_user, schema)
+    return Route(lambda message: function(message, decode(message.raw)), function, name, runs, by_user, schema)
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:

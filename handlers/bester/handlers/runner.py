@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import logging
+import math
 import os
+import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +29,8 @@ from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.messages import spelling_fault
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
-from bester.handlers.worker import Worker
+from bester.handlers.stacks import line_of
+from bester.handlers.worker import DRAIN_S, Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
 """Where a server started in this directory listens, unless it was told otherwise."""
@@ -37,6 +41,12 @@ FIRST_RESTART_S = 0.5
 LAST_RESTART_S = 30.0
 STEADY_S = 10.0
 """A worker process that lived so long is restarted at once; others after a delay that doubles between the two."""
+SLOW_IMPORT_S = 5.0
+"""An import that takes longer is said in the log: until it has ended, nothing is served."""
+LAST_S = DRAIN_S + 5.0
+"""From SIGTERM to the end of the process, whatever holds the loop."""
+EXIT_S = 2.0
+"""How long threads that the user's code has started may hold up the end once the worker has stopped."""
 
 log = logging.getLogger("bester.handlers")
 
@@ -110,14 +120,15 @@ def run(
     if not 1 <= workers <= MAX_WORKERS:
         return _say(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
     try:
-        app = _app(spec, socket, order, types)
+        with _slow_import_is_said(spec):
+            app = _app(spec, socket, order, types)
         worker = Worker(app, endpoint, name=name, types=types, background=not child)
     except ValueError as error:
         return _say(f"{spec}: {error}")
     except LoadError as error:
         return _say(str(error), error.status)
     if workers == 1:
-        return _on_loop(lambda: _serve(worker, lifeline=child is not None))
+        return _on_loop(lambda: _serve(worker, is_child=child is not None))
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
@@ -167,6 +178,25 @@ def _uncaught(
     log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=known)
 
 
+@contextlib.contextmanager
+def _slow_import_is_said(spec: str | None) -> Iterator[None]:
+    """Say where an import stands that takes long; once."""
+    thread = threading.get_ident()
+
+    def say() -> None:
+        text = "importing %s has taken %g s so far, and is at %s; nothing is served before it has ended"
+        line = line_of(thread)
+        log.warning(text, spec, SLOW_IMPORT_S, line, extra=logs.facts("slow-import", app=spec, line=line))
+
+    timer = threading.Timer(SLOW_IMPORT_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _say(text: str, status: int = 2) -> int:
     logs.fail(text)
     return status
@@ -201,32 +231,81 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _told_to_stop() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hung_up)
-    return stop
+@contextlib.contextmanager
+def _told_to_stop(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
+    """Return an event that SIGTERM and SIGINT set. `at_once` is called wherever the main thread is at that moment, even
+    while a function holds the loop: it must take no lock."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
+    def told(number: int, frame: object) -> None:
+        at_once()
+        loop.call_soon_threadsafe(stop.set)
 
-async def _serve(worker: Worker, lifeline: bool) -> int:
-    stop = _told_to_stop()
+    before: dict[int, Any] = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(hung_up))
     try:
-        worker.start()
-    except zmq.ZMQError as error:
-        return _say(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
-    if lifeline:
-        await _watch_input(stop)
-    over, told = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
-    await asyncio.wait((over, told), return_when=asyncio.FIRST_COMPLETED)
-    over.cancel()
-    told.cancel()
-    await worker.stop()
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class _LastResort:
+    """Ends a process that cannot end: a function holds its loop, or threads that it would wait for hang."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._limit_s = math.inf
+        self._status = 1
+        self._told, self._tell = os.pipe()  # a signal handler may write there, whatever it has interrupted
+        threading.Thread(target=self._wait, name="bester-last-resort", daemon=True).start()
+
+    def end_within(self, seconds: float, status: int) -> None:
+        """End the process in so many seconds at the latest; said again, the new time counts."""
+        self._limit_s, self._status = seconds, status
+        os.write(self._tell, b"!")
+
+    def _wait(self) -> None:
+        limit_s: float | None = None
+        while select.select([self._told], [], [], limit_s)[0]:
+            os.read(self._told, 1)
+            limit_s = self._limit_s
+        text = "%s: something still holds this process, which ends without waiting any longer"
+        log.warning(text, self._name, extra=logs.facts("ended-at-once", name=self._name))
+        logs.finish()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(self._status)
+
+
+def _end_hung(name: str) -> None:
+    log.error("%s: this process ends, so that it is started again", name, extra=logs.facts("ended-hung", name=name))
+    logs.finish()
+    os._exit(1)  # the loop is held: nothing gentler is carried out any more
+
+
+async def _serve(worker: Worker, is_child: bool) -> int:
+    last = _LastResort(worker.name)
+    with _told_to_stop(lambda: last.end_within(LAST_S, 1)) as stop:
+        if is_child:
+            worker.on_hung(lambda: _end_hung(worker.name))
+        try:
+            worker.start()
+        except zmq.ZMQError as error:
+            return _say(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
+        if is_child:
+            await _watch_input(stop)
+        over, told = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
+        await asyncio.wait((over, told), return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        told.cancel()
+        await worker.stop()
     refusal = worker.refusal
     if refusal is not None:
-        return _say(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}", 1)
-    return 0
+        _say(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}")
+    status = 0 if refusal is None and worker.failure is None else 1
+    last.end_within(EXIT_S, status)
+    return status
 
 
 class _Lifeline(asyncio.Protocol):
@@ -247,9 +326,9 @@ async def _watch_input(stop: asyncio.Event) -> None:
 
 
 async def _supervise(command: Sequence[str], name: str, workers: int) -> int:
-    stop = _told_to_stop()
-    async with asyncio.TaskGroup() as group:
-        children = [group.create_task(_keep_running(command, name, index, stop)) for index in range(workers)]
+    with _told_to_stop() as stop:
+        async with asyncio.TaskGroup() as group:
+            children = [group.create_task(_keep_running(command, name, index, stop)) for index in range(workers)]
     return max(child.result() for child in children)
 
 

@@ -1,6 +1,8 @@
 """Runs plain functions, a bounded number at once, on threads that are kept; the loop hears of a batch of ends at once.
 
-The threads are daemons: a function that never returns must not keep a program from ending that was told to.
+A thread cannot be stopped from outside. One whose function takes too long is *late*: it is no longer counted on, and
+comes back should the function return. The threads are daemons: a function that never returns must not keep a program
+from ending that was told to.
 """
 
 from __future__ import annotations
@@ -8,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-from bester.handlers.crew import Job
+from bester.handlers.crew import Job, NotBegunError
 from bester.handlers.message import Message
+from bester.handlers.stacks import place_of
+
+JUST_S = 1.0
+"""What has ended so lately may be what kept all other threads from running until now."""
 
 End = tuple[Job, Any, BaseException | None]
 
@@ -29,8 +37,18 @@ def outcome_of(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Base
         return None, error
 
 
+class Overdue(NamedTuple):
+    """Requests whose time is over: those that no thread has begun, and those that one is at, with the line it is at."""
+
+    waiting: list[Job]
+    running: list[tuple[Job, str]]
+
+
 class Threads:
-    """`done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded by the credit."""
+    """`done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded by the credit.
+
+    `due(job)` is when the time of a request is over (monotonic seconds).
+    """
 
     def __init__(
         self,
@@ -38,26 +56,80 @@ class Threads:
         is_wanted: Callable[[Job], bool],
         done: Callable[[Job, Any], None],
         failed: Callable[[Job, BaseException], None],
+        due: Callable[[Job], float] = lambda _: math.inf,
     ) -> None:
-        self._size = size
+        self.size = size
         self._is_wanted = is_wanted
         self._done = done
         self._failed = failed
+        self._due = due
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._waiting: dict[int, Job] = {}  # by id; whoever takes a job out, a thread or `overdue`, has it
+        self._running: dict[int, Job] = {}  # by thread
+        self._late: dict[int, Job] = {}  # by id: those that are running and overdue
+        self._latest = ("", -math.inf)  # the function that has ended last, and when
         self._ended: deque[End] = deque()
         self._called = False  # the loop will look at `_ended`
         self._count = 0
         self._in_hand = 0
 
+    @property
+    def usable(self) -> int:
+        """How many threads there are, or may be, that no function holds for too long."""
+        return self.size - len(self._late)
+
+    def hopeless(self) -> list[Job]:
+        """Return the requests that will not be answered as things stand: those of late threads, and, where there are
+        no others, those that wait."""
+        return [*self._late.values(), *(() if self.usable else list(self._waiting.values()))]
+
     def add(self, job: Job) -> None:
         """Have a thread carry out a request as soon as one is free."""
         self._in_hand += 1
-        if self._in_hand > self._count and self._count < self._size:
+        if self._in_hand > self._count and self._count < self.size:
             self._count += 1
             threading.Thread(target=self._work, name=f"bester-handler-{self._count}", daemon=True).start()
+        self._waiting[id(job)] = job
         self._jobs.put(job)
+
+    def overdue(self, now: float) -> Overdue:
+        """Take out what waits and is overdue; note which threads have become late.
+
+        Where no thread is usable, what waits is left there: a place that is given back would be filled in vain.
+        """
+        waiting = []
+        for key, job in list(self._waiting.items()) if self.usable else ():
+            if self._due(job) > now:
+                break  # those behind it came later
+            if self._waiting.pop(key, None) is not None:
+                self._in_hand -= 1
+                waiting.append(job)
+        running = []
+        for thread, job in list(self._running.items()):
+            if id(job) not in self._late and self._due(job) <= now:
+                place = place_of(thread)
+                self._late[id(job)] = job
+                running.append((job, place.line if place is not None else "its end"))
+        return Overdue(waiting, running)
+
+    def hanging(self, is_hanging: Callable[[Job], bool]) -> list[str] | None:
+        """Return where each thread is, if every one there may be hangs; None: there are others."""
+        running = list(self._running.items())
+        if len(running) < self.size or not all(is_hanging(job) for _, job in running):
+            return None
+        return [str(place_of(thread)) for thread, _ in running]
+
+    def places(self) -> list[str]:
+        """Return where the threads are that carry out a request now; where there are none, what has just ended."""
+        name, ended = self._latest
+        just_ended = [name] if time.monotonic() - ended < JUST_S else []
+        return [str(place_of(thread)) for thread in list(self._running)] or just_ended
+
+    def is_late(self, job: Job) -> bool:
+        """Has a thread been at this request for too long?"""
+        return id(job) in self._late
 
     def close(self) -> None:
         """Let the threads end, each after what it is at."""
@@ -65,10 +137,19 @@ class Threads:
             self._jobs.put(None)
 
     def _work(self) -> None:
+        me = threading.get_ident()
         while (job := self._jobs.get()) is not None:
-            result, failure = None, None
-            if self._is_wanted(job):  # or else its link was lost while it waited here
+            if self._waiting.pop(id(job), None) is None:  # its time was over before it was begun
+                continue
+            result: Any = None
+            failure: BaseException | None = None
+            if (self._late or "deadline_ms" in job[0].meta) and self._due(job) <= time.monotonic():
+                failure = NotBegunError()
+            elif self._is_wanted(job):  # or else its link was lost while it waited here
+                self._running[me] = job
                 result, failure = outcome_of(self._context.copy().run, job[1].call, Message(job[0]))
+                self._latest = job[1].name, time.monotonic()
+                del self._running[me]
             self._ended.append((job, result, failure))
             if not self._called:
                 self._called = True
@@ -84,3 +165,4 @@ class Threads:
                 self._done(job, result)
             else:
                 self._failed(job, failure)
+            self._late.pop(id(job), None)

@@ -14,6 +14,10 @@ from bester.handlers.threads import outcome_of
 
 log = logging.getLogger("bester.handlers")
 
+TURNS = 4
+"""Turns of the loop before each call of a timer: where the calls take longer than their period, messages get a chance
+between them (to be read, handled and answered)."""
+
 
 class Timers:
     """Runs timers from `start` to `stop`. What one raises is logged; it is called again all the same."""
@@ -43,6 +47,8 @@ async def _run(timer: Timer) -> None:
     while True:
         due = max(due + timer.period_s, loop.time())
         await asyncio.sleep(due - loop.time())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         await _call(timer)
 
 

@@ -1,7 +1,8 @@
 """Runs an App on a link to a broker: requests come in batches, replies leave in batches, one a turn of the loop.
 
 A reply goes out only in the life of the link that its request came in: a ZeroMQ socket would hand it to a restarted
-broker, which knows nothing of it. Nothing here queues without a bound: the credit bounds what is in hand.
+broker, which knows nothing of it. Nothing here queues without a bound: the credit bounds what is in hand. What takes
+too long is ended by `overtime`; that the loop is held is noticed by `watch`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import asyncio
 import logging
 import os
 import platform
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
 from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.messages import (
+    FAILED,
     REFUSED,
+    REQUEST_MS,
     Ask,
     Command,
     Emit,
@@ -34,12 +38,15 @@ from bester.broker.wire.notes import describe
 from bester.broker.wire.party import Party
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.asking import Unanswered
-from bester.handlers.crew import Crew, Job
+from bester.handlers.crew import Crew, Job, NotBegunError
+from bester.handlers.lanes import Lanes
 from bester.handlers.message import Message
 from bester.handlers.outlet import Outcome
+from bester.handlers.overtime import Overtime, was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
+from bester.handlers.watch import Watch
 
 log = logging.getLogger("bester.handlers")
 _LOOP, _INLINE = Runs.LOOP, Runs.INLINE
@@ -53,17 +60,23 @@ MAX_UNSURE = 4096
 """Emits with an id and no answer that are remembered, so that a repeat says it is one; the oldest is forgotten."""
 AWAY_AGAIN_S = 30.0
 """At most so often is it logged that the broker is away."""
+LEASE_MS = REQUEST_MS
+"""The lease that is asked for on this machine (ipc), where the app asks for none: no thread can speak while a function
+in C keeps the interpreter to itself. It costs little there, for the broker sees whether a silent process is stopped."""
+NOT_BEGUN = "its time was over before it was begun"
+TOO_LONG = "it took longer than it may, and was cancelled"
 
 
-def hello_options(app: App, routes: Mapping[str, Route]) -> Meta:
-    """Return what HELLO says of an app that serves these routes."""
+def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
+    """Return what HELLO says of an app that serves these routes, to the broker at an endpoint."""
     options: Meta = {
         "types": list(routes),
         "credit": app.credit,
         "software": f"bester.handlers (Python {platform.python_version()})",
     }
-    if app.lease_ms is not None:
-        options["lease_ms"] = app.lease_ms
+    lease_ms = app.lease_ms or (LEASE_MS if endpoint.startswith("ipc:") else None)
+    if lease_ms is not None:
+        options["lease_ms"] = lease_ms
     if app.version is not None:
         options["version"] = app.version
     schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None}
@@ -94,49 +107,70 @@ class Worker:
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
         self._link = FabricLink(
             endpoint,
-            Party("handler", self.name, hello_options(app, self._routes)),
+            Party("handler", self.name, hello_options(app, self._routes, endpoint)),
             on_messages=self._received,
             on_ready=self._welcomed,
             on_lost=self._lost,
             on_unsendable=self._unsendable,
+            shared=True,
         )
+        self.failure: str | None = None
+        """Why this worker is of no use any more, if it is not."""
+        self._overtime = Overtime(
+            self.name, self._routes, app.credit, self._is_wanted, self._not_begun, self._leave_lane, self._useless
+        )
+        self._over = asyncio.Event()
+        self._broker_life: Any = None
         self._timers = Timers(app.timers if background else ())
         self._ready = asyncio.Event()
         self._quiet = asyncio.Event()
         self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits that may have been carried out
         self._life = 0
         self._outstanding = 0
-        self._lanes: dict[tuple[str, str], deque[Job]] = {}
+        self._lanes = Lanes()
         self._logged_away_at = float("-inf")
 
     def start(self) -> None:
         """Connect, on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
-        self._crew = Crew(self._done, self._failed)
-        self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed)
+        due = self._overtime.due
+        self._crew = Crew(self._done, self._failed, due)
+        self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
+        self._overtime.watch_over(self._link, self._crew, self._threads, self._lanes)
+        self._watch = Watch(self._overtime, self._link.party.heartbeat_s)
         self._unanswered = Unanswered(self._link)
         self.app.attach(self)
         self._link.start()
+        self._watch.start()
 
     async def wait_ready(self) -> None:
         """Wait until the broker knows this worker."""
         await self._ready.wait()
 
     async def wait_over(self) -> None:
-        """Wait until the link is over for good: stopped, or refused by the broker."""
-        await self._link.over.wait()
+        """Wait until there is nothing more to come: stopped, refused by the broker, or of no use (`failure`)."""
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._link.over, self._over)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
 
     @property
     def refusal(self) -> Error | None:
         """Why the broker would not have this worker, if it would not."""
         return self._link.party.refusal
 
+    def on_hung(self, call: Callable[[], None]) -> None:
+        """Have this called, on a thread of its own, when a function holds the loop for longer than is of any use."""
+        self._overtime.on_hung = call
+
     async def stop(self, drain_s: float = DRAIN_S) -> None:
-        """Take no new work, finish what is outstanding within `drain_s`, close."""
+        """Take no new work, finish what is outstanding within `drain_s`, close. What hangs is not waited for."""
         deadline = self.loop.time() + drain_s
         await self._timers.stop()
         await self._link.leave(min(drain_s, PARTING_S))
-        while self._outstanding and self.loop.time() < deadline:
+        while self._outstanding > self._overtime.hopeless and self.loop.time() < deadline:
             self._quiet.clear()
             try:
                 async with asyncio.timeout(min(deadline - self.loop.time(), self._link.party.heartbeat_s)):
@@ -144,21 +178,33 @@ class Worker:
             except TimeoutError:
                 self._link.send(Heartbeat())  # still here, and still at it
         if self._outstanding:
+            hopeless = self._outstanding <= self._overtime.hopeless
+            why = "they hang, or wait for what hangs" if hopeless else f"they did not end in {drain_s:g} s"
             known = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
-            log.warning("%s: %d requests did not end in %g s and are left", self.name, self._outstanding, drain_s,
-                        extra=known)  # fmt: skip
+            log.warning("%s: %d requests are left: %s", self.name, self._outstanding, why, extra=known)
         self._void("the worker is stopping")
-        await self._crew.close()
+        if not await self._crew.close():
+            known = facts("handlers-left", name=self.name)
+            log.warning("%s: handlers did not end when they were cancelled, and are left", self.name, extra=known)
         self._threads.close()
+        self._watch.stop()
         await self._link.close(0)
         self.app.detach()
 
     # --- the link ---
 
     def _welcomed(self) -> None:
-        server = self._link.party.server or self.endpoint
+        party, before = self._link.party, self._broker_life
+        self._overtime.learn(party.options)
+        self._watch.heartbeat_s = party.heartbeat_s
+        self._broker_life = party.options.get("life")
+        again = ""
+        if before is not None:
+            restarted = before != self._broker_life
+            again = " again: " + ("the broker has restarted" if restarted else "the link between them was given up")
+        server = party.server or self.endpoint
         known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
-        log.info("%s serves %s at %s", self.name, ", ".join(self._routes), server, extra=known)
+        log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=known)
         self._logged_away_at = float("-inf")
         self._unanswered.open()
         self._ready.set()
@@ -170,21 +216,23 @@ class Worker:
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
             self._logged_away_at = self.loop.time()
             known = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
-            log.warning("%s: the broker at %s is away (%s); trying again", self.name, self.endpoint, why, extra=known)
+            log.warning(
+                "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=known
+            )
 
     def _void(self, why: str) -> None:
         """Nothing that came on the link, or was asked on it, will be answered any more."""
         self._life += 1
         self._outstanding = 0
         self._quiet.set()
-        for lane in self._lanes.values():
-            lane.clear()
+        self._lanes.void()
         for job in self._crew.void():
-            self._leave_lane(job)
+            if job[1].by_user:
+                self._leave_lane(job)
         self._unanswered.void(why)
 
     def _received(self, messages: Sequence[WireMessage | Malformed]) -> None:
-        routes, life, begin, add = self._routes, self._life, self._begin, self._crew.add
+        routes, life, begin, add, now = self._routes, self._life, self._begin, self._crew.add, time.monotonic()
         for message in messages:
             if type(message) is not Request:
                 self._heard(message)
@@ -195,11 +243,11 @@ class Worker:
                 continue
             self._outstanding += 1
             if route.by_user:
-                self._enter_lane((message, route, life))
+                self._enter_lane((message, route, life, now))
             elif route.runs is _LOOP:
-                add((message, route, life))
+                add((message, route, life, now))
             else:
-                begin((message, route, life))
+                begin((message, route, life, now))
         self._crew.wake()
 
     def _unsendable(self, message: WireMessage, error: WireError) -> None:
@@ -219,7 +267,7 @@ class Worker:
     # --- requests ---
 
     def _begin(self, job: Job) -> None:
-        request, route, _ = job
+        request, route, _, _ = job
         if route.runs is _INLINE:
             try:
                 result = route.call(Message(request))
@@ -233,27 +281,18 @@ class Worker:
             self._threads.add(job)
 
     def _enter_lane(self, job: Job) -> None:
-        request = job[0]
-        if request.user is None or job[1].runs is _INLINE:  # nobody's order to keep, or over before the next one begins
+        if self._lanes.enter(job):
             self._begin(job)
-            return
-        lane = self._lanes.get((request.type, request.user))
-        if lane is None:
-            self._lanes[request.type, request.user] = deque()
-            self._begin(job)
-        else:
-            lane.append(job)
 
     def _leave_lane(self, job: Job) -> None:
-        request = job[0]
-        if request.user is None or not job[1].by_user or job[1].runs is _INLINE:
-            return
-        lane = self._lanes[request.type, request.user]
-        if lane:
-            self._begin(lane.popleft())
+        """The next one in a lane begins; what is overdue by now is passed over."""
+        waiting = self._lanes.leave(job)
+        while waiting is not None and self._overtime.due(waiting) <= time.monotonic():
+            self._not_begun(waiting)
+            waiting = self._lanes.leave(waiting)
+        if waiting is not None:
+            self._begin(waiting)
             self._crew.wake()
-        else:
-            del self._lanes[request.type, request.user]
 
     def _is_wanted(self, job: Job) -> bool:
         return job[2] == self._life
@@ -267,6 +306,14 @@ class Worker:
         self._answer(job, _new(Reply, (job[0].token, 0, commands, None, None)))
 
     def _failed(self, job: Job, error: BaseException) -> None:
+        if isinstance(error, NotBegunError):
+            self._not_begun(job)
+            if job[1].by_user:
+                self._leave_lane(job)
+            return
+        if was_cancelled(error):
+            self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG))
+            return
         status, note, code, told = verdict_on(error)
         wanted = self._is_wanted(job)
         self._answer(job, Reply(job[0].token, status, [], note, code))
@@ -274,7 +321,7 @@ class Worker:
             self._log_failure(job, error, status, note if told else None)
 
     def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
-        request, route, _ = job
+        request, route = job[0], job[1]
         id_, name = request.meta.get("id"), route.name
         known = facts("handler-failed", type=request.type, function=name, id=id_)
         if status == REFUSED:
@@ -286,13 +333,33 @@ class Worker:
         else:
             log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=known)
 
+    def _not_begun(self, job: Job) -> None:
+        """Answer a request whose time was over before it was begun: its place comes back."""
+        if job[2] == self._life:
+            request, id_ = job[0], job[0].meta.get("id")
+            known = facts("message-not-begun", type=request.type, id=id_)
+            log.warning("%s: message %s: %s; others were before it", request.type, id_, NOT_BEGUN, extra=known)
+            self._link.send(Reply(request.token, FAILED, [], NOT_BEGUN))
+            self._count_down()
+
+    def _count_down(self) -> None:
+        self._outstanding -= 1
+        if not self._outstanding:
+            self._quiet.set()
+
+    def _useless(self, why: str) -> None:
+        known = facts("worker-useless", name=self.name, why=why)
+        log.error("%s: %s; this worker is of no use any more and ends", self.name, why, extra=known)
+        self.failure = why
+        self._over.set()
+
     def _answer(self, job: Job, reply: Reply) -> None:
         if job[2] == self._life:
             self._link.send(reply)
-            self._outstanding -= 1
+            self._outstanding -= 1  # as `_count_down`, without a call for every message
             if not self._outstanding:
                 self._quiet.set()
-        if job[1].by_user:
+        if job[1].by_user and not self._overtime.is_left_behind(job):
             self._leave_lane(job)
 
     # --- of its own accord ---

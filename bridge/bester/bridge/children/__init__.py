@@ -2,7 +2,8 @@
 
 Each child leads a process group of its own, so that what it started goes with
 it. It speaks to its children through signals and their standard output only,
-never through the fabric: whether a handler answers is the broker's to know.
+never through the fabric: whether a handler answers is the broker's to know, who
+may ask for one to be started again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from bester.broker.wire.codes import ConfigError
 
 GRACE_S = 5.0
 """From SIGTERM to SIGKILL: a handler finishes what it holds, one that hangs does not hold up the end."""
+RESTART_GRACE_S = 2.0
+"""The same for one that is to be started again: it holds nothing that anybody waits for."""
 LOOK_S = 1.0
 """How often a socket that another process serves is looked at."""
 FREE_LOOKS = 3
@@ -145,6 +148,7 @@ class Children:
         """What is known of each child, by its name."""
         self.on_given_up: Callable[[frozenset[str]], None] = lambda types: None
         """Gets the message types whose children are all given up, whenever they are others than before."""
+        self._restarting: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
         """Start the guard, then every child; returns without waiting for them to be of use."""
@@ -194,6 +198,23 @@ class Children:
         for child in self._children:
             (gone if self.lives[child.name].state is State.GIVEN_UP else left).update(child.types)
         self.on_given_up(frozenset(gone - left))
+
+    def restart(self, process: int, why: str) -> bool:
+        """End the child that this process is, or belongs to, and have it started again. False: it is no child."""
+        try:
+            group = os.getpgid(process)
+        except ProcessLookupError:
+            return False
+        name = next((name for name, pid in self.pids.items() if pid == group), None)
+        if name is None or self._stopping.is_set():
+            return name is not None
+        if name not in self._restarting:
+            known = facts("handler-ended", handler=name, why=why)
+            _log.warning("handler %s is ended, to be started again: %s", name, why, extra=known)
+            self._signal(name, signal.SIGTERM)
+            loop = asyncio.get_running_loop()
+            self._restarting[name] = loop.call_later(RESTART_GRACE_S, self._signal, name, signal.SIGKILL)
+        return True
 
     async def _keep_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -302,6 +323,9 @@ class Children:
             try:
                 status = await process.wait()
             finally:
+                restarting = self._restarting.pop(child.name, None)
+                if restarting is not None:
+                    restarting.cancel()
                 self._signal(child.name, signal.SIGKILL)  # what it has left behind in its group
                 del self.pids[child.name]
                 self._tell_guard(b"-", process.pid)

@@ -115,7 +115,7 @@ class _Asked:
 
     def _ask(self) -> None:
         if self._welcomed.is_set():  # a new broker; what the old one was asked, it may have done
-            self._lost("it has restarted")
+            self._lost("the link to it was lost")
             return
         self._welcomed.set()
         for number, (question, argument) in enumerate(self._questions):

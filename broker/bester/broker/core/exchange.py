@@ -6,7 +6,7 @@ it comes about, settles one count. The last one sends the report. Links, roles a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from bester.broker.core.aftermath import Aftermath
@@ -24,6 +24,7 @@ from bester.broker.core.parcels import Parcel
 from bester.broker.core.pools import Worker
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.suspects import Suspicion
+from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.core.workers import Workers
@@ -36,7 +37,6 @@ from bester.broker.wire.messages import (
     Command,
     Confirm,
     Reply,
-    Request,
     is_reserved,
     reply_code,
 )
@@ -78,15 +78,16 @@ class Exchange:
         )  # fmt: skip
         self.letters = Letters(settings, self.boxes, self.reports, out, self.enter, self.knows)
         self._budget = Budget(None, limits.attempts)
-        allowed = {type_: each.timeout_s for type_, each in settings.budgets.items() if each.timeout_s is not None}
-        self._allowed_s: dict[str, float] = allowed  # by type, where it was said
-        self._shortest_s = min(limits.request_s, *allowed.values()) if allowed else limits.request_s
+        self.timeouts = Timeouts(settings)
+        self._timed = bool(self.timeouts.configured)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
         self._learned = set(snapshot.types)  # those of them that the store knows: a declared one may not be so for ever
         self._unserved: dict[str, float] = {}  # types whose last worker went, and when
         self.given_up: frozenset[str] = frozenset()  # types whose workers will not be started again
         self._held = 0
         self._held_bytes = 0
+        self.ending = False
+        """Nothing enters any more; what nobody will answer need not be waited for."""
         self._token = first_token
         self._started = now
         self._out = out
@@ -169,17 +170,12 @@ class Exchange:
         self.workers.give(worker, token, parcel)
         self.trace.add((now, parcel.root, parcel.id, "handler", parcel.type))
         request = parcel.request(token)
-        if self._allowed_s or parcel.case.expires is not None:
-            self._set_deadline(request, parcel, now)
+        if self._timed or parcel.case.expires is not None:
+            expires = parcel.case.expires
+            deadline_ms = self.timeouts.deadline_ms(worker, parcel.type, None if expires is None else expires - now)
+            if deadline_ms is not None:
+                request.meta["deadline_ms"] = deadline_ms
         self._out.messages[worker.link].append(request)
-
-    def _set_deadline(self, request: Request, parcel: Parcel, now: float) -> None:
-        """Tell a handler how long its answer is of use, where that was said: of its type, or by the sender."""
-        allowed_s, expires = self._allowed_s.get(parcel.type), parcel.case.expires
-        if expires is not None:
-            allowed_s = expires - now if allowed_s is None else min(allowed_s, expires - now)
-        if allowed_s is not None:
-            request.meta["deadline_ms"] = round(allowed_s * 1000)
 
     def feed(self, worker: Worker, now: float) -> None:
         """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
@@ -234,6 +230,21 @@ class Exchange:
         self._unserve(types, now)
         self._share_out(now)
 
+    def suspend(self, worker: Worker, now: float) -> None:
+        """A worker holds nothing but messages that are over, and answers none of them: its types are for others."""
+        types = worker.pool.types
+        self.workers.suspend(worker)
+        self._unserve(types, now)
+        self._share_out(now)
+
+    def _gave_back(self, worker: Worker) -> None:
+        """A worker has answered a message that was over: it has a place again."""
+        worker.over -= 1
+        if worker.stuck:
+            self.workers.resume(worker)
+            for type_ in worker.pool.types:
+                self._unserved.pop(type_, None)
+
     def _unserve(self, types: frozenset[str], now: float) -> None:
         for type_ in types:
             if not self.workers.serves(type_):
@@ -250,10 +261,11 @@ class Exchange:
         wrong = None
         if not parcel.ended:
             if status != DONE:
-                reason = reply_code(status, code)
-                note = safe_note(note or "")
-                self._notice_failure(parcel, reason, note)
-                self._end(parcel, failed(reason), note if status == REFUSED and note else None)
+                late = self._too_late(worker, parcel, now)
+                reason, note = late or reply_code(status, code), safe_note(note or "")
+                if late is None:
+                    self._notice_failure(parcel, reason, note)
+                self._end(parcel, failed(reason), note if late is None and status == REFUSED and note else None)
             elif (wrong := fault(commands, parcel.body)) is not None:
                 self._end(parcel, failed(wrong[0]))
             else:
@@ -271,10 +283,23 @@ class Exchange:
 
     def _taken(self, worker: Worker, token: int) -> Parcel | None:
         parcel = self.workers.take(worker, token)
-        if parcel is not None and not parcel.ended:  # as `_let_go`, without a call for every message
+        if parcel is None:
+            return None
+        if parcel.ended:
+            self._gave_back(worker)
+        else:  # as `_let_go`, without a call for every message
             self._held -= 1
             self._held_bytes -= len(parcel.body)
         return parcel
+
+    def _too_late(self, worker: Worker, parcel: Parcel, now: float) -> str | None:
+        """Return the reason of a failure that comes after the message's time: a handler that knows its deadline gives
+        up then, and may be heard before this broker has looked at its clock."""
+        if now - parcel.since >= self.timeouts.of(worker, parcel.type):
+            self.letters.bury(parcel, "timeout", now)
+            return "timeout"
+        expires = parcel.case.expires
+        return "expired" if expires is not None and now >= expires else None
 
     def _let_go(self, parcel: Parcel) -> None:
         """It no longer counts against what may be held."""
@@ -394,38 +419,47 @@ class Exchange:
 
     def tick(self, workers: list[Worker], now: float) -> None:
         """End what has waited too long."""
+        before = partial(self._waits_since, now, self._hopeless(workers))
         for type_ in self.workers.waiting_types():
-            self._give_up(self.workers.overdue(type_, partial(self._waits_since, now)), now)
+            self._give_up(self.workers.overdue(type_, before), now)
         for worker in workers:
             if worker.lines:
-                self._give_up(self.workers.overdue_for(worker, partial(self._waits_since, now)), now)
+                self._give_up(self.workers.overdue_for(worker, before), now)
             self._end_late(worker, now)
         self._share_out(now)
         self.mailboxes.tick(now)
         self.outboxes.tick(now)
         self.boxes.tick(now)
 
-    def _waits_since(self, now: float, parcel: Parcel) -> float:
+    def _hopeless(self, workers: list[Worker]) -> Collection[str]:
+        """Return the types that nobody will serve any more: this broker ends, and their workers hang."""
+        return {type_ for each in workers if each.stuck for type_ in each.pool.types} if self.ending else ()
+
+    def _waits_since(self, now: float, hopeless: Collection[str], parcel: Parcel) -> float:
         """Return since when a message must have waited to be given up now."""
         limits, type_ = self.limits, parcel.type
         begun = parcel.attempt > parcel.before  # such a one waits longer for a worker that is started again
         if not self.workers.serves(type_):
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
+            if type_ in hopeless:
+                without_s = 0.0
             if self._unserved.get(type_, self._started) <= now - without_s:
                 return now - without_s
         return now - (limits.suspect_s if begun else limits.request_s)
 
     def _end_late(self, worker: Worker, now: float) -> None:
         """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
-        usual_s = max(self.limits.request_s, worker.lease_s)
+        timeouts = self.timeouts
+        usual_s, configured, shortest_s = timeouts.usual_s(worker.lease_s), timeouts.configured, timeouts.shortest_s
         for parcel in worker.busy.values():
-            if parcel.since > now - self._shortest_s:
+            if parcel.since > now - shortest_s:
                 break
-            if parcel.ended or parcel.since > now - self._allowed_s.get(parcel.type, usual_s):
+            if parcel.ended or parcel.since > now - configured.get(parcel.type, usual_s):
                 continue
             self.letters.bury(parcel, "timeout", now)
             self._let_go(parcel)
             parcel.body = b""
+            worker.over += 1
             self._end(parcel, failed("timeout"))
 
     def _give_up(self, parcels: list[Parcel], now: float) -> None:

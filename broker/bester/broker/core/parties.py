@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
@@ -16,7 +17,8 @@ _HELLO_OP = 1
 
 class Peer:
     """A party that has said HELLO. `logins` are the sessions whose password is being checked; `edge` is what is known
-    of a bridge over all its links, None of one in this process, whose link is never lost."""
+    of a bridge over all its links, None of one in this process, whose link is never lost. `process` is the number of
+    the process at the other end, None where the shell does not know it."""
 
     __slots__ = (
         "edge",
@@ -27,6 +29,7 @@ class Peer:
         "logins",
         "name",
         "prefix",
+        "process",
         "role",
         "types",
         "worker",
@@ -44,15 +47,21 @@ class Peer:
         self.prefix = ""
         self.edge: Edge | None = None
         self.listeners: list[str] = []
+        self.process: int | None = None
 
-    def silent(self, limits: Limits, now: float) -> bool:
-        """Was nothing heard for too long? A direct link is this process itself, and never silent."""
+    def silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
+        """Was nothing heard for too long? A direct link is this process itself, and never silent.
+
+        A lease is for a handler that works and cannot speak meanwhile: one whose process is stopped has none.
+        """
         if self.link.door == "direct":
             return False
-        patience = SILENT_HEARTBEATS * limits.heartbeat_s
-        if self.worker is not None and self.worker.busy and self.worker.lease_s:
-            patience = self.worker.lease_s
-        return now - self.heard > patience
+        silent_s = now - self.heard
+        if silent_s <= SILENT_HEARTBEATS * limits.heartbeat_s:
+            return self.worker is not None and 0 < self.worker.lease_s < silent_s and bool(self.worker.busy)
+        if self.worker is None or not self.worker.busy or silent_s > self.worker.lease_s:
+            return True
+        return self.process is not None and is_stopped(self.process)
 
 
 class HandlerOptions:

@@ -16,9 +16,15 @@ class Worker:
     `lease_s` is how long it may be silent while it holds anything (0: as long as others), and at least how long it may
     take. `lines` are those bound to it in which something waits. After `leaving` it takes nothing new. While it is
     `aside` it takes suspects alone, one at a time.
+
+    `over` counts the messages among `busy` that have ended without its answer (they took too long). All places are held
+    by such since `full_since`; `stuck`: so long that it is passed over until it answers one.
     """
 
-    __slots__ = ("aside", "busy", "credit", "free", "lease_s", "leaving", "lines", "lines_next", "link", "pool")
+    __slots__ = (
+        "aside", "busy", "credit", "free", "full_since", "lease_s", "leaving", "lines", "lines_next", "link", "over",
+        "pool", "stuck",
+    )  # fmt: skip
 
     pool: Pool
 
@@ -32,6 +38,14 @@ class Worker:
         self.aside = False
         self.lines: dict[Line, None] = {}
         self.lines_next = False
+        self.over = 0
+        self.full_since: float | None = None
+        self.stuck = False
+
+    @property
+    def full_of_the_past(self) -> bool:
+        """Are all its places held by messages that are over?"""
+        return self.over > 0 and self.free <= 0 and self.over == len(self.busy)
 
     def serves(self, type_: str) -> bool:
         """Will it take new messages of this type, now or when it has credit?"""

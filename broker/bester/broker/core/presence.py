@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import parties, policy
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.known import Edge
 from bester.broker.core.parties import Peer
+from bester.broker.core.restarts import Restarts
 from bester.broker.core.values import Link, Notice, Outbox, Settings
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
@@ -24,9 +26,15 @@ from bester.broker.wire.messages import (
 
 
 class Presence:
-    """The parties of one broker, by link."""
+    """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
 
-    def __init__(self, settings: Settings, exchange: Exchange, out: Outbox, epoch: str, now: float) -> None:
+    def __init__(
+        self, settings: Settings, exchange: Exchange, out: Outbox, epoch: str, now: float,
+        process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
+    ) -> None:  # fmt: skip
+        self.restarts = Restarts(settings, exchange, out)
+        self._process_of = process_of
+        self._is_stopped = is_stopped
         self.peers: dict[Link, Peer] = {}
         self._settings = settings
         self._exchange = exchange
@@ -90,15 +98,31 @@ class Presence:
             if hello.role != "operator":  # one for each question asked from a command line
                 self._notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.heard, peer.leaving = hello.name, now, False
-        limits = self._settings.limits
-        said = {"heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES}
-        self._out.say(link, Welcome(VERSION, self._settings.name, said))
+        peer.process = self._process_of(link)
+        self.restarts.came(peer.process)
+        self._out.say(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
         if options is not None:
             self._employ(peer, options, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
         elif hello.role == "server":
             self._exchange.outboxes.contact(policy.fabric_peer(link.door, hello.name) or "", now)
+
+    def _welcome_options(self, handler: parties.HandlerOptions | None) -> dict[str, Any]:
+        """Return what a WELCOME says; to a handler also how long it may take over one message."""
+        limits = self._settings.limits
+        said: dict[str, Any] = {
+            "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
+        }  # fmt: skip
+        if handler is not None:
+            timeouts = self._exchange.timeouts
+            said["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
+            own = {
+                type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
+            }
+            if own:
+                said["timeouts_ms"] = own
+        return said
 
     def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
         """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
@@ -177,8 +201,10 @@ class Presence:
             for peer in self.peers.values():
                 peer.heard = now
         self._ticked = now
-        for peer in [peer for peer in self.peers.values() if peer.silent(limits, now)]:
+        for peer in [peer for peer in self.peers.values() if peer.silent(limits, now, self._is_stopped)]:
             self.lost(peer, "fallen silent", now)
+            if peer.worker is not None:
+                self.restarts.fell(peer, now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now
             self.say_to_all(Heartbeat())

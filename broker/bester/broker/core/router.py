@@ -73,7 +73,11 @@ _RELAY_OP = OP_OF[Relay]
 class Router:
     """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52;
     `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970; None: there is no
-    other clock), `boot` names this run of the machine, empty where nothing does."""
+    other clock), `boot` names this run of the machine, empty where nothing does.
+
+    `process_of` gives the number of the process at the other end of a link, None where that is not known; `is_stopped`
+    says whether a process is stopped (by a signal or a debugger).
+    """
 
     def __init__(
         self,
@@ -87,6 +91,8 @@ class Router:
         is_account: Callable[[str], bool] = lambda _: False,
         snapshot: Snapshot = NOTHING_KEPT,
         chance: Callable[[], float] = lambda: 0.5,
+        process_of: Callable[[Link], int | None] = lambda _: None,
+        is_stopped: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
         self._out = Outbox()
@@ -101,7 +107,7 @@ class Router:
         self._entrances = Entrances(settings, names, self._exchange, self._out, epoch, snapshot)
         self._arrivals = self._entrances.arrivals
         self._questions = Questions(settings, names, self._exchange.directory, self._exchange.trace)
-        self._presence = Presence(settings, self._exchange, self._out, epoch, now)
+        self._presence = Presence(settings, self._exchange, self._out, epoch, now, process_of, is_stopped)
         self._peers = self._presence.peers
         self._missing: dict[str, str] = {}
         if snapshot.boxes or snapshot.dead:
@@ -247,6 +253,7 @@ class Router:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._presence.tick(now):
             self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
+            self._presence.restarts.look(self._peers.values(), now)
         self._entrances.tick(now)
         self._arrivals.tick()
         return self._actions()
@@ -303,6 +310,7 @@ class Router:
     def drain(self) -> None:
         """This broker is about to end: what enters from now on is refused, what is under way goes on."""
         self._entrances.draining = True
+        self._exchange.ending = True
 
     @property
     def idle(self) -> bool:

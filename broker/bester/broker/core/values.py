@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bester.broker.kept import Bounds, Budget, Read, Write
-from bester.broker.wire.messages import HEARTBEAT_MS, Message
+from bester.broker.wire.messages import HEARTBEAT_MS, REQUEST_MS, Message
 
 
 class Link(NamedTuple):
@@ -52,7 +52,18 @@ class LookUp(NamedTuple):
     servers: frozenset[str]
 
 
-Action = Send | Verify | Notice | LookUp | Write | Read
+class Restart(NamedTuple):
+    """A handler's process is of no use any more: whoever started it is to end it and start it again.
+
+    `process` is its number as the shell knows it, None where the shell does not know it.
+    """
+
+    process: int | None
+    name: str
+    why: str
+
+
+Action = Send | Verify | Notice | LookUp | Restart | Write | Read
 
 
 class Outbox:
@@ -63,7 +74,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
-        self.others: list[Verify | Notice | LookUp] = []
+        self.others: list[Verify | Notice | LookUp | Restart] = []
         self.writes: list[Write] = []
         self.reads: list[Read] = []
 
@@ -112,11 +123,19 @@ class Limits:
     handler_again_s: float = 20.0
     """The same for one that a handler had when it died: longer than the pause before a handler that dies again and
     again is started again."""
-    request_s: float = 30.0
+    request_s: float = REQUEST_MS / 1000
     """How long one handler may take over one message (or its lease, where that is longer), and how long a message may
     wait for a busy one."""
     max_lease_s: float = 600.0
     """How long a handler may ask to be silent, and to take, over one message; senders wait no longer."""
+    stuck_s: float = 5.0
+    """How long all places of a handler may be held by messages that are over before it is passed over: one that knows
+    its deadlines gives a place back within a second of them."""
+    fallen_s: float = 30.0
+    """How long a handler that fell silent may take to come back before its process is started again: one that was
+    merely stopped, or at work for too long, is back by then."""
+    max_fallen: int = 1_024
+    """Processes of which that is remembered; the oldest is forgotten first."""
     report_s: float = 5.0
     """How long a server may take before what it was sent waits on disk, and its sender is told so."""
     relay_s: float = 60.0

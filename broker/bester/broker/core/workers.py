@@ -81,6 +81,7 @@ class Workers:
     def leave(self, worker: Worker) -> None:
         """The handler takes no new messages; what it holds stays its own."""
         if worker.leaving:
+            worker.stuck = False  # it will not come back from that
             return
         worker.leaving = True
         pool = worker.pool
@@ -95,6 +96,18 @@ class Workers:
                 if not self._serving[type_]:
                     del self._serving[type_]
                 self._review(type_)
+
+    def suspend(self, worker: Worker) -> None:
+        """Pass a worker over that holds nothing but messages that are over; what waited for it alone is anybody's."""
+        self.leave(worker)
+        worker.stuck = True
+        for parcel in worker.busy.values():
+            self._count_down(parcel, first=True)
+
+    def resume(self, worker: Worker) -> None:
+        """Count on a worker again that was suspended."""
+        worker.stuck = worker.leaving = False
+        self._enlist(worker, worker.pool.types, frozenset())
 
     def lose(self, worker: Worker) -> list[Parcel]:
         """The worker is dead: return what it held, oldest first; what waited for it alone waits for anybody again."""

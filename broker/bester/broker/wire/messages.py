@@ -13,6 +13,8 @@ VERSION = 1
 HEARTBEAT_MS = 2000
 SILENT_HEARTBEATS = 3
 """A party unheard for so many heartbeats (or its own lease) is dead."""
+REQUEST_MS = 30_000
+"""How long a handler may take over one message, where neither its type's configuration nor its lease says otherwise."""
 MAX_BATCH = 1024
 INLINE_BYTES = 16 * 1024
 """Bodies above this travel as attachments; inlined, a large body costs more than twice as much."""

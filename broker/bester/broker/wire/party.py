@@ -38,7 +38,7 @@ class State(Enum):
 #
 #   event      opened     a new socket was connected: HELLO goes out on it
 #              welcomed   WELCOME arrived
-#              unknown    ERROR hello-first arrived: the broker lost us (it restarted); HELLO again
+#              unknown    ERROR hello-first arrived: the broker restarted, or had given us up; HELLO again
 #              silent     nothing was heard for too long: give the socket up, try again after a back-off
 #              leave      this side wants to end; GOODBYE goes out
 #              parted     GOODBYE arrived
@@ -71,6 +71,8 @@ BARRED_RETRY_S = 30.0
 """A server that was refused asks again so often: soon enough for whoever has just listed it, and little noise."""
 GREETING_S = 3.0
 """How long greeting may take before the socket is given up, whatever else is heard meanwhile."""
+LATE_S = 0.5
+"""A timer that fires later than this was held up: the loop was blocked, or the process or the machine did not run."""
 HEARTBEAT_MS_RANGE = (10, 60_000)
 """What a broker may ask for is kept within: below is noise on the wire, above a dead broker is noticed too late."""
 
@@ -204,10 +206,20 @@ class Party:
             return Step((Goodbye(reason),) if greeted else (), "over")
         return Step((Goodbye(reason),))
 
-    def tick(self, now: float) -> Step:
-        """Call at `next_timer()`: heartbeats go out, silence is noticed."""
+    def tick(self, now: float, due: float | None = None) -> Step:
+        """Call at `next_timer()`: heartbeats go out, silence is noticed.
+
+        `due`, where the shell knows it, is when this call was meant to happen. A late call means that this side was
+        held up and has read nothing meanwhile: the broker's silence until now proves nothing, so what came is read
+        first, and the link is given up a heartbeat from now at the earliest.
+        """
         if self.state in (State.DOWN, State.OVER):
             return _NOTHING
+        if due is not None and now > due + LATE_S:
+            grace = now + self.heartbeat_s - self._deadline()
+            if grace > 0:
+                self._greeted += grace
+                self._heard += grace
         if now >= self._deadline():
             leaving = self.state is State.LEAVING
             self._go("silent")

@@ -1,0 +1,34 @@
+"""How long a handler may take over one message: by the configuration of its type, by its lease, or as long as most."""
+
+from __future__ import annotations
+
+from bester.broker.core.pools import Worker
+from bester.broker.core.values import Settings
+
+
+class Timeouts:
+    """The times of one broker's types, in seconds. `shortest_s` is the shortest that any message may have."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._request_s = settings.limits.request_s
+        self.configured: dict[str, float] = {
+            type_: each.timeout_s for type_, each in settings.budgets.items() if each.timeout_s is not None
+        }
+        self.shortest_s = min([self._request_s, *self.configured.values()])
+
+    def usual_s(self, lease_s: float) -> float:
+        """Return how long a handler with this lease (0: none) may take, where nothing was configured."""
+        return max(self._request_s, lease_s)
+
+    def of(self, worker: Worker, type_: str) -> float:
+        """Return how long a worker may take over a message of this type."""
+        allowed_s = self.configured.get(type_)
+        return self.usual_s(worker.lease_s) if allowed_s is None else allowed_s
+
+    def deadline_ms(self, worker: Worker, type_: str, left_s: float | None) -> int | None:
+        """Return what a REQUEST says of its time: None where that is what the WELCOME says of all types. `left_s` is
+        how long the message lives, where its sender has said so."""
+        if left_s is not None:
+            return round(min(left_s, self.of(worker, type_)) * 1000)
+        allowed_s = self.configured.get(type_)
+        return None if allowed_s is None else round(allowed_s * 1000)
