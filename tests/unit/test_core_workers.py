@@ -29,7 +29,7 @@ class Crew:
     """Workers of a `Workers`, given messages the way the exchange gives them."""
 
     def __init__(self, *credits_: int, types: str = "t", ordered: str = "") -> None:
-        self.workers = Workers()
+        self.workers = Workers(20_000)
         self.tokens = iter(range(1_000_000))
         self.ordered = frozenset(ordered.split())
         self.types = frozenset(types.split())
@@ -120,7 +120,7 @@ def test_a_pool_that_shrinks_to_one_and_grows_again_counts_right() -> None:
 
 
 def test_workers_of_overlapping_types_compete_by_free_credit() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     both = workers.join(Link("ipc", b"1"), frozenset({"a", "b"}), 3, frozenset())
     only = workers.join(Link("ipc", b"2"), frozenset({"a"}), 5, frozenset())
     assert workers.choose(parcel("a")) is only
@@ -140,7 +140,7 @@ def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
 
 
 def test_a_worker_that_joins_finds_what_waited_before_it() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     workers.wait(parcel("t"))
     worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
     assert workers.next_for(worker) is not None
@@ -218,7 +218,7 @@ def test_order_asked_for_later_holds_for_what_waits_already() -> None:
 
 
 def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     old, back = parcel(id_="old"), parcel(id_="back")
     old.since, back.since, back.attempt = 1.0, 9.0, 1
     workers.wait(old)

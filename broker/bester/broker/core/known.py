@@ -77,7 +77,8 @@ class Edge:
     would cost every message more.
     """
 
-    def __init__(self, link: Link, sweep_at: int) -> None:
+    def __init__(self, link: Link, sweep_at: int, max_unheard: int) -> None:
+        self._max_unheard = max_unheard
         self.link: Link | None = link
         self.since: float | None = None
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
@@ -107,12 +108,15 @@ class Edge:
         bridge cannot be sent the report."""
         if self._cases.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
             self._unheard[case.token] = answer
+            self._forget_some()
 
     def told(self, messages: Iterable[Message]) -> None:
         """This is sent on the bridge's link: the reports among it may be lost with the link, whatever they are on."""
         reports = [message for message in messages if type(message) is Report]
         self._told += reports
         self._telling.update(report.token for report in reports)
+        if len(self._told) > self._max_unheard:
+            self.heard(self._heard + len(self._told) - self._max_unheard)
 
     def heard(self, reports: int) -> None:
         """So many reports have come to the bridge on this link."""
@@ -125,6 +129,7 @@ class Edge:
         never hear."""
         self.told(said)
         self._unheard.update((report.token, report) for report in self._told)
+        self._forget_some()
         self._told.clear()
         self._telling.clear()
         self._heard = 0
@@ -133,6 +138,11 @@ class Edge:
             if self not in case.watchers:
                 case.watchers = (*case.watchers, self)
         self.link, self.since = None, now
+
+    def _forget_some(self) -> None:
+        """A bridge that counts no reports, and asks for none again, has us remember no more for it."""
+        while len(self._unheard) > self._max_unheard:
+            del self._unheard[next(iter(self._unheard))]
 
     def relink(self, link: Link, now: float) -> None:
         """The bridge is back."""

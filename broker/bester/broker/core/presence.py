@@ -24,6 +24,9 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 
+MAX_EPOCH = 64
+"""Characters of what a bridge calls its life."""
+
 
 class Presence:
     """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
@@ -42,6 +45,7 @@ class Presence:
         self._epoch = epoch
         self._strangers: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
         self.edges: dict[str, Edge] = {}  # by prefix of their ids, while a link to them may come back
+        self._parted: dict[str, None] = {}  # of those, the ones without a link, the longest gone first
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -128,7 +132,8 @@ class Presence:
         """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
         self._serial += 1
         epoch = hello.options.get("epoch")
-        edge = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
+        known_by = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # it stands in ids
+        edge = epoch if known_by else f"{self._epoch}.{self._serial}"
         # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
         prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{edge}')}-{edge}/"
         listeners = hello.options.get("listeners")
@@ -136,13 +141,14 @@ class Presence:
         if link.door != "direct" and (peer.edge is None or peer.prefix != prefix):
             for other in [other for other in self.peers.values() if other.prefix == prefix and other is not peer]:
                 self.lost(other, "come back on another link", now)
-            if peer.edge is not None:
-                peer.edge.cut(self._out.messages.get(link, ()), now)
+            self._part(peer, now)
             known = self.edges.get(prefix)
             if known is None:
-                known = self.edges[prefix] = Edge(link, self._settings.limits.sweep_at)
+                limits = self._settings.limits
+                known = self.edges[prefix] = Edge(link, limits.sweep_at, limits.max_unheard)
             else:
                 known.relink(link, now)
+                self._parted.pop(prefix, None)
             peer.edge = known
         elif peer.edge is not None:  # HELLO again on the same link: all that was said on it before is void, too
             peer.edge.cut(self._out.messages.get(link, ()), now)
@@ -187,9 +193,18 @@ class Presence:
         if peer.worker is not None:
             self._exchange.lost(peer.worker, now)
         if peer.role == "bridge":
-            if peer.edge is not None:
-                peer.edge.cut(self._out.messages.get(peer.link, ()), now)
+            self._part(peer, now)
             self._exchange.bridge_lost(peer.link, now)
+
+    def _part(self, peer: Peer, now: float) -> None:
+        """The link of a bridge is no more this life's of it; remember what may have been lost with it."""
+        if peer.edge is None:
+            return
+        peer.edge.cut(self._out.messages.get(peer.link, ()), now)
+        self._parted[peer.prefix] = None
+        while len(self._parted) > self._settings.limits.max_edges:
+            prefix = next(iter(self._parted))
+            del self._parted[prefix], self.edges[prefix]
 
     # --- time ---
 
@@ -234,5 +249,5 @@ class Presence:
         for prefix, edge in list(self.edges.items()):
             if edge.since is not None and edge.since < before:
                 edge.forget()
-                if not any(peer.edge is edge for peer in self.peers.values()):
-                    del self.edges[prefix]
+                if edge.link is None:
+                    del self.edges[prefix], self._parted[prefix]

@@ -17,23 +17,24 @@ from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
 from bester.broker.core.values import Link
 
-MAX_ORDERED = 20_000
-"""Types that were ever asked for in order: as many as there may be types."""
+MAX_LOOKS = 16
+"""Types that are looked at to find one to forget: many messages of one batch may ask for it."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one.
+    """All workers of a broker and all that waits for one. `max_ordered` types may be asked for in order.
 
     `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
     looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ordered: int) -> None:
+        self._max_ordered = max_ordered
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, deque[Item]] = {}
         self._waits: dict[str, int] = {}
-        self._ordered: set[str] = set()
+        self._ordered: dict[str, None] = {}  # the one looked at last is the last
         self._lines: dict[tuple[str, str], Line] = {}
         self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self._suspects = Suspects()
@@ -59,8 +60,6 @@ class Workers:
             self._set_aside(worker)
 
     def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
-        for type_ in ordered & types:
-            self._put_in_order(type_)
         pool = self._pools.get(types)
         if pool is None:
             pool = self._pools[types] = Pool(types)
@@ -69,6 +68,8 @@ class Workers:
                 self._serving.setdefault(type_, []).append(pool)
                 self._review(type_)
         pool.add(worker)
+        for type_ in ordered & types:
+            self._put_in_order(type_)
 
     def _review(self, type_: str) -> None:
         """Something changed about a type: may its messages go straight to its pool?"""
@@ -324,9 +325,9 @@ class Workers:
 
     def _put_in_order(self, type_: str) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
-        if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
+        if type_ in self._ordered or (len(self._ordered) >= self._max_ordered and not self._forget_ordered()):
             return
-        self._ordered.add(type_)
+        self._ordered[type_] = None
         self._express.pop(type_, None)
         if type_ not in self._waits:
             return
@@ -338,6 +339,17 @@ class Workers:
         for item in (*suspects, *others):  # no lines yet
             assert type(item) is Parcel
             self.wait(item)
+
+    def _forget_ordered(self) -> bool:
+        """Forget that a type was asked for in order which nobody serves, and of which nothing waits: a handler that
+        names ever new types must not take away the place of those that others serve. Return whether one was found."""
+        for _ in range(MAX_LOOKS):
+            type_ = next(iter(self._ordered))
+            del self._ordered[type_]
+            if type_ not in self._serving and type_ not in self._waits:
+                return True
+            self._ordered[type_] = None
+        return False
 
     def waits(self, type_: str) -> int:
         """Return how many messages of a type wait."""
