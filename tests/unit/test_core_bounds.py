@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bester.broker.core.directory import Directory
-from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.values import Limits, Link, Route, Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
+    MAX_TYPE,
     MAX_USER,
     Close,
     Confirm,
@@ -19,6 +20,7 @@ from bester.broker.wire.messages import (
     LoggedIn,
     Login,
     Open,
+    Relayed,
     Report,
     Request,
     Submit,
@@ -219,3 +221,16 @@ def test_a_handler_that_serves_ever_other_types_leaves_nothing_behind() -> None:
     stand.heard(fickle)
     stand.submit(bridge, "t199")  # and what it serves now is served
     assert stand.request(fickle).type == "t199"
+
+
+@pytest.mark.parametrize("length", [MAX_TYPE + 1, 5_000, 100_000])
+def test_a_type_that_no_handler_can_have_is_not_remembered(length: int) -> None:
+    stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")}))
+    server = stand.server("s2")
+    token = stand.relay(server, "x" * length, id="s2/e-1/1", path=["y" * length])
+    assert stand.one(server, Relayed) == Relayed(token, "failed:unknown-type")
+    sizes = census(stand.router, (Settings, MemoryStore))
+    assert [way for way, size in sizes.items() if size >= length] == []
+    stand.handler("x" * MAX_TYPE)
+    stand.relay(server, "x" * MAX_TYPE, id="s2/e-1/2")
+    assert stand.heard_of(server, Relayed) == []

@@ -26,6 +26,7 @@ from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     MAX_DEDUP,
     MAX_ID,
+    MAX_TYPE,
     MAX_TTL_S,
     OP_OF,
     Emit,
@@ -222,6 +223,8 @@ class Entrances:
             self._exchange.outboxes.contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self.draining else policy.may_enter(self.settings, listed, type_)
+        if code is None and len(type_) > MAX_TYPE:  # no handler has such a type, and no table is to remember it
+            code = "unknown-type"
         if code is not None:
             self._out.others.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
             self._reports.refuse(case, code)
