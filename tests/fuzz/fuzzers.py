@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.fuzz import router, wire
+from tests.fuzz import bridge, frames, router, wire
 from tests.fuzz.play import Play
 
 
@@ -17,6 +17,8 @@ class Fuzzer(NamedTuple):
 
 
 FUZZERS = {
-    "wire": Fuzzer(wire.play, 500, 16),
-    "router": Fuzzer(router.play, 200, 24),
+    "wire": Fuzzer(wire.play, 500, 10),
+    "frames": Fuzzer(frames.play, 500, 8),
+    "bridge": Fuzzer(bridge.play, 120, 10),
+    "router": Fuzzer(router.play, 200, 16),
 }

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from bester.bridge import frames, native
+from bester.bridge.window import Window
 from bester.broker.core.directory import Directory
 from bester.broker.core.exchange import Exchange
 from bester.broker.core.known import Edge
@@ -78,6 +80,22 @@ class TestFaultsAreFound:
 
         monkeypatch.setattr(Edge, "heard", heard)
         assert "IndexError" in found("router", *range(60))
+
+    def test_text_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(native, "is_utf8", lambda text: True)
+        assert "UnicodeDecodeError" in found("frames", *range(30))
+
+    def test_a_stream_that_is_cut_wrongly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(frames, "HEADER_BYTES", 3)
+        assert found("frames", *range(10))
+
+    def test_a_window_that_is_never_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Window, "_has_no_room", lambda self: False)
+        assert "one connection wait for a report" in found("bridge", *range(30))
+
+    def test_a_window_that_is_not_cleared(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Window, "clear", lambda self: None)
+        assert "nothing is held that nobody waits for" in found("bridge", *range(30))
 
 
 def partial_init(init: Callable[..., None]) -> Callable[..., None]:
