@@ -768,23 +768,39 @@ def test_of_many_on_a_bridge_that_goes_the_next_bridge_gets_them_soon() -> None:
 def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_return() -> None:
     office = Office()
     stand = office.stand
+    lost = Notice("server-lost", {"server": "s3", "why": "nobody answers at 10.0.0.3:2223"})
+    reached = Notice("server-reached", {"server": "s3"})
 
     def said() -> list[Notice]:
         return [notice for notice in stand.notices if notice.event.startswith("server-") and "s3" in str(notice)]
 
     office.sends("s3")
-    for seconds in (0.0, 1.0, 2.0):
+    seconds = 0.0
+    for outcome, meta, expected in (
+        ("failed:unreachable", {"unsent": True}, [lost]),
+        ("failed:unreachable", {"unsent": True}, [lost]),
+        ("failed:unreachable", {}, [lost]),
+        ("failed:overloaded", {"unsent": True}, [lost]),  # the bridge had no room: nobody was asked
+        ("failed:no-handler", {"reported": True}, [lost, reached]),  # it has no handler, but it is there
+        ("failed:unreachable", {"reported": True}, [lost, reached]),  # it reports that of one further on
+    ):
         stand.wait(seconds)
-        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable"))
-        assert said() == [Notice("server-lost", {"server": "s3", "why": "nobody answers at 10.0.0.3:2223"})]
-    stand.wait(4.0)
-    stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:no-handler"))
-    assert said()[1:] == [Notice("server-reached", {"server": "s3"})], "it has no handler, but it is there"
-    stand.wait(8.0)
-    stand.say(
-        office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable", {"carried": True})
-    )
-    assert len(said()) == 2, "it reports that of one further on"
+        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, outcome, meta))
+        assert said() == expected
+        seconds = max(1.0, 2 * seconds)
+
+
+def test_a_native_server_that_dies_with_a_message_in_hand_is_said_and_one_that_is_merely_silent_is_not() -> None:
+    office = Office()
+    stand = office.stand
+    office.sends("s3")
+    for _ in range(2):  # in peace, as besterd ends every connection
+        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "sent"))
+        stand.wait(1.0)
+    assert [notice.event for notice in stand.notices if notice.event == "server-lost"] == []
+    stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable"))
+    said = [notice for notice in stand.notices if notice.event == "server-lost"]
+    assert said == [Notice("server-lost", {"server": "s3", "why": "no report came from 10.0.0.3:2223"})]
 
 
 def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
@@ -792,7 +808,7 @@ def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
     stand = office.stand
     office.sends("10.9.9.9:1")
     for forward in stand.heard_of(office.bridge, Forward):
-        stand.say(office.bridge, Forwarded(forward.token, "failed:unreachable"))
+        stand.say(office.bridge, Forwarded(forward.token, "failed:unreachable", {"unsent": True}))
     assert not [notice for notice in stand.notices if notice.event == "server-lost"]
 
 

@@ -22,7 +22,7 @@ from bester.broker.wire.messages import Forward, Meta, Relay
 from bester.broker.wire.notes import safe_note
 
 UNREACHABLE = failed("unreachable")
-"""What a bridge says of a server that it could not hand a message to, without any meta."""
+"""What a bridge says of a server that has not answered; its meta tells whether a connection was made."""
 Given = Callable[[Entry, str, float], None]
 
 
@@ -132,30 +132,31 @@ class Outboxes:
         leg = self.legs.end(token, link)
         if leg is not None:
             silent = False
+            if leg.route.name and leg.route.native is not None:
+                self._look_at(leg.route, outcome, meta)
             if leg.route.fabric is None:
                 silent = outcome == SENT and not self._reporters.knows(leg.route)
                 outcome = self._reporters.judge(leg.route, leg.entry.id, outcome, meta)
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
             if leg.route.name and not try_again(outcome, meta):
                 self.contact(leg.route.name, now)  # it is there, and takes what it is sent
-            if leg.route.name and leg.route.native is not None:
-                self._look_at(leg.route, outcome, meta)
             self._trace.add((now, leg.entry.meta["root"], leg.entry.id, outcome, leg.target))
             self._ended(leg, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if silent:  # it can be reached; whether it reports will be known after two more times
                 self.contact(leg.route.name, now)
 
     def _look_at(self, route: Route, outcome: str, meta: Meta) -> None:
-        """A native server has no link whose end would be noticed: that it cannot be reached, and that it can again, is
-        learned from what was sent to it, and said once each."""
-        reached = outcome != UNREACHABLE or bool(meta)
-        if reached and route.name in self._away:
+        """A native server has no link whose end would be noticed: that it does not answer, and that it does again, is
+        learned from what was sent to it, and said once each. `outcome` is as the bridge says it."""
+        unsent = meta.get("unsent") is True
+        if outcome == UNREACHABLE and meta.get("reported") is not True:
+            if route.name not in self._away:
+                self._away.add(route.name)
+                why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+                self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
+        elif route.name in self._away and not unsent:  # what else is unsent was refused by the bridge itself
             self._away.remove(route.name)
             self._out.others.append(Notice("server-reached", {"server": route.name}))
-        elif not reached and route.name not in self._away:
-            self._away.add(route.name)
-            why = f"nobody answers at {route.native}"
-            self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
 
     def _ended(self, leg: Leg, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(leg.route.name)
