@@ -111,6 +111,20 @@ def test_a_report_that_is_lost_twice_is_told_a_third_time() -> None:
     assert stand.heard_of(chat, Request) == []
 
 
+def test_a_broker_that_ends_refuses_what_is_new_and_leaves_to_the_next_one_what_may_not_be() -> None:
+    stand, edge, chat = town()
+    stand.router.drain()
+    edge.submits(7)
+    edge.submits(8, attempt=2)  # an earlier life had it, and may have given it to a handler
+    assert [(report.token, report.status, report.reason) for report in edge.reports()] == [(7, 1, "overloaded")]
+    assert stand.heard_of(chat, Request) == []
+    stand.restart()
+    chat = stand.handler("chat")
+    edge.comes()
+    edge.submits(8, attempt=3)
+    assert stand.request(chat).meta["attempt"] == 3
+
+
 def test_hello_again_on_the_same_link_voids_what_was_said_on_it() -> None:
     stand, edge, chat = town()
     edge.submits(7)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bester.bridge.client.frames import text_of as client_text_of
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Request
 from bester.handlers import HandlerError, Message, SchemaError, payload, send_clients, send_handler, send_servers
@@ -76,8 +78,16 @@ def test_the_standard_library_writes_dataclasses_and_refuses_what_is_not_json() 
     )
     with pytest.raises(TypeError, match="a object is not JSON"):
         payload._stdlib_text(object())
-    with pytest.raises(ValueError, match="JSON compliant"):
-        payload._stdlib_text(float("nan"))
+
+
+@pytest.mark.parametrize("write", [payload.text_of, payload._stdlib_text, lambda value: client_text_of(value, None)])
+def test_a_number_that_json_cannot_write_is_refused_and_never_becomes_null(write: Callable[[Any], bytes]) -> None:
+    big = payload.value_of(b"1e999")
+    for wrong in (big, -big, float("nan"), {"a": [None, {"b": big}]}, [1, (2, float("nan"))], {1: big}):
+        with pytest.raises(ValueError, match="nan or an infinite number"):
+            write(wrong)
+    for right in (None, {"a": None, "b": [None, 1e308]}, "null"):
+        assert json.loads(write(right)) == right
 
 
 def test_what_a_handler_may_return() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.finite import NOT_FINITE, see_finite
 from bester.handlers.misfit import sentence_of
 
 msgspec: Any
@@ -61,10 +62,19 @@ _dump = json.JSONEncoder(
 
 
 def _stdlib_text(value: Any) -> bytes:
-    return _dump(value).encode()
+    try:
+        return _dump(value).encode()
+    except ValueError as error:
+        raise ValueError(NOT_FINITE if "float" in str(error) else str(error)) from None
 
 
-text_of: Callable[[Any], bytes] = _stdlib_text if msgspec is None else msgspec.json.encode
+def _msgspec_text(value: Any) -> bytes:
+    text: bytes = msgspec.json.encode(value)
+    see_finite(value, text, msgspec.to_builtins)
+    return text
+
+
+text_of: Callable[[Any], bytes] = _stdlib_text if msgspec is None else _msgspec_text
 """Write a value as compact JSON. Raises TypeError or ValueError where it is not JSON."""
 
 

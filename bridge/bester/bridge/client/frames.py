@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from bester.broker.wire import json_text
+from bester.broker.wire.finite import see_finite
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
 
 T = TypeVar("T")
@@ -264,6 +265,7 @@ def text_of(data: Any, raw: bytes | str | None) -> bytes:
             written = _encode(data)
         except RecursionError:  # also where data holds itself
             raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}") from None
+        see_finite(data, written, msgspec.to_builtins)
         if len(written) > _SHALLOW_BYTES and json_text.too_deep(written):
             raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}")
         return written

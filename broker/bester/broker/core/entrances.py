@@ -90,8 +90,8 @@ class Entrances:
         """The same with wishes of the client's, or by a bridge that may lose its link and submit it again."""
         token, session, type_, body, meta = submit
         edge, attempt = peer.edge, _attempt(meta)
-        if edge is not None and attempt > 1 and self._was_here(peer, token):
-            return
+        if edge is not None and attempt > 1 and (self._was_here(peer, token) or self.draining):
+            return  # the next life of this broker is submitted it again: a refusal would deny that it ever entered
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         if edge is not None:
@@ -137,7 +137,8 @@ class Entrances:
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """A message by the native protocol: who sent it is what the address says, not what the header says."""
-        if peer.edge is not None and _attempt(submit.meta) > 1 and self._was_here(peer, submit.token):
+        again = peer.edge is not None and _attempt(submit.meta) > 1
+        if again and (self._was_here(peer, submit.token) or self.draining):
             return
         host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
         if not self._strangers.hold(peer, submit, host, claimed, self._hosts, now):

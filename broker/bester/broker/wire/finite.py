@@ -1,0 +1,24 @@
+"""Numbers that JSON cannot write: nan and the infinities. msgspec writes null in their place, and loses them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+NOT_FINITE = "JSON has no way to write nan or an infinite number (which may have been read from one like 1e999)"
+
+
+def see_finite(value: Any, text: bytes, to_builtins: Callable[..., Any]) -> None:
+    """Check a value that msgspec has written as `text`; cheap where there is no null in it.
+
+    `to_builtins` is msgspec's. Raises ValueError where a null stands for a number.
+    """
+    if b"null" not in text:
+        return
+    try:
+        json.dumps(to_builtins(value, str_keys=True), allow_nan=False)
+    except TypeError:  # a msgspec.Raw, which is JSON text already
+        return
+    except ValueError:
+        raise ValueError(NOT_FINITE) from None
