@@ -1,4 +1,4 @@
-"""Every relative link on a page leads to a file that exists, and to a heading that the file has."""
+"""Every relative link on a page leads to a file and a heading that exist, and READMEs name the modules there are."""
 
 from __future__ import annotations
 
@@ -56,3 +56,34 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
     bad = ["gone.md", "other.md#no-heading", "other.md#again-2", "#there"]
     page.write_text("# Here\n\n" + " ".join(f"[x]({link})" for link in good + bad), encoding="utf-8")
     assert broken(page) == bad
+
+
+def missing(readme: Path, folders: list[Path]) -> list[str]:
+    """Return the modules of these folders that a README does not name, and those it names that do not exist."""
+    text = readme.read_text(encoding="utf-8")
+    modules = {module.stem for folder in folders for module in folder.glob("*.py") if not module.name.startswith("__")}
+    everywhere = {module.name for module in readme.parent.rglob("*.py")}
+    printed = re.findall(r"^# (\w+\.py)$", text, re.MULTILINE)  # the reader's own file
+    gone = set(re.findall(r"\b[a-z_]+\.py\b", text)) - everywhere - set(printed)
+    return sorted(module for module in modules if not re.search(rf"\b{module}\b", text)) + sorted(gone)
+
+
+@pytest.mark.parametrize(
+    ("part", "folders"),
+    [
+        ("broker", ["bester/broker", "bester/broker/core", "bester/broker/wire"]),
+        ("bridge", ["bester/bridge"]),
+        ("handlers", ["bester/handlers"]),
+    ],
+)
+def test_a_parts_readme_names_its_modules_and_no_others(part: str, folders: list[str]) -> None:
+    readme = ROOT / part / "README.md"
+    assert missing(readme, [readme.parent / folder for folder in folders]) == []
+
+
+def test_modules_that_a_readme_lacks_or_makes_up_are_found(tmp_path: Path) -> None:
+    for name in ("one.py", "two.py", "__init__.py"):
+        (tmp_path / name).touch()
+    readme = tmp_path / "README.md"
+    readme.write_text("```python\n# mine.py\n```\n\none.py does it, three.py did, mine.py is yours\n", encoding="utf-8")
+    assert missing(readme, [tmp_path]) == ["two", "three.py"]
