@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FunctionType
 
 from bester.handlers import stacks
 from bester.handlers.stacks import Place, place_of
@@ -49,9 +49,10 @@ def test_a_callback_of_the_users_is_named() -> None:
 
 
 def test_what_the_kit_calls_for_its_own_ends_is_nobodys() -> None:
-    names: dict[str, Any] = {"helper": users}  # a library that a module of the kit calls
-    exec(compile("def own(pause):\n    helper(pause)\n", stacks.__file__.replace("stacks.py", "own.py"), "exec"), names)  # noqa: S102 (the text is above)
-    place = looked_at(names["own"])
+    text, path = "def own(pause):\n    helper(pause)\n", stacks.__file__.replace("stacks.py", "own.py")
+    (code, *_) = compile(text, path, "exec").co_consts
+    own = FunctionType(code, {"helper": users})  # `helper`: of a library that a module of the kit calls
+    place = looked_at(own)
     assert place is not None
     assert place.function is None
 
