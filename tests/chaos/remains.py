@@ -8,8 +8,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from bester.broker.kept import is_mailbox, owner_of
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import is_mailbox, owner_of
 from tests.chaos.traffic import SENDERS
 
 CRASH = "Traceback (most recent call last)"
@@ -20,7 +20,7 @@ SHOWN_LINES = 30
 def waiting(server: Path, name: str) -> list[str]:
     """Say what still waits in a server's store. A sender who has gone is told later outcomes when it returns."""
     with closing(SqliteStore(server / "data" / "store.db")) as store:
-        boxes = store.open().boxes
+        boxes = store.open().queues
     return [
         f"still waits at {name}: {state.messages} in {box!r}"
         for box, state in boxes.items()

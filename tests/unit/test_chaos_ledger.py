@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bester.broker.kept import Entry, Keep, mailbox
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Enqueue, Entry, mailbox
 from tests.chaos.journal import Closed, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
 from tests.chaos.remains import crashes, waiting
@@ -164,7 +164,7 @@ def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) ->
         assert waiting(tmp_path, "s1") == []
         users = [SENDERS["s1"], "ann"]
         store.commit([
-            Keep(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
+            Enqueue(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
             for number, user in enumerate(users)
         ])  # fmt: skip
     assert waiting(tmp_path, "s1") == ["still waits at s1: 1 in 'user/ann'"]

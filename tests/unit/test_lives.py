@@ -26,7 +26,7 @@ class Life:
         if serves:
             self.lives.served()
         self.now += seconds
-        wait_s = self.lives.ended(self.now, "ended", hopeless=hopeless)
+        wait_s = self.lives.on_exit(self.now, "ended", hopeless=hopeless)
         self.now += wait_s or 0.0
         return wait_s
 
