@@ -456,7 +456,7 @@ def test_nothing_is_left_of_one_who_is_gone() -> None:
     assert scene.bridge.connections == 0
     assert empty == [True]
     both = vars(scene.bridge) | vars(scene.bridge._registry)
-    assert {"_timed", "wires", "_users"} <= both.keys()
+    assert {"_timed", "connections", "_users"} <= both.keys()
     assert {name: value for name, value in both.items() if isinstance(value, dict | set | list) and value} == {}
 
 

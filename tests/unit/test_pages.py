@@ -74,6 +74,8 @@ def missing(readme: Path, folders: list[Path]) -> list[str]:
         ("broker", ["bester/broker", "bester/broker/core", "bester/broker/wire"]),
         ("bridge", ["bester/bridge"]),
         ("handlers", ["bester/handlers"]),
+        ("client", ["bester/client"]),
+        ("cli", ["bester/cli"]),
     ],
 )
 def test_a_parts_readme_names_its_modules_and_no_others(part: str, folders: list[str]) -> None:

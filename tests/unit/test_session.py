@@ -546,8 +546,10 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
                 step = Step([], [])
             case "lost":
                 step = it.on_connection_lost()
+            case "ended":
+                step = it.on_peer_ended(now)
             case _:
-                step = getattr(it, name)(now)
+                step = it.shut_down(now)
         assert before is it.state or _reachable(before, it.state)
         assert before is not State.CLOSED or step == Step([], [])
         lines = said(step)

@@ -42,11 +42,11 @@ class Scripted(Router):
         self.log: list[Any] = []
         self.after: list[tuple[Write | Read, list[Action]]] = []
 
-    def committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
         self.log.append((list(writes), result.ok))
         return [action for write in writes for action in self._after(write)]
 
-    def found(self, read: Read, answer: Any, now: float) -> list[Action]:
+    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
         self.log.append((read, answer))
         return self._after(read)
 
@@ -71,21 +71,21 @@ class Unreadable(MemoryStore):
 
 
 class Stand:
-    """A Keeping with what it has carried out."""
+    """A store driver with what it has carried out."""
 
     def __init__(self) -> None:
         self.store = Unreadable()
         self.store.open()
         self.router = Scripted()
         self.said: list[Action] = []
-        self.keeping = StoreDriver(self.router, self.store, self._carry_out)
+        self.driver = StoreDriver(self.router, self.store, self._carry_out)
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Read):
-                self.keeping.add([], [action])
+                self.driver.add([], [action])
             elif isinstance(action, Write):
-                self.keeping.add([action], [])
+                self.driver.add([action], [])
             else:
                 self.said.append(action)
 
@@ -101,27 +101,27 @@ def stand() -> Stand:
 
 
 def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
-    stand.keeping.add([RecordType("chat"), PurgeOutcomes(1.0, 1000)], [])
-    assert not stand.keeping.due
-    stand.keeping.run()
+    stand.driver.add([RecordType("chat"), PurgeOutcomes(1.0, 1000)], [])
+    assert not stand.driver.due
+    stand.driver.run()
     assert stand.log == []
-    stand.keeping.tick()
+    stand.driver.tick()
     assert stand.log == [([RecordType("chat"), PurgeOutcomes(1.0, 1000)], True)]
 
 
 def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:
-    stand.keeping.add([RecordType("chat")], [])
-    stand.keeping.add([KEEP, RecordType("mail")], [])
-    stand.keeping.run()
+    stand.driver.add([RecordType("chat")], [])
+    stand.driver.add([KEEP, RecordType("mail")], [])
+    stand.driver.run()
     assert stand.log == [([RecordType("chat"), KEEP, RecordType("mail")], True)]
-    stand.keeping.run()
+    stand.driver.run()
     assert stand.log == []
 
 
 def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
-    stand.keeping.add([KEEP], [])
-    stand.keeping.add([RecordType("chat")], [FETCH])
-    stand.keeping.run()
+    stand.driver.add([KEEP], [])
+    stand.driver.add([RecordType("chat")], [FETCH])
+    stand.driver.run()
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
 
@@ -129,88 +129,88 @@ def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(st
     sent = Send(LINK, Heartbeat())
     handed = MarkSent(BOX, 1)
     stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [RecordType("chat"), FETCH])]
-    stand.keeping.add([KEEP], [])
-    stand.keeping.run()
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
     found = (FETCH, [KEEP.entry])
     assert stand.log == [([KEEP], True), found, ([handed], True), ([RecordType("chat")], True), found]
     assert stand.said == [sent]
-    assert not stand.keeping.due
+    assert not stand.driver.due
 
 
 def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
     stand.store.broken = True
-    stand.keeping.add([KEEP], [])
-    stand.keeping.run()
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
     assert stand.log == [([KEEP], False)]
-    assert not stand.keeping.due
+    assert not stand.driver.due
 
 
 def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Stand) -> None:
-    stand.keeping.add([KEEP], [])
-    stand.keeping.run()
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
     stand.store.readable = False
-    stand.keeping.add([], [FETCH])
-    stand.keeping.run()
-    stand.keeping.tick()
+    stand.driver.add([], [FETCH])
+    stand.driver.run()
+    stand.driver.tick()
     assert stand.log == [([KEEP], True)]
     why = {"why": "the disk hums a tune; see that it is well"}
     assert stand.said == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
     stand.store.readable = True
-    stand.keeping.tick()
+    stand.driver.tick()
     assert stand.log == [(FETCH, [KEEP.entry])]
-    stand.keeping.tick()
+    stand.driver.tick()
     assert stand.log == []
 
 
 def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
     stand.store.readable = False
-    stand.keeping.add([], [OUTCOMES])
-    stand.keeping.tick()
-    stand.keeping.tick()
+    stand.driver.add([], [OUTCOMES])
+    stand.driver.tick()
+    stand.driver.tick()
     assert stand.log == [(OUTCOMES, None)]
 
 
 def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
     stand = Stand()
-    stand.keeping.add([KEEP], [])
-    stand.keeping.run()
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
     stand.store.broken = True
-    stand.keeping.add([End(1, "delivered")], [])
-    stand.keeping.tick()
+    stand.driver.add([End(1, "delivered")], [])
+    stand.driver.tick()
     assert stand.store.copy().read(FETCH)
     stand.store.broken = False
-    stand.keeping.tick()
+    stand.driver.tick()
     assert not stand.store.copy().read(FETCH)
 
 
 def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
     questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
-    stand.keeping.add([], [*questions, FETCH])
-    stand.keeping.run()
+    stand.driver.add([], [*questions, FETCH])
+    stand.driver.run()
     assert [read for read, _ in stand.log] == [FETCH, *questions[:ASKED_AT_ONCE]]
-    assert stand.keeping.due
-    stand.keeping.run()
+    assert stand.driver.due
+    stand.driver.run()
     assert [read for read, _ in stand.log] == questions[ASKED_AT_ONCE:]
-    assert not stand.keeping.due
+    assert not stand.driver.due
 
 
 def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
     many = [OUTCOMES._replace(token=token) for token in range(100)]
     one = OUTCOMES._replace(sender="carol", token=100)
-    stand.keeping.add([], [*many, one])
-    stand.keeping.run()
+    stand.driver.add([], [*many, one])
+    stand.driver.run()
     assert [read.token for read, _ in stand.log] == [0, 100, *range(1, ASKED_AT_ONCE - 1)]
 
 
 def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
-    stand.keeping.add([], [OUTCOMES] * (MAX_ASKED + 1))
+    stand.driver.add([], [OUTCOMES] * (MAX_ASKED + 1))
     assert stand.log == [(OUTCOMES, None)]
 
 
 def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
-    stand.keeping.add([], [OUTCOMES] * 10_000)
+    stand.driver.add([], [OUTCOMES] * 10_000)
     for turn in range(10_000 // ASKED_AT_ONCE):
-        assert stand.keeping.due, turn
-        stand.keeping.run()
+        assert stand.driver.due, turn
+        stand.driver.run()
         assert len(stand.log) == ASKED_AT_ONCE
-    assert not stand.keeping.due
+    assert not stand.driver.due

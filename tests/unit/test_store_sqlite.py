@@ -472,7 +472,7 @@ def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
 WRITER = """
 import sys
 from pathlib import Path
-from bester.broker.store_requests import End, Entry, Keep
+from bester.broker.store_requests import End, Enqueue, Entry
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
@@ -482,7 +482,7 @@ while True:
     group = []
     for _ in range(50):
         number += 1
-        group.append(Keep(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
+        group.append(Enqueue(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
     assert store.commit(group).ok
     print("kept", first + 1, number, flush=True)
     assert store.commit([End(first + 1, "", forget=True)]).ok
