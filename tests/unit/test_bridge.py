@@ -451,13 +451,14 @@ def test_nothing_is_left_of_one_who_is_gone() -> None:
     scene.submit(connection)
     connection.blocked = True
     scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, connection.session.number]]))
+    there = scene.bridge.inspect()
+    assert (there.connections, there.hosts, there.sessions, there.users, there.submissions.waiting) == (1, 1, 1, 1, 1)
     scene.bridge.on_connection_gone(connection)
     scene.turn()
     assert scene.bridge.connections == 0
     assert empty == [True]
-    both = vars(scene.bridge) | vars(scene.bridge._registry)
-    assert {"_timed", "connections", "_users"} <= both.keys()
-    assert {name: value for name, value in both.items() if isinstance(value, dict | set | list) and value} == {}
+    left = scene.bridge.inspect()
+    assert (left.hosts, left.sessions, left.users, left.logins, left.timed, left.paused) == (0, 0, 0, 0, 0, 0)
 
 
 def test_reports_that_came_are_counted_in_the_next_confirmation() -> None:

@@ -10,7 +10,20 @@ from bester.broker.core import dead_letters as letters_module
 from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.core.values import Limits, Link, Notice, Route, Settings
 from bester.broker.store_requests import Bounds, Budget, Bury, DeadLetter, FindDeadLetters, lane
-from bester.broker.wire.messages import Answer, Ask, Deliver, Error, Heartbeat, Relay, Relayed, Reply, Report, Request
+from bester.broker.wire.messages import (
+    Answer,
+    Ask,
+    Close,
+    Deliver,
+    Error,
+    Heartbeat,
+    Open,
+    Relay,
+    Relayed,
+    Reply,
+    Report,
+    Request,
+)
 from tests.unit.core_stand import START, Stand, clients, handler, servers
 
 S2 = Link("server", b"s2")
@@ -19,9 +32,10 @@ S2 = Link("server", b"s2")
 class Ward:
     """A server with handlers that may come to grief, alice, and an operator."""
 
-    def __init__(self, limits: Limits | None = None, **budgets: Budget) -> None:
+    def __init__(self, limits: Limits | None = None, *, messages: int = 1000, **budgets: Budget) -> None:
         routes = {"s2": Route("s2", fabric="ipc:///s2")}
-        settings = Settings("s1", routes=routes, budgets=budgets, limits=limits or Limits(), bounds=Bounds(ttl_s=60.0))
+        bounds = Bounds(messages=messages, ttl_s=60.0)
+        settings = Settings("s1", routes=routes, budgets=budgets, limits=limits or Limits(), bounds=bounds)
         self.stand = Stand(settings, accounts=frozenset({"alice", "bob"}), now=START - 5.0)
         self.stand.wait(5.0)
         self.opens()
@@ -440,7 +454,7 @@ def test_as_another_type_it_reaches_who_got_the_result_of_the_first_attempt() ->
     assert len(ward.stand.mail("bob")) == 2
     assert ward.letters() == []
     assert ward.stand.ask(ward.bridge, "outcome", [1, id_]).value == {"bob": "queued"}
-    assert ward.stand.router._dispatcher.dead_letters._renamed == {}
+    assert ward.stand.state.dead_letters.renamed == 0
 
 
 # --- on their way to a server ---------------------------------------------------------------------------------------
@@ -483,17 +497,24 @@ def test_one_that_is_refused_again_is_one_again_and_once() -> None:
 
 @pytest.mark.parametrize("trouble", ["full", "bounds"])
 def test_one_that_cannot_be_kept_for_its_server_stays_a_dead_letter(trouble: str) -> None:
-    ward = Ward()
+    ward = Ward(messages=1)
     letter = unwanted(ward)
+    bob = ward.stand.bridge("bob")
     if trouble == "full":
         ward.stand.store.full = True
-    else:
-        ward.stand.router._dispatcher.queues._bounds = Bounds(messages=0)
+    else:  # one that waits for bob is all that may wait
+        other = ward.stand.handler("other")
+        ward.stand.say(bob, Close(1))
+        ward.stand.submit(ward.bridge, "other")
+        ward.stand.answer(other, clients("bob"))
+        assert ward.stand.report(ward.bridge).recipients == {"bob": "queued"}
     ward.asks("deadReplay", {"id": letter.id})
     assert ward.letters() == [letter]
     assert ward.stand.heard_of(S2, Relay) == []
     ward.stand.store.full = False
-    ward.stand.router._dispatcher.queues._bounds = Bounds()
+    if trouble == "bounds":
+        ward.stand.say(bob, Open(2, "bob"))
+        ward.stand.deliver(bob)
     ward.stand.wait(1.0)
     assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
     assert ward.stand.one(S2, Relay).body == b"[3]"
@@ -527,9 +548,9 @@ def test_a_late_reply_of_its_first_handler_changes_nothing() -> None:
 def test_a_question_on_a_link_that_is_gone_harms_nobody() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
-    ward.stand.disk = False
+    ward.stand.commits = False
     ward.stand.say(ward.operator, Ask(5, "deadDrop", {}))
     ward.stand.take(ward.stand.router.on_undeliverable(ward.operator, Heartbeat(), ward.stand.now))
-    ward.stand.disk = True
+    ward.stand.commits = True
     ward.stand.commit()
     assert ward.letters() == []

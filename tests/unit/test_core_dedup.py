@@ -148,7 +148,7 @@ def test_a_report_said_in_the_very_turn_in_which_hello_voids_it_is_told_again() 
     stand.answer(chat, clients("nobody", "alice"))
     delivery = stand.one(resume.link, Deliver)
     batch: list[Message] = [Confirm(delivery.serial), Hello(1, "bridge", "b", {"epoch": "life"})]
-    stand.take(stand.router.receive_all(resume.link, batch, stand.now).actions())
+    stand.say(resume.link, *batch)
     assert [report.token for report in resume.reports()] == [7]
     resume.submits(7, attempt=2)
     assert [report.token for report in resume.reports()] == [7]
@@ -190,9 +190,8 @@ def test_every_report_on_a_link_counts_whatever_it_is_on() -> None:
     resume.submits(8)
     stand.answer(chat)
     resume.confirms(1)
-    peer = stand.router._peers.by_link[resume.link]
-    assert peer.resume is not None
-    assert [report.token for report in peer.resume._sent] == [8]
+    (held,) = stand.state.resume.values()
+    assert held.unacknowledged == 1
     resume.relinks()
     resume.submits(8, attempt=2)
     assert [report.token for report in resume.reports()] == [8]
@@ -201,15 +200,14 @@ def test_every_report_on_a_link_counts_whatever_it_is_on() -> None:
 
 def test_what_the_bridge_reported_by_itself_it_does_not_submit_again_and_little_of_it_is_remembered() -> None:
     stand, resume, chat = town()
-    peer = stand.router._by_link[resume.link]
-    assert peer.resume is not None
     for token in range(1, 3 * SWEEP_AT):
         resume.submits(token)
         stand.answer(chat, clients("alice"))
         delivery = stand.deliver(resume.link)
         assert delivery.token == token
         stand.say(resume.link, Confirm(delivery.serial))
-        assert (len(peer.resume._cases) <= SWEEP_AT, len(peer.resume._sent)) == (True, 0)
+        (held,) = stand.state.resume.values()
+        assert (held.cases <= SWEEP_AT, held.unacknowledged) == (True, 0)
 
 
 def test_the_one_that_comes_as_they_are_thrown_out_is_known_too() -> None:
@@ -231,9 +229,8 @@ def test_of_what_is_over_no_long_list_of_names_is_kept() -> None:
     resume.submits(1)
     stand.answer(chat, clients(*(f"nobody-{number}" for number in range(10_000))))
     assert len(resume.reports()[0].recipients) == 10_000
-    peer = stand.router._by_link[resume.link]
-    assert peer.resume is not None
-    assert peer.resume._cases[1].recipients == {}
+    (held,) = stand.state.resume.values()
+    assert (held.cases, held.recipients) == (1, 0)
 
 
 def test_what_runs_for_long_is_known_behind_many_that_are_over() -> None:
@@ -300,7 +297,7 @@ def test_a_link_that_says_it_is_another_bridge_leaves_the_first_to_come_back() -
     resume.submits(7, attempt=2)
     assert resume.reports() == [good(7)]
     stand.wait(905.0, step_s=1.0)
-    assert len(stand.router._peers.resumes) == 2
+    assert len(stand.state.resume) == 2
 
 
 def test_a_delivery_that_was_lost_with_the_link_is_reported_by_the_broker() -> None:
@@ -339,7 +336,7 @@ def test_what_waits_already_is_not_kept_twice_after_a_restart() -> None:
     stand.answer(chat, clients("carol"))
     assert resume.reports() == [good(7, carol="queued")]
     assert len(stand.mail("carol")) == 1
-    assert stand.router._dispatcher.queues.messages == 1
+    assert stand.state.queues.messages == 1
 
 
 def test_whose_it_is_is_what_its_session_says_however_often_it_is_submitted() -> None:
@@ -378,9 +375,9 @@ def test_after_a_quarter_of_an_hour_a_bridge_that_is_gone_is_forgotten() -> None
     resume.submits(7, attempt=2)
     assert resume.reports() == [good(7)]
     resume.goes()
-    assert stand.router._peers.resumes
+    assert stand.state.resume
     stand.wait(905.0, step_s=1.0)
-    assert stand.router._peers.resumes == {}
+    assert stand.state.resume == {}
 
 
 def test_another_life_of_the_bridge_is_another_bridge() -> None:

@@ -108,10 +108,11 @@ def test_of_one_that_waits_here_it_is_looked_for_what_became_of_it_since() -> No
 
 
 def test_one_of_that_id_that_could_not_be_taken_is_new() -> None:
-    dock = Dock(Limits(max_held=0))
+    dock = Dock(Limits(max_held=1))
+    dock.stand.submit(dock.bridge, "chat", b"all that may be held")
     dock.gets(7, id="s2/b-x/1.0.0")
     assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
-    dock.stand.router._dispatcher.limits = Limits()
+    assert dock.requests() == [b"all that may be held"]
     dock.gets(7, id="s2/b-x/1.0.0", again=True)
     assert dock.requests() == [b"7"]
 
@@ -166,8 +167,8 @@ def test_below_the_floor_is_an_echo_and_what_is_known_of_it_is_forgotten() -> No
     echo = dock.gets(6, 5)
     assert dock.requests() == []
     assert dock.answers() == [Relayed(echo, "failed:expired", {"carried": True})]
-    lane = dock.stand.router._ingress.inbound_lanes._lanes["s2", "chat"]
-    assert (sorted(lane.outcomes), lane.floor) == ([7, 8], 7)
+    lane = dock.stand.state.lanes["s2", "chat"]
+    assert (lane.known, lane.lowest, lane.floor) == (2, 7, 7)
 
 
 def test_what_comes_late_but_above_the_floor_is_new() -> None:
@@ -450,6 +451,6 @@ def test_a_relay_that_is_repeated_very_often_is_answered_each_time() -> None:
 def test_relays_in_one_batch_are_taken_one_by_one() -> None:
     dock = Dock()
     batch = [Relay(token, "chat", b"1", {"lane": ["d2", 7, 7], "again": True}) for token in (1, 2)]
-    dock.stand.take(dock.stand.router.receive_all(dock.peer, batch, dock.stand.now).actions())
+    dock.stand.say(dock.peer, *batch)
     assert dock.requests() == [b"1"]
     assert dock.answers() == [Relayed(1, "delivered"), Relayed(2, "delivered")]

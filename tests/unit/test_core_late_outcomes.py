@@ -143,7 +143,7 @@ def test_who_wants_to_know_is_told() -> None:
     chain.net.wait(601.0)
     assert chain.pushed() == [{"message": message, "recipient": "carol", "outcome": "failed:expired"}]
     assert chain.outcome(quiet) == {"bob": "delivered"}
-    assert chain.first.router._dispatcher.queues.messages == 0
+    assert chain.first.queued == (0, 0)
 
 
 def test_what_is_told_looks_like_this() -> None:
@@ -188,7 +188,7 @@ def test_what_was_delivered_far_away_is_passed_back(names: tuple[str, ...]) -> N
     chain.comes("bob")
     assert chain.outcome(message) == {"s2": "delivered"}
     assert chain.pushed() == [{"message": message, "recipient": "s2", "outcome": "delivered"}]
-    assert [stand.router._dispatcher.queues.messages for stand in chain.net.stands.values()] == [0] * len(names)
+    assert [stand.queued for stand in chain.net.stands.values()] == [(0, 0)] * len(names)
 
 
 @pytest.mark.parametrize("names", [("s1", "s2"), ("s1", "s2", "s3")])
@@ -275,8 +275,8 @@ def test_news_that_come_twice_are_told_once() -> None:
     bob = chain.last.bridge("bob", name="bob")
     chain.last.say(bob, Confirm(chain.last.one(bob, Deliver).serial))
     relays = chain.last.inbox[Link("server", b"s1")]
-    link = chain.net._links["s2", "s1"]
-    chain.first.take(chain.first.router.receive_all(link, relays, chain.first.now).actions())
+    link = chain.net.links["s2", "s1"]
+    chain.first.say(link, *relays)
     assert [relayed.outcome for relayed in chain.first.heard_of(link, Relayed)] == ["delivered"]
     chain.net.part("s1", "s2")
     chain.net.join("s1", "s2")
@@ -298,7 +298,7 @@ def test_news_that_overtake_the_answer_are_told_again_later(waited: bool) -> Non
     chain.net.flow()
     request = chain.last.request(chain.handlers["s2"])
     chain.last.reply(chain.handlers["s2"], request.token, clients("bob"))
-    link = chain.net._links["s1", "s2"]
+    link = chain.net.links["s1", "s2"]
     answers = chain.last.heard_of(link, Relayed)  # it is held up
     chain.comes("bob")
     assert len(chain.last.kept(lane("s1", "bester.outcome"))) == 1, "told to come later"
@@ -393,4 +393,4 @@ def test_news_of_news_there_are_none() -> None:
     assert [entry.type for entry in chain.first.kept(mailbox("alice"))] == ["bester.outcome"]
     chain.net.wait(31.0)
     assert chain.first.kept(mailbox("alice")) == []
-    assert chain.first.router._dispatcher.queues.messages == 0
+    assert chain.first.queued == (0, 0)

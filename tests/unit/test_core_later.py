@@ -71,10 +71,10 @@ def test_news_that_come_in_one_turn_all_count() -> None:
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
     report = queue_elsewhere(stand, bridge, chat, 3)
-    stand.disk = False
+    stand.commits = False
     for number in (1, 2, 3):
         news(stand, peer, f"{report.message}.0.0", "delivered", number)
-    stand.disk = True
+    stand.commits = True
     stand.commit()
     assert [relayed.outcome for relayed in stand.heard_of(peer, Relayed)] == ["delivered"] * 3
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
@@ -121,25 +121,24 @@ def test_what_is_done_again_and_is_over_already_is_not_called_queued() -> None:
     assert stand.one(peer, Relayed)[1:] == ("delivered", {})
 
 
-def send_on(stand: Stand, number: int) -> tuple[Link, Relayed]:
-    """A message of s2's is sent on to s2, where it is queued; returns s2's link and what it is told."""
+def send_on(stand: Stand, number: int) -> tuple[Link, Relayed, str]:
+    """Send a message of s2's on to s2, where it is queued; return s2's link, the answer, and the id that was sent."""
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", id="s2/x/1", lane=["d2", number, 1], again=True)
     stand.answer(chat, servers("s2"))
     sent = [relay for relay in stand.heard_of(S2, Relay) if relay.type == "chat"]
     stand.say(S2, Relayed(sent[0].token, "queued", {"queued": 1}))
-    return peer, stand.one(peer, Relayed)
+    return peer, stand.one(peer, Relayed), sent[0].meta["id"]
 
 
 def test_what_was_sent_on_again_and_is_over_already_is_not_called_queued_either() -> None:
     stand = town()
-    peer, first = send_on(stand, 1)
+    peer, first, id_ = send_on(stand, 1)
     assert first[1:] == ("queued", {"queued": 1})
-    (noted,) = [row.entry for row in stand.store._rows.values() if row.outcome == "queued"]
-    news(stand, peer, noted.id, "delivered", 1)
+    news(stand, peer, id_, "delivered", 1)
     stand.restart()
-    _, second = send_on(stand, 2)
+    _, second, _ = send_on(stand, 2)
     assert second[1:] == ("delivered", {})
 
 

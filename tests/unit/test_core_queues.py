@@ -12,7 +12,7 @@ from bester.broker.store_requests import (
     End,
     Fetch,
     PurgeOutcomes,
-    QueueState,
+    StoredQueue,
     is_mailbox,
     lane,
     mailbox,
@@ -29,7 +29,7 @@ def test_a_box_says_whose_it_is(user: str) -> None:
 
 
 def test_what_is_on_its_way_does_not_wait_and_what_is_put_back_is_next() -> None:
-    queue = Queue("user/bob", QueueState(messages=3, size_bytes=30, lowest=5, sent_upto=6))
+    queue = Queue("user/bob", StoredQueue(messages=3, size_bytes=30, lowest=5, sent_upto=6))
     assert (queue.messages, queue.size_bytes, queue.sent_upto, queue.ready, queue.ack_floor) == (3, 30, 6, 3, 1)
     queue.mark_inflight(7, 10)
     queue.mark_inflight(5, 10)
@@ -60,10 +60,10 @@ def test_what_a_snapshot_says_is_what_is_counted() -> None:
     stand = town()
     queue(stand, b"1", b"22", b"333")
     snapshot = stand.store.copy().open()
-    assert snapshot.queues == {mailbox("bob"): QueueState(3, 6, stand.kept(mailbox("bob"))[0].number, 0)}
+    assert snapshot.queues == {mailbox("bob"): StoredQueue(3, 6, stand.kept(mailbox("bob"))[0].number, 0)}
     stand.restart()
-    queues = stand.router._dispatcher.queues
-    assert (queues.messages, queues._size, queues.owners()) == (3, 6, ["bob"])
+    queues = stand.state.queues
+    assert (queues.messages, queues.size_bytes, list(queues.table)) == (3, 6, [mailbox("bob")])
     assert queues.next_number == 2 * NUMBERS_A_LIFE
     assert queues.epoch == snapshot.epoch == "store"
 
@@ -71,12 +71,12 @@ def test_what_a_snapshot_says_is_what_is_counted() -> None:
 def test_a_store_that_was_never_opened_counts_as_the_first_life() -> None:
     stand = Stand()
     stand.router = type(stand.router)(stand.settings, epoch="e", first_token=1, now=START, wall_s=START)
-    assert stand.router._dispatcher.queues.next_number == 1
+    assert stand.state.queues.next_number == 1
 
 
 def test_outcomes_that_nobody_may_ask_for_are_cleared_away_now_and_then() -> None:
     stand = town()
-    stand.disk = False
+    stand.commits = False
     stand.wait(3 * FORGET_EVERY_S, step_s=1.0)
     forgets = [write for write in stand.writes if isinstance(write, PurgeOutcomes)]
     assert len(forgets) == 3
@@ -94,8 +94,8 @@ def test_a_disk_that_has_lost_something_is_not_asked_for_it_for_ever() -> None:
     stand.say(bob, Open(1, "bob"))
     assert [delivery.body for delivery in stand.heard_of(bob, Deliver)] == [b"1", b"22"]
     stand.say(bob, Confirm(2))
-    queues = stand.router._dispatcher.queues
-    assert (queues.messages, queues._size, queues.owners()) == (0, 0, [])
+    queues = stand.state.queues
+    assert (queues.messages, queues.size_bytes, queues.table) == (0, 0, {})
     assert stand.reads == []
     queue(stand)
 
@@ -107,20 +107,19 @@ def test_while_some_are_on_their_way_the_rest_that_is_lost_is_not_counted_any_mo
         stand.store.commit([End(entry.number, "delivered")])
     bob = stand.bridge("bob")
     stand.one(bob, Deliver)
-    queues = stand.router._dispatcher.queues
-    assert queues.messages == 3
+    assert stand.queued == (3, 6)
     stand.wait(1.0)
     stand.say(bob, Open(2, "bob"))
-    assert (queues.messages, queues._size) == (1, 1)
+    assert stand.queued == (1, 1)
     stand.say(bob, Confirm(1))
-    assert (queues.messages, queues._size) == (0, 0)
+    assert stand.queued == (0, 0)
 
 
 def test_what_is_fetched_is_asked_for_once() -> None:
     stand = town()
     queue(stand, b"1")
     bob = stand.bridge()
-    stand.disk = False
+    stand.commits = False
     for session in (1, 2, 3):
         stand.say(bob, Open(session, "bob"))
     assert stand.reads == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]

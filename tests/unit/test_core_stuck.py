@@ -225,11 +225,11 @@ def test_a_failure_after_the_messages_time_is_a_timeout(after_s: float, reason: 
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
     ward.stand.now += after_s
-    ward.stand.disk = False
+    ward.stand.commits = False
     ward.stand.reply(ward.handler, request.token, status=1)
     buried = [write.letter.reason for write in ward.stand.writes if isinstance(write, Bury)]
     assert buried == ([reason] if reason == "timeout" else [])
-    ward.stand.disk = True
+    ward.stand.commits = True
     ward.stand.commit()
     assert ward.stand.report(ward.bridge).reason == reason
     assert bool(ward.notices("handler-failed")) == (reason == "handler-failed")

@@ -81,15 +81,14 @@ class Ward:
         return said
 
     def letters(self) -> list[DeadLetter]:
-        return list(self.stand.store._letters.values())
+        return self.stand.dead()[::-1]
 
     def is_well(self) -> None:
         """Everything is over, and nothing is left of it."""
-        dispatcher = self.stand.router._dispatcher
+        state = self.stand.state
         assert self.stand.router.idle
-        assert (dispatcher._held, dispatcher.workers.waiting) == (0, 0)
-        assert not dispatcher.workers._suspects
-        assert not dispatcher.workers._suspects.isolated
+        assert (state.jobs, state.workers.waiting) == (0, {})
+        assert (state.workers.suspects, state.workers.isolated) == (0, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -287,6 +287,7 @@ class Crews(RuleBasedStateMachine):
             Settings("s1", open_accounts=True, limits=Limits(attempts=ATTEMPTS), declared_types=frozenset(TYPES))
         )
         self.bridge = self.stand.bridge(*USERS)
+        (self.prefix,) = self.stand.state.resume
         self.hands: dict[Link, Hand] = {}
         self.posts: dict[str, Post] = {}  # open ones, by id
         self.reported: set[int] = set()
@@ -306,7 +307,7 @@ class Crews(RuleBasedStateMachine):
                     self.told(message)
                 elif isinstance(message, Goodbye) and not self.hands[link].held:
                     del self.hands[link]
-        assert not self.stand.router._dispatcher.workers.requeued
+        assert self.stand.state.workers.unshared == 0
 
     def told(self, report: Report) -> None:
         assert report.token not in self.reported
@@ -414,9 +415,8 @@ class Crews(RuleBasedStateMachine):
     @rule(type_=st.sampled_from(TYPES), session=st.integers(1, len(USERS)))
     def submit(self, type_: str, session: int) -> None:
         self.submitted += 1
-        prefix = self.stand.router._by_link[self.bridge].prefix
         user = USERS[session - 1]
-        self.posts[f"{prefix}{self.submitted}"] = Post(self.submitted, type_, user, ordered=type_ in self.ordered)
+        self.posts[f"{self.prefix}{self.submitted}"] = Post(self.submitted, type_, user, ordered=type_ in self.ordered)
         free = {
             link: hand.credit - len(hand.held) for link, hand in self.hands.items()
             if type_ in hand.types and not hand.leaving
@@ -521,14 +521,12 @@ class Crews(RuleBasedStateMachine):
             self.listen()
         self.let_time_pass(31.0)
         self.listen()
-        dispatcher = self.stand.router._dispatcher
+        state = self.stand.state
         assert self.reported == set(range(1, self.submitted + 1))
         assert self.stand.router.idle
-        assert (dispatcher._held, dispatcher._held_bytes, dispatcher.workers.waiting) == (0, 0, 0)
-        assert not dispatcher.workers._groups
-        assert not dispatcher.workers._queues
-        assert not dispatcher.workers._suspects
-        assert not any(hand.held for hand in self.hands.values()) or not dispatcher.workers._suspects.isolated
+        assert (state.jobs, state.job_bytes, state.workers.waiting) == (0, 0, {})
+        assert (state.workers.groups, state.workers.queues, state.workers.suspects) == (0, 0, 0)
+        assert not any(hand.held for hand in self.hands.values()) or not state.workers.isolated
 
 
 # Minutes of shrinking would say little more than the first failure: its steps are printed, and they are few.

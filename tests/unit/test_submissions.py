@@ -162,7 +162,7 @@ class TestBounds:
         else:
             scene.now += 1
             scene.bridge.tick()
-        assert scene.bridge._submissions.submits == {}
+        assert scene.bridge.inspect().submissions.waiting == 0
 
     def test_one_who_says_much_meanwhile_is_not_read_from(self) -> None:
         scene = Scene(unreported=3)
@@ -224,7 +224,7 @@ class TestBounds:
         scene.bridge.on_connection_gone(carol)
         scene.command(bob, "nothing", None)
         assert not bob.reading
-        assert list(scene.bridge._kept_waiting) == [bob]
+        assert scene.bridge.inspect().paused == 1
         scene.broker(*good(tokens[2]))
         assert not bob.reading
         scene.broker(*good(tokens[0]))
@@ -461,12 +461,11 @@ class TestTheEnd:
 @pytest.mark.parametrize("end", ["reported", "timed out", "gone", "gone and reported", "given up"])
 def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
     scene = Scene(hold_s=10.0, drain_s=10.0, unreported=4)
-    load = scene.bridge._load
     connection, server = scene.log_in(), scene.connect()
     write(scene, connection, *"abcdef", data=LARGE)
     scene.command(connection, "outcome", "s/1", "q")
     scene.bridge.on_bytes(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
-    assert 4000 < load.size_bytes < 4000 + 6 * (OVERHEAD_BYTES + 10)
+    assert 4000 < scene.bridge.inspect().submissions.unreported_bytes < 4000 + 6 * (OVERHEAD_BYTES + 10)
     if end == "given up":
         scene.bridge.give_up()
     elif end == "timed out":
@@ -479,7 +478,7 @@ def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
     elif end.startswith("gone"):
         scene.bridge.on_connection_gone(connection)
         scene.bridge.on_connection_gone(server)
-        assert load.size_bytes > 4000
+        assert scene.bridge.inspect().submissions.unreported_bytes > 4000
     for _ in range(3):
         if end == "gone":
             scene.bridge.on_link_lost("gone")
@@ -487,8 +486,8 @@ def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
             scene.bridge.tick()
         scene.broker(*good(*(submit.token for submit in scene.said(Submit))))
         scene.broker(*(Answer(ask.token, 0, {}) for ask in scene.said(Ask)))
-    assert load.size_bytes == 0
-    assert not scene.bridge._submissions.is_full
+    left = scene.bridge.inspect().submissions
+    assert (left.unreported_bytes, left.queued_bytes, left.departed_bytes) == (0, 0, 0)
 
 
 def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.deliveries import Deliveries
+from bester.bridge.inspection import BridgeState
 from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
@@ -287,6 +288,19 @@ class Bridge:
     def connections(self) -> int:
         """How many connections there are."""
         return len(self._connections)
+
+    def inspect(self) -> BridgeState:
+        """Return what this bridge holds now. It is counted when it is asked for."""
+        return BridgeState(
+            connections=len(self._connections),
+            hosts=self._registry.hosts,
+            sessions=len(self._targets),
+            users=self._registry.users,
+            logins=len(self._logins),
+            timed=len(self._timed),
+            paused=len(self._kept_waiting),
+            submissions=self._submissions.inspect(),
+        )
 
     # --- deciding -------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,16 @@ class Registry:
         self._hosts: dict[str, int] = {}  # connections by address
         self._users: dict[str, int] = {}  # targets by user
 
+    @property
+    def hosts(self) -> int:
+        """How many addresses the connections come from."""
+        return len(self._hosts)
+
+    @property
+    def users(self) -> int:
+        """How many users the targets belong to."""
+        return len(self._users)
+
     def has_room(self, host: str) -> bool:
         """Whether there is a place for a connection from this host."""
         limits = self._limits

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from bester.bridge.broker_link import BrokerLink
+from bester.bridge.inspection import SubmissionsState
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.session import Session
@@ -59,6 +60,17 @@ class Submissions:
         """Whether as much waits for its report as may, or is held (what nobody waits for any more is, for a while)."""
         most = self._limits.held_bytes
         return self._load.size_bytes >= most or self._queued_bytes >= most
+
+    def inspect(self) -> SubmissionsState:
+        """Return what is not reported yet."""
+        return SubmissionsState(
+            waiting=len(self.submits),
+            queued=len(self._waiting()),
+            queued_bytes=self._queued_bytes,
+            departed=len(self._gone),
+            departed_bytes=self._gone_bytes,
+            unreported_bytes=self._load.size_bytes,
+        )
 
     # --- connections ----------------------------------------------------------------------------------------------
 

@@ -291,7 +291,7 @@ Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters
 # --- what is there at the start ---------------------------------------------------------------------------------------
 
 
-class QueueState(NamedTuple):
+class StoredQueue(NamedTuple):
     """What waits in a box: how many, bytes of their bodies, the lowest number, and up to where it was handed out."""
 
     messages: int
@@ -311,7 +311,7 @@ class Snapshot:
 
     epoch: str = "none"
     life: int = 0
-    queues: Mapping[str, QueueState] = field(default_factory=dict)
+    queues: Mapping[str, StoredQueue] = field(default_factory=dict)
     types: tuple[str, ...] = ()
     lanes: tuple[SaveLane, ...] = ()
     next_expiry_s: float | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.cases import Case, Kind, Reports, failed
+from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
 from bester.broker.core.values import Effects, Link, Notice, Settings
@@ -75,6 +76,10 @@ class DeadLetters:
         self._knows = knows
         self._replayed: set[str] = set()  # those under way
         self._renamed: dict[str, str] = {}  # of those, what goes by an id of its own, and the letter's
+
+    def inspect(self) -> DeadLettersState:
+        """Return what is being replayed."""
+        return DeadLettersState(len(self._replayed), len(self._renamed))
 
     def bury(self, job: Job, reason: str, now: float) -> None:
         """Give a message up, for this reason."""

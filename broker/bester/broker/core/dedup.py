@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 
 from bester.broker.core.cases import Case
+from bester.broker.core.inspection import ResumeState
 from bester.broker.core.values import Link
 from bester.broker.wire.messages import Message, Report
 
@@ -29,6 +30,11 @@ class DedupCache:
         self._most_of_one = most_of_one
         self._cases: OrderedDict[Key, tuple[Case, float]] = OrderedDict()
         self._owned: dict[tuple[str, str], OrderedDict[Key, None]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many are known."""
+        return len(self._cases)
 
     def find(self, key: Key, now: float) -> Case | None:
         """Return the case that was entered under this key."""
@@ -87,6 +93,11 @@ class BridgeResume:
         self._sent_tokens: set[int] = set()  # their tokens
         self._counted = 0
         self._unacked: dict[int, Report] = {}  # of earlier links
+
+    def inspect(self) -> ResumeState:
+        """Return what is remembered for the bridge."""
+        recipients = sum(len(case.recipients) for case in self._cases.values())
+        return ResumeState(self.link is not None, len(self._cases), len(self._sent), len(self._unacked), recipients)
 
     def add(self, token: int, case: Case) -> None:
         """A message was submitted for the first time, as far as is known here."""

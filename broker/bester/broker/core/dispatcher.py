@@ -15,6 +15,7 @@ from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
+from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
@@ -67,19 +68,11 @@ class Dispatcher:
         self.queues.on_ready = self._look
         transfers = Transfers(limits.max_lane)
         self.late_outcomes = LateOutcomes(settings, self.queues, transfers, out, now)
+        self.reporters = Reporters(out, snapshot.peers)
         self.relays = Relays(
-            settings,
-            self.queues,
-            transfers,
-            self.reports,
-            out,
-            self.bridges,
-            self.trace,
-            Reporters(out, snapshot.peers),
-            first_token=first_token,
-            chance=chance,
-            became=self.late_outcomes.on_ended,
-        )
+            settings, self.queues, transfers, self.reports, out, self.bridges, self.trace, self.reporters,
+            first_token=first_token, chance=chance, became=self.late_outcomes.on_ended,
+        )  # fmt: skip
         self.mailboxes = Mailboxes(self.queues, self.directory, self.deliveries, out, self.late_outcomes.on_ended)
         self.commands = Commands(
             settings, out, self.trace, self.queues, self.directory, self.deliveries, self.mailboxes, self.relays,
@@ -105,6 +98,15 @@ class Dispatcher:
     def cases(self) -> int:
         """How many messages are owed a report."""
         return self.reports.open
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return how full the memory is that messages with handlers, or waiting for one, may take."""
+        limits = self.limits
+        return {
+            "jobs": Bound(self._held, limits.max_held),
+            "job_bytes": Bound(self._held_bytes, limits.max_held_bytes),
+            "types": Bound(len(self._learned), limits.max_types),
+        }
 
     # --- in ---
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.cases import QUEUED, Case, failed, try_again
+from bester.broker.core.inspection import LaneState
 from bester.broker.core.values import Effects
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
@@ -165,6 +166,13 @@ class InboundLanes:
         outcomes = lane.outcomes
         while outcomes and (number := next(iter(outcomes))) < floor:  # numbers rise, but for those that come again
             del outcomes[number]
+
+    def inspect(self) -> dict[tuple[str, str], LaneState]:
+        """Return what is known of each lane, by (server, type)."""
+        return {
+            key: LaneState(lane.epoch, lane.floor, len(lane.outcomes), min(lane.outcomes, default=None), lane.refused)
+            for key, lane in self._lanes.items()
+        }
 
     @property
     def has_writes(self) -> bool:

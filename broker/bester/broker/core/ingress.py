@@ -13,6 +13,7 @@ from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.dedup import BridgeResume, DedupCache, Key
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
+from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import OUTCOME_TYPE
 from bester.broker.core.peer import Peer
@@ -69,6 +70,23 @@ class Ingress:
         self._out = out
         self._epoch = epoch
         self._serial = 0
+
+    @property
+    def unplaced(self) -> int:
+        """How many messages wait for a name to be looked up."""
+        return self._strangers.count
+
+    def dedup(self) -> DedupState:
+        """Return how many messages are known if they come again."""
+        return DedupState(self._dedup.count, self._relayed.count)
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return how full the tables are of messages that are known if they come again."""
+        limits = self.settings.limits
+        return {
+            "dedup_keyed": Bound(self._dedup.count, limits.max_remembered),
+            "dedup_relayed": Bound(self._relayed.count, limits.max_relayed),
+        }
 
     # --- clients ---
 

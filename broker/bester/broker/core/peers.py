@@ -8,6 +8,7 @@ from typing import Any
 from bester.broker.core import policy
 from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.values import Effects, Link, Notice, Settings
@@ -46,6 +47,19 @@ class Peers:
         self._ticked = now
         self._resumed = now
         self._beat = now
+
+    @property
+    def strangers(self) -> int:
+        """How many links are remembered that spoke before their HELLO."""
+        return len(self._unknown)
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return how many links there are, and how many there may be."""
+        limits = self._settings.limits
+        return {
+            "peers": Bound(len(self.by_link), limits.max_parties),
+            "strangers": Bound(len(self._unknown), limits.max_strangers),
+        }
 
     # --- coming ---
 

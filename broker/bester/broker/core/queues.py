@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import QUEUED, Case, Reports, failed
 from bester.broker.core.clock import Clock
+from bester.broker.core.inspection import Bound, QueuesState, QueueState
 from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.values import Effects, Limits, Settings
 from bester.broker.store_requests import (
@@ -25,10 +26,10 @@ from bester.broker.store_requests import (
     FindExpired,
     MarkSent,
     PurgeOutcomes,
-    QueueState,
     RecordRemote,
     SaveClock,
     Snapshot,
+    StoredQueue,
     Write,
     is_mailbox,
     lane,
@@ -64,7 +65,7 @@ class Queue:
         "unsent",
     )
 
-    def __init__(self, key: str, state: QueueState | None = None) -> None:
+    def __init__(self, key: str, state: StoredQueue | None = None) -> None:
         self.key = key
         self.messages = state.messages if state else 0
         self.size_bytes = state.size_bytes if state else 0
@@ -163,6 +164,32 @@ class Queues:
     def owners(self) -> list[str]:
         """Return the users for whom something is kept."""
         return [owner_of(key) for key in self._queues if is_mailbox(key)]
+
+    def inspect(self) -> QueuesState:
+        """Return what is in all queues."""
+        table = {
+            key: QueueState(queue.messages, queue.size_bytes, len(queue.inflight), queue.delay_s)
+            for key, queue in self._queues.items()
+        }
+        return QueuesState(
+            table=table,
+            messages=self.messages,
+            size_bytes=self._size,
+            inflight=sum(each.inflight for each in table.values()),
+            writing=len(self._pending),
+            ended_early=len(self._over_early),
+            noted=len(self._noted),
+            next_number=self.next_number,
+            epoch=self.epoch,
+        )
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return how full the store is, of what is counted here."""
+        bounds = self._bounds
+        return {
+            "queued": Bound(self.messages, bounds.messages),
+            "queued_bytes": Bound(self._size, bounds.total_bytes),
+        }
 
     def expires_at(self, case: Case, now: float) -> float:
         """Return when what is kept of a case is given up, in the store's time."""

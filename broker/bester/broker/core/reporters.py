@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from bester.broker.core.cases import SENT, failed
+from bester.broker.core.inspection import ReportersState
 from bester.broker.core.values import Effects, Notice, Route
 from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
@@ -60,6 +61,10 @@ class Reporters:
         if known is not None:
             return NO_ANSWER if known else SENT
         return self._silent_end(route, address, id_)
+
+    def inspect(self) -> ReportersState:
+        """Return how much is known."""
+        return ReportersState(len(self._known), len(self._strangers), len(self._silent))
 
     def knows(self, route: Route) -> bool:
         """Return whether it is known of a server if it reports."""

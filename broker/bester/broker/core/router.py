@@ -13,6 +13,7 @@ exchange's. Nothing here raises on the wire's account.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.ingress import Ingress
+from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.peers import Peers
 from bester.broker.core.questions import Questions
@@ -316,6 +318,33 @@ class Router:
     def idle(self) -> bool:
         """Whether no message is owed a report."""
         return self._dispatcher.cases == 0
+
+    def inspect(self) -> Inspection:
+        """Return what this broker holds now. It is counted when it is asked for, and takes longer the more there is."""
+        dispatcher, ingress, presence = self._dispatcher, self._ingress, self._peers
+        peers = self._by_link.values()
+        bounds = {**presence.bounds(), **dispatcher.bounds(), **dispatcher.queues.bounds(), **ingress.bounds()}
+        return Inspection(
+            peers=dict(Counter(peer.role for peer in peers)),
+            strangers=presence.strangers,
+            users=dispatcher.directory.user_count,
+            sessions=dispatcher.directory.session_count,
+            logins=sum(len(peer.logins) for peer in peers),
+            cases=dispatcher.cases,
+            jobs=bounds["jobs"].used,
+            job_bytes=bounds["job_bytes"].used,
+            unplaced=ingress.unplaced,
+            workers=dispatcher.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
+            deliveries=dispatcher.deliveries.count,
+            transfers=dispatcher.relays.transfers.inspect(),
+            queues=dispatcher.queues.inspect(),
+            dedup=ingress.dedup(),
+            lanes=self._inbound_lanes.inspect(),
+            resume={prefix: resume.inspect() for prefix, resume in presence.resumes.items()},
+            reporters=dispatcher.reporters.inspect(),
+            dead_letters=dispatcher.dead_letters.inspect(),
+            bounds=bounds,
+        )
 
     @property
     def _relays(self) -> Relays:

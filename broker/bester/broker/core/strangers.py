@@ -62,6 +62,11 @@ class Strangers:
         self._bytes = 0
         self._serial = 0
 
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
     def hold(self, peer: Peer, submit: Submit, host: str, claimed: str | None, hosts: Hosts, now: float) -> bool:
         """Hold a message, or answer it, where its sender may be a listed server; False: do what the table says."""
         perhaps = self._perhaps(submit.type, host, claimed, hosts, now)

@@ -146,3 +146,7 @@ class Transfers:
     def count(self) -> int:
         """How many are on their way."""
         return len(self._transfers)
+
+    def inspect(self) -> dict[str, int]:
+        """Return how many are on their way, by lane."""
+        return {lane: len(numbers) for lane, numbers in self._lanes.items()}

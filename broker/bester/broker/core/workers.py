@@ -8,9 +8,10 @@ died wait apart, and go to workers that were set aside for them.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable
 
+from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
 from bester.broker.core.pools import Pool, Worker
@@ -353,6 +354,19 @@ class Workers:
     def waiting(self) -> int:
         """How many messages wait."""
         return sum(self._waits.values())
+
+    def inspect(self, workers: Iterable[Worker]) -> WorkersState:
+        """Return what waits, and what these workers hold: those that have joined and are not lost."""
+        held = (job for worker in workers for job in worker.inflight.values())
+        return WorkersState(
+            waiting=dict(self._waits),
+            inflight=dict(Counter(job.type for job in held if not job.is_settled)),
+            queues=len(self._queues),
+            groups=len(self._groups),
+            suspects=len(self._suspects.types()),
+            isolated=len(self._suspects.isolated),
+            unshared=len(self.requeued),
+        )
 
     def next_for(self, worker: Worker) -> Job | None:
         """Return the next waiting parcel this worker should be given, None where it is full or nothing waits for it.

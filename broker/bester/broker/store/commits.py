@@ -57,6 +57,11 @@ class Commits(ABC):
         self._buried_bytes = 0
         self._tied: dict[Hashable, Hashable] = {}  # an end, and the letter without which it is not written
 
+    @property
+    def held_back(self) -> int:
+        """How many writes wait for room, or for a disk that is well."""
+        return len(self._held_back)
+
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, after what was held back before."""
         try:

@@ -33,7 +33,6 @@ from bester.broker.store_requests import (
     FindOutcomes,
     MarkSent,
     PurgeOutcomes,
-    QueueState,
     Read,
     RecordRemote,
     RecordType,
@@ -43,6 +42,7 @@ from bester.broker.store_requests import (
     SaveName,
     SavePeer,
     Snapshot,
+    StoredQueue,
     Unbury,
     Write,
     lane,
@@ -145,6 +145,10 @@ class MemoryStore(Commits):
             self._life += 1
             for box in self._handed.keys() - self._waiting.keys():
                 del self._handed[box]
+        return self.inspect()
+
+    def inspect(self) -> Snapshot:
+        """Return what the store holds now: the snapshot that `open` gives, without counting a life."""
         epoch, life = self._unwritten or (self._epoch, self._life)
         return Snapshot(
             epoch=epoch,
@@ -165,9 +169,9 @@ class MemoryStore(Commits):
     def close(self) -> None:
         """Keep all of it: `open` may come again."""
 
-    def _state_of(self, box: str, numbers: list[int]) -> QueueState:
+    def _state_of(self, box: str, numbers: list[int]) -> StoredQueue:
         size_bytes = sum(len(self._rows[number].entry.body) for number in numbers)
-        return QueueState(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
+        return StoredQueue(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
 
     # --- writing ---
 

@@ -35,11 +35,11 @@ from bester.broker.store_requests import (
     ClockState,
     Enqueue,
     PurgeOutcomes,
-    QueueState,
     Read,
     RecordRemote,
     SaveLane,
     Snapshot,
+    StoredQueue,
     Write,
 )
 from bester.broker.wire.codes import BesterError, ConfigError
@@ -242,7 +242,7 @@ class SqliteStore(Commits):
             epoch=epoch,
             life=life,
             queues={
-                read_text(box): QueueState(messages, size_bytes, lowest, handed.get(box, 0))
+                read_text(box): StoredQueue(messages, size_bytes, lowest, handed.get(box, 0))
                 for box, messages, size_bytes, lowest in boxes
             },
             types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),

@@ -14,8 +14,8 @@ from bester.broker.wire.messages import Forward, Meta
 from bester.client.frames import OUTCOME_TYPE
 
 if TYPE_CHECKING:
-    from tests.simulation.servers import SimServer
-    from tests.simulation.world import World
+    from tests.world.clock import World
+    from tests.world.servers import SimServer
 
 Done = Callable[[str, Meta], None]
 """Is told how a connection has ended: the outcome and meta of a Forwarded."""
@@ -114,7 +114,7 @@ class NativeServer:
         in_hand, self._in_hand = self._in_hand, {}
         for server, id_, done in in_hand.values():
             ends = self._silent_ends[server.name, id_] + 1
-            known = self.mute or server.store._peers.get(self.address) is True
+            known = self.mute or server.store.inspect().peers.get(self.address) is True
             if (known or ends < SILENT_ENDS) and self.world.random.random() < 0.8:
                 self._silent_ends[server.name, id_] = ends
                 done("sent", {})

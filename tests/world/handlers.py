@@ -1,56 +1,60 @@
-"""Handlers of the simulation: workers that do what a message's program says, as unreliable as the seed makes them."""
+"""A handler: a worker on a fabric link that holds requests and does with them what its behaviour says."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from itertools import count
-from typing import Any
 
 from bester.broker.wire.link_client import LinkClient
-from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Outcome, Reply, Request
-from tests.simulation import programs
-from tests.simulation.links import SimLink
-from tests.simulation.servers import SimServer
-from tests.simulation.world import BrokenRuleError, Messages, Weather, World
+from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Meta, Outcome, Reply, Request
+from tests.world.clock import BrokenRuleError, World
+from tests.world.links import SimLink
+from tests.world.network import Messages, Weather
+from tests.world.servers import SimServer
 
-Behaviour = Callable[[Request], "list[Command] | str | None"]
-"""What a handler does with a request: commands; None: it failed; `silent`: never answers; `die`: its process ends."""
+
+class Fate(Enum):
+    """What a request may come to instead of a reply."""
+
+    SILENT = "it is never answered"
+    DIES = "the handler's process ends over it"
+
+
+Behaviour = Callable[[Request], Reply | Fate]
 
 
 class SimHandler:
-    """A worker. `fastest_s` to `slowest_s` is how long it takes over a request; `ordered` types one after the other."""
+    """A worker whose HELLO says `options`: types, credit, the order of types. From `fastest_s` to `slowest_s` is how
+    long it takes over a request; requests of a type that has an order it takes one after the other."""
 
     def __init__(
-        self, world: World, server: SimServer, name: str, types: list[str], behaviour: Behaviour, *, credit: int = 4,
+        self, world: World, server: SimServer, name: str, options: Meta, behaviour: Behaviour, *,
         weather: Weather | None = None, fastest_s: float = 0.0, slowest_s: float = 0.0,
-        ordered: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.world = world
         self.server = server
         self.name = name
-        self.types = types
-        self.credit = credit
+        self.types: list[str] = options["types"]
+        self.credit: int = options["credit"]
         self.behaviour = behaviour
         self.on_request: Callable[[Request], None] = lambda request: None
         self.outcomes: dict[int, Outcome] = {}
-        self.killed = 0
-        """How often has it died over a message that kills?"""
+        self.deaths: list[Request] = []
+        """What it died over."""
         self.owes = False
         """Did it keep silent about something that it was given?"""
-        self._ordered = frozenset(ordered)
+        self._ordered = frozenset(options.get("order", ()))
         self._tokens = count(1)
         self._took = (fastest_s, slowest_s)
         self._held: dict[int, Request] = {}
         self._line: deque[Request] = deque()
         self._life = 0
         self._thaw_at = 0.0
-        options: dict[str, Any] = {"types": types, "credit": credit}
-        if self._ordered:
-            options["order"] = dict.fromkeys(sorted(self._ordered & set(types)), "user")
         weather = weather or Weather()
         self.link = SimLink(
-            world, server, LinkClient("handler", name, options), weather, weather,
+            world, lambda: server, LinkClient("handler", name, options), weather, weather,
             on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost,
         )  # fmt: skip
 
@@ -71,10 +75,10 @@ class SimHandler:
         self._thaw_at = max(self._thaw_at, self.world.now + seconds)
         self.link.party.sent(self._thaw_at)  # no heartbeats meanwhile
 
-    def emit(self, type_: str, said: list[Command], id_: str) -> int:
+    def emit(self, type_: str, said: list[Command], id_: str | None = None) -> int:
         """Act of its own initiative; returns the token that the outcome will have."""
         token = next(self._tokens)
-        self.link.send(Emit(token, type_, said, {"id": id_}))
+        self.link.send(Emit(token, type_, said, {} if id_ is None else {"id": id_}))
         return token
 
     def _received(self, messages: Messages) -> None:
@@ -117,20 +121,18 @@ class SimHandler:
 
     def _work(self, request: Request, life: int) -> None:
         said = self.behaviour(request)
-        if said == "die":
+        if said is Fate.DIES:
             if life == self._life:
-                self.killed += programs.kills(request.body)
+                self.deaths.append(request)
                 self.die()
             return
-        if said == "silent":
+        if said is Fate.SILENT:
             self.owes = True
             if request.type in self._ordered:  # it hangs: what stands behind it has to wait
                 return
-        else:
-            reply = Reply(request.token, 1, [], "failed") if said is None else Reply(request.token, 0, said)  # type: ignore[arg-type]  # the other strings were dealt with
-            if life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
-                self._held.pop(request.token, None)
-                self.link.send(reply)
+        elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
+            self._held.pop(request.token, None)
+            self.link.send(said)
         if life == self._life and request.type in self._ordered:
             self._line.popleft()
             if self._line:
