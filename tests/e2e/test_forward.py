@@ -219,6 +219,28 @@ async def test_a_server_that_closes_at_once_and_has_read_nothing_is_not_called_s
     assert set(outcomes.of.values()) == {"failed:unreachable"}
 
 
+@pytest.mark.parametrize("size", [1, 100, 100_000])
+async def test_a_reset_behind_the_end_of_a_connection_is_found_at_once(size: int) -> None:
+    """What has closed before our words came refuses them; nobody waits for its report until the deadline."""
+    outcomes = Outcomes()
+    forwarder = Forwarder(replace(Limits(), forward_s=3600), outcomes.done)
+
+    async def turn_away(listening: socket.socket) -> None:
+        while True:  # in this loop: it has mostly closed before the other end goes on
+            (await asyncio.get_running_loop().sock_accept(listening))[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        turning = asyncio.create_task(turn_away(listening))
+        for token in range(20):
+            address = f"127.0.0.1:{listening.getsockname()[1]}"
+            forwarder.forward(Forward(token, address, "m", b'"%b"' % (b"x" * size), {}))
+        await outcomes.all(20)
+        turning.cancel()
+    assert set(outcomes.of.values()) == {"failed:unreachable"}
+    assert not any(outcomes.meta.values())
+
+
 async def test_what_waits_for_an_address_where_nothing_listens_any_more_does_not_wait_for_each_other() -> None:
     """A socket with a full backlog, whose server is stopped, takes nothing and refuses nothing."""
     outcomes = Outcomes()

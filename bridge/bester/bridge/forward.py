@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import sys
 import termios
@@ -79,7 +80,7 @@ class _Conversation(asyncio.Protocol):
             self._end(("failed:malformed", {"reported": True}))
 
     def eof_received(self) -> bool:
-        """The peer closes. In peace, if it has taken in all of the frame; else its system says so in a moment."""
+        """The peer closes. In peace, if its system has taken in all of the frame; else `_look` finds a reset."""
         self._parted = True
         if self._through is None:
             self._end(SENT)
@@ -92,6 +93,9 @@ class _Conversation(asyncio.Protocol):
         """Look whether the other end has taken in the frame; look again in a while if not."""
         self._looking = None
         if self._transport is None or self._transport.is_closing():
+            return
+        if self._parted and is_reset(self._transport):  # no event tells: after its end nothing is read
+            self._end(CUT)
             return
         if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
             self._looking = self._loop.call_later(self._look_s, self._look)
@@ -314,11 +318,20 @@ def unacknowledged_bytes(transport: asyncio.Transport) -> int:
     """Return how many bytes of a connection the other end's system has not taken in yet; 0 where that is not known."""
     if sys.platform != "linux":
         return 0
-    socket: Any = transport.get_extra_info("socket")
+    connection: Any = transport.get_extra_info("socket")
     try:
-        return int(struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def is_reset(transport: asyncio.Transport) -> bool:
+    """Return whether the other end's system has refused bytes of a connection."""
+    connection: Any = transport.get_extra_info("socket")
+    try:
+        return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    except (AttributeError, OSError):
+        return True  # it is closed
 
 
 def _parsed(address: str) -> HostPort | None:
