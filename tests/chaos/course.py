@@ -219,7 +219,7 @@ class Course:
         self._say("the faults are over; waiting for what is on its way")
         for listener in listeners:
             listener.steady.set()
-        self._natives.settle()
+        self._natives.settle(self._happened)
         for clients in self._clients:
             clients.sending.ask_to_end()
             clients.receiving.ask_to_end()

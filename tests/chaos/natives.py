@@ -13,6 +13,8 @@ from random import Random
 
 import msgspec
 
+from tests.chaos.happened import Happened
+from tests.chaos.journal import now_s
 from tests.chaos.machine import may_mount
 from tests.chaos.names import NameServer
 from tests.chaos.native import Spec
@@ -93,11 +95,13 @@ class Natives:
             if native.part.alive:
                 native.part.signal(signal.SIGUSR1)
 
-    def settle(self) -> None:
-        """Start them again as servers that do all well."""
+    def settle(self, happened: Happened) -> None:
+        """Kill them, and start them again as servers that do all well; `happened` is told."""
         for native in self.all:
             if self._names is not None:
                 native.says(self._names)
+            number = happened.begins(native.name, kills=True, at_s=now_s())
             if native.part.alive:
                 native.part.kill()
             self.start(native, restless=False)
+            happened.ends(number, now_s())
