@@ -37,8 +37,8 @@ from tests.chaos.traffic import NATIVES, SENDERS, SERVERS
 START_S = 60.0
 """For everything to be there at first; a good machine takes three seconds."""
 DRAIN_S = 90.0
-"""After the faults all that was promised arrives within so long. News of a message that a server does not know, and their
-successors, are refused for the first 60 s of its life: the message may come again."""
+"""After the faults all that was promised arrives within so long. News of a message that a server does not know, and
+what is behind them, are refused for the first 60 s of its life: the message may come again."""
 SETTLE_S = 2.0
 """Then nothing more comes; what would come twice is given a moment for it."""
 LISTENING = 1

@@ -319,7 +319,7 @@ def test_a_lane_whose_order_is_by_type_comes_in_order() -> None:
     assert judged(*sent, placed(1, 3.0, 7), placed(2, 4.0, 8)).clean
     assert "received by n1 after what came later" in one_wrong(judged(*sent, placed(1, 4.0, 7), placed(2, 3.0, 8)))
     for free in ({"marked": True}, {"epoch": "f"}, {"type_": "talk"}):
-        assert judged(*sent, placed(1, 4.0, 7, **free), placed(2, 3.0, 8)).clean  # type: ignore[arg-type] # each has its type
+        assert judged(*sent, placed(1, 4.0, 7, **free), placed(2, 3.0, 8)).clean
 
 
 def test_what_one_user_says_in_line_comes_in_order() -> None:
