@@ -13,6 +13,7 @@ from bester.broker.core.boxes import Box, Boxes
 from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
 from bester.broker.core.federation import Leg, Legs, Routes
 from bester.broker.core.parcels import Parcel
+from bester.broker.core.policy import NEWS
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Notice, Outbox, Route, Settings
@@ -231,9 +232,9 @@ class Outboxes:
             return
         if (box.delay_s and box.flying) or (route.ordered and self.legs.any(box.key)):
             return
-        window = (
-            1 if box.delay_s or route.ordered else self._limits.window
-        )  # after a failure one goes before the others
+        # After a failure one goes before the others; but news of one message wait for no news of another.
+        one = route.ordered or (box.delay_s and box.key != lane(route.name, NEWS))
+        window = 1 if one else self._limits.window
         if len(box.flying) * 2 <= window:
             self._boxes.fetch(box, window - len(box.flying))
 
