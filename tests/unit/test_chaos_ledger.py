@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bester.broker.kept import Entry, Keep, mailbox
+from bester.broker.kept import Entry, Keep, lane, mailbox
 from bester.broker.store.sqlite import SqliteStore
 from tests.chaos.happened import Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
@@ -344,8 +344,14 @@ def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) ->
         store.commit([
             Keep(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
             for number, user in enumerate(users)
+        ] + [
+            Keep(Entry(10 + number, lane("s2", type_), f"s1/e/{number}.1", "s2", type_, b"1", None, 2e9, {}))
+            for number, type_ in enumerate(["talk", "bester.outcome"])
         ])  # fmt: skip
-    assert waiting(tmp_path, "s1") == ["still waits at s1: 1 in 'user/ann'"]
+    assert sorted(waiting(tmp_path, "s1")) == [
+        "still waits at s1: 1 in 'lane/s2/talk'",
+        "still waits at s1: 1 in 'user/ann'",
+    ]
 
 
 def test_a_crash_is_found_in_the_logs(tmp_path: Path) -> None:
