@@ -69,14 +69,14 @@ class Natives:
             for native in self.all:
                 native.says(names)
 
-    def start(self, native: NativeServer, *, restless: bool) -> None:
-        """Begin another life of one, where it is now."""
+    def start(self, native: NativeServer, *, restless: bool, says: bool = True) -> None:
+        """Begin another life of one, where it is now. `says`: it sends messages of its own."""
         number = self.all.index(native)
         life = self._first_life + number + 4 * native.part.lives
         spec = Spec(
             native.name, native.address, native.port, NATIVES[native.name], restless, life,
             f"{self._seed}/{native.name}/{life}", str(self._directory / f"{native.name}-{life}.journal"),
-            {server.name: server.tcp for server in self._servers},
+            {server.name: server.tcp for server in self._servers if says},
             {name: list(users) for name, users in SERVERS.items()},
         )  # fmt: skip
         native.part.start(*python("tests.chaos.native", msgspec.json.encode(spec).decode()))
@@ -96,12 +96,12 @@ class Natives:
                 native.part.signal(signal.SIGUSR1)
 
     def settle(self, happened: Happened) -> None:
-        """Kill them, and start them again as servers that do all well; `happened` is told."""
+        """Kill them, and start them again as servers that do all well and say nothing; `happened` is told."""
         for native in self.all:
             if self._names is not None:
                 native.says(self._names)
             number = happened.begins(native.name, kills=True, at_s=now_s())
             if native.part.alive:
                 native.part.kill()
-            self.start(native, restless=False)
+            self.start(native, restless=False, says=False)  # what came last would wait for whoever has left
             happened.ends(number, now_s())
