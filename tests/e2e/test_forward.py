@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 
-from bester.bridge.forward import Forwarder
+from bester.bridge.forward import Forwarder, is_reset
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
 from bester.broker.lookups import HINT_S, PATIENCE_S
@@ -475,3 +476,21 @@ async def test_from_one_bridge_to_another() -> None:
         outcomes = here.broker.forwarded()
         assert outcomes.pop(201) == "failed:not-allowed"
         assert set(outcomes.values()) == {"delivered"}
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_connection_that_the_loop_has_closed_counts_as_reset(runner: Callable[[Any], None]) -> None:
+    """The loop may notice a reset before it tells of the connection's end; its socket has no descriptor then."""
+
+    async def try_it() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                asyncio.Protocol, *listening.getsockname()[:2]
+            )
+            assert not is_reset(transport)
+            transport.abort()
+            async with asyncio.timeout(10):
+                while not is_reset(transport):
+                    await asyncio.sleep(0)
+
+    runner(try_it())

@@ -330,7 +330,7 @@ def is_reset(transport: asyncio.Transport) -> bool:
     connection: Any = transport.get_extra_info("socket")
     try:
         return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, ValueError):
         return True  # it is closed
 
 
