@@ -494,3 +494,35 @@ def test_a_connection_that_the_loop_has_closed_counts_as_reset(runner: Callable[
                     await asyncio.sleep(0)
 
     runner(try_it())
+
+
+async def test_a_connection_that_is_given_up_in_the_moment_in_which_it_is_made_has_carried_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is tried anew is not marked, so that it must not have been sent."""
+    frames: list[bytes] = []
+    ended = asyncio.Event()
+    tries = 0
+
+    async def count(peer: Raw) -> None:
+        frame = await peer.reader.read(1)
+        if frame:
+            frames.append(frame)
+        ended.set()
+
+    async def late(protocol: Any, addresses: tuple[str, ...], port: int, timeout_s: float) -> Any:
+        nonlocal tries
+        tries += 1
+        transport, conversation = await asyncio.get_running_loop().create_connection(protocol, addresses[0], port)
+        if tries == 1:
+            transport.close()
+            await asyncio.wait_for(ended.wait(), 10)
+            raise TimeoutError
+        return conversation
+
+    monkeypatch.setattr("bester.bridge.forward.connect", late)
+    outcomes = Outcomes()
+    async with server(count) as address:
+        Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
+        await outcomes.all(1)
+    assert (tries, len(frames)) == (2, 1)

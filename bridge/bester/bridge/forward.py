@@ -47,8 +47,8 @@ as long each time, up to the second: a round trip on a local network, and one ov
 
 
 class _Conversation(asyncio.Protocol):
-    """Writes one frame, reads until a status report comes or the peer ends. `through` is called once, when the other
-    end has taken in the frame."""
+    """Writes one frame when told to, reads until a status report comes or the peer ends. `through` is called once, when
+    the other end has taken in the frame."""
 
     def __init__(
         self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became], through: Callable[[], None]
@@ -66,8 +66,13 @@ class _Conversation(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport = transport
-        transport.write(self._frame)
-        self._look()
+
+    def begin(self) -> None:
+        """Write the frame. Whoever waits for the connection calls this: where it is given up in the moment in which it
+        is made, nothing has been sent."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._frame)
+            self._look()
 
     def data_received(self, data: bytes) -> None:
         self._is_through()  # who answers has read
@@ -279,6 +284,7 @@ class Forwarder:
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(errand.connect_by - began_s, openings.patience_s)
             conversation = await connect(make, addresses, to.port, patience_s)
+            conversation.begin()
             async with asyncio.timeout_at(errand.deadline):
                 return await done
         except OSError as error:  # a TimeoutError is one
