@@ -18,23 +18,23 @@ from typing import Any
 
 
 def blame() -> None:
-    from bester.broker.core.exchange import Exchange
+    from bester.broker.core.dispatcher import Dispatcher
     from bester.broker.core.pools import Worker
 
     def lost(self: Any, worker: Worker, now: float) -> None:
         held = self.workers.lose(worker)
         self._unserve(worker.pool.types, now)
-        again = [parcel for each in held for parcel in self._died_over(each, now)]
-        for parcel in reversed(again):
-            parcel.since = now
-            parcel.suspicion.open = False
-            self.workers.wait(parcel, first=True)
+        again = [job for each in held for job in self._died_over(each, now)]
+        for job in reversed(again):
+            job.since = now
+            job.suspicion.open = False
+            self.workers.enqueue(job, first=True)
         self._share_out(now)
-        for keeper in [keeper for parcel in again if (keeper := self.workers.keeper(parcel)) is not None]:
+        for keeper in [keeper for job in again if (keeper := self.workers.bound_worker(job)) is not None]:
             self.feed(keeper, now)
 
-    broken: Any = Exchange
-    broken.lost = lost
+    broken: Any = Dispatcher
+    broken.on_worker_lost = lost
 
 
 def sent() -> None:
@@ -58,16 +58,16 @@ def wall() -> None:
 
 
 def unmarked() -> None:
-    from bester.broker.core.boxes import Boxes
+    from bester.broker.core.queues import Queues
 
-    hand = Boxes.hand
+    mark_sent = Queues.mark_sent
 
-    def without_marks(self: Boxes, *given: Any) -> set[int]:
-        hand(self, *given)
+    def without_marks(self: Queues, *given: Any) -> set[int]:
+        mark_sent(self, *given)
         return set()
 
-    broken: Any = Boxes
-    broken.hand = without_marks
+    broken: Any = Queues
+    broken.mark_sent = without_marks
 
 
 def names() -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import uuid
 from functools import cache
+from math import inf
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,8 @@ SETTLED_S = 4.0
 """A machine boots only so long after its clock was set: time that no disk knows of is as if it had been off."""
 SLEEPS, BOOTS = 0.6, 0.6
 """How often a whole server that is frozen sleeps, and how often one that was killed comes back after a boot."""
+HELD_S = 20.0
+"""From a boot until its programs have seen their clock for sure; until then it is not set ahead, for the same reason."""
 SHOWN = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/proc/sys/kernel/random/boot_id")
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
 SWITCH = "hosts: files dns\n"
@@ -54,6 +57,7 @@ class Machine:
         self._boot = directory / f"{server}.boot"
         self._files = {"/etc/hosts": HOSTS, "/etc/resolv.conf": RESOLVER.format(address=resolver)}
         self._files["/etc/nsswitch.conf"] = SWITCH
+        self._held: tuple[float, float] | None = None  # not ahead of this, and until when
         self._mounts: list[tuple[Path, str]] = []
         if may_mount():
             for number, (path, text) in enumerate(self._files.items()):
@@ -82,7 +86,10 @@ class Machine:
     def jumps(self) -> str:
         """Its clock is set, forwards or back, or is right again; returns what to tell."""
         span_s = self._random.choice(SPANS_S)
-        return self._set(self._random.choice((0.0, self._random.uniform(-span_s, span_s))))
+        ahead_s = self._random.choice((0.0, self._random.uniform(-span_s, span_s)))
+        if self._held is not None and now_s() < self._held[1]:
+            ahead_s = min(ahead_s, self._held[0])
+        return self._set(ahead_s)
 
     def _set(self, ahead_s: float) -> str:
         self._clock.set(ahead_s)
@@ -94,21 +101,26 @@ class Machine:
         return f"{self.server} sleeps, {self.jumps()}" if self._random.random() < SLEEPS else None
 
     def may_boot(self) -> bool:
-        """Whether it would be known what its clock was at the end."""
-        return bool(self._mounts) and self._happened.settled(self.server, SETTLED_S, now_s())
+        """Whether it would be known what its clock was at the end. If so, it is not set ahead before `boots`."""
+        may = bool(self._mounts) and self._happened.settled(self.server, SETTLED_S, now_s())
+        if may:
+            self._held = self._clock.ahead_s, inf
+        return may
 
     def boots(self) -> str | None:
         """All of its programs are down: often it begins another run, and its clock is as before, or back by some time.
 
         Never ahead: that is as if the machine had been off for so long, and costs what waits its life by right.
         """
+        ahead_s = self._clock.ahead_s
+        self._held = ahead_s, now_s() + HELD_S
         if self._random.random() >= BOOTS:
             return None
         self._new_boot()
         self._happened.booted(now_s())
-        ahead_s = self._clock.ahead_s
         if self._random.random() < 0.5:
             ahead_s -= self._random.uniform(0.0, self._random.choice(SPANS_S))
+            self._held = ahead_s, now_s() + HELD_S
         return f"machine of {self.server} boots, {self._set(ahead_s)}"
 
     def _new_boot(self) -> None:

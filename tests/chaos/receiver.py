@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bester.bridge.client import Client, ClientError
+from bester.client import Client, ClientError
 from tests.chaos.journal import Got, Journal, Later, now_s
 from tests.chaos.sender import PASSWORD
 from tests.chaos.traffic import HERMITS, text_of

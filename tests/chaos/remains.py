@@ -8,9 +8,9 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from bester.broker.core.policy import NEWS
-from bester.broker.kept import is_mailbox, lane, owner_of
+from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import is_mailbox, lane, owner_of
 from tests.chaos.traffic import SENDERS
 
 CRASH = "Traceback (most recent call last)"
@@ -25,7 +25,7 @@ def waiting(server: Path, name: str) -> list[str]:
     are of a message that it has lost with a life, unreported; that all that must be told is told, the ledger sees.
     """
     with closing(SqliteStore(server / "data" / "store.db")) as store:
-        boxes = store.open().boxes
+        boxes = store.open().queues
     return [
         f"still waits at {name}: {state.messages} in {box!r}"
         for box, state in boxes.items()
@@ -34,7 +34,7 @@ def waiting(server: Path, name: str) -> list[str]:
 
 
 def _may_wait(box: str, sender: str) -> bool:
-    return owner_of(box) == sender if is_mailbox(box) else box == lane(owner_of(box), NEWS)
+    return owner_of(box) == sender if is_mailbox(box) else box == lane(owner_of(box), OUTCOME_TYPE)
 
 
 def crashes(directory: Path) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from random import Random
 
-from bester.bridge.client import Client, ClientError, Outcome, Report
+from bester.client import Client, ClientError, Outcome, Report
 from tests.chaos import traffic
 from tests.chaos.journal import Closed, GivenUp, Journal, Later, Sent, Told, now_s
 

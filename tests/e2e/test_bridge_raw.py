@@ -599,8 +599,8 @@ def test_one_too_many_is_told_so(play: Play) -> None:
 def test_sockets_have_their_options(play: Play) -> None:
     async def story(it: Scene) -> None:
         await it.client()
-        (wire,) = it.service.bridge._wires.values()
-        sock = wire._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # it is a Connection
+        (connection,) = it.service.bridge._connections.values()
+        sock = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # it is a Connection
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == USER_TIMEOUT_MS

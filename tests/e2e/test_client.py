@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from bester.bridge.client import (
+from bester.bridge.frames import frame
+from bester.client import (
     AuthenticationFailed,
     Client,
     ClientClosed,
@@ -26,7 +27,6 @@ from bester.bridge.client import (
     ServerRefused,
     WindowFull,
 )
-from bester.bridge.frames import frame
 from tests.e2e.fake_native_server import (
     FakeServer,
     Json,

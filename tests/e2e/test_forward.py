@@ -22,6 +22,7 @@ from bester.broker.names import Names
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import OPEN_TO_SERVERS, Raw, scene
 from tests.e2e.name_server import Clock, name_server, until
+from tests.live import RawClient, live_server
 
 REPORTED = {"reported": True}
 Answer = Callable[[Raw], Awaitable[None]]
@@ -526,3 +527,25 @@ async def test_a_connection_that_is_given_up_in_the_moment_in_which_it_is_made_h
         Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
         await outcomes.all(1)
     assert (tries, len(frames)) == (2, 1)
+
+
+async def test_a_servers_log_says_that_another_one_does_not_answer_and_that_it_does_again() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        toml = f'[servers.S2]\nnative = "127.0.0.1:{port}"\n'
+        async with live_server(f'{toml}[handlers.M2]\napp = "bester.handlers.stories.deployment.s1:app"\n') as here:
+            client = await RawClient.login(here, "u1")
+            client.submit("M2", {"text": "hello"}, "1")
+            report, _ = await client.until_report("1")
+            assert report["payload"]["recipients"] == {"S2": "queued"}
+            await here.processes[0].says(f"server-lost server='S2' why='nobody answers at 127.0.0.1:{port}'")
+
+            async def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await good(Raw(reader, writer))
+                writer.close()
+
+            there = await asyncio.start_server(taken, sock=nobody)
+            await here.processes[0].says("server-reached server='S2'")
+            there.close()
+            await client.close()

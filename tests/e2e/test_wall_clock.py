@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bester.bridge.client import Client, Report
 from bester.broker.accounts import Accounts
+from bester.client import Client, Report
 from tests.live import BESTER, DEADLINE_S, Process, short_directory
 from tests.wall_clock import WallClock
 

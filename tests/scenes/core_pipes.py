@@ -11,8 +11,8 @@ from itertools import count
 from typing import Protocol
 
 from bester.broker.core.values import Link
+from bester.broker.wire.link_client import LinkClient, State, Step
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.party import Party, State, Step
 
 TICK_S = 0.25
 PATIENCE_S = 120.0
@@ -76,7 +76,7 @@ class Pipe:
     def __init__(
         self,
         world: World,
-        party: Party,
+        party: LinkClient,
         door: Callable[[], Door | None],
         *,
         on_message: Callable[[Message | Malformed], None],

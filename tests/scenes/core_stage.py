@@ -14,15 +14,15 @@ from typing import Any
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Limits, Link, Route, Send, Settings, Verify
-from bester.broker.kept import Read, Write
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import Read, Write
 from bester.broker.wire import messages as wire
+from bester.broker.wire.link_client import LinkClient, State
 from bester.broker.wire.messages import Command, Confirm, Deliver, LoggedIn, Malformed, Reply, Request
-from bester.broker.wire.party import Party, State
 from bester.handlers.app import App
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
 from bester.handlers.reply import commands_of, verdict_on
+from bester.handlers.runtime import Outcome
 from bester.handlers.worker import hello_options
 from tests.scenes.core_pipes import Pipe, World
 from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
@@ -99,11 +99,11 @@ class CoreServer(Server):
         link = Link("server", peer.encode())
         return Pipe(
             self.world,
-            Party("server", self.name, {}),
+            LinkClient("server", self.name, {}),
             lambda: self._stage.servers.get(peer),
             on_message=lambda message: self.hear(link, message),
-            on_ready=lambda: self._carry_out(self.router.server_ready(peer, self.world.now)),
-            on_lost=lambda why: self._carry_out(self.router.server_lost(peer, why, self.world.now)),
+            on_ready=lambda: self._carry_out(self.router.on_server_ready(peer, self.world.now)),
+            on_lost=lambda why: self._carry_out(self.router.on_server_lost(peer, why, self.world.now)),
         )
 
     def hear(self, link: Link, message: wire.Message | Malformed) -> None:
@@ -120,15 +120,15 @@ class CoreServer(Server):
         while self._writes or self._reads:
             writes, self._writes = self._writes, []
             if writes:
-                said += self._kept(self.router.committed(writes, self._store.commit(writes), self.world.now))
+                said += self._kept(self.router.on_committed(writes, self._store.commit(writes), self.world.now))
             reads, self._reads = self._reads, []
             for read in reads:
-                said += self._kept(self.router.found(read, self._store.read(read), self.world.now))
+                said += self._kept(self.router.on_read(read, self._store.read(read), self.world.now))
         for action in said:
             if isinstance(action, Send):
                 self._send(action.link, action.message)
             else:
-                self._carry_out(self.router.verified(action.link, action.session, action.user, None, self.world.now))
+                self._carry_out(self.router.on_verified(action.link, action.session, action.user, None, self.world.now))
 
     def _kept(self, actions: list[Action]) -> list[Send | Verify]:
         """Put aside what is for the store; return what else there is to be done."""
@@ -144,7 +144,7 @@ class CoreServer(Server):
         elif pipe is not None and pipe.party.ready:
             pipe.say(message)
         else:
-            self._carry_out(self.router.undeliverable(link, message, self.world.now))
+            self._carry_out(self.router.on_undeliverable(link, message, self.world.now))
 
     async def handler(self, functions: Mapping[str, Function], *, credit: int = 16, ordered: bool = False) -> Handler:
         handler = CoreHandler(self, app_of(functions, credit, ordered))
@@ -168,7 +168,7 @@ class CoreHandler(Handler):
         self._routes = app.serving(None)
         self._outcomes: dict[int, wire.Outcome] = {}
         self._tokens = count(1)
-        party = Party("handler", app.name or "h", hello_options(app, self._routes))
+        party = LinkClient("handler", app.name or "h", hello_options(app, self._routes))
         self.pipe = Pipe(server.world, party, lambda: server, on_message=self._hear)
 
     def _hear(self, message: wire.Message | Malformed) -> None:

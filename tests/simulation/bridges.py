@@ -14,8 +14,8 @@ from bester.bridge.ports import Waiting
 from bester.bridge.session import Session
 from bester.bridge.states import State
 from bester.broker.core.values import Link
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Forward, Hello, Message, Meta
-from bester.broker.wire.party import Party
 from tests.simulation.links import SimLink
 from tests.simulation.natives import Done
 from tests.simulation.servers import SimServer
@@ -31,8 +31,27 @@ class Connection:
     """
 
     __slots__ = (
-        "_cut", "_ending", "_held", "_last_down", "_last_up", "_over", "_under_way", "bridge", "core", "dirty", "doom",
-        "lost", "on_bytes", "on_lost", "out", "reading", "session", "slow_s", "stalled_bytes", "stalled_since", "world",
+        "_cut",
+        "_ending",
+        "_held",
+        "_last_down",
+        "_last_up",
+        "_over",
+        "_under_way",
+        "abort_code",
+        "bridge",
+        "core",
+        "dirty",
+        "lost",
+        "on_bytes",
+        "on_lost",
+        "out",
+        "reading",
+        "session",
+        "slow_s",
+        "stalled_bytes",
+        "stalled_since",
+        "world",
     )  # fmt: skip
 
     session: Session  # given by the bridge's `admit`
@@ -57,7 +76,7 @@ class Connection:
         self._last_down = self._last_up = 0.0
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
-        self.doom: str | None = None
+        self.abort_code: str | None = None
         self.reading = True
         self.stalled_since = 0.0
         self.stalled_bytes = 0
@@ -83,7 +102,7 @@ class Connection:
         if self._cut or self._over:
             return
         if self.reading:
-            self.core.received(self, data)
+            self.core.on_bytes(self, data)
         else:
             self._held.append(data)
 
@@ -106,7 +125,7 @@ class Connection:
         if not self._over:
             self._over = True
             self.bridge.connections.pop(self, None)
-            self.core.gone(self)
+            self.core.on_connection_gone(self)
 
     def died(self) -> None:
         """The bridge's process is gone; the client's system is told so."""
@@ -124,7 +143,7 @@ class Connection:
         chunk = self.out.take(self.core.limits.write_chunk)
         while chunk:
             if self.slow_s and self.world.random.random() < 0.5:
-                self.core.stuck(self)
+                self.core.on_blocked(self)
                 arrives = self.world.random.random() < 0.5  # before it is known to have left, or after
                 if arrives:
                     self._send(chunk)
@@ -133,7 +152,7 @@ class Connection:
                 )
                 return
             self._send(chunk)
-            self.core.left(self, self.out.left())
+            self.core.on_bytes_sent(self, self.out.on_sent())
             chunk = self.out.take(self.core.limits.write_chunk)
         if self.session.state is State.CLOSING and not self.out.in_flight:
             self._end()
@@ -143,7 +162,7 @@ class Connection:
             return
         if chunk:
             self._send(chunk)
-        self.core.left(self, self.out.left())
+        self.core.on_bytes_sent(self, self.out.on_sent())
         self.flush()
 
     def _send(self, chunk: bytes) -> None:
@@ -161,7 +180,7 @@ class Connection:
 
     def _end(self) -> None:
         self._ending = True
-        self.core.all_left(self)
+        self.core.on_all_sent(self)
         self._last_down = max(self._last_down, self.world.now)
         self.world.at(self._last_down, self._hear_end)
         self.world.after(0.1, self._gone)
@@ -181,7 +200,7 @@ class Connection:
 
     def unsent_bytes(self) -> int:
         """Return what the socket has not yet taken over of the chunk in flight."""
-        return self.out.taken_bytes - self.out.left_bytes
+        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         """Cut the connection."""
@@ -241,8 +260,8 @@ class SimBridge:
             self.link = SimLink(
                 self.world, self.server, self._party(), self._weather, self._weather,
                 on_messages=lambda messages: self._alive(lambda core: core.receive(messages)),
-                on_ready=lambda: self._alive(lambda core: core.ready()),
-                on_lost=lambda why: self._alive(lambda core: core.lost(why)),
+                on_ready=lambda: self._alive(lambda core: core.on_link_ready()),
+                on_lost=lambda why: self._alive(lambda core: core.on_link_lost(why)),
             )  # fmt: skip
         core.connect(self.link)
 
@@ -250,8 +269,8 @@ class SimBridge:
         if self.core is not None:
             call(self.core)
 
-    def _party(self) -> Party:
-        return Party("bridge", self.name, {"epoch": self.world.new_key().decode()})
+    def _party(self) -> LinkClient:
+        return LinkClient("bridge", self.name, {"epoch": self.world.new_key().decode()})
 
     def _soon(self, call: Callable[[], None]) -> None:
         self.world.after(0.0, call)
@@ -264,7 +283,7 @@ class SimBridge:
 
         def done(outcome: str, meta: Meta) -> None:
             if self.core is core and core is not None:
-                core.forwarded(message.token, outcome, meta)
+                core.on_forwarded(message.token, outcome, meta)
 
         self.on_forward(self.server, message, done)
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from bester.bridge.client.core import Core
-from bester.bridge.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ready, Reported
-from bester.bridge.client.frames import Message, Report, Terms
-from bester.bridge.client.states import State
 from bester.bridge.frames import frame
+from bester.client.core import Core
+from bester.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ready, Reported
+from bester.client.frames import Message, Report, Terms
+from bester.client.states import State
 from tests.simulation.bridges import Connection, SimBridge
 from tests.simulation.world import BrokenRuleError, World
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Outcome, Reply, Request
-from bester.broker.wire.party import Party
 from tests.simulation import programs
 from tests.simulation.links import SimLink
 from tests.simulation.servers import SimServer
@@ -50,7 +50,7 @@ class SimHandler:
             options["order"] = dict.fromkeys(sorted(self._ordered & set(types)), "user")
         weather = weather or Weather()
         self.link = SimLink(
-            world, server, Party("handler", name, options), weather, weather,
+            world, server, LinkClient("handler", name, options), weather, weather,
             on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost,
         )  # fmt: skip
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from bester.broker.core.values import Link
+from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
 from tests.simulation.world import Messages, Pipe, Weather, World
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class SimLink:
     """A link to a server. Batches of what the server says go to `on_messages`."""
 
     def __init__(
-        self, world: World, server: SimServer, party: Party, there: Weather, back: Weather, *,
+        self, world: World, server: SimServer, party: LinkClient, there: Weather, back: Weather, *,
         on_messages: Callable[[Messages], None], on_ready: Callable[[], None], on_lost: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.world = world
@@ -52,11 +52,11 @@ class SimLink:
 
     # --- what befalls it ---
 
-    def crash(self, down_s: float, party: Party | None = None) -> None:
+    def crash(self, down_s: float, party: LinkClient | None = None) -> None:
         """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
         self._shut(politely=self.world.random.random() < 0.5)
         hello = self.party.hello
-        self.party = party or Party(hello.role, hello.name, hello.options)
+        self.party = party or LinkClient(hello.role, hello.name, hello.options)
         self._away += 1
         away = self._away
         self._on_lost("crashed")
@@ -99,7 +99,7 @@ class SimLink:
     def _received(self, messages: Messages) -> None:
         now = self.world.now
         if LINK_MESSAGES.isdisjoint(map(type, messages)):
-            self.party.heard(now)
+            self.party.on_received(now)
             self._on_messages(messages)
             return
         passed: list[Message | Malformed] = []

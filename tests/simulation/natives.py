@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bester.bridge.client.frames import OUTCOME_TYPE
 from bester.broker.core.reporters import SILENT_ENDS
 from bester.broker.wire.messages import Forward, Meta
+from bester.client.frames import OUTCOME_TYPE
 
 if TYPE_CHECKING:
     from tests.simulation.servers import SimServer

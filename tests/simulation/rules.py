@@ -127,7 +127,7 @@ class Rules:
             if left:
                 raise BrokenRuleError(f"{server.name} still keeps {left}")
             for link in list(server.links):  # those who never answer keep what they were given until they are gone
-                server.router.undeliverable(link, Heartbeat(), server.now)
+                server.router.on_undeliverable(link, Heartbeat(), server.now)
             held = holds(server)
             if held:
                 raise BrokenRuleError(f"{server.name} still holds {held}")
@@ -263,28 +263,28 @@ def endless(body: bytes) -> bool:
 def waiting(server: SimServer) -> dict[str, int]:
     """Return how much waits in which box; the core and its store must agree on it."""
     kept = {key: len(numbers) for key, numbers in server.store._waiting.items()}
-    return kept | {key: box.messages for key, box in server.router._exchange.boxes._boxes.items()}
+    return kept | {key: queue.messages for key, queue in server.router._dispatcher.queues._queues.items()}
 
 
 def under_way(server: SimServer) -> int:
     """Return how much is out and not answered."""
-    exchange = server.router._exchange
-    return exchange.deliveries.count + exchange.outboxes.legs.count
+    dispatcher = server.router._dispatcher
+    return dispatcher.deliveries.count + dispatcher.relays.transfers.count
 
 
 def holds(server: SimServer) -> str:
     """Say what a broker has in its memory that it should not, with nothing to do and nobody linked."""
-    exchange = server.router._exchange
-    boxes = exchange.boxes
+    dispatcher = server.router._dispatcher
+    queues = dispatcher.queues
     counts = {
-        "deliveries": exchange.deliveries.count,
-        "legs": exchange.outboxes.legs.count,
-        "waiting": exchange.workers.waiting,
-        "held": exchange._held,
-        "bytes": exchange._held_bytes,
-        "kept": boxes.messages,
-        "kept bytes": boxes._size,
-        "uncommitted": len(boxes._pending),
-        "over early": len(boxes._over_early),
+        "deliveries": dispatcher.deliveries.count,
+        "legs": dispatcher.relays.transfers.count,
+        "waiting": dispatcher.workers.waiting,
+        "held": dispatcher._held,
+        "bytes": dispatcher._held_bytes,
+        "kept": queues.messages,
+        "kept bytes": queues._size,
+        "uncommitted": len(queues._pending),
+        "over early": len(queues._over_early),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -11,11 +11,11 @@ import traceback
 from functools import partial
 from random import Random
 
-from bester.bridge.client.frames import Terms
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.values import Limits, Route, Settings
-from bester.broker.kept import Budget
+from bester.broker.store_requests import Budget
 from bester.broker.wire.messages import Command, Forward, Request
+from bester.client.frames import Terms
 from tests.simulation import programs
 from tests.simulation.bridges import Peer, SimBridge
 from tests.simulation.clients import SimClient, Submission

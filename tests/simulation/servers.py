@@ -12,13 +12,13 @@ from itertools import count
 from typing import Any
 
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Send, Settings, Verify
+from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Send, Settings, Verify
 from bester.broker.hosts import Hosts
-from bester.broker.keeping import Keeping
-from bester.broker.kept import PRESSING, Committed, Note, Read, Write
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_driver import StoreDriver
+from bester.broker.store_requests import PRESSING, Committed, Read, RecordRemote, Write
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
-from bester.broker.wire.party import Party
 from tests.simulation.links import SimLink
 from tests.simulation.world import TICK_S, Messages, Pipe, Weather, World
 
@@ -55,7 +55,7 @@ class Disk(MemoryStore):
         if writes and server.world.telling:
             server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
         if not result.ok:
-            notes = [write.entry for write in writes if type(write) is Note]
+            notes = [write.entry for write in writes if type(write) is RecordRemote]
             server.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
         if pressing:
             server.fall_into(AFTER)
@@ -121,9 +121,9 @@ class SimServer:
             wall_s=self.wall_s, boot=f"boot{self._boot}", is_account=self.accounts.__contains__, snapshot=snapshot,
             chance=chance.random,
         )  # fmt: skip
-        self._keeping = Keeping(self.router, self.store, self._do, clock=lambda: self.now)
+        self._keeping = StoreDriver(self.router, self.store, self._do, clock=lambda: self.now)
         if self.life > 1:
-            self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.boxes, snapshot.arrived))
+            self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.queues, snapshot.lanes))
         for call in self.on_start:
             call()
         self._thaw()
@@ -142,15 +142,15 @@ class SimServer:
         """Open the link to another server of the settings' routes."""
         link, name = Link("server", other.name.encode()), other.name
         self.out[name] = SimLink(
-            self.world, other, Party("server", self.name, {}), there, back,
+            self.world, other, LinkClient("server", self.name, {}), there, back,
             on_messages=lambda messages: self.receive(link, messages),
-            on_ready=lambda: self._when_awake(lambda: self._do(self.router.server_ready(name, self.now))),
-            on_lost=lambda why: self._when_awake(lambda: self._do(self.router.server_lost(name, why, self.now))),
+            on_ready=lambda: self._when_awake(lambda: self._do(self.router.on_server_ready(name, self.now))),
+            on_lost=lambda why: self._when_awake(lambda: self._do(self.router.on_server_lost(name, why, self.now))),
         )  # fmt: skip
 
     def hosts_changed(self, hosts: Hosts) -> None:
         """A lookup has ended."""
-        self._when_awake(lambda: self._do(self.router.hosts_changed(hosts, self.now)))
+        self._when_awake(lambda: self._do(self.router.on_hosts_changed(hosts, self.now)))
 
     def forget(self, link: Link) -> None:
         """The socket at the other end is closed, and can be seen to be."""
@@ -294,11 +294,11 @@ class SimServer:
             return
         good = action.password == self._password and action.user in self.accounts
         reason = None if good else "authentication-failed"
-        self._do(self.router.verified(action.link, action.session, action.user, reason, self.now))
+        self._do(self.router.on_verified(action.link, action.session, action.user, reason, self.now))
 
     # --- its shell: out ---
 
-    def _take(self, outbox: Outbox) -> None:
+    def _take(self, outbox: Effects) -> None:
         if outbox.writes or outbox.reads:
             self._keeping.add(outbox.writes, outbox.reads)
         outgoing = self._outgoing
@@ -357,7 +357,7 @@ class SimServer:
             if tick:
                 self._keeping.tick()
             else:
-                self._keeping.settle()
+                self._keeping.run()
             self._speak()
         except CrashedError:
             self.crash(self._down_s)
@@ -401,6 +401,6 @@ class SimServer:
 
         def tell() -> None:
             if self.life == life:
-                self._do(self.router.undeliverable(link, message, self.now))
+                self._do(self.router.on_undeliverable(link, message, self.now))
 
         self.world.after(0.0, lambda: self._when_awake(tell))

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.holding import Holding
-from bester.broker.core import commands, exchange, outboxes
-from bester.broker.core.arrivals import Arrivals
-from bester.broker.core.boxes import Boxes
+from bester.bridge.submissions import Submissions
+from bester.broker.core import commands, dispatcher, relays
 from bester.broker.core.clock import Clock
-from bester.broker.core.exchange import Exchange
-from bester.broker.core.federation import Legs
-from bester.broker.core.known import Known
+from bester.broker.core.dedup import DedupCache
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.pools import Worker
+from bester.broker.core.queues import Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.strangers import Strangers
+from bester.broker.core.transfers import Transfers
 from bester.broker.hosts import Hosts
-from bester.broker.keeping import Keeping
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_driver import StoreDriver
 from tests.simulation.__main__ import play_all
 from tests.simulation.scenario import play, submissions_of
 from tests.simulation.world import BrokenRuleError
@@ -79,7 +79,7 @@ def broken_seeds(seeds: int = 60) -> str:
 
 
 def test_a_failing_seed_tells_its_story_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (exchange, commands):
+    for module in (dispatcher, commands):
         monkeypatch.setattr(module, "HOP_LIMIT", 20)
     said = broken_seeds()
     assert "steps" in said
@@ -100,7 +100,7 @@ def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "failed", lambda code: "delivered")
-    monkeypatch.setattr(exchange, "failed", lambda code: "delivered")
+    monkeypatch.setattr(dispatcher, "failed", lambda code: "delivered")
     said = broken_seeds()
     assert "did not come" in said or "cannot be" in said
 
@@ -109,10 +109,10 @@ def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(self: Holding) -> None:
+    def forget(self: Submissions) -> None:
         self._queue.clear()
 
-    monkeypatch.setattr(Holding, "lost", forget)
+    monkeypatch.setattr(Submissions, "lost", forget)
     said = broken_seeds(500)
     assert "ends of" in said or "was given number" in said
 
@@ -131,16 +131,16 @@ def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.Monke
 
 
 def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hasty(self: Boxes, entry: Any, case: Any, now: float) -> Any:
+    def hasty(self: Queues, entry: Any, case: Any, now: float) -> Any:
         code = honest(self, entry, None, now)
         if code is None and case is not None:
             case.record(entry.target, "queued")
         return code
 
-    honest = Boxes.keep
-    monkeypatch.setattr(Boxes, "keep", hasty)
-    monkeypatch.setattr(Keeping, "settle", lambda self: None)  # nothing is written before the next tick
-    monkeypatch.setattr(Keeping, "tick", tick)
+    honest = Queues.enqueue
+    monkeypatch.setattr(Queues, "keep", hasty)
+    monkeypatch.setattr(StoreDriver, "settle", lambda self: None)  # nothing is written before the next tick
+    monkeypatch.setattr(StoreDriver, "tick", tick)
     said = broken_seeds(500)
     assert "did not come" in said or "nobody can say" in said
 
@@ -167,44 +167,44 @@ def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeyp
 
 
 def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outboxes, "_may_have_arrived", lambda leg, meta: leg.again)
+    monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, meta: transfer.again)
     assert "not marked" in broken_seeds(500)
 
 
 def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def blaming(self: Exchange, worker: Worker, now: float) -> None:
+    def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
         held = self.workers.lose(worker)
         self._unserve(worker.pool.types, now)
-        for parcel in reversed([parcel for parcel in held if not parcel.ended]):
-            parcel.since = now
-            if parcel.attempt - parcel.before < self._budget_of(parcel.type).attempts:
-                self.workers.wait(parcel, first=True)
+        for job in reversed([job for job in held if not job.is_settled]):
+            job.since = now
+            if job.attempt - job.attempts_before < self._budget_of(job.type).attempts:
+                self.workers.enqueue(job, first=True)
                 continue
-            self.letters.bury(parcel, "handler-lost", now)
-            self._let_go(parcel)
-            self._end(parcel, "failed:handler-lost")
+            self.dead_letters.bury(job, "handler-lost", now)
+            self._let_go(job)
+            self._end(job, "failed:handler-lost")
         self._share_out(now)
 
-    monkeypatch.setattr(Exchange, "lost", blaming)
+    monkeypatch.setattr(Dispatcher, "lost", blaming)
     assert "died of other things" in broken_seeds(500)
 
 
 def test_several_at_once_where_order_was_asked_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Legs, "any", lambda self, lane: False)
+    monkeypatch.setattr(Transfers, "any", lambda self, lane: False)
     assert "after number" in broken_seeds(500)
 
 
-settle = Keeping.settle
+settle = StoreDriver.run
 
 
-def tick(self: Keeping) -> None:
+def tick(self: StoreDriver) -> None:
     self.due = True
     settle(self)
 
 
-@pytest.mark.parametrize(("kind", "method"), [(Arrivals, "find"), (Known, "find")])
+@pytest.mark.parametrize(("kind", "method"), [(InboundLanes, "find"), (DedupCache, "find")])
 def test_a_repeat_that_is_done_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
-    nothing = (None, None) if kind is Arrivals else None
+    nothing = (None, None) if kind is InboundLanes else None
     monkeypatch.setattr(kind, method, lambda self, *key: nothing)
     assert "not marked" in broken_seeds(500)
 

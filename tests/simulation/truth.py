@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bester.bridge.client import frames
-from bester.bridge.client.frames import Message, Report
 from bester.bridge.frames import Splitter
+from bester.client import frames
+from bester.client.frames import Message, Report
 from tests.simulation import programs
 from tests.simulation.clients import Arrival, SimClient, Submission
 from tests.simulation.programs import MUTE, NATIVE, Leaf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Error, Goodbye, Relay, Relayed
 from tests.unit.core_stand import START, Stand
 
@@ -31,7 +31,7 @@ class Net:
             for two in names:
                 if one != two and (one, two) not in self._links:
                     self._links[one, two] = self[two].server(one)
-                    self[one].take(self[one].router.server_ready(two, self[one].now))
+                    self[one].take(self[one].router.on_server_ready(two, self[one].now))
         self.flow()
 
     def part(self, *names: str) -> None:
@@ -43,7 +43,7 @@ class Net:
                 self[two].inbox.pop(link, None)
                 self[two].alive.pop(link, None)
                 self[two].say(link, Goodbye(None))
-                self[one].take(self[one].router.server_lost(two, "parted", self[one].now))
+                self[one].take(self[one].router.on_server_lost(two, "parted", self[one].now))
 
     def kill(self, name: str) -> None:
         """A server is killed and started again; its links are down, and its parties gone."""
@@ -52,7 +52,7 @@ class Net:
                 del self._links[one, two]
                 if one != name:
                     self[one].inbox.pop(Link("server", two.encode()), None)
-                    self[one].take(self[one].router.server_lost(two, "killed", self[one].now))
+                    self[one].take(self[one].router.on_server_lost(two, "killed", self[one].now))
                 else:
                     self[two].alive.pop(link, None)
                     self[two].say(link, Goodbye(None))

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Send, Settings, Verify
-from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import Entry, Fetch, Read, Write, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -134,18 +134,18 @@ class Stand:
         while self.writes or self.reads:
             writes, self.writes = self.writes, []
             if writes:
-                self.take(self.router.committed(writes, self.store.commit(writes), self.now))
+                self.take(self.router.on_committed(writes, self.store.commit(writes), self.now))
             reads, self.reads = self.reads, []
             for read in reads:
-                self.take(self.router.found(read, self.store.read(read), self.now))
+                self.take(self.router.on_read(read, self.store.read(read), self.now))
         self.disk = disk
         said, self._said = self._said, []
         for action in said:
             self.inbox.setdefault(action.link, []).append(action.message)
 
-    def kept(self, box: str) -> list[Entry]:
+    def kept(self, queue: str) -> list[Entry]:
         """Return what waits in a box, on the disk."""
-        found: list[Entry] = self.store.read(Fetch(box, 0, 10_000, 2**40))
+        found: list[Entry] = self.store.read(Fetch(queue, 0, 10_000, 2**40))
         return found
 
     def mail(self, user: str) -> list[bytes]:

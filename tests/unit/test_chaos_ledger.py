@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bester.broker.kept import Entry, Keep, lane, mailbox
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
 from tests.chaos.happened import Happened
 from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
@@ -342,10 +342,10 @@ def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) ->
         assert waiting(tmp_path, "s1") == []
         users = [SENDERS["s1"], "ann"]
         store.commit([
-            Keep(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
+            Enqueue(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
             for number, user in enumerate(users)
         ] + [
-            Keep(Entry(10 + number, lane("s2", type_), f"s1/e/{number}.1", "s2", type_, b"1", None, 2e9, {}))
+            Enqueue(Entry(10 + number, lane("s2", type_), f"s1/e/{number}.1", "s2", type_, b"1", None, 2e9, {}))
             for number, type_ in enumerate(["talk", "bester.outcome"])
         ])  # fmt: skip
     assert sorted(waiting(tmp_path, "s1")) == [

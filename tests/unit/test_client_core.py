@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bester.bridge.client import frames
-from bester.bridge.client.core import FIRST_RETRY_S, LAST_RETRY_S, PATIENCE_S, STEADY_S, Core
-from bester.bridge.client.errors import (
+from bester.bridge.frames import Splitter, frame
+from bester.client import frames
+from bester.client.core import FIRST_RETRY_S, LAST_RETRY_S, PATIENCE_S, STEADY_S, Core
+from bester.client.errors import (
     AuthenticationFailed,
     ClientClosed,
     ClientError,
@@ -20,11 +21,10 @@ from bester.bridge.client.errors import (
     ServerRefused,
     WindowFull,
 )
-from bester.bridge.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ponged, Ready, Reported
-from bester.bridge.client.frames import Terms
-from bester.bridge.client.states import TRANSITIONS, State
-from bester.bridge.client.window import SENDS, Limits
-from bester.bridge.frames import Splitter, frame
+from bester.client.events import Answered, Arrived, Ended, Event, Failed, Lost, Ponged, Ready, Reported
+from bester.client.frames import Terms
+from bester.client.states import TRANSITIONS, State
+from bester.client.window import SENDS, Limits
 
 WELCOME = b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
 

@@ -24,7 +24,7 @@ S2 = Link("server", b"s2")
 def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: str, told: list[str]) -> None:
     stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")}), accounts=frozenset({"alice"}))
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     peer = stand.server("s2")
     stand.submit(bridge, "chat", outcome=True)
     stand.answer(chat, servers("s2"))
@@ -48,7 +48,9 @@ def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() 
     waiting = stand.kept("user/bob")[0]
     assert waiting.meta.get("repeated") is None
     again = waiting._replace(number=2**40, meta=waiting.meta | {"repeated": True})
-    stand.router._exchange.boxes.keep(again, None, stand.now)  # the same was done again, and had nobody to confirm it
+    stand.router._dispatcher.queues.enqueue(
+        again, None, stand.now
+    )  # the same was done again, and had nobody to confirm it
     stand.tick()
     bob = stand.bridge("bob")
     assert stand.one(bob, Deliver).meta.get("redelivered") is True

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bester.broker.core.clock import JUMP_S, Clock
 from bester.broker.core.values import Settings
-from bester.broker.kept import Bounds, Forget, SaveClock
+from bester.broker.store_requests import Bounds, PurgeOutcomes, SaveClock
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients
 
@@ -168,7 +168,7 @@ def test_outcomes_are_forgotten_by_the_stores_time() -> None:
     stand.wait(5.0)
     stand.wall_offset_s += YEAR_S
     stand.wait(65.0)
-    first, second = [write for write in stand.writes if isinstance(write, Forget)]
+    first, second = [write for write in stand.writes if isinstance(write, PurgeOutcomes)]
     assert second.before_s - first.before_s < 65.0
 
 
@@ -183,7 +183,7 @@ def test_what_is_over_at_a_start_is_not_delivered_before_the_first_tick() -> Non
     bridge = stand.bridge("bob")
     assert stand.heard_of(bridge, Deliver) == []
     assert became(stand, message) == "failed:expired"
-    assert stand.router._exchange.boxes.messages == 0
+    assert stand.router._dispatcher.queues.messages == 0
 
 
 def test_of_what_waits_only_what_is_over_is_left_out() -> None:

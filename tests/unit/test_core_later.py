@@ -19,7 +19,7 @@ def town() -> Stand:
 
 
 def reach(stand: Stand) -> None:
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
 
 
 def outcome_of(stand: Stand, bridge: Link, message: str | None) -> dict[str, str] | None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bester.broker.core.values import Limits, Link, Notice, Send, Settings
-from bester.broker.kept import NUMBERS_A_LIFE, Bounds, Entry, Keep, mailbox
+from bester.broker.store_requests import NUMBERS_A_LIFE, Bounds, Enqueue, Entry, mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
@@ -67,10 +67,10 @@ def test_the_core_says_queued_when_it_was_told_that_it_is_on_disk_and_not_before
     token = stand.submit(post.bridge, "chat")
     request = stand.request(post.chat)
     first = stand.router.receive(post.chat, Reply(request.token, 0, [clients("bob")]), stand.now)
-    writes = [action for action in first if isinstance(action, Keep)]
+    writes = [action for action in first if isinstance(action, Enqueue)]
     assert len(writes) == 1
     assert not [action for action in first if isinstance(action, Send)]
-    then = stand.router.committed(writes, stand.store.commit(writes), stand.now)
+    then = stand.router.on_committed(writes, stand.store.commit(writes), stand.now)
     report = Report(token, 0, None, request.meta["id"], {"bob": "queued"})
     assert [action.message for action in then if isinstance(action, Send)] == [report]
 
@@ -134,7 +134,7 @@ def test_it_arrives_in_order_and_is_over_when_it_was_written() -> None:
     assert stand.mail("bob") == [b"2"]
     stand.say(bob, Confirm(3))
     assert stand.mail("bob") == []
-    assert stand.router._exchange.boxes.messages == 0
+    assert stand.router._dispatcher.queues.messages == 0
     assert stand.heard(post.bridge) == stand.heard(bob) == []
 
 
@@ -144,7 +144,7 @@ def test_a_password_that_was_good_is_answered_before_what_waited_comes() -> None
     bob = stand.bridge()
     stand.say(bob, Login(7, "bob", "secret", "10.0.0.1"))
     assert stand.heard_of(bob, Deliver) == []
-    stand.take(stand.router.verified(bob, 7, "bob", None, stand.now))
+    stand.take(stand.router.on_verified(bob, 7, "bob", None, stand.now))
     assert [type(message).__name__ for message in stand.heard(bob)] == ["LoggedIn", "Deliver"]
 
 
@@ -510,7 +510,7 @@ def test_what_has_waited_too_long_is_over_and_its_sender_can_learn_it() -> None:
     assert stand.ask(post.bridge, "outcome", [1, long]).value == {"bob": "queued"}
     stand.wait(6.0)
     assert stand.kept(BOB) == []
-    assert stand.router._exchange.boxes.messages == 0
+    assert stand.router._dispatcher.queues.messages == 0
     assert stand.ask(post.bridge, "outcome", [1, long]).value == {"bob": "failed:expired"}
     assert stand.heard_of(stand.bridge("bob"), Deliver) == []
 
@@ -537,7 +537,7 @@ def test_what_is_on_its_way_when_its_time_is_over_is_left_to_it() -> None:
     stand.wait(1.5)
     assert stand.mail("bob") == []
     assert stand.heard_of(stand.bridge("bob"), Deliver) == []
-    assert stand.router._exchange.boxes.owners() == []
+    assert stand.router._dispatcher.queues.owners() == []
 
 
 def test_of_very_much_that_is_over_some_is_ended_in_each_turn() -> None:
@@ -563,8 +563,8 @@ def test_what_cannot_be_written_is_told_and_once_there_is_room_it_goes_on() -> N
     report = stand.report(post.bridge)
     assert (report.status, report.reason, report.recipients) == (1, "storage-full", {"bob": "failed:storage-full"})
     assert [notice.event for notice in stand.notices if notice.event == "storage-full"] == ["storage-full"]
-    exchange = stand.router._exchange
-    assert (exchange.boxes.messages, exchange.boxes._size, exchange.boxes.get(BOB)) == (0, 0, None)
+    dispatcher = stand.router._dispatcher
+    assert (dispatcher.queues.messages, dispatcher.queues._size, dispatcher.queues.get(BOB)) == (0, 0, None)
     stand.store.full = False
     post.sends("bob")
     assert post.told() == {"bob": "failed:storage-full"}, "not tried again at once"
@@ -604,8 +604,8 @@ def test_what_was_over_when_the_disk_broke_is_not_delivered_again() -> None:
     stand.say(bob, Confirm(4))
     stand.wait(1.0)
     assert stand.mail("bob") == []
-    boxes = stand.router._exchange.boxes
-    assert (boxes.messages, boxes._size) == (0, 0)
+    queues = stand.router._dispatcher.queues
+    assert (queues.messages, queues._size) == (0, 0)
 
 
 # --- races ----------------------------------------------------------------------------------------------------------
@@ -638,7 +638,7 @@ def test_who_comes_to_an_empty_mailbox_while_the_first_is_written_gets_it() -> N
     writes, stand.writes = stand.writes, []
     result = stand.store.commit(writes)  # it is on the disk, and the core does not know yet
     stand.say(bob, Open(1, "bob"))
-    stand.take(stand.router.committed(writes, result, stand.now))
+    stand.take(stand.router.on_committed(writes, result, stand.now))
     stand.disk = True
     stand.commit()
     assert post.told() == {"bob": "queued"}
@@ -697,8 +697,8 @@ def test_what_is_over_is_not_read_again_in_the_same_turn() -> None:
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"2"]
     stand.say(bob, Confirm(1))
     assert stand.mail("bob") == []
-    boxes = stand.router._exchange.boxes
-    assert (boxes.messages, boxes._size) == (0, 0)
+    queues = stand.router._dispatcher.queues
+    assert (queues.messages, queues._size) == (0, 0)
 
 
 # --- accounts that go -----------------------------------------------------------------------------------------------
@@ -711,7 +711,7 @@ def test_with_an_account_goes_what_waited_for_it() -> None:
     message = stand.report(post.bridge).message
     bob = stand.bridge("bob")
     stand.one(bob, Deliver)
-    stand.take(stand.router.removed("bob", stand.now))
+    stand.take(stand.router.on_account_removed("bob", stand.now))
     assert stand.one(bob, Close).session == 1
     assert stand.mail("bob") == [b'"hi"']  # on its way: it may arrive yet
     stand.say(bob, Confirm(1, [], [[1, 0, "not-connected"]]))
@@ -719,7 +719,7 @@ def test_with_an_account_goes_what_waited_for_it() -> None:
     assert stand.mail("carol") == [b'"hi"']
     assert stand.ask(post.bridge, "outcome", [1, message]).value == {"bob": "failed:unknown-user", "carol": "queued"}
     stand.wait(1.0)
-    assert stand.router._exchange.boxes.messages == 1
+    assert stand.router._dispatcher.queues.messages == 1
     assert stand.router.users() == ["alice", "bob", "carol"]
 
 
@@ -729,7 +729,7 @@ def test_a_sender_who_wants_to_hear_of_it_hears_that_the_account_has_gone() -> N
     for _ in range(11):
         post.sends("bob", outcome=True)
         stand.report(post.bridge)
-    stand.take(stand.router.removed("bob", stand.now))
+    stand.take(stand.router.on_account_removed("bob", stand.now))
     assert len(stand.mail("bob")) == 7  # a window at a time: others have their turn
     stand.wait(2.0)
     assert stand.mail("bob") == []
@@ -747,12 +747,12 @@ def test_an_account_may_go_while_something_is_written_for_it(full: bool) -> None
     stand.store.full = full
     stand.disk = False
     stand.reply(post.chat, request.token, clients("bob"))
-    stand.take(stand.router.removed("bob", stand.now))
+    stand.take(stand.router.on_account_removed("bob", stand.now))
     stand.disk = True
     stand.commit()
     assert post.told() == {"bob": "failed:storage-full" if full else "queued"}
     assert stand.mail("bob") == []
-    assert (stand.router._exchange.boxes.messages, stand.router._exchange.boxes._size) == (0, 0)
+    assert (stand.router._dispatcher.queues.messages, stand.router._dispatcher.queues._size) == (0, 0)
 
 
 # --- all of it ------------------------------------------------------------------------------------------------------
@@ -863,10 +863,10 @@ class Mail(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        boxes = self.stand.router._exchange.boxes
+        queues = self.stand.router._dispatcher.queues
         entries = self.stand.kept(BOB)
-        assert boxes.messages == len(entries)
-        assert boxes._size == sum(len(entry.body) for entry in entries)
+        assert queues.messages == len(entries)
+        assert queues._size == sum(len(entry.body) for entry in entries)
 
     def teardown(self) -> None:
         """Bob comes and reads until there is no more: all that was promised is there."""

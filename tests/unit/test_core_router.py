@@ -289,7 +289,7 @@ def test_strangers_are_remembered_up_to_a_bound() -> None:
     stand = Stand(limited(max_strangers=3))
     for _ in range(20):
         stand.say(stand.link(), Heartbeat())
-    assert len(stand.router._presence._strangers) == 3
+    assert len(stand.router._peers._unknown) == 3
 
 
 def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
@@ -297,7 +297,7 @@ def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
     link = stand.link()
     stand.say(link, Heartbeat())
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    assert not stand.router._presence._strangers
+    assert not stand.router._peers._unknown
 
 
 # --- liveness -------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_a_leaving_handler_whose_last_reply_cannot_be_read_is_forgotten_too() ->
     stand.say(leaving, Goodbye(None))
     stand.say(leaving, Malformed("malformed", "x", 11, request.token))
     assert stand.report(bridge).reason == "bad-reply"
-    assert leaving not in stand.router._peers
+    assert leaving not in stand.router._by_link
 
 
 def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
@@ -426,7 +426,7 @@ def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
     leaving = stand.handler("t")
     stand.say(leaving, Goodbye(None))
     assert stand.heard(leaving) == [Goodbye("goodbye")]
-    assert leaving not in stand.router._peers
+    assert leaving not in stand.router._by_link
 
 
 def test_the_broker_says_goodbye_to_everyone() -> None:
@@ -501,7 +501,7 @@ def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
     stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
     assert stand.verifies == [Verify(bridge, 7, "alice", "secret", "10.0.0.1")]
     assert stand.ask(chat, "isClient", "alice").value is False
-    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", None, stand.now))
     assert stand.heard(bridge) == [LoggedIn(7, 0, None)]
     assert stand.ask(chat, "isClient", "alice").value is True
 
@@ -510,10 +510,10 @@ def test_a_refused_password_opens_nothing() -> None:
     stand = Stand()
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))
-    stand.take(stand.router.verified(bridge, 7, "alice", "authentication-failed", stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", "authentication-failed", stand.now))
     assert stand.heard(bridge) == [LoggedIn(7, 1, "authentication-failed")]
     stand.say(bridge, Login(8, "alice", "wrong", "10.0.0.1"))
-    stand.take(stand.router.verified(bridge, 8, "alice", "try-later", stand.now, 1.0001))
+    stand.take(stand.router.on_verified(bridge, 8, "alice", "try-later", stand.now, 1.0001))
     assert stand.heard(bridge) == [LoggedIn(8, 1, "try-later", 1001)]
     assert stand.ask(chat, "listClients").value == []
 
@@ -523,8 +523,8 @@ def test_a_session_that_closed_while_its_password_was_checked_is_no_target() -> 
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
     stand.say(bridge, Close(7))
-    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
-    stand.take(stand.router.verified(Link("ipc", b"gone"), 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(Link("ipc", b"gone"), 7, "alice", None, stand.now))
     assert stand.heard(bridge) == []
     assert stand.ask(chat, "listClients").value == []
 
@@ -636,7 +636,7 @@ LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("tcp", b"3"), Link("direct",
 def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple[Link, Any, float]]) -> None:
     routes = {"s2": Route("s2", fabric="ipc:///x")}
     stand = Stand(Settings("s1", open_accounts=True, accept="open", routes=routes, limits=Limits(max_held=5)))
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     for link in LINKS[:3]:
         stand.say(
             link, Hello(1, ("handler", "bridge", "handler")[LINKS.index(link)], "n", {"types": ["t"], "credit": 2})
@@ -647,12 +647,12 @@ def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple
             stand.now += seconds
             stand.tick()
     for link in LINKS:
-        stand.take(stand.router.undeliverable(link, Heartbeat(), stand.now))
-    stand.take(stand.router.server_lost("s2", "over", stand.now))
+        stand.take(stand.router.on_undeliverable(link, Heartbeat(), stand.now))
+    stand.take(stand.router.on_server_lost("s2", "over", stand.now))
     for _ in range(40):
         stand.now += 2.0
         stand.tick()
-    exchange = stand.router._exchange
+    dispatcher = stand.router._dispatcher
     assert stand.router.idle
-    assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
-    assert exchange.deliveries.count == exchange.outboxes.legs.count == 0
+    assert (dispatcher._held, dispatcher._held_bytes, dispatcher.workers.waiting) == (0, 0, 0)
+    assert dispatcher.deliveries.count == dispatcher.relays.transfers.count == 0

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.client.frames import text_of as client_text_of
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Request
+from bester.client.frames import text_of as client_text_of
 from bester.handlers import HandlerError, Message, SchemaError, payload, send_clients, send_handler, send_servers
 from bester.handlers.payload import QuietError
 from bester.handlers.reply import ReplyError, commands_of, verdict_on

@@ -31,7 +31,7 @@ class Life:
         if serves:
             self.lives.served()
         self.now += seconds
-        wait_s = self.lives.ended(self.now, "ended", hopeless=hopeless)
+        wait_s = self.lives.on_exit(self.now, "ended", hopeless=hopeless)
         self.now += wait_s or 0.0
         return wait_s
 
@@ -133,7 +133,7 @@ def test_every_pause_before_a_next_life_is_shorter_than_what_a_dead_handler_held
     for _ in range(20):
         lives.started(now)
         lives.served()
-        wait_s = lives.ended(now, "killed", hopeless=False)
+        wait_s = lives.on_exit(now, "killed", hopeless=False)
         assert wait_s is not None
         longest_s = max(longest_s, wait_s)
         now += wait_s

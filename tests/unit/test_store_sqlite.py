@@ -17,26 +17,26 @@ from typing import Any
 import pytest
 
 from bester.broker import database
-from bester.broker.kept import (
+from bester.broker.store import file, open_store, schema, sqlite, writing
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
+from bester.broker.store_requests import (
     Bounds,
     Bury,
-    Dead,
+    DeadLetter,
     End,
+    Enqueue,
     Entry,
-    Expired,
     Fetch,
-    Forget,
-    Handed,
-    Keep,
-    Letter,
-    Outcomes,
-    Sought,
+    FindDeadLetters,
+    FindEntry,
+    FindExpired,
+    FindOutcomes,
+    MarkSent,
+    PurgeOutcomes,
     lane,
     mailbox,
 )
-from bester.broker.store import open_store, place, schema, sqlite, writing
-from bester.broker.store.memory import MemoryStore
-from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 from bester.broker.wire.codes import BesterError
 from tests.plain_user import plain_user
 
@@ -59,8 +59,8 @@ def store(path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-def keep(number: int, body: bytes = b'"hi"', box: str = BOB, **fields: Any) -> Keep:
-    return Keep(Entry(number, box, f"m{number}.0.0", "bob", "chat", body, "alice", number, {})._replace(**fields))
+def keep(number: int, body: bytes = b'"hi"', box: str = BOB, **fields: Any) -> Enqueue:
+    return Enqueue(Entry(number, box, f"m{number}.0.0", "bob", "chat", body, "alice", number, {})._replace(**fields))
 
 
 def waiting(store: SqliteStore) -> list[int]:
@@ -132,8 +132,8 @@ def test_the_configured_store_is_opened(path: Path) -> None:
     assert isinstance(there, SqliteStore)
     assert not path.exists()  # not before it is opened
     there.open()
-    there.commit([Bury(Letter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
-    assert len(there.read(Dead(None, None, 9, None, 0, {}))) == 2
+    there.commit([Bury(DeadLetter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
+    assert len(there.read(FindDeadLetters(None, None, 9, None, 0, {}))) == 2
     there.close()
     assert isinstance(open_store(None, "full", Bounds()), MemoryStore)
 
@@ -178,7 +178,7 @@ def test_an_older_file_is_brought_to_this_version_with_all_that_is_in_it(path: P
         found = store.open()
         assert (found.epoch, found.life, found.types, found.dead) == ("old", 7, ("chat",), 0)
         assert store.read(Fetch(BOB, 0, 9, LOTS)) == [Entry(77, BOB, "m.0.0", "bob", "chat", b'"hi"', "alice", 5.5, {})]
-        assert store.commit([Bury(Letter("a", "chat", b"", "timeout", 0, {}))]).ok
+        assert store.commit([Bury(DeadLetter("a", "chat", b"", "timeout", 0, {}))]).ok
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS),)
 
@@ -323,7 +323,7 @@ def test_a_file_that_a_server_uses_can_be_examined(store: SqliteStore, path: Pat
     store._db.execute("BEGIN IMMEDIATE")
     locked = Path("/proc/locks").read_text().count(f" {os.getpid()} ")
     assert locked
-    assert place.examine(path)
+    assert file.examine(path)
     assert Path("/proc/locks").read_text().count(f" {os.getpid()} ") == locked
     store._db.execute("ROLLBACK")
 
@@ -366,7 +366,7 @@ def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monke
     result = store.commit([keep(4), End(1, "delivered")])
     assert not result.ok
     assert "KiB of its disk are free; make room" in result.why
-    assert store.commit([Handed(BOB, 2), End(2, "delivered", forget=True)]).ok
+    assert store.commit([MarkSent(BOB, 2), End(2, "delivered", forget=True)]).ok
     assert waiting(store) == [3]
     monkeypatch.undo()
     assert store.commit([keep(5)]).ok
@@ -472,7 +472,7 @@ def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
 WRITER = """
 import sys
 from pathlib import Path
-from bester.broker.kept import End, Entry, Keep
+from bester.broker.store_requests import End, Enqueue, Entry
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
@@ -482,7 +482,7 @@ while True:
     group = []
     for _ in range(50):
         number += 1
-        group.append(Keep(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
+        group.append(Enqueue(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
     assert store.commit(group).ok
     print("kept", first + 1, number, flush=True)
     assert store.commit([End(first + 1, "", forget=True)]).ok
@@ -540,12 +540,18 @@ def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
     asked: list[str] = []
     store._db.set_trace_callback(asked.append)
     store.commit([keep(1), keep(2, box=lane("s2", "t")), End(1, "x"), End(3, "x", forget=True)])
-    store.commit([Bury(Letter("a", "t", b"", "timeout", 0, {})), Forget(5.0, 1000)])
+    store.commit([Bury(DeadLetter("a", "t", b"", "timeout", 0, {})), PurgeOutcomes(5.0, 1000)])
     for read in (
-        Fetch(BOB, 0, 9, LOTS), Expired(5.0, 9, LOTS), Sought("a", "s2", None), Outcomes("m", "alice", None, 0),
-        Dead(None, None, 9, None, 0, {}), Dead("a", None, 9, None, 0, {}), Dead(None, "t", 9, None, 0, {}),
-        Dead(None, "t", 9, None, 0, {}, oldest_first=True), Dead(None, None, 9, None, 0, {}, oldest_first=True),
-    ):  # fmt: skip
+        Fetch(BOB, 0, 9, LOTS),
+        FindExpired(5.0, 9, LOTS),
+        FindEntry("a", "s2", None),
+        FindOutcomes("m", "alice", None, 0),
+        FindDeadLetters(None, None, 9, None, 0, {}),
+        FindDeadLetters("a", None, 9, None, 0, {}),
+        FindDeadLetters(None, "t", 9, None, 0, {}),
+        FindDeadLetters(None, "t", 9, None, 0, {}, oldest_first=True),
+        FindDeadLetters(None, None, 9, None, 0, {}, oldest_first=True),
+    ):
         store.read(read)
     store._db.set_trace_callback(None)
     statements = [text for text in asked if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")]
@@ -565,7 +571,7 @@ def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch
     def remembered() -> int:
         return int(store._db.execute("SELECT count(*) FROM entry").fetchone()[0])
 
-    store.commit([Forget(24.0, 1000)])
+    store.commit([PurgeOutcomes(24.0, 1000)])
     assert remembered() == 15
     store.commit([])
     assert remembered() == 5
@@ -583,7 +589,7 @@ def test_too_many_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkey
     def remembered() -> list[int]:
         return [number for (number,) in store._db.execute("SELECT number FROM entry ORDER BY number")]
 
-    store.commit([Forget(0.0, 3)])
+    store.commit([PurgeOutcomes(0.0, 3)])
     assert remembered() == list(range(11, 26))
     store.commit([])
     assert remembered() == list(range(21, 26))
@@ -597,10 +603,10 @@ def test_letters_may_use_a_part_of_what_is_left_to_what_makes_room(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.commit([keep(1)])
-    letter = Bury(Letter("a", "t", b"1", "expired", 0, {}))
+    letter = Bury(DeadLetter("a", "t", b"1", "expired", 0, {}))
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES * 3 // 4, 2**40))
     assert not store.commit([keep(2), letter, End(1, "failed:expired")]).ok
-    assert (waiting(store), len(store.read(Dead(None, None, 9, None, 0, {})))) == ([], 1)
+    assert (waiting(store), len(store.read(FindDeadLetters(None, None, 9, None, 0, {})))) == ([], 1)
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES // 3, 2**40))
     assert not store.commit([letter]).ok
 
@@ -608,12 +614,12 @@ def test_letters_may_use_a_part_of_what_is_left_to_what_makes_room(
 def test_a_value_sqlite_itself_refuses_is_thrown_away(store: SqliteStore) -> None:
     store.commit([keep(1), keep(2)])
     nothing: Any = None
-    assert not store.commit([Handed(nothing, 1), Handed(BOB, nothing), End(1, "delivered")]).ok
+    assert not store.commit([MarkSent(nothing, 1), MarkSent(BOB, nothing), End(1, "delivered")]).ok
     assert waiting(store) == [2]
     assert store.commit([keep(3)]).ok
 
 
 def test_the_table_of_writes_is_whole() -> None:
-    from bester.broker.kept import Note, Write
+    from bester.broker.store_requests import RecordRemote, Write
 
-    assert {*writing.CARRY_OUT, Keep, Note, Forget} == set(Write.__args__)
+    assert {*writing.CARRY_OUT, Enqueue, RecordRemote, PurgeOutcomes} == set(Write.__args__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bester.broker.kept import Bounds, Budget, Read, Write
+from bester.broker.store_requests import Bounds, Budget, Read, Write
 from bester.broker.wire.messages import HEARTBEAT_MS, REQUEST_MS, Message
 
 
@@ -66,7 +66,7 @@ class Restart(NamedTuple):
 Action = Send | Verify | Notice | LookUp | Restart | Write | Read
 
 
-class Outbox:
+class Effects:
     """What is to be done, gathered: `messages` for each link in order, all `others`, what is to be written to the store
     before any of it is sent, and what is to be read from it afterwards."""
 
@@ -78,13 +78,13 @@ class Outbox:
         self.writes: list[Write] = []
         self.reads: list[Read] = []
 
-    def say(self, link: Link, message: Message) -> None:
+    def send(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
         self.messages[link].append(message)
 
-    def take(self) -> Outbox:
+    def take(self) -> Effects:
         """Return what was gathered, and begin anew."""
-        taken = Outbox()
+        taken = Effects()
         taken.messages, self.messages = self.messages, taken.messages
         taken.others, self.others = self.others, taken.others
         if self.writes or self.reads:

@@ -12,25 +12,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from bester.broker.kept import (
-    Arrived,
+from bester.broker.store_requests import (
     Bury,
     Committed,
     End,
+    Enqueue,
     Entry,
-    Expired,
     Fetch,
-    Forget,
-    Keep,
-    Note,
+    FindExpired,
+    PurgeOutcomes,
     Read,
+    RecordRemote,
     SaveClock,
+    SaveLane,
     Unbury,
     Write,
 )
 from bester.broker.wire.codes import BesterError
 
-GIVEN_UP = frozenset({Keep, Note, Arrived})
+GIVEN_UP = frozenset({Enqueue, RecordRemote, SaveLane})
 """Given up with their group: whoever has asked for them is told so."""
 GROWING = GIVEN_UP | {Bury}
 """What takes room."""
@@ -126,7 +126,7 @@ class Commits(ABC):
         if self._held_back and isinstance(read, Fetch):
             return self._fetched(read)
         answer = self._answer(read)
-        if self._held_back and isinstance(read, Expired):
+        if self._held_back and isinstance(read, FindExpired):
             entries, next_s = answer
             if next_s is not None:
                 next_s = max(next_s, read.at_s + LOOK_AGAIN_S)
@@ -158,4 +158,4 @@ def _key_of(write: Write) -> Hashable:
     """Return what is the same for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id
-    return type(write), None if isinstance(write, Forget | SaveClock) else write[0]
+    return type(write), None if isinstance(write, PurgeOutcomes | SaveClock) else write[0]
