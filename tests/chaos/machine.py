@@ -28,7 +28,7 @@ SETTLED_S = 4.0
 SLEEPS, BOOTS = 0.6, 0.6
 """How often a whole server that is frozen sleeps, and how often one that was killed comes back after a boot."""
 HELD_S = 20.0
-"""From a boot until its programs have seen their clock for sure; until then it is not set ahead, for the same reason."""
+"""From a boot until its programs have seen their clock; until then it is not set ahead, for the same reason."""
 SHOWN = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/proc/sys/kernel/random/boot_id")
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
 SWITCH = "hosts: files dns\n"
