@@ -3,7 +3,7 @@
 #   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
-#   make chaos MINUTES=10 [SEED=n]   kill and freeze real processes for so long: is anything lost?
+#   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
 PYTHON3 ?= python3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.wire.messages import Ask, Deliver, Forward, Forwarded, Relay, Relayed, Report
+from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Relay, Relayed, Report
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -208,3 +208,43 @@ def test_news_of_what_the_life_before_was_sent_counts_when_it_is_sent_again() ->
     stand.wait(stand.settings.limits.restart_s)
     said = news(stand, peer, "s9/x/1.0.0", "delivered", 1, again=True)
     assert stand.one(peer, Relayed) == Relayed(said, "delivered", {}), "nobody asks for it"
+
+
+def test_news_of_what_a_life_before_was_sent_holds_up_no_other_news() -> None:
+    """It is refused until nobody can send the message again; what waits behind it in the lane has no part in that."""
+    stand = town()
+    reach(stand)
+    bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
+    report = queue_elsewhere(stand, bridge, chat, 2)
+    outcomes = []
+    for number, message in enumerate(["s1/old/1.0.0", f"{report.message}.0.0", f"{report.message}.0.0"], 1):
+        news(stand, peer, message, "delivered", number)
+        outcomes.append(stand.one(peer, Relayed).outcome)
+    assert outcomes == ["failed:overloaded", "delivered", "delivered"]
+    assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
+
+
+def test_news_that_are_refused_for_now_hold_up_no_other_news_here_either() -> None:
+    stand = town()
+    reach(stand)
+    peer, chat = stand.server("s2"), stand.handler("chat")
+    for number in range(1, 6):
+        stand.relay(peer, "chat", id=f"s2/x/{number}", lane=["d2", number, 1])
+        stand.answer(chat, clients("bob"))
+    assert [relayed.outcome for relayed in stand.heard_of(peer, Relayed)] == ["queued"] * 5
+    bob = stand.bridge("bob")
+    first, *others = stand.heard_of(bob, Deliver)
+    stand.say(bob, Confirm(first.serial))
+    stand.say(S2, Relayed(stand.one(S2, Relay).token, "failed:overloaded"))
+    for delivery in others:
+        stand.say(bob, Confirm(delivery.serial))
+    stand.wait(stand.settings.limits.first_retry_s + 1.0)
+    heard = {json.loads(relay.body)["message"]: relay.token for relay in stand.heard_of(S2, Relay)}
+    assert set(heard) == {f"s2/x/{number}" for number in range(1, 6)}
+    for message, token in heard.items():
+        stand.say(S2, Relayed(token, "failed:overloaded" if message == "s2/x/1" else "delivered"))
+    stand.wait(stand.settings.limits.first_retry_s + 1.0)
+    again = stand.one(S2, Relay)
+    assert json.loads(again.body)["message"] == "s2/x/1"
+    stand.say(S2, Relayed(again.token, "delivered"))
+    assert stand.kept("lane/s2/bester.outcome") == []

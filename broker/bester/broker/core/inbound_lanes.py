@@ -44,10 +44,10 @@ class _Lane:
         self.outcomes: OrderedDict[int, Case | str] = OrderedDict(outcomes)
         self.refused: int | None = None
 
-    def refuse(self, number: int) -> None:
-        """It could not be taken now."""
+    def refuse(self, number: int, *, in_order: bool) -> None:
+        """It could not be taken now; what is behind it waits for it where there is an order."""
         self.outcomes.pop(number, None)
-        if self.refused is None or number < self.refused:
+        if in_order and (self.refused is None or number < self.refused):
             self.refused = number
 
     def overtakes(self, number: int) -> bool:
@@ -76,7 +76,7 @@ class LanePosition:
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
-            self._lane.refuse(self._number)
+            self._lane.refuse(self._number, in_order=self._key[1] != policy.OUTCOME_TYPE)
         self._lanes.remember(self._key, at_once=self.lasting)
 
 

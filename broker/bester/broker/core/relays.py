@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
 from bester.broker.core.jobs import Job
+from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
@@ -250,9 +251,9 @@ class Relays:
             return
         if (queue.delay_s and queue.inflight) or (route.ordered and self.transfers.has_any(queue.key)):
             return
-        window = (
-            1 if queue.delay_s or route.ordered else self._limits.window
-        )  # after a failure one goes before the others
+        # After a failure one goes before the others; but news of one message wait for no news of another.
+        one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
+        window = 1 if one else self._limits.window
         if len(queue.inflight) * 2 <= window:
             self._queues.fetch(queue, window - len(queue.inflight))
 
