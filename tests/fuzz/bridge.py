@@ -75,7 +75,7 @@ class Peer:
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
         self.reading = True
-        self.doom: str | None = None
+        self.abort_code: str | None = None
         self.stalled_since = 0.0
         self.stalled_bytes = 0
         self.blocked = False
@@ -91,12 +91,12 @@ class Peer:
         while not self.gone and (chunk := self.out.take(LIMITS.write_chunk)):
             self.written += chunk
             if self.blocked:
-                self.world.bridge.stuck(self)
+                self.world.bridge.on_blocked(self)
                 return
-            self.world.bridge.left(self, self.out.left())
+            self.world.bridge.on_bytes_sent(self, self.out.on_sent())
         if self.session.state is State.CLOSING and not self.out.in_flight and not self.ending:
             self.ending = True
-            self.world.bridge.all_left(self)
+            self.world.bridge.on_all_sent(self)
 
     def read(self, on: bool) -> None:
         """Read on, or let the peer wait."""
@@ -104,7 +104,7 @@ class Peer:
 
     def unsent_bytes(self) -> int:
         """Return what the socket has not yet taken over."""
-        return self.out.taken_bytes - self.out.left_bytes
+        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         """Cut the connection; the bridge hears of it in the next turn."""
@@ -115,13 +115,13 @@ class Peer:
     def pump(self) -> None:
         """Let the bridge read what has come, as far as it reads."""
         while self.unread and self.reading and not self.gone:
-            self.world.bridge.received(self, self.unread.pop(0))
+            self.world.bridge.on_bytes(self, self.unread.pop(0))
 
     def unblock(self) -> None:
         """The peer reads again."""
         self.blocked = False
         if self.out.in_flight and not self.gone:
-            self.world.bridge.left(self, self.out.left())
+            self.world.bridge.on_bytes_sent(self, self.out.on_sent())
             self.flush()
 
     def frames(self) -> list[Any]:
@@ -149,7 +149,7 @@ class World:
         )  # fmt: skip
         self.broker = Broker(self)
         self.bridge.connect(self)
-        self.bridge.ready()
+        self.bridge.on_link_ready()
 
     # --- the way to the broker ---
 
@@ -191,7 +191,7 @@ class World:
         if not peer.gone:
             peer.gone = True
             peer.out.drop()
-            self.bridge.gone(peer)
+            self.bridge.on_connection_gone(peer)
         self.peers = [each for each in self.peers if not each.gone]
 
     def turn(self) -> None:
@@ -228,14 +228,14 @@ class World:
         self.up = False
         self.said.clear()
         self.broker.forget()
-        self.bridge.lost("lost")
+        self.bridge.on_link_lost("lost")
         self.turn()
 
     def regain(self) -> None:
         """The link is there again."""
         if not self.up:
             self.up = True
-            self.bridge.ready()
+            self.bridge.on_link_ready()
             self.turn()
 
 
@@ -410,7 +410,7 @@ def _happens(world: World, honest: Honest, json_: OddJson) -> None:
         peer = odd.pick(evil)
         world.told(f"session {peer.session.number} ends")
         if odd.one_in(2):
-            world.bridge.ended(peer)
+            world.bridge.on_peer_ended(peer)
         else:
             world.leave(peer)
     elif kind == 19:

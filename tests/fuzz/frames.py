@@ -10,7 +10,6 @@ from random import Random
 from typing import Any
 
 from bester.bridge import native
-from bester.bridge.client import frames as client
 from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
 from bester.bridge.limits import Limits
@@ -20,6 +19,7 @@ from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S
+from bester.client import frames as client
 from tests.fuzz.odd import Odd
 from tests.fuzz.odd_json import OddJson, frame, read_frames
 from tests.fuzz.play import Told, must
@@ -163,8 +163,8 @@ def _said(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
     """Return what a session writes and sends for a stream; its login is accepted when all is said."""
     session = _session()
     written, sent = b"", []
-    steps: list[Step] = [session.received(piece, 0.0) for piece in pieces]
-    steps.append(session.logged_in(0, None, 0.0))
+    steps: list[Step] = [session.on_bytes(piece, 0.0) for piece in pieces]
+    steps.append(session.on_login_answer(0, None, 0.0))
     for step in steps:
         written += b"".join(step.write)
         sent += step.send

@@ -15,8 +15,8 @@ from bester.broker.core.clock import Clock
 from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Route, Send, Settings, Verify
 from bester.broker.hosts import Hosts
-from bester.broker.kept import Bounds, Budget, Read
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import Bounds, Budget, Read
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BATCH,
@@ -58,18 +58,19 @@ LIMITS = Limits(
     handler_wait_s=2.0, handler_again_s=3.0, request_s=4.0, max_lease_s=8.0, stuck_s=1.0, fallen_s=3.0, report_s=2.0,
     relay_s=4.0, last_retry_s=20.0, remember_s=30.0, suspect_s=10.0, restart_s=5.0, max_fallen=16, max_remembered=64,
     max_remembered_of_one=32, max_relayed=64, sweep_at=16, max_parties=40, max_types=40, max_credit=64,
-    max_strangers=16, max_roots=64, trace=64, max_lanes=16, max_lane=64, max_sessions=50, max_unheard=64, max_edges=16,
+    max_strangers=16, max_roots=64, trace=64, max_lanes=16, max_lane=64, max_sessions=50,
+    max_unacked=64, max_resumes=16,
 )  # fmt: skip
 BOUNDS = Bounds(ttl_s=20.0, user_messages=50, server_messages=50, messages=200, outcomes=50, dead_letters=20)
 SMALL = 200
 """Entries that a table may have when all is over: more than any of the limits above."""
 MOST = {
-    "_presence.edges[]._cases": 5_000,  # tidied when more comes
-    "_presence.edges[]._told[][][] (length)": 5_000,  # of a bridge that does not count its reports
-    "_presence.edges[]._unheard[][][] (length)": 5_000,
+    "_peers.resumes[]._cases": 5_000,  # tidied when more comes
+    "_peers.resumes[]._sent[][][] (length)": 5_000,  # of a bridge that does not count its reports
+    "_peers.resumes[]._unacked[][][] (length)": 5_000,
 }
 """The same of some tables."""
-TRUSTED = ("_exchange.deliveries.",)
+TRUSTED = ("_dispatcher.deliveries.",)
 """What a bridge fills that does not confirm: it is let in where the server's own user is, and is trusted with that."""
 SHORT = 1200
 """Characters of a text that is remembered: an id of 512 that was sent on as often as may be."""
@@ -145,7 +146,7 @@ class World:
         self.parties[LINKED].roles.add("linked")
         self.honest.greet()
         if chance.random() < 0.7:
-            self.take(self.router.server_ready("s2", self.now))
+            self.take(self.router.on_server_ready("s2", self.now))
 
     def newcomer(self, odd: Odd) -> Party:
         """Return somebody on a link that nobody had before."""
@@ -170,9 +171,9 @@ class World:
             others = [each for each in waiting if isinstance(each, Send | Verify | Notice | LookUp | Restart)]
             waiting = []
             if writes:
-                waiting += self.router.committed(writes, self.store.commit(writes), self.now)
+                waiting += self.router.on_committed(writes, self.store.commit(writes), self.now)
             for read in reads:
-                waiting += self.router.found(read, self.store.read(read), self.now)
+                waiting += self.router.on_read(read, self.store.read(read), self.now)
             for each in others:
                 waiting += self._do(each)
 
@@ -181,7 +182,7 @@ class World:
             self._heard(action.link, action.message)
         elif isinstance(action, Verify):
             reason = None if action.password == "right" else "authentication-failed"
-            return self.router.verified(action.link, action.session, action.user, reason, self.now, 1.0)
+            return self.router.on_verified(action.link, action.session, action.user, reason, self.now, 1.0)
         elif isinstance(action, Notice):
             must(len(repr(action)) < 10**9 and action.event.isprintable(), "a notice can be written")
         return []
@@ -342,18 +343,18 @@ def _happens(world: World, odd: Odd) -> int:
     world.told(f"happens: {what}")
     router, now = world.router, world.now
     if what == 0:
-        world.take(router.undeliverable(odd.pick(world.evil).link, Heartbeat(), now))
+        world.take(router.on_undeliverable(odd.pick(world.evil).link, Heartbeat(), now))
     elif what == 1:
-        world.take(router.server_ready("s2", now))
+        world.take(router.on_server_ready("s2", now))
     elif what == 2:
-        world.take(router.server_lost("s2", odd.text()[:100], now))
+        world.take(router.on_server_lost("s2", odd.text()[:100], now))
     elif what == 3:
-        world.take(router.removed(odd.pick(("carol", "eve", "nobody")), now))
+        world.take(router.on_account_removed(odd.pick(("carol", "eve", "nobody")), now))
     elif what == 4:
         hosts = Hosts(
             odd.pick(({}, {"10.0.0.9": ("n1",)}, {"10.0.0.10": ("n1",)})), odd.pick((frozenset(), frozenset({"n1"})))
         )
-        world.take(router.hosts_changed(hosts, now))
+        world.take(router.on_hosts_changed(hosts, now))
     else:
         world.take(router.tick(now, now + odd.pick((0.0, 3600.0, -3600.0))))
     return 1

@@ -64,7 +64,7 @@ def test_a_session_above_the_bound_is_closed_and_a_login_refused() -> None:
     assert stand.one(bridge, Close) == Close(3)
     stand.say(bridge, Login(4, "bob", "p", "10.0.0.9"))
     (verify,) = stand.verifies
-    stand.take(stand.router.verified(verify.link, verify.session, verify.user, None, stand.now, 1.0))
+    stand.take(stand.router.on_verified(verify.link, verify.session, verify.user, None, stand.now, 1.0))
     answer = stand.one(bridge, LoggedIn)
     assert (answer.session, answer.status, answer.reason) == (4, 1, "overloaded")
     assert stand.ask(bridge, "listClients").value == ["alice", "bob"]
@@ -107,7 +107,7 @@ class Life:
 
 
 def test_of_bridges_that_are_gone_the_one_that_went_first_is_forgotten() -> None:
-    stand = town(Limits(max_edges=2))
+    stand = town(Limits(max_resumes=2))
     chat = stand.handler("chat")
     lives = [Life(stand, epoch) for epoch in "abc"]
     for life in lives:
@@ -126,7 +126,7 @@ def test_of_bridges_that_are_gone_the_one_that_went_first_is_forgotten() -> None
 
 
 def test_bridges_that_are_there_are_never_forgotten() -> None:
-    stand = town(Limits(max_edges=1))
+    stand = town(Limits(max_resumes=1))
     chat = stand.handler("chat")
     lives = [Life(stand, f"x{number}") for number in range(5)]
     for life in lives:
@@ -143,7 +143,7 @@ def test_bridges_that_are_there_are_never_forgotten() -> None:
 
 @pytest.mark.parametrize("relinks", [False, True])
 def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool) -> None:
-    stand = town(Limits(max_unheard=3))
+    stand = town(Limits(max_unacked=3))
     chat = stand.handler("chat")
     life = Life(stand, "x")
     life.comes()
@@ -153,7 +153,7 @@ def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool)
         if relinks:
             life.goes()
             life.comes()
-    told = {way: size for way, size in census(stand.router, (Settings, MemoryStore)).items() if way.endswith("._told")}
+    told = {way: size for way, size in census(stand.router, (Settings, MemoryStore)).items() if way.endswith("._sent")}
     assert set(told.values()) == {0 if relinks else 3}
     life.goes()
     life.comes()
@@ -164,7 +164,7 @@ def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool)
 
 
 def test_a_bridge_that_counts_its_reports_loses_none_however_many_there_are() -> None:
-    stand = town(Limits(max_unheard=3))
+    stand = town(Limits(max_unacked=3))
     chat = stand.handler("chat")
     life = Life(stand, "x")
     life.comes()

@@ -64,6 +64,16 @@ class Directory:
         """Return how many sessions a bridge holds."""
         return len(self._sessions.get(link, ()))
 
+    @property
+    def user_count(self) -> int:
+        """How many users have a connection."""
+        return len(self._places)
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions there are, of all bridges."""
+        return sum(map(len, self._sessions.values()))
+
     def users(self) -> list[str]:
         """Return the users with at least one connection, sorted."""
         return sorted(self._places)
