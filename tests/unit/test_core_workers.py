@@ -365,7 +365,12 @@ class Crews(RuleBasedStateMachine):
         for hand in self.hands.values():
             assert len(hand.held) <= max(hand.credit, hand.over)
         suspected = {post.type for id_, post in self.posts.items() if post.group and id_ not in held}
-        for type_ in suspected:
+        held_groups = {(self.posts[id_].type, self.posts[id_].user) for id_ in held}
+        unbound = {  # a message group whose worker leaves waits until that worker has ended what it holds of it
+            post.type for id_, post in self.posts.items()
+            if post.group and id_ not in held and (post.type not in self.ordered or (post.type, post.user) not in held_groups)
+        }  # fmt: skip
+        for type_ in unbound:
             serving = [hand for hand in self.hands.values() if type_ in hand.types and not hand.leaving]
             assert not serving or any(hand.held for hand in serving), "suspects wait, and all are idle"
         aside = max(0, sum(not hand.leaving for hand in self.hands.values()) - 1)
