@@ -368,7 +368,8 @@ class Crews(RuleBasedStateMachine):
         held_groups = {(self.posts[id_].type, self.posts[id_].user) for id_ in held}
         unbound = {  # a message group whose worker leaves waits until that worker has ended what it holds of it
             post.type for id_, post in self.posts.items()
-            if post.group and id_ not in held and (post.type not in self.ordered or (post.type, post.user) not in held_groups)
+            if post.group and id_ not in held
+            and not (post.type in self.ordered and (post.type, post.user) in held_groups)
         }  # fmt: skip
         for type_ in unbound:
             serving = [hand for hand in self.hands.values() if type_ in hand.types and not hand.leaving]
