@@ -185,10 +185,13 @@ class Children:
             self._guard = None
 
     def served(self, name: str, types: Collection[str]) -> None:
-        """A handler of this name and these types is of use now: whichever child it is has started well."""
-        for child in self._children:
-            is_it = child.name == name or not child.types.isdisjoint(types)
-            if is_it and self.lives[child.name].served():
+        """Note that a handler of this name and these types has joined: the child that it is has started well.
+
+        The name tells the child. A handler that has a name of its own may be any child that serves one of the types.
+        """
+        named = [child for child in self._children if child.name == name]
+        for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
+            if self.lives[child.name].served():
                 _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
                 self._tell_given_up()
 
@@ -229,7 +232,11 @@ class Children:
                 return
             before, files = lives.state, seen(child.argv, self._directory)
             lives.started(clock())
-            ended, hopeless = await self._live(child)
+            try:
+                ended, hopeless = await self._live(child)
+            except Exception as error:  # noqa: BLE001 (a fault of one life ends that life; the other children go on)
+                ended, hopeless = f"cannot be kept running: {type(error).__name__}: {error}", False
+                _log.debug("while handler %s ran", child.name, exc_info=error)
             wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
@@ -300,7 +307,11 @@ class Children:
     async def _live(self, child: Child) -> tuple[str, bool]:
         """Run a child from its start to its end; return how that came, for people, and whether it is hopeless."""
         said = Output(child.name)
-        with _Pipes() as pipes:
+        try:
+            opened = _Pipes()
+        except OSError as error:  # no descriptor is free
+            return f"cannot be started: {error.strerror}", False
+        with opened as pipes:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *child.argv,
@@ -332,7 +343,7 @@ class Children:
                 await asyncio.wait([reading], timeout=LAST_WORDS_S)
                 reading.cancel()
         if status < 0:
-            return f"was ended by {signal.Signals(-status).name}", False
+            return f"was ended by {_signal_name(-status)}", False
         cause = f": {said.cause}" if status and said.cause else ""
         return f"ended with exit status {status}{cause}", child.lifeline and status == HOPELESS_STATUS
 
@@ -348,12 +359,26 @@ class Children:
             self._guard.stdin.write(b"%b%d\n" % (sign, pid))
 
 
+def _signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; of most real-time signals its number, for they have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class _Pipes:
     """Standard input and output of one child, as plain descriptors: a stray grandchild that keeps them binds nobody."""
 
     def __init__(self) -> None:
+        """Raise OSError where two pipes cannot be opened; nothing is left open then."""
         self.stdin, self._lifeline = os.pipe()
-        self._output, self.stdout = os.pipe()
+        try:
+            self._output, self.stdout = os.pipe()
+        except OSError:
+            os.close(self.stdin)
+            os.close(self._lifeline)
+            raise
         self._open = {self.stdin, self._lifeline, self._output, self.stdout}
 
     def __enter__(self) -> _Pipes:
