@@ -5,7 +5,8 @@ connection's end tells without a report is passed on as it is, and the broker de
 
     sent                  the other end has read the message and closed in peace, without a word
     failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
-    failed:unreachable    without it: the connection was cut, or no report came in time; it may have arrived
+    failed:unreachable    without it: the connection was cut, no report came in time, or what came is not the native
+                          protocol (a proxy's error page, half a report, a report above the limit); it may have arrived
 
 Connections to one address are opened in the order the messages came, as many at once as get through. A message to a
 host whose name is being looked up takes up no connection until that has ended; what is for a name that cannot be looked
@@ -62,6 +63,7 @@ class _Conversation(asyncio.Protocol):
         self._look_s = FIRST_LOOK_S
         self._looking: asyncio.TimerHandle | None = None
         self._parted = False
+        self._foreign = False  # what came is not the native protocol: a peaceful end proves nothing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -81,15 +83,21 @@ class _Conversation(asyncio.Protocol):
             if became is not None:
                 self._end(became)
                 return
+            self._foreign = self._foreign or not native.is_object(body)
         if self._splitter.refused is not None:
-            self._end(("failed:malformed", {"reported": True}))
+            self._end(CUT)
 
     def eof_received(self) -> bool:
         """The peer closes. In peace, if its system has taken in all of the frame; else `_look` finds a reset."""
         self._parted = True
         if self._through is None:
-            self._end(SENT)
+            self._end(self._peaceful())
         return True
+
+    def _peaceful(self) -> Became:
+        """Return what a peaceful end tells: nothing where the peer does not speak the native protocol, or has said but
+        a part of a frame."""
+        return CUT if self._foreign or self._splitter.waiting_bytes else SENT
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(CUT)
@@ -108,7 +116,7 @@ class _Conversation(asyncio.Protocol):
             return
         self._is_through()
         if self._parted:
-            self._end(SENT)
+            self._end(self._peaceful())
 
     def _is_through(self) -> None:
         through, self._through = self._through, None
@@ -168,9 +176,13 @@ class Forwarder:
         self._tasks: set[asyncio.Task[Became | None]] = set()
         self._addresses: dict[str, _Address] = {}  # those with anything to do
         self._queued = 0
+        self._closed = False
 
     def forward(self, message: Forward) -> None:
         """Take a Forward; its meta may say how long the report is waited for (`wait_s`)."""
+        if self._closed:
+            self._done(message.token, *UNREACHABLE)
+            return
         if self._queued >= self._limits.forwards_waiting:
             self._done(message.token, *OVERLOADED)
             return
@@ -247,6 +259,8 @@ class Forwarder:
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
         became = CUT if task.cancelled() or error is not None else task.result()
+        if became is None and self._closed:
+            became = UNREACHABLE
         if became is None:
             address.waiting.appendleft(errand)
             self._queued += 1
@@ -303,7 +317,8 @@ class Forwarder:
                 conversation.close()
 
     async def close(self) -> None:
-        """Give up what is still under way; it fails as unreachable."""
+        """Give up what is still under way, and what comes later; it fails as unreachable."""
+        self._closed = True
         for address in self._addresses.values():
             self._fail(address)
         tasks = list(self._tasks)
