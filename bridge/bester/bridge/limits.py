@@ -75,6 +75,9 @@ class Limits:
     """The same in bytes, for large frames; one always passes."""
     drain_s: float = 30.0
     """How long one who has stopped sending may wait for reports; longer than a handler that is waited for."""
+    server_s: float = 90.0
+    """How long another server's connection is kept for the report on its message: longer than a server waits for one
+    (a minute, and the time to connect), for an end that comes first must not be taken for an answer."""
     linger_s: float = 1.0
     """How long we read on after our last word, so that closing does not reset the connection under it."""
     forwards_per_address: int = 128

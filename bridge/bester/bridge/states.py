@@ -23,7 +23,8 @@ class State(Enum):
 #   refused    the broker (or a bound) says no: a bad auth answer
 #   stop       the peer said its last: end of stream, `close`, or a frame after which the stream cannot be read
 #   finished   nothing the session waits for is outstanding
-#   timeout    the state's deadline has passed
+#   timeout    the state's deadline has passed; another server's connection is cut, for an end in peace may be taken for
+#              the end of a server that never reports
 #   lost       the connection is gone
 #
 # A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
@@ -40,7 +41,7 @@ TRANSITIONS: dict[tuple[State, str], State] = {
     (State.OPEN, "stop"): State.DRAINING,
     (State.OPEN, "lost"): State.CLOSED,
     (State.SERVER, "finished"): State.CLOSING,
-    (State.SERVER, "timeout"): State.CLOSING,
+    (State.SERVER, "timeout"): State.CLOSED,
     (State.SERVER, "lost"): State.CLOSED,
     (State.DRAINING, "finished"): State.CLOSING,
     (State.DRAINING, "timeout"): State.CLOSING,
