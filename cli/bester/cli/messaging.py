@@ -101,7 +101,7 @@ class _Show:
     async def messages(self, client: Client, following: Following) -> None:
         """Show what comes, and acknowledge it then."""
         async for message in client:
-            if following.told(message):
+            if following.is_new(message):
                 self.value(message)
             await client.ack(message)
 
@@ -151,7 +151,7 @@ async def send_once(
     try:
         terms.check()
         following = Following()
-        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.linked)
+        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.on_link)
         async with asyncio.timeout(timeout_s) as deadline, client:
             stage = "report"
             showing = asyncio.create_task(show.messages(client, following))
@@ -161,10 +161,10 @@ async def send_once(
                 deadline.reschedule(None)
                 show.value(report)
                 if terms.outcome:
-                    good = await following.until_known(client, report, showing, show.outcomes)
+                    good = await following.until_settled(client, report, showing, show.outcomes)
                 else:
                     good = report.good
-                    await following.a_moment(showing, wait_s)
+                    await following.linger(showing, wait_s)
                 _must_show(showing)
             finally:
                 showing.cancel()
