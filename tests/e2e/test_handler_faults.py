@@ -216,7 +216,7 @@ async def test_a_timer_that_would_end_the_program_or_itself_goes_on(
         name = type(error).__name__
         calls[name] = calls.get(name, 0) + 1
         if len(calls) == 5 and min(calls.values()) >= 2:
-            app.outlet.loop.call_soon_threadsafe(often.set)
+            app.runtime.loop.call_soon_threadsafe(often.set)
         raise error
 
     for error in (SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()):

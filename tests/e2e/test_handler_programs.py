@@ -124,7 +124,7 @@ async def leaver(message):
         assert (reply.token, reply.commands[0].body) == (1, b'"slow"')
         code, errors = await ended(process)
     assert code == status, errors
-    assert "what is in hand is finished first" in errors
+    assert "requests in hand are finished first" in errors
 
 
 async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
@@ -234,12 +234,12 @@ async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) 
         await broker.expect(Hello)
         broker.send(request(1, b"1", type_))
         assert process.stderr is not None
-        while b"longer than it may" not in await process.stderr.readline():
+        while b"over its time limit" not in await process.stderr.readline():
             pass
         process.terminate()
         status, errors = await ended(process)
     assert status == 0, errors
-    assert ("hangs: something still holds this process" in errors) == (type_ == "elsewhere")
+    assert ("hangs: a function or thread still holds this process" in errors) == (type_ == "elsewhere")
 
 
 async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
@@ -254,7 +254,7 @@ async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
         process.terminate()
         status, errors = await ended(process)
     assert status == 1
-    assert "hangs: something still holds this process" in errors
+    assert "hangs: a function or thread still holds this process" in errors
 
 
 async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Path) -> None:
@@ -273,7 +273,7 @@ async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Pat
         status, errors = await ended(process)
     assert status == 0, errors
     assert "hangs.loop (at " in errors
-    assert "this process ends, so that it is started again" in errors
+    assert "this process ends, to be restarted" in errors
 
 
 async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
@@ -284,7 +284,7 @@ async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
         assert process.stderr is not None
         line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
         assert "importing heavy:app has taken 0.3 s so far, and is at " in line
-        assert "nothing is served before it has ended" in line
+        assert "nothing is served before its end" in line
         assert process.stdin is not None
         process.stdin.write(b"go on\n")
         await broker.expect(Hello)
@@ -304,7 +304,7 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "say which handler to run: MODULE:APP"),
+        ((), "name the handler to run: MODULE:APP"),
         (("mine",), "'mine' is not MODULE:APP"),
         (("absent:app",), "there is no module 'absent' in "),
         (("mine:other",), "module 'mine' has no 'other'; did you mean mine:app?"),
@@ -312,16 +312,16 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("broken:app",), "broken.py, line 1: "),
         (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
-        (("empty:app",), 'empty:app: it has no handlers: put @app.handler("TYPE") above a function'),
-        (("two:app", "--types", "c"), "two:app: it has no handler of 'c', only of a, b"),
+        (("empty:app",), 'empty:app: the app has no handlers: put @app.handler("TYPE") above a function'),
+        (("two:app", "--types", "c"), "two:app: the app has no handler of 'c', only of a, b"),
         (("mine:app", "--types", "c\u0007d"), "--types (or BESTER_TYPES): 'c\\x07d': a type is 1 to 128 printable"),
         (("mine:app", "--types", "x" * 129), "a type is 1 to 128 printable characters without commas"),
         (("commas:app",), "ValueError: 'a,b': a type is 1 to 128 printable characters without commas"),
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
         (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
-        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler says it itself"),
-        (("--socket", "h.sock"), "--socket: say which message types it handles, with --types or BESTER_TYPES"),
+        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler has @app.handler"),
+        (("--socket", "h.sock"), "--socket: name its message types with --types or BESTER_TYPES"),
     ],
 )
 async def test_mistakes_are_one_line_with_the_remedy_and_status_2(

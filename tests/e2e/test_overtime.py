@@ -83,7 +83,7 @@ async def test_an_async_handler_past_its_deadline_is_cancelled_and_answered(
         assert ended.is_set()
         assert (await broker.ask(2, b'"go"', "job")).status == 0
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    said = r"job: .*\.job has had message s1/b/1 for [\d.]+ s, longer than it may: it is cancelled; it waited at "
+    said = r"job: .*\.job has had message s1/b/1 for [\d.]+ s, over its time limit: cancelled at "
     assert re.fullmatch(rf"{said}{re.escape(__file__)}:\d+", line)
 
 
@@ -162,11 +162,11 @@ async def test_a_handler_that_will_not_be_cancelled_keeps_its_place_and_is_not_w
 
     async with running(app, endpoint) as (broker, worker):
         broker.send(request(1, b"1", "job"), request(2, b"2", "job"))
-        await until(lambda: caplog.text.count("and goes on; its place is lost") == 2)
+        await until(lambda: caplog.text.count("s ago, but still running") == 2)
         stopping = asyncio.create_task(worker.stop())
         await broker.expect(Goodbye)
         await asyncio.wait_for(stopping, PATIENCE_S / 2)
-        assert "2 requests are left: they hang" in caplog.text
+        assert "2 requests are outstanding: they hang" in caplog.text
         assert "handlers did not end when they were cancelled" in caplog.text
         let_go.set()
 
@@ -211,13 +211,13 @@ async def test_a_thread_past_its_deadline_is_said_and_not_answered_for(
 
     async with running(app, endpoint) as (broker, _):
         broker.send(request(1, b'"hang"', "job"))
-        await until(lambda: "1 of 2 threads are left" in caplog.text)
-        assert re.search(rf"it is at {re.escape(__file__)}:\d+, in threading\.", caplog.text)
+        await until(lambda: "1 of 2 threads are usable" in caplog.text)
+        assert re.search(rf"now at {re.escape(__file__)}:\d+, in threading\.", caplog.text)
         for token in range(2, 6):
             assert (await broker.ask(token, b'"go"', "job")).status == 0
         gate.set()
         assert await broker.expect(Reply) == Reply(1, 0, [Command("sendClients", ["u"], b'"ok"')], None)
-        await until(lambda: "its place is free again" in caplog.text)
+        await until(lambda: "the credit is back" in caplog.text)
 
 
 async def test_what_waits_for_a_thread_beyond_its_time_is_not_begun(endpoint: str) -> None:
@@ -264,7 +264,7 @@ async def test_a_worker_all_of_whose_threads_hang_is_of_no_use_and_ends(
         assert [type(await broker.next()) for _ in range(3)][-1] in (Goodbye, Reply)
         await asyncio.wait_for(stopping, PATIENCE_S / 2)
         gate.set()
-    assert caplog.text.count("this worker is of no use any more and ends") == 1
+    assert caplog.text.count("this worker cannot serve any more and ends") == 1
 
 
 async def test_a_worker_all_of_whose_places_are_held_by_what_hangs_ends(
@@ -280,7 +280,7 @@ async def test_a_worker_all_of_whose_places_are_held_by_what_hangs_ends(
     async with running(app, endpoint) as (broker, worker):
         broker.send(request(1, b"1", "job"), request(2, b"1", "job"))
         await asyncio.wait_for(worker.wait_over(), PATIENCE_S)
-        assert worker.failure == "all 2 places are held by handlers that hang"
+        assert worker.failure == "the whole credit (2) is held by handlers that hang"
         gate.set()
 
 
@@ -296,7 +296,7 @@ async def test_a_thread_that_its_sender_would_not_wait_for_does_not_make_a_worke
 
     async with running(app, endpoint, request_ms=60_000) as (broker, worker):
         broker.send(request(1, b"1", "job", deadline_ms=1))
-        await until(lambda: "0 of 1 threads are left" in caplog.text)
+        await until(lambda: "0 of 1 threads are usable" in caplog.text)
         await asyncio.sleep(0)  # whoever has said that has looked whether the worker is of use
         assert worker.failure is None
         gate.set()
@@ -482,7 +482,7 @@ async def test_a_loop_that_hangs_is_vouched_for_no_longer_and_found_out(
         broker.send(request(1, b"4", "slow"))
         assert await asyncio.to_thread(holder.hung.wait, PATIENCE_S)
         assert "slow" in caplog.text
-        assert "longer than its messages may take" in caplog.text
+        assert "over its time limit: no other handler runs" in caplog.text
         before = broker.heartbeats
         await broker.expect(Reply)  # it came back after all
         assert broker.heartbeats - before <= 1

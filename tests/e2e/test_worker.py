@@ -390,7 +390,7 @@ async def test_what_does_not_end_is_left_when_the_time_is_up(endpoint: str, capl
         await begun.wait()
         await asyncio.wait_for(worker.stop(drain_s=0.05), PATIENCE_S)
     assert ended.is_set()
-    assert "1 requests are left: they did not end" in caplog.text
+    assert "1 requests are outstanding: they did not end" in caplog.text
 
 
 @pytest.mark.parametrize("threaded", [False, True], ids=["task", "thread"])

@@ -152,7 +152,7 @@ def test_data_as_it_comes() -> None:
 
 def test_which_types_an_app_serves() -> None:
     app = App()
-    with pytest.raises(ValueError, match="it has no handlers"):
+    with pytest.raises(ValueError, match="the app has no handlers"):
         app.serving(None)
     app.handler("a", "b")(takes_message)
     assert list(app.serving(None)) == ["a", "b"]

@@ -34,7 +34,7 @@ def test_raw_is_passed_untouched() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (lambda: send_clients(["g"]), "what is to be sent"),
+        (lambda: send_clients(["g"]), "no data: give data"),
         (lambda: send_clients(["g"], 1, raw=b"1"), "not both"),
         (lambda: send_clients(cast("list[str]", ["g", 7]), 1), "targets are strings, not int"),
         (lambda: send_clients(cast("list[str]", None), 1), "not iterable"),
