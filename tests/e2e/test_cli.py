@@ -100,10 +100,14 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         (["send", "--user", "tim", "--password", "x", "echo", "{}"], 2, "No such option"),
         (["send", "echo", "{}"], 2, "Missing option '--user'"),
         (["listen", "--user", "tim"], 2, "put it into BESTER_PASSWORD"),
-        (["send", "--user", "tim", "--ttl", "0", "echo", "{}"], 2, "--ttl: it is more than 0 and at most 2592000"),
-        (["send", "--user", "tim", "--ttl", "nan", "echo", "{}"], 2, "--ttl: it is more than 0"),
-        (["send", "--user", "tim", "--dedup", "x" * 65, "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 65"),
-        (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 0"),
+        (["send", "--user", "tim", "--ttl", "0", "echo", "{}"], 2, "--ttl: must be more than 0 and at most 2592000"),
+        (["send", "--user", "tim", "--ttl", "nan", "echo", "{}"], 2, "--ttl: must be more than 0"),
+        (
+            ["send", "--user", "tim", "--dedup", "x" * 65, "echo", "{}"],
+            2,
+            "--dedup: must have 1 to 64 characters, not 65",
+        ),
+        (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: must have 1 to 64 characters, not 0"),
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
@@ -138,6 +142,25 @@ def test_accounts_from_the_shell(directory: Path) -> None:
     assert user("remove", "tim") == (0, "user tim removed\n")
     status, said = user("list")
     assert (status, said.count("\n"), said.startswith(f"no users in {directory}/bester-data;")) == (0, 1, True)
+
+
+def test_accounts_are_a_table_on_a_terminal_and_tabbed_in_a_pipe(directory: Path) -> None:
+    for name in ("tim", "a-much-longer-name"):
+        assert run("user", "add", name, "--password-stdin", given="secret\n").returncode == 0
+    near, far = os.openpty()
+    try:
+        listed = subprocess.run(
+            [BESTER, "user", "list"], stdin=far, stdout=far, stderr=far, timeout=TIMEOUT_S, check=False,
+            env={**os.environ, "TERM": "dumb"},
+        )  # fmt: skip
+        assert listed.returncode == 0
+        lines = os.read(near, 65536).decode().splitlines()
+    finally:
+        os.close(near)
+        os.close(far)
+    day = lines[1].split()[-1]
+    assert lines == ["NAME                SINCE", f"a-much-longer-name  {day}", f"tim                 {day}"]
+    assert run("user", "list").stdout == f"a-much-longer-name\t{day}\ntim\t{day}\n"
 
 
 def test_a_place_that_cannot_hold_accounts_is_one_line(directory: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bester.cli import tables
 from bester.cli.options import config_option, load
 from bester.cli.output import done, err, out
 
@@ -54,8 +54,7 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
     elif not shown:
         err(f"no dead letters{f' of type {_plain(type_)}' if type_ else ''}")
     else:
-        for line in _table([_cells(row) for row in shown]):
-            out(line)
+        tables.show([_cells(row) for row in shown], COLUMNS)
     if len(rows) > limit:
         err(f"bester: there are more; --limit {10 * limit} shows more of them")
 
@@ -72,9 +71,7 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
     if json_lines:
         out(json.dumps(row))
         return
-    width = max(len(name) for name, _ in _facts(row))
-    for name, value in _facts(row):
-        out(f"{name:<{width}}  {value}")
+    tables.show(_facts(row))
     out("\n" + _plain(row["body"], kept="\n\t"))
 
 
@@ -190,15 +187,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row["attempts"]),
         _plain(str(row["id"])),
     )
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return lines of columns that stand below each other; the last one, the longest, is not padded."""
-    widths = [max(len(row[column]) for row in (COLUMNS, *rows)) for column in range(len(COLUMNS) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in (COLUMNS, *rows)
-    ]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:

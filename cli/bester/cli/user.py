@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bester.cli import tables
 from bester.cli.options import config_option, load, new_password
 from bester.cli.output import done, err, out
 
 if TYPE_CHECKING:
     from bester.broker.accounts import Accounts
     from bester.broker.config import Config
+
+COLUMNS = ("NAME", "SINCE")
 
 password_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
@@ -81,8 +85,12 @@ def list_(config_path: Path | None) -> None:
             rows = accounts.list()
     if not rows:
         err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
-    for row in rows:
-        out(f"{row.name}\t{time.strftime('%Y-%m-%d', time.localtime(row.created_s))}")
+    cells = [(row.name, time.strftime("%Y-%m-%d", time.localtime(row.created_s))) for row in rows]
+    if cells and sys.stdout.isatty():
+        tables.show(cells, COLUMNS)
+    else:
+        for name, since in cells:
+            out(f"{name}\t{since}")  # a script cuts at the tabs
 
 
 @contextmanager
