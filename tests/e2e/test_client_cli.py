@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bester.cli.messaging import listen, send_once, tell_outcome
+from bester.cli.messaging import listen, send_once, show_outcome
 from bester.client.frames import Terms
 from bester.client.window import DEFAULTS
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, outcome_frame, within
@@ -92,10 +92,10 @@ class TestSend:
         assert peer.login is not None
         assert peer.login["header"]["ack"] is True
         await within(peer.gone.wait())
-        said: list[str] = []
+        acked: list[str] = []
         while not peer.acks.empty():
-            said += peer.acks.get_nowait()
-        assert said == [f"{number}.0" for number in range(len(terminal.out) - 1)]
+            acked += peer.acks.get_nowait()
+        assert acked == [f"{number}.0" for number in range(len(terminal.out) - 1)]
 
     async def test_message_with_a_failed_write_is_not_acked(self, server: FakeServer) -> None:
         def some(peer: Peer, payload: Json) -> None:
@@ -333,7 +333,7 @@ class TestLaterOutcomes:
     async def asked(self, server: FakeServer, message: str, *, json_lines: bool = False) -> tuple[int, Terminal]:
         terminal = Terminal()
         status = await within(
-            tell_outcome(
+            show_outcome(
                 server.address, "bob", "secret", message, json_lines=json_lines, timeout_s=5, echo=terminal.echo
             )
         )
@@ -386,7 +386,7 @@ class TestListen:
         first.transport.abort()
         (await server.peer()).send(message_frame(1, "1.0"), message_frame(2, redelivered=True))
         assert await within(listening) == 0
-        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (perhaps a repeat)"]
+        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (perhaps a duplicate)"]
         assert [("listening" in line, "trying again" in line) for line in terminal.err] == [
             (True, False),
             (False, True),

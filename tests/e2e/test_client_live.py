@@ -219,8 +219,8 @@ async def test_message_written_to_a_closed_pipe_was_not_delivered() -> None:
         async with client_of(server, "alice") as alice:
             report = await within(alice.send("chat", {"to": "bob", "text": "1"}))
         assert report.good
-        _, said = await within(listener.communicate())
-        assert (listener.returncode, said.count(b"\n")) == (1, 1), "it says that it listens, and no more"
+        _, errors = await within(listener.communicate())
+        assert (listener.returncode, errors.count(b"\n")) == (1, 1), "it says that it listens, and no more"
         assert await shell.listened("bob", 1) == [1]
 
 

@@ -1,4 +1,4 @@
-"""`python -m bester.handlers`: real processes, their exit statuses and what they tell their users."""
+"""`python -m bester.handlers`: real processes, their exit statuses and messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
     return process.returncode, stderr.decode()
 
 
-async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
+async def test_sigterm_sends_goodbye_finishes_requests_and_exits_0(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
         process = await start(folder, "mine:app", BESTER_FABRIC=endpoint, BESTER_NAME="m1", BESTER_TYPES="english")
@@ -94,9 +94,7 @@ async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
         ("asyncio.get_running_loop().call_soon(sys.exit, 'enough')", 1),
     ],
 )
-async def test_who_exits_in_a_task_of_his_own_lets_the_others_finish(
-    folder: Path, how: str, status: int, loop: str
-) -> None:
+async def test_exit_in_a_task_lets_other_requests_finish(folder: Path, how: str, status: int, loop: str) -> None:
     leaving = f"""
 async def leave():
     sys.exit(9)
@@ -127,7 +125,7 @@ async def leaver(message):
     assert "requests in hand are finished first" in errors
 
 
-async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
+async def test_handler_needs_only_pyzmq_and_msgpack(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     run = "from bester.handlers.runner import main; sys.exit(main(['mine:app', '--fabric', sys.argv[1]]))"
     async with StandIn(endpoint) as broker:
@@ -140,7 +138,7 @@ async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
-async def test_a_typed_payload_says_that_it_needs_msgspec(folder: Path) -> None:
+async def test_typed_payload_without_msgspec_is_one_line(folder: Path) -> None:
     (folder / "typed.py").write_text(
         "from dataclasses import dataclass\nfrom bester.handlers import App\napp = App()\n"
         "@dataclass\nclass Letter:\n    text: str\n"
@@ -153,7 +151,7 @@ async def test_a_typed_payload_says_that_it_needs_msgspec(folder: Path) -> None:
     assert "Traceback" not in errors
 
 
-async def test_several_workers_one_of_them_with_the_timers(folder: Path) -> None:
+async def test_one_of_several_workers_runs_the_timers(folder: Path) -> None:
     with (folder / "mine.py").open("a") as source:
         source.write("\n@app.task\nasync def once():\n    await app.emit('echo', [])\n")
     endpoint = f"ipc://{folder}/f.sock"
@@ -208,7 +206,7 @@ async def loop(message):
 QUICKLY = "import sys; from bester.handlers import runner; runner.{name} = 0.3; sys.exit(runner.main(sys.argv[1:]))"
 
 
-async def test_a_worker_whose_threads_all_hang_ends_with_status_1(folder: Path) -> None:
+async def test_worker_with_all_threads_hanging_exits_1(folder: Path) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     run = "import sys; from bester.handlers import overtime, runner; overtime.USELESS_S = 0.1; "
@@ -226,7 +224,7 @@ async def test_a_worker_whose_threads_all_hang_ends_with_status_1(folder: Path) 
 
 
 @pytest.mark.parametrize("type_", ["thread", "elsewhere"])
-async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) -> None:
+async def test_exit_does_not_wait_for_a_hanging_thread(folder: Path, type_: str) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, request_ms=100) as broker:
@@ -242,7 +240,7 @@ async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) 
     assert ("hangs: a function or thread still holds this process" in errors) == (type_ == "elsewhere")
 
 
-async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
+async def test_exit_does_not_wait_for_a_held_loop(folder: Path) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
@@ -257,7 +255,7 @@ async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
     assert "hangs: a function or thread still holds this process" in errors
 
 
-async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Path) -> None:
+async def test_supervised_worker_with_a_hanging_loop_is_restarted(folder: Path) -> None:
     (folder / "hangs.py").write_text("from bester.handlers import overtime\novertime.USELESS_S = 0.5\n" + HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, heartbeat_ms=10_000, request_ms=1000) as broker:
@@ -276,7 +274,7 @@ async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Pat
     assert "this process ends, to be restarted" in errors
 
 
-async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
+async def test_slow_import_is_logged(folder: Path) -> None:
     (folder / "heavy.py").write_text("import sys\n" + APP + "\nsys.stdin.readline()\n")
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
@@ -292,7 +290,7 @@ async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
-async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
+async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
         status, errors = await ended(await start(folder, "mine:app", "--fabric", endpoint))

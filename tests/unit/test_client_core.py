@@ -229,9 +229,9 @@ class TestQuestions:
         (question,) = payloads(core.take())
         assert question == {"type": "builtin", "data": {"command": {"type": "outcome", "data": "s1/7"}}, "id": id_}
         recipients = {"bob": "queued", "s2": "failed:expired"}
-        said = {"message": "s1/7", "recipients": recipients}
-        assert core.receive(answer(id_, "0", said), 0) == [Answered(id_, recipients)]
-        assert core.receive(answer(id_, "0", said), 0) == [], "an answer answers once"
+        data = {"message": "s1/7", "recipients": recipients}
+        assert core.receive(answer(id_, "0", data), 0) == [Answered(id_, recipients)]
+        assert core.receive(answer(id_, "0", data), 0) == [], "an answer answers once"
 
     def test_answer_without_recipients(self) -> None:
         core = a_core()

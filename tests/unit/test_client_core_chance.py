@@ -272,12 +272,12 @@ def test_no_frame_makes_parse_raise(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "note"),
+    ("fields", "note"),
     [('"too many"', "too many"), ('""', ""), ("null", None), ("7", None), ('["x"]', None), ('{"a":1}', None)],
 )
-def test_report_carries_the_servers_note(said: str, note: str | None) -> None:
+def test_report_carries_the_servers_note(fields: str, note: str | None) -> None:
     head = '{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":"1","reason":"refused","note":'
-    parsed = frames.parse(f"{head}{said}}}}}".encode())
+    parsed = frames.parse(f"{head}{fields}}}}}".encode())
     assert isinstance(parsed, frames.Report)
     assert (parsed.reason, parsed.note) == ("refused", note)
 

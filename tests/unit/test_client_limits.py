@@ -70,15 +70,15 @@ def of(length: int) -> bytes:
 
 class TestServerLimit:
     @pytest.mark.parametrize(
-        ("said", "limit"),
+        ("max_frame", "limit"),
         [
             (4096, 4096), (2**40, 2**40), (UNSAID, None), (None, None), ("4096", None), (0, None), (-5, None),
             (4096.5, None), (True, None), ([4096], None), ({}, None),
         ],
     )  # fmt: skip
-    def test_limit_is_read_from_any_answer_to_the_login(self, said: Any, limit: Any) -> None:
+    def test_limit_is_read_from_any_answer_to_the_login(self, max_frame: Any, limit: Any) -> None:
         core = a_core()
-        assert connect(core, said) == [Ready()]
+        assert connect(core, max_frame) == [Ready()]
         assert core.max_frame == limit
         assert core.state is State.READY
 
@@ -109,14 +109,14 @@ class TestServerLimit:
         assert len(core.take()[0]) - 4 == limit
 
     def test_clients_own_limit_counts_where_lower_or_alone(self) -> None:
-        for own, said, allowed in (
+        for own, server_limit, allowed in (
             (2000, 4096, 2000),
             (8192, 4096, 4096),
             (2 << 20, UNSAID, 2 << 20),
             (900, UNSAID, 900),
         ):
             core = a_core(limits=Limits(send_limit_bytes=own))
-            connect(core, said)
+            connect(core, server_limit)
             core.submit("chat", of(allowed - 100))
             with pytest.raises(MessageTooLarge):
                 core.submit("chat", of(allowed))

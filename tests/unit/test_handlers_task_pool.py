@@ -1,4 +1,4 @@
-"""The pool: whatever handlers wait for, every request is carried out once, in a task and a context of its own."""
+"""The task pool: every request is handled once, in a task and a context of its own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PATIENCE_S = 20.0
 
 
 class Hand:
-    """Gives a pool jobs and collects what became of them."""
+    """Gives a pool jobs and collects their results."""
 
     def __init__(self) -> None:
         self.results: dict[int, Any] = {}
         self.all_done = asyncio.Event()
         self.expected = 0
         self.app = App()
-        self.due: dict[int, float] = {}  # by token, where one is overdue some time
+        self.due: dict[int, float] = {}  # deadlines by token
         self.pool = TaskPool(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
 
     def job(self, token: int) -> Job:
@@ -102,7 +102,7 @@ async def test_every_job_once_in_its_own_task_and_context(seed: int) -> None:
     await hand.pool.close()
 
 
-async def test_handlers_that_do_not_wait_share_one_task() -> None:
+async def test_handlers_without_waits_share_one_task() -> None:
     hand = Hand()
     tasks = set()
 
@@ -119,7 +119,7 @@ async def test_handlers_that_do_not_wait_share_one_task() -> None:
     await hand.pool.close()
 
 
-async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
+async def test_cancel_waiting_cancels_handlers_and_returns_unbegun_jobs() -> None:
     hand = Hand()
 
     @hand.app.handler("x")
@@ -127,7 +127,7 @@ async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
         await asyncio.Event().wait()
 
     hand.give(range(10))
-    await asyncio.sleep(0)  # the first one has begun, and nobody has looked yet
+    await asyncio.sleep(0)  # the first handler has begun, and `_look` has not run yet
     hand.expected = 10 - len(left := hand.pool.cancel_waiting())
     assert len(left) < 10
     async with asyncio.timeout(PATIENCE_S):
@@ -135,13 +135,13 @@ async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
     assert all(isinstance(result, asyncio.CancelledError) for result in hand.results.values())
     assert {job[0].token for job in left} | set(hand.results) == set(range(10))
 
-    hand.give(range(10, 11))  # and it works on
+    hand.give(range(10, 11))  # the pool still works
     hand.all_done.clear()
     await asyncio.sleep(0)
     await hand.pool.close()
 
 
-async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
+async def test_only_overdue_waiting_handlers_are_cancelled() -> None:
     hand = Hand()
     gate = asyncio.Event()
 
@@ -173,8 +173,8 @@ async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
     await hand.pool.close()
 
 
-async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> None:
-    """Another thread asks for it while a handler holds the loop: what is queued comes after what the loop has to do."""
+async def test_hold_back_lets_the_loop_run_and_keeps_the_order() -> None:
+    """A call from another thread while a handler holds the loop: queued jobs begin after the loop's own callbacks."""
     hand = Hand()
     seen: list[Any] = []
 
@@ -194,7 +194,7 @@ async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> No
     await hand.pool.close()
 
 
-async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_the_rest() -> None:
+async def test_held_back_jobs_fail_when_overdue_and_are_returned_when_cancelled() -> None:
     hand = Hand()
     hand.due[2] = 0.0
 
@@ -220,7 +220,7 @@ async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_t
     await hand.pool.close()
 
 
-async def test_a_task_cancelled_long_after_its_handler_ended_harms_nobody() -> None:
+async def test_late_cancel_of_a_pool_task_harms_no_other_job() -> None:
     hand = Hand()
     kept: list[asyncio.Task[Any]] = []
 

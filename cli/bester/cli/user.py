@@ -1,4 +1,4 @@
-"""`bester user`: accounts, changed in the database that the server reads; a running server knows at once."""
+"""`bester user`: accounts, changed in the server's own database; a running server sees each change at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
     """Make an account."""
     _check_name(name)
     config = load(config_path)
-    _are_there(config)  # what keeps them from being opened is said before the password is asked for
+    _are_there(config)  # raises before the password is asked for
     password = _checked(new_password(name, password_stdin))
     directory = config.server.data_dir
     is_new = not directory.exists()
@@ -104,7 +104,7 @@ def _accounts(config: Config) -> Iterator[Accounts]:
 
 
 def _are_there(config: Config) -> bool:
-    """Return whether there are accounts; looking for them makes none. Raises ConfigError where there can be none."""
+    """Return whether there are accounts, without creating any. Raises ConfigError where there can be none."""
     from bester.broker.accounts import FILE
     from bester.broker.accounts_file import is_there
     from bester.broker.data_dir import prepare

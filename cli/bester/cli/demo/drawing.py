@@ -1,6 +1,6 @@
-"""Draws what happened: what was said, and each way that messages took, with a time for every step.
+"""Draws sent messages and each path that they took, with a time for every step.
 
-On a terminal it keeps to the width there is; into a file or pipe, what belongs on one line stays on it.
+On a terminal the drawing keeps to its width; in a file or pipe each paragraph is one line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from bester.cli import tables
 from bester.cli.demo.routes import Route, Way
 
 PIPE_WIDTH = 80
-"""Columns to draw for where there is no terminal."""
+"""Columns of the drawing without a terminal."""
 BAR_WIDTHS = range(8, 31)
-"""Narrower tells nothing, wider tells no more."""
+"""Widths of bars: narrower ones show nothing, wider ones nothing more."""
 GAP = "  "
 
 
@@ -26,7 +26,7 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def way(console: Console, taken: Way, total: int) -> None:
-    """Draw one way, and the times at its stops; medians where several messages took it."""
+    """Draw one path, and the times at its stops; medians where several messages took it."""
     width = console.width if console.is_terminal else PIPE_WIDTH
     say(console, "")
     if total > 1:
@@ -39,7 +39,7 @@ def way(console: Console, taken: Way, total: int) -> None:
 
 
 def path_lines(route: Route, width: int | None) -> list[str]:
-    """Return a way as `U1 → S1/M1 → … → U2`, broken before its arrows where that is wider than `width`."""
+    """Return a path as `U1 → S1/M1 → … → U2`, broken before its arrows where it is wider than `width`."""
     lines = [route[0].where]
     for stop in route[1:]:
         step = f" → {stop.where}"
