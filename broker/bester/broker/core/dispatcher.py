@@ -58,10 +58,10 @@ class Dispatcher:
         limits = settings.limits
         self.settings = settings
         self.limits = limits
-        self.workers = Workers()
+        self.workers = Workers(limits.max_types)
         self.trace = Trace(limits.trace, clock, settings.name)
         self.reports = Reports(out)
-        self.directory = Directory()
+        self.directory = Directory(limits.max_sessions)
         self.deliveries = Deliveries()
         self.bridges: dict[Link, None] = {}
         self.queues = Queues(settings, out, self.reports, clock, snapshot, now)
@@ -259,8 +259,10 @@ class Dispatcher:
                 self._unserved.pop(type_, None)
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
+        """Note since when types are not served. Of a type that was not learned (there are too many) nothing waits for a
+        worker to come back, so nothing is noted: a handler may say HELLO with other types as often as it likes."""
         for type_ in types:
-            if not self.workers.serves(type_):
+            if type_ in self._seen_types and not self.workers.serves(type_):
                 self._unserved.setdefault(type_, now)
 
     # --- from a handler ---
