@@ -512,7 +512,7 @@ async def test_messages_are_handled_between_timers_that_hold_the_loop(endpoint: 
             assert ticks - before <= 2  # three turns would do: read, handle, answer
 
 
-# --- what a worker asks for -----------------------------------------------------------------------------------------
+# --- the options of HELLO -------------------------------------------------------------------------------------------
 
 
 def test_long_lease_is_asked_for_over_ipc() -> None:

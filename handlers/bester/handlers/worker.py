@@ -253,8 +253,8 @@ class Worker:
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
-        what = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
-        log.error("%s: %s cannot be sent: %s", self.name, what, error.text)
+        kind = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
+        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text)
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
