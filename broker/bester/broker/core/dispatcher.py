@@ -203,7 +203,7 @@ class Dispatcher:
     def _share_out(self, now: float) -> None:
         """Give what was put back into a queue to whoever is free, in turn."""
         workers = self.workers
-        for aside in workers.isolate():
+        for aside in workers.isolate(now):
             self._fill(aside, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
@@ -337,7 +337,8 @@ class Dispatcher:
             group = Suspicion()
             again = [job for job in lost if not job.is_settled]
             for job in again:
-                job.suspicion = group
+                if len(again) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+                    job.suspicion = group
         for job in again:
             job.since = now
         for job in reversed(again):
