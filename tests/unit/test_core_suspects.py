@@ -255,7 +255,7 @@ def test_suspect_is_given_to_the_last_worker_beside_messages_that_are_over() -> 
     for body in held:
         assert [request.body for request in ward.hands[last]] == [b"hangs", body]
         ward.answer(last, 1)
-    assert {body: said for body, said in ward.reports().items() if body in held} == dict.fromkeys(held, [None])
+    assert {body: said for body, said in ward.reports().items() if body in held} == {body: [None] for body in held}
     ward.submit(b"new")
     assert [request.body for request in ward.hands[last]] == [b"hangs", b"new"]
 
