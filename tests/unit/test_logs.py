@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bester.broker import logs
-from bester.broker.log_limits import PER_SECOND
-from bester.broker.pace import PACED
+from bester.broker.log_limits import PACED, PER_SECOND
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_json_is_one_object_a_line(stream: io.StringIO) -> None:
 
 def test_a_storm_from_one_place_is_counted_not_written(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [5.0] * (PER_SECOND + 7) + [6.0]
-    monkeypatch.setattr("bester.broker.pace.time.monotonic", iter(times).__next__)
+    monkeypatch.setattr("bester.broker.logs.time.monotonic", iter(times).__next__)
     logs.configure("text", "info", stream)
     ours, paced, others = (logging.getLogger(name) for name in ("bester.bridge", "bester.broker", "shop"))
     for _ in times:
@@ -53,7 +52,7 @@ def test_a_storm_from_one_place_is_counted_not_written(stream: io.StringIO, monk
         others.info("not ours")
     lines = stream.getvalue().splitlines()
     assert sum("refused" in line for line in lines) == PER_SECOND + 1
-    assert [line for line in lines if "refused" in line][-1].endswith("refused 100% of them (7 like it passed over)")
+    assert [line for line in lines if "refused" in line][-1].endswith("refused 100% of them (7 similar lines left out)")
     assert sum("bounded" in line for line in lines) == sum("not ours" in line for line in lines) == PER_SECOND + 8
 
 
@@ -132,7 +131,7 @@ def test_a_traceback_is_one_record(stream: io.StringIO) -> None:
 
 def test_what_was_passed_over_is_a_field_too(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [5.0] * (PER_SECOND + 7) + [6.0]
-    monkeypatch.setattr("bester.broker.pace.time.monotonic", iter(times).__next__)
+    monkeypatch.setattr("bester.broker.logs.time.monotonic", iter(times).__next__)
     logs.configure("json", "info", stream)
     for _ in times:
         logging.getLogger("bester.bridge").warning("refused", extra=logs.facts("refused"))

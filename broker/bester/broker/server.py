@@ -28,9 +28,8 @@ from bester.broker.core.router import Router
 from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
-from bester.broker.log_limits import WARNINGS, LogLimits
+from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
-from bester.broker.pace import PACED
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.store import Store
