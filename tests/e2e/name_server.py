@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bester.broker.names import Found, Lookers
+from bester.broker.names import Found, LookupThreads
 
 DEADLINE_S = 20.0
 
@@ -25,7 +25,7 @@ class NameServer:
         self._now: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._released = threading.Event()
-        self.lookers = Lookers(self._look_up)
+        self.lookers = LookupThreads(self._look_up)
 
     def _look_up(self, host: str) -> Found:
         with self._lock:

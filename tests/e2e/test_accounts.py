@@ -19,7 +19,7 @@ import pytest
 from bester.broker import data_dir
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
-from bester.broker.check_queue import PLACES
+from bester.broker.check_queue import MAX_WAITING
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
@@ -153,7 +153,7 @@ async def test_an_account_changed_while_its_password_is_checked_is_not_let_in(ac
 
 
 async def test_too_many_waiting_are_told_so(accounts: Accounts) -> None:
-    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", HERE)) for i in range(PLACES + VERIFIERS)]
+    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", HERE)) for i in range(MAX_WAITING + VERIFIERS)]
     await asyncio.sleep(0)
     assert await accounts.verify("tim", "secret", HERE) == OVERLOADED
     elsewhere = asyncio.ensure_future(accounts.verify("tim", "secret", "192.0.2.8"))

@@ -24,7 +24,7 @@ NOTE = "x" * 15_000
 
 
 async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric, "MAX_OUTBOX", LIMIT)
+    monkeypatch.setattr(fabric, "MAX_QUEUED", LIMIT)
     monkeypatch.setattr(fabric, "HIGH_WATER_MARK", 4)
     welcomed = asyncio.Event()
     party = LinkClient("handler", "h", {})
@@ -57,7 +57,7 @@ async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeyp
 
 async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver, zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
-        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
         broker.linger = 0
         port = broker.bind_to_random_port("tcp://127.0.0.1")
         lost: list[str] = []
@@ -81,7 +81,7 @@ async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pyt
 
 async def test_a_link_ends_though_the_name_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver:
-        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
         monkeypatch.setattr(fabric, "PATIENCE_S", 0.05)
         resolver.hangs.add("s2.example")
         lost: list[str] = []

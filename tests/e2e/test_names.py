@@ -15,7 +15,7 @@ import pytest
 
 from bester.broker.hosts import Hosts
 from bester.broker.lookups import PATIENCE_S
-from bester.broker.names import Followed, Lookers, Names, connect, find, numeric
+from bester.broker.names import Followed, LookupThreads, Names, connect, find, numeric
 from tests.e2e.name_server import DEADLINE_S, Clock, NameServer, name_server, until
 
 
@@ -66,7 +66,7 @@ async def test_why_a_name_is_not_found(server: NameServer) -> None:
 
 
 async def test_only_so_many_threads(server: NameServer) -> None:
-    lookers = Lookers(server._look_up, most=3)
+    lookers = LookupThreads(server._look_up, most=3)
     names = [f"n{number}.example" for number in range(10)]
     server.hangs.update(names)
     asking = [asyncio.create_task(find(name, 10.0, lookers)) for name in names]
@@ -204,7 +204,7 @@ async def test_what_is_being_looked_up_at_the_end_is_nobodys_business(server: Na
 HANGING = """
 import asyncio, threading
 from bester.broker import names
-lookers = names.Lookers(lambda host: threading.Event().wait())
+lookers = names.LookupThreads(lambda host: threading.Event().wait())
 async def main():
     followed = names.Names(lookers)
     followed.follow("slow.example", "here")

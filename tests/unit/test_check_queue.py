@@ -11,7 +11,7 @@ from bester.broker.check_queue import RANKS, CheckQueue
 def popped(queue: CheckQueue[str]) -> list[str]:
     found = []
     while (waiting := queue.pop()) is not None:
-        found.append(waiting.what)
+        found.append(waiting.item)
     return found
 
 
@@ -24,7 +24,7 @@ def test_the_lowest_rank_goes_first_and_then_the_first() -> None:
 
 
 def test_a_full_queue_turns_away_the_worst() -> None:
-    queue: CheckQueue[str] = CheckQueue(places=2)
+    queue: CheckQueue[str] = CheckQueue(most=2)
     queue.add(2, "u1", "n1", "first")
     queue.add(3, "u2", "n2", "failed before")
     assert queue.add(2, "u3", "n3", "second") == "failed before"
@@ -35,11 +35,11 @@ def test_a_full_queue_turns_away_the_worst() -> None:
 
 
 def test_a_flood_turns_away_its_own() -> None:
-    queue: CheckQueue[str] = CheckQueue(places=4)
+    queue: CheckQueue[str] = CheckQueue(most=4)
     for number in range(4):
         queue.add(2, "alice", f"n{number}", f"guess {number}")
     assert queue.add(2, "bob", "n9", "bob") == "guess 3"
-    queue = CheckQueue(places=4)
+    queue = CheckQueue(most=4)
     for number in range(4):
         queue.add(2, f"u{number}", "here", f"spray {number}")
     assert queue.add(2, "bob", "there", "bob") == "spray 3"
@@ -47,7 +47,7 @@ def test_a_flood_turns_away_its_own() -> None:
 
 
 def test_who_is_gone_takes_no_place() -> None:
-    queue: CheckQueue[object] = CheckQueue(places=2)
+    queue: CheckQueue[object] = CheckQueue(most=2)
     gone, there = object(), object()
     queue.add(1, "a", "n", gone)
     queue.add(1, "a", "n", there)
@@ -59,14 +59,14 @@ def test_who_is_gone_takes_no_place() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, RANKS), st.sampled_from("ab"), st.sampled_from("xyz")), max_size=60))
 def test_never_more_than_there_are_places_and_nobody_twice(steps: list[tuple[int, str, str]]) -> None:
-    queue: CheckQueue[int] = CheckQueue(places=5)
+    queue: CheckQueue[int] = CheckQueue(most=5)
     inside: dict[int, int] = {}
     for number, (rank, user, net) in enumerate(steps):
         if rank == RANKS:
             waiting = queue.pop()
             assert (waiting is None) == (not inside)
             if waiting is not None:
-                assert inside.pop(waiting.what) == waiting.rank == min([waiting.rank, *inside.values()])
+                assert inside.pop(waiting.item) == waiting.rank == min([waiting.rank, *inside.values()])
             continue
         inside[number] = rank
         worst = max(inside.values())

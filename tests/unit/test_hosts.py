@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.hosts import Hosts, Place, hosts_of
+from bester.broker.hosts import HostAddresses, Hosts, hosts_of
 
 FOUND = {
-    "fixed": Place(("10.0.0.1",)),
-    "named": Place(("10.0.0.2", "2001:db8::2"), 100.0),
-    "twin": Place(("10.0.0.2",), 100.0),
-    "gone": Place(),
+    "fixed": HostAddresses(("10.0.0.1",)),
+    "named": HostAddresses(("10.0.0.2", "2001:db8::2"), 100.0),
+    "twin": HostAddresses(("10.0.0.2",), 100.0),
+    "gone": HostAddresses(),
 }
 
 
@@ -26,7 +26,7 @@ def test_the_table_names_the_servers_at_an_address() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "127.0.0.7"])
 def test_on_loopback_both_protocols_are_one_host(address: str) -> None:
-    hosts = hosts_of({"s": Place((address,))})
+    hosts = hosts_of({"s": HostAddresses((address,))})
     assert [hosts.at(each) for each in ("127.0.0.1", "::1", address)] == [("s",)] * 3
 
 
@@ -59,7 +59,9 @@ def test_where_all_names_were_looked_up_since_it_came_a_stranger_is_a_stranger()
 
 def test_who_has_moved() -> None:
     before = hosts_of(FOUND)
-    after = hosts_of({**FOUND, "gone": Place(("10.0.0.7",), 200.0), "named": Place(("10.0.0.2",), 200.0)})
+    after = hosts_of(
+        {**FOUND, "gone": HostAddresses(("10.0.0.7",), 200.0), "named": HostAddresses(("10.0.0.2",), 200.0)}
+    )
     assert sorted(after.moved_since(before)) == ["gone", "named"]
     assert after.moved_since(after) == []
     assert before.moved_since(Hosts()) == ["fixed", "named", "twin"]

@@ -13,6 +13,7 @@ from bester.broker.wire.link_client import (
     GREETING_S,
     LAST_RETRY_S,
     TRANSITIONS,
+    Event,
     LinkClient,
     State,
     Step,
@@ -73,7 +74,7 @@ def cause(one: LinkClient, event: str) -> Step:
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", State)
-def test_the_table_is_what_happens(state: State, event: str) -> None:
+def test_the_table_is_what_happens(state: State, event: Event) -> None:
     one = at(state, "server" if event == "barred" else "handler")
     step = cause(one, event)
     assert one.state is TRANSITIONS.get((state, event), state)

@@ -31,7 +31,7 @@ def test_a_followed_name_is_looked_up_at_once_and_then_once_a_minute() -> None:
     assert lookups.start(1.0) == []  # one at a time
     assert lookups.found("a", HERE, 1.0) == []
     assert lookups.addresses("a", 1.0) == HERE
-    assert lookups.place("a", 1.0) == (HERE, 0.0)  # what was asked then may have changed by now
+    assert lookups.host_addresses("a", 1.0) == (HERE, 0.0)  # what was asked then may have changed by now
     lookups.follow("a", 2.0)
     assert lookups.start(REFRESH_S) == []
     assert lookups.start(1.0 + REFRESH_S) == ["a"]
@@ -136,7 +136,7 @@ def test_a_hint_during_a_lookup_means_another_one_behind_it() -> None:
     assert lookups.start(2.0 + HINT_S) == ["a"]
     lookups.found("a", HERE, 4.0)
     assert lookups.start(4.0 + HINT_S) == []
-    assert lookups.place("a", 4.0) == (HERE, 3.0)
+    assert lookups.host_addresses("a", 4.0) == (HERE, 3.0)
 
 
 def test_a_name_that_is_not_followed_is_looked_up_when_it_is_asked_for() -> None:

@@ -1,8 +1,7 @@
-"""Reads `bester.toml` into a Config; every mistake becomes one line with its remedy.
+"""Reader of `bester.toml` into a Config; every mistake becomes one line with its remedy.
 
-`KEYS` is the one list of what may be written; the reference in docs/ is checked
-against it. Nothing is accepted and then ignored, and nothing here opens a
-socket, starts a program or makes a directory.
+`KEYS` lists every key, and a test compares the reference in docs/ with the list. No key is accepted and ignored. This
+module opens no socket, starts no program and makes no directory.
 """
 
 from __future__ import annotations
@@ -34,29 +33,29 @@ from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
 from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
 
 FILE = Path("bester.toml")
-"""What every command reads where it is there and no other is named."""
+"""Default file of every command, if present."""
 MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""
 MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
-"""Less than a second is no waiting; what has waited for a year is of no use to anybody."""
+"""Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
 MAX_KEPT = 1_000_000_000
-"""Messages: above it, and above the bytes, a bound is a slip of the keyboard."""
+"""Messages; above this, and above MAX_KEPT_BYTES, a bound is a slip of the keyboard."""
 MAX_KEPT_BYTES = 2**50
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.1, 24 * 3600
-"""A busy machine delays any handler by less than the first; a day is longer than anybody waits for a report."""
+"""A busy machine delays any handler by less than the first; a day is longer than any sender waits for a report."""
 MAX_ATTEMPTS = 100
-"""A message that so many handlers have died over will not spare the next."""
+"""A message over which so many handlers have died will not spare the next."""
 
 
 FORGETFUL = '[store] url is memory: and nothing that waits outlives this process; "sqlite:…" names a file for it'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
-"""What else is in the data directory, and in a backup: no names for a store."""
+"""Other files of the data directory and of a backup, which a store must not replace."""
 
 
 class Key(NamedTuple):
-    """A key that may be written: what holds where it is missing, and what it is."""
+    """Key of the file: default and meaning, as the reference shows them."""
 
     default: str
     meaning: str
@@ -161,11 +160,11 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     "handlers.NAME": {"retries": "did you mean attempts?"},
     "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
 }  # fmt: skip
-"""What to write instead of what people expect there to be."""
+"""Remedies for keys that users expect and Bester does not have."""
 
 
 def load(path: Path | None = None) -> Config:
-    """Read a file; without one `bester.toml` if it is there, else the defaults. Raises ConfigError."""
+    """Read a file, by default `bester.toml` if present, else return the defaults. Raises ConfigError."""
     if path is None:
         if not FILE.exists():
             return defaults(Path.cwd())
@@ -174,7 +173,7 @@ def load(path: Path | None = None) -> Config:
 
 
 def read(source: Source) -> Config:
-    """Read tables that stand in some file. Raises ConfigError."""
+    """Read the tables of a source. Raises ConfigError."""
     return _Reader(source).config()
 
 
@@ -188,7 +187,7 @@ class _Reader:
         self._top = Table(source, "", source.tables(), sections, HINTS[""])
 
     def config(self) -> Config:
-        """Return the configuration. Raises ConfigError with the first thing that is wrong."""
+        """Return the configuration. Raises ConfigError with the first mistake."""
         server = self._server()
         servers = {name: self._peer(name, table) for name, table in self._named("servers")}
         if server.name in servers:
@@ -238,7 +237,7 @@ class _Reader:
         return tables
 
     def _dotted(self, name: str, values: object, known: Mapping[str, Key]) -> str:
-        """Return the name that was meant: TOML takes [servers.b.example] for a table in a table."""
+        """Return the intended name of a table: TOML reads [servers.b.example] as a table in a table."""
         while isinstance(values, dict):
             inner = [key for key, value in values.items() if isinstance(value, dict) and key not in known]
             if not inner or any(key in known for key in values):
@@ -362,7 +361,8 @@ class _Reader:
         return path
 
     def _one_budget_a_type(self, handlers: tuple[HandlerConfig, ...]) -> None:
-        """The broker does not know one handler of a type from another; see that they say the same."""
+        """Require that handlers of one type have the same limits, as the broker does not distinguish handlers of a
+        type."""
         first: dict[str, HandlerConfig] = {}
         for handler in handlers:
             for type_ in handler.types:

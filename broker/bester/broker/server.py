@@ -203,10 +203,10 @@ class Broker:
         def received(messages: list[Message | Malformed]) -> None:
             self._post(self.router.receive_all(link, messages, time.monotonic()))
 
-        party = LinkClient("server", self.settings.name, {})
+        link_client = LinkClient("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
             endpoint,
-            party,
+            link_client,
             on_messages=received,
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
