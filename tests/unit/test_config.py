@@ -167,7 +167,7 @@ def test_a_store_is_a_file_somewhere_or_memory(tmp_path: Path) -> None:
     assert path("memory:") is None
     notices = load(tmp_path, '[store]\nurl = "memory:"\n').notices
     assert len(notices) == 1
-    assert "nothing that waits outlives" in notices[0]
+    assert "queued messages are lost with this process" in notices[0]
 
 
 def test_the_page_states_the_default_bounds() -> None:
@@ -252,9 +252,9 @@ MISTAKES = [
     ("[native]\ntcp6 = '127.0.0.1:5'", "belongs under tcp4"),
     (
         "[native]\ntcp4 = '0.0.0.0:2223'",
-        "beyond loopback and the listener speaks plain text; use 127.0.0.1, or say insecure",
+        "beyond loopback and the listener speaks plain text; use 127.0.0.1, or set insecure",
     ),
-    ("[native]\ntcp6 = '[::]:2223'", "use [::1], or say insecure = true"),
+    ("[native]\ntcp6 = '[::]:2223'", "use [::1], or set insecure = true"),
     ("[native]\ntcp4 = 'example.org:2223'", "beyond loopback"),
     ("[native]\ninsecure = 'yes'", "is true or false"),
     ("[native]\nmax_frame = 10", "is a whole number from 1024 to"),
@@ -273,14 +273,14 @@ MISTAKES = [
     ("[fabric]\nconnect = ['tcp://127.0.0.1:0']", "port 0 is no port to connect to"),
     ("[fabric]\nlisten = ['ipc://a', 'ipc://a']", "is named twice"),
     ("[accounts]\nauth = 'none'", "'none' is not one of accounts, open"),
-    ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: says nothing to run; add app"),
+    ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: names nothing to run; add app"),
     ("[handlers.a]\napp = 'm:a'\nsocket = 's'", "has app and socket; keep one of them"),
     ("[handlers.a]\nsocket = 's'\norder = 'type'", "order: 'type' is not one of user, none"),
     (
         "[handlers.a]\napp = 'm:a'\norder = 'user'",
         "order: is for handlers at a socket; others ask for order themselves",
     ),
-    ("[handlers.a]\ncommand = ['x']\norder = 'none'", "another language say it in HELLO"),
+    ("[handlers.a]\ncommand = ['x']\norder = 'none'", "another language set order in HELLO"),
     ("[handlers.a]\napp = 'm.py'", "'m.py' is not \"module:attribute\""),
     ("[handlers.a]\ncommand = 'node chat.js'", 'is a list of texts; write command = ["…"]'),
     ("[handlers.a]\ncommand = []", "is empty; write the program"),
