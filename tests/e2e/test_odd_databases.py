@@ -191,10 +191,10 @@ SPOILT: list[tuple[Callable[[Path], None], str]] = [
     (something_else, "not a database"),
     (anothers_database, "a database, but not "),
     (newer, "written by a newer Bester"),
-    (taken_away, "it is missing, and what was written last may be in {name}-wal and {name}-shm beside it"),
+    (taken_away, "the file is missing, and the last writes may be in {name}-wal and {name}-shm beside it"),
     (
         only_its_journal,
-        "it is missing, and what was written last may be in {name}-journal beside it; put the file back",
+        "the file is missing, and the last writes may be in {name}-journal beside it; put the file back",
     ),
     (directory_of_that_name, "is a directory; "),
     (pipe_of_that_name, "is no regular file; "),

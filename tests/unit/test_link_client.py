@@ -47,7 +47,7 @@ def at(state: State, role: str = "handler") -> LinkClient:
     if state is State.OVER:
         one.leave("", 0.0)
     elif state is not State.DOWN:
-        one.opened(0.0)
+        one.on_opened(0.0)
         if state is not State.GREETING:
             one.receive(WELCOME, 0.0)
         if state is State.LEAVING:
@@ -66,7 +66,7 @@ def cause(one: LinkClient, event: str) -> Step:
         "barred": REFUSED,
     }
     if event == "opened":
-        return one.opened(1.0)
+        return one.on_opened(1.0)
     if event == "leave":
         return one.leave("done", 1.0)
     return one.tick(60.0) if event == "silent" else one.receive(messages[event], 1.0)
@@ -103,7 +103,7 @@ def test_the_table_names_no_other_events_and_leaves_no_state_without_an_end() ->
 def test_greeting() -> None:
     one = party()
     assert one.next_timer() is None
-    assert one.opened(5.0) == Step((Hello(1, "handler", "w", {"types": ["t"]}),))
+    assert one.on_opened(5.0) == Step((Hello(1, "handler", "w", {"types": ["t"]}),))
     assert one.next_timer() == 5.0 + GREETING_S
     assert one.receive(WELCOME, 5.5) == Step((), "welcomed")
     assert (one.server, one.options) == ("s1", {"heartbeat_ms": 2000})
@@ -112,7 +112,7 @@ def test_greeting() -> None:
 def test_heartbeats_go_out_when_nothing_else_did() -> None:
     one = at(State.READY)
     assert one.next_timer() == 2.0
-    one.sent(1.5)
+    one.on_sent(1.5)
     assert one.tick(2.0) == NOTHING
     assert one.next_timer() == 3.5
     assert one.tick(3.5) == Step((Heartbeat(),))
@@ -122,7 +122,7 @@ def test_heartbeats_go_out_when_nothing_else_did() -> None:
 def test_three_silent_heartbeats_are_the_end_of_a_link() -> None:
     one = at(State.READY)
     one.receive(Heartbeat(), 1.0)
-    one.sent(6.9)
+    one.on_sent(6.9)
     assert one.tick(6.9) == NOTHING
     assert one.tick(7.0) == Step((), "lost")
     assert one.state is State.DOWN
@@ -156,7 +156,7 @@ def test_a_greeting_that_was_held_up_goes_on() -> None:
 
 def test_a_timer_that_is_hardly_late_is_no_excuse() -> None:
     one = at(State.READY)
-    one.sent(5.0)
+    one.on_sent(5.0)
     assert one.tick(6.3, 6.0).event == "lost"
 
 
@@ -188,12 +188,12 @@ def test_a_broker_that_forgot_us_is_greeted_again() -> None:
 def test_back_off_doubles_up_to_a_limit_and_starts_anew_with_a_welcome() -> None:
     one, now, delays = party(), 0.0, []
     for _ in range(9):
-        one.opened(now)
+        one.on_opened(now)
         now += GREETING_S
         assert one.tick(now).event == "lost"
         delays.append(one.retry_at - now)
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, LAST_RETRY_S, LAST_RETRY_S, LAST_RETRY_S])
-    one.opened(now)
+    one.on_opened(now)
     one.receive(WELCOME, now)
     one.tick(now + 60)
     assert one.retry_at == now + 60 + FIRST_RETRY_S
@@ -216,7 +216,7 @@ def test_a_server_that_is_refused_asks_again_later() -> None:
     assert one.receive(REFUSED, 1.0) == Step((), "lost")
     assert one.refusal == REFUSED
     assert one.retry_at == 1.0 + BARRED_RETRY_S
-    one.opened(one.retry_at)
+    one.on_opened(one.retry_at)
     assert one.receive(WELCOME, one.retry_at) == Step((), "welcomed")
     assert one.refusal is None
 
@@ -246,7 +246,7 @@ def test_a_broker_that_parts_is_tried_again() -> None:
     one = at(State.READY)
     step = one.receive(Goodbye("restarting"), 1.0)
     assert (step.event, [type(message) for message in step.send]) == ("parted", [Goodbye])
-    assert one.opened(one.retry_at).send == (one.hello,)
+    assert one.on_opened(one.retry_at).send == (one.hello,)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +280,13 @@ happenings = st.tuples(st.sampled_from(["opened", "sent", "tick", "leave"]) | he
 def happen(one: LinkClient, event: str | Message | Malformed, now: float) -> Step:
     match event:
         case "opened":
-            return one.opened(now)
+            return one.on_opened(now)
         case "leave":
             return one.leave("x", now)
         case "tick":
             return one.tick(now)
         case str():
-            one.sent(now)
+            one.on_sent(now)
             return NOTHING
         case _:
             return one.receive(event, now)

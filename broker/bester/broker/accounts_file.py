@@ -111,8 +111,10 @@ class AccountsFile:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version or (tables and "account" not in tables):
-                what = "written by a newer Bester" if "account" in tables else "a database, but not Bester's accounts"
-                raise ConfigError(f"{self.path}: {what}; {_ELSEWHERE}")
+                problem = (
+                    "written by a newer Bester" if "account" in tables else "a database, but not Bester's accounts"
+                )
+                raise ConfigError(f"{self.path}: {problem}; {_ELSEWHERE}")
             db.execute("PRAGMA journal_mode = WAL").close()
             damage = database.damage(db, self.path, order=True) if self._serving else None
             if damage is not None:

@@ -197,8 +197,8 @@ class _Reader:
             self._fail(key_path, "is missing or not plain text; write it as a string")
         return value
 
-    def _fail(self, key_path: str, what: str) -> NoReturn:
-        raise ConfigError(one_line(f"{self.path}: {key_path}: {what}"))
+    def _fail(self, key_path: str, problem: str) -> NoReturn:
+        raise ConfigError(one_line(f"{self.path}: {key_path}: {problem}"))
 
 
 class _Tables(Source):
@@ -213,9 +213,9 @@ class _Tables(Source):
         """Return the tables."""
         return self._tables
 
-    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
+    def fail(self, section: str, key: str | None, problem: str) -> NoReturn:
         """Raise ConfigError for a key, or for the section if `key` is None."""
         key_path = ".".join(part for part in (OURS, section, key) if part)
-        what = re.sub(r"write (\w+) = ", r'write "\1": ', what)  # remedies in the form of JSON
-        what = re.sub(r"is a table; write \[.*\] and its keys below", "is an object; write { … }", what)
-        raise ConfigError(one_line(f"{self.path}: {key_path}: {what}"))
+        problem = re.sub(r"write (\w+) = ", r'write "\1": ', problem)  # remedies in the form of JSON
+        problem = re.sub(r"is a table; write \[.*\] and its keys below", "is an object; write { … }", problem)
+        raise ConfigError(one_line(f"{self.path}: {key_path}: {problem}"))

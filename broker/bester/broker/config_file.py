@@ -228,8 +228,8 @@ class _Reader:
                 outer.fail(each, f"belongs below a name; write [{name}.NAME] above it")
             dotted = self._dotted(each, values, known)
             if dotted != each:
-                what = f'a name with dots stands in quotes; write [{name}."{dotted}"]'
-                self._source.fail(f"{name}.{dotted}", None, what)
+                problem = f'a name with dots stands in quotes; write [{name}."{dotted}"]'
+                self._source.fail(f"{name}.{dotted}", None, problem)
             table = Table(self._source, f"{name}.{each}", values, known, HINTS[f"{name}.NAME"])
             tables.append((each, table))
         return tables
@@ -378,9 +378,9 @@ class _Reader:
     def _handler(self, name: str, table: Table) -> HandlerConfig:
         given = [key for key in ("app", "command", "socket") if key in table]
         if len(given) != 1:
-            what = f"has {' and '.join(given)}; keep one of them" if given else "names nothing to run"
+            problem = f"has {' and '.join(given)}; keep one of them" if given else "names nothing to run"
             example = "" if given else '; add app = "module:attribute", command = ["program"] or socket = "path"'
-            table.fail(None, what + example)
+            table.fail(None, problem + example)
         app = table.text("app")
         if app is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", app):
             table.fail(
@@ -426,9 +426,9 @@ class _Reader:
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
         types = table.texts("accept_types")
-        for key, what in (("reports", "always reports"), ("order", "always keeps the order of a type")):
+        for key, habit in (("reports", "always reports"), ("order", "always keeps the order of a type")):
             if fabric and key in table:
-                table.fail(key, f"is for native servers: a fabric one {what}; leave the key out")
+                table.fail(key, f"is for native servers: a fabric one {habit}; leave the key out")
         for each in types or ():
             fault = spelling_fault(each)
             if fault:

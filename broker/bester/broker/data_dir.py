@@ -44,8 +44,8 @@ def prepare(path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a directory of your own as [server] data_dir") from None
     if everybodys or path.resolve() == Path(os.path.expanduser("~")).resolve() or path.stat().st_uid != os.geteuid():
-        what = f"others use it, too (mode {mode:04o}); name a directory of Bester's own as [server] data_dir"
-        raise ConfigError(f"{path}: {what}")
+        problem = f"others use it, too (mode {mode:04o}); name a directory of Bester's own as [server] data_dir"
+        raise ConfigError(f"{path}: {problem}")
     raise ConfigError(f"{path}: others may open it (mode {mode:04o}); chmod 700 it, or name another [server] data_dir")
 
 

@@ -68,8 +68,8 @@ def look(path: Path, elsewhere: str, own: str = "") -> bool:
         see_nothing_left(path)
         return False
     if not stat.S_ISREG(found.st_mode):
-        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise ConfigError(f"{path}: is {what}; {elsewhere}")
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise ConfigError(f"{path}: is {kind}; {elsewhere}")
     see_access(path)
     see_not_empty(path, found.st_size)
     return True
@@ -80,7 +80,7 @@ def see_nothing_left(path: Path) -> None:
     a new database."""
     left = [each.name for each in _beside(Path(os.path.realpath(path))) if os.path.lexists(each)]
     if left:
-        text = f"it is missing, and what was written last may be in {' and '.join(left)} beside it"
+        text = f"the file is missing, and the last writes may be in {' and '.join(left)} beside it"
         raise BesterError(
             "storage-full", f"{path}: {text}; put the file back, or move these away to begin with nothing"
         )

@@ -362,7 +362,7 @@ class FabricLink:
         except OSError as error:
             self._lookup = None
             if self.link_client.state is State.DOWN:
-                self.link_client.not_opened(self._loop.time())
+                self.link_client.on_open_failed(self._loop.time())
                 self._on_lost(f"the name {tcp.host} cannot be looked up: {reason(error)}")
                 self._set_timer(self.link_client.retry_at)
             return
@@ -382,7 +382,7 @@ class FabricLink:
         socket.socket.connect(endpoint)
         socket.register()
         self._socket = socket
-        self._do(self.link_client.opened(self._loop.time()))
+        self._do(self.link_client.on_opened(self._loop.time()))
 
     def _shut(self) -> None:
         if self._flush_handle is not None:
@@ -480,7 +480,7 @@ class FabricLink:
             self._send_stuck()
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
-        self.link_client.sent(self._loop.time())
+        self.link_client.on_sent(self._loop.time())
         self._socket.look_again()
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:

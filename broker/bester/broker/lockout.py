@@ -28,17 +28,17 @@ RESERVE = 30
 """Further budget for repeated logins after a failure."""
 PUT_OFF_S = 1.0
 """Seconds after which a password that was put off may be repeated; the client is told whole seconds."""
-COME_AGAIN_S = 120.0
+RETRY_WITHIN_S = 120.0
 """Seconds within which the login must be repeated, else the password is put off again."""
 TURN_S = 2.0
 """Seconds after a wait, or a quarter of the wait, in which logins made during the wait come first."""
-ASKED = 131_072
+GREYLIST = 131_072
 """Passwords that were put off; some 16 MiB during an attack."""
-ASKED_OF_ONE = 65_536
+GREYLIST_PER_NET = 65_536
 """Bound for one address: a thousand a second during the longest wait, without taking the room of other addresses."""
 
 
-class Passed(NamedTuple):
+class Allowed(NamedTuple):
     """Decision that a password may be checked. `rank` orders waiting checks, the lowest first."""
 
     rank: int
@@ -86,7 +86,7 @@ class _Budgets:
         return len(self._left)
 
 
-class _Asked:
+class _Greylist:
     """Times at which passwords were first put off, by address."""
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class _Asked:
         self._count = 0
 
     def since(self, net: str, mark: bytes, now: float) -> float | None:
-        """Return when a password was first put off; None if never, or longer than COME_AGAIN_S ago."""
+        """Return when a password was first put off; None if never, or longer than RETRY_WITHIN_S ago."""
         marks = self._by_net.get(net)
         first = None if marks is None else marks.get(mark)
-        return None if first is None or now - first > COME_AGAIN_S else first
+        return None if first is None or now - first > RETRY_WITHIN_S else first
 
     def note(self, net: str, mark: bytes, now: float) -> None:
         """Record that a password is put off."""
@@ -108,9 +108,9 @@ class _Asked:
         if marks.pop(mark, None) is None:
             self._count += 1
         marks[mark] = now
-        if len(marks) > ASKED_OF_ONE or (self._count > ASKED and len(marks) > 1):
+        if len(marks) > GREYLIST_PER_NET or (self._count > GREYLIST and len(marks) > 1):
             self._drop(net)  # an address with many marks makes room among its own
-        elif self._count > ASKED:
+        elif self._count > GREYLIST:
             self._drop(next(iter(self._by_net)))
 
     def _drop(self, net: str) -> None:
@@ -135,9 +135,9 @@ class Lockout:
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest login last
         self._users = _Budgets()
         self._nets = _Budgets()
-        self._asked = _Asked()
+        self._greylist = _Greylist()
 
-    def ask(self, user: str, net: str, mark: bytes, now: float) -> Passed | Refused:
+    def decide(self, user: str, net: str, mark: bytes, now: float) -> Allowed | Refused:
         """Decide whether a password may be checked. Ask again when the check's turn has come, as others may have
         failed."""
         history = self._history(user, net, now)
@@ -147,19 +147,19 @@ class Lockout:
             wait_s = self._wait_s(history, net, mark, now)
             if wait_s > 0:
                 history.asked_at = now
-                self._asked.note(net, mark, now)
+                self._greylist.note(net, mark, now)
                 return Refused(wait_s)
         if (user, net) in self._trusted:
-            return Passed(0)
+            return Allowed(0)
         left = min(self._users.left(user, now), self._nets.left(net, now))
-        first = self._asked.since(net, mark, now)
-        came_again = first is not None and now - first >= PUT_OFF_S
-        if left < 1 and (not came_again or (history is not None and left < 1 - RESERVE)):
-            self._asked.note(net, mark, now)
+        first = self._greylist.since(net, mark, now)
+        repeated = first is not None and now - first >= PUT_OFF_S
+        if left < 1 and (not repeated or (history is not None and left < 1 - RESERVE)):
+            self._greylist.note(net, mark, now)
             return Refused(PUT_OFF_S)
         if history is not None:
-            return Passed(3)
-        return Passed(1 if came_again else 2)
+            return Allowed(3)
+        return Allowed(1 if repeated else 2)
 
     @staticmethod
     def _turn_s(history: _History) -> float:
@@ -173,10 +173,10 @@ class Lockout:
         turn_ends = history.free_at + self._turn_s(history)
         if now >= turn_ends or history.asked_at < history.free_at - history.wait_s:
             return 0.0
-        first = self._asked.since(net, mark, now)
+        first = self._greylist.since(net, mark, now)
         return 0.0 if first is not None and first < history.free_at else turn_ends - now
 
-    def wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
+    def on_wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
         """Record that a checked password is wrong."""
         history = self._history(user, net, now) or _History()
         self._histories.pop((user, net), None)
@@ -195,7 +195,7 @@ class Lockout:
         while len(self._histories) > PAIRS:
             self._histories.popitem(last=False)
 
-    def right(self, user: str, net: str) -> None:
+    def on_right(self, user: str, net: str) -> None:
         """Record that a checked password is right, and forget the failures at that address."""
         self._histories.pop((user, net), None)
         self._trusted.pop((user, net), None)
@@ -212,7 +212,7 @@ class Lockout:
 
     def sizes(self) -> tuple[int, ...]:
         """Return the size of each table."""
-        return len(self._histories), len(self._trusted), len(self._users), len(self._nets), len(self._asked)
+        return len(self._histories), len(self._trusted), len(self._users), len(self._nets), len(self._greylist)
 
 
 def network_of(address: str) -> str:

@@ -154,7 +154,7 @@ class Lookups:
     def _is_due(name: _Name, now: float) -> bool:
         return name.since is None and now >= name.due and (name.followed or name.asked_since is not None)
 
-    def found(self, host: str, addresses: tuple[str, ...], now: float) -> list[LookupEvent]:
+    def on_found(self, host: str, addresses: tuple[str, ...], now: float) -> list[LookupEvent]:
         """Record the result of a successful lookup."""
         began = self._names[host].since if host in self._names else None
         name = self._ended(host, now)
@@ -168,7 +168,7 @@ class Lookups:
         name.again = False
         return events if name.followed else []
 
-    def failed(self, host: str, why: str, now: float) -> list[LookupEvent]:
+    def on_failed(self, host: str, why: str, now: float) -> list[LookupEvent]:
         """Record a failed lookup."""
         name = self._ended(host, now)
         if name is None:

@@ -243,9 +243,9 @@ class Names:
         del self._under_way[host]
         now = self._clock()
         if isinstance(found, OSError):
-            self._log_events(self._lookups.failed(host, reason(found), now))
+            self._log_events(self._lookups.on_failed(host, reason(found), now))
         else:
-            self._log_events(self._lookups.found(host, found, now))
+            self._log_events(self._lookups.on_found(host, found, now))
         self._notify()
         self._start_due()
 

@@ -14,8 +14,10 @@ from bester.broker.accounts import Logins
 
 
 class RemovedAccounts:
-    """Names of accounts under removal. The owner calls `due` a few times a second, and `over` when all writes are on
-    disk."""
+    """Names of accounts under removal.
+
+    The owner calls `due` a few times a second, and `strike_off_ended` when all writes are on disk.
+    """
 
     def __init__(self, accounts: Logins) -> None:
         self._accounts = accounts
@@ -28,14 +30,14 @@ class RemovedAccounts:
             self._changed = True
             self._names.update(self._accounts.removed())
 
-    def under_way(self, name: str) -> bool:
+    def is_under_removal(self, name: str) -> bool:
         """Return whether connections or messages of a removed account may be left under this name."""
         self.check()
         return name in self._names
 
     def is_account(self, name: str) -> bool:
         """Return whether messages may be queued for a user of this name."""
-        return not self.under_way(name) and self._accounts.exists(name)
+        return not self.is_under_removal(name) and self._accounts.exists(name)
 
     def due(self, users: Callable[[], list[str]]) -> list[str]:
         """Return the users to report to the core as removed; repeatedly, as a bridge may bring back a connection.
@@ -49,7 +51,7 @@ class RemovedAccounts:
         self._changed = False
         return sorted(self._names.union(user for user in users() if not self._accounts.exists(user)))
 
-    def over(self, users: Callable[[], Iterable[str]]) -> None:
+    def strike_off_ended(self, users: Callable[[], Iterable[str]]) -> None:
         """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk."""
         if self._names:
             gone = self._names.difference(users())

@@ -243,7 +243,7 @@ class Broker:
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
         self._keeping.tick()
         if self._keeping.is_idle:
-            self._removed_accounts.over(self.router.users)
+            self._removed_accounts.strike_off_ended(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
         reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
@@ -251,9 +251,9 @@ class Broker:
             fields = {"user": action.user, "address": action.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
             self._write(Notice(LOGIN_EVENTS[reason], fields | more))
-        if reason is None and self._removed_accounts.under_way(action.user):
+        if reason is None and self._removed_accounts.is_under_removal(action.user):
             self._end_removals()  # usually enough to end the removal
-            if self._removed_accounts.under_way(action.user):
+            if self._removed_accounts.is_under_removal(action.user):
                 reason = "overloaded"
         now = time.monotonic()
         self._carry_out(self.router.on_verified(action.link, action.session, action.user, reason, now, retry_s))

@@ -74,12 +74,12 @@ class Source:
                 return number
         return None
 
-    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
+    def fail(self, section: str, key: str | None, problem: str) -> NoReturn:
         """Raise ConfigError for a key, or for the section if `key` is None."""
         line = self.line(section, key)
         position = f"{self.path}:{line}" if line else str(self.path)
         where = " ".join(part for part in (f"[{section}]" if section else "", key or "") if part)
-        raise ConfigError(one_line(f"{position}: {where}: {what}"))
+        raise ConfigError(one_line(f"{position}: {where}: {problem}"))
 
 
 def one_line(text: str) -> str:
@@ -122,9 +122,9 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def fail(self, key: str | None, what: str) -> NoReturn:
+    def fail(self, key: str | None, problem: str) -> NoReturn:
         """Raise ConfigError for one key, or for the section if `key` is None."""
-        self._source.fail(self.section, key, what)
+        self._source.fail(self.section, key, problem)
 
     def checked(self, key: str, check: Callable[[Any], T], value: object) -> T:
         """Return `check(value)`; the text of its ValueError becomes the error."""

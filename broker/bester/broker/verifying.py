@@ -75,10 +75,12 @@ class Verifying:
         """Check a possible password. `address` is the client's, empty if the client has none."""
         net = network_of(address)
         try:
-            asked = self._lockout.ask(user, net, self._mark(user, net, self._hash_of(user), password), self._clock())
-            if isinstance(asked, Refused):
-                return _refusal(asked)
-            if not await self._has_turn(asked.rank, user, net):
+            decision = self._lockout.decide(
+                user, net, self._mark(user, net, self._hash_of(user), password), self._clock()
+            )
+            if isinstance(decision, Refused):
+                return _refusal(decision)
+            if not await self._has_turn(decision.rank, user, net):
                 return OVERLOADED
             try:
                 return await self._check(user, net, password)
@@ -113,14 +115,14 @@ class Verifying:
     async def _check(self, user: str, net: str, password: str) -> Verdict:
         stored = self._hash_of(user)
         mark = self._mark(user, net, stored, password)
-        asked = self._lockout.ask(user, net, mark, self._clock())  # other checks may have failed meanwhile
-        if isinstance(asked, Refused):
-            return _refusal(asked)
+        decision = self._lockout.decide(user, net, mark, self._clock())  # other checks may have failed meanwhile
+        if isinstance(decision, Refused):
+            return _refusal(decision)
         right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
         if right and self._hash_of(user) == stored:  # unless the account was removed or its password changed meanwhile
-            self._lockout.right(user, net)
+            self._lockout.on_right(user, net)
             return LET_IN
-        self._lockout.wrong(user, net, mark, self._clock())
+        self._lockout.on_wrong(user, net, mark, self._clock())
         return WRONG
 
     def _mark(self, user: str, net: str, stored: str | None, password: str) -> bytes:

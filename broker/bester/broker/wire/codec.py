@@ -258,8 +258,8 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return _second_look(frames)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
-        what = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
-        text = f"frame 0 is {what} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
+        kind = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
+        text = f"frame 0 is {kind} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
         return [Malformed("malformed", text)]
     messages: list[Message | Malformed] = []
     for row in rows:

@@ -86,7 +86,7 @@ class Step(NamedTuple):
 
     Events: `welcomed` (the link is ready; announce types or sessions), `unknown` (the broker has forgotten the link,
     and HELLO was sent again), `lost` (close the socket; outstanding requests are void; connect a new socket at
-    `retry_at` and call `opened`), `parted` (as `lost`, by the broker's GOODBYE), `over` (close the link for good).
+    `retry_at` and call `on_opened`), `parted` (as `lost`, by the broker's GOODBYE), `over` (close the link for good).
     """
 
     send: tuple[Message, ...] = ()
@@ -126,7 +126,7 @@ class LinkClient:
     def ready(self) -> bool:
         return self.state is State.READY
 
-    def opened(self, now: float) -> Step:
+    def on_opened(self, now: float) -> Step:
         """Start greeting on a new socket."""
         if not self._go("opened"):
             return _NOTHING
@@ -134,11 +134,11 @@ class LinkClient:
         self._greeted = self._heard = self._sent = now
         return Step((self.hello,))
 
-    def not_opened(self, now: float) -> None:
+    def on_open_failed(self, now: float) -> None:
         """Schedule the next attempt at `retry_at`, as no socket could be connected."""
         self.retry_at = now + self._back_off()
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Record that a message was sent, which postpones the next heartbeat."""
         self._sent = now
 

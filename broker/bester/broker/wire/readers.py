@@ -51,7 +51,7 @@ _FAILED = "an array of [serial, target, reason]"
 _new = tuple.__new__
 
 
-# --- what is inside maps and lists -----------------------------------------------------------------------------
+# --- inside maps and lists -----------------------------------------------------------------------------
 
 
 def too_deep(value: Any) -> bool:
@@ -180,11 +180,11 @@ def kind_of(value: Any) -> str:
     return _NAMES.get(type(value), "an extension type")
 
 
-def _kind(value: Any, kinds: Kinds, what: str) -> str:
+def _kind(value: Any, kinds: Kinds, problem: str) -> str:
     """Return the error for a value of the wrong kind; a value packed as bytes is most often meant as text."""
     wanted = " or ".join(sorted(_NAMES[kind] for kind in kinds))
     hint = "; pack texts as str, not as bytes" if type(value) is bytes and str in kinds else ""
-    return f"{what}: {kind_of(value)} where {wanted} is meant{hint}"
+    return f"{problem}: {kind_of(value)} where {wanted} is meant{hint}"
 
 
 def _field(spec: Operation, index: int, value: Any) -> str | None:
