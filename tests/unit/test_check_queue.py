@@ -1,4 +1,4 @@
-"""Who is checked next, and whom a full queue turns away."""
+"""The order of password checks, and the logins that a full queue turns away."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def popped(queue: CheckQueue[str]) -> list[str]:
     return found
 
 
-def test_the_lowest_rank_goes_first_and_then_the_first() -> None:
+def test_lowest_rank_goes_first_and_then_the_oldest() -> None:
     queue: CheckQueue[str] = CheckQueue()
     for rank, what in ((2, "c"), (0, "a"), (2, "d"), (3, "e"), (1, "b")):
         assert queue.add(rank, "user", "net", what) is None
@@ -23,18 +23,18 @@ def test_the_lowest_rank_goes_first_and_then_the_first() -> None:
     assert queue.pop() is None
 
 
-def test_a_full_queue_turns_away_the_worst() -> None:
+def test_full_queue_turns_away_the_worst() -> None:
     queue: CheckQueue[str] = CheckQueue(most=2)
     queue.add(2, "u1", "n1", "first")
     queue.add(3, "u2", "n2", "failed before")
     assert queue.add(2, "u3", "n3", "second") == "failed before"
     assert queue.add(3, "u4", "n4", "worse") == "worse"
-    assert queue.add(2, "u5", "n5", "third") == "third"  # the last of equals
+    assert queue.add(2, "u5", "n5", "third") == "third"  # the newest of equals
     assert queue.add(0, "u6", "n6", "known") == "second"
     assert popped(queue) == ["known", "first"]
 
 
-def test_a_flood_turns_away_its_own() -> None:
+def test_flood_turns_away_its_own() -> None:
     queue: CheckQueue[str] = CheckQueue(most=4)
     for number in range(4):
         queue.add(2, "alice", f"n{number}", f"guess {number}")
@@ -46,7 +46,7 @@ def test_a_flood_turns_away_its_own() -> None:
     assert queue.add(2, "carol", "here", "carol") == "carol"
 
 
-def test_who_is_gone_takes_no_place() -> None:
+def test_discarded_login_frees_its_room() -> None:
     queue: CheckQueue[object] = CheckQueue(most=2)
     gone, there = object(), object()
     queue.add(1, "a", "n", gone)
@@ -58,7 +58,7 @@ def test_who_is_gone_takes_no_place() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, RANKS), st.sampled_from("ab"), st.sampled_from("xyz")), max_size=60))
-def test_never_more_than_there_are_places_and_nobody_twice(steps: list[tuple[int, str, str]]) -> None:
+def test_queue_never_exceeds_its_limit_and_returns_each_login_once(steps: list[tuple[int, str, str]]) -> None:
     queue: CheckQueue[int] = CheckQueue(most=5)
     inside: dict[int, int] = {}
     for number, (rank, user, net) in enumerate(steps):

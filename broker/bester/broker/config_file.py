@@ -144,7 +144,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
 }
 
 
-_LOG = "how it logs is said on the command line, with --log and --log-level"
+_LOG = "the log is set on the command line, with --log and --log-level"
 _ADDRESS = 'addresses are written as tcp4 = "HOST:PORT" in [native]'
 _NO_TLS = "there is no TLS yet"
 HINTS: Mapping[str, Mapping[str, str]] = {

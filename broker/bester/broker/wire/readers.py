@@ -51,7 +51,7 @@ _FAILED = "an array of [serial, target, reason]"
 _new = tuple.__new__
 
 
-# --- inside maps and lists -----------------------------------------------------------------------------
+# --- values in maps and lists --------------------------------------------------------------------------------
 
 
 def too_deep(value: Any) -> bool:
@@ -268,7 +268,7 @@ def _command(row: Any, frames: Sequence[bytes]) -> Command:
     return Command(name, targets, _body(body, frames), type_)
 
 
-# --- the same, faster ------------------------------------------------------------------------------------------
+# --- fast readers --------------------------------------------------------------------------------------------
 
 
 def _plain_commands(rows: list[Any]) -> list[Command] | None:
