@@ -183,7 +183,7 @@ def leave_open(path: Path) -> None:
 
 
 SPOILT: list[tuple[Callable[[Path], None], str]] = [
-    (cut_off, "is empty (0 bytes), so something has cut it off; stop the server and put a backup in its place"),
+    (cut_off, "is empty (0 bytes), so the file was truncated; stop the server and put a backup in its place"),
     (cut_off_after_a_kill, "is empty (0 bytes)"),
     (cut_in_half, "malformed"),
     (overwritten_in_the_middle, "malformed"),

@@ -163,7 +163,7 @@ def test_unread_log_blocks_no_message_and_counts_missing_lines(directory: Path) 
         def told() -> bool:
             nonlocal got
             got += server.stderr.read() or b""  # type: ignore[union-attr]  # asserted above
-            return b" lines of the log are missing here: nobody read it" in got
+            return b" lines of the log are missing here: the reader had stopped" in got
 
         until(told)
         assert answers(directory, {"x": 0})
@@ -176,7 +176,7 @@ async def test_closing_terminal_ends_no_server(layout: str) -> None:
     async with live_server(layout=layout, handlers=handlers) as server:
         for process in server.processes:
             process.send_signal(signal.SIGHUP)
-            await process.says("SIGHUP: nothing was read again; restart the program")
+            await process.says("SIGHUP: no file was reloaded; restart the program")
         sent = await asyncio.to_thread(
             subprocess.run, [BESTER, "send", "--to", server.address, "--user", "a", "echo", "1"],
             env={**os.environ, "BESTER_PASSWORD": "x"}, capture_output=True, timeout=DEADLINE_S, check=False,

@@ -102,7 +102,7 @@ class AccountsFile:
                 raise
             self._connect(alone=True)
             if not self._limited:
-                _log.warning("%s; until then nobody can be added or removed", broken(self.path, error).text)
+                _log.warning("%s; until then no user can be added or removed", broken(self.path, error).text)
             self._limited = True
 
     def _connect(self, *, alone: bool) -> None:

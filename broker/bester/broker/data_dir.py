@@ -44,9 +44,13 @@ def prepare(path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name a directory of your own as [server] data_dir") from None
     if everybodys or path.resolve() == Path(os.path.expanduser("~")).resolve() or path.stat().st_uid != os.geteuid():
-        problem = f"others use it, too (mode {mode:04o}); name a directory of Bester's own as [server] data_dir"
+        problem = (
+            f"other users share the directory (mode {mode:04o}); name a directory of Bester's own as [server] data_dir"
+        )
         raise ConfigError(f"{path}: {problem}")
-    raise ConfigError(f"{path}: others may open it (mode {mode:04o}); chmod 700 it, or name another [server] data_dir")
+    raise ConfigError(
+        f"{path}: other users may open the directory (mode {mode:04o}); chmod 700 it, or name another [server] data_dir"
+    )
 
 
 ENDING_S = 30.0
@@ -112,7 +116,7 @@ class Lock:
             raise BesterError("not-allowed", text) from None
         if not re.fullmatch(r"[\d\0]*(\nending)?", self._owner_text()):
             self.close()
-            raise ConfigError(f"{lock}: somebody else's file, where the lock of {thing} would be; name another {key}")
+            raise ConfigError(f"{lock}: a foreign file stands where the lock of {thing} would be; name another {key}")
         with contextlib.suppress(OSError):  # a full disk: the lock is held without naming its owner
             os.ftruncate(self._fd, 0)
             os.write(self._fd, b"%d\n" % os.getpid())

@@ -91,7 +91,7 @@ def see_not_empty(path: Path, size_bytes: int) -> None:
     if not size_bytes:
         raise BesterError(
             "storage-full",
-            f"{path}: is empty (0 bytes), so something has cut it off; {RESTORE}; or, if nothing was kept in it, "
+            f"{path}: is empty (0 bytes), so the file was truncated; {RESTORE}; or, if the file held no data, "
             "move it away to begin with nothing",
         )
 

@@ -19,5 +19,5 @@ def outlive_terminals() -> None:
 
 def hung_up() -> None:
     """Log that a SIGHUP changed nothing, as its sender expects files to be read again."""
-    text = "SIGHUP: nothing was read again; restart the program to have changes of its files take effect"
+    text = "SIGHUP: no file was reloaded; restart the program to apply changes of its files"
     log.warning(text, extra=facts("not-reloaded", signal="SIGHUP"))

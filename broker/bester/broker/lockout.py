@@ -1,5 +1,14 @@
-""": the user has logged in from there before; 1: the password was put off before; 2: nothing is known; 3: there were
-failures."""
+"""Decisions on passwords: which are checked at once, which must wait, which need no check. Pure; time is an argument.
+
+Wrong passwords delay *one user at one network address*, twice as long each time, and no other login. A guess is
+remembered by a keyed hash (a *mark*, which the caller makes): the same wrong password is refused without a check, and
+counts once.
+
+Against guessing from many addresses, or at many names, each user and each address has a budget of wrong passwords.
+Above the budget no login is locked out; a new password is put off once and checked when the login is repeated, as
+people do and guesses do not (greylisting, in a mail server). A user who has logged in from an address before is not put
+off there. All tables are bounded, and unknown names are treated like known ones.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +48,11 @@ GREYLIST_PER_NET = 65_536
 
 
 class Allowed(NamedTuple):
-    """Decision that a password may be checked. `rank` orders waiting checks, the lowest first."""
+    """Decision that a password may be checked. `rank` orders waiting checks, the lowest first.
+
+    0: the user has logged in from there before. 1: the password was put off before. 2: nothing is known.
+    3: there were failures.
+    """
 
     rank: int
 

@@ -16,7 +16,7 @@ from bester.broker.streams import wait_for_room
 
 LIMIT_BYTES = 1024 * 1024
 """Bound of the waiting entries: hours of a quiet server's log, and all that a reader that has stopped may cost."""
-NOT_READ = "nobody read it"
+NOT_READ = "the reader had stopped"
 
 
 class LogWriter:

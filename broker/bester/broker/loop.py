@@ -45,7 +45,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
                 log.warning("%s again: stopping at once", name, extra=facts("stopping-at-once", signal=name))
                 task.cancel()
             else:
-                log.info("%s: finishing what is under way", name, extra=facts("stopping", signal=name))
+                log.info("%s: finishing the messages under way", name, extra=facts("stopping", signal=name))
                 stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -268,7 +268,7 @@ class Names:
         for host, event, text in events:
             label = self._labels[host]
             if event == "lost":
-                log.warning("%s: the name %s cannot be looked up (it is tried on and on): %s", label, host, text)
+                log.warning("%s: the name %s cannot be looked up (lookups go on): %s", label, host, text)
             else:
                 log.info("%s: the name %s is looked up as %s", label, host, text)
 

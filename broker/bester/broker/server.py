@@ -317,9 +317,9 @@ class Broker:
         process = action.process
         if process is not None and (self.restart(process, action.why) or not exists(process)):
             return
-        whose = f"process {process} is no child of this server" if process else "its process is unknown"
+        owner = f"process {process} is no child of this server" if process else "its process is unknown"
         known = facts("handler-useless", handler=action.name, process=process, why=action.why)
-        log.warning("handler %r must be restarted, but %s: %s", action.name, whose, action.why, extra=known)
+        log.warning("handler %r must be restarted, but %s: %s", action.name, owner, action.why, extra=known)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:

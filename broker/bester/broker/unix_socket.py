@@ -139,7 +139,7 @@ def _why(path: str, error: Exception) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"this user may not write to {directory}; name a path in a directory of yours"
     if error.errno == errno.EADDRINUSE:
-        return "somebody else has just put something there; name another path"
+        return "another process has just put a file there; name another path"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}; make room on its disk"
     return f"{error.strerror or error}; name a path in a directory of yours"

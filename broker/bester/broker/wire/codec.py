@@ -61,7 +61,7 @@ def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> lis
     """
     rows: list[Any] = []
     frames: list[bytes] = [b""]
-    message: Any  # its class is a key of _LAYOUTS
+    message: Any  # of a class in _LAYOUTS
     for message in messages:
         op, body, commands, rare = _LAYOUTS[type(message)]
         if body is not None and len(message[body]) > inline_bytes:
@@ -122,7 +122,7 @@ def batches(
             elif commands is not None:
                 for command in message[commands]:
                     size += len(command[2])
-        except Exception as error:  # noqa: BLE001 (whatever somebody put into a message)
+        except Exception as error:  # noqa: BLE001 (a message may hold any object)
             instead = cannot(message, _error_of(error))
             if instead is None:
                 continue

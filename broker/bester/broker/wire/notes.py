@@ -23,7 +23,7 @@ def describe(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = str(error)
-    except BaseException as broken:  # noqa: BLE001 (it is somebody's code, and must not end ours)
+    except BaseException as broken:  # noqa: BLE001 (the exception's own code must not end this program)
         text = f"its text cannot be had: str() raised {type(broken).__name__}"
     return safe_note(f"{name}: {text[: 4 * NOTE_CHARACTERS + 1]}" if text else name)
 
