@@ -228,7 +228,7 @@ async def test_a_server_that_is_started_while_another_ends_takes_its_place(direc
     host, _, port = address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))  # it has a moment to read that nothing follows
     first.process.send_signal(signal.SIGTERM)
-    await first.says("finishing what is under way")
+    await first.says("finishing the messages under way")
     second, _ = await start(directory)
     assert first.process.returncode == 0, "one at a time"
     writer.close()
@@ -256,7 +256,7 @@ async def test_a_second_interrupt_waits_for_nobody(directory: Path) -> None:
     sender = await client(directory, "send", "--to", address, "--user", "tim", "stuck", "1")
     await server.says("held up")
     server.process.send_signal(signal.SIGINT)
-    await server.says("finishing what is under way")
+    await server.says("finishing the messages under way")
     begun = time.monotonic()
     assert await server.end(signal.SIGINT) == 1
     assert time.monotonic() - begun < GRACE_S
