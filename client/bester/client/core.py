@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from bester.bridge.frames import Splitter, frame
 from bester.broker.wire.codes import is_temporary
+from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 from bester.client import frames
 from bester.client.errors import AuthenticationFailed, ClientClosed, ClientError, MessageTooLarge
 from bester.client.events import Arrived, Ended, Event, Failed, Lost, Ready, Reported
@@ -29,8 +30,6 @@ STEADY_S = 5.0
 """A connection that lasted so long makes back-off start anew; one that is closed at once does not."""
 PATIENCE_S = 15.0
 """A first login that the server puts off is tried again by itself, as long as that takes no longer in all."""
-MESSAGE_ID_LIMIT = 1024
-"""The longest id of a message that is asked about: several times what servers give."""
 
 
 class Core:
@@ -139,8 +138,8 @@ class Core:
 
         Raises ConnectionLost where there is no connection, ValueError for an id that no message has, MessageTooLarge.
         """
-        if not 0 < len(message) <= MESSAGE_ID_LIMIT:
-            raise ValueError(f"a message's id has 1 to {MESSAGE_ID_LIMIT} characters")
+        if not 0 < len(message) <= MAX_MESSAGE_ID:
+            raise ValueError(f"a message's id has 1 to {MAX_MESSAGE_ID} characters")
         self._must_be_ready()
         if len(frames.command("outcome", message, "outcome-" + "0" * 20)) > self._least_limit:
             raise MessageTooLarge("frame-too-large", "the message's id makes a longer frame than the server takes")

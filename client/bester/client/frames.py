@@ -16,12 +16,12 @@ import msgspec
 from bester.broker.wire import json_text
 from bester.broker.wire.finite import see_finite
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 T = TypeVar("T")
 
 LONGEST_RETRY_S = 3600.0
 """Whoever puts a login off for longer is not believed."""
-OUTCOME_TYPE = "bester.outcome"
 """The type under which servers push what became of a message; handlers cannot use it."""
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
-from bester.broker.core.cases import QUEUED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
-from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.values import Effects, Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
@@ -35,6 +34,7 @@ from bester.broker.store_requests import (
     lane,
     owner_of,
 )
+from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
 """How often outcomes that nobody may ask for any more are cleared away, and the store's time is saved."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
+from bester.broker.core.cases import Reports
 from bester.broker.core.jobs import Job
-from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.trace import Trace
@@ -21,6 +20,7 @@ from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, failed, reason_of, try_again
 
 UNREACHABLE = failed("unreachable")
 """What a bridge says of a server that has not answered; its meta tells whether a connection was made."""

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
@@ -66,6 +65,7 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
