@@ -296,8 +296,8 @@ class Router:
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End kept messages whose time is over."""
         for entry in entries:
-            if self._dispatcher.queues.end(entry, failed("expired")):
-                self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
+            self._dispatcher.queues.end(entry, failed("expired"))
+            self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""
