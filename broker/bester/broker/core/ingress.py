@@ -10,12 +10,13 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind
-from bester.broker.core.dedup import BridgeResume, DedupCache, Key
+from bester.broker.core.dedup import DedupCache, Key
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
 from bester.broker.core.peer import Peer
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.hosts import Hosts

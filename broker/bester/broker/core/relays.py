@@ -13,8 +13,9 @@ from bester.broker.core.cases import Reports
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.routes import Routes
 from bester.broker.core.trace import Trace
-from bester.broker.core.transfers import Routes, Transfer, Transfers
+from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.core.values import Effects, Link, Notice, Route, Settings
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
