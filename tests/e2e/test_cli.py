@@ -251,7 +251,7 @@ async def test_server_started_while_another_drains_takes_over(directory: Path) -
     host, _, port = address.rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))  # the draining server gives it a moment to read the end
     first.process.send_signal(signal.SIGTERM)
-    await first.says("finishing what is under way")
+    await first.says("finishing the messages under way")
     second, _ = await start(directory)
     assert first.process.returncode == 0, "one at a time"
     writer.close()
@@ -279,7 +279,7 @@ async def test_second_interrupt_ends_at_once(directory: Path) -> None:
     sender = await client(directory, "send", "--to", address, "--user", "tim", "stuck", "1")
     await server.says("held up")
     server.process.send_signal(signal.SIGINT)
-    await server.says("finishing what is under way")
+    await server.says("finishing the messages under way")
     begun = time.monotonic()
     assert await server.end(signal.SIGINT) == 1
     assert time.monotonic() - begun < GRACE_S

@@ -268,7 +268,7 @@ class TestLaterOutcomes:
         peer = await server.peer()
         peer.send(outcome_frame("m7", "bob", "failed:expired"), outcome_frame("m7", "eve", "delivered"))
         assert await within(sending) == 1
-        assert "later: bob failed:expired (it was not delivered within its time to live), message m7" in terminal.out
+        assert "later: bob failed:expired (not delivered within its time to live), message m7" in terminal.out
 
     async def test_outcomes_missed_while_disconnected_are_asked_for(self, server: FakeServer) -> None:
         terminal = Terminal()

@@ -137,7 +137,7 @@ class Worker:
         self._pool = TaskPool(self._done, self._failed, due)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.attach(self._link, self._pool, self._threads, self._groups)
-        self._watch = Watch(self._overtime, self._link.party.heartbeat_s)
+        self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
         self._calls = PendingCalls(self._link)
         self.app.attach(self)
         self._link.start()
@@ -159,7 +159,7 @@ class Worker:
     @property
     def refusal(self) -> Error | None:
         """The broker's refusal of this worker, or None."""
-        return self._link.party.refusal
+        return self._link.link_client.refusal
 
     def on_hung(self, call: Callable[[], None]) -> None:
         """Set a callback for a loop that hangs; called on a thread of its own."""
@@ -174,7 +174,7 @@ class Worker:
         while self._outstanding > self._overtime.hung and self.loop.time() < deadline:
             self._drained.clear()
             try:
-                async with asyncio.timeout(min(deadline - self.loop.time(), self._link.party.heartbeat_s)):
+                async with asyncio.timeout(min(deadline - self.loop.time(), self._link.link_client.heartbeat_s)):
                     await self._drained.wait()
             except TimeoutError:
                 self._link.send(Heartbeat())  # the broker must know that the requests are still worked on
@@ -195,15 +195,15 @@ class Worker:
     # --- the link ---
 
     def _on_welcome(self) -> None:
-        party, before = self._link.party, self._broker_life
-        self._overtime.set_limits(party.options)
-        self._watch.heartbeat_s = party.heartbeat_s
-        self._broker_life = party.options.get("life")
+        client, before = self._link.link_client, self._broker_life
+        self._overtime.set_limits(client.options)
+        self._watch.heartbeat_s = client.heartbeat_s
+        self._broker_life = client.options.get("life")
         again = ""
         if before is not None:
             restarted = before != self._broker_life
             again = " again: " + ("the broker has restarted" if restarted else "the link between them was given up")
-        server = party.server or self.endpoint
+        server = client.server or self.endpoint
         known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
         log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=known)
         self._logged_away_at = float("-inf")
