@@ -43,7 +43,7 @@ def _shown(text: str | bytes) -> str:
 def message_line(message: Message) -> str:
     """Return a message as one line for people: type, data, id, origin."""
     facts = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
-    facts.append("perhaps a duplicate" if message.redelivered else "")
+    facts.append("redelivered" if message.redelivered else "")
     details = ", ".join(filter(None, facts))
     later = message.outcome
     if later is not None:
