@@ -53,7 +53,8 @@ async def walk(directory: Path) -> list[str]:
     """Send one message from a client to itself by a handler, and return the stations of its way: in, and back out."""
     config = directory / "bester.toml"
     config.write_text(
-        f'[server]\nname = "s1"\ndata_dir = "{directory / "data"}"\n[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
+        f'[server]\nname = "s1"\ndata_dir = "{directory / "data"}"\n'
+        '[native]\ntcp4 = "127.0.0.1:0"\n[accounts]\nauth = "open"\n'
     )
     loaded, names, app, recorder = config_file.load(config), Names(), App("echo"), Recorder()
 
