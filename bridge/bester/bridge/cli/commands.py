@@ -27,6 +27,7 @@ COMMANDS = {
     "dead": "bester.bridge.cli.dead",
     "backup": "bester.bridge.cli.backup",
     "demo": "bester.bridge.cli.demo",
+    "conform": "bester.conform.command",
 }
 """Each command's module; the command is the attribute of the same name."""
 

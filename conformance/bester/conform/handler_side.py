@@ -1,0 +1,127 @@
+"""Plays the cases of a handler: each against a scripted broker of its own, with a program of its own where it must be.
+
+A program that has passed a case unharmed serves the next one; one that has failed is ended. So what a case finds is its
+own, and a whole run takes seconds, also where a program takes half a second to start.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from bester.conform.broker import Broker
+from bester.conform.cases import Case
+from bester.conform.handler_steps import Stand, socket_path
+from bester.conform.program import Program
+from bester.conform.result import Result
+from bester.conform.runner import judged, run
+
+TYPE = "shout"
+"""What BESTER_TYPES tells the program to serve."""
+
+
+class HandlerSide:
+    """One run's programs and brokers. `argv` starts the program under test; use it as an async context."""
+
+    def __init__(self, argv: Sequence[str], *, within_s: float = 10.0, curve: bool = False) -> None:
+        self._argv = argv
+        self._within_s = within_s
+        self._curve = curve
+        self._context = zmq.asyncio.Context()
+        self._folder = tempfile.TemporaryDirectory(prefix="bc-")
+        self._numbers = itertools.count(1)
+        self._idle: list[Stand] = []
+
+    async def __aenter__(self) -> HandlerSide:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for stand in self._idle:
+            await self._end(stand)
+        self._context.destroy(0)
+        self._folder.cleanup()
+
+    async def play_all(self, cases: Sequence[Case], told: Callable[[Result], None], jobs: int) -> list[Result]:
+        """Play cases side by side; `told` gets each result, in the order of the numbers."""
+        return await run(cases, self.play, told, jobs)
+
+    async def play(self, case: Case) -> Result:
+        """Play one case. Raises OSError where the program cannot be started at all."""
+        if "curve" in case.needs and not self._curve:
+            return Result(case, "skip", 0.0, "--curve plays it, with programs that take BESTER_KEY")
+        stand = self._idle.pop() if case.start == "welcomed" and self._idle else self._new(case)
+
+        async def script() -> None:
+            if case.start != "none" and stand.program is None:
+                await self._open(stand, case)
+            await stand.play(case)
+
+        result: Result | None = None
+        try:
+            result = await judged(case, script, lambda: stand.program.tail() if stand.program is not None else [])
+            return result
+        finally:
+            unharmed = result is not None and result.state == "pass" and case.start == "welcomed" and stand.reusable
+            if unharmed and stand.program is not None and stand.program.status is None:
+                self._idle.append(stand)
+            else:
+                await self._end(stand)
+
+    def _new(self, case: Case) -> Stand:
+        number = next(self._numbers)
+        folder = Path(self._folder.name)
+        environment = {"BESTER_TYPES": TYPE, "BESTER_NAME": f"conform-{number}"}
+        keys: tuple[bytes, bytes] | None = None
+        if "curve" in case.needs:
+            keys = zmq.curve_keypair()
+            environment |= self._key_files(folder, number, keys[0])
+        tcp = "tcp" in case.needs or "curve" in case.needs
+        broker = Broker(self._context, "tcp://127.0.0.1:*" if tcp else socket_path(folder, number), keys)
+
+        async def start() -> Program:
+            known: Mapping[str, str] = {**environment, "BESTER_FABRIC": broker.endpoint}
+            return await Program.start(self._argv, known, folder / f"{number}.log")
+
+        return Stand(broker, start, self._within_s)
+
+    @staticmethod
+    def _key_files(folder: Path, number: int, server_key: bytes) -> dict[str, str]:
+        public, secret = zmq.curve_keypair()
+        file = folder / f"{number}.key"
+        file.touch(0o600)
+        file.write_bytes(secret + b"\n")
+        file.with_suffix(".key.pub").write_bytes(public + b"\n")
+        return {"BESTER_KEY": str(file), "BESTER_SERVER_KEY": server_key.decode()}
+
+    async def _open(self, stand: Stand, case: Case) -> None:
+        await stand.bind({})
+        await stand.start({})
+        if case.start == "welcomed":
+            await stand.hear({"hear": "HELLO", "within_s": 2 * self._within_s})
+            await stand.welcome({"welcome": {}})
+            stand.reusable = True
+
+    @staticmethod
+    async def _end(stand: Stand) -> None:
+        try:
+            if stand.program is not None:
+                await stand.program.end()
+        finally:
+            await stand.broker.close()
+
+
+async def conform(
+    argv: Sequence[str], cases: Sequence[Case], told: Callable[[Result], None], *,
+    within_s: float = 10.0, jobs: int = 8, curve: bool = False,
+) -> list[Result]:  # fmt: skip
+    """Play cases against a handler program. Raises OSError where it cannot be started."""
+    async with HandlerSide(argv, within_s=within_s, curve=curve) as side:
+        try:
+            return await side.play_all(cases, told, jobs)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # the program cannot be started: all tasks end with the same

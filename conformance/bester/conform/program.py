@@ -1,0 +1,70 @@
+"""The program under test: started in a process group of its own, watched, and ended with whatever it has started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+OUTPUT_LINES = 6
+"""Of a program's output that are shown where a case fails."""
+OUTPUT_BYTES = 4096
+SHUTDOWN_S = 5.0
+"""How long a killed process may take to be gone."""
+
+
+class Program:
+    """One running program; its output goes to a file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    @classmethod
+    async def start(cls, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> Program:
+        """Start a program. Raises OSError where it cannot be."""
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                env={**os.environ, **environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        return cls(process, log)
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    def send_signal(self, name: str) -> None:
+        """Send a signal to the program itself."""
+        if self.status is None:
+            self._process.send_signal(signal.Signals[f"SIG{name}"])
+
+    async def exits(self, within_s: float) -> int | None:
+        """Wait for its end; return the exit status, None where it did not end."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), within_s)
+        except TimeoutError:
+            return None
+
+    async def end(self) -> None:
+        """Kill it and its children."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        await self.exits(SHUTDOWN_S)
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its output."""
+        try:
+            text = self._log.read_bytes()[-OUTPUT_BYTES:].decode(errors="replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-OUTPUT_LINES:]
