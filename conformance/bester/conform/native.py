@@ -103,9 +103,16 @@ class Connection:
         if self._writer.can_write_eof():
             self._writer.write_eof()
 
-    def pause(self) -> None:
-        """Read nothing more from the socket."""
-        self._writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport reads, too
+    async def leave(self) -> None:
+        """Stop sending, and wait a while for the server's end: it has then noticed that this connection is over."""
+        try:
+            self.half_close()
+            async with asyncio.timeout(CLOSE_S):
+                while await self._reader.read(65536):
+                    pass
+        except (OSError, TimeoutError):
+            pass
+        await self.close()
 
     async def close(self, reset: bool = False) -> None:
         """Close the connection; with `reset`, without sending what is left."""

@@ -29,7 +29,9 @@ GOOD = '{"header":{"messageType":"statusReport","status":"good"},"payload":{"id"
 class Script:
     """What one case does: its connections, and the names its texts may use."""
 
-    def __init__(self, opener: Opener, informer: Opener, names: Mapping[str, str], within_s: float) -> None:
+    def __init__(
+        self, opener: Opener, informer: Opener, names: Mapping[str, str], within_s: float, tidy: bool = False
+    ) -> None:
         self._open = opener
         self._open_informer = informer
         self._names = dict(names)
@@ -37,6 +39,7 @@ class Script:
         self._connections: dict[str, Connection] = {}
         self._ids = itertools.count(1)
         self._last: Any = None
+        self._tidy = tidy
 
     async def play(self, case: Case) -> None:
         """Play a case's steps. Raises Unseen."""
@@ -52,9 +55,9 @@ class Script:
             await self.finish()
 
     async def finish(self) -> None:
-        """Close what is open."""
+        """Close what is open; `tidy`: the server must have noticed before another case has the same users."""
         for connection in self._connections.values():
-            await connection.close()
+            await (connection.leave() if self._tidy else connection.close())
 
     def expect(self, written: str) -> None:
         """See that the frame which `until` has found matches. Raises Unseen."""
