@@ -23,6 +23,8 @@ HEARTBEAT_MS = 2000
 STEP_S = 0.005
 """Between two attempts to bind: a tcp port is free again only when ZeroMQ has closed it."""
 BIND_S = 5.0
+BEAT_STEP_S = 0.1
+"""At most so long until a heartbeat that a WELCOME has changed is kept to."""
 
 
 class Expected:
@@ -115,7 +117,7 @@ class Broker:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self.heartbeat_s / 2)
+            await asyncio.sleep(min(self.heartbeat_s / 2, BEAT_STEP_S))
             if not self.muted and self.link and time.monotonic() >= self._said_at + self.heartbeat_s:
                 try:
                     await self.say([fabric.OPS["HEARTBEAT"]])

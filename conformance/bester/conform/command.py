@@ -16,8 +16,8 @@ from bester.conform.report import as_json, junit, lines, summary
 from bester.conform.result import Result, Unseen
 
 DEFAULT_PORT = 2223
-JOBS = 8
-"""Programs under test at once: most of them wait for a heartbeat most of the time."""
+JOBS = 16
+"""Programs under test at once: most of them wait for a heartbeat most of the time, and cost nothing then."""
 
 _case_option = click.option(
     "--case", "numbers", type=int, multiple=True, metavar="N", help="Play this case alone; may be given several times."
