@@ -69,6 +69,8 @@ def handler(
 
     try:
         return _reported(played, json_lines, junit, "handler")
+    except Unseen as unseen:
+        raise click.ClickException(f"{command[0]}: {unseen}; see that it serves what BESTER_FABRIC names") from None
     except OSError as error:
         if error.filename != command[0]:
             raise

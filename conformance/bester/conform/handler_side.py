@@ -18,7 +18,7 @@ from bester.conform.broker import Broker
 from bester.conform.cases import Case
 from bester.conform.handler_steps import Stand, socket_path
 from bester.conform.program import Program
-from bester.conform.result import Result
+from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
 
 TYPE = "shout"
@@ -50,15 +50,29 @@ class HandlerSide:
         """Play cases side by side; `told` gets each result, in the order of the numbers."""
         return await run(cases, self.play, told, jobs)
 
+    async def look(self) -> None:
+        """Start the program once and wait for its HELLO. Raises Unseen where none comes, OSError as `play`."""
+        stand = self._new(frozenset())
+        try:
+            await self._open(stand, welcomed=True)
+        except Unseen as unseen:
+            last = "".join(f": {line}" for line in stand.program.tail()[-1:]) if stand.program is not None else ""
+            raise Unseen(f"{unseen}{last}") from None
+        finally:
+            if stand.reusable:
+                self._idle.append(stand)
+            else:
+                await self._end(stand)
+
     async def play(self, case: Case) -> Result:
         """Play one case. Raises OSError where the program cannot be started at all."""
         if "curve" in case.needs and not self._curve:
             return Result(case, "skip", 0.0, "--curve plays it, with programs that take BESTER_KEY")
-        stand = self._idle.pop() if case.start == "welcomed" and self._idle else self._new(case)
+        stand = self._idle.pop() if case.start == "welcomed" and self._idle else self._new(case.needs)
 
         async def script() -> None:
             if case.start != "none" and stand.program is None:
-                await self._open(stand, case)
+                await self._open(stand, case.start == "welcomed")
             await stand.play(case)
 
         result: Result | None = None
@@ -72,15 +86,15 @@ class HandlerSide:
             else:
                 await self._end(stand)
 
-    def _new(self, case: Case) -> Stand:
+    def _new(self, needs: frozenset[str]) -> Stand:
         number = next(self._numbers)
         folder = Path(self._folder.name)
         environment = {"BESTER_TYPES": TYPE, "BESTER_NAME": f"conform-{number}"}
         keys: tuple[bytes, bytes] | None = None
-        if "curve" in case.needs:
+        if "curve" in needs:
             keys = zmq.curve_keypair()
             environment |= self._key_files(folder, number, keys[0])
-        tcp = "tcp" in case.needs or "curve" in case.needs
+        tcp = "tcp" in needs or "curve" in needs
         broker = Broker(self._context, "tcp://127.0.0.1:*" if tcp else socket_path(folder, number), keys)
 
         async def start() -> Program:
@@ -98,10 +112,10 @@ class HandlerSide:
         file.with_suffix(".key.pub").write_bytes(public + b"\n")
         return {"BESTER_KEY": str(file), "BESTER_SERVER_KEY": server_key.decode()}
 
-    async def _open(self, stand: Stand, case: Case) -> None:
+    async def _open(self, stand: Stand, welcomed: bool) -> None:
         await stand.bind({})
         await stand.start({})
-        if case.start == "welcomed":
+        if welcomed:
             await stand.hear({"hear": "HELLO", "within_s": 2 * self._within_s})
             await stand.welcome({"welcome": {}})
             stand.reusable = True
@@ -119,9 +133,10 @@ async def conform(
     argv: Sequence[str], cases: Sequence[Case], told: Callable[[Result], None], *,
     within_s: float = 10.0, jobs: int = 8, curve: bool = False,
 ) -> list[Result]:  # fmt: skip
-    """Play cases against a handler program. Raises OSError where it cannot be started."""
+    """Play cases against a program. Raises OSError where it cannot be started, Unseen where it says no HELLO."""
     async with HandlerSide(argv, within_s=within_s, curve=curve) as side:
         try:
+            await side.look()
             return await side.play_all(cases, told, jobs)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None  # the program cannot be started: all tasks end with the same
