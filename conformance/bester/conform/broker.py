@@ -50,6 +50,8 @@ class Broker:
         self._tasks: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
         self.inbox: list[Heard] = []
+        self.first: Heard | None = None
+        """The first message that was heard at all."""
         self.link = b""
         self.types: list[str] = []
         self.credit = 1
@@ -140,6 +142,7 @@ class Broker:
     # --- what the handler says ---
 
     def _take(self, heard: Heard) -> None:
+        self.first = self.first or heard
         if heard.name == "HEARTBEAT":
             self.beats += 1
             return

@@ -216,6 +216,13 @@ class Stand:
 
     # --- what is waited for ---
 
+    async def first(self, step: Step) -> None:
+        """`first = "HELLO"`: this was the program's first message; `where` and `check` as of `hear`."""
+        heard = self.broker.first
+        if heard is None or heard.name != step["first"]:
+            raise Unseen(f"the first message was {heard.name if heard else 'none'}, expected {step['first']}")
+        _hold(heard, step)
+
     async def hear(self, step: Step) -> None:
         """`hear = "HELLO"`: this message comes next; `where` is a pattern of its fields; `new_link`: by a new link."""
         name, before = step["hear"], self.broker.link
@@ -233,12 +240,7 @@ class Stand:
             if step.get("new_link") and heard.link == before:
                 raise Unseen("HELLO came by the old connection, expected a new one")
             self.broker.hello(heard)
-        if "where" in step:
-            wrong = fault(json.loads(step["where"]), _padded(heard))
-            if wrong is not None:
-                raise Unseen(f"{name}{wrong}")
-        for rule in step.get("check", ()):
-            CHECKS[rule](heard)
+        _hold(heard, step)
 
     async def answered(self, step: Step) -> None:
         """`answered = true`: everything that is out is answered, as it must be."""
@@ -279,6 +281,16 @@ class Stand:
         if more > most:
             raise Unseen(f"{more} HEARTBEATs came in {took_s:.1f} s, expected {most:.0f} at most")
         self.broker.inbox.clear()
+
+
+def _hold(heard: fabric.Heard, step: Step) -> None:
+    """Hold a message against a step's pattern and rules. Raises Unseen."""
+    if "where" in step:
+        wrong = fault(json.loads(step["where"]), _padded(heard))
+        if wrong is not None:
+            raise Unseen(f"{heard.name}: fields{wrong}")
+    for rule in step.get("check", ()):
+        CHECKS[rule](heard)
 
 
 def _padded(heard: fabric.Heard) -> list[Any]:
@@ -323,7 +335,8 @@ STEPS: dict[str, Callable[[Stand, Step], Awaitable[None]]] = {
     "start": Stand.start, "signal": Stand.signal, "exits": Stand.exits, "stays_s": Stand.stays, "bind": Stand.bind,
     "restart_s": Stand.restart, "down": Stand.down, "mute": Stand.mute, "welcome": Stand.welcome, "say": Stand.say,
     "frames": Stand.frames, "hello_first": Stand.hello_first, "request": Stand.request, "hear": Stand.hear,
-    "answered": Stand.answered, "fence": Stand.fence, "beats": Stand.beats, "quiet_s": Stand.quiet,
+    "first": Stand.first, "answered": Stand.answered, "fence": Stand.fence, "beats": Stand.beats,
+    "quiet_s": Stand.quiet,
 }  # fmt: skip
 OPTIONS = frozenset({
     "and", "answer", "as", "at_most", "attached", "bare", "bare_meta", "batches", "before", "but", "check",
