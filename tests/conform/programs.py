@@ -56,9 +56,12 @@ def broken(how: str) -> str:
     return program
 
 
-async def tried(argv: Sequence[str], cases: Sequence[Case] | None = None, within_s: float = WITHIN_S) -> list[Result]:
+async def tried(
+    argv: Sequence[str], cases: Sequence[Case] | None = None, within_s: float = WITHIN_S, curve: bool = False
+) -> list[Result]:
     """Play all cases, or these, and return the results."""
-    return await conform(argv, load("handler") if cases is None else cases, lambda result: None, within_s=within_s)
+    chosen = load("handler") if cases is None else cases
+    return await conform(argv, chosen, lambda result: None, within_s=within_s, curve=curve)
 
 
 def failures(results: Sequence[Result]) -> list[str]:
