@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -65,7 +70,8 @@ def handler(
     from bester.conform.handler_side import conform as play
 
     def played(told: Callable[[Result], None]) -> list[Result]:
-        return asyncio.run(play(command, cases, told, within_s=timeout_s, jobs=jobs, curve=curve))
+        with _guarded() as watch:
+            return _run(play(command, cases, told, within_s=timeout_s, jobs=jobs, curve=curve, watch=watch))
 
     try:
         return _reported(played, json_lines, junit, "handler")
@@ -113,7 +119,7 @@ def native(
     server = Server(host, port, tuple(dict.fromkeys(users)), password, echo, chat, informer, slow)
 
     def played(told: Callable[[Result], None]) -> list[Result]:
-        return asyncio.run(play(server, cases, told, within_s=timeout_s))
+        return _run(play(server, cases, told, within_s=timeout_s))
 
     try:
         return _reported(played, json_lines, junit, "native")
@@ -123,6 +129,40 @@ def native(
         if error.filename is not None:
             raise
         raise click.ClickException(f"{address}: {error.strerror or error}; see that the server runs there") from None
+
+
+@contextmanager
+def _guarded() -> Iterator[Callable[[str, int], None]]:
+    """Keep a process that ends the programs under test, should this one be killed; yields what tells it of them."""
+    from bester.bridge.children import guard
+
+    arguments = [sys.executable, "-I", "-S", guard.__file__]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        pipe = process.stdin
+
+        def watch(word: str, pid: int) -> None:
+            with suppress(OSError):  # somebody has killed it
+                pipe.write(f"{word}{pid}\n".encode())
+                pipe.flush()
+
+        yield watch
+
+
+def _run(playing: Coroutine[Any, Any, list[Result]]) -> list[Result]:
+    """Run until all is played; SIGTERM and SIGHUP end it as Ctrl-C does, with no program left behind."""
+
+    async def until_done() -> list[Result]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await playing
+
+    try:
+        return asyncio.run(until_done())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _address(text: str) -> tuple[str, int]:

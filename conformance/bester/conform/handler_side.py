@@ -21,6 +21,8 @@ from bester.conform.program import Program
 from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
 
+Watch = Callable[[str, int], None]
+"""Told `+` and `-` with a process group that must not outlive this process."""
 TYPE = "shout"
 """What BESTER_TYPES tells the program to serve."""
 
@@ -28,10 +30,13 @@ TYPE = "shout"
 class HandlerSide:
     """One run's programs and brokers. `argv` starts the program under test; use it as an async context."""
 
-    def __init__(self, argv: Sequence[str], *, within_s: float = 10.0, curve: bool = False) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, within_s: float = 10.0, curve: bool = False, watch: Watch = lambda word, pid: None
+    ) -> None:
         self._argv = argv
         self._within_s = within_s
         self._curve = curve
+        self._watch = watch
         self._context = zmq.asyncio.Context()
         self._folder = tempfile.TemporaryDirectory(prefix="bc-")
         self._numbers = itertools.count(1)
@@ -99,7 +104,9 @@ class HandlerSide:
 
         async def start() -> Program:
             known: Mapping[str, str] = {**environment, "BESTER_FABRIC": broker.endpoint}
-            return await Program.start(self._argv, known, folder / f"{number}.log")
+            program = await Program.start(self._argv, known, folder / f"{number}.log")
+            self._watch("+", program.pid)
+            return program
 
         return Stand(broker, start, self._within_s)
 
@@ -120,21 +127,21 @@ class HandlerSide:
             await stand.welcome({"welcome": {}})
             stand.reusable = True
 
-    @staticmethod
-    async def _end(stand: Stand) -> None:
+    async def _end(self, stand: Stand) -> None:
         try:
             if stand.program is not None:
                 await stand.program.end()
+                self._watch("-", stand.program.pid)
         finally:
             await stand.broker.close()
 
 
 async def conform(
     argv: Sequence[str], cases: Sequence[Case], told: Callable[[Result], None], *,
-    within_s: float = 10.0, jobs: int = 8, curve: bool = False,
+    within_s: float = 10.0, jobs: int = 8, curve: bool = False, watch: Watch = lambda word, pid: None,
 ) -> list[Result]:  # fmt: skip
     """Play cases against a program. Raises OSError where it cannot be started, Unseen where it says no HELLO."""
-    async with HandlerSide(argv, within_s=within_s, curve=curve) as side:
+    async with HandlerSide(argv, within_s=within_s, curve=curve, watch=watch) as side:
         try:
             await side.look()
             return await side.play_all(cases, told, jobs)

@@ -37,6 +37,11 @@ class Program:
         return cls(process, log)
 
     @property
+    def pid(self) -> int:
+        """The process id, which is that of its group, too."""
+        return self._process.pid
+
+    @property
     def status(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
         return self._process.returncode
