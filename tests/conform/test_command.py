@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -14,6 +16,7 @@ from bester.conform.cases import load
 from bester.conform.command import conform
 from tests.conform.programs import broken, published
 from tests.conform.small_server import small_server
+from tests.live import BESTER, DEADLINE_S, Process
 
 
 def said(*arguments: str) -> Result:
@@ -96,9 +99,52 @@ def test_what_is_wrong_is_one_line(arguments: list[str], what: str) -> None:
 
 
 async def test_native_over_the_command(tmp_path: Path) -> None:
-    import asyncio
-
     async with small_server("writes data anew") as port:
-        result = await asyncio.to_thread(said, "native", "--case", "501", "--case", "301", f"127.0.0.1:{port}")
-    assert result.return_value == 1
-    assert "pass  301" in result.output and "fail  501" in result.output
+        command = ("conform", "native", "--case", "501", "--case", "301", f"127.0.0.1:{port}")
+        conforming = await Process.start(BESTER, *command, cwd=tmp_path)
+        await conforming.says("1 passed, 1 failed")
+        assert await conforming.process.wait() == 1
+        await conforming.end()
+    assert conforming.lines[0].startswith("pass  301") and conforming.lines[1].startswith("fail  501")
+
+
+LINGERS = """
+import os, sys, time
+
+with open(sys.argv[1], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+print("\\x1b[2J started", flush=True)
+time.sleep(600)
+"""
+
+
+def is_there(pid: int) -> bool:
+    """Return whether a process runs; a dead one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only /proc tells a dead process from one that runs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_no_program_is_left_behind(number: int, tmp_path: Path) -> None:
+    (tmp_path / "lingers.py").write_text(LINGERS)
+    pids = tmp_path / "pids"
+    command = ("conform", "handler", "--", sys.executable, str(tmp_path / "lingers.py"), str(pids))
+    conforming = await Process.start(BESTER, *command, cwd=tmp_path)
+    async with asyncio.timeout(DEADLINE_S):
+        while not (pids.exists() and pids.read_text().endswith("\n")):
+            await asyncio.sleep(0.01)
+        pid = int(pids.read_text())
+        assert is_there(pid)
+        status = await conforming.end(number)
+        while is_there(pid):
+            await asyncio.sleep(0.01)
+    assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+
+
+def test_what_a_program_wrote_cannot_move_the_cursor(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text("print('\\x1b[2J\\a here', flush=True)\n" + broken("ignores attachments"))
+    result = said("handler", "--timeout", "3", "--case", "303", "--", sys.executable, str(tmp_path / "good.py"))
+    assert result.return_value == 1 and "\ufffd[2J\ufffd here" in result.output and "\x1b" not in result.output

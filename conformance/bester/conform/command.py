@@ -195,6 +195,8 @@ def _reported(
         for line in [as_json(result)] if json_lines else lines(result):
             out(line)
 
+    if junit_file is not None:
+        junit_file.touch()  # what cannot be written is told before the run, not after it
     results = _single(played, told)
     if junit_file is not None:
         junit_file.write_bytes(junit(results, f"bester.conform.{name}"))

@@ -23,6 +23,8 @@ from bester.conform.runner import judged, run
 
 Watch = Callable[[str, int], None]
 """Told `+` and `-` with a process group that must not outlive this process."""
+DEEPEST = 70
+"""Characters of a directory in which Unix sockets are put: a socket's path has 107 at most."""
 TYPE = "shout"
 """What BESTER_TYPES tells the program to serve."""
 
@@ -38,7 +40,8 @@ class HandlerSide:
         self._curve = curve
         self._watch = watch
         self._context = zmq.asyncio.Context()
-        self._folder = tempfile.TemporaryDirectory(prefix="bc-")
+        deep = len(tempfile.gettempdir()) > DEEPEST
+        self._folder = tempfile.TemporaryDirectory(prefix="bc-", dir="/tmp" if deep else None)  # noqa: S108 (a fresh one)
         self._numbers = itertools.count(1)
         self._idle: list[Stand] = []
 

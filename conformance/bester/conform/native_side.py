@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bester.conform.cases import Case
 from bester.conform.native import Connection, framed
-from bester.conform.native_steps import FIRST, Script
+from bester.conform.native_steps import FIRST, RefusedLogin, Script
 from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
 
@@ -83,8 +83,10 @@ class NativeSide:
         script = Script(self._connect, self._inform, {"alice": user, "password": password}, self._within_s)
         try:
             await script.login({"login": "alice"})
+        except RefusedLogin as refused:
+            return str(refused)
         except Unseen as unseen:
-            return str(unseen)
+            raise Unseen(f"this is no server of the native protocol, or it is hung: {unseen}") from None
         finally:
             await script.finish()
         return "good"

@@ -26,6 +26,10 @@ LOGIN = (
 GOOD = '{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special"}}'
 
 
+class RefusedLogin(Unseen):
+    """A login that was answered, and not with the good report."""
+
+
 class Script:
     """What one case does: its connections, and the names its texts may use."""
 
@@ -99,7 +103,7 @@ class Script:
         answer, _ = await connection.read_json(self._within(step))
         wrong = fault(json.loads(GOOD), answer)
         if wrong is not None:
-            raise Unseen(f"the login of {known['user']} was answered with {shown(answer)}: {wrong}")
+            raise RefusedLogin(f"the login of {known['user']} was answered with {shown(answer)}: {wrong}")
         max_frame = answer["payload"].get("max_frame")
         if type(max_frame) is int:
             connection.max_frame = max_frame

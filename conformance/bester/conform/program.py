@@ -67,9 +67,10 @@ class Program:
         await self.exits(SHUTDOWN_S)
 
     def tail(self) -> list[str]:
-        """Return the last lines of its output."""
+        """Return the last lines of its output, without what would move a terminal's cursor."""
         try:
             text = self._log.read_bytes()[-OUTPUT_BYTES:].decode(errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()][-OUTPUT_LINES:]
+        lines = [line for line in text.splitlines() if line.strip()][-OUTPUT_LINES:]
+        return ["".join(char if char.isprintable() else "\ufffd" for char in line.expandtabs()) for line in lines]
