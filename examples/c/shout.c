@@ -8,7 +8,9 @@
 static int shout(const bester_message *message, bester_reply *reply, void *context) {
     (void)context;
     size_t size = message->body.size, first = 0;
-    char *text = memcpy(malloc(size + 1), message->body.data, size);
+    char *text = malloc(size + 1);
+    if (text == NULL) return bester_fail(reply, "no memory");
+    memcpy(text, message->body.data, size);
     while (first < size && isspace((unsigned char)text[first])) first++;
     int result = first < size && text[first] == '"' ? 0 : bester_fail(reply, "shout takes a text");
     for (size_t n = 0; n < size && result == 0; n++)

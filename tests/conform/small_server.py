@@ -33,10 +33,11 @@ def report(id_: Any, reason: str | None = None, **more: Any) -> dict[str, Any]:
 
 
 class SmallServer:
-    """`breaks` is what it does wrong: one of BREAKS, or an empty text."""
+    """`breaks` is what it does wrong: one of BREAKS, or an empty text; `old` has it answer as the first daemon."""
 
-    def __init__(self, breaks: str = "") -> None:
+    def __init__(self, breaks: str = "", old: bool = False) -> None:
         self.breaks = breaks
+        self.old = old
         self.users: dict[str, list[asyncio.StreamWriter]] = {}
         self.numbers = itertools.count(1)
 
@@ -75,7 +76,7 @@ class SmallServer:
         if not user or (not password and self.breaks != "takes an empty password"):
             self._write(writer, report(AUTH, "authentication-failed"))
             return ""
-        self._write(writer, report(AUTH, max_frame=LIMIT_BYTES))
+        self._write(writer, report(AUTH) if self.old else report(AUTH, max_frame=LIMIT_BYTES))
         self.users.setdefault(user, []).append(writer)
         return str(user)
 
@@ -133,9 +134,9 @@ BREAKS: dict[str, int] = {
 
 
 @asynccontextmanager
-async def small_server(breaks: str = "") -> AsyncIterator[int]:
+async def small_server(breaks: str = "", old: bool = False) -> AsyncIterator[int]:
     """Run one on a free port of 127.0.0.1; yields the port."""
-    small = SmallServer(breaks)
+    small = SmallServer(breaks, old)
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -36,7 +36,7 @@ async def test_one_process_passes() -> None:
         results = await tried(Server(live.host, live.port, informer=informer))
     assert not failures(list(results.values()))
     assert sum(result.state == "pass" for result in results.values()) >= 100
-    assert needs(results) - {"chat", "echo"} == {"accounts", "closed", "slow"}
+    assert needs(results) - {"bester", "chat", "echo"} == {"accounts", "closed", "slow"}
 
 
 async def test_broker_and_bridge_apart_pass_with_accounts() -> None:
@@ -58,7 +58,7 @@ async def test_broker_and_bridge_apart_pass_with_accounts() -> None:
     assert statuses == [0] * len(statuses)
     assert not failures(list(results.values()))
     assert sum(result.state == "pass" for result in results.values()) >= 100
-    assert needs(results) - {"chat", "echo"} == {"federation", "informer", "slow"}
+    assert needs(results) - {"bester", "chat", "echo"} == {"federation", "informer", "slow"}
 
 
 @pytest.mark.parametrize("breaks", BREAKS)
@@ -81,6 +81,12 @@ async def test_what_a_server_has_not_is_not_tried() -> None:
         results = await tried(Server(live.host, live.port), 301, 304, 405)
     assert {n: result.state for n, result in results.items()} == {301: "pass", 304: "skip", 405: "skip"}
     assert "--echo names another" in results[304].detail
+
+
+async def test_a_server_of_the_first_kind_is_not_tried_with_what_came_later() -> None:
+    async with small_server(old=True) as port:
+        results = await tried(Server("127.0.0.1", port), 116, 304, 405, 407)
+    assert {n: result.state for n, result in results.items()} == {116: "skip", 304: "pass", 405: "pass", 407: "skip"}
 
 
 async def test_a_server_that_is_not_there() -> None:

@@ -22,8 +22,8 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self.name = name
-        self.max_frame = 1024 * 1024
-        """The longest frame that the server takes, as its answer to the login says."""
+        self.max_frame: int | None = None
+        """The longest frame that the server takes, where its answer to the login says it."""
 
     @classmethod
     async def open(cls, host: str, port: int, name: str) -> Connection:

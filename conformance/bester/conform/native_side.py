@@ -97,6 +97,8 @@ class NativeSide:
             script = Script(self._connect, self._inform, names, self._within_s)
             try:
                 await script.login({"login": FIRST})
+                if not script.knows_limit():
+                    self.lacks["bester"] = "a server of the first kind: it does not say max_frame"
                 await script.send({"send": f'{{"payload":{{"type":"${kind}","data":{text},"id":"look"}}}}'})
                 await script.until({"until": '{"payload":{"id":"look"}}'})
                 script.expect('{"header":{"status":"good"}}')

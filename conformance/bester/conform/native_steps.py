@@ -63,6 +63,10 @@ class Script:
         for connection in self._connections.values():
             await (connection.leave() if self._tidy else connection.close())
 
+    def knows_limit(self) -> bool:
+        """Return whether the server said how long a frame may be: the first daemon did not."""
+        return any(connection.max_frame is not None for connection in self._connections.values())
+
     def expect(self, written: str) -> None:
         """See that the frame which `until` has found matches. Raises Unseen."""
         wrong = fault(self._pattern(written), self._last)
@@ -121,7 +125,7 @@ class Script:
             for written in (step["send"], *step.get("behind", ())):
                 text = filled(self._text(written.replace("{{n}}", str(n)).replace("{{pad}}", "\x00")))
                 if "pad" in step:
-                    room = connection.max_frame + int(step["pad"]) - len(text.encode()) + 1
+                    room = (connection.max_frame or 0) + int(step["pad"]) - len(text.encode()) + 1
                     text = text.replace("\x00", "x" * room)
                 whole += framed(text.encode("utf-8", "surrogateescape"))
         await connection.write(whole, int(step.get("split", 0)))
