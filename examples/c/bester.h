@@ -37,6 +37,7 @@ typedef int (*bester_handler)(const bester_message *message, bester_reply *reply
 int bester_send_clients(bester_reply *reply, const bester_text *users, size_t count, const char *json, size_t size);
 int bester_send_handler(bester_reply *reply, const char *type, const char *json, size_t size);
 int bester_send_server(bester_reply *reply, const char *server, const char *type, const char *json, size_t size);
+/* (`type` may be NULL: then it arrives as the type that is being answered.) */
 
 /* Says that this message failed, and why, for the server's log; the sender learns only that it did. Returns -1. */
 int bester_fail(bester_reply *reply, const char *note);

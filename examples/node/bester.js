@@ -48,6 +48,7 @@ const sendHandler = (type, data) => command("sendHandler", [type], data);
 const sendServers = (servers, data, type) => command("sendServers", servers, data, type);
 
 function command(name, targets, data, type) {
+  if (Buffer.isBuffer(data)) return { name, targets, type, body: data }; // JSON text as it stands, such as message.raw
   const text = JSON.stringify(data);
   if (text === undefined) throw new TypeError(`${name}: this is no JSON: ${data}`);
   return { name, targets, type, body: Buffer.from(text) };

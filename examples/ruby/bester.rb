@@ -21,11 +21,12 @@ module Bester
   class Refusal < StandardError; end
 
   # One message: raw is its payload as JSON text, user who sent it (nil where no user of this server did), id the same
-  # at every redelivery, attempt above 1 where a handler before this one was lost over it.
+  # at every redelivery, attempt above 1 where a handler before this one was lost over it, path the steps before this one.
   Message = Struct.new(:type, :raw, :user, :meta) do
     def data = JSON.parse(raw, max_nesting: MOST_DEEP)
     def id = meta["id"]
     def attempt = meta["attempt"] || 1
+    def path = meta["path"] || []
 
     # Answer the sender.
     def reply(data)
@@ -35,10 +36,14 @@ module Bester
     end
   end
 
+  # JSON text that is passed on as it stands: Bester::Raw.new(message.raw) in place of data.
+  Raw = Struct.new(:text)
+
   # What a handler returns: one of these, several in an array, or nil.
-  def self.send_clients(users, data) = ["sendClients", users, JSON.generate(data)]
-  def self.send_handler(type, data) = ["sendHandler", [type], JSON.generate(data)]
-  def self.send_servers(servers, data, type = nil) = ["sendServers", servers, JSON.generate(data), *type]
+  def self.send_clients(users, data) = ["sendClients", users, text(data)]
+  def self.send_handler(type, data) = ["sendHandler", [type], text(data)]
+  def self.send_servers(servers, data, type = nil) = ["sendServers", servers, text(data), *type]
+  def self.text(data) = data.is_a?(Raw) ? data.text : JSON.generate(data)
 
   # Serves until SIGTERM or SIGINT; then it takes no more, answers what it has, and returns.
   #

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.conform.programs import ROOT, failures, tried
-from tests.live import Process, RawClient, live_server
+from tests.live import BESTER, LiveServer, Process, RawClient, live_server, short_directory
 
 EXAMPLES = ROOT / "examples"
 BUILD_S = 120
@@ -27,7 +30,8 @@ def _c(directory: Path) -> tuple[str, ...]:
     )
     if probe.returncode != 0:
         pytest.skip(f"examples/c is not tried, headers are missing: {how}")
-    build = ["make", "-C", str(source), f"BUILD={directory}", "CFLAGS=-O1 -Werror"]
+    programs = [str(directory / name) for name in ("shout", "deployment")]
+    build = ["make", "-C", str(source), f"BUILD={directory}", "CFLAGS=-O1 -Werror", *programs]
     subprocess.run(build, check=True, capture_output=True, text=True, timeout=BUILD_S)
     return (str(directory / "shout"),)
 
@@ -84,3 +88,39 @@ async def test_the_example_serves_a_real_broker(language: str, tmp_path: Path) -
         finally:
             status = await handler.end()
         assert status == 0, handler.lines
+
+
+async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:
+    """U1 → S1: M1 (Python), M2 (JavaScript) → S2: M1 (C) → S3: M1 (Ruby) → U2; each message once, each report good."""
+    node, c, ruby = (LANGUAGES[language](tmp_path)[:-1] for language in ("node", "c", "ruby"))
+    commands = {
+        ("s1", "M2"): [*node, str(EXAMPLES / "node" / "deployment.js")],
+        ("s2", "M1"): [*c, str(tmp_path / "deployment")],
+        ("s3", "M1"): [*ruby, str(EXAMPLES / "ruby" / "deployment.rb")],
+    }
+    async with short_directory() as directory, AsyncExitStack() as stack:
+        servers = {}
+        for name in ("s1", "s2", "s3"):
+            toml = (EXAMPLES / "deployment" / f"{name}.toml").read_text()
+            toml = re.sub(r'tcp4 = ".*"', 'tcp4 = "127.0.0.1:0"', toml) + '\n[accounts]\nauth = "open"\n'
+            for (server, type_), command in commands.items():
+                if server == name:
+                    toml = re.sub(rf"(?<=\[handlers\.{type_}\]\n)app = .*", f"command = {json.dumps(command)}", toml)
+            (directory / f"{name}.toml").write_text(toml)
+            process = await Process.start(BESTER, "up", "-c", f"{name}.toml", cwd=directory)
+            stack.push_async_callback(process.end)
+            address = (await process.says(" serves ")).partition(" serves ")[2].split(",")[0].strip()
+            servers[name] = LiveServer(directory, [process], address)
+        await servers["s1"].has_type("M1")
+        for name, type_ in commands:
+            await servers[name].has_type(type_)
+        u1, u2 = await RawClient.login(servers["s1"], "U1"), await RawClient.login(servers["s3"], "U2")
+        for number in range(50):
+            u1.submit("M1", {"number": number, "text": "grüße"}, str(number))
+        came = [(await u2.receive())["payload"]["data"] for _ in range(50)]
+        assert sorted(each["message"]["number"] for each in came) == list(range(50))
+        assert all(each["came_by"] == ["S1/M1", "S1/M2", "S2/M1"] for each in came)
+        reports = [await u1.receive() for _ in range(50)]
+        assert all(report["header"]["status"] == "good" for report in reports)
+        await u1.close()
+        await u2.close()
