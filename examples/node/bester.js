@@ -15,6 +15,7 @@ const HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 1
 const DONE = 0, FAILED = 1, REFUSED = 2;
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
+const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
 const LAST_WORDS_MS = 1000; // how long the last replies may take to leave
 
 /** Throw this to refuse a message: its sender is told so, with these words. Any other error stays in the log. */
@@ -206,6 +207,7 @@ class Link {
     if (this.left) return;
     this.left = true;
     this.say([GOODBYE, "stopping"]);
+    this.draining = setTimeout(() => this.end(), DRAIN_MS);
   }
 
   finish() {
@@ -214,6 +216,7 @@ class Link {
 
   async close() {
     clearTimeout(this.timer);
+    clearTimeout(this.draining);
     await this.flushing;
     if (!this.socket.closed) {
       this.socket.linger = LAST_WORDS_MS;

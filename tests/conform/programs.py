@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fabric-protocol.md"
 WITHIN_S = 20.0
 """What a case waits for each thing: a machine under load may take long; nothing is waited for on a good day."""
+JOBS = 24
+"""Programs at once: most wait for a heartbeat, and a whole run is hardly longer than its longest case."""
 CAUGHT_WITHIN_S = 3.0
 """The same where something will never come."""
 
@@ -61,7 +63,7 @@ async def tried(
 ) -> list[Result]:
     """Play all cases, or these, and return the results."""
     chosen = load("handler") if cases is None else cases
-    return await conform(argv, chosen, lambda result: None, within_s=within_s, curve=curve)
+    return await conform(argv, chosen, lambda result: None, within_s=within_s, curve=curve, jobs=JOBS)
 
 
 def failures(results: Sequence[Result]) -> list[str]:
