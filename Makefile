@@ -1,9 +1,10 @@
 # What is assumed: python3 (3.11 or later) with pip, and make. Everything else goes into .venv.
 #   make run     serve on 127.0.0.1:2223       make test    the whole test suite      (TESTS="-k name" picks)
-#   make demo    the deployment story, live    make check   format, lint, types, imports
+#   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
-#   make chaos MINUTES=10 [SEED=n]   kill and freeze real processes for so long: is anything lost?
+#   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
+#   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
 PYTHON3 ?= python3
@@ -21,7 +22,7 @@ MINUTES ?= 1
 SEEDS ?= 500
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate chaos clean
+.PHONY: setup run demo test check format bench simulate fuzz chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -41,8 +42,9 @@ check: $(COMPLETE)
 	@$(BIN)/ruff format --check --quiet . || { echo "make format puts these files into shape" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m tests.guard
 	@$(BIN)/lint-imports --no-logo >$(VENV)/imports.txt 2>&1 || { cat $(VENV)/imports.txt >&2; exit 1; }
-	@echo "check: format, lint, types and imports are good"
+	@echo "check: format, lint, types, imports and the tests' own rules are good"
 
 format: $(COMPLETE)
 	@$(BIN)/ruff format --quiet .
@@ -53,6 +55,9 @@ bench: $(MEASURES)
 
 simulate: $(COMPLETE)
 	@exec $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+fuzz: $(COMPLETE)
+	@exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

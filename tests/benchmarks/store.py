@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from bester.broker.kept import End, Entry, Keep, mailbox
 from bester.broker.loop import spare_the_collector
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import End, Enqueue, Entry, mailbox
 
 ROUNDS = 5
 GROUPS = {1: 1_000, 16: 500, 256: 150}
@@ -45,7 +45,7 @@ def entry(number: int) -> Entry:
 def measure(directory: Path, synchronous: str, group: int, commits: int) -> Figures:
     """Keep so many groups in a new store, and end them again."""
     numbers = range(1, 1 + group * commits)
-    keeps = [Keep(entry(number)) for number in numbers]
+    keeps = [Enqueue(entry(number)) for number in numbers]
     ends = [End(number, "delivered") for number in numbers]
     with (
         TemporaryDirectory(prefix="b-", dir=directory) as name,

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from tests.chaos.breakages import BREAKAGES
 from tests.chaos.course import Result, StuckError, play
 
 SHOWN = 20
@@ -47,6 +48,9 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, default=None, metavar="DIR", help="keep journals and logs in this directory"
     )
+    parser.add_argument(
+        "--break", dest="breakage", default="", choices=sorted(BREAKAGES), help="break this, to see that it is found"
+    )
     said = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if said.seed is None else said.seed
     if said.keep is not None:
@@ -54,7 +58,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        result = play(seed, said.minutes * 60, lambda text: print(text, flush=True), said.keep)
+        result = play(seed, said.minutes * 60, lambda text: print(text, flush=True), said.keep, said.breakage)
     except StuckError as error:
         print(error)
         return 1
@@ -68,10 +72,12 @@ def told(result: Result) -> list[str]:
     """Return the lines that a run ends with."""
     verdict = result.verdict
     bad = ", ".join(f"{count} {reason}" for reason, count in verdict.bad.most_common())
+    others = ", ".join(f"{count} {what}" for what, count in sorted(result.counts.items()))
     lines = [
         f"{verdict.messages} messages: {verdict.good} reported good, {verdict.bad.total()} bad ({bad or 'none'})",
         f"{verdict.unclaimed} were not reported on: their sender was killed, or gave them up",
-        f"{result.freezes} times frozen; drained in {result.drained_s:.1f} s",
+        f"{verdict.expired} expired; {verdict.poison} killed their handlers, {verdict.deaths} times in all",
+        f"{result.freezes} times frozen, {others or 'nothing else'}; drained in {result.drained_s:.1f} s",
     ]
     for number, user in verdict.lost[:SHOWN]:
         entry = result.ledger.entries[number]

@@ -1,36 +1,49 @@
 """One chaos run from its first process to its verdict.
 
-Two servers, two sending and two receiving client processes, and users who listen from here; faults for a while; then
-everybody is well again, and the ledger is balanced. Nothing that it started outlives it, nor does its directory.
+Two servers, two sending and two receiving client processes, and two servers of the native protocol; users who listen
+from here, and a name server that the servers ask; faults for a while; then everybody is well again, and the ledger is
+balanced. Nothing that it started outlives it, nor does its directory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
+from tests.chaos.breakages import named
 from tests.chaos.faults import Target, Weather
+from tests.chaos.happened import Happened
 from tests.chaos.journal import Closed, Journal, Journals, now_s
 from tests.chaos.ledger import Ledger, Verdict
+from tests.chaos.letters import dead_letters
+from tests.chaos.machine import Machine, may_mount
+from tests.chaos.names import name_server
+from tests.chaos.natives import Natives
 from tests.chaos.processes import LOOK_S, Part, Parts, python
 from tests.chaos.receiver import Receiver
 from tests.chaos.remains import crashes, waiting
 from tests.chaos.servers import Program, Server, make_servers
-from tests.chaos.traffic import SENDERS, SERVERS
+from tests.chaos.surroundings import Surroundings
+from tests.chaos.traffic import NATIVES, SENDERS, SERVERS
 
 START_S = 60.0
 """For everything to be there at first; a good machine takes three seconds."""
-DRAIN_S = 60.0
-"""After the faults all that was promised arrives within so long."""
+DRAIN_S = 90.0
+"""After the faults all that was promised arrives within so long. News of a message that a server does not know, and
+what is behind them, are refused for the first 60 s of its life: the message may come again."""
 SETTLE_S = 2.0
 """Then nothing more comes; what would come twice is given a moment for it."""
 LISTENING = 1
 """So many users of each server listen without acknowledgements, from a process that nothing happens to."""
+NOT_ROOT = "names do not come and go, and no machine boots: that takes root, and unshare (util-linux)"
 
 
 class StuckError(Exception):
@@ -39,12 +52,14 @@ class StuckError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `story`: the faults, by the clock of the journals."""
+    """What a run came to. `counts`: what happened beside kills and freezes, and how often; `story`: the faults, by the
+    clock of the journals."""
 
     seed: int
     verdict: Verdict
     kills: int
     freezes: int
+    counts: Counter[str]
     drained_s: float
     story: list[tuple[float, str]]
     ledger: Ledger
@@ -53,6 +68,7 @@ class Result:
     def line(self) -> str:
         verdict = self.verdict
         what = f"{len(verdict.lost)} of {verdict.promises} lost, {verdict.marked} redelivered and marked"
+        what += f", {verdict.poison} poison among the innocent"
         broken = f"{len(verdict.wrong)} times another rule was broken, " if verdict.wrong else ""
         return f"{what}, {broken}{self.kills} kills, seed {self.seed}"
 
@@ -71,7 +87,7 @@ class Clients:
 
     def start_sending(self) -> None:
         """Begin another life of the sender. Its number is no other life's, on either server."""
-        life = self._first_life + 2 * self.sending.lives
+        life = self._first_life + 4 * self.sending.lives
         self.sending_journal = f"{self.sending.name}-{life}"
         journal = self._journals / f"{self.sending_journal}.journal"
         name, address = self._server.name, self._server.address
@@ -89,64 +105,91 @@ class Clients:
 
 
 class Course:
-    """The run itself; `say` is told how far it is."""
+    """The run itself; `say` is told how far it is. `breakage` names what is broken in the servers, if anything."""
 
-    def __init__(self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str
+    ) -> None:
         self._seed = seed
         self._duration_s = duration_s
         self._say = say
-        self._ledger = Ledger()
+        self._happened = Happened(time.time() - now_s())
+        self._ledger = Ledger(self._happened)
         self._journals = Journals(directory)
         self._directory = directory
-        self._servers = make_servers(parts, directory)
+        chance = Random()
+        network = f"127.{chance.randrange(64, 250)}.{chance.randrange(1, 250)}"
+        self._resolver = f"{network}.53"
+        self._natives = Natives(parts, directory, network, seed, first_life=len(SERVERS) + 1)
+        machines = {
+            name: Machine(name, directory, self._resolver, self._happened, Random(f"{seed}/machine/{name}"))
+            for name in SERVERS
+        }
+        more = {"BESTER_TEST_IMPORTS": named(breakage)} if breakage else {}
+        self._servers = make_servers(parts, directory, machines, self._natives.all, more)
         self._clients = [
             Clients(parts, directory, server, seed, first) for first, server in enumerate(self._servers, start=1)
         ]
-        self._weather = Weather(self._targets(), Random(f"{seed}/weather"))
+        self._weather = Weather(self._targets(), self._happened, Random(f"{seed}/weather"))
 
     def _targets(self) -> list[Target]:
-        (up,), (broker, bridge, quick, slow) = (server.programs for server in self._servers)
+        s1, s2 = self._servers
+        (up,), (broker, bridge, quick, slow) = s1.programs, s2.programs
         all_of_s2 = (broker, bridge, quick, slow)
         targets = [
-            _whole("s1", 4, up),
-            _whole("broker of s2", 4, broker),
-            _whole("bridge of s2", 4, bridge),
-            _whole("all of s2", 1, *all_of_s2),
-            _whole("quick handlers of s2", 1, quick),
-            _whole("slow handlers of s2", 1, slow),
-            _whole("both servers", 1, up, *all_of_s2),
+            _whole("s1", 4, [s1], up),
+            _part("broker of s2", 4, ["s2"], broker),
+            _part("bridge of s2", 4, [], bridge),
+            _whole("all of s2", 1, [s2], *all_of_s2),
+            _part("quick handlers of s2", 1, ["s2"], quick),
+            _part("slow handlers of s2", 1, ["s2"], slow),
+            _whole("both servers", 1, [s1, s2], up, *all_of_s2),
         ]
         targets += [
-            Target(f"{program.part.name}", [program.part], program.start, weight, workers=True)
-            for program, weight in ((up, 4), (quick, 2), (slow, 2))
+            Target(f"{program.part.name}", [program.part], program.start, weight, [name], workers=True)
+            for program, weight, name in ((up, 4, "s1"), (quick, 2, "s2"), (slow, 2, "s2"))
         ]
         for clients in self._clients:
             targets.append(Target(clients.sending.name, [clients.sending], clients.start_sending, 2))
             targets.append(Target(clients.receiving.name, [clients.receiving], clients.start_receiving, 2))
+        for native in self._natives.all:
+            back = partial(self._natives.come_back, native)
+            targets.append(Target(native.name, [native.part], back, 3, [native.name]))
         return targets
 
     async def run(self) -> Result:
-        """Play it. Raises StuckError where it cannot be played."""
-        for server in self._servers:
-            for program in server.programs:
-                program.start()
-        programs = [program.part for server in self._servers for program in server.programs]
-        await _until(lambda: all(part.ready for part in programs), START_S, lambda: _asleep(programs))
-        with ExitStack() as stack:
+        """Play it; what it returns says nothing of dead letters so far. Raises StuckError where it cannot be played."""
+        async with AsyncExitStack() as stack:
+            names = await stack.enter_async_context(name_server(self._resolver)) if may_mount() else None
+            if names is None:
+                self._say(NOT_ROOT)
+            self._natives.know(self._servers, names)
+            for native in self._natives.all:
+                self._natives.start(native, restless=False)
+            for server in self._servers:
+                for program in server.programs:
+                    program.start()
+            parts = [program.part for server in self._servers for program in server.programs]
+            parts += [native.part for native in self._natives.all]
+            await _until(lambda: all(part.ready for part in parts), START_S, lambda: _asleep(parts))
+            weather = self._weather
+            machines = [server.machine for server in self._servers]
+            around = Surroundings(machines, self._natives.all, names, Random(f"{self._seed}/around"), weather.tell)
             listeners = [self._listener(server, user, stack) for server in self._servers for user in _listening(server)]
-            drained_s = await self._listened_to(listeners)
+            drained_s = await self._listened_to(listeners, around)
         self._read()
-        weather = self._weather
-        verdict = self._ledger.verdict()
-        return Result(self._seed, verdict, weather.kills, weather.freezes, drained_s, weather.story, self._ledger)
+        return Result(
+            self._seed, self._ledger.verdict(), weather.kills, weather.freezes, weather.counts + around.counts,
+            drained_s, sorted(weather.story), self._ledger,
+        )  # fmt: skip
 
-    async def _listened_to(self, listeners: list[Receiver]) -> float:
+    async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
         """Rage and drain, while these listen; say how long the draining took."""
         try:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
                     group.create_task(listener.run())
-                await self._rage()
+                await self._rage(around)
                 drained_s = await self._drain(listeners)
                 for listener in listeners:
                     listener.enough.set()
@@ -156,17 +199,20 @@ class Course:
             return drained_s
         raise StuckError("; ".join(complaints))
 
-    def _listener(self, server: Server, user: str, stack: ExitStack) -> Receiver:
+    def _listener(self, server: Server, user: str, stack: AsyncExitStack) -> Receiver:
         journal = stack.enter_context(Journal(self._directory / f"listener-{user}.journal"))
         return Receiver(user, server.address, journal, Random(f"{self._seed}/{user}"), acks=False)
 
-    async def _rage(self) -> None:
+    async def _rage(self, around: Surroundings) -> None:
         for clients in self._clients:
             clients.start_sending()
             clients.start_receiving()
-        await _until(self._flows, START_S, lambda: "no message was reported good")
+        await _until(self._flows, START_S, lambda: "not every server has its first messages reported good")
         self._say(f"messages flow; {self._duration_s:.0f} s of faults begin (seed {self._seed})")
-        await self._weather.rage(self._duration_s)
+        self._natives.turn_restless()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._weather.rage(self._duration_s))
+            group.create_task(around.change(self._duration_s))
 
     async def _drain(self, listeners: list[Receiver]) -> float:
         """Wait until the senders have their reports and the receivers their messages; say how long that took."""
@@ -174,6 +220,7 @@ class Course:
         self._say("the faults are over; waiting for what is on its way")
         for listener in listeners:
             listener.steady.set()
+        self._natives.settle(self._happened)
         for clients in self._clients:
             clients.sending.ask_to_end()
             clients.receiving.ask_to_end()
@@ -194,9 +241,13 @@ class Course:
             self._ledger.take(journal, record)
 
     def _flows(self) -> bool:
+        """Has each sender a good report, and does each server know of the native server that reports that it does?"""
         self._read()
-        senders = {entry.journal for entry in self._ledger.entries.values() if any(told.good for told in entry.told)}
-        return len(senders) == len(self._clients)
+        good = [entry for entry in self._ledger.entries.values() if any(told.good for told in entry.told)]
+        senders = {entry.journal for entry in good}
+        reached = {entry.journal for entry in good if any(NATIVES.get(target) for target in entry.sent.targets)}
+        journals = {clients.sending_journal for clients in self._clients}
+        return senders >= journals and reached >= journals
 
     def _paid(self) -> bool:
         self._read()
@@ -207,12 +258,18 @@ def _listening(server: Server) -> tuple[str, ...]:
     return SERVERS[server.name][:LISTENING]
 
 
-def _whole(name: str, weight: int, *programs: Program) -> Target:
+def _part(name: str, weight: int, where: list[str], *programs: Program) -> Target:
     def start() -> None:
         for program in programs:
             program.start()
 
-    return Target(name, [program.part for program in programs], start, weight)
+    return Target(name, [program.part for program in programs], start, weight, where)
+
+
+def _whole(name: str, weight: int, servers: list[Server], *programs: Program) -> Target:
+    """All that runs of some servers: their machines, so to speak."""
+    target = _part(name, weight, [server.name for server in servers], *programs)
+    return replace(target, machines=[server.machine for server in servers])
 
 
 def _asleep(parts: list[Part]) -> str:
@@ -230,13 +287,18 @@ async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callabl
         await asyncio.sleep(LOOK_S * 5)
 
 
-def play(seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None) -> Result:
-    """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays."""
+def play(
+    seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = ""
+) -> Result:
+    """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: what is
+    broken in the servers (see `breakages`), to see whether it is found."""
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))
         with Parts() as parts:
-            result = asyncio.run(Course(seed, duration_s, keep, parts, say).run())
-        result.verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
-        result.verdict.wrong.extend(crashes(keep))
-        return result
+            result = asyncio.run(Course(seed, duration_s, keep, parts, say, breakage).run())
+        letters = [letter for name in SERVERS for letter in dead_letters(keep / name, name)]
+        verdict = result.ledger.verdict(letters)
+        verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))
+        verdict.wrong.extend(crashes(keep))
+        return replace(result, verdict=verdict)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
+from tests.chaos.happened import Happened
 from tests.chaos.journal import now_s
+from tests.chaos.machine import Machine
 from tests.chaos.processes import Part, signal_one
 
 MEAN_PAUSE_S = 1.3
@@ -22,33 +26,37 @@ DEAD_S = {(0.0, 0.0): 4, (0.2, 2.0): 4, (3.0, 7.0): 1}
 """How long until it is started again: also longer than a message waits for a handler."""
 KILLS, FREEZES = 3, 2
 """How often one and the other."""
-INJECTED = frozenset({"handler-lost"})
-"""Why something that was queued may fail after all in a run: all handlers of a type are dead for longer than a message
-waits for one. Nothing expires, no mailbox or store fills up, nobody's account goes."""
 
 
 @dataclass(frozen=True)
 class Target:
     """Something that can be hit: one part or several at once, and how to start it again. `weight`: how often.
 
-    `workers`: hit one of the handler processes below the part instead, which somebody else starts again.
+    `where`: the servers whose handlers may be lost by that, or the native server that is hit. `workers`: hit one of the
+    handler processes below the part instead, which somebody else starts again. `machines`: the parts are all that runs
+    on these.
     """
 
     name: str
     parts: Sequence[Part]
     start: Callable[[], None]
     weight: int
+    where: Sequence[str] = ()
     workers: bool = False
+    machines: Sequence[Machine] = ()
 
 
 class Weather:
-    """Chooses and carries out faults until it is told to stop."""
+    """Chooses and carries out faults until it is told to stop. `happened` is told of them."""
 
-    def __init__(self, targets: Sequence[Target], random: Random) -> None:
+    def __init__(self, targets: Sequence[Target], happened: Happened, random: Random) -> None:
         self.kills = 0
         self.freezes = 0
+        self.counts: Counter[str] = Counter()
+        """How often machines slept and booted."""
         self.story: list[tuple[float, str]] = []
         self._targets = targets
+        self._happened = happened
         self._random = random
         self._tasks: set[asyncio.Task[None]] = set()
         self._hit: set[str] = set()
@@ -84,43 +92,71 @@ class Weather:
         self._hit |= names
         try:
             if not kills:
-                self._tell(f"{target.name} frozen for {for_s:.1f} s")
-                for part in target.parts:
-                    if part.alive:
-                        part.freeze()
-                        self.freezes += 1
-                await self._wait(for_s)
-                for part in target.parts:
-                    part.thaw()
+                with self._recorded(target, kills=False):
+                    await self._freeze(target, for_s)
                 return
-            self._tell(f"{target.name} killed, back in {for_s:.1f} s")
-            for part in target.parts:
-                part.kill()
-                self.kills += 1
-            await self._wait(for_s)
-            target.start()
+            booting = [machine for machine in target.machines if machine.may_boot()]
+            with self._recorded(target, kills=True):
+                self.tell(f"{target.name} killed, back in {for_s:.1f} s")
+                for part in target.parts:
+                    part.kill()
+                    self.kills += 1
+                await self._wait(for_s)
+                for machine in booting:
+                    self._count("boots", machine.boots())
+                target.start()
         finally:
             self._hit -= names
+
+    async def _freeze(self, target: Target, for_s: float) -> None:
+        self.tell(f"{target.name} frozen for {for_s:.1f} s")
+        for part in target.parts:
+            if part.alive:
+                part.freeze()
+                self.freezes += 1
+        await self._wait(for_s / 2)
+        for machine in target.machines:
+            self._count("sleeps", machine.sleeps())
+        await self._wait(for_s / 2)
+        for part in target.parts:
+            part.thaw()
+
+    @contextmanager
+    def _recorded(self, target: Target, *, kills: bool) -> Iterator[None]:
+        """Have it known where something is hit, and for how long."""
+        numbers = [self._happened.begins(where, kills=kills, at_s=now_s()) for where in target.where]
+        try:
+            yield
+        finally:
+            for number in numbers:
+                self._happened.ends(number, now_s())
 
     async def _worker(self, target: Target, kills: bool, for_s: float, which: float) -> None:
         pids = target.parts[0].offspring()
         if not pids:
             return
         pid = pids[int(which * len(pids))]
-        if kills:
-            self._tell(f"process {pid} of {target.name} killed")
-            signal_one(pid, signal.SIGKILL)
-            self.kills += 1
-            return
-        self._tell(f"process {pid} of {target.name} frozen for {for_s:.1f} s")
-        signal_one(pid, signal.SIGSTOP)
-        self.freezes += 1
-        try:
-            await self._wait(for_s)
-        finally:
-            signal_one(pid, signal.SIGCONT)
+        with self._recorded(target, kills=kills):
+            if kills:
+                self.tell(f"process {pid} of {target.name} killed")
+                signal_one(pid, signal.SIGKILL)
+                self.kills += 1
+                return
+            self.tell(f"process {pid} of {target.name} frozen for {for_s:.1f} s")
+            signal_one(pid, signal.SIGSTOP)
+            self.freezes += 1
+            try:
+                await self._wait(for_s)
+            finally:
+                signal_one(pid, signal.SIGCONT)
 
-    def _tell(self, what: str) -> None:
+    def _count(self, what: str, story: str | None) -> None:
+        if story is not None:
+            self.tell(story)
+            self.counts[what] += 1
+
+    def tell(self, what: str) -> None:
+        """Put a line into the story."""
         self.story.append((now_s(), what))
 
     async def _wait(self, seconds: float) -> None:

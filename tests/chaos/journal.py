@@ -15,12 +15,19 @@ import msgspec
 
 
 class Sent(msgspec.Struct, tag="sent", tag_field="what", frozen=True):
-    """A message is about to be submitted. `targets`: who is to get it, by the name its report will use."""
+    """A message is about to be submitted. `targets`: who is to get it, by the name its report will use.
+
+    `ttl_s`: how long it may wait, where its sender says so. `kills`: it kills whoever handles it. `asks`: its sender is
+    to hear later what became of what was queued.
+    """
 
     number: int
     type: str
     targets: dict[str, list[str]]
     at_s: float
+    ttl_s: float | None = None
+    kills: bool = False
+    asks: bool = True
 
 
 class Told(msgspec.Struct, tag="told", tag_field="what", frozen=True):
@@ -51,8 +58,13 @@ class GivenUp(msgspec.Struct, tag="given-up", tag_field="what", frozen=True):
     at_s: float
 
 
+Place = tuple[str, str, str, int]
+"""Where a message stands in a lane: which server's, of which type, in which numbering, and its number."""
+
+
 class Got(msgspec.Struct, tag="got", tag_field="what", frozen=True):
-    """A user received a message. `sound`: its text is the one that was sent. `link`: which connection it came on."""
+    """A user or a native server received a message. `sound`: its text is the one that was sent. `link`: which
+    connection it came on. `place`: of what a native server received, its place in the lane."""
 
     number: int
     user: str
@@ -60,6 +72,15 @@ class Got(msgspec.Struct, tag="got", tag_field="what", frozen=True):
     marked: bool
     sound: bool
     link: str
+    at_s: float
+    place: Place | None = None
+
+
+class Died(msgspec.Struct, tag="died", tag_field="what", frozen=True):
+    """A handler is about to be killed by the message that it handles."""
+
+    number: int
+    server: str
     at_s: float
 
 
@@ -69,7 +90,7 @@ class Closed(msgspec.Struct, tag="closed", tag_field="what", frozen=True):
     at_s: float
 
 
-Record = Sent | Told | Later | GivenUp | Got | Closed
+Record = Sent | Told | Later | GivenUp | Got | Died | Closed
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode

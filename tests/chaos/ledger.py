@@ -2,86 +2,40 @@
 
 The rules, each checked for every message and every one of its recipients:
 
-- what a report calls `delivered` or `queued` has been received, unless the sender was told later that it failed for a
-  reason that the run's faults give;
-- every message has exactly one report, unless its sender was killed first or its client gave it up;
+- what a report calls `delivered`, `queued` or `sent` has been received, unless the sender was told later that it failed
+  for a reason that the run itself gives (see `excuses`);
+- every message has exactly one report, unless its sender was killed first or its client gave it up; it says nothing bad
+  that no fault explains;
 - nothing is received that was not sent, by somebody it was not for, or with another text;
 - of what a report calls `queued` the sender, who has asked for it, hears later what became of it;
-- what a user receives again under the same id is marked as redelivered; and of all that a user receives of a message,
-  whatever its ids, one at most is not marked: a server that died with its memory of a message gives what is sent again
-  another id and the mark, and that may overtake the first. A user has one connection at a time here, and all of them
-  are in the journals: no second receipt is a copy for another device.
+- what a user or a native server receives again under the same id is marked as redelivered; and of all that it receives
+  of a message, whatever its ids, one at most is not marked: a server that died with its memory of a message gives what
+  is sent again another id and the mark, and that may overtake the first. A user has one connection at a time here, and
+  all of them are in the journals: no second receipt is a copy for another device;
+- a native server that reports is never said to have been `sent` something, and one that is mute never to have got it;
+- what has to be in order comes in order (`order`); time to live is kept to, whatever the clocks show, and messages are
+  given up for what they do, not for what others do (`blame`).
 
-It must never ask a server what happened: only what clients saw counts.
+It must never ask a server what happened: what clients and native servers saw counts, and dead letters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tests.chaos.faults import INJECTED
-from tests.chaos.journal import Closed, GivenUp, Got, Later, Record, Sent, Told
-
-PROMISES = ("delivered", "queued", "sent")
-"""Outcomes after which a message must not be lost."""
-
-
-@dataclass
-class Entry:
-    """Everything known of one message."""
-
-    sent: Sent
-    journal: str
-    told: list[Told] = field(default_factory=list)
-    given_up: GivenUp | None = None
-    got: dict[str, list[Got]] = field(default_factory=dict)
-    later: dict[str, list[Later]] = field(default_factory=dict)
-
-    def promised(self) -> Iterator[str]:
-        """The users who must have it, by what its reports say."""
-        for report in self.told:
-            for target, users in self.sent.targets.items():
-                outcome = report.recipients.get(target, "delivered" if report.good else "failed")
-                if outcome in PROMISES and not self._failed_later(target):
-                    yield from users
-
-    def queued(self) -> Iterator[str]:
-        """The recipients of which the sender is to be told later what became."""
-        for report in self.told:
-            yield from (target for target, outcome in report.recipients.items() if outcome == "queued")
-
-    def _failed_later(self, target: str) -> bool:
-        return any(_excused(later.outcome) for later in self.later.get(target, []))
-
-    def story(self) -> str:
-        """What happened to it, for people."""
-        lines = [f"message {self.sent.number} ({self.sent.type}) of {self.journal} to {self.sent.targets}"]
-        events: list[tuple[float, str]] = [(self.sent.at_s, "sent")]
-        for told in self.told:
-            verdict = "good" if told.good else f"bad {told.reason}"
-            events.append((told.at_s, f"reported {verdict} {told.recipients or ''} as {told.message}"))
-        for user, receipts in self.got.items():
-            for got in receipts:
-                mark = ", marked" if got.marked else ""
-                events.append((got.at_s, f"received by {user} on {got.link} as {got.id}{mark}"))
-        if self.given_up is not None:
-            events.append((self.given_up.at_s, f"given up: {self.given_up.why}"))
-        for target, news in self.later.items():
-            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in news]
-        return "\n".join([*lines, *(f"    {at_s:12.3f}  {what}" for at_s, what in sorted(events))])
-
-
-def _excused(outcome: str) -> bool:
-    """Say whether a later outcome is a failure that the run itself has brought about."""
-    kind, _, reason = outcome.partition(":")
-    return kind == "failed" and reason in INJECTED
+from tests.chaos import blame, order
+from tests.chaos.entries import Entry
+from tests.chaos.happened import Happened
+from tests.chaos.journal import Closed, Died, GivenUp, Got, Later, Record, Sent, Told
+from tests.chaos.letters import DeadLetter
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the ledger says in the end. `promises`: (message, user) pairs that a report vouched for."""
+    """What the ledger says in the end. `promises`: (message, user) pairs that a report vouched for. `poison`: messages
+    that killed a handler, and how often one did."""
 
     promises: int
     lost: list[tuple[int, str]]
@@ -91,6 +45,9 @@ class Verdict:
     good: int
     bad: Counter[str]
     unclaimed: int
+    expired: int = 0
+    poison: int = 0
+    deaths: int = 0
 
     @property
     def clean(self) -> bool:
@@ -98,11 +55,12 @@ class Verdict:
 
 
 class Ledger:
-    """Takes records in any order, from any journal."""
+    """Takes records in any order, from any journal. `happened` is what the run itself has done."""
 
-    def __init__(self) -> None:
+    def __init__(self, happened: Happened | None = None) -> None:
         self.entries: dict[int, Entry] = {}
-        self._early: dict[int, list[Told | GivenUp | Got]] = {}
+        self._happened = happened or Happened()
+        self._early: dict[int, list[Told | GivenUp | Got | Died]] = {}
         self._by_id: dict[str, int] = {}
         self._later: dict[str, list[Later]] = {}
         self._closed: set[str] = set()
@@ -115,7 +73,7 @@ class Ledger:
             self._later.setdefault(record.message, []).append(record)
             self._apply_later(record.message)
         elif isinstance(record, Sent):
-            self.entries[record.number] = entry = Entry(record, journal)
+            self.entries[record.number] = entry = Entry(record, journal, self._happened)
             for early in self._early.pop(record.number, []):
                 self._enter(entry, early)
         elif record.number in self.entries:
@@ -123,7 +81,7 @@ class Ledger:
         else:  # the journal of its sender has not been read so far
             self._early.setdefault(record.number, []).append(record)
 
-    def _enter(self, entry: Entry, record: Told | GivenUp | Got) -> None:
+    def _enter(self, entry: Entry, record: Told | GivenUp | Got | Died) -> None:
         if isinstance(record, Told):
             entry.told.append(record)
             if record.message is not None:
@@ -131,6 +89,8 @@ class Ledger:
                 self._apply_later(record.message)
         elif isinstance(record, GivenUp):
             entry.given_up = record
+        elif isinstance(record, Died):
+            entry.died.append(record)
         else:
             entry.got.setdefault(record.user, []).append(record)
 
@@ -154,27 +114,27 @@ class Ledger:
         return [
             (number, target)
             for number, entry in self.entries.items()
+            if entry.sent.asks
             for target in dict.fromkeys(entry.queued())
             if target not in entry.later
         ]
 
-    def verdict(self) -> Verdict:
-        """Judge everything that was entered."""
+    def verdict(self, letters: Iterable[DeadLetter] = ()) -> Verdict:
+        """Judge everything that was entered, and the dead letters that were left."""
         wrong = [f"received, but never sent: {one}" for early in self._early.values() for one in early]
         wrong += [
             f"never told what became of {target}: {self.entries[number].story()}" for number, target in self.untold()
         ]
-        marked = promises = unclaimed = 0
-        bad: Counter[str] = Counter()
+        count = _Count()
         for entry in self.entries.values():
             wrong += self._faults(entry)
-            promises += len(set(entry.promised()))
-            unclaimed += not entry.told
-            bad.update((report.reason or "no reason given") for report in entry.told if not report.good)
-            for receipts in entry.got.values():
-                marked += sum(got.marked for got in _again(receipts))
-        good = sum(report.good for entry in self.entries.values() for report in entry.told)
-        return Verdict(promises, self.owed(), wrong, marked, len(self.entries), good, bad, unclaimed)
+            count.add(entry)
+        wrong += order.faults(self.entries.values())
+        wrong += blame.faults(self.entries, letters, self._happened)
+        return Verdict(
+            count.promises, self.owed(), wrong, count.marked, len(self.entries), count.good, count.bad, count.unclaimed,
+            count.expired, count.poison, count.deaths,
+        )  # fmt: skip
 
     def _faults(self, entry: Entry) -> Iterator[str]:
         if len(entry.told) > 1:
@@ -189,10 +149,33 @@ class Ledger:
                 yield f"received by {user} with another text: {entry.story()}"
             if not _told_apart(receipts):
                 yield f"received again by {user} without the mark: {entry.story()}"
-        for target, news in entry.later.items():
-            for later in news:
-                if later.outcome.startswith("failed") and not _excused(later.outcome):
-                    yield f"of {target} failed later, which no fault explains: {entry.story()}"
+        for what in entry.unexplained():
+            yield f"{what}, which no fault explains: {entry.story()}"
+
+
+@dataclass
+class _Count:
+    """What there was, added up."""
+
+    promises: int = 0
+    marked: int = 0
+    good: int = 0
+    unclaimed: int = 0
+    expired: int = 0
+    poison: int = 0
+    deaths: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+
+    def add(self, entry: Entry) -> None:
+        self.promises += len(set(entry.promised()))
+        self.unclaimed += not entry.told
+        self.bad.update((report.reason or "no reason given") for report in entry.told if not report.good)
+        self.good += sum(report.good for report in entry.told)
+        self.expired += sum(news[-1].outcome == "failed:expired" for news in entry.later.values())
+        self.poison += bool(entry.died)
+        self.deaths += len(entry.died)
+        for receipts in entry.got.values():
+            self.marked += sum(got.marked for got in _again(receipts))
 
 
 def _told_apart(receipts: list[Got]) -> bool:

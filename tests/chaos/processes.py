@@ -17,10 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.benchmarks.processes import children
+from tests.wall_clock import path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-"""Where our processes find the modules of the run."""
+PATH = path(str(ROOT))
+"""Where our processes find the modules of the run, and the prelude."""
 BESTER = str(Path(sys.executable).with_name("bester"))
 MARK = "BESTER_CHAOS_RUN"
 END_S = 15.0
@@ -42,6 +43,8 @@ class Part:
         self._log = directory / f"{name}.log"
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
+        """What its next lives have in their environment beside what all have."""
 
     @property
     def alive(self) -> bool:
@@ -67,7 +70,13 @@ class Part:
             self._process = subprocess.Popen(
                 command,
                 cwd=self._directory,
-                env={**os.environ, "PYTHONPATH": PATH, "PYTHONUNBUFFERED": "1", MARK: self._mark},
+                env={
+                    **os.environ,
+                    **self.environment,
+                    "PYTHONPATH": PATH,
+                    "PYTHONUNBUFFERED": "1",
+                    MARK: self._mark,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -107,10 +116,14 @@ class Part:
             self._process.send_signal(signal.SIGCONT)
         self.frozen = False
 
+    def signal(self, number: int) -> None:
+        """Send a signal, where it lives."""
+        if self._process is not None and self.alive:
+            self._process.send_signal(number)
+
     def ask_to_end(self) -> None:
         """SIGTERM, where it lives."""
-        if self._process is not None and self.alive:
-            self._process.send_signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
 
 class Parts:

@@ -2,7 +2,7 @@
 
 `python -m tests.chaos.receiver ADDRESS JOURNAL SEED restless|steady USER…` runs users who ask for acknowledgements:
 each message is put down before it is acknowledged, so that the process may be killed at any time. The restless come and
-go, sometimes without a word; the steady stay. SIGTERM: they leave, and the process ends.
+go, sometimes without a word, and hermits are away for long; the steady stay. SIGTERM: they leave, and the process ends.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bester.bridge.client import Client, ClientError
+from bester.client import Client, ClientError
 from tests.chaos.journal import Got, Journal, Later, now_s
 from tests.chaos.sender import PASSWORD
-from tests.chaos.traffic import text_of
+from tests.chaos.traffic import HERMITS, text_of
 
 LOGIN_S = 10.0
 """A server that has not answered a login after so long is frozen or dead; another connection is tried."""
 RETRY_S = 0.2
 STAYS_S = (1.0, 8.0)
 AWAY_S = (0.0, 4.0)
+HERMITS_AWAY_S = (10.0, 60.0)
 """How long the restless are here and away."""
 LEAVE_S = 5.0
 """How long a server may take over a goodbye."""
@@ -78,9 +79,12 @@ class Receiver:
         self.steady = asyncio.Event()
         self.enough = asyncio.Event()
         self._sessions = 0
+        self._away_s = HERMITS_AWAY_S if user in HERMITS else AWAY_S
 
     async def run(self) -> None:
         """Come and go until it is enough."""
+        if self.user in HERMITS and not self.steady.is_set():  # each life of this process would have them come
+            await self._wait(self.random.uniform(*self._away_s))
         while not self.enough.is_set():
             try:
                 async with connected(self.address) as connection:
@@ -89,7 +93,7 @@ class Receiver:
                 await self._wait(RETRY_S)
                 continue
             if not self.steady.is_set():
-                await self._wait(self.random.uniform(*AWAY_S))
+                await self._wait(self.random.uniform(*self._away_s))
 
     async def run_with_library(self) -> None:
         """The same with the client library: what its application is given, and leaves without a word, is not lost."""
@@ -106,7 +110,7 @@ class Receiver:
             await client.close(LEAVE_S if self.random.random() < 0.5 else 0)
             await reading
             if not self.steady.is_set():
-                await self._wait(self.random.uniform(*AWAY_S))
+                await self._wait(self.random.uniform(*self._away_s))
 
     async def _take(self, client: Client, link: str) -> None:
         try:

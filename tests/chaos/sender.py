@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from random import Random
 
-from bester.bridge.client import Client, ClientError, Outcome, Report
+from bester.client import Client, ClientError, Outcome, Report
 from tests.chaos import traffic
 from tests.chaos.journal import Closed, GivenUp, Journal, Later, Sent, Told, now_s
 
 RATE_PER_S = 20.0
 """Moderate: two slow cores must keep up while a third of their time goes into starting processes again."""
+BURSTS_PER_S = 0.07
+"""Poison with its company. Each costs a few lives of a handler; after many of them the next is put off for long."""
 UNREPORTED = 400
 """So many at most are under way: while a server is away, its clients do not pile up messages without end."""
 PASSWORD = "secret"
@@ -65,16 +67,20 @@ class Sender:
         """Send until it is enough, then wait for all reports; or until the client has ended."""
         while not self.enough.is_set() and not hearing.done():
             if client.unreported < UNREPORTED:
-                self._submit(client)
+                poison = self.random.random() < BURSTS_PER_S / RATE_PER_S
+                some = traffic.burst if poison else _one
+                for message in some(self.number + 1, self.server, self.random):
+                    self._submit(client, message)
             await self._rest(self.random.expovariate(RATE_PER_S))
         while client.unreported and not hearing.done():
             await asyncio.sleep(0.05)
 
-    def _submit(self, client: Client) -> None:
-        self.number += 1
-        message = traffic.compose(self.number, self.server, self.random)
-        self.journal.write(Sent(message.number, message.type, message.targets, now_s()))
-        report = client.submit(message.type, message.data, outcome=True)
+    def _submit(self, client: Client, message: traffic.Message) -> None:
+        self.number = message.number
+        self.journal.write(
+            Sent(message.number, message.type, message.targets, now_s(), message.ttl_s, kills=message.kills)
+        )
+        report = client.submit(message.type, message.data, ttl_s=message.ttl_s, outcome=True)
         report.add_done_callback(lambda done: self._reported(message.number, done))
 
     def _reported(self, number: int, done: asyncio.Future[Report]) -> None:
@@ -95,6 +101,10 @@ class Sender:
 
     def _came_later(self, later: Outcome) -> None:
         self.journal.write(Later(later.message, later.recipient, later.outcome, now_s()))
+
+
+def _one(number: int, server: str, random: Random) -> list[traffic.Message]:
+    return [traffic.compose(number, server, random)]
 
 
 async def main() -> None:

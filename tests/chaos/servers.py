@@ -1,27 +1,28 @@
 """The two servers of a chaos run: one in a single process, one with every part in a process of its own.
 
-Each knows the other by name, over the fabric; their users have accounts. Where they listen stays the same over all
-their lives, so that clients find them again.
+Each knows the other by name, over the fabric, and both know two native servers; their users have accounts. Where they
+listen stays the same over all their lives, so that clients find them again. Each server has a machine of its own.
 """
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import SystemRandom
+from typing import Protocol
 
 from bester.broker.accounts import Accounts
+from tests.chaos.machine import Machine
 from tests.chaos.processes import BESTER, Part, Parts
 from tests.chaos.sender import PASSWORD
-from tests.chaos.traffic import SENDERS, SERVERS
+from tests.chaos.traffic import ATTEMPTS, SENDERS, SERVERS
 
-QUICK = ("talk", "pipe", "far", "both")
+QUICK = ("talk", "pipe", "far", "both", "line", "out")
 TTL_S = 24 * 3600
-"""Nothing expires during a run: what is queued must arrive."""
-ATTEMPTS = 20
-"""Handlers are killed far more often here than a message deserves to be given up for."""
+"""Nothing expires during a run unless its sender said so: what is queued must arrive."""
 PORTS = range(20_000, 32_000)
 """Below what the kernel gives to outgoing connections: none of those takes a port while its server is dead."""
 CONFIG = """
@@ -29,12 +30,13 @@ CONFIG = """
 name = "{name}"
 data_dir = "data"
 [native]
-{native}
+tcp4 = "{tcp}"
+{unix}
 [store]
 ttl_s = {ttl_s}
 [handlers.quick]
 app = "tests.chaos.handlers:quick"
-types = ["talk", "pipe", "far", "both"]
+types = {quick}
 workers = 2
 attempts = {attempts}
 [handlers.slow]
@@ -43,26 +45,36 @@ workers = 2
 attempts = {attempts}
 [servers.{peer}]
 fabric = "ipc://{peer_directory}/data/fabric.sock"
+{natives}
+"""
+NATIVE = """
+[servers.{name}]
+native = "{host}:{port}"
+{more}
 """
 
 
 class Program:
-    """A part of a server, and the command that runs it."""
+    """A part of a server, and the command that runs it on the server's machine. `more`: of its environment."""
 
-    def __init__(self, part: Part, *command: str) -> None:
+    def __init__(self, part: Part, machine: Machine, more: Mapping[str, str], *command: str) -> None:
         self.part = part
+        self._machine = machine
         self._command = command
+        part.environment = {**machine.env, **more}
 
     def start(self) -> None:
-        self.part.start(*self._command)
+        self.part.start(*self._machine.program(*self._command))
 
 
 class Server:
-    """A server's directory, address and programs."""
+    """A server's address for clients, its address for native servers (`tcp`), its machine, and its programs."""
 
-    def __init__(self, name: str, address: str, programs: Sequence[Program]) -> None:
+    def __init__(self, name: str, address: str, tcp: str, machine: Machine, programs: Sequence[Program]) -> None:
         self.name = name
         self.address = address
+        self.tcp = tcp
+        self.machine = machine
         self.programs = programs
 
 
@@ -82,30 +94,55 @@ def free_port() -> int:
             return port
 
 
-def make_servers(parts: Parts, directory: Path) -> list[Server]:
-    """Write the configurations and accounts; nothing is started."""
-    port = free_port()
-    _configure(directory, "s1", "s2", f'tcp4 = "127.0.0.1:{port}"')
-    _configure(directory, "s2", "s1", 'unix = "native"')
+class Known(Protocol):
+    """A native server as a configuration names it."""
+
+    name: str
+    host: str
+    port: int
+
+
+def make_servers(
+    parts: Parts, directory: Path, machines: Mapping[str, Machine], natives: Sequence[Known], more: Mapping[str, str]
+) -> list[Server]:
+    """Write the configurations and accounts; nothing is started. `more`: of the environment of all programs."""
+    tcp = {name: f"127.0.0.1:{free_port()}" for name in SERVERS}
+    # Of the mute one the first server finds out by itself, and the other is told.
+    wishes = {"s1": {"n1": 'order = "type"'}, "s2": {"n2": "reports = false"}}
+    for name, peer in (("s1", "s2"), ("s2", "s1")):
+        known = [
+            NATIVE.format(name=each.name, host=each.host, port=each.port, more=wishes[name].get(each.name, ""))
+            for each in natives
+        ]
+        _configure(directory, name, peer, tcp[name], "".join(known))
     together, apart = directory / "s1", directory / "s2"
     fabric = ("--fabric", f"ipc://{apart}/data/fabric.sock", "--workers", "2")
     types = "|".join(f"'{type_}'" for type_ in (*QUICK, "slow"))
-    one = [Program(parts.part("up", together, ready=f" serves |{types}"), BESTER, "up")]
+
+    def program(machine: Machine, part: Part, *command: str) -> Program:
+        return Program(part, machine, more, BESTER, *command)
+
+    one = [program(machines["s1"], parts.part("up", together, ready=f" serves |{types}"), "up")]
+    second = machines["s2"]
     several = [
-        Program(parts.part("broker", apart, ready=f"broker |{types}"), BESTER, "broker"),
-        Program(parts.part("bridge", apart, ready=" serves "), BESTER, "bridge"),
-        Program(parts.part("quick", apart), BESTER, "handler", "tests.chaos.handlers:quick", *fabric),
-        Program(parts.part("slow", apart), BESTER, "handler", "tests.chaos.handlers:slow", *fabric),
+        program(second, parts.part("broker", apart, ready=f"broker |{types}"), "broker"),
+        program(second, parts.part("bridge", apart, ready=" serves "), "bridge"),
+        program(second, parts.part("quick", apart), "handler", "tests.chaos.handlers:quick", *fabric),
+        program(second, parts.part("slow", apart), "handler", "tests.chaos.handlers:slow", *fabric),
     ]
-    return [Server("s1", f"127.0.0.1:{port}", one), Server("s2", f"unix:{apart}/native", several)]
+    return [
+        Server("s1", tcp["s1"], tcp["s1"], machines["s1"], one),
+        Server("s2", f"unix:{apart}/native", tcp["s2"], second, several),
+    ]
 
 
-def _configure(directory: Path, name: str, peer: str, native: str) -> None:
+def _configure(directory: Path, name: str, peer: str, tcp: str, natives: str) -> None:
     own = directory / name
     own.mkdir()
     text = CONFIG.format(
-        name=name, peer=peer, native=native, peer_directory=directory / peer, ttl_s=TTL_S, attempts=ATTEMPTS
-    )
+        name=name, peer=peer, tcp=tcp, peer_directory=directory / peer, ttl_s=TTL_S, attempts=ATTEMPTS, natives=natives,
+        quick=json.dumps(QUICK), unix='unix = "native"' if name == "s2" else "",
+    )  # fmt: skip
     (own / "bester.toml").write_text(text)
     with closing(Accounts(own / "data")) as accounts:
         for user in (SENDERS[name], *SERVERS[name]):

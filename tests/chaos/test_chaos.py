@@ -9,7 +9,7 @@ from tests.chaos.__main__ import told
 from tests.chaos.course import play
 from tests.chaos.processes import Parts, marked, python
 
-FAULTS_S = 15.0
+FAULTS_S = 12.0
 SEED = 11
 PATIENCE_S = 10.0
 

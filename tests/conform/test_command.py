@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from click.testing import CliRunner, Result
 
+from bester.cli.conform import conform
 from bester.conform.cases import load
-from bester.conform.command import conform
 from tests.conform.programs import broken, published
 from tests.conform.small_server import small_server
 from tests.live import BESTER, DEADLINE_S, Process

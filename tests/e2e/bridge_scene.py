@@ -155,11 +155,11 @@ class FakeBroker:
         self.open = False
         self._answers.clear()
         self.sessions.clear()
-        self._bridge.lost("the test says so")
+        self._bridge.on_link_lost("the test says so")
 
     def come_back(self) -> None:
         self.open = True
-        self._bridge.ready()
+        self._bridge.on_link_ready()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something the bridge said makes the condition true."""

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.bridge.cli import main
-from bester.bridge.cli.errors import describe
 from bester.broker.accounts import FILE, Accounts
 from bester.broker.config import STORE_FILE
-from bester.broker.kept import Entry, Fetch, Keep, mailbox
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Enqueue, Entry, Fetch, mailbox
+from bester.cli import main
+from bester.cli.errors import describe
 from tests.live import BESTER, LiveServer, Process
 from tests.plain_user import plain_user
 
@@ -37,7 +37,7 @@ def add_user(data_dir: Path, *names: str) -> None:
 
 def waiting_in(path: Path) -> int:
     store = SqliteStore(path)
-    boxes = store.open().boxes
+    boxes = store.open().queues
     store.close()
     return sum(box.messages for box in boxes.values())
 
@@ -46,7 +46,7 @@ def keep_one(path: Path) -> str:
     """Have something wait in a store, and return the store's own name."""
     store = SqliteStore(path)
     epoch = store.open().epoch
-    assert store.commit([Keep(ENTRY)]).ok
+    assert store.commit([Enqueue(ENTRY)]).ok
     store.close()
     return epoch
 

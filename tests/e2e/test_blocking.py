@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bester.bridge.client import AuthenticationFailed, ConnectionLost, MessageTooLarge
-from bester.bridge.client.blocking import Client, ClientClosed, Limits, Outcome
+from bester.client import AuthenticationFailed, ConnectionLost, MessageTooLarge
+from bester.client.blocking import Client, ClientClosed, Limits, Outcome
 from tests.e2e.fake_native_server import DEADLINE_S, FakeServer, Json, Peer, message_frame, outcome_frame, within
 
 

@@ -1,4 +1,4 @@
-"""The native protocol over raw sockets, row by row, on both event loops."""
+"""A bridge on real sockets, byte by byte: first frames, later ones, and ends of connections."""
 
 from __future__ import annotations
 
@@ -6,56 +6,22 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import uvloop
 
+from bester.bridge.connection import Connection
 from bester.bridge.listeners import USER_TIMEOUT_MS
 from bester.broker.config import NativeConfig
 from bester.broker.wire.address import HostPort
-from bester.broker.wire.messages import Close, Confirm, Login, Open, Submit
-from tests.e2e.bridge_scene import (
-    GOOD_LOGIN,
-    LISTED,
-    OPEN_TO_SERVERS,
-    Raw,
-    Scene,
-    Story,
-    command,
-    login,
-    message,
-    scene,
-)
-
-Play = Callable[..., None]
+from bester.broker.wire.messages import Close, Confirm, Login
+from tests.e2e.bridge_raw_stand import Play, player, report, short
+from tests.e2e.bridge_scene import GOOD_LOGIN, Raw, Scene, login, message
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def play(request: pytest.FixtureRequest) -> Play:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(story: Story, **more: Any) -> None:
-        async def played() -> None:
-            async with scene(**more) as it:
-                await story(it)
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(played())
-
-    return run
-
-
-def report(status: str, id_: str | None, reason: str | None = None) -> dict[str, Any]:
-    payload = {"id": id_} if reason is None else {"id": id_, "reason": reason}
-    return {"header": {"messageType": "statusReport", "status": status}, "payload": payload}
-
-
-def short(frame: dict[str, Any]) -> dict[str, Any]:
-    """A report without the server's own id of the message."""
-    frame["payload"].pop("message", None)
-    return frame
+    return player(request.param)
 
 
 class TestFirstFrame:
@@ -329,261 +295,6 @@ class TestEnds:
         play(story)
 
 
-class TestDelivering:
-    def test_every_connection_of_a_user_gets_each_message(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice = await it.client()
-            bobs = [await it.client("bob", kind) for kind in ("tcp4", "tcp6", "unix")]
-            alice.write(message("to", "x", '["bob","alice","bob"]'))
-            for bob in bobs:
-                ids = [(await bob.read())["header"]["id"] for _ in range(2)]
-                assert [id_.rpartition(".")[2] for id_ in ids] == ["0", "2"]
-            assert (await alice.read())["header"]["id"].endswith(".1")
-            assert short(await alice.read()) == report("good", "x")
-
-        play(story)
-
-    def test_one_who_does_not_read_holds_nobody_up(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice, bob, slow = await it.client(), await it.client("bob"), await it.client("slow")
-            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
-            body = json.dumps("x" * 500_000).encode()
-            (session,) = it.broker.of("slow")
-            for number in range(40):
-                it.broker.deliver(f"s1/e/{number}", body, [[0, session]])
-                if number % 10 == 0:
-                    alice.write(message("to", str(number), '["bob"]'))
-                    assert (await bob.read())["payload"]["data"] == ["bob"]
-                    assert short(await alice.read()) == report("good", str(number))
-            failed = [row for confirm in it.broker.of_kind(Confirm) for row in confirm.failed]
-            assert failed
-            assert {row[2] for row in failed} == {"overloaded"}
-
-        play(story)
-
-    def test_a_reader_that_is_only_slow_gets_everything_and_only_then_it_is_confirmed(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            slow = await it.client("slow")
-            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
-            body = json.dumps("x" * 800_000).encode()
-            (session,) = it.broker.of("slow")
-            for number in range(5):
-                it.broker.deliver(f"s1/e/{number}", body, [[0, session]])
-            other = await it.client("bob")
-            other.write(message("echo"))
-            await other.read()
-            await other.read()
-            assert all(confirm.upto < 5 for confirm in it.broker.of_kind(Confirm))
-            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
-            for number in range(5):
-                assert (await slow.read())["header"]["id"] == f"s1/e/{number}.0.0"
-            await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 6)
-            assert all(confirm.failed == [] for confirm in it.broker.of_kind(Confirm))
-
-        play(story)
-
-
-class TestAcknowledging:
-    def test_the_report_waits_for_the_clients_word(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice, bob = await it.client(), await it.connect()
-            bob.write(login("bob", ack=True))
-            assert await bob.read() == GOOD_LOGIN
-            alice.write(message("to", "1", '["bob"]'))
-            got = await bob.read()
-            alice.write(message("echo", "2"))
-            await alice.read()
-            assert short(await alice.read()) == report("good", "2")
-            bob.write(command("ack", [got["header"]["id"]]), message("dummy", "d"))
-            assert (await bob.read())["payload"]["id"] == "d"
-            assert short(await alice.read()) == report("good", "1")
-            await it.broker.until(lambda: it.broker.of_kind(Confirm)[-1].upto == 2)
-
-        play(story)
-
-    def test_one_who_goes_without_it_has_not_got_it(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            bob = await it.connect()
-            bob.write(login("bob", ack=True))
-            assert await bob.read() == GOOD_LOGIN
-            it.broker.deliver("s1/e/9", b"1", [[0, *it.broker.of("bob")]])
-            await bob.read()
-            bob.reset()
-            await it.broker.until(lambda: it.broker.of_kind(Confirm) != [])
-            assert it.broker.of_kind(Confirm) == [Confirm(1, [], [[1, 0, "unconfirmed"]])]
-
-        play(story)
-
-
-class TestWordsOfAMessage:
-    def test_they_reach_the_broker(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice = await it.client()
-            alice.write(
-                b'{"payload":{"type":"hold","data":1,"id":"1","dedup":"d","ttl_s":60,"outcome":true,"resent":true}}',
-                b'{"payload":{"type":"hold","data":1,"id":"2","dedup":5}}',
-                b'{"payload":{"type":"hold","data":1,"id":"3"}}',
-            )
-            assert await alice.read() == report("bad", "2", "malformed")
-            await it.broker.until(lambda: len(it.broker.held) == 2)
-            assert [submit.meta for submit in it.broker.held] == [
-                {"dedup": "d", "ttl_s": 60.0, "outcome": True, "resent": True},
-                {},
-            ]
-
-        play(story)
-
-    def test_what_became_of_it(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice, bob = await it.client(), await it.client("bob")
-            it.broker.outcomes["alice", "s1/e/9"] = {"carol": "queued"}
-            for client in (alice, bob):
-                client.write(command("outcome", "s1/e/9", "q"), message("dummy"))
-                await client.read()
-            assert await alice.body() == (
-                b'{"header":{"status":"0"},"payload":'
-                b'{"data":{"message":"s1/e/9","recipients":{"carol":"queued"}},"id":"q","type":"builtin"}}'
-            )
-            assert await bob.body() == (b'{"header":{"status":"1"},"payload":{"data":null,"id":"q","type":"builtin"}}')
-            it.broker.part()
-            alice.write(command("outcome", "s1/e/9", "q"))
-            assert await alice.read() == report("bad", "q", "unreachable")
-
-        play(story)
-
-
-class TestServers:
-    def test_one_message_a_report_and_the_end(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            server = await it.connect()
-            server.write(
-                b'{"header":{"scope":"server","server":"s2","origin":"s0","path":["s2/m"],"address":"lie"},'
-                b'"payload":{"data":-0,"type":"server"}}',
-                message("server", "second"),
-            )
-            assert short(await server.read()) == report("good", None)
-            await server.end()
-            (submit,) = it.broker.of_kind(Submit)
-            assert (submit.session, submit.type, submit.body) == (None, "server", b"-0")
-            assert submit.meta == {
-                "scope": "server",
-                "address": "127.0.0.1",
-                "server": "s2",
-                "origin": "s0",
-                "path": ["s2/m"],
-            }
-
-        play(story)
-
-    def test_refused_by_policy(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            server = await it.connect()
-            server.write(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"refuse","id":"x"}}')
-            assert short(await server.read()) == report("bad", "x", "not-allowed")
-            await server.end()
-
-        play(story)
-
-    def test_one_that_closes_without_reading_is_heard(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            server = await it.connect()
-            server.write(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"server"}}')
-            await server.close()
-            await it.broker.until(lambda: len(it.broker.of_kind(Submit)) == 1)
-            await it.empty()
-
-        play(story)
-
-    @pytest.mark.parametrize("more", [OPEN_TO_SERVERS, LISTED])
-    def test_a_server_may_send_more_than_a_stranger(self, play: Play, more: dict[str, Any]) -> None:
-        async def story(it: Scene) -> None:
-            server = await it.connect()
-            data = '"' + "x" * 100_000 + '"'
-            server.write(
-                f'{{"header":{{"scope":"server"}},"payload":{{"data":{data},"type":"server","id":"x"}}}}'.encode()
-            )
-            assert short(await server.read()) == report("good", "x")
-
-        play(story, **more)
-
-
-class TestTheBrokerComesAndGoes:
-    def test_clients_stay_and_their_reports_are_late_not_lost(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice = await it.client()
-            alice.write(message("hold", "1"))
-            await it.broker.until(lambda: len(it.broker.held) == 1)
-            (first,) = it.broker.held
-            it.broker.part()
-            alice.write(message("echo", "2"), message("dummy", "d"))
-            assert (await alice.read())["payload"]["id"] == "d"
-            late = await it.connect()
-            late.write(login("late"))
-            assert await late.read() == report("bad", "auth_special", "unreachable")
-            await late.end()
-            it.broker.come_back()
-            assert [opened.user for opened in it.broker.of_kind(Open)] == ["alice"]
-            assert it.broker.held == [first, first._replace(meta={"attempt": 2})]
-            assert (await alice.read())["payload"]["data"] == 1
-            assert short(await alice.read()) == report("good", "2")
-            it.broker.release()
-            assert short(await alice.read()) == report("good", "1")
-
-        play(story)
-
-    def test_what_one_said_who_has_gone_is_carried_out(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice = await it.client()
-            alice.write(message("hold", "1"))
-            await it.broker.until(lambda: len(it.broker.held) == 1)
-            it.broker.part()
-            alice.write(message("hold", "2"), message("dummy", "d"))
-            await alice.read()
-            alice.reset()
-            await it.empty()
-            it.broker.told.clear()
-            it.broker.come_back()
-            assert [type(message) for message in it.broker.told] == [Open, Submit, Submit, Close]
-            assert [submit.meta for submit in it.broker.held[1:]] == [{"attempt": 2}, {}]
-            assert it.broker.sessions == {}
-
-        play(story)
-
-    def test_a_bridge_that_ends_without_a_broker_tells_everybody(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice = await it.client()
-            alice.write(message("hold", "1"))
-            await it.broker.until(lambda: len(it.broker.held) == 1)
-            it.broker.part()
-            alice.write(message("echo", "2"), message("dummy", "d"))
-            assert (await alice.read())["payload"]["id"] == "d"
-            draining = asyncio.create_task(it.service.drain(1.0))
-            assert await alice.read() == report("bad", "1", "unreachable")
-            assert await alice.read() == report("bad", "2", "unreachable")
-            await alice.end()
-            await alice.close()
-            assert not await draining
-            assert it.service.bridge.connections == 0
-
-        play(story)
-
-    def test_draining_lets_reports_out_first(self, play: Play) -> None:
-        async def story(it: Scene) -> None:
-            alice, idle = await it.client(), await it.client("idle")
-            alice.write(message("hold", "1"))
-            await it.broker.until(lambda: len(it.broker.held) == 1)
-            draining = asyncio.create_task(it.service.drain())
-            await idle.end()
-            await idle.close()
-            it.broker.release()
-            assert short(await alice.read()) == report("good", "1")
-            await alice.end()
-            await alice.close()
-            assert await draining
-
-        play(story)
-
-
 def test_one_too_many_is_told_so(play: Play) -> None:
     async def story(it: Scene) -> None:
         await it.client()
@@ -596,11 +307,20 @@ def test_one_too_many_is_told_so(play: Play) -> None:
     play(story, native=NativeConfig(HostPort("127.0.0.1", 0), max_connections=2))
 
 
-def test_sockets_have_their_options(play: Play) -> None:
+def test_sockets_have_their_options(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[asyncio.BaseTransport] = []
+    made = Connection.connection_made
+
+    def noting(self: Connection, transport: asyncio.BaseTransport) -> None:
+        accepted.append(transport)
+        made(self, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", noting)
+
     async def story(it: Scene) -> None:
         await it.client()
-        (wire,) = it.service.bridge._wires.values()
-        sock = wire._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # it is a Connection
+        (transport,) = accepted
+        sock = transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == USER_TIMEOUT_MS

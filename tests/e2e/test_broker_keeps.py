@@ -15,10 +15,10 @@ import pytest
 from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
 from bester.broker.core.values import Settings
-from bester.broker.kept import Budget, Bury, Committed, End, Handed, Keep, Write
 from bester.broker.server import Broker
 from bester.broker.service import serving
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import Budget, Bury, Committed, End, Enqueue, MarkSent, Write
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
     Close,
@@ -157,7 +157,7 @@ async def test_queued_is_said_after_it_is_on_disk() -> None:
         (report,) = await bridge.hears(Report)
         assert (report.token, report.status, report.recipients) == (7, 0, {"bob": "queued"})
         story = kinds(store.story)
-        keep = next(group for group in story if Keep in group)
+        keep = next(group for group in story if Enqueue in group)
         assert story.index(keep) < story.index([Report])
 
 
@@ -178,8 +178,8 @@ async def test_a_turn_of_the_loop_is_one_group() -> None:
     async with served(store) as (_, bridge):
         bridge.say(*(submit(number) for number in range(50)))
         await bridge.hears(Report, 50)
-        groups = [group for group in kinds(store.story) if Keep in group]
-        assert sum(group.count(Keep) for group in groups) == 50
+        groups = [group for group in kinds(store.story) if Enqueue in group]
+        assert sum(group.count(Enqueue) for group in groups) == 50
         assert len(groups) < 25  # a handler's replies come in batches
 
 
@@ -194,10 +194,10 @@ async def test_what_waits_is_delivered_in_the_next_life_and_ends_within_a_tick()
         bridge.say(Open(BOB, "bob"))
         delivers = await bridge.hears(Deliver, 3)
         assert [deliver.body for deliver in delivers] == [b"1", b"2", b"3"]
-        assert kinds(again.story).index([Handed]) < kinds(again.story).index([Deliver])
+        assert kinds(again.story).index([MarkSent]) < kinds(again.story).index([Deliver])
         bridge.say(Confirm(delivers[-1].serial))
         await until(lambda: any(End in group for group in kinds(again.story)))
-    assert again.copy().open().boxes == {}
+    assert again.copy().open().queues == {}
 
 
 async def test_what_the_core_has_said_at_the_very_end_is_written_too() -> None:
@@ -208,7 +208,7 @@ async def test_what_the_core_has_said_at_the_very_end_is_written_too() -> None:
         bridge.say(Open(BOB, "bob"))
         (deliver,) = await bridge.hears(Deliver)
         bridge.say(Confirm(deliver.serial))
-    assert store.copy().open().boxes == {}
+    assert store.copy().open().queues == {}
 
 
 async def test_a_store_that_is_full_is_told_and_said_once_and_the_rest_goes_on(
@@ -251,7 +251,7 @@ async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
         assert "bob" in broker.router.users()
         accounts.gone.add("bob")
         await until(lambda: any(End in group for group in kinds(store.story)))
-    assert store.copy().open().boxes == {}
+    assert store.copy().open().queues == {}
 
 
 async def test_a_removal_is_struck_off_when_the_end_of_what_waited_is_on_disk() -> None:
@@ -266,7 +266,7 @@ async def test_a_removal_is_struck_off_when_the_end_of_what_waited_is_on_disk() 
         assert accounts.left == {"bob"}
         store.broken = False
         await until(lambda: not accounts.left)
-    assert store.copy().open().boxes == {}
+    assert store.copy().open().queues == {}
 
 
 async def test_until_a_removal_is_struck_off_nothing_is_kept_under_the_name_and_nobody_let_in() -> None:

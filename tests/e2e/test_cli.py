@@ -17,12 +17,12 @@ import click
 import pytest
 
 from bester.bridge.children import GRACE_S
-from bester.bridge.cli import main
-from bester.bridge.cli.commands import COMMANDS, bester
-from bester.bridge.cli.errors import describe
-from bester.bridge.cli.serve import banner
 from bester.broker.config import STOCK_HANDLERS, defaults
 from bester.broker.wire.codes import BesterError, ConfigError
+from bester.cli import main
+from bester.cli.commands import COMMANDS, bester
+from bester.cli.errors import describe
+from bester.cli.serve import banner
 from tests.live import BESTER, Process
 
 TIMEOUT_S = 30.0
@@ -322,7 +322,7 @@ def test_a_missing_dependency_is_one_line(
 def test_without_what_the_command_line_itself_needs_it_is_one_line_too(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "bester.bridge.cli.commands")
+    monkeypatch.delitem(sys.modules, "bester.cli.commands")
     monkeypatch.setitem(sys.modules, "click", None)
     assert main(["--version"]) == 1
     said = capsys.readouterr().err

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bester.bridge.client.cli import listen, send_once, tell_outcome
-from bester.bridge.client.frames import Terms
-from bester.bridge.client.window import DEFAULTS
+from bester.cli.messaging import listen, send_once, tell_outcome
+from bester.client.frames import Terms
+from bester.client.window import DEFAULTS
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, outcome_frame, within
 
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from bester.bridge.client import Client, Outcome, Report
+from bester.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
 
 COUNT = 1000

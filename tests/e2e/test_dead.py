@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bester.broker.accounts import Accounts
-from bester.broker.core.letters import MAX_REPLAYED
-from bester.broker.kept import Bury, Letter
+from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Bury, DeadLetter
 from tests.live import BESTER, LiveServer, Process, short_directory
 
 DEADLINE_S = 60.0
@@ -157,7 +157,7 @@ async def test_more_than_one_question_takes_are_replayed_too_the_oldest_first(sc
     await scene.server.stop()
     store = SqliteStore(scene.directory / "data" / "store.db")
     store.open()
-    letters = [Letter(f"here/x/{n}", "echo", b"%d" % n, "timeout", 1e9, {"user": "tim"}) for n in range(count)]
+    letters = [DeadLetter(f"here/x/{n}", "echo", b"%d" % n, "timeout", 1e9, {"user": "tim"}) for n in range(count)]
     assert store.commit([Bury(letter) for letter in letters]).ok
     store.close()
     scene.server = await LiveServer.start(scene.directory, SERVER)

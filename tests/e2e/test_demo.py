@@ -8,10 +8,10 @@ import signal
 
 import pytest
 
-from bester.bridge.cli.demo.people import Person
-from bester.bridge.cli.demo.servers import Servers
-from bester.bridge.cli.demo.story import STORIES, write_files
 from bester.broker.wire.codes import BesterError
+from bester.cli.demo.people import Person
+from bester.cli.demo.servers import Servers
+from bester.cli.demo.story import STORIES, write_files
 from tests.e2e.demo_run import demo, programs_in
 from tests.live import DEADLINE_S, short_directory
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from bester.bridge.cli.demo import LINKS
+from bester.cli.demo import LINKS
 from tests.e2e.demo_run import demo
 from tests.live import DEADLINE_S
 

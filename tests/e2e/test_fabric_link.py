@@ -11,10 +11,10 @@ import zmq
 from bester.broker import fabric
 from bester.broker.fabric import FabricLink
 from bester.broker.names import find
-from bester.broker.wire import party as party_module
+from bester.broker.wire import link_client as party_module
 from bester.broker.wire.codec import decode, encode
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Hello, Reply, Welcome
-from bester.broker.wire.party import Party
 from tests.e2e.name_server import name_server, until
 from tests.live import short_directory
 
@@ -27,7 +27,7 @@ async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeyp
     monkeypatch.setattr(fabric, "MAX_OUTBOX", LIMIT)
     monkeypatch.setattr(fabric, "HIGH_WATER_MARK", 4)
     welcomed = asyncio.Event()
-    party = Party("handler", "h", {})
+    party = LinkClient("handler", "h", {})
     async with short_directory() as directory:
         endpoint = f"ipc://{directory}/f"
         with zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
@@ -62,7 +62,7 @@ async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pyt
         port = broker.bind_to_random_port("tcp://127.0.0.1")
         lost: list[str] = []
         welcomed = asyncio.Event()
-        party = Party("handler", "h", {})
+        party = LinkClient("handler", "h", {})
         endpoint = f"tcp://s2.example:{port}"
         link = FabricLink(endpoint, party, on_messages=print, on_ready=welcomed.set, on_lost=lost.append)
         link.start()
@@ -86,7 +86,11 @@ async def test_a_link_ends_though_the_name_server_hangs(monkeypatch: pytest.Monk
         resolver.hangs.add("s2.example")
         lost: list[str] = []
         link = FabricLink(
-            "tcp://s2.example:1", Party("server", "h", {}), on_messages=print, on_ready=pytest.fail, on_lost=lost.append
+            "tcp://s2.example:1",
+            LinkClient("server", "h", {}),
+            on_messages=print,
+            on_ready=pytest.fail,
+            on_lost=lost.append,
         )
         link.start()
         await until(lambda: len(lost) == 2)

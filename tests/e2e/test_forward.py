@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 
-from bester.bridge.forward import Forwarder
+from bester.bridge.forward import Forwarder, is_reset
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
 from bester.broker.lookups import HINT_S, PATIENCE_S
@@ -21,6 +22,7 @@ from bester.broker.names import Names
 from bester.broker.wire.messages import Forward
 from tests.e2e.bridge_scene import OPEN_TO_SERVERS, Raw, scene
 from tests.e2e.name_server import Clock, name_server, until
+from tests.live import RawClient, live_server
 
 REPORTED = {"reported": True}
 Answer = Callable[[Raw], Awaitable[None]]
@@ -217,6 +219,28 @@ async def test_a_server_that_closes_at_once_and_has_read_nothing_is_not_called_s
             await asyncio.to_thread(turn_away)
         await outcomes.all(20)
     assert set(outcomes.of.values()) == {"failed:unreachable"}
+
+
+@pytest.mark.parametrize("size", [1, 100, 100_000])
+async def test_a_reset_behind_the_end_of_a_connection_is_found_at_once(size: int) -> None:
+    """What has closed before our words came refuses them; nobody waits for its report until the deadline."""
+    outcomes = Outcomes()
+    forwarder = Forwarder(replace(Limits(), forward_s=3600), outcomes.done)
+
+    async def turn_away(listening: socket.socket) -> None:
+        while True:  # in this loop: it has mostly closed before the other end goes on
+            (await asyncio.get_running_loop().sock_accept(listening))[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        turning = asyncio.create_task(turn_away(listening))
+        for token in range(20):
+            address = f"127.0.0.1:{listening.getsockname()[1]}"
+            forwarder.forward(Forward(token, address, "m", b'"%b"' % (b"x" * size), {}))
+        await outcomes.all(20)
+        turning.cancel()
+    assert set(outcomes.of.values()) == {"failed:unreachable"}
+    assert not any(outcomes.meta.values())
 
 
 async def test_what_waits_for_an_address_where_nothing_listens_any_more_does_not_wait_for_each_other() -> None:
@@ -453,3 +477,75 @@ async def test_from_one_bridge_to_another() -> None:
         outcomes = here.broker.forwarded()
         assert outcomes.pop(201) == "failed:not-allowed"
         assert set(outcomes.values()) == {"delivered"}
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_connection_that_the_loop_has_closed_counts_as_reset(runner: Callable[[Any], None]) -> None:
+    """The loop may notice a reset before it tells of the connection's end; its socket has no descriptor then."""
+
+    async def try_it() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                asyncio.Protocol, *listening.getsockname()[:2]
+            )
+            assert not is_reset(transport)
+            transport.abort()
+            async with asyncio.timeout(10):
+                while not is_reset(transport):
+                    await asyncio.sleep(0)
+
+    runner(try_it())
+
+
+async def test_a_connection_that_is_given_up_in_the_moment_in_which_it_is_made_has_carried_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is tried anew is not marked, so that it must not have been sent."""
+    frames: list[bytes] = []
+    ended = asyncio.Event()
+    tries = 0
+
+    async def count(peer: Raw) -> None:
+        frame = await peer.reader.read(1)
+        if frame:
+            frames.append(frame)
+        ended.set()
+
+    async def late(protocol: Any, addresses: tuple[str, ...], port: int, timeout_s: float) -> Any:
+        nonlocal tries
+        tries += 1
+        transport, conversation = await asyncio.get_running_loop().create_connection(protocol, addresses[0], port)
+        if tries == 1:
+            transport.close()
+            await asyncio.wait_for(ended.wait(), 10)
+            raise TimeoutError
+        return conversation
+
+    monkeypatch.setattr("bester.bridge.forward.connect", late)
+    outcomes = Outcomes()
+    async with server(count) as address:
+        Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
+        await outcomes.all(1)
+    assert (tries, len(frames)) == (2, 1)
+
+
+async def test_a_servers_log_says_that_another_one_does_not_answer_and_that_it_does_again() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = nobody.getsockname()[1]
+        toml = f'[servers.S2]\nnative = "127.0.0.1:{port}"\n'
+        async with live_server(f'{toml}[handlers.M2]\napp = "bester.handlers.stories.deployment.s1:app"\n') as here:
+            client = await RawClient.login(here, "u1")
+            client.submit("M2", {"text": "hello"}, "1")
+            report, _ = await client.until_report("1")
+            assert report["payload"]["recipients"] == {"S2": "queued"}
+            await here.processes[0].says(f"server-lost server='S2' why='nobody answers at 127.0.0.1:{port}'")
+
+            async def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await good(Raw(reader, writer))
+                writer.close()
+
+            there = await asyncio.start_server(taken, sock=nobody)
+            await here.processes[0].says("server-reached server='S2'")
+            there.close()
+            await client.close()

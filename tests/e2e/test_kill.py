@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.client import Client
 from bester.broker.accounts import Accounts
+from bester.client import Client
 from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, RawClient, short_directory
 
 APP = """

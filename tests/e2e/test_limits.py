@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.client import Client, MessageTooLarge, Outcome, Report, blocking
+from bester.client import Client, MessageTooLarge, Outcome, Report, blocking
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, report_frame
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, live_server, short_directory
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,21 +41,28 @@ async def directory() -> AsyncIterator[Path]:
 def fill_accounts(data: Path) -> None:
     with closing(Accounts(data)) as accounts:
         accounts.add("tim", "secret")
-        accounts._db.execute("BEGIN")
-        accounts._db.executemany(
-            "INSERT INTO account VALUES (?, ?, 1)", ((f"user{number:05}", "$" * 97) for number in range(USERS))
-        )
-        accounts._db.execute("COMMIT")
+        with closing(sqlite3.connect(accounts.path)) as db, db:
+            db.executemany(
+                "INSERT INTO account VALUES (?, ?, 1)", ((f"user{number:05}", "$" * 97) for number in range(USERS))
+            )
 
 
 def fill_store(data: Path) -> None:
     with closing(SqliteStore(data / "store.db")) as store:
         store.open()
-        store._db.execute("BEGIN")
+    with closing(sqlite3.connect(data / "store.db")) as db, db:
         for number in range(500):
             row = (number, f"user/{number}", f"m{number}", "bob", "chat", 9e9, b"\x80", 1000, b"x" * 1000)
-            store._db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, NULL, ?, NULL, ?, ?, ?)", row)
-        store._db.execute("COMMIT")
+            db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, NULL, ?, NULL, ?, ?, ?)", row)
+
+
+def connect_without_cache(
+    connect: Callable[..., sqlite3.Connection], path: Path, timeout_s: float, *, alone: bool = False
+) -> sqlite3.Connection:
+    """Connect so that every page is read from the file when it is asked for."""
+    db = connect(path, timeout_s, alone=alone)
+    db.execute("PRAGMA cache_size = 1").close()
+    return db
 
 
 OPEN: dict[str, Callable[[Path], object]] = {
@@ -300,6 +308,7 @@ class TestWhileItServes:
     def accounts(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Accounts]:
         monkeypatch.setattr(accounts_file, "LOOK_S", 0.0)
         fill_accounts(directory / "data")
+        monkeypatch.setattr(database, "connect", partial(connect_without_cache, database.connect))
         accounts = Accounts(directory / "data", serving=True)
         yield accounts
         accounts.close()
@@ -308,7 +317,6 @@ class TestWhileItServes:
     async def test_damage_is_said_loudly_and_nobody_is_told_that_his_password_is_wrong(
         self, accounts: Accounts, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
     ) -> None:
-        accounts._db.execute("PRAGMA cache_size = 1")
         spoil(accounts.path)
         answers = {(await accounts.verify(f"user{number:05}", "x", "")).reason for number in range(0, USERS, 97)}
         assert answers <= {"overloaded", "authentication-failed", "try-later"}
@@ -321,7 +329,8 @@ class TestWhileItServes:
         self, accounts: Accounts, caplog: pytest.LogCaptureFixture
     ) -> None:
         for stored in ("", "$argon2id$v=19$m=19456", "x" * 97):
-            accounts._db.execute("UPDATE account SET hash = ? WHERE name = 'tim'", (stored,))
+            with closing(sqlite3.connect(accounts.path)) as db, db:
+                db.execute("UPDATE account SET hash = ? WHERE name = 'tim'", (stored,))
             caplog.clear()
             assert await accounts.verify("tim", "secret", "") == OVERLOADED
             assert "the password of user 'tim' cannot be read, it is damaged; `bester user passwd`" in caplog.text

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.cli.operate import ask_all, endpoint_of, knock
 from bester.broker.config import Config, FabricConfig, defaults
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Answer, Ask, Error
+from bester.cli.operate import ask_all, endpoint_of, knock
 from tests.e2e.broker_stand_in import StandIn
 from tests.live import BESTER, Process
 

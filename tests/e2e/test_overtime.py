@@ -148,7 +148,7 @@ async def test_the_next_of_a_user_begins_when_the_one_before_is_over(endpoint: s
 async def test_a_handler_that_will_not_be_cancelled_keeps_its_place_and_is_not_waited_for(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.handlers.crew.STUBBORN_S", 0.2)
+    monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
     app, let_go = App(), asyncio.Event()
 
     @app.handler("job")
@@ -174,7 +174,7 @@ async def test_a_handler_that_will_not_be_cancelled_keeps_its_place_and_is_not_w
 async def test_the_next_of_a_user_does_not_wait_for_ever_for_one_that_will_not_be_cancelled(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.handlers.crew.STUBBORN_S", 0.2)
+    monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
     app, let_go = App(), asyncio.Event()
 
     @app.handler("chat", order="user")

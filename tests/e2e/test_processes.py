@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -37,18 +38,18 @@ def dealer(endpoint: str, *name: str) -> Iterator[int]:
 
 @pytest.mark.parametrize(("transport", "name"), [("ipc", ()), ("ipc", ("chosen",)), ("tcp", ())])
 async def test_the_system_says_whose_process_speaks_over_ipc(transport: str, name: tuple[str, ...]) -> None:
-    came: list[list[bytes]] = []
+    came: asyncio.Queue[list[bytes]] = asyncio.Queue()
     async with short_directory() as directory:
         with zmq.Context() as context:
-            socket = FabricSocket(context, zmq.ROUTER, came.append)
+            socket = FabricSocket(context, zmq.ROUTER, came.put_nowait)
             try:
                 socket.socket.bind(f"ipc://{directory}/f" if transport == "ipc" else "tcp://127.0.0.1:*")
                 socket.remember_processes()
                 endpoint = str(socket.socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
-                socket.socket.rcvtimeo = int(DEADLINE_S * 1000)
+                socket.register()
                 for _ in range(2):  # one that is started again under its own name is another process
                     with dealer(endpoint, *name) as pid:
-                        frames = [socket._receive(0) for _ in range(2)]
+                        frames = [await asyncio.wait_for(came.get(), DEADLINE_S) for _ in range(2)]
                         assert [frame[1:] for frame in frames] == [[b"one", b"two"]] * 2
                         (identity,) = {frame[0] for frame in frames}
                         assert socket.process_of(identity) == (pid if transport == "ipc" else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bester.bridge.client import Client
+from bester.client import Client
 from tests.live import BESTER, LAYOUTS, LiveServer, Process, short_directory
 
 NEAR = """

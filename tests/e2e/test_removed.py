@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
-from bester.bridge.client import Client, ClientError
 from bester.broker.accounts import Accounts
+from bester.client import Client, ClientError
 from tests.live import BESTER, DEADLINE_S, LiveServer, Process, short_directory
 
 APP = """

@@ -13,6 +13,7 @@ from bester.broker.core.values import Settings
 from bester.broker.fabric import FabricLink
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
     OP_OF,
     Answer,
@@ -27,7 +28,6 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
-from bester.broker.wire.party import Party
 from tests.e2e.bridge_scene import message
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn
 from tests.e2e.test_bridge_broker import bridge, log_in
@@ -65,7 +65,7 @@ async def test_a_link_answers_for_what_it_cannot_send_and_sends_the_rest(role: s
         async with StandIn(endpoint) as broker, asyncio.timeout(PATIENCE_S):
             link = FabricLink(
                 endpoint,
-                Party(role, "p", {}),
+                LinkClient(role, "p", {}),
                 on_messages=received,
                 on_ready=welcomed.set,
                 on_lost=pytest.fail,
@@ -167,7 +167,11 @@ async def test_a_message_whose_code_fails_in_somebodys_hands_does_not_deafen_the
         endpoint = f"ipc://{directory}/f"
         async with StandIn(endpoint, heartbeat_ms=60_000) as broker, asyncio.timeout(PATIENCE_S):
             link = FabricLink(
-                endpoint, Party("handler", "h", {}), on_messages=received, on_ready=welcomed.set, on_lost=pytest.fail
+                endpoint,
+                LinkClient("handler", "h", {}),
+                on_messages=received,
+                on_ready=welcomed.set,
+                on_lost=pytest.fail,
             )
             link.start()
             await welcomed.wait()

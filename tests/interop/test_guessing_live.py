@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.client import AuthenticationFailed, Client, ServerRefused
+from bester.client import AuthenticationFailed, Client, ServerRefused
 from tests.live import BESTER, DEADLINE_S, LAYOUTS, LiveServer, Process, short_directory
 
 FILE = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'

@@ -1,6 +1,7 @@
-"""The core's stage: a Router for each server and the simplest bridge there can be, in virtual time, without a socket.
+"""The core's stage: the servers of a world in virtual time, without a socket.
 
-Handlers are the SDK's functions without its worker; servers and handlers hold their links with a Party, as always.
+Brokers, bridges, clients and links are the real cores in what stands for their shells in `tests.world`; handlers are
+the SDK's functions without its worker.
 """
 
 from __future__ import annotations
@@ -9,34 +10,38 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
-from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, Route, Send, Settings, Verify
-from bester.broker.kept import Read, Write
-from bester.broker.store.memory import MemoryStore
-from bester.broker.wire import messages as wire
-from bester.broker.wire.messages import Command, Confirm, Deliver, LoggedIn, Malformed, Reply, Request
-from bester.broker.wire.party import Party, State
+from bester.bridge.limits import Limits as BridgeLimits
+from bester.broker.core.values import Limits, Route, Settings
+from bester.broker.wire.link_client import State
+from bester.broker.wire.messages import Command, Reply, Request
+from bester.client import frames
 from bester.handlers.app import App
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
 from bester.handlers.reply import commands_of, verdict_on
+from bester.handlers.runtime import Outcome
 from bester.handlers.worker import hello_options
-from tests.scenes.core_pipes import Pipe, World
 from tests.scenes.stage import HANDLER_WAIT_S, Function, Handler, Received, Report, Server, Stage, User, app_of
+from tests.world.bridges import SimBridge
+from tests.world.clock import World
+from tests.world.handlers import SimHandler
+from tests.world.network import Weather
+from tests.world.servers import SimServer
+from tests.world.users import Device
 
 AFTERMATH_S = 10.0
 """Virtual seconds after a scene in which nothing more may come to anybody."""
+LEAVING_S = 0.1
+"""Virtual seconds after which a bridge has seen that a connection has ended."""
 
 
 class CoreStage(Stage):
     def __init__(self) -> None:
         self.world = World()
         self.servers: dict[str, CoreServer] = {}
+        self._lives: dict[str, CoreServer] = {}  # the last one of each name, whether it lives or not
         self._users: list[CoreUser] = []
-        self._stores: dict[str, MemoryStore] = {}
 
     async def server(
         self,
@@ -45,8 +50,8 @@ class CoreStage(Stage):
         peers: Sequence[str] = (),
         residents: Sequence[str] = (),
     ) -> Server:
-        store = self._stores.setdefault(name, MemoryStore())
-        server = self.servers[name] = CoreServer(self, name, peers, residents, store)
+        server = CoreServer(self, name, peers, residents, self._lives.get(name))
+        self.servers[name] = self._lives[name] = server
         for type_, function in (handlers or {}).items():
             await server.handler({type_: function})
         self.world.until(self._linked, "the links between the servers")
@@ -55,13 +60,14 @@ class CoreStage(Stage):
     def _linked(self) -> bool:
         there = self.servers.values()
         friends = [(one, two) for one in there for two in there if one.name in two.peers and two.name in one.peers]
-        return all(one.pipes[two.name].party.ready for one, two in friends)
+        return all(one.broker.out[two.name].party.ready for one, two in friends)
 
     async def user(self, name: str, at: Server) -> User:
         assert isinstance(at, CoreServer)
         user = CoreUser(self.world, at.bridge, name)
         self._users.append(user)
-        self.world.until(lambda: user.session in at.bridge.users, f"{name} to be let in")
+        at.users.append(user)
+        self.world.until(lambda: user.device.ready, f"{name} to be let in")
         return user
 
     async def ends(self) -> None:
@@ -70,212 +76,127 @@ class CoreStage(Stage):
 
 
 class CoreServer(Server):
-    """A Router, its time and its guests, and what it keeps; `pipes` are the links it opened to other servers."""
+    """A broker and a bridge in one process, and the handlers and users that came to it.
+
+    `before` is the server of that name that has died: its broker begins another life, with what its store holds.
+    """
 
     def __init__(
-        self, stage: CoreStage, name: str, peers: Sequence[str], residents: Sequence[str], store: MemoryStore
+        self, stage: CoreStage, name: str, peers: Sequence[str], residents: Sequence[str], before: CoreServer | None
     ) -> None:
         super().__init__(name, peers)
         self.world = stage.world
-        self.guests: dict[Link, Callable[[wire.Message], None]] = {}
-        self.alive = True
+        self.users: list[CoreUser] = []
         self._stage = stage
+        self._handlers: list[CoreHandler] = []
         routes = {peer: Route(peer, fabric=f"ipc:///{peer}") for peer in peers}
         limits = Limits(handler_wait_s=HANDLER_WAIT_S, handler_again_s=HANDLER_WAIT_S)
         settings = Settings(name, open_accounts=not residents, routes=routes, limits=limits)
-        snapshot = store.open()
-        self._store = store
-        self._writes: list[Write] = []
-        self._reads: list[Read] = []
-        self.router = Router(
-            settings, epoch=f"e{snapshot.life}", first_token=5000, now=self.world.now,
-            wall_s=self.world.now, is_account=frozenset(residents).__contains__, snapshot=snapshot,
-        )  # fmt: skip
-        self.bridge = CoreBridge(self, f"x{snapshot.life}")
-        self.world.clocks.append(self._tick)
-        self.pipes = {peer: self._pipe(peer) for peer in peers}
-
-    def _pipe(self, peer: str) -> Pipe:
-        link = Link("server", peer.encode())
-        return Pipe(
-            self.world,
-            Party("server", self.name, {}),
-            lambda: self._stage.servers.get(peer),
-            on_message=lambda message: self.hear(link, message),
-            on_ready=lambda: self._carry_out(self.router.server_ready(peer, self.world.now)),
-            on_lost=lambda why: self._carry_out(self.router.server_lost(peer, why, self.world.now)),
-        )
-
-    def hear(self, link: Link, message: wire.Message | Malformed) -> None:
-        if self.alive:
-            self._carry_out(self.router.receive(link, message, self.world.now))
-
-    def _tick(self) -> None:
-        if self.alive:
-            self._carry_out(self.router.tick(self.world.now, self.world.now))
-
-    def _carry_out(self, actions: list[Action]) -> None:
-        """What is to be written is written, what is to be read is read, and then it is said."""
-        said = self._kept(actions)
-        while self._writes or self._reads:
-            writes, self._writes = self._writes, []
-            if writes:
-                said += self._kept(self.router.committed(writes, self._store.commit(writes), self.world.now))
-            reads, self._reads = self._reads, []
-            for read in reads:
-                said += self._kept(self.router.found(read, self._store.read(read), self.world.now))
-        for action in said:
-            if isinstance(action, Send):
-                self._send(action.link, action.message)
-            else:
-                self._carry_out(self.router.verified(action.link, action.session, action.user, None, self.world.now))
-
-    def _kept(self, actions: list[Action]) -> list[Send | Verify]:
-        """Put aside what is for the store; return what else there is to be done."""
-        self._writes += [action for action in actions if isinstance(action, Write)]
-        self._reads += [action for action in actions if isinstance(action, Read)]
-        return [action for action in actions if isinstance(action, Send | Verify)]
-
-    def _send(self, link: Link, message: wire.Message) -> None:
-        pipe = self.pipes.get(link.key.decode()) if link.door == "server" else None
-        guest = self.guests.get(link)
-        if guest is not None:
-            self.world.soon(partial(guest, message))
-        elif pipe is not None and pipe.party.ready:
-            pipe.say(message)
+        if before is None:
+            self.broker = SimServer(self.world, settings, frozenset(residents), password=None)
+            self.bridge = SimBridge(self.world, self.broker, f"{name}b", BridgeLimits(), direct=True)
         else:
-            self._carry_out(self.router.undeliverable(link, message, self.world.now))
+            self.broker, self.bridge = before.broker, before.bridge
+            self.broker.settings, self.broker.accounts = settings, frozenset(residents)
+            self.broker.start()
+        for peer in peers:
+            self.broker.link_to(peer, partial(self._door, peer), Weather(), Weather())
+
+    def _door(self, peer: str) -> SimServer | None:
+        there = self._stage.servers.get(peer)
+        return None if there is None else there.broker
 
     async def handler(self, functions: Mapping[str, Function], *, credit: int = 16, ordered: bool = False) -> Handler:
-        handler = CoreHandler(self, app_of(functions, credit, ordered))
-        self.world.until(lambda: handler.pipe.party.ready, f"{self.name} to welcome a handler")
+        handler = CoreHandler(self.world, self.broker, app_of(functions, credit, ordered))
+        self._handlers.append(handler)
+        self.world.until(lambda: handler.link.party.ready, f"{self.name} to welcome a handler")
         return handler
 
     async def dies(self) -> None:
-        self._carry_out(self.router.dismiss("the broker ends"))
-        for pipe in self.pipes.values():
-            pipe.leave()
-        self.world.rest()
-        self.alive = False
         del self._stage.servers[self.name]
+        self.broker.end()
+        for handler in self._handlers:  # they belong to this life
+            handler.link.freeze()
+        for user in self.users:
+            user.device.die()
 
 
 class CoreHandler(Handler):
     """Calls an App's functions as the requests come, one after the other."""
 
-    def __init__(self, server: CoreServer, app: App) -> None:
-        self._world = server.world
+    def __init__(self, world: World, broker: SimServer, app: App) -> None:
+        self._world = world
         self._routes = app.serving(None)
-        self._outcomes: dict[int, wire.Outcome] = {}
-        self._tokens = count(1)
-        party = Party("handler", app.name or "h", hello_options(app, self._routes))
-        self.pipe = Pipe(server.world, party, lambda: server, on_message=self._hear)
+        self._handler = SimHandler(world, broker, app.name or "h", hello_options(app, self._routes), self._reply)
+        self.link = self._handler.link
 
-    def _hear(self, message: wire.Message | Malformed) -> None:
-        match message:
-            case Request():
-                try:
-                    reply = Reply(message.token, 0, commands_of(self._routes[message.type].call(Message(message))))
-                except Exception as error:  # noqa: BLE001 (whatever the function raises is its failure)
-                    status, note, code, _ = verdict_on(error)
-                    reply = Reply(message.token, status, [], note, code)
-                self.pipe.say(reply)
-            case wire.Outcome():
-                self._outcomes[message.token] = message
+    def _reply(self, request: Request) -> Reply:
+        try:
+            return Reply(request.token, 0, commands_of(self._routes[request.type].call(Message(request))))
+        except Exception as error:  # noqa: BLE001 (whatever the function raises is its failure)
+            status, note, code, _ = verdict_on(error)
+            return Reply(request.token, status, [], note, code)
 
     async def freezes(self) -> None:
-        self.pipe.freeze()
+        self.link.freeze()
 
     async def thaws(self) -> None:
-        self.pipe.thaw()
+        self.link.thaw()
 
     async def leaves(self) -> None:
-        self.pipe.leave()
-        self._world.until(lambda: self.pipe.party.state is State.OVER, "a goodbye to be answered")
+        self.link.leave()
+        self._world.until(lambda: self.link.party.state is State.OVER, "a goodbye to be answered")
 
     async def emits(self, type_: str, *commands: Command) -> Outcome:
-        token = next(self._tokens)
-        self.pipe.say(wire.Emit(token, type_, list(commands)))
-        self._world.until(lambda: token in self._outcomes, f"the outcome of an emit as {type_!r}")
-        outcome = self._outcomes.pop(token)
+        token = self._handler.emit(type_, list(commands))
+        self._world.until(lambda: token in self._handler.outcomes, f"the outcome of an emit as {type_!r}")
+        outcome = self._handler.outcomes.pop(token)
         return Outcome(outcome.status == 0, outcome.recipients, outcome.reason, outcome.note)
 
 
-class CoreBridge:
-    """Holds its server's users: what is delivered leaves at once, and is confirmed."""
+class _Device(Device):
+    """A device that keeps what it is given."""
 
-    def __init__(self, server: CoreServer, epoch: str) -> None:
-        self.users: dict[int, CoreUser] = {}
-        """Who has been let in, by session."""
-        self.coming: dict[int, CoreUser] = {}
-        self.tokens = count(1)
-        self._reports: dict[int, Report] = {}
-        self._link = Link("direct", b"0")
-        self._server = server
-        server.guests[self._link] = self._hear
-        self.say(wire.Hello(wire.VERSION, "bridge", "b", {"epoch": epoch}))
+    def __init__(self, world: World, bridge: SimBridge, user: str) -> None:
+        super().__init__(world, [bridge], user, user, host="127.0.0.1")
+        self.inbox: deque[Received] = deque()
+        self.reports: dict[str, Report] = {}
 
-    def say(self, message: wire.Message) -> None:
-        self._server.world.soon(lambda: self._server.hear(self._link, message))
+    def reported(self, id_: str, report: frames.Report) -> None:
+        assert id_ not in self.reports, f"a second report: {report} after {self.reports[id_]}"
+        self.reports[id_] = Report(report.good, report.reason, report.message, report.recipients, report.note)
 
-    def report(self, token: int) -> Report | None:
-        return self._reports.get(token)
+    def failed(self, id_: str, code: str) -> None:
+        raise AssertionError(f"{self.name} gave {id_} up: {code}")
 
-    def _hear(self, message: wire.Message) -> None:
-        match message:
-            case LoggedIn() if message.status == 0:
-                self.users[message.session] = self.coming.pop(message.session)
-            case wire.Report():
-                report = Report(message.status == 0, *message[2:])
-                self._told(message.token, report)
-            case Deliver():
-                self._deliver(message)
-
-    def _deliver(self, message: Deliver) -> None:
-        failed: list[list[Any]] = []
-        redelivered = message.meta.get("redelivered", False)
-        for t, *sessions in message.targets:
-            there = [self.users[session] for session in sessions if session in self.users]
-            for user in there:
-                data = json.loads(message.body)
-                id_, origin = f"{message.id}.{t}", message.meta["origin"]
-                user.inbox.append(Received(data, message.type, id_, origin, redelivered))
-            if not there:
-                failed.append([message.serial, t, "not-connected"])
-        if message.token is not None and not failed:
-            self._told(message.token, Report(True, None, message.meta["message"], {}))
-        self.say(Confirm(message.serial, [], failed))
-
-    def _told(self, token: int, report: Report) -> None:
-        assert token not in self._reports, f"a second report: {report} after {self._reports[token]}"
-        self._reports[token] = report
+    def seen(self, message: frames.Message, listening: bool) -> None:
+        assert message.id is not None
+        assert message.origin is not None
+        self.inbox.append(Received(message.data, message.type, message.id, message.origin, message.redelivered))
 
 
 class CoreUser(User):
-    def __init__(self, world: World, bridge: CoreBridge, name: str) -> None:
+    def __init__(self, world: World, bridge: SimBridge, name: str) -> None:
         super().__init__(name)
-        self.session = next(world.keys)
-        self.inbox: deque[Received] = deque()
+        self.device = _Device(world, bridge, name)
+        self.device.come()
         self._world = world
-        self._bridge = bridge
-        bridge.coming[self.session] = self
-        bridge.say(wire.Login(self.session, name, "secret", "127.0.0.1"))
 
     def submits(self, type_: str, data: Any) -> Awaitable[Report]:
-        token = next(self._bridge.tokens)
-        self._bridge.say(wire.Submit(token, self.session, type_, json.dumps(data).encode()))
-        return _Sending(self._world, partial(self._bridge.report, token))
+        id_ = self.device.submit(type_, json.dumps(data).encode())
+        return _Sending(self._world, partial(self.device.reports.get, id_))
 
     async def receives(self) -> Received:
-        self._world.until(lambda: self.inbox, f"{self.name} to get something")
-        return self.inbox.popleft()
+        inbox = self.device.inbox
+        self._world.until(lambda: inbox, f"{self.name} to get something")
+        return inbox.popleft()
 
     async def leaves(self) -> None:
-        del self._bridge.users[self.session]
-        self._bridge.say(wire.Close(self.session))
+        self.device.die()
+        self._world.rest(LEAVING_S)
 
     async def unread(self) -> list[Any]:
-        return list(self.inbox)
+        return list(self.device.inbox)
 
 
 class _Sending:

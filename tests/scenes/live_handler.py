@@ -15,7 +15,7 @@ from unittest.mock import patch
 from bester.broker.fabric import FabricLink
 from bester.broker.wire.messages import Command
 from bester.handlers.app import App
-from bester.handlers.outlet import Outcome
+from bester.handlers.runtime import Outcome
 from bester.handlers.worker import Worker
 from tests.live import DEADLINE_S
 from tests.scenes.stage import Handler

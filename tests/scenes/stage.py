@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bester.broker.wire.messages import Command
 from bester.handlers.app import App
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
+from bester.handlers.runtime import Outcome
 
 Function = Callable[[Message], Command | Sequence[Command] | None]
 """A handler's function, as a user of the SDK writes it."""

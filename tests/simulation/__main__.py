@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from tests.simulation.scenario import Scenario, play, submissions_of
-from tests.simulation.world import BrokenRuleError
+from tests.world.clock import BrokenRuleError
 
 PORTION = 20
 """Seeds that a process is given at once."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.simulation.links import SimLink
-from tests.simulation.servers import TRAPS, SimServer
-from tests.simulation.world import Weather
+from tests.world.disks import TRAPS
+from tests.world.links import SimLink
+from tests.world.network import Weather
+from tests.world.servers import SimServer
 
 if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
@@ -139,7 +140,7 @@ class Faults:
 
     def _fill_disk(self) -> None:
         self.filled = True
-        self._some_server().fill(self._some_time(6.0), wholly=self.random.random() < 0.5)
+        self._some_server().disk.fill(self._some_time(6.0), wholly=self.random.random() < 0.5)
 
     # --- networks ---
 

@@ -15,10 +15,10 @@ from bester.bridge import native
 from bester.broker.core.cases import AGAIN
 from bester.broker.hosts import Place, hosts_of
 from bester.broker.wire.messages import Meta
-from tests.simulation.bridges import Peer, SimBridge
 from tests.simulation.programs import NATIVE
-from tests.simulation.servers import SimServer
-from tests.simulation.world import BrokenRuleError, World
+from tests.world.bridges import Peer, SimBridge
+from tests.world.clock import BrokenRuleError, World
+from tests.world.servers import SimServer
 
 ADDRESSES = ("10.0.0.9", "10.0.0.10", "10.0.0.11")
 REFRESH_S = 8.0

@@ -10,20 +10,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bester.broker.store_requests import FindDeadLetters
 from bester.broker.wire.messages import HOP_LIMIT, Heartbeat, Request
 from tests.simulation import programs
 from tests.simulation.clients import SimClient, Submission
-from tests.simulation.handlers import SimHandler
-from tests.simulation.natives import NativeServer
 from tests.simulation.programs import Leaf
-from tests.simulation.servers import SimServer
 from tests.simulation.truth import QUEUED, Truth, submissions
-from tests.simulation.world import BrokenRuleError
+from tests.world.clock import BrokenRuleError
+from tests.world.handlers import SimHandler
+from tests.world.natives import NativeServer
+from tests.world.servers import SimServer
 
 if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 ENDLESS = ("loop", "ring")
+EVERY_LETTER = FindDeadLetters(None, None, 1_000_000, None, 0, {})
 RESUBMITTED = 6
 """How often a link of a bridge breaks, at most, in one scenario."""
 
@@ -77,7 +79,7 @@ class Rules:
         scenario = self.scenario
         return (
             all(client.ready and not client.unreported for client in scenario.clients)
-            and all(server.router.idle and not waiting(server) and not under_way(server) for server in scenario.servers)
+            and all(map(rests, scenario.servers))
             and not scenario.neighbour.coming
         )  # fmt: skip
 
@@ -86,7 +88,7 @@ class Rules:
         for one in self._submissions():
             if one.reports and QUEUED in one.reports[0].recipients.values():
                 one.answers.clear()
-                one.client.ask(one)
+                one.client.learn(one)
 
     def all_answered(self) -> bool:
         return all(
@@ -127,7 +129,7 @@ class Rules:
             if left:
                 raise BrokenRuleError(f"{server.name} still keeps {left}")
             for link in list(server.links):  # those who never answer keep what they were given until they are gone
-                server.router.undeliverable(link, Heartbeat(), server.now)
+                server.router.on_undeliverable(link, Heartbeat(), server.now)
             held = holds(server)
             if held:
                 raise BrokenRuleError(f"{server.name} still holds {held}")
@@ -217,8 +219,10 @@ class Rules:
         """
         for server in self.scenario.servers:
             handlers = [handler for handler in self.scenario.handlers if handler.server is server]
-            others = server.handlers_lost - sum(handler.killed for handler in handlers)
-            for letter in server.store._letters.values():
+            others = server.handlers_lost - sum(
+                programs.kills(each.body) for handler in handlers for each in handler.deaths
+            )
+            for letter in server.store.read(EVERY_LETTER):
                 if letter.reason != "handler-lost" or programs.kills(letter.body) or "server" in letter.meta:
                     continue  # one that was for another server is that one's to explain
                 budget = server.settings.budgets.get(letter.type)
@@ -261,30 +265,33 @@ def endless(body: bytes) -> bool:
 
 
 def waiting(server: SimServer) -> dict[str, int]:
-    """Return how much waits in which box; the core and its store must agree on it."""
-    kept = {key: len(numbers) for key, numbers in server.store._waiting.items()}
-    return kept | {key: box.messages for key, box in server.router._exchange.boxes._boxes.items()}
+    """Return how much waits in which queue; the core and its store must agree on it."""
+    kept = {key: state.messages for key, state in server.store.inspect().queues.items()}
+    return kept | {key: state.messages for key, state in server.router.inspect().queues.table.items()}
 
 
-def under_way(server: SimServer) -> int:
-    """Return how much is out and not answered."""
-    exchange = server.router._exchange
-    return exchange.deliveries.count + exchange.outboxes.legs.count
+def rests(server: SimServer) -> bool:
+    """Return whether a server owes no reports, keeps nothing, and waits for no answers."""
+    if not server.router.idle:
+        return False
+    state = server.router.inspect()
+    return not (
+        state.deliveries or any(state.transfers.values()) or state.queues.table or server.store.inspect().queues
+    )
 
 
 def holds(server: SimServer) -> str:
     """Say what a broker has in its memory that it should not, with nothing to do and nobody linked."""
-    exchange = server.router._exchange
-    boxes = exchange.boxes
+    state = server.router.inspect()
     counts = {
-        "deliveries": exchange.deliveries.count,
-        "legs": exchange.outboxes.legs.count,
-        "waiting": exchange.workers.waiting,
-        "held": exchange._held,
-        "bytes": exchange._held_bytes,
-        "kept": boxes.messages,
-        "kept bytes": boxes._size,
-        "uncommitted": len(boxes._pending),
-        "over early": len(boxes._over_early),
+        "deliveries": state.deliveries,
+        "transfers": sum(state.transfers.values()),
+        "waiting": sum(state.workers.waiting.values()),
+        "jobs": state.jobs,
+        "bytes of jobs": state.job_bytes,
+        "queued": state.queues.messages,
+        "queued bytes": state.queues.size_bytes,
+        "uncommitted": state.queues.writing,
+        "ended early": state.queues.ended_early,
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -11,22 +11,23 @@ import traceback
 from functools import partial
 from random import Random
 
-from bester.bridge.client.frames import Terms
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.values import Limits, Route, Settings
-from bester.broker.kept import Budget
-from bester.broker.wire.messages import Command, Forward, Request
+from bester.broker.store_requests import Budget
+from bester.broker.wire.messages import Forward, Meta, Reply, Request
+from bester.client.frames import Terms
 from tests.simulation import programs
-from tests.simulation.bridges import Peer, SimBridge
 from tests.simulation.clients import SimClient, Submission
 from tests.simulation.faults import Faults
-from tests.simulation.handlers import Behaviour, SimHandler
-from tests.simulation.natives import Done, NativeServer
 from tests.simulation.neighbour import Neighbour
 from tests.simulation.programs import MUTE, NATIVE, NATIVES
 from tests.simulation.rules import Rules
-from tests.simulation.servers import SimServer
-from tests.simulation.world import BrokenRuleError, Weather, World
+from tests.world.bridges import Peer, SimBridge
+from tests.world.clock import BrokenRuleError, World
+from tests.world.handlers import Behaviour, Fate, SimHandler
+from tests.world.natives import Done, NativeServer
+from tests.world.network import Weather
+from tests.world.servers import SimServer
 
 TRAFFIC_S = 9.0
 HEALED_S = 16.0
@@ -87,7 +88,7 @@ class Scenario:
         for number, server in enumerate(self.servers):
             for other in self.servers:
                 if other is not server:
-                    server.link_to(other, self._weather(), self._weather())
+                    server.link_to(other.name, partial(_itself, other), self._weather(), self._weather())
             self._staff(server)
             bridges = self._bridges(server)
             self.bridges += bridges
@@ -127,10 +128,13 @@ class Scenario:
         for number, types in enumerate(
             chance.choice(((["a", "o"], ["b", "o"]), (["a", "b"], ["a", "o"]), (TYPES, TYPES)))
         ):
+            behaviour = self._behaviour(server)
+            options: Meta = {"types": types, "credit": chance.choice((1, 2, 8))}
+            if "o" in types:
+                options["order"] = {"o": "user"}
             handler = SimHandler(
-                self.world, server, f"{server.name}h{number}", types, self._behaviour(server),
-                credit=chance.choice((1, 2, 8)), weather=Weather(0.0, chance.choice((0.001, 0.1))),
-                slowest_s=chance.choice((0.0, 0.1, 0.5)), ordered=("o",),
+                self.world, server, f"{server.name}h{number}", options, behaviour,
+                weather=Weather(0.0, chance.choice((0.001, 0.1))), slowest_s=chance.choice((0.0, 0.1, 0.5)),
             )  # fmt: skip
             handler.on_request = partial(self.rules.requested, handler)
             self.handlers.append(handler)
@@ -140,15 +144,16 @@ class Scenario:
         dies, mute = chance.choice((0.0, 0.0, 0.03)), chance.choice((0.0, 0.0, 0.03))
         next_server = self._names[(self._names.index(server.name) + 1) % len(self._names)]
 
-        def behave(request: Request) -> list[Command] | str | None:
+        def behave(request: Request) -> Reply | Fate:
             if programs.kills(request.body):
-                return "die"
+                return Fate.DIES
             luck = chance.random() if self.world.now < HEALED_S else 1.0
             if luck < dies:
-                return "die"
+                return Fate.DIES
             if luck < dies + mute:
-                return "silent"
-            return programs.commands(request.body, request.type, next_server)
+                return Fate.SILENT
+            said = programs.commands(request.body, request.type, next_server)
+            return Reply(request.token, 1, [], "failed") if said is None else Reply(request.token, 0, said)
 
         return behave
 
@@ -182,7 +187,7 @@ class Scenario:
         for _ in range(chance.choice((1, 1, 1, 4))):
             ttl_s = chance.choice((1.0, 3.0, 30.0)) if chance.random() < 0.1 else None
             terms = Terms(None, ttl_s, chance.random() < 0.3)
-            client.submit(self._numbers + 1, type_, self._body(), terms)
+            client.say(self._numbers + 1, type_, self._body(), terms)
 
     def _say(self) -> None:
         """A native server's message."""
@@ -217,7 +222,7 @@ class Scenario:
         submission = self.random.choice(told)
         asker = self.random.choice(self.clients)
         if asker.user == submission.client.user and asker.server is submission.client.server:
-            asker.ask(submission)
+            asker.learn(submission)
         else:
             asker.pry(submission.reports[0].message or "")
 
@@ -266,6 +271,11 @@ def _tell(seed: int) -> None:
         where = "" if isinstance(error, BrokenRuleError) else "".join(traceback.format_exception(error))
         text = f"{story}\n{where}\nseed {seed}: {error}\nagain: python -m tests.simulation --seed {seed}"
         raise BrokenRuleError(text) from error
+
+
+def _itself(server: SimServer) -> SimServer:
+    """Return a server: it is always there, and where its process is not, what is sent waits."""
+    return server
 
 
 def submissions_of(scenario: Scenario) -> list[Submission]:

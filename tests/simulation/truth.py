@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bester.bridge.client import frames
-from bester.bridge.client.frames import Message, Report
 from bester.bridge.frames import Splitter
+from bester.client import frames
+from bester.client.frames import Message, Report
 from tests.simulation import programs
 from tests.simulation.clients import Arrival, SimClient, Submission
 from tests.simulation.programs import MUTE, NATIVE, Leaf
-from tests.simulation.world import BrokenRuleError
+from tests.world.clock import BrokenRuleError
 
 if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
@@ -65,7 +65,7 @@ class Truth:
             message, home = one.reports[0].message, one.client.server
             asked = {
                 name for name, outcome in one.reports[0].recipients.items()
-                if outcome == QUEUED and (message, name) not in home.unnoted
+                if outcome == QUEUED and (message, name) not in home.disk.unnoted
             }  # fmt: skip
             if not asked:
                 continue
@@ -117,7 +117,7 @@ class Truth:
         for one in submissions(self.scenario.clients):
             finals = (one.answers[0] if one.answers else None) or {}
             for report in one.reports:
-                unnoted = one.client.server.unnoted  # of these nobody remembers all
+                unnoted = one.client.server.disk.unnoted  # of these nobody remembers all
                 finals = {name: each for name, each in finals.items() if (report.message, name) not in unnoted}
                 yield Said(one.client.server.name, one.body, report.good, report.recipients, finals, one)
         for peer in self.scenario.peers:

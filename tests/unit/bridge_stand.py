@@ -27,7 +27,7 @@ class ListWire:
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
         self.reading = True
-        self.doom: str | None = None
+        self.abort_code: str | None = None
         self.stalled_since = 0.0
         self.stalled_bytes = 0
         self.blocked = False
@@ -40,20 +40,20 @@ class ListWire:
             self.writes += 1
             self.written += chunk
             if self.blocked:
-                self.bridge.stuck(self)
+                self.bridge.on_blocked(self)
                 return
-            self.bridge.left(self, self.out.left())
+            self.bridge.on_bytes_sent(self, self.out.on_sent())
 
     def unblock(self) -> None:
         self.blocked = False
-        self.bridge.left(self, self.out.left())
+        self.bridge.on_bytes_sent(self, self.out.on_sent())
         self.flush()
 
     def read(self, on: bool) -> None:
         self.reading = on
 
     def unsent_bytes(self) -> int:
-        return self.out.taken_bytes - self.out.left_bytes
+        return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
         self.aborted = why
@@ -87,7 +87,7 @@ class Scene:
         self.limits = replace(Limits(), **limits)
         self.bridge = Bridge(self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append)
         self.bridge.connect(self)
-        self.bridge.ready()
+        self.bridge.on_link_ready()
 
     def send(self, message: Message) -> bool:
         if self.full:
@@ -114,33 +114,33 @@ class Scene:
         self.turn()
 
     def connect(self, host: str = "127.0.0.1") -> ListWire:
-        wire = ListWire(self.bridge)
-        assert self.bridge.admit(wire, host)
-        return wire
+        connection = ListWire(self.bridge)
+        assert self.bridge.admit(connection, host)
+        return connection
 
     def ask_in(self, user: str = "alice", host: str = "127.0.0.1", *, acks: bool = False) -> ListWire:
-        wire = self.connect(host)
+        connection = self.connect(host)
         header = {"scope": "client", "authentication": {"username": user, "password": "p"}, "ack": acks}
         login = {"header": header}
-        self.bridge.received(wire, frame(json.dumps(login).encode()))
+        self.bridge.on_bytes(connection, frame(json.dumps(login).encode()))
         self.turn()
-        return wire
+        return connection
 
     def log_in(self, user: str = "alice", *, acks: bool = False) -> ListWire:
-        wire = self.ask_in(user, acks=acks)
-        self.broker(LoggedIn(wire.session.number, 0))
-        assert wire.words() == ["good auth_special"]
-        return wire
+        connection = self.ask_in(user, acks=acks)
+        self.broker(LoggedIn(connection.session.number, 0))
+        assert connection.words() == ["good auth_special"]
+        return connection
 
-    def command(self, wire: ListWire, command: str, data: Any, id_: str = "c") -> None:
+    def command(self, connection: ListWire, command: str, data: Any, id_: str = "c") -> None:
         """Let a client ask something of the server itself."""
         payload = {"type": "builtin", "id": id_, "data": {"command": {"type": command, "data": data}}}
-        self.bridge.received(wire, frame(json.dumps({"payload": payload}).encode()))
+        self.bridge.on_bytes(connection, frame(json.dumps({"payload": payload}).encode()))
         self.turn()
 
-    def submit(self, wire: ListWire, id_: str = "i", data: str = "1") -> int:
+    def submit(self, connection: ListWire, id_: str = "i", data: str = "1") -> int:
         payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())
-        self.bridge.received(wire, frame(payload))
+        self.bridge.on_bytes(connection, frame(payload))
         self.turn()
         (submit,) = self.said(Submit)
         return submit.token

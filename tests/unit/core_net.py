@@ -1,11 +1,12 @@
-"""Several stands whose servers know each other; what one says to another arrives when it is told to flow."""
+"""Several stands of one world whose servers know each other; what one says to another arrives when told to flow."""
 
 from __future__ import annotations
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Error, Goodbye, Relay, Relayed
 from tests.unit.core_stand import START, Stand
+from tests.world.clock import World
 
 ACCOUNTS = frozenset({"alice", "bob", "carol"})
 
@@ -15,11 +16,12 @@ class Net:
 
     def __init__(self, *names: str, ttl_s: float = 600.0) -> None:
         self.stands: dict[str, Stand] = {}
-        self._links: dict[tuple[str, str], Link] = {}
+        self.links: dict[tuple[str, str], Link] = {}
+        self.world = World(start_s=START - 5.0)
         for name in names:
             routes = {other: Route(other, fabric=f"ipc:///{other}") for other in names if other != name}
             settings = Settings(name, routes=routes, bounds=Bounds(ttl_s=ttl_s))
-            self.stands[name] = Stand(settings, accounts=ACCOUNTS, now=START - 5.0)
+            self.stands[name] = Stand(settings, accounts=ACCOUNTS, world=self.world)
         self.wait(5.0)
 
     def __getitem__(self, name: str) -> Stand:
@@ -29,53 +31,54 @@ class Net:
         """The links among these come up."""
         for one in names:
             for two in names:
-                if one != two and (one, two) not in self._links:
-                    self._links[one, two] = self[two].server(one)
-                    self[one].take(self[one].router.server_ready(two, self[one].now))
+                if one != two and (one, two) not in self.links:
+                    self.links[one, two] = self[two].server(one)
+                    self[one].take(self[one].router.on_server_ready(two, self[one].now))
         self.flow()
 
     def part(self, *names: str) -> None:
         """They break; what was said and did not flow yet is lost."""
-        for (one, two), link in list(self._links.items()):
+        for (one, two), link in list(self.links.items()):
             if one in names and two in names:
-                del self._links[one, two]
+                del self.links[one, two]
                 self[one].inbox.pop(Link("server", two.encode()), None)
                 self[two].inbox.pop(link, None)
                 self[two].alive.pop(link, None)
                 self[two].say(link, Goodbye(None))
-                self[one].take(self[one].router.server_lost(two, "parted", self[one].now))
+                self[one].take(self[one].router.on_server_lost(two, "parted", self[one].now))
 
     def kill(self, name: str) -> None:
         """A server is killed and started again; its links are down, and its parties gone."""
-        for (one, two), link in list(self._links.items()):
+        for (one, two), link in list(self.links.items()):
             if name in (one, two):
-                del self._links[one, two]
+                del self.links[one, two]
                 if one != name:
                     self[one].inbox.pop(Link("server", two.encode()), None)
-                    self[one].take(self[one].router.server_lost(two, "killed", self[one].now))
+                    self[one].take(self[one].router.on_server_lost(two, "killed", self[one].now))
                 else:
                     self[two].alive.pop(link, None)
                     self[two].say(link, Goodbye(None))
-        self[name].restart(f"e{self[name].store._life}")
+        self[name].restart(f"e{self[name].store.inspect().life}")
 
     def flow(self) -> None:
         """Everything that was said arrives, what was said together in one turn, until nobody says any more."""
         busy = True
         while busy:
             busy = False
-            for (one, two), link in list(self._links.items()):
+            for (one, two), link in list(self.links.items()):
                 there = Link("server", two.encode())
                 relays = self[one].heard_of(there, Relay)
                 if relays:
-                    self[two].take(self[two].router.receive_all(link, relays, self[two].now).actions())
+                    self[two].say(link, *relays)
                 answers = [each for each in self[two].heard(link) if isinstance(each, Relayed | Error)]
                 if answers:
-                    self[one].take(self[one].router.receive_all(there, answers, self[one].now).actions())
+                    self[one].say(there, *answers)
                 busy = busy or bool(relays or answers)
 
     def wait(self, seconds: float) -> None:
         """Let time pass everywhere, and what is said arrive."""
         for _ in range(round(seconds * 2)):
+            self.world.rest(0.5)
             for stand in self.stands.values():
-                stand.wait(0.5)
+                stand.beat()
             self.flow()

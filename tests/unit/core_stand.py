@@ -1,20 +1,19 @@
-"""A stand for the broker's core: parties that speak to one Router by hand, a store in memory, a clock moved by hand.
+"""A stand for the broker's core: one server of a world, whose parties a test speaks for by hand.
 
-Whatever the router wants written is committed before what it says is heard, as its shell does; `disk = False` holds
+Whatever the router wants written is committed before what it says is heard, as its shell does; `commits = False` holds
 that back until `commit` is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Send, Settings, Verify
-from bester.broker.kept import Entry, Fetch, Read, Write, mailbox
+from bester.broker.core.inspection import Inspection
+from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Settings, Verify
 from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Read, Write, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -35,6 +34,8 @@ from bester.broker.wire.messages import (
     Submit,
     Welcome,
 )
+from tests.world.clock import World
+from tests.world.servers import Life, SimServer
 
 START = 1000.0
 M = TypeVar("M")
@@ -52,22 +53,21 @@ def handler(type_: str, body: bytes = b'"hi"') -> Command:
     return Command("sendHandler", [type_], body)
 
 
-@dataclass
-class Stand:
-    """One router with everything it says sorted by link. `inbox` holds what was not looked at yet."""
+class Stand(SimServer):
+    """One server of a world whose parties are spoken for by hand, with all that it says sorted by link.
 
-    settings: Settings = field(default_factory=lambda: Settings("s1", open_accounts=True))
-    accounts: frozenset[str] = frozenset()
-    now: float = START
-    store: MemoryStore = field(default_factory=lambda: MemoryStore(epoch="store"))
-    disk: bool = True
-    wall_offset_s: float = 0.0
-    boot: str = "boot"
-    processes: dict[Link, int] = field(default_factory=dict)
-    stopped: set[int] = field(default_factory=set)
+    `inbox` holds what was not looked at yet. Nothing comes from a link, and no timer runs, but by the methods here.
+    With `commits` False what is to be written waits in `writes`, and what is to be read in `reads`, until `commit`.
+    """
 
-    def __post_init__(self) -> None:
-        self.begin()
+    def __init__(
+        self, settings: Settings | None = None, *, accounts: frozenset[str] = frozenset(), now: float = START,
+        world: World | None = None, store: MemoryStore | None = None, wall_offset_s: float = 0.0, boot: str = "boot",
+        chance: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.chance = chance
+        self.commits = True
+        self.epoch = "e"
         self.inbox: dict[Link, list[Message]] = {}
         self.notices: list[Notice] = []
         self.verifies: list[Verify] = []
@@ -76,93 +76,128 @@ class Stand:
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[Read] = []
-        self._said: list[Send] = []
+        self._committing = False
         self._keys = count()
         self._tokens = count(1)
+        super().__init__(
+            world or World(start_s=now), settings or Settings("s1", open_accounts=True), accounts,
+            turn_s=None, tick_s=None, store=store or MemoryStore(epoch="store"), wall_offset_s=wall_offset_s, boot=boot,
+        )  # fmt: skip
 
     # --- what happens ---
 
     @property
-    def wall_s(self) -> float:
-        """What the wall clock shows."""
-        return self.now + self.wall_offset_s
+    def now(self) -> float:
+        """What the server's own monotonic clock shows. To set it leaves the other servers of the world as they are."""
+        return self.world.now + self.skew_s
 
-    def tick(self) -> None:
-        """Let the router notice the time."""
-        self.take(self.router.tick(self.now, self.wall_s))
+    @now.setter
+    def now(self, now: float) -> None:
+        self.skew_s = now - self.world.now
 
-    def begin(self, epoch: str = "e") -> None:
-        """Start the router, with what the store holds."""
-        self.router = Router(
-            self.settings, epoch=epoch, first_token=5000, now=self.now, wall_s=self.wall_s, boot=self.boot,
-            is_account=lambda name: name in self.accounts,
-            snapshot=self.store.open(), chance=lambda: 1.0,
-            process_of=self.processes.get, is_stopped=self.stopped.__contains__,
-        )  # fmt: skip
+    def new_life(self) -> Life:
+        """Return what is not left to chance here."""
+        return Life(self.epoch, 5000, lambda: self.chance)
 
     def restart(self, epoch: str = "e2") -> None:
         """The broker is killed and started again: what it had not written is gone, and so are all links."""
         self.writes.clear()
         self.reads.clear()
-        self._said.clear()
         self.inbox.clear()
         self.alive.clear()
-        self.begin(epoch)
+        self.epoch = epoch
+        self.gone()
+        self.start()
 
-    def take(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            if isinstance(action, Send):
-                self._said.append(action)
-            elif isinstance(action, Notice):
-                self.notices.append(action)
-            elif isinstance(action, Verify):
-                self.verifies.append(action)
-            elif isinstance(action, LookUp):
-                self.looked_up.append(action.servers)
-            elif isinstance(action, Restart):
-                self.restarts.append(action)
-            elif isinstance(action, Read):
-                self.reads.append(action)
-            else:
-                self.writes.append(action)
-        if self.disk:
+    def tick(self) -> None:
+        """Let the router notice the time."""
+        self.take(self.router.tick(self.now, self.wall_s))
+
+    def take(self, actions: Sequence[Action]) -> None:
+        """Do what the router says."""
+        self.carry_out(actions)
+        if self.commits:
+            self.commit()
+
+    def say(self, link: Link, *messages: Message | Malformed) -> None:
+        """Let the router hear this on a link, in one turn."""
+        self.receive(link, messages)
+        if self.commits:
             self.commit()
 
     def commit(self) -> None:
         """Write what is to be written, read what is to be read, and let hear what was said."""
-        disk, self.disk = self.disk, False
-        while self.writes or self.reads:
-            writes, self.writes = self.writes, []
-            if writes:
-                self.take(self.router.committed(writes, self.store.commit(writes), self.now))
-            reads, self.reads = self.reads, []
-            for read in reads:
-                self.take(self.router.found(read, self.store.read(read), self.now))
-        self.disk = disk
-        said, self._said = self._said, []
-        for action in said:
-            self.inbox.setdefault(action.link, []).append(action.message)
+        self._committing = True
+        writes, self.writes = self.writes, []
+        reads, self.reads = self.reads, []
+        self.keep(writes, reads)
+        self.end_turn(tick=True)
+        while self.keeping.due:  # many questions take several turns
+            self.end_turn(tick=True)
+        self._committing = False
 
-    def kept(self, box: str) -> list[Entry]:
+    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        """Put aside what is for the store, unless that is being written now."""
+        if self._committing:
+            super().keep(writes, reads)
+        else:
+            self.writes += writes
+            self.reads += reads
+
+    def do_other(self, action: Verify | Notice | LookUp | Restart) -> None:
+        """Put aside what is neither for the store nor for a link."""
+        if isinstance(action, Notice):
+            self.notices.append(action)
+        elif isinstance(action, Verify):
+            self.verifies.append(action)
+        elif isinstance(action, LookUp):
+            self.looked_up.append(action.servers)
+        else:
+            self.restarts.append(action)
+
+    def send(self, link: Link, messages: list[Message]) -> None:
+        """Put aside what was said on a link."""
+        self.inbox.setdefault(link, []).extend(messages)
+
+    def wait(self, seconds: float, step_s: float = 0.5) -> None:
+        """Let time pass; whoever is alive is heard in every step."""
+        end = self.world.now + seconds
+        while self.world.now < end - 1e-9:
+            self.world.run(min(self.world.now + step_s, end))
+            self.beat()
+
+    def beat(self) -> None:
+        """Hear whoever is alive, and look at the clock."""
+        for link in self.alive:
+            self.say(link, Heartbeat())
+        self.tick()
+
+    # --- what is on the disk ---
+
+    def kept(self, queue: str) -> list[Entry]:
         """Return what waits in a box, on the disk."""
-        found: list[Entry] = self.store.read(Fetch(box, 0, 10_000, 2**40))
+        found: list[Entry] = self.store.read(Fetch(queue, 0, 10_000, 2**40))
         return found
 
     def mail(self, user: str) -> list[bytes]:
         """Return the bodies that wait for a user."""
         return [entry.body for entry in self.kept(mailbox(user))]
 
-    def say(self, link: Link, message: Message | Malformed) -> None:
-        self.take(self.router.receive(link, message, self.now))
+    @property
+    def state(self) -> Inspection:
+        """What the router holds."""
+        return self.router.inspect()
 
-    def wait(self, seconds: float, step_s: float = 0.5) -> None:
-        """Let time pass; whoever is alive is heard in every step."""
-        end = self.now + seconds
-        while self.now < end - 1e-9:
-            self.now = min(self.now + step_s, end)
-            for link in self.alive:
-                self.say(link, Heartbeat())
-            self.tick()
+    @property
+    def queued(self) -> tuple[int, int]:
+        """How many messages are in all queues as the router counts them, and how many bytes."""
+        queues = self.state.queues
+        return queues.messages, queues.size_bytes
+
+    def dead(self) -> list[DeadLetter]:
+        """Return the dead letters on the disk, the latest first."""
+        letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000, None, 0, {}))
+        return letters
 
     # --- what was said ---
 

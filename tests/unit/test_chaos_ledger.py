@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from bester.broker.kept import Entry, Keep, mailbox
 from bester.broker.store.sqlite import SqliteStore
-from tests.chaos.journal import Closed, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
+from bester.broker.store_requests import Enqueue, Entry, lane, mailbox
+from tests.chaos.happened import Happened
+from tests.chaos.journal import Closed, Died, GivenUp, Got, Journal, Journals, Later, Record, Sent, Told
 from tests.chaos.ledger import Ledger, Verdict
+from tests.chaos.letters import DeadLetter
 from tests.chaos.remains import crashes, waiting
 from tests.chaos.traffic import SENDERS
 
@@ -22,15 +26,37 @@ def got(user: str, id_: str = "id", *, marked: bool = False, sound: bool = True,
     return Got(1, user, f"{id_}-{user}", marked, sound, f"{user}#1", at_s)
 
 
+THRICE = ((1.5, 1.6), (1.7, 1.8), (1.9, 2.0))
 TOLD_LATER = Later("s1/e/1", "s2", "delivered", 8.0)
 ALL = (got("ann"), got("bob"), got("bea"))
 
 
-def judged(*records: Record) -> Verdict:
-    ledger = Ledger()
+EPOCH_S = 1_000_000.0
+"""What the true clock showed at 0.0 of the journals."""
+
+
+def judged(*records: Record, happened: Happened | None = None, letters: Sequence[DeadLetter] = ()) -> Verdict:
+    ledger = Ledger(happened)
     for record in records:
         ledger.take("sender" if not isinstance(record, Got) else "receiver", record)
-    return ledger.verdict()
+    return ledger.verdict(letters)
+
+
+def killed(where: str, *times: tuple[float, float], kills: bool = True) -> Happened:
+    """What happened where something there was killed (or frozen) from then until then."""
+    happened = Happened(EPOCH_S)
+    for from_s, until_s in times:
+        happened.ends(happened.begins(where, kills=kills, at_s=from_s), until_s)
+    return happened
+
+
+def letter(number: int = 1, reason: str = "handler-lost", at_s: float = 2.0, server: str = "s1") -> DeadLetter:
+    return DeadLetter(server, number, reason, EPOCH_S + at_s, None)
+
+
+def one_wrong(verdict: Verdict) -> str:
+    (wrong,) = verdict.wrong
+    return wrong
 
 
 def test_what_everybody_received_once_is_in_order() -> None:
@@ -56,9 +82,9 @@ def test_a_bad_report_promises_what_it_names(outcome: str) -> None:
 
 
 def test_a_bad_report_that_names_nobody_promises_nothing() -> None:
-    verdict = judged(SENT, Told(1, False, "handler-lost", {}, "s1/e/1", 2.0), got("ann"))
+    verdict = judged(SENT, Told(1, False, "no-handler", {}, "s1/e/1", 2.0), got("ann"))
     assert verdict.clean
-    assert (verdict.promises, verdict.bad) == (0, {"handler-lost": 1})
+    assert (verdict.promises, verdict.bad) == (0, {"no-handler": 1})
 
 
 @pytest.mark.parametrize("reason", ["expired", "mailbox-full", "unknown-user", "timeout", "not-connected"])
@@ -73,9 +99,11 @@ def test_a_later_failure_that_no_fault_explains_is_wrong_and_forgives_nothing(re
 def test_what_a_later_outcome_calls_failed_by_a_fault_is_promised_no_longer() -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     later = Later("s1/e/1", "s2", "failed:handler-lost", 3.0)
+    happened = killed("s2", *THRICE)
+    letters = [letter(server="s2", at_s=3.0)]
     for records in ((SENT, report, later), (SENT, later, report)):
-        assert judged(*records, got("ann")).clean
-        assert judged(*records).lost == [(1, "ann")]
+        assert judged(*records, got("ann"), happened=happened, letters=letters).clean
+        assert judged(*records, happened=happened, letters=letters).lost == [(1, "ann")]
     assert judged(SENT, report, TOLD_LATER, got("ann")).lost == [(1, "bob"), (1, "bea")]
 
 
@@ -154,6 +182,156 @@ def test_journals_are_read_while_they_grow_and_a_torn_line_is_left(tmp_path: Pat
     assert journals.news() == [("one", Got(1, "ann", None, True, True, "l", 1.5))]
 
 
+# --- blame ----------------------------------------------------------------------------------------------------------
+
+BLAMED = Told(1, False, "handler-lost", {}, "s1/e/1", 2.0)
+POISON = Sent(1, "talk", {}, 1.0, kills=True)
+
+
+@pytest.mark.parametrize("times", [(), THRICE[:1], THRICE[:2], ((20.0, 21.0),) * 3])
+def test_an_innocent_is_blamed_unless_its_handlers_were_killed_from_outside_thrice(
+    times: tuple[tuple[float, float], ...],
+) -> None:
+    verdict = judged(SENT, BLAMED, happened=killed("s1", *times), letters=[letter()])
+    assert [wrong.split(":")[0] for wrong in verdict.wrong] == [
+        "reported bad, handler-lost, which no fault explains",
+        "an innocent is blamed at s1",
+    ]
+    assert judged(SENT, BLAMED, happened=killed("s1", *THRICE), letters=[letter()]).clean
+
+
+def test_a_short_freeze_kills_no_handler_and_a_long_one_may() -> None:
+    for times, clean in (((1.0, 2.0),) * 3, False), (((0.0, 5.0),) * 3, True):
+        verdict = judged(SENT, BLAMED, happened=killed("s1", *times, kills=False), letters=[letter()])
+        assert verdict.clean is clean
+
+
+def test_kills_at_one_server_forgive_no_blame_at_another() -> None:
+    verdict = judged(SENT, BLAMED, happened=killed("s2", *THRICE), letters=[letter()])
+    assert "an innocent is blamed at s1" in one_wrong(verdict)
+
+
+def deaths(count: int) -> list[Died]:
+    return [Died(1, "s1", 1.0 + n / 100) for n in range(count)]
+
+
+def test_poison_is_given_up_after_three_deaths_and_not_many_more() -> None:
+    for count in (3, 6):
+        verdict = judged(POISON, BLAMED, *deaths(count), happened=killed("s1"), letters=[letter()])
+        assert verdict.clean
+        assert (verdict.poison, verdict.deaths) == (1, count)
+    early = judged(POISON, BLAMED, *deaths(2), happened=killed("s1"), letters=[letter()])
+    assert "poison is given up after 2 deaths" in one_wrong(early)
+    late = judged(POISON, BLAMED, *deaths(7), happened=killed("s1"), letters=[letter()])
+    assert "poison kills 7 handlers" in one_wrong(late)
+
+
+def test_what_is_given_up_leaves_a_letter_and_poison_is_not_good() -> None:
+    assert "there is no dead letter" in one_wrong(judged(POISON, BLAMED, *deaths(3), happened=killed("s1")))
+    assert "reported good, and it kills" in one_wrong(judged(POISON, GOOD))
+    assert "never sent" in one_wrong(judged(happened=killed("s1"), letters=[letter()]))
+
+
+# --- clocks and time to live ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 86_400.0, -86_400.0, 60.0])
+def test_a_letter_has_the_date_that_its_servers_clock_showed(ahead_s: float) -> None:
+    def dated(at_s: float) -> Verdict:
+        happened = killed("s1", *THRICE)
+        happened.clock_set("s1", ahead_s, 1.0)
+        return judged(SENT, BLAMED, happened=happened, letters=[letter(at_s=at_s)])
+
+    assert dated(2.0 + ahead_s).clean
+    for wrong_s in (-20.0, 20.0):
+        assert "with the date of" in one_wrong(dated(2.0 + ahead_s + wrong_s))
+
+
+BRIEF = Sent(1, "talk", {"ann": ["ann"]}, 1.0, ttl_s=5.0)
+WAITS = Told(1, True, None, {"ann": "queued"}, "s1/e/1", 2.0)
+
+
+def test_nothing_expires_before_its_time() -> None:
+    for at_s, clean in ((3.0, False), (4.5, False), (5.5, True), (60.0, True)):
+        verdict = judged(BRIEF, WAITS, Later("s1/e/1", "ann", "failed:expired", at_s))
+        assert verdict.clean is clean
+    endless = Sent(1, "talk", {"ann": ["ann"]}, 1.0)
+    assert not judged(endless, WAITS, Later("s1/e/1", "ann", "failed:expired", 60.0)).clean
+    assert "that has expired, and had time" in one_wrong(
+        judged(endless, happened=killed("s1"), letters=[letter(reason="expired", at_s=1.0)])
+    )
+
+
+def test_nothing_is_received_long_after_its_time_but_over_a_boot() -> None:
+    delivered = Later("s1/e/1", "ann", "delivered", 50.0)
+    assert judged(BRIEF, WAITS, delivered, got("ann", at_s=36.0)).clean
+    assert "after its time was over" in one_wrong(judged(BRIEF, WAITS, delivered, got("ann", at_s=40.0)))
+    happened = Happened(EPOCH_S)
+    happened.booted(20.0)
+    assert judged(BRIEF, WAITS, delivered, got("ann", at_s=40.0), happened=happened).clean
+
+
+# --- servers of the native protocol ---------------------------------------------------------------------------------
+
+
+def out(native: str) -> Sent:
+    return Sent(1, "out", {native: [native]}, 1.0)
+
+
+def test_a_native_server_that_reports_is_never_only_sent_to_nor_a_mute_one_delivered_to() -> None:
+    for native, good, bad in (("n1", "delivered", "sent"), ("n2", "sent", "delivered")):
+        for outcome, clean in ((good, True), (bad, False)):
+            told = Told(1, True, None, {native: outcome}, "s1/e/1", 2.0)
+            assert judged(out(native), told, got(native)).clean is clean
+            queued = Told(1, True, None, {native: "queued"}, "s1/e/1", 2.0)
+            assert judged(out(native), queued, Later("s1/e/1", native, outcome, 3.0), got(native)).clean is clean
+    assert "n1 is said to be sent" in one_wrong(
+        judged(out("n1"), Told(1, True, None, {"n1": "sent"}, "s1/e/1", 2.0), got("n1"))
+    )
+
+
+def test_what_a_mute_server_was_sent_and_did_not_get_is_lost_unless_it_was_killed_meanwhile() -> None:
+    told = Told(1, True, None, {"n2": "sent"}, "s1/e/1", 2.0)
+    assert judged(out("n2"), told).lost == [(1, "n2")]
+    assert judged(out("n2"), told, happened=killed("n2", (1.5, 3.0))).clean
+    for where, times in (("n1", (1.5, 3.0)), ("s1", (1.5, 3.0)), ("n2", (10.0, 11.0))):
+        assert judged(out("n2"), told, happened=killed(where, times)).lost == [(1, "n2")]
+    reporting = Told(1, True, None, {"n1": "delivered"}, "s1/e/1", 2.0)
+    assert judged(out("n1"), reporting, happened=killed("n1", (1.5, 3.0))).lost == [(1, "n1")]
+
+
+def test_a_native_server_tells_what_comes_again_by_its_mark() -> None:
+    told = Told(1, True, None, {"n1": "delivered"}, "s1/e/1", 2.0)
+    again = got("n1", "id", marked=True, at_s=4.0)
+    assert judged(out("n1"), told, got("n1"), again).clean
+    assert "received again by n1 without the mark" in one_wrong(judged(out("n1"), told, got("n1"), got("n1", at_s=4.0)))
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def placed(number: int, at_s: float, place: int, *, marked: bool = False, epoch: str = "e", type_: str = "out") -> Got:
+    return Got(number, "n1", f"id-{number}", marked, True, "n1#1", at_s, ("s1", type_, epoch, place))
+
+
+def test_a_lane_whose_order_is_by_type_comes_in_order() -> None:
+    sent = [Sent(number, "out", {"n1": ["n1"]}, 1.0) for number in (1, 2)]
+    assert judged(*sent, placed(1, 3.0, 7), placed(2, 4.0, 8)).clean
+    assert "received by n1 after what came later" in one_wrong(judged(*sent, placed(1, 4.0, 7), placed(2, 3.0, 8)))
+    for free in ({"marked": True}, {"epoch": "f"}, {"type_": "talk"}):
+        assert judged(*sent, placed(1, 4.0, 7, **free), placed(2, 3.0, 8)).clean
+
+
+def test_what_one_user_says_in_line_comes_in_order() -> None:
+    sent = [Sent(number, "line", {"ann": ["ann"]}, float(number)) for number in (1, 2)]
+    first, second = (Got(number, "ann", f"id-{number}", False, True, "ann#1", 0.0) for number in (1, 2))
+    assert judged(*sent, replace(first, at_s=3.0), replace(second, at_s=4.0)).clean
+    overtaken = judged(*sent, replace(first, at_s=4.0), replace(second, at_s=3.0))
+    assert "received by ann after what came later" in one_wrong(overtaken)
+    talk = [Sent(number, "talk", {"ann": ["ann"]}, float(number)) for number in (1, 2)]
+    assert judged(*talk, replace(first, at_s=4.0), replace(second, at_s=3.0)).clean
+
+
 # --- what is left on disk -------------------------------------------------------------------------------------------
 
 
@@ -164,10 +342,16 @@ def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) ->
         assert waiting(tmp_path, "s1") == []
         users = [SENDERS["s1"], "ann"]
         store.commit([
-            Keep(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
+            Enqueue(Entry(number, mailbox(user), f"s1/e/{number}.0.0", user, "talk", b"1", None, 2e9, {}))
             for number, user in enumerate(users)
+        ] + [
+            Enqueue(Entry(10 + number, lane("s2", type_), f"s1/e/{number}.1", "s2", type_, b"1", None, 2e9, {}))
+            for number, type_ in enumerate(["talk", "bester.outcome"])
         ])  # fmt: skip
-    assert waiting(tmp_path, "s1") == ["still waits at s1: 1 in 'user/ann'"]
+    assert sorted(waiting(tmp_path, "s1")) == [
+        "still waits at s1: 1 in 'lane/s2/talk'",
+        "still waits at s1: 1 in 'user/ann'",
+    ]
 
 
 def test_a_crash_is_found_in_the_logs(tmp_path: Path) -> None:

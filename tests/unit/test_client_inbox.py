@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.client.frames import ACKS, acks
-from bester.bridge.client.inbox import Inbox
+from bester.client.frames import ACKS, acks
+from bester.client.inbox import Inbox
 
 
 def test_what_is_not_done_is_not_acknowledged() -> None:

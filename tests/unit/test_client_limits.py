@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.client.core import Core
-from bester.bridge.client.errors import ClientError, ConnectionLost, MessageTooLarge
-from bester.bridge.client.events import Event, Failed, Lost, Ready, Reported
-from bester.bridge.client.frames import max_frame
-from bester.bridge.client.states import State
-from bester.bridge.client.window import SENDS, UNSAID_BYTES, Limits
 from bester.bridge.frames import Splitter, frame
+from bester.client.core import Core
+from bester.client.errors import ClientError, ConnectionLost, MessageTooLarge
+from bester.client.events import Event, Failed, Lost, Ready, Reported
+from bester.client.frames import max_frame
+from bester.client.states import State
+from bester.client.window import SENDS, UNSAID_BYTES, Limits
 
 UNSAID = object()
 

@@ -12,11 +12,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.client.core import Core
-from bester.bridge.client.events import Arrived, Event, Failed, Lost, Ready, Reported
-from bester.bridge.client.states import State
-from bester.bridge.client.window import SENDS
 from bester.bridge.frames import Splitter, frame
+from bester.client.core import Core
+from bester.client.events import Arrived, Event, Failed, Lost, Ready, Reported
+from bester.client.states import State
+from bester.client.window import SENDS
 
 Json = dict[str, Any]
 

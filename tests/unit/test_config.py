@@ -17,7 +17,7 @@ from bester.broker.config import (
     defaults,
     name_fault,
 )
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.address import HostPort
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import MAX_TYPE, type_fault

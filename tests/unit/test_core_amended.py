@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.wire.messages import Deliver, Relay, Relayed
+from bester.broker.wire.messages import Deliver, Open, Relay, Relayed, Submit
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -24,7 +25,7 @@ S2 = Link("server", b"s2")
 def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: str, told: list[str]) -> None:
     stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")}), accounts=frozenset({"alice"}))
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     peer = stand.server("s2")
     stand.submit(bridge, "chat", outcome=True)
     stand.answer(chat, servers("s2"))
@@ -41,14 +42,16 @@ def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: 
 
 def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() -> None:
     stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
-    bridge, chat = stand.bridge("alice", name="a"), stand.handler("chat")
-    stand.submit(bridge, "chat")
-    stand.answer(chat, clients("bob"))  # it waits, and was never handed out
+
+    def submits(**meta: Any) -> None:
+        bridge, chat = stand.join("bridge", "a", {"epoch": "x"}), stand.handler("chat")
+        stand.say(bridge, Open(1, "alice"))
+        stand.say(bridge, Submit(1, 1, "chat", b"1", meta))
+        stand.answer(chat, clients("bob"))
+
+    submits()  # it waits, and was never handed out
     stand.restart()
-    waiting = stand.kept("user/bob")[0]
-    assert waiting.meta.get("repeated") is None
-    again = waiting._replace(number=2**40, meta=waiting.meta | {"repeated": True})
-    stand.router._exchange.boxes.keep(again, None, stand.now)  # the same was done again, and had nobody to confirm it
-    stand.tick()
+    assert [each.meta.get("repeated") for each in stand.kept("user/bob")] == [None]
+    submits(attempt=2)  # the same is done again, by a bridge that has heard nothing of it
     bob = stand.bridge("bob")
     assert stand.one(bob, Deliver).meta.get("redelivered") is True

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.cases import MAX_NAMED, Case, Kind, badness, failed, reason_of, try_again
+from bester.broker.core.cases import MAX_NAMED, Case, Kind, failed, reason_of, severity, try_again
 from bester.broker.core.values import Link
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Outcome, Relayed, Report
@@ -84,14 +84,14 @@ def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said
     one = case()
     for name, outcome in said:
         one.record(name, outcome)
-    worst = {name: max((o for n, o in said if n == name), key=badness) for name, _ in said}
+    worst = {name: max((o for n, o in said if n == name), key=severity) for name, _ in said}
     failures = [reason_of(outcome) for _, outcome in said if outcome.startswith("failed:")]
     report = one.answer(7)
     assert isinstance(report, Report)
     assert report.status == bool(failures)
     assert report.reason == (failures[0] if failures else None)
     if report.recipients:
-        assert {n: badness(o) for n, o in report.recipients.items()} == {n: badness(o) for n, o in worst.items()}
+        assert {n: severity(o) for n, o in report.recipients.items()} == {n: severity(o) for n, o in worst.items()}
     else:
         assert set(worst.values()) <= {"delivered"}
 

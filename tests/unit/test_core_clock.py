@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bester.broker.core.clock import JUMP_S, Clock
 from bester.broker.core.values import Settings
-from bester.broker.kept import Bounds, Forget, SaveClock
+from bester.broker.store_requests import Bounds, PurgeOutcomes, SaveClock
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients
 
@@ -121,7 +121,7 @@ def test_the_time_a_process_was_off_counts_whatever_the_wall_clock_says() -> Non
 def test_a_jump_is_said_and_kept_at_once_and_a_drift_is_not() -> None:
     stand = town()
     stand.wait(1)
-    stand.disk = False
+    stand.commits = False
     stand.wall_offset_s += JUMP_S / 2
     stand.tick()
     assert not [notice for notice in stand.notices if notice.event == "clock-jumped"]
@@ -155,8 +155,7 @@ def test_letters_and_traces_are_dated_by_the_clock_as_it_is_now() -> None:
     message = stand.request(chat).meta["id"]
     stand.wall_offset_s = 54 * YEAR_S
     stand.wait(stand.settings.limits.request_s + 1)
-    pile = stand.store.copy()._letters
-    assert [letter.at_s for letter in pile.values()] == [pytest.approx(stand.wall_s, abs=2)]
+    assert [letter.at_s for letter in stand.dead()] == [pytest.approx(stand.wall_s, abs=2)]
     operator = stand.join("operator", "o")
     for step in stand.ask(operator, "trace", message).value:
         assert step["at_ms"] / 1000 == pytest.approx(stand.wall_s, abs=stand.settings.limits.request_s + 2)
@@ -164,11 +163,11 @@ def test_letters_and_traces_are_dated_by_the_clock_as_it_is_now() -> None:
 
 def test_outcomes_are_forgotten_by_the_stores_time() -> None:
     stand = town()
-    stand.disk = False
+    stand.commits = False
     stand.wait(5.0)
     stand.wall_offset_s += YEAR_S
     stand.wait(65.0)
-    first, second = [write for write in stand.writes if isinstance(write, Forget)]
+    first, second = [write for write in stand.writes if isinstance(write, PurgeOutcomes)]
     assert second.before_s - first.before_s < 65.0
 
 
@@ -183,7 +182,7 @@ def test_what_is_over_at_a_start_is_not_delivered_before_the_first_tick() -> Non
     bridge = stand.bridge("bob")
     assert stand.heard_of(bridge, Deliver) == []
     assert became(stand, message) == "failed:expired"
-    assert stand.router._exchange.boxes.messages == 0
+    assert stand.queued == (0, 0)
 
 
 def test_of_what_waits_only_what_is_over_is_left_out() -> None:

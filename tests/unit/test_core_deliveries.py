@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bester.broker.core.cases import Case, Kind
-from bester.broker.core.deliveries import Deliveries, Delivery, MailDelivery, Out, Share
-from bester.broker.core.parcels import Parcel
+from bester.broker.core.deliveries import AnyDelivery, Deliveries, Delivery, MailDelivery, Share
+from bester.broker.core.jobs import Job
 from bester.broker.core.values import Link
-from bester.broker.kept import Entry
+from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 
 LINKS = [Link("ipc", b"1"), Link("ipc", b"2")]
@@ -20,9 +20,9 @@ LINKS = [Link("ipc", b"1"), Link("ipc", b"2")]
 
 def delivery() -> Delivery:
     case = Case(Kind.SUBMIT, LINKS[0], 1, "m", "m")
-    parcel = Parcel(case, "m", "m", "t", b"1", "client", "s1", "alice")
+    job = Job(case, "m", "m", "t", b"1", "client", "s1", "alice")
     command = Command("sendClients", ["alice"], b"1")
-    return Delivery(parcel, command, "m.0", [[0, 1]], None, reported=False, number=1)
+    return Delivery(job, command, "m.0", [[0, 1]], None, reported=False, number=1)
 
 
 def mail() -> MailDelivery:
@@ -35,11 +35,11 @@ class Books(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.deliveries = Deliveries()
-        self.model: dict[Link, dict[int, Out]] = {link: {} for link in LINKS}
+        self.model: dict[Link, dict[int, AnyDelivery]] = {link: {} for link in LINKS}
         self.last = dict.fromkeys(LINKS, 0)
 
     @rule(link=st.sampled_from(LINKS), make=st.sampled_from([delivery, mail]))
-    def add(self, link: Link, make: Callable[[], Out]) -> None:
+    def add(self, link: Link, make: Callable[[], AnyDelivery]) -> None:
         one = make()
         serial = self.deliveries.add(link, one)
         assert serial == self.last[link] + 1
@@ -57,7 +57,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(link=st.sampled_from(LINKS))
     def drop(self, link: Link) -> None:
-        assert self.deliveries.drop(link) == list(self.model[link].values())
+        assert self.deliveries.drop_link(link) == list(self.model[link].values())
         self.model[link] = {}
         self.last[link] = 0
 

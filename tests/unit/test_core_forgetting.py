@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.values import Settings
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from tests.unit.core_stand import Stand, clients
 
 DAY_S = 24 * 3600.0

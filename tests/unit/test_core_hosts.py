@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.cases import AGAIN
-from bester.broker.core.policy import NEWS
+from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.strangers import COME_AGAIN, COME_AGAIN_MARKED, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
 from bester.broker.core.values import LookUp, Route, Settings
 from bester.broker.hosts import Hosts
@@ -44,7 +44,7 @@ class Gate:
             where[address] = (*where.get(address, ()), name)
         unknown = {"named", "only"}.difference(addresses)
         hosts = Hosts(where, frozenset(unknown), dict.fromkeys(addresses, at))
-        self.stand.take(self.stand.router.hosts_changed(hosts, self.stand.now))
+        self.stand.take(self.stand.router.on_hosts_changed(hosts, self.stand.now))
 
     def comes(self, claimed: str | None, address: str = AWAY, type_: str = "two", **meta: Any) -> str:
         """A native server sends a message; returns what becomes of it at once: see `now`."""
@@ -85,7 +85,7 @@ class Gate:
         ("other", "10.0.0.1", "two", "in"),
         (None, "10.0.0.1", "two", "in"),
         ("fixed", "10.0.0.1", "two", "in"),
-        ("named", AWAY, NEWS, COME_AGAIN),
+        ("named", AWAY, OUTCOME_TYPE, COME_AGAIN),
         ("named", AWAY, "builtin", "reserved"),
     ],
 )
@@ -172,7 +172,8 @@ def test_an_answer_that_is_older_than_the_question_proves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "type_", "told"), [("none", "two", "not-allowed"), ("open", "two", "in"), ("open", NEWS, "waits")]
+    ("accept", "type_", "told"),
+    [("none", "two", "not-allowed"), ("open", "two", "in"), ("open", OUTCOME_TYPE, "waits")],
 )
 def test_what_is_refused_or_let_in_whoever_it_is(accept: str, type_: str, told: str) -> None:
     assert Gate(accept).comes("named", type_=type_) == told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.wire.messages import Ask, Deliver, Forward, Forwarded, Relay, Relayed, Report
+from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Relay, Relayed, Report
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -19,7 +19,7 @@ def town() -> Stand:
 
 
 def reach(stand: Stand) -> None:
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
 
 
 def outcome_of(stand: Stand, bridge: Link, message: str | None) -> dict[str, str] | None:
@@ -71,10 +71,10 @@ def test_news_that_come_in_one_turn_all_count() -> None:
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
     report = queue_elsewhere(stand, bridge, chat, 3)
-    stand.disk = False
+    stand.commits = False
     for number in (1, 2, 3):
         news(stand, peer, f"{report.message}.0.0", "delivered", number)
-    stand.disk = True
+    stand.commits = True
     stand.commit()
     assert [relayed.outcome for relayed in stand.heard_of(peer, Relayed)] == ["delivered"] * 3
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
@@ -121,25 +121,24 @@ def test_what_is_done_again_and_is_over_already_is_not_called_queued() -> None:
     assert stand.one(peer, Relayed)[1:] == ("delivered", {})
 
 
-def send_on(stand: Stand, number: int) -> tuple[Link, Relayed]:
-    """A message of s2's is sent on to s2, where it is queued; returns s2's link and what it is told."""
+def send_on(stand: Stand, number: int) -> tuple[Link, Relayed, str]:
+    """Send a message of s2's on to s2, where it is queued; return s2's link, the answer, and the id that was sent."""
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", id="s2/x/1", lane=["d2", number, 1], again=True)
     stand.answer(chat, servers("s2"))
     sent = [relay for relay in stand.heard_of(S2, Relay) if relay.type == "chat"]
     stand.say(S2, Relayed(sent[0].token, "queued", {"queued": 1}))
-    return peer, stand.one(peer, Relayed)
+    return peer, stand.one(peer, Relayed), sent[0].meta["id"]
 
 
 def test_what_was_sent_on_again_and_is_over_already_is_not_called_queued_either() -> None:
     stand = town()
-    peer, first = send_on(stand, 1)
+    peer, first, id_ = send_on(stand, 1)
     assert first[1:] == ("queued", {"queued": 1})
-    (noted,) = [row.entry for row in stand.store._rows.values() if row.outcome == "queued"]
-    news(stand, peer, noted.id, "delivered", 1)
+    news(stand, peer, id_, "delivered", 1)
     stand.restart()
-    _, second = send_on(stand, 2)
+    _, second, _ = send_on(stand, 2)
     assert second[1:] == ("delivered", {})
 
 
@@ -209,3 +208,43 @@ def test_news_of_what_the_life_before_was_sent_counts_when_it_is_sent_again() ->
     stand.wait(stand.settings.limits.restart_s)
     said = news(stand, peer, "s9/x/1.0.0", "delivered", 1, again=True)
     assert stand.one(peer, Relayed) == Relayed(said, "delivered", {}), "nobody asks for it"
+
+
+def test_news_of_what_a_life_before_was_sent_holds_up_no_other_news() -> None:
+    """It is refused until nobody can send the message again; what waits behind it in the lane has no part in that."""
+    stand = town()
+    reach(stand)
+    bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
+    report = queue_elsewhere(stand, bridge, chat, 2)
+    outcomes = []
+    for number, message in enumerate(["s1/old/1.0.0", f"{report.message}.0.0", f"{report.message}.0.0"], 1):
+        news(stand, peer, message, "delivered", number)
+        outcomes.append(stand.one(peer, Relayed).outcome)
+    assert outcomes == ["failed:overloaded", "delivered", "delivered"]
+    assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
+
+
+def test_news_that_are_refused_for_now_hold_up_no_other_news_here_either() -> None:
+    stand = town()
+    reach(stand)
+    peer, chat = stand.server("s2"), stand.handler("chat")
+    for number in range(1, 6):
+        stand.relay(peer, "chat", id=f"s2/x/{number}", lane=["d2", number, 1])
+        stand.answer(chat, clients("bob"))
+    assert [relayed.outcome for relayed in stand.heard_of(peer, Relayed)] == ["queued"] * 5
+    bob = stand.bridge("bob")
+    first, *others = stand.heard_of(bob, Deliver)
+    stand.say(bob, Confirm(first.serial))
+    stand.say(S2, Relayed(stand.one(S2, Relay).token, "failed:overloaded"))
+    for delivery in others:
+        stand.say(bob, Confirm(delivery.serial))
+    stand.wait(stand.settings.limits.first_retry_s + 1.0)
+    heard = {json.loads(relay.body)["message"]: relay.token for relay in stand.heard_of(S2, Relay)}
+    assert set(heard) == {f"s2/x/{number}" for number in range(1, 6)}
+    for message, token in heard.items():
+        stand.say(S2, Relayed(token, "failed:overloaded" if message == "s2/x/1" else "delivered"))
+    stand.wait(stand.settings.limits.first_retry_s + 1.0)
+    again = stand.one(S2, Relay)
+    assert json.loads(again.body)["message"] == "s2/x/1"
+    stand.say(S2, Relayed(again.token, "delivered"))
+    assert stand.kept("lane/s2/bester.outcome") == []

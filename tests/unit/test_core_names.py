@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bester.broker.core.values import Link, Route, Settings
-from bester.broker.kept import NAMES, SaveName
+from bester.broker.store_requests import NAMES, SaveName
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients
 

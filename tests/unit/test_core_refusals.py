@@ -147,7 +147,7 @@ def test_what_another_server_says_comes_back_made_safe(
     stand = Stand(ELSEWHERE[way])
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2") if way == "fabric" else bridge
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     token = stand.submit(bridge, "t")
     stand.answer(worker, servers("s2"))
     if way == "fabric":
@@ -162,7 +162,7 @@ def test_what_was_refused_elsewhere_is_not_tried_again() -> None:
     stand = Stand(ELSEWHERE["fabric"])
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2")
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     stand.submit(bridge, "t")
     stand.answer(worker, servers("s2"))
     stand.say(link, Relayed(stand.one(link, Relay).token, "failed:refused", {"note": "too many"}))
@@ -216,7 +216,7 @@ def test_what_cannot_be_sent_to_a_server_is_dead_and_does_not_hold_up_its_lane(w
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2") if way == "fabric" else bridge
     kind: type[Relay] | type[Forward] = Relay if way == "fabric" else Forward
-    stand.take(stand.router.server_ready("s2", stand.now))
+    stand.take(stand.router.on_server_ready("s2", stand.now))
     token = stand.submit(bridge, "t")
     stand.answer(worker, servers("s2"))
     end(stand, link, stand.one(link, kind))

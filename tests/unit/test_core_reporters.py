@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS, SILENT_ENDS, Reporters
-from bester.broker.core.values import Outbox, Route, Settings
-from bester.broker.kept import SavePeer, lane
+from bester.broker.core.values import Effects, Route, Settings
+from bester.broker.store_requests import SavePeer, lane
 from bester.broker.wire.messages import Forward, Forwarded, Meta, Report
 from tests.unit.core_stand import Stand, servers
 
@@ -135,7 +135,7 @@ def test_silent_ends_of_several_messages_are_not_added_up() -> None:
     [("failed:unreachable", {}), ("failed:unreachable", {"unsent": True}), ("failed:malformed", {})],
 )
 def test_silent_ends_count_running(outcome: str, meta: Meta) -> None:
-    reporters, route = Reporters(Outbox(), {}), Route("s3", native=AT)
+    reporters, route = Reporters(Effects(), {}), Route("s3", native=AT)
     for _ in range(3):
         for _ in range(SILENT_ENDS - 1):
             assert reporters.judge(route, "m", "sent", {}) == "failed:unreachable"
@@ -181,7 +181,7 @@ def test_what_was_learned_is_known_after_a_restart() -> None:
 
 
 def test_a_server_that_has_moved_is_another_one() -> None:
-    reporters = Reporters(Outbox(), {AT: False})
+    reporters = Reporters(Effects(), {AT: False})
     assert reporters.judge(Route("s3", native=AT), "m", "sent", {}) == "sent"
     assert reporters.judge(Route("s3", native="10.0.0.4:2223"), "m", "sent", {}) == "failed:unreachable"
 
@@ -206,7 +206,7 @@ def test_a_stranger_that_never_reported_and_closes_in_peace_is_sent_to() -> None
 
 
 def test_nothing_grows_for_ever() -> None:
-    out = Outbox()
+    out = Effects()
     reporters, stranger, listed = Reporters(out, {}), Route("", native="h:1"), Route("s3", native=AT)
     for number in range(MAX_STRANGERS + 1):
         reporters.judge(stranger._replace(native=f"h:{number}"), f"m{number}", "delivered", WORD)
@@ -265,7 +265,7 @@ def test_in_order_a_slow_server_holds_its_lane_and_a_lost_bridge_does_not_mix_it
     post.stand.wait(6.0)  # the first one's sender is told that it waits; it is still out
     (first,) = post.stand.heard_of(post.bridge, Forward)
     link = post.stand.bridge(name="other")
-    post.stand.take(post.stand.router.undeliverable(post.bridge, first, post.stand.now))
+    post.stand.take(post.stand.router.on_undeliverable(post.bridge, first, post.stand.now))
     got = []
     for _ in (1, 2, 3):
         post.stand.wait(1.0)

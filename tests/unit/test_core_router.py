@@ -1,4 +1,4 @@
-"""Who is on a link and what it may say: greeting, leaving, silence, roles, logins, questions; and nothing raises."""
+"""The router: who may say what, who is there, and what happens to those who go silent or say goodbye."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
-from bester.broker.core.values import Limits, Link, Route, Send, Settings, Verify
+from bester.broker.core.values import Link, Route, Send, Settings, Verify
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
-    OPERATIONS,
     Answer,
     Ask,
     Close,
-    Command,
     Confirm,
     Deliver,
     Emit,
@@ -116,7 +111,7 @@ def test_what_cannot_be_read_is_answered_as_seldom_and_hides_nothing_else() -> N
     assert stand.one(link, Welcome).server == "s1"
 
 
-# --- greeting -------------------------------------------------------------------------------------------------------
+# --- greeting ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
@@ -255,7 +250,7 @@ def test_two_bridges_never_give_out_the_same_id() -> None:
     assert len(ids) == 8
 
 
-# --- strangers ------------------------------------------------------------------------------------------------------
+# --- strangers --------------------------------------------------------------------------------------------------------
 
 
 def test_a_stranger_is_told_to_say_hello_once_a_heartbeat() -> None:
@@ -289,7 +284,7 @@ def test_strangers_are_remembered_up_to_a_bound() -> None:
     stand = Stand(limited(max_strangers=3))
     for _ in range(20):
         stand.say(stand.link(), Heartbeat())
-    assert len(stand.router._presence._strangers) == 3
+    assert stand.state.strangers == 3
 
 
 def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
@@ -297,10 +292,10 @@ def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
     link = stand.link()
     stand.say(link, Heartbeat())
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    assert not stand.router._presence._strangers
+    assert stand.state.strangers == 0
 
 
-# --- liveness -------------------------------------------------------------------------------------------------------
+# --- liveness ---------------------------------------------------------------------------------------------------------
 
 
 def test_heartbeats_go_out_and_silence_is_noticed() -> None:
@@ -376,7 +371,7 @@ def test_a_lost_bridge_takes_its_sessions_with_it_and_announces_them_again() -> 
     assert stand.ask(chat, "listClients").value == ["alice"]
 
 
-# --- leaving --------------------------------------------------------------------------------------------------------
+# --- leaving ----------------------------------------------------------------------------------------------------------
 
 
 def test_goodbye_is_echoed_after_the_last_request_and_what_is_held_is_finished() -> None:
@@ -418,7 +413,7 @@ def test_a_leaving_handler_whose_last_reply_cannot_be_read_is_forgotten_too() ->
     stand.say(leaving, Goodbye(None))
     stand.say(leaving, Malformed("malformed", "x", 11, request.token))
     assert stand.report(bridge).reason == "bad-reply"
-    assert leaving not in stand.router._peers
+    assert "handler" not in stand.state.peers
 
 
 def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
@@ -426,7 +421,7 @@ def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
     leaving = stand.handler("t")
     stand.say(leaving, Goodbye(None))
     assert stand.heard(leaving) == [Goodbye("goodbye")]
-    assert leaving not in stand.router._peers
+    assert "handler" not in stand.state.peers
 
 
 def test_the_broker_says_goodbye_to_everyone() -> None:
@@ -436,7 +431,8 @@ def test_the_broker_says_goodbye_to_everyone() -> None:
     assert [stand.heard(link) for link in links] == [[Goodbye("the end")]] * 2
 
 
-# --- roles ----------------------------------------------------------------------------------------------------------
+# --- roles ------------------------------------------------------------------------------------------------------------
+
 
 MAY: dict[str, set[type[Any]]] = {
     "handler": {Reply, Emit, Ask},
@@ -492,7 +488,7 @@ def test_what_cannot_be_read_is_answered_and_the_link_stays() -> None:
     assert stand.ask(link, "listClients").status == 0
 
 
-# --- logins and sessions --------------------------------------------------------------------------------------------
+# --- logins and sessions ----------------------------------------------------------------------------------------------
 
 
 def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
@@ -501,7 +497,7 @@ def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
     stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
     assert stand.verifies == [Verify(bridge, 7, "alice", "secret", "10.0.0.1")]
     assert stand.ask(chat, "isClient", "alice").value is False
-    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", None, stand.now))
     assert stand.heard(bridge) == [LoggedIn(7, 0, None)]
     assert stand.ask(chat, "isClient", "alice").value is True
 
@@ -510,10 +506,10 @@ def test_a_refused_password_opens_nothing() -> None:
     stand = Stand()
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))
-    stand.take(stand.router.verified(bridge, 7, "alice", "authentication-failed", stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", "authentication-failed", stand.now))
     assert stand.heard(bridge) == [LoggedIn(7, 1, "authentication-failed")]
     stand.say(bridge, Login(8, "alice", "wrong", "10.0.0.1"))
-    stand.take(stand.router.verified(bridge, 8, "alice", "try-later", stand.now, 1.0001))
+    stand.take(stand.router.on_verified(bridge, 8, "alice", "try-later", stand.now, 1.0001))
     assert stand.heard(bridge) == [LoggedIn(8, 1, "try-later", 1001)]
     assert stand.ask(chat, "listClients").value == []
 
@@ -523,8 +519,8 @@ def test_a_session_that_closed_while_its_password_was_checked_is_no_target() -> 
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "secret", "10.0.0.1"))
     stand.say(bridge, Close(7))
-    stand.take(stand.router.verified(bridge, 7, "alice", None, stand.now))
-    stand.take(stand.router.verified(Link("ipc", b"gone"), 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(bridge, 7, "alice", None, stand.now))
+    stand.take(stand.router.on_verified(Link("ipc", b"gone"), 7, "alice", None, stand.now))
     assert stand.heard(bridge) == []
     assert stand.ask(chat, "listClients").value == []
 
@@ -547,7 +543,7 @@ def test_a_session_of_another_bridge_is_none_of_this_one() -> None:
     assert stand.report(second).reason == "not-allowed"
 
 
-# --- questions ------------------------------------------------------------------------------------------------------
+# --- questions --------------------------------------------------------------------------------------------------------
 
 
 def test_questions_are_answered_with_the_truth() -> None:
@@ -564,95 +560,3 @@ def test_questions_are_answered_with_the_truth() -> None:
     assert stand.ask(bridge, "trace", "m").value == []
     operator = stand.join("operator", "o")
     assert stand.ask(operator, "trace", "m").value == []
-
-
-# --- whatever comes -------------------------------------------------------------------------------------------------
-
-TEXTS = st.sampled_from(["t", "alice", "s2", "s1", "127.0.0.1:9", "bester.x", "", "handler", "bridge", "hello-first"])
-INTS = st.sampled_from([-1, 0, 1, 2, 3, 5001, 5002, 5003, 2**53])
-ANY = st.recursive(
-    st.none() | st.booleans() | INTS | TEXTS | st.floats(allow_nan=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=5,
-)
-META = st.dictionaries(
-    st.sampled_from(
-        ["id", "root", "origin", "path", "server", "address", "scope", "types", "credit", "order", "epoch"]
-    ),
-    ANY,
-) | st.just({"types": ["t"], "credit": 2, "order": {"t": "user"}})
-COMMANDS = st.lists(
-    st.builds(
-        Command,
-        st.sampled_from(["sendClients", "sendServers", "sendHandler", "sendAll"]),
-        st.lists(TEXTS, max_size=3),
-        st.sampled_from([b"1", b"{", b'"x"']),
-        st.none() | TEXTS,
-    ),
-    max_size=2,
-)
-FIELD = {int: INTS, str: TEXTS, bytes: st.just(b"1"), type(None): st.none(), dict: META, list: st.just([])}
-
-
-def messages() -> st.SearchStrategy[Any]:
-    """Anything the codec would let through."""
-    kinds: list[st.SearchStrategy[Any]] = []
-    for spec in OPERATIONS:
-        if spec.message in (Reply, Emit, Confirm, Deliver):
-            continue
-        fields: list[st.SearchStrategy[Any]] = []
-        for at, kind in enumerate(spec.fields):
-            if kind is None:
-                fields.append(ANY)
-            elif at == spec.body:
-                fields.append(st.just(b"1"))
-            else:
-                fields.append(st.one_of([FIELD[each] for each in sorted(kind, key=lambda each: each.__name__)]))
-        kinds.append(st.builds(spec.message, *fields))
-    kinds += [
-        st.builds(Reply, INTS, INTS, COMMANDS, st.none()),
-        st.builds(Emit, INTS, TEXTS, COMMANDS, META),
-        st.builds(
-            Confirm,
-            INTS,
-            st.lists(INTS, max_size=3),
-            st.lists(st.builds(lambda *row: [*row], INTS, INTS, TEXTS), max_size=2),
-        ),
-        st.builds(Malformed, TEXTS, TEXTS, st.none() | INTS, st.none() | INTS),
-        st.just(Hello(1, "handler", "h", {"types": ["t", "s2"], "credit": 2, "order": {"t": "user"}})),
-        st.just(Hello(1, "bridge", "b", {})),
-        st.just(Hello(1, "server", "s2", {})),
-    ]
-    return st.one_of(kinds)
-
-
-LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("tcp", b"3"), Link("direct", b"4"), Link("server", b"s2")]
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(LINKS), messages(), st.sampled_from([0.0, 0.0, 0.3, 7.0, 40.0])), max_size=40)
-)
-@hypothesis_settings(max_examples=150)
-def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple[Link, Any, float]]) -> None:
-    routes = {"s2": Route("s2", fabric="ipc:///x")}
-    stand = Stand(Settings("s1", open_accounts=True, accept="open", routes=routes, limits=Limits(max_held=5)))
-    stand.take(stand.router.server_ready("s2", stand.now))
-    for link in LINKS[:3]:
-        stand.say(
-            link, Hello(1, ("handler", "bridge", "handler")[LINKS.index(link)], "n", {"types": ["t"], "credit": 2})
-        )
-    for link, message, seconds in said:
-        stand.say(link, message)
-        if seconds:
-            stand.now += seconds
-            stand.tick()
-    for link in LINKS:
-        stand.take(stand.router.undeliverable(link, Heartbeat(), stand.now))
-    stand.take(stand.router.server_lost("s2", "over", stand.now))
-    for _ in range(40):
-        stand.now += 2.0
-        stand.tick()
-    exchange = stand.router._exchange
-    assert stand.router.idle
-    assert (exchange._held, exchange._held_bytes, exchange.workers.waiting) == (0, 0, 0)
-    assert exchange.deliveries.count == exchange.outboxes.legs.count == 0

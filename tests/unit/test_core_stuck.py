@@ -8,7 +8,7 @@ import pytest
 
 from bester.broker.core.restarts import STUCK_WHY
 from bester.broker.core.values import Limits, Link, Restart, Settings
-from bester.broker.kept import Budget, Bury
+from bester.broker.store_requests import Budget, Bury
 from bester.broker.wire.messages import Command, Error, Goodbye, Heartbeat, Hello, Report, Request, Welcome
 from tests.unit.core_stand import Stand, clients
 
@@ -209,7 +209,7 @@ def test_the_end_waits_for_a_handler_that_has_only_just_died() -> None:
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     ward.stand.router.drain()
-    ward.stand.take(ward.stand.router.undeliverable(ward.handler, Heartbeat(), ward.stand.now))
+    ward.stand.take(ward.stand.router.on_undeliverable(ward.handler, Heartbeat(), ward.stand.now))
     ward.stand.wait(3.0)  # whoever has started it may start it again
     ward.stand.answer(ward.stand.handler("job"))
     assert ward.stand.report(ward.bridge).status == 0
@@ -225,11 +225,11 @@ def test_a_failure_after_the_messages_time_is_a_timeout(after_s: float, reason: 
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
     ward.stand.now += after_s
-    ward.stand.disk = False
+    ward.stand.commits = False
     ward.stand.reply(ward.handler, request.token, status=1)
     buried = [write.letter.reason for write in ward.stand.writes if isinstance(write, Bury)]
     assert buried == ([reason] if reason == "timeout" else [])
-    ward.stand.disk = True
+    ward.stand.commits = True
     ward.stand.commit()
     assert ward.stand.report(ward.bridge).reason == reason
     assert bool(ward.notices("handler-failed")) == (reason == "handler-failed")

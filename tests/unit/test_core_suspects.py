@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bester.broker.core.values import Link, Settings
-from bester.broker.kept import Budget, Letter
+from bester.broker.store_requests import Budget, DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
 from tests.unit.core_stand import Stand, clients
 
@@ -51,7 +51,7 @@ class Ward:
     def kill(self, link: Link) -> None:
         self.deaths.append([request.body for request in self.hands.pop(link)])
         self.stand.alive.pop(link, None)
-        self.stand.take(self.stand.router.undeliverable(link, Heartbeat(), self.stand.now))
+        self.stand.take(self.stand.router.on_undeliverable(link, Heartbeat(), self.stand.now))
         self.listen()
 
     def answer(self, link: Link, number: int = 0) -> bytes:
@@ -80,16 +80,15 @@ class Ward:
             said.setdefault(self.tokens[report.token], []).append(report.reason)
         return said
 
-    def letters(self) -> list[Letter]:
-        return list(self.stand.store._letters.values())
+    def letters(self) -> list[DeadLetter]:
+        return self.stand.dead()[::-1]
 
     def is_well(self) -> None:
         """Everything is over, and nothing is left of it."""
-        exchange = self.stand.router._exchange
+        state = self.stand.state
         assert self.stand.router.idle
-        assert (exchange._held, exchange.workers.waiting) == (0, 0)
-        assert not exchange.workers._suspects
-        assert not exchange.workers._suspects.aside
+        assert (state.jobs, state.workers.waiting) == (0, {})
+        assert (state.workers.suspects, state.workers.isolated) == (0, 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from bester.bridge.cli.demo import LINKS, STORIES
-from bester.bridge.cli.demo import story as stories
-from bester.bridge.cli.demo.drawing import path_lines, table
-from bester.bridge.cli.demo.people import Sent, root_of
-from bester.bridge.cli.demo.play import LINKED, Performance
-from bester.bridge.cli.demo.routes import Step, Stop, Way, route_of, ways_of
-from bester.bridge.client import Report
+from bester.cli.demo import LINKS, STORIES
+from bester.cli.demo import story as stories
+from bester.cli.demo.drawing import path_lines, table
+from bester.cli.demo.people import Sent, root_of
+from bester.cli.demo.play import LINKED, Performance
+from bester.cli.demo.routes import Step, Stop, Way, route_of, ways_of
+from bester.client import Report
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROOT = "S1/bridge-1.1/7"

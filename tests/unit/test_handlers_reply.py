@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bester.bridge.client.frames import text_of as client_text_of
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command, Request
-from bester.handlers import HandlerError, Message, SchemaError, payload, send_clients, send_handler, send_servers
+from bester.handlers import HandlerError, Message, SchemaError, send_clients, send_handler, send_servers
 from bester.handlers.payload import QuietError
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
 
 
 def message(user: str | None = "t", body: bytes = b"1", **meta: Any) -> Message:
@@ -58,36 +46,6 @@ def test_raw_is_passed_untouched() -> None:
 def test_wrong_commands_fail_where_they_are_made(wrong: Any, text: str) -> None:
     with pytest.raises(TypeError, match=text):
         wrong()
-
-
-@given(JSON)
-def test_any_json_survives_with_and_without_msgspec(value: Any) -> None:
-    assert json.loads(payload.text_of(value)) == value
-    assert json.loads(payload._stdlib_text(value)) == value
-    assert payload.value_of(payload.text_of(value)) == value
-
-
-def test_the_standard_library_writes_dataclasses_and_refuses_what_is_not_json() -> None:
-    @dataclasses.dataclass
-    class Point:
-        x: int
-        on: list[int]
-
-    assert (
-        payload._stdlib_text({"p": Point(1, [2])}) == payload.text_of({"p": Point(1, [2])}) == b'{"p":{"x":1,"on":[2]}}'
-    )
-    with pytest.raises(TypeError, match="a object is not JSON"):
-        payload._stdlib_text(object())
-
-
-@pytest.mark.parametrize("write", [payload.text_of, payload._stdlib_text, lambda value: client_text_of(value, None)])
-def test_a_number_that_json_cannot_write_is_refused_and_never_becomes_null(write: Callable[[Any], bytes]) -> None:
-    big = payload.value_of(b"1e999")
-    for wrong in (big, -big, float("nan"), {"a": [None, {"b": big}]}, [1, (2, float("nan"))], {1: big}):
-        with pytest.raises(ValueError, match="nan or an infinite number"):
-            write(wrong)
-    for right in (None, {"a": None, "b": [None, 1e308]}, "null"):
-        assert json.loads(write(right)) == right
 
 
 def test_what_a_handler_may_return() -> None:

@@ -11,6 +11,11 @@ import pytest
 from bester.bridge.children.backoff import LONGEST_S, STEADY_S
 from bester.bridge.children.changes import MAX_FILES, seen
 from bester.bridge.children.lives import HOPELESS_LIVES, MAX_LIVES, RETRY_S, Lives, State
+from bester.broker.core.values import Limits
+from bester.handlers.runner import LAST_RESTART_S
+
+START_S = 5.0
+"""From the start of a handler until it serves; mostly it is less than one."""
 
 
 class Life:
@@ -26,7 +31,7 @@ class Life:
         if serves:
             self.lives.served()
         self.now += seconds
-        wait_s = self.lives.ended(self.now, "ended", hopeless=hopeless)
+        wait_s = self.lives.on_exit(self.now, "ended", hopeless=hopeless)
         self.now += wait_s or 0.0
         return wait_s
 
@@ -120,3 +125,16 @@ def test_a_folder_of_very_many_modules_is_not_read_whole(directory: Path) -> Non
         (directory / f"m{number}.py").touch()
     assert len(seen(("run.sh",), directory)) <= MAX_FILES + 50
     assert seen(("run.sh",), directory / "gone") == seen((), directory / "gone")
+
+
+def test_every_pause_before_a_next_life_is_shorter_than_what_a_dead_handler_held_waits() -> None:
+    """Else a few deaths over one message that kills would cost all the others that were held."""
+    lives, now, longest_s = Lives(), 0.0, LAST_RESTART_S  # of `bester up`, and of several workers
+    for _ in range(20):
+        lives.started(now)
+        lives.served()
+        wait_s = lives.on_exit(now, "killed", hopeless=False)
+        assert wait_s is not None
+        longest_s = max(longest_s, wait_s)
+        now += wait_s
+    assert longest_s + START_S <= Limits().handler_again_s

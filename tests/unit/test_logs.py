@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bester.broker import logs
-from bester.broker.notices import PER_SECOND
+from bester.broker.log_limits import PER_SECOND
 from bester.broker.pace import PACED
 
 

@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.bridge.ledger import MAX_ROWS, UNCONFIRMED, Delivery, Ledger
+from bester.bridge.confirmations import MAX_ROWS, UNCONFIRMED, Confirmations, Delivery
 from bester.bridge.outqueue import OutQueue
 from bester.broker.wire.messages import Confirm
 
@@ -23,10 +23,10 @@ class TestOutQueue:
         queue.push(b"ef")
         queue.mark("second")
         assert queue.take(100) == b""  # one chunk at a time
-        assert [mark.what for mark in queue.left()] == ["first"]
+        assert [mark.what for mark in queue.on_sent()] == ["first"]
         assert queue.queued_bytes == 2
         assert queue.take(100) == b"ef"
-        assert [mark.what for mark in queue.left()] == ["second"]
+        assert [mark.what for mark in queue.on_sent()] == ["second"]
         assert queue.queued_bytes == 0
 
     def test_dropped_marks_are_those_not_passed(self) -> None:
@@ -35,7 +35,7 @@ class TestOutQueue:
             queue.push(b"1234")
             queue.mark(number)
         assert queue.take(8) == b"12341234"
-        assert [mark.what for mark in queue.left()] == [0, 1]
+        assert [mark.what for mark in queue.on_sent()] == [0, 1]
         queue.take(8)
         assert [mark.what for mark in queue.drop()] == [2, 3]
         assert queue.take(8) == b""
@@ -53,7 +53,7 @@ class TestOutQueue:
             while chunk := queue.take(chunk_bytes):
                 assert len(chunk) <= chunk_bytes or len(set(chunk)) == 1
                 sent += chunk
-                for mark in queue.left():
+                for mark in queue.on_sent():
                     assert mark.end <= len(sent)
                     passed.append(mark.what)
                 if once:
@@ -71,49 +71,49 @@ class TestOutQueue:
 
 class TestDelivery:
     def test_a_target_goes_well_on_the_first_of_its_sessions(self) -> None:
-        delivery = Ledger().begin(1, None, None)
+        delivery = Confirmations().begin(1, None, None)
         delivery.expect(0, 2)
         assert not delivery.release()
-        assert not delivery.missed(0, "not-connected")
-        assert delivery.left(0)
+        assert not delivery.on_missed(0, "not-connected")
+        assert delivery.on_sent(0)
         assert delivery.failed == []
 
     def test_a_target_fails_on_the_last_of_its_sessions(self) -> None:
-        delivery = Ledger().begin(4, None, None)
+        delivery = Confirmations().begin(4, None, None)
         delivery.expect(2, 2)
         delivery.release()
-        assert not delivery.missed(2, "not-connected")
-        assert delivery.missed(2, "overloaded")
+        assert not delivery.on_missed(2, "not-connected")
+        assert delivery.on_missed(2, "overloaded")
         assert delivery.failed == [[4, 2, "overloaded"]]
 
     def test_one_session_that_may_have_got_it_is_enough_to_say_so(self) -> None:
-        delivery = Ledger().begin(4, None, None)
+        delivery = Confirmations().begin(4, None, None)
         delivery.expect(2, 2)
         delivery.release()
-        assert not delivery.missed(2, UNCONFIRMED)
-        assert delivery.missed(2, "not-connected")
+        assert not delivery.on_missed(2, UNCONFIRMED)
+        assert delivery.on_missed(2, "not-connected")
         assert delivery.failed == [[4, 2, UNCONFIRMED]]
 
     def test_what_comes_after_the_first_success_changes_nothing(self) -> None:
-        delivery = Ledger().begin(4, None, None)
+        delivery = Confirmations().begin(4, None, None)
         delivery.expect(0, 3)
         delivery.expect(1, 1)
         delivery.release()
-        assert not delivery.left(0)
-        assert not delivery.left(0)
-        assert not delivery.missed(0, "not-connected")
-        assert delivery.left(1)
+        assert not delivery.on_sent(0)
+        assert not delivery.on_sent(0)
+        assert not delivery.on_missed(0, "not-connected")
+        assert delivery.on_sent(1)
 
     def test_it_does_not_end_while_targets_are_added(self) -> None:
-        delivery = Ledger().begin(1, None, None)
+        delivery = Confirmations().begin(1, None, None)
         delivery.expect(0, 1)
-        assert not delivery.left(0)
+        assert not delivery.on_sent(0)
         assert delivery.release()
 
 
 class TestLedger:
     def test_one_confirmation_for_all(self) -> None:
-        ledger = Ledger()
+        ledger = Confirmations()
         assert ledger.confirm() == []
         for serial in (1, 2, 3):
             ledger.at_once(serial)
@@ -121,7 +121,7 @@ class TestLedger:
         assert ledger.confirm() == []
 
     def test_one_that_waits_does_not_hold_up_the_others(self) -> None:
-        ledger = Ledger()
+        ledger = Confirmations()
         slow = ledger.begin(1, None, None)
         ledger.at_once(2)
         quick = ledger.begin(3, None, None)
@@ -134,7 +134,7 @@ class TestLedger:
         assert ledger.waiting == 0
 
     def test_a_crowd_that_has_gone_is_told_in_pieces_and_not_covered_by_another_word(self) -> None:
-        ledger = Ledger()
+        ledger = Confirmations()
         rows = MAX_ROWS // 2 + 1
         for serial in (1, 2, 3):
             delivery = ledger.begin(serial, None, None)
@@ -147,7 +147,7 @@ class TestLedger:
         assert sum(len(confirm.failed) for confirm in confirms) == 3 * rows
 
     def test_a_crowd_of_small_failures_costs_what_it_is(self) -> None:
-        ledger = Ledger()
+        ledger = Confirmations()
         deliveries = [ledger.begin(serial, None, None) for serial in range(1, MAX_ROWS + 1)]
         for delivery in deliveries:
             delivery.fail(0, "not-connected")
@@ -162,7 +162,7 @@ class TestLedger:
     def test_everything_is_confirmed_once_it_has_ended_and_not_before(
         self, kinds: list[int], data: st.DataObject
     ) -> None:
-        ledger = Ledger()
+        ledger = Confirmations()
         going: list[Delivery] = []
         ended: set[int] = set()
         known: set[int] = set()

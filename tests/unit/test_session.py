@@ -55,8 +55,8 @@ def acks(*ids: str) -> bytes:
 
 def opened(*, ack: bool = False, **limits: int) -> Session:
     it = session(0.0, in_doubt=False, **limits)
-    it.received(frame(HELLO[4:].replace(b'"scope"', b'"ack":true,"scope"')) if ack else HELLO, 0.0)
-    assert said(it.logged_in(0, None, 0.0)) == ["good auth_special"]
+    it.on_bytes(frame(HELLO[4:].replace(b'"scope"', b'"ack":true,"scope"')) if ack else HELLO, 0.0)
+    assert said(it.on_login_answer(0, None, 0.0)) == ["good auth_special"]
     return it
 
 
@@ -83,44 +83,44 @@ def good(token: int) -> Report:
 class TestFirstFrame:
     def test_a_client_asks_the_broker(self) -> None:
         it = session()
-        assert it.received(HELLO, 0.0) == Step([], [Login(7, "alice", "p", "127.0.0.1")])
+        assert it.on_bytes(HELLO, 0.0) == Step([], [Login(7, "alice", "p", "127.0.0.1")])
         assert now_in(it) is State.AUTHENTICATING
         assert not it.wants_input
-        assert said(it.logged_in(0, None, 1.0)) == ["good auth_special"]
+        assert said(it.on_login_answer(0, None, 1.0)) == ["good auth_special"]
         assert now_in(it) is State.OPEN
         assert (it.is_target, it.wants_input, it.deadline) == (True, True, None)
 
     @pytest.mark.parametrize(("retry_ms", "retry_s"), [(1, 1), (1000, 1), (1001, 2), (64_000, 64)])
     def test_who_is_put_off_is_told_for_how_many_whole_seconds(self, retry_ms: int, retry_s: int) -> None:
         it = session()
-        it.received(HELLO, 0.0)
-        (answer,) = read(it.logged_in(1, "try-later", 0.0, retry_ms).write)
+        it.on_bytes(HELLO, 0.0)
+        (answer,) = read(it.on_login_answer(1, "try-later", 0.0, retry_ms).write)
         assert answer["payload"] == {"id": "auth_special", "reason": "try-later", "retry_s": retry_s}
         assert now_in(it) is State.CLOSING
 
     @pytest.mark.parametrize("reason", ["authentication-failed", "overloaded", None])
     def test_refused(self, reason: str | None) -> None:
         it = session()
-        it.received(HELLO + message(), 0.0)
-        step = it.logged_in(1, reason, 0.0)
+        it.on_bytes(HELLO + message(), 0.0)
+        step = it.on_login_answer(1, reason, 0.0)
         assert said(step) == [f"bad auth_special {reason or 'authentication-failed'}"]
         assert step.send == []
         assert now_in(it) is State.CLOSING
 
     def test_what_came_behind_it_is_handled_after_the_answer_in_order(self) -> None:
         it = session()
-        step = it.received(HELLO + message(id_="a") + message("dummy", "b"), 0.0)
+        step = it.on_bytes(HELLO + message(id_="a") + message("dummy", "b"), 0.0)
         assert len(step.send) == 1
-        assert it.received(message(id_="c"), 0.0) == Step([], [])
-        step = it.logged_in(0, None, 0.0)
+        assert it.on_bytes(message(id_="c"), 0.0) == Step([], [])
+        step = it.on_login_answer(0, None, 0.0)
         assert said(step) == ["good auth_special", "pong b"]
         assert step.send == [Submit(1, 7, "chat", b"1", {}), Submit(2, 7, "chat", b"1", {})]
 
     def test_it_may_bring_a_message(self) -> None:
         it = session()
         body = HELLO[4:].replace(b'"data":null,"type":"dummy"', b'"data":-0,"type":"chat","id":"m"')
-        assert [type(sent) for sent in it.received(frame(body) + message(id_="n"), 0.0).send] == [Login]
-        step = it.logged_in(0, None, 0.0)
+        assert [type(sent) for sent in it.on_bytes(frame(body) + message(id_="n"), 0.0).send] == [Login]
+        step = it.on_login_answer(0, None, 0.0)
         assert [sent for sent in step.send if isinstance(sent, Submit)] == [
             Submit(1, 7, "chat", b"-0", {}),
             Submit(2, 7, "chat", b"1", {}),
@@ -128,33 +128,33 @@ class TestFirstFrame:
 
     def test_the_frame_behind_a_login_may_be_larger_than_a_login(self) -> None:
         it = session()
-        it.received(HELLO + message(data=json.dumps("x" * 500)), 0.0)
-        assert len(it.logged_in(0, None, 0.0).send) == 1
+        it.on_bytes(HELLO + message(data=json.dumps("x" * 500)), 0.0)
+        assert len(it.on_login_answer(0, None, 0.0).send) == 1
 
     def test_a_server_sends_one_message(self) -> None:
         it = session()
         body = frame(b'{"header":{"scope":"server","origin":"s0","scop":1},"payload":{"data":1,"type":"m"}}')
-        step = it.received(body + message(), 0.0)
+        step = it.on_bytes(body + message(), 0.0)
         meta = {"origin": "s0", "scope": "server", "address": "127.0.0.1"}
         assert step == Step([], [Submit(1, None, "m", b"1", meta)])
         assert now_in(it) is State.SERVER
-        assert it.received(message(), 0.0) == Step([], [])
-        assert said(it.reported(Report(1, 1, "not-allowed", None, {}), 0.0)) == ["bad None not-allowed"]
+        assert it.on_bytes(message(), 0.0) == Step([], [])
+        assert said(it.on_report(Report(1, 1, "not-allowed", None, {}), 0.0)) == ["bad None not-allowed"]
         assert now_in(it) is State.CLOSING
 
     def test_a_server_that_closes_without_reading_is_heard(self) -> None:
         it = session()
-        it.received(frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'), 0.0)
-        it.ended(0.0)
+        it.on_bytes(frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'), 0.0)
+        it.on_peer_ended(0.0)
         assert now_in(it) is State.SERVER
-        assert said(it.reported(good(1), 0.0)) == ["good x"]
+        assert said(it.on_report(good(1), 0.0)) == ["good x"]
         assert now_in(it) is State.CLOSING
 
     @pytest.mark.parametrize("id_", ["i", None, ""])
     def test_a_ping_of_a_server_is_answered_and_the_end(self, id_: str | None) -> None:
         it = session()
         payload = {"data": None, "type": "dummy"} | ({} if id_ is None else {"id": id_})
-        step = it.received(frame(json.dumps({"header": {"scope": "server"}, "payload": payload}).encode()), 0.0)
+        step = it.on_bytes(frame(json.dumps({"header": {"scope": "server"}, "payload": payload}).encode()), 0.0)
         assert read(step.write) == [{"header": {"status": "0"}, "payload": {"data": None, "id": id_, "type": "dummy"}}]
         assert (step.send, now_in(it)) == ([], State.CLOSING)
 
@@ -172,7 +172,7 @@ class TestFirstFrame:
     )
     def test_a_bad_one_is_answered_and_the_end(self, stream: bytes, answer: str) -> None:
         it = session()
-        step = it.received(stream + message(), 0.0)
+        step = it.on_bytes(stream + message(), 0.0)
         assert said(step) == [answer]
         assert step.send == []
         assert now_in(it) is State.CLOSING
@@ -190,21 +190,21 @@ class TestFirstFrame:
         self, stream: int, answer: str, doubted: bool
     ) -> None:
         it = session(in_doubt=True)
-        step = it.received(stream.to_bytes(4, "little"), 0.0)
+        step = it.on_bytes(stream.to_bytes(4, "little"), 0.0)
         assert (said(step), step.send) == ([answer], [Doubted("127.0.0.1")] * doubted)
         assert now_in(it) is State.CLOSING
 
     def test_the_doubt_is_about_the_first_one_alone(self) -> None:
         it = session(in_doubt=True)
-        it.received(HELLO, 0.0)
-        it.logged_in(0, None, 0.0)
-        step = it.received(message(data=json.dumps("x" * 500)) + TOO_LARGE, 0.0)
+        it.on_bytes(HELLO, 0.0)
+        it.on_login_answer(0, None, 0.0)
+        step = it.on_bytes(message(data=json.dumps("x" * 500)) + TOO_LARGE, 0.0)
         assert [type(each) for each in step.send] == [Submit]
-        assert said(it.reported(good(1), 0.0)) == ["good i"]
+        assert said(it.on_report(good(1), 0.0)) == ["good i"]
 
     def test_it_must_come_in_time(self) -> None:
         it = session(10.0)
-        it.received(HELLO[:20], 12.0)
+        it.on_bytes(HELLO[:20], 12.0)
         assert it.deadline == 15.0
         assert it.tick(14.9) == Step([], [])
         assert said(it.tick(15.0)) == ["bad auth_special timeout"]
@@ -212,24 +212,24 @@ class TestFirstFrame:
 
     def test_a_login_nobody_answers(self) -> None:
         it = session()
-        it.received(HELLO, 0.0)
+        it.on_bytes(HELLO, 0.0)
         step = it.tick(LIMITS.login_s)
         assert said(step) == ["bad auth_special timeout"]
         assert step.send == [Close(7)]
 
     def test_a_peer_that_says_nothing_and_goes(self) -> None:
         it = session()
-        assert it.ended(0.0) == Step([], [])
+        assert it.on_peer_ended(0.0) == Step([], [])
         assert now_in(it) is State.CLOSING
 
 
 class TestMessages:
     def test_reports_by_token(self) -> None:
         it = opened()
-        it.received(message(id_="a") + message(id_=None), 0.0)
-        assert said(it.reported(good(2), 0.0)) == ["good None"]
-        assert said(it.reported(Report(1, 1, "unknown-type", None, {}), 0.0)) == ["bad a unknown-type"]
-        assert said(it.reported(good(1), 0.0)) == []
+        it.on_bytes(message(id_="a") + message(id_=None), 0.0)
+        assert said(it.on_report(good(2), 0.0)) == ["good None"]
+        assert said(it.on_report(Report(1, 1, "unknown-type", None, {}), 0.0)) == ["bad a unknown-type"]
+        assert said(it.on_report(good(1), 0.0)) == []
         assert it.window.tokens == []
 
     def test_what_needs_no_broker(self) -> None:
@@ -240,23 +240,23 @@ class TestMessages:
             + message("builtin", "b", "null")
             + frame(b'{"payload":{"id":"x"}}')
         )
-        step = it.received(stream, 0.0)
+        step = it.on_bytes(stream, 0.0)
         assert said(step) == ["pong d", "pong None", "bad b unknown-command", "bad x malformed"]
         assert step.send == []
         assert now_in(it) is State.OPEN
 
     def test_what_a_client_said_of_its_message_goes_along(self) -> None:
         it = opened()
-        (submit,) = it.received(frame(b'{"payload":{"type":"t","data":1,"dedup":"d","resent":true}}'), 0.0).send
+        (submit,) = it.on_bytes(frame(b'{"payload":{"type":"t","data":1,"dedup":"d","resent":true}}'), 0.0).send
         assert submit == Submit(1, 7, "t", b"1", {"dedup": "d", "resent": True})
-        step = it.received(frame(b'{"payload":{"type":"t","data":1,"id":"i","dedup":""}}'), 0.0)
+        step = it.on_bytes(frame(b'{"payload":{"type":"t","data":1,"id":"i","dedup":""}}'), 0.0)
         assert (said(step), step.send) == (["bad i malformed"], [])
         assert now_in(it) is State.OPEN
 
     def test_of_a_server_only_the_header_counts(self) -> None:
         it = session()
         body = frame(b'{"header":{"scope":"server","again":true},"payload":{"type":"t","data":1,"dedup":"d"}}')
-        assert it.received(body, 0.0).send == [
+        assert it.on_bytes(body, 0.0).send == [
             Submit(1, None, "t", b"1", {"again": True, "scope": "server", "address": "127.0.0.1"})
         ]
 
@@ -264,7 +264,7 @@ class TestMessages:
         it = opened()
         ack = message("builtin", None, '{"command":{"type":"ack","data":["a","b"]}}')
         ask = message("builtin", "q", '{"command":{"type":"outcome","data":"s/1"}}')
-        step = it.received(message() + ack + ask + message(), 0.0)
+        step = it.on_bytes(message() + ack + ask + message(), 0.0)
         assert step == Step(
             [],
             [
@@ -276,8 +276,8 @@ class TestMessages:
         )
         assert it.window.tokens == [1, 2, 3]
         assert [submit.token for submit, _ in it.window.submits] == [1, 3]
-        assert not it.answered(1_000, None, 0.0).write
-        assert read(it.answered(2, {"bob": "queued"}, 0.0).write) == [
+        assert not it.on_answer(1_000, None, 0.0).write
+        assert read(it.on_answer(2, {"bob": "queued"}, 0.0).write) == [
             {
                 "header": {"status": "0"},
                 "payload": {"data": {"message": "s/1", "recipients": {"bob": "queued"}}, "id": "q", "type": "builtin"},
@@ -287,88 +287,88 @@ class TestMessages:
 
     def test_a_message_is_kept_until_its_report(self) -> None:
         it = opened()
-        (submit,) = it.received(message(), 5.0).send
+        (submit,) = it.on_bytes(message(), 5.0).send
         assert isinstance(submit, Submit)
         assert (it.window.submitted(1), it.window.since_s(1)) == (submit, 5.0)
         it.window.replace(submit._replace(meta={"attempt": 2}))
         assert it.window.submits == [(submit._replace(meta={"attempt": 2}), 5.0)]
-        it.reported(good(1), 6.0)
+        it.on_report(good(1), 6.0)
         assert (it.window.submitted(1), it.window.since_s(1), it.window.submits) == (None, None, [])
 
     def test_too_many_unreported_wait_their_turn_and_stop_the_reading(self) -> None:
         it = opened()
-        step = it.received(b"".join(message(id_=str(n)) for n in range(6)), 0.0)
+        step = it.on_bytes(b"".join(message(id_=str(n)) for n in range(6)), 0.0)
         assert len(step.send) == 3
         assert not it.wants_input
-        step = it.reported(good(1), 0.0)
+        step = it.on_report(good(1), 0.0)
         assert (said(step), len(step.send)) == (["good 0"], 1)
         assert not it.wants_input
-        assert len(it.reported(good(3), 0.0).send) == 1
-        assert len(it.reported(good(2), 0.0).send) == 1
+        assert len(it.on_report(good(3), 0.0).send) == 1
+        assert len(it.on_report(good(2), 0.0).send) == 1
         assert it.wants_input
 
     def test_large_ones_wait_by_their_size(self) -> None:
         it = opened()
-        step = it.received(message(data=json.dumps("x" * 1200)) + message(id_="b"), 0.0)
+        step = it.on_bytes(message(data=json.dumps("x" * 1200)) + message(id_="b"), 0.0)
         assert len(step.send) == 1
         assert not it.wants_input
-        assert len(it.reported(good(1), 0.0).send) == 1
+        assert len(it.on_report(good(1), 0.0).send) == 1
         assert it.wants_input
 
     def test_a_small_one_that_ends_makes_no_room_beside_a_large_one(self) -> None:
         it = opened()
         large = message(data=json.dumps("x" * 1200))
-        assert len(it.received(ASK + message() + large + message(id_="c"), 0.0).send) == 3
-        assert (it.answered(1, None, 0.0).send, it.reported(good(2), 0.0).send) == ([], [])
+        assert len(it.on_bytes(ASK + message() + large + message(id_="c"), 0.0).send) == 3
+        assert (it.on_answer(1, None, 0.0).send, it.on_report(good(2), 0.0).send) == ([], [])
         assert not it.wants_input
-        assert len(it.reported(good(3), 0.0).send) == 1
+        assert len(it.on_report(good(3), 0.0).send) == 1
 
     def test_an_acknowledgement_is_heard_past_a_full_window(self) -> None:
         it = opened(ack=True)
-        step = it.received(
+        step = it.on_bytes(
             b"".join(message(id_=str(n)) for n in range(5)) + acks("a") + message() + acks("b", "c"), 0.0
         )
         assert [each.token for each in step.send if isinstance(each, Submit)] == [1, 2, 3]
         assert [each.ids for each in step.send if isinstance(each, Acknowledged)] == [["a"], ["b", "c"]]
         assert it.wants_input, "more of them may come"
-        more = it.reported(good(1), 0.0)
+        more = it.on_report(good(1), 0.0)
         assert [each.token for each in more.send if isinstance(each, Submit)] == [4]
 
     def test_only_so_much_is_looked_through_for_acknowledgements(self) -> None:
         it = opened(ack=True, ahead_bytes=4 * OVERHEAD_BYTES)
         reads: list[bool] = []
         for more in (5, 2):
-            it.received(message() * more, 0.0)
+            it.on_bytes(message() * more, 0.0)
             reads.append(it.wants_input)
         for token in range(1, 5):
-            it.reported(good(token), 0.0)
+            it.on_report(good(token), 0.0)
         reads.append(it.wants_input)
         assert (reads, len(it.window)) == ([True, False, True], 3)
 
     def test_who_acknowledges_nothing_is_not_read_past_a_full_window(self) -> None:
         it = opened()
-        step = it.received(b"".join(message(id_=str(n)) for n in range(4)) + acks("a"), 0.0)
+        step = it.on_bytes(b"".join(message(id_=str(n)) for n in range(4)) + acks("a"), 0.0)
         assert not [each for each in step.send if isinstance(each, Acknowledged)]
         assert not it.wants_input
 
     def test_more_acknowledgements_than_can_be_waited_for_are_none(self) -> None:
         it = opened(ack=True, unacked=3)
-        step = it.received(acks("a", "b", "c") + acks("a", "b", "c", "d"), 0.0)
+        step = it.on_bytes(acks("a", "b", "c") + acks("a", "b", "c", "d"), 0.0)
         assert (said(step), step.send) == (["bad i malformed"], [Acknowledged(["a", "b", "c"])])
 
     @pytest.mark.parametrize("end", ["answered", "refused"])
     def test_only_so_many_questions_at_once(self, end: str) -> None:
         it = opened(unreported=100, unreported_bytes=100_000, questions=2)
-        assert len(it.received(ASK * 3 + message(), 0.0).send) == 2
+        assert len(it.on_bytes(ASK * 3 + message(), 0.0).send) == 2
         assert not it.wants_input
-        step = it.answered(1, None, 0.0) if end == "answered" else it.reported(refusal(1, "unreachable"), 0.0)
+        step = it.on_answer(1, None, 0.0) if end == "answered" else it.on_report(refusal(1, "unreachable"), 0.0)
         assert [type(each) for each in step.send] == [Question]
-        it.answered(2, None, 0.0)
+        it.on_answer(2, None, 0.0)
         assert (it.window.tokens, it.wants_input) == ([3, 4], True)
 
     def test_a_type_no_handler_can_have_is_answered_here(self) -> None:
         it = opened()
-        step = it.received(message("x" * (MAX_TYPE + 1)) + message("x" * MAX_TYPE, "k"), 0.0)
+        step = it.on_bytes(message("x" * (MAX_TYPE + 1)) + message("x" * MAX_TYPE, "k"), 0.0)
         assert said(step) == ["bad i unknown-type"]
         assert [each.type for each in step.send if isinstance(each, Submit)] == ["x" * MAX_TYPE]
         assert (len(it.window), now_in(it)) == (1, State.OPEN)
@@ -376,28 +376,28 @@ class TestMessages:
     def test_of_another_server_too(self) -> None:
         it = session()
         first = f'{{"header":{{"scope":"server"}},"payload":{{"data":1,"type":"{"x" * (MAX_TYPE + 1)}","id":"i"}}}}'
-        step = it.received(frame(first.encode()), 0.0)
+        step = it.on_bytes(frame(first.encode()), 0.0)
         assert (said(step), step.send, now_in(it)) == (["bad i unknown-type"], [], State.CLOSING)
 
     @pytest.mark.parametrize("frame_", [message("x" * 100), ASK])
     def test_what_a_message_costs_beside_its_data_counts_too(self, frame_: bytes) -> None:
         room = 3 * OVERHEAD_BYTES
         it = session(unreported=100, unreported_bytes=room)
-        it.received(HELLO, 0.0)
-        it.logged_in(0, None, 0.0)
-        assert len(it.received(frame_ * 10, 0.0).send) == 3
+        it.on_bytes(HELLO, 0.0)
+        it.on_login_answer(0, None, 0.0)
+        assert len(it.on_bytes(frame_ * 10, 0.0).send) == 3
         for token in it.window.tokens:
             if frame_ == ASK:
-                it.answered(token, None, 0.0)
+                it.on_answer(token, None, 0.0)
             else:
-                it.reported(good(token), 0.0)
+                it.on_report(good(token), 0.0)
         assert len(it.window) == 3
 
     def test_and_a_long_type_more_than_a_short_one(self) -> None:
         it = session(unreported=100, unreported_bytes=1000)
-        it.received(HELLO, 0.0)
-        it.logged_in(0, None, 0.0)
-        assert len(it.received(message("x" * 100) * 5, 0.0).send) == 3  # 356 and its own each, where short ones are 4
+        it.on_bytes(HELLO, 0.0)
+        it.on_login_answer(0, None, 0.0)
+        assert len(it.on_bytes(message("x" * 100) * 5, 0.0).send) == 3  # 356 and its own each, where short ones are 4
 
 
 class TestEnds:
@@ -409,13 +409,13 @@ class TestEnds:
         self, stream: bytes, answer: list[str]
     ) -> None:
         it = opened()
-        it.received(message(id_="a"), 0.0)
-        step = it.received(stream + message(id_="b"), 0.0)
+        it.on_bytes(message(id_="a"), 0.0)
+        step = it.on_bytes(stream + message(id_="b"), 0.0)
         assert (said(step), step.send) == (answer, [])
         assert now_in(it) is State.DRAINING
         assert it.is_target
-        assert it.received(message(), 0.0) == Step([], [])
-        step = it.reported(good(1), 0.0)
+        assert it.on_bytes(message(), 0.0) == Step([], [])
+        step = it.on_report(good(1), 0.0)
         assert said(step) == ["good a"]
         assert step.send == [Close(7)]
         assert now_in(it) is State.CLOSING
@@ -423,37 +423,37 @@ class TestEnds:
     @pytest.mark.parametrize("stream", [GARBAGE, TOO_LARGE, CLOSE])
     def test_with_nothing_outstanding_it_is_over(self, stream: bytes) -> None:
         it = opened()
-        assert it.received(stream, 0.0).send == [Close(7)]
+        assert it.on_bytes(stream, 0.0).send == [Close(7)]
         assert now_in(it) is State.CLOSING
 
     def test_one_who_only_stops_sending_gets_his_reports(self) -> None:
         it = opened()
-        it.received(b"".join(message(id_=str(n)) for n in range(5)), 0.0)
-        it.ended(0.0)
+        it.on_bytes(b"".join(message(id_=str(n)) for n in range(5)), 0.0)
+        it.on_peer_ended(0.0)
         assert now_in(it) is State.OPEN  # two are still held
-        reports = [line for token in range(1, 6) for line in said(it.reported(good(token), 0.0))]
+        reports = [line for token in range(1, 6) for line in said(it.on_report(good(token), 0.0))]
         assert reports == [f"good {n}" for n in range(5)]
         assert now_in(it) is State.CLOSING
 
     def test_all_in_one_go_with_the_end_before_the_login_is_answered(self) -> None:
         it = session()
-        it.received(HELLO + message(id_="a"), 0.0)
-        it.ended(0.0)
-        assert len(it.logged_in(0, None, 0.0).send) == 1
+        it.on_bytes(HELLO + message(id_="a"), 0.0)
+        it.on_peer_ended(0.0)
+        assert len(it.on_login_answer(0, None, 0.0).send) == 1
         assert now_in(it) is State.DRAINING
-        assert said(it.reported(good(1), 0.0)) == ["good a"]
+        assert said(it.on_report(good(1), 0.0)) == ["good a"]
         assert now_in(it) is State.CLOSING
 
     def test_a_broken_frame_behind_the_login_comes_after_what_is_before_it(self) -> None:
         it = session()
-        it.received(HELLO + message(id_="a") + TOO_LARGE, 0.0)
-        step = it.logged_in(0, None, 0.0)
+        it.on_bytes(HELLO + message(id_="a") + TOO_LARGE, 0.0)
+        step = it.on_login_answer(0, None, 0.0)
         assert said(step) == ["good auth_special", "bad None frame-too-large"]
         assert len(step.send) == 1
 
     def test_draining_is_bounded(self) -> None:
         it = opened()
-        it.received(message(id_="a") + CLOSE, 5.0)
+        it.on_bytes(message(id_="a") + CLOSE, 5.0)
         assert it.deadline == 5.0 + LIMITS.drain_s
         step = it.tick(it.deadline)
         assert (said(step), step.send) == (["bad a timeout"], [Close(7)])
@@ -461,25 +461,25 @@ class TestEnds:
 
     def test_the_last_word_has_time_to_leave_and_then_to_be_read(self) -> None:
         it = opened()
-        it.received(CLOSE, 5.0)
+        it.on_bytes(CLOSE, 5.0)
         assert it.deadline == 5.0 + LIMITS.drain_s
-        it.last_word_left(6.0)
+        it.on_all_sent(6.0)
         assert it.deadline == 6.0 + LIMITS.linger_s
         it.tick(it.deadline)
         assert now_in(it) is State.CLOSED
 
     def test_lost(self) -> None:
         it = opened()
-        it.received(message(), 0.0)
-        assert it.lost() == Step([], [Close(7)])
+        it.on_bytes(message(), 0.0)
+        assert it.on_connection_lost() == Step([], [Close(7)])
         assert now_in(it) is State.CLOSED
         assert it.window.tokens == []
-        assert it.reported(good(1), 0.0) == Step([], [])
+        assert it.on_report(good(1), 0.0) == Step([], [])
 
     def test_the_bridge_waits_no_longer(self) -> None:
         it = opened()
         ask = message("builtin", "q", '{"command":{"type":"outcome","data":"s/1"}}')
-        it.received(ask + b"".join(message(id_=str(n)) for n in range(5)), 0.0)
+        it.on_bytes(ask + b"".join(message(id_=str(n)) for n in range(5)), 0.0)
         it.shut_down(0.0)
         step = it.give_up("unreachable", 1.0)
         assert said(step) == [f"bad {id_} unreachable" for id_ in "q01234"]
@@ -489,11 +489,11 @@ class TestEnds:
 
     def test_the_bridge_ends(self) -> None:
         it = opened()
-        it.received(message(id_="a"), 0.0)
+        it.on_bytes(message(id_="a"), 0.0)
         it.shut_down(0.0)
         assert now_in(it) is State.DRAINING
         asking = session()
-        asking.received(HELLO, 0.0)
+        asking.on_bytes(HELLO, 0.0)
         assert said(asking.shut_down(0.0)) == ["bad auth_special unreachable"]
 
 
@@ -529,25 +529,27 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
         before = it.state
         match name:
             case "received":
-                step = it.received(value, now)
+                step = it.on_bytes(value, now)
             case "logged_in":
-                step = it.logged_in(value, None, now)
+                step = it.on_login_answer(value, None, now)
             case "reported":
-                step = it.reported(good(value), now)
+                step = it.on_report(good(value), now)
             case "answered":
-                step = it.answered(value, None, now) if it.window.submitted(value) is None else Step([], [])
+                step = it.on_answer(value, None, now) if it.window.submitted(value) is None else Step([], [])
             case "give_up":
                 step = it.give_up("unreachable", now)
             case "tick":
                 now += value
                 step = it.tick(now)
             case "last_word_left":
-                it.last_word_left(now)
+                it.on_all_sent(now)
                 step = Step([], [])
             case "lost":
-                step = it.lost()
+                step = it.on_connection_lost()
+            case "ended":
+                step = it.on_peer_ended(now)
             case _:
-                step = getattr(it, name)(now)
+                step = it.shut_down(now)
         assert before is it.state or _reachable(before, it.state)
         assert before is not State.CLOSED or step == Step([], [])
         lines = said(step)

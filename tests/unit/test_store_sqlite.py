@@ -1,4 +1,4 @@
-"""The store on disk: its file, its versions, full and damaged disks, ends without notice, what questions cost."""
+"""The store's file: rights, versions, and ends without notice."""
 
 from __future__ import annotations
 
@@ -12,37 +12,18 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
-from bester.broker import database
-from bester.broker.kept import (
-    Bounds,
-    Bury,
-    Dead,
-    End,
-    Entry,
-    Expired,
-    Fetch,
-    Forget,
-    Handed,
-    Keep,
-    Letter,
-    Outcomes,
-    Sought,
-    lane,
-    mailbox,
-)
-from bester.broker.store import open_store, place, schema, sqlite, writing
+from bester.broker.store import file, open_store, schema
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
+from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Bounds, Bury, DeadLetter, Entry, Fetch, FindDeadLetters
 from bester.broker.wire.codes import BesterError
 from tests.plain_user import plain_user
+from tests.unit.store_sqlite_stand import BOB, LOTS, keep, waiting
 
-BOB = mailbox("bob")
 DEADLINE_S = 20.0
-LOTS = 1_000_000_000
 
 
 @pytest.fixture
@@ -57,14 +38,6 @@ def store(path: Path) -> Iterator[SqliteStore]:
     store.open()
     yield store
     store.close()
-
-
-def keep(number: int, body: bytes = b'"hi"', box: str = BOB, **fields: Any) -> Keep:
-    return Keep(Entry(number, box, f"m{number}.0.0", "bob", "chat", body, "alice", number, {})._replace(**fields))
-
-
-def waiting(store: SqliteStore) -> list[int]:
-    return [entry.number for entry in store.read(Fetch(BOB, 0, LOTS, LOTS))]
 
 
 def found_at(path: Path) -> dict[str, tuple[int, bytes]]:
@@ -95,7 +68,7 @@ def refusal(path: Path) -> str:
     return text
 
 
-# --- the file ---
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_files_are_their_owners_alone(store: SqliteStore, path: Path) -> None:
@@ -132,13 +105,14 @@ def test_the_configured_store_is_opened(path: Path) -> None:
     assert isinstance(there, SqliteStore)
     assert not path.exists()  # not before it is opened
     there.open()
-    there.commit([Bury(Letter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
-    assert len(there.read(Dead(None, None, 9, None, 0, {}))) == 2
+    there.commit([Bury(DeadLetter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
+    assert len(there.read(FindDeadLetters(None, None, 9, None, 0, {}))) == 2
     there.close()
     assert isinstance(open_store(None, "full", Bounds()), MemoryStore)
 
 
-# --- versions ---
+# --- versions ---------------------------------------------------------------------------------------------------------
+
 
 VERSION_1 = """
 CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, life INTEGER NOT NULL);
@@ -178,7 +152,7 @@ def test_an_older_file_is_brought_to_this_version_with_all_that_is_in_it(path: P
         found = store.open()
         assert (found.epoch, found.life, found.types, found.dead) == ("old", 7, ("chat",), 0)
         assert store.read(Fetch(BOB, 0, 9, LOTS)) == [Entry(77, BOB, "m.0.0", "bob", "chat", b'"hi"', "alice", 5.5, {})]
-        assert store.commit([Bury(Letter("a", "chat", b"", "timeout", 0, {}))]).ok
+        assert store.commit([Bury(DeadLetter("a", "chat", b"", "timeout", 0, {}))]).ok
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS),)
 
@@ -323,7 +297,7 @@ def test_a_file_that_a_server_uses_can_be_examined(store: SqliteStore, path: Pat
     store._db.execute("BEGIN IMMEDIATE")
     locked = Path("/proc/locks").read_text().count(f" {os.getpid()} ")
     assert locked
-    assert place.examine(path)
+    assert file.examine(path)
     assert Path("/proc/locks").read_text().count(f" {os.getpid()} ") == locked
     store._db.execute("ROLLBACK")
 
@@ -340,139 +314,13 @@ def test_what_a_journal_makes_whole_is_opened(store: SqliteStore, path: Path) ->
     assert waiting(store) == [1]
 
 
-# --- full and damaged disks ---
+# --- ends without notice ----------------------------------------------------------------------------------------------
 
-
-def test_a_full_disk_refuses_what_adds_and_takes_what_takes_away(store: SqliteStore) -> None:
-    bodies = b"x" * 10_000
-    store.commit([keep(number, bodies) for number in range(1, 41)])
-    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-    store._db.execute(f"PRAGMA max_page_count = {pages}").close()  # SQLite's own "database or disk is full"
-    result = store.commit([keep(number, bodies) for number in range(41, 81)] + [End(1, "delivered")])
-    assert not result.ok
-    assert "full; make room on its disk" in result.why
-    assert waiting(store) == list(range(2, 41))  # the end was not lost with its group
-    assert not store.commit([keep(number, bodies) for number in range(81, 121)]).ok
-    assert store.commit([keep(2000)]).ok  # for this there is room again
-    store._db.execute("PRAGMA max_page_count = 1000000").close()
-    assert store.commit([keep(number, bodies) for number in range(121, 161)]).ok
-    assert waiting(store) == [*range(2, 41), *range(121, 161), 2000]
-    assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-
-
-def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.commit([keep(number, b"x" * 100_000) for number in (1, 2, 3)])
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1, 2**40))
-    result = store.commit([keep(4), End(1, "delivered")])
-    assert not result.ok
-    assert "KiB of its disk are free; make room" in result.why
-    assert store.commit([Handed(BOB, 2), End(2, "delivered", forget=True)]).ok
-    assert waiting(store) == [3]
-    monkeypatch.undo()
-    assert store.commit([keep(5)]).ok
-
-
-def test_where_there_is_no_room_to_share_the_file_it_is_opened_alone_until_there_is(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with closing(SqliteStore(path)) as store:
-        store.open()
-        assert store.commit([keep(1)]).ok
-    room = {"shared": False, "alone": True}
-    connect = database.connect
-
-    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
-        if not room["alone" if alone else "shared"]:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
-            raise error
-        return connect(path, timeout_s, alone=alone)
-
-    monkeypatch.setattr(database, "connect", without_room)
-    monkeypatch.setattr(sqlite, "AGAIN_S", 0.0)
-    with closing(SqliteStore(path)) as store:
-        snapshot = store.open()
-        assert snapshot.full is not None
-        assert "see that its disk is well and has room" in snapshot.full
-        assert waiting(store) == [1]
-        assert store.commit([keep(2)]).ok, "it is the sharing for which there is no room"
-        room["alone"] = False
-        for _ in range(2):
-            assert not store.commit([keep(3), End(1, "delivered")]).ok
-            with pytest.raises(BesterError, match="see that its disk is well"):
-                waiting(store)
-        room["alone"] = room["shared"] = True
-        assert store.commit([keep(4)]).ok
-        assert waiting(store) == [2, 4], "the end was held back, and is not forgotten"
-        with closing(connect(path, 0.0)) as other:
-            other.execute("BEGIN IMMEDIATE")
-    assert [each.name for each in path.parent.iterdir()] == ["store.db"]
-
-
-def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
-    assert not store.commit([keep(200)]).ok
-    assert store.commit([End(number, "delivered") for number in range(1, 101)]).ok
-    assert store.commit([keep(201)]).ok
-    assert not store.commit([keep(202, b"x" * 20_000_000)]).ok
-
-
-def test_of_a_small_disk_a_small_part_is_left(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (2_000_000, 16_000_000))
-    assert store.commit([keep(1)]).ok
-    assert not store.commit([keep(2, b"x" * 600_000)]).ok
-
-
-def test_on_a_small_disk_the_log_is_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (8_000_000, 16_000_000))
-    with closing(SqliteStore(path)) as store:
-        store.open()
-        for number in range(1, 201):
-            assert store.commit([keep(number, b"x" * 10_000)]).ok
-        assert path.with_name("store.db-wal").stat().st_size < 16_000_000 / sqlite.RESERVE_PART / 2
-
-
-def test_a_file_that_is_damaged_while_it_is_used_says_so(store: SqliteStore, path: Path) -> None:
-    store.commit([keep(number, b"x" * 3000) for number in range(1, 2000)])
-    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-    store._db.execute("PRAGMA cache_size = 1").close()
-    with path.open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * (path.stat().st_size - 4096))
-    with pytest.raises(BesterError, match=r"malformed; .* backup"):
-        store.read(Fetch(BOB, 0, LOTS, LOTS))
-    result = store.commit([keep(3000), End(5, "delivered")])
-    assert not result.ok
-    assert "malformed; " in result.why
-
-
-def test_meta_that_no_store_has_written_is_one_line(store: SqliteStore) -> None:
-    store.commit([keep(1)])
-    store._db.execute("UPDATE entry SET meta = x'c1'").close()
-    with pytest.raises(BesterError, match=r"damaged .*; stop the server"):
-        store.read(Fetch(BOB, 0, 1, LOTS))
-
-
-def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store._db.execute("PRAGMA busy_timeout = 50").close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        result = store.commit([keep(1), End(2, "delivered")])
-        assert not result.ok
-        assert "end the other process" in result.why
-        other.execute("ROLLBACK")
-    assert store.commit([keep(3)]).ok
-
-
-# --- ends without notice ---
 
 WRITER = """
 import sys
 from pathlib import Path
-from bester.broker.kept import End, Entry, Keep
+from bester.broker.store_requests import End, Enqueue, Entry
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 
 store = SqliteStore(Path(sys.argv[1]))
@@ -482,7 +330,7 @@ while True:
     group = []
     for _ in range(50):
         number += 1
-        group.append(Keep(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
+        group.append(Enqueue(Entry(number, "user/bob", f"m{number}", "bob", "chat", b"x" * 500, None, 9e9, {})))
     assert store.commit(group).ok
     print("kept", first + 1, number, flush=True)
     assert store.commit([End(first + 1, "", forget=True)]).ok
@@ -531,89 +379,3 @@ def test_a_file_that_was_removed_or_replaced_takes_nothing(path: Path) -> None:
         path.with_name("away").rename(path)
         assert store.commit([keep(4)]).ok
         assert waiting(store) == [1, 4]
-
-
-# --- what its questions cost ---
-
-
-def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
-    asked: list[str] = []
-    store._db.set_trace_callback(asked.append)
-    store.commit([keep(1), keep(2, box=lane("s2", "t")), End(1, "x"), End(3, "x", forget=True)])
-    store.commit([Bury(Letter("a", "t", b"", "timeout", 0, {})), Forget(5.0, 1000)])
-    for read in (
-        Fetch(BOB, 0, 9, LOTS), Expired(5.0, 9, LOTS), Sought("a", "s2", None), Outcomes("m", "alice", None, 0),
-        Dead(None, None, 9, None, 0, {}), Dead("a", None, 9, None, 0, {}), Dead(None, "t", 9, None, 0, {}),
-        Dead(None, "t", 9, None, 0, {}, oldest_first=True), Dead(None, None, 9, None, 0, {}, oldest_first=True),
-    ):  # fmt: skip
-        store.read(read)
-    store._db.set_trace_callback(None)
-    statements = [text for text in asked if text.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")]
-    assert len(statements) >= 14
-    for statement in statements:
-        plan = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {statement}")]
-        assert not [step for step in plan if step.startswith("SCAN entry") and "USING" not in step], (statement, plan)
-        if "id >=" not in statement:  # the few results of one message are put in order
-            assert not [step for step in plan if "TEMP B-TREE" in step], (statement, plan)
-
-
-def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
-    store.commit([keep(number) for number in range(1, 26)])
-    store.commit([End(number, "delivered") for number in range(1, 26)])
-
-    def remembered() -> int:
-        return int(store._db.execute("SELECT count(*) FROM entry").fetchone()[0])
-
-    store.commit([Forget(24.0, 1000)])
-    assert remembered() == 15
-    store.commit([])
-    assert remembered() == 5
-    store.commit([])
-    assert remembered() == 2
-    store.commit([])
-    assert remembered() == 2
-
-
-def test_too_many_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
-    store.commit([keep(number, expires_s=100.0 - number) for number in range(1, 26)])
-    store.commit([End(number, "delivered") for number in range(1, 26)])
-
-    def remembered() -> list[int]:
-        return [number for (number,) in store._db.execute("SELECT number FROM entry ORDER BY number")]
-
-    store.commit([Forget(0.0, 3)])
-    assert remembered() == list(range(11, 26))
-    store.commit([])
-    assert remembered() == list(range(21, 26))
-    store.commit([])
-    assert remembered() == [23, 24, 25]
-    store.commit([])
-    assert remembered() == [23, 24, 25]
-
-
-def test_letters_may_use_a_part_of_what_is_left_to_what_makes_room(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.commit([keep(1)])
-    letter = Bury(Letter("a", "t", b"1", "expired", 0, {}))
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES * 3 // 4, 2**40))
-    assert not store.commit([keep(2), letter, End(1, "failed:expired")]).ok
-    assert (waiting(store), len(store.read(Dead(None, None, 9, None, 0, {})))) == ([], 1)
-    monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES // 3, 2**40))
-    assert not store.commit([letter]).ok
-
-
-def test_a_value_sqlite_itself_refuses_is_thrown_away(store: SqliteStore) -> None:
-    store.commit([keep(1), keep(2)])
-    nothing: Any = None
-    assert not store.commit([Handed(nothing, 1), Handed(BOB, nothing), End(1, "delivered")]).ok
-    assert waiting(store) == [2]
-    assert store.commit([keep(3)]).ok
-
-
-def test_the_table_of_writes_is_whole() -> None:
-    from bester.broker.kept import Note, Write
-
-    assert {*writing.CARRY_OUT, Keep, Note, Forget} == set(Write.__args__)

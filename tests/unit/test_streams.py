@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
+import signal
+import struct
+import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -82,3 +89,31 @@ def test_what_was_missing_at_the_start_fails_at_each_write(
             output.write(b"x")
     streams.forgive()
     assert output.write(b"x") == 1
+
+
+def test_a_write_that_ctrl_c_interrupts_is_not_done_a_second_time() -> None:
+    line = "".join(f"{number} " for number in range(1_400))  # more than the pipe holds, less than the buffer does
+    program = f"from bester.broker import streams; streams.secure(); print({line!r}, flush=True)"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=buffered, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdout is not None
+        room = fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            latest = time.monotonic() + 60
+            while waiting(child.stdout.fileno()) < room:  # then it waits in that write, or is about to
+                assert child.poll() is None
+                assert time.monotonic() < latest
+                time.sleep(0.01)
+            child.send_signal(signal.SIGINT)
+            assert child.wait(60) == -signal.SIGINT, "its end needs no reader"
+            got = child.stdout.read().decode()
+        finally:
+            child.kill()
+    assert got == line[:room]
+
+
+def waiting(descriptor: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"    "))[0])

@@ -35,8 +35,8 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_paused",
         "_transport",
+        "abort_code",
         "dirty",
-        "doom",
         "out",
         "reading",
         "session",
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
         self._looking = False
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
-        self.doom: str | None = None
+        self.abort_code: str | None = None
         self.reading = True
         self.stalled_since = 0.0
         self.stalled_bytes = 0
@@ -79,12 +79,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._transport is not None:
-            self._bridge.received(self, data)
+            self._bridge.on_bytes(self, data)
 
     def eof_received(self) -> bool:
         if self._transport is None or self._ending:
             return False  # both sides have ended: the transport closes
-        self._bridge.ended(self)
+        self._bridge.on_peer_ended(self)
         return True
 
     def pause_writing(self) -> None:
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
             self._transport = None
-            self._bridge.gone(self)
+            self._bridge.on_connection_gone(self)
 
     # --- from the bridge ------------------------------------------------------------------------------------------
 
@@ -112,10 +112,10 @@ class Connection(asyncio.Protocol):
             if transport.is_closing():
                 return  # the write found the connection broken: what was taken has not left
             if transport.get_write_buffer_size():
-                self._bridge.stuck(self)
+                self._bridge.on_blocked(self)
                 self._look_later(0)
                 return
-            self._bridge.left(self, out.left())
+            self._bridge.on_bytes_sent(self, out.on_sent())
         if self.session.state is State.CLOSING and not out.in_flight:
             self._end(transport)
 
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         if transport.get_write_buffer_size():
             self._look_later(LOOK_AGAIN_S)
             return
-        self._bridge.left(self, self.out.left())
+        self._bridge.on_bytes_sent(self, self.out.on_sent())
         self.flush()
 
     def _look_later(self, delay_s: float) -> None:
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
     def _end(self, transport: asyncio.Transport) -> None:
         """Say that nothing follows, and read on until the peer has read it: to close under it could take it away."""
         self._ending = True
-        self._bridge.all_left(self)
+        self._bridge.on_all_sent(self)
         if self.session.peer_ended or not transport.can_write_eof():
             transport.close()
         else:

@@ -51,7 +51,7 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             bridge = await stack.enter_async_context(bridge_service.serving(config, names))
             bridge.attach(broker.attach(bridge.bridge.receive))
             broker.on_handler = children.served
-            children.on_given_up = broker.router.given_up
+            children.on_given_up = broker.router.on_types_given_up
             broker.restart = children.restart
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import sys
 import termios
@@ -46,8 +47,8 @@ as long each time, up to the second: a round trip on a local network, and one ov
 
 
 class _Conversation(asyncio.Protocol):
-    """Writes one frame, reads until a status report comes or the peer ends. `through` is called once, when the other
-    end has taken in the frame."""
+    """Writes one frame when told to, reads until a status report comes or the peer ends. `through` is called once, when
+    the other end has taken in the frame."""
 
     def __init__(
         self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became], through: Callable[[], None]
@@ -65,8 +66,13 @@ class _Conversation(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         self._transport = transport
-        transport.write(self._frame)
-        self._look()
+
+    def begin(self) -> None:
+        """Write the frame. Whoever waits for the connection calls this: where it is given up in the moment in which it
+        is made, nothing has been sent."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._frame)
+            self._look()
 
     def data_received(self, data: bytes) -> None:
         self._is_through()  # who answers has read
@@ -79,7 +85,7 @@ class _Conversation(asyncio.Protocol):
             self._end(("failed:malformed", {"reported": True}))
 
     def eof_received(self) -> bool:
-        """The peer closes. In peace, if it has taken in all of the frame; else its system says so in a moment."""
+        """The peer closes. In peace, if its system has taken in all of the frame; else `_look` finds a reset."""
         self._parted = True
         if self._through is None:
             self._end(SENT)
@@ -92,6 +98,9 @@ class _Conversation(asyncio.Protocol):
         """Look whether the other end has taken in the frame; look again in a while if not."""
         self._looking = None
         if self._transport is None or self._transport.is_closing():
+            return
+        if self._parted and is_reset(self._transport):  # no event tells: after its end nothing is read
+            self._end(CUT)
             return
         if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
             self._looking = self._loop.call_later(self._look_s, self._look)
@@ -275,6 +284,7 @@ class Forwarder:
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(errand.connect_by - began_s, openings.patience_s)
             conversation = await connect(make, addresses, to.port, patience_s)
+            conversation.begin()
             async with asyncio.timeout_at(errand.deadline):
                 return await done
         except OSError as error:  # a TimeoutError is one
@@ -314,11 +324,20 @@ def unacknowledged_bytes(transport: asyncio.Transport) -> int:
     """Return how many bytes of a connection the other end's system has not taken in yet; 0 where that is not known."""
     if sys.platform != "linux":
         return 0
-    socket: Any = transport.get_extra_info("socket")
+    connection: Any = transport.get_extra_info("socket")
     try:
-        return int(struct.unpack("i", fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        return int(struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def is_reset(transport: asyncio.Transport) -> bool:
+    """Return whether the other end's system has refused bytes of a connection."""
+    connection: Any = transport.get_extra_info("socket")
+    try:
+        return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    except (AttributeError, OSError, ValueError):
+        return True  # it is closed
 
 
 def _parsed(address: str) -> HostPort | None:

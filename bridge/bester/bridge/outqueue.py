@@ -22,24 +22,24 @@ class Mark(NamedTuple, Generic[T]):
 class OutQueue(Generic[T]):
     """A queue of frames that is emptied in chunks, one at a time."""
 
-    __slots__ = ("_frames", "_marks", "left_bytes", "pushed_bytes", "taken_bytes")
+    __slots__ = ("_frames", "_marks", "pushed_bytes", "sent_bytes", "taken_bytes")
 
     def __init__(self) -> None:
         self._frames: list[bytes] = []
         self._marks: list[Mark[T]] = []
         self.pushed_bytes = 0
         self.taken_bytes = 0
-        self.left_bytes = 0
+        self.sent_bytes = 0
 
     @property
     def queued_bytes(self) -> int:
         """Bytes that have not left."""
-        return self.pushed_bytes - self.left_bytes
+        return self.pushed_bytes - self.sent_bytes
 
     @property
     def in_flight(self) -> bool:
         """Whether a chunk was taken that has not left."""
-        return self.taken_bytes != self.left_bytes
+        return self.taken_bytes != self.sent_bytes
 
     def push(self, frame: bytes) -> None:
         """Append a frame."""
@@ -54,7 +54,7 @@ class OutQueue(Generic[T]):
         """Return the next frames, joined, up to about `chunk_bytes` (one frame at least); empty where there is nothing
         or the last chunk has not left."""
         frames = self._frames
-        if not frames or self.taken_bytes != self.left_bytes:
+        if not frames or self.taken_bytes != self.sent_bytes:
             return b""
         waiting = self.pushed_bytes - self.taken_bytes
         if len(frames) == 1 or waiting <= chunk_bytes:
@@ -70,17 +70,17 @@ class OutQueue(Generic[T]):
         self.taken_bytes += len(chunk)
         return chunk
 
-    def left(self) -> list[Mark[T]]:
+    def on_sent(self) -> list[Mark[T]]:
         """The chunk that was taken has left; return the marks it passed."""
-        self.left_bytes = self.taken_bytes
+        self.sent_bytes = self.taken_bytes
         marks = self._marks
         if not marks:
             return []
-        if marks[-1].end <= self.left_bytes:
+        if marks[-1].end <= self.sent_bytes:
             self._marks = []
             return marks
         count = 0
-        while marks[count].end <= self.left_bytes:
+        while marks[count].end <= self.sent_bytes:
             count += 1
         passed = marks[:count]
         del marks[:count]
@@ -90,5 +90,5 @@ class OutQueue(Generic[T]):
         """The connection is gone: forget what waits; return the marks that will never be passed."""
         marks, self._marks = self._marks, []
         self._frames = []
-        self.pushed_bytes = self.taken_bytes = self.left_bytes
+        self.pushed_bytes = self.taken_bytes = self.sent_bytes
         return marks

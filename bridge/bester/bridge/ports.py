@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from bester.bridge.ledger import Delivery
+from bester.bridge.confirmations import Delivery
 from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
 from bester.broker.wire.messages import Message
@@ -28,7 +28,7 @@ class BrokerPort(Protocol):
         """Take messages in their order; returns how many. The rest: not now."""
 
 
-class Wire(Protocol):
+class ClientConnection(Protocol):
     """One connection, as the bridge sees it. It calls `received`, `ended`, `left` and, in the end, `gone`."""
 
     session: Session
@@ -37,7 +37,7 @@ class Wire(Protocol):
     """The bridge's note that the wire is in its list for the next flush."""
     reading: bool
     """Whether it reads; the bridge changes it by `read`."""
-    doom: str | None
+    abort_code: str | None
     """Why it was aborted, as a code."""
     stalled_since: float
     stalled_bytes: int

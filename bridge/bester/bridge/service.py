@@ -27,8 +27,8 @@ from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
-from bester.broker.wire.party import Party
 
 TICK_S = 0.5
 """How often the core looks at its deadlines; they are seconds long."""
@@ -113,15 +113,15 @@ class Service:
         bridge = self.bridge
 
         def ready() -> None:
-            bridge.ready()
+            bridge.on_link_ready()
             self.has_broker.set()
 
         link = FabricLink(
             endpoint,
-            Party("bridge", self._name, self._hello_options()),
+            LinkClient("bridge", self._name, self._hello_options()),
             on_messages=bridge.receive,
             on_ready=ready,
-            on_lost=bridge.lost,
+            on_lost=bridge.on_link_lost,
         )
         bridge.connect(link)
         return link
@@ -199,7 +199,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         on_doubt=first_frames.put_off,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.forwarded, looked_up)
+    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up)
     bridge.forward = forwarder.forward
     service = Service(bridge, forwarder)
     informer = Informer(limits, bridge.ask, lambda: service.urls)

@@ -124,7 +124,7 @@ class Session:
 
     # --- what happens to the connection ---------------------------------------------------------------------------
 
-    def received(self, data: bytes, now: float) -> Step:
+    def on_bytes(self, data: bytes, now: float) -> Step:
         """Bytes came."""
         state = self.state
         if self._stopping or (state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING):
@@ -143,14 +143,14 @@ class Session:
             self._stop(native.Fault(native.NULL, True, "", reason), step, now)
         return step
 
-    def ended(self, now: float) -> Step:
+    def on_peer_ended(self, now: float) -> Step:
         """The peer will send nothing more; it may well be reading still."""
         self.peer_ended = True
         step = _nothing()
         self._stop(None, step, now)
         return step
 
-    def lost(self) -> Step:
+    def on_connection_lost(self) -> Step:
         """The connection is gone. What is outstanding will find nobody."""
         step = _nothing()
         self._leave("lost", step, None)
@@ -162,7 +162,7 @@ class Session:
         """The bridge ends: take no more, as if the peer had said its last."""
         step = _nothing()
         if self.state is State.AUTHENTICATING:
-            return self.logged_in(1, NO_BROKER, now)
+            return self.on_login_answer(1, NO_BROKER, now)
         self._stop(None, step, now)
         return step
 
@@ -194,14 +194,14 @@ class Session:
             assert frame is not None
             step.write.append(frame)
 
-    def last_word_left(self, now: float) -> None:
+    def on_all_sent(self, now: float) -> None:
         """Everything was sent: the peer has a moment to read it."""
         if self.state is State.CLOSING:
             self.deadline = now + self._limits.linger_s
 
     # --- what the broker says -------------------------------------------------------------------------------------
 
-    def logged_in(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
+    def on_login_answer(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
         """The broker answered the login (or the bridge did, with a bound that was met): one who is refused is nobody
         to the broker, so there is nothing to tell it. `retry_ms`: it may be tried again after so long."""
         step = _nothing()
@@ -217,7 +217,7 @@ class Session:
         self._continue(step, now)
         return step
 
-    def reported(self, report: Report, now: float) -> Step:
+    def on_report(self, report: Report, now: float) -> Step:
         """The broker reports on a message, and there is room for another one now: `window.report`, and `proceed`."""
         frame = self.window.report(*report)
         step = self.proceed(now)
@@ -225,7 +225,7 @@ class Session:
             step.write.insert(0, frame)
         return step
 
-    def answered(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
+    def on_answer(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
         """The broker answers a question; None: of this user it knows no such message."""
         waiting = self.window.end(token)
         if waiting is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from bester.broker.unix_socket import PATH_BYTES
 from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError

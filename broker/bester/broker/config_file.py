@@ -28,7 +28,7 @@ from bester.broker.config import (
     name_fault,
     socket_path_fault,
 )
-from bester.broker.kept import Bounds
+from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table
 from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
 from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault

@@ -23,8 +23,8 @@ from bester.broker.names import find, numeric, reason
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
+from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
-from bester.broker.wire.party import LINK_MESSAGES, Party, State, Step
 from bester.broker.wire.unsendable import as_if, instead
 
 HIGH_WATER_MARK = 256
@@ -235,7 +235,7 @@ class FabricLink:
     def __init__(
         self,
         endpoint: str,
-        party: Party,
+        party: LinkClient,
         *,
         on_messages: Callable[[list[Message | Malformed]], None],
         on_ready: Callable[[], None],
@@ -395,7 +395,7 @@ class FabricLink:
         now = self._loop.time()
         messages = decode(frames)
         if LINK_MESSAGES.isdisjoint(map(type, messages)):
-            self.party.heard(now)
+            self.party.on_received(now)
             self._on_messages(messages)
             return
         passed: list[Message | Malformed] = []

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from bester.broker.log_writer import LogWriter
-from bester.broker.pace import Pace
+from bester.broker.pace import LogPace
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -144,7 +144,7 @@ def configure(format_: str = "text", level: str = "info", stream: TextIO | None 
     else:
         _writer = LogWriter(2, sys.stderr.encoding or "utf-8", lost=lambda count, why: _lost(form, count, why))
         handler = _Handler(_writer)
-    handler.addFilter(Pace())
+    handler.addFilter(LogPace())
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to fail

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import time
 
-from bester.broker.notices import Notices
+from bester.broker.log_limits import LogLimits
 
 PACED = {"paced": True}
 """The `extra` of a record that is let through: whoever writes it has bounded it already, or has no right to."""
 
 
-class Pace(logging.Filter):
+class LogPace(logging.Filter):
     """Lets `notices.PER_SECOND` records a second of one line of our code through; the next one says how many were
     passed over. Records of other loggers than ours are not its business."""
 
     def __init__(self) -> None:
         super().__init__("bester")
-        self._notices = Notices()
+        self._notices = LogLimits()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the record is written."""

@@ -25,23 +25,23 @@ import zmq
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, LookUp, Notice, Outbox, Restart, Send, Settings, Verify
-from bester.broker.departures import Departures
+from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
-from bester.broker.keeping import Keeping
-from bester.broker.kept import Read, Write
+from bester.broker.log_limits import WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
-from bester.broker.notices import WARNINGS, Notices
 from bester.broker.pace import PACED
 from bester.broker.processes import exists, is_stopped
+from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.store import Store
+from bester.broker.store_driver import StoreDriver
+from bester.broker.store_requests import Read, Write
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.party import Party
 from bester.broker.wire.unsendable import as_if, instead
 
 TICK_S = 0.1
@@ -75,7 +75,7 @@ class Broker:
     def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
         self._listen = listen
         self._accounts = accounts
-        self._departures = Departures(accounts)
+        self._departures = RemovedAccounts(accounts)
         self.settings = settings
         now, wall_s = _clocks()
         self.router = Router(
@@ -93,7 +93,7 @@ class Broker:
         )
         self.restart: Callable[[int, str], bool] = lambda process, why: False
         """Starts a handler's process again, for this reason; False: whoever runs this broker has not started it."""
-        self._keeping = Keeping(self.router, store, self._carry_out)
+        self._keeping = StoreDriver(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
         self._bound: list[UnixSocket] = []
@@ -104,7 +104,7 @@ class Broker:
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
-        self._notices = Notices()
+        self._notices = LogLimits()
         self.look_up: Callable[[Iterable[str]], None] | None = None
         """Gets the servers whose hosts are to be looked up; `hosts_changed` is called with what was found."""
         self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
@@ -165,7 +165,7 @@ class Broker:
 
     def hosts_changed(self, hosts: Hosts) -> None:
         """Where the native servers are is known anew."""
-        self._carry_out(self.router.hosts_changed(hosts, time.monotonic()))
+        self._carry_out(self.router.on_hosts_changed(hosts, time.monotonic()))
 
     # --- sockets ---
 
@@ -204,13 +204,13 @@ class Broker:
         def received(messages: list[Message | Malformed]) -> None:
             self._post(self.router.receive_all(link, messages, time.monotonic()))
 
-        party = Party("server", self.settings.name, {})
+        party = LinkClient("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
             endpoint,
             party,
             on_messages=received,
-            on_ready=lambda: self._carry_out(self.router.server_ready(name, time.monotonic())),
-            on_lost=lambda why: self._carry_out(self.router.server_lost(name, why, time.monotonic())),
+            on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
+            on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
             on_unsendable=self._log_unsendable,
         )
         fabric.start()
@@ -238,9 +238,9 @@ class Broker:
     def _see_off(self) -> None:
         """Settle what could wait, and with it the ends of what removed accounts have left."""
         for user in self._departures.due(self.router.users):
-            self._carry_out(self.router.removed(user, time.monotonic()))
+            self._carry_out(self.router.on_account_removed(user, time.monotonic()))
         self._keeping.tick()
-        if self._keeping.all_kept:
+        if self._keeping.is_idle:
             self._departures.over(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
@@ -254,11 +254,11 @@ class Broker:
             if self._departures.under_way(action.user):
                 reason = "overloaded"
         now = time.monotonic()
-        self._carry_out(self.router.verified(action.link, action.session, action.user, reason, now, retry_s))
+        self._carry_out(self.router.on_verified(action.link, action.session, action.user, reason, now, retry_s))
 
     # --- out ---
 
-    def _post(self, outbox: Outbox) -> None:
+    def _post(self, outbox: Effects) -> None:
         if outbox.writes or outbox.reads:
             self._keep(outbox.writes, outbox.reads)
         for link, messages in outbox.messages.items():
@@ -322,7 +322,7 @@ class Broker:
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
             now = time.monotonic()
-            self._carry_out(self.router.verified(action.link, action.session, action.user, "overloaded", now))
+            self._carry_out(self.router.on_verified(action.link, action.session, action.user, "overloaded", now))
             return
         task = self._group.create_task(self._verify(action))
         self._tasks.add(task)
@@ -332,7 +332,7 @@ class Broker:
         """Send what this turn of the loop has made, one batch a destination, when what it rests on is on disk."""
         self._flush_handle = None
         if self._keeping.due:
-            self._keeping.settle()
+            self._keeping.run()
         outgoing, self._outgoing = self._outgoing, {}
         for link, messages in outgoing.items():
             if link.door == "direct":
@@ -353,7 +353,7 @@ class Broker:
             for frames in batches(messages, partial(self._cannot_send, link)):
                 socket.send([identity, *frames])
         except zmq.ZMQError:  # EHOSTUNREACH: gone; EAGAIN: it does not read
-            self._carry_out(self.router.undeliverable(link, messages[0], time.monotonic()))
+            self._carry_out(self.router.on_undeliverable(link, messages[0], time.monotonic()))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
         """What cannot be sent ends as if its receiver had refused it, or is answered by another; none is held up."""
@@ -370,7 +370,7 @@ class Broker:
         fabric = self._servers[link]
         for message in messages:
             if not fabric.send(message):
-                self._carry_out(self.router.undeliverable(link, message, time.monotonic()))
+                self._carry_out(self.router.on_undeliverable(link, message, time.monotonic()))
 
 
 def _clocks() -> tuple[float, float]:

@@ -14,13 +14,13 @@ from bester.broker.config import Config
 from bester.broker.core.values import Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
-from bester.broker.kept import Budget
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
-from bester.broker.store.place import examine
+from bester.broker.store.file import examine
+from bester.broker.store_requests import Budget
 
 DRAIN_S = 10.0
 """How long messages may take to finish after SIGTERM."""

@@ -82,7 +82,8 @@ def abandon() -> None:
 
 
 class Output(io.FileIO):
-    """One descriptor that is written to. A failure raises OutputError, or, with `forgiving`, drops what was written."""
+    """One descriptor that is written to. A failure raises OutputError, or, with `forgiving`, drops what was written.
+    Ctrl-C in the middle of a write ends standard output there."""
 
     def __init__(self, number: int, *, forgiving: bool) -> None:
         super().__init__(number, "w", closefd=False)
@@ -105,6 +106,10 @@ class Output(io.FileIO):
             if self.forgiving:
                 return size
             raise OutputError(error.errno, error.strerror or str(error)) from None
+        except KeyboardInterrupt:
+            # The buffer takes it for unwritten, and would write it a second time at the end.
+            self.abandoned = self.fileno() == 1
+            raise
         return written
 
 

@@ -107,9 +107,7 @@ class HandlerSide:
 
         async def start() -> Program:
             known: Mapping[str, str] = {**environment, "BESTER_FABRIC": broker.endpoint}
-            program = await Program.start(self._argv, known, folder / f"{number}.log")
-            self._watch("+", program.pid)
-            return program
+            return await Program.start(self._argv, known, folder / f"{number}.log", lambda pid: self._watch("+", pid))
 
         return Stand(broker, start, self._within_s)
 

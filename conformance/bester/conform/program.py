@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+WAITS = ("sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+"""What becomes the program when it is told to: were this process killed before that, it would end."""
 OUTPUT_LINES = 6
 """Of a program's output that are shown where a case fails."""
 OUTPUT_BYTES = 4096
@@ -23,17 +27,26 @@ class Program:
         self._log = log
 
     @classmethod
-    async def start(cls, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> Program:
-        """Start a program. Raises OSError where it cannot be."""
+    async def start(
+        cls, argv: Sequence[str], environment: Mapping[str, str], log: Path, known: Callable[[int], None]
+    ) -> Program:
+        """Start a program; `known` is told its process id before it runs. Raises OSError where it cannot be started."""
+        if shutil.which(argv[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such program, or it may not be run", argv[0])
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
+                *WAITS,
                 *argv,
                 env={**os.environ, **environment},
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+        known(process.pid)
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.close()
         return cls(process, log)
 
     @property

@@ -5,9 +5,9 @@ Needs pyzmq and msgpack; msgspec and uvloop make it faster where they are instal
 
 from bester.handlers.app import App
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
 from bester.handlers.payload import HandlerError, SchemaError
 from bester.handlers.reply import send_clients, send_handler, send_servers
+from bester.handlers.runtime import Outcome
 
 __all__ = [
     "App",

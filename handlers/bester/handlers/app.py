@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from bester.broker.wire.messages import MAX_ID, RESERVED_TYPES, Command, spelling_fault
 from bester.handlers.message import Message
-from bester.handlers.outlet import PATIENCE_S, Ask, Blocking, Outcome, Outlet
 from bester.handlers.payload import typed
 from bester.handlers.reply import commands_of
+from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime
 
 DEFAULT_CREDIT = 256
 """Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
@@ -85,7 +85,7 @@ class App:
         self.timers: list[Timer] = []
         self.ask = Ask(self)
         self.blocking = Blocking(self, self.ask)
-        self._outlet: Outlet | None = None
+        self._outlet: Runtime | None = None
 
     # --- registering ---
 
@@ -159,13 +159,13 @@ class App:
     # --- running ---
 
     @property
-    def outlet(self) -> Outlet:
+    def outlet(self) -> Runtime:
         """What runs the app. Raises RuntimeError where nothing does."""
         if self._outlet is None:
             raise RuntimeError("the app is not running: emit and ask work inside handlers, timers and tasks")
         return self._outlet
 
-    def attach(self, outlet: Outlet) -> None:
+    def attach(self, outlet: Runtime) -> None:
         """Called by what runs the app; an app runs once at a time."""
         if self._outlet is not None:
             raise RuntimeError("the app is running already")

@@ -4,7 +4,7 @@ For each message: connect, send one frame holding the data alone, read one frame
 `{"header":{"status":"0","command":{"type":C,"data":X}},"data":D}`, close. D goes on byte for byte. A command that is
 not known is passed on too: the broker has the code for it. Each user's messages are handed over one at a time, in their
 order, as the reference daemon did for a connection. This is an App like any other, so a Worker runs it, in a process of
-its own or on the server's loop. Part of the server: it needs msgspec.
+its own or on the server's loop, and ends what takes longer than its type may. Part of the server: it needs msgspec.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from bester.handlers.payload import QuietError
 
 CONNECTIONS = 64
 """Connections to the handler at once; programs of that kind serve one by one and keep a short backlog."""
-ANSWER_S = 30.0
-"""How long one message may take, connecting included."""
 HEADER_BYTES = 4
 ENVELOPE_BYTES = 1024 * 1024
 """What a frame may have beside its data, which the broker bounds: a command names up to 10,000 targets."""
@@ -59,7 +57,6 @@ def legacy_app(
     *,
     order: Literal["user"] | None = "user",
     connections: int = CONNECTIONS,
-    answer_s: float = ANSWER_S,
     limit_bytes: int = MAX_BODY_BYTES + ENVELOPE_BYTES,
 ) -> App:
     """Return an App that hands messages of these types to the handler listening at `path`.
@@ -68,20 +65,18 @@ def legacy_app(
     """
     app = App(credit=connections)
 
-    @app.handler(*types, order=order)
     async def forward(message: Message) -> Command:
         """Ask the handler behind the socket, and pass its answer on."""
         try:
-            async with asyncio.timeout(answer_s):
-                answer = await _exchange(path, message.raw, limit_bytes)
-        except TimeoutError:
-            raise QuietError(f"the handler at {path} did not answer in {answer_s:g} s") from None
+            answer = await _exchange(path, message.raw, limit_bytes)
         except OSError as error:
             other = other_kind(path)
             why = f"it is {other}, not a socket" if other is not None else error.strerror or error
             raise QuietError(f"no handler at {path}: {why}") from None
         return command_of(answer)
 
+    forward.__qualname__ = f"the handler at {path}"  # what the log calls it
+    app.handler(*types, order=order)(forward)
     return app
 
 

@@ -19,10 +19,10 @@ from bester.broker.fabric import FabricLink
 from bester.broker.logs import facts
 from bester.broker.wire.messages import REQUEST_MS, Meta
 from bester.handlers.app import Route
-from bester.handlers.crew import OVERDUE, STUBBORN_S, Crew, Job
 from bester.handlers.deadlines import USELESS_S, Deadlines
-from bester.handlers.lanes import Lanes
+from bester.handlers.message_groups import MessageGroups
 from bester.handlers.stacks import Place
+from bester.handlers.task_pool import OVERDUE, STUBBORN_S, Job, TaskPool
 from bester.handlers.threads import Threads
 
 log = logging.getLogger("bester.handlers")
@@ -57,7 +57,7 @@ class Overtime:
         self._said: dict[int, Job] = {}  # those of which it was said that they go on, by id
         self._useless = False
 
-    def watch_over(self, link: FabricLink, crew: Crew, threads: Threads, lanes: Lanes) -> None:
+    def watch_over(self, link: FabricLink, crew: TaskPool, threads: Threads, lanes: MessageGroups) -> None:
         """Say what there is to look after; nothing is before that."""
         self._link = link
         self._crew = crew

@@ -38,9 +38,11 @@ MAX_WORKERS = 256
 ORDERS = ("user", "none")
 """How a handler at a socket is given a user's messages: one at a time and in order, or side by side."""
 FIRST_RESTART_S = 0.5
-LAST_RESTART_S = 30.0
+LAST_RESTART_S = 10.0
 STEADY_S = 10.0
-"""A worker process that lived so long is restarted at once; others after a delay that doubles between the two."""
+"""A worker process that lived so long is restarted soon; others after a delay that doubles between the two. The last is
+far below the 20 s that a broker keeps what dead workers held: a few deaths of all workers over what kills them must not
+cost the other messages that they held."""
 SLOW_IMPORT_S = 5.0
 """An import that takes longer is said in the log: until it has ended, nothing is served."""
 LAST_S = DRAIN_S + 5.0

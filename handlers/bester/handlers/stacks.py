@@ -90,6 +90,8 @@ def _called(frames: list[FrameType]) -> FrameType | None:
         at = inside[0]
         while at + 1 < len(frames) and _is_machinery(frames[at + 1]):
             at += 1
+        if os.path.dirname(frames[at].f_code.co_filename) != _ASYNCIO:
+            return None  # called by this kit for its own ends: nothing of the user's
     return next((frame for frame in frames[at + 1 :] if not _is_machinery(frame)), None)
 
 

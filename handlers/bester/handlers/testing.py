@@ -29,9 +29,9 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.messages import Message as WireMessage
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
 from bester.handlers.payload import text_of, value_of
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
+from bester.handlers.runtime import Outcome
 from bester.handlers.threads import outcome_of
 
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from bester.handlers.crew import Job, NotBegunError
 from bester.handlers.message import Message
 from bester.handlers.stacks import place_of
+from bester.handlers.task_pool import Job, NotBegunError
 
 JUST_S = 1.0
 """What has ended so lately may be what kept all other threads from running until now."""

@@ -19,6 +19,7 @@ from typing import Any
 from bester.broker.fabric import FabricLink
 from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
+from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
     FAILED,
     REFUSED,
@@ -35,15 +36,14 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import describe
-from bester.broker.wire.party import Party
 from bester.handlers.app import App, Route, Runs
-from bester.handlers.asking import Unanswered
-from bester.handlers.crew import Crew, Job, NotBegunError
-from bester.handlers.lanes import Lanes
+from bester.handlers.calls import PendingCalls
 from bester.handlers.message import Message
-from bester.handlers.outlet import Outcome
+from bester.handlers.message_groups import MessageGroups
 from bester.handlers.overtime import Overtime, was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
+from bester.handlers.runtime import Outcome
+from bester.handlers.task_pool import Job, NotBegunError, TaskPool
 from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
 from bester.handlers.watch import Watch
@@ -107,7 +107,7 @@ class Worker:
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
         self._link = FabricLink(
             endpoint,
-            Party("handler", self.name, hello_options(app, self._routes, endpoint)),
+            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint)),
             on_messages=self._received,
             on_ready=self._welcomed,
             on_lost=self._lost,
@@ -127,18 +127,18 @@ class Worker:
         self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits that may have been carried out
         self._life = 0
         self._outstanding = 0
-        self._lanes = Lanes()
+        self._lanes = MessageGroups()
         self._logged_away_at = float("-inf")
 
     def start(self) -> None:
         """Connect, on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._crew = Crew(self._done, self._failed, due)
+        self._crew = TaskPool(self._done, self._failed, due)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.watch_over(self._link, self._crew, self._threads, self._lanes)
         self._watch = Watch(self._overtime, self._link.party.heartbeat_s)
-        self._unanswered = Unanswered(self._link)
+        self._unanswered = PendingCalls(self._link)
         self.app.attach(self)
         self._link.start()
         self._watch.start()

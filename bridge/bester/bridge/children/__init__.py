@@ -230,7 +230,7 @@ class Children:
             before, files = lives.state, seen(child.argv, self._directory)
             lives.started(clock())
             ended, hopeless = await self._live(child)
-            wait_s = lives.ended(clock(), ended, hopeless=hopeless)
+            wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
             known = facts("handler-ended", handler=child.name, why=ended, again_in_s=wait_s)

@@ -59,7 +59,7 @@ class Lives:
         self.at_once = 0
         return was_given_up
 
-    def ended(self, now: float, why: str, *, hopeless: bool) -> float | None:
+    def on_exit(self, now: float, why: str, *, hopeless: bool) -> float | None:
         """Note that the life has ended, `hopeless` if nothing but a change helps.
 
         Return how many seconds to wait before the next one, None where there is none until something has changed.

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from bester.broker.core.values import Link, Outbox
+from bester.broker.core.values import Effects, Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 
 DELIVERED = "delivered"
 QUEUED = "queued"
 SENT = "sent"
 
-_BADNESS = {DELIVERED: 0, QUEUED: 1, SENT: 2}
+_SEVERITY = {DELIVERED: 0, QUEUED: 1, SENT: 2}
 _FAILED = 3
 
 MAX_NAMED = 8 * 1024 * 1024
@@ -46,9 +46,9 @@ def reason_of(outcome: str) -> str | None:
     return outcome[7:] if outcome.startswith("failed:") else None
 
 
-def badness(outcome: str) -> int:
+def severity(outcome: str) -> int:
     """Order outcomes: the higher the worse. What is no outcome counts as failed."""
-    return _BADNESS.get(outcome, _FAILED)
+    return _SEVERITY.get(outcome, _FAILED)
 
 
 def try_again(outcome: str, meta: dict[str, Any]) -> bool:
@@ -69,7 +69,7 @@ _SUBMIT = Kind.SUBMIT
 class Watcher(Protocol):
     """Somebody who must know when a case has ended."""
 
-    def ended(self, case: Case, answer: Message | None) -> None:
+    def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """It has; `answer` is what its asker was told, None where the bridge said it by itself."""
 
 
@@ -88,9 +88,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     token: int
     id: str
     root: str
-    owed: int = 0
+    pending: int = 0
     recipients: dict[str, str] = {}
-    named: int = 0
+    names_size: int = 0
     worst: str = DELIVERED
     reason: str | None = None
     note: str | None = None
@@ -99,15 +99,15 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     push: bool = False
     sender: str | None = None
     peer: str | None = None
-    told_as: str | None = None
-    also: list[tuple[Link, int]] | None = None
+    claimed_id: str | None = None
+    other_askers: list[tuple[Link, int]] | None = None
     watchers: tuple[Watcher, ...] = ()
 
     def completes_on(self, link: Link) -> bool:
         """Would one delivery on this link, going well, be all that its asker there is to be told?"""
         return (
-            self.owed == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
-            and self.also is None and self.link == link
+            self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
+            and self.other_askers is None and self.link == link
         )  # fmt: skip
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
@@ -119,16 +119,16 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
         if name is not None:
             before = self.recipients.get(name)
             if before is None:
-                self.named += len(name) + NAME_COST
-                if self.named <= MAX_NAMED:
+                self.names_size += len(name) + NAME_COST
+                if self.names_size <= MAX_NAMED:
                     self.recipients[name] = outcome
-            elif outcome != DELIVERED and badness(outcome) > badness(before):
+            elif outcome != DELIVERED and severity(outcome) > severity(before):
                 self.recipients[name] = outcome
         if outcome == DELIVERED:
             return
         if outcome == QUEUED:
             self.queued += 1
-        if badness(outcome) > badness(self.worst):
+        if severity(outcome) > severity(self.worst):
             self.worst = outcome
         if self.reason is None:
             self.reason, self.note = reason_of(outcome), note
@@ -136,7 +136,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     @property
     def carried(self) -> bool:
         """Was anything begun for it, so that doing it again would do that twice?"""
-        return self.named > 0
+        return self.names_size > 0
 
     def answer(self, token: int) -> Message:
         """Return the message that tells an asker how the case has ended."""
@@ -153,7 +153,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
             return Outcome(token, status, recipients, self.reason, self.note)
         return Report(token, status, self.reason, self.id, recipients, self.note)
 
-    def turned_away(self, token: int) -> Message:
+    def later_answer(self, token: int) -> Message:
         """Return the message that tells one of too many askers to ask later."""
         if self.kind is Kind.RELAY:
             return Relayed(token, failed("overloaded"))
@@ -165,13 +165,13 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
 class Reports:
     """Who is told what, when a case ends. `open` counts the cases that are owed a report."""
 
-    def __init__(self, out: Outbox) -> None:
+    def __init__(self, out: Effects) -> None:
         self.open = 0
         self._out = out
 
     def begin(self, case: Case) -> None:
         """A case is on its way."""
-        case.owed += 1
+        case.pending += 1
         self.open += 1
 
     def refuse(self, case: Case, code: str) -> None:
@@ -182,39 +182,39 @@ class Reports:
     def settle(self, case: Case, name: str | None, outcome: str, note: str | None = None) -> None:
         """One thing that a case waited for has ended, with this outcome; `note` as in `Case.record`."""
         case.record(name, outcome, note)
-        self.pay(case)
+        self.settle_one(case)
 
-    def pay(self, case: Case, *, silent: bool = False) -> None:
+    def settle_one(self, case: Case, *, silent: bool = False) -> None:
         """One thing that a case waited for has ended; `silent`: if it was the last, the bridge has reported it."""
-        case.owed = owed = case.owed - 1
+        case.pending = owed = case.pending - 1
         if owed == 0:
             self.open -= 1
             silent = silent and case.reason is None
-            if not silent or case.watchers or case.also is not None:
+            if not silent or case.watchers or case.other_askers is not None:
                 self._end(case, silent=silent)
 
-    def ask(self, case: Case, link: Link, token: int) -> None:
+    def add_asker(self, case: Case, link: Link, token: int) -> None:
         """Somebody has sent the same message again: they are told, too; now, if it has ended."""
-        if case.owed == 0:
-            self._out.say(link, case.answer(token))
-        elif case.also is None:
-            case.also = [(link, token)]
+        if case.pending == 0:
+            self._out.send(link, case.answer(token))
+        elif case.other_askers is None:
+            case.other_askers = [(link, token)]
         else:
-            case.also.append((link, token))
-            if len(case.also) > MAX_ASKERS:
-                link, token = case.also.pop(0)
-                self._out.say(link, case.turned_away(token))
+            case.other_askers.append((link, token))
+            if len(case.other_askers) > MAX_ASKERS:
+                link, token = case.other_askers.pop(0)
+                self._out.send(link, case.later_answer(token))
 
     def _end(self, case: Case, *, silent: bool) -> None:
         answer = None
         if case.kind is not Kind.REPLAY and not silent:
             answer = case.answer(case.token)
-            self._out.say(case.link, answer)
-        for link, token in case.also or ():
-            self._out.say(link, case.answer(token))
+            self._out.send(case.link, answer)
+        for link, token in case.other_askers or ():
+            self._out.send(link, case.answer(token))
         if case.watchers:
-            watchers, case.watchers, case.also = case.watchers, (), None
+            watchers, case.watchers, case.other_askers = case.watchers, (), None
             for watcher in watchers:
-                watcher.ended(case, answer)
-        if case.named > MAX_KEPT:  # a long list of names is told once; who asks again gets the report without
+                watcher.on_case_ended(case, answer)
+        if case.names_size > MAX_KEPT:  # a long list of names is told once; who asks again gets the report without
             case.recipients = {}

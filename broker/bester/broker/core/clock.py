@@ -11,7 +11,7 @@ far its time had come (`stored_s`), behind which it never falls. Pure: the shell
 
 from __future__ import annotations
 
-from bester.broker.kept import ClockState
+from bester.broker.store_requests import ClockState
 
 JUMP_S = 1.0
 """A wall clock that is off by more than this against `now` was set, or the machine slept; less is how two readings
@@ -47,7 +47,7 @@ class Clock:
         return by_s if abs(by_s) > JUMP_S else None
 
     @property
-    def news(self) -> bool:
+    def is_dirty(self) -> bool:
         """Whether the store does not know yet how its time and the wall clock stand in this life."""
         return self._saved_skew_s is None or abs(self._skew_s - self._saved_skew_s) > JUMP_S
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from bester.broker.core.parcels import Parcel
+from bester.broker.core.jobs import Job
 from bester.broker.core.values import Link
-from bester.broker.kept import Entry
+from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 
 UNCONFIRMED = "unconfirmed"
@@ -41,7 +41,7 @@ class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for mos
     well.
     """
 
-    parcel: Parcel
+    job: Job
     command: Command
     id: str
     targets: list[list[int]]
@@ -59,16 +59,16 @@ class MailDelivery(Struct, eq=False, gc=False):
     again: bool = False
 
 
-Out = Delivery | MailDelivery
+AnyDelivery = Delivery | MailDelivery
 
 
-class _Book:
+class _Outstanding:
     """What one bridge was asked to deliver: `out` by serial, the last serial given and the last confirmed."""
 
     __slots__ = ("confirmed", "last", "out")
 
     def __init__(self) -> None:
-        self.out: dict[int, Out] = {}
+        self.out: dict[int, AnyDelivery] = {}
         self.last = 0
         self.confirmed = 0
 
@@ -77,24 +77,24 @@ class Deliveries:
     """Unconfirmed deliveries by bridge and serial."""
 
     def __init__(self) -> None:
-        self._books: dict[Link, _Book] = {}
+        self._by_link: dict[Link, _Outstanding] = {}
 
-    def add(self, link: Link, delivery: Out) -> int:
+    def add(self, link: Link, delivery: AnyDelivery) -> int:
         """Book a delivery; returns its serial, which rises by one on each link."""
-        book = self._books.get(link)
+        book = self._by_link.get(link)
         if book is None:
-            book = self._books[link] = _Book()
+            book = self._by_link[link] = _Outstanding()
         book.last = serial = book.last + 1
         book.out[serial] = delivery
         return serial
 
-    def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, Out]]:
+    def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, AnyDelivery]]:
         """Return the deliveries that a CONFIRM ends, each once, whatever it repeats or makes up."""
-        book = self._books.get(link)
+        book = self._by_link.get(link)
         if book is None:
             return []
         out = book.out
-        ended: list[tuple[int, Out]] = []
+        ended: list[tuple[int, AnyDelivery]] = []
         first, last = book.confirmed + 1, min(upto, book.last)
         if last >= first:
             book.confirmed = last
@@ -108,12 +108,12 @@ class Deliveries:
                 ended.append((serial, delivery))
         return ended
 
-    def drop(self, link: Link) -> list[Out]:
+    def drop_link(self, link: Link) -> list[AnyDelivery]:
         """The bridge is gone: return what it had not confirmed."""
-        book = self._books.pop(link, None)
+        book = self._by_link.pop(link, None)
         return list(book.out.values()) if book is not None else []
 
     @property
     def count(self) -> int:
         """How many are out."""
-        return sum(len(book.out) for book in self._books.values())
+        return sum(len(book.out) for book in self._by_link.values())

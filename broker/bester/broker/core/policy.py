@@ -10,7 +10,7 @@ from bester.broker.core.values import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import ROLES, is_reserved
 
-NEWS = "bester.outcome"
+OUTCOME_TYPE = "bester.outcome"
 """What became of our messages: any server that is listed may tell, whatever else it may send."""
 TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or our own process."""
@@ -40,7 +40,7 @@ def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
     if settings.accept == "none":
         return "not-allowed"
     route = settings.routes.get(peer) if peer is not None else None
-    if type_ == NEWS and route is not None:
+    if type_ == OUTCOME_TYPE and route is not None:
         return None
     if is_reserved(type_):
         return "reserved"

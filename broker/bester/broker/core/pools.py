@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bester.broker.core.lines import Line
-from bester.broker.core.parcels import Parcel
+from bester.broker.core.jobs import Job
+from bester.broker.core.message_groups import MessageGroup
 from bester.broker.core.values import Link
 
 CHUNK = 16
@@ -22,8 +22,19 @@ class Worker:
     """
 
     __slots__ = (
-        "aside", "busy", "credit", "free", "full_since", "lease_s", "leaving", "lines", "lines_next", "link", "over",
-        "pool", "stuck",
+        "credit",
+        "free",
+        "full_since",
+        "groups",
+        "inflight",
+        "is_isolated",
+        "lease_s",
+        "leaving",
+        "lines_next",
+        "link",
+        "overdue",
+        "pool",
+        "stuck",
     )  # fmt: skip
 
     pool: Pool
@@ -32,20 +43,20 @@ class Worker:
         self.link = link
         self.credit = credit
         self.free = credit
-        self.busy: dict[int, Parcel] = {}
+        self.inflight: dict[int, Job] = {}
         self.lease_s = 0.0
         self.leaving = False
-        self.aside = False
-        self.lines: dict[Line, None] = {}
+        self.is_isolated = False
+        self.groups: dict[MessageGroup, None] = {}
         self.lines_next = False
-        self.over = 0
+        self.overdue = 0
         self.full_since: float | None = None
         self.stuck = False
 
     @property
     def full_of_the_past(self) -> bool:
         """Are all its places held by messages that are over?"""
-        return self.over > 0 and self.free <= 0 and self.over == len(self.busy)
+        return self.overdue > 0 and self.free <= 0 and self.overdue == len(self.inflight)
 
     def serves(self, type_: str) -> bool:
         """Will it take new messages of this type, now or when it has credit?"""
@@ -53,7 +64,7 @@ class Worker:
 
     def takes(self, type_: str) -> bool:
         """Can it be given a new message of this type now?"""
-        return self.free > 0 and not self.aside and self.serves(type_)
+        return self.free > 0 and not self.is_isolated and self.serves(type_)
 
 
 class Pool:
@@ -66,11 +77,11 @@ class Pool:
     def __init__(self, types: frozenset[str]) -> None:
         self.types = types
         self.workers: dict[Worker, None] = {}
-        self.waiting: dict[str, None] = {}
-        self.busy = 0
+        self.queued_types: dict[str, None] = {}
+        self.inflight = 0
         self._ready = 0  # of its workers, those that take what is new
         self._only: Worker | None = None
-        self._shelves: dict[int, dict[Worker, None]] = {}
+        self._by_credit: dict[int, dict[Worker, None]] = {}
         self._top = 0
         self._current: Worker | None = None
         self._chunk_left = 0
@@ -79,24 +90,24 @@ class Pool:
         """Take a worker in."""
         worker.pool = self
         self.workers[worker] = None
-        self.busy += len(worker.busy)
+        self.inflight += len(worker.inflight)
         self._open(worker)
 
     def remove(self, worker: Worker) -> None:
         """Strike a worker out; what it holds counts no longer."""
         del self.workers[worker]
-        self.busy -= len(worker.busy)
-        if not worker.aside:
+        self.inflight -= len(worker.inflight)
+        if not worker.is_isolated:
             self._shut(worker)
 
-    def set_aside(self, worker: Worker) -> None:
+    def isolate(self, worker: Worker) -> None:
         """Let a worker take nothing new for a while."""
         self._shut(worker)
-        worker.aside = True
+        worker.is_isolated = True
 
-    def take_back(self, worker: Worker) -> None:
+    def reinstate(self, worker: Worker) -> None:
         """Let a worker that was set aside take what is new again."""
-        worker.aside = False
+        worker.is_isolated = False
         self._open(worker)
 
     def _open(self, worker: Worker) -> None:
@@ -106,9 +117,9 @@ class Pool:
             self._only = worker
             return
         if self._only is not None:
-            self._shelve(self._only)
+            self._insert(self._only)
             self._only = None
-        self._shelve(worker)
+        self._insert(worker)
 
     def _shut(self, worker: Worker) -> None:
         """A worker takes nothing new."""
@@ -118,35 +129,35 @@ class Pool:
         if self._only is not None:
             self._only = None
             return
-        self._unshelve(worker)
+        self._take_out(worker)
         if self._ready == 1:
-            self._only = next(iter(next(iter(self._shelves.values()))))
-            self._shelves.clear()
+            self._only = next(iter(next(iter(self._by_credit.values()))))
+            self._by_credit.clear()
             self._top = 0
 
-    def _shelve(self, worker: Worker) -> None:
+    def _insert(self, worker: Worker) -> None:
         free = worker.free
-        shelf = self._shelves.get(free)
+        shelf = self._by_credit.get(free)
         if shelf is None:
-            self._shelves[free] = {worker: None}
+            self._by_credit[free] = {worker: None}
         else:
             shelf[worker] = None
         if free > self._top:
             self._top = free
 
-    def _unshelve(self, worker: Worker) -> None:
-        shelf = self._shelves[worker.free]
+    def _take_out(self, worker: Worker) -> None:
+        shelf = self._by_credit[worker.free]
         del shelf[worker]
         if not shelf:
-            del self._shelves[worker.free]
+            del self._by_credit[worker.free]
 
     def change(self, worker: Worker, by: int) -> None:
         """Change a worker's free credit by one: -1 it was given a message, 1 it has answered one."""
-        self.busy -= by
-        if self._only is not None or worker.aside:
+        self.inflight -= by
+        if self._only is not None or worker.is_isolated:
             worker.free += by
             return
-        shelves, free = self._shelves, worker.free
+        shelves, free = self._by_credit, worker.free
         shelf = shelves[free]
         del shelf[worker]
         if not shelf:
@@ -170,12 +181,12 @@ class Pool:
         current = self._current
         if current is not None and self._chunk_left > 0 and current.free > 0:
             return current
-        while self._top > 0 and self._top not in self._shelves:
+        while self._top > 0 and self._top not in self._by_credit:
             self._top -= 1
         if self._top <= 0:
             return None
-        worker = next(iter(self._shelves[self._top]))
-        if self.busy >= CHUNK * len(self.workers):
+        worker = next(iter(self._by_credit[self._top]))
+        if self.inflight >= CHUNK * len(self.workers):
             self._current, self._chunk_left = worker, CHUNK
         else:
             self._current = None

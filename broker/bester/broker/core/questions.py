@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.directory import Directory
-from bester.broker.core.parties import Peer
+from bester.broker.core.peer import Peer
 from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Settings
-from bester.broker.kept import Outcomes
+from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
 
 MAX_MESSAGE_ID = 1024
@@ -26,7 +26,7 @@ class Questions:
         self._directory = directory
         self._trace = trace
 
-    def outcome(self, link: Link, ask: Ask) -> Outcomes | None:
+    def outcome(self, link: Link, ask: Ask) -> FindOutcomes | None:
         """A bridge asks, for one of its sessions, what became of a message: returns what is to be read. None: it cannot
         be that session's."""
         argument = ask.argument
@@ -36,10 +36,10 @@ class Questions:
         user = self._directory.user(link, session) if type(session) is int else None
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
             return None
-        edge, _, counter = message.rpartition("/")
-        if edge.partition("/")[0] not in self._names or not counter.isdecimal():
+        resume, _, counter = message.rpartition("/")
+        if resume.partition("/")[0] not in self._names or not counter.isdecimal():
             return None
-        return Outcomes(message, user, link, ask.token)
+        return FindOutcomes(message, user, link, ask.token)
 
     def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
         """Answer a question of a party of this role; status 1 where there is no such question."""

@@ -19,8 +19,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from bester.broker.core.cases import SENT, failed
-from bester.broker.core.values import Notice, Outbox, Route
-from bester.broker.kept import SavePeer
+from bester.broker.core.inspection import ReportersState
+from bester.broker.core.values import Effects, Notice, Route
+from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
 
 SILENT_ENDS = 3
@@ -36,7 +37,7 @@ NO_ANSWER = failed("unreachable")
 class Reporters:
     """What is known of native servers, by address; `known` is what the store holds."""
 
-    def __init__(self, out: Outbox, known: Mapping[str, bool]) -> None:
+    def __init__(self, out: Effects, known: Mapping[str, bool]) -> None:
         self._out = out
         self._known = dict(known)
         self._strangers: OrderedDict[str, None] = OrderedDict()
@@ -60,6 +61,10 @@ class Reporters:
         if known is not None:
             return NO_ANSWER if known else SENT
         return self._silent_end(route, address, id_)
+
+    def inspect(self) -> ReportersState:
+        """Return how much is known."""
+        return ReportersState(len(self._known), len(self._strangers), len(self._silent))
 
     def knows(self, route: Route) -> bool:
         """Return whether it is known of a server if it reports."""

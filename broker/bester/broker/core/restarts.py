@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bester.broker.core.exchange import Exchange
-from bester.broker.core.parties import Peer
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Notice, Outbox, Restart, Settings
+from bester.broker.core.values import Effects, Notice, Restart, Settings
 
 STUCK_WHY = "all its places are held by messages that are over"
 
@@ -20,9 +20,9 @@ STUCK_WHY = "all its places are held by messages that are over"
 class Restarts:
     """The useless handlers of one broker. `look` is called at every tick."""
 
-    def __init__(self, settings: Settings, exchange: Exchange, out: Outbox) -> None:
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, out: Effects) -> None:
         self._limits = settings.limits
-        self._exchange = exchange
+        self._dispatcher = dispatcher
         self._out = out
         self._stuck: dict[Peer, None] = {}
         self._fallen: dict[int, tuple[float, str]] = {}  # by process: since when, and its name
@@ -36,16 +36,16 @@ class Restarts:
             del self._fallen[next(iter(self._fallen))]
         self._fallen[peer.process] = (now, peer.name)
 
-    def came(self, process: int | None) -> None:
+    def on_process_seen(self, process: int | None) -> None:
         """Forget about a process: it has said HELLO."""
         if process is not None:
             self._fallen.pop(process, None)
 
-    def look(self, peers: Collection[Peer], now: float) -> None:
+    def tick(self, peers: Collection[Peer], now: float) -> None:
         """Find who has become stuck, who is no longer, and who did not come back."""
         for peer in peers:
             worker = peer.worker
-            if worker is not None and (worker.over or worker.full_since is not None):
+            if worker is not None and (worker.overdue or worker.full_since is not None):
                 self._look_at(peer, worker, now)
         for peer in [peer for peer in self._stuck if peer.worker is None or not peer.worker.stuck]:
             del self._stuck[peer]
@@ -55,7 +55,7 @@ class Restarts:
             if now - since < self._limits.fallen_s:
                 break
             del self._fallen[process]
-            if not self._exchange.ending and all(peer.process != process for peer in peers):
+            if not self._dispatcher.ending and all(peer.process != process for peer in peers):
                 why = f"it fell silent and did not come back for {self._limits.fallen_s:g} s"
                 self._out.others.append(Restart(process, name, why))
 
@@ -66,14 +66,14 @@ class Restarts:
         if worker.full_since is None:
             worker.full_since = now
         # In the end there is nothing to wait for: one that gives a place back is given nothing more.
-        patience_s = 0.0 if self._exchange.ending else self._limits.stuck_s
+        patience_s = 0.0 if self._dispatcher.ending else self._limits.stuck_s
         if worker.leaving or now - worker.full_since < patience_s:
             return
-        self._exchange.suspend(worker, now)
+        self._dispatcher.suspend(worker, now)
         self._stuck[peer] = None
-        oldest_s = round(now - next(iter(worker.busy.values())).since, 1)
-        self._notice("handler-stuck", peer, places=worker.over, oldest_s=oldest_s, why=STUCK_WHY)
-        if not self._exchange.ending:
+        oldest_s = round(now - next(iter(worker.inflight.values())).since, 1)
+        self._notice("handler-stuck", peer, places=worker.overdue, oldest_s=oldest_s, why=STUCK_WHY)
+        if not self._dispatcher.ending:
             self._out.others.append(Restart(peer.process, peer.name, STUCK_WHY))
 
     def _notice(self, event: str, peer: Peer, **more: object) -> None:

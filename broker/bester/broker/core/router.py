@@ -13,32 +13,34 @@ exchange's. Nothing here raises on the wire's account.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
-from bester.broker.core.entrances import Entrances
-from bester.broker.core.exchange import Exchange
-from bester.broker.core.letters import QUESTIONS
-from bester.broker.core.outboxes import Outboxes
-from bester.broker.core.parties import Peer
-from bester.broker.core.presence import Presence
+from bester.broker.core.dead_letters import QUESTIONS
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.ingress import Ingress
+from bester.broker.core.inspection import Inspection
+from bester.broker.core.peer import Peer
+from bester.broker.core.peers import Peers
 from bester.broker.core.questions import Questions
-from bester.broker.core.values import Action, Link, Notice, Outbox, Settings, Verify
+from bester.broker.core.relays import Relays
+from bester.broker.core.values import Action, Effects, Link, Notice, Settings, Verify
 from bester.broker.hosts import Hosts
-from bester.broker.kept import (
+from bester.broker.store_requests import (
     Committed,
-    Dead,
     Entry,
-    Expired,
     Fetch,
-    Outcomes,
+    FindDeadLetters,
+    FindEntry,
+    FindExpired,
+    FindOutcomes,
     Read,
     SaveClock,
     SaveName,
     Snapshot,
-    Sought,
     Write,
     is_mailbox,
 )
@@ -95,30 +97,30 @@ class Router:
         is_stopped: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self.settings = settings
-        self._out = Outbox()
+        self._out = Effects()
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         names = self._take_name(snapshot.names)
-        self._exchange = Exchange(
+        self._dispatcher = Dispatcher(
             settings, self._out, self._clock, first_token=first_token, now=now, is_account=is_account,
             snapshot=snapshot, chance=chance,
         )  # fmt: skip
-        self._entrances = Entrances(settings, names, self._exchange, self._out, epoch, snapshot)
-        self._arrivals = self._entrances.arrivals
-        self._questions = Questions(settings, names, self._exchange.directory, self._exchange.trace)
-        self._presence = Presence(settings, self._exchange, self._out, epoch, now, process_of, is_stopped)
-        self._peers = self._presence.peers
+        self._ingress = Ingress(settings, names, self._dispatcher, self._out, epoch, snapshot)
+        self._inbound_lanes = self._ingress.inbound_lanes
+        self._questions = Questions(settings, names, self._dispatcher.directory, self._dispatcher.trace)
+        self._peers = Peers(settings, self._dispatcher, self._out, epoch, now, process_of, is_stopped)
+        self._by_link = self._peers.by_link
         self._missing: dict[str, str] = {}
-        if snapshot.boxes or snapshot.dead:
-            self._notice("kept", waiting=self._exchange.boxes.messages, dead_letters=snapshot.dead)
+        if snapshot.queues or snapshot.dead:
+            self._notice("kept", waiting=self._dispatcher.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
             self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
         self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
             "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
             "bridge": {
-                Submit: self._entrances.submit,
+                Submit: self._ingress.submit,
                 Confirm: self._confirm,
                 Forwarded: self._forwarded,
                 Login: self._login,
@@ -126,7 +128,7 @@ class Router:
                 Close: self._close,
                 Ask: self._ask,
             },
-            "server": {Relay: self._entrances.relay},
+            "server": {Relay: self._ingress.relay},
             "operator": {Ask: self._ask},
         }
 
@@ -145,17 +147,17 @@ class Router:
         """Take in one message from a link; returns what is to be done, each link's messages in order."""
         return self.receive_all(link, (message,), now).actions()
 
-    def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Outbox:
+    def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
         """Take in the messages that came on a link at once; returns what is to be done."""
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
             return self._take()
-        peer = self._peers.get(link)
+        peer = self._by_link.get(link)
         for message in messages:
             if peer is None or type(message) is Hello:
-                self._presence.greet(link, peer, message, now)
-                peer = self._peers.get(link)
+                self._peers.greet(link, peer, message, now)
+                peer = self._by_link.get(link)
                 continue
             handle = self._table[peer.role].get(type(message))
             if handle is not None:
@@ -163,85 +165,85 @@ class Router:
             else:
                 self._anybody(peer, message, now)
             if peer.leaving:
-                peer = self._peers.get(link)
+                peer = self._by_link.get(link)
         if peer is not None:
-            peer.heard = now
+            peer.last_heard = now
             if peer.worker is not None:
-                self._exchange.feed(peer.worker, now)
+                self._dispatcher.feed(peer.worker, now)
         return self._take()
 
-    def _take(self) -> Outbox:
-        if self._arrivals.news:
-            self._arrivals.settle()
-        if self._presence.edges:
-            self._presence.count_reports()
+    def _take(self) -> Effects:
+        if self._inbound_lanes.has_writes:
+            self._inbound_lanes.flush()
+        if self._peers.resumes:
+            self._peers.count_reports()
         return self._out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """A server that we have linked to answers what we sent it, and says nothing else."""
         if isinstance(message, Relayed):
-            self._outboxes.arrived(link, message.token, message.outcome, message.meta, now)
+            self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
-            self._outboxes.arrived(link, message.token, failed(message.code), {}, now)
+            self._relays.on_answer(link, message.token, failed(message.code), {}, now)
 
-    def verified(
+    def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
     ) -> list[Action]:
         """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
         try again after so long."""
-        peer = self._peers.get(link)
+        peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
-            if reason is None:
-                self._exchange.directory.open(link, session, user)
+            if reason is None and not self._dispatcher.directory.open(link, session, user):
+                reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
-                self._exchange.mailboxes.came(user, now)
+                self._dispatcher.mailboxes.on_login(user, now)
         return self._actions()
 
     def users(self) -> list[str]:
         """Return the users with a connection, and those for whom something waits."""
-        return sorted({*self._exchange.directory.users(), *self._exchange.boxes.owners()})
+        return sorted({*self._dispatcher.directory.users(), *self._dispatcher.queues.owners()})
 
-    def removed(self, user: str, now: float) -> list[Action]:
+    def on_account_removed(self, user: str, now: float) -> list[Action]:
         """There is no such account any more: end the user's connections, and what waits."""
-        self._exchange.mailboxes.removed(user, failed("unknown-user"), now)
-        for link, sessions in (self._exchange.directory.places(user) or {}).items():
+        self._dispatcher.mailboxes.on_account_removed(user, failed("unknown-user"), now)
+        for link, sessions in (self._dispatcher.directory.places(user) or {}).items():
             for session in sessions:
                 self._say(link, Close(session))
         return self._actions()
 
-    def undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
+    def on_undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
         """A message could not be sent: the party is gone, or does not read."""
-        peer = self._peers.get(link)
+        peer = self._by_link.get(link)
         if peer is not None:
-            self._presence.lost(peer, "nothing can be sent to it", now)
+            self._peers.on_peer_lost(peer, "nothing can be sent to it", now)
         elif link.door == "server" and type(message) is Relay:
-            self._outboxes.arrived(link, message.token, failed("unreachable"), {}, now)
+            self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
         return self._actions()
 
-    def server_ready(self, name: str, now: float) -> list[Action]:
+    def on_server_ready(self, name: str, now: float) -> list[Action]:
         """The link this broker opened to a server is up."""
-        self._outboxes.links.add(Link("server", name.encode()))
+        self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._notice("server-reached", server=name)
-        self._outboxes.contact(name, now, linked=True)
+        self._relays.on_contact(name, now, linked=True)
         return self._actions()
 
-    def server_lost(self, name: str, why: str, now: float) -> list[Action]:
+    def on_server_lost(self, name: str, why: str, now: float) -> list[Action]:
         """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
-        self._outboxes.lost(Link("server", name.encode()), now)
+        self._relays.on_link_lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
             self._notice("server-lost", server=name, why=why)
         return self._actions()
 
-    def hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
+    def on_hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
         """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
         was found, or has changed, is tried again soon."""
-        for server in self._entrances.hosts_changed(hosts, now):
-            self._outboxes.contact(server, now)
+        for server in self._ingress.on_hosts_changed(hosts, now):
+            self._relays.on_contact(server, now)
         return self._actions()
 
     def tick(self, now: float, wall_s: float | None = None) -> list[Action]:
@@ -249,83 +251,110 @@ class Router:
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
             self._notice("clock-jumped", seconds=round(jump_s, 3))
-        if self._clock.news:
+        if self._clock.is_dirty:
             self._out.writes.append(SaveClock(self._clock.save(now)))
-        if self._presence.tick(now):
-            self._exchange.tick([peer.worker for peer in self._peers.values() if peer.worker is not None], now)
-            self._presence.restarts.look(self._peers.values(), now)
-        self._entrances.tick(now)
-        self._arrivals.tick()
+        if self._peers.tick(now):
+            self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
+            self._peers.restarts.tick(self._by_link.values(), now)
+        self._ingress.tick(now)
+        self._inbound_lanes.tick()
         return self._actions()
 
     # --- the store ---
 
-    def committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
         """A group of writes is on disk, or could not be put there: what waited for it is reported."""
         if not result.ok:
             self._notice("storage-full", why=result.why)
-        self._exchange.boxes.committed(writes, result, now)
+        self._dispatcher.queues.on_committed(writes, result, now)
         return self._actions()
 
-    def found(self, read: Read, answer: Any, now: float) -> list[Action]:
+    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
         """What was asked of the store; None: it cannot say now, where somebody merely asks."""
-        exchange = self._exchange
+        dispatcher = self._dispatcher
         if type(read) is Fetch:
-            found = exchange.boxes.found(read, answer, now)
+            found = dispatcher.queues.on_fetched(read, answer, now)
             if found is not None:
-                box, entries, over = found
+                queue, entries, over = found
                 self._expire(over, now)
-                keeper = exchange.mailboxes if is_mailbox(read.box) else exchange.outboxes
-                keeper.found(box, entries, now)
-        elif type(read) is Expired:
+                keeper = dispatcher.mailboxes if is_mailbox(read.queue) else dispatcher.relays
+                keeper.on_fetched(queue, entries, now)
+        elif type(read) is FindExpired:
             entries, next_s = answer
-            self._expire(exchange.boxes.expired(entries, next_s, now), now)
-        elif type(read) is Sought:
+            self._expire(dispatcher.queues.on_expired(entries, next_s, now), now)
+        elif type(read) is FindEntry:
             case, _ = read.why
-            exchange.reports.settle(case, None, exchange.aftermath.found(read, answer, now))
-        elif type(read) is Outcomes:
+            dispatcher.reports.settle(case, None, dispatcher.late_outcomes.on_entry_found(read, answer, now))
+        elif type(read) is FindOutcomes:
             self._say(
                 read.asker, Answer(read.token, 0 if answer else 1, "overloaded" if answer is None else answer or None)
             )
-        elif type(read) is Dead:
-            self._say(read.asker, exchange.letters.found(read, () if answer is None else answer, now))
+        elif type(read) is FindDeadLetters:
+            self._say(read.asker, dispatcher.dead_letters.on_read(read, () if answer is None else answer, now))
         return self._actions()
 
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End kept messages whose time is over."""
         for entry in entries:
-            if self._exchange.boxes.end(entry, failed("expired")):
-                self._exchange.aftermath.became(entry, failed("expired"), now)
+            if self._dispatcher.queues.end(entry, failed("expired")):
+                self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""
-        self._arrivals.tick()
-        self._presence.say_to_all(Goodbye(reason))
+        self._inbound_lanes.tick()
+        self._peers.say_to_all(Goodbye(reason))
         return self._actions()
 
-    def given_up(self, types: frozenset[str]) -> None:
+    def on_types_given_up(self, types: frozenset[str]) -> None:
         """Whoever starts the handlers of these types does not start them any more: a message for one does not wait."""
-        self._exchange.given_up = types
+        self._dispatcher.given_up = types
 
     def drain(self) -> None:
         """This broker is about to end: what enters from now on is refused, what is under way goes on."""
-        self._entrances.draining = True
-        self._exchange.ending = True
+        self._ingress.draining = True
+        self._dispatcher.ending = True
 
     @property
     def idle(self) -> bool:
         """Whether no message is owed a report."""
-        return self._exchange.cases == 0
+        return self._dispatcher.cases == 0
+
+    def inspect(self) -> Inspection:
+        """Return what this broker holds now. It is counted when it is asked for, and takes longer the more there is."""
+        dispatcher, ingress, presence = self._dispatcher, self._ingress, self._peers
+        peers = self._by_link.values()
+        bounds = {**presence.bounds(), **dispatcher.bounds(), **dispatcher.queues.bounds(), **ingress.bounds()}
+        return Inspection(
+            peers=dict(Counter(peer.role for peer in peers)),
+            strangers=presence.strangers,
+            users=dispatcher.directory.user_count,
+            sessions=dispatcher.directory.session_count,
+            logins=sum(len(peer.logins) for peer in peers),
+            cases=dispatcher.cases,
+            jobs=bounds["jobs"].used,
+            job_bytes=bounds["job_bytes"].used,
+            unplaced=ingress.unplaced,
+            workers=dispatcher.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
+            deliveries=dispatcher.deliveries.count,
+            transfers=dispatcher.relays.transfers.inspect(),
+            queues=dispatcher.queues.inspect(),
+            dedup=ingress.dedup(),
+            lanes=self._inbound_lanes.inspect(),
+            resume={prefix: resume.inspect() for prefix, resume in presence.resumes.items()},
+            reporters=dispatcher.reporters.inspect(),
+            dead_letters=dispatcher.dead_letters.inspect(),
+            bounds=bounds,
+        )
 
     @property
-    def _outboxes(self) -> Outboxes:
-        return self._exchange.outboxes
+    def _relays(self) -> Relays:
+        return self._dispatcher.relays
 
     def _actions(self) -> list[Action]:
         return self._take().actions()
 
     def _say(self, link: Link, message: Message) -> None:
-        self._out.say(link, message)
+        self._out.send(link, message)
 
     def _notice(self, event: str, **fields: Any) -> None:
         self._out.others.append(Notice(event, fields))
@@ -336,11 +365,11 @@ class Router:
         if isinstance(message, Heartbeat):
             return
         if isinstance(message, Goodbye):
-            self._presence.goodbye(peer, now)
+            self._peers.on_goodbye(peer, now)
         elif isinstance(message, Malformed):
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
-                self._exchange.spoiled(peer.worker, message.token, now)
-                self._presence.forget_when_done(peer)
+                self._dispatcher.on_malformed_reply(peer.worker, message.token, now)
+                self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
             op = OP_OF[type(message)]
@@ -354,15 +383,15 @@ class Router:
 
     def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
         assert peer.worker is not None
-        wrong = self._exchange.answered(peer.worker, reply, now)
+        wrong = self._dispatcher.on_reply(peer.worker, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         if peer.leaving:  # perhaps its last: what stood behind it is for others
-            self._exchange.feed(peer.worker, now)
-            self._presence.forget_when_done(peer)
+            self._dispatcher.feed(peer.worker, now)
+            self._peers.forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
-        error = self._entrances.emit(peer, emit, now)
+        error = self._ingress.emit(peer, emit, now)
         if error is not None:
             self._refuse(peer, error)
 
@@ -374,10 +403,10 @@ class Router:
                 self._out.reads.append(wanted)
                 return
         elif ask.question in QUESTIONS and peer.role == "operator":
-            answer = self._exchange.letters.ask(peer.link, ask)
+            answer = self._dispatcher.dead_letters.on_question(peer.link, ask)
             if answer is None:
                 return
-        self._say(peer.link, answer or self._questions.answer(peer.role, ask, self._peers.values()))
+        self._say(peer.link, answer or self._questions.answer(peer.role, ask, self._by_link.values()))
 
     # --- bridges ---
 
@@ -386,17 +415,19 @@ class Router:
         self._out.others.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        self._exchange.directory.open(peer.link, message.session, message.user)
-        self._exchange.mailboxes.came(message.user, now)
+        if self._dispatcher.directory.open(peer.link, message.session, message.user):
+            self._dispatcher.mailboxes.on_login(message.user, now)
+        else:
+            self._say(peer.link, Close(message.session))
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)
-        self._exchange.directory.close(peer.link, message.session)
+        self._dispatcher.directory.close(peer.link, message.session)
 
     def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
-        if confirm.reports and peer.edge is not None:
-            peer.edge.heard(confirm.reports)
-        self._exchange.confirmed(peer.link, confirm, now)
+        if confirm.reports and peer.resume is not None:
+            peer.resume.on_reports_counted(confirm.reports)
+        self._dispatcher.on_confirm(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
-        self._outboxes.arrived(peer.link, message.token, message.outcome, message.meta, now)
+        self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)

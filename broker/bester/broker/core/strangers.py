@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
-from bester.broker.core.known import Edge
-from bester.broker.core.parties import Peer
-from bester.broker.core.values import Link, LookUp, Notice, Outbox, Settings
+from bester.broker.core.dedup import BridgeResume
+from bester.broker.core.peer import Peer
+from bester.broker.core.values import Effects, Link, LookUp, Notice, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Submit
 
@@ -39,7 +39,7 @@ class Stranger(NamedTuple):
 
     submit: Submit
     prefix: str
-    edge: Edge | None
+    resume: BridgeResume | None
     case: Case
     host: str
     claimed: str | None
@@ -54,13 +54,18 @@ class Stranger(NamedTuple):
 class Strangers:
     """The messages that wait, oldest first."""
 
-    def __init__(self, settings: Settings, reports: Reports, out: Outbox) -> None:
+    def __init__(self, settings: Settings, reports: Reports, out: Effects) -> None:
         self._settings = settings
         self._reports = reports
         self._out = out
         self._waiting: dict[int, Stranger] = {}
         self._bytes = 0
         self._serial = 0
+
+    @property
+    def count(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def hold(self, peer: Peer, submit: Submit, host: str, claimed: str | None, hosts: Hosts, now: float) -> bool:
         """Hold a message, or answer it, where its sender may be a listed server; False: do what the table says."""
@@ -70,13 +75,13 @@ class Strangers:
         self._out.others.append(LookUp(perhaps))
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
-        stranger = Stranger(submit, peer.prefix, peer.edge, case, host, claimed, now)
+        stranger = Stranger(submit, peer.prefix, peer.resume, case, host, claimed, now)
         if len(self._waiting) >= MAX_WAITING or self._bytes + len(submit.body) > MAX_WAITING_BYTES:
             self._put_off(stranger, perhaps)
             return True
         self._reports.begin(case)
-        if peer.edge is not None:
-            peer.edge.enter(submit.token, case)
+        if peer.resume is not None:
+            peer.resume.add(submit.token, case)
         self._serial += 1
         self._waiting[self._serial] = stranger
         self._bytes += len(submit.body)
@@ -115,7 +120,7 @@ class Strangers:
         """End the case that stood in for a message, without a word: what follows answers for it."""
         stranger = self._waiting.pop(number)
         self._bytes -= len(stranger.submit.body)
-        if stranger.edge is not None:
-            stranger.edge.leave(stranger.submit.token)
-        self._reports.pay(stranger.case, silent=True)
+        if stranger.resume is not None:
+            stranger.resume.remove(stranger.submit.token)
+        self._reports.settle_one(stranger.case, silent=True)
         return stranger

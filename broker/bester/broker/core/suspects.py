@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bester.broker.core.lines import Item
+    from bester.broker.core.message_groups import QueueItem
     from bester.broker.core.pools import Pool, Worker
 
 ASIDE_PART = 2
@@ -38,8 +38,8 @@ class Suspects:
     """Suspects that wait, by type, first come first served; and the workers `aside`, which take nothing else."""
 
     def __init__(self) -> None:
-        self.aside: dict[Worker, None] = {}
-        self._queues: dict[str, deque[Item]] = {}
+        self.isolated: dict[Worker, None] = {}
+        self._queues: dict[str, deque[QueueItem]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -48,7 +48,7 @@ class Suspects:
         """Return the types of which a suspect waits."""
         return list(self._queues)
 
-    def queue(self, type_: str) -> deque[Item]:
+    def queue(self, type_: str) -> deque[QueueItem]:
         """Return the suspects of a type; what is put into it must be suspected, a line by its first message."""
         queue = self._queues.get(type_)
         if queue is None:
@@ -60,11 +60,11 @@ class Suspects:
         if not self._queues[type_]:
             del self._queues[type_]
 
-    def take_all(self, type_: str) -> list[Item]:
+    def take_all(self, type_: str) -> list[QueueItem]:
         """Take out all suspects of a type."""
         return list(self._queues.pop(type_, ()))
 
-    def next_for(self, worker: Worker) -> Item | None:
+    def next_for(self, worker: Worker) -> QueueItem | None:
         """Return the next suspect for a worker that holds nothing, None where there is none of its types."""
         for type_, queue in self._queues.items():
             if type_ in worker.pool.types:
@@ -73,9 +73,9 @@ class Suspects:
                 return item
         return None
 
-    def cleared(self) -> list[tuple[str, list[Item]]]:
+    def cleared(self) -> list[tuple[str, list[QueueItem]]]:
         """Take out what is suspected no more, by type, in its order."""
-        found: list[tuple[str, list[Item]]] = []
+        found: list[tuple[str, list[QueueItem]]] = []
         for type_, queue in list(self._queues.items()):
             free = [item for item in queue if not item.suspected]
             if free:
@@ -91,17 +91,17 @@ class Suspects:
         only where they are too few, those that have the least to finish before."""
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ASIDE_PART))
-        ready = [worker for worker in workers if worker.aside and (not worker.busy or holds_suspect(worker))]
+        ready = [worker for worker in workers if worker.is_isolated and (not worker.inflight or holds_suspect(worker))]
         others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
         return ready + others[: max(0, count - len(ready))]
 
 
 def holds_suspect(worker: Worker) -> bool:
     """Return whether a worker has a suspect in hand."""
-    return any(parcel.suspected for parcel in worker.busy.values())
+    return any(job.suspected for job in worker.inflight.values())
 
 
 def _how_long(worker: Worker) -> tuple[bool, int]:
     """Order workers by what they have to finish; one that holds only what is over hangs, and comes last."""
-    held = worker.busy.values()
-    return bool(held) and all(parcel.ended for parcel in held), len(held)
+    held = worker.inflight.values()
+    return bool(held) and all(job.is_settled for job in held), len(held)

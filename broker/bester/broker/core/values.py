@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bester.broker.kept import Bounds, Budget, Read, Write
+from bester.broker.store_requests import Bounds, Budget, Read, Write
 from bester.broker.wire.messages import HEARTBEAT_MS, REQUEST_MS, Message
 
 
@@ -66,7 +66,7 @@ class Restart(NamedTuple):
 Action = Send | Verify | Notice | LookUp | Restart | Write | Read
 
 
-class Outbox:
+class Effects:
     """What is to be done, gathered: `messages` for each link in order, all `others`, what is to be written to the store
     before any of it is sent, and what is to be read from it afterwards."""
 
@@ -78,13 +78,13 @@ class Outbox:
         self.writes: list[Write] = []
         self.reads: list[Read] = []
 
-    def say(self, link: Link, message: Message) -> None:
+    def send(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
         self.messages[link].append(message)
 
-    def take(self) -> Outbox:
+    def take(self) -> Effects:
         """Return what was gathered, and begin anew."""
-        taken = Outbox()
+        taken = Effects()
         taken.messages, self.messages = self.messages, taken.messages
         taken.others, self.others = self.others, taken.others
         if self.writes or self.reads:
@@ -176,6 +176,13 @@ class Limits:
     max_lanes: int = 4_096
     """Types of which something waits for one server; each is looked at several times a second."""
     max_parties: int = 20_000
+    max_sessions: int = 1_048_576
+    """Of one bridge: as many as a process may have descriptors; above it a login is refused."""
+    max_resumes: int = 1_024
+    """Lives of bridges whose link is gone and may come back; the one gone for longest is forgotten first."""
+    max_unacked: int = 524_288
+    """Reports that a bridge has not counted yet: twice as many as may wait on its link. Of one that counts none the
+    oldest are forgotten."""
     max_types: int = 20_000
     max_credit: int = 65_536
     max_strangers: int = 4_096

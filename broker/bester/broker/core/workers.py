@@ -8,36 +8,38 @@ died wait apart, and go to workers that were set aside for them.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable
 
-from bester.broker.core.lines import Item, Line, oldest
-from bester.broker.core.parcels import Parcel
+from bester.broker.core.inspection import WorkersState
+from bester.broker.core.jobs import Job
+from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
 from bester.broker.core.values import Link
 
-MAX_ORDERED = 20_000
-"""Types that were ever asked for in order: as many as there may be types."""
+MAX_LOOKS = 16
+"""Types that are looked at to find one to forget: many messages of one batch may ask for it."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one.
+    """All workers of a broker and all that waits for one. `max_ordered` types may be asked for in order.
 
     `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
     looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ordered: int) -> None:
+        self._max_ordered = max_ordered
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
-        self._queues: dict[str, deque[Item]] = {}
+        self._queues: dict[str, deque[QueueItem]] = {}
         self._waits: dict[str, int] = {}
-        self._ordered: set[str] = set()
-        self._lines: dict[tuple[str, str], Line] = {}
+        self._ordered: dict[str, None] = {}  # the type looked at last is the last
+        self._groups: dict[tuple[str, str], MessageGroup] = {}
         self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self._suspects = Suspects()
-        self.loose: dict[str, None] = {}
+        self.requeued: dict[str, None] = {}
         self.freed: dict[Worker, None] = {}
 
     # --- who is there ---
@@ -50,21 +52,21 @@ class Workers:
 
     def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
         """The handler has said HELLO again on its link: new options, same outstanding messages."""
-        alone = worker.aside and bool(worker.busy)
+        alone = worker.is_isolated and bool(worker.inflight)
         self.leave(worker)
         worker.leaving = False
-        worker.credit, worker.free = credit, credit - len(worker.busy)
+        worker.credit, worker.free = credit, credit - len(worker.inflight)
         self._enlist(worker, types, ordered)
         if alone:
-            self._set_aside(worker)
+            self._isolate(worker)
 
     def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
         for type_ in ordered & types:
-            self._put_in_order(type_)
+            self._put_in_order(type_, types)
         pool = self._pools.get(types)
         if pool is None:
             pool = self._pools[types] = Pool(types)
-            pool.waiting = {type_: None for type_ in self._queues if type_ in types}
+            pool.queued_types = {type_: None for type_ in self._queues if type_ in types}
             for type_ in types:
                 self._serving.setdefault(type_, []).append(pool)
                 self._review(type_)
@@ -86,8 +88,8 @@ class Workers:
         worker.leaving = True
         pool = worker.pool
         pool.remove(worker)
-        worker.aside = False
-        self._suspects.aside.pop(worker, None)
+        worker.is_isolated = False
+        self._suspects.isolated.pop(worker, None)
         self.freed.pop(worker, None)
         if not pool.workers:
             del self._pools[pool.types]
@@ -101,21 +103,21 @@ class Workers:
         """Pass a worker over that holds nothing but messages that are over; what waited for it alone is anybody's."""
         self.leave(worker)
         worker.stuck = True
-        for parcel in worker.busy.values():
-            self._count_down(parcel, first=True)
+        for job in worker.inflight.values():
+            self._leave_group(job, first=True)
 
     def resume(self, worker: Worker) -> None:
         """Count on a worker again that was suspended."""
         worker.stuck = worker.leaving = False
         self._enlist(worker, worker.pool.types, frozenset())
 
-    def lose(self, worker: Worker) -> list[Parcel]:
+    def lose(self, worker: Worker) -> list[Job]:
         """The worker is dead: return what it held, oldest first; what waited for it alone waits for anybody again."""
         self.leave(worker)
-        lost = list(worker.busy.values())
-        worker.busy.clear()
-        for parcel in lost:
-            self._count_down(parcel, first=True)
+        lost = list(worker.inflight.values())
+        worker.inflight.clear()
+        for job in lost:
+            self._leave_group(job, first=True)
         return lost
 
     def serves(self, type_: str) -> bool:
@@ -124,17 +126,17 @@ class Workers:
 
     # --- giving and taking back ---
 
-    def choose(self, parcel: Parcel) -> Worker | None:
+    def choose(self, job: Job) -> Worker | None:
         """Return the worker for a parcel that has just come; None: it must wait."""
-        type_ = parcel.type
+        type_ = job.type
         pool = self._express.get(type_)
         if pool is not None:
             return pool.best()
-        if type_ in self._ordered and parcel.user is not None:
-            line = self._lines.get((type_, parcel.user))
-            if line is not None:
-                worker = line.worker
-                return worker if worker is not None and not line.waiting and worker.takes(type_) else None
+        if type_ in self._ordered and job.user is not None:
+            group = self._groups.get((type_, job.user))
+            if group is not None:
+                worker = group.worker
+                return worker if worker is not None and not group.waiting and worker.takes(type_) else None
         if type_ in self._queues:
             return None
         return self.idle(type_)
@@ -149,58 +151,58 @@ class Workers:
         candidates = [worker for pool in pools if (worker := pool.best()) is not None]
         return max(candidates, key=lambda worker: worker.free, default=None)
 
-    def give(self, worker: Worker, token: int, parcel: Parcel) -> None:
+    def assign(self, worker: Worker, token: int, job: Job) -> None:
         """Book a parcel as given to a worker that has credit for it."""
-        worker.busy[token] = parcel
+        worker.inflight[token] = job
         worker.pool.change(worker, -1)
-        if self._ordered and parcel.type in self._ordered and parcel.user is not None:
-            key = (parcel.type, parcel.user)
-            line = self._lines.get(key)
-            if line is None:
-                line = self._lines[key] = Line(key)
-            line.worker = worker
-            line.count += 1
-            parcel.line = line
+        if self._ordered and job.type in self._ordered and job.user is not None:
+            key = (job.type, job.user)
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = MessageGroup(key)
+            group.worker = worker
+            group.inflight += 1
+            job.group = group
 
-    def take(self, worker: Worker, token: int) -> Parcel | None:
+    def complete(self, worker: Worker, token: int) -> Job | None:
         """Book a parcel as done with; None: the worker was never given that token."""
-        parcel = worker.busy.pop(token, None)
-        if parcel is None:
+        job = worker.inflight.pop(token, None)
+        if job is None:
             return None
         if worker.leaving:
             worker.free += 1
         else:
             worker.pool.change(worker, 1)
-        if parcel.line is not None:
-            self._count_down(parcel, first=False)
-        return parcel
+        if job.group is not None:
+            self._leave_group(job, first=False)
+        return job
 
-    def skip(self, parcel: Parcel) -> None:
+    def release_group(self, job: Job) -> None:
         """A parcel that a worker was to be given will not be: its line is bound to nobody on its account."""
-        line = self._lines.get((parcel.type, parcel.user)) if parcel.user is not None else None
-        if line is not None and line.worker is not None and not line.count:
-            self._free(line, first=True)
+        group = self._groups.get((job.type, job.user)) if job.user is not None else None
+        if group is not None and group.worker is not None and not group.inflight:
+            self._unbind(group, first=True)
 
-    def _count_down(self, parcel: Parcel, *, first: bool) -> None:
+    def _leave_group(self, job: Job, *, first: bool) -> None:
         """A line whose worker holds nothing of it any more is anybody's again, and takes its turn in the queue."""
-        line, parcel.line = parcel.line, None
-        if line is None:
+        group, job.group = job.group, None
+        if group is None:
             return
-        line.count -= 1
-        if not line.count:
-            self._free(line, first=first)
+        group.inflight -= 1
+        if not group.inflight:
+            self._unbind(group, first=first)
 
-    def _free(self, line: Line, *, first: bool) -> None:
-        assert line.worker is not None
-        line.worker.lines.pop(line, None)
-        line.worker = None
-        if not line.waiting:
-            del self._lines[line.key]
+    def _unbind(self, group: MessageGroup, *, first: bool) -> None:
+        assert group.worker is not None
+        group.worker.groups.pop(group, None)
+        group.worker = None
+        if not group.waiting:
+            del self._groups[group.key]
             return
-        self._stand(line.key[0], line, first=first)
-        self.loose[line.key[0]] = None
+        self._put(group.key[0], group, first=first)
+        self.requeued[group.key[0]] = None
 
-    def _stand(self, type_: str, item: Item, *, first: bool) -> None:
+    def _put(self, type_: str, item: QueueItem, *, first: bool) -> None:
         """Put an item into the queue it belongs to, at its end or in front."""
         queue = self._suspects.queue(type_) if item.suspected else self._queue(type_)
         if first:
@@ -210,36 +212,36 @@ class Workers:
 
     # --- waiting ---
 
-    def wait(self, parcel: Parcel, *, first: bool = False) -> None:
+    def enqueue(self, job: Job, *, first: bool = False) -> None:
         """Queue a parcel; `first` before all others of its type (it had its turn, and its handler died)."""
-        type_ = parcel.type
+        type_ = job.type
         self._waits[type_] = self._waits.get(type_, 0) + 1
         if first:
-            self.loose[type_] = None
-        item: Item = parcel
-        if type_ in self._ordered and parcel.user is not None:
-            line = self._lines.get((type_, parcel.user))
-            if line is not None:
-                stands_as = line.suspected if line.worker is None else parcel.suspected
-                line.add(parcel, first=first)
-                if line.worker is None and line.suspected != stands_as:
-                    self._move(line)
+            self.requeued[type_] = None
+        item: QueueItem = job
+        if type_ in self._ordered and job.user is not None:
+            group = self._groups.get((type_, job.user))
+            if group is not None:
+                stands_as = group.suspected if group.worker is None else job.suspected
+                group.enqueue(job, first=first)
+                if group.worker is None and group.suspected != stands_as:
+                    self._move(group)
                 return
-            item = self._lines[type_, parcel.user] = Line((type_, parcel.user))
-            item.waiting.append(parcel)
-        self._stand(type_, item, first=first)
+            item = self._groups[type_, job.user] = MessageGroup((type_, job.user))
+            item.waiting.append(job)
+        self._put(type_, item, first=first)
 
-    def _move(self, line: Line) -> None:
+    def _move(self, group: MessageGroup) -> None:
         """Put a line that has got another first message into the right queue; it stands in front of the wrong one."""
-        type_ = line.key[0]
-        if line.suspected:
-            self._queues[type_].remove(line)
+        type_ = group.key[0]
+        if group.suspected:
+            self._queues[type_].remove(group)
             if not self._queues[type_]:
                 self._drop_queue(type_)
         else:
-            self._suspects.queue(type_).remove(line)
+            self._suspects.queue(type_).remove(group)
             self._suspects.tidy(type_)
-        self._stand(type_, line, first=True)
+        self._put(type_, group, first=True)
 
     # --- suspects ---
 
@@ -254,79 +256,81 @@ class Workers:
                 for worker in suspects.wanted(type_, self._serving.get(type_, ()))
             }
             for worker in wanted:
-                if not worker.aside:
-                    self._set_aside(worker)
+                if not worker.is_isolated:
+                    self._isolate(worker)
             self._release(wanted)
-        elif suspects.aside:
+        elif suspects.isolated:
             self._release()
-        return list(suspects.aside)
+        return list(suspects.isolated)
 
     def clear(self) -> None:
         """Put what is suspected no more back into its queue, in front."""
         for type_, items in self._suspects.cleared():
             self._queue(type_).extendleft(reversed(items))
-            self.loose[type_] = None
+            self.requeued[type_] = None
 
-    def _set_aside(self, worker: Worker) -> None:
-        worker.pool.set_aside(worker)
-        self._suspects.aside[worker] = None
+    def _isolate(self, worker: Worker) -> None:
+        worker.pool.isolate(worker)
+        self._suspects.isolated[worker] = None
 
     def _release(self, wanted: Container[Worker] = ()) -> None:
         """Let the workers that are set aside, and neither hold a suspect nor are `wanted` for one, take what is new."""
-        for worker in [worker for worker in self._suspects.aside if worker not in wanted and not holds_suspect(worker)]:
-            del self._suspects.aside[worker]
-            worker.pool.take_back(worker)
-            self.loose.update(worker.pool.waiting)
-            if worker.lines:
+        for worker in [
+            worker for worker in self._suspects.isolated if worker not in wanted and not holds_suspect(worker)
+        ]:
+            del self._suspects.isolated[worker]
+            worker.pool.reinstate(worker)
+            self.requeued.update(worker.pool.queued_types)
+            if worker.groups:
                 self.freed[worker] = None
 
-    def _next_suspect(self, worker: Worker) -> Parcel | None:
+    def _next_suspect(self, worker: Worker) -> Job | None:
         """Return the next suspect for a worker that is set aside, None where it has to finish something first."""
-        item = self._suspects.next_for(worker) if not worker.busy else None
+        item = self._suspects.next_for(worker) if not worker.inflight else None
         if item is None:
             return None
-        parcel = self._bind(item, worker)
-        self._count_out(parcel.type, 1)
-        return parcel
+        job = self._bind(item, worker)
+        self._count_out(job.type, 1)
+        return job
 
-    def _bind(self, item: Item, worker: Worker) -> Parcel:
+    def _bind(self, item: QueueItem, worker: Worker) -> Job:
         """Take the first message of an item that has left its queue; a line is the worker's own from now on."""
-        if type(item) is Parcel:
+        if type(item) is Job:
             return item
-        assert isinstance(item, Line)
+        assert isinstance(item, MessageGroup)
         item.worker = worker
-        parcel = item.waiting.popleft()
+        job = item.waiting.popleft()
         if item.waiting:
-            worker.lines[item] = None
-        return parcel
+            worker.groups[item] = None
+        return job
 
     # --- what is next ---
 
-    def keeper(self, parcel: Parcel) -> Worker | None:
+    def bound_worker(self, job: Job) -> Worker | None:
         """Return the worker that a waiting parcel of an ordered type is bound to, if any."""
-        line = self._lines.get((parcel.type, parcel.user)) if parcel.user is not None else None
-        return line.worker if line is not None else None
+        group = self._groups.get((job.type, job.user)) if job.user is not None else None
+        return group.worker if group is not None else None
 
-    def _queue(self, type_: str) -> deque[Item]:
+    def _queue(self, type_: str) -> deque[QueueItem]:
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
             self._express.pop(type_, None)
             for pool in self._serving.get(type_, ()):
-                pool.waiting[type_] = None
+                pool.queued_types[type_] = None
         return queue
 
     def _drop_queue(self, type_: str) -> None:
         del self._queues[type_]
         for pool in self._serving.get(type_, ()):
-            del pool.waiting[type_]
+            del pool.queued_types[type_]
         self._review(type_)
 
-    def _put_in_order(self, type_: str) -> None:
+    def _put_in_order(self, type_: str, served: frozenset[str]) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
-        if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
+        if type_ in self._ordered or (len(self._ordered) >= self._max_ordered and not self._forget_ordered(served)):
             return
-        self._ordered.add(type_)
+        self._ordered[type_] = None
         self._express.pop(type_, None)
         if type_ not in self._waits:
             return
@@ -336,14 +340,26 @@ class Workers:
             self._drop_queue(type_)
         del self._waits[type_]
         for item in (*suspects, *others):  # no lines yet
-            assert type(item) is Parcel
-            self.wait(item)
+            assert type(item) is Job
+            self.enqueue(item)
 
-    def waits(self, type_: str) -> int:
+    def _forget_ordered(self, served: frozenset[str]) -> bool:
+        """Forget the order of a type that nobody serves and of which nothing waits: a handler that names ever new types
+        must not take away the place of those that others serve. `served` will be served in a moment. Return whether
+        such a type was found."""
+        for _ in range(MAX_LOOKS):
+            type_ = next(iter(self._ordered))
+            del self._ordered[type_]
+            if not (type_ in self._serving or type_ in served or type_ in self._waits):
+                return True
+            self._ordered[type_] = None
+        return False
+
+    def queued_count(self, type_: str) -> int:
         """Return how many messages of a type wait."""
         return self._waits.get(type_, 0)
 
-    def queued(self, type_: str) -> bool:
+    def has_queue(self, type_: str) -> bool:
         """Is there any message of the type that would be given to whoever is free?"""
         return type_ in self._queues
 
@@ -352,46 +368,59 @@ class Workers:
         """How many messages wait."""
         return sum(self._waits.values())
 
-    def next_for(self, worker: Worker) -> Parcel | None:
+    def inspect(self, workers: Iterable[Worker]) -> WorkersState:
+        """Return what waits, and what these workers hold: those that have joined and are not lost."""
+        held = (job for worker in workers for job in worker.inflight.values())
+        return WorkersState(
+            waiting=dict(self._waits),
+            inflight=dict(Counter(job.type for job in held if not job.is_settled)),
+            queues=len(self._queues),
+            groups=len(self._groups),
+            suspects=len(self._suspects.types()),
+            isolated=len(self._suspects.isolated),
+            unshared=len(self.requeued),
+        )
+
+    def next_for(self, worker: Worker) -> Job | None:
         """Return the next waiting parcel this worker should be given, None where it is full or nothing waits for it.
 
         Its own lines and the queues take turns, and among themselves too, so that none starves the others.
         """
         if worker.free <= 0 or worker.leaving:
             return None
-        if worker.aside:
+        if worker.is_isolated:
             suspect = self._next_suspect(worker)
-            if suspect is not None or worker.busy:
+            if suspect is not None or worker.inflight:
                 return suspect
             self._release()
-        types = worker.pool.waiting
-        lines = worker.lines
-        line = self._own_line(worker) if lines else None
-        if line is not None and (worker.lines_next or not types):
+        types = worker.pool.queued_types
+        groups = worker.groups
+        group = self._own_line(worker) if groups else None
+        if group is not None and (worker.lines_next or not types):
             worker.lines_next = False
-            del lines[line]
-            parcel = line.waiting.popleft()
-            if line.waiting:
-                lines[line] = None
+            del groups[group]
+            job = group.waiting.popleft()
+            if group.waiting:
+                groups[group] = None
         elif types:
             worker.lines_next = True
-            parcel = self._pop(next(iter(types)), worker)
+            job = self._pop(next(iter(types)), worker)
         else:
             return None
-        self._count_out(parcel.type, 1)
-        return parcel
+        self._count_out(job.type, 1)
+        return job
 
-    def _own_line(self, worker: Worker) -> Line | None:
+    def _own_line(self, worker: Worker) -> MessageGroup | None:
         """Return the line of a worker's own that is next. One that begins with a suspect waits until the worker holds
         nothing of it, and is anybody's then."""
         types = worker.pool.types
-        return next((line for line in worker.lines if line.key[0] in types and not line.suspected), None)
+        return next((group for group in worker.groups if group.key[0] in types and not group.suspected), None)
 
-    def _pop(self, type_: str, worker: Worker) -> Parcel:
+    def _pop(self, type_: str, worker: Worker) -> Job:
         queue = self._queues[type_]
         item = queue.popleft()
         if queue:  # to the back of the line of types
-            types = worker.pool.waiting
+            types = worker.pool.queued_types
             types[type_] = types.pop(type_)
         else:
             self._drop_queue(type_)
@@ -410,11 +439,11 @@ class Workers:
         """Return the types of which something waits in a queue."""
         return [*self._queues, *[type_ for type_ in self._suspects.types() if type_ not in self._queues]]
 
-    def overdue(self, type_: str, before: Callable[[Parcel], float]) -> list[Parcel]:
+    def overdue(self, type_: str, before: Callable[[Job], float]) -> list[Job]:
         """Take out of a type's queues what has waited since the time that `before` says of it, or longer."""
-        gone: list[Parcel] = []
+        gone: list[Job] = []
         queue = self._queues.get(type_)
-        kept: list[Item] = []  # what was put back in front has begun to wait anew, and hides older ones
+        kept: list[QueueItem] = []  # what was put back in front has begun to wait anew, and hides older ones
         while queue:
             head = oldest(queue[0])
             if head.since > before(head) and not head.attempt:
@@ -427,33 +456,33 @@ class Workers:
         suspects = self._suspects.take_all(type_)
         for item in suspects:
             for left in self._overdue_of(item, before, gone):
-                self._stand(type_, left, first=False)
+                self._put(type_, left, first=False)
         if gone:
             self._count_out(type_, len(gone))
         return gone
 
-    def _overdue_of(self, item: Item, before: Callable[[Parcel], float], gone: list[Parcel]) -> tuple[Item, ...]:
+    def _overdue_of(self, item: QueueItem, before: Callable[[Job], float], gone: list[Job]) -> tuple[QueueItem, ...]:
         """Put what is overdue of an item into `gone`. Returns what is left of the item: itself, or nothing."""
-        if type(item) is Parcel:
+        if type(item) is Job:
             if item.since > before(item):
                 return (item,)
             gone.append(item)
             return ()
-        assert isinstance(item, Line)
+        assert isinstance(item, MessageGroup)
         gone += item.overdue(before)
         if item.waiting:
             return (item,)
-        del self._lines[item.key]
+        del self._groups[item.key]
         return ()
 
-    def overdue_for(self, worker: Worker, before: Callable[[Parcel], float]) -> list[Parcel]:
+    def overdue_for(self, worker: Worker, before: Callable[[Job], float]) -> list[Job]:
         """Take out of a worker's own lines what has waited since the time that `before` says of it, or longer."""
-        gone: list[Parcel] = []
-        for line in list(worker.lines):
-            late = line.overdue(before)
+        gone: list[Job] = []
+        for group in list(worker.groups):
+            late = group.overdue(before)
             if late:
-                self._count_out(line.key[0], len(late))
+                self._count_out(group.key[0], len(late))
                 gone += late
-            if not line.waiting:
-                del worker.lines[line]
+            if not group.waiting:
+                del worker.groups[group]
         return gone

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bester.broker.kept import Bounds, Committed, Read, Snapshot, Write
+from bester.broker.store_requests import Bounds, Committed, Read, Snapshot, Write
 
 
 class Store(Protocol):

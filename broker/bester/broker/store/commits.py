@@ -12,25 +12,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from bester.broker.kept import (
-    Arrived,
+from bester.broker.store_requests import (
     Bury,
     Committed,
     End,
+    Enqueue,
     Entry,
-    Expired,
     Fetch,
-    Forget,
-    Keep,
-    Note,
+    FindExpired,
+    PurgeOutcomes,
     Read,
+    RecordRemote,
     SaveClock,
+    SaveLane,
     Unbury,
     Write,
 )
 from bester.broker.wire.codes import BesterError
 
-GIVEN_UP = frozenset({Keep, Note, Arrived})
+GIVEN_UP = frozenset({Enqueue, RecordRemote, SaveLane})
 """Given up with their group: whoever has asked for them is told so."""
 GROWING = GIVEN_UP | {Bury}
 """What takes room."""
@@ -56,6 +56,11 @@ class Commits(ABC):
         self._buried: dict[Hashable, int] = {}  # those among them, oldest first, with the sizes of their bodies
         self._buried_bytes = 0
         self._tied: dict[Hashable, Hashable] = {}  # an end, and the letter without which it is not written
+
+    @property
+    def held_back(self) -> int:
+        """How many writes wait for room, or for a disk that is well."""
+        return len(self._held_back)
 
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, after what was held back before."""
@@ -126,7 +131,7 @@ class Commits(ABC):
         if self._held_back and isinstance(read, Fetch):
             return self._fetched(read)
         answer = self._answer(read)
-        if self._held_back and isinstance(read, Expired):
+        if self._held_back and isinstance(read, FindExpired):
             entries, next_s = answer
             if next_s is not None:
                 next_s = max(next_s, read.at_s + LOOK_AGAIN_S)
@@ -158,4 +163,4 @@ def _key_of(write: Write) -> Hashable:
     """Return what is the same for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id
-    return type(write), None if isinstance(write, Forget | SaveClock) else write[0]
+    return type(write), None if isinstance(write, PurgeOutcomes | SaveClock) else write[0]

@@ -13,40 +13,40 @@ from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
-from bester.broker.kept import (
+from bester.broker.store.commits import GROWING, Commits, UnwritableError
+from bester.broker.store.rows import QUEUED, pack, summed_up, unpack
+from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
     READ_BYTES,
-    Arrived,
-    BoxState,
     Bury,
     ClockState,
-    Dead,
+    DeadLetter,
+    DeadLetterPage,
     End,
+    Enqueue,
     Entry,
-    Expired,
     Fetch,
-    Forget,
-    Handed,
-    Keep,
-    Learn,
-    Letter,
-    Note,
-    Outcomes,
-    Pile,
+    FindDeadLetters,
+    FindEntry,
+    FindExpired,
+    FindOutcomes,
+    MarkSent,
+    PurgeOutcomes,
     Read,
+    RecordRemote,
+    RecordType,
     Rewrite,
     SaveClock,
+    SaveLane,
     SaveName,
     SavePeer,
     Snapshot,
-    Sought,
+    StoredQueue,
     Unbury,
     Write,
     lane,
 )
-from bester.broker.store.commits import GROWING, Commits, UnwritableError
-from bester.broker.store.rows import QUEUED, pack, summed_up, unpack
 from bester.broker.wire.codes import BesterError
 
 MAX_NUMBER = 2**63
@@ -102,8 +102,8 @@ class MemoryStore(Commits):
         self._ended: list[int] = []  # in order; what waits elsewhere is not among it
         self._results: dict[str, dict[int, None]] = {}  # by what their message is called
         self._handed: dict[str, int] = {}
-        self._arrived: dict[tuple[str, str], Arrived] = {}
-        self._letters: dict[str, Letter] = {}  # the latest last
+        self._arrived: dict[tuple[str, str], SaveLane] = {}
+        self._letters: dict[str, DeadLetter] = {}  # the latest last
         self._places: dict[str, int] = {}  # theirs
         self._place = 0
         self._types: dict[str, None] = {}
@@ -145,13 +145,17 @@ class MemoryStore(Commits):
             self._life += 1
             for box in self._handed.keys() - self._waiting.keys():
                 del self._handed[box]
+        return self.inspect()
+
+    def inspect(self) -> Snapshot:
+        """Return what the store holds now: the snapshot that `open` gives, without counting a life."""
         epoch, life = self._unwritten or (self._epoch, self._life)
         return Snapshot(
             epoch=epoch,
             life=life,
-            boxes={box: self._state_of(box, numbers) for box, numbers in self._waiting.items()},
+            queues={box: self._state_of(box, numbers) for box, numbers in self._waiting.items()},
             types=tuple(self._types),
-            arrived=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._arrived.values()),
+            lanes=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._arrived.values()),
             next_expiry_s=min(
                 (row.entry.expires_s for row in self._rows.values() if row.outcome is None), default=None
             ),
@@ -165,9 +169,9 @@ class MemoryStore(Commits):
     def close(self) -> None:
         """Keep all of it: `open` may come again."""
 
-    def _state_of(self, box: str, numbers: list[int]) -> BoxState:
+    def _state_of(self, box: str, numbers: list[int]) -> StoredQueue:
         size_bytes = sum(len(self._rows[number].entry.body) for number in numbers)
-        return BoxState(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
+        return StoredQueue(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
 
     # --- writing ---
 
@@ -181,9 +185,9 @@ class MemoryStore(Commits):
         repeated: dict[int, str | None] = {}
         for write in writes:
             match write:
-                case Keep(entry):
+                case Enqueue(entry):
                     self._insert(entry, None, repeated)
-                case Note(entry, outcome):
+                case RecordRemote(entry, outcome):
                     self._insert(entry._replace(body=b""), outcome, repeated)
                 case End(number, outcome, forget):
                     self._end(number, outcome, forget)
@@ -196,9 +200,9 @@ class MemoryStore(Commits):
 
     def _write_other(self, write: Write) -> None:
         match write:
-            case Handed(box, upto):
+            case MarkSent(box, upto):
                 self._handed[box] = max(upto, self._handed.get(box, 0))
-            case Arrived(peer, type_):
+            case SaveLane(peer, type_):
                 self._arrived[peer, type_] = write._replace(outcomes=dict(write.outcomes))
             case Bury(letter):
                 self._letters.pop(letter.id, None)
@@ -209,7 +213,7 @@ class MemoryStore(Commits):
                     self._unbury(next(iter(self._letters)))
             case Unbury(id_):
                 self._unbury(id_)
-            case Learn(type_):
+            case RecordType(type_):
                 self._types[type_] = None
             case SaveClock(state):
                 self._clock = state
@@ -220,7 +224,7 @@ class MemoryStore(Commits):
                     del self._names[next(iter(self._names))]
             case SavePeer(address, reports):
                 self._peers[address] = reports
-            case Forget(before_s, most):
+            case PurgeOutcomes(before_s, most):
                 self._forget(before_s, most)
 
     def _forget(self, before_s: float, most: int) -> None:
@@ -242,18 +246,18 @@ class MemoryStore(Commits):
         self._places.pop(id_, None)
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
-        before = self._numbers.get((entry.id, entry.box))
+        before = self._numbers.get((entry.id, entry.queue))
         if before is not None:
             row = self._rows[before]
             repeated[entry.number] = row.outcome
             if row.outcome is None and entry.meta.get("repeated"):
                 self._rows[before] = row._replace(meta=pack(unpack(row.meta) | {"repeated": True}))
             return
-        self._numbers[entry.id, entry.box] = entry.number
+        self._numbers[entry.id, entry.queue] = entry.number
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)
         self._results.setdefault(_message_of(entry.id), {})[entry.number] = None
         if outcome is None:
-            insort(self._waiting.setdefault(entry.box, []), entry.number)
+            insort(self._waiting.setdefault(entry.queue, []), entry.number)
             heappush(self._expiring, (entry.expires_s, entry.number))
         elif outcome != QUEUED:
             insort(self._ended, entry.number)
@@ -263,15 +267,15 @@ class MemoryStore(Commits):
         if row is None:
             return
         if row.outcome is None:
-            waiting = self._waiting[row.entry.box]
+            waiting = self._waiting[row.entry.queue]
             _remove(waiting, number)
             if not waiting:
-                del self._waiting[row.entry.box]
+                del self._waiting[row.entry.queue]
         elif row.outcome != QUEUED:
             _remove(self._ended, number)
         if forget:
             del self._rows[number]
-            del self._numbers[row.entry.id, row.entry.box]
+            del self._numbers[row.entry.id, row.entry.queue]
             message = _message_of(row.entry.id)
             del self._results[message][number]
             if not self._results[message]:
@@ -289,15 +293,15 @@ class MemoryStore(Commits):
                 numbers = self._waiting.get(box, [])
                 start = bisect_right(numbers, after)
                 return self._bounded([self._rows[number] for number in numbers[start : start + limit]], limit_bytes)
-            case Expired():
+            case FindExpired():
                 return self._expired(read)
-            case Sought(id_, server):
+            case FindEntry(id_, server):
                 begin = lane(server, "")
                 for row in self._results_of(id_):
-                    if row.entry.id == id_ and row.entry.box.startswith(begin):
+                    if row.entry.id == id_ and row.entry.queue.startswith(begin):
                         return row.bare(), row.outcome
                 return None
-            case Outcomes(message, sender):
+            case FindOutcomes(message, sender):
                 begin = message + "."
                 mine = [
                     row
@@ -307,18 +311,18 @@ class MemoryStore(Commits):
                     and _RESULT.match(row.entry.id, len(message))
                 ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
-            case Dead():
+            case FindDeadLetters():
                 return self._pile(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 
-    def _pile(self, read: Dead) -> Pile:
+    def _pile(self, read: FindDeadLetters) -> DeadLetterPage:
         upto = read.upto or self._place
         there = [letter for id_, letter in self._letters.items() if read.after < self._places[id_] <= upto]
         letters = self._dead(read, there)
         after = self._places[letters[-1].id] if letters else upto
         rest = (letter for letter in there if self._places[letter.id] > after)
-        return Pile(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
+        return DeadLetterPage(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
 
-    def _dead(self, read: Dead, letters: Iterable[Letter]) -> list[Letter]:
+    def _dead(self, read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
         found = [
             letter._replace(meta=unpack(pack(letter.meta)), body=letter.body if read.bodies else b"")
             for letter in letters
@@ -330,7 +334,7 @@ class MemoryStore(Commits):
     def _results_of(self, id_: str) -> list[_Row]:
         return [self._rows[number] for number in sorted(self._results.get(_message_of(id_), ()))]
 
-    def _expired(self, read: Expired) -> tuple[list[Entry], float | None]:
+    def _expired(self, read: FindExpired) -> tuple[list[Entry], float | None]:
         heap = self._expiring
         waiting = sum(map(len, self._waiting.values()))
         if len(heap) > STALE_LEAST + STALE_PART * waiting:
@@ -364,7 +368,7 @@ class MemoryStore(Commits):
         return found
 
 
-def _is_meant(letter: Letter, read: Dead) -> bool:
+def _is_meant(letter: DeadLetter, read: FindDeadLetters) -> bool:
     return letter.id == read.id if read.id is not None else read.type in (None, letter.type)
 
 
@@ -379,7 +383,7 @@ def _check(write: Write) -> None:
     """Raise UnwritableError for what a file could not hold."""
     try:
         match write:
-            case Keep(entry) | Note(entry):
+            case Enqueue(entry) | RecordRemote(entry):
                 pack(entry.meta)
                 numbers = [entry.number]
             case Rewrite(number, meta):
@@ -388,10 +392,10 @@ def _check(write: Write) -> None:
             case Bury(letter):
                 pack(letter.meta)
                 numbers = []
-            case Arrived():
+            case SaveLane():
                 pack(dict(write.outcomes))
                 numbers = [write.floor]
-            case End(number) | Handed(_, number):
+            case End(number) | MarkSent(_, number):
                 numbers = [number]
             case _:
                 return

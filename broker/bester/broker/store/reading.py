@@ -5,8 +5,20 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from bester.broker.kept import READ_BYTES, Dead, Entry, Expired, Fetch, Letter, Outcomes, Pile, Read, Sought, lane
 from bester.broker.store.rows import read_text, summed_up, text, unpack
+from bester.broker.store_requests import (
+    READ_BYTES,
+    DeadLetter,
+    DeadLetterPage,
+    Entry,
+    Fetch,
+    FindDeadLetters,
+    FindEntry,
+    FindExpired,
+    FindOutcomes,
+    Read,
+    lane,
+)
 
 _COLUMNS = "number, box, id, target, type, body, sender, expires_s, meta"
 _BARE = _COLUMNS.replace("body", "x''")
@@ -19,20 +31,20 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
     match read:
         case Fetch():
             return _fetched(db, read)
-        case Expired():
+        case FindExpired():
             return _expired(db, read)
-        case Sought():
+        case FindEntry():
             return _sought(db, read)
-        case Outcomes():
+        case FindOutcomes():
             return _outcomes(db, read)
-        case Dead():
+        case FindDeadLetters():
             return _dead(db, read)
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM entry WHERE box = ? AND outcome IS NULL AND number > ? ORDER BY number LIMIT ?",  # noqa: S608 (columns alone)
-        (text(read.box), read.after, read.limit),
+        (text(read.queue), read.after, read.limit),
     )
     found: list[Entry] = []
     left_bytes = read.limit_bytes
@@ -46,7 +58,7 @@ def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
     return found
 
 
-def _expired(db: sqlite3.Connection, read: Expired) -> tuple[list[Entry], float | None]:
+def _expired(db: sqlite3.Connection, read: FindExpired) -> tuple[list[Entry], float | None]:
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM entry WHERE outcome IS NULL ORDER BY expires_s, number LIMIT ?",  # noqa: S608 (columns alone)
         (read.limit + 1,),
@@ -65,7 +77,7 @@ def _expired(db: sqlite3.Connection, read: Expired) -> tuple[list[Entry], float 
     return found, next_s
 
 
-def _sought(db: sqlite3.Connection, read: Sought) -> tuple[Entry, str | None] | None:
+def _sought(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | None] | None:
     begin = text(lane(read.server, ""))
     row = db.execute(
         f"SELECT {_BARE}, outcome FROM entry WHERE id = ? AND box >= ? AND box < ? LIMIT 1",  # noqa: S608 (columns alone)
@@ -74,7 +86,7 @@ def _sought(db: sqlite3.Connection, read: Sought) -> tuple[Entry, str | None] | 
     return None if row is None else (_entry_of(row[:-1]), _outcome_of(row[-1]))
 
 
-def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
+def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
     rows = db.execute(
         "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ? ORDER BY number",
         (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
@@ -82,7 +94,7 @@ def _outcomes(db: sqlite3.Connection, read: Outcomes) -> dict[str, str]:
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
 
 
-def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter] | Pile:
+def _dead(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
     column, value = ("id", read.id) if read.id is not None else ("type", read.type)
     where, values = ("TRUE", ()) if value is None else (f"{column} = ?", (text(value),))
     body = "body" if read.bodies else "x''"
@@ -95,19 +107,19 @@ def _dead(db: sqlite3.Connection, read: Dead) -> list[Letter] | Pile:
         db.execute(f"{select} AND {between} ORDER BY serial LIMIT ?", (*values, read.after, upto, read.limit))
     )
     left = f"SELECT count(*) FROM letter WHERE {where} AND {between}"  # noqa: S608 (names alone)
-    return Pile(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)
+    return DeadLetterPage(letters, db.execute(left, (*values, after or upto, upto)).fetchone()[0], after or upto, upto)
 
 
-def _letters(rows: sqlite3.Cursor) -> tuple[list[Letter], int]:
+def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
     """Return no more than may be read at once, and the place of the last one."""
-    letters: list[Letter] = []
+    letters: list[DeadLetter] = []
     place, room_bytes = 0, READ_BYTES
     for serial, id_, type_, text_, reason, at_s, meta in rows:
         room_bytes -= len(text_)
         if letters and room_bytes < 0:
             break
         place = serial
-        letters.append(Letter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
+        letters.append(DeadLetter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
     rows.close()
     return letters, place
 

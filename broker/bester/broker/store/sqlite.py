@@ -17,20 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bester.broker import database
-from bester.broker.kept import (
-    LETTER_BYTES,
-    Arrived,
-    BoxState,
-    Bury,
-    ClockState,
-    Forget,
-    Keep,
-    Note,
-    Read,
-    Snapshot,
-    Write,
-)
-from bester.broker.store import place, schema
+from bester.broker.store import file, schema
 from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, unpack
@@ -41,6 +28,19 @@ from bester.broker.store.writing import (
     forget_from,
     forget_some,
     insert,
+)
+from bester.broker.store_requests import (
+    LETTER_BYTES,
+    Bury,
+    ClockState,
+    Enqueue,
+    PurgeOutcomes,
+    Read,
+    RecordRemote,
+    SaveLane,
+    Snapshot,
+    StoredQueue,
+    Write,
 )
 from bester.broker.wire.codes import BesterError, ConfigError
 
@@ -117,7 +117,7 @@ class SqliteStore(Commits):
         """
         self.close()
         self._alone, self._no_room = False, None
-        self._stands_in = not place.claim(self.path) and not self._create()
+        self._stands_in = not file.claim(self.path) and not self._create()
         try:
             self._connect()
             return self._begin()
@@ -133,15 +133,15 @@ class SqliteStore(Commits):
         if isinstance(error, BesterError):
             return error
         if isinstance(error, sqlite3.Error):
-            return BesterError("storage-full", place.why(self.path, error))
-        return BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}")
+            return BesterError("storage-full", file.why(self.path, error))
+        return BesterError("storage-full", f"{self.path}: damaged ({error}); {file.RESTORE}")
 
     def _create(self) -> bool:
         """Make the file. False: its disk has no room for it."""
         try:
             database.create(self.path, schema.migrate)
         except (OSError, sqlite3.Error) as error:
-            text = place.why(self.path, error)
+            text = file.why(self.path, error)
             if database.is_no_room(error):
                 self._no_room = text
                 return False
@@ -157,16 +157,16 @@ class SqliteStore(Commits):
             schema.migrate(self._connection)
             return
         try:
-            self._connection = database.connect(self.path, place.BUSY_S)
+            self._connection = database.connect(self.path, file.BUSY_S)
             self._ready()
             self._alone = False
         except sqlite3.Error as error:
             if not database.is_no_room(error):
                 raise
-            self._no_room = place.why(self.path, error)
+            self._no_room = file.why(self.path, error)
             self._alone = True
             self.close()
-            self._connection = database.connect(self.path, place.BUSY_S, alone=True)
+            self._connection = database.connect(self.path, file.BUSY_S, alone=True)
             self._ready()
 
     def _ready(self) -> None:
@@ -225,7 +225,7 @@ class SqliteStore(Commits):
             self._roll_back()
             if not database.is_no_room(error):
                 raise
-            self._no_room = place.why(self.path, error)
+            self._no_room = file.why(self.path, error)
             self._unwritten = secrets.token_hex(8), 1
         db.execute(f"PRAGMA synchronous = {self._synchronous}")
         epoch, life = db.execute("SELECT epoch, life FROM state").fetchone() or (None, None)
@@ -241,13 +241,13 @@ class SqliteStore(Commits):
         return Snapshot(
             epoch=epoch,
             life=life,
-            boxes={
-                read_text(box): BoxState(messages, size_bytes, lowest, handed.get(box, 0))
+            queues={
+                read_text(box): StoredQueue(messages, size_bytes, lowest, handed.get(box, 0))
                 for box, messages, size_bytes, lowest in boxes
             },
             types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
-            arrived=tuple(
-                Arrived(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))
+            lanes=tuple(
+                SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))
                 for peer, type_, their_epoch, floor, outcomes in db.execute(
                     "SELECT peer, type, epoch, floor, outcomes FROM arrived"
                 )
@@ -286,7 +286,7 @@ class SqliteStore(Commits):
                 raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
             if isinstance(error, sqlite3.Error):
                 self._move_log()
-                raise BesterError("storage-full", place.why(self.path, error)) from None
+                raise BesterError("storage-full", file.why(self.path, error)) from None
             if isinstance(error, MemoryError):
                 raise BesterError("storage-full", f"{self.path}: no memory to write it; see what takes it") from None
             if isinstance(error, BesterError) or not isinstance(error, Exception):
@@ -338,9 +338,9 @@ class SqliteStore(Commits):
             pass
 
     def _carry_out(self, kind: type[Any], run: list[Any]) -> dict[int, str | None]:
-        if kind is Keep or kind is Note:
+        if kind is Enqueue or kind is RecordRemote:
             return insert(self._db, run)
-        if kind is Forget:
+        if kind is PurgeOutcomes:
             self._to_forget = forget_from(self._db, run[-1])
             drop_heavy_letters(self._db, LETTER_BYTES)
         else:
@@ -365,7 +365,7 @@ class SqliteStore(Commits):
         if not any(type(write) in GIVEN_UP for write in writes):
             reserve_bytes //= LETTERS_PART
         for write in writes:
-            if isinstance(write, Keep | Note):
+            if isinstance(write, Enqueue | RecordRemote):
                 added_bytes += ROW_BYTES + len(write.entry.body)
             elif isinstance(write, Bury):
                 added_bytes += ROW_BYTES + len(write.letter.body)
@@ -376,7 +376,7 @@ class SqliteStore(Commits):
             free_bytes + PAGE_BYTES * unused < reserve_bytes + 2 * added_bytes
         ):  # to the log, and from there to its place
             fault = f"only {free_bytes // 1024:,} KiB of its disk are free"
-            raise BesterError("storage-full", f"{self.path}: {fault}; {place.MAKE_ROOM}")
+            raise BesterError("storage-full", f"{self.path}: {fault}; {file.MAKE_ROOM}")
 
     # --- reading ---
 
@@ -384,9 +384,9 @@ class SqliteStore(Commits):
         try:
             return answer(self._db, read)
         except sqlite3.Error as error:
-            raise BesterError("storage-full", place.why(self.path, error)) from None
+            raise BesterError("storage-full", file.why(self.path, error)) from None
         except ValueError as error:
-            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {place.RESTORE}") from None
+            raise BesterError("storage-full", f"{self.path}: damaged ({error}); {file.RESTORE}") from None
 
 
 def _outcomes_of(raw: bytes) -> dict[int, str]:

@@ -9,23 +9,23 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from bester.broker.kept import (
+from bester.broker.store.rows import blob, pack, text, unpack
+from bester.broker.store_requests import (
     NAMES,
-    Arrived,
     Bury,
     End,
-    Forget,
-    Handed,
-    Keep,
-    Learn,
-    Note,
+    Enqueue,
+    MarkSent,
+    PurgeOutcomes,
+    RecordRemote,
+    RecordType,
     Rewrite,
     SaveClock,
+    SaveLane,
     SaveName,
     SavePeer,
     Unbury,
 )
-from bester.broker.store.rows import blob, pack, text, unpack
 
 NAMED_AT_ONCE = 500
 """Numbers in one question; SQLite's older limit for them is 999."""
@@ -57,7 +57,7 @@ _FORGET_OLDEST = (
 _Row = tuple[Any, ...]
 
 
-def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, str | None]:
+def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> dict[int, str | None]:
     """Insert entries. Those whose ids were in their boxes already are not: return their numbers, and the outcomes of
     what is there. Of a repetition that may have been delivered, what waits there takes over that mark."""
     if db.executemany(_INSERT, map(_row_of, run)).rowcount == len(run):  # one at a time: a copy of a body is as large
@@ -72,17 +72,17 @@ def insert(db: sqlite3.Connection, run: list[Keep] | list[Note]) -> dict[int, st
     for number, entry in zip(numbers, (write.entry for write in run), strict=True):
         if number not in there:
             known = "SELECT number, outcome, meta FROM entry WHERE id = ? AND box = ?"
-            before, outcome, meta = db.execute(known, (text(entry.id), text(entry.box))).fetchone()
+            before, outcome, meta = db.execute(known, (text(entry.id), text(entry.queue))).fetchone()
             repeated[number] = outcome
             if outcome is None and entry.meta.get("repeated"):
                 _rewrite(db, [Rewrite(before, unpack(meta) | {"repeated": True})])
     return repeated
 
 
-def _row_of(write: Keep | Note) -> _Row:
+def _row_of(write: Enqueue | RecordRemote) -> _Row:
     number, box, id_, target, type_, body, sender, expires_s, meta = write.entry
     outcome: str | None = None
-    if isinstance(write, Note):
+    if isinstance(write, RecordRemote):
         outcome, body = text(write.outcome), b""
     return (
         number, text(box), text(id_), text(target), text(type_), None if sender is None else text(sender), expires_s,
@@ -99,14 +99,14 @@ def _rewrite(db: sqlite3.Connection, run: list[Rewrite]) -> None:
     db.executemany("UPDATE entry SET meta = ? WHERE number = ?", [(pack(each.meta), each.number) for each in run])
 
 
-def _handed(db: sqlite3.Connection, run: list[Handed]) -> None:
+def _handed(db: sqlite3.Connection, run: list[MarkSent]) -> None:
     db.executemany(
         "INSERT INTO handed (box, upto) VALUES (?, ?) ON CONFLICT (box) DO UPDATE SET upto = max(upto, excluded.upto)",
-        [(text(each.box), each.upto) for each in run],
+        [(text(each.queue), each.upto) for each in run],
     )
 
 
-def _arrived(db: sqlite3.Connection, run: list[Arrived]) -> None:
+def _arrived(db: sqlite3.Connection, run: list[SaveLane]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO arrived (peer, type, epoch, floor, outcomes) VALUES (?, ?, ?, ?, ?)",
         [
@@ -130,7 +130,7 @@ def _unbury(db: sqlite3.Connection, run: list[Unbury]) -> None:
     db.executemany("DELETE FROM letter WHERE id = ?", [(text(each.id),) for each in run])
 
 
-def _learn(db: sqlite3.Connection, run: list[Learn]) -> None:
+def _learn(db: sqlite3.Connection, run: list[RecordType]) -> None:
     names = [(text(each.type),) for each in run]
     db.executemany("INSERT INTO seen_type (name) VALUES (?) ON CONFLICT (name) DO NOTHING", names)
 
@@ -158,11 +158,11 @@ def _save_peer(db: sqlite3.Connection, run: list[SavePeer]) -> None:
 CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     End: _end,
     Rewrite: _rewrite,
-    Handed: _handed,
-    Arrived: _arrived,
+    MarkSent: _handed,
+    SaveLane: _arrived,
     Bury: _bury,
     Unbury: _unbury,
-    Learn: _learn,
+    RecordType: _learn,
     SaveClock: _save_clock,
     SaveName: _save_name,
     SavePeer: _save_peer,
@@ -180,7 +180,7 @@ def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> None:
     db.execute(_DROP_HEAVY, (limit_bytes,))
 
 
-def forget_from(db: sqlite3.Connection, forget: Forget) -> tuple[float, int]:
+def forget_from(db: sqlite3.Connection, forget: PurgeOutcomes) -> tuple[float, int]:
     """Return the time such that what has ended and expired before it is to be forgotten, and the number such that what
     has ended up to it is."""
     row = db.execute(_TOO_MANY, (forget.most,)).fetchone()

@@ -1,0 +1,158 @@
+"""What a broker holds at one moment, as plain values: counts, and small tables. Pure.
+
+`Router.inspect()` puts an Inspection together when somebody asks, an operator or a test; each unit of the core says its
+own part. Nothing is counted for it in advance, so a broker that nobody asks pays nothing. Its values are copies: what
+happens afterwards does not change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Bound(NamedTuple):
+    """How much of something there is, and how much there may be."""
+
+    used: int
+    most: int
+
+
+class QueueState(NamedTuple):
+    """One queue on disk: the mailbox of a user, or the messages of one type to one server.
+
+    `messages` counts those that are ready and those `inflight`, `size_bytes` their bodies. `delay_s` is the back-off
+    before the next try, 0 where the last try went well.
+    """
+
+    messages: int
+    size_bytes: int
+    inflight: int
+    delay_s: float
+
+
+class QueuesState(NamedTuple):
+    """All queues on disk: `table` by key, and what is in them together.
+
+    `writing` counts the messages that wait for their commit, `ended_early` those of them that have ended before it.
+    `noted` counts the messages that wait at another server, where that is not committed yet. `next_number` is the
+    number of the next message that is enqueued, `epoch` that of the store that the numbers belong to.
+    """
+
+    table: Mapping[str, QueueState]
+    messages: int
+    size_bytes: int
+    inflight: int
+    writing: int
+    ended_early: int
+    noted: int
+    next_number: int
+    epoch: str
+
+
+class WorkersState(NamedTuple):
+    """The handlers and their messages.
+
+    `waiting` counts the messages that wait for a handler by type, `inflight` those that handlers hold by type, without
+    the ones that are over. `queues` counts the types that have a queue, `groups` the message groups: a user's messages
+    of an ordered type. `suspects` counts the types of which a suspect waits, `isolated` the handlers that take suspects
+    alone. `unshared` counts the types whose requeued messages were not offered to free handlers yet: 0 between two
+    calls of the router.
+    """
+
+    waiting: Mapping[str, int]
+    inflight: Mapping[str, int]
+    queues: int
+    groups: int
+    suspects: int
+    isolated: int
+    unshared: int
+
+
+class LaneState(NamedTuple):
+    """One type of messages that comes in from one server, in the lane of that server's store `epoch`.
+
+    All numbers below `floor` are settled. `known` counts the numbers from there on whose outcome is known or under way,
+    `lowest` is the lowest of these. `refused` is the number that must come again before any higher one is taken.
+    """
+
+    epoch: str
+    floor: int
+    known: int
+    lowest: int | None
+    refused: int | None
+
+
+class ResumeState(NamedTuple):
+    """What a bridge that loses its link, and comes back on another, finds again.
+
+    `linked`: it has a link now. `cases` counts its submitted messages, some of them over; `unacknowledged` the reports
+    on its present link that it has not acknowledged, `unheard` those of earlier links that it may not have had.
+    `recipients` counts the names whose outcomes are kept with the cases.
+    """
+
+    linked: bool
+    cases: int
+    unacknowledged: int
+    unheard: int
+    recipients: int
+
+
+class DedupState(NamedTuple):
+    """Messages that are known if they come again: by a key of their sender's (`keyed`), by the id that a server gave
+    them (`relayed`)."""
+
+    keyed: int
+    relayed: int
+
+
+class ReportersState(NamedTuple):
+    """What is known of native servers: `known` counts the configured ones of which it is known whether they report,
+    `strangers` the others that have reported, `counted` the messages of which silent ends are counted."""
+
+    known: int
+    strangers: int
+    counted: int
+
+
+class DeadLettersState(NamedTuple):
+    """The dead letters that are being replayed: all of them, and those of them that go by another id than theirs."""
+
+    replays: int
+    renamed: int
+
+
+class Inspection(NamedTuple):
+    """What one broker holds.
+
+    `peers` counts the parties that have said HELLO by role, `strangers` the links that spoke before that, `users` and
+    `sessions` who is connected by way of the bridges. `logins` counts the passwords that are being checked.
+
+    `cases` counts the messages that are owed a report, `jobs` those of their messages that handlers hold or that wait
+    for one (`job_bytes`: their bodies), `unplaced` the native servers' messages that wait for a name to be looked up.
+    `deliveries` counts what bridges have not confirmed yet, `transfers` what other servers have not answered yet, by
+    lane (the key of the queue in which it would wait).
+
+    `lanes` is by (server, type), `resume` by the prefix that the ids of a bridge's messages have, `bounds` by what is
+    bounded.
+    """
+
+    peers: Mapping[str, int]
+    strangers: int
+    users: int
+    sessions: int
+    logins: int
+    cases: int
+    jobs: int
+    job_bytes: int
+    unplaced: int
+    workers: WorkersState
+    deliveries: int
+    transfers: Mapping[str, int]
+    queues: QueuesState
+    dedup: DedupState
+    lanes: Mapping[tuple[str, str], LaneState]
+    resume: Mapping[str, ResumeState]
+    reporters: ReportersState
+    dead_letters: DeadLettersState
+    bounds: Mapping[str, Bound]

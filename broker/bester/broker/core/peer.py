@@ -1,0 +1,115 @@
+"""Who is on a link, and what its HELLO may say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bester.broker.core import policy
+from bester.broker.core.dedup import BridgeResume
+from bester.broker.core.pools import Worker
+from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved, type_fault
+
+MAX_NAME = 128
+_HELLO_OP = 1
+
+
+class Peer:
+    """A party that has said HELLO. `logins` are the sessions whose password is being checked; `edge` is what is known
+    of a bridge over all its links, None of one in this process, whose link is never lost. `process` is the number of
+    the process at the other end, None where the shell does not know it."""
+
+    __slots__ = (
+        "last_heard",
+        "leaving",
+        "link",
+        "listeners",
+        "logins",
+        "name",
+        "prefix",
+        "process",
+        "resume",
+        "role",
+        "types",
+        "worker",
+    )
+
+    def __init__(self, link: Link, role: str, name: str, now: float) -> None:
+        self.link = link
+        self.role = role
+        self.name = name
+        self.last_heard = now
+        self.leaving = False
+        self.worker: Worker | None = None
+        self.types: frozenset[str] = frozenset()
+        self.logins: set[int] = set()
+        self.prefix = ""
+        self.resume: BridgeResume | None = None
+        self.listeners: list[str] = []
+        self.process: int | None = None
+
+    def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
+        """Was nothing heard for too long? A direct link is this process itself, and never silent.
+
+        A lease is for a handler that works and cannot speak meanwhile: one whose process is stopped has none.
+        """
+        if self.link.door == "direct":
+            return False
+        silent_s = now - self.last_heard
+        if silent_s <= SILENT_HEARTBEATS * limits.heartbeat_s:
+            return self.worker is not None and 0 < self.worker.lease_s < silent_s and bool(self.worker.inflight)
+        if self.worker is None or not self.worker.inflight or silent_s > self.worker.lease_s:
+            return True
+        return self.process is not None and is_stopped(self.process)
+
+
+class HandlerOptions:
+    """What a handler's HELLO asks for: its types, credit, lease and ordered types."""
+
+    __slots__ = ("credit", "lease_s", "ordered", "types")
+
+    def __init__(self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str]) -> None:
+        self.types = types
+        self.credit = credit
+        self.lease_s = lease_s
+        self.ordered = ordered
+
+
+def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
+    """Return the ERROR that answers a HELLO which cannot be accepted, None where it can."""
+    if hello.version != VERSION:
+        return Error("version", f"version {hello.version} is not spoken here; {VERSION} is", _HELLO_OP)
+    if not hello.name or len(hello.name) > MAX_NAME or not hello.name.isprintable():
+        return Error("malformed", f"a name has 1 to {MAX_NAME} printable characters", _HELLO_OP)
+    why = policy.may_join(settings, link.door, hello.role, hello.name)
+    if why is not None:
+        return Error("not-allowed", why, _HELLO_OP)
+    return None
+
+
+def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions | Error:
+    """Read a handler's options; unknown ones are ignored."""
+    types = options.get("types")
+    if not isinstance(types, list) or not types or any(type(name) is not str or not name for name in types):
+        packed = isinstance(types, list) and any(type(name) is bytes for name in types)
+        hint = "; pack texts as str, not as bytes" if packed else ""
+        text = f'a handler says which types it serves: options {{"types": ["chat", …]}}{hint}'
+        return Error("malformed", text, _HELLO_OP)
+    if len(types) > limits.max_types:
+        return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
+    for name in types:
+        fault = type_fault(name)
+        if fault is not None:
+            return Error("reserved" if is_reserved(name) else "malformed", fault, _HELLO_OP)
+    credit = options.get("credit", 1)
+    if type(credit) is not int or not 1 <= credit <= limits.max_credit:
+        return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)
+    lease_ms = options.get("lease_ms", 0)
+    if type(lease_ms) is not int or not 0 <= lease_ms <= limits.max_lease_s * 1000:
+        most = round(limits.max_lease_s * 1000)
+        return Error("malformed", f"lease_ms is a number of milliseconds, {most} at most", _HELLO_OP)
+    order = options.get("order", {})
+    if not isinstance(order, dict) or any(how != "user" for how in order.values()):
+        return Error("malformed", 'order is a map {type: "user"}', _HELLO_OP)
+    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order))

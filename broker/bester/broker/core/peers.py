@@ -1,0 +1,267 @@
+"""Who is there: parties greet, fall silent, leave, come back. What it means for messages, the exchange knows. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bester.broker.core import policy
+from bester.broker.core.dedup import BridgeResume
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.inspection import Bound
+from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
+from bester.broker.core.restarts import Restarts
+from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.wire.messages import (
+    MAX_BODY_BYTES,
+    OP_OF,
+    VERSION,
+    Error,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Malformed,
+    Message,
+    Welcome,
+)
+
+MAX_EPOCH = 64
+"""Characters of what a bridge calls its life."""
+
+
+class Peers:
+    """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
+
+    def __init__(
+        self, settings: Settings, dispatcher: Dispatcher, out: Effects, epoch: str, now: float,
+        process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
+    ) -> None:  # fmt: skip
+        self.restarts = Restarts(settings, dispatcher, out)
+        self._process_of = process_of
+        self._is_stopped = is_stopped
+        self.by_link: dict[Link, Peer] = {}
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._out = out
+        self._epoch = epoch
+        self._unknown: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
+        self.resumes: dict[str, BridgeResume] = {}  # by prefix of their ids, while a link to them may come back
+        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link; the one lost first is the first
+        self._serial = 0
+        self._ticked = now
+        self._resumed = now
+        self._beat = now
+
+    @property
+    def strangers(self) -> int:
+        """How many links are remembered that spoke before their HELLO."""
+        return len(self._unknown)
+
+    def bounds(self) -> dict[str, Bound]:
+        """Return how many links there are, and how many there may be."""
+        limits = self._settings.limits
+        return {
+            "peers": Bound(len(self.by_link), limits.max_parties),
+            "strangers": Bound(len(self._unknown), limits.max_strangers),
+        }
+
+    # --- coming ---
+
+    def greet(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
+        """A link speaks that is not known, or says HELLO."""
+        if isinstance(message, Hello):
+            self._hello(link, peer, message, now)
+        else:
+            self._answer_unknown(link, message, now)
+
+    def _answer_unknown(self, link: Link, message: Message | Malformed, now: float) -> None:
+        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong.
+
+        Of what cannot be read at all the answer says why: it may have been meant as a HELLO. A link that is merely not
+        known any more is told so at once, even behind that.
+        """
+        unreadable = isinstance(message, Malformed) and message.op in (None, OP_OF[Hello])
+        last, was_unreadable = self._unknown.get(link, (None, False))
+        if last is not None and now - last < self._settings.limits.heartbeat_s and (unreadable or not was_unreadable):
+            return
+        self._unknown.pop(link, None)
+        while len(self._unknown) >= self._settings.limits.max_strangers:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[link] = (now, unreadable)
+        if isinstance(message, Malformed) and unreadable:
+            self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
+            self._out.send(link, Error(*message))
+        else:
+            self._out.send(link, Error("hello-first", "this link is not known here; say HELLO"))
+
+    def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
+        error = refusal(self._settings, link, hello)
+        options = None
+        if error is None and hello.role == "handler":
+            read = handler_options(self._settings.limits, hello.options)
+            error, options = (read, None) if isinstance(read, Error) else (None, read)
+        if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
+            error = Error("overloaded", "too many parties", OP_OF[Hello])
+        if error is not None:
+            self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
+            self._out.send(link, error)
+            return
+        if peer is not None and peer.role != hello.role:
+            self.on_peer_lost(peer, "come back as another", now)
+            peer = None
+        self._unknown.pop(link, None)
+        if peer is None:
+            peer = self.by_link[link] = Peer(link, hello.role, hello.name, now)
+            types = {"types": sorted(options.types)} if options else {}
+            if hello.role != "operator":  # one for each question asked from a command line
+                self._notice("joined", role=hello.role, name=hello.name, **types)
+        peer.name, peer.last_heard, peer.leaving = hello.name, now, False
+        peer.process = self._process_of(link)
+        self.restarts.on_process_seen(peer.process)
+        self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
+        if options is not None:
+            self._employ(peer, options, now)
+        elif hello.role == "bridge":
+            self._welcome_bridge(link, peer, hello, now)
+        elif hello.role == "server":
+            self._dispatcher.relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
+
+    def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
+        """Return what a WELCOME says; to a handler also how long it may take over one message."""
+        limits = self._settings.limits
+        said: dict[str, Any] = {
+            "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
+        }  # fmt: skip
+        if handler is not None:
+            timeouts = self._dispatcher.timeouts
+            said["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
+            own = {
+                type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
+            }
+            if own:
+                said["timeouts_ms"] = own
+        return said
+
+    def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
+        """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
+        self._serial += 1
+        epoch = hello.options.get("epoch")
+        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # it is part of ids
+        resume = epoch if is_usable else f"{self._epoch}.{self._serial}"
+        # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
+        prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{resume}')}-{resume}/"
+        listeners = hello.options.get("listeners")
+        peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
+        if link.door != "direct" and (peer.resume is None or peer.prefix != prefix):
+            for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
+                self.on_peer_lost(other, "come back on another link", now)
+            self._unlink(peer, now)
+            known = self.resumes.get(prefix)
+            if known is None:
+                limits = self._settings.limits
+                known = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
+            else:
+                known.relink(link, now)
+                self._unlinked.pop(prefix, None)
+            peer.resume = known
+        elif peer.resume is not None:  # HELLO again on the same link: all that was said on it before is void, too
+            peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
+            peer.resume.relink(link, now)
+        peer.prefix = prefix
+        self._dispatcher.bridges[link] = None
+
+    def _employ(self, peer: Peer, options: HandlerOptions, now: float) -> None:
+        dispatcher = self._dispatcher
+        types, credit, ordered = options.types, options.credit, options.ordered
+        peer.types = types
+        if peer.worker is None:
+            peer.worker = dispatcher.workers.join(peer.link, types, credit, ordered)
+            dispatcher.on_worker_joined(peer.worker, types, now)
+        else:
+            dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
+        peer.worker.lease_s = options.lease_s
+
+    # --- going ---
+
+    def on_goodbye(self, peer: Peer, now: float) -> None:
+        """A party leaves; a handler ends first what it was given."""
+        self._out.send(peer.link, Goodbye("goodbye"))
+        peer.leaving = True
+        if peer.worker is not None:
+            self._dispatcher.on_worker_leaving(peer.worker, now)
+            self.forget_when_done(peer)
+        else:
+            self.on_peer_lost(peer, "goodbye", now)
+
+    def forget_when_done(self, peer: Peer) -> None:
+        """A handler that leaves is gone once it owes no reply."""
+        if peer.leaving and peer.worker is not None and not peer.worker.inflight:
+            self.by_link.pop(peer.link, None)
+            self._notice("left", role=peer.role, name=peer.name)
+
+    def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
+        """A party is gone, whether it said so or not; what it held goes to others."""
+        self.by_link.pop(peer.link, None)
+        if peer.role != "operator":
+            self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+        if peer.worker is not None:
+            self._dispatcher.on_worker_lost(peer.worker, now)
+        if peer.role == "bridge":
+            self._unlink(peer, now)
+            self._dispatcher.on_bridge_lost(peer.link, now)
+
+    def _unlink(self, peer: Peer, now: float) -> None:
+        """Record that a bridge has lost its link; where there are too many, forget the one that lost it first."""
+        if peer.resume is None:
+            return
+        peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)
+        self._unlinked[peer.prefix] = None
+        while len(self._unlinked) > self._settings.limits.max_resumes:
+            prefix = next(iter(self._unlinked))
+            del self._unlinked[prefix], self.resumes[prefix]
+
+    # --- time ---
+
+    def tick(self, now: float) -> bool:
+        """Give up who has fallen silent, and be heard; says whether the others' silence proves anything just now."""
+        limits = self._settings.limits
+        if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves
+            self._resumed = now
+            for peer in self.by_link.values():
+                peer.last_heard = now
+        self._ticked = now
+        for peer in [peer for peer in self.by_link.values() if peer.is_silent(limits, now, self._is_stopped)]:
+            self.on_peer_lost(peer, "fallen silent", now)
+            if peer.worker is not None:
+                self.restarts.fell(peer, now)
+        if now - self._beat >= limits.heartbeat_s:
+            self._beat = now
+            self.say_to_all(Heartbeat())
+        self._forget_resumes(now)
+        return (
+            now - self._resumed >= limits.heartbeat_s
+        )  # what came meanwhile is read before anything is held to be late
+
+    def say_to_all(self, message: Message) -> None:
+        """Say something to everyone on the fabric."""
+        for link in self.by_link:
+            if link.door != "direct":
+                self._out.send(link, message)
+
+    def _notice(self, event: str, **fields: Any) -> None:
+        self._out.others.append(Notice(event, fields))
+
+    def count_reports(self) -> None:
+        """A bridge that may lose its link counts the reports that come on it, and so do we."""
+        for link, messages in self._out.messages.items():
+            peer = self.by_link.get(link)
+            if peer is not None and peer.resume is not None:
+                peer.resume.on_reports_sent(messages)
+
+    def _forget_resumes(self, now: float) -> None:
+        before = now - self._settings.limits.remember_s
+        for prefix, resume in list(self.resumes.items()):
+            if resume.since is not None and resume.since < before:
+                resume.forget()
+                if resume.link is None:
+                    del self.resumes[prefix], self._unlinked[prefix]

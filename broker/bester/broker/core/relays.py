@@ -1,0 +1,342 @@
+"""Other servers: what is on its way to them, what waits for them on disk, and when it is tried again.
+
+A lane is one message type on its way to one server. Its messages are numbered, go out in the order of their numbers,
+and do not hold up another lane. What a named server has not answered in `report_s`, or cannot take now, waits in the
+lane's box; what comes then goes behind it. A server that is not configured gets one attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
+from bester.broker.core.jobs import Job
+from bester.broker.core.policy import OUTCOME_TYPE
+from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.reporters import Reporters
+from bester.broker.core.trace import Trace
+from bester.broker.core.transfers import Routes, Transfer, Transfers
+from bester.broker.core.values import Effects, Link, Notice, Route, Settings
+from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
+from bester.broker.wire.codes import CODES
+from bester.broker.wire.messages import Forward, Meta, Relay
+from bester.broker.wire.notes import safe_note
+
+UNREACHABLE = failed("unreachable")
+"""What a bridge says of a server that has not answered; its meta tells whether a connection was made."""
+OnEnded = Callable[[Entry, str, float], None]
+
+
+class Relays:
+    """`became` is told what became of each message that had waited; `chance` gives numbers from 0 to 1, for jitter.
+
+    `bridges` are the links of bridges, which forward to servers that speak the native protocol; `links` are those open
+    to servers of the fabric.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        queues: Queues,
+        transfers: Transfers,
+        reports: Reports,
+        out: Effects,
+        bridges: Mapping[Link, None],
+        trace: Trace,
+        reporters: Reporters,
+        *,
+        first_token: int,
+        chance: Callable[[], float],
+        became: OnEnded,
+    ) -> None:
+        self.transfers = transfers
+        self.routes = Routes(settings.routes)
+        self.links: set[Link] = set()
+        self._away: set[str] = set()  # native servers that could not be reached when last tried
+        self._settings = settings
+        self._limits = settings.limits
+        self._queues = queues
+        self._reports = reports
+        self._out = out
+        self._bridges = bridges
+        self._token = first_token
+        self._chance = chance
+        self._became = became
+        self._trace = trace
+        self._reporters = reporters
+
+    # --- going out ---
+
+    def send(self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, now: float) -> str | None:
+        """Send a result to a server, or have it wait; returns a code where neither is possible."""
+        key = lane(route.name or target, type_)
+        full = self.transfers.is_full(key)
+        if full and not route.name:
+            return "overloaded"
+        case = job.case
+        entry = Entry(
+            self._queues.reserve_numbers(1),
+            key,
+            id_,
+            target,
+            type_,
+            body,
+            case.sender,
+            self._queues.expires_at(case, now),
+            self.meta_of(job),
+        )
+        link = self._link(route)
+        queue = self._queues.get(key)
+        busy = queue is not None and (
+            queue.ready or queue.delay_s or job.repeated
+        )  # of a repeat, it may hold the first
+        if route.ordered and not busy:
+            busy = self.transfers.has_any(key)
+        if route.name and (full or link is None or busy):
+            return self._queues.enqueue(entry, case, now)
+        if link is None:
+            return "unreachable"
+        case.pending += 1
+        patience_s = self._limits.report_s if route.name else self._limits.relay_s
+        ttl_s = None if case.expires is None else max(0.0, case.expires - now)
+        transfer = Transfer(entry, target, link, route, now + patience_s, case, job.repeated)
+        self._send(transfer, entry, ttl_s, again=job.repeated)
+        return None
+
+    def meta_of(self, job: Job) -> Meta:
+        """Return what is remembered of where a result comes from."""
+        meta: Meta = {"origin": job.origin, "root": job.root, "message": job.case.id}
+        meta["path"] = job.onward_path(self._settings.name)
+        if job.case.peer is not None:
+            meta["peer"] = job.case.peer
+            meta["message"] = job.case.claimed_id or job.case.id
+        if job.case.push:
+            meta["push"] = True
+        if job.repeated:
+            meta["repeated"] = True
+        return meta
+
+    def _link(self, route: Route) -> Link | None:
+        if route.fabric is None:
+            return next(iter(self._bridges), None)
+        link = Link("server", route.name.encode())
+        return link if link in self.links else None
+
+    def _send(self, transfer: Transfer, entry: Entry, ttl_s: float | None, *, again: bool) -> None:
+        self._token = token = self._token + 1
+        self.transfers.add(token, transfer)
+        kept = entry.meta
+        meta: Meta = {"id": entry.id, "root": kept.get("root"), "origin": kept.get("origin"), "path": kept.get("path")}
+        if transfer.route.name:
+            queue = self._queues.get(entry.queue)
+            floor = self.transfers.floor(entry.queue)
+            meta["lane"] = [self._queues.epoch, entry.number, floor if queue is None else min(floor, queue.ack_floor)]
+        if ttl_s is not None:
+            meta["ttl_s"] = ttl_s
+        if again:
+            meta["again"] = True
+        if transfer.route.fabric is not None:
+            self._out.send(transfer.link, Relay(token, entry.type, entry.body, meta))
+        else:
+            assert transfer.route.native is not None
+            meta["server"] = self._settings.name
+            if transfer.route.name:
+                meta["wait_s"] = self._limits.relay_s
+            self._out.send(transfer.link, Forward(token, transfer.route.native, entry.type, entry.body, meta))
+
+    # --- coming back ---
+
+    def on_answer(self, link: Link, token: int, outcome: str, meta: Meta, now: float) -> None:
+        """A server has answered, or has ended its connection; late answers change nothing, except for what waits."""
+        transfer = self.transfers.end(token, link)
+        if transfer is not None:
+            silent = False
+            if transfer.route.name and transfer.route.native is not None:
+                self._look_at(transfer.route, outcome, meta)
+            if transfer.route.fabric is None:
+                silent = outcome == SENT and not self._reporters.knows(transfer.route)
+                outcome = self._reporters.judge(transfer.route, transfer.entry.id, outcome, meta)
+            known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
+            if transfer.route.name and not try_again(outcome, meta):
+                self.on_contact(transfer.route.name, now)  # it is there, and takes what it is sent
+            self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target))
+            self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
+            if silent:  # it can be reached; whether it reports will be known after two more times
+                self.on_contact(transfer.route.name, now)
+
+    def _look_at(self, route: Route, outcome: str, meta: Meta) -> None:
+        """A native server has no link whose end would be noticed: that it does not answer, and that it does again, is
+        learned from what was sent to it, and said once each. `outcome` is as the bridge says it."""
+        unsent = meta.get("unsent") is True
+        if outcome == UNREACHABLE and meta.get("reported") is not True:
+            if route.name not in self._away:
+                self._away.add(route.name)
+                why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+                self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
+        elif route.name in self._away and not unsent:  # what else is unsent was refused by the bridge itself
+            self._away.remove(route.name)
+            self._out.others.append(Notice("server-reached", {"server": route.name}))
+
+    def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
+        again = try_again(outcome, meta) and bool(transfer.route.name)
+        if transfer.case is None:
+            self._ended_kept(transfer, outcome, meta, now, again=again)
+        elif again:
+            if self._enqueue(transfer, now, repeated=_may_have_arrived(transfer, meta)):
+                self._back_off(self._queue(transfer), now)
+        else:
+            self._record_remote(transfer, outcome, meta)
+            queue = self._queues.get(transfer.entry.queue) if transfer.route.ordered else None
+            if queue is not None:
+                self.advance(queue, now)
+
+    def _settle(self, transfer: Transfer, outcome: str, note: str | None = None) -> None:
+        case, transfer.case = transfer.case, None
+        assert case is not None
+        self._reports.settle(case, transfer.target, outcome, note)
+
+    def _ended_kept(self, transfer: Transfer, outcome: str, meta: Meta, now: float, *, again: bool) -> None:
+        entry, queue = transfer.entry, self._queues.get(transfer.entry.queue)
+        if queue is None or entry.number not in queue.inflight:
+            return
+        if again:
+            queue.requeue(entry.number, unsent=not _may_have_arrived(transfer, meta))
+            self._back_off(queue, now)
+            return
+        queue.delay_s = 0.0
+        self._queues.end(entry, outcome)
+        if outcome == QUEUED:
+            self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": _left(meta)}))
+        else:
+            self._became(entry, outcome, now)
+        self.advance(queue, now)
+
+    def _record_remote(self, transfer: Transfer, outcome: str, meta: Meta) -> None:
+        """If it waits over there, somebody may ask, or must be told, what becomes of it: its case is told when that is
+        remembered."""
+        entry, case = transfer.entry, transfer.case
+        if outcome != QUEUED or case is None or (entry.sender is None and entry.meta.get("peer") is None):
+            self._settle(transfer, outcome, _note_of(meta) if reason_of(outcome) is not None else None)
+            return
+        transfer.case = None
+        self._queues.record_remote(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
+
+    def _enqueue(self, transfer: Transfer, now: float, *, repeated: bool) -> bool:
+        """What had been sent waits on disk from now on; its sender is told when it does. False: there is no room."""
+        entry, case = transfer.entry, transfer.case
+        assert case is not None
+        if repeated:
+            entry = transfer.entry = entry._replace(meta=entry.meta | {"repeated": True})
+        code = self._queues.enqueue(entry, case, now)
+        if code is not None:
+            self._settle(transfer, failed(code))
+            return False
+        transfer.case = None
+        self._reports.settle_one(case)  # the box now owes it what the leg did
+        return True
+
+    def _queue(self, transfer: Transfer) -> Queue:
+        queue = self._queues.get(transfer.entry.queue)
+        assert queue is not None  # it was kept a moment ago
+        return queue
+
+    # --- what waits ---
+
+    def advance(self, queue: Queue, now: float) -> None:
+        """Go on with a lane, if its server can be reached, it is time, and there is more than is on its way."""
+        if queue.ready <= 0 or queue.fetching or now < queue.retry_at:
+            return
+        route = self._settings.routes.get(owner_of(queue.key))
+        if route is None or self._link(route) is None:
+            return
+        if (queue.delay_s and queue.inflight) or (route.ordered and self.transfers.has_any(queue.key)):
+            return
+        # After a failure one goes before the others; but news of one message wait for no news of another.
+        one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
+        window = 1 if one else self._limits.window
+        if len(queue.inflight) * 2 <= window:
+            self._queues.fetch(queue, window - len(queue.inflight))
+
+    def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
+        """What was asked for: send it."""
+        if not entries:
+            self.advance(queue, now)
+            return
+        route = self._settings.routes.get(owner_of(queue.key))
+        link = None if route is None else self._link(route)
+        if link is None or route is None:
+            for entry in entries:
+                queue.requeue(entry.number)
+            return
+        marked, stored_s = self._queues.mark_sent(queue, entries), self._queues.clock.stored(now)
+        for entry in entries:
+            again = entry.number in marked
+            transfer = Transfer(entry, entry.target, link, route, now + self._limits.relay_s, None, again)
+            self._send(transfer, entry, max(0.0, entry.expires_s - stored_s), again=again)
+
+    def _back_off(self, queue: Queue, now: float) -> None:
+        if now < queue.retry_at:  # the same trouble, of many that were on their way
+            return
+        limits = self._limits
+        queue.delay_s = min(max(limits.first_retry_s, 2 * queue.delay_s), limits.last_retry_s)
+        queue.retry_at = now + queue.delay_s * (0.5 + self._chance() / 2)
+
+    def on_contact(self, server: str, now: float, *, linked: bool = False) -> None:
+        """A server was heard from: what waits for it need not wait much longer. `linked`: now it can be reached."""
+        for queue in self._queues.lanes_to(server):
+            if linked:
+                queue.delay_s = queue.retry_at = 0.0
+                self.advance(queue, now)
+            elif queue.delay_s:
+                queue.delay_s = self._limits.first_retry_s
+                queue.retry_at = min(queue.retry_at, now + queue.delay_s)
+
+    # --- trouble and time ---
+
+    def on_link_lost(self, link: Link, now: float) -> None:
+        """A link is gone: what was on its way over it did not arrive, as far as anybody knows."""
+        self.links.discard(link)
+        for transfer in self.transfers.drop_link(link):
+            self._unanswered(transfer, now)
+
+    def _unanswered(self, transfer: Transfer, now: float) -> None:
+        """No answer will come to this one. It may have arrived."""
+        if transfer.case is None:
+            queue = self._queues.get(transfer.entry.queue)
+            if queue is not None and transfer.entry.number in queue.inflight:
+                queue.requeue(transfer.entry.number)
+                self._back_off(queue, now)
+        elif transfer.route.name:
+            self._enqueue(transfer, now, repeated=True)
+        else:
+            self._settle(transfer, failed("unreachable"))
+
+    def tick(self, now: float) -> None:
+        """What was not answered in time waits; what waits is tried when it is time."""
+        for token, transfer in self.transfers.overdue(now):
+            if transfer.case is None or not transfer.route.name:
+                self._unanswered(transfer, now)
+            elif self._enqueue(transfer, now, repeated=True):  # it flies on: a late answer counts
+                self._queue(transfer).mark_inflight(transfer.entry.number, len(transfer.entry.body))
+                self.transfers.extend(token, transfer, now + self._limits.relay_s)
+        for queue in self._queues.lanes():
+            self.advance(queue, now)
+
+
+def _may_have_arrived(transfer: Transfer, meta: Meta) -> bool:
+    """Return whether a server that is tried again may have processed the message. A refusal proves that it did not, and
+    so does a connection that was never made; one that has ended without a report proves nothing."""
+    if transfer.again:
+        return True
+    return transfer.route.fabric is None and meta.get("reported") is not True and meta.get("unsent") is not True
+
+
+def _note_of(meta: Meta) -> str | None:
+    """Return what a handler over there said to a failure; another owner's server may have written anything."""
+    note = meta.get("note")
+    return safe_note(note) or None if type(note) is str else None
+
+
+def _left(meta: Meta) -> int:
+    left = meta.get("queued")
+    return left if type(left) is int and left > 0 else 1

@@ -1,0 +1,131 @@
+"""Between core and store: what the core wants written and read, until it is.
+
+It must never let anything be said before that on which it rests is on disk: a shell sends after `settle`, not before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Notice
+from bester.broker.store import Store
+from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
+from bester.broker.wire.codes import BesterError
+
+ASKED_AT_ONCE = 8
+"""Questions answered in one turn, some milliseconds each: whoever asks many waits, and nobody else does."""
+MAX_ASKED = 65_536
+"""Questions that wait; above it one is answered `overloaded`."""
+_PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
+
+
+class _Questions:
+    """What somebody merely asks: each asker's questions in their order, and the askers in turn."""
+
+    def __init__(self) -> None:
+        self._askers: OrderedDict[str, deque[FindOutcomes | FindDeadLetters]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, read: FindOutcomes | FindDeadLetters) -> bool:
+        """It waits for its turn; False: too many do."""
+        if self._count >= MAX_ASKED:
+            return False
+        asker = read.sender if isinstance(read, FindOutcomes) else ""
+        self._askers.setdefault(asker, deque()).append(read)
+        self._count += 1
+        return True
+
+    def take(self) -> FindOutcomes | FindDeadLetters:
+        """Return the next one's next."""
+        asker, questions = self._askers.popitem(last=False)
+        first = questions.popleft()
+        if questions:
+            self._askers[asker] = questions
+        self._count -= 1
+        return first
+
+
+class StoreDriver:
+    """Writes and reads of one router. `carry_out` is given what it says to what became of them."""
+
+    def __init__(
+        self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None], *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.due = False
+        """Whether something is to be settled before anything is sent."""
+        self._router = router
+        self._store = store
+        self._carry_out = carry_out
+        self._clock = clock
+        self._writes: list[Write] = []
+        self._reads: list[Read] = []
+        self._unread: list[Read] = []
+        self._questions = _Questions()
+        self._held_back = False  # the store may have kept something back from a group that it could not write
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that the core ever wanted is written, and read, but for what somebody merely asks."""
+        return not (self._writes or self._held_back or self._reads or self._unread)
+
+    def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        """The core wants these written, and then those read."""
+        self._writes += writes
+        for read in reads:
+            if not isinstance(read, FindOutcomes | FindDeadLetters):
+                self._reads.append(read)
+            elif not self._questions.add(read):
+                self._carry_out(self._router.on_read(read, None, self._clock()))
+        if reads or any(type(write) in _PRESSING for write in writes):
+            self.due = True
+
+    def run(self) -> None:
+        """Write and read until nothing presses: all that is to be written in one transaction, then what is to be read.
+
+        Either may make the core want more. Of what somebody merely asks, some may be left: then it is `due` again.
+        """
+        asked = 0
+        while self.due:
+            if self._writes:
+                writes, self._writes = self._writes, []
+                result = self._store.commit(writes)
+                self._held_back = not result.ok
+                self._carry_out(self._router.on_committed(writes, result, self._clock()))
+            elif self._reads:
+                reads, self._reads = self._reads, []
+                for read in reads:
+                    self._read(read)
+            elif self._questions and asked < ASKED_AT_ONCE:
+                asked += 1
+                self._read(self._questions.take())
+            else:
+                self.due = False
+        self.due = bool(self._questions)
+
+    def tick(self) -> None:
+        """Settle what could wait as well, and try again what could not be read; call it a few times a second."""
+        if self._unread:
+            self._reads, self._unread = self._unread + self._reads, []
+        self.due = self.due or bool(self._writes or self._reads or self._questions)
+        self.run()
+        if self._held_back:  # nobody else may write for long, and what has ended must not be done again
+            self._held_back = not self._store.commit(()).ok
+
+    def _read(self, read: Read) -> None:
+        try:
+            answer = self._store.read(read)
+        except BesterError as error:
+            self._carry_out([Notice("store-unreadable", {"why": error.text})])
+            if not isinstance(read, FindOutcomes | FindDeadLetters):
+                self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
+                return
+            answer = None  # whoever asks may ask again
+        self._carry_out(self._router.on_read(read, answer, self._clock()))

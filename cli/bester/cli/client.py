@@ -1,0 +1,173 @@
+"""`bester send`, `bester listen` and `bester outcome`: a client for the shell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bester.cli.options import client_password, config_option, given_json, load, written
+from bester.cli.output import err as print_err
+from bester.cli.output import interruptible, out, reader_watched
+
+to_option = click.option(
+    "--to", metavar="HOST:PORT", help="The server, or unix:PATH; by default the one that the configuration describes."
+)
+user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="Who logs in.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
+    help="Give up without an answer after so long.",
+)  # fmt: skip
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print frames as they came, one a line.")
+
+
+def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """Return the value of --dedup or --ttl. Raises UsageError where no message has such a one."""
+    from bester.client.frames import dedup_fault, ttl_fault
+
+    if option.name == "dedup":
+        written(context, option, value)
+    fault = dedup_fault(value) if option.name == "dedup" else ttl_fault(value)
+    if fault is not None:
+        raise click.UsageError(f"{option.opts[0]}: {fault}")
+    return value
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@json_option
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
+              help="Show what arrives so long after the report.")  # fmt: skip
+@timeout_option
+@click.option(
+    "--ttl", "ttl_s", type=float, metavar="SECONDS", callback=_checked, help="Keep it no longer for those who are away."
+)
+@click.option("--dedup", metavar="KEY", callback=_checked,
+              help="Your own key: a message with one used before is not delivered again.")  # fmt: skip
+@click.option("--outcome", is_flag=True, help="Show what becomes of what is queued, until all is known or Ctrl-C.")
+@click.argument("type_", metavar="TYPE", callback=written)
+@click.argument("json_text", metavar="JSON")
+def send(
+    config_path: Path | None,
+    to: str | None,
+    user: str,
+    json_lines: bool,
+    wait_s: float,
+    timeout_s: float,
+    ttl_s: float | None,
+    dedup: str | None,
+    outcome: bool,
+    type_: str,
+    json_text: str,
+) -> int:
+    """Send one message and show its report.
+
+    What arrives for the sender meanwhile is shown too; what is not shown still waits. JSON given as - is read from
+    standard input.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.cli import messaging as client_cli
+    from bester.client.frames import Terms
+
+    address = _address(to, config_path)
+    # What is not UTF-8 in an argument is kept as surrogates.
+    text = given_json() if json_text == "-" else json_text.encode(errors="surrogateescape")
+    return _run(
+        client_cli.send_once(
+            address,
+            user,
+            client_password(user),
+            type_,
+            text,
+            terms=Terms(dedup, ttl_s, outcome),
+            wait_s=wait_s,
+            timeout_s=timeout_s,
+            on_frame=_echo if json_lines else None,
+            echo=_echo,
+        )
+    )
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@json_option
+@click.option(
+    "--count", type=click.IntRange(1), metavar="N", help="End after so many messages; a pipe into head would take more."
+)
+@click.option("--ack/--no-ack", default=True, show_default=True,
+              help="Have a message count as delivered once its line was written, or once it left the server.",
+)  # fmt: skip
+def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None, ack: bool) -> int:
+    """Show what arrives for a user, until Ctrl-C.
+
+    What waited for the user comes first. What is not shown, after --count or Ctrl-C, still waits, and comes again.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.cli import messaging as client_cli
+
+    address = _address(to, config_path)
+    password = client_password(user)
+    listening = client_cli.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack)
+    return _run(_while_read(listening))
+
+
+@click.command()
+@config_option
+@to_option
+@user_option
+@click.option("--json", "json_lines", is_flag=True, help="Print the answer as one line of JSON.")
+@timeout_option
+@click.argument("message", metavar="MESSAGE", callback=written)
+def outcome(
+    config_path: Path | None, to: str | None, user: str, json_lines: bool, timeout_s: float, message: str
+) -> int:
+    """Show what has become of a message that was queued.
+
+    MESSAGE is the server's own id of it, as its report said; only its sender is told. What waits for the sender is left
+    there.
+
+    The password is taken from BESTER_PASSWORD, or asked for.
+    """
+    from bester.cli import messaging as client_cli
+
+    address = _address(to, config_path)
+    password = client_password(user)
+    return _run(
+        client_cli.tell_outcome(
+            address, user, password, message, json_lines=json_lines, timeout_s=timeout_s, echo=_echo
+        )
+    )
+
+
+def _address(to: str | None, config_path: Path | None) -> str:
+    if to is not None:
+        return to
+    native = load(config_path).native
+    address = native.tcp4 or native.tcp6
+    return str(address) if address else f"unix:{native.unix}"
+
+
+def _echo(message: str, /, *, err: bool = False) -> None:
+    if err:
+        print_err(f"bester: {message}")
+    else:
+        with interruptible():
+            out(message)
+
+
+async def _while_read(work: Coroutine[None, None, int]) -> int:
+    with reader_watched():
+        return await work
+
+
+def _run(work: Coroutine[None, None, int]) -> int:
+    return asyncio.run(work)

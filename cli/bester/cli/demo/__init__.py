@@ -1,0 +1,71 @@
+"""`bester demo`: plays one of the two stories with live servers, and draws the way that its messages took."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+STORIES = ("deployment", "letters")
+LINKS = ("fabric", "native-name", "native-address")
+MOST = 1000
+"""Messages at once: brokers remember 8,192 steps, and one message takes up to five of them at a server."""
+TMP = Path("/tmp")  # noqa: S108 (only its length counts; what is made in it has a name of its own and mode 0700)
+SHORT = 40
+"""Characters of a temporary directory's path with which the sockets below it still have paths that Unix allows."""
+
+
+@click.command()
+@click.argument("story", type=click.Choice(STORIES), default=STORIES[0])
+@click.option(
+    "--links",
+    type=click.Choice(LINKS),
+    default=LINKS[0],
+    show_default=True,
+    help="How the servers are linked: over the fabric, or by the native protocol, named or by address.",
+)
+@click.option(
+    "--count", type=click.IntRange(1, MOST), default=1, show_default=True, metavar="N", help="Messages sent at once."
+)
+def demo(story: str, links: str, count: int) -> int:
+    """Play a story with live servers and draw each message's path.
+
+    Exit status 0 means that every message arrived and every report was good.
+    """
+    from bester.cli.demo.play import play
+
+    with _directory() as directory:
+        return asyncio.run(_played(play(story, links, count, directory)))
+
+
+async def _played(playing: Coroutine[None, None, int]) -> int:
+    """Play to the end; SIGTERM and SIGHUP end it as Ctrl-C does, with everything cleared away."""
+    told: list[int] = []
+    task = asyncio.create_task(playing)
+
+    def end(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not told:
+            raise  # Ctrl-C
+        return 128 + told[0]
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    parent = tempfile.gettempdir()
+    if len(parent) > SHORT and TMP.is_dir():
+        parent = str(TMP)
+    with tempfile.TemporaryDirectory(prefix="bester-", dir=parent) as name:
+        yield Path(name)

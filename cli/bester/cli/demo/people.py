@@ -1,0 +1,124 @@
+"""The story's people: clients who send, and note everything that comes for them, and when.
+
+Times are milliseconds of the wall clock, as in the servers' traces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from bester.broker.wire.codes import BesterError, is_temporary
+from bester.client import Client, ClientError, ConnectFailed, Limits, Message, Report
+from bester.client.window import DEFAULTS
+
+PAUSE_S = 0.05
+"""Between two tries while a server starts."""
+RECEIVE_S = 10.0
+"""How long what was reported as delivered may take to be seen; it is on the wire by then."""
+
+
+class Arrival(NamedTuple):
+    """A message that was received."""
+
+    at_ms: float
+    message: Message
+
+
+class Sent(NamedTuple):
+    """A message that was sent, and its report."""
+
+    at_ms: float
+    reported_ms: float
+    report: Report
+
+    @property
+    def root(self) -> str:
+        """The server's id of it, which everything that results from it carries."""
+        return self.report.message or ""
+
+
+def now_ms() -> float:
+    """Return the time, as servers write it into their traces."""
+    return time.time() * 1000
+
+
+def root_of(id_: str | None) -> str:
+    """Return the id of the message that the one of this id is a result of: results add `.c.t` to the last part."""
+    edge, slash, counter = (id_ or "").rpartition("/")
+    return edge + slash + counter.partition(".")[0]
+
+
+class Person:
+    """One client, and what it has received by the id of the message it results from."""
+
+    def __init__(self, name: str, address: str, password: str, at_once: int) -> None:
+        limits = Limits(window=max(DEFAULTS.window, at_once), queue=max(DEFAULTS.queue, at_once))
+        self.name = name
+        self.received: dict[str, list[Arrival]] = {}
+        self._make: Callable[[], Client] = lambda: Client(address, user=name, password=password, limits=limits)
+        self._client: Client | None = None
+        self._news = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
+
+    async def connect(self, check: Callable[[], None]) -> None:
+        """Connect as soon as the server listens; `check` raises where it never will. Cancel it to give up."""
+        while True:
+            client = self._make()
+            try:
+                await client.start()
+            except ConnectFailed:
+                check()
+                await asyncio.sleep(PAUSE_S)
+                continue
+            self._client = client
+            self._listening = asyncio.create_task(self._listen(client))
+            return
+
+    async def _listen(self, client: Client) -> None:
+        try:
+            async for message in client:
+                self.received.setdefault(root_of(message.id), []).append(Arrival(now_ms(), message))
+                self._news.set()
+        except ClientError:
+            pass  # whoever sends or waits learns of it too
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close(0)
+
+    async def send(self, type_: str, data: Any) -> Sent:
+        """Send a message and wait for its report."""
+        assert self._client is not None
+        await self._client.room()
+        at_ms = now_ms()
+        report = await self._client.submit(type_, data)
+        return Sent(at_ms, now_ms(), report)
+
+    async def rehearse(self, type_: str, data: Any, check: Callable[[], None]) -> Sent:
+        """Send a message, again while its way is not open yet. Raises BesterError where it never will be."""
+        while True:
+            sent = await self.send(type_, data)
+            if sent.report.good:
+                return sent
+            reason = sent.report.reason or "handler-failed"
+            if not is_temporary(reason):
+                raise BesterError(reason, f"the rehearsal failed: {reason}, {sent.report.recipients}")
+            check()
+            await asyncio.sleep(PAUSE_S)
+
+    async def has(self, roots: Collection[str]) -> None:
+        """Wait until a result of each of these messages was received, at most RECEIVE_S."""
+        try:
+            async with asyncio.timeout(RECEIVE_S):
+                while any(root not in self.received for root in roots):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pass  # what is missing is for the caller to see

@@ -1,0 +1,32 @@
+"""`bester handler`: runs a handler that is written in Python."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from bester.cli.options import config_option, load, log_level_option, log_option
+
+
+@click.command()
+@config_option
+@click.option(
+    "--fabric",
+    metavar="URL",
+    help="Where the broker is; by default what BESTER_FABRIC says, else the configuration.",
+)
+@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
+@log_option
+@log_level_option
+@click.argument("app", metavar="MODULE:APP")
+def handler(
+    config_path: Path | None, fabric: str | None, workers: int, log_format: str, log_level: str, app: str
+) -> int:
+    """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
+    if fabric is None and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
+        fabric = load(config_path).fabric.connect[0]
+    from bester.handlers.runner import run
+
+    return run(app, fabric=fabric, workers=workers, log_format=log_format, log_level=log_level)

@@ -1,0 +1,298 @@
+"""What `bester send`, `bester listen` and `bester outcome` do, apart from reading their options.
+
+They show what strangers wrote on somebody's terminal: nothing that a terminal
+would obey passes through. They must never print a password, nor a traceback, nor
+take what waits for a user without showing it: only what was shown is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from bester.broker.wire import json_text
+from bester.broker.wire.codes import CODES
+from bester.client import Client, ClientError, Message, Report
+from bester.client.following import Following, ends_badly
+from bester.client.frames import NO_TERMS, Terms
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+"""Exit statuses."""
+REPORT_S = 1.0
+"""How long a report may take that cannot be shown any more. Where the sender is a recipient it does not come: it waits
+until what the sender got was shown."""
+
+
+class Echo(Protocol):
+    """Prints one line, to standard error where `err` is true. What it raises for standard output ends the command."""
+
+    def __call__(self, message: str, /, *, err: bool = False) -> object: ...
+
+
+def one_line(frame: bytes) -> str:
+    """Return a frame as one line of JSON; between tokens a line break is but white space."""
+    return frame.replace(b"\r", b" ").replace(b"\n", b" ").decode(errors="backslashreplace")
+
+
+def _shown(text: str | bytes) -> str:
+    text = text if isinstance(text, str) else one_line(text)
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def message_line(message: Message) -> str:
+    """Describe a message in one line for people: type, data, and what else is known of it."""
+    known = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
+    known.append("perhaps a repeat" if message.redelivered else "")
+    details = ", ".join(filter(None, known))
+    later = message.outcome
+    if later is not None:
+        return outcome_line(later.message, later.recipient, later.outcome)
+    return _shown(message.type) + " " + _shown(message.raw) + (f"  ({_shown(details)})" if details else "")
+
+
+def outcome_line(message: str, recipient: str, outcome: str) -> str:
+    """Describe in one line for people what became of a message for one of those it was for."""
+    code = outcome.removeprefix("failed:")
+    meaning = f" ({CODES[code].meaning})" if code in CODES else ""
+    return _shown(f"later: {recipient} {outcome}{meaning}, message {message}")
+
+
+def report_line(report: Report) -> str:
+    """Describe a report in one line for people: good or bad, why, and who got it."""
+    parts = ["good" if report.good else "bad"]
+    if report.reason:
+        meaning = CODES[report.reason].meaning if report.reason in CODES else ""
+        meaning = report.note or meaning
+        parts.append(f"{report.reason} ({meaning})" if meaning else report.reason)
+    parts += [f"{name} {outcome}" for name, outcome in report.recipients.items()]
+    if report.message:
+        parts.append(f"message {report.message}")
+    return _shown(f"{parts[0]}: {', '.join(parts[1:])}" if parts[1:] else parts[0])
+
+
+class _Show:
+    """Prints what came: for people, or with `on_frame` as one line of JSON each."""
+
+    def __init__(self, echo: Echo, on_frame: Callable[[str], None] | None) -> None:
+        self._echo = echo
+        self._on_frame = on_frame
+
+    def value(self, value: Message | Report) -> None:
+        if self._on_frame is not None:
+            self._line(one_line(value.frame))
+        else:
+            self._line(message_line(value) if isinstance(value, Message) else report_line(value))
+
+    def outcomes(self, message: str, recipients: dict[str, str]) -> None:
+        if self._on_frame is not None:
+            self._line(json.dumps({"message": message, "recipients": recipients}))
+        else:
+            for recipient, outcome in recipients.items():
+                self._line(outcome_line(message, recipient, outcome))
+
+    def _line(self, line: str) -> None:
+        try:
+            (self._on_frame or self._echo)(line)
+        except Exception as error:
+            raise _UnshownError from error
+
+    async def messages(self, client: Client, following: Following) -> None:
+        """Show what comes, and acknowledge it then."""
+        async for message in client:
+            if following.told(message):
+                self.value(message)
+            await client.ack(message)
+
+
+class _UnshownError(Exception):
+    """Something could not be shown; the cause is what `echo` raised. `report`: what nobody has seen yet."""
+
+    report: Report | None = None
+
+
+async def _leave_it(client: Client) -> None:
+    """Take in what comes, so that it is not in the way of an answer. It is not acknowledged: the server keeps it."""
+    async for _ in client:
+        pass
+
+
+async def send_once(
+    address: str,
+    user: str,
+    password: str,
+    type_: str,
+    json_text_: bytes | str,
+    *,
+    terms: Terms = NO_TERMS,
+    wait_s: float,
+    timeout_s: float,
+    on_frame: Callable[[str], None] | None = None,
+    echo: Echo,
+) -> int:
+    """Send one message; show its report, what came for the sender before it, and within `wait_s` after it.
+
+    What came and was not shown is left to the server, and comes again. With `terms.outcome` show instead what becomes
+    of it for those it is queued for, until that is known for all. With `on_frame` each frame goes there as one line of
+    JSON, in place of what is for people. Returns 0 for a good report and good outcomes, 1 for a bad one or no report
+    within `timeout_s`, 2 where address, type, JSON or terms cannot be. What `echo` or `on_frame` raises is raised at
+    once, with the report, or that it was not there yet, as a note.
+    """
+    body = json_text_.encode(errors="surrogateescape") if isinstance(json_text_, str) else json_text_
+    fault = json_text.fault(body)
+    if fault is not None:
+        hint = "quote strings twice, for the shell and for JSON: '\"hello\"'"
+        echo(f"the message is not JSON: {_shown(fault)}; {hint}", err=True)
+        return WRONG_USE
+    show = _Show(echo, on_frame)
+    report: Report | None = None
+    stage = "connection"
+    try:
+        terms.check()
+        following = Following()
+        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.linked)
+        async with asyncio.timeout(timeout_s) as deadline, client:
+            stage = "report"
+            showing = asyncio.create_task(show.messages(client, following))
+            try:
+                reporting = client.submit(type_, raw=body, dedup=terms.dedup, ttl_s=terms.ttl_s, outcome=terms.outcome)
+                report = await _reported(reporting, showing)
+                deadline.reschedule(None)
+                show.value(report)
+                if terms.outcome:
+                    good = await following.until_known(client, report, showing, show.outcomes)
+                else:
+                    good = report.good
+                    await following.a_moment(showing, wait_s)
+                _must_show(showing)
+            finally:
+                showing.cancel()
+                await asyncio.gather(showing, return_exceptions=True)
+    except _UnshownError as unshown:
+        cause = unshown.__cause__
+        assert cause is not None
+        report = report or unshown.report
+        known = "its report had not come by then" if report is None else f"its report is {report_line(report)}"
+        cause.add_note(f"the message was sent, and {known}")
+        raise cause from None
+    except ClientError as error:
+        echo(_shown(str(error)), err=True)
+        return FAILED
+    except ValueError as error:
+        echo(_shown(str(error)), err=True)
+        return WRONG_USE
+    except TimeoutError:
+        doubt = "; the message may have been delivered or not" if stage == "report" else "; is it a Bester server?"
+        echo(f"no {stage} with {address} within {timeout_s:g} s{doubt}", err=True)
+        return FAILED
+    return DONE if good else FAILED
+
+
+async def _reported(reporting: asyncio.Future[Report], showing: asyncio.Task[None]) -> Report:
+    """Wait for the report. Raises _UnshownError where `showing` has ended by it, with the report if it comes soon."""
+    try:
+        both: list[asyncio.Future[Any]] = [showing, reporting]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            _must_show(showing)
+        except _UnshownError as error:
+            await asyncio.wait([reporting], timeout=REPORT_S)
+            if reporting.done() and reporting.exception() is None:
+                error.report = reporting.result()
+            raise
+        return await reporting
+    finally:
+        reporting.cancel()
+
+
+def _must_show(showing: asyncio.Task[None]) -> None:
+    """Raise _UnshownError where messages are not shown any more because one could not be."""
+    if showing.done() and not showing.cancelled() and isinstance(error := showing.exception(), _UnshownError):
+        raise error
+
+
+async def tell_outcome(
+    address: str, user: str, password: str, message: str, *, json_lines: bool, timeout_s: float, echo: Echo
+) -> int:
+    """Show what has become of a message by now for those it was for, one a line.
+
+    What waits for the asker stays with the server. With `json_lines` all of it is one line of JSON. Returns 0 where it
+    is known and nothing failed, 1 otherwise, 2 where address or message cannot be.
+    """
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            Client(address, user=user, password=password, ack=True, manual_ack=True, give_up_s=0) as client,
+        ):
+            leaving = asyncio.create_task(_leave_it(client))
+            try:
+                recipients = await client.outcome(message)
+            finally:
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+    except ClientError as error:
+        echo(_shown(str(error)), err=True)
+        return FAILED
+    except ValueError as error:
+        echo(_shown(str(error)), err=True)
+        return WRONG_USE
+    except TimeoutError:
+        echo(f"no answer from {address} within {timeout_s:g} s; is it a Bester server?", err=True)
+        return FAILED
+    if recipients is None:
+        echo(
+            f"nothing is known of message {_shown(message)}: {_shown(user)} did not send it, or it was never queued, "
+            "or that is too long ago",
+            err=True,
+        )
+        return FAILED
+    if json_lines:
+        echo(json.dumps({"message": message, "recipients": recipients}))
+    else:
+        for name, outcome in recipients.items():
+            echo(_shown(f"{name} {outcome}"))
+    return FAILED if any(map(ends_badly, recipients.values())) else DONE
+
+
+async def listen(
+    address: str,
+    user: str,
+    password: str,
+    *,
+    json_lines: bool,
+    echo: Echo,
+    count: int | None = None,
+    ack: bool = True,
+) -> int:
+    """Show what arrives, reconnecting for ever, until cancelled or after `count` messages.
+
+    With `json_lines` each is the frame it came in, as one line of JSON. With `ack` the server counts a message as
+    delivered only once `echo` has returned for it, and keeps what it sent beyond that; without, what has left it.
+    Returns 0, 1 where the server would not have us or cannot be reached at first, 2 where the address cannot be.
+    """
+    lost = False
+
+    def tell(connected: bool, why: str) -> None:
+        nonlocal lost
+        if connected:
+            echo(f"listening at {address} as {_shown(user)}", err=True)
+        elif not lost:  # of the attempts that follow, only one that works is news
+            echo(f"{_shown(why)}; trying again", err=True)
+        lost = not connected
+
+    try:
+        client = Client(address, user=user, password=password, ack=ack, on_link=tell)
+        async with client:
+            shown = 0
+            while count is None or shown < count:
+                message = await client.receive()
+                echo(one_line(message.frame) if json_lines else message_line(message))
+                shown += 1
+    except ClientError as error:
+        echo(_shown(str(error)), err=True)
+        return FAILED
+    except ValueError as error:
+        echo(_shown(str(error)), err=True)
+        return WRONG_USE
+    return DONE

@@ -1,0 +1,163 @@
+"""`bester up`, `broker` and `bridge`: the programs that serve."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bester.broker.streams import forgive
+from bester.cli.options import config_option, load, log_level_option, log_option
+
+if TYPE_CHECKING:
+    from bester.broker.config import Config
+
+DEFAULT_FILE = "bester.toml"
+DEFAULT_ADDRESS = "127.0.0.1:2223"
+"""What other commands take without being told."""
+
+
+@click.command()
+@config_option
+@click.option(
+    "--besterd",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="SERVER.CONF",
+    help="Read the reference daemon's file instead.",
+)
+@log_option
+@log_level_option
+def up(config_path: Path | None, besterd: Path | None, log_format: str, log_level: str) -> int:
+    """Serve: broker, bridge and the declared handlers together."""
+    _begin(log_format, log_level)
+    if besterd is not None:
+        if config_path is not None:
+            raise click.UsageError("-c and --besterd name two configurations; give one of them")
+        from bester.broker.besterd import load as load_besterd
+
+        config = load_besterd(besterd)
+    else:
+        config = load(config_path)
+    _note_all(config)
+    from bester.bridge.embedded import run_up
+
+    def ready(addresses: Sequence[str]) -> None:
+        _greet(config, addresses)
+        _note("stock-handlers-off", stock_note(config) if besterd is None else None)
+
+    return run_up(config, on_ready=ready)
+
+
+@click.command()
+@config_option
+@log_option
+@log_level_option
+def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
+    """Serve the fabric alone; bridges and handlers connect to it."""
+    _begin(log_format, log_level)
+    config = load(config_path)
+    _note_all(config)
+    from bester.broker.service import run_broker
+
+    return run_broker(config)
+
+
+@click.command()
+@config_option
+@log_option
+@log_level_option
+def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
+    """Serve clients and other servers; the broker runs elsewhere."""
+    _begin(log_format, log_level)
+    config = load(config_path)
+    _note_all(config)
+    from bester.bridge.service import run_bridge
+
+    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
+
+
+def banner(config: Config, addresses: Sequence[str]) -> list[str]:
+    """Return three lines: where it serves, how to add a user, how to send a message."""
+    program = _program()
+    file = str(config.path) if config.path is not None and config.path.suffix == ".toml" else DEFAULT_FILE
+    option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
+    first = next(iter(addresses), DEFAULT_ADDRESS)
+    address = f"unix:{first}" if first.startswith("/") else first
+    to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
+    type_ = config.handlers[0].types[0] if config.handlers else "TYPE"
+    who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"
+    return [
+        f"{config.server.name} serves {', '.join(addresses) or 'no native listener'}",
+        f"  to add a user:      {who}",
+        f"""  to send a message:  {program} send{to} --user alice {type_} '{{"text": "hello"}}'""",
+    ]
+
+
+def stock_note(config: Config) -> str | None:
+    """Return a line that says which of the stock handlers a file has taken away, and how to keep them."""
+    from bester.broker.config import STOCK_HANDLERS
+
+    declared = {type_ for handler in config.handlers for type_ in handler.types}
+    missing = [handler for handler in STOCK_HANDLERS if declared.isdisjoint(handler.types)]
+    if config.path is None or not missing:
+        return None
+    what = "declares its own handlers" if declared else "declares no handlers"
+    several = len(missing) > 1
+    names = " and ".join(handler.name for handler in missing)
+    subject = f"handlers {names} do" if several else f"handler {names} does"
+    keep = " and ".join(f'[handlers.{handler.name}] with app = "{handler.app}"' for handler in missing)
+    return f"{config.path} {what}, so the stock {subject} not run; to keep {'them' if several else 'it'} add {keep}"
+
+
+def _program() -> str:
+    """Return how this program is called from here: by name where the shell finds it, else by its path."""
+    try:
+        found, here, now = shutil.which("bester"), Path(sys.argv[0]).absolute(), Path.cwd()
+        if here.name != "bester" or (found and Path(found).absolute() == here):
+            return "bester"
+    except OSError:  # this directory has been removed meanwhile
+        return "bester"
+    return shlex.quote(str(here.relative_to(now) if here.is_relative_to(now) else here))
+
+
+def _begin(log_format: str, log_level: str) -> None:
+    """Set up what a program that serves needs before it opens anything: a log that never holds it up."""
+    from bester.broker import logs
+    from bester.broker.hangups import outlive_terminals
+
+    outlive_terminals()
+    forgive()
+    logs.configure(log_format, log_level)
+
+
+def _note_all(config: Config) -> None:
+    for notice in config.notices:
+        _note("notice", notice)
+
+
+def _note(event: str, text: str | None) -> None:
+    """Say something about the configuration, if there is something to say."""
+    from bester.broker import logs
+
+    if text is not None and logs.is_json():
+        logging.getLogger("bester").warning(text, extra=logs.facts(event))
+    elif text is not None:
+        logs.say([text])
+
+
+def _greet(config: Config, addresses: Sequence[str]) -> None:
+    """Say that it serves; to people also what to do next."""
+    from bester.broker import logs
+
+    lines = banner(config, addresses)
+    if logs.is_json():
+        known = logs.facts("serves", server=config.server.name, addresses=addresses)
+        logging.getLogger("bester").info(lines[0], extra=known)
+    else:
+        logs.say(lines)

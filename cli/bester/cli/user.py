@@ -1,0 +1,133 @@
+"""`bester user`: accounts, changed in the database that the server reads; a running server knows at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bester.cli.options import config_option, load, new_password
+from bester.cli.output import done, err, out
+
+if TYPE_CHECKING:
+    from bester.broker.accounts import Accounts
+    from bester.broker.config import Config
+
+password_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+
+
+@click.group()
+def user() -> None:
+    """Add, change, remove and list accounts."""
+
+
+@user.command()
+@config_option
+@password_option
+@click.argument("name")
+def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
+    """Make an account."""
+    _check_name(name)
+    config = load(config_path)
+    _are_there(config)  # what keeps them from being opened is said before the password is asked for
+    password = _checked(new_password(name, password_stdin))
+    directory = config.server.data_dir
+    is_new = not directory.exists()
+    with _accounts(config) as accounts:
+        if is_new:
+            err(f"made the data directory {directory}; if the server is elsewhere, name its file with -c")
+        accounts.add(name, password)
+    done(f"user {name} added")
+
+
+@user.command()
+@config_option
+@password_option
+@click.argument("name")
+def passwd(config_path: Path | None, password_stdin: bool, name: str) -> None:
+    """Change a password."""
+    config = load(config_path)
+    password = _checked(new_password(name, password_stdin))
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
+        accounts.passwd(name, password)
+    done(f"password of {name} changed")
+
+
+@user.command()
+@config_option
+@click.argument("name")
+def remove(config_path: Path | None, name: str) -> None:
+    """Remove an account."""
+    config = load(config_path)
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
+        accounts.remove(name)
+    done(f"user {name} removed")
+
+
+@user.command("list")
+@config_option
+def list_(config_path: Path | None) -> None:
+    """Show all accounts."""
+    config = load(config_path)
+    rows = []
+    if _are_there(config):
+        with _accounts(config) as accounts:
+            rows = accounts.list()
+    if not rows:
+        err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
+    for row in rows:
+        out(f"{row.name}\t{time.strftime('%Y-%m-%d', time.localtime(row.created_s))}")
+
+
+@contextmanager
+def _accounts(config: Config) -> Iterator[Accounts]:
+    from bester.broker.accounts import Accounts
+
+    if config.auth == "open":
+        err('the configuration says auth = "open": accounts are kept, but nobody is asked for one')
+    with closing(Accounts(config.server.data_dir)) as accounts:
+        yield accounts
+
+
+def _are_there(config: Config) -> bool:
+    """Return whether there are accounts; looking for them makes none. Raises ConfigError where there can be none."""
+    from bester.broker.accounts import FILE
+    from bester.broker.accounts_file import is_there
+    from bester.broker.data_dir import prepare
+
+    directory = config.server.data_dir
+    if not directory.exists():
+        return False
+    prepare(directory)
+    return is_there(directory / FILE)
+
+
+def _must_be_there(config: Config, name: str) -> None:
+    from bester.broker.wire.codes import BesterError
+
+    if not _are_there(config):
+        where = f"{config.server.data_dir} holds no accounts; if the server is elsewhere, name its file with -c"
+        raise BesterError("unknown-user", f"there is no user {name!r}: {where}")
+
+
+def _checked(password: str) -> str:
+    from bester.broker.accounts import password_fault
+
+    fault = password_fault(password)
+    if fault:
+        raise click.UsageError(f"{fault}; choose another one")
+    return password
+
+
+def _check_name(name: str) -> None:
+    from bester.broker.accounts import name_fault
+
+    fault = name_fault(name)
+    if fault:
+        raise click.UsageError(f"{name!r}: {fault}")

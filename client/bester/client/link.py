@@ -1,0 +1,207 @@
+"""The shell of a client's core: one connection after the other on an asyncio loop.
+
+It connects when the core says so, writes what the core has to write as one
+piece a tick, feeds it what comes and what time it is, and passes its events on.
+It must never look into a frame, nor keep a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import cast
+
+from bester.broker.names import connect, find
+from bester.broker.wire.address import parse_host_port
+from bester.client.core import Core
+from bester.client.events import Ended, Event, Lost
+from bester.client.states import State
+
+LOOKUP_SHARE = 0.8
+"""Of the time that a connection may take: how much of it the lookup of the server's name may use up."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: hands everything to its link, until that has dropped it."""
+
+    def __init__(self, link: Link) -> None:
+        self.link: Link | None = link
+        self.transport: asyncio.Transport | None = None
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.writable = True
+        self.reading = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.link is not None:
+            self.link.received(data)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.link is not None:
+            self.link.wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.link is not None:
+            self.link.lost("the server closed it" if error is None else reason(error))
+        if not self.gone.done():
+            self.gone.set_result(None)
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words what the system complained of."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, OSError):
+        if error.errno is not None and error.errno > 0:
+            return os.strerror(error.errno).lower()
+        return (error.strerror or str(error)).lower()
+    return str(error) or type(error).__name__
+
+
+class Link:
+    """The sockets and timers of one client.
+
+    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH`; raises ValueError. `on_events` gets what the core found.
+    `clock` returns seconds, monotonic; the loop's own time where it is None.
+    """
+
+    def __init__(
+        self, address: str, core: Core, on_events: Callable[[list[Event]], None], clock: Callable[[], float] | None
+    ) -> None:
+        self._unix = address.removeprefix("unix:") if address.startswith("unix:") else None
+        self._tcp = None if self._unix is not None else parse_host_port(address)
+        if self._unix == "" or (self._tcp is not None and not self._tcp.port):
+            raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT or unix:PATH")
+        self._name = address
+        self._core = core
+        self._on_events = on_events
+        self._clock = clock
+        self._connection: _Connection | None = None
+        self._runner: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._flushing = False
+
+    @property
+    def started(self) -> bool:
+        return self._runner is not None
+
+    def now(self) -> float:
+        """Return the time that the core is told."""
+        return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._runner = asyncio.get_running_loop().create_task(self._run(), name=f"bester client of {self._name}")
+
+    async def finished(self) -> None:
+        """Wait until the core is over and the last socket closed."""
+        if self._runner is not None:
+            await asyncio.wait([self._runner])
+
+    def wake(self) -> None:
+        """Write at the end of this tick what the core has to write, and look at its timer."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the socket is read; a link without one says True."""
+        return self._connection is None or self._connection.reading
+
+    def set_reading(self, reading: bool) -> None:
+        """Read the socket, or leave what comes to the system's buffers and then to the server."""
+        connection = self._connection
+        if connection is None or connection.transport is None or connection.reading is reading:
+            return
+        connection.reading = reading
+        if reading:
+            connection.transport.resume_reading()
+            self._core.resume(self.now())
+        else:
+            connection.transport.pause_reading()
+            self._core.pause()
+        self.wake()
+
+    def act(self, events: list[Event]) -> None:
+        """Do what events ask of a link, and pass them on."""
+        for event in events:
+            if isinstance(event, Ended):
+                self._flush()
+            if isinstance(event, Ended | Lost):
+                self._drop()
+        if events:
+            self._on_events(events)
+            self.wake()
+
+    def received(self, data: bytes) -> None:
+        self.act(self._core.receive(data, self.now()))
+        self.wake()  # a repeat is nobody's event, and to be acknowledged all the same
+
+    def lost(self, why: str) -> None:
+        self.act(self._core.lost(why, self.now()))
+
+    async def _run(self) -> None:
+        while self._core.state is not State.OVER:
+            await asyncio.sleep(max(0.0, self._core.retry_at - self.now()))
+            if not self._core.dial():
+                return
+            try:
+                connection = await self._connect()
+            except (OSError, TimeoutError) as error:
+                self.lost(reason(error))
+                continue
+            self._connection = connection
+            self._core.opened(self.now())
+            self._flush()
+            await connection.gone
+
+    async def _connect(self) -> _Connection:
+        connect_s = self._core.limits.connect_s
+        async with asyncio.timeout(connect_s):
+            if self._tcp is not None:
+                addresses = await find(self._tcp.host, connect_s * LOOKUP_SHARE)
+                return await connect(lambda: _Connection(self), addresses, self._tcp.port, connect_s)
+            loop = asyncio.get_running_loop()
+            return (await loop.create_unix_connection(lambda: _Connection(self), self._unix))[1]
+
+    def _flush(self) -> None:
+        self._flushing = False
+        connection = self._connection
+        if connection is not None and connection.transport is not None and connection.writable:
+            frames = self._core.take()
+            if frames:
+                connection.transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        # A timer that goes off too early costs one look; setting one anew for every message would cost more.
+        due = self._core.next_timer()
+        if self._timer is not None and (due is None or due < self._timer_due):
+            self._timer.cancel()
+            self._timer = None
+        if due is not None and self._timer is None:
+            self._timer_due = due
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self.now()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.act(self._core.tick(self.now()))
+        self._flush()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.transport is not None:
+            connection.link = None
+            connection.transport.abort()
+        elif self._core.state is State.OVER and self._runner not in (None, asyncio.current_task()):
+            assert self._runner is not None
+            self._runner.cancel()  # it waits to connect, or tries to; nobody wants that any more

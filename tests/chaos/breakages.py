@@ -1,0 +1,94 @@
+"""Deliberate breakages of the servers of a chaos run, to see that the run finds each of them: `--break NAME`.
+
+    blame      all that a handler held when it died has used up an attempt, and is given on in company
+    sent       a connection that was cut counts as closed in peace
+    clock      what the wall clock shows is read once, at the start
+    wall       what waits expires by the wall clock
+    unmarked   what may have been delivered before comes again from a box without the mark
+    names      a name is looked up once
+
+Each is called in every server process before its program begins (`prelude` does that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+
+def blame() -> None:
+    from bester.broker.core.dispatcher import Dispatcher
+    from bester.broker.core.pools import Worker
+
+    def lost(self: Any, worker: Worker, now: float) -> None:
+        held = self.workers.lose(worker)
+        self._unserve(worker.pool.types, now)
+        again = [job for each in held for job in self._died_over(each, now)]
+        for job in reversed(again):
+            job.since = now
+            job.suspicion.open = False
+            self.workers.enqueue(job, first=True)
+        self._share_out(now)
+        for keeper in [keeper for job in again if (keeper := self.workers.bound_worker(job)) is not None]:
+            self.feed(keeper, now)
+
+    broken: Any = Dispatcher
+    broken.on_worker_lost = lost
+
+
+def sent() -> None:
+    from bester.bridge import forward
+
+    forward.CUT = forward.SENT
+
+
+def clock() -> None:
+    from bester.broker.core.clock import Clock
+
+    broken: Any = Clock
+    broken.read = lambda self, now, wall_s: None
+
+
+def wall() -> None:
+    from bester.broker.core.clock import Clock
+
+    broken: Any = Clock
+    broken.stored = Clock.wall
+
+
+def unmarked() -> None:
+    from bester.broker.core.queues import Queues
+
+    mark_sent = Queues.mark_sent
+
+    def without_marks(self: Queues, *given: Any) -> set[int]:
+        mark_sent(self, *given)
+        return set()
+
+    broken: Any = Queues
+    broken.mark_sent = without_marks
+
+
+def names() -> None:
+    from bester.broker.lookups import Lookups
+
+    def once(ended: Callable[..., Any]) -> Callable[..., Any]:
+        def end(self: Any, host: str, *given: Any) -> Any:
+            news = ended(self, host, *given)
+            self._names[host].due = inf
+            return news
+
+        return end
+
+    broken: Any = Lookups
+    broken.found, broken.failed = once(Lookups.found), once(Lookups.failed)
+    broken.hint = lambda self, host, now: None
+
+
+BREAKAGES: dict[str, Callable[[], None]] = {each.__name__: each for each in (blame, sent, clock, wall, unmarked, names)}
+
+
+def named(breakage: str) -> str:
+    """Return how the prelude is told to call one."""
+    return f"{__name__}:{breakage}"

@@ -1,0 +1,149 @@
+"""What is known of one message of a chaos run, what was promised of it, and what the run itself explains. Pure.
+
+What explains a failure:
+
+    expired       the sender gave the message so long, and so long had passed
+    handler-lost  it is poison; or handlers were killed from outside as often as one message deserves
+    no-handler, overloaded, unreachable, hello-first     in a report: nobody was there to take it
+    loss of what was `sent` to a mute server: it was killed in the meantime, with the message in its hands
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tests.chaos.happened import Happened
+from tests.chaos.journal import Died, GivenUp, Got, Later, Sent, Told
+from tests.chaos.traffic import ATTEMPTS, NATIVES, SERVERS
+
+PROMISES = ("delivered", "queued", "sent")
+"""Outcomes after which a message must not be lost."""
+NOBODY_THERE = frozenset({"no-handler", "overloaded", "unreachable"})
+"""Reasons of a bad report that any fault explains."""
+EARLY_S = 1.0
+"""So much earlier than it must something may expire: clocks are looked at some times a second."""
+AROUND_S = 1.0
+"""What was hit shortly before a message was sent, or is hit when it has just ended, may have had it in hand."""
+MUTE = frozenset(name for name, reports in NATIVES.items() if not reports)
+
+
+@dataclass
+class Entry:
+    """Everything known of one message."""
+
+    sent: Sent
+    journal: str
+    happened: Happened = field(default_factory=Happened)
+    told: list[Told] = field(default_factory=list)
+    given_up: GivenUp | None = None
+    got: dict[str, list[Got]] = field(default_factory=dict)
+    later: dict[str, list[Later]] = field(default_factory=dict)
+    died: list[Died] = field(default_factory=list)
+
+    def promised(self) -> Iterator[str]:
+        """The users who must have it, by what its reports say."""
+        for report in self.told:
+            for target, users in self.sent.targets.items():
+                outcome = report.recipients.get(target, "delivered" if report.good else "failed")
+                if outcome in PROMISES and not self._failed_later(target) and not self._died_with_it(target, report):
+                    yield from users
+
+    def queued(self) -> Iterator[str]:
+        """The recipients of which the sender is to be told later what became."""
+        for report in self.told:
+            yield from (target for target, outcome in report.recipients.items() if outcome == "queued")
+
+    def _failed_later(self, target: str) -> bool:
+        return any(_reason(later.outcome) and self.explains(later) for later in self.later.get(target, []))
+
+    def _died_with_it(self, target: str, report: Told) -> bool:
+        """It was `sent` to a mute server that was killed meanwhile: the end of its connection said nothing of that."""
+        if target not in MUTE:
+            return False
+        until_s = max([report.at_s, *(later.at_s for later in self.later.get(target, []))])
+        return self.happened.deaths(target, self.sent.at_s - AROUND_S, until_s + AROUND_S) > 0
+
+    def explains(self, said: Later) -> bool:
+        """Whether a failure that the sender heard of later is one that the run has brought about."""
+        reason = _reason(said.outcome)
+        if reason == "expired":
+            return self.over(said.at_s)
+        return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(said.at_s))
+
+    def over(self, at_s: float) -> bool:
+        """Whether its time was over then."""
+        return self.sent.ttl_s is not None and at_s >= self.sent.at_s + self.sent.ttl_s - EARLY_S
+
+    def killed_from_outside(self, until_s: float, server: str | None = None) -> bool:
+        """Whether handlers were killed from outside, by then, as often as one message deserves: at one server, or this
+        one."""
+        since_s = self.sent.at_s - AROUND_S
+        servers = SERVERS if server is None else (server,)
+        return any(self.happened.deaths(name, since_s, until_s + AROUND_S) >= ATTEMPTS for name in servers)
+
+    def unexplained(self) -> Iterator[str]:
+        """What its sender was told and the run does not explain."""
+        for report in self.told:
+            if not report.good and not self._bad_is_explained(report):
+                yield f"reported bad, {report.reason}"
+            if report.good and self.sent.kills and "queued" not in report.recipients.values():
+                yield "reported good, and it kills"
+        for target, outcome in self._outcomes():
+            if target in NATIVES and outcome == ("delivered" if target in MUTE else "sent"):
+                yield f"{target} is said to be {outcome}"
+        for target, news in self.later.items():
+            for later in news:
+                if later.outcome.startswith("failed") and not self.explains(later):
+                    yield f"of {target} failed later"
+
+    def _bad_is_explained(self, report: Told) -> bool:
+        if report.reason == "expired":
+            return self.over(report.at_s)
+        if report.reason == "handler-lost":
+            return self.sent.kills or self.killed_from_outside(report.at_s)
+        return report.reason in NOBODY_THERE
+
+    def _outcomes(self) -> Iterator[tuple[str, str]]:
+        for report in self.told:
+            for target in self.sent.targets:
+                if report.good or target in report.recipients:
+                    yield target, report.recipients.get(target, "delivered")
+        for target, news in self.later.items():
+            yield from ((target, later.outcome) for later in news)
+
+    def told_s(self) -> float | None:
+        """When its sender had its report, None where that was never."""
+        return max((report.at_s for report in self.told), default=None)
+
+    def ended_s(self) -> float | None:
+        """When its sender knew all of what became of it, None where that was never."""
+        if not self.told or any(target not in self.later for target in self.queued()):
+            return None
+        known = [later.at_s for news in self.later.values() for later in news]
+        return max([report.at_s for report in self.told] + known)
+
+    def story(self) -> str:
+        """What happened to it, for people."""
+        what = ", which kills" if self.sent.kills else ""
+        ttl = f" within {self.sent.ttl_s:.1f} s" if self.sent.ttl_s is not None else ""
+        head = f"message {self.sent.number} ({self.sent.type}{what}) of {self.journal} to {self.sent.targets}{ttl}"
+        events: list[tuple[float, str]] = [(self.sent.at_s, "sent")]
+        for told in self.told:
+            verdict = "good" if told.good else f"bad {told.reason}"
+            events.append((told.at_s, f"reported {verdict} {told.recipients or ''} as {told.message}"))
+        for user, receipts in self.got.items():
+            for got in receipts:
+                mark = ", marked" if got.marked else ""
+                events.append((got.at_s, f"received by {user} on {got.link} as {got.id}{mark}"))
+        events += [(died.at_s, f"kills a handler at {died.server}") for died in self.died]
+        if self.given_up is not None:
+            events.append((self.given_up.at_s, f"given up: {self.given_up.why}"))
+        for target, news in self.later.items():
+            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in news]
+        return "\n".join([head, *(f"    {at_s:12.3f}  {what}" for at_s, what in sorted(events))])
+
+
+def _reason(outcome: str) -> str | None:
+    kind, _, reason = outcome.partition(":")
+    return reason if kind == "failed" else None

@@ -1,0 +1,52 @@
+"""Order in a chaos run: what comes in order, where order was asked for. Pure.
+
+Two orders are promised: what one user sends of the type `line`, to each of its recipients; and a native server's lane
+whose `order` is "type". What is marked is left out: a message that may have arrived comes again when it is known that
+it may not have, and others have come meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from tests.chaos.entries import Entry
+from tests.chaos.journal import Got
+
+ORDERED_TYPE = "line"
+ORDERED_LANES = frozenset({("s1", "n1")})
+"""Servers, and the native servers to which they keep the order of each type."""
+
+
+def faults(entries: Iterable[Entry]) -> Iterator[str]:
+    """Say what has overtaken what."""
+    sequences: dict[tuple[object, ...], list[tuple[float, int, Entry]]] = defaultdict(list)
+    for entry in entries:
+        for user, receipts in entry.got.items():
+            first: dict[str | None, Got] = {}
+            for got in sorted(receipts, key=lambda got: got.at_s):
+                first.setdefault(got.id, got)
+            for got in first.values():
+                key = _sequence(entry, user, got)
+                if key is not None and not got.marked:
+                    number = entry.sent.number if got.place is None else got.place[3]
+                    sequences[key].append((got.at_s, number, entry))
+    for key, sequence in sequences.items():
+        yield from _overtaken(key, sequence)
+
+
+def _sequence(entry: Entry, user: str, got: Got) -> tuple[object, ...] | None:
+    """Return what a receipt stands in order with, None where nothing."""
+    if got.place is not None:
+        server, type_, epoch, _ = got.place
+        return (user, server, type_, epoch) if (server, user) in ORDERED_LANES else None
+    return (user, entry.journal) if entry.sent.type == ORDERED_TYPE else None
+
+
+def _overtaken(key: tuple[object, ...], sequence: list[tuple[float, int, Entry]]) -> Iterator[str]:
+    last: tuple[int, Entry] | None = None
+    for _, number, entry in sorted(sequence, key=lambda each: each[:2]):
+        if last is not None and number < last[0]:
+            yield f"received by {key[0]} after what came later: {entry.story()}\nand that: {last[1].story()}"
+        elif last is None or number > last[0]:
+            last = number, entry

@@ -1,0 +1,17 @@
+"""A client of a server that is played by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bester.client import Client
+from tests.e2e.fake_native_server import FakeServer, Json, Peer
+
+
+def client_of(server: FakeServer, **options: Any) -> Client:
+    """A client that comes back at once: half of the shortest back-off."""
+    return Client(server.address, user="bob", password="secret", random=lambda: 0.0, **options)
+
+
+def hold(peer: Peer, payload: Json) -> None:
+    """Report nothing by itself."""

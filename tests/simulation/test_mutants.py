@@ -1,0 +1,178 @@
+"""Mutants: each breaks one promise inside the code, and the simulation must notice.
+
+A mutant names what it breaks, private or not; no other test does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.bridge.submissions import Submissions
+from bester.broker.core import commands, dispatcher, relays
+from bester.broker.core.clock import Clock
+from bester.broker.core.dedup import DedupCache
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.inbound_lanes import InboundLanes
+from bester.broker.core.pools import Worker
+from bester.broker.core.queues import Queues
+from bester.broker.core.reporters import Reporters
+from bester.broker.core.strangers import Strangers
+from bester.broker.core.transfers import Transfers
+from bester.broker.hosts import Hosts
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store_driver import StoreDriver
+from tests.simulation.scenario import play
+from tests.world.clock import BrokenRuleError
+
+
+def broken_seeds(seeds: int = 60) -> str:
+    """Play seeds until a rule breaks; returns what the failure says."""
+    for seed in range(seeds):
+        try:
+            play(seed)
+        except BrokenRuleError as error:
+            return str(error)
+    return ""
+
+
+def test_a_failing_seed_tells_its_story_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dispatcher, commands):
+        monkeypatch.setattr(module, "HOP_LIMIT", 20)
+    said = broken_seeds()
+    assert "steps" in said
+    assert "again: python -m tests.simulation --seed " in said
+    assert "Submit(" in said
+
+
+def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Worker, "takes", lambda self, type_: self.serves(type_))
+    assert "credit" in broken_seeds()
+
+
+def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands.result_id("m", 1, 2) == "m.1.2"
+    monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
+    assert "did not come" in broken_seeds()
+
+
+def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "failed", lambda code: "delivered")
+    monkeypatch.setattr(dispatcher, "failed", lambda code: "delivered")
+    said = broken_seeds()
+    assert "did not come" in said or "cannot be" in said
+
+
+# The three that the promise stands or falls with.
+
+
+def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: Submissions) -> None:
+        self._queue.clear()
+
+    monkeypatch.setattr(Submissions, "on_link_lost", forget)
+    said = broken_seeds(500)
+    assert "ends of" in said or "was given number" in said
+
+
+def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: MemoryStore) -> Any:
+        for numbers in self._waiting.values():
+            numbers.clear()
+        self._waiting.clear()
+        return honest(self)
+
+    honest = MemoryStore.open
+    monkeypatch.setattr(MemoryStore, "open", forget)
+    said = broken_seeds(500)
+    assert "did not come" in said or "still queued" in said or "still keeps" in said
+
+
+def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: Queues, entry: Any, case: Any, now: float) -> Any:
+        code = honest(self, entry, None, now)
+        if code is None and case is not None:
+            case.record(entry.target, "queued")
+        return code
+
+    honest = Queues.enqueue
+    monkeypatch.setattr(Queues, "enqueue", hasty)
+    monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # nothing is written before the next tick
+    monkeypatch.setattr(StoreDriver, "tick", tick)
+    said = broken_seeds(500)
+    assert "did not come" in said or "nobody can say" in said
+
+
+def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def believing(self: Clock, now: float, wall_s: float, boot: str, saved: Any) -> None:
+        honest(self, now, wall_s, boot, None)
+
+    honest = Clock.__init__
+    monkeypatch.setattr(Clock, "__init__", believing)
+    said = broken_seeds(500)
+    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+
+
+def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clock, "stored", Clock.wall)
+    said = broken_seeds(500)
+    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+
+
+def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reporters, "judge", lambda self, route, id_, outcome, meta: outcome)
+    assert "called sent, and it answers" in broken_seeds(500)
+
+
+def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, meta: transfer.again)
+    assert "not marked" in broken_seeds(500)
+
+
+def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
+        held = self.workers.lose(worker)
+        self._unserve(worker.pool.types, now)
+        for job in reversed([job for job in held if not job.is_settled]):
+            job.since = now
+            if job.attempt - job.attempts_before < self._budget_of(job.type).attempts:
+                self.workers.enqueue(job, first=True)
+                continue
+            self.dead_letters.bury(job, "handler-lost", now)
+            self._let_go(job)
+            self._end(job, "failed:handler-lost")
+        self._share_out(now)
+
+    monkeypatch.setattr(Dispatcher, "on_worker_lost", blaming)
+    assert "died of other things" in broken_seeds(500)
+
+
+def test_several_at_once_where_order_was_asked_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transfers, "has_any", lambda self, lane: False)
+    assert "after number" in broken_seeds(500)
+
+
+settle = StoreDriver.run
+
+
+def tick(self: StoreDriver) -> None:
+    self.due = True
+    settle(self)
+
+
+@pytest.mark.parametrize(("kind", "method"), [(InboundLanes, "find"), (DedupCache, "find")])
+def test_a_repeat_that_is_done_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
+    nothing = (None, None) if kind is InboundLanes else None
+    monkeypatch.setattr(kind, method, lambda self, *key: nothing)
+    assert "not marked" in broken_seeds(500)
+
+
+def test_a_server_that_is_refused_before_its_name_is_looked_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strangers, "hold", lambda *_: False)
+    assert "refused for good" in broken_seeds()
+
+
+def test_an_old_table_that_counts_as_a_new_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hosts, "not_looked_up", lambda self, since: self.unknown)
+    assert "refused for good" in broken_seeds(500)

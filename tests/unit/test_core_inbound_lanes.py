@@ -1,0 +1,456 @@
+"""What other servers send again is done once: it is known by its number while it runs, later, and over restarts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.inbound_lanes import MAX_NUMBERS, InboundLanes, lane_of
+from bester.broker.core.values import Effects, Limits, Link, Route, Send, Settings
+from bester.broker.store_requests import SaveLane
+from bester.broker.wire.messages import Deliver, Goodbye, Relay, Relayed, Reply, Report, Request, Submit
+from tests.unit.core_stand import START, Stand, clients
+
+
+class Dock:
+    """A server that takes messages from s2 (over the fabric) and s3 (native), and a handler for them."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        routes = {"s2": Route("s2", fabric="ipc:///s2"), "s3": Route("s3", native="10.0.0.3:2223")}
+        settings = Settings("s1", routes=routes, hosts={"10.0.0.3": ("s3",)}, limits=limits or Limits())
+        self.stand = Stand(settings, accounts=frozenset({"alice", "bob"}), now=START - 5.0)
+        self.opens()
+        self.stand.wait(5.0)
+
+    def opens(self) -> None:
+        self.peer = self.stand.server("s2")
+        self.chat = self.stand.handler("chat", "mail")
+        self.bridge = self.stand.bridge("alice")
+
+    def restarts(self) -> None:
+        self.stand.restart()
+        self.opens()
+
+    def relinks(self) -> None:
+        """The other server comes back on another link."""
+        self.stand.say(self.peer, Goodbye(None))
+        self.peer = self.stand.server("s2")
+
+    def gets(self, number: int, floor: int = 0, *, epoch: str = "d2", type_: str = "chat", **meta: Any) -> int:
+        """Be sent a message on a lane; returns its token."""
+        return self.stand.relay(self.peer, type_, b"%d" % number, lane=[epoch, number, floor], **meta)
+
+    def requests(self) -> list[bytes]:
+        """Finish what the handler was given; returns what that was."""
+        requests = self.stand.heard_of(self.chat, Request)
+        for request in requests:
+            self.stand.reply(self.chat, request.token)
+        return [request.body for request in requests]
+
+    def answers(self) -> list[Relayed]:
+        return self.stand.heard_of(self.peer, Relayed)
+
+    def arrived(self) -> list[SaveLane]:
+        return list(self.stand.store.copy().open().lanes)
+
+
+# --- while it lives -------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_again_while_it_runs_is_done_once_and_both_are_answered() -> None:
+    dock = Dock()
+    first = dock.gets(7)
+    again = dock.gets(7, again=True)
+    assert dock.answers() == []
+    assert dock.requests() == [b"7"]
+    assert dock.answers() == [Relayed(first, "delivered"), Relayed(again, "delivered")]
+
+
+def test_what_comes_again_after_its_end_is_answered_and_not_done() -> None:
+    dock = Dock()
+    first = dock.gets(7)
+    assert dock.requests() == [b"7"]
+    again = dock.gets(7, again=True)
+    assert dock.requests() == []
+    assert dock.answers() == [Relayed(first, "delivered"), Relayed(again, "delivered")]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_comes_again_under_another_number_is_known_by_its_id(ended: bool) -> None:
+    """Its server has died in between, and did it again."""
+    dock = Dock()
+    first = dock.gets(7, id="s2/b-x/1.0.0")
+    if ended:
+        assert dock.requests() == [b"7"]
+    again = dock.gets(9000, epoch="d2", id="s2/b-x/1.0.0", again=True)
+    later = dock.gets(9001, id="s2/b-x/2.0.0")
+    assert dock.requests() == ([b"9001"] if ended else [b"7", b"9001"])
+    assert sorted(dock.answers()) == [Relayed(token, "delivered") for token in (first, again, later)]
+    dock.restarts()
+    token = dock.gets(9000, id="s2/b-x/1.0.0", again=True)
+    assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
+
+
+def test_of_one_that_waits_here_it_is_looked_for_what_became_of_it_since() -> None:
+    dock = Dock()
+    dock.gets(7, id="s2/b-x/1.0.0")
+    dock.stand.answer(dock.chat, clients("bob"))
+    assert [each.outcome for each in dock.answers()] == ["queued"]
+    bob = dock.stand.bridge("bob")
+    first = dock.stand.deliver(bob)
+    dock.gets(9000, id="s2/b-x/1.0.0", again=True)
+    dock.stand.answer(dock.chat, clients("bob"))
+    again = dock.stand.deliver(bob)
+    assert (again.id, again.meta.get("redelivered")) == (first.id, True)
+    assert [each.outcome for each in dock.answers()] == ["delivered"]
+
+
+def test_one_of_that_id_that_could_not_be_taken_is_new() -> None:
+    dock = Dock(Limits(max_held=1))
+    dock.stand.submit(dock.bridge, "chat", b"all that may be held")
+    dock.gets(7, id="s2/b-x/1.0.0")
+    assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
+    assert dock.requests() == [b"all that may be held"]
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    assert dock.requests() == [b"7"]
+
+
+def test_what_comes_again_on_another_link_is_answered_there() -> None:
+    dock = Dock()
+    dock.gets(7)
+    dock.relinks()
+    again = dock.gets(7, again=True)
+    assert dock.requests() == [b"7"]
+    assert dock.answers() == [Relayed(again, "delivered")]
+
+
+def test_the_answer_is_the_same_in_full() -> None:
+    dock = Dock()
+    dock.gets(7)
+    dock.stand.answer(dock.chat, clients("bob", "nobody"))
+    dock.gets(7, again=True)
+    first, again = dock.answers()
+    assert first[1:] == again[1:] == ("failed:unknown-user", {"queued": 1, "carried": True})
+    assert len(dock.stand.mail("bob")) == 1
+
+
+def test_each_type_each_server_and_each_epoch_counts_for_itself() -> None:
+    dock = Dock()
+    dock.gets(7)
+    dock.gets(7, type_="mail")
+    dock.gets(7, epoch="d3")
+    lane = ["d2", 7, 0]
+    dock.stand.say(dock.bridge, Submit(1, None, "chat", b"7", {"scope": "server", "address": "10.0.0.3", "lane": lane}))
+    assert len(dock.requests()) == 4
+
+
+def test_a_new_epoch_forgets_the_old_one() -> None:
+    """The other server has a new store: its numbers begin anew, and nothing of the old one will come again."""
+    dock = Dock()
+    dock.gets(7, epoch="d2")
+    dock.gets(7, epoch="d3")
+    dock.gets(7, epoch="d3", again=True)
+    assert len(dock.requests()) == 2
+    assert dock.arrived() == [SaveLane("s2", "chat", "d3", 0, {7: "delivered"})]
+
+
+def test_below_the_floor_is_an_echo_and_what_is_known_of_it_is_forgotten() -> None:
+    dock = Dock()
+    for number in (5, 6, 7):
+        dock.gets(number)
+    assert dock.requests() == [b"5", b"6", b"7"]
+    dock.gets(8, 7)
+    assert dock.requests() == [b"8"]
+    dock.answers()
+    echo = dock.gets(6, 5)
+    assert dock.requests() == []
+    assert dock.answers() == [Relayed(echo, "failed:expired", {"carried": True})]
+    lane = dock.stand.state.lanes["s2", "chat"]
+    assert (lane.known, lane.lowest, lane.floor) == (2, 7, 7)
+
+
+def test_what_comes_late_but_above_the_floor_is_new() -> None:
+    dock = Dock()
+    dock.gets(9, 5)
+    dock.gets(6, 5)
+    dock.gets(5, 5)
+    assert dock.requests() == [b"9", b"6", b"5"]
+
+
+@pytest.mark.parametrize(
+    "lane",
+    [
+        None, 7, "d2", [], ["d2", 7], ["d2", 7, 0, 0], [5, 7, 0], ["", 7, 0], ["x" * 65, 7, 0], ["d2", "7", 0],
+        ["d2", 7, None], ["d2", 7.0, 0], ["d2", True, 0], ["d2", 7, 8], ["d2", -1, -2], {"d2": 7},
+    ],
+)  # fmt: skip
+def test_without_a_lane_that_can_be_read_each_is_new(lane: object) -> None:
+    assert lane_of({"lane": lane}) is None
+    dock = Dock()
+    for _ in range(2):
+        dock.stand.relay(dock.peer, "chat", lane=lane)
+    assert len(dock.requests()) == 2
+
+
+def test_of_who_is_not_listed_a_lane_counts_for_nothing() -> None:
+    stand = Stand(Settings("s1", accept="open"))
+    peer, chat = stand.server("stranger"), stand.handler("chat")
+    for _ in range(2):
+        stand.relay(peer, "chat", lane=["d2", 7, 0], again=True)
+    assert len(stand.heard_of(chat, Request)) == 2
+    assert list(stand.store.copy().open().lanes) == []
+
+
+# --- what may be tried again ----------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_taken_is_new_when_it_comes_again() -> None:
+    dock = Dock(Limits(max_held=1))
+    dock.gets(1)
+    dock.gets(2)
+    assert dock.answers()[0].outcome == "failed:overloaded"
+    assert dock.requests() == [b"1"]
+    dock.gets(2)
+    assert dock.requests() == [b"2"]
+    assert [answer.outcome for answer in dock.answers()] == ["delivered", "delivered"]
+
+
+def test_what_no_handler_came_for_is_new_when_it_comes_again() -> None:
+    dock = Dock()
+    dock.stand.say(dock.chat, Goodbye(None))
+    dock.gets(7)
+    dock.stand.wait(5.5)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"]
+    dock.chat = dock.stand.handler("chat")
+    dock.gets(7)
+    assert dock.requests() == [b"7"]
+
+
+def test_nothing_overtakes_what_could_not_be_taken() -> None:
+    dock = Dock(Limits(max_waiting=1))
+    for _ in range(100):  # all the handler has credit for
+        dock.stand.relay(dock.peer, "chat")
+    busy = [request.token for request in dock.stand.heard_of(dock.chat, Request)]
+    dock.gets(1)  # waits
+    dock.gets(2)
+    assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
+    for token in busy:
+        dock.stand.reply(dock.chat, token)
+    dock.answers()
+    assert dock.requests() == [b"1"]
+    dock.gets(3, 1)
+    dock.gets(4, 1)
+    answers = dock.answers()
+    assert [each.outcome for each in answers] == ["delivered", "failed:overloaded", "failed:overloaded"]
+    assert all(not each.meta for each in answers)  # they are to come again
+    for number in (2, 3, 4):
+        dock.gets(number, 2, again=True)
+    assert dock.requests() == [b"2", b"3", b"4"]
+
+
+def test_what_its_sender_has_given_up_holds_up_nothing() -> None:
+    dock = Dock(Limits(handler_wait_s=1.0))
+    dock.stand.say(dock.chat, Goodbye(None))
+    dock.gets(1)
+    dock.stand.wait(3.0)
+    assert [each.outcome for each in dock.answers()] == ["failed:no-handler"]
+    dock.chat = dock.stand.handler("chat")
+    dock.gets(2, 1)
+    assert dock.requests() == []
+    dock.gets(2, 2)
+    assert dock.requests() == [b"2"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_failed_for_good_is_told_so_again(again: bool) -> None:
+    dock = Dock()
+    dock.gets(7, again=again)
+    dock.stand.say(dock.chat, Reply(dock.stand.request(dock.chat).token, 1, [], "no"))
+    dock.gets(7, again=True)
+    assert dock.requests() == []
+    assert [answer.outcome for answer in dock.answers()] == ["failed:handler-failed"] * 2
+
+
+def test_what_was_refused_at_the_door_is_refused_again() -> None:
+    dock = Dock()
+    dock.gets(7, type_="unknown")
+    dock.gets(7, type_="unknown", again=True)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"] * 2
+
+
+# --- over restarts --------------------------------------------------------------------------------------------------
+
+
+def test_of_what_was_sent_from_a_disk_the_outcome_is_written_before_it_is_said() -> None:
+    dock = Dock()
+    dock.gets(7, 5, again=True)
+    request = dock.stand.request(dock.chat)
+    actions = dock.stand.router.receive(dock.chat, Reply(request.token, 0, []), dock.stand.now)
+    kinds = [type(action.message) if isinstance(action, Send) else type(action) for action in actions]
+    assert kinds.index(SaveLane) < kinds.index(Relayed)
+    assert actions[kinds.index(SaveLane)] == SaveLane("s2", "chat", "d2", 5, {7: "delivered"})
+
+
+def test_what_had_ended_before_a_restart_is_not_done_again() -> None:
+    dock = Dock()
+    dock.gets(7, 7, again=True)
+    dock.gets(8, 7, again=True)
+    assert dock.requests() == [b"7", b"8"]
+    dock.restarts()
+    token = dock.gets(8, 7, again=True)
+    assert dock.requests() == []
+    assert dock.answers() == [Relayed(token, "delivered")]
+    dock.gets(9, 7, again=True)
+    assert dock.requests() == [b"9"]
+
+
+def test_what_had_not_ended_is_done_again_and_marked() -> None:
+    dock = Dock()
+    dock.gets(7, again=True)
+    dock.stand.request(dock.chat)
+    dock.restarts()
+    dock.gets(7, again=True)
+    dock.stand.answer(dock.chat, clients("alice", "bob"))
+    assert dock.stand.deliver(dock.bridge).meta["redelivered"] is True
+    assert dock.stand.kept("user/bob")[0].meta["repeated"] is True
+
+
+def test_what_was_sent_once_is_remembered_from_when_it_comes_again() -> None:
+    dock = Dock()
+    dock.gets(7)
+    assert dock.requests() == [b"7"]
+    assert dock.arrived() == []
+    dock.gets(7, again=True)
+    assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {7: "delivered"})]
+    dock.restarts()
+    dock.gets(7, again=True)
+    assert dock.requests() == []
+
+
+def test_what_was_sent_once_is_remembered_within_a_tick_of_its_end() -> None:
+    dock = Dock()
+    dock.gets(7)
+    assert dock.requests() == [b"7"]
+    assert (len(dock.answers()), dock.arrived()) == (1, [])
+    dock.stand.wait(0.5)
+    assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {7: "delivered"})]
+    dock.restarts()
+    token = dock.gets(7, again=True)
+    assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
+
+
+def test_one_that_comes_again_while_it_runs_is_remembered_when_it_ends() -> None:
+    dock = Dock()
+    dock.gets(7)
+    dock.gets(7, again=True)
+    assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {})]
+    assert dock.requests() == [b"7"]
+    assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {7: "delivered"})]
+
+
+def test_a_floor_over_a_restart() -> None:
+    dock = Dock()
+    dock.gets(7, 7, again=True)
+    assert dock.requests() == [b"7"]
+    dock.restarts()
+    token = dock.gets(6, 6, again=True)
+    assert dock.requests() == []
+    assert dock.answers() == [Relayed(token, "failed:expired", {"carried": True})]
+
+
+def test_what_may_be_tried_again_is_not_remembered_over_a_restart_either() -> None:
+    dock = Dock()
+    dock.stand.say(dock.chat, Goodbye(None))
+    dock.gets(7, again=True)
+    dock.stand.wait(5.5)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"]
+    assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {})]
+    dock.restarts()
+    dock.gets(7, again=True)
+    assert dock.requests() == [b"7"]
+
+
+def test_on_a_disk_that_is_full_it_goes_on_and_is_remembered_as_long_as_it_lives() -> None:
+    dock = Dock()
+    dock.stand.store.full = True
+    dock.gets(7, again=True)
+    assert dock.requests() == [b"7"]
+    dock.gets(7, again=True)
+    assert dock.requests() == []
+    assert [answer.outcome for answer in dock.answers()] == ["delivered", "delivered"]
+
+
+# --- native servers -------------------------------------------------------------------------------------------------
+
+
+def submit(dock: Dock, token: int, number: int, **meta: Any) -> None:
+    said = {"scope": "server", "address": "10.0.0.3", "id": "s3/x/1", "lane": ["d3", number, 0]}
+    dock.stand.say(dock.bridge, Submit(token, None, "chat", b"%d" % number, said | meta))
+
+
+def test_what_a_native_server_sends_again_is_done_once_and_reported_each_time() -> None:
+    dock = Dock()
+    submit(dock, 1, 7)
+    submit(dock, 2, 7, again=True)
+    dock.stand.answer(dock.chat, clients("bob"))
+    submit(dock, 3, 7, again=True)
+    assert dock.stand.heard_of(dock.bridge, Report) == [
+        Report(token, 0, None, "s3/x/1", {"bob": "queued"}) for token in (1, 2, 3)
+    ]
+    assert dock.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "report"),
+    [
+        (("alice",), Report(9, 0, None, "s3/x/1", {})),
+        (("bob",), Report(9, 0, None, "s3/x/1", {"0": "queued"})),
+        (("nobody",), Report(9, 1, "unknown-user", "s3/x/1", {"0": "failed:unknown-user"})),
+    ],
+)
+def test_after_a_restart_a_native_server_is_told_the_worst_of_it(targets: tuple[str, ...], report: Report) -> None:
+    dock = Dock()
+    submit(dock, 1, 7, again=True)
+    dock.stand.answer(dock.chat, clients(*targets))
+    if targets == ("alice",):
+        dock.stand.deliver(dock.bridge)
+    dock.restarts()
+    submit(dock, 9, 7, again=True)
+    assert dock.stand.report(dock.bridge) == report
+    assert dock.requests() == []
+    assert dock.stand.heard_of(dock.bridge, Deliver) == []
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_one_lane_only_so_many_numbers_are_known() -> None:
+    out = Effects()
+    arrivals = InboundLanes(out, [])
+    for number in range(MAX_NUMBERS + 10):
+        known, place = arrivals.find("s2", "chat", {"lane": ["d2", number, 0]})
+        assert known is None
+        assert place is not None
+        arrivals.add(place, Case(Kind.RELAY, Link("ipc", b"1"), number, "m", "m"))
+    numbers = arrivals._lanes["s2", "chat"].outcomes
+    assert (len(numbers), min(numbers)) == (MAX_NUMBERS, 10)
+
+
+def test_a_relay_that_is_repeated_very_often_is_answered_each_time() -> None:
+    dock = Dock()
+    tokens = [dock.gets(7, again=number > 0) for number in range(40)]
+    assert dock.requests() == [b"7"]
+    answers = dock.answers()
+    assert sorted(answer.token for answer in answers) == tokens
+    assert {answer.outcome for answer in answers} == {"delivered", "failed:overloaded"}
+    assert answers[-1] == Relayed(tokens[-1], "delivered")
+
+
+def test_relays_in_one_batch_are_taken_one_by_one() -> None:
+    dock = Dock()
+    batch = [Relay(token, "chat", b"1", {"lane": ["d2", 7, 7], "again": True}) for token in (1, 2)]
+    dock.stand.say(dock.peer, *batch)
+    assert dock.requests() == [b"1"]
+    assert dock.answers() == [Relayed(1, "delivered"), Relayed(2, "delivered")]

@@ -1,0 +1,125 @@
+"""Boxes by themselves: counts, numbers and places, and a disk that is not what it was thought to be."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.core.queues import FORGET_EVERY_S, Queue
+from bester.broker.core.values import Settings
+from bester.broker.store_requests import (
+    NUMBERS_A_LIFE,
+    OUTCOME_KEPT_S,
+    End,
+    Fetch,
+    PurgeOutcomes,
+    StoredQueue,
+    is_mailbox,
+    lane,
+    mailbox,
+    owner_of,
+)
+from bester.broker.wire.messages import Confirm, Deliver, Open
+from tests.unit.core_stand import START, Stand, clients
+
+
+@pytest.mark.parametrize("user", ["bob", "lane/s2/t", "a/b", "", "ü\ud800"])
+def test_a_box_says_whose_it_is(user: str) -> None:
+    assert (owner_of(mailbox(user)), is_mailbox(mailbox(user))) == (user, True)
+    assert (owner_of(lane("s2", user)), is_mailbox(lane("s2", user))) == ("s2", False)
+
+
+def test_what_is_on_its_way_does_not_wait_and_what_is_put_back_is_next() -> None:
+    queue = Queue("user/bob", StoredQueue(messages=3, size_bytes=30, lowest=5, sent_upto=6))
+    assert (queue.messages, queue.size_bytes, queue.sent_upto, queue.ready, queue.ack_floor) == (3, 30, 6, 3, 1)
+    queue.mark_inflight(7, 10)
+    queue.mark_inflight(5, 10)
+    queue.cursor = 7
+    assert (queue.ready, queue.ack_floor) == (1, 5)
+    queue.requeue(5)
+    assert (queue.ready, queue.cursor) == (2, 4)
+    queue.requeue(5)
+    queue.requeue(99)
+    assert (queue.ready, queue.cursor) == (2, 4)
+
+
+def town() -> Stand:
+    stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}), now=START - 5.0)
+    stand.wait(5.0)
+    return stand
+
+
+def queue(stand: Stand, *bodies: bytes) -> None:
+    bridge, chat = stand.bridge("alice", name="a"), stand.handler("chat")
+    for body in bodies:
+        stand.submit(bridge, "chat")
+        stand.answer(chat, clients("bob", body=body))
+        assert stand.report(bridge).recipients == {"bob": "queued"}
+
+
+def test_what_a_snapshot_says_is_what_is_counted() -> None:
+    stand = town()
+    queue(stand, b"1", b"22", b"333")
+    snapshot = stand.store.copy().open()
+    assert snapshot.queues == {mailbox("bob"): StoredQueue(3, 6, stand.kept(mailbox("bob"))[0].number, 0)}
+    stand.restart()
+    queues = stand.state.queues
+    assert (queues.messages, queues.size_bytes, list(queues.table)) == (3, 6, [mailbox("bob")])
+    assert queues.next_number == 2 * NUMBERS_A_LIFE
+    assert queues.epoch == snapshot.epoch == "store"
+
+
+def test_a_store_that_was_never_opened_counts_as_the_first_life() -> None:
+    stand = Stand()
+    stand.router = type(stand.router)(stand.settings, epoch="e", first_token=1, now=START, wall_s=START)
+    assert stand.state.queues.next_number == 1
+
+
+def test_outcomes_that_nobody_may_ask_for_are_cleared_away_now_and_then() -> None:
+    stand = town()
+    stand.commits = False
+    stand.wait(3 * FORGET_EVERY_S, step_s=1.0)
+    forgets = [write for write in stand.writes if isinstance(write, PurgeOutcomes)]
+    assert len(forgets) == 3
+    first = forgets[0].before_s
+    assert START <= first + OUTCOME_KEPT_S <= START + FORGET_EVERY_S
+    assert [write.before_s - first for write in forgets] == [0.0, FORGET_EVERY_S, 2 * FORGET_EVERY_S]
+
+
+def test_a_disk_that_has_lost_something_is_not_asked_for_it_for_ever() -> None:
+    stand = town()
+    queue(stand, b"1", b"22", b"333")
+    last = stand.kept(mailbox("bob"))[-1]
+    bob = stand.bridge()
+    stand.store.commit([End(last.number, "delivered")])  # behind the broker's back
+    stand.say(bob, Open(1, "bob"))
+    assert [delivery.body for delivery in stand.heard_of(bob, Deliver)] == [b"1", b"22"]
+    stand.say(bob, Confirm(2))
+    queues = stand.state.queues
+    assert (queues.messages, queues.size_bytes, queues.table) == (0, 0, {})
+    assert stand.reads == []
+    queue(stand)
+
+
+def test_while_some_are_on_their_way_the_rest_that_is_lost_is_not_counted_any_more() -> None:
+    stand = town()
+    queue(stand, b"1", b"22", b"333")
+    for entry in stand.kept(mailbox("bob"))[1:]:
+        stand.store.commit([End(entry.number, "delivered")])
+    bob = stand.bridge("bob")
+    stand.one(bob, Deliver)
+    assert stand.queued == (3, 6)
+    stand.wait(1.0)
+    stand.say(bob, Open(2, "bob"))
+    assert stand.queued == (1, 1)
+    stand.say(bob, Confirm(1))
+    assert stand.queued == (0, 0)
+
+
+def test_what_is_fetched_is_asked_for_once() -> None:
+    stand = town()
+    queue(stand, b"1")
+    bob = stand.bridge()
+    stand.commits = False
+    for session in (1, 2, 3):
+        stand.say(bob, Open(session, "bob"))
+    assert stand.reads == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]

@@ -1,0 +1,160 @@
+"""Durable queues to servers of the native protocol, which a bridge reaches."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.core.values import Link, Notice
+from bester.broker.store_requests import Bounds, lane
+from bester.broker.wire.messages import Forward, Forwarded, Goodbye, Meta, Open, Submit
+from tests.unit.core_office import Office, numbered
+from tests.unit.core_stand import servers
+
+
+def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_one() -> None:
+    office = Office()
+    stand = office.stand
+
+    def opens() -> Link:
+        bridge = stand.join("bridge", "b", {"epoch": "life"})
+        stand.say(bridge, Open(1, "alice"))
+        return bridge
+
+    bridge = opens()
+    stand.say(bridge, Submit(1, 1, "one", b"1", {}))
+    stand.answer(office.one, servers("s2"))
+    stand.restart()  # before the bridge has heard that it waits
+    bridge, office.one = opens(), stand.handler("one")
+    stand.wait(2.5)
+    first = office.up()[0]
+    stand.say(bridge, Submit(1, 1, "one", b"1", {"attempt": 2}))
+    stand.answer(office.one, servers("s2"))
+    assert (stand.report(bridge).recipients, office.relays()) == ({"s2": "queued"}, [])
+    office.answers(first, "failed:no-handler")
+    stand.wait(2.0)
+    again = office.relay()
+    assert (again.meta["id"], again.meta["again"], first.meta.get("again")) == (first.meta["id"], True, None)
+    office.answers(again)
+    assert office.waiting() == []
+
+
+def test_to_a_native_server_it_waits_for_a_bridge() -> None:
+    office = Office()
+    stand = office.stand
+    clock = stand.handler("clock", name="clock")
+    stand.say(office.bridge, Goodbye(None))
+    stand.emit(clock, "clock", servers("s3", body=b"1"))
+    assert [entry.body for entry in stand.kept(lane("s3", "clock"))] == [b"1"]
+    bridge = stand.bridge()
+    stand.wait(0.5)
+    forward = stand.one(bridge, Forward)
+    entry = stand.kept(lane("s3", "clock"))[0]
+    meta: Meta = {
+        "id": entry.id, "root": entry.meta["root"], "origin": "s1", "path": ["s1/clock"], "server": "s1",
+        "lane": ["store", entry.number, entry.number],
+    }  # fmt: skip
+    assert forward.meta.pop("ttl_s") == pytest.approx(Bounds().ttl_s - 0.5)
+    assert forward.meta.pop("wait_s") == office.stand.settings.limits.relay_s
+    assert forward == Forward(forward.token, "10.0.0.3:2223", "clock", b"1", meta)
+    stand.say(bridge, Forwarded(forward.token, "delivered", {"reported": True}))
+    assert stand.kept(lane("s3", "clock")) == []
+
+
+def test_a_native_server_that_cannot_be_reached_is_tried_again_and_its_contact_counts() -> None:
+    office = Office()
+    stand = office.stand
+    office.sends("s3")
+    word: Meta = {"reported": True}
+    for seconds, code, meta in (
+        (0.0, "no-handler", word), (1.0, "unreachable", word), (2.0, "unreachable", {"unsent": True}),
+        (4.0, "unreachable", {}), (8.0, "no-handler", word),
+    ):  # fmt: skip
+        stand.wait(seconds)
+        forward = stand.one(office.bridge, Forward)
+        assert forward.meta.get("again", False) == (seconds == 8.0), "a broken connection says nothing of what it took"
+        stand.say(office.bridge, Forwarded(forward.token, f"failed:{code}", meta))
+    assert office.told() == {"s3": "queued"}
+    stand.submit(office.bridge, "one", session=None, scope="server", address="10.0.0.3")
+    stand.wait(0.5)
+    assert stand.heard_of(office.bridge, Forward) == []
+    stand.wait(0.5)
+    forward = stand.one(office.bridge, Forward)
+    assert forward.meta["again"] is True
+    stand.say(office.bridge, Forwarded(forward.token, "delivered"))
+    assert stand.kept(lane("s3", "one")) == []
+
+
+def test_of_many_on_a_bridge_that_goes_the_next_bridge_gets_them_soon() -> None:
+    office = Office()
+    stand = office.stand
+    other = stand.bridge(name="other")
+    for number in range(20):
+        office.sends("s3", body=b"%d" % number)
+    assert len(stand.heard_of(office.bridge, Forward)) == 20
+    stand.say(office.bridge, Goodbye(None))
+    stand.wait(1.0)
+    forwards = stand.heard_of(other, Forward)
+    got = [*forwards]
+    while forwards:
+        for forward in forwards:
+            stand.say(other, Forwarded(forward.token, "delivered"))
+        forwards = stand.heard_of(other, Forward)
+        got += forwards
+    assert [forward.body for forward in got] == numbered(20)
+    assert all(forward.meta["again"] for forward in got)
+    assert stand.kept(lane("s3", "one")) == []
+
+
+def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_return() -> None:
+    office = Office()
+    stand = office.stand
+    lost = Notice("server-lost", {"server": "s3", "why": "nobody answers at 10.0.0.3:2223"})
+    reached = Notice("server-reached", {"server": "s3"})
+
+    def said() -> list[Notice]:
+        return [notice for notice in stand.notices if notice.event.startswith("server-") and "s3" in str(notice)]
+
+    office.sends("s3")
+    seconds = 0.0
+    for outcome, meta, expected in (
+        ("failed:unreachable", {"unsent": True}, [lost]),
+        ("failed:unreachable", {"unsent": True}, [lost]),
+        ("failed:unreachable", {}, [lost]),
+        ("failed:overloaded", {"unsent": True}, [lost]),  # the bridge had no room: nobody was asked
+        ("failed:no-handler", {"reported": True}, [lost, reached]),  # it has no handler, but it is there
+        ("failed:unreachable", {"reported": True}, [lost, reached]),  # it reports that of one further on
+    ):
+        stand.wait(seconds)
+        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, outcome, meta))
+        assert said() == expected
+        seconds = max(1.0, 2 * seconds)
+
+
+def test_a_native_server_that_dies_with_a_message_in_hand_is_said_and_one_that_is_merely_silent_is_not() -> None:
+    office = Office()
+    stand = office.stand
+    office.sends("s3")
+    for _ in range(2):  # in peace, as besterd ends every connection
+        stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "sent"))
+        stand.wait(1.0)
+    assert [notice.event for notice in stand.notices if notice.event == "server-lost"] == []
+    stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "failed:unreachable"))
+    said = [notice for notice in stand.notices if notice.event == "server-lost"]
+    assert said == [Notice("server-lost", {"server": "s3", "why": "no report came from 10.0.0.3:2223"})]
+
+
+def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
+    office = Office()
+    stand = office.stand
+    office.sends("10.9.9.9:1")
+    for forward in stand.heard_of(office.bridge, Forward):
+        stand.say(office.bridge, Forwarded(forward.token, "failed:unreachable", {"unsent": True}))
+    assert not [notice for notice in stand.notices if notice.event == "server-lost"]
+
+
+def test_a_server_lost_is_said_once() -> None:
+    office = Office()
+    for _ in range(3):
+        office.down()
+    said = [notice for notice in office.stand.notices if notice.event == "server-lost"]
+    assert said == [Notice("server-lost", {"server": "s2", "why": "nothing heard"})]

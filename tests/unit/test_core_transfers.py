@@ -1,0 +1,123 @@
+"""Other servers: by name and by address; and the books of what is on its way to them."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.transfers import Routes, Transfer, Transfers
+from bester.broker.core.values import Link, Route
+from bester.broker.store_requests import Entry, lane
+
+OUT = Link("server", b"s2")
+OTHER = Link("server", b"s3")
+numbers = count(1)
+
+
+def transfer(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0, kept: bool = False) -> Transfer:
+    number, server = next(numbers), link.key.decode()
+    entry = Entry(number, lane(server, type_), f"m.{number}", server, type_, b"1", None, 0.0, {})
+    case = None if kept else Case(Kind.SUBMIT, Link("ipc", b"b"), 1, "m", "m")
+    return Transfer(entry, server, link, Route(server, fabric="ipc:///x"), deadline, case)
+
+
+def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:
+    fabric = Route("s2", fabric="tcp://10.0.0.2:2225")
+    native = Route("s3", native="s3.example:2223")
+    local = Route("s4", fabric="ipc:///run/s4.sock")
+    routes = Routes({route.name: route for route in (fabric, native, local)})
+    assert routes.find("s2") is fabric
+    assert routes.find("10.0.0.2:2225") is fabric
+    assert routes.find("s3") is native
+    assert routes.find("s3.example:2223") is native
+    assert routes.find("s4") is local
+
+
+def test_an_address_may_be_written_in_several_ways() -> None:
+    here, six = Route("here", native="localhost:2223"), Route("six", native="[2001:db8:0:0::1]:2223")
+    routes = Routes({"here": here, "six": six})
+    assert routes.find("127.0.0.1:2223") is routes.find("localhost:2223") is here
+    assert routes.find("[2001:DB8::1]:2223") is six
+    assert routes.find("127.0.0.1:2224") == Route("", native="127.0.0.1:2224")
+
+
+def test_another_address_is_a_server_without_a_name() -> None:
+    assert Routes({}).find("10.1.1.1:2223") == Route("", native="10.1.1.1:2223")
+    assert Routes({}).find("[::1]:2223") == Route("", native="[::1]:2223")
+
+
+def test_neither_a_name_nor_an_address_is_nothing() -> None:
+    for target in ("s9", "", "host:", "host:99999", "a b:1"):
+        assert Routes({}).find(target) is None
+
+
+def test_an_answer_ends_a_leg_once_and_only_on_its_link() -> None:
+    transfers = Transfers(10)
+    one = transfer()
+    transfers.add(1, one)
+    assert transfers.end(1, OTHER) is None
+    assert transfers.end(2, OUT) is None
+    assert transfers.end(1, OUT) is one
+    assert transfers.end(1, OUT) is None
+    assert transfers.count == 0
+
+
+def test_a_lane_is_full_by_itself_and_has_room_again() -> None:
+    transfers = Transfers(2)
+    transfers.add(1, transfer())
+    transfers.add(2, transfer())
+    assert transfers.is_full(lane("s2", "t"))
+    assert not transfers.is_full(lane("s2", "other"))
+    assert not transfers.is_full(lane("s3", "t"))
+    transfers.end(1, OUT)
+    assert not transfers.is_full(lane("s2", "t"))
+    transfers.drop_link(OUT)
+    assert transfers.count == 0
+    assert not transfers._lanes
+
+
+def test_a_link_that_is_lost_takes_only_its_own_with_it() -> None:
+    transfers = Transfers(10)
+    mine, others = transfer(), transfer(OTHER)
+    transfers.add(1, mine)
+    transfers.add(2, others)
+    assert transfers.drop_link(OUT) == [mine]
+    assert transfers.drop_link(OUT) == []
+    assert transfers.end(2, OTHER) is others
+
+
+def test_what_is_late_is_given_up_in_order() -> None:
+    transfers = Transfers(10)
+    late = [transfer(deadline=1.0), transfer(deadline=2.0)]
+    for token, one in enumerate([*late, transfer(deadline=3.0)]):
+        transfers.add(token, one)
+    assert transfers.overdue(2.0) == [(0, late[0]), (1, late[1])]
+    assert transfers.overdue(2.0) == []
+    assert transfers.count == 1
+
+
+def test_what_comes_out_of_a_box_has_a_deadline_of_its_own() -> None:
+    transfers = Transfers(10)
+    kept, quick, patient = transfer(deadline=60.0, kept=True), transfer(deadline=5.0), transfer(deadline=5.0)
+    for token, one in enumerate((kept, quick, patient)):
+        transfers.add(token, one)
+    assert transfers.overdue(4.0) == []
+    assert transfers.overdue(5.0) == [(1, quick), (2, patient)]
+    patient.case = None
+    transfers.extend(2, patient, 70.0)
+    assert transfers.overdue(59.0) == []
+    assert transfers.overdue(60.0) == [(0, kept)]
+    assert transfers.end(2, OUT) is patient
+    assert transfers.overdue(100.0) == []
+
+
+def test_the_floor_of_a_lane_is_its_lowest_number_on_the_way() -> None:
+    transfers = Transfers(10)
+    first, second, other = transfer(), transfer(), transfer(OTHER)
+    for token, one in enumerate((first, second, other)):
+        transfers.add(token, one)
+    assert transfers.floor(lane("s2", "t")) == first.entry.number
+    transfers.end(0, OUT)
+    assert transfers.floor(lane("s2", "t")) == second.entry.number
+    assert transfers.is_inflight(second.entry.id)
+    assert not transfers.is_inflight(first.entry.id)

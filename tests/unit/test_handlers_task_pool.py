@@ -1,0 +1,246 @@
+"""The crew: whatever handlers wait for, every request is carried out once, in a task and a context of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import random
+import threading
+from typing import Any
+
+import pytest
+
+from bester.broker.wire.messages import Request
+from bester.handlers import App, Message
+from bester.handlers.task_pool import OVERDUE, Job, NotBegunError, TaskPool
+
+colour: contextvars.ContextVar[int] = contextvars.ContextVar("colour", default=-1)
+PATIENCE_S = 20.0
+
+
+class Hand:
+    """Gives a crew jobs and collects what became of them."""
+
+    def __init__(self) -> None:
+        self.results: dict[int, Any] = {}
+        self.all_done = asyncio.Event()
+        self.expected = 0
+        self.app = App()
+        self.due: dict[int, float] = {}  # by token, where one is overdue some time
+        self.crew = TaskPool(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
+
+    def job(self, token: int) -> Job:
+        return Request(token, "x", b"%d" % token, None, {}), self.app.routes["x"], 0, 0.0
+
+    def give(self, tokens: range) -> None:
+        self.expected += len(tokens)
+        for token in tokens:
+            self.crew.add(self.job(token))
+        self.crew.wake()
+
+    def done(self, job: Job, result: Any) -> None:
+        assert job[0].token not in self.results
+        self.results[job[0].token] = result
+        if len(self.results) == self.expected:
+            self.all_done.set()
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        self.done(job, error)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_every_job_once_in_its_own_task_and_context(seed: int) -> None:
+    chance = random.Random(seed)
+    hand = Hand()
+    in_a_handler: set[asyncio.Task[Any]] = set()
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> int:
+        me = asyncio.current_task()
+        assert me is not None
+        assert me not in in_a_handler
+        in_a_handler.add(me)
+        try:
+            assert colour.get() == -1
+            if chance.random() < 0.3:
+                colour.set(message.data)
+            for _ in range(chance.choice((0, 0, 0, 1, 2, 5))):
+                await asyncio.sleep(0)
+                assert asyncio.current_task() is me
+            if chance.random() < 0.1:
+                try:
+                    async with asyncio.timeout(0.001):
+                        await asyncio.Event().wait()
+                except TimeoutError:
+                    pass
+            fate = chance.random()
+            if fate < 0.1:
+                raise ValueError(message.data)
+            if fate < 0.15:
+                me.cancel()
+            elif fate < 0.2:
+                me.cancel()
+                await asyncio.sleep(0)
+            return int(message.data)
+        finally:
+            in_a_handler.remove(me)
+
+    given = 0
+    while given < 1000:
+        count = chance.choice((1, 2, 64, 200))
+        hand.give(range(given, given + count))
+        given += count
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE_S):
+        while len(hand.results) < given:
+            hand.all_done.clear()
+            await hand.all_done.wait()
+    for token, result in hand.results.items():
+        assert result == token or isinstance(result, ValueError | asyncio.CancelledError)
+    await hand.crew.close()
+
+
+async def test_handlers_that_do_not_wait_share_one_task() -> None:
+    hand = Hand()
+    tasks = set()
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        tasks.add(asyncio.current_task())
+
+    for start in range(0, 1000, 100):
+        hand.give(range(start, start + 100))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert len(hand.results) == 1000
+    assert len(tasks) == 1
+    await hand.crew.close()
+
+
+async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
+    hand = Hand()
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    hand.give(range(10))
+    await asyncio.sleep(0)  # the first one has begun, and nobody has looked yet
+    hand.expected = 10 - len(left := hand.crew.void())
+    assert len(left) < 10
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert all(isinstance(result, asyncio.CancelledError) for result in hand.results.values())
+    assert {job[0].token for job in left} | set(hand.results) == set(range(10))
+
+    hand.give(range(10, 11))  # and it works on
+    hand.all_done.clear()
+    await asyncio.sleep(0)
+    await hand.crew.close()
+
+
+async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
+    hand = Hand()
+    gate = asyncio.Event()
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> int:
+        await gate.wait()
+        return int(message.data)
+
+    hand.give(range(20))
+    while len(hand.crew._waiting) < 20:
+        await asyncio.sleep(0)
+    hand.due = {3: 5.0, 7: 9.0, 8: 4.0}
+    assert hand.crew.cancel_overdue(3.9) == []
+    assert {job[0].token for job, _ in hand.crew.cancel_overdue(5.0)} == {3, 8}
+    assert hand.crew.cancel_overdue(5.0) == []  # once
+    assert {job[0].token for job in hand.crew.stubborn(math.inf)} == {3, 8}
+    while len(hand.results) < 2:
+        await asyncio.sleep(0)
+    assert hand.crew.stubborn(math.inf) == []
+    gate.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    for token in (3, 8):
+        assert isinstance(hand.results[token], asyncio.CancelledError)
+        assert hand.results[token].args == (OVERDUE,)
+    assert [hand.results[token] for token in range(20) if token not in (3, 8)] == [
+        token for token in range(20) if token not in (3, 8)
+    ]
+    await hand.crew.close()
+
+
+async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> None:
+    """Another thread asks for it while a handler holds the loop: what is queued comes after what the loop has to do."""
+    hand = Hand()
+    seen: list[Any] = []
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        seen.append(message.data)
+        if message.data == 0:
+            asyncio.get_running_loop().call_soon(seen.append, "turn")
+            thread = threading.Thread(target=hand.crew.breathe)
+            thread.start()
+            thread.join()
+
+    hand.give(range(6))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert seen == [0, "turn", 1, 2, 3, 4, 5]
+    await hand.crew.close()
+
+
+async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_the_rest() -> None:
+    hand = Hand()
+    hand.due[2] = 0.0
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        if message.data in (0, 10):
+            hand.crew.breathe()
+        if message.data == 10:
+            void.extend(job[0].token for job in hand.crew.void())
+
+    void: list[int] = []
+    hand.give(range(4))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    assert isinstance(hand.results[2], NotBegunError)
+    hand.give(range(10, 14))
+    while 10 not in hand.results:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert void == [11, 12, 13]
+    assert not {11, 12, 13} & set(hand.results)
+    await hand.crew.close()
+
+
+async def test_a_task_cancelled_long_after_its_handler_ended_harms_nobody() -> None:
+    hand = Hand()
+    kept: list[asyncio.Task[Any]] = []
+
+    @hand.app.handler("x")
+    async def handler(message: Message) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        kept.append(task)
+
+    hand.give(range(1))
+    await hand.all_done.wait()
+    await asyncio.sleep(0)
+    kept[0].cancel()
+    hand.all_done.clear()
+    hand.give(range(1, 2))
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    hand.give(range(2, 3))
+    kept[-1].cancel()
+    hand.all_done.clear()
+    async with asyncio.timeout(PATIENCE_S):
+        await hand.all_done.wait()
+    await hand.crew.close()

@@ -1,0 +1,216 @@
+"""What stands between core and store: first written, then read, then said; and what a store that fails holds up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Link, Notice, Send, Settings
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store_driver import ASKED_AT_ONCE, MAX_ASKED, StoreDriver
+from bester.broker.store_requests import (
+    Committed,
+    End,
+    Enqueue,
+    Entry,
+    Fetch,
+    FindOutcomes,
+    MarkSent,
+    PurgeOutcomes,
+    Read,
+    RecordType,
+    Write,
+)
+from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import Heartbeat
+
+LINK = Link("ipc", b"1")
+BOX = "user/bob"
+KEEP = Enqueue(Entry(1, BOX, "m.0.0", "bob", "chat", b"1", None, 9e9, {}))
+FETCH = Fetch(BOX, 0, 10, 1000)
+OUTCOMES = FindOutcomes("m", "alice", LINK, 7)
+
+
+class Scripted(Router):
+    """A router that says what a test has laid down, and writes down what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
+        self.log: list[Any] = []
+        self.after: list[tuple[Write | Read, list[Action]]] = []
+
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+        self.log.append((list(writes), result.ok))
+        return [action for write in writes for action in self._after(write)]
+
+    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
+        self.log.append((read, answer))
+        return self._after(read)
+
+    def _after(self, this: Write | Read) -> list[Action]:
+        """What it was told to say to this, once."""
+        for pair in self.after:
+            if pair[0] == this:
+                self.after.remove(pair)
+                return pair[1]
+        return []
+
+
+class Unreadable(MemoryStore):
+    """A store that can be told to fail when it is read."""
+
+    readable = True
+
+    def read(self, read: Read) -> Any:
+        if not self.readable:
+            raise BesterError("storage-full", "the disk hums a tune; see that it is well")
+        return super().read(read)
+
+
+class Stand:
+    """A store driver with what it has carried out."""
+
+    def __init__(self) -> None:
+        self.store = Unreadable()
+        self.store.open()
+        self.router = Scripted()
+        self.said: list[Action] = []
+        self.driver = StoreDriver(self.router, self.store, self._carry_out)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Read):
+                self.driver.add([], [action])
+            elif isinstance(action, Write):
+                self.driver.add([action], [])
+            else:
+                self.said.append(action)
+
+    @property
+    def log(self) -> list[Any]:
+        log, self.router.log = self.router.log, []
+        return log
+
+
+@pytest.fixture
+def stand() -> Stand:
+    return Stand()
+
+
+def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
+    stand.driver.add([RecordType("chat"), PurgeOutcomes(1.0, 1000)], [])
+    assert not stand.driver.due
+    stand.driver.run()
+    assert stand.log == []
+    stand.driver.tick()
+    assert stand.log == [([RecordType("chat"), PurgeOutcomes(1.0, 1000)], True)]
+
+
+def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:
+    stand.driver.add([RecordType("chat")], [])
+    stand.driver.add([KEEP, RecordType("mail")], [])
+    stand.driver.run()
+    assert stand.log == [([RecordType("chat"), KEEP, RecordType("mail")], True)]
+    stand.driver.run()
+    assert stand.log == []
+
+
+def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
+    stand.driver.add([KEEP], [])
+    stand.driver.add([RecordType("chat")], [FETCH])
+    stand.driver.run()
+    assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
+
+
+def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(stand: Stand) -> None:
+    sent = Send(LINK, Heartbeat())
+    handed = MarkSent(BOX, 1)
+    stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [RecordType("chat"), FETCH])]
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    found = (FETCH, [KEEP.entry])
+    assert stand.log == [([KEEP], True), found, ([handed], True), ([RecordType("chat")], True), found]
+    assert stand.said == [sent]
+    assert not stand.driver.due
+
+
+def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
+    stand.store.broken = True
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    assert stand.log == [([KEEP], False)]
+    assert not stand.driver.due
+
+
+def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Stand) -> None:
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    stand.store.readable = False
+    stand.driver.add([], [FETCH])
+    stand.driver.run()
+    stand.driver.tick()
+    assert stand.log == [([KEEP], True)]
+    why = {"why": "the disk hums a tune; see that it is well"}
+    assert stand.said == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
+    stand.store.readable = True
+    stand.driver.tick()
+    assert stand.log == [(FETCH, [KEEP.entry])]
+    stand.driver.tick()
+    assert stand.log == []
+
+
+def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
+    stand.store.readable = False
+    stand.driver.add([], [OUTCOMES])
+    stand.driver.tick()
+    stand.driver.tick()
+    assert stand.log == [(OUTCOMES, None)]
+
+
+def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
+    stand = Stand()
+    stand.driver.add([KEEP], [])
+    stand.driver.run()
+    stand.store.broken = True
+    stand.driver.add([End(1, "delivered")], [])
+    stand.driver.tick()
+    assert stand.store.copy().read(FETCH)
+    stand.store.broken = False
+    stand.driver.tick()
+    assert not stand.store.copy().read(FETCH)
+
+
+def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
+    questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
+    stand.driver.add([], [*questions, FETCH])
+    stand.driver.run()
+    assert [read for read, _ in stand.log] == [FETCH, *questions[:ASKED_AT_ONCE]]
+    assert stand.driver.due
+    stand.driver.run()
+    assert [read for read, _ in stand.log] == questions[ASKED_AT_ONCE:]
+    assert not stand.driver.due
+
+
+def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
+    many = [OUTCOMES._replace(token=token) for token in range(100)]
+    one = OUTCOMES._replace(sender="carol", token=100)
+    stand.driver.add([], [*many, one])
+    stand.driver.run()
+    assert [read.token for read, _ in stand.log] == [0, 100, *range(1, ASKED_AT_ONCE - 1)]
+
+
+def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
+    stand.driver.add([], [OUTCOMES] * (MAX_ASKED + 1))
+    assert stand.log == [(OUTCOMES, None)]
+
+
+def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
+    stand.driver.add([], [OUTCOMES] * 10_000)
+    for turn in range(10_000 // ASKED_AT_ONCE):
+        assert stand.driver.due, turn
+        stand.driver.run()
+        assert len(stand.log) == ASKED_AT_ONCE
+    assert not stand.driver.due

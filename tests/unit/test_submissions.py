@@ -1,0 +1,507 @@
+"""A broker that goes and comes back: what was taken in and not reported is held, and submitted again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.bridge.frames import frame
+from bester.bridge.states import State
+from bester.bridge.window import OVERHEAD_BYTES
+from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
+from tests.unit.bridge_stand import ListWire, Scene
+
+LARGE = '"' + "x" * 1000 + '"'
+
+
+def write(scene: Scene, connection: ListWire, *ids: str, data: str = "1") -> None:
+    """Let a client say messages with these ids, in one write."""
+    payloads = [f'{{"payload":{{"type":"t","data":{data},"id":"{id_}"}}}}'.encode() for id_ in ids]
+    scene.bridge.on_bytes(connection, b"".join(map(frame, payloads)))
+    scene.turn()
+
+
+def good(*tokens: int) -> list[Report]:
+    return [Report(token, 0, None, f"s/{token}", {}) for token in tokens]
+
+
+def attempts(messages: list[Submit]) -> list[tuple[int, int]]:
+    return [(message.token, message.meta.get("attempt", 1)) for message in messages]
+
+
+def kinds(messages: list[Message]) -> list[tuple[type, Any]]:
+    """Return what they are, and the token or session."""
+    return [(type(message), next(iter(message))) for message in messages]
+
+
+class TestTheBrokerComesBack:
+    def test_everything_is_submitted_again_in_the_order_of_the_tokens_behind_the_sessions(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        tokens = [
+            scene.submit(connection, id_) for connection, id_ in ((bob, "a"), (alice, "b"), (bob, "c"), (alice, "d"))
+        ]
+        scene.broker(*good(tokens[1]))
+        scene.bridge.on_link_lost("gone")
+        write(scene, alice, "e")
+        scene.sent.clear()
+        scene.bridge.on_link_ready()
+        assert [type(message) for message in scene.sent] == [Open, Open, Submit, Submit, Submit, Submit]
+        again = scene.said(Submit)
+        assert attempts(again) == [(tokens[0], 2), (tokens[2], 2), (tokens[3], 2), (tokens[3] + 1, 1)]
+        assert again[-1].meta == {}
+        scene.broker(*good(*(message.token for message in again)))
+        assert (alice.words(), bob.words()) == (["good b", "good d", "good e"], ["good a", "good c"])
+
+    def test_each_time_counts(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        token = scene.submit(connection)
+        for attempt in (2, 3, 4):
+            scene.bridge.on_link_lost("gone")
+            scene.bridge.on_link_lost("still gone")
+            scene.bridge.on_link_ready()
+            assert attempts(scene.said(Submit)) == [(token, attempt)]
+
+    def test_what_a_client_said_of_its_message_is_said_again(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        body = b'{"payload":{"type":"t","data":1,"id":"i","dedup":"d","ttl_s":5}}'
+        scene.bridge.on_bytes(connection, frame(body))
+        scene.bridge.on_link_ready()
+        assert [message.meta for message in scene.said(Submit)] == [
+            {"dedup": "d", "ttl_s": 5.0},
+            {"dedup": "d", "ttl_s": 5.0, "attempt": 2},
+        ]
+
+    def test_a_report_that_was_on_its_way_counts_and_nothing_is_submitted_after_it(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        token = scene.submit(connection, "a")
+        scene.bridge.on_link_lost("gone")
+        scene.broker(*good(token))
+        assert connection.words() == ["good a"]
+        scene.bridge.on_link_ready()
+        assert scene.said(Submit) == []
+
+    def test_a_server_of_the_native_protocol_is_held_too(self) -> None:
+        scene = Scene()
+        connection = scene.connect()
+        scene.bridge.on_link_lost("gone")
+        scene.bridge.on_bytes(
+            connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}')
+        )
+        assert connection.session.deadline == scene.limits.drain_s
+        scene.bridge.on_link_ready()
+        (submit,) = scene.said(Submit)
+        assert submit.meta == {"scope": "server", "address": "127.0.0.1"}
+        scene.broker(*good(submit.token))
+        assert connection.words() == ["good x"]
+        assert connection.session.state is State.CLOSING
+
+    def test_but_no_longer_than_it_may_wait(self) -> None:
+        scene = Scene()
+        connection = scene.connect()
+        scene.bridge.on_link_lost("gone")
+        scene.bridge.on_bytes(
+            connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}')
+        )
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert connection.words() == ["bad x timeout"]
+        scene.bridge.on_link_ready()
+        assert scene.said(Submit) == []
+
+    def test_what_one_who_stopped_sending_was_told_of_is_not_submitted_again(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.submit(connection, "a")
+        scene.bridge.on_peer_ended(connection)
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert connection.words() == ["bad a timeout"]
+        scene.bridge.on_link_ready()
+        assert scene.said(Submit) == []
+
+
+class TestBounds:
+    def test_after_ten_minutes_there_is_no_hope(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.submit(connection, "a")
+        scene.bridge.on_link_lost("gone")
+        scene.now += 1
+        write(scene, connection, "b")
+        scene.now += scene.limits.hold_s - 1.5
+        scene.bridge.tick()
+        assert connection.words() == []
+        scene.now += 0.5
+        scene.bridge.tick()
+        scene.turn()
+        assert connection.words() == ["bad a unreachable"]
+        scene.bridge.on_link_ready()
+        assert [message.token for message in scene.said(Submit)] == [2]
+
+    @pytest.mark.parametrize("end", ["the broker comes", "nobody comes"])
+    def test_nothing_stays_of_what_was_given_up_before_it_was_ever_submitted(self, end: str) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, "a")
+        scene.bridge.on_peer_ended(connection)
+        scene.now += scene.limits.drain_s
+        scene.bridge.tick()
+        scene.turn()
+        assert connection.words() == ["bad a timeout"]
+        if end == "the broker comes":
+            scene.bridge.on_link_ready()
+            assert scene.said(Submit) == []
+        else:
+            scene.now += 1
+            scene.bridge.tick()
+        assert scene.bridge.inspect().submissions.waiting == 0
+
+    def test_one_who_says_much_meanwhile_is_not_read_from(self) -> None:
+        scene = Scene(unreported=3)
+        connection = scene.log_in()
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, *"abcde")
+        assert not connection.reading
+        scene.bridge.on_link_ready()
+        submits = scene.said(Submit)
+        assert len(submits) == 3
+        scene.broker(*good(*(message.token for message in submits)))
+        assert len(scene.said(Submit)) == 2
+        assert connection.words() == ["good a", "good b", "good c"]
+        assert connection.reading
+
+    def test_with_too_much_held_in_all_nobody_is_read_from_until_reports_come(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.bridge.on_link_lost("gone")
+        write(scene, alice, "a", data=LARGE)
+        write(scene, bob, "b")
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.bridge.on_link_ready()
+        first, second = scene.said(Submit)
+        scene.broker(*good(second.token))
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.broker(*good(first.token))
+        assert (alice.reading, bob.reading) == (True, True)
+
+    def test_nor_where_the_broker_has_it_and_does_not_report(self) -> None:
+        scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
+        connections = [scene.log_in(user) for user in ("alice", "bob", "carol")]
+        tokens = [scene.submit(connection) for connection in connections]
+        assert [connection.reading for connection in connections] == [True, True, True]
+        tokens.append(scene.submit(connections[0]))
+        tokens += [scene.submit(connection) for connection in connections[1:]]
+        assert [connection.reading for connection in connections] == [False, False, False]
+        scene.broker(*good(*tokens[:2]))
+        assert [connection.reading for connection in connections] == [False, False, False]
+        scene.broker(*good(tokens[2]))
+        assert [connection.reading for connection in connections] == [True, True, True]
+
+    def test_a_delivery_to_the_sender_makes_room_too(self) -> None:
+        scene = Scene(held_bytes=OVERHEAD_BYTES)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        token = scene.submit(alice)
+        scene.command(bob, "nothing", None)
+        assert (alice.reading, bob.reading) == (False, False)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, alice.session.number]], token, {"message": "s/1"}))
+        assert (alice.reading, bob.reading) == (True, True)
+
+    def test_what_those_who_have_gone_had_said_counts_as_far_as_it_is_kept(self) -> None:
+        scene = Scene(held_bytes=2 * OVERHEAD_BYTES, gone_messages=2)
+        alice, carol, bob = scene.log_in("alice"), scene.log_in("carol"), scene.log_in("bob")
+        write(scene, alice, "a", "b")
+        write(scene, carol, "c")
+        tokens = [submit.token for submit in scene.said(Submit)]
+        scene.bridge.on_connection_gone(alice)
+        scene.bridge.on_connection_gone(carol)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        assert scene.bridge.inspect().paused == 1
+        scene.broker(*good(tokens[2]))
+        assert not bob.reading
+        scene.broker(*good(tokens[0]))
+        assert bob.reading
+
+    def test_who_has_less_than_a_fair_share_is_read_from_and_others_say_no_more(self) -> None:
+        scene = Scene(held_bytes=10 * OVERHEAD_BYTES, max_connections=5)
+        greedy, modest = scene.log_in("alice", acks=True), scene.log_in("bob")
+        scene.broker(
+            Deliver(1, "s/1.0", "t", b"1", [[0, greedy.session.number]], None, {})
+        )  # it is to acknowledge that
+        write(scene, greedy, *(str(number) for number in range(50)))
+        assert len(scene.said(Submit)) == 10
+        scene.command(modest, "nothing", None)
+        assert modest.reading
+        write(scene, modest, "m", "n")
+        assert len(scene.said(Submit)) == 2
+        assert not modest.reading, "that was a fair share"
+
+    def test_one_who_goes_and_whose_words_are_not_kept_makes_room_for_the_others(self) -> None:
+        scene = Scene(held_bytes=1000, gone_messages=0)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, "a", data=LARGE)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        scene.bridge.on_connection_gone(alice)
+        scene.turn()
+        assert bob.reading
+
+    def test_one_who_has_something_to_acknowledge_is_read_from_all_the_same(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
+        write(scene, alice, "a", data=LARGE)
+        (submit,) = scene.said(Submit)
+        scene.command(bob, "nothing", None)
+        assert (alice.reading, bob.reading) == (False, False)
+        targets = [[0, bob.session.number]]
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", targets, submit.token, {"message": "s/1"}))
+        assert (alice.reading, bob.reading) == (False, True)
+        scene.command(bob, "ack", ["s/1.0.0"])
+        assert (alice.reading, bob.reading) == (True, True)
+        assert alice.words() == ["good a"]
+
+    def test_and_when_it_has_it_waits_like_everybody(self) -> None:
+        scene = Scene(held_bytes=1000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
+        write(scene, alice, "a", data=LARGE)
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]]))
+        scene.command(bob, "nothing", None)
+        assert bob.reading
+        scene.command(bob, "ack", ["s/1.0.0"])
+        assert not bob.reading
+
+    def test_many_small_ones_are_much(self) -> None:
+        scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
+        connection = scene.log_in()
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, "a", "b", "c")
+        reading = [connection.reading]
+        write(scene, connection, "d")
+        reading.append(connection.reading)
+        scene.bridge.on_link_ready()
+        scene.broker(*good(1))
+        assert [*reading, connection.reading] == [True, False, True]
+
+    def test_what_nobody_waits_for_any_more_is_held_for_a_while_and_counts(self) -> None:
+        scene = Scene(held_bytes=1000, gone_messages=0)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.bridge.on_link_lost("gone")
+        write(scene, alice, "a", data=LARGE)
+        scene.bridge.on_connection_gone(alice)
+        scene.command(bob, "nothing", None)
+        assert not bob.reading
+        scene.bridge.tick()
+        assert bob.reading
+
+    def test_a_full_link_keeps_everybodys_order(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.full = True
+        write(scene, connection, "a")
+        scene.full = False
+        write(scene, connection, "b")
+        assert [(message.token, message.meta) for message in scene.said(Submit)] == [(1, {}), (2, {})]
+        assert connection.words() == []
+
+    def test_and_what_was_not_said_on_it_was_not_attempted(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        token = scene.submit(connection, "a")
+        scene.full = True
+        write(scene, connection, "b")
+        scene.bridge.on_link_lost("gone")
+        scene.full = False
+        scene.bridge.on_link_ready()
+        assert attempts(scene.said(Submit)) == [(token, 2), (token + 1, 1)]
+
+    def test_a_link_that_takes_a_few_at_a_time_gets_all_of_them_in_order(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, *(str(number) for number in range(10)))
+        taken: list[Message] = []
+
+        def three(messages: list[Message]) -> int:
+            taken.extend(messages[:3])
+            return len(messages[:3])
+
+        scene.send_all = three  # type: ignore[method-assign,assignment]  # a link with little room
+        scene.bridge.on_link_ready()
+        for _ in range(3):
+            assert len(taken) % 3 == 0
+            scene.bridge.tick()
+        assert [message.token for message in taken if isinstance(message, Submit)] == list(range(1, 11))
+
+
+class TestWhoHasGone:
+    def test_what_was_said_is_submitted_again_within_a_session_of_its_own(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        tokens = [scene.submit(connection) for connection in (alice, bob, alice, bob)]
+        scene.bridge.on_connection_gone(alice)
+        assert scene.said(Close) == [Close(alice.session.number)]
+        scene.bridge.on_link_lost("gone")
+        scene.sent.clear()
+        scene.bridge.on_link_ready()
+        a, b = alice.session.number, bob.session.number
+        assert kinds(scene.sent) == [
+            (Open, b), (Open, a), (Submit, tokens[0]), (Submit, tokens[1]), (Submit, tokens[2]), (Close, a),
+            (Submit, tokens[3]),
+        ]  # fmt: skip
+        scene.broker(*good(*tokens))
+        assert (alice.words(), len(bob.words())) == ([], 2)
+        scene.bridge.on_link_lost("gone")
+        scene.sent.clear()
+        scene.bridge.on_link_ready()
+        assert scene.sent == [Open(b, "bob")]
+
+    def test_also_where_it_goes_while_there_is_no_broker(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        token = scene.submit(connection)
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, "b")
+        scene.bridge.on_connection_gone(connection)
+        scene.sent.clear()
+        scene.bridge.on_link_ready()
+        number = connection.session.number
+        assert kinds(scene.sent) == [(Open, number), (Submit, token), (Submit, token + 1), (Close, number)]
+
+    def test_on_a_full_link_the_end_stays_behind_the_words(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.full = True
+        write(scene, connection, "a")
+        scene.bridge.on_connection_gone(connection)
+        scene.full = False
+        scene.sent.clear()
+        scene.bridge.tick()
+        assert [type(message) for message in scene.sent] == [Submit, Close]
+
+    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 2)}])
+    def test_no_more_of_it_than_there_is_a_place_for(self, limits: dict[str, int]) -> None:
+        scene = Scene(**limits)
+        connection = scene.log_in()
+        tokens = [scene.submit(connection) for _ in range(4)]
+        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_link_lost("gone")
+        scene.bridge.on_link_ready()
+        assert [message.token for message in scene.said(Submit)] == tokens[:2]
+
+    def test_places_become_free_with_reports_and_with_time(self) -> None:
+        scene = Scene(gone_messages=1)
+        for end in ("report", "delivery", "time"):
+            connection = scene.log_in()
+            token = scene.submit(connection)
+            scene.bridge.on_connection_gone(connection)
+            scene.bridge.on_link_lost("gone")
+            scene.bridge.on_link_ready()
+            assert attempts(scene.said(Submit)) == [(token, 2)], end
+            other = scene.log_in("bob")
+            if end == "report":
+                scene.broker(*good(token))
+            elif end == "delivery":
+                scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, other.session.number]], token, {"message": "s/1"}))
+            else:
+                scene.now += scene.limits.hold_s
+                scene.bridge.tick()
+            scene.bridge.on_connection_gone(other)
+            scene.bridge.on_link_lost("gone")
+            scene.bridge.on_link_ready()
+            assert scene.said(Submit) == [], end
+
+    def test_a_server_too(self) -> None:
+        scene = Scene()
+        connection = scene.connect()
+        scene.bridge.on_bytes(connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m"}}'))
+        (first,) = scene.said(Submit)
+        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_link_ready()
+        assert scene.sent == [first._replace(meta={**first.meta, "attempt": 2})]
+
+
+class TestTheEnd:
+    def test_without_a_broker_everybody_is_told_so(self) -> None:
+        scene = Scene(unreported=2)
+        connection, server = scene.log_in(), scene.connect()
+        scene.submit(connection, "a")
+        scene.bridge.on_link_lost("gone")
+        write(scene, connection, *"bcde")
+        scene.bridge.on_bytes(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+        scene.bridge.shut_down()
+        scene.turn()
+        assert (connection.words(), server.words()) == ([], [])
+        scene.bridge.give_up()
+        scene.turn()
+        assert connection.words() == [f"bad {id_} unreachable" for id_ in "abcde"]
+        assert server.words() == ["bad x unreachable"]
+        assert (connection.session.state, server.session.state) == (State.CLOSING, State.CLOSING)
+        scene.bridge.on_link_ready()
+        assert scene.said(Submit) == []
+
+    def test_with_one_that_does_not_report_their_time_is_over(self) -> None:
+        scene = Scene()
+        connection = scene.log_in()
+        scene.submit(connection, "a")
+        scene.bridge.shut_down()
+        scene.bridge.give_up()
+        scene.turn()
+        assert connection.words() == ["bad a timeout"]
+        assert scene.said(Close) == [Close(connection.session.number)]
+
+
+@pytest.mark.parametrize("end", ["reported", "timed out", "gone", "gone and reported", "given up"])
+def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
+    scene = Scene(hold_s=10.0, drain_s=10.0, unreported=4)
+    connection, server = scene.log_in(), scene.connect()
+    write(scene, connection, *"abcdef", data=LARGE)
+    scene.command(connection, "outcome", "s/1", "q")
+    scene.bridge.on_bytes(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
+    assert 4000 < scene.bridge.inspect().submissions.unreported_bytes < 4000 + 6 * (OVERHEAD_BYTES + 10)
+    if end == "given up":
+        scene.bridge.give_up()
+    elif end == "timed out":
+        for peer in (connection, server):
+            scene.bridge.on_peer_ended(peer)
+        for _ in range(3):
+            scene.now += scene.limits.drain_s
+            scene.bridge.tick()
+            scene.bridge.on_link_lost("gone")
+    elif end.startswith("gone"):
+        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_gone(server)
+        assert scene.bridge.inspect().submissions.unreported_bytes > 4000
+    for _ in range(3):
+        if end == "gone":
+            scene.bridge.on_link_lost("gone")
+            scene.now += scene.limits.hold_s
+            scene.bridge.tick()
+        scene.broker(*good(*(submit.token for submit in scene.said(Submit))))
+        scene.broker(*(Answer(ask.token, 0, {}) for ask in scene.said(Ask)))
+    left = scene.bridge.inspect().submissions
+    assert (left.unreported_bytes, left.queued_bytes, left.departed_bytes) == (0, 0, 0)
+
+
+def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:
+    scene = Scene()
+    alice, bob = scene.log_in("alice"), scene.log_in("bob")
+    token = scene.submit(alice, "a")
+    bob.blocked = True
+    scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
+    scene.bridge.on_link_lost("gone")
+    scene.bridge.on_link_ready()
+    bob.unblock()
+    scene.turn()
+    assert alice.words() == []
+    assert attempts(scene.said(Submit)) == [(token, 2)]
+    scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
+    assert alice.words() == ["good a"]
+    assert scene.said(Confirm) == [Confirm(1, [], [])]

@@ -1,0 +1,39 @@
+"""A wall clock for the processes of a test, which the test sets. What shows it, and what does not: `prelude`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+PRELUDE = Path(__file__).parent / "prelude"
+
+
+class WallClock:
+    """One clock, kept in a file; processes that are started with `env` see it. `ahead_s`: of the machine's own."""
+
+    def __init__(self, file: Path, ahead_s: float = 0.0) -> None:
+        self._file = file
+        self.ahead_s = ahead_s
+        self.set(ahead_s)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a process must have in its environment."""
+        return {"BESTER_TEST_CLOCK": str(self._file), "PYTHONPATH": path()}
+
+    def set(self, ahead_s: float) -> None:
+        """Set the clock; whoever looks at it sees the old time or the new one."""
+        new = self._file.with_suffix(".new")
+        new.write_text(repr(ahead_s))
+        os.replace(new, self._file)
+        self.ahead_s = ahead_s
+
+    def now_s(self) -> float:
+        """What the clock shows, in seconds since 1970."""
+        return time.time() + self.ahead_s
+
+
+def path(*before: str) -> str:
+    """Return a PYTHONPATH with the prelude in it, behind these."""
+    return os.pathsep.join(filter(None, (*before, str(PRELUDE), os.environ.get("PYTHONPATH"))))

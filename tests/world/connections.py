@@ -1,0 +1,203 @@
+"""A client's connection to a bridge: bytes both ways, as slow and as breakable as the bridge that has it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bester.bridge.outqueue import OutQueue
+from bester.bridge.ports import Waiting
+from bester.bridge.session import Session
+from bester.bridge.states import State
+
+if TYPE_CHECKING:
+    from tests.world.bridges import SimBridge
+
+
+class Connection:
+    """A `Wire`, and the client's socket at its other end: bytes in both directions, in order, until it is cut.
+
+    `lost` gathers what had left the bridge and never came to the client.
+    """
+
+    __slots__ = (
+        "_cut",
+        "_ending",
+        "_held",
+        "_last_down",
+        "_last_up",
+        "_over",
+        "_under_way",
+        "abort_code",
+        "bridge",
+        "core",
+        "dirty",
+        "lost",
+        "on_bytes",
+        "on_lost",
+        "out",
+        "reading",
+        "session",
+        "slow_s",
+        "stalled_bytes",
+        "stalled_since",
+        "world",
+    )  # fmt: skip
+
+    session: Session  # given by the bridge's `admit`
+
+    def __init__(
+        self, bridge: SimBridge, host: str, *, on_bytes: Callable[[bytes], None], on_lost: Callable[[], None],
+        slow_s: float,
+    ) -> None:  # fmt: skip
+        self.world = bridge.world
+        self.bridge = bridge
+        assert bridge.core is not None
+        self.core = bridge.core
+        self.on_bytes = on_bytes
+        self.on_lost = on_lost
+        self.slow_s = slow_s
+        self.lost: list[bytes] = []
+        self._under_way: list[bytes] = []  # to the client
+        self._held: list[bytes] = []  # to the bridge, which does not read
+        self._cut = False  # nothing passes any more
+        self._over = False  # the bridge knows
+        self._ending = False
+        self._last_down = self._last_up = 0.0
+        self.out: OutQueue[Waiting] = OutQueue()
+        self.dirty = False
+        self.abort_code: str | None = None
+        self.reading = True
+        self.stalled_since = 0.0
+        self.stalled_bytes = 0
+        self.core.admit(self, host)
+        bridge.connections[self] = None
+
+    # --- what the client does ---
+
+    def write(self, data: bytes) -> None:
+        """Bytes for the bridge."""
+        if not self._cut:
+            self._last_up = max(self._last_up, self.world.now + self.world.random.random() * 0.01)
+            self.world.at(self._last_up, partial(self._arrive_up, data))
+
+    def hang_up(self) -> None:
+        """The client closes its socket, or its process is gone."""
+        if not self._cut:
+            self._last_up = max(self._last_up, self.world.now + 0.005)
+            self.world.at(self._last_up, self._gone)
+            self._break()
+
+    def _arrive_up(self, data: bytes) -> None:
+        if self._cut or self._over:
+            return
+        if self.reading:
+            self.core.on_bytes(self, data)
+        else:
+            self._held.append(data)
+
+    # --- what befalls it ---
+
+    def cut(self, bridge_notices_s: float, client_notices_s: float) -> None:
+        """The network between them is gone; what is on its way is lost, and each notices in its time."""
+        if self._cut:
+            return
+        self._break()
+        self.world.after(bridge_notices_s, self._gone)
+        self.world.after(client_notices_s, self.on_lost)
+
+    def _break(self) -> None:
+        self._cut = True
+        self.lost += self._under_way
+        self._under_way.clear()
+
+    def _gone(self) -> None:
+        if not self._over:
+            self._over = True
+            self.bridge.connections.pop(self, None)
+            self.core.on_connection_gone(self)
+
+    def died(self) -> None:
+        """The bridge's process is gone; the client's system is told so."""
+        self._over = True
+        if not self._cut:
+            self._break()
+            self.world.after(self.world.random.choice((0.0, 0.01, 1.0)), self.on_lost)
+
+    # --- what the bridge does ---
+
+    def flush(self) -> None:
+        """Hand what is queued to the socket, a chunk at a time."""
+        if self._over or self._ending:
+            return
+        chunk = self.out.take(self.core.limits.write_chunk)
+        while chunk:
+            if self.slow_s and self.world.random.random() < 0.5:
+                self.core.on_blocked(self)
+                arrives = self.world.random.random() < 0.5  # before it is known to have left, or after
+                if arrives:
+                    self._send(chunk)
+                self.world.after(
+                    self.world.random.random() * self.slow_s, partial(self._left, b"" if arrives else chunk)
+                )
+                return
+            self._send(chunk)
+            self.core.on_bytes_sent(self, self.out.on_sent())
+            chunk = self.out.take(self.core.limits.write_chunk)
+        if self.session.state is State.CLOSING and not self.out.in_flight:
+            self._end()
+
+    def _left(self, chunk: bytes) -> None:
+        if self._over:
+            return
+        if chunk:
+            self._send(chunk)
+        self.core.on_bytes_sent(self, self.out.on_sent())
+        self.flush()
+
+    def _send(self, chunk: bytes) -> None:
+        if self._cut:
+            self.lost.append(chunk)
+            return
+        self._under_way.append(chunk)
+        self._last_down = max(self._last_down, self.world.now + self.world.random.random() * 0.01)
+        self.world.at(self._last_down, partial(self._arrive_down, chunk))
+
+    def _arrive_down(self, chunk: bytes) -> None:
+        if not self._cut:
+            self._under_way.pop(0)
+            self.on_bytes(chunk)
+
+    def _end(self) -> None:
+        self._ending = True
+        self.core.on_all_sent(self)
+        self._last_down = max(self._last_down, self.world.now)
+        self.world.at(self._last_down, self._hear_end)
+        self.world.after(0.1, self._gone)
+
+    def _hear_end(self) -> None:
+        if not self._cut:
+            self._cut = True
+            self.on_lost()
+
+    def read(self, on: bool) -> None:
+        """Read on, or let the peer wait."""
+        self.reading = on
+        if on and self._held:
+            held, self._held = self._held, []
+            for data in held:
+                self.world.after(0.0, partial(self._arrive_up, data))
+
+    def unsent_bytes(self) -> int:
+        """Return what the socket has not yet taken over of the chunk in flight."""
+        return self.out.taken_bytes - self.out.sent_bytes
+
+    def abort(self, why: str) -> None:
+        """Cut the connection."""
+        if why:
+            self.world.tell(self.bridge.name, "cuts a connection", why)
+        if not self._cut:
+            self._break()
+            self.world.after(0.0, self.on_lost)
+        self.world.after(0.0, self._gone)

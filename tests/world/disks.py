@@ -1,0 +1,73 @@
+"""The disk of a server: a store in memory that survives its process, and the points of a commit where that may end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store_requests import PRESSING, Committed, Read, RecordRemote, Snapshot, Write
+
+if TYPE_CHECKING:
+    from tests.world.servers import SimServer
+
+BEFORE, AFTER, MEANWHILE = "before the commit", "after the commit", "while sending"
+TRAPS = (BEFORE, AFTER, MEANWHILE)
+
+
+class CrashedError(Exception):
+    """The process has ended in the middle of what it was doing."""
+
+
+class Disk:
+    """A Store, for the shell of one server: tells the story of what is written to `store` and read from it.
+
+    A crash may fall right before or after a commit that somebody waits for: the server falls into its traps here.
+    """
+
+    def __init__(self, server: SimServer, store: MemoryStore) -> None:
+        self.store = store
+        self.unnoted: set[tuple[Any, str]] = set()
+        """What waits elsewhere, and there was no room to remember that: (message, target)."""
+        self._server = server
+
+    def open(self) -> Snapshot:
+        """Count a life."""
+        return self.store.open()
+
+    def commit(self, writes: Sequence[Write]) -> Committed:
+        """Write a group; where a trap is laid, the process ends here."""
+        server = self._server
+        pressing = any(type(write) in PRESSING for write in writes)
+        if pressing:
+            server.fall_into(BEFORE)
+        result = self.store.commit(writes)
+        if writes and server.world.telling:
+            server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
+        if not result.ok:
+            notes = [write.entry for write in writes if type(write) is RecordRemote]
+            self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
+        if pressing:
+            server.fall_into(AFTER)
+        return result
+
+    def read(self, read: Read) -> Any:
+        """Read."""
+        answer = self.store.read(read)
+        self._server.world.tell(self._server.name, "reads", (read, answer))
+        return answer
+
+    def close(self) -> None:
+        """Keep all of it."""
+
+    def fill(self, seconds: float, *, wholly: bool) -> None:
+        """It is full for a while; `wholly`: there is no room even to say what has ended."""
+        world, name = self._server.world, self._server.name
+        world.tell(name, "DISK IS FULL", f"for {seconds:.1f} s{', wholly' if wholly else ''}")
+        self.store.full, self.store.broken = True, wholly
+
+        def room() -> None:
+            world.tell(name, "DISK HAS ROOM")
+            self.store.full = self.store.broken = False
+
+        world.after(seconds, room)

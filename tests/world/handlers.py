@@ -1,0 +1,139 @@
+"""A handler: a worker on a fabric link that holds requests and does with them what its behaviour says."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from itertools import count
+
+from bester.broker.wire.link_client import LinkClient
+from bester.broker.wire.messages import Command, Emit, Error, Heartbeat, Meta, Outcome, Reply, Request
+from tests.world.clock import BrokenRuleError, World
+from tests.world.links import SimLink
+from tests.world.network import Messages, Weather
+from tests.world.servers import SimServer
+
+
+class Fate(Enum):
+    """What a request may come to instead of a reply."""
+
+    SILENT = "it is never answered"
+    DIES = "the handler's process ends over it"
+
+
+Behaviour = Callable[[Request], Reply | Fate]
+
+
+class SimHandler:
+    """A worker whose HELLO says `options`: types, credit, the order of types. From `fastest_s` to `slowest_s` is how
+    long it takes over a request; requests of a type that has an order it takes one after the other."""
+
+    def __init__(
+        self, world: World, server: SimServer, name: str, options: Meta, behaviour: Behaviour, *,
+        weather: Weather | None = None, fastest_s: float = 0.0, slowest_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.world = world
+        self.server = server
+        self.name = name
+        self.types: list[str] = options["types"]
+        self.credit: int = options["credit"]
+        self.behaviour = behaviour
+        self.on_request: Callable[[Request], None] = lambda request: None
+        self.outcomes: dict[int, Outcome] = {}
+        self.deaths: list[Request] = []
+        """What it died over."""
+        self.owes = False
+        """Did it keep silent about something that it was given?"""
+        self._ordered = frozenset(options.get("order", ()))
+        self._tokens = count(1)
+        self._took = (fastest_s, slowest_s)
+        self._held: dict[int, Request] = {}
+        self._line: deque[Request] = deque()
+        self._life = 0
+        self._thaw_at = 0.0
+        weather = weather or Weather()
+        self.link = SimLink(
+            world, lambda: server, LinkClient("handler", name, options), weather, weather,
+            on_messages=self._received, on_ready=lambda: None, on_lost=self._on_lost,
+        )  # fmt: skip
+
+    def _on_lost(self, why: str) -> None:
+        self._held.clear()
+        self._line.clear()
+        self.owes = False
+        self._life += 1
+
+    def die(self) -> None:
+        """The process ends, and comes back under a new link."""
+        self.world.tell(self.name, "DIES")
+        self.link.crash(self.world.random.uniform(0.1, 3.0))
+
+    def freeze(self, seconds: float) -> None:
+        """The process is stopped for a while; then it goes on where it was."""
+        self.world.tell(self.name, "FREEZES", f"for {seconds:.1f} s")
+        self._thaw_at = max(self._thaw_at, self.world.now + seconds)
+        self.link.party.sent(self._thaw_at)  # no heartbeats meanwhile
+
+    def emit(self, type_: str, said: list[Command], id_: str | None = None) -> int:
+        """Act of its own initiative; returns the token that the outcome will have."""
+        token = next(self._tokens)
+        self.link.send(Emit(token, type_, said, {} if id_ is None else {"id": id_}))
+        return token
+
+    def _received(self, messages: Messages) -> None:
+        for message in messages:
+            if type(message) is Request:
+                self._request(message)
+            elif type(message) is Outcome:
+                if message.token in self.outcomes:
+                    raise BrokenRuleError(f"{self.name}: a second outcome {message}")
+                self.outcomes[message.token] = message
+            elif type(message) is Error:
+                if message.code != "unknown-token":
+                    self.world.tell(self.name, "is told", message)
+            elif type(message) is not Heartbeat:
+                raise BrokenRuleError(f"{self.name} was sent {message}")
+
+    def _request(self, request: Request) -> None:
+        self._held[request.token] = request
+        if len(self._held) > self.credit:
+            raise BrokenRuleError(f"{self.name} holds {len(self._held)} requests; its credit is {self.credit}")
+        self.on_request(request)
+        if request.type in self._ordered:
+            self._line.append(request)
+            if len(self._line) > 1:
+                return
+        self._take_on(request)
+
+    def _take_on(self, request: Request) -> None:
+        life = self._life
+        self._after(self.world.random.uniform(*self._took), lambda: self._work(request, life))
+
+    def _after(self, delay_s: float, call: Callable[[], None]) -> None:
+        def when_awake() -> None:
+            if self.world.now < self._thaw_at:
+                self.world.after(self._thaw_at - self.world.now, when_awake)
+            else:
+                call()
+
+        self.world.after(delay_s, when_awake)
+
+    def _work(self, request: Request, life: int) -> None:
+        said = self.behaviour(request)
+        if said is Fate.DIES:
+            if life == self._life:
+                self.deaths.append(request)
+                self.die()
+            return
+        if said is Fate.SILENT:
+            self.owes = True
+            if request.type in self._ordered:  # it hangs: what stands behind it has to wait
+                return
+        elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
+            self._held.pop(request.token, None)
+            self.link.send(said)
+        if life == self._life and request.type in self._ordered:
+            self._line.popleft()
+            if self._line:
+                self._take_on(self._line[0])

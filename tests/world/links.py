@@ -1,0 +1,189 @@
+"""The connecting side of a fabric link: a real Party, its timers, and a new socket whenever it asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from bester.broker.core.values import Link
+from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
+from bester.broker.wire.messages import Malformed, Message
+from tests.world.clock import World
+from tests.world.network import Messages, Pipe, Weather
+
+if TYPE_CHECKING:
+    from tests.world.servers import SimServer
+
+Door = Callable[[], "SimServer | None"]
+"""Where a link leads when it is connected; None: nobody listens there, and what is sent is lost."""
+
+
+class SimLink:
+    """A link to the server behind `door`. Batches of what the server says go to `on_messages`.
+
+    `weather` is that on the way there and back.
+    """
+
+    def __init__(
+        self, world: World, door: Door, party: LinkClient, there: Weather, back: Weather, *,
+        on_messages: Callable[[Messages], None], on_ready: Callable[[], None], on_lost: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.world = world
+        self.party = party
+        self.name = f"{party.hello.role}:{party.hello.name}"
+        self.weather = (there, back)
+        self._door = door
+        self._server: SimServer | None = None
+        self._on_messages = on_messages
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._link: Link | None = None
+        self._up: Pipe
+        self._down: Pipe
+        self._timer = 0
+        self._away = 0  # attempts to open that a crash has overtaken
+        self._lain: list[tuple[Link, Messages]] | None = None  # while it is frozen: what has come
+        self._open()
+
+    @property
+    def link(self) -> Link | None:
+        """Its name at the server, None while there is no socket."""
+        return self._link
+
+    # --- a BrokerPort ---
+
+    def send(self, message: Message) -> bool:
+        """Send a message; False where there is no link now."""
+        return self.send_all((message,)) == 1
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Send messages as one batch; returns how many."""
+        if self._link is None or self.party.state in (State.DOWN, State.GREETING):
+            return 0
+        self._up.send(messages)
+        self.party.sent(self.world.now)
+        return len(messages)
+
+    # --- what befalls it ---
+
+    def crash(self, down_s: float, party: LinkClient | None = None) -> None:
+        """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
+        self._shut(politely=self.world.random.random() < 0.5)
+        hello = self.party.hello
+        self.party = party or LinkClient(hello.role, hello.name, hello.options)
+        self._lain = None
+        self._away += 1
+        away = self._away
+        self._on_lost("crashed")
+        self.world.after(down_s, lambda: self._open() if away == self._away else None)
+
+    def reidentify(self) -> None:
+        """The connection broke and ZeroMQ made a new one: same socket here, another identity there."""
+        if self._link is None:
+            return
+        self._forget(self._link)
+        self._up.closed = self._down.closed = True
+        self._connect()
+
+    def leave(self) -> None:
+        """Say goodbye, and stay until it is answered."""
+        self._do(self.party.leave("closing", self.world.now))
+
+    def freeze(self) -> None:
+        """Neither say nor hear anything; what comes lies there until `thaw`."""
+        if self._lain is None:
+            self._lain = []
+
+    def thaw(self) -> None:
+        """Hear what has come meanwhile, before any timer."""
+        lain, self._lain = self._lain or (), None
+        for link, messages in lain:
+            self._received(link, messages)
+        if self._link is None:
+            self._open()
+        else:
+            self._do(self.party.tick(self.world.now))
+
+    # --- its shell ---
+
+    def _open(self) -> None:
+        if self._link is None and self.party.state is State.DOWN and self._lain is None:
+            self._connect()
+            self._do(self.party.opened(self.world.now))
+
+    def _connect(self) -> None:
+        link = self._link = Link("ipc", self.world.new_key())
+        server = self._server = self._door()
+        there, back = self.weather
+        self._up = Pipe(self.world, there, lambda messages: None if server is None else server.receive(link, messages))
+        self._down = Pipe(self.world, back, lambda messages: self._received(link, messages))
+        if server is not None:
+            server.links[link] = self
+            server.pipes[link] = self._down
+
+    def _forget(self, link: Link) -> None:
+        if self._server is not None:
+            self._server.forget(link)
+
+    def _shut(self, *, politely: bool = True) -> None:
+        """Close the socket; where the server's side cannot tell (not `politely`), what it sends is swallowed."""
+        if self._link is None:
+            return
+        link, self._link = self._link, None
+        self._down.closed = True
+        if politely:
+            self._forget(link)
+        else:
+            self._up.closed = True
+
+    def _received(self, link: Link, messages: Messages) -> None:
+        if self._lain is not None:
+            self._lain.append((link, messages))
+            return
+        if link != self._link:
+            return
+        now = self.world.now
+        if LINK_MESSAGES.isdisjoint(map(type, messages)):
+            self.party.on_received(now)
+            self._on_messages(messages)
+            return
+        passed: list[Message | Malformed] = []
+        for message in messages:
+            step = self.party.receive(message, now)
+            if step.event is None and not step.send:
+                passed.append(message)
+                continue
+            if passed:
+                self._on_messages(passed)
+                passed = []
+            self._do(step)
+        if passed and self._link is not None:
+            self._on_messages(passed)
+
+    def _do(self, step: Step) -> None:
+        if step.send:
+            self._up.send(step.send)
+        if step.event == "welcomed":
+            self._on_ready()
+        elif step.event == "unknown":
+            self._on_lost("the broker does not know this link")
+        elif step.event in ("lost", "parted"):
+            self._shut(politely=self.world.random.random() < 0.5)
+            self._on_lost(step.event)
+            away = self._away
+            self.world.at(self.party.retry_at, lambda: self._open() if away == self._away else None)
+        elif step.event == "over":
+            self._shut()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        when = self.party.next_timer()
+        if when is None:
+            return
+        self._timer += 1
+        number = self._timer
+        self.world.at(when, lambda: self._on_timer(number))
+
+    def _on_timer(self, number: int) -> None:
+        if number == self._timer and self._link is not None and self._lain is None:
+            self._do(self.party.tick(self.world.now))

@@ -1,0 +1,384 @@
+"""A server's broker: the real core, around it what its shell would do, and beneath it a store that survives.
+
+What is said waits until what is written is on disk. The process may end at any point of that, its disk may be full for
+a while, and its clocks may jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from bester.broker.core.router import Router
+from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
+from bester.broker.hosts import Hosts
+from bester.broker.store.memory import MemoryStore
+from bester.broker.store_driver import StoreDriver
+from bester.broker.store_requests import Read, Write
+from bester.broker.wire.link_client import LinkClient
+from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
+from tests.world.clock import World
+from tests.world.disks import MEANWHILE, CrashedError, Disk
+from tests.world.links import SimLink
+from tests.world.network import Messages, Pipe, Weather
+from tests.world.processes import Process
+
+WRITES: frozenset[Any] = frozenset(Write.__args__)
+READS: frozenset[Any] = frozenset(Read.__args__)
+TICK_S = 0.5
+EPOCH_S = 1_700_000_000.0
+"""What the wall clock shows at the beginning."""
+TRAP_S = 3.0
+"""A trap that nothing falls into for so long is none: the process ends all the same."""
+
+
+class Life(NamedTuple):
+    """What one life of a broker is given by chance."""
+
+    epoch: str
+    first_token: int
+    chance: Callable[[], float]
+
+
+class SimServer(Process):
+    """One server's broker. `accounts` are the users it knows; `password` is everybody's, None: whoever comes is let in.
+
+    `turn_s` is how long it gathers before it writes, `tick_s` how often it looks at its clock; None: only when it is
+    told to, by `end_turn` and `tick`.
+    """
+
+    def __init__(
+        self, world: World, settings: Settings, accounts: frozenset[str] = frozenset(), *,
+        password: str | None = "secret", turn_s: float | None = 0.0, tick_s: float | None = TICK_S,
+        store: MemoryStore | None = None, wall_offset_s: float = EPOCH_S, boot: str = "boot0",
+    ) -> None:  # fmt: skip
+        super().__init__(world, settings.name)
+        self.settings = settings
+        self.accounts = accounts
+        self.store = store or MemoryStore(epoch=f"{self.name}-disk")
+        self.disk = Disk(self, self.store)
+        self.links: dict[Link, SimLink] = {}  # of those who connected here
+        self.pipes: dict[Link, Pipe] = {}  # to them; one whose other end is gone unnoticed takes what is sent
+        self.out: dict[str, SimLink] = {}  # to other servers
+        self.direct: dict[Link, Callable[[Messages], None]] = {}
+        self.processes: dict[Link, int] = {}
+        """The numbers of the processes at the other ends, as far as the system tells."""
+        self.stopped: set[int] = set()
+        """Those of them that are stopped by a signal."""
+        self.on_crash: list[Callable[[float], None]] = []
+        self.on_start: list[Callable[[], None]] = []
+        self.on_look_up: Callable[[], None] = lambda: None
+        self.crashes = 0
+        self.handlers_lost = 0
+        """So many handlers were gone, for whatever reason."""
+        self.forgot = False
+        """Did it die while its full disk had not taken what was to be marked as sent out?"""
+        self.refused: set[bytes] = set()  # bodies of messages that were reported as bad
+        self.skew_s = 0.0
+        self.wall_offset_s = wall_offset_s
+        self.boot = boot
+        self.life = 0
+        self._boots = 0
+        self._password = password
+        self._turn_s = turn_s
+        self._tick_s = tick_s
+        self._entered: dict[tuple[Link, int], bytes] = {}
+        self._outgoing: dict[Link, list[Message]] = {}
+        self._turning = False
+        self._trap: str | None = None
+        self._down_s = 0.0
+        self.start()
+        if tick_s is not None:
+            world.after(world.random.uniform(0, tick_s / 2), self._tick)
+
+    def start(self) -> None:
+        """The process begins a life, with what the store holds."""
+        self.life += 1
+        self.up = True
+        snapshot = self.disk.open()
+        life = self.new_life()
+        self.router = Router(
+            self.settings, epoch=life.epoch, first_token=life.first_token, now=self.now,
+            wall_s=self.wall_s, boot=self.boot, is_account=lambda name: name in self.accounts, snapshot=snapshot,
+            chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
+        )  # fmt: skip
+        self.keeping = StoreDriver(self.router, self.disk, self.carry_out, clock=lambda: self.now)
+        if self.life > 1:
+            self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.queues, snapshot.lanes))
+        for call in self.on_start:
+            call()
+        self.go_on()
+
+    def new_life(self) -> Life:
+        """Return what chance gives the next life."""
+        chance = self.world.random
+        return Life(f"e{self.life}", chance.randrange(2**51), chance.random)
+
+    @property
+    def now(self) -> float:
+        """Its own monotonic clock."""
+        return self.world.now + self.skew_s
+
+    @property
+    def wall_s(self) -> float:
+        """What its wall clock shows."""
+        return self.now + self.wall_offset_s
+
+    # --- links ---
+
+    def link_to(self, name: str, door: Callable[[], SimServer | None], there: Weather, back: Weather) -> None:
+        """Open the link to another server of the settings' routes."""
+        link = Link("server", name.encode())
+        self.out[name] = SimLink(
+            self.world,
+            door,
+            LinkClient("server", self.name, {}),
+            there,
+            back,
+            on_messages=lambda messages: self.receive(link, messages),
+            on_ready=lambda: self.when_awake(lambda: self.carry_out(self.router.on_server_ready(name, self.now))),
+            on_lost=lambda why: self.when_awake(
+                lambda: self.carry_out(self.router.on_server_lost(name, why, self.now))
+            ),
+        )
+
+    def forget(self, link: Link) -> None:
+        """The socket at the other end is closed, and can be seen to be."""
+        del self.links[link]
+        del self.pipes[link]
+
+    def hosts_changed(self, hosts: Hosts) -> None:
+        """A lookup has ended."""
+        self.when_awake(lambda: self.carry_out(self.router.on_hosts_changed(hosts, self.now)))
+
+    # --- what befalls it ---
+
+    def jump(self, seconds: float) -> None:
+        """Its monotonic clock goes on so much later: the machine was suspended."""
+        self.world.tell(self.name, "SLEEPS", f"for {seconds:.1f} s of its own")
+        self.skew_s += seconds
+
+    def set_clock(self, by_s: float) -> None:
+        """Its wall clock is put forward or back; it runs then, and can write that down: a boot after a jump that no
+        disk knows of is as if the machine had been off for so long."""
+        if not self.frozen and not self.store.broken:
+            self.world.tell(self.name, "CLOCK IS SET", f"{by_s:+.0f} s")
+            self.wall_offset_s += by_s
+            self.carry_out(self.router.tick(self.now, self.wall_s))
+            self.end_turn(tick=True)
+
+    def lay_trap(self, trap: str, down_s: float) -> None:
+        """Crash at that point of the next commit that somebody waits for; without one, soon."""
+        if not self.up:
+            return
+        self._trap, self._down_s = trap, down_s
+        life = self.life
+
+        def in_any_case() -> None:
+            if self.life == life and self.up and self._trap is not None:
+                self.crash(down_s)
+
+        self.world.after(TRAP_S, in_any_case)
+
+    def fall_into(self, trap: str) -> None:
+        """Raise CrashedError where this trap is laid."""
+        if self._trap == trap:
+            self.world.tell(self.name, "FALLS", trap)
+            raise CrashedError
+
+    def crash(self, down_s: float, wall_s: float | None = None) -> None:
+        """Die, and start again later with nothing but the store; every link has a new identity.
+
+        Until then what is sent here waits in the senders' sockets. With `wall_s` it is the whole machine, and that is
+        by how much its wall clock is off when it has booted.
+        """
+        if not self.up:
+            return
+        self.world.tell(self.name, "CRASHES", f"for {down_s:.1f} s")
+        self.crashes += 1
+        self.forgot = self.forgot or bool(self.store.held_back)
+        if wall_s is not None:
+            self.wall_offset_s += wall_s
+            self._boots += 1
+            self.boot = f"boot{self._boots}"
+        self.gone()
+        for link in list(self.links.values()):
+            link.reidentify()
+        for out in self.out.values():
+            out.crash(down_s + self.world.random.uniform(0.1, 1.0))
+        for call in self.on_crash:
+            call(down_s)
+        self.world.after(down_s, self.start)
+
+    def gone(self) -> None:
+        """The process has ended: of what it had in memory nothing is left."""
+        super().gone()
+        self._trap = None
+        self._turning = False
+        self._outgoing.clear()
+        self.direct.clear()
+
+    def end(self) -> None:
+        """End in peace: everybody is told, and what is written is on disk. `start` begins another life."""
+        self.carry_out(self.router.dismiss("the broker ends"))
+        self.end_turn(tick=True)
+        for out in self.out.values():
+            out.leave()
+        self.world.rest()
+        self.gone()
+        for call in self.on_crash:
+            call(0.0)
+
+    # --- its shell: in ---
+
+    def receive(self, link: Link, messages: Messages) -> None:
+        """A batch came on a link."""
+        if self.frozen:
+            self.wait_for_it(lambda: self.receive(link, messages))
+            return
+        telling = self.world.telling
+        for message in messages:
+            if telling and type(message) is not Heartbeat:
+                self.world.tell(self.name, f"<- {self._who(link)}", message)
+            if type(message) is Submit:
+                self._entered[link, message.token] = message.body
+        outbox = self.router.receive_all(link, messages, self.now)
+        if outbox.messages or outbox.writes or outbox.reads or outbox.others:
+            self._take(outbox)
+            if self._turn_s == 0.0 and link.door != "direct":  # who speaks to us in our own process is in a turn, too
+                self.end_turn()
+
+    def _tick(self) -> None:
+        assert self._tick_s is not None
+        if not self.frozen:
+            self.tick()
+        self.world.after(self._tick_s, self._tick)
+
+    def tick(self) -> None:
+        """Look at the clocks, and settle what could wait."""
+        self._turning = True
+        self.carry_out(self.router.tick(self.now, self.wall_s))
+        self.end_turn(tick=True)
+
+    def _who(self, link: Link) -> str:
+        connected = self.links.get(link)
+        return connected.name if connected is not None else f"{link.door}:{link.key.decode()}"
+
+    def _verify(self, action: Verify, life: int) -> None:
+        if self.life != life or not self.up:
+            return
+        good = self._password is None or (action.password == self._password and action.user in self.accounts)
+        reason = None if good else "authentication-failed"
+        self.carry_out(self.router.on_verified(action.link, action.session, action.user, reason, self.now))
+
+    # --- its shell: out ---
+
+    def _take(self, outbox: Effects) -> None:
+        if outbox.writes or outbox.reads:
+            self.keep(outbox.writes, outbox.reads)
+        outgoing = self._outgoing
+        for link, messages in outbox.messages.items():
+            waiting = outgoing.get(link)
+            if waiting is None:
+                outgoing[link] = messages
+            else:
+                waiting += messages
+        for other in outbox.others:
+            self.do_other(other)
+        self._end_turn_soon()
+
+    def carry_out(self, actions: Sequence[Action]) -> None:
+        """Do what the core says, by the end of this turn."""
+        for action in actions:
+            if isinstance(action, Send):
+                self._outgoing.setdefault(action.link, []).append(action.message)
+            elif type(action) in WRITES:
+                self.keep([action], [])  # type: ignore[list-item]  # it is one of them
+            elif type(action) in READS:
+                self.keep([], [action])  # type: ignore[list-item]  # as above
+            else:
+                self.do_other(action)  # type: ignore[arg-type]  # none of the others is left
+        if actions:
+            self._end_turn_soon()
+
+    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+        """The core wants these written, and those read."""
+        self.keeping.add(writes, reads)
+
+    def do_other(self, action: Verify | Notice | LookUp | Restart) -> None:
+        """The core wants something that is neither for the store nor for a link."""
+        if isinstance(action, Verify):
+            self.world.after(
+                self.world.random.uniform(0, 0.2),
+                partial(lambda action, life: self.when_awake(lambda: self._verify(action, life)), action, self.life),
+            )
+        elif isinstance(action, LookUp):
+            self.on_look_up()
+        elif isinstance(action, Notice):
+            self.handlers_lost += action.event in ("lost", "left") and action.fields["role"] == "handler"
+            self.world.tell(self.name, f"notes {action.event}", action.fields)
+
+    def _end_turn_soon(self) -> None:
+        if self._turning or self._turn_s is None:
+            return
+        self._turning = True
+        life = self.life
+
+        def end() -> None:
+            if self.life == life:
+                self.when_awake(lambda: self.end_turn() if self.life == life else None)
+
+        self.world.after(self._turn_s, end)
+
+    def end_turn(self, *, tick: bool = False) -> None:
+        """Write, read, and only then speak; the process may end at any point of it. `tick`: what could wait, too."""
+        if not self.up:
+            return
+        self._turning = False
+        try:
+            if tick:
+                self.keeping.tick()
+            else:
+                self.keeping.run()
+            self._speak()
+        except CrashedError:
+            self.crash(self._down_s)
+
+    def _speak(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        for link, messages in outgoing.items():
+            if self._trap == MEANWHILE and self.world.random.random() < 0.2:
+                self.send(link, messages[: self.world.random.randrange(len(messages))])
+                self.fall_into(MEANWHILE)
+            self.send(link, messages)
+
+    def send(self, link: Link, messages: list[Message]) -> None:
+        """Hand a batch to the socket of a link."""
+        telling = self.world.telling
+        for message in messages:
+            if telling and type(message) is not Heartbeat:
+                self.world.tell(self.name, f"-> {self._who(link)}", message)
+            if type(message) is Report and message.status:
+                self.refused.add(self._entered.get((link, message.token), b""))
+        if link.door == "direct":
+            if link in self.direct:
+                self.direct[link](messages)
+        elif link.door == "server":
+            taken = self.out[link.key.decode()].send_all(messages)
+            for message in messages[taken:]:
+                assert isinstance(message, Relay)
+                self._undeliverable(link, message)
+        elif link in self.links:
+            self.pipes[link].send(messages)
+        elif messages:
+            self._undeliverable(link, messages[0])
+
+    def _undeliverable(self, link: Link, message: Message) -> None:
+        life = self.life
+
+        def tell() -> None:
+            if self.life == life:
+                self.carry_out(self.router.on_undeliverable(link, message, self.now))
+
+        self.world.after(0.0, lambda: self.when_awake(tell))
