@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bester.conform.cases import load
-from tests.conform.programs import BROKEN, CAUGHT_WITHIN_S, broken, failures, published, tried
+from bester.conform.handler_side import conform
+from bester.conform.handler_steps import Sample
+from tests.conform.programs import BROKEN, CAUGHT_WITHIN_S, WITHIN_S, broken, failures, published, tried
 
 SHOUT = """
 from bester.handlers import App
@@ -51,3 +53,20 @@ async def test_broken_handlers_are_caught_by_their_numbers(tmp_path: Path) -> No
     # Side by side: each waits in vain for what its program never does.
     states = dict(zip(BROKEN, await asyncio.gather(*map(found, BROKEN)), strict=True))
     assert states == {how: {101: "pass", 302: "pass", number: "fail"} for how, (number, _) in BROKEN.items()}
+
+
+async def test_any_other_handler_is_tried_with_its_own_data() -> None:
+    numbers = (105, 201, 303, 308, 411, 412, 413, 704)
+    cases = [case for case in load("handler") if case.number in numbers]
+    argv = [sys.executable, "-m", "bester.handlers", "bester.handlers.stock.chat:app"]
+    for sample, skipped in (
+        (Sample('{"to": ["bob"], "text": "hi"}', "{}"), {308, 412}),
+        (Sample('{"to": ["bob"], "text": "hi"}'), {308, 411, 412, 413}),
+    ):
+        results = await conform(argv, cases, lambda result: None, within_s=WITHIN_S, served="chat", sample=sample)
+        assert not failures(results)
+        assert {result.case.number for result in results if result.state == "skip"} == skipped
+    wrong = await conform(
+        argv, cases[1:2], lambda result: None, within_s=CAUGHT_WITHIN_S, served="chat", sample=Sample("[]")
+    )
+    assert [result.state for result in wrong] == ["fail"]

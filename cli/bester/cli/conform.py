@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -38,6 +39,23 @@ _timeout_option = click.option(
 )  # fmt: skip
 
 
+def _json(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return a text that is JSON. Raises UsageError for any other."""
+    try:
+        if value is not None:
+            json.loads(value.encode())
+    except ValueError as error:
+        raise click.UsageError(f"{option.opts[0]}: {value!a} is no JSON ({error}); write it as JSON", context) from None
+    return value
+
+
+def _type(context: click.Context, option: click.Parameter, value: str) -> str:
+    """Return a message type. Raises UsageError for what can be none."""
+    if not value.isprintable() or value.strip() != value or "," in value or not 1 <= len(value) <= 128:
+        raise click.UsageError(f"--type: {value!a} can be no message type; it is one name, without commas", context)
+    return value
+
+
 @click.group()
 def conform() -> None:
     """Try a handler, or a server's native side, against the numbered cases of its protocol."""
@@ -52,26 +70,48 @@ def conform() -> None:
 @click.option("--jobs", type=click.IntRange(1, 64), default=JOBS, show_default=True, metavar="N",
               help="Programs to try at once.")  # fmt: skip
 @click.option("--curve", is_flag=True, help="Also play the cases with encryption (BESTER_KEY, BESTER_SERVER_KEY).")
+@click.option("--type", "type_", default="shout", show_default=True, callback=_type, metavar="TYPE",
+              help="What BESTER_TYPES tells the program to serve.")  # fmt: skip
+@click.option("--data", callback=_json, metavar="JSON",
+              help="What the program takes, where it is no shout; what it answers is not compared then.")  # fmt: skip
+@click.option("--bad", callback=_json, metavar="JSON", help="With --data: what the program cannot take.")
 @click.argument("command", nargs=-1, metavar="-- COMMAND…")
 def handler(
     numbers: tuple[int, ...], json_lines: bool, junit: Path | None, list_only: bool, timeout_s: float, jobs: int,
-    curve: bool, command: tuple[str, ...],
+    curve: bool, type_: str, data: str | None, bad: str | None, command: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Start a handler program against a scripted broker, and report case by case.
 
-    The program finds BESTER_FABRIC, BESTER_TYPES (shout) and BESTER_NAME in its environment. It answers a JSON string
-    with the string in capitals, to the user who sent it, and fails on any other data.
+    The program finds BESTER_FABRIC, BESTER_TYPES and BESTER_NAME in its environment. It answers a JSON string with the
+    string in capitals, to the user who sent it, and fails on any other data; --data and --bad try any other program.
     """
     cases = _chosen("handler", numbers)
     if list_only:
         return _listed(cases)
     if not command:
         raise click.UsageError("no program to try; write it behind --, as in `bester conform handler -- node shout.js`")
+    if bad is not None and data is None:
+        raise click.UsageError("--bad goes with --data; give both")
     from bester.conform.handler_side import conform as play
+    from bester.conform.handler_steps import Sample
+
+    sample = None if data is None else Sample(data, bad)
 
     def played(told: Callable[[Result], None]) -> list[Result]:
         with _guarded() as watch:
-            return _run(play(command, cases, told, within_s=timeout_s, jobs=jobs, curve=curve, watch=watch))
+            return _run(
+                play(
+                    command,
+                    cases,
+                    told,
+                    within_s=timeout_s,
+                    jobs=jobs,
+                    curve=curve,
+                    watch=watch,
+                    served=type_,
+                    sample=sample,
+                )
+            )
 
     try:
         return _reported(played, json_lines, junit, "handler")

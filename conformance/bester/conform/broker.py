@@ -19,6 +19,7 @@ from bester.conform.fabric import Heard
 from bester.conform.match import shown
 from bester.conform.result import Unseen
 
+COMMANDS = ("sendClients", "sendServers", "sendHandler")
 HEARTBEAT_MS = 2000
 STEP_S = 0.005
 """Between two attempts to bind: a tcp port is free again only when ZeroMQ has closed it."""
@@ -28,7 +29,8 @@ BEAT_STEP_S = 0.1
 
 
 class Expected:
-    """A REQUEST that is out: what its REPLY must be. `answer` is `shout`, `fails` or `any`."""
+    """A REQUEST that is out: what its REPLY must be. `answer` is `shout`, `good` (whatever its commands), `fails`,
+    `bad` (failed or refused) or `any`."""
 
     __slots__ = ("answer", "data", "link", "user")
 
@@ -209,14 +211,18 @@ def check(heard: Heard, expected: Expected) -> None:
     where = f"REPLY {token}"
     if expected.answer == "any":
         return
-    if expected.answer == "fails":
-        if status != 1:
+    if expected.answer in ("fails", "bad"):
+        if status != 1 and (status != 2 or expected.answer == "fails"):
             raise Unseen(f"{where}: status {status} with {shown(commands)}, expected status 1")
         if len(heard.fields) < 4 or not heard.fields[3]:
-            raise Unseen(f"{where}: has status 1 and no note that says why")
+            raise Unseen(f"{where}: has status {status} and no note that says why")
         return
     if status != 0:
         raise Unseen(f"{where}: status {status} ({shown(heard.fields[3:])}), expected 0")
+    if expected.answer == "good":
+        for command in commands:
+            check_command(where, command, heard.attached)
+        return
     if len(commands) != 1 or not isinstance(commands[0], list) or len(commands[0]) not in (3, 4):
         raise Unseen(f"{where}: commands {shown(commands)}, expected one sendClients")
     command, targets, body = commands[0][:3]
@@ -225,3 +231,17 @@ def check(heard: Heard, expected: Expected) -> None:
     got = fabric.body_of(body, heard.attached)
     if got != expected.data:
         raise Unseen(f"{where}: answers {shown(got)}, expected {shown(expected.data)}")
+
+
+def check_command(where: str, command: Any, attached: Sequence[bytes]) -> None:
+    """Hold a command against the page: its name, its targets, its body and its type. Raises Unseen."""
+    if not isinstance(command, list) or len(command) not in (3, 4) or command[0] not in COMMANDS:
+        raise Unseen(f"{where}: {shown(command)} is no command")
+    targets, type_ = command[1], command[3] if len(command) == 4 else None
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise Unseen(f"{where}: {command[0]}: targets are {shown(targets)}, expected an array of names")
+    if command[0] == "sendHandler" and len(targets) != 1:
+        raise Unseen(f"{where}: sendHandler has {len(targets)} targets, expected exactly one type")
+    if type_ is not None and not isinstance(type_, str):
+        raise Unseen(f"{where}: {command[0]}: its type is {shown(type_)}")
+    fabric.body_of(command[2], attached)

@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from bester.conform.broker import Broker
 from bester.conform.cases import Case
-from bester.conform.handler_steps import Stand, socket_path
+from bester.conform.handler_steps import Sample, Stand, socket_path
 from bester.conform.program import Program
 from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
@@ -33,19 +33,28 @@ TRIES = 3
 DEEPEST = 70
 """Characters of a directory in which Unix sockets are put: a socket's path has 107 at most."""
 TYPE = "shout"
-"""What BESTER_TYPES tells the program to serve."""
+"""What BESTER_TYPES tells the program to serve, unless something else is said."""
 
 
 class HandlerSide:
     """One run's programs and brokers. `argv` starts the program under test; use it as an async context."""
 
     def __init__(
-        self, argv: Sequence[str], *, within_s: float = 10.0, curve: bool = False, watch: Watch = lambda word, pid: None
+        self,
+        argv: Sequence[str],
+        *,
+        within_s: float = 10.0,
+        curve: bool = False,
+        watch: Watch = lambda word, pid: None,
+        served: str = TYPE,
+        sample: Sample | None = None,
     ) -> None:
         self._argv = argv
         self._within_s = within_s
         self._curve = curve
         self._watch = watch
+        self._served = served
+        self._sample = sample
         self._context = zmq.asyncio.Context()
         deep = len(tempfile.gettempdir()) > DEEPEST
         self._folder = tempfile.TemporaryDirectory(prefix="bc-", dir="/tmp" if deep else None)  # noqa: S108 (a fresh one)
@@ -95,14 +104,26 @@ class HandlerSide:
 
         A failure proves nothing where this process was held up meanwhile (a machine under load): it is played again.
         """
-        if "curve" in case.needs and not self._curve:
-            return Result(case, "skip", 0.0, "--curve plays it, with programs that take BESTER_KEY")
+        why = self._missing(case)
+        if why is not None:
+            return Result(case, "skip", 0.0, why)
         for _ in range(TRIES - 1):
             started = time.monotonic()
             result = await self._try(case)
             if result.state != "fail" or self._held_up_at < started:
                 return result
         return await self._try(case)
+
+    def _missing(self, case: Case) -> str | None:
+        """Return why a case cannot be played with this program, None where it can."""
+        if "curve" in case.needs and not self._curve:
+            return "--curve plays it, with programs that take BESTER_KEY"
+        if self._sample is not None and "shout" in case.needs:
+            return "is about texts, which only shout answers"
+        fails = any(step.get("answer") == "fails" for step in case.steps)
+        if self._sample is not None and self._sample.bad is None and fails:
+            return "--bad JSON says what the program cannot take"
+        return None
 
     async def _try(self, case: Case) -> Result:
         stand = self._idle.pop() if case.start == "welcomed" and self._idle else self._new(case.needs)
@@ -126,7 +147,7 @@ class HandlerSide:
     def _new(self, needs: frozenset[str]) -> Stand:
         number = next(self._numbers)
         folder = Path(self._folder.name)
-        environment = {"BESTER_TYPES": TYPE, "BESTER_NAME": f"conform-{number}"}
+        environment = {"BESTER_TYPES": self._served, "BESTER_NAME": f"conform-{number}"}
         keys: tuple[bytes, bytes] | None = None
         if "curve" in needs:
             keys = zmq.curve_keypair()
@@ -138,7 +159,7 @@ class HandlerSide:
             known: Mapping[str, str] = {**environment, "BESTER_FABRIC": broker.endpoint}
             return await Program.start(self._argv, known, folder / f"{number}.log", lambda pid: self._watch("+", pid))
 
-        return Stand(broker, start, self._within_s)
+        return Stand(broker, start, self._within_s, self._served, self._sample)
 
     @staticmethod
     def _key_files(folder: Path, number: int, server_key: bytes) -> dict[str, str]:
@@ -169,9 +190,10 @@ class HandlerSide:
 async def conform(
     argv: Sequence[str], cases: Sequence[Case], told: Callable[[Result], None], *,
     within_s: float = 10.0, jobs: int = 8, curve: bool = False, watch: Watch = lambda word, pid: None,
+    served: str = TYPE, sample: Sample | None = None,
 ) -> list[Result]:  # fmt: skip
     """Play cases against a program. Raises OSError where it cannot be started, Unseen where it says no HELLO."""
-    async with HandlerSide(argv, within_s=within_s, curve=curve, watch=watch) as side:
+    async with HandlerSide(argv, within_s=within_s, curve=curve, watch=watch, served=served, sample=sample) as side:
         try:
             await side.look()
             return await side.play_all(cases, told, jobs)

@@ -1,7 +1,8 @@
 """The steps of a handler's case: what the scripted broker does, and what it waits for.
 
 A step is a table whose first known key is its verb; `STEPS` is the list. Texts in JSON (`'[…]'`) may use `$type`, the
-handler's first type. What a step does not wait for, and the handler says all the same, ends the case.
+handler's first type, and `$served`, what BESTER_TYPES says. What a step does not wait for, and the handler says all the
+same, ends the case.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.conform import fabric
 from bester.conform.broker import HEARTBEAT_MS, Broker, Expected
@@ -27,11 +28,28 @@ TEXT = '"CONFORM"'
 """The JSON of a request whose text says nothing of importance."""
 
 
-class Stand:
-    """A broker, a program, and what one script does with them. `within_s` is how long a wait may take."""
+class Sample(NamedTuple):
+    """What the program under test takes where it is no shout: JSON that it can handle, and JSON that it fails on."""
 
-    def __init__(self, broker: Broker, start: Callable[[], Awaitable[Program]], within_s: float) -> None:
+    data: str
+    bad: str | None = None
+
+
+class Stand:
+    """A broker, a program, and what one script does with them. `within_s` is how long a wait may take; `served` is what
+    BESTER_TYPES says; with a `sample`, its data are in every request, and only the form of the answers matters."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        start: Callable[[], Awaitable[Program]],
+        within_s: float,
+        served: str,
+        sample: Sample | None = None,
+    ) -> None:
         self.broker = broker
+        self._served = served
+        self._sample = sample
         self.program: Program | None = None
         self._start = start
         self.within_s = within_s
@@ -191,6 +209,10 @@ class Stand:
         meta = {"id": f"conform.example/b1-1/{token}", "attempt": 1, "scope": "client", "origin": "conform.example",
                 "root": f"conform.example/b1-1/{token}", "path": []}  # fmt: skip
         given = json.loads(step.get("meta", "{}"))
+        answer = step.get("answer", "shout")
+        if self._sample is not None and answer != "any":
+            text = str(self._sample.bad if answer == "fails" else self._sample.data)
+            answer = "bad" if answer == "fails" else "good"
         body: Any = text.encode()
         way = step.get("as", "bin")
         if way == "attached" or (way == "shared" and not attached):
@@ -205,7 +227,7 @@ class Stand:
             self.broker.void.add(token)
             self.broker.fresh = False
         else:
-            self.broker.out[token] = Expected(self.broker.link, user, data, step.get("answer", "shout"))
+            self.broker.out[token] = Expected(self.broker.link, user, data, answer)
         type_ = step.get("type") or next(iter(self.broker.types), "shout")
         whole = {} if step.get("bare_meta") else {**meta, **given}
         return [fabric.OPS["REQUEST"], token, type_, body, user, whole, *json.loads(step.get("extra", "[]"))]
@@ -221,7 +243,7 @@ class Stand:
         heard = self.broker.first
         if heard is None or heard.name != step["first"]:
             raise Unseen(f"the first message was {heard.name if heard else 'none'}, expected {step['first']}")
-        _hold(heard, step)
+        self._hold(heard, step)
 
     async def hear(self, step: Step) -> None:
         """`hear = "HELLO"`: this message comes next; `where` is a pattern of its fields; `new_link`: by a new link."""
@@ -240,7 +262,16 @@ class Stand:
             if step.get("new_link") and heard.link == before:
                 raise Unseen("HELLO came by the old connection, expected a new one")
             self.broker.hello(heard)
-        _hold(heard, step)
+        self._hold(heard, step)
+
+    def _hold(self, heard: fabric.Heard, step: Step) -> None:
+        """Hold a message against a step's pattern and rules. Raises Unseen."""
+        if "where" in step:
+            wrong = fault(json.loads(step["where"].replace("$served", self._served)), _padded(heard))
+            if wrong is not None:
+                raise Unseen(f"{heard.name}: fields{wrong}")
+        for rule in step.get("check", ()):
+            CHECKS[rule](heard)
 
     async def answered(self, step: Step) -> None:
         """`answered = true`: everything that is out is answered, as it must be."""
@@ -281,16 +312,6 @@ class Stand:
         if more > most:
             raise Unseen(f"{more} HEARTBEATs came in {took_s:.1f} s, expected {most:.0f} at most")
         self.broker.inbox.clear()
-
-
-def _hold(heard: fabric.Heard, step: Step) -> None:
-    """Hold a message against a step's pattern and rules. Raises Unseen."""
-    if "where" in step:
-        wrong = fault(json.loads(step["where"]), _padded(heard))
-        if wrong is not None:
-            raise Unseen(f"{heard.name}: fields{wrong}")
-    for rule in step.get("check", ()):
-        CHECKS[rule](heard)
 
 
 def _padded(heard: fabric.Heard) -> list[Any]:
