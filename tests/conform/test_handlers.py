@@ -70,3 +70,23 @@ async def test_any_other_handler_is_tried_with_its_own_data() -> None:
         argv, cases[1:2], lambda result: None, within_s=CAUGHT_WITHIN_S, served="chat", sample=Sample("[]")
     )
     assert [result.state for result in wrong] == ["fail"]
+
+
+async def test_what_a_handler_says_of_its_own_accord_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chatty = """
+from bester.handlers import send_clients
+
+
+@app.every(0.05)
+async def tick():
+    if await app.ask.is_client("alice"):
+        outcome = await app.emit("shout", send_clients(["alice"], "tick"))
+        print("emitted", outcome.good, flush=True)
+"""
+    (tmp_path / "conform_chatty.py").write_text(SHOUT.format(kind="async def") + chatty)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    cases = [case for case in load("handler") if case.number in (201, 501, 504, 608, 613, 702)]
+    results = await tried([sys.executable, "-m", "bester.handlers", "conform_chatty:app"], cases)
+    assert not failures(results)

@@ -70,8 +70,8 @@ class Stand:
         """See that nothing has come that no step has waited for."""
         but = step.get("but", ())
         for heard in self.broker.inbox:
-            if heard.name not in but and heard.name in ("ERROR", "ASK", "EMIT"):
-                raise Unseen(f"the handler said {heard.name} {shown(heard.fields)}, which nothing asked for")
+            if heard.name not in but and heard.name == "ERROR":
+                raise Unseen(f"the handler said ERROR {shown(heard.fields)}, which nothing asked for")
         self.broker.inbox = [heard for heard in self.broker.inbox if heard.name not in but]
 
     def _gone(self) -> str:
@@ -292,9 +292,9 @@ class Stand:
         await self.answered(step)
 
     async def beats(self, step: Step) -> None:
-        """`beats = 3`: so many HEARTBEATs more come."""
-        target = self.broker.beats + int(step["beats"])
-        await self._until(lambda: self.broker.beats >= target, step, f"{step['beats']} HEARTBEATs")
+        """`beats = 3`: so many HEARTBEATs more come (or emits and questions, which say as much)."""
+        target = self.broker.signs + int(step["beats"])
+        await self._until(lambda: self.broker.signs >= target, step, f"{step['beats']} HEARTBEATs")
 
     async def quiet(self, step: Step) -> None:
         """`quiet_s = 0.5`: nothing but HEARTBEAT comes for so long; `at_most = {HELLO = 1}` allows so many."""
