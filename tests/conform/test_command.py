@@ -16,7 +16,7 @@ from bester.cli.conform import conform
 from bester.conform.cases import load
 from tests.conform.programs import broken, published
 from tests.conform.small_server import small_server
-from tests.live import BESTER, DEADLINE_S, Process
+from tests.live import BESTER, DEADLINE_S, Process, short_directory
 
 
 def said(*arguments: str) -> Result:
@@ -131,19 +131,20 @@ def is_there(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="only /proc tells a dead process from one that runs")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-async def test_no_program_is_left_behind(number: int, tmp_path: Path) -> None:
-    (tmp_path / "lingers.py").write_text(LINGERS)
-    pids = tmp_path / "pids"
-    command = ("conform", "handler", "--", sys.executable, str(tmp_path / "lingers.py"), str(pids))
-    conforming = await Process.start(BESTER, *command, cwd=tmp_path)
-    async with asyncio.timeout(DEADLINE_S):
-        while not (pids.exists() and pids.read_text().endswith("\n")):
-            await asyncio.sleep(0.01)
-        pid = int(pids.read_text())
-        assert is_there(pid)
-        status = await conforming.end(number)
-        while is_there(pid):
-            await asyncio.sleep(0.01)
+async def test_no_program_is_left_behind(number: int) -> None:
+    async with short_directory() as directory:
+        (directory / "lingers.py").write_text(LINGERS)
+        pids = directory / "pids"
+        command = ("conform", "handler", "--", sys.executable, str(directory / "lingers.py"), str(pids))
+        conforming = await Process.start(BESTER, *command, cwd=directory, env={"TMPDIR": str(directory)})
+        async with asyncio.timeout(DEADLINE_S):
+            while not (pids.exists() and pids.read_text().endswith("\n")):
+                await asyncio.sleep(0.01)
+            pid = int(pids.read_text())
+            assert is_there(pid)
+            status = await conforming.end(number)
+            while is_there(pid):
+                await asyncio.sleep(0.01)
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130)
 
 
