@@ -44,7 +44,8 @@ typedef struct {
     outbox out;
     int64_t heard_ms, said_ms, heartbeat_ms;
     bool left; /* GOODBYE is said */
-    bool over; /* and was echoed */
+    bool over; /* and was echoed, or there is nothing left to do */
+    bool refused; /* the broker does not take this handler, and has said why */
 } handler_link;
 
 static volatile sig_atomic_t stopping;
@@ -270,6 +271,10 @@ static void on_message(handler_link *link, const msgpack_object *message, zmq_ms
                 say_hello(link);
         } else if (count > 2) {
             bester_text code = text_of(&fields[1]), text = text_of(&fields[2]);
+            bool of_hello = count > 3 && is_int(&fields[3]) && fields[3].via.i64 == HELLO;
+            link->refused = of_hello && !is_text(&fields[1], "overloaded") && !is_text(&fields[1], "unreachable") &&
+                            !is_text(&fields[1], "try-later");
+            link->over = link->over || link->refused; /* saying it again would not help */
             fprintf(stderr, "bester: refused: %.*s: %.*s\n", (int)code.size, code.data ? code.data : "",
                     (int)text.size, text.data ? text.data : "");
         }
@@ -425,5 +430,6 @@ int bester_run(const bester_options *options, bester_handler handler, void *cont
     clear(&link.out);
     free(link.out.attached);
     msgpack_sbuffer_destroy(&link.out.batch);
+    if (link.refused) return 1;
     return link.left ? 0 : complain(link.options.fabric, zmq_strerror(errno));
 }

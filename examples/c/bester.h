@@ -57,7 +57,7 @@ typedef struct {
 } bester_options;
 
 /* Serves until SIGTERM or SIGINT: then it takes no more, answers what it has, and returns 0. Returns 1, having said why
- * on standard error, where it cannot begin. `options` may be NULL. Call it once, from one thread. */
+ * on standard error, where it cannot begin or the broker does not take it. `options` may be NULL. Call it once, from one thread. */
 int bester_run(const bester_options *options, bester_handler handler, void *context);
 
 #endif

@@ -13,6 +13,7 @@ const zmq = require("zeromq");
 
 const HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 10, REPLY = 11;
 const DONE = 0, FAILED = 1, REFUSED = 2;
+const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusals that pass
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
@@ -123,6 +124,8 @@ class Link {
       this.lose();
       if (this.left) this.end();
       else this.hello();
+    } else if (op === ERROR && fields[2] === HELLO && !TEMPORARY.has(fields[0])) {
+      this.end(new Error(`refused: ${fields[0]}: ${fields[1]}`)); // saying it again would not help
     } else if (op === ERROR) {
       console.error(`bester: refused: ${fields[0]}: ${fields[1]}`);
     }
@@ -233,6 +236,7 @@ function curveOf(key, serverKey) {
 
 /**
  * Serve until SIGTERM or SIGINT: then no more is taken, what is under way is answered, and the promise is fulfilled.
+ * It is rejected where the broker does not take this handler.
  *
  * `handlers` maps message types to functions; `default` serves all other types of BESTER_TYPES. `options`: `fabric`
  * (BESTER_FABRIC), `types` (an array; BESTER_TYPES, else the keys of `handlers`), `name` (BESTER_NAME), `credit` (64

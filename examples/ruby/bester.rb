@@ -13,6 +13,7 @@ require "msgpack"
 module Bester
   HELLO, WELCOME, HEARTBEAT, GOODBYE, ERROR, REQUEST, REPLY = 1, 2, 3, 4, 5, 10, 11
   DONE, FAILED, REFUSED = 0, 1, 2
+  TEMPORARY = %w[overloaded try-later unreachable].freeze # refusals that pass
   ATTACHED_ABOVE = 16_384 # bytes of a body that go beside the batch
   LAST_WORDS_MS = 1000    # how long the last replies may take to leave
   MOST_DEEP = 100         # levels of a JSON text; a server lets 64 in
@@ -158,6 +159,8 @@ module Bester
         @said.clear # what was asked before is void
         @attached.clear
         @left ? @over = true : hello
+      in [ERROR, code, text, HELLO, *] unless TEMPORARY.include?(code)
+        raise "refused: #{code}: #{text}" # saying it again would not help
       in [ERROR, code, text, *]
         warn "bester: refused: #{code}: #{text}"
       else # a HEARTBEAT, or what a later version says
