@@ -1,4 +1,4 @@
-"""`bester conform handler` and `bester conform native`: play the numbered cases and say what became of each."""
+"""`bester conform handler` and `bester conform native`: run the conformance cases and report each result."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A scripted broker: one ROUTER socket that says what a case tells it to, and watches what one handler says to it.
+"""A scripted broker: one ROUTER socket that sends what a case tells it to send, and checks what a handler sends.
 
-It knows which REQUESTs are out, and holds every REPLY against the rules: its token is known, it comes once, by the link
-the REQUEST went out on, and never after the handler has begun anew.
+The broker tracks outstanding REQUESTs and checks every REPLY: its token is outstanding, it arrives once, on the link of
+its REQUEST, and never after the handler has started over with a new HELLO.
 """
 
 from __future__ import annotations

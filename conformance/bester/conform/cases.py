@@ -1,7 +1,7 @@
-"""Reads the cases: TOML files, each with several `[[case]]` tables. Pure but for reading the files.
+"""Read the cases: TOML files, each with several `[[case]]` tables. Pure, except for reading the files.
 
-A case names the sentence of the protocol's page that it checks (`rule`), and plays `steps`; which steps there are is
-said by whoever plays them (`handler_steps`, `native_steps`).
+A case quotes the sentence of the protocol's page that it tests (`rule`) and lists `steps`; `handler_steps` and
+`native_steps` define the verbs of the steps.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _KEYS = frozenset({"number", "severity", "needs", "start", "users", "steps", *_T
 
 
 class CaseError(ValueError):
-    """A case file that says something else than a case may."""
+    """A case file that is not well-formed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One case. `rule` is a sentence of the protocol's page, word for word; `seen` what must be seen, in words.
+    """One case. `rule` is a sentence of the protocol's page, word for word; `seen` describes the expected behaviour.
 
-    `needs` names what the case cannot do without (such as `chat`); `users` is how many users it logs in. `start`, of a
-    handler's case: `welcomed` (any program that has been welcomed will do), `new` (a program that has just been
-    started) or `none` (the script starts it).
+    `needs` lists prerequisites (such as `chat`); `users` is how many users a native case logs in. `start` of a handler
+    case is `welcomed` (any program that has been welcomed), `new` (a program that was just started) or `none` (the
+    script starts it).
     """
 
     side: str

@@ -1,6 +1,6 @@
-"""Reads what a handler has sent, strictly, and writes what a broker says. Pure.
+"""Decode what a handler has sent, strictly, and encode what a broker sends. Pure.
 
-Written from docs/fabric-protocol.md with msgpack alone, so that Bester's own codec is not the judge of itself.
+Written from docs/fabric-protocol.md with msgpack alone, so that Bester's own codec does not judge itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Plays the cases of a handler: each against a scripted broker of its own, with a program of its own where it must be.
+"""Run handler cases, each with a scripted broker and a program.
 
-A program that has passed a case unharmed serves the next one; one that has failed is ended. So what a case finds is its
-own, and a whole run takes seconds, also where a program takes half a second to start.
+A program that has passed a case is reused for the next one; after a failure it is killed. So a failure is a case's own,
+and a whole run takes seconds even if the program takes half a second to start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The steps of a handler's case: what the scripted broker does, and what it waits for.
+"""The steps of handler cases: what the scripted broker does, and what it waits for.
 
-A step is a table whose first known key is its verb; `STEPS` is the list. Texts in JSON (`'[…]'`) may use `$type`, the
-handler's first type, and `$served`, what BESTER_TYPES says. What a step does not wait for, and the handler says all the
-same, ends the case.
+A step is a table with one verb; `STEPS` lists the verbs. JSON texts (`'[…]'`) may contain `$type`, the handler's first
+type, and `$served`, the value of BESTER_TYPES. A message of the handler that no step expects fails the case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares what was seen with a pattern: JSON in which some strings stand for kinds of values. Pure.
+"""Compare a value with a pattern: JSON in which some strings stand for kinds of values. Pure.
 
 `"<any>"` is anything, `"<text>"` a string that is not empty, `"<int>"` an integer, `"<list>"`, `"<map>"`; `"<absent>"`
 as a value in an object says that the key is not there; a text that begins with `<has>` is somewhere in the string. An

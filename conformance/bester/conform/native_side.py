@@ -1,7 +1,7 @@
-"""Plays the native cases against a server that runs, and finds out first what it has to try them with.
+"""Run native cases against a running server, after probing what the server offers.
 
-Where everybody may log in, each case has users of its own, and all are played side by side. Where there are accounts
-the users that were given are lent to one case at a time: a message goes to every connection of its user.
+If any password is accepted, each case has its own users, and cases run concurrently. If the server has accounts, each
+given user is lent to one case at a time, because a message goes to every connection of its user.
 """
 
 from __future__ import annotations

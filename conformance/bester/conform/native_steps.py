@@ -1,7 +1,6 @@
-"""The steps of a native case: what clients, or other servers, write to the server under test, and what they see.
+"""The steps of native cases: what clients, or other servers, send to the server under test, and what they receive.
 
-A step is a table whose first known key is its verb; `STEPS` is the list. `on` names the connection (`alice` where it
-is left out). In texts `$alice`, `$bob` and `$carol` are users, `$echo` and `$chat` the types to use, `$password` the
+A step is a table with one verb; `STEPS` lists the verbs. `on` names the connection (`alice` by default). In texts `$alice`, `$bob` and `$carol` are users, `$echo` and `$chat` the types to use, `$password` the
 password, and `$name` what `keep` has kept; `{{n}}` counts repetitions and `{{pad}}` fills a frame up.
 """
 

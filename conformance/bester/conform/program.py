@@ -1,4 +1,4 @@
-"""The program under test: started in a process group of its own, watched, and ended with whatever it has started."""
+"""The program under test: started in its own process group, and killed together with its children."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes results: a line for each case, JSON lines, and a JUnit file for continuous integration. Pure."""
+"""Format results: a line for each case, JSON lines, and a JUnit file for continuous integration. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def lines(result: Result) -> list[str]:
-    """Return what a person reads of a case: one line, and below a failure what was seen and why it matters."""
+    """Return the lines for a person: one a case, followed by the details of a failure."""
     case = result.case
     first = f"{result.state:4} {case.number:4}  {case.title}"
     if result.state == "pass":

@@ -1,4 +1,4 @@
-"""What became of a case: passed, failed or skipped, with the reason in one line."""
+"""The result of a case: passed, failed or skipped, with the reason in one line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from bester.conform.cases import Case
 
 
 class Unseen(Exception):  # noqa: N818 (it is a finding, the word reports use)
-    """What a case must see was not seen, or something else was; the text says which, in one line."""
+    """An expected event was missing, or an unexpected one was observed; the text says which, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One case's end. `state` is `pass`, `fail` or `skip`; `detail` says why it is no pass; `output` is the last of
-    what the program under test has written."""
+    """The result of one case. `state` is `pass`, `fail` or `skip`; `detail` is the reason of the last two; `output`
+    holds the last lines that the program under test has written."""
 
     case: Case
     state: str

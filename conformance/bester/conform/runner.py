@@ -1,4 +1,4 @@
-"""Plays cases side by side, each with a deadline of its own, and reports them in the order of their numbers."""
+"""Run cases concurrently, each with its own deadline, and report them in the order of their numbers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writes the tables of docs/conformance.md from the cases: `python -m bester.conform.table docs/conformance.md`.
+"""Write the tables of docs/conformance.md from the cases: `python -m bester.conform.table docs/conformance.md`.
 
-It also finds the sentences of a protocol's page that say what must, or must not, be: each is quoted by a case, or by
-conformance/unseen.toml with the reason why no case can see it.
+The module also finds the normative sentences of a protocol's page: each must be quoted by a case, or by
+conformance/unseen.toml with the reason why no case can test it.
 """
 
 from __future__ import annotations

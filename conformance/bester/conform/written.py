@@ -1,4 +1,4 @@
-"""The short forms that case files use for long texts and for bytes. Pure."""
+"""Expand the abbreviations that case files use for long texts and bytes. Pure."""
 
 from __future__ import annotations
 
