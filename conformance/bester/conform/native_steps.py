@@ -1,7 +1,8 @@
 """The steps of native cases: what clients, or other servers, send to the server under test, and what they receive.
 
-A step is a table with one verb; `STEPS` lists the verbs. `on` names the connection (`alice` by default). In texts `$alice`, `$bob` and `$carol` are users, `$echo` and `$chat` the types to use, `$password` the
-password, and `$name` what `keep` has kept; `{{n}}` counts repetitions and `{{pad}}` fills a frame up.
+A step is a table with one verb; `STEPS` lists the verbs. `on` names the connection (`alice` by default). Texts may
+contain `$alice`, `$bob` and `$carol` (users), `$echo` and `$chat` (types), `$password`, `$own` (unique to the case) and
+each name that `keep` has stored; `{{n}}` is the number of a repetition, and `{{pad}}` fills a frame up.
 """
 
 from __future__ import annotations
