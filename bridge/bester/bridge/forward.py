@@ -33,14 +33,15 @@ from bester.bridge.openings import Openings
 from bester.broker.names import Names, connect
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
+from bester.broker.wire.outcomes import SENT, failed
 
 Became = tuple[str, Meta]
 """What became of a message: an outcome, and the meta of a Forwarded."""
-SENT: Became = ("sent", {})
-CUT: Became = ("failed:unreachable", {})
-UNREACHABLE: Became = ("failed:unreachable", {"unsent": True})
-OVERLOADED: Became = ("failed:overloaded", {"unsent": True})
-UNWRITABLE: Became = ("failed:malformed", {"unsent": True})
+READ: Became = (SENT, {})
+CUT: Became = (failed("unreachable"), {})
+UNREACHABLE: Became = (failed("unreachable"), {"unsent": True})
+OVERLOADED: Became = (failed("overloaded"), {"unsent": True})
+UNWRITABLE: Became = (failed("malformed"), {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """Whether the other end has taken in what was sent raises no event: it is looked at after this time, then after twice
@@ -97,7 +98,7 @@ class _Conversation(asyncio.Protocol):
     def _peaceful(self) -> Became:
         """Return what a peaceful end tells: nothing where the peer does not speak the native protocol, or has said but
         a part of a frame."""
-        return CUT if self._foreign or self._splitter.waiting_bytes else SENT
+        return CUT if self._foreign or self._splitter.waiting_bytes else READ
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(CUT)
