@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
-from bester.bridge.limits import Limits
 from bester.bridge.states import State
 from bester.bridge.window import OVERHEAD_BYTES
-from bester.broker.core.values import Limits as CoreLimits
 from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
 
@@ -101,66 +99,6 @@ class TestTheBrokerComesBack:
         scene.broker(*good(submit.token))
         assert connection.words() == ["good x"]
         assert connection.session.state is State.CLOSING
-
-    @pytest.mark.parametrize("half_closed", [False, True])
-    @pytest.mark.parametrize("broker", ["away", "there"])
-    def test_message_of_a_server_goes_on_when_its_connection_is_cut_without_a_report(
-        self, broker: str, half_closed: bool
-    ) -> None:
-        scene = Scene()
-        connection = scene.connect()
-        if broker == "away":
-            scene.bridge.on_link_lost("gone")
-        scene.bridge.on_bytes(
-            connection,
-            frame(b'{"header":{"scope":"server","lane":["e",5,5]},"payload":{"data":1,"type":"m","id":"x"}}'),
-        )
-        submitted = scene.said(Submit)
-        if half_closed:
-            scene.now += 1
-            scene.bridge.on_peer_ended(connection)
-        scene.now += scene.limits.drain_s if half_closed else scene.limits.server_s
-        scene.now -= 0.5
-        scene.bridge.tick()
-        scene.turn()
-        assert (connection.words(), connection.aborted, connection.session.is_unanswered) == ([], None, False)
-        scene.now += 0.5
-        scene.bridge.tick()
-        scene.turn()
-        assert (connection.words(), connection.session.is_unanswered) == ([], True)
-        assert connection.aborted == "its message has no report yet, and goes on without it"
-        scene.bridge.on_connection_gone(connection)
-        scene.turn()
-        if broker == "away":
-            scene.now = scene.limits.hold_s - 1
-            scene.bridge.tick()
-            scene.bridge.on_link_ready()
-            submitted = scene.said(Submit)
-        (submit,) = submitted
-        assert (submit.body, submit.meta["lane"], "attempt" in submit.meta) == (b"1", ["e", 5, 5], False)
-        assert scene.bridge.inspect().submissions.departed == 1
-        scene.broker(*good(submit.token))
-        left = scene.bridge.inspect().submissions
-        assert (connection.words(), left.waiting, left.departed, left.unreported_bytes) == ([], 0, 0, 0)
-
-    def test_report_that_comes_between_the_cut_and_the_end_of_a_connection_goes_nowhere(self) -> None:
-        scene = Scene()
-        connection = scene.connect()
-        scene.bridge.on_bytes(
-            connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}')
-        )
-        (submit,) = scene.said(Submit)
-        scene.now += scene.limits.server_s
-        scene.bridge.tick()
-        scene.broker(*good(submit.token))
-        scene.bridge.on_connection_gone(connection)
-        scene.turn()
-        left = scene.bridge.inspect().submissions
-        assert (connection.words(), left.waiting, left.departed, left.unreported_bytes) == ([], 0, 0, 0)
-
-    def test_server_that_waits_is_given_longer_than_one_of_besters_waits(self) -> None:
-        bridge = Limits()
-        assert bridge.server_s > CoreLimits().relay_s + bridge.connect_s
 
     def test_what_one_who_stopped_sending_was_told_of_is_not_submitted_again(self) -> None:
         scene = Scene()
