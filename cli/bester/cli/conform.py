@@ -139,7 +139,8 @@ def handler(
 @click.argument("address", metavar="HOST:PORT", required=False)
 def native(
     config_path: Path | None, numbers: tuple[int, ...], json_lines: bool, junit: Path | None, list_only: bool,
-    timeout_s: float, users: tuple[str, ...], echo: str, chat: str, informer: str | None, slow: bool, address: str | None,
+    timeout_s: float, users: tuple[str, ...], echo: str, chat: str, informer: str | None, slow: bool,
+    address: str | None,
 ) -> int:  # fmt: skip
     """Try the native side of a server that runs, and report case by case.
 
