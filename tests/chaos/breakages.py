@@ -40,7 +40,7 @@ def blame() -> None:
 def sent() -> None:
     from bester.bridge import forward
 
-    forward.CUT = forward.SENT
+    forward.CUT = forward.READ
 
 
 def clock() -> None:

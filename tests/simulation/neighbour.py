@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 
 from bester.bridge import native
-from bester.broker.core.cases import AGAIN
 from bester.broker.hosts import HostAddresses, hosts_of
 from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import AGAIN
 from tests.simulation.programs import NATIVE
 from tests.world.bridges import Peer, SimBridge
 from tests.world.clock import BrokenRuleError, World

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bester.broker.wire.messages import Request
+from bester.broker.wire.messages import MAX_CREDIT, Request
 from bester.handlers import App, Message, SchemaError
-from bester.handlers.app import MAX_CREDIT, Runs
+from bester.handlers.app import Runs
 from bester.handlers.worker import hello_options
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from bester.bridge.frames import Splitter, frame
 from bester.broker.wire.codes import is_temporary
+from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 from bester.client import frames
 from bester.client.errors import AuthenticationFailed, ClientClosed, ClientError, MessageTooLarge
 from bester.client.events import Arrived, Ended, Event, Failed, Lost, Ready, Reported
@@ -28,8 +29,6 @@ STEADY_S = 5.0
 """A connection that lasted so long resets the back-off; one that is closed at once does not."""
 PATIENCE_S = 15.0
 """A first login that the server defers is retried for at most so long in all."""
-MESSAGE_ID_LIMIT = 1024
-"""The longest message id that `outcome` accepts: several times the length that servers give."""
 
 
 class Core:
@@ -138,8 +137,8 @@ class Core:
 
         Raises ConnectionLost without a connection, ValueError for an impossible id, and MessageTooLarge.
         """
-        if not 0 < len(message) <= MESSAGE_ID_LIMIT:
-            raise ValueError(f"a message's id has 1 to {MESSAGE_ID_LIMIT} characters")
+        if not 0 < len(message) <= MAX_MESSAGE_ID:
+            raise ValueError(f"a message's id has 1 to {MAX_MESSAGE_ID} characters")
         self._must_be_ready()
         if len(frames.command("outcome", message, "outcome-" + "0" * 20)) > self._least_limit:
             raise MessageTooLarge("frame-too-large", "the message's id makes a longer frame than the server takes")

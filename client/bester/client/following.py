@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from bester.broker.wire.outcomes import QUEUED, reason_of
 from bester.client import Client, ConnectionLost, Message, Report, ServerRefused
-
-QUEUED = "queued"
 
 
 def ends_badly(outcome: str) -> bool:
     """Return whether an outcome means that the message will not be delivered."""
-    return outcome.startswith("failed:")
+    return reason_of(outcome) is not None
 
 
 class Following:

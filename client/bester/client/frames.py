@@ -15,13 +15,12 @@ import msgspec
 from bester.broker.wire import json_text
 from bester.broker.wire.finite import see_finite
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 T = TypeVar("T")
 
 LONGEST_RETRY_S = 3600.0
 """The longest wait before a login that is believed; a server that names a longer one is faulty."""
-OUTCOME_TYPE = "bester.outcome"
-"""Type under which servers push later outcomes of a message; handlers cannot use it."""
 
 
 class Terms(NamedTuple):

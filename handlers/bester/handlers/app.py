@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import MAX_ID, RESERVED_TYPES, Command, spelling_fault
+from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, RESERVED_TYPES, Command, spelling_fault
 from bester.handlers.message import Message
 from bester.handlers.payload import typed
 from bester.handlers.reply import commands_of
@@ -18,8 +18,6 @@ from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime
 
 DEFAULT_CREDIT = 256
 """Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
-MAX_CREDIT = 65536
-"""Largest credit: more would only move the queue away from the broker, where other workers could serve it."""
 DEFAULT_THREADS = 16
 """Plain functions running at once."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
-from bester.broker.core.cases import DELIVERED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
@@ -42,6 +42,7 @@ from bester.broker.wire.messages import (
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, failed
 
 
 class Dispatcher:

@@ -32,6 +32,8 @@ ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 MAX_USER = 128
 """Characters of a user's name."""
+MAX_CREDIT = 65_536
+"""Requests that one handler may hold at once; more only move the queue away from where others could serve it."""
 MAX_TYPE = 128
 """Characters of a message type. No handler can serve a longer type, so that the answer is known at once."""
 MAX_ID = 512

@@ -30,6 +30,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 ANSWERED_BY_ERROR = (Submit, Login, Ask, Emit, Relay)
 """Messages that a broker refuses by an ERROR with their token."""
@@ -50,9 +51,9 @@ def substitute(message: Message, error: WireError) -> Message | None:
         case LoggedIn():
             return LoggedIn(message.session, 1, error.code)
         case Relayed():
-            return Relayed(message.token, f"failed:{error.code}")
+            return Relayed(message.token, failed(error.code))
         case Forwarded():
-            return Forwarded(message.token, f"failed:{error.code}")
+            return Forwarded(message.token, failed(error.code))
         case Error():
             return Error("malformed", error.text, message.op, message.token)
     return None
@@ -65,7 +66,7 @@ def expected_answer(message: Message, error: WireError) -> Message | None:
         case Request():
             return Reply(message.token, FAILED, [], error.text)
         case Forward():
-            return Forwarded(message.token, f"failed:{error.code}")
+            return Forwarded(message.token, failed(error.code))
         case Deliver():
             serial = message.serial
             return Confirm(0, [serial], [[serial, target[0], error.code] for target in message.targets])
