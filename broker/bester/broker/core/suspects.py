@@ -109,8 +109,8 @@ class Suspects:
 
 
 def holds_suspect(worker: Worker) -> bool:
-    """Return whether a worker has a suspect in hand."""
-    return any(job.suspected for job in worker.inflight.values())
+    """Return whether a worker has a suspect in hand that is not over."""
+    return any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
 def _how_long(worker: Worker) -> tuple[bool, int]:
