@@ -39,16 +39,16 @@ from bester.broker.store_requests import (
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
-"""How often outcomes that nobody may ask for any more are purged, and the store's time is saved."""
+"""Period at which old outcomes are purged, and the store's time is saved."""
 FULL_TURN_S = 1.0
-"""How long nothing is enqueued after a commit has failed: each try on a full disk stops the whole loop for a moment."""
+"""Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
 SPARE_NUMBERS = 64
 """Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
 time."""
 
 
 class Queue:
-    """One queue: the mailbox of a user, or the messages of one type to one server.
+    """A queue: the mailbox of a user, or the messages of one type to one server.
 
     `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
     messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
@@ -87,7 +87,7 @@ class Queue:
 
     @property
     def ready(self) -> int:
-        """How many messages are not in flight: a new one goes behind them."""
+        """Count of the messages that are not in flight: a new one goes behind them."""
         return self.messages - self.inflight
 
 

@@ -26,7 +26,7 @@ class State(Enum):
     INFLIGHT = "in flight"  # on disk, and sent to a bridge or a server
     ENDED = "ended"  # the outcome is known; the disk still has the message as ready
     RECORDING = "recording"  # the message is queued at another server; the record of that is not committed yet
-    GONE = "gone"  # nothing is left to know
+    GONE = "gone"  # forgotten
 
 
 Event = Literal["committed", "rejected", "fetched", "overdue", "requeued", "ended", "end written"]
