@@ -82,7 +82,7 @@ def names() -> None:
         return end
 
     broken: Any = Lookups
-    broken.found, broken.failed = once(Lookups.found), once(Lookups.failed)
+    broken.on_found, broken.on_failed = once(Lookups.on_found), once(Lookups.on_failed)
     broken.hint = lambda self, host, now: None
 
 

@@ -22,10 +22,11 @@ class BridgeResume:
     `link` is None between two links; `since` is when the link was lost, or when reports of an earlier link began to be
     remembered. A bridge counts the reports on a link, so only the unacknowledged ones are remembered. Cases that have
     ended are swept out together, once there are `sweep_at` or more: taking out each as it ends would cost every message
-    more.
+    more. At most `max_unacked` reports are remembered for a bridge that counts none: the oldest are forgotten.
     """
 
-    def __init__(self, link: Link, sweep_at: int) -> None:
+    def __init__(self, link: Link, sweep_at: int, max_unacked: int) -> None:
+        self._max_unacked = max_unacked
         self.link: Link | None = link
         self.since: float | None = None
         self._cases: dict[int, Case] = {}  # by token; some have ended
@@ -59,12 +60,15 @@ class BridgeResume:
         on the present link."""
         if self._cases.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
             self._unacked[case.token] = answer
+            self._forget_oldest()
 
     def on_reports_sent(self, messages: Iterable[Message]) -> None:
         """Remember the reports among the messages that are sent on the bridge's link now."""
         reports = [message for message in messages if type(message) is Report]
         self._sent += reports
         self._sent_tokens.update(report.token for report in reports)
+        if len(self._sent) > self._max_unacked:
+            self.on_reports_counted(self._counted + len(self._sent) - self._max_unacked)
 
     def on_reports_counted(self, reports: int) -> None:
         """Forget the first `reports` reports of this link: the bridge has received as many."""
@@ -77,6 +81,7 @@ class BridgeResume:
         those among the messages `unsent`, which this turn was about to send."""
         self.on_reports_sent(unsent)
         self._unacked.update((report.token, report) for report in self._sent)
+        self._forget_oldest()
         self._sent.clear()
         self._sent_tokens.clear()
         self._counted = 0
@@ -85,6 +90,10 @@ class BridgeResume:
             if self not in case.watchers:
                 case.watchers = (*case.watchers, self)
         self.link, self.since = None, now
+
+    def _forget_oldest(self) -> None:
+        while len(self._unacked) > self._max_unacked:
+            del self._unacked[next(iter(self._unacked))]
 
     def relink(self, link: Link, now: float) -> None:
         """Take in that the bridge is back on a new link."""
