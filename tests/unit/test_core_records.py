@@ -130,7 +130,7 @@ def test_queues_are_loud_about_illegal_events() -> None:
     desk = Desk()
     writing = desk.enqueue()
     for wrong in (
-        lambda: desk.queues.end(writing, "delivered"),  # nobody can have answered it
+        lambda: desk.queues.end(writing, "delivered"),  # not sent: no answer can have come
         lambda: desk.queues.requeue(writing.number),
         lambda: desk.fetch(writing),
     ):
