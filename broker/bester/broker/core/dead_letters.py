@@ -23,7 +23,7 @@ MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000
 """Dead letters of one question: a turn of the loop has an end. They are replayed or dropped oldest first, and the
 answer says how many are left of those there were, and where to go on (`next`, for the next question's `from`)."""
-MAX_PLACE = 2**63
+MAX_SERIAL = 2**63
 NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
 _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
@@ -201,7 +201,7 @@ def _sound(wanted: Any) -> bool:
     names = all(wanted.get(key) is None or type(wanted[key]) is str for key in ("id", "type", "as"))
     start = wanted.get("from")
     if start is not None and not (
-        type(start) is list and len(start) == 2 and all(type(each) is int and 0 <= each < MAX_PLACE for each in start)
+        type(start) is list and len(start) == 2 and all(type(each) is int and 0 <= each < MAX_SERIAL for each in start)
     ):
         return False
     return names and (limit is None or (type(limit) is int and limit > 0))

@@ -107,8 +107,8 @@ class MemoryStore(Commits):
         self._sent_upto: dict[str, int] = {}
         self._lanes: dict[tuple[str, str], SaveLane] = {}
         self._letters: dict[str, DeadLetter] = {}  # the latest last
-        self._places: dict[str, int] = {}  # their serials
-        self._place = 0
+        self._serials: dict[str, int] = {}  # their serials
+        self._serial = 0
         self._types: dict[str, None] = {}
         self._clock: ClockState | None = None
         self._names: dict[str, None] = {}  # the latest last
@@ -128,8 +128,8 @@ class MemoryStore(Commits):
         other._sent_upto = dict(self._sent_upto)
         other._lanes = dict(self._lanes)
         other._letters = dict(self._letters)
-        other._places = dict(self._places)
-        other._place = self._place
+        other._serials = dict(self._serials)
+        other._serial = self._serial
         other._types = dict(self._types)
         other._clock = self._clock
         other._names = dict(self._names)
@@ -210,8 +210,8 @@ class MemoryStore(Commits):
             case Bury(letter):
                 self._letters.pop(letter.id, None)
                 self._letters[letter.id] = letter._replace(meta=unpack(pack(letter.meta)))
-                self._place += 1
-                self._places[letter.id] = self._place
+                self._serial += 1
+                self._serials[letter.id] = self._serial
                 while len(self._letters) > self._dead_letters:
                     self._unbury(next(iter(self._letters)))
             case Unbury(id_):
@@ -246,7 +246,7 @@ class MemoryStore(Commits):
 
     def _unbury(self, id_: str) -> None:
         self._letters.pop(id_, None)
-        self._places.pop(id_, None)
+        self._serials.pop(id_, None)
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.queue))
@@ -318,11 +318,11 @@ class MemoryStore(Commits):
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 
     def _page(self, read: FindDeadLetters) -> DeadLetterPage:
-        upto = read.upto or self._place
-        there = [letter for id_, letter in self._letters.items() if read.after < self._places[id_] <= upto]
+        upto = read.upto or self._serial
+        there = [letter for id_, letter in self._letters.items() if read.after < self._serials[id_] <= upto]
         letters = self._dead(read, there)
-        after = self._places[letters[-1].id] if letters else upto
-        rest = (letter for letter in there if self._places[letter.id] > after)
+        after = self._serials[letters[-1].id] if letters else upto
+        rest = (letter for letter in there if self._serials[letter.id] > after)
         return DeadLetterPage(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
 
     def _dead(self, read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
@@ -377,9 +377,9 @@ def _is_meant(letter: DeadLetter, read: FindDeadLetters) -> bool:
 
 def _remove(numbers: list[int], number: int) -> None:
     """Remove a number from a sorted list, where the list has it."""
-    place = bisect_left(numbers, number)
-    if numbers[place : place + 1] == [number]:
-        del numbers[place]
+    index = bisect_left(numbers, number)
+    if numbers[index : index + 1] == [number]:
+        del numbers[index]
 
 
 def _check(write: Write) -> None:
