@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
-from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, next_state
+from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
 from bester.broker.core.values import Effects, Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
@@ -321,7 +321,7 @@ class Queues:
         for entry in entries:
             record = self._record_of(entry, queue)
             if record.state is not State.READY:
-                next_state(record.state, "fetched")  # legal where the message is in flight, or has ended
+                step_of(record.state, "fetched")  # legal where the message is in flight, or has ended
             elif entry.expires_s <= stored_s:
                 expired.append(entry)
             else:
@@ -371,7 +371,7 @@ class Queues:
 
     def _move(self, record: Record, event: Event) -> State:
         """Apply an event to a record: count, and keep the record as long as there is anything to know."""
-        before, after = record.state, next_state(record.state, event)
+        after, messages, inflight = step_of(record.state, event)
         record.state = after
         if after is State.GONE or (after is State.READY and not record.unsent):
             self._records.pop(record.number, None)
@@ -380,14 +380,13 @@ class Queues:
         queue = record.queue
         if queue is None:
             return after
-        if (before in SENT_OUT) != (after in SENT_OUT):
-            step = 1 if after in SENT_OUT else -1
-            queue.inflight += step
-            queue.inflight_bytes += step * record.size
-            if step > 0:
+        if inflight:
+            queue.inflight += inflight
+            queue.inflight_bytes += inflight * record.size
+            if inflight > 0:
                 self._push(queue, record.number)
-        if before in COUNTED and after not in COUNTED:
-            self._count(queue, -1, -record.size)
+        if messages:
+            self._count(queue, messages, messages * record.size)
             if queue.messages <= 0:
                 self._drop(queue)
         return after
