@@ -127,9 +127,7 @@ class StoreDriver:
         except BesterError as error:
             self._carry_out([Notice("store-unreadable", {"why": error.text})])
             if not isinstance(read, FindOutcomes | FindDeadLetters):
-                self._unread.append(
-                    read
-                )  # no message may be passed over: the queue stands still until the read succeeds
+                self._unread.append(read)  # no message may be passed over: its queue stands still until then
                 return
             answer = None  # the asker may ask again
         self._carry_out(self._router.on_read(read, answer, self._clock()))

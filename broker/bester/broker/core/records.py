@@ -70,7 +70,7 @@ SENT_OUT = frozenset({State.WRITING_INFLIGHT, State.INFLIGHT})
 
 
 class Step(NamedTuple):
-    """One transition, and the change of its queue's counts: `messages` and `inflight` are 1, 0 or -1."""
+    """A transition, and the change of its queue's counts: `messages` and `inflight` are 1, 0 or -1."""
 
     state: State
     messages: int

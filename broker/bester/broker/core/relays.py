@@ -127,15 +127,19 @@ class Relays:
     def _send(self, transfer: Transfer, entry: Entry, ttl_s: float | None, *, again: bool) -> None:
         self._token = token = self._token + 1
         self.transfers.add(token, transfer)
-        meta: Meta = {"id": entry.id, **{key: entry.meta.get(key) for key in ("root", "origin", "path")}}
+        saved = entry.meta
+        meta: Meta = {
+            "id": entry.id,
+            "root": saved.get("root"),
+            "origin": saved.get("origin"),
+            "path": saved.get("path"),
+        }
         if transfer.route.name:
             queue = self._queues.get(entry.queue)
             floor = self.transfers.floor(entry.queue)
-            meta["lane"] = [
-                self._queues.epoch,
-                entry.number,
-                floor if queue is None else min(floor, self._queues.ack_floor(queue)),
-            ]
+            if queue is not None:
+                floor = min(floor, self._queues.ack_floor(queue))
+            meta["lane"] = [self._queues.epoch, entry.number, floor]
         if ttl_s is not None:
             meta["ttl_s"] = ttl_s
         if again:
