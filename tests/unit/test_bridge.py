@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bester.bridge.broker_link import UNANSWERED
 from bester.bridge.frames import frame
-from bester.bridge.ports import UNANSWERED
 from bester.bridge.states import State
 from bester.broker.wire.messages import (
     Answer,

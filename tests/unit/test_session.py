@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
 from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import TARGETS, TRANSITIONS, State
-from bester.bridge.window import OVERHEAD_BYTES, Load, Question, Window
+from bester.bridge.submissions import Submissions
+from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, Close, Login, Report, Submit
 
 LIMITS = replace(Limits(), max_frame=2000, first_frame=200, unreported=3, unreported_bytes=1000)
@@ -40,7 +42,8 @@ TOO_LARGE = (2001).to_bytes(4, "little")
 
 def session(now: float = 0.0, *, in_doubt: bool = False, **limits: int) -> Session:
     bounds = replace(LIMITS, **limits)
-    window = Window(bounds, Load(bounds))
+    link = BrokerLink(bounds, count(1), lambda text: None)
+    window = Window(bounds, Submissions(bounds, link, lambda: None))
     return Session(7, "127.0.0.1", bounds, count(1), window, now, bounds.first_frame, in_doubt=in_doubt)
 
 
@@ -275,7 +278,7 @@ class TestMessages:
             ],
         )
         assert it.window.tokens == [1, 2, 3]
-        assert [submit.token for submit, _ in it.window.submits] == [1, 3]
+        assert it.window.submitted == [1, 3]
         assert not it.on_answer(1_000, None, 0.0).write
         assert read(it.on_answer(2, {"bob": "queued"}, 0.0).write) == [
             {
@@ -284,16 +287,6 @@ class TestMessages:
             }
         ]
         assert it.window.tokens == [1, 3]
-
-    def test_a_message_is_kept_until_its_report(self) -> None:
-        it = opened()
-        (submit,) = it.on_bytes(message(), 5.0).send
-        assert isinstance(submit, Submit)
-        assert (it.window.submitted(1), it.window.since_s(1)) == (submit, 5.0)
-        it.window.replace(submit._replace(meta={"attempt": 2}))
-        assert it.window.submits == [(submit._replace(meta={"attempt": 2}), 5.0)]
-        it.on_report(good(1), 6.0)
-        assert (it.window.submitted(1), it.window.since_s(1), it.window.submits) == (None, None, [])
 
     def test_too_many_unreported_wait_their_turn_and_stop_the_reading(self) -> None:
         it = opened()
@@ -535,7 +528,7 @@ def test_no_order_of_events_breaks_it(events: list[tuple[str, Any]]) -> None:
             case "reported":
                 step = it.on_report(good(value), now)
             case "answered":
-                step = it.on_answer(value, None, now) if it.window.submitted(value) is None else Step([], [])
+                step = it.on_answer(value, None, now)
             case "give_up":
                 step = it.give_up("unreachable", now)
             case "tick":
@@ -588,6 +581,7 @@ def test_every_state_can_end() -> None:
 
 def test_the_readme_shows_the_table() -> None:
     readme = Path(__file__).parents[2] / "bridge" / "README.md"
-    rows = re.findall(r"^\| (\w+)(\*?) \| (\w+) \| (\w+) \|", readme.read_text(), re.MULTILINE)
+    section = readme.read_text(encoding="utf-8").partition("## A session's states\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+)(\*?) \| (\w+) \| (\w+) \|", section, re.MULTILINE)
     assert {(State(start), event): State(end) for start, _, event, end in rows if start != "in"} == TRANSITIONS
     assert {State(start) for start, star, _, _ in rows if star} == TARGETS

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bester.bridge import submissions
 from bester.bridge.frames import frame
 from bester.bridge.states import State
+from bester.bridge.submissions import TRANSITIONS, Event, Submission
 from bester.bridge.window import OVERHEAD_BYTES
 from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListWire, Scene
@@ -146,7 +152,7 @@ class TestBounds:
         assert [message.token for message in scene.said(Submit)] == [2]
 
     @pytest.mark.parametrize("end", ["the broker comes", "nobody comes"])
-    def test_nothing_stays_of_what_was_given_up_before_it_was_ever_submitted(self, end: str) -> None:
+    def test_nothing_stays_of_what_was_sentup_before_it_was_ever_submitted(self, end: str) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.bridge.on_link_lost("gone")
@@ -290,16 +296,18 @@ class TestBounds:
         scene.broker(*good(1))
         assert [*reading, connection.reading] == [True, False, True]
 
-    def test_what_nobody_waits_for_any_more_is_held_for_a_while_and_counts(self) -> None:
+    def test_held_message_that_is_not_kept_makes_room_at_once(self) -> None:
         scene = Scene(held_bytes=1000, gone_messages=0)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.bridge.on_link_lost("gone")
         write(scene, alice, "a", data=LARGE)
-        scene.bridge.on_connection_gone(alice)
         scene.command(bob, "nothing", None)
-        assert not bob.reading
-        scene.bridge.tick()
-        assert bob.reading
+        reading = [bob.reading]
+        scene.bridge.on_connection_gone(alice)
+        scene.turn()
+        assert [*reading, bob.reading] == [False, True]
+        scene.bridge.on_link_ready()
+        assert scene.said(Submit) == []
 
     def test_a_full_link_keeps_everybodys_order(self) -> None:
         scene = Scene()
@@ -386,7 +394,7 @@ class TestWhoHasGone:
         scene.bridge.tick()
         assert [type(message) for message in scene.sent] == [Submit, Close]
 
-    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 2)}])
+    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 5)}])
     def test_no_more_of_it_than_there_is_a_place_for(self, limits: dict[str, int]) -> None:
         scene = Scene(**limits)
         connection = scene.log_in()
@@ -505,3 +513,83 @@ def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:
     scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
     assert alice.words() == ["good a"]
     assert scene.said(Confirm) == [Confirm(1, [], [])]
+
+
+# --- the table of states ----------------------------------------------------------------------------------------------
+
+LIVING = [state for state in submissions.State if state is not submissions.State.ENDED]
+
+
+def submission(state: submissions.State) -> Submission:
+    return Submission(Submit(1, 7, "t", b"1", {}), b'"i"', 260, 0.0, 7, state)
+
+
+@pytest.mark.parametrize("state", submissions.State)
+@pytest.mark.parametrize("event", get_args(Event))
+def test_event_follows_the_table_and_an_illegal_one_raises(state: submissions.State, event: Event) -> None:
+    message = submission(state)
+    if (state, event) in TRANSITIONS:
+        message.on(event)
+        assert message.state is TRANSITIONS[state, event]
+    else:
+        with pytest.raises(AssertionError, match=f"a message that is {state.value} cannot be {event}"):
+            message.on(event)
+        assert message.state is state
+
+
+def test_report_ends_a_message_in_every_state() -> None:
+    """The hot path takes a reported message from the table and leaves the state of its record alone."""
+    assert {state for state, event in TRANSITIONS if event == "reported"} == set(LIVING)
+    assert {after for (_, event), after in TRANSITIONS.items() if event == "reported"} == {submissions.State.ENDED}
+
+
+def test_readme_shows_the_table_of_a_message() -> None:
+    readme = (Path(__file__).parents[2] / "bridge" / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## States of an unreported message\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\w-]+) \| (\w+) \| ([\w-]+) \|", section, re.MULTILINE)
+    states = {(submissions.State(before), event): submissions.State(after) for before, event, after in rows[1:]}
+    assert states == TRANSITIONS
+    assert len(rows) - 1 == len(TRANSITIONS)
+
+
+ACTIONS = ("write", "link lost", "link ready", "full", "room", "report", "report old", "client gone", "later")
+
+
+@given(st.lists(st.sampled_from(ACTIONS), max_size=40))
+def test_no_order_of_events_breaks_the_table(actions: list[str]) -> None:
+    scene = Scene(gone_messages=3, hold_s=10.0, unreported=5)
+    connection = scene.log_in()
+    sent: list[int] = []
+    for action in actions:
+        match action:
+            case "write":
+                write(scene, connection, "i")
+            case "link lost":
+                scene.bridge.on_link_lost("gone")
+            case "link ready" if not scene.bridge.is_ready:
+                scene.bridge.on_link_ready()
+            case "full" | "room":
+                scene.full = action == "full"
+            case "report" | "report old" if sent:
+                scene.broker(*good(sent.pop(-1 if action == "report" else 0)))
+            case "client gone":
+                scene.bridge.on_connection_gone(connection)
+                scene.bridge.tick()
+                connection = scene.connect() if scene.full or not scene.bridge.is_ready else scene.log_in()
+            case "later":
+                scene.now += 4.0
+                scene.bridge.tick()
+        scene.turn()
+        sent += [submit.token for submit in scene.said(Submit)]
+    scene.full = False
+    scene.bridge.on_link_lost("gone")
+    scene.bridge.on_link_ready()
+    scene.bridge.tick()
+    again = scene.said(Submit)
+    counts = scene.bridge.inspect().submissions
+    assert [submit.token for submit in again] == sorted(submit.token for submit in again)
+    assert (counts.waiting + counts.departed, counts.queued) == (len(again), 0)
+    while again:
+        scene.broker(*good(*(submit.token for submit in again)))
+        again = scene.said(Submit)
+    assert set(scene.bridge.inspect().submissions) == {0}

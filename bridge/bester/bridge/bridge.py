@@ -13,18 +13,18 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from bester.bridge.broker_link import BrokerLink
+from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState
 from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
-from bester.bridge.ports import UNANSWERED, Answered, BrokerPort, ClientConnection, Waiting
+from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
 from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
-from bester.bridge.window import Load, Question, Window
+from bester.bridge.window import Question, Window
 from bester.broker.wire.messages import (
     OP_OF,
     Answer,
@@ -86,12 +86,11 @@ class Bridge:
         self._awake = False
         self._kept_waiting: dict[ClientConnection, None] = {}  # not read from because too much waits for reports in all
         self._broker_link = BrokerLink(limits, self._tokens, notice)
-        self._load = Load(limits)
-        self._submissions = Submissions(limits, self._load, self._broker_link, self._wake)
-        self._submits = self._submissions.submits  # by token: who waits for the report
+        self._submissions = Submissions(limits, self._broker_link, self._wake)
+        self._unreported = self._submissions.by_token
         self._outbound = Outbound(limits, clock, self._wake)
         self._deliveries = Deliveries(
-            limits, self._targets, self._submits, self._outbound, self._report, self._wake, clock
+            limits, self._targets, self._unreported, self._outbound, self._report, self._wake, clock
         )
         self._push, self._tell = self._outbound.push, self._broker_link.tell
 
@@ -194,7 +193,7 @@ class Bridge:
         """Take a new connection in and give it its session; False: there is no place for it."""
         if not self._registry.has_room(host):
             return False
-        window, first_bytes = Window(self.limits, self._load), self._first_frame_bytes(host)
+        window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
@@ -230,10 +229,10 @@ class Bridge:
     def on_connection_gone(self, connection: ClientConnection) -> None:
         """A connection is no more: nothing of it stays but what it has said."""
         session = connection.session
-        self._submissions.on_connection_gone(session)
+        last_held = self._submissions.on_connection_gone(session.window.submitted, session.user)
         for message in session.on_connection_lost().send:
             if type(message) is Close:
-                self._submissions.close(message)
+                self._submissions.close(message, last_held)
         self._registry.remove(session)
         self._logins.pop(session.number, None)
         self._timed.discard(connection)
@@ -314,7 +313,7 @@ class Bridge:
                 continue
             submits = [message for message in each.send if type(message) is Submit]
             if submits:
-                self._submissions.submit(submits, connection)
+                self._submissions.submit(submits)
             if len(submits) == len(each.send):
                 continue
             for message in each.send:
@@ -341,7 +340,7 @@ class Bridge:
 
     def _answered(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
         now = self._clock()
-        if connection.session.window.since_s(token) is None:
+        if not connection.session.window.is_asking(token):
             return  # it has gone, or was told that its time is over
         if status == UNANSWERED:
             self._apply(connection, connection.session.on_report(refusal(token, "unreachable"), now), now)
@@ -379,14 +378,15 @@ class Bridge:
         now: float,
         note: str | None = None,
     ) -> None:
-        connection = self._submits.pop(token, None)
+        submission = self._unreported.pop(token, None)
+        if submission is None:
+            return  # reported already, by the bridge itself
+        connection = self._connections.get(submission.session)
         if connection is None:
-            self._submissions.forget(token)
+            self._submissions.release(submission)
             return
         session = connection.session
-        frame = session.window.report(token, status, reason, message, recipients, note)
-        if frame is not None:
-            self._push(connection, frame)
+        self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
         if session.has_more:
             self._apply(connection, session.proceed(now), now)
 

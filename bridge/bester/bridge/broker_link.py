@@ -9,11 +9,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bester.bridge.limits import Limits
-from bester.bridge.ports import UNANSWERED, Answered, BrokerPort
-from bester.broker.wire.messages import Ask, Close, Login, Message, Submit
+from bester.broker.wire.messages import Ask, Login, Message, Submit
+
+Answered = Callable[[int, Any], None]
+"""Gets the status (0 is good) and the value of an answer."""
+UNANSWERED = -1
+"""Status of a question that no broker has answered: there was none, or its link was lost."""
+
+
+class BrokerPort(Protocol):
+    """The way to the broker: a link of the fabric, or a direct call in the same process."""
+
+    def send(self, message: Message) -> bool:
+        """Take a message; False: not now (nothing was taken)."""
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Take messages in their order; return how many. The rest: not now."""
 
 
 class BrokerLink:
@@ -73,7 +87,7 @@ class BrokerLink:
         while self._owed and self.port is not None and self.port.send(self._owed[0]):
             self._owed.popleft()
 
-    def submit(self, messages: Sequence[Submit | Close]) -> int:
+    def submit(self, messages: Sequence[Submit]) -> int:
         """Say as many of these, in order, as there is room for now; returns how many that was."""
         if self._owed or not self.is_ready or self.port is None:
             return 0

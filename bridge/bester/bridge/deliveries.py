@@ -16,6 +16,7 @@ from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
+from bester.bridge.submissions import Submission
 from bester.broker.wire.messages import Confirm, Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
@@ -32,14 +33,14 @@ class Deliveries:
         self,
         limits: Limits,
         targets: Mapping[int, ClientConnection],
-        submits: Mapping[int, ClientConnection],
+        unreported: Mapping[int, Submission],
         writing: Outbound,
         report: Reporter,
         wake: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._targets = targets
-        self._submits = submits
+        self._unreported = unreported
         self._offer = writing.offer
         self._report = report
         self._wake = wake
@@ -65,16 +66,15 @@ class Deliveries:
         of the stream is all the confirmation needed; unless that report may be asked for on another connection."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
-        owner = None if token is None else self._submits.get(token)
+        submission = None if token is None else self._unreported.get(token)
+        owner, number = None, 0
+        if submission is not None and "dedup" not in submission.submit[4]:
+            number = submission.session
+            owner = self._targets.get(number)
+            if owner is not None and owner.session.acks:
+                owner = None
         if (
-            owner is not None
-            and token is not None
-            and (owner.session.acks or owner.session.window.may_ask_again(token))
-        ):
-            owner = None
-        if (
-            owner is not None and len(targets) == 1 and len(targets[0]) == 2
-            and self._targets.get(targets[0][1]) is owner
+            owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number
             and self._offer(owner, native.delivered(head, targets[0][0], tail))
         ):  # fmt: skip
             # To the sender alone, as most answers are.
@@ -82,12 +82,11 @@ class Deliveries:
             self._ledger.at_once(serial)
             self._report(token, 0, None, meta.get("message"), None, now)
             return
-        number = 0 if owner is None else owner.session.number
         delivery: Delivery | None = None
         completes = meta.get("message")
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in target[1:] and number in self._targets and self._offer(owner, frame):
+            if owner is not None and number in target[1:] and self._offer(owner, frame):
                 for session in target[1:]:
                     connection = self._targets.get(session)
                     if connection is not None and connection is not owner:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Raw
 
+from bester.bridge.broker_link import Answered
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.ports import Answered
 from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 
 FAILED = frame(b'{"status":"1"}')

@@ -1,31 +1,15 @@
-"""What the bridge's core asks of its surroundings: a way to the broker, and connections. Types alone."""
+"""The connection of a client or of another server, as the bridge's core sees it. Types alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from bester.bridge.confirmations import Delivery
 from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
-from bester.broker.wire.messages import Message
 
 Waiting = tuple[Delivery, int]
 """A delivery and the number of the target in it: what a mark in an out-queue stands for."""
-Answered = Callable[[int, Any], None]
-"""Gets the status (0 is good) and the value of an answer."""
-UNANSWERED = -1
-"""The status where there was no broker to answer, or it was lost."""
-
-
-class BrokerPort(Protocol):
-    """The way to the broker: a link of the fabric, or a direct call in the same process."""
-
-    def send(self, message: Message) -> bool:
-        """Take a message; False: not now (nothing was taken)."""
-
-    def send_all(self, messages: Sequence[Message]) -> int:
-        """Take messages in their order; returns how many. The rest: not now."""
 
 
 class ClientConnection(Protocol):

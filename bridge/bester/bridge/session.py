@@ -15,7 +15,8 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
-from bester.bridge.window import OVERHEAD_BYTES, Question, Window, size_bytes
+from bester.bridge.submissions import Submission
+from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 UNIX_HOST = "unix"
@@ -227,13 +228,11 @@ class Session:
 
     def on_answer(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
         """The broker answers a question; None: of this user it knows no such message."""
-        waiting = self.window.end(token)
-        if waiting is None:
+        asked = self.window.answer(token)
+        if asked is None:
             return _nothing()
-        id_, _, question, _ = waiting
-        assert isinstance(question, Question)
         step = self.proceed(now)
-        step.write.insert(0, native.outcomes(id_, question.message, recipients))
+        step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
 
     @property
@@ -270,9 +269,10 @@ class Session:
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
-            submit = Submit(next(self._tokens), None, frame.sent.type, frame.sent.data, meta)
-            size = size_bytes(submit) + len(frame.sent.id)
-            self.window.enter(submit.token, (frame.sent.id, size, submit, now), size)
+            type_, data, id_, _ = frame.sent
+            submit = Submit(next(self._tokens), None, type_, data, meta)
+            size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
+            self.window.enter(submit.token, Submission(submit, id_, size, now, self.number), size)
             step.send.append(submit)
         else:
             self._stop(frame, step, now)
@@ -327,7 +327,7 @@ class Session:
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))
                 size = len(data) + len(id_) + type_size + OVERHEAD_BYTES
-                self.window.enter(token, (id_, size, submit, now), size)
+                self.window.enter(token, Submission(submit, id_, size, now, self.number), size)
                 step.send.append(submit)
                 return True
             if type_ == "dummy":
@@ -364,7 +364,7 @@ class Session:
                 else:
                     question = Question(next(self._tokens), self.number, message)
                     size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
-                    self.window.ask(question, (sent.id, size, question, now))
+                    self.window.ask(question, sent.id, size)
                     step.send.append(question)
             case _:
                 fault = "unknown-command"
