@@ -15,8 +15,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.bridge.children import Child, Children, plan
 from bester.bridge.children.lives import HOPELESS_LIVES, State
+from bester.bridge.children.plan import Child, plan
+from bester.bridge.children.supervisor import Children
 from bester.broker import config_file
 from bester.broker.logs import JsonFormatter
 from bester.broker.wire.codes import ConfigError
@@ -289,7 +290,7 @@ async def test_one_that_is_of_no_use_is_ended_and_started_again(
 async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_deaf_or_stopped(
     directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.bridge.children.RESTART_GRACE_S", 0.1)
+    monkeypatch.setattr("bester.bridge.children.supervisor.RESTART_GRACE_S", 0.1)
     deaf = "import os, signal; signal.signal(15, signal.SIG_IGN); print('pid', os.getpid(), flush=True); " + STEADY
     spawn = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); p.wait()"
     child = Child("a", (sys.executable, "-c", spawn, deaf), {})
@@ -339,7 +340,8 @@ async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from bester.bridge.children import Child, Children
+from bester.bridge.children.plan import Child
+from bester.bridge.children.supervisor import Children
 
 async def main():
     deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"

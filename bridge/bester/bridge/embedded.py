@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from bester.bridge import service as bridge_service
-from bester.bridge.children import GRACE_S, Children, plan
+from bester.bridge.children.plan import plan
+from bester.bridge.children.supervisor import GRACE_S, Children
 from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
-from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
+from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
@@ -388,13 +388,13 @@ class Session:
         if self.state is State.DRAINING and not self.window:
             self._leave("finished", step, now)
 
-    def _leave(self, event: str, step: Step, now: float | None) -> None:
+    def _leave(self, event: Event, step: Step, now: float | None) -> None:
         """Go, and tell the broker where that ends an announced session."""
         announced = self.state in ANNOUNCED
         if self._go(event, now) and announced and self.state not in ANNOUNCED:
             step.send.append(Close(self.number))
 
-    def _go(self, event: str, now: float | None) -> bool:
+    def _go(self, event: Event, now: float | None) -> bool:
         state = TRANSITIONS.get((self.state, event))
         if state is None:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
 
 
 class State(Enum):
@@ -14,6 +15,8 @@ class State(Enum):
     CLOSING = "closing"  # the last word is written; once it has left, the connection ends
     CLOSED = "closed"  # nothing is left
 
+
+Event = Literal["login", "server", "accepted", "refused", "stop", "finished", "timeout", "lost"]
 
 # What may happen to a session, and where it goes. An event that is not listed for a state changes nothing.
 #
@@ -27,7 +30,7 @@ class State(Enum):
 #   lost       the connection is gone
 #
 # A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
-TRANSITIONS: dict[tuple[State, str], State] = {
+TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.NEW, "login"): State.AUTHENTICATING,
     (State.NEW, "server"): State.SERVER,
     (State.NEW, "stop"): State.CLOSING,
