@@ -585,3 +585,9 @@ def test_the_readme_shows_the_table() -> None:
     rows = re.findall(r"^\| (\w+)(\*?) \| (\w+) \| (\w+) \|", section, re.MULTILINE)
     assert {(State(start), event): State(end) for start, _, event, end in rows if start != "in"} == TRANSITIONS
     assert {State(start) for start, star, _, _ in rows if star} == TARGETS
+
+
+def test_page_lists_every_field_of_a_session() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "session.md").read_text(encoding="utf-8")
+    section = page.partition("## Session (bridge)\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(Session.__slots__)

@@ -9,31 +9,33 @@ from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
 
 Waiting = tuple[Delivery, int]
-"""A delivery and the number of the target in it: what a mark in an out-queue stands for."""
+"""Value of a mark in an out-queue: a delivery, and the number of the target in it."""
 
 
 class ClientConnection(Protocol):
-    """One connection, as the bridge sees it. It calls `received`, `ended`, `left` and, in the end, `gone`."""
+    """Connection with its session. Its shell calls the bridge's `on_bytes`, `on_peer_ended`, `on_bytes_sent`,
+    `on_blocked`, `on_all_sent` and, in the end, `on_connection_gone`."""
 
     session: Session
     out: OutQueue[Waiting]
     dirty: bool
-    """The bridge's note that the wire is in its list for the next flush."""
+    """Note of the bridge: the connection is in the list for the next flush."""
     reading: bool
-    """Whether it reads; the bridge changes it by `read`."""
+    """The connection reads; the bridge changes this by `read`."""
     abort_code: str | None
-    """Why it was aborted, as a code."""
+    """Code of the reason why the connection was aborted."""
     stalled_since: float
     stalled_bytes: int
 
     def flush(self) -> None:
-        """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
+        """Hand queued frames to the socket; end the connection where the session is closing and everything is sent."""
 
     def read(self, on: bool) -> None:
-        """Read on, or let the peer wait."""
+        """Resume or pause reading."""
 
     def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over of the chunk in flight."""
+        """Return how many bytes of the chunk in flight the socket has not taken over."""
 
     def abort(self, why: str) -> None:
-        """Cut the connection; `gone` follows, later. `why` is for the log; nothing to log where it is empty."""
+        """Cut the connection; `on_connection_gone` follows, later. `why` is for the log; empty where there is nothing
+        to log."""

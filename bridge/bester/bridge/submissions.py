@@ -1,13 +1,13 @@
 """The unreported messages of a bridge: one record a message, in one table, from submit to report. Pure.
 
 A message is held until the link to the broker takes it, is sent, and stays in the table until its report. A lost link
-makes every sent message a held one: the next broker gets it again under its token (the broker makes the same id of the
-token), with `attempt` in its meta. Held messages are sent in the order of their tokens, so that the order of every
-connection is kept. Each client is bounded by its window, and all messages together by `held_bytes`: a broker that is
-about to be found dead has them all, so sent messages count like held ones.
+makes every sent message a held one: the next broker gets the message again under its token (the broker derives the
+message id from the token), with `attempt` in its meta. Held messages are sent in the order of their tokens, so that the
+order of every connection is kept. Each client is bounded by its window, and all messages together by `held_bytes`; sent
+messages count like held ones, because a lost link turns all of them into held ones.
 
-A client that goes does not take back its messages: they depart with it, bounded, and their reports are discarded.
-Nothing is held for longer than `hold_s`, and nothing is sent after its report.
+Messages of a client that goes depart with the client: they are kept, bounded, and their reports are discarded. No
+message is held for longer than `hold_s`, and none is sent after its report.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class State(Enum):
 Event = Literal["refused", "sent", "lost", "reported", "departed", "dropped"]
 
 # Events of an unreported message, and the state that follows. An event that is not listed for a state is a fault of
-# the bridge, and raises. A message begins as `sent`: it is offered to the link in the same call, and seldom refused.
+# the bridge, and raises. A message begins as `sent`: the link is offered every new message in the same call, and
+# seldom refuses.
 #
 #   refused    the link did not take the message: there is no broker, no room, or older messages are held
 #   sent       the link has taken a held message
@@ -67,9 +68,9 @@ _SENT = State.SENT
 
 
 class Submission(msgspec.Struct, eq=False, gc=False):  # numbers, texts and a tuple of them: no cycle to collect
-    """One unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts
-    everything that the message costs, `since_s` is the time of its arrival. `session` is the number of the session
-    that the report goes to, `user` the user of a session that has gone (None of another server's)."""
+    """Unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts everything
+    that the message costs, `since_s` is the time of its arrival. `session` is the number of the session that gets the
+    report, `user` the user of a client that has gone (None of another server)."""
 
     submit: Submit
     id: bytes
@@ -80,7 +81,8 @@ class Submission(msgspec.Struct, eq=False, gc=False):  # numbers, texts and a tu
     user: str | None = None
 
     def on(self, event: Event) -> None:
-        """Go to the state that follows `event`; an event that the state has no place for raises AssertionError."""
+        """Change to the state that follows `event`. Raises AssertionError for an event that the table does not list for
+        the state."""
         state = TRANSITIONS.get((self.state, event))
         if state is None:
             raise AssertionError(f"a message that is {self.state.value} cannot be {event}: {self.submit[:3]}")
@@ -90,9 +92,9 @@ class Submission(msgspec.Struct, eq=False, gc=False):  # numbers, texts and a tu
 class Submissions:
     """All unreported messages of a bridge, and the order in which a broker gets them.
 
-    `by_token` is the table; tokens rise, so the table is in their order. `size_bytes` is the size of the messages in
-    the table and of the questions in the windows, `most_bytes` its bound. `wake` calls `send_held` at the end of the
-    turn of the loop.
+    `by_token` is the table, in the order of the rising tokens. `size_bytes` is the size of the messages in the table
+    and of the questions in the windows, `most_bytes` its bound. `wake` calls `send_held` at the end of the turn of the
+    loop.
     """
 
     __slots__ = (
@@ -115,8 +117,8 @@ class Submissions:
         self._limits = limits
         self._broker_link = broker_link
         self._wake = wake
-        self._held: OrderedDict[int, Submission] = OrderedDict()  # those to be sent, by token and in its order
-        self._departed: dict[int, Submission] = {}  # those whose client has gone, by token
+        self._held: OrderedDict[int, Submission] = OrderedDict()  # messages to be sent, by token and in its order
+        self._departed: dict[int, Submission] = {}  # messages whose client has gone, by token
         self._departed_bytes = 0
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
@@ -148,7 +150,7 @@ class Submissions:
             self._wake()
 
     def release(self, submission: Submission) -> None:
-        """Count a reported message out, which is no longer in the table; `submission.state` says what it was."""
+        """Count a reported message out, which is no longer in the table."""
         submission.on("reported")
         self._forget(submission)
 
@@ -159,7 +161,7 @@ class Submissions:
         if self._departed.pop(token, None) is not None:
             self._departed_bytes -= submission.size
         if self._closes and (close := self._closes.pop(token, None)) is not None:
-            self._broker_link.tell(close)
+            self._broker_link.send(close)
 
     def on_connection_gone(self, tokens: Collection[int], user: str | None) -> int | None:
         """Keep the unreported messages of a client that has gone, as far as there is room for them. Return the token
@@ -185,11 +187,11 @@ class Submissions:
         return last
 
     def close(self, message: Close, behind: int | None) -> None:
-        """Report the end of a session to the broker, behind the held message with the token `behind`."""
+        """Send the end of a session to the broker, behind the held message with the token `behind`."""
         if behind is not None and self._broker_link.is_ready:
             self._closes[behind] = message
         else:
-            self._broker_link.tell(message)
+            self._broker_link.send(message)
 
     # --- the broker -----------------------------------------------------------------------------------------------
 
@@ -203,8 +205,8 @@ class Submissions:
         self._closes.clear()
 
     def on_link_ready(self) -> list[Open]:
-        """Return the sessions that have gone and left held messages: the broker hears of them before the messages. The
-        Close of such a session follows its last message."""
+        """Return the sessions that have gone and left held messages: the broker gets their Opens before the messages.
+        The Close of such a session follows its last message."""
         last: dict[tuple[int, str], int] = {}
         for token, submission in self._held.items():
             if submission.user is not None:
@@ -230,11 +232,11 @@ class Submissions:
                 return
             if close is not None:
                 del self._closes[batch[-1].submit.token]
-                self._broker_link.tell(close)
+                self._broker_link.send(close)
 
     def overdue(self, now: float) -> list[int]:
-        """Return the tokens of messages that were held for `hold_s`, or departed and were not reported in this time;
-        the bridge reports them itself."""
+        """Return the tokens of messages that have been held, or departed, for `hold_s` without a report; the bridge
+        reports them itself."""
         tokens: list[int] = []
         for submissions in (self._held, self._departed):
             for token, submission in submissions.items():

@@ -1,7 +1,7 @@
-"""The window of one connection: how many messages and questions it may have unreported, and how many it has. Pure.
+"""The window of one connection: bounds of its unreported messages and unanswered questions, and their counts. Pure.
 
-The messages themselves are in the table of `submissions`; the window counts those of its connection, and knows their
-tokens. The size of all windows together is bounded there.
+Messages are in the table of `submissions`, which bounds all windows together; a window counts the messages of its
+connection, and knows their tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SENT = State.SENT
 
 
 class Question(NamedTuple):
-    """A client's question about the outcome of a message; the answer comes under `token`."""
+    """Question of a client about the outcome of a message; the answer comes under `token`."""
 
     token: int
     session: int
@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A question that is not answered. `id` is the JSON text that the client reads in the answer; `size` in bytes."""
+    """Question without an answer yet. `id` is the JSON text that the client reads in the answer; `size` in bytes."""
 
     question: Question
     id: bytes
@@ -38,8 +38,9 @@ class Asked(NamedTuple):
 class Window:
     """Unreported messages and unanswered questions of one connection, counted here and in `submissions`.
 
-    `size_bytes` is their size together. `is_full`: no other one may enter now; a large one may where there is any room.
-    Where all windows together have reached their bound, a window is full that has a fair share of it.
+    `size_bytes` is their size together. `is_full`: no other message may enter now; any message, however large, may
+    enter where there is any room. Where all windows together have reached their bound, a window with a fair share is
+    full.
     """
 
     __slots__ = (
@@ -63,7 +64,7 @@ class Window:
         self._fair_bytes = limits.fair_bytes
         self._submissions = submissions
         self._table = submissions.by_token
-        self._tokens: list[int] = []  # of its messages, in order; reported ones are swept out now and then
+        self._tokens: list[int] = []  # in order, with those of reported messages until these are swept out
         self._asked: dict[int, Asked] = {}  # by token
         self._count = 0
         self.size_bytes = 0
@@ -109,7 +110,7 @@ class Window:
         """Count a message out that was just taken from the table, and return the frame of its report. Where the
         session's `has_more` is true, its `proceed` follows."""
         size = submission.size
-        if submission.state is _SENT:  # no other record of it is left
+        if submission.state is _SENT:  # in no index beside the table
             self._submissions.size_bytes -= size
         else:
             self._submissions.release(submission)
@@ -145,7 +146,7 @@ class Window:
         return asked
 
     def clear(self) -> None:
-        """Count everything out: the connection is gone, and its messages are for `submissions` to keep or to drop."""
+        """Count everything out: the connection is gone, and `submissions` keeps or drops its messages."""
         self._submissions.size_bytes -= sum(asked.size for asked in self._asked.values())
         self.size_bytes = self._count = 0
         self._tokens.clear()
@@ -155,12 +156,12 @@ class Window:
 
     @property
     def submitted(self) -> list[int]:
-        """The tokens of the unreported messages, in order."""
+        """Tokens of the unreported messages, in order."""
         return [token for token in self._tokens if token in self._table]
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens of the unreported messages and the unanswered questions, in order."""
+        """Tokens of the unreported messages and the unanswered questions, in order."""
         return sorted([*self.submitted, *self._asked])
 
     def is_asking(self, token: int) -> bool:

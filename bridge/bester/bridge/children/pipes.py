@@ -7,7 +7,8 @@ from typing import BinaryIO
 
 
 class Pipes:
-    """Standard input and output of one child, as plain descriptors: a stray grandchild that keeps them binds nobody."""
+    """Standard input and output of one child, as plain descriptors: a stray grandchild that keeps them open blocks
+    nothing."""
 
     def __init__(self) -> None:
         self.stdin, self._lifeline = os.pipe()
@@ -22,12 +23,12 @@ class Pipes:
             os.close(descriptor)
 
     def handed_over(self, lifeline: bool) -> None:
-        """Close the child's ends, now that it has them; without a lifeline its input ends here."""
+        """Close the child's ends, which the child has by now; without a lifeline its input ends here."""
         for descriptor in (self.stdin, self.stdout) if lifeline else (self.stdin, self.stdout, self._lifeline):
             os.close(descriptor)
             self._open.remove(descriptor)
 
     def output(self) -> BinaryIO:
-        """Return what the child writes; whoever takes it closes it."""
+        """Return the child's output; the caller closes it."""
         self._open.remove(self._output)
         return os.fdopen(self._output, "rb", 0)

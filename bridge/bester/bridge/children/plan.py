@@ -22,10 +22,10 @@ TYPES = "BESTER_TYPES"
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process to keep running: `argv` with these variables added to the environment.
+    """Process to keep running: `argv` with these variables added to the environment.
 
-    With `lifeline` its standard input is a pipe that ends when this process does, else it is empty. `serves` is the
-    Unix socket that it will serve: it is not started while another process does.
+    With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
+    socket that the child will serve: the child is not started while another process serves that socket.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Child:
 
     @property
     def types(self) -> frozenset[str]:
-        """The message types it serves."""
+        """Message types that the child serves."""
         return frozenset(filter(None, self.environment.get(TYPES, "").split(",")))
 
 
 def plan(config: Config, fabric: str) -> list[Child]:
-    """Return a child for each worker of each handler; `fabric` is the URL they connect to.
+    """Return a child for each worker of each handler; `fabric` is the URL that they connect to.
 
-    Raises ConfigError for a command whose program is not there, and for an app whose module is not.
+    Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
     """
     children = []
     for handler in config.handlers:
@@ -78,7 +78,7 @@ def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
 
 
 def _look_for_module(config: Config, handler: HandlerConfig) -> None:
-    """Raise ConfigError where an app's module is not there; what is wrong inside it, the child says that imports it."""
+    """Raise ConfigError where an app's module is missing; the child itself reports a fault inside the module."""
     module = (handler.app or "").partition(":")[0]
     if module and not _is_there(module, config.directory):
         where = f"{config.path}: [handlers.{handler.name}] app"
@@ -87,7 +87,7 @@ def _look_for_module(config: Config, handler: HandlerConfig) -> None:
 
 
 def _is_there(module: str, directory: Path) -> bool:
-    """Say whether Python would find a module from `directory`. Nothing is imported; when in doubt, it is there."""
+    """Return whether Python would find a module from `directory`, without an import; True when in doubt."""
     importlib.invalidate_caches()
     top, *inner = module.split(".")
     try:

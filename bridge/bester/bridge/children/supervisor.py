@@ -1,8 +1,8 @@
-"""Starts child processes, starts them again when they end, and leaves none behind.
+"""Supervisor of child processes: starts them, starts them again when they end, and leaves none behind.
 
 Each child leads a process group of its own, so that processes which the child started end with the child. The
-supervisor uses signals and standard output only, never the fabric: whether a handler answers is for the broker to
-know, which may ask for a restart.
+supervisor uses signals and standard output only, never the fabric: whether a handler answers is for the broker to know,
+which may ask for a restart.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ _log = logging.getLogger("bester.bridge.children")
 
 
 class Children:
-    """Runs children until `stop`. Belongs to one event loop."""
+    """Supervisor of children, until `stop`. Belongs to one event loop."""
 
     def __init__(self, children: Sequence[Child], directory: Path) -> None:
-        """`directory` is where the children run; Python finds its modules there."""
+        """Children run in `directory`; Python finds its modules there."""
         self._children = tuple(children)
         self._directory = directory
         self._stopping = asyncio.Event()
-        self._everyone: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
         self._guard: asyncio.subprocess.Process | None = None
         self.pids: dict[str, int] = {}
-        """The process of each child that runs now, by its name."""
+        """Process of each running child, by name."""
         self.lives: dict[str, Lives] = {child.name: Lives() for child in self._children}
-        """What is known of each child, by its name."""
+        """Lives of each child, by name."""
         self.on_given_up: Callable[[frozenset[str]], None] = lambda types: None
-        """Gets the message types whose children are all given up, whenever they are others than before."""
+        """Called with the message types whose children are all given up, at each change."""
         self._restarting: dict[str, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
-        """Start the guard, then every child; returns without waiting for them to be of use."""
+        """Start the guard, then every child; return without waiting until they serve."""
         if not self._children:
             return
         self._guard = await asyncio.create_subprocess_exec(
@@ -74,36 +74,37 @@ class Children:
             stdout=asyncio.subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._everyone = asyncio.create_task(self._keep_all(), name="children")
+        self._running = asyncio.create_task(self._run_all(), name="children")
 
     async def stop(self, grace_s: float = GRACE_S) -> None:
-        """End every child with SIGTERM, after `grace_s` with SIGKILL, and wait for it. Twice does no harm."""
+        """End every child with SIGTERM, after `grace_s` with SIGKILL, and wait for them. May be called twice."""
         self._stopping.set()
         for name in list(self.pids):
             self._signal(name, signal.SIGTERM)
-        if self._everyone is not None:
-            done, _ = await asyncio.wait([self._everyone], timeout=grace_s)
+        if self._running is not None:
+            done, _ = await asyncio.wait([self._running], timeout=grace_s)
             if not done:
                 for name in list(self.pids):
                     known = facts("handler-killed", handler=name, grace_s=grace_s)
                     _log.warning("handler %s did not end within %g s and is killed", name, grace_s, extra=known)
                     self._signal(name, signal.SIGKILL)
-            await self._everyone
-            self._everyone = None
+            await self._running
+            self._running = None
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             await self._guard.wait()
             self._guard = None
 
     def served(self, name: str, types: Collection[str]) -> None:
-        """A handler of this name and these types is of use now: whichever child it is has started well."""
+        """Note that a handler with this name and these types serves: the child of that name or of one of the types has
+        started well."""
         for child in self._children:
             is_it = child.name == name or not child.types.isdisjoint(types)
             if is_it and self.lives[child.name].served():
                 _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
-                self._tell_given_up()
+                self._report_given_up()
 
-    def _tell_given_up(self) -> None:
+    def _report_given_up(self) -> None:
         gone: set[str] = set()
         left: set[str] = set()
         for child in self._children:
@@ -111,7 +112,7 @@ class Children:
         self.on_given_up(frozenset(gone - left))
 
     def restart(self, process: int, why: str) -> bool:
-        """End the child that this process is, or belongs to, and have it started again. False: it is no child."""
+        """End the child that owns this process, and have it started again; False where no child owns the process."""
         try:
             group = os.getpgid(process)
         except ProcessLookupError:
@@ -127,12 +128,12 @@ class Children:
             self._restarting[name] = loop.call_later(RESTART_GRACE_S, self._signal, name, signal.SIGKILL)
         return True
 
-    async def _keep_all(self) -> None:
+    async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             for child in self._children:
-                group.create_task(self._keep(child), name=f"child {child.name}")
+                group.create_task(self._run(child), name=f"child {child.name}")
 
-    async def _keep(self, child: Child) -> None:
+    async def _run(self, child: Child) -> None:
         lives = self.lives[child.name]
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
@@ -140,7 +141,7 @@ class Children:
                 return
             before, files = lives.state, seen(child.argv, self._directory)
             lives.started(clock())
-            ended, hopeless = await self._live(child)
+            ended, hopeless = await self._run_once(child)
             wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
@@ -153,12 +154,13 @@ class Children:
                 self._give_up(child.name, lives)
             if await self._changed(child, files, wait_s):
                 lives.changed()
-                self._tell_given_up()
+                self._report_given_up()
 
     async def _has_socket(self, name: str, path: Path) -> bool:
-        """Wait until no other process serves a child's socket. False: the end is asked for.
+        """Wait until no other process serves a child's socket; False where the supervisor is stopping.
 
-        Whoever runs it may start it again: it is left to them until nobody has served it at FREE_LOOKS looks.
+        The other process may be restarted by its own supervisor, and is preferred until FREE_LOOKS looks have found
+        nobody serving.
         """
         if not is_served(path):
             return True
@@ -185,10 +187,10 @@ class Children:
             again,
             extra=facts("handler-given-up", handler=name, why=lives.why, lives=lives.count),
         )
-        self._tell_given_up()
+        self._report_given_up()
 
     async def _changed(self, child: Child, files: Seen, wait_s: float | None) -> bool:
-        """Wait until something has changed since `files` were seen, or so long; return whether it was that."""
+        """Wait for a change since `files` were seen, at most `wait_s`; return whether there was one."""
         loop = asyncio.get_running_loop()
         deadline = None if wait_s is None else loop.time() + wait_s
         while not await self._stopped_within(CHANGE_LOOK_S):
@@ -201,16 +203,16 @@ class Children:
         return False
 
     async def _stopped_within(self, wait_s: float | None) -> bool:
-        """Wait so long for the end to be asked for; return whether it was."""
+        """Wait at most `wait_s` for the stop; return whether it came."""
         try:
             await asyncio.wait_for(self._stopping.wait(), wait_s)
         except TimeoutError:
             return False
         return True
 
-    async def _live(self, child: Child) -> tuple[str, bool]:
-        """Run a child from its start to its end; return how that came, for people, and whether it is hopeless."""
-        said = Output(child.name)
+    async def _run_once(self, child: Child) -> tuple[str, bool]:
+        """Run a child from start to end; return the end in words, and whether it is hopeless."""
+        output = Output(child.name)
         with Pipes() as pipes:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -219,7 +221,7 @@ class Children:
                     stdout=pipes.stdout,
                     stderr=pipes.stdout,
                     cwd=self._directory,
-                    # What a Python program prints is to be seen when it is printed.
+                    # The output of a Python program is to be seen when it is printed.
                     env={"PYTHONUNBUFFERED": "1", **os.environ, **child.environment},
                     start_new_session=True,
                 )
@@ -228,8 +230,8 @@ class Children:
             self._tell_guard(b"+", process.pid)
             self.pids[child.name] = process.pid
             pipes.handed_over(child.lifeline)
-            reading = asyncio.create_task(said.log(pipes.output()))
-            if self._stopping.is_set():  # the end was asked for while it started
+            reading = asyncio.create_task(output.log(pipes.output()))
+            if self._stopping.is_set():  # stopped while the child started
                 self._signal(child.name, signal.SIGTERM)
             try:
                 status = await process.wait()
@@ -237,14 +239,14 @@ class Children:
                 restarting = self._restarting.pop(child.name, None)
                 if restarting is not None:
                     restarting.cancel()
-                self._signal(child.name, signal.SIGKILL)  # what it has left behind in its group
+                self._signal(child.name, signal.SIGKILL)  # processes that the child has left behind in its group
                 del self.pids[child.name]
                 self._tell_guard(b"-", process.pid)
                 await asyncio.wait([reading], timeout=LAST_WORDS_S)
                 reading.cancel()
         if status < 0:
             return f"was ended by {signal.Signals(-status).name}", False
-        cause = f": {said.cause}" if status and said.cause else ""
+        cause = f": {output.cause}" if status and output.cause else ""
         return f"ended with exit status {status}{cause}", child.lifeline and status == HOPELESS_STATUS
 
     def _signal(self, name: str, number: int) -> None:
