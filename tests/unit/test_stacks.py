@@ -1,4 +1,4 @@
-"""What the watch says of a loop's thread: the user's function, and never one of the kit's own."""
+"""Position of a thread: the user's function, and never one of the kit's own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bester.handlers.stacks import Place, place_of
 PATIENCE_S = 30.0
 
 
-def looked_at(callback: Callable[[Callable[[], object]], object]) -> Place | None:
-    """Run `callback` on a loop of its own, and look where its thread is while it calls what it was given."""
+def position_during(callback: Callable[[Callable[[], object]], object]) -> Place | None:
+    """Run `callback` on a loop of its own; return its thread's position during the call of its argument."""
     reached, looked = threading.Event(), threading.Event()
 
     def pause() -> None:
@@ -41,23 +41,23 @@ def users(pause: Callable[[], object]) -> None:
     pause()
 
 
-def test_a_callback_of_the_users_is_named() -> None:
-    place = looked_at(users)
+def test_users_callback_is_named() -> None:
+    place = position_during(users)
     assert place is not None
     assert place.function == f"{__name__}.users"
     assert place.code is users.__code__
 
 
-def test_what_the_kit_calls_for_its_own_ends_is_nobodys() -> None:
+def test_internal_callback_has_no_function() -> None:
     text, path = "def own(pause):\n    helper(pause)\n", stacks.__file__.replace("stacks.py", "own.py")
     (code, *_) = compile(text, path, "exec").co_consts
-    own = FunctionType(code, {"helper": users})  # `helper`: of a library that a module of the kit calls
-    place = looked_at(own)
+    own = FunctionType(code, {"helper": users})  # `helper`: a library function that a module of the kit calls
+    place = position_during(own)
     assert place is not None
     assert place.function is None
 
 
-def test_a_thread_that_is_gone_is_nowhere() -> None:
+def test_ended_thread_has_no_position() -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()

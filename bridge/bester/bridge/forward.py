@@ -33,14 +33,15 @@ from bester.bridge.openings import Openings
 from bester.broker.names import Names, connect
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
+from bester.broker.wire.outcomes import SENT, failed
 
 Outcome = tuple[str, Meta]
 """Outcome of a message, and the meta of a Forwarded."""
-SENT: Outcome = ("sent", {})
-CUT: Outcome = ("failed:unreachable", {})
-UNREACHABLE: Outcome = ("failed:unreachable", {"unsent": True})
-OVERLOADED: Outcome = ("failed:overloaded", {"unsent": True})
-UNWRITABLE: Outcome = ("failed:malformed", {"unsent": True})
+READ: Outcome = (SENT, {})
+CUT: Outcome = (failed("unreachable"), {})
+UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
+OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
+UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
@@ -83,14 +84,14 @@ class _Conversation(asyncio.Protocol):
                 self._end(outcome)
                 return
         if self._splitter.refused is not None:
-            self._end(("failed:malformed", {"reported": True}))
+            self._end((failed("malformed"), {"reported": True}))
 
     def eof_received(self) -> bool:
         """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
         `_look` finds a reset."""
         self._parted = True
         if self._through is None:
-            self._end(SENT)
+            self._end(READ)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,7 +111,7 @@ class _Conversation(asyncio.Protocol):
             return
         self._is_through()
         if self._parted:
-            self._end(SENT)
+            self._end(READ)
 
     def _is_through(self) -> None:
         through, self._through = self._through, None

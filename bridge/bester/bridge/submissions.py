@@ -67,7 +67,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 _SENT = State.SENT
 
 
-class Submission(msgspec.Struct, eq=False, gc=False):  # numbers, texts and a tuple of them: no cycle to collect
+class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no cycle to collect
     """Unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts everything
     that the message costs, `since_s` is the time of its arrival. `session` is the number of the session that gets the
     report, `user` the user of a client that has gone (None of another server)."""

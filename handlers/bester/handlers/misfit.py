@@ -1,7 +1,7 @@
-"""Why data does not fit its declared type, in words for whoever sent it: `data.to[1]: expected a string`. Pure.
+"""Sentence for a sender whose data does not fit its declared type: `data.to[1]: expected a string`. Pure.
 
-msgspec says it for Python programmers (Expected `str`, got `int` - at `$.to[1]`); the sender knows JSON. What the
-handler's own code said (an exception in `__post_init__`) is not told.
+msgspec's own text is for Python programmers (Expected `str`, got `int` - at `$.to[1]`); the sender knows JSON. The text
+of an exception in the handler's own code (`__post_init__`) is left out.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _KINDS = {
     "object": "an object",
     "bytes": "a string in base64",
 }
-"""What JSON calls the types that msgspec names; others keep the name msgspec gives them."""
+"""JSON's names of the types that msgspec names; other types keep msgspec's name."""
 
 
 def sentence_of(error: Exception) -> str:
-    """Return the path into the data and what is wrong there. `error` is a msgspec.DecodeError."""
+    """Return the path into the data and the fault there. `error` is a msgspec.DecodeError."""
     text = str(error)
     place = _PLACE.search(text)
     path = "data"
     if place is not None:
         text = text[: place.start()]
         path += place["path"] + (" (a key)" if place["key"] else "")
-    if error.__cause__ is not None:  # the text is that of an exception in the handler's code
+    if error.__cause__ is not None:  # the text belongs to an exception in the handler's code
         return f"{path}: not allowed"
     if field := _FIELD.match(text):
         what = "required, but missing" if field["what"] == "missing required" else "not a known field"

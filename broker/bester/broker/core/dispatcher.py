@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
-from bester.broker.core.cases import DELIVERED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
@@ -42,6 +42,7 @@ from bester.broker.wire.messages import (
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, failed
 
 
 class Dispatcher:
@@ -58,10 +59,10 @@ class Dispatcher:
         limits = settings.limits
         self.settings = settings
         self.limits = limits
-        self.workers = Workers()
+        self.workers = Workers(limits.max_types)
         self.trace = Trace(limits.trace, clock, settings.name)
         self.reports = Reports(out)
-        self.directory = Directory()
+        self.directory = Directory(limits.max_sessions)
         self.deliveries = Deliveries()
         self.bridges: dict[Link, None] = {}
         self.queues = Queues(settings, out, self.reports, clock, snapshot, now)
@@ -203,7 +204,7 @@ class Dispatcher:
     def _share_out(self, now: float) -> None:
         """Give what was put back into a queue to whoever is free, in turn."""
         workers = self.workers
-        for aside in workers.isolate():
+        for aside in workers.isolate(now):
             self._fill(aside, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
@@ -259,8 +260,10 @@ class Dispatcher:
                 self._unserved.pop(type_, None)
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
+        """Note since when types are not served. Of a type that was not learned (there are too many) nothing waits for a
+        worker to come back, so nothing is noted: a handler may say HELLO with other types as often as it likes."""
         for type_ in types:
-            if not self.workers.serves(type_):
+            if type_ in self._seen_types and not self.workers.serves(type_):
                 self._unserved.setdefault(type_, now)
 
     # --- from a handler ---
@@ -335,7 +338,8 @@ class Dispatcher:
             group = Suspicion()
             again = [job for job in lost if not job.is_settled]
             for job in again:
-                job.suspicion = group
+                if len(again) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+                    job.suspicion = group
         for job in again:
             job.since = now
         for job in reversed(again):

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
@@ -66,6 +65,7 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
@@ -194,8 +194,8 @@ class Router:
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
-            if reason is None:
-                self._dispatcher.directory.open(link, session, user)
+            if reason is None and not self._dispatcher.directory.open(link, session, user):
+                reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
@@ -296,8 +296,8 @@ class Router:
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End kept messages whose time is over."""
         for entry in entries:
-            if self._dispatcher.queues.end(entry, failed("expired")):
-                self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
+            self._dispatcher.queues.end(entry, failed("expired"))
+            self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""
@@ -415,8 +415,10 @@ class Router:
         self._out.others.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        self._dispatcher.directory.open(peer.link, message.session, message.user)
-        self._dispatcher.mailboxes.on_login(message.user, now)
+        if self._dispatcher.directory.open(peer.link, message.session, message.user):
+            self._dispatcher.mailboxes.on_login(message.user, now)
+        else:
+            self._say(peer.link, Close(message.session))
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)

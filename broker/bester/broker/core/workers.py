@@ -18,23 +18,24 @@ from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
 from bester.broker.core.values import Link
 
-MAX_ORDERED = 20_000
-"""Types that were ever asked for in order: as many as there may be types."""
+MAX_LOOKS = 16
+"""Types that are looked at to find one to forget: many messages of one batch may ask for it."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one.
+    """All workers of a broker and all that waits for one. `max_ordered` types may be asked for in order.
 
     `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
     looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ordered: int) -> None:
+        self._max_ordered = max_ordered
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, deque[QueueItem]] = {}
         self._waits: dict[str, int] = {}
-        self._ordered: set[str] = set()
+        self._ordered: dict[str, None] = {}  # the type looked at last is the last
         self._groups: dict[tuple[str, str], MessageGroup] = {}
         self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self._suspects = Suspects()
@@ -61,7 +62,7 @@ class Workers:
 
     def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
         for type_ in ordered & types:
-            self._put_in_order(type_)
+            self._put_in_order(type_, types)
         pool = self._pools.get(types)
         if pool is None:
             pool = self._pools[types] = Pool(types)
@@ -89,6 +90,7 @@ class Workers:
         pool.remove(worker)
         worker.is_isolated = False
         self._suspects.isolated.pop(worker, None)
+        self._suspects.drained_since.pop(worker, None)
         self.freed.pop(worker, None)
         if not pool.workers:
             del self._pools[pool.types]
@@ -244,7 +246,7 @@ class Workers:
 
     # --- suspects ---
 
-    def isolate(self) -> list[Worker]:
+    def isolate(self, now: float) -> list[Worker]:
         """Set workers aside for the suspects that wait, and let go of those that are not needed any more. Returns the
         workers that are set aside; what they hold they finish first."""
         suspects = self._suspects
@@ -252,14 +254,16 @@ class Workers:
             wanted = {
                 worker: None
                 for type_ in suspects.types()
-                for worker in suspects.wanted(type_, self._serving.get(type_, ()))
+                for worker in suspects.wanted(type_, self._serving.get(type_, ()), now)
             }
             for worker in wanted:
                 if not worker.is_isolated:
                     self._isolate(worker)
             self._release(wanted)
-        elif suspects.isolated:
-            self._release()
+        else:
+            suspects.drained_since.clear()
+            if suspects.isolated:
+                self._release()
         return list(suspects.isolated)
 
     def clear(self) -> None:
@@ -285,7 +289,7 @@ class Workers:
 
     def _next_suspect(self, worker: Worker) -> Job | None:
         """Return the next suspect for a worker that is set aside, None where it has to finish something first."""
-        item = self._suspects.next_for(worker) if not worker.inflight else None
+        item = self._suspects.next_for(worker) if worker.is_idle else None
         if item is None:
             return None
         job = self._bind(item, worker)
@@ -325,11 +329,11 @@ class Workers:
             del pool.queued_types[type_]
         self._review(type_)
 
-    def _put_in_order(self, type_: str) -> None:
+    def _put_in_order(self, type_: str, served: frozenset[str]) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
-        if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
+        if type_ in self._ordered or (len(self._ordered) >= self._max_ordered and not self._forget_ordered(served)):
             return
-        self._ordered.add(type_)
+        self._ordered[type_] = None
         self._express.pop(type_, None)
         if type_ not in self._waits:
             return
@@ -341,6 +345,18 @@ class Workers:
         for item in (*suspects, *others):  # no lines yet
             assert type(item) is Job
             self.enqueue(item)
+
+    def _forget_ordered(self, served: frozenset[str]) -> bool:
+        """Forget the order of a type that nobody serves and of which nothing waits: a handler that names ever new types
+        must not take away the place of those that others serve. `served` will be served in a moment. Return whether
+        such a type was found."""
+        for _ in range(MAX_LOOKS):
+            type_ = next(iter(self._ordered))
+            del self._ordered[type_]
+            if not (type_ in self._serving or type_ in served or type_ in self._waits):
+                return True
+            self._ordered[type_] = None
+        return False
 
     def queued_count(self, type_: str) -> int:
         """Return how many messages of a type wait."""
@@ -377,7 +393,7 @@ class Workers:
             return None
         if worker.is_isolated:
             suspect = self._next_suspect(worker)
-            if suspect is not None or worker.inflight:
+            if suspect is not None or not worker.is_idle:
                 return suspect
             self._release()
         types = worker.pool.queued_types
