@@ -204,7 +204,7 @@ class TestReceiving:
                 peer.send(message_frame([sent, text]))
                 sent += 1
                 await asyncio.sleep(0)
-            assert client.waiting < 10 + 20 < sent, "the queue, and at most what one read brings"
+            assert client.waiting < 10 + 20 < sent, "the queue, and at most the messages of one read"
             for number in range(sent):
                 assert (await within(client.receive())).data[0] == number
             assert (await within(client.send("chat", 1))).good
@@ -399,7 +399,7 @@ class TestAcknowledging:
             assert peer.acks.empty(), "the application is not done with it"
             await within(client.receive())
             assert await peer.acknowledged() == ["1.0"]
-        assert await peer.acknowledged() == ["2.0"], "closing in good order acknowledges what was taken"
+        assert await peer.acknowledged() == ["2.0"], "a close without an error acks received messages"
         assert peer.bodies.qsize() == 1
 
     async def test_acks_of_one_tick_are_one_frame(self, server: FakeServer) -> None:

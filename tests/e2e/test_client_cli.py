@@ -386,7 +386,7 @@ class TestListen:
         first.transport.abort()
         (await server.peer()).send(message_frame(1, "1.0"), message_frame(2, redelivered=True))
         assert await within(listening) == 0
-        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (perhaps a duplicate)"]
+        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (redelivered)"]
         assert [("listening" in line, "trying again" in line) for line in terminal.err] == [
             (True, False),
             (False, True),

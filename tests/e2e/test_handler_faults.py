@@ -116,11 +116,11 @@ DEEDS: dict[str, tuple[Callable[[Message], Any], int, str | None, str]] = {
     ),
     "a command made by hand": (
         lambda message: Command("sendClients", ["bob"], cast("bytes", 7)),
-        FAILED, "bad-reply", "it cannot be written in MessagePack",
+        FAILED, "bad-reply", "a value cannot be written in MessagePack",
     ),
     "a body made by hand": (
         lambda message: Command("sendClients", ["bob"], cast("bytes", "x" * 20_000)),
-        FAILED, "bad-reply", "it cannot be written in MessagePack",
+        FAILED, "bad-reply", "a value cannot be written in MessagePack",
     ),
     "no command": (lambda message: {"to": "bob"}, FAILED, "bad-reply", "the handler returned a dict"),
     "a list with something else in it": (

@@ -80,7 +80,8 @@ async def test_overdue_async_handler_is_cancelled_and_answered(endpoint: str, ca
         assert failed(await broker.ask(1, b'"hang"', "job")) == TOO_LONG
         assert ended.is_set()
         assert (await broker.ask(2, b'"go"', "job")).status == 0
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    # A loaded machine logs its own stalls, too.
+    (line,) = [text for text in caplog.messages if "has had message" in text]
     expected = r"job: .*\.job has had message s1/b/1 for [\d.]+ s, over its time limit: cancelled at "
     assert re.fullmatch(rf"{expected}{re.escape(__file__)}:\d+", line)
 
@@ -512,7 +513,7 @@ async def test_messages_are_handled_between_timers_that_hold_the_loop(endpoint: 
             assert ticks - before <= 2  # three turns would do: read, handle, answer
 
 
-# --- what a worker asks for -----------------------------------------------------------------------------------------
+# --- the options of HELLO -------------------------------------------------------------------------------------------
 
 
 def test_long_lease_is_asked_for_over_ipc() -> None:

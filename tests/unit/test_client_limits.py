@@ -159,7 +159,7 @@ class TestServerWithoutLimit:
         assert list(over) == [ids[2]]
         assert isinstance(over[ids[2]], MessageTooLarge)
         connect(core)
-        assert sent_ids(core) == [ids[1], ids[3], ids[4]], "at once: nobody else is suspected"
+        assert sent_ids(core) == [ids[1], ids[3], ids[4]], "at once: no other message is suspected"
         with pytest.raises(MessageTooLarge, match="refused one of"):
             core.submit("chat", of(9000))
         core.on_disconnected("gone", 0)  # the server may have been restarted with another limit

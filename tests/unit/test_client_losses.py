@@ -59,7 +59,7 @@ class Server:
                     self.deliver(id_)
             elif payload["type"] == "builtin":
                 for id_ in payload["data"]["command"]["data"]:
-                    assert self.unacknowledged.pop(id_, 0), "an acknowledgement is of what was delivered"
+                    assert self.unacknowledged.pop(id_, 0), "an ack is for a delivered message"
                     self.acknowledged.append(id_)
             else:
                 self.submitted(payload)

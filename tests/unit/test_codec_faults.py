@@ -41,7 +41,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 HALF = "bob\ud800"
 LOOP: list[Any] = []
@@ -118,7 +118,7 @@ def test_any_mixture_is_sent_in_order_without_unsendable_messages(seed: int) -> 
 
 def test_substitute_keeps_the_position() -> None:
     error = "half a surrogate pair"
-    frames = list(batches([Close(1), Reply(7, 0, [to(HALF)]), Close(2)], instead))
+    frames = list(batches([Close(1), Reply(7, 0, [to(HALF)]), Close(2)], substitute))
     arrived = [message for each in frames for message in decode(each)]
     assert (arrived[0], arrived[2]) == (Close(1), Close(2))
     reply = arrived[1]
@@ -182,7 +182,7 @@ def test_very_many_small_bodies_are_attached(
 ) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
     reply = Reply(1, 0, [to(f"u{n}", b"x" * 16_000) for n in range(300)])
-    frames = list(batches([Close(1), reply, Close(2)], instead))
+    frames = list(batches([Close(1), reply, Close(2)], substitute))
     assert all(len(frame) <= 3 * 2**20 for each in frames for frame in each)
     assert [message for each in frames for message in decode(each)] == [Close(1), reply, Close(2)]
 
@@ -206,7 +206,7 @@ ALL: list[Message] = [
 
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 def test_unsendable_message_is_answered_on_exactly_one_side(message: Message) -> None:
-    there, here = instead(message, ERROR), as_if(message, ERROR)
+    there, here = substitute(message, ERROR), expected_answer(message, ERROR)
     assert (there is None) is not (here is None)
     answer: Any = there or here
     assert decode(codec.encode([answer])) == [answer]
@@ -225,7 +225,7 @@ def test_message_without_an_awaited_answer_gets_none() -> None:
     for row in OPERATIONS:
         if row.message not in waited_for:
             message = row.message(*[{} if dict in (kinds or ()) else 1 for kinds in row.fields])
-            assert (instead(message, ERROR), as_if(message, ERROR)) == (None, None)
+            assert (substitute(message, ERROR), expected_answer(message, ERROR)) == (None, None)
 
 
 # --- unreadable messages of others ---------------------------------------------------------------------------

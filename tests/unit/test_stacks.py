@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import FunctionType
 
 from bester.handlers import stacks
-from bester.handlers.stacks import Place, place_of
+from bester.handlers.stacks import Position, position_of
 
 PATIENCE_S = 30.0
 
 
-def position_during(callback: Callable[[Callable[[], object]], object]) -> Place | None:
+def position_during(callback: Callable[[Callable[[], object]], object]) -> Position | None:
     """Run `callback` on a loop of its own; return its thread's position during the call of its argument."""
     reached, looked = threading.Event(), threading.Event()
 
@@ -31,7 +31,7 @@ def position_during(callback: Callable[[Callable[[], object]], object]) -> Place
     try:
         assert reached.wait(PATIENCE_S)
         assert thread.ident is not None
-        return place_of(thread.ident)
+        return position_of(thread.ident)
     finally:
         looked.set()
         thread.join(PATIENCE_S)
@@ -42,19 +42,19 @@ def users(pause: Callable[[], object]) -> None:
 
 
 def test_users_callback_is_named() -> None:
-    place = position_during(users)
-    assert place is not None
-    assert place.function == f"{__name__}.users"
-    assert place.code is users.__code__
+    position = position_during(users)
+    assert position is not None
+    assert position.function == f"{__name__}.users"
+    assert position.code is users.__code__
 
 
 def test_internal_callback_has_no_function() -> None:
     text, path = "def own(pause):\n    helper(pause)\n", stacks.__file__.replace("stacks.py", "own.py")
     (code, *_) = compile(text, path, "exec").co_consts
     own = FunctionType(code, {"helper": users})  # `helper`: a library function that a module of the kit calls
-    place = position_during(own)
-    assert place is not None
-    assert place.function is None
+    position = position_during(own)
+    assert position is not None
+    assert position.function is None
 
 
 def test_ended_thread_has_no_position() -> None:
@@ -62,4 +62,4 @@ def test_ended_thread_has_no_position() -> None:
     thread.start()
     thread.join()
     assert thread.ident is not None
-    assert place_of(thread.ident) is None
+    assert position_of(thread.ident) is None

@@ -62,6 +62,11 @@ def test_narrow_terminal_cuts_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "…" not in text
 
 
+def test_long_list_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "FOLDED_ROWS", len(ROWS) - 1)
+    assert len(shown(monkeypatch, terminal=True).splitlines()) == len(ROWS) + 1
+
+
 def test_terminal_shows_a_bold_header(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[1mREASON" in shown(monkeypatch, terminal=True)
 

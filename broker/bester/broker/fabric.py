@@ -25,7 +25,7 @@ from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 HIGH_WATER_MARK = 256
 """Queued ZeroMQ messages (each a batch) for one peer; credit keeps a healthy peer far below."""
@@ -484,12 +484,12 @@ class FabricLink:
         self._socket.look_again()
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:
-        answer = as_if(message, error)
+        answer = expected_answer(message, error)
         if answer is not None:
             answers: list[Message | Malformed] = [answer]
             self._loop.call_soon(self._on_messages, answers)
         self._on_unsendable(message, error)
-        return instead(message, error)
+        return substitute(message, error)
 
     def _send_stuck(self) -> None:
         assert self._socket is not None

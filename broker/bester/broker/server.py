@@ -41,7 +41,7 @@ from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 TICK_S = 0.1
 """Interval at which the core is given the time."""
@@ -318,8 +318,8 @@ class Broker:
         if process is not None and (self.restart(process, action.why) or not exists(process)):
             return
         owner = f"process {process} is no child of this server" if process else "its process is unknown"
-        known = facts("handler-useless", handler=action.name, process=process, why=action.why)
-        log.warning("handler %r must be restarted, but %s: %s", action.name, owner, action.why, extra=known)
+        extra = facts("handler-useless", handler=action.name, process=process, why=action.why)
+        log.warning("handler %r must be restarted, but %s: %s", action.name, owner, action.why, extra=extra)
 
     def _start_verifying(self, action: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
@@ -362,10 +362,10 @@ class Broker:
         """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if
         any."""
         self._log_unsendable(message, error)
-        answer = as_if(message, error)
+        answer = expected_answer(message, error)
         if answer is not None:
             self._post(self.router.receive_all(link, (answer,), time.monotonic()))
-        return instead(message, error)
+        return substitute(message, error)
 
     def _log_unsendable(self, message: Message, error: WireError) -> None:
         log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)

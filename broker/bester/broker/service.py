@@ -109,8 +109,8 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
     async def main(stop: asyncio.Event) -> int:
         async with serving(config) as broker:
             listen = ", ".join(config.fabric.listen)
-            known = facts("broker-started", server=config.server.name, listen=listen)
-            log.info("broker %s on %s", config.server.name, listen, extra=known)
+            extra = facts("broker-started", server=config.server.name, listen=listen)
+            log.info("broker %s on %s", config.server.name, listen, extra=extra)
             on_ready()
             await stop.wait()
             about_to_end()
@@ -123,5 +123,5 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
 async def finish(draining: Awaitable[bool]) -> None:
     """Wait for a drain, and log a warning if messages were cut off."""
     if not await draining:
-        known = facts("drain-timeout", drain_s=DRAIN_S)
-        log.warning("messages were still under way after %g s and are cut off", DRAIN_S, extra=known)
+        extra = facts("drain-timeout", drain_s=DRAIN_S)
+        log.warning("messages were still under way after %g s and are cut off", DRAIN_S, extra=extra)

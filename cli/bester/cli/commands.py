@@ -26,6 +26,7 @@ COMMANDS = {
     "dead": "bester.cli.dead",
     "backup": "bester.cli.backup",
     "demo": "bester.cli.demo",
+    "conform": "bester.cli.conform",
 }
 """Each command's module; the command is the attribute of the same name."""
 

@@ -34,7 +34,7 @@ def dead() -> None:
     """Show, replay and drop the messages that were given up.
 
     A message becomes a dead letter when its handlers died or took too long over it, or when another server refused it
-    or could not be reached in time. Its sender was told.
+    or could not be reached in time. Its sender got a report.
     """
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.outcomes import reason_of
 from bester.client import Client, ClientError, Message, Report
 from bester.client.following import Following, ends_badly
 from bester.client.frames import NO_TERMS, Terms
@@ -43,7 +44,7 @@ def _shown(text: str | bytes) -> str:
 def message_line(message: Message) -> str:
     """Return a message as one line for people: type, data, id, origin."""
     facts = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
-    facts.append("perhaps a duplicate" if message.redelivered else "")
+    facts.append("redelivered" if message.redelivered else "")
     details = ", ".join(filter(None, facts))
     later = message.outcome
     if later is not None:
@@ -53,7 +54,7 @@ def message_line(message: Message) -> str:
 
 def outcome_line(message: str, recipient: str, outcome: str) -> str:
     """Return a later outcome of a message for one recipient as one line for people."""
-    code = outcome.removeprefix("failed:")
+    code = reason_of(outcome)
     meaning = f" ({CODES[code].meaning})" if code in CODES else ""
     return _shown(f"later: {recipient} {outcome}{meaning}, message {message}")
 

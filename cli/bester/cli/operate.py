@@ -134,5 +134,5 @@ class _Round:
 
     def _on_link_lost(self, why: str) -> None:
         if self._welcomed.is_set() and not self._complete.done():
-            text = f"{self._name} went away before it answered ({why}); look at what became of it before asking again"
+            text = f"{self._name} went away before its answer ({why}); check the result before asking again"
             self._complete.set_exception(BesterError("unreachable", text))

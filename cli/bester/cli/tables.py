@@ -1,4 +1,4 @@
-"""Prints tables, laid out by rich: folded to a terminal's width, one line a row on any other output.
+"""Prints tables: folded by rich to a terminal's width, one line a row on any other output.
 
 Colours and bold are for terminals alone; rich leaves them out for TERM=dumb, and colours for NO_COLOR.
 """
@@ -14,12 +14,19 @@ from bester.cli.output import out
 if TYPE_CHECKING:
     from rich.table import Table
 
+GAP = "  "
+FOLDED_ROWS = 1000
+"""Most rows that are folded: rich takes about a millisecond for each, and a longer list is searched, not read."""
 UNBOUNDED = 1_000_000
 """Columns of an output without a width; wider than any row, so that no row is folded."""
 
 
 def show(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
     """Print rows of cells below an optional header; cells hold no control characters. Raises OutputError."""
+    if not sys.stdout.isatty() or len(rows) > FOLDED_ROWS:
+        for line in aligned([header, *rows] if header else rows):
+            out(line)
+        return
     from rich.text import Text
 
     table = plain_table()
@@ -33,11 +40,22 @@ def show(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
     print_table(table)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, its cells padded to the columns of a terminal that the widest in the column takes."""
+    from rich.cells import cell_len
+
+    sizes = [max(map(cell_len, cells)) for cells in zip(*rows, strict=True)]
+    return [
+        GAP.join(cell + " " * (size - cell_len(cell)) for cell, size in zip(row, sizes, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def plain_table() -> Table:
     """Return an empty table without lines, two blanks between its columns."""
     from rich.table import Table
 
-    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    return Table(box=None, padding=(0, len(GAP), 0, 0), pad_edge=False, header_style="bold")
 
 
 def print_table(table: Table) -> None:

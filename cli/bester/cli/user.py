@@ -98,7 +98,7 @@ def _accounts(config: Config) -> Iterator[Accounts]:
     from bester.broker.accounts import Accounts
 
     if config.auth == "open":
-        err('the configuration says auth = "open": accounts are kept, but nobody is asked for one')
+        err('the configuration says auth = "open": accounts are kept, but logins are not checked')
     with closing(Accounts(config.server.data_dir)) as accounts:
         yield accounts
 

@@ -264,7 +264,7 @@ class Core:
             return self._stop_now()
         if self.state is State.READY:
             if self._pinged:
-                return self.on_disconnected(f"nothing was heard for {2 * self.limits.silence_s:g} s", now)
+                return self.on_disconnected(f"nothing was received for {2 * self.limits.silence_s:g} s", now)
             self._pinged = True
             self._control.append(frame(frames.message("dummy", b"null", "alive")))
             return []

@@ -103,7 +103,7 @@ class Window:
         self._last_id = 0
         self._burst: int | None = None  # bound on messages in flight while the cause of a loss is sought
         self._server_limit: int | None = None
-        self._refused: int | None = None  # length of a frame refused by a server that had not said its limit
+        self._refused: int | None = None  # length of a frame refused by a server without a known limit
         self._limit = self._lowest_limit()
 
     def __len__(self) -> int:

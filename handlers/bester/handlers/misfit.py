@@ -10,7 +10,7 @@ import re
 
 _PLACE = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`\Z", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)`(?P<more>.*?)(?:, got [^,]+)?\Z", re.DOTALL)
-_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`\Z", re.DOTALL)
+_FIELD = re.compile(r"Object (?P<fault>missing required|contains unknown) field `(?P<name>.*)`\Z", re.DOTALL)
 _VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)\Z", re.DOTALL)
 _KINDS = {
     "str": "a string",
@@ -36,8 +36,8 @@ def sentence_of(error: Exception) -> str:
     if error.__cause__ is not None:  # the text belongs to an exception in the handler's code
         return f"{path}: not allowed"
     if field := _FIELD.match(text):
-        what = "required, but missing" if field["what"] == "missing required" else "not a known field"
-        return f"{path}.{field['name']}: {what}"
+        fault = "required, but missing" if field["fault"] == "missing required" else "not a known field"
+        return f"{path}.{field['name']}: {fault}"
     if expected := _EXPECTED.match(text):
         kinds = [_KINDS.get(kind, kind) for kind in expected["kinds"].split(" | ")]
         listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))

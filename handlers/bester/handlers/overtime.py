@@ -21,7 +21,7 @@ from bester.broker.wire.messages import REQUEST_MS, Meta
 from bester.handlers.app import Route
 from bester.handlers.deadlines import USELESS_S, Deadlines
 from bester.handlers.message_groups import MessageGroups
-from bester.handlers.stacks import Place
+from bester.handlers.stacks import Position
 from bester.handlers.task_pool import OVERDUE, STUBBORN_S, Job, TaskPool
 from bester.handlers.threads import Threads
 
@@ -93,10 +93,10 @@ class Overtime:
             # The limit of the type counts, not the sender's deadline: that one does not tell a hanging handler.
             return now >= job[3] + self._deadlines.limit_s(job[0].type) + USELESS_S
 
-        places = self._threads.hanging(hangs)
+        positions = self._threads.hanging(hangs)
         lost = sum(1 for job in self._running_on.values() if self._is_wanted(job) and hangs(job))
-        if places is not None:
-            why = f"all {len(places)} threads hang: {'; '.join(sorted(set(places)))}"
+        if positions is not None:
+            why = f"all {len(positions)} threads hang: {'; '.join(sorted(set(positions)))}"
         elif lost >= self._credit:
             why = f"the whole credit ({lost}) is held by handlers that hang"
         else:
@@ -140,11 +140,11 @@ class Overtime:
         """Return whether the request's group has gone on without it."""
         return id(job) in self._running_on
 
-    def _log(self, job: Job, now: float, what: str) -> None:
+    def _log(self, job: Job, now: float, state: str) -> None:
         request, name, id_ = job[0], job[1].name, job[0].meta.get("id")
         text = "%s: %s has had message %s for %.1f s, over its time limit: %s"
         known = facts("handler-late", type=request.type, function=name, id=id_)
-        log.warning(text, request.type, name, id_, now - job[3], what, extra=known)
+        log.warning(text, request.type, name, id_, now - job[3], state, extra=known)
 
     @property
     def hung(self) -> int:
@@ -165,7 +165,7 @@ class Overtime:
     def in_hand(self) -> list[str]:
         """Return the names of the functions that run in threads, or else of the one begun last."""
         latest = self._pool.latest
-        return self._threads.places() or ([] if latest is None else [latest[1].name])
+        return self._threads.positions() or ([] if latest is None else [latest[1].name])
 
     def patience_s(self, code: CodeType | None) -> float:
         """Return the seconds that the function of this code may hold the loop before the worker counts as hanging: more
@@ -176,11 +176,11 @@ class Overtime:
         limits = [limit_s for type_ in types if math.isfinite(limit_s := self._deadlines.limit_s(type_))]
         return max(max(limits, default=least_s) + USELESS_S, least_s)
 
-    def on_hang(self, place: Place | None, held_s: float) -> None:
+    def on_hang(self, position: Position | None, held_s: float) -> None:
         """Log a loop that hangs; no more heartbeats are sent for it."""
         text = "%s: %s has held the loop for %.0f s, over its time limit: no other handler runs until it ends"
-        known = facts("loop-hangs", name=self.name, at=str(place or "something"), held_s=round(held_s, 1))
-        log.error(text, self.name, place or "something", held_s, extra=known)
+        known = facts("loop-hangs", name=self.name, at=str(position or "something"), held_s=round(held_s, 1))
+        log.error(text, self.name, position or "something", held_s, extra=known)
         self.on_hung()
 
 

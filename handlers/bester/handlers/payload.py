@@ -30,17 +30,17 @@ class HandlerError(BesterError):
     No traceback is logged. Any other exception is a failure of the handler, and its text stays out of the report.
     """
 
-    _told_as = "refused"  # reason in the sender's report; a subclass may have a `reason` of its own
+    _report_reason = "refused"  # reason in the sender's report; a subclass may have a `reason` of its own
 
     def __init__(self, text: str) -> None:
-        super().__init__(self._told_as, str(text))
+        super().__init__(self._report_reason, str(text))
 
 
 class SchemaError(HandlerError):
     """Refusal of a message whose data does not fit the handler's declared type; `text` holds the path and the expected
     type. The sender's report has the reason `schema`."""
 
-    _told_as = "schema"
+    _report_reason = "schema"
 
 
 class QuietError(BesterError):

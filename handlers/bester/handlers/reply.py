@@ -26,13 +26,13 @@ class ReplyError(BesterError):
 
 
 class Verdict(NamedTuple):
-    """Status, note and code of the REPLY to a message that failed. `told`: the note says all, and no traceback is
-    logged."""
+    """Status, note and code of the REPLY to a message that failed. `is_expected`: the note says all, and no traceback
+    is logged."""
 
     status: int
     note: str | None
     code: str | None
-    told: bool
+    is_expected: bool
 
 
 def send_clients(users: Iterable[str], data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
@@ -98,12 +98,12 @@ def commands_of(result: Any) -> list[Command]:
 def verdict_on(error: BaseException) -> Verdict:
     """Return the verdict on a message whose handler raised `error`; never raises."""
     if isinstance(error, HandlerError):
-        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, told=True)
+        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, is_expected=True)
     if isinstance(error, ReplyError):
-        return Verdict(FAILED, _text_of(error), "bad-reply", told=True)
+        return Verdict(FAILED, _text_of(error), "bad-reply", is_expected=True)
     if isinstance(error, QuietError):
-        return Verdict(FAILED, _text_of(error), None, told=True)
-    return Verdict(FAILED, describe(error), None, told=False)
+        return Verdict(FAILED, _text_of(error), None, is_expected=True)
+    return Verdict(FAILED, describe(error), None, is_expected=False)
 
 
 def _text_of(error: BesterError) -> str | None:

@@ -19,7 +19,7 @@ _CALLERS = frozenset({"_work", "_begin", "_call", "outcome_of"})
 """Functions of this kit that call a user's function: of task pool, threads, worker and timers."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Position of a thread: the `function` that this kit has called (None: none), its code, and the line in the user's
     file, or else in any."""
 
@@ -31,10 +31,10 @@ class Place(NamedTuple):
         return f"{self.function or 'something'} (at {self.line})"
 
 
-def place_of(thread: int) -> Place | None:
+def position_of(thread: int) -> Position | None:
     """Return the position of a thread; None where there is no such thread."""
     frame = sys._current_frames().get(thread)
-    return None if frame is None else _place(frame)
+    return None if frame is None else _position(frame)
 
 
 def line_of(thread: int) -> str | None:
@@ -63,7 +63,7 @@ def _line(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _place(innermost: FrameType) -> Place:
+def _position(innermost: FrameType) -> Position:
     frames: list[FrameType] = []
     frame: FrameType | None = innermost
     while frame is not None:
@@ -72,12 +72,12 @@ def _place(innermost: FrameType) -> Place:
     frames.reverse()
     found = _called(frames)
     if found is None:
-        return Place(None, None, _line(innermost))
+        return Position(None, None, _line(innermost))
     own = [frame for frame in frames if frame.f_code.co_filename == found.f_code.co_filename]
     line = _line(own[-1])
     if own[-1] is not innermost:
         line += f", in {_name(innermost)}"
-    return Place(_name(found), found.f_code, line)
+    return Position(_name(found), found.f_code, line)
 
 
 def _called(frames: list[FrameType]) -> FrameType | None:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from bester.handlers.message import Message
-from bester.handlers.stacks import place_of
+from bester.handlers.stacks import position_of
 from bester.handlers.task_pool import Job, NotBegunError
 
 JUST_S = 1.0
@@ -108,9 +108,9 @@ class Threads:
         running = []
         for thread, job in list(self._running.items()):
             if id(job) not in self._late and self._due(job) <= now:
-                place = place_of(thread)
+                position = position_of(thread)
                 self._late[id(job)] = job
-                running.append((job, place.line if place is not None else "its end"))
+                running.append((job, position.line if position is not None else "its end"))
         return Overdue(waiting, running)
 
     def hanging(self, is_hanging: Callable[[Job], bool]) -> list[str] | None:
@@ -118,13 +118,13 @@ class Threads:
         running = list(self._running.items())
         if len(running) < self.size or not all(is_hanging(job) for _, job in running):
             return None
-        return [str(place_of(thread)) for thread, _ in running]
+        return [str(position_of(thread)) for thread, _ in running]
 
-    def places(self) -> list[str]:
+    def positions(self) -> list[str]:
         """Return the positions of the threads at work, or else the function that ended just now."""
         name, ended = self._latest
         just_ended = [name] if time.monotonic() - ended < JUST_S else []
-        return [str(place_of(thread)) for thread in list(self._running)] or just_ended
+        return [str(position_of(thread)) for thread in list(self._running)] or just_ended
 
     def is_late(self, job: Job) -> bool:
         """Return whether a thread has been at this request for too long."""

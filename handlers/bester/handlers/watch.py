@@ -21,7 +21,7 @@ from typing import Protocol
 
 from bester.broker.logs import facts
 from bester.broker.wire.messages import SILENT_HEARTBEATS
-from bester.handlers.stacks import Place, place_of
+from bester.handlers.stacks import Position, position_of
 
 log = logging.getLogger("bester.handlers")
 
@@ -63,7 +63,7 @@ class Watched(Protocol):
         """Return the names of the functions that run on other threads, or else of the one begun last."""
         ...
 
-    def on_hang(self, place: Place | None, held_s: float) -> None:
+    def on_hang(self, position: Position | None, held_s: float) -> None:
         """Act on a loop that is held for longer than `patience_s`."""
         ...
 
@@ -73,7 +73,7 @@ class _Hold:
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self.place: Place | None = None
+        self.position: Position | None = None
         self.vouched_at = -math.inf
         self.is_hanging = False
 
@@ -117,17 +117,17 @@ class Watch:
         hold, self._hold = self._hold, None
         held_s = now - since - self._stall_s - self._beat_s / 2
         if hold is not None and held_s >= NOTICED_S:
-            self._log_hold(hold.place, held_s)
+            self._log_hold(hold.position, held_s)
         self._stall_s = 0.0
         self._timer = self._loop.call_later(self._beat_s, self._turn)
         self._worker.on_turn(now)
 
-    def _log_hold(self, place: Place | None, held_s: float) -> None:
+    def _log_hold(self, position: Position | None, held_s: float) -> None:
         """Log once the function that held the loop, after the hold."""
         advice = "no other handler ran meanwhile; make it a plain def, or await what takes so long"
-        name, what = self._worker.name, str(place or "something")
-        known = facts("loop-held", name=name, function=what, held_s=round(held_s, 1))
-        log.warning("%s: %s held the loop for %.1f s: %s", name, what, held_s, advice, extra=known)
+        name, function = self._worker.name, str(position or "something")
+        known = facts("loop-held", name=name, function=function, held_s=round(held_s, 1))
+        log.warning("%s: %s held the loop for %.1f s: %s", name, function, held_s, advice, extra=known)
 
     # --- on the thread ---
 
@@ -148,21 +148,21 @@ class Watch:
         hold = self._hold
         if hold is None or hold.since != since:
             hold = _Hold(since)
-        place = place_of(self._loop_thread)
-        if place is not None and (place.function is not None or hold.place is None):
-            hold.place = place
-        if self._last_turn != since:  # the loop is back, and has logged the hold without this place
+        position = position_of(self._loop_thread)
+        if position is not None and (position.function is not None or hold.position is None):
+            hold.position = position
+        if self._last_turn != since:  # the loop is back, and has logged the hold without this position
             return
         self._hold = hold
         self._worker.hold_back()
-        patience_s = self._worker.patience_s(None if hold.place is None else hold.place.code)
+        patience_s = self._worker.patience_s(None if hold.position is None else hold.position.code)
         vouches = held_s < patience_s - SILENT_HEARTBEATS * self.heartbeat_s
         if vouches and now - hold.vouched_at >= self.heartbeat_s:
             hold.vouched_at = now
             self._worker.vouch()
         if held_s >= patience_s and not hold.is_hanging:
             hold.is_hanging = True
-            self._worker.on_hang(hold.place, held_s)
+            self._worker.on_hang(hold.position, held_s)
 
     def _log_stall(self, stall_s: float, cpu_s: float) -> None:
         """Log why this thread could not run: a function held the interpreter, or the whole process stood."""
@@ -173,8 +173,8 @@ class Watch:
             self._last_turn += stall_s  # the stall was no fault of the loop
             return
         self._stall_s += stall_s
-        place = place_of(self._loop_thread)
-        at = [str(place)] if place is not None and place.function is not None else self._worker.in_hand()
+        position = position_of(self._loop_thread)
+        at = [str(position)] if position is not None and position.function is not None else self._worker.in_hand()
         who = " or ".join(at) or "something"
         advice = "no other thread could run; where that is intended, set App(lease_ms=…)"
         name = self._worker.name

@@ -253,8 +253,8 @@ class Worker:
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
-        what = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
-        log.error("%s: %s cannot be sent: %s", self.name, what, error.text)
+        kind = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
+        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text)
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
@@ -315,11 +315,11 @@ class Worker:
         if was_cancelled(error):
             self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG))
             return
-        status, note, code, told = verdict_on(error)
+        status, note, code, is_expected = verdict_on(error)
         wanted = self._is_wanted(job)
         self._answer(job, Reply(job[0].token, status, [], note, code))
         if wanted:  # logged last: a failing log line must not keep the answer back
-            self._log_failure(job, error, status, note if told else None)
+            self._log_failure(job, error, status, note if is_expected else None)
 
     def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
         request, route = job[0], job[1]

@@ -46,7 +46,7 @@ LITTLE_BYTES = 64
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
 
-Cannot = Callable[[Message, WireError], Message | None]
+OnUnsendable = Callable[[Message, WireError], Message | None]
 """Callback for a message that cannot be sent, with the reason; returns the message to send in its place, or None."""
 
 
@@ -103,13 +103,13 @@ def _refuse(message: Message, error: WireError) -> Message | None:
 
 
 def batches(
-    messages: Iterable[Message], cannot: Cannot = _refuse, most_bytes: int = MAX_FRAME_BYTES
+    messages: Iterable[Message], on_unsendable: OnUnsendable = _refuse, most_bytes: int = MAX_FRAME_BYTES
 ) -> Iterator[list[bytes]]:
     """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch.
 
-    `cannot` is called for each message that cannot be encoded, that exceeds a limit, or that has a body above
+    `on_unsendable` is called for each message that cannot be encoded, that exceeds a limit, or that has a body above
     `most_bytes`; its result, which must be sound, is encoded in place of the message. All other messages are encoded as
-    if alone. Without `cannot` WireError is raised.
+    if alone. Without `on_unsendable` WireError is raised.
     """
     batch: list[Message] = []
     size = 0
@@ -123,20 +123,22 @@ def batches(
                 for command in message[commands]:
                     size += len(command[2])
         except Exception as error:  # noqa: BLE001 (a message may hold any object)
-            instead = cannot(message, _error_of(error))
-            if instead is None:
+            substitute = on_unsendable(message, _error_of(error))
+            if substitute is None:
                 continue
-            batch.append(instead)
+            batch.append(substitute)
         else:
             batch.append(message)
         if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
-            yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
+            split = _checked if size > most_bytes else _halved
+            yield from split(batch, on_unsendable, most_bytes)
             batch, size = [], 0
     if batch:
-        yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
+        split = _checked if size > most_bytes else _halved
+        yield from split(batch, on_unsendable, most_bytes)
 
 
-def _halved(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
+def _halved(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
     """Encode a batch, halved as often as its size needs; halving also isolates a message that cannot be encoded."""
     alone = len(batch) == 1
     try:
@@ -147,33 +149,33 @@ def _halved(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[l
                 frames = _with_less_inlined(batch)
     except Exception as error:  # noqa: BLE001 (as in `batches`)
         if alone:
-            instead = cannot(batch[0], _error_of(error))
-            if instead is not None:
-                yield encode([instead])
+            substitute = on_unsendable(batch[0], _error_of(error))
+            if substitute is not None:
+                yield encode([substitute])
             return
     else:
         if alone or len(frames[0]) <= 2 * BATCH_BYTES:
             yield frames
             return
     middle = len(batch) // 2
-    yield from _halved(batch[:middle], cannot, most_bytes)
-    yield from _halved(batch[middle:], cannot, most_bytes)
+    yield from _halved(batch[:middle], on_unsendable, most_bytes)
+    yield from _halved(batch[middle:], on_unsendable, most_bytes)
 
 
-def _checked(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
+def _checked(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
     """Encode a batch as `_halved` does, after a check of each body, as one of them may exceed `most_bytes`."""
     sound: list[Message] = []
     for message in batch:
         try:
             _check_bodies(message, most_bytes)
         except WireError as error:
-            instead = cannot(message, error)
-            if instead is not None:
-                sound.append(instead)
+            substitute = on_unsendable(message, error)
+            if substitute is not None:
+                sound.append(substitute)
         else:
             sound.append(message)
     if sound:
-        yield from _halved(sound, cannot, most_bytes)
+        yield from _halved(sound, on_unsendable, most_bytes)
 
 
 def _check_bodies(message: Any, most_bytes: int) -> None:
@@ -229,7 +231,7 @@ def _error_of(error: Exception) -> WireError:
         return WireError("malformed", f"a text has half a surrogate pair in it ({half} at {error.start})")
     if isinstance(error, OverflowError):
         return WireError("malformed", "an integer is beyond 64 bits")
-    return WireError("malformed", f"it cannot be written in MessagePack: {describe(error)}")
+    return WireError("malformed", f"a value cannot be written in MessagePack: {describe(error)}")
 
 
 def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | None:

@@ -36,7 +36,7 @@ ANSWERED_BY_ERROR = (Submit, Login, Ask, Emit, Relay)
 """Messages that a broker refuses by an ERROR with their token."""
 
 
-def instead(message: Message, error: WireError) -> Message | None:
+def substitute(message: Message, error: WireError) -> Message | None:
     """Return the message to send in place of an answer that cannot be sent, as its requester waits; None for any
     other."""
     match message:
@@ -59,7 +59,7 @@ def instead(message: Message, error: WireError) -> Message | None:
     return None
 
 
-def as_if(message: Message, error: WireError) -> Message | None:
+def expected_answer(message: Message, error: WireError) -> Message | None:
     """Return the answer that the receiver would have given to a message that cannot be sent; None if no answer is
     awaited."""
     match message:

@@ -139,4 +139,4 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in held:
             each.close()
-    raise BesterError("unreachable", f"no free port on 127.0.0.1 in {PORT_TRIES} tries; see what listens there")
+    raise BesterError("unreachable", f"no free port on 127.0.0.1 in {PORT_TRIES} tries; end programs that listen there")
