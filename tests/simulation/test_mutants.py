@@ -70,7 +70,7 @@ def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: Submissions) -> None:
-        self._queue.clear()
+        self._held.clear()
 
     monkeypatch.setattr(Submissions, "on_link_lost", forget)
     said = broken_seeds(500)
