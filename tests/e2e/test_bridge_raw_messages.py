@@ -183,6 +183,26 @@ class TestServers:
 
         play(story)
 
+    @pytest.mark.parametrize("half_closed", [False, True])
+    def test_end_without_a_report_is_a_reset(self, play: Play, half_closed: bool) -> None:
+        async def story(it: Scene) -> None:
+            it.broker.part()
+            server = await it.connect()
+            server.write(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"server","id":"x"}}')
+            if half_closed:
+                server.writer.write_eof()
+            async with asyncio.timeout(10):
+                while not it.service.bridge.inspect().submissions.waiting:
+                    await asyncio.sleep(0.01)
+            it.service.bridge.shut_down()
+            it.service.bridge.give_up()
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(10):
+                    await server.reader.read()
+            await it.empty()
+
+        play(story)
+
     @pytest.mark.parametrize("more", [OPEN_TO_SERVERS, LISTED])
     def test_a_server_may_send_more_than_a_stranger(self, play: Play, more: dict[str, Any]) -> None:
         async def story(it: Scene) -> None:

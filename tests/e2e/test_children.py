@@ -1,6 +1,7 @@
 """Handlers as child processes: started, logged, started again, and never left behind."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bester.bridge.children.lives import HOPELESS_LIVES, State
+from bester.bridge.children.output import Output
 from bester.bridge.children.plan import Child, plan
 from bester.bridge.children.supervisor import Children
 from bester.broker import config_file
@@ -195,6 +197,75 @@ async def test_child_that_has_served_is_not_given_up(directory: Path, caplog: py
             await until(lambda: children.lives["a"].count >= lives)  # noqa: B023 (called before the loop goes on)
             children.served("other name", ["a"])
         assert children.lives["a"].state is not State.GIVEN_UP
+
+
+async def test_named_handler_vouches_for_its_own_child_alone(directory: Path) -> None:
+    types = {"BESTER_TYPES": "a"}
+    broken = Child("broken", (sys.executable, "-c", "exit(2)"), types, lifeline=True)
+    async with running(directory, broken, Child("good", (sys.executable, "-c", STEADY), types)) as children:
+        for life in range(1, HOPELESS_LIVES + 1):
+            await until(lambda: children.lives["broken"].count >= life)  # noqa: B023 (called before the loop goes on)
+            children.served("good", ["a"])
+        await until(lambda: children.lives["broken"].state is State.GIVEN_UP)
+        children.served("good", ["a"])
+        assert children.lives["broken"].state is State.GIVEN_UP
+        assert children.lives["good"].state is State.RUNNING
+
+
+@pytest.mark.parametrize(("number", "name"), [(40, "signal 40"), (63, "signal 63"), (signal.SIGUSR1, "SIGUSR1")])
+async def test_child_ended_by_any_signal_is_restarted_and_stops_no_other(
+    directory: Path, caplog: pytest.LogCaptureFixture, number: int, name: str
+) -> None:
+    async with running(
+        directory, python("a", STEADY), Child("odd", ("sh", "-c", f"kill -{number} $$"), {})
+    ) as children:
+        await until(lambda: "a | here" in caplog.text)
+        first = children.pids["a"]
+        await until(lambda: children.lives["odd"].count >= 3)
+        assert f"handler odd was ended by {name}; starting it again in 0.1 s" in caplog.messages
+        assert (children.pids["a"], alive(first)) == (first, True)
+
+
+async def test_child_without_descriptors_is_restarted_and_stops_no_other(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
+        first, other = children.pids["a"], children.pids["b"]
+        pipes, real = 0, os.pipe
+
+        def full() -> tuple[int, int]:
+            """Fail as the first pipe of one life and as the second of the next."""
+            nonlocal pipes
+            pipes += 1
+            if pipes in (1, 3):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return real()
+
+        monkeypatch.setattr("bester.bridge.children.pipes.os.pipe", full)
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: caplog.text.count("a | here") == 2)
+        assert caplog.text.count("handler a cannot be started: Too many open files; starting it again") == 2
+        assert children.pids["b"] == other
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
+async def test_any_fault_in_one_life_ends_that_life_alone(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def output(name: str) -> Output:
+        monkeypatch.undo()
+        raise error
+
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
+        first, other = children.pids["a"], children.pids["b"]
+        monkeypatch.setattr("bester.bridge.children.supervisor.Output", output)
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: caplog.text.count("a | here") == 2)
+        assert f"cannot be kept running: {type(error).__name__}: {error}; starting it again in" in caplog.text
+        assert children.pids["b"] == other
+    assert "Traceback" not in caplog.text
 
 
 async def test_output_is_logged_at_once(directory: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -156,7 +156,7 @@ async def never(peer: Raw) -> None:
         (half_closed, "sent", {}),
         (wordy, "sent", {}),
         (reset, "failed:unreachable", {}),
-        (too_large, "failed:malformed", REPORTED),
+        (too_large, "failed:unreachable", {}),
         (never, "failed:unreachable", {}),
     ],
 )

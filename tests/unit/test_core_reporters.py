@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS, SILENT_ENDS, Reporters
+from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS, REPORTING_ENDS, SILENT_ENDS, Reporters
 from bester.broker.core.values import Effects, Route, Settings
 from bester.broker.store_requests import SavePeer, lane
 from bester.broker.wire.messages import Forward, Forwarded, Meta, Report
@@ -70,6 +70,49 @@ def test_silent_end_of_a_server_that_has_reported_is_no_answer() -> None:
     post.stand.wait(wait_s)
     assert post.forward().meta["again"] is True
     assert post.warned() == []
+
+
+def test_address_that_has_reported_is_unlearned_at_the_tenth_silent_end_of_one_message() -> None:
+    post = Post()
+    post.sends()
+    post.ends("delivered", reported=True)
+    assert post.told() == {}
+    for body in (b"1", b"2", b"3"):
+        post.sends(body=body)
+    for forward in post.stand.heard_of(post.bridge, Forward):
+        post.stand.say(post.bridge, Forwarded(forward.token, "sent", {}))
+    assert [report.recipients for report in post.stand.heard_of(post.bridge, Report)] == [{"s3": "queued"}] * 3
+    tries: dict[str, int] = {}
+    for _ in range(600):
+        post.stand.wait(2.0, 2.0)
+        for forward in post.stand.heard_of(post.bridge, Forward):
+            tries[forward.meta["id"]] = tries.get(forward.meta["id"], 1) + 1
+            post.stand.say(post.bridge, Forwarded(forward.token, "sent", {}))
+    assert sorted(tries.values()) == [2, 2, REPORTING_ENDS], "nothing waits behind it until the time to live is over"
+    assert post.stand.kept(lane("s3", "t")) == []
+    (warned,) = post.warned()
+    assert warned["address"] == AT
+    assert f"does another program serve {AT} now?" in str(warned["say"])
+    post.sends()
+    post.ends("delivered", reported=True)
+    assert post.told() == {}
+    post.sends()
+    post.ends()
+    assert post.told() == {"s3": "queued"}, "it reports again, and is believed to"
+
+
+@pytest.mark.parametrize("between", [("delivered", WORD), ("failed:no-handler", WORD), ("sent", WORD)])
+def test_report_on_another_message_proves_that_a_server_reports(between: tuple[str, Meta]) -> None:
+    reporters, route = Reporters(Effects(), {AT: True}), Route("s3", native=AT)
+    for _ in range(3):
+        for _ in range(REPORTING_ENDS - 1):
+            assert reporters.judge(route, "kills", "sent", {}) == "failed:unreachable"
+        reporters.judge(route, "another", *between)
+    assert reporters.judge(route, "kills", "sent", {}) == "failed:unreachable"
+    assert reporters.judge(Route("s4", native="h:1"), "there", "delivered", WORD) == "delivered"
+    for _ in range(REPORTING_ENDS - 2):
+        assert reporters.judge(route, "kills", "sent", {}) == "failed:unreachable"
+    assert reporters.judge(route, "kills", "sent", {}) == "sent", "a report of another server proves nothing"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bester.broker.core.reporters import SILENT_ENDS
+from bester.broker.core.reporters import REPORTING_ENDS, SILENT_ENDS
 from bester.broker.wire.messages import Forward, Meta
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 
@@ -103,8 +103,8 @@ class NativeServer:
     def die(self, down_s: float) -> None:
         """Its process ends. Its system closes the connections in peace, or resets those it had not read to the end.
 
-        A server that has no report of it yet takes it for a mute one at the third silent end of one message; it dies
-        less often over one.
+        A server takes it for a mute one at the third silent end of one message, or at the tenth where it has had a
+        report of it; it dies less often over one.
         """
         if not self._up:
             return
@@ -114,8 +114,8 @@ class NativeServer:
         in_hand, self._in_hand = self._in_hand, {}
         for server, id_, done in in_hand.values():
             ends = self._silent_ends[server.name, id_] + 1
-            known = self.mute or server.store.inspect().peers.get(self.address) is True
-            if (known or ends < SILENT_ENDS) and self.world.random.random() < 0.8:
+            known = server.store.inspect().peers.get(self.address) is True
+            if (self.mute or ends < (REPORTING_ENDS if known else SILENT_ENDS)) and self.world.random.random() < 0.8:
                 self._silent_ends[server.name, id_] = ends
                 done("sent", {})
             else:

@@ -429,7 +429,7 @@ class Bridge:
             self._outbound.touch(connection)
         elif session.state is State.CLOSED and connection.abort_code is None:
             connection.abort_code = "not-connected"
-            connection.abort("")
+            connection.abort("its message has no report yet, and goes on without it" if session.is_unanswered else "")
 
     # --- once a turn ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import cast
+import socket
+import struct
+from typing import Any, cast
 
 from bester.bridge import native
 from bester.bridge.bridge import Bridge
@@ -167,4 +169,15 @@ class Connection(asyncio.Protocol):
             who = f"{session.user} at {session.address}" if session.user else session.address
             log.warning("connection of %s cut: %s", who, why, extra=known)
         if self._transport is not None:
+            if self.session.is_unanswered:
+                _reset_at_close(self._transport)
             self._transport.abort()
+
+
+def _reset_at_close(transport: asyncio.Transport) -> None:
+    """Have the end of a TCP connection be a reset: no peer takes it for a peaceful one."""
+    connection: Any = transport.get_extra_info("socket")
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except (AttributeError, OSError, ValueError):  # it is closed
+        return

@@ -5,8 +5,9 @@ an end of the connection without a report is passed on as it is, and the broker 
 
     sent                  the other end has read the message and closed in peace, without a report
     failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
-    failed:unreachable    without `unsent`: the connection was cut, or no report came in time; the message may have
-                          arrived
+    failed:unreachable    without `unsent`: the connection was cut, no report came in time, or the answer was not the
+                          native protocol (a proxy's error page, half a report, a report above the limit); the message
+                          may have arrived
 
 Connections to one address are opened in the order of the messages, as many at once as get through. A message to a host
 that is being looked up takes up no connection until the lookup has ended; where a lookup is impossible just now, the
@@ -64,6 +65,7 @@ class _Conversation(asyncio.Protocol):
         self._look_s = FIRST_LOOK_S
         self._looking: asyncio.TimerHandle | None = None
         self._parted = False
+        self._foreign = False  # what came is not the native protocol: a peaceful end proves nothing
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -83,16 +85,22 @@ class _Conversation(asyncio.Protocol):
             if outcome is not None:
                 self._end(outcome)
                 return
+            self._foreign = self._foreign or not native.is_object(body)
         if self._splitter.refused is not None:
-            self._end((failed("malformed"), {"reported": True}))
+            self._end(CUT)
 
     def eof_received(self) -> bool:
         """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
         `_look` finds a reset."""
         self._parted = True
         if self._through is None:
-            self._end(READ)
+            self._end(self._peaceful())
         return True
+
+    def _peaceful(self) -> Outcome:
+        """Return the outcome of a peaceful end: CUT where the peer does not speak the native protocol, or has sent a
+        part of a frame."""
+        return CUT if self._foreign or self._splitter.waiting_bytes else READ
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(CUT)
@@ -111,7 +119,7 @@ class _Conversation(asyncio.Protocol):
             return
         self._is_through()
         if self._parted:
-            self._end(READ)
+            self._end(self._peaceful())
 
     def _is_through(self) -> None:
         through, self._through = self._through, None
@@ -171,9 +179,13 @@ class Forwarder:
         self._tasks: set[asyncio.Task[Outcome | None]] = set()
         self._addresses: dict[str, _Address] = {}  # addresses with messages or connections
         self._queued = 0
+        self._closed = False
 
     def forward(self, message: Forward) -> None:
         """Take a Forward; `wait_s` in its meta is the time for the report."""
+        if self._closed:
+            self._done(message.token, *UNREACHABLE)
+            return
         if self._queued >= self._limits.forwards_waiting:
             self._done(message.token, *OVERLOADED)
             return
@@ -251,6 +263,8 @@ class Forwarder:
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
         outcome = CUT if task.cancelled() or error is not None else task.result()
+        if outcome is None and self._closed:
+            outcome = UNREACHABLE
         if outcome is None:
             address.waiting.appendleft(queued)
             self._queued += 1
@@ -307,7 +321,8 @@ class Forwarder:
                 conversation.close()
 
     async def close(self) -> None:
-        """Cancel everything under way; such messages fail as unreachable."""
+        """Cancel everything under way; such messages, and later ones, fail as unreachable."""
+        self._closed = True
         for address in self._addresses.values():
             self._fail(address)
         tasks = list(self._tasks)

@@ -77,6 +77,9 @@ class Limits:
     """The same in bytes, for large frames; one always passes."""
     drain_s: float = 30.0
     """Time of a client that sends no more for its reports; longer than a handler's time for an answer."""
+    server_s: float = 90.0
+    """Time of a native server's connection for the report on its message: longer than a server waits for a report (a
+    minute, and the time to connect), because an earlier end must not be taken for an answer."""
     linger_s: float = 1.0
     """Time of reading on after the last frame, so that closing does not reset the connection before the peer has
     read."""

@@ -343,6 +343,15 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
     return failed(reason), meta
 
 
+def is_object(body: bytes) -> bool:
+    """Return whether a frame holds a JSON object, as every frame of the native protocol does."""
+    try:
+        _fields(body)
+    except _BAD_JSON:
+        return False
+    return True
+
+
 # --- writing ---------------------------------------------------------------------------------------------------
 
 AUTH_ID = b'"auth_special"'

@@ -125,6 +125,12 @@ class Session:
         """Return whether the broker may send messages to this session."""
         return self.state in TARGETS
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Return whether this is a native server's connection that ended before its report: the peer must not take the
+        end for a peaceful one, and sends the message again."""
+        return self.state is State.CLOSED and bool(self.window)
+
     # --- what happens to the connection ---------------------------------------------------------------------------
 
     def on_bytes(self, data: bytes, now: float) -> Step:
@@ -149,6 +155,8 @@ class Session:
     def on_peer_ended(self, now: float) -> Step:
         """Handle the end of the peer's stream; the peer may still read."""
         self.peer_ended = True
+        if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its place sooner
+            self.deadline = min(self.deadline, now + self._limits.drain_s)
         step = _nothing()
         self._stop(None, step, now)
         return step
@@ -176,14 +184,20 @@ class Session:
             return step
         if self.state in (State.NEW, State.AUTHENTICATING):
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
-        elif self.state is not State.CLOSING:
+        elif self.state is not State.CLOSING and self.state is not State.SERVER:
             self._refuse_all("timeout", step)
         self._leave("timeout", step, now)
         return step
 
     def give_up(self, reason: str, now: float) -> Step:
-        """Refuse every unreported message and every held frame for `reason`: the bridge ends now."""
+        """Refuse every unreported message and every held frame for `reason`: the bridge ends now.
+
+        Another server gets no report, for its message may be carried out yet, or again: `is_unanswered`.
+        """
         step = _nothing()
+        if self.state is State.SERVER:
+            self._leave("timeout", step, now)
+            return step
         while self.window:
             self._refuse_all(reason, step)
             more = self.proceed(now)
@@ -404,7 +418,7 @@ class Session:
         self.state = state
         patience_s = {
             State.AUTHENTICATING: self._limits.login_s,
-            State.SERVER: self._limits.drain_s,
+            State.SERVER: self._limits.server_s,
             State.DRAINING: self._limits.drain_s,
             State.CLOSING: self._limits.drain_s,
         }.get(state)

@@ -26,7 +26,8 @@ Event = Literal["login", "server", "accepted", "refused", "stop", "finished", "t
 #   refused    the broker (or a bound) refuses the login: a bad auth answer
 #   stop       the peer sends no more: end of stream, `close`, or a frame after which the stream cannot be read
 #   finished   no message of the session is unreported
-#   timeout    the state's deadline has passed
+#   timeout    the state's deadline has passed; a native server's connection is cut, because a peaceful end looks like
+#              that of a server that never reports
 #   lost       the connection is gone
 #
 # A `stop` before `accepted` is remembered behind the held frames, and happens after them.
@@ -43,7 +44,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.OPEN, "stop"): State.DRAINING,
     (State.OPEN, "lost"): State.CLOSED,
     (State.SERVER, "finished"): State.CLOSING,
-    (State.SERVER, "timeout"): State.CLOSING,
+    (State.SERVER, "timeout"): State.CLOSED,
     (State.SERVER, "lost"): State.CLOSED,
     (State.DRAINING, "finished"): State.CLOSING,
     (State.DRAINING, "timeout"): State.CLOSING,

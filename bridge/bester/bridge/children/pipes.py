@@ -11,8 +11,14 @@ class Pipes:
     nothing."""
 
     def __init__(self) -> None:
+        """Open two pipes. Raise OSError where one cannot be opened; nothing is left open then."""
         self.stdin, self._lifeline = os.pipe()
-        self._output, self.stdout = os.pipe()
+        try:
+            self._output, self.stdout = os.pipe()
+        except OSError:
+            os.close(self.stdin)
+            os.close(self._lifeline)
+            raise
         self._open = {self.stdin, self._lifeline, self._output, self.stdout}
 
     def __enter__(self) -> Pipes:

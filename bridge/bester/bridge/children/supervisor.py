@@ -96,11 +96,13 @@ class Children:
             self._guard = None
 
     def served(self, name: str, types: Collection[str]) -> None:
-        """Note that a handler with this name and these types serves: the child of that name or of one of the types has
-        started well."""
-        for child in self._children:
-            is_it = child.name == name or not child.types.isdisjoint(types)
-            if is_it and self.lives[child.name].served():
+        """Note that a handler with this name and these types serves: its child has started well.
+
+        The name tells the child. A handler with a name of its own may be any child that serves one of the types.
+        """
+        named = [child for child in self._children if child.name == name]
+        for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
+            if self.lives[child.name].served():
                 _log.info("handler %s is back", child.name, extra=facts("handler-back", handler=child.name))
                 self._report_given_up()
 
@@ -141,7 +143,11 @@ class Children:
                 return
             before, files = lives.state, seen(child.argv, self._directory)
             lives.started(clock())
-            ended, hopeless = await self._run_once(child)
+            try:
+                ended, hopeless = await self._run_once(child)
+            except Exception as error:  # noqa: BLE001 (a fault of one life ends that life; the other children go on)
+                ended, hopeless = f"cannot be kept running: {type(error).__name__}: {error}", False
+                _log.debug("while handler %s ran", child.name, exc_info=error)
             wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
@@ -213,7 +219,11 @@ class Children:
     async def _run_once(self, child: Child) -> tuple[str, bool]:
         """Run a child from start to end; return the end in words, and whether it is hopeless."""
         output = Output(child.name)
-        with Pipes() as pipes:
+        try:
+            opened = Pipes()
+        except OSError as error:  # no descriptor is free
+            return f"cannot be started: {error.strerror}", False
+        with opened as pipes:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *child.argv,
@@ -245,7 +255,7 @@ class Children:
                 await asyncio.wait([reading], timeout=LAST_WORDS_S)
                 reading.cancel()
         if status < 0:
-            return f"was ended by {signal.Signals(-status).name}", False
+            return f"was ended by {_signal_name(-status)}", False
         cause = f": {output.cause}" if status and output.cause else ""
         return f"ended with exit status {status}{cause}", child.lifeline and status == HOPELESS_STATUS
 
@@ -259,3 +269,11 @@ class Children:
     def _tell_guard(self, sign: bytes, pid: int) -> None:
         if self._guard is not None and self._guard.stdin is not None and not self._guard.stdin.is_closing():
             self._guard.stdin.write(b"%b%d\n" % (sign, pid))
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL; most real-time signals have no name, but a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -4,7 +4,9 @@ besterd closes after it has read a message, and reports nothing; a server that i
 the same. One connection does not tell the two apart:
 
     the server                                   closes in peace, without a report
-    has reported before                          no answer: the message is sent again
+    has reported before                          no answer: the message is sent again; the tenth time running on one
+                                                 message, without a report on any other meanwhile, `sent`, and from
+                                                 then on `sent`, until the server reports (if it is configured)
     is configured with `reports = false`         `sent`
     has never reported, and is configured        no answer; the third time running on one message `sent`, and from then
                                                  on `sent`, until the server reports
@@ -27,6 +29,9 @@ from bester.broker.wire.outcomes import SENT, failed
 SILENT_ENDS = 3
 """Ends without a report on one message after which a configured server counts as one that never reports: a server that
 dies three times running over one message is rarer than a besterd."""
+REPORTING_ENDS = 10
+"""The same for a server that has reported before, counted anew from each report: another program serves its address
+now. Ten attempts take minutes; a server that dies so often over one message, and reports on no other, is rarer."""
 MAX_STRANGERS = 4_096
 """Servers that are not configured and have reported; above it the one that reported longest ago is forgotten."""
 MAX_COUNTED = 4_096
@@ -41,7 +46,8 @@ class Reporters:
         self._out = out
         self._known = dict(known)
         self._strangers: OrderedDict[str, None] = OrderedDict()
-        self._silent: OrderedDict[str, int] = OrderedDict()  # silent ends running, by the message's id
+        self._silent: OrderedDict[str, tuple[int, int]] = OrderedDict()  # silent ends running, by the message's id
+        self._reports: dict[str, int] = {}  # of configured servers, by address: ends are counted anew from each report
 
     def judge(self, route: Route, id_: str, outcome: str, meta: Meta) -> str:
         """Return the outcome of message `id_` at a native server, given the `outcome` and meta of its FORWARDED."""
@@ -57,9 +63,8 @@ class Reporters:
             return NO_ANSWER if address in self._strangers else SENT
         if not route.reports:
             return SENT
-        known = self._known.get(address)
-        if known is not None:
-            return NO_ANSWER if known else SENT
+        if self._known.get(address) is False:
+            return SENT
         return self._silent_end(route, address, id_)
 
     def inspect(self) -> ReportersState:
@@ -76,17 +81,24 @@ class Reporters:
             self._strangers.move_to_end(address)
             if len(self._strangers) > MAX_STRANGERS:
                 self._strangers.popitem(last=False)
-        elif self._known.get(address) is not True:
+            return
+        self._reports[address] = self._reports.get(address, 0) + 1
+        if self._known.get(address) is not True:
             self._learn(address, reports=True)
 
     def _silent_end(self, route: Route, address: str, id_: str) -> str:
-        ends = self._silent.pop(id_, 0) + 1
-        if ends >= SILENT_ENDS:
+        reports = self._reports.get(address, 0)
+        ends, counted_at = self._silent.pop(id_, (0, reports))
+        ends = ends + 1 if counted_at == reports else 1
+        has_reported = address in self._known
+        if ends >= (REPORTING_ENDS if has_reported else SILENT_ENDS):
             self._learn(address, reports=False)
             say = f"write reports = false under [servers.{route.name}] to say so from the start"
+            if has_reported:
+                say = f"it has reported before: does another program serve {address} now? If that is so, {say}"
             self._out.others.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
             return SENT
-        self._silent[id_] = ends
+        self._silent[id_] = (ends, reports)
         if len(self._silent) > MAX_COUNTED:
             self._silent.popitem(last=False)
         return NO_ANSWER
