@@ -62,21 +62,32 @@ class _Lane:
 
 
 class LanePosition:
-    """Where a case stands in its lane: watches for its end."""
+    """Where a case stands in its lane: watches for its end. A case has one at most, however often it comes again."""
 
-    __slots__ = ("_key", "_lane", "_lanes", "_number", "lasting")
+    __slots__ = ("_key", "_lane", "_lanes", "_number", "_numbers_many", "lasting")
 
     def __init__(self, arrivals: InboundLanes, key: Key, lane: _Lane, number: int, *, lasting: bool) -> None:
         self._lanes = arrivals
         self._key = key
         self._lane = lane
         self._number = number
+        self._numbers_many = False  # the case stands in the lane under other numbers as well
         self.lasting = lasting
+
+    def absorb(self, other: LanePosition) -> None:
+        """Watch for another position of the same case too. Its lane is the same, or replaces one that is forgotten."""
+        self._numbers_many = self._numbers_many or other._number != self._number
+        self._lane, self._number = other._lane, other._number
+        self.lasting = self.lasting or other.lasting
 
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
-            self._lane.refuse(self._number, in_order=self._key[1] != policy.OUTCOME_TYPE)
+            numbers = [self._number]
+            if self._numbers_many:
+                numbers = [number for number, known in self._lane.outcomes.items() if known is case]
+            for number in numbers:
+                self._lane.refuse(number, in_order=self._key[1] != policy.OUTCOME_TYPE)
         self._lanes.remember(self._key, at_once=self.lasting)
 
 
@@ -121,14 +132,14 @@ class InboundLanes:
         if again:
             self.remember(key)
             if type(known) is Case and known.pending:
-                known.watchers = (*known.watchers, LanePosition(self, key, lane, number, lasting=True))
+                _watch(known, LanePosition(self, key, lane, number, lasting=True))
         return known, None
 
     def add(self, place: LanePosition, case: Case) -> None:
         """A message that is new is on its way."""
         lane = place._lane
         lane.outcomes[place._number] = case
-        case.watchers = (*case.watchers, place)
+        _watch(case, place)
         if len(lane.outcomes) > MAX_NUMBERS:
             del lane.outcomes[min(lane.outcomes)]
 
@@ -189,6 +200,15 @@ def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
     if type(epoch) is not str or not 0 < len(epoch) <= 64 or type(number) is not int or type(floor) is not int:
         return None
     return (epoch, number, floor) if 0 <= floor <= number <= MAX_TOKEN else None
+
+
+def _watch(case: Case, position: LanePosition) -> None:
+    """Have the end of a case noted at a position; the repeats of one case share a watcher."""
+    for watcher in case.watchers:
+        if type(watcher) is LanePosition:
+            watcher.absorb(position)
+            return
+    case.watchers = (*case.watchers, position)
 
 
 def _outcome(known: Case | str) -> str | None:
