@@ -231,9 +231,10 @@ class TaskPool:
 
     def _is_ours(self, error: BaseException, me: asyncio.Task[None]) -> bool:
         """Does this end the member itself, rather than the handler that it was raised in?"""
-        if isinstance(error, asyncio.CancelledError):
+        kind = type(error)  # `isinstance` would ask the exception, which may raise
+        if issubclass(kind, asyncio.CancelledError):
             return self._closing
-        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was given up
+        return issubclass(kind, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was given up
 
     def _lead(self, me: asyncio.Task[None]) -> None:
         if self._leader is None:
