@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import argon2
 import pytest
 
-from bester.broker import data_dir
+from bester.broker import accounts_file, data_dir, database
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import PLACES
@@ -321,6 +321,39 @@ def test_removals_that_cannot_be_read_are_asked_for_again(accounts: Accounts, di
         db.execute("ALTER TABLE removed RENAME TO elsewhere")
         assert (accounts.changed(), accounts.removed(), accounts.changed()) == (True, set(), True)
         db.execute("ALTER TABLE elsewhere RENAME TO removed")
+
+
+async def test_file_is_looked_through_once_however_often_it_is_opened_again(
+    accounts: Accounts, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking holds the loop for up to a second; without room the file is opened again every second."""
+    connect, damage, room, looks = database.connect, database.damage, False, 0
+
+    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
+        if not alone and not room:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+            raise error
+        return connect(path, timeout_s, alone=alone)
+
+    def look(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | None:
+        nonlocal looks
+        looks += 1
+        return damage(db, path, order=order)
+
+    accounts.close()
+    monkeypatch.setattr(database, "connect", without_room)
+    monkeypatch.setattr(database, "damage", look)
+    monkeypatch.setattr(accounts_file, "LOOK_S", 0.0)
+    with closing(Accounts(directory, serving=True)) as served:
+        for _ in range(3):
+            served.changed()
+        assert looks == 1
+        room = True
+        served.changed()
+        assert looks == 1
+        served.add("ann", "secret")
+        assert [each.name for each in served.list()] == ["ann", "tim"]
 
 
 def test_what_cannot_be_changed_is_an_error_with_a_remedy(accounts: Accounts) -> None:

@@ -100,6 +100,7 @@ class SqliteStore(Commits):
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._looked_through: tuple[int, int] | None = None  # the file that was; it takes up to a second
         self._stands_in = False  # a database in memory is open, since there is no room for the file
         self._alone = False  # the file is open without what SQLite shares with others, for which there is no room
         self._no_room: str | None = None  # why there was no room at the start
@@ -116,7 +117,7 @@ class SqliteStore(Commits):
         is there is then left as it is.
         """
         self.close()
-        self._alone, self._no_room = False, None
+        self._alone, self._no_room, self._looked_through = False, None, None
         self._stands_in = not file.claim(self.path) and not self._create()
         try:
             self._connect()
@@ -173,9 +174,12 @@ class SqliteStore(Commits):
         """See that what was opened is a whole store of this version."""
         schema.check(self._db, str(self.path))
         self._prepare()
-        damage = database.damage(self._db, self.path)
-        if damage is not None:
-            raise ValueError(damage)
+        number = database.number_of(self.path)
+        if number is None or number != self._looked_through:
+            damage = database.damage(self._db, self.path)
+            if damage is not None:
+                raise ValueError(damage)
+            self._looked_through = number
         schema.migrate(self._db)
         self._file = database.number_of(self.path)
 
