@@ -1,6 +1,8 @@
 """Handlers as child processes: started, logged, started again, and never left behind."""
 
 import asyncio
+import errno
+import inspect
 import json
 import logging
 import os
@@ -244,6 +246,34 @@ async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, cap
     async with running(directory, Child("gone", (str(directory / "gone"),), {}), python("a", STEADY)):
         await until(lambda: "handler gone cannot be started: No such file or directory" in caplog.text)
         await until(lambda: "a | here" in caplog.text)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_where_descriptors_are_short_a_child_is_tried_again_and_the_others_go_on(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    real, failing = os.pipe, False
+
+    def pipe() -> tuple[int, int]:
+        nonlocal failing, left
+        if failing and "children" in inspect.stack(0)[1].filename:
+            if not left:
+                failing = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            left -= 1
+        return real()
+
+    monkeypatch.setattr(os, "pipe", pipe)
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: caplog.text.count("here") == 2)
+        pids, descriptors = dict(children.pids), len(os.listdir("/proc/self/fd"))
+        failing = True
+        os.kill(pids["b"], signal.SIGKILL)
+        await until(lambda: caplog.text.count("here") == 3)
+        assert children.pids["a"] == pids["a"]
+        assert children.pids["b"] != pids["b"]
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert "handler b cannot be started: Too many open files; starting it again in " in caplog.text
 
 
 async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptureFixture) -> None:

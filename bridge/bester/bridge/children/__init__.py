@@ -300,7 +300,11 @@ class Children:
     async def _live(self, child: Child) -> tuple[str, bool]:
         """Run a child from its start to its end; return how that came, for people, and whether it is hopeless."""
         said = Output(child.name)
-        with _Pipes() as pipes:
+        try:
+            opened = _Pipes()
+        except OSError as error:  # no descriptor just now
+            return f"cannot be started: {error.strerror}", False
+        with opened as pipes:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *child.argv,
@@ -353,7 +357,12 @@ class _Pipes:
 
     def __init__(self) -> None:
         self.stdin, self._lifeline = os.pipe()
-        self._output, self.stdout = os.pipe()
+        try:
+            self._output, self.stdout = os.pipe()
+        except OSError:
+            os.close(self.stdin)
+            os.close(self._lifeline)
+            raise
         self._open = {self.stdin, self._lifeline, self._output, self.stdout}
 
     def __enter__(self) -> _Pipes:
