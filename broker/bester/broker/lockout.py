@@ -6,8 +6,9 @@ counts once.
 
 Against guessing from many addresses, or at many names, each user and each address has a budget of wrong passwords.
 Where it is used up, nobody is shut out; a password is put off once, and checked when it comes again: guesses do not
-come again, people do. (Mail servers call that greylisting.) Whoever has logged in from an address before is not put off
-there. All tables are bounded, and names that do not exist are treated like those that do.
+come again, people do. (Mail servers call that greylisting.) Where the reserve after a budget is used up as well, those
+who have failed before are checked at a slow pace, each at their own. Whoever has logged in from an address before is
+not put off there. All tables are bounded, and names that do not exist are treated like those that do.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ BUDGET_S = 60.0
 mistype less often, and a year of guessing at this rate finds no password that is worth the name."""
 RESERVE = 30
 """Of the budget after the budget: those who come again after a failure have so much more."""
+PACE_S = LONGEST_WAIT_S
+"""Where the reserve is used up as well, a user who failed at an address is checked there so long after the latest
+failure, and after each further one twice as long: one guess a minute is no attack, and of a thousand addresses that try
+for hours none gets more than a few before it is forgotten."""
 PUT_OFF_S = 1.0
 """A password that is put off may come again after so long; the caller says it in whole seconds."""
 COME_AGAIN_S = 120.0
@@ -70,6 +75,11 @@ class _History:
     free_at: float = 0.0  # until then the user waits
     wait_s: float = 0.0  # how long that was
     asked_at: float = float("-inf")  # when a password was last put off for it
+    paced: int = 0  # how many were checked at the slow pace, and were wrong
+
+    def pace_s(self, now: float) -> float:
+        """Return how long it still is until the slow pace lets a password be checked."""
+        return self.failures[-1] + PACE_S * 2.0 ** min(self.paced, 32) - now
 
 
 class _Budgets:
@@ -162,9 +172,11 @@ class Lockout:
         left = min(self._users.left(user, now), self._nets.left(net, now))
         first = self._asked.since(net, mark, now)
         came_again = first is not None and now - first >= PUT_OFF_S
-        if left < 1 and (not came_again or (history is not None and left < 1 - RESERVE)):
+        if left < 1 and not came_again:
             self._asked.note(net, mark, now)
             return Refused(PUT_OFF_S)
+        if left < 1 - RESERVE and history is not None and (pace_s := history.pace_s(now)) > 0:
+            return Refused(min(max(pace_s, PUT_OFF_S), LONGEST_WAIT_S))
         if history is not None:
             return Passed(3)
         return Passed(1 if came_again else 2)
@@ -187,6 +199,8 @@ class Lockout:
     def wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
         """A password was checked, and is wrong."""
         history = self._history(user, net, now) or _History()
+        if history.failures and min(self._users.left(user, now), self._nets.left(net, now)) < 1 - RESERVE:
+            history.paced += 1
         self._histories.pop((user, net), None)
         self._histories[user, net] = history
         history.failures = [*[at for at in history.failures if now - at <= WINDOW_S][1 - FAILURES :], now]
