@@ -195,7 +195,7 @@ async def start(*arguments, **options):
     global calls
     calls += 1
     if calls in (2, 4, 5):
-        raise OSError(errno.EMFILE if calls == 5 else errno.EAGAIN, "no more of these")
+        raise RuntimeError("no more of these") if calls == 5 else OSError(errno.EAGAIN, "no more of these")
     return await real(*arguments, **options)
 asyncio.create_subprocess_exec = start
 sys.exit(runner.main(sys.argv[1:]))

@@ -342,9 +342,9 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
         arguments = [*command, "--name", f"{name}.{index}", "--child", str(index)]
         try:
             process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
-        except OSError as error:  # no process, descriptor or memory just now: the others go on
+        except (OSError, RuntimeError) as error:  # no process, descriptor or thread just now: the others go on
             delay_s = min(delay_s * 2, LAST_RESTART_S)
-            why = error.strerror or type(error).__name__
+            why = getattr(error, "strerror", None) or str(error)
             known = logs.facts("worker-not-started", worker=f"{name}.{index}", why=why, again_in_s=delay_s)
             log.error("%s.%d cannot be started: %s; trying again in %g s", name, index, why, delay_s, extra=known)
             if await _is_set_within(stop, delay_s):

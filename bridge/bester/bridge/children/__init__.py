@@ -318,6 +318,8 @@ class Children:
                 )
             except OSError as error:
                 return f"cannot be started: {error.strerror}", error.errno in HOPELESS_ERRORS
+            except RuntimeError as error:  # asyncio wants a thread to watch it with, and the system has none just now
+                return f"cannot be started: {error}", False
             self._tell_guard(b"+", process.pid)
             self.pids[child.name] = process.pid
             pipes.handed_over(child.lifeline)
