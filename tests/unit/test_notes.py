@@ -1,4 +1,4 @@
-"""Notes: whatever somebody wrote, one short line that can be sent and shown."""
+"""Notes: any text becomes one short line that can be sent and shown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_any_text_becomes_a_line_that_can_be_sent(text: str, times: int) -> None
         ("a" + " " * 1_000_000 + "b", "a…"),
     ],
 )
-def test_what_becomes_of_a_text(text: str, note: str) -> None:
+def test_notes_of_texts(text: str, note: str) -> None:
     assert safe_note(text) == note
 
 
@@ -92,7 +92,7 @@ class OddText(str):
     ],
     ids=lambda each: each[:60] if isinstance(each, str) else "error",
 )
-def test_an_exception_in_a_note(error: BaseException, note: str) -> None:
+def test_notes_of_exceptions(error: BaseException, note: str) -> None:
     assert describe(error).startswith(note)
 
 

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.cases import Case, Kind, Reports, failed
+from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
 from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
+from bester.broker.wire.outcomes import failed
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 
-from bester.broker.core.cases import DELIVERED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
@@ -42,6 +42,7 @@ from bester.broker.wire.messages import (
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, failed
 
 
 class Dispatcher:
@@ -203,7 +204,7 @@ class Dispatcher:
     def _share_out(self, now: float) -> None:
         """Give what was put back into a queue to whoever is free, in turn."""
         workers = self.workers
-        for aside in workers.isolate():
+        for aside in workers.isolate(now):
             self._fill(aside, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
@@ -337,7 +338,8 @@ class Dispatcher:
             group = Suspicion()
             again = [job for job in lost if not job.is_settled]
             for job in again:
-                job.suspicion = group
+                if len(again) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+                    job.suspicion = group
         for job in again:
             job.since = now
         for job in reversed(again):

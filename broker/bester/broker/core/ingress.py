@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Kind, reason_of
-from bester.broker.core.dedup import BridgeResume, DedupCache, Key
+from bester.broker.core.cases import Case, Kind
+from bester.broker.core.dedup import DedupCache, Key
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
-from bester.broker.core.late_outcomes import OUTCOME_TYPE
 from bester.broker.core.peer import Peer
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.hosts import Hosts
@@ -39,6 +39,7 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
 
@@ -311,7 +312,7 @@ class Ingress:
             told["queued"] = int(queued)
         answer: Message = Relayed(token, outcome, told)
         if kind is Kind.SUBMIT:
-            recipients = {} if outcome == "delivered" else {str(n): outcome for n in range(int(queued or 1))}
+            recipients = {} if outcome == DELIVERED else {str(n): outcome for n in range(int(queued or 1))}
             answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
         self._out.send(link, answer)
 
@@ -320,7 +321,7 @@ class Ingress:
         self._reports.begin(case)
         code = self._dispatcher.late_outcomes.receive(peer, body, case)
         if code is not None:
-            self._reports.settle(case, None, f"failed:{code}")
+            self._reports.settle(case, None, failed(code))
 
 
 def _attempt(meta: Meta) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
 from bester.broker.core.restarts import Restarts
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from bester.broker.core.values import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import ROLES, is_reserved
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
-OUTCOME_TYPE = "bester.outcome"
 """What became of our messages: any server that is listed may tell, whatever else it may send."""
 TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or our own process."""

@@ -54,6 +54,11 @@ class Worker:
         self.stuck = False
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it holds nothing but messages that are over: nothing that somebody still waits for."""
+        return self.overdue == len(self.inflight)
+
+    @property
     def full_of_the_past(self) -> bool:
         """Are all its places held by messages that are over?"""
         return self.overdue > 0 and self.free <= 0 and self.overdue == len(self.inflight)

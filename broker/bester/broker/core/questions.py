@@ -11,8 +11,8 @@ from bester.broker.core.trace import Trace
 from bester.broker.core.values import Link, Settings
 from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
+from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 
-MAX_MESSAGE_ID = 1024
 MAY_TRACE = ("operator", "bridge")
 """Roles that may see where others' messages went."""
 

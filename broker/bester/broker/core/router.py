@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
@@ -66,6 +65,7 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
@@ -296,8 +296,8 @@ class Router:
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End kept messages whose time is over."""
         for entry in entries:
-            if self._dispatcher.queues.end(entry, failed("expired")):
-                self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
+            self._dispatcher.queues.end(entry, failed("expired"))
+            self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> list[Action]:
         """This broker ends: say GOODBYE to everyone on the fabric."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ASIDE_PART = 2
 """Of the workers of a type this part, but at least one, is set aside at most: the others go on with what is new."""
+DRAIN_S = 10.0
+"""So long the last worker of a type is kept from new messages so that it becomes idle for a suspect, and as long it
+then takes new ones before the next try: what is new waits for less than its time, whatever the worker is at."""
 
 
 class Suspicion:
@@ -39,6 +42,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self.isolated: dict[Worker, None] = {}
+        self.drained_since: dict[Worker, float] = {}  # last workers of a type, while suspects wait for them
         self._queues: dict[str, deque[QueueItem]] = {}
 
     def __bool__(self) -> bool:
@@ -86,14 +90,22 @@ class Suspects:
 
     # --- workers ---
 
-    def wanted(self, type_: str, pools: Iterable[Pool]) -> list[Worker]:
+    def wanted(self, type_: str, pools: Iterable[Pool], now: float) -> list[Worker]:
         """Return the workers that are to be aside for the suspects of a type: those that hold one already, or nothing;
-        only where they are too few, those that have the least to finish before."""
+        only where they are too few, those that have the least to finish before. The last worker of a type that has
+        something to finish is aside for `DRAIN_S` at a time."""
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ASIDE_PART))
-        ready = [worker for worker in workers if worker.is_isolated and (not worker.inflight or holds_suspect(worker))]
+        ready = [worker for worker in workers if worker.is_isolated and (worker.is_idle or holds_suspect(worker))]
         others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
-        return ready + others[: max(0, count - len(ready))]
+        chosen = ready + others[: max(0, count - len(ready))]
+        return [worker for worker in chosen if len(workers) > 1 or self._may_drain(worker, now)]
+
+    def _may_drain(self, worker: Worker, now: float) -> bool:
+        """Return whether the last worker of a type is to take nothing new now, so that a suspect is alone with it."""
+        if worker.is_idle or holds_suspect(worker):
+            return True
+        return (now - self.drained_since.setdefault(worker, now)) % (2 * DRAIN_S) < DRAIN_S
 
 
 def holds_suspect(worker: Worker) -> bool:

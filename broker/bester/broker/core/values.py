@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bester.broker.store_requests import Bounds, Budget, Read, Write
-from bester.broker.wire.messages import HEARTBEAT_MS, REQUEST_MS, Message
+from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS, Message
 
 
 class Link(NamedTuple):
@@ -184,7 +184,7 @@ class Limits:
     """Reports that a bridge has not counted yet: twice as many as may wait on its link. Of one that counts none the
     oldest are forgotten."""
     max_types: int = 20_000
-    max_credit: int = 65_536
+    max_credit: int = MAX_CREDIT
     max_strangers: int = 4_096
     """Links that spoke before their HELLO and are remembered, to answer each at most once a heartbeat."""
     max_roots: int = 65_536
