@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -314,6 +316,53 @@ async def test_child_that_cannot_be_started_affects_no_other(directory: Path, ca
     async with running(directory, Child("gone", (str(directory / "gone"),), {}), python("a", STEADY)):
         await until(lambda: "handler gone cannot be started: No such file or directory" in caplog.text)
         await until(lambda: "a | here" in caplog.text)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_where_descriptors_are_short_a_child_is_tried_again_and_the_others_go_on(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    real, failing = os.pipe, False
+
+    def pipe() -> tuple[int, int]:
+        nonlocal failing, left
+        if failing and "children" in inspect.stack(0)[1].filename:
+            if not left:
+                failing = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            left -= 1
+        return real()
+
+    monkeypatch.setattr(os, "pipe", pipe)
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: caplog.text.count("here") == 2)
+        pids, descriptors = dict(children.pids), len(os.listdir("/proc/self/fd"))
+        failing = True
+        os.kill(pids["b"], signal.SIGKILL)
+        await until(lambda: caplog.text.count("here") == 3)
+        assert children.pids["a"] == pids["a"]
+        assert children.pids["b"] != pids["b"]
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert "handler b cannot be started: Too many open files; starting it again in " in caplog.text
+
+
+async def test_where_a_thread_is_missing_a_child_is_tried_again_and_the_others_go_on(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the loops of asyncio has a thread for each process."""
+
+    async def start(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: caplog.text.count("here") == 2)
+        pids = dict(children.pids)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+        os.kill(pids["b"], signal.SIGKILL)
+        await until(lambda: caplog.text.count("here") == 3)
+        assert children.pids["a"] == pids["a"]
+    assert "handler b cannot be started: can't start new thread; starting it again in " in caplog.text
 
 
 async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,6 +117,39 @@ def test_message_is_new_after_one_of_its_id_was_refused_for_now() -> None:
     assert dock.requests() == [b"7"]
 
 
+@pytest.mark.parametrize("numbers", ["same", "new", "new epochs"])
+def test_repeats_of_a_pending_message_share_one_watcher(numbers: str) -> None:
+    lanes, case = InboundLanes(Effects(), ()), Case(Kind.RELAY, Link("tcp", b"1"), 1, "i", "i")
+    case.pending = 1
+    for turn in range(50):
+        epoch, number = ("d2", 7) if numbers == "same" else ("d2", 7 + turn) if numbers == "new" else (f"d{turn}", 7)
+        known, position = lanes.find("s2", "chat", {"lane": [epoch, number, 0], "again": True})
+        if position is None:
+            assert known is case
+        elif turn:
+            lanes.join(position, case)
+        else:
+            lanes.add(position, case)
+        assert len(case.watchers) == 1
+
+
+def test_each_number_of_a_message_that_could_not_be_taken_is_new_when_it_comes_again() -> None:
+    dock = Dock()
+    dock.stand.say(dock.chat, Goodbye(None))
+    for number in (7, 9, 8):
+        dock.gets(number, id="s2/b-x/1.0.0")
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    dock.stand.wait(5.5)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"] * 4
+    dock.chat = dock.stand.handler("chat")
+    lane = dock.stand.state.lanes["s2", "chat"]
+    assert (lane.known, lane.refused) == (0, 7)
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    dock.gets(8, id="s2/b-x/1.0.0", again=True)
+    assert dock.requests() == [b"7"]
+    assert [answer.outcome for answer in dock.answers()] == ["delivered"] * 2
+
+
 def test_duplicate_on_another_link_is_answered_there() -> None:
     dock = Dock()
     dock.gets(7)

@@ -41,6 +41,7 @@ from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.notes import describe
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 TICK_S = 0.1
@@ -246,7 +247,11 @@ class Broker:
             self._removed_accounts.strike_off_ended(self.router.users)
 
     async def _verify(self, action: Verify) -> None:
-        reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
+        try:
+            reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
+        except Exception as error:  # noqa: BLE001 (the fault of one login must not end the server)
+            log.error("the login of user %r cannot be checked now: %s", action.user, describe(error))
+            reason, retry_s = "overloaded", None
         if reason in LOGIN_EVENTS:
             fields = {"user": action.user, "address": action.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}

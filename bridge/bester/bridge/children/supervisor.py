@@ -237,6 +237,8 @@ class Children:
                 )
             except OSError as error:
                 return f"cannot be started: {error.strerror}", error.errno in HOPELESS_ERRORS
+            except RuntimeError as error:  # asyncio watches a child from a thread, and the system has none just now
+                return f"cannot be started: {error}", False
             self._tell_guard(b"+", process.pid)
             self.pids[child.name] = process.pid
             pipes.handed_over(child.lifeline)

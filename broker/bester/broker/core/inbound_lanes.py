@@ -67,21 +67,33 @@ class _Lane:
 
 
 class LanePosition:
-    """Position of a case in its lane; watches for the end of the case. `lasting`: its outcome is written at once."""
+    """Position of a case in its lane; watches for the end of the case. `lasting`: its outcome is written at once. A
+    case has one position, however often its message is sent again."""
 
-    __slots__ = ("_key", "_lane", "_lanes", "_number", "lasting")
+    __slots__ = ("_key", "_lane", "_lanes", "_number", "_numbers_many", "lasting")
 
     def __init__(self, lanes: InboundLanes, key: Key, lane: _Lane, number: int, *, lasting: bool) -> None:
         self._lanes = lanes
         self._key = key
         self._lane = lane
         self._number = number
+        self._numbers_many = False  # the case has other numbers in the lane as well
         self.lasting = lasting
+
+    def absorb(self, other: LanePosition) -> None:
+        """Take over another position of the same case; its lane is the same, or replaces a forgotten one."""
+        self._numbers_many = self._numbers_many or other._number != self._number
+        self._lane, self._number = other._lane, other._number
+        self.lasting = self.lasting or other.lasting
 
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """Remember the outcome of the case, unless its server will send the message again: the message is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
-            self._lane.refuse(self._number, in_order=self._key[1] != OUTCOME_TYPE)
+            numbers = [self._number]
+            if self._numbers_many:
+                numbers = [number for number, known in self._lane.outcomes.items() if known is case]
+            for number in numbers:
+                self._lane.refuse(number, in_order=self._key[1] != OUTCOME_TYPE)
         self._lanes.remember(self._key, at_once=self.lasting)
 
 
@@ -125,14 +137,14 @@ class InboundLanes:
         if again:
             self.remember(key)
             if type(known) is Case and known.pending:
-                known.watchers = (*known.watchers, LanePosition(self, key, lane, number, lasting=True))
+                _watch(known, LanePosition(self, key, lane, number, lasting=True))
         return known, None
 
     def add(self, position: LanePosition, case: Case) -> None:
         """Enter the case of a new message."""
         lane = position._lane
         lane.outcomes[position._number] = case
-        case.watchers = (*case.watchers, position)
+        _watch(case, position)
         if len(lane.outcomes) > MAX_NUMBERS:
             del lane.outcomes[min(lane.outcomes)]
 
@@ -193,6 +205,15 @@ def lane_of(meta: dict[str, Any]) -> tuple[str, int, int] | None:
     if type(epoch) is not str or not 0 < len(epoch) <= 64 or type(number) is not int or type(floor) is not int:
         return None
     return (epoch, number, floor) if 0 <= floor <= number <= MAX_TOKEN else None
+
+
+def _watch(case: Case, position: LanePosition) -> None:
+    """Watch for the end of a case at this position; all repeats of one case share a watcher."""
+    for watcher in case.watchers:
+        if type(watcher) is LanePosition:
+            watcher.absorb(position)
+            return
+    case.watchers = (*case.watchers, position)
 
 
 def _outcome(known: Case | str) -> str | None:

@@ -98,6 +98,7 @@ class SqliteStore(Commits):
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._looked_through: tuple[int, int] | None = None  # the file that was checked, which takes up to a second
         self._stands_in = False  # a database in memory is open: there is no room for the file
         self._alone = False  # the file is open without shared memory: there is no room for that
         self._no_room: str | None = None  # why there was no room at the start
@@ -113,7 +114,7 @@ class SqliteStore(Commits):
         Raises ConfigError where the file is no store or a newer one, BesterError where it cannot be read or written,
         and then leaves the file unchanged."""
         self.close()
-        self._alone, self._no_room = False, None
+        self._alone, self._no_room, self._looked_through = False, None, None
         self._stands_in = not file.claim(self.path) and not self._create()
         try:
             self._connect()
@@ -170,9 +171,12 @@ class SqliteStore(Commits):
         """Check that the open file is a whole store, and bring it to this version."""
         schema.check(self._db, str(self.path))
         self._prepare()
-        damage = database.damage(self._db, self.path)
-        if damage is not None:
-            raise ValueError(damage)
+        number = database.number_of(self.path)
+        if number is None or number != self._looked_through:
+            damage = database.damage(self._db, self.path)
+            if damage is not None:
+                raise ValueError(damage)
+            self._looked_through = number
         schema.migrate(self._db)
         self._file = database.number_of(self.path)
 
