@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import Outcome, Relayed, Report
 from tests.unit.core_stand import Stand
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Error, Goodbye, Relay, Relayed
 from tests.unit.core_stand import START, Stand

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
+from bester.broker.core.effects import Action, Link, LookUp, Notice, Restart, Verify
 from bester.broker.core.inspection import Inspection
-from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Settings, Verify
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Read, Write, mailbox
 from bester.broker.wire.messages import (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.cases import MAX_NAMED, Case, Kind, failed, reason_of, severity, try_again
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Outcome, Relayed, Report
 

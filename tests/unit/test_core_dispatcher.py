@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_RESULTS,

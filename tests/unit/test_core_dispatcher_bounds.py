@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import Error, Heartbeat, Hello, Outcome, Report, Request
 from tests.unit.core_federated import federated, finished
 from tests.unit.core_stand import Stand, clients, limited

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import NUMBERS_A_LIFE, lane
 from bester.broker.wire.messages import (
     HOP_LIMIT,

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from bester.broker.core.cases import Case, Kind
+from bester.broker.core.effects import Effects, Link, Send
 from bester.broker.core.inbound_lanes import MAX_NUMBERS, InboundLanes, lane_of
-from bester.broker.core.values import Effects, Limits, Link, Route, Send, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import Deliver, Goodbye, Relay, Relayed, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients

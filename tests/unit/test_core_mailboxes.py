@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.effects import Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, Enqueue, Entry, mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Submit
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import NAMES, SaveName
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core import policy
-from bester.broker.core.values import Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}

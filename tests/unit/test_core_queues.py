@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.queues import FORGET_EVERY_S, Queue
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import (
     Confirm,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.effects import Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, DeadLetter, Enqueue, Entry, lane
 from bester.broker.wire.messages import Error, Relay, Reply, Report
 from tests.unit.core_office import S2, Office, bodies_of, numbered

@@ -7,7 +7,8 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from bester.broker.core.values import Link, Route, Send, Settings, Verify
+from bester.broker.core.effects import Link, Send, Verify
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,

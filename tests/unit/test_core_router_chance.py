@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import OPERATIONS, Command, Confirm, Deliver, Emit, Heartbeat, Hello, Malformed, Reply
 from tests.unit.core_stand import Stand
 

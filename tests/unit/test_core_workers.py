@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bester.broker.core.cases import Case, Kind
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.pools import CHUNK, Worker
-from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
 from tests.unit.core_stand import Stand

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Action, Link, Notice, Send
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Send, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import ASKED_AT_ONCE, MAX_ASKED, StoreDriver
 from bester.broker.store_requests import (

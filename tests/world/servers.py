@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from bester.broker.core.effects import Action, Effects, Link, LookUp, Notice, Restart, Send, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver

@@ -24,8 +24,9 @@ import zmq
 
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
+from bester.broker.core.effects import Action, Effects, Link, LookUp, Notice, Restart, Send, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
 from bester.broker.log_limits import WARNINGS, LogLimits

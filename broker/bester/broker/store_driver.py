@@ -10,8 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core.effects import Action, Notice
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Notice
 from bester.broker.store import Store
 from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
 from bester.broker.wire.codes import BesterError

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from bester.broker.core.values import Effects, Link
+from bester.broker.core.effects import Effects, Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 
 DELIVERED = "delivered"

@@ -9,12 +9,13 @@ from bester.broker.core import policy
 from bester.broker.core.cases import failed
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
+from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Effects, Link, Settings
 from bester.broker.store_requests import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (

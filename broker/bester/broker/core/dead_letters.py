@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.core.cases import Case, Kind, Reports, failed
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
-from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 
 
 class Directory:

@@ -15,6 +15,7 @@ from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import LateOutcomes
@@ -23,11 +24,11 @@ from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.settings import Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfers
-from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import Budget, RecordType, Snapshot, is_mailbox
 from bester.broker.wire.codes import CODES

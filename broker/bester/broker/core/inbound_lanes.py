@@ -14,8 +14,8 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.cases import QUEUED, Case, failed, try_again
+from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import LaneState
-from bester.broker.core.values import Effects
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
 

@@ -12,13 +12,14 @@ from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, reason_of
 from bester.broker.core.dedup import BridgeResume, DedupCache, Key
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import OUTCOME_TYPE
 from bester.broker.core.peer import Peer
+from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
-from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import Snapshot
 from bester.broker.wire import json_text

@@ -12,9 +12,10 @@ from typing import Any
 
 from bester.broker.core import dead_letters, policy
 from bester.broker.core.cases import DELIVERED, SENT, Case, failed, reason_of, severity
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queues
+from bester.broker.core.settings import Settings
 from bester.broker.core.transfers import Transfers
-from bester.broker.core.values import Effects, Settings
 from bester.broker.store_requests import (
     OUTCOME_KEPT_S,
     DeadLetter,

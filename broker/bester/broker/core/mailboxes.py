@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from bester.broker.core.cases import DELIVERED
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queue, Queues
-from bester.broker.core.values import Effects
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.dedup import BridgeResume
+from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved, type_fault
 
 MAX_NAME = 128

@@ -8,10 +8,11 @@ from typing import Any
 from bester.broker.core import policy
 from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
 from bester.broker.core.restarts import Restarts
-from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     OP_OF,

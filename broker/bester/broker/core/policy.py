@@ -6,7 +6,7 @@ vouches for. What a message says of itself decides nothing.
 
 from __future__ import annotations
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import ROLES, is_reserved
 

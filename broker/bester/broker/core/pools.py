@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup
-from bester.broker.core.values import Link
 
 CHUNK = 16
 """With deep queues a worker is given this many messages before the next one is chosen: batches stay whole."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Link
 from bester.broker.core.peer import Peer
+from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Link, Settings
 from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import QUEUED, Case, Reports, failed
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
 from bester.broker.core.policy import OUTCOME_TYPE
-from bester.broker.core.values import Effects, Limits, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,

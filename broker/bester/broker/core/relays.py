@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.settings import Route, Settings
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Routes, Transfer, Transfers
-from bester.broker.core.values import Effects, Link, Notice, Route, Settings
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay

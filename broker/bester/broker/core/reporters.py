@@ -19,8 +19,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from bester.broker.core.cases import SENT, failed
+from bester.broker.core.effects import Effects, Notice
 from bester.broker.core.inspection import ReportersState
-from bester.broker.core.values import Effects, Notice, Route
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
 

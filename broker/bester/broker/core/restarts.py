@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Notice, Restart
 from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Effects, Notice, Restart, Settings
+from bester.broker.core.settings import Settings
 
 STUCK_WHY = "all its places are held by messages that are over"
 

@@ -21,13 +21,14 @@ from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Action, Effects, Link, Notice, Verify
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.peers import Peers
 from bester.broker.core.questions import Questions
 from bester.broker.core.relays import Relays
-from bester.broker.core.values import Action, Effects, Link, Notice, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
     Committed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 
 
 class Timeouts:

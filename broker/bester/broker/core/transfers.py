@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
-from bester.broker.core.values import Link, Route
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
 from bester.broker.wire.address import HostPort, canonical, parse_host_port
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
 
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
-from bester.broker.core.values import Link
 
 MAX_ORDERED = 20_000
 """Types that were ever asked for in order: as many as there may be types."""
