@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from bester.broker.core.effects import Action, Link, LookUp, Notice, Restart, Verify
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, ShellCall, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
@@ -114,9 +114,9 @@ class Stand(SimServer):
         """Let the router notice the time."""
         self.take(self.router.tick(self.now, self.wall_s))
 
-    def take(self, actions: Sequence[Action]) -> None:
-        """Do what the router says."""
-        self.carry_out(actions)
+    def take(self, effects: Effects) -> None:
+        """Carry out the router's effects."""
+        self.carry_out(effects)
         if self.commits:
             self.commit()
 
@@ -145,16 +145,16 @@ class Stand(SimServer):
             self.writes += writes
             self.reads += reads
 
-    def do_other(self, action: Verify | Notice | LookUp | Restart) -> None:
+    def do_call(self, call: ShellCall) -> None:
         """Put aside what is neither for the store nor for a link."""
-        if isinstance(action, Notice):
-            self.notices.append(action)
-        elif isinstance(action, Verify):
-            self.verifies.append(action)
-        elif isinstance(action, LookUp):
-            self.looked_up.append(action.servers)
+        if isinstance(call, Notice):
+            self.notices.append(call)
+        elif isinstance(call, Verify):
+            self.verifies.append(call)
+        elif isinstance(call, LookUp):
+            self.looked_up.append(call.servers)
         else:
-            self.restarts.append(action)
+            self.restarts.append(call)
 
     def send(self, link: Link, messages: list[Message]) -> None:
         """Put aside what was said on a link."""

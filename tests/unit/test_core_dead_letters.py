@@ -93,9 +93,9 @@ def test_it_is_on_disk_before_its_sender_is_told() -> None:
     ward = Ward(Limits(attempts=1))
     victim = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
-    actions = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
-    kinds = [type(getattr(action, "message", action)) for action in actions]
-    assert kinds.index(Bury) < kinds.index(Report)
+    effects = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
+    assert [type(write) for write in effects.writes] == [Bury]
+    assert [type(message) for message in effects.messages[ward.bridge]] == [Report]
 
 
 def test_what_took_too_long_is_one_though_its_handler_lives() -> None:

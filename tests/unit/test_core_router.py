@@ -7,7 +7,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 import pytest
 
-from bester.broker.core.effects import Link, Send, Verify
+from bester.broker.core.effects import Link, Verify
 from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
@@ -46,9 +46,8 @@ def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *
     stand.say(link, Hello(version, role, name, options or {}))
     error = stand.one(link, Error)
     assert error.op == 1
-    assert stand.router.receive(link, Heartbeat(), stand.now) == [
-        Send(link, Error("hello-first", "this link is not known here; say HELLO"))
-    ]
+    effects = stand.router.receive_all(link, [Heartbeat()], stand.now)
+    assert effects.messages == {link: [Error("hello-first", "this link is not known here; say HELLO")]}
     return error
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.effects import Action, Link, Notice, Send
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
@@ -26,7 +26,7 @@ from bester.broker.store_requests import (
     Write,
 )
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Heartbeat
+from bester.broker.wire.messages import Heartbeat, Message
 
 LINK = Link("ipc", b"1")
 BOX = "user/bob"
@@ -41,23 +41,29 @@ class Scripted(Router):
     def __init__(self) -> None:
         super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
         self.log: list[Any] = []
-        self.after: list[tuple[Write | Read, list[Action]]] = []
+        self.after: list[tuple[Write | Read, list[Write | Read | Message]]] = []
 
-    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         self.log.append((list(writes), result.ok))
-        return [action for write in writes for action in self._after(write)]
+        return self._after(*writes)
 
-    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
+    def on_read(self, read: Read, answer: Any, now: float) -> Effects:
         self.log.append((read, answer))
         return self._after(read)
 
-    def _after(self, this: Write | Read) -> list[Action]:
-        """What it was told to say to this, once."""
-        for pair in self.after:
-            if pair[0] == this:
-                self.after.remove(pair)
-                return pair[1]
-        return []
+    def _after(self, *done: Write | Read) -> Effects:
+        """Return the effects laid down for these, each once."""
+        effects = Effects()
+        for pair in [pair for each in done for pair in self.after if pair[0] == each]:
+            self.after.remove(pair)
+            for effect in pair[1]:
+                if isinstance(effect, Read):
+                    effects.reads.append(effect)
+                elif isinstance(effect, Write):
+                    effects.writes.append(effect)
+                else:
+                    effects.send(LINK, effect)
+        return effects
 
 
 class Unreadable(MemoryStore):
@@ -78,17 +84,14 @@ class Stand:
         self.store = Unreadable()
         self.store.open()
         self.router = Scripted()
-        self.said: list[Action] = []
+        self.sent: list[Message] = []
+        self.notices: list[Notice] = []
         self.driver = StoreDriver(self.router, self.store, self._carry_out)
 
-    def _carry_out(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            if isinstance(action, Read):
-                self.driver.add([], [action])
-            elif isinstance(action, Write):
-                self.driver.add([action], [])
-            else:
-                self.said.append(action)
+    def _carry_out(self, effects: Effects) -> None:
+        self.driver.add(effects.writes, effects.reads)
+        self.sent += effects.messages[LINK]
+        self.notices += [call for call in effects.calls if isinstance(call, Notice)]
 
     @property
     def log(self) -> list[Any]:
@@ -127,14 +130,14 @@ def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
 
 
 def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(stand: Stand) -> None:
-    sent = Send(LINK, Heartbeat())
+    sent = Heartbeat()
     handed = MarkSent(BOX, 1)
     stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [RecordType("chat"), FETCH])]
     stand.driver.add([KEEP], [])
     stand.driver.run()
     found = (FETCH, [KEEP.entry])
     assert stand.log == [([KEEP], True), found, ([handed], True), ([RecordType("chat")], True), found]
-    assert stand.said == [sent]
+    assert stand.sent == [sent]
     assert not stand.driver.due
 
 
@@ -155,7 +158,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Sta
     stand.driver.tick()
     assert stand.log == [([KEEP], True)]
     why = {"why": "the disk hums a tune; see that it is well"}
-    assert stand.said == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
+    assert stand.notices == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
     stand.store.readable = True
     stand.driver.tick()
     assert stand.log == [(FETCH, [KEEP.entry])]

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.effects import Action, Notice
+from bester.broker.core.effects import Effects
 from bester.broker.core.router import Router
 from bester.broker.store import Store
 from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
@@ -56,7 +56,7 @@ class StoreDriver:
     """Writes and reads of one router. `carry_out` is given what it says to what became of them."""
 
     def __init__(
-        self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None], *,
+        self, router: Router, store: Store, carry_out: Callable[[Effects], None], *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.due = False
@@ -123,7 +123,9 @@ class StoreDriver:
         try:
             answer = self._store.read(read)
         except BesterError as error:
-            self._carry_out([Notice("store-unreadable", {"why": error.text})])
+            unreadable = Effects()
+            unreadable.notice("store-unreadable", why=error.text)
+            self._carry_out(unreadable)
             if not isinstance(read, FindOutcomes | FindDeadLetters):
                 self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
                 return

@@ -37,7 +37,7 @@ def bury(letter: DeadLetter, out: Effects) -> None:
     out.writes.append(Bury(letter))
     server = letter.meta.get("server")
     to = {} if server is None else {"to": server}
-    out.others.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
+    out.calls.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
 
 
 class _Replay:

@@ -322,7 +322,7 @@ class Dispatcher:
 
     def _notice_failure(self, job: Job, reason: str, note: str) -> None:
         event = "handler-failed" if reason in ("handler-failed", "bad-reply") else "handler-refused"
-        self._out.others.append(Notice(event, {"id": job.id, "type": job.type, "code": reason, "note": note}))
+        self._out.calls.append(Notice(event, {"id": job.id, "type": job.type, "code": reason, "note": note}))
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
@@ -342,7 +342,7 @@ class Dispatcher:
         for job in reversed(again):
             self.workers.enqueue(job, first=True)
         if len(again) > 1:
-            self._out.others.append(
+            self._out.calls.append(
                 Notice("suspected", {"messages": len(again), "types": sorted({p.type for p in again})})
             )
         self._share_out(now)

@@ -20,13 +20,6 @@ class Link(NamedTuple):
     key: bytes
 
 
-class Send(NamedTuple):
-    """Send a message on a link; where that cannot be done, tell the router `undeliverable`."""
-
-    link: Link
-    message: Message
-
-
 class Verify(NamedTuple):
     """Check a password off the loop and tell the router `verified`."""
 
@@ -61,36 +54,43 @@ class Restart(NamedTuple):
     why: str
 
 
-Action = Send | Verify | Notice | LookUp | Restart | Write | Read
+ShellCall = Verify | Notice | LookUp | Restart
 
 
 class Effects:
-    """What is to be done, gathered: `messages` for each link in order, all `others`, what is to be written to the store
-    before any of it is sent, and what is to be read from it afterwards."""
+    """Everything that one call of the router asks of its shell, carried out in this order:
 
-    __slots__ = ("messages", "others", "reads", "writes")
+    `writes`  on disk before any of the messages is sent
+    `reads`   answered afterwards, by `Router.on_read`
+    `messages`  by link, each link's in order; a message that cannot be sent is given to `Router.on_undeliverable`
+    `calls`   passwords to check, names to look up, processes to restart, lines for the log
+    """
+
+    __slots__ = ("calls", "messages", "reads", "writes")
 
     def __init__(self) -> None:
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
-        self.others: list[Verify | Notice | LookUp | Restart] = []
+        self.calls: list[ShellCall] = []
         self.writes: list[Write] = []
         self.reads: list[Read] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.calls or self.writes or self.reads)
 
     def send(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
         self.messages[link].append(message)
 
+    def notice(self, event: str, /, **fields: Any) -> None:
+        """Log an event that an operator wants to read, with its facts."""
+        self.calls.append(Notice(event, fields))
+
     def take(self) -> Effects:
-        """Return what was gathered, and begin anew."""
+        """Return all effects collected so far, and start an empty collection."""
         taken = Effects()
         taken.messages, self.messages = self.messages, taken.messages
-        taken.others, self.others = self.others, taken.others
+        taken.calls, self.calls = self.calls, taken.calls
         if self.writes or self.reads:
             taken.writes, self.writes = self.writes, taken.writes
             taken.reads, self.reads = self.reads, taken.reads
         return taken
-
-    def actions(self) -> list[Action]:
-        """Return the same one by one: writes, reads, messages, others."""
-        sends = [Send(link, each) for link, waiting in self.messages.items() for each in waiting]
-        return [*self.writes, *self.reads, *sends, *self.others]

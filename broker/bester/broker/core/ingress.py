@@ -250,7 +250,7 @@ class Ingress:
         case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self.draining else policy.may_enter(self.settings, listed, type_)
         if code is not None:
-            self._out.others.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
+            self._out.calls.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
             self._reports.refuse(case, code)
             return case
         if listed is not None:

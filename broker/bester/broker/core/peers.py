@@ -235,7 +235,7 @@ class Peers:
                 self._out.send(link, message)
 
     def _notice(self, event: str, **fields: Any) -> None:
-        self._out.others.append(Notice(event, fields))
+        self._out.calls.append(Notice(event, fields))
 
     def count_reports(self) -> None:
         """A bridge that may lose its link counts the reports that come on it, and so do we."""

@@ -173,10 +173,10 @@ class Relays:
             if route.name not in self._away:
                 self._away.add(route.name)
                 why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
-                self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
+                self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
         elif route.name in self._away and not unsent:  # what else is unsent was refused by the bridge itself
             self._away.remove(route.name)
-            self._out.others.append(Notice("server-reached", {"server": route.name}))
+            self._out.calls.append(Notice("server-reached", {"server": route.name}))
 
     def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(transfer.route.name)

@@ -85,7 +85,7 @@ class Reporters:
         if ends >= SILENT_ENDS:
             self._learn(address, reports=False)
             say = f"write reports = false under [servers.{route.name}] to say so from the start"
-            self._out.others.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
+            self._out.calls.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
             return SENT
         self._silent[id_] = ends
         if len(self._silent) > MAX_COUNTED:

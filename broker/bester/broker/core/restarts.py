@@ -58,7 +58,7 @@ class Restarts:
             del self._fallen[process]
             if not self._dispatcher.ending and all(peer.process != process for peer in peers):
                 why = f"it fell silent and did not come back for {self._limits.fallen_s:g} s"
-                self._out.others.append(Restart(process, name, why))
+                self._out.calls.append(Restart(process, name, why))
 
     def _look_at(self, peer: Peer, worker: Worker, now: float) -> None:
         if not worker.full_of_the_past:
@@ -75,7 +75,7 @@ class Restarts:
         oldest_s = round(now - next(iter(worker.inflight.values())).since, 1)
         self._notice("handler-stuck", peer, places=worker.overdue, oldest_s=oldest_s, why=STUCK_WHY)
         if not self._dispatcher.ending:
-            self._out.others.append(Restart(peer.process, peer.name, STUCK_WHY))
+            self._out.calls.append(Restart(peer.process, peer.name, STUCK_WHY))
 
     def _notice(self, event: str, peer: Peer, **more: object) -> None:
-        self._out.others.append(Notice(event, {"name": peer.name, "types": sorted(peer.types), **more}))
+        self._out.calls.append(Notice(event, {"name": peer.name, "types": sorted(peer.types), **more}))

@@ -21,7 +21,7 @@ from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.effects import Action, Effects, Link, Notice, Verify
+from bester.broker.core.effects import Effects, Link, Notice, Verify
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
@@ -144,10 +144,6 @@ class Router:
 
     # --- in ---
 
-    def receive(self, link: Link, message: Message | Malformed, now: float) -> list[Action]:
-        """Take in one message from a link; returns what is to be done, each link's messages in order."""
-        return self.receive_all(link, (message,), now).actions()
-
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
         """Take in the messages that came on a link at once; returns what is to be done."""
         if link.door == "server":
@@ -189,7 +185,7 @@ class Router:
 
     def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
-    ) -> list[Action]:
+    ) -> Effects:
         """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
         try again after so long."""
         peer = self._by_link.get(link)
@@ -201,53 +197,53 @@ class Router:
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
                 self._dispatcher.mailboxes.on_login(user, now)
-        return self._actions()
+        return self._take()
 
     def users(self) -> list[str]:
         """Return the users with a connection, and those for whom something waits."""
         return sorted({*self._dispatcher.directory.users(), *self._dispatcher.queues.owners()})
 
-    def on_account_removed(self, user: str, now: float) -> list[Action]:
+    def on_account_removed(self, user: str, now: float) -> Effects:
         """There is no such account any more: end the user's connections, and what waits."""
         self._dispatcher.mailboxes.on_account_removed(user, failed("unknown-user"), now)
         for link, sessions in (self._dispatcher.directory.places(user) or {}).items():
             for session in sessions:
                 self._say(link, Close(session))
-        return self._actions()
+        return self._take()
 
-    def on_undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
+    def on_undeliverable(self, link: Link, message: Message, now: float) -> Effects:
         """A message could not be sent: the party is gone, or does not read."""
         peer = self._by_link.get(link)
         if peer is not None:
             self._peers.on_peer_lost(peer, "nothing can be sent to it", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
-        return self._actions()
+        return self._take()
 
-    def on_server_ready(self, name: str, now: float) -> list[Action]:
+    def on_server_ready(self, name: str, now: float) -> Effects:
         """The link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._notice("server-reached", server=name)
         self._relays.on_contact(name, now, linked=True)
-        return self._actions()
+        return self._take()
 
-    def on_server_lost(self, name: str, why: str, now: float) -> list[Action]:
+    def on_server_lost(self, name: str, why: str, now: float) -> Effects:
         """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
             self._notice("server-lost", server=name, why=why)
-        return self._actions()
+        return self._take()
 
-    def on_hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
+    def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
         """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
         was found, or has changed, is tried again soon."""
         for server in self._ingress.on_hosts_changed(hosts, now):
             self._relays.on_contact(server, now)
-        return self._actions()
+        return self._take()
 
-    def tick(self, now: float, wall_s: float | None = None) -> list[Action]:
+    def tick(self, now: float, wall_s: float | None = None) -> Effects:
         """Let time pass; call it a few times a second, with what the wall clock shows."""
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
@@ -259,18 +255,18 @@ class Router:
             self._peers.restarts.tick(self._by_link.values(), now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
-        return self._actions()
+        return self._take()
 
     # --- the store ---
 
-    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """A group of writes is on disk, or could not be put there: what waited for it is reported."""
         if not result.ok:
             self._notice("storage-full", why=result.why)
         self._dispatcher.queues.on_committed(writes, result, now)
-        return self._actions()
+        return self._take()
 
-    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
+    def on_read(self, read: Read, answer: Any, now: float) -> Effects:
         """What was asked of the store; None: it cannot say now, where somebody merely asks."""
         dispatcher = self._dispatcher
         if type(read) is Fetch:
@@ -292,7 +288,7 @@ class Router:
             )
         elif type(read) is FindDeadLetters:
             self._say(read.asker, dispatcher.dead_letters.on_read(read, () if answer is None else answer, now))
-        return self._actions()
+        return self._take()
 
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End kept messages whose time is over."""
@@ -300,11 +296,11 @@ class Router:
             if self._dispatcher.queues.end(entry, failed("expired")):
                 self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
-    def dismiss(self, reason: str) -> list[Action]:
+    def dismiss(self, reason: str) -> Effects:
         """This broker ends: say GOODBYE to everyone on the fabric."""
         self._inbound_lanes.tick()
         self._peers.say_to_all(Goodbye(reason))
-        return self._actions()
+        return self._take()
 
     def on_types_given_up(self, types: frozenset[str]) -> None:
         """Whoever starts the handlers of these types does not start them any more: a message for one does not wait."""
@@ -351,14 +347,11 @@ class Router:
     def _relays(self) -> Relays:
         return self._dispatcher.relays
 
-    def _actions(self) -> list[Action]:
-        return self._take().actions()
-
     def _say(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
     def _notice(self, event: str, **fields: Any) -> None:
-        self._out.others.append(Notice(event, fields))
+        self._out.calls.append(Notice(event, fields))
 
     # --- everybody ---
 
@@ -413,7 +406,7 @@ class Router:
 
     def _login(self, peer: Peer, login: Login, now: float) -> None:
         peer.logins.add(login.session)
-        self._out.others.append(Verify(peer.link, login.session, login.user, login.password, login.address))
+        self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
         self._dispatcher.directory.open(peer.link, message.session, message.user)
