@@ -72,7 +72,7 @@ class Office:
         return [entry.body for entry in self.stand.kept(lane("s2", type_))]
 
     def dead(self) -> list[DeadLetter]:
-        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return letters
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, ShellCall, Verify
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, ShellCall, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Read, Write, mailbox
+from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Write, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -76,7 +76,7 @@ class Stand(SimServer):
         self.restarts: list[Restart] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
-        self.reads: list[Read] = []
+        self.reads: list[StoreRead] = []
         self._committing = False
         self._keys = count()
         self._tokens = count(1)
@@ -137,7 +137,7 @@ class Stand(SimServer):
             self.end_turn(tick=True)
         self._committing = False
 
-    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+    def keep(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Put aside what is for the store, unless that is being written now."""
         if self._committing:
             super().keep(writes, reads)
@@ -197,7 +197,7 @@ class Stand(SimServer):
 
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters on the disk, the latest first."""
-        letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000, None, 0, {}))
+        letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000))
         return letters
 
     # --- what was said ---

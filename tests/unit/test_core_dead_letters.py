@@ -65,7 +65,7 @@ class Ward:
 
     def letters(self) -> list[DeadLetter]:
         """Return what is on the disk, the latest first."""
-        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return found
 
     def asks(self, question: str, argument: Any = None) -> Answer:

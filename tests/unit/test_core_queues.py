@@ -122,4 +122,4 @@ def test_what_is_fetched_is_asked_for_once() -> None:
     stand.commits = False
     for session in (1, 2, 3):
         stand.say(bob, Open(session, "bob"))
-    assert stand.reads == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]
+    assert [read.request for read in stand.reads] == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.effects import Effects, Link, Notice, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
@@ -32,7 +32,12 @@ LINK = Link("ipc", b"1")
 BOX = "user/bob"
 KEEP = Enqueue(Entry(1, BOX, "m.0.0", "bob", "chat", b"1", None, 9e9, {}))
 FETCH = Fetch(BOX, 0, 10, 1000)
-OUTCOMES = FindOutcomes("m", "alice", LINK, 7)
+OUTCOMES = FindOutcomes("m", "alice")
+
+
+def reads(*requests: Read) -> list[StoreRead]:
+    """Reads of the core, whose answers nothing follows from."""
+    return [StoreRead(request, lambda answer, now: None) for request in requests]
 
 
 class Scripted(Router):
@@ -47,9 +52,9 @@ class Scripted(Router):
         self.log.append((list(writes), result.ok))
         return self._after(*writes)
 
-    def on_read(self, read: Read, answer: Any, now: float) -> Effects:
-        self.log.append((read, answer))
-        return self._after(read)
+    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
+        self.log.append((read.request, answer))
+        return self._after(read.request)
 
     def _after(self, *done: Write | Read) -> Effects:
         """Return the effects laid down for these, each once."""
@@ -58,7 +63,7 @@ class Scripted(Router):
             self.after.remove(pair)
             for effect in pair[1]:
                 if isinstance(effect, Read):
-                    effects.reads.append(effect)
+                    effects.reads += reads(effect)
                 elif isinstance(effect, Write):
                     effects.writes.append(effect)
                 else:
@@ -124,7 +129,7 @@ def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) 
 
 def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
-    stand.driver.add([RecordType("chat")], [FETCH])
+    stand.driver.add([RecordType("chat")], reads(FETCH))
     stand.driver.run()
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
@@ -153,7 +158,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Sta
     stand.driver.add([KEEP], [])
     stand.driver.run()
     stand.store.readable = False
-    stand.driver.add([], [FETCH])
+    stand.driver.add([], reads(FETCH))
     stand.driver.run()
     stand.driver.tick()
     assert stand.log == [([KEEP], True)]
@@ -168,7 +173,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Sta
 
 def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
     stand.store.readable = False
-    stand.driver.add([], [OUTCOMES])
+    stand.driver.add([], reads(OUTCOMES))
     stand.driver.tick()
     stand.driver.tick()
     assert stand.log == [(OUTCOMES, None)]
@@ -188,8 +193,8 @@ def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_wri
 
 
 def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
-    questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
-    stand.driver.add([], [*questions, FETCH])
+    questions = [OUTCOMES._replace(message=f"m{number}") for number in range(ASKED_AT_ONCE + 2)]
+    stand.driver.add([], reads(*questions, FETCH))
     stand.driver.run()
     assert [read for read, _ in stand.log] == [FETCH, *questions[:ASKED_AT_ONCE]]
     assert stand.driver.due
@@ -199,20 +204,20 @@ def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> Non
 
 
 def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
-    many = [OUTCOMES._replace(token=token) for token in range(100)]
-    one = OUTCOMES._replace(sender="carol", token=100)
-    stand.driver.add([], [*many, one])
+    many = [OUTCOMES._replace(message=f"m{number}") for number in range(100)]
+    one = OUTCOMES._replace(sender="carol")
+    stand.driver.add([], reads(*many, one))
     stand.driver.run()
-    assert [read.token for read, _ in stand.log] == [0, 100, *range(1, ASKED_AT_ONCE - 1)]
+    assert [read for read, _ in stand.log] == [many[0], one, *many[1 : ASKED_AT_ONCE - 1]]
 
 
 def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
-    stand.driver.add([], [OUTCOMES] * (MAX_ASKED + 1))
+    stand.driver.add([], reads(OUTCOMES) * (MAX_ASKED + 1))
     assert stand.log == [(OUTCOMES, None)]
 
 
 def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
-    stand.driver.add([], [OUTCOMES] * 10_000)
+    stand.driver.add([], reads(OUTCOMES) * 10_000)
     for turn in range(10_000 // ASKED_AT_ONCE):
         assert stand.driver.due, turn
         stand.driver.run()

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, ShellCall, Verify
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, ShellCall, StoreRead, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
-from bester.broker.store_requests import Read, Write
+from bester.broker.store_requests import Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
@@ -289,7 +289,7 @@ class SimServer(Process):
             self.do_call(call)
         self._end_turn_soon()
 
-    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+    def keep(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """The core wants these written, and those read."""
         self.keeping.add(writes, reads)
 

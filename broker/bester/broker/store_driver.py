@@ -10,10 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core.effects import Effects
+from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
-from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
+from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
@@ -27,22 +27,23 @@ class _Questions:
     """What somebody merely asks: each asker's questions in their order, and the askers in turn."""
 
     def __init__(self) -> None:
-        self._askers: OrderedDict[str, deque[FindOutcomes | FindDeadLetters]] = OrderedDict()
+        self._askers: OrderedDict[str, deque[StoreRead]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, read: FindOutcomes | FindDeadLetters) -> bool:
+    def add(self, read: StoreRead) -> bool:
         """It waits for its turn; False: too many do."""
         if self._count >= MAX_ASKED:
             return False
-        asker = read.sender if isinstance(read, FindOutcomes) else ""
+        request = read.request
+        asker = request.sender if isinstance(request, FindOutcomes) else ""
         self._askers.setdefault(asker, deque()).append(read)
         self._count += 1
         return True
 
-    def take(self) -> FindOutcomes | FindDeadLetters:
+    def take(self) -> StoreRead:
         """Return the next one's next."""
         asker, questions = self._askers.popitem(last=False)
         first = questions.popleft()
@@ -66,8 +67,8 @@ class StoreDriver:
         self._carry_out = carry_out
         self._clock = clock
         self._writes: list[Write] = []
-        self._reads: list[Read] = []
-        self._unread: list[Read] = []
+        self._reads: list[StoreRead] = []
+        self._unread: list[StoreRead] = []
         self._questions = _Questions()
         self._held_back = False  # the store may have kept something back from a group that it could not write
 
@@ -76,11 +77,11 @@ class StoreDriver:
         """Whether all that the core ever wanted is written, and read, but for what somebody merely asks."""
         return not (self._writes or self._held_back or self._reads or self._unread)
 
-    def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+    def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """The core wants these written, and then those read."""
         self._writes += writes
         for read in reads:
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
@@ -119,14 +120,14 @@ class StoreDriver:
         if self._held_back:  # nobody else may write for long, and what has ended must not be done again
             self._held_back = not self._store.commit(()).ok
 
-    def _read(self, read: Read) -> None:
+    def _read(self, read: StoreRead) -> None:
         try:
-            answer = self._store.read(read)
+            answer = self._store.read(read.request)
         except BesterError as error:
             unreadable = Effects()
             unreadable.notice("store-unreadable", why=error.text)
             self._carry_out(unreadable)
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
                 self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
                 return
             answer = None  # whoever asks may ask again

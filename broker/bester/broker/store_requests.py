@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bester.broker.wire.messages import Meta
 
@@ -238,27 +238,23 @@ class FindExpired(NamedTuple):
 
 class FindEntry(NamedTuple):
     """Asks for the entry of this id in a lane to this server, waiting or ended, without its body: `(Entry, outcome or
-    None while it waits) | None`. `why` comes back as it is."""
+    None while it waits) | None`."""
 
     id: str
     server: str
-    why: Any
 
 
 class FindOutcomes(NamedTuple):
-    """Asks what became of all that was kept of a user's message, for the question `token` of a link: `dict[target,
-    outcome]`; what waits is `queued`. Of several with one target the worst: any failure, `queued`, `delivered`."""
+    """Asks what became of all that was kept of a user's message: `dict[target, outcome]`; what waits is `queued`. Of
+    several with one target the worst: any failure, `queued`, `delivered`."""
 
     message: str
     sender: str
-    asker: Any
-    token: int
 
 
 class FindDeadLetters(NamedTuple):
     """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`,
-    and no more than READ_BYTES of bodies, at least one.
-    `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read.
+    and no more than READ_BYTES of bodies, at least one. Without `bodies` these are empty, and need not be read.
 
     With `oldest_first` it asks for a `Pile`, the oldest first: of those above `after` and up to `upto` (0: up to the
     latest there is now), as an earlier pile has named them."""
@@ -266,9 +262,6 @@ class FindDeadLetters(NamedTuple):
     id: str | None
     type: str | None
     limit: int
-    asker: Any
-    token: int
-    why: Meta
     bodies: bool = True
     oldest_first: bool = False
     after: int = 0

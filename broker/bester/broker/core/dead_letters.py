@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bester.broker.core.cases import Case, Kind, Reports, failed
 from bester.broker.core.effects import Effects, Link, Notice
@@ -61,6 +61,16 @@ class _Replay:
             self._out.writes.append(Unbury(self.id))
 
 
+class _Question(NamedTuple):
+    """An operator's question: its name and token, and as which type the letters are to be replayed. `in_pages`: it is
+    answered from a `DeadLetterPage`."""
+
+    question: str
+    token: int
+    as_type: str | None
+    in_pages: bool
+
+
 class DeadLetters:
     """The dead letters of a broker. `enter` takes a parcel on its way again; `knows` says whether a type has, or had,
     handlers."""
@@ -95,7 +105,7 @@ class DeadLetters:
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
-        """An operator asks about them; None: the answer comes by `found`."""
+        """Answer an operator's question about dead letters; None: the answer comes when they were read."""
         argument, question = ask.argument, ask.question
         wanted: Any = {"id": argument} if question == "deadShow" else {} if argument is None else argument
         if not _sound(wanted) or (question == "deadShow" and argument is None):
@@ -103,38 +113,38 @@ class DeadLetters:
         id_, type_, limit = wanted.get("id"), wanted.get("type"), wanted.get("limit")
         most = MAX_REPLAYED if question == "deadReplay" else MAX_LISTED
         limit = most if limit is None else min(limit, most)
-        why = {"question": question, "as": wanted.get("as")}
+        asked = _Question(question, ask.token, wanted.get("as"), in_pages=question in ("deadReplay", "deadDrop"))
         bodies = question in ("deadShow", "deadReplay")
         after, upto = wanted.get("from") or (0, 0)
-        oldest_first = question in ("deadReplay", "deadDrop")
-        self._out.reads.append(
-            FindDeadLetters(id_, type_, limit, link, ask.token, why, bodies, oldest_first, after=after, upto=upto)
+        self._out.read(
+            FindDeadLetters(id_, type_, limit, bodies, asked.in_pages, after=after, upto=upto),
+            lambda answer, now: self._out.send(link, self._answer(asked, () if answer is None else answer, now)),
         )
         return None
 
-    def on_read(self, dead: FindDeadLetters, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
-        """The letters asked for: what the operator is answered."""
+    def _answer(self, asked: _Question, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
+        """Answer a question with the letters that were read for it."""
         if isinstance(answer, DeadLetterPage):
-            return self._do(dead, answer, now)
-        if dead.oldest_first:  # they could not be read, which was said
-            return self._do(dead, DeadLetterPage([], 0, 0, 0), now)
-        if dead.why["question"] == "deadList":
-            return Answer(dead.token, 0, [_line(letter) for letter in answer])
-        return Answer(dead.token, 0, _whole(answer[0])) if answer else Answer(dead.token, 1, None)
+            return self._do(asked, answer, now)
+        if asked.in_pages:  # they could not be read, which was said
+            return self._do(asked, DeadLetterPage([], 0, 0, 0), now)
+        if asked.question == "deadList":
+            return Answer(asked.token, 0, [_line(letter) for letter in answer])
+        return Answer(asked.token, 0, _whole(answer[0])) if answer else Answer(asked.token, 1, None)
 
-    def _do(self, dead: FindDeadLetters, pile: DeadLetterPage, now: float) -> Answer:
+    def _do(self, asked: _Question, pile: DeadLetterPage, now: float) -> Answer:
         left: dict[str, Any] = {"left": pile.left}
         if pile.left:
             left["next"] = [pile.after, pile.upto]
-        if dead.why["question"] == "deadDrop":
+        if asked.question == "deadDrop":
             for letter in pile.letters:
                 self._out.writes.append(Unbury(letter.id))
-            return Answer(dead.token, 0, {"dropped": len(pile.letters)} | left)
-        as_ = dead.why["as"]
+            return Answer(asked.token, 0, {"dropped": len(pile.letters)} | left)
+        as_ = asked.as_type
         if as_ is not None and not self._knows(as_):
-            return Answer(dead.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
+            return Answer(asked.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
         return Answer(
-            dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in pile.letters)} | left
+            asked.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in pile.letters)} | left
         )
 
     def _replay(self, letter: DeadLetter, as_: str | None, now: float) -> bool:

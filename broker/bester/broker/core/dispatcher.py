@@ -68,7 +68,8 @@ class Dispatcher:
         self.queues = Queues(settings, out, self.reports, clock, snapshot, now)
         self.queues.on_ready = self._look
         transfers = Transfers(limits.max_lane)
-        self.late_outcomes = LateOutcomes(settings, self.queues, transfers, out, now)
+        self.late_outcomes = LateOutcomes(settings, self.queues, transfers, self.reports, out, now)
+        self.queues.on_expiry = self.late_outcomes.on_ended
         self.reporters = Reporters(out, snapshot.peers)
         self.relays = Relays(
             settings, self.queues, transfers, self.reports, out, self.bridges, self.trace, self.reporters,

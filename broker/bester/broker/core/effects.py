@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bester.broker.store_requests import Read, Write
@@ -54,6 +55,18 @@ class Restart(NamedTuple):
     why: str
 
 
+class StoreRead(NamedTuple):
+    """A request for the store, and the continuation that takes its answer.
+
+    `on_answer(answer, now)` belongs to the unit that wants to know; a store sees `request` alone. The answer's type
+    stands at the request; of a question of somebody's (`FindOutcomes`, `FindDeadLetters`) it is None while the store
+    cannot be read.
+    """
+
+    request: Read
+    on_answer: Callable[[Any, float], None]
+
+
 ShellCall = Verify | Notice | LookUp | Restart
 
 
@@ -72,7 +85,7 @@ class Effects:
         self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
         self.calls: list[ShellCall] = []
         self.writes: list[Write] = []
-        self.reads: list[Read] = []
+        self.reads: list[StoreRead] = []
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.calls or self.writes or self.reads)
@@ -80,6 +93,10 @@ class Effects:
     def send(self, link: Link, message: Message) -> None:
         """Send a message on a link."""
         self.messages[link].append(message)
+
+    def read(self, request: Read, on_answer: Callable[[Any, float], None]) -> None:
+        """Ask the store for something; `on_answer(answer, now)` is called with the answer, in a later turn."""
+        self.reads.append(StoreRead(request, on_answer))
 
     def notice(self, event: str, /, **fields: Any) -> None:
         """Log an event that an operator wants to read, with its facts."""

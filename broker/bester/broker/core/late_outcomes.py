@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Any
 
 from bester.broker.core import dead_letters, policy
-from bester.broker.core.cases import DELIVERED, SENT, Case, failed, reason_of, severity
+from bester.broker.core.cases import DELIVERED, SENT, Case, Reports, failed, reason_of, severity
 from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queues
 from bester.broker.core.settings import Settings
@@ -41,11 +41,14 @@ MAX_COUNTED = 65_536
 class LateOutcomes:
     """Later outcomes, of what was kept here and of what waits elsewhere."""
 
-    def __init__(self, settings: Settings, queues: Queues, transfers: Transfers, out: Effects, now: float) -> None:
+    def __init__(
+        self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects, now: float
+    ) -> None:
         self._settings = settings
         self._started = now
         self._queues = queues
         self._transfers = transfers
+        self._reports = reports
         self._out = out
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
         """By number: how many outcomes are still to come, and the worst so far. What was read from the disk may be
@@ -98,8 +101,8 @@ class LateOutcomes:
     # --- from other servers ---
 
     def receive(self, peer: str, body: bytes, case: Case) -> str | None:
-        """A server tells what became of a message that waited there; the case ends by `found`. Returns a code where
-        the news cannot be read."""
+        """Take in what another server says became of a message that waited there; the case ends when the message was
+        looked up. Returns a code where the body cannot be read."""
         if len(body) > MAX_OUTCOME_BYTES:
             return "malformed"
         try:
@@ -111,7 +114,10 @@ class LateOutcomes:
             return "malformed"
         if outcome not in (DELIVERED, SENT) and reason_of(outcome) not in CODES:
             return "malformed"
-        self._out.reads.append(FindEntry(message, peer, (case, outcome)))
+        self._out.read(
+            FindEntry(message, peer),
+            lambda answer, now: self._reports.settle(case, None, self._on_entry_found(message, outcome, answer, now)),
+        )
         return None
 
     def _amend(self, entry: Entry, before: str, outcome: str, now: float) -> None:
@@ -123,13 +129,12 @@ class LateOutcomes:
             self._out.writes.append(End(entry.number, outcome))
             self.on_ended(entry, outcome, now, amended=True)
 
-    def on_entry_found(self, sought: FindEntry, answer: tuple[Entry, str | None] | None, now: float) -> str:
+    def _on_entry_found(self, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float) -> str:
         """The message in question; returns the outcome of the news: failed for now, where they came too early."""
-        _, outcome = sought.why
         if answer is None:
             # After a start it may be sent again, for the life before had it from somebody: then all of its news count.
             young = now < self._started + self._settings.limits.restart_s
-            return failed("overloaded") if young or self._transfers.is_inflight(sought.id) else DELIVERED
+            return failed("overloaded") if young or self._transfers.is_inflight(id_) else DELIVERED
         entry, state = answer
         if state is None:  # the answer that it waits there has not come yet
             return failed("overloaded")

@@ -64,7 +64,7 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
-        self._queues.fetch(queue, limits.window - len(queue.inflight))
+        self._queues.fetch(queue, limits.window - len(queue.inflight), self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """What was asked for: deliver it to every connection that its user has."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.directory import Directory
-from bester.broker.core.effects import Link
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.peer import Peer
 from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
@@ -21,26 +21,35 @@ MAY_TRACE = ("operator", "bridge")
 class Questions:
     """Answers ASK from what the broker knows. `names` are those that ids of this server's messages may begin with."""
 
-    def __init__(self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace) -> None:
+    def __init__(
+        self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace, out: Effects
+    ) -> None:
         self._settings = settings
         self._names = names
         self._directory = directory
         self._trace = trace
+        self._out = out
 
-    def outcome(self, link: Link, ask: Ask) -> FindOutcomes | None:
-        """A bridge asks, for one of its sessions, what became of a message: returns what is to be read. None: it cannot
-        be that session's."""
+    def find_outcomes(self, link: Link, ask: Ask) -> bool:
+        """Look up what became of a message of one of a bridge's sessions, and answer then. Returns False where the
+        message cannot be that session's."""
         argument = ask.argument
         if type(argument) is not list or len(argument) != 2:
-            return None
+            return False
         session, message = argument
         user = self._directory.user(link, session) if type(session) is int else None
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
-            return None
+            return False
         resume, _, counter = message.rpartition("/")
         if resume.partition("/")[0] not in self._names or not counter.isdecimal():
-            return None
-        return FindOutcomes(message, user, link, ask.token)
+            return False
+
+        def on_answer(outcomes: dict[str, str] | None, now: float) -> None:
+            value = "overloaded" if outcomes is None else outcomes or None
+            self._out.send(link, Answer(ask.token, 0 if outcomes else 1, value))
+
+        self._out.read(FindOutcomes(message, user), on_answer)
+        return True
 
     def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
         """Answer a question of a party of this role; status 1 where there is no such question."""

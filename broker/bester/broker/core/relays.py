@@ -256,7 +256,7 @@ class Relays:
         one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
         window = 1 if one else self._limits.window
         if len(queue.inflight) * 2 <= window:
-            self._queues.fetch(queue, window - len(queue.inflight))
+            self._queues.fetch(queue, window - len(queue.inflight), self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """What was asked for: send it."""

@@ -21,7 +21,7 @@ from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.effects import Effects, Link, Notice, Verify
+from bester.broker.core.effects import Effects, Link, Notice, StoreRead, Verify
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
@@ -32,18 +32,10 @@ from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
     Committed,
-    Entry,
-    Fetch,
-    FindDeadLetters,
-    FindEntry,
-    FindExpired,
-    FindOutcomes,
-    Read,
     SaveClock,
     SaveName,
     Snapshot,
     Write,
-    is_mailbox,
 )
 from bester.broker.wire.messages import (
     OP_OF,
@@ -109,7 +101,7 @@ class Router:
         )  # fmt: skip
         self._ingress = Ingress(settings, names, self._dispatcher, self._out, epoch, snapshot)
         self._inbound_lanes = self._ingress.inbound_lanes
-        self._questions = Questions(settings, names, self._dispatcher.directory, self._dispatcher.trace)
+        self._questions = Questions(settings, names, self._dispatcher.directory, self._dispatcher.trace, self._out)
         self._peers = Peers(settings, self._dispatcher, self._out, epoch, now, process_of, is_stopped)
         self._by_link = self._peers.by_link
         self._missing: dict[str, str] = {}
@@ -266,35 +258,10 @@ class Router:
         self._dispatcher.queues.on_committed(writes, result, now)
         return self._take()
 
-    def on_read(self, read: Read, answer: Any, now: float) -> Effects:
-        """What was asked of the store; None: it cannot say now, where somebody merely asks."""
-        dispatcher = self._dispatcher
-        if type(read) is Fetch:
-            found = dispatcher.queues.on_fetched(read, answer, now)
-            if found is not None:
-                queue, entries, over = found
-                self._expire(over, now)
-                keeper = dispatcher.mailboxes if is_mailbox(read.queue) else dispatcher.relays
-                keeper.on_fetched(queue, entries, now)
-        elif type(read) is FindExpired:
-            entries, next_s = answer
-            self._expire(dispatcher.queues.on_expired(entries, next_s, now), now)
-        elif type(read) is FindEntry:
-            case, _ = read.why
-            dispatcher.reports.settle(case, None, dispatcher.late_outcomes.on_entry_found(read, answer, now))
-        elif type(read) is FindOutcomes:
-            self._say(
-                read.asker, Answer(read.token, 0 if answer else 1, "overloaded" if answer is None else answer or None)
-            )
-        elif type(read) is FindDeadLetters:
-            self._say(read.asker, dispatcher.dead_letters.on_read(read, () if answer is None else answer, now))
+    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
+        """Hand the store's answer to the unit that wanted it."""
+        read.on_answer(answer, now)
         return self._take()
-
-    def _expire(self, entries: Sequence[Entry], now: float) -> None:
-        """End kept messages whose time is over."""
-        for entry in entries:
-            if self._dispatcher.queues.end(entry, failed("expired")):
-                self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
 
     def dismiss(self, reason: str) -> Effects:
         """This broker ends: say GOODBYE to everyone on the fabric."""
@@ -392,9 +359,7 @@ class Router:
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
         answer: Answer | None = None
         if ask.question == "outcome" and peer.role == "bridge":
-            wanted = self._questions.outcome(peer.link, ask)
-            if wanted is not None:
-                self._out.reads.append(wanted)
+            if self._questions.find_outcomes(peer.link, ask):
                 return
         elif ask.question in QUESTIONS and peer.role == "operator":
             answer = self._dispatcher.dead_letters.on_question(peer.link, ask)
