@@ -9,19 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Kind, reason_of
+from bester.broker.core.cases import Case, Kind, Reports, reason_of
 from bester.broker.core.dedup import BridgeResume, DedupCache, Key
+from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
-from bester.broker.core.late_outcomes import OUTCOME_TYPE
+from bester.broker.core.late_outcomes import OUTCOME_TYPE, LateOutcomes
 from bester.broker.core.peer import Peer
+from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
 from bester.broker.hosts import Hosts
-from bester.broker.store_requests import Snapshot
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -48,28 +49,27 @@ class Ingress:
     ids of this server's messages may begin with."""
 
     def __init__(
-        self,
-        settings: Settings,
-        names: frozenset[str],
-        dispatcher: Dispatcher,
-        out: Effects,
-        epoch: str,
-        snapshot: Snapshot,
-    ) -> None:
-        self.settings = settings
-        self._names = names
-        self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
-        self._strangers = Strangers(settings, dispatcher.reports, out)
+        self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
+        reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
+        inbound_lanes: InboundLanes, strangers: Strangers,
+    ) -> None:  # fmt: skip
         self.draining = False
-        """What enters is refused: the broker is about to end."""
-        self.inbound_lanes = InboundLanes(out, snapshot.lanes)
+        """Everything that enters is refused: the broker is about to end."""
+        self._settings = settings
+        self._names = names
+        self._out = out
+        self._epoch = epoch
         self._dispatcher = dispatcher
-        self._reports = dispatcher.reports
+        self._reports = reports
+        self._directory = directory
+        self._relays = relays
+        self._late_outcomes = late_outcomes
+        self._inbound_lanes = inbound_lanes
+        self._strangers = strangers
+        self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
         self._dedup = DedupCache(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
         self._relayed = DedupCache(limits.remember_s, limits.max_relayed, limits.max_relayed)
-        self._out = out
-        self._epoch = epoch
         self._serial = 0
 
     @property
@@ -83,7 +83,7 @@ class Ingress:
 
     def bounds(self) -> dict[str, Bound]:
         """Return how full the tables are of messages that are known if they come again."""
-        limits = self.settings.limits
+        limits = self._settings.limits
         return {
             "dedup_keyed": Bound(self._dedup.count, limits.max_remembered),
             "dedup_relayed": Bound(self._relayed.count, limits.max_relayed),
@@ -104,12 +104,12 @@ class Ingress:
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         if peer.resume is not None:
             peer.resume.add(token, case)
-        user = self._dispatcher.directory.user(peer.link, session)
+        user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
         else:
             case.sender = user
-            self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self.settings.name, user), now)
+            self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
 
     def _submit_with_more(self, peer: Peer, submit: Submit, now: float) -> None:
         """The same with wishes of the client's, or by a bridge that may lose its link and submit it again."""
@@ -122,7 +122,7 @@ class Ingress:
         if resume is not None:
             resume.add(token, case)
         assert session is not None
-        user = self._dispatcher.directory.user(peer.link, session)
+        user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
             return
@@ -141,7 +141,7 @@ class Ingress:
         case.sender = user
         before = attempt - 1
         job = Job(
-            case, id_, id_, type_, body, "client", self.settings.name, user, attempt=before, attempts_before=before,
+            case, id_, id_, type_, body, "client", self._settings.name, user, attempt=before, attempts_before=before,
             repeated=before > 0 or meta.get("resent") is True,
         )  # fmt: skip
         self._dispatcher.enter(job, now)
@@ -174,7 +174,7 @@ class Ingress:
     ) -> None:
         token, meta = submit.token, submit.meta
         host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
-        name = policy.native_peer(self.settings, self._hosts, host, claimed, submit.type)
+        name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type)
         case = self._from_server(
             Kind.SUBMIT, link, token, submit.type, submit.body, meta, f"{prefix}{token}", name or host, name, now
         )
@@ -197,9 +197,9 @@ class Ingress:
         """A message of a server that has linked to us."""
         self._serial += 1
         name = policy.fabric_peer(peer.link.door, peer.name)
-        listed = name if name in self.settings.routes else None
+        listed = name if name in self._settings.routes else None
         told = name or f"a server over {peer.link.door}"
-        id_ = f"{self.settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
+        id_ = f"{self._settings.name}/{name or peer.link.door}-{self._epoch}/{self._serial}"
         wrong = _body_fault(relay.body)
         if wrong is not None:
             self._reports.refuse(Case(Kind.RELAY, peer.link, relay.token, id_, id_), wrong)
@@ -223,7 +223,7 @@ class Ingress:
             self._reports.add_asker(earlier, peer.link, emit.token)
             return None
         self._serial += 1
-        id_ = f"{self.settings.name}/emit-{self._epoch}/{self._serial}"
+        id_ = f"{self._settings.name}/emit-{self._epoch}/{self._serial}"
         case = Case(Kind.EMIT, peer.link, emit.token, id_, id_)
         if self.draining:
             self._reports.refuse(case, "overloaded")
@@ -246,9 +246,9 @@ class Ingress:
             claimed = _text(meta.get("id"))
             id_ = self._not_ours(claimed, listed) if claimed is not None else id_
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
-            self._dispatcher.relays.on_contact(listed, now)
+            self._relays.on_contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
-        code = "overloaded" if self.draining else policy.may_enter(self.settings, listed, type_)
+        code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
         if code is not None:
             self._out.calls.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
             self._reports.refuse(case, code)
@@ -257,7 +257,7 @@ class Ingress:
             case.peer = listed
             case.claimed_id = claimed
             if type_ == OUTCOME_TYPE or self._dispatcher.knows_type(type_):  # what nobody serves is refused each time
-                earlier, place = self.inbound_lanes.find(listed, type_, meta)
+                earlier, place = self._inbound_lanes.find(listed, type_, meta)
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
                 return case
@@ -267,7 +267,7 @@ class Ingress:
                 self._tell_again(kind, earlier, link, token, id_)
                 return None
             if place is not None:
-                self.inbound_lanes.add(place, case)
+                self._inbound_lanes.add(place, case)
         if type_ == OUTCOME_TYPE:
             self._receive_outcome(case, told, body)
             return case
@@ -288,7 +288,7 @@ class Ingress:
             self._relayed.add(key, case, now)
             return None
         if place is not None:
-            self.inbound_lanes.join(place, earlier)
+            self._inbound_lanes.join(place, earlier)
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
@@ -316,7 +316,7 @@ class Ingress:
     def _receive_outcome(self, case: Case, peer: str, body: bytes) -> None:
         """Another server tells what became of what waited there."""
         self._reports.begin(case)
-        code = self._dispatcher.late_outcomes.receive(peer, body, case)
+        code = self._late_outcomes.receive(peer, body, case)
         if code is not None:
             self._reports.settle(case, None, f"failed:{code}")
 

@@ -11,8 +11,11 @@ from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
+from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
+from bester.broker.core.timeouts import Timeouts
+from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     OP_OF,
@@ -31,17 +34,22 @@ class Peers:
     """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
 
     def __init__(
-        self, settings: Settings, dispatcher: Dispatcher, out: Effects, epoch: str, now: float,
+        self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
+        timeouts: Timeouts, relays: Relays, bridges: dict[Link, None], restarts: Restarts,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
-        self.restarts = Restarts(settings, dispatcher, out)
-        self._process_of = process_of
-        self._is_stopped = is_stopped
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
-        self._dispatcher = dispatcher
         self._out = out
         self._epoch = epoch
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._timeouts = timeouts
+        self._relays = relays
+        self._bridges = bridges
+        self._restarts = restarts
+        self._process_of = process_of
+        self._is_stopped = is_stopped
         self._unknown: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
         self.resumes: dict[str, BridgeResume] = {}  # by prefix of their ids, while a link to them may come back
         self._serial = 0
@@ -114,14 +122,14 @@ class Peers:
                 self._notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
-        self.restarts.on_process_seen(peer.process)
+        self._restarts.on_process_seen(peer.process)
         self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
         if options is not None:
             self._employ(peer, options, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
         elif hello.role == "server":
-            self._dispatcher.relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
+            self._relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
 
     def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
         """Return what a WELCOME says; to a handler also how long it may take over one message."""
@@ -130,7 +138,7 @@ class Peers:
             "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
         }  # fmt: skip
         if handler is not None:
-            timeouts = self._dispatcher.timeouts
+            timeouts = self._timeouts
             said["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
             own = {
                 type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
@@ -163,14 +171,14 @@ class Peers:
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
-        self._dispatcher.bridges[link] = None
+        self._bridges[link] = None
 
     def _employ(self, peer: Peer, options: HandlerOptions, now: float) -> None:
         dispatcher = self._dispatcher
         types, credit, ordered = options.types, options.credit, options.ordered
         peer.types = types
         if peer.worker is None:
-            peer.worker = dispatcher.workers.join(peer.link, types, credit, ordered)
+            peer.worker = self._workers.join(peer.link, types, credit, ordered)
             dispatcher.on_worker_joined(peer.worker, types, now)
         else:
             dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
@@ -219,7 +227,7 @@ class Peers:
         for peer in [peer for peer in self.by_link.values() if peer.is_silent(limits, now, self._is_stopped)]:
             self.on_peer_lost(peer, "fallen silent", now)
             if peer.worker is not None:
-                self.restarts.fell(peer, now)
+                self._restarts.fell(peer, now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now
             self.say_to_all(Heartbeat())

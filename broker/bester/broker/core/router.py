@@ -17,17 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link, Notice, StoreRead, Verify
-from bester.broker.core.ingress import Ingress
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
-from bester.broker.core.peers import Peers
-from bester.broker.core.questions import Questions
-from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -94,19 +90,19 @@ class Router:
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
-        names = self._take_name(snapshot.names)
-        self._dispatcher = Dispatcher(
-            settings, self._out, self._clock, first_token=first_token, now=now, is_account=is_account,
-            snapshot=snapshot, chance=chance,
-        )  # fmt: skip
-        self._ingress = Ingress(settings, names, self._dispatcher, self._out, epoch, snapshot)
-        self._inbound_lanes = self._ingress.inbound_lanes
-        self._questions = Questions(settings, names, self._dispatcher.directory, self._dispatcher.trace, self._out)
-        self._peers = Peers(settings, self._dispatcher, self._out, epoch, now, process_of, is_stopped)
-        self._by_link = self._peers.by_link
+        around = Surroundings(
+            epoch, first_token, self._take_name(snapshot.names), chance, is_account, process_of, is_stopped
+        )
+        self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
+        self._dispatcher = units.dispatcher
+        self._ingress = units.ingress
+        self._inbound_lanes = units.inbound_lanes
+        self._peers = units.peers
+        self._by_link = units.peers.by_link
+        self._relays = units.relays
         self._missing: dict[str, str] = {}
         if snapshot.queues or snapshot.dead:
-            self._notice("kept", waiting=self._dispatcher.queues.messages, dead_letters=snapshot.dead)
+            self._notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
             self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
@@ -184,21 +180,21 @@ class Router:
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
             if reason is None:
-                self._dispatcher.directory.open(link, session, user)
+                self._units.directory.open(link, session, user)
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
-                self._dispatcher.mailboxes.on_login(user, now)
+                self._units.mailboxes.on_login(user, now)
         return self._take()
 
     def users(self) -> list[str]:
         """Return the users with a connection, and those for whom something waits."""
-        return sorted({*self._dispatcher.directory.users(), *self._dispatcher.queues.owners()})
+        return sorted({*self._units.directory.users(), *self._units.queues.owners()})
 
     def on_account_removed(self, user: str, now: float) -> Effects:
         """There is no such account any more: end the user's connections, and what waits."""
-        self._dispatcher.mailboxes.on_account_removed(user, failed("unknown-user"), now)
-        for link, sessions in (self._dispatcher.directory.places(user) or {}).items():
+        self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
+        for link, sessions in (self._units.directory.places(user) or {}).items():
             for session in sessions:
                 self._say(link, Close(session))
         return self._take()
@@ -244,7 +240,7 @@ class Router:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
-            self._peers.restarts.tick(self._by_link.values(), now)
+            self._units.restarts.tick(self._by_link.values(), now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
         return self._take()
@@ -255,7 +251,7 @@ class Router:
         """A group of writes is on disk, or could not be put there: what waited for it is reported."""
         if not result.ok:
             self._notice("storage-full", why=result.why)
-        self._dispatcher.queues.on_committed(writes, result, now)
+        self._units.queues.on_committed(writes, result, now)
         return self._take()
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
@@ -281,38 +277,35 @@ class Router:
     @property
     def idle(self) -> bool:
         """Whether no message is owed a report."""
-        return self._dispatcher.cases == 0
+        return self._units.reports.open == 0
 
     def inspect(self) -> Inspection:
         """Return what this broker holds now. It is counted when it is asked for, and takes longer the more there is."""
-        dispatcher, ingress, presence = self._dispatcher, self._ingress, self._peers
-        peers = self._by_link.values()
-        bounds = {**presence.bounds(), **dispatcher.bounds(), **dispatcher.queues.bounds(), **ingress.bounds()}
+        units, peers = self._units, self._by_link.values()
+        bounds = {
+            **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
+        }  # fmt: skip
         return Inspection(
             peers=dict(Counter(peer.role for peer in peers)),
-            strangers=presence.strangers,
-            users=dispatcher.directory.user_count,
-            sessions=dispatcher.directory.session_count,
+            strangers=units.peers.strangers,
+            users=units.directory.user_count,
+            sessions=units.directory.session_count,
             logins=sum(len(peer.logins) for peer in peers),
-            cases=dispatcher.cases,
+            cases=units.reports.open,
             jobs=bounds["jobs"].used,
             job_bytes=bounds["job_bytes"].used,
-            unplaced=ingress.unplaced,
-            workers=dispatcher.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
-            deliveries=dispatcher.deliveries.count,
-            transfers=dispatcher.relays.transfers.inspect(),
-            queues=dispatcher.queues.inspect(),
-            dedup=ingress.dedup(),
-            lanes=self._inbound_lanes.inspect(),
-            resume={prefix: resume.inspect() for prefix, resume in presence.resumes.items()},
-            reporters=dispatcher.reporters.inspect(),
-            dead_letters=dispatcher.dead_letters.inspect(),
+            unplaced=units.ingress.unplaced,
+            workers=units.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
+            deliveries=units.deliveries.count,
+            transfers=units.relays.transfers.inspect(),
+            queues=units.queues.inspect(),
+            dedup=units.ingress.dedup(),
+            lanes=units.inbound_lanes.inspect(),
+            resume={prefix: resume.inspect() for prefix, resume in units.peers.resumes.items()},
+            reporters=units.reporters.inspect(),
+            dead_letters=units.dead_letters.inspect(),
             bounds=bounds,
         )
-
-    @property
-    def _relays(self) -> Relays:
-        return self._dispatcher.relays
 
     def _say(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
@@ -359,13 +352,13 @@ class Router:
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
         answer: Answer | None = None
         if ask.question == "outcome" and peer.role == "bridge":
-            if self._questions.find_outcomes(peer.link, ask):
+            if self._units.questions.find_outcomes(peer.link, ask):
                 return
         elif ask.question in QUESTIONS and peer.role == "operator":
-            answer = self._dispatcher.dead_letters.on_question(peer.link, ask)
+            answer = self._units.dead_letters.on_question(peer.link, ask)
             if answer is None:
                 return
-        self._say(peer.link, answer or self._questions.answer(peer.role, ask, self._by_link.values()))
+        self._say(peer.link, answer or self._units.questions.answer(peer.role, ask, self._by_link.values()))
 
     # --- bridges ---
 
@@ -374,12 +367,12 @@ class Router:
         self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        self._dispatcher.directory.open(peer.link, message.session, message.user)
-        self._dispatcher.mailboxes.on_login(message.user, now)
+        self._units.directory.open(peer.link, message.session, message.user)
+        self._units.mailboxes.on_login(message.user, now)
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)
-        self._dispatcher.directory.close(peer.link, message.session)
+        self._units.directory.close(peer.link, message.session)
 
     def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
         if confirm.reports and peer.resume is not None:
