@@ -1,12 +1,14 @@
-"""Who may join by which door, and which messages may enter: the whole table."""
+"""Permissions: which role may send and ask which message, who may join, which messages may enter."""
 
 from __future__ import annotations
 
 import pytest
 
 from bester.broker.core import policy
+from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts
+from bester.broker.wire.messages import ROLES, Relay, Reply, Submit
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
 
@@ -14,6 +16,61 @@ LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"cha
 def settings(accept: str = "listed") -> Settings:
     hosts = {"10.0.0.2": ("s2",), "10.0.0.9": ("s2", "s3")}
     return Settings("s1", accept=accept, routes=LISTED, hosts=hosts)
+
+
+@pytest.mark.parametrize(
+    ("question", "roles"),
+    [
+        ("listClients", {"handler", "bridge", "operator"}),
+        ("isClient", {"handler", "bridge", "operator"}),
+        ("serverInfo", {"handler", "bridge", "operator"}),
+        ("outcome", {"bridge"}),
+        ("trace", {"bridge", "operator"}),
+        ("deadList", {"operator"}),
+        ("deadShow", {"operator"}),
+        ("deadReplay", {"operator"}),
+        ("deadDrop", {"operator"}),
+        ("whatever", set()),
+    ],
+)
+def test_roles_that_may_ask(question: str, roles: set[str]) -> None:
+    assert {role for role in (*ROLES, "king") if policy.may_ask(role, question)} == roles
+
+
+def test_every_question_about_dead_letters_has_its_roles() -> None:
+    assert policy.MAY_ASK.keys() >= QUESTIONS
+
+
+def test_each_role_has_its_operations_and_no_operation_is_anybodys() -> None:
+    assert policy.MAY_SEND.keys() == set(ROLES)
+    assert [role for role, kinds in policy.MAY_SEND.items() if Submit in kinds] == ["bridge"]
+    assert [role for role, kinds in policy.MAY_SEND.items() if Reply in kinds] == ["handler"]
+    assert [role for role, kinds in policy.MAY_SEND.items() if Relay in kinds] == ["server"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "code"),
+    [
+        ("chat", None),
+        ("bester.auth", "reserved"),
+        ("bester.outcome", "reserved"),
+        ("dummy", "reserved"),
+        ("a,b", "malformed"),
+    ],
+)
+def test_types_that_handlers_may_serve(type_: str, code: str | None) -> None:
+    refused = policy.may_serve(type_)
+    assert (refused and refused[0]) == code
+
+
+def test_handler_may_emit_its_own_types_alone() -> None:
+    assert policy.may_emit({"chat"}, "chat") is None
+    assert policy.may_emit({"chat"}, "mail") == "'mail' is not one of this handler's types"
+
+
+def test_bodies_with_passwords_may_not_be_kept() -> None:
+    assert policy.may_keep("chat")
+    assert not policy.may_keep("bester.auth")
 
 
 @pytest.mark.parametrize("door", ["ipc", "direct", "tcp"])

@@ -27,7 +27,6 @@ from bester.broker.wire.messages import (
     Command,
     Deliver,
     Meta,
-    is_reserved,
     spelling_fault,
 )
 
@@ -205,7 +204,7 @@ class Commands:
         path = job.onward_path(self._settings.name)
         for t, target in enumerate(command.targets):
             id_ = result_id(job.id, number, t)
-            code = self._may_send_on(job, path) or ("reserved" if is_reserved(type_) else None)
+            code = self._may_send_on(job, path) or policy.may_name(type_)
             if code is None and target == self._settings.name:
                 self._into_own_handler(job, id_, type_, command.body, target, now, from_server=True)
                 continue
@@ -228,7 +227,7 @@ class Commands:
     def _to_handler(self, job: Job, number: int, command: Command, now: float) -> None:
         target = command.targets[0]
         path = job.onward_path(self._settings.name)
-        code = self._may_send_on(job, path) or ("reserved" if is_reserved(target) else None)
+        code = self._may_send_on(job, path) or policy.may_name(target)
         if code is not None:
             job.case.record(target, failed(code))
             return

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports, failed
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import DeadLettersState
@@ -28,8 +29,6 @@ NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
 _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
 """What says at the end of an id that it goes to a server once more."""
-NEVER_KEPT = "bester.auth"
-"""What handlers of this type are given holds passwords."""
 
 
 def bury(letter: DeadLetter, out: Effects) -> None:
@@ -94,7 +93,7 @@ class DeadLetters:
 
     def bury(self, job: Job, reason: str, now: float) -> None:
         """Give a message up, for this reason."""
-        if job.type == NEVER_KEPT:
+        if not policy.may_keep(job.type):
             return
         meta = {
             "root": job.root, "origin": job.origin, "scope": job.scope, "user": job.user,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 
+from bester.broker.core import policy
 from bester.broker.core.cases import DELIVERED, Case, Reports, failed
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
@@ -35,7 +36,6 @@ from bester.broker.wire.messages import (
     Command,
     Confirm,
     Reply,
-    is_reserved,
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
@@ -147,8 +147,8 @@ class Dispatcher:
     def _never_served(self, job: Job, now: float) -> str | None:
         if self._workers.serves(job.type) or job.type in self._seen_types:
             return None
-        if is_reserved(job.type):
-            return "reserved"
+        if (code := policy.may_name(job.type)) is not None:
+            return code
         just_started = now < self._started + self._limits.restart_s
         return "no-handler" if job.scope == "server" and just_started else "unknown-type"
 

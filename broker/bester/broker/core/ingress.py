@@ -17,7 +17,7 @@ from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
-from bester.broker.core.late_outcomes import OUTCOME_TYPE, LateOutcomes
+from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
@@ -214,8 +214,9 @@ class Ingress:
         One that carries an id it carried before is not carried out again: its outcome is told again. Where that is not
         known any more, but its handler says so (`again`), the results are marked.
         """
-        if emit.type not in peer.types:
-            return Error("not-allowed", f"{emit.type!r} is not one of this handler's types", OP_OF[Emit], emit.token)
+        refused = policy.may_emit(peer.types, emit.type)
+        if refused is not None:
+            return Error("not-allowed", refused, OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
         key = ("emit", emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
         earlier = self._dedup.find(key, now) if key is not None else None
@@ -256,7 +257,9 @@ class Ingress:
         if listed is not None:
             case.peer = listed
             case.claimed_id = claimed
-            if type_ == OUTCOME_TYPE or self._dispatcher.knows_type(type_):  # what nobody serves is refused each time
+            if type_ == policy.OUTCOME_TYPE or self._dispatcher.knows_type(
+                type_
+            ):  # what nobody serves is refused each time
                 earlier, place = self._inbound_lanes.find(listed, type_, meta)
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
@@ -268,7 +271,7 @@ class Ingress:
                 return None
             if place is not None:
                 self._inbound_lanes.add(place, case)
-        if type_ == OUTCOME_TYPE:
+        if type_ == policy.OUTCOME_TYPE:
             self._receive_outcome(case, told, body)
             return case
         case.expires = _expiry(meta, now)

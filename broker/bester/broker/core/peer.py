@@ -10,7 +10,7 @@ from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Limits, Settings
-from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved, type_fault
+from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
 
 MAX_NAME = 128
 _HELLO_OP = 1
@@ -100,9 +100,9 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:
-        fault = type_fault(name)
-        if fault is not None:
-            return Error("reserved" if is_reserved(name) else "malformed", fault, _HELLO_OP)
+        refused = policy.may_serve(name)
+        if refused is not None:
+            return Error(*refused, _HELLO_OP)
     credit = options.get("credit", 1)
     if type(credit) is not int or not 1 <= credit <= limits.max_credit:
         return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)

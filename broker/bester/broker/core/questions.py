@@ -14,8 +14,6 @@ from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
 
 MAX_MESSAGE_ID = 1024
-MAY_TRACE = ("operator", "bridge")
-"""Roles that may see where others' messages went."""
 
 
 class Questions:
@@ -30,7 +28,7 @@ class Questions:
         self._trace = trace
         self._out = out
 
-    def find_outcomes(self, link: Link, ask: Ask) -> bool:
+    def _find_outcomes(self, link: Link, ask: Ask) -> bool:
         """Look up what became of a message of one of a bridge's sessions, and answer then. Returns False where the
         message cannot be that session's."""
         argument = ask.argument
@@ -51,16 +49,21 @@ class Questions:
         self._out.read(FindOutcomes(message, user), on_answer)
         return True
 
-    def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
-        """Answer a question of a party of this role; status 1 where there is no such question."""
+    def answer(self, link: Link, ask: Ask, peers: Iterable[Peer]) -> Answer | None:
+        """Answer a question from a link, with status 1 where the argument does not fit the question.
+
+        Returns None where the store must be read first; the answer is sent then.
+        """
         question, argument = ask.question, ask.argument
+        if question == "outcome" and self._find_outcomes(link, ask):
+            return None
         if question == "listClients":
             return Answer(ask.token, 0, self._directory.users())
         if question == "isClient" and type(argument) is str:
             return Answer(ask.token, 0, self._directory.places(argument) is not None)
         if question == "serverInfo":
             return Answer(ask.token, 0, self._server_info(peers))
-        if question == "trace" and type(argument) is str and role in MAY_TRACE:
+        if question == "trace" and type(argument) is str:
             return Answer(ask.token, 0, self._trace.of(argument))
         return Answer(ask.token, 1, None)
 

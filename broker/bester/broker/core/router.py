@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core import policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
@@ -105,21 +106,12 @@ class Router:
             self._notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
             self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
-        # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
-        self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
-            "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
-            "bridge": {
-                Submit: self._ingress.submit,
-                Confirm: self._confirm,
-                Forwarded: self._forwarded,
-                Login: self._login,
-                Open: self._open,
-                Close: self._close,
-                Ask: self._ask,
-            },
-            "server": {Relay: self._ingress.relay},
-            "operator": {Ask: self._ask},
-        }
+        carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
+            Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
+            Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
+            Relay: self._ingress.relay,
+        }  # fmt: skip
+        self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
         """Return all names this server has, or had: ids of its messages begin with one of them. A new one is saved."""
@@ -350,15 +342,14 @@ class Router:
             self._refuse(peer, error)
 
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
-        answer: Answer | None = None
-        if ask.question == "outcome" and peer.role == "bridge":
-            if self._units.questions.find_outcomes(peer.link, ask):
-                return
-        elif ask.question in QUESTIONS and peer.role == "operator":
+        if not policy.may_ask(peer.role, ask.question):
+            answer: Answer | None = Answer(ask.token, 1, None)
+        elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
-            if answer is None:
-                return
-        self._say(peer.link, answer or self._units.questions.answer(peer.role, ask, self._by_link.values()))
+        else:
+            answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
+        if answer is not None:
+            self._say(peer.link, answer)
 
     # --- bridges ---
 
