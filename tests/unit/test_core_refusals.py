@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.effects import Link
+from bester.broker.core.effects import Link, NoticeEvent
 from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import (
@@ -26,7 +26,7 @@ from bester.broker.wire.unsendable import as_if
 from tests.unit.core_stand import Stand, clients, handler, servers
 
 
-def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[str, str]]]:
+def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[NoticeEvent, str]]]:
     """Return the reason and note of the sender's report where a handler replies this, and what the log says."""
     stand = Stand()
     bridge, worker = stand.bridge("alice"), stand.handler("t")

@@ -24,7 +24,7 @@ import zmq
 
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, Verify
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Restart, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
@@ -46,7 +46,7 @@ from bester.broker.wire.unsendable import as_if, instead
 
 TICK_S = 0.1
 """How often the core is told the time."""
-LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
+LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """What the log says of logins that are refused, by their codes."""
 BACKLOG = 1024
 """Links by ipc that may wait to be taken in: all handlers of a busy machine at once, when it starts."""

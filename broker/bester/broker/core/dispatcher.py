@@ -15,7 +15,7 @@ from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
-from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.effects import Effects, Link, NoticeEvent
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -303,8 +303,9 @@ class Dispatcher:
         self._held_bytes -= len(job.body)
 
     def _notice_failure(self, job: Job, reason: str, note: str) -> None:
-        event = "handler-failed" if reason in ("handler-failed", "bad-reply") else "handler-refused"
-        self._out.calls.append(Notice(event, {"id": job.id, "type": job.type, "code": reason, "note": note}))
+        failed_itself = reason in ("handler-failed", "bad-reply")
+        event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
+        self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
@@ -324,9 +325,7 @@ class Dispatcher:
         for job in reversed(again):
             self._workers.enqueue(job, first=True)
         if len(again) > 1:
-            self._out.calls.append(
-                Notice("suspected", {"messages": len(again), "types": sorted({p.type for p in again})})
-            )
+            self._out.notice("suspected", messages=len(again), types=sorted({job.type for job in again}))
         self._share_out(now)
         for keeper in [keeper for job in again if (keeper := self._workers.bound_worker(job)) is not None]:
             self.feed(keeper, now)

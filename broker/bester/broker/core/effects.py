@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bester.broker.store_requests import Read, Write
 from bester.broker.wire.messages import Message
@@ -31,10 +31,36 @@ class Verify(NamedTuple):
     address: str
 
 
-class Notice(NamedTuple):
-    """Something an operator would want to read in the log."""
+NoticeEvent = Literal[
+    "clock-jumped",
+    "dead-letter",
+    "handler-failed",
+    "handler-refused",
+    "handler-stuck",
+    "handler-unstuck",
+    "hello-refused",
+    "joined",
+    "kept",
+    "left",
+    "login-failed",
+    "login-slowed",
+    "lost",
+    "message-refused",
+    "refused",
+    "renamed",
+    "reports-nothing",
+    "server-lost",
+    "server-reached",
+    "storage-full",
+    "store-unreadable",
+    "suspected",
+]
 
-    event: str
+
+class Notice(NamedTuple):
+    """An event that an operator wants to read in the log, with its facts."""
+
+    event: NoticeEvent
     fields: dict[str, Any]
 
 
@@ -98,7 +124,7 @@ class Effects:
         """Ask the store for something; `on_answer(answer, now)` is called with the answer, in a later turn."""
         self.reads.append(StoreRead(request, on_answer))
 
-    def notice(self, event: str, /, **fields: Any) -> None:
+    def notice(self, event: NoticeEvent, /, **fields: Any) -> None:
         """Log an event that an operator wants to read, with its facts."""
         self.calls.append(Notice(event, fields))
 

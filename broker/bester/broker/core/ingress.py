@@ -13,7 +13,7 @@ from bester.broker.core.cases import Case, Kind, Reports, reason_of
 from bester.broker.core.dedup import BridgeResume, DedupCache, Key
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
 from bester.broker.core.jobs import Job
@@ -251,7 +251,7 @@ class Ingress:
         case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
         if code is not None:
-            self._out.calls.append(Notice("message-refused", {"server": told, "type": type_, "code": code}))
+            self._out.notice("message-refused", server=told, type=type_, code=code)
             self._reports.refuse(case, code)
             return case
         if listed is not None:

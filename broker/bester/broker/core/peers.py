@@ -8,7 +8,7 @@ from typing import Any
 from bester.broker.core import policy
 from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
 from bester.broker.core.relays import Relays
@@ -94,7 +94,7 @@ class Peers:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[link] = (now, unreadable)
         if isinstance(message, Malformed) and unreadable:
-            self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
+            self._out.notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
             self._out.send(link, Error(*message))
         else:
             self._out.send(link, Error("hello-first", "this link is not known here; say HELLO"))
@@ -108,7 +108,7 @@ class Peers:
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many parties", OP_OF[Hello])
         if error is not None:
-            self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
+            self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
             self._out.send(link, error)
             return
         if peer is not None and peer.role != hello.role:
@@ -119,7 +119,7 @@ class Peers:
             peer = self.by_link[link] = Peer(link, hello.role, hello.name, now)
             types = {"types": sorted(options.types)} if options else {}
             if hello.role != "operator":  # one for each question asked from a command line
-                self._notice("joined", role=hello.role, name=hello.name, **types)
+                self._out.notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
         self._restarts.on_process_seen(peer.process)
@@ -200,13 +200,13 @@ class Peers:
         """A handler that leaves is gone once it owes no reply."""
         if peer.leaving and peer.worker is not None and not peer.worker.inflight:
             self.by_link.pop(peer.link, None)
-            self._notice("left", role=peer.role, name=peer.name)
+            self._out.notice("left", role=peer.role, name=peer.name)
 
     def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
         """A party is gone, whether it said so or not; what it held goes to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
-            self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
         if peer.worker is not None:
             self._dispatcher.on_worker_lost(peer.worker, now)
         if peer.role == "bridge":
@@ -241,9 +241,6 @@ class Peers:
         for link in self.by_link:
             if link.door != "direct":
                 self._out.send(link, message)
-
-    def _notice(self, event: str, **fields: Any) -> None:
-        self._out.calls.append(Notice(event, fields))
 
     def count_reports(self) -> None:
         """A bridge that may lose its link counts the reports that come on it, and so do we."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.effects import Effects, Notice, Restart
+from bester.broker.core.effects import Effects, NoticeEvent, Restart
 from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Settings
@@ -77,5 +77,5 @@ class Restarts:
         if not self._dispatcher.ending:
             self._out.calls.append(Restart(peer.process, peer.name, STUCK_WHY))
 
-    def _notice(self, event: str, peer: Peer, **more: object) -> None:
-        self._out.calls.append(Notice(event, {"name": peer.name, "types": sorted(peer.types), **more}))
+    def _notice(self, event: NoticeEvent, peer: Peer, **more: object) -> None:
+        self._out.notice(event, name=peer.name, types=sorted(peer.types), **more)

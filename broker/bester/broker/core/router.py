@@ -22,7 +22,7 @@ from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.effects import Effects, Link, Notice, StoreRead, Verify
+from bester.broker.core.effects import Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.settings import Settings
@@ -103,9 +103,9 @@ class Router:
         self._relays = units.relays
         self._missing: dict[str, str] = {}
         if snapshot.queues or snapshot.dead:
-            self._notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
+            self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
-            self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
+            self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
             Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
             Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
@@ -119,7 +119,7 @@ class Router:
         if name not in known[-1:]:
             self._out.writes.append(SaveName(name))
             if known:
-                self._notice("renamed", before=known[-1], now=name)
+                self._out.notice("renamed", before=known[-1], now=name)
         return frozenset((name, *known))
 
     # --- in ---
@@ -204,7 +204,7 @@ class Router:
         """The link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
-        self._notice("server-reached", server=name)
+        self._out.notice("server-reached", server=name)
         self._relays.on_contact(name, now, linked=True)
         return self._take()
 
@@ -213,7 +213,7 @@ class Router:
         self._relays.on_link_lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
-            self._notice("server-lost", server=name, why=why)
+            self._out.notice("server-lost", server=name, why=why)
         return self._take()
 
     def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
@@ -227,7 +227,7 @@ class Router:
         """Let time pass; call it a few times a second, with what the wall clock shows."""
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
-            self._notice("clock-jumped", seconds=round(jump_s, 3))
+            self._out.notice("clock-jumped", seconds=round(jump_s, 3))
         if self._clock.is_dirty:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._peers.tick(now):
@@ -242,7 +242,7 @@ class Router:
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """A group of writes is on disk, or could not be put there: what waited for it is reported."""
         if not result.ok:
-            self._notice("storage-full", why=result.why)
+            self._out.notice("storage-full", why=result.why)
         self._units.queues.on_committed(writes, result, now)
         return self._take()
 
@@ -302,9 +302,6 @@ class Router:
     def _say(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
-    def _notice(self, event: str, **fields: Any) -> None:
-        self._out.calls.append(Notice(event, fields))
-
     # --- everybody ---
 
     def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
@@ -322,7 +319,7 @@ class Router:
             self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
 
     def _refuse(self, peer: Peer, error: Error) -> None:
-        self._notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
+        self._out.notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
         self._say(peer.link, error)
 
     # --- handlers ---
