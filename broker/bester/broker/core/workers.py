@@ -36,7 +36,6 @@ class Workers:
         self._waits: dict[str, int] = {}
         self._ordered: set[str] = set()
         self._groups: dict[tuple[str, str], MessageGroup] = {}
-        self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self._suspects = Suspects()
         self.requeued: dict[str, None] = {}
         self.freed: dict[Worker, None] = {}
@@ -68,16 +67,7 @@ class Workers:
             pool.queued_types = {type_: None for type_ in self._queues if type_ in types}
             for type_ in types:
                 self._serving.setdefault(type_, []).append(pool)
-                self._review(type_)
         pool.add(worker)
-
-    def _review(self, type_: str) -> None:
-        """Something changed about a type: may its messages go straight to its pool?"""
-        pools = self._serving.get(type_, ())
-        if len(pools) == 1 and type_ not in self._queues and type_ not in self._ordered:
-            self._express[type_] = pools[0]
-        else:
-            self._express.pop(type_, None)
 
     def leave(self, worker: Worker) -> None:
         """The handler takes no new messages; what it holds stays its own."""
@@ -96,7 +86,6 @@ class Workers:
                 self._serving[type_].remove(pool)
                 if not self._serving[type_]:
                     del self._serving[type_]
-                self._review(type_)
 
     def suspend(self, worker: Worker) -> None:
         """Pass a worker over that holds nothing but messages that are over; what waited for it alone is anybody's."""
@@ -128,9 +117,6 @@ class Workers:
     def choose(self, job: Job) -> Worker | None:
         """Return the worker for a parcel that has just come; None: it must wait."""
         type_ = job.type
-        pool = self._express.get(type_)
-        if pool is not None:
-            return pool.best()
         if type_ in self._ordered and job.user is not None:
             group = self._groups.get((type_, job.user))
             if group is not None:
@@ -314,7 +300,6 @@ class Workers:
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
-            self._express.pop(type_, None)
             for pool in self._serving.get(type_, ()):
                 pool.queued_types[type_] = None
         return queue
@@ -323,14 +308,12 @@ class Workers:
         del self._queues[type_]
         for pool in self._serving.get(type_, ()):
             del pool.queued_types[type_]
-        self._review(type_)
 
     def _put_in_order(self, type_: str) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
         if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
             return
         self._ordered.add(type_)
-        self._express.pop(type_, None)
         if type_ not in self._waits:
             return
         suspects = self._suspects.take_all(type_)
