@@ -3,6 +3,7 @@
 #   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
+#   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
@@ -21,7 +22,7 @@ MINUTES ?= 1
 SEEDS ?= 500
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate chaos clean
+.PHONY: setup run demo test check format bench simulate fuzz chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -54,6 +55,9 @@ bench: $(MEASURES)
 
 simulate: $(COMPLETE)
 	@exec $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+fuzz: $(COMPLETE)
+	@exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -21,7 +21,7 @@ PUBLIC = frozenset(
     {"_replace", "_asdict", "_fields", "_field_defaults", "_make"}  # of a NamedTuple
     | {"_exit", "_base_executable"}  # of os and sys
 )
-MUTANTS = frozenset({"tests/simulation/test_mutants.py", "tests/chaos/breakages.py"})
+MUTANTS = frozenset({"tests/simulation/test_mutants.py", "tests/fuzz/test_mutants.py", "tests/chaos/breakages.py"})
 """A mutant breaks a unit from the inside on purpose: it names what it breaks."""
 PACKAGES = frozenset({"store"})
 """Packages that are one unit: the tests of `store` hold for every kind of store alike."""

@@ -61,7 +61,7 @@ def test_a_session_announced_twice_is_one_target() -> None:
     directory = Directory()
     directory.open(LINKS[0], 1, "alice")
     directory.open(LINKS[0], 1, "alice")
-    assert directory.places("alice") == {LINKS[0]: [1]}
+    assert directory.places("alice") == {LINKS[0]: {1: None}}
 
 
 def test_a_session_that_changes_hands_is_no_target_of_the_first_user() -> None:
@@ -69,4 +69,4 @@ def test_a_session_that_changes_hands_is_no_target_of_the_first_user() -> None:
     directory.open(LINKS[0], 1, "alice")
     directory.open(LINKS[0], 1, "bob")
     assert directory.places("alice") is None
-    assert directory.places("bob") == {LINKS[0]: [1]}
+    assert directory.places("bob") == {LINKS[0]: {1: None}}

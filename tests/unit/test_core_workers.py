@@ -30,7 +30,7 @@ class Crew:
     """Workers of a `Workers`, given messages the way the exchange gives them."""
 
     def __init__(self, *credits_: int, types: str = "t", ordered: str = "") -> None:
-        self.workers = Workers()
+        self.workers = Workers(20_000)
         self.tokens = iter(range(1_000_000))
         self.ordered = frozenset(ordered.split())
         self.types = frozenset(types.split())
@@ -124,7 +124,7 @@ def test_a_pool_that_shrinks_to_one_and_grows_again_counts_right() -> None:
 
 
 def test_workers_of_overlapping_types_compete_by_free_credit() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     both = workers.join(Link("ipc", b"1"), frozenset({"a", "b"}), 3, frozenset())
     only = workers.join(Link("ipc", b"2"), frozenset({"a"}), 5, frozenset())
     assert workers.choose(job("a")) is only
@@ -144,7 +144,7 @@ def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
 
 
 def test_a_worker_that_joins_finds_what_waited_before_it() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     workers.enqueue(job("t"))
     worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
     assert workers.next_for(worker) is not None
@@ -222,7 +222,7 @@ def test_order_asked_for_later_holds_for_what_waits_already() -> None:
 
 
 def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> None:
-    workers = Workers()
+    workers = Workers(20_000)
     old, back = job(id_="old"), job(id_="back")
     old.since, back.since, back.attempt = 1.0, 9.0, 1
     workers.enqueue(old)
@@ -366,7 +366,13 @@ class Crews(RuleBasedStateMachine):
         for hand in self.hands.values():
             assert len(hand.held) <= max(hand.credit, hand.over)
         suspected = {post.type for id_, post in self.posts.items() if post.group and id_ not in held}
-        for type_ in suspected:
+        held_groups = {(self.posts[id_].type, self.posts[id_].user) for id_ in held}
+        unbound = {  # a message group whose worker leaves waits until that worker has ended what it holds of it
+            post.type for id_, post in self.posts.items()
+            if post.group and id_ not in held
+            and not (post.type in self.ordered and (post.type, post.user) in held_groups)
+        }  # fmt: skip
+        for type_ in unbound:
             serving = [hand for hand in self.hands.values() if type_ in hand.types and not hand.leaving]
             assert not serving or any(hand.held for hand in serving), "suspects wait, and all are idle"
         aside = max(0, sum(not hand.leaving for hand in self.hands.values()) - 1)

@@ -22,10 +22,9 @@ from bester.broker.config import Config
 from bester.broker.data_dir import prepare
 from bester.broker.verifying import HASHER, LET_IN, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.messages import MAX_USER
 
 FILE = "accounts.db"
-NAME_LIMIT = 128
-"""Characters of a user name."""
 PASSWORD_LIMIT_BYTES = 1024
 """Longer ones only make checking slow."""
 _log = logging.getLogger(__name__)
@@ -69,8 +68,8 @@ def name_fault(name: str) -> str | None:
     """Say what is wrong with a user name, or None."""
     if not name:
         return "a user name has at least one character"
-    if len(name) > NAME_LIMIT:
-        return f"a user name has {NAME_LIMIT} characters at most"
+    if len(name) > MAX_USER:
+        return f"a user name has {MAX_USER} characters at most"
     if not name.isprintable() or name != name.strip():
         return "a user name has printable characters only, and no blanks at its ends"
     return None

@@ -7,6 +7,7 @@ and queues report to mailboxes, relays and late outcomes, which all hold the que
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bester.broker.core.cases import Reports
@@ -55,7 +56,8 @@ class Surroundings(NamedTuple):
     is_stopped: Callable[[int], bool]
 
 
-class Units(NamedTuple):
+@dataclass(frozen=True)
+class Units:
     """The units that the router itself calls."""
 
     dispatcher: Dispatcher
@@ -83,9 +85,9 @@ def assemble(
     bridges: dict[Link, None] = {}
     trace = Trace(limits.trace, clock, settings.name)
     reports = Reports(out)
-    directory = Directory()
+    directory = Directory(limits.max_sessions)
     deliveries = Deliveries()
-    workers = Workers()
+    workers = Workers(limits.max_types)
     timeouts = Timeouts(settings)
 
     queues = Queues(settings, out, reports, clock, snapshot, now)

@@ -83,7 +83,8 @@ class BridgeResume:
     would cost every message more.
     """
 
-    def __init__(self, link: Link, sweep_at: int) -> None:
+    def __init__(self, link: Link, sweep_at: int, max_unacked: int) -> None:
+        self._max_unacked = max_unacked
         self.link: Link | None = link
         self.since: float | None = None
         """Since when its link is gone, or what it may not have heard on an earlier one is remembered."""
@@ -118,12 +119,15 @@ class BridgeResume:
         bridge cannot be sent the report."""
         if self._cases.pop(case.token, None) is not None and type(answer) is Report and case.link != self.link:
             self._unacked[case.token] = answer
+            self._forget_some()
 
     def on_reports_sent(self, messages: Iterable[Message]) -> None:
         """This is sent on the bridge's link: the reports among it may be lost with the link, whatever they are on."""
         reports = [message for message in messages if type(message) is Report]
         self._sent += reports
         self._sent_tokens.update(report.token for report in reports)
+        if len(self._sent) > self._max_unacked:
+            self.on_reports_counted(self._counted + len(self._sent) - self._max_unacked)
 
     def on_reports_counted(self, reports: int) -> None:
         """So many reports have come to the bridge on this link."""
@@ -136,6 +140,7 @@ class BridgeResume:
         never hear."""
         self.on_reports_sent(said)
         self._unacked.update((report.token, report) for report in self._sent)
+        self._forget_some()
         self._sent.clear()
         self._sent_tokens.clear()
         self._counted = 0
@@ -144,6 +149,11 @@ class BridgeResume:
             if self not in case.watchers:
                 case.watchers = (*case.watchers, self)
         self.link, self.since = None, now
+
+    def _forget_some(self) -> None:
+        """A bridge that counts no reports, and asks for none again, has us remember no more for it."""
+        while len(self._unacked) > self._max_unacked:
+            del self._unacked[next(iter(self._unacked))]
 
     def relink(self, link: Link, now: float) -> None:
         """The bridge is back."""

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from bester.broker.core.effects import Link
+from bester.broker.wire.messages import MAX_USER
 
 
 class Directory:
     """Users ⇄ sessions. A session is known by its bridge's link and its number there."""
 
-    def __init__(self) -> None:
-        self._places: dict[str, dict[Link, list[int]]] = {}
+    def __init__(self, max_sessions: int = 1_048_576) -> None:
+        self._max_sessions = max_sessions
+        self._places: dict[str, dict[Link, dict[int, None]]] = {}
         self._sessions: dict[Link, dict[int, str]] = {}
 
-    def open(self, link: Link, session: int, user: str) -> None:
-        """Enter a session; one that is there already (a bridge that says HELLO again) is not entered twice."""
+    def open(self, link: Link, session: int, user: str) -> bool:
+        """Enter a session; one that is there already (a bridge that says HELLO again) is not entered twice. Return
+        False where the bridge has too many of them, or no user has so long a name."""
+        if len(user) > MAX_USER:
+            return False
         sessions = self._sessions.setdefault(link, {})
         if session in sessions:
             if sessions[session] == user:
-                return
+                return True
             self.close(link, session)
             sessions = self._sessions.setdefault(link, {})
+        elif len(sessions) >= self._max_sessions:
+            return False
         sessions[session] = user
-        self._places.setdefault(user, {}).setdefault(link, []).append(session)
+        self._places.setdefault(user, {}).setdefault(link, {})[session] = None
+        return True
 
     def close(self, link: Link, session: int) -> None:
         """Strike a session out; no harm where it is not there."""
@@ -32,7 +40,7 @@ class Directory:
         if user is None:
             return
         places = self._places[user]
-        places[link].remove(session)
+        del places[link][session]
         if not places[link]:
             del places[link]
             if not places:
@@ -48,8 +56,8 @@ class Directory:
         sessions = self._sessions.get(link)
         return sessions.get(session) if sessions else None
 
-    def places(self, user: str) -> dict[Link, list[int]] | None:
-        """Return the user's sessions by bridge, None where there is none."""
+    def places(self, user: str) -> dict[Link, dict[int, None]] | None:
+        """Return the user's sessions by bridge, oldest first, None where there is none."""
         return self._places.get(user)
 
     def sessions(self, link: Link) -> int:

@@ -242,8 +242,10 @@ class Dispatcher:
                 self._unserved.pop(type_, None)
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
+        """Note since when types are not served. Of a type that was not learned (there are too many) nothing waits for a
+        worker to come back, so nothing is noted: a handler may say HELLO with other types as often as it likes."""
         for type_ in types:
-            if not self._workers.serves(type_):
+            if type_ in self._seen_types and not self._workers.serves(type_):
                 self._unserved.setdefault(type_, now)
 
     # --- from a handler ---

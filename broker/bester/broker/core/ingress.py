@@ -30,6 +30,7 @@ from bester.broker.wire.messages import (
     MAX_DEDUP,
     MAX_ID,
     MAX_TTL_S,
+    MAX_TYPE,
     OP_OF,
     Emit,
     Error,
@@ -250,6 +251,8 @@ class Ingress:
             self._relays.on_contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
         code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
+        if code is None and len(type_) > MAX_TYPE:  # no handler has such a type, and no table is to remember it
+            code = "unknown-type"
         if code is not None:
             self._out.notice("message-refused", server=told, type=type_, code=code)
             self._reports.refuse(case, code)

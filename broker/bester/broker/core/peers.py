@@ -29,6 +29,9 @@ from bester.broker.wire.messages import (
     Welcome,
 )
 
+MAX_EPOCH = 64
+"""Characters of what a bridge calls its life."""
+
 
 class Peers:
     """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
@@ -52,6 +55,7 @@ class Peers:
         self._is_stopped = is_stopped
         self._unknown: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
         self.resumes: dict[str, BridgeResume] = {}  # by prefix of their ids, while a link to them may come back
+        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link; the one lost first is the first
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -151,7 +155,8 @@ class Peers:
         """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
         self._serial += 1
         epoch = hello.options.get("epoch")
-        resume = epoch if type(epoch) is str and epoch else f"{self._epoch}.{self._serial}"
+        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # it is part of ids
+        resume = epoch if is_usable else f"{self._epoch}.{self._serial}"
         # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
         prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{resume}')}-{resume}/"
         listeners = hello.options.get("listeners")
@@ -159,13 +164,14 @@ class Peers:
         if link.door != "direct" and (peer.resume is None or peer.prefix != prefix):
             for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
                 self.on_peer_lost(other, "come back on another link", now)
-            if peer.resume is not None:
-                peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
+            self._unlink(peer, now)
             known = self.resumes.get(prefix)
             if known is None:
-                known = self.resumes[prefix] = BridgeResume(link, self._settings.limits.sweep_at)
+                limits = self._settings.limits
+                known = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
             else:
                 known.relink(link, now)
+                self._unlinked.pop(prefix, None)
             peer.resume = known
         elif peer.resume is not None:  # HELLO again on the same link: all that was said on it before is void, too
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
@@ -210,9 +216,18 @@ class Peers:
         if peer.worker is not None:
             self._dispatcher.on_worker_lost(peer.worker, now)
         if peer.role == "bridge":
-            if peer.resume is not None:
-                peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)
+            self._unlink(peer, now)
             self._dispatcher.on_bridge_lost(peer.link, now)
+
+    def _unlink(self, peer: Peer, now: float) -> None:
+        """Record that a bridge has lost its link; where there are too many, forget the one that lost it first."""
+        if peer.resume is None:
+            return
+        peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)
+        self._unlinked[peer.prefix] = None
+        while len(self._unlinked) > self._settings.limits.max_resumes:
+            prefix = next(iter(self._unlinked))
+            del self._unlinked[prefix], self.resumes[prefix]
 
     # --- time ---
 
@@ -254,5 +269,5 @@ class Peers:
         for prefix, resume in list(self.resumes.items()):
             if resume.since is not None and resume.since < before:
                 resume.forget()
-                if not any(peer.resume is resume for peer in self.by_link.values()):
-                    del self.resumes[prefix]
+                if resume.link is None:
+                    del self.resumes[prefix], self._unlinked[prefix]

@@ -171,8 +171,8 @@ class Router:
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
-            if reason is None:
-                self._units.directory.open(link, session, user)
+            if reason is None and not self._units.directory.open(link, session, user):
+                reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
             self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
@@ -355,8 +355,10 @@ class Router:
         self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        self._units.directory.open(peer.link, message.session, message.user)
-        self._units.mailboxes.on_login(message.user, now)
+        if self._units.directory.open(peer.link, message.session, message.user):
+            self._units.mailboxes.on_login(message.user, now)
+        else:
+            self._say(peer.link, Close(message.session))
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)

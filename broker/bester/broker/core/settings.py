@@ -88,6 +88,13 @@ class Limits:
     max_lanes: int = 4_096
     """Types of which something waits for one server; each is looked at several times a second."""
     max_parties: int = 20_000
+    max_sessions: int = 1_048_576
+    """Of one bridge: as many as a process may have descriptors; above it a login is refused."""
+    max_resumes: int = 1_024
+    """Lives of bridges whose link is gone and may come back; the one gone for longest is forgotten first."""
+    max_unacked: int = 524_288
+    """Reports that a bridge has not counted yet: twice as many as may wait on its link. Of one that counts none the
+    oldest are forgotten."""
     max_types: int = 20_000
     max_credit: int = 65_536
     max_strangers: int = 4_096

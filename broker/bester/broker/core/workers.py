@@ -18,23 +18,24 @@ from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
 
-MAX_ORDERED = 20_000
-"""Types that were ever asked for in order: as many as there may be types."""
+MAX_LOOKS = 16
+"""Types that are looked at to find one to forget: many messages of one batch may ask for it."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one.
+    """All workers of a broker and all that waits for one. `max_ordered` types may be asked for in order.
 
     `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
     looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_ordered: int) -> None:
+        self._max_ordered = max_ordered
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, deque[QueueItem]] = {}
         self._waits: dict[str, int] = {}
-        self._ordered: set[str] = set()
+        self._ordered: dict[str, None] = {}  # the type looked at last is the last
         self._groups: dict[tuple[str, str], MessageGroup] = {}
         self._suspects = Suspects()
         self.requeued: dict[str, None] = {}
@@ -60,7 +61,7 @@ class Workers:
 
     def _enlist(self, worker: Worker, types: frozenset[str], ordered: frozenset[str]) -> None:
         for type_ in ordered & types:
-            self._put_in_order(type_)
+            self._put_in_order(type_, types)
         pool = self._pools.get(types)
         if pool is None:
             pool = self._pools[types] = Pool(types)
@@ -124,6 +125,9 @@ class Workers:
                 return worker if worker is not None and not group.waiting and worker.takes(type_) else None
         if type_ in self._queues:
             return None
+        pools = self._serving.get(type_)
+        if pools is not None and len(pools) == 1:  # as `idle`, without a call for most messages
+            return pools[0].best()
         return self.idle(type_)
 
     def idle(self, type_: str) -> Worker | None:
@@ -309,11 +313,11 @@ class Workers:
         for pool in self._serving.get(type_, ()):
             del pool.queued_types[type_]
 
-    def _put_in_order(self, type_: str) -> None:
+    def _put_in_order(self, type_: str, served: frozenset[str]) -> None:
         """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
-        if type_ in self._ordered or len(self._ordered) >= MAX_ORDERED:
+        if type_ in self._ordered or (len(self._ordered) >= self._max_ordered and not self._forget_ordered(served)):
             return
-        self._ordered.add(type_)
+        self._ordered[type_] = None
         if type_ not in self._waits:
             return
         suspects = self._suspects.take_all(type_)
@@ -324,6 +328,18 @@ class Workers:
         for item in (*suspects, *others):  # no lines yet
             assert type(item) is Job
             self.enqueue(item)
+
+    def _forget_ordered(self, served: frozenset[str]) -> bool:
+        """Forget the order of a type that nobody serves and of which nothing waits: a handler that names ever new types
+        must not take away the place of those that others serve. `served` will be served in a moment. Return whether
+        such a type was found."""
+        for _ in range(MAX_LOOKS):
+            type_ = next(iter(self._ordered))
+            del self._ordered[type_]
+            if not (type_ in self._serving or type_ in served or type_ in self._waits):
+                return True
+            self._ordered[type_] = None
+        return False
 
     def queued_count(self, type_: str) -> int:
         """Return how many messages of a type wait."""

@@ -30,6 +30,8 @@ MAX_TARGETS = 10_000
 
 ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
+MAX_USER = 128
+"""Characters of a user's name."""
 MAX_TYPE = 128
 """Characters of a message type. No handler can serve a longer one: what the answer is, is known at once."""
 MAX_ID = 512
