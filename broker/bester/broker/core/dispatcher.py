@@ -1,7 +1,7 @@
-"""A message's way through the broker: enter → place → give → answered → (commands) → settle.
+"""The way of a message through the broker: enter → dispatch → assign → reply → (commands) → settle.
 
-What a handler's commands ask for is begun by `commands` and counted on the message's case; here every ending, however
-it comes about, settles one count. The last one sends the report. Links, roles and liveness are the router's.
+`commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
+of a result settles one count, and the last one sends the report. Links, roles and liveness belong to the router.
 """
 
 from __future__ import annotations
@@ -91,15 +91,16 @@ class Dispatcher:
             "types": Bound(len(self._learned), limits.max_types),
         }
 
-    # --- in ---
+    # --- entry ---
 
     def enter(self, job: Job, now: float) -> None:
-        """A message has come from outside: a client, a server, or a handler that sends it on to another."""
+        """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
         self._reports.begin(job.case)
         self.dispatch(job, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
-        """A handler acts of its own initiative: as if it answered a message that nobody sent."""
+        """Carry out the commands of a handler that acts on its own initiative, as if it had replied to a message of its
+        own."""
         self._reports.begin(case)
         self._trace.add((now, case.root, case.id, "emitted", type_))
         wrong = fault(commands)
@@ -134,7 +135,7 @@ class Dispatcher:
             self._workers.enqueue(job)
 
     def knows_type(self, type_: str) -> bool:
-        """Is the type served, or was it ever?"""
+        """Return whether the type is served now, or ever was."""
         return type_ in self._seen_types or self._workers.serves(type_)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
@@ -172,22 +173,22 @@ class Dispatcher:
         self._out.messages[worker.link].append(request)
 
     def feed(self, worker: Worker, now: float) -> None:
-        """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
+        """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
         workers = self._workers
         self._fill(worker, now)
         if workers.requeued or workers.freed:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Give a worker what waits, as far as its credit goes."""
+        """Assign waiting messages to a worker up to its credit."""
         while (job := self._workers.next_for(worker)) is not None:
             self._assign(worker, job, now)
 
     def _share_out(self, now: float) -> None:
-        """Give what was put back into a queue to whoever is free, in turn."""
+        """Assign requeued messages to free workers, in turn."""
         workers = self._workers
-        for aside in workers.isolate():
-            self._fill(aside, now)
+        for isolated in workers.isolate():
+            self._fill(isolated, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
             self._fill(freed, now)
@@ -196,12 +197,12 @@ class Dispatcher:
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
                     self._assign(worker, job, now)
-                    if not worker.groups:  # of a line that is now its own it takes on what it has credit for
+                    if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 
     def on_worker_joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
-        """A worker has come."""
-        for type_ in sorted(types):  # what is written is in an order that a test can see again
+        """Take in a new worker: learn its types, and give it messages."""
+        for type_ in sorted(types):  # so that writes have an order that a test can see again
             self._unserved.pop(type_, None)
             if type_ not in self._learned and len(self._learned) < self._limits.max_types:
                 self._learned.add(type_)
@@ -213,28 +214,28 @@ class Dispatcher:
     def on_worker_rejoined(
         self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float
     ) -> None:
-        """A worker has said what it serves anew."""
+        """Take in a worker's new HELLO: it replaces its types, credit and order."""
         before = worker.pool.types
         self._workers.rejoin(worker, types, credit, ordered)
         self._unserve(before, now)
         self.on_worker_joined(worker, types, now)
 
     def on_worker_leaving(self, worker: Worker, now: float) -> None:
-        """A worker takes no new messages; what it holds stays its own."""
+        """Give a leaving worker no new messages; those in flight stay its own."""
         types = worker.pool.types
         self._workers.leave(worker)
         self._unserve(types, now)
         self._share_out(now)
 
     def suspend(self, worker: Worker, now: float) -> None:
-        """A worker holds nothing but messages that are over, and answers none of them: its types are for others."""
+        """Pass over a worker that holds nothing but settled messages and answers none of them."""
         types = worker.pool.types
         self._workers.suspend(worker)
         self._unserve(types, now)
         self._share_out(now)
 
-    def _gave_back(self, worker: Worker) -> None:
-        """A worker has answered a message that was over: it has a place again."""
+    def _on_late_answer(self, worker: Worker) -> None:
+        """Take in the answer to a settled message: the worker has credit again."""
         worker.overdue -= 1
         if worker.stuck:
             self._workers.resume(worker)
@@ -242,8 +243,8 @@ class Dispatcher:
                 self._unserved.pop(type_, None)
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
-        """Note since when types are not served. Of a type that was not learned (there are too many) nothing waits for a
-        worker to come back, so nothing is noted: a handler may say HELLO with other types as often as it likes."""
+        """Note since when types are not served. Types that were not learned (there are too many) are not noted, since
+        none of their messages waits for a worker: a handler may say HELLO with other types as often as it likes."""
         for type_ in types:
             if type_ in self._seen_types and not self._workers.serves(type_):
                 self._unserved.setdefault(type_, now)
@@ -251,9 +252,10 @@ class Dispatcher:
     # --- from a handler ---
 
     def on_reply(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
-        """A handler has replied; `feed` it when it has said all. Returns (code, text) of what was wrong, or None."""
+        """Carry out a handler's reply; the router calls `feed` after the last reply of a batch. Returns (code, text)
+        where the reply is wrong, else None."""
         token, status, commands, note, code = reply
-        job = self._taken(worker, token)
+        job = self._take_back(worker, token)
         if job is None:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
@@ -268,31 +270,31 @@ class Dispatcher:
                 self._end(job, failed(wrong[0]))
             else:
                 self._commands.carry_out(job, commands, now)
-                job.is_settled = True  # as `_end`, without a call for every message
+                job.is_settled = True  # as `_end`, inline for speed
                 self._reports.settle_one(job.case)
         return wrong
 
     def on_malformed_reply(self, worker: Worker, token: int, now: float) -> None:
-        """A handler has replied something that cannot even be read."""
-        job = self._taken(worker, token)
+        """End the message whose reply could not be decoded."""
+        job = self._take_back(worker, token)
         if job is not None and not job.is_settled:
             self._end(job, failed("bad-reply"))
         self.feed(worker, now)
 
-    def _taken(self, worker: Worker, token: int) -> Job | None:
+    def _take_back(self, worker: Worker, token: int) -> Job | None:
         job = self._workers.complete(worker, token)
         if job is None:
             return None
         if job.is_settled:
-            self._gave_back(worker)
-        else:  # as `_let_go`, without a call for every message
+            self._on_late_answer(worker)
+        else:  # as `_let_go`, inline for speed
             self._held -= 1
             self._held_bytes -= len(job.body)
         return job
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
-        """Return the reason of a failure that comes after the message's time: a handler that knows its deadline gives
-        up then, and may be heard before this broker has looked at its clock."""
+        """Return the code of a failure that comes after the message's time: a handler that knows its deadline gives up
+        then, and may be heard before this broker looks at its clock."""
         if now - job.since >= self._timeouts.of(worker, job.type):
             self._dead_letters.bury(job, "timeout", now)
             return "timeout"
@@ -300,7 +302,7 @@ class Dispatcher:
         return "expired" if expires is not None and now >= expires else None
 
     def _let_go(self, job: Job) -> None:
-        """It no longer counts against what may be held."""
+        """Stop counting a message against what may be held."""
         self._held -= 1
         self._held_bytes -= len(job.body)
 
@@ -310,8 +312,8 @@ class Dispatcher:
         self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
-        """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
-        used up an attempt; of several each is given alone, until it is known which one kills."""
+        """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
+        used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""
         lost = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
         if len(lost) == 1:
@@ -329,12 +331,12 @@ class Dispatcher:
         if len(again) > 1:
             self._out.notice("suspected", messages=len(again), types=sorted({job.type for job in again}))
         self._share_out(now)
-        for keeper in [keeper for job in again if (keeper := self._workers.bound_worker(job)) is not None]:
-            self.feed(keeper, now)
+        for worker in [bound for job in again if (bound := self._workers.bound_worker(job)) is not None]:
+            self.feed(worker, now)
 
     def _died_over(self, job: Job, now: float) -> list[Job]:
-        """A worker has died with this message alone in its hands, over it or after it. Those it was suspected with are
-        cleared. Returns the message where it is to be tried again."""
+        """Take in that a worker died while holding this message alone, and clear those suspected together with it.
+        Returns the message where it is to be tried again."""
         deaths = 1
         if job.suspicion is not None:
             deaths += job.suspicion.deaths
@@ -352,7 +354,7 @@ class Dispatcher:
     # --- endings ---
 
     def on_confirm(self, link: Link, confirm: Confirm, now: float) -> None:
-        """A bridge says what it has delivered, and what it could not."""
+        """Take in which deliveries a bridge has made, and which failed."""
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
@@ -365,7 +367,7 @@ class Dispatcher:
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        if delivery.reported and not failures:  # the case ends with it, and its outcomes are asked for no more
+        if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
             for target in delivery.targets:
                 self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
             self._reports.settle_one(case, silent=True)
@@ -385,7 +387,7 @@ class Dispatcher:
         self._reports.settle_one(case, silent=delivery.reported and not failures)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
-        """A bridge is gone, and with it its sessions; what it had not confirmed may have been delivered."""
+        """Forget a bridge and its sessions; deliveries that it had not confirmed may have been made."""
         self._bridges.pop(link, None)
         self._directory.drop(link)
         for delivery in self._deliveries.drop_link(link):
@@ -396,7 +398,8 @@ class Dispatcher:
         self._relays.on_link_lost(link, now)
 
     def _end(self, job: Job, outcome: str | None, note: str | None = None) -> None:
-        """A parcel that is no longer held has ended; `outcome` where it failed, `note` where its sender is told why."""
+        """Settle a message that is no longer held; `outcome` is its failure, if any, and `note` the reason for its
+        sender."""
         job.is_settled = True
         if outcome is not None:
             job.case.record(job.target, outcome, note)
@@ -408,13 +411,13 @@ class Dispatcher:
     # --- time ---
 
     def tick(self, workers: list[Worker], now: float) -> None:
-        """End what has waited too long."""
-        before = partial(self._waits_since, now, self._hopeless(workers))
+        """End messages that have waited, or were worked on, for too long."""
+        waits_since = partial(self._waits_since, now, self._hopeless(workers))
         for type_ in self._workers.waiting_types():
-            self._give_up(self._workers.overdue(type_, before), now)
+            self._give_up(self._workers.overdue(type_, waits_since), now)
         for worker in workers:
             if worker.groups:
-                self._give_up(self._workers.overdue_for(worker, before), now)
+                self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
         self._mailboxes.tick(now)
@@ -422,13 +425,13 @@ class Dispatcher:
         self._queues.tick(now)
 
     def _hopeless(self, workers: list[Worker]) -> Collection[str]:
-        """Return the types that nobody will serve any more: this broker ends, and their workers hang."""
+        """Return the types that nobody will serve any more: this broker ends, and their workers are stuck."""
         return {type_ for each in workers if each.stuck for type_ in each.pool.types} if self.ending else ()
 
     def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:
-        """Return since when a message must have waited to be given up now."""
+        """Return the time since which a message must have waited to be given up now."""
         limits, type_ = self._limits, job.type
-        begun = job.attempt > job.attempts_before  # such a one waits longer for a worker that is started again
+        begun = job.attempt > job.attempts_before  # a handler died over it: wait longer, until a worker is restarted
         if not self._workers.serves(type_):
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
             if type_ in hopeless:
@@ -438,7 +441,8 @@ class Dispatcher:
         return now - (limits.suspect_s if begun else limits.request_s)
 
     def _end_late(self, worker: Worker, now: float) -> None:
-        """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
+        """End messages that a worker was given too long ago. They occupy its credit until they are answered, but no
+        memory."""
         timeouts = self._timeouts
         usual_s, configured, shortest_s = timeouts.usual_s(worker.lease_s), timeouts.configured, timeouts.shortest_s
         for job in worker.inflight.values():

@@ -11,10 +11,10 @@ from bester.broker.wire.messages import Message
 
 
 class Link(NamedTuple):
-    """Where a party is heard and answered.
+    """A way to a party.
 
-    `door` is how it came in: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
-    (a link this broker opened; `key` is then the server's name). `key` tells links of one door apart.
+    `door` is the kind of way: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
+    (a link that this broker opened; `key` is then the server's name). `key` tells links of one door apart.
     """
 
     door: str
@@ -22,7 +22,7 @@ class Link(NamedTuple):
 
 
 class Verify(NamedTuple):
-    """Check a password off the loop and tell the router `verified`."""
+    """Check a password off the loop, then call `Router.on_verified`."""
 
     link: Link
     session: int
@@ -65,15 +65,15 @@ class Notice(NamedTuple):
 
 
 class LookUp(NamedTuple):
-    """The hosts of these servers are in doubt: look their names up, and tell the router `hosts_changed`."""
+    """Look up the names of these servers, whose addresses are in doubt, then call `Router.on_hosts_changed`."""
 
     servers: frozenset[str]
 
 
 class Restart(NamedTuple):
-    """A handler's process is of no use any more: whoever started it is to end it and start it again.
+    """Have a useless handler process ended and started again by the program that started it.
 
-    `process` is its number as the shell knows it, None where the shell does not know it.
+    `process` is the number of the process, None where the shell does not know it.
     """
 
     process: int | None
@@ -97,7 +97,7 @@ ShellCall = Verify | Notice | LookUp | Restart
 
 
 class Effects:
-    """Everything that one call of the router asks of its shell, carried out in this order:
+    """Effects of one call of the router, which its shell carries out in this order:
 
     `writes`  on disk before any of the messages is sent
     `reads`   answered afterwards, by `Router.on_read`

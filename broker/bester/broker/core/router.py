@@ -1,13 +1,13 @@
-"""The broker's core: every message of every link comes in here, and what is to be done comes out as actions.
+"""The broker's core: every message of every link enters here, and everything to be done comes out as `Effects`.
 
     router = Router(settings, epoch="…", first_token=…, now=now, snapshot=store.open())
-    outbox = router.receive_all(link, messages, now)
+    effects = router.receive_all(link, messages, now)
 
-Whoever calls has what the outbox wants written on disk before anything of it is sent, tells the router `committed`, and
-reads for it what it wants read (`found`); both may want more.
+The shell commits the effects' writes before it sends any of their messages, then calls `on_committed`; it reads their
+reads, and calls `on_read` with each answer. Both return more effects.
 
-The router knows the parties, what each may say, and when one has fallen silent; a message's own way is the
-exchange's. Nothing here raises on the wire's account.
+The router knows the parties, the permissions of each, and which have fallen silent; the way of a message is the
+dispatcher's. Bad input from a link never raises here.
 """
 
 from __future__ import annotations
@@ -63,12 +63,15 @@ _RELAY_OP = OP_OF[Relay]
 
 
 class Router:
-    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52;
-    `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970; None: there is no
-    other clock), `boot` names this run of the machine, empty where nothing does.
+    """State of one broker.
 
-    `process_of` gives the number of the process at the other end of a link, None where that is not known; `is_stopped`
-    says whether a process is stopped (by a signal or a debugger).
+    `epoch` tells this life from earlier ones; `first_token` is random, below 2^52; `now` is the machine's monotonic
+    clock, `wall_s` the wall clock (seconds since 1970; None: there is no other clock), `boot` the name of this run of
+    the machine, empty where there is none.
+
+    `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
+    link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
+    debugger).
     """
 
     def __init__(
@@ -114,7 +117,8 @@ class Router:
         self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
-        """Return all names this server has, or had: ids of its messages begin with one of them. A new one is saved."""
+        """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
+        name."""
         name = self.settings.name
         if name not in known[-1:]:
             self._out.writes.append(SaveName(name))
@@ -125,7 +129,7 @@ class Router:
     # --- in ---
 
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
-        """Take in the messages that came on a link at once; returns what is to be done."""
+        """Take in the messages that arrived on a link in one batch, in order."""
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
@@ -136,11 +140,11 @@ class Router:
                 self._peers.greet(link, peer, message, now)
                 peer = self._by_link.get(link)
                 continue
-            handle = self._table[peer.role].get(type(message))
-            if handle is not None:
-                handle(peer, message, now)
+            carry_out = self._table[peer.role].get(type(message))
+            if carry_out is not None:
+                carry_out(peer, message, now)
             else:
-                self._anybody(peer, message, now)
+                self._receive_common(peer, message, now)
             if peer.leaving:
                 peer = self._by_link.get(link)
         if peer is not None:
@@ -157,7 +161,7 @@ class Router:
         return self._out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """A server that we have linked to answers what we sent it, and says nothing else."""
+        """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
         if isinstance(message, Relayed):
             self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
@@ -166,33 +170,33 @@ class Router:
     def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
     ) -> Effects:
-        """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
-        try again after so long."""
+        """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
+        `retry_s`: seconds after which a refused client may try again."""
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
             if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
-            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
+            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
                 self._units.mailboxes.on_login(user, now)
         return self._take()
 
     def users(self) -> list[str]:
-        """Return the users with a connection, and those for whom something waits."""
+        """Return the users with a session, and those for whom messages are queued."""
         return sorted({*self._units.directory.users(), *self._units.queues.owners()})
 
     def on_account_removed(self, user: str, now: float) -> Effects:
-        """There is no such account any more: end the user's connections, and what waits."""
+        """Close the sessions of a removed user, and end the messages queued for that user."""
         self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
         for link, sessions in (self._units.directory.places(user) or {}).items():
             for session in sessions:
-                self._say(link, Close(session))
+                self._send(link, Close(session))
         return self._take()
 
     def on_undeliverable(self, link: Link, message: Message, now: float) -> Effects:
-        """A message could not be sent: the party is gone, or does not read."""
+        """Take in that a message could not be sent: the party is gone, or does not read."""
         peer = self._by_link.get(link)
         if peer is not None:
             self._peers.on_peer_lost(peer, "nothing can be sent to it", now)
@@ -201,7 +205,7 @@ class Router:
         return self._take()
 
     def on_server_ready(self, name: str, now: float) -> Effects:
-        """The link this broker opened to a server is up."""
+        """Take in that the link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._out.notice("server-reached", server=name)
@@ -209,7 +213,8 @@ class Router:
         return self._take()
 
     def on_server_lost(self, name: str, why: str, now: float) -> Effects:
-        """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
+        """Take in that the link this broker opened to a server is down, or could not be opened; log each reason once
+        until the link is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
@@ -217,14 +222,14 @@ class Router:
         return self._take()
 
     def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
-        """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
-        was found, or has changed, is tried again soon."""
+        """Take in a new table of the native servers' addresses. Messages queued for a server whose address was found,
+        or has changed, are tried again soon."""
         for server in self._ingress.on_hosts_changed(hosts, now):
             self._relays.on_contact(server, now)
         return self._take()
 
     def tick(self, now: float, wall_s: float | None = None) -> Effects:
-        """Let time pass; call it a few times a second, with what the wall clock shows."""
+        """Let time pass; to be called a few times a second, with the wall clock's time."""
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
             self._out.notice("clock-jumped", seconds=round(jump_s, 3))
@@ -240,7 +245,7 @@ class Router:
     # --- the store ---
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
-        """A group of writes is on disk, or could not be put there: what waited for it is reported."""
+        """Take in the result of a group of writes: settle the cases that waited for it."""
         if not result.ok:
             self._out.notice("storage-full", why=result.why)
         self._units.queues.on_committed(writes, result, now)
@@ -252,17 +257,17 @@ class Router:
         return self._take()
 
     def dismiss(self, reason: str) -> Effects:
-        """This broker ends: say GOODBYE to everyone on the fabric."""
+        """Send GOODBYE to every party on the fabric, because this broker ends."""
         self._inbound_lanes.tick()
         self._peers.say_to_all(Goodbye(reason))
         return self._take()
 
     def on_types_given_up(self, types: frozenset[str]) -> None:
-        """Whoever starts the handlers of these types does not start them any more: a message for one does not wait."""
+        """Take in which types have handlers that will not be started again: messages of these types do not wait."""
         self._dispatcher.given_up = types
 
     def drain(self) -> None:
-        """This broker is about to end: what enters from now on is refused, what is under way goes on."""
+        """Refuse all messages from now on, and let those under way go on: this broker is about to end."""
         self._ingress.draining = True
         self._dispatcher.ending = True
 
@@ -272,7 +277,8 @@ class Router:
         return self._units.reports.open == 0
 
     def inspect(self) -> Inspection:
-        """Return what this broker holds now. It is counted when it is asked for, and takes longer the more there is."""
+        """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
+        there is."""
         units, peers = self._units, self._by_link.values()
         bounds = {
             **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
@@ -299,12 +305,12 @@ class Router:
             bounds=bounds,
         )
 
-    def _say(self, link: Link, message: Message) -> None:
+    def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
-    # --- everybody ---
+    # --- every role ---
 
-    def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
+    def _receive_common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
             return
         if isinstance(message, Goodbye):
@@ -320,7 +326,7 @@ class Router:
 
     def _refuse(self, peer: Peer, error: Error) -> None:
         self._out.notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
-        self._say(peer.link, error)
+        self._send(peer.link, error)
 
     # --- handlers ---
 
@@ -329,7 +335,7 @@ class Router:
         wrong = self._dispatcher.on_reply(peer.worker, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
-        if peer.leaving:  # perhaps its last: what stood behind it is for others
+        if peer.leaving:  # after its last reply its message groups are for other workers
             self._dispatcher.feed(peer.worker, now)
             self._peers.forget_when_done(peer)
 
@@ -346,7 +352,7 @@ class Router:
         else:
             answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
         if answer is not None:
-            self._say(peer.link, answer)
+            self._send(peer.link, answer)
 
     # --- bridges ---
 
@@ -358,7 +364,7 @@ class Router:
         if self._units.directory.open(peer.link, message.session, message.user):
             self._units.mailboxes.on_login(message.user, now)
         else:
-            self._say(peer.link, Close(message.session))
+            self._send(peer.link, Close(message.session))
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)
