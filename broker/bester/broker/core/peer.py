@@ -1,4 +1,4 @@
-"""Who is on a link, and what its HELLO may say."""
+"""A party on a link, and the rules of its HELLO."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ _HELLO_OP = 1
 
 
 class Peer:
-    """A party that has said HELLO. `logins` are the sessions whose password is being checked; `edge` is what is known
-    of a bridge over all its links, None of one in this process, whose link is never lost. `process` is the number of
-    the process at the other end, None where the shell does not know it."""
+    """A party that has said HELLO.
+
+    `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
+    None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
+    end, None where the shell does not know it.
+    """
 
     __slots__ = (
         "last_heard",
@@ -51,9 +54,10 @@ class Peer:
         self.process: int | None = None
 
     def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
-        """Was nothing heard for too long? A direct link is this process itself, and never silent.
+        """Return whether nothing was heard from the party for too long. A direct link is this process, and never
+        silent.
 
-        A lease is for a handler that works and cannot speak meanwhile: one whose process is stopped has none.
+        A lease is for a handler that works and cannot speak meanwhile: a handler whose process is stopped has none.
         """
         if self.link.door == "direct":
             return False
@@ -66,7 +70,7 @@ class Peer:
 
 
 class HandlerOptions:
-    """What a handler's HELLO asks for: its types, credit, lease and ordered types."""
+    """Options of a handler's HELLO: its types, credit, lease and ordered types."""
 
     __slots__ = ("credit", "lease_s", "ordered", "types")
 
@@ -78,7 +82,7 @@ class HandlerOptions:
 
 
 def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
-    """Return the ERROR that answers a HELLO which cannot be accepted, None where it can."""
+    """Return the ERROR that answers a HELLO which cannot be accepted, None where the HELLO is good."""
     if hello.version != VERSION:
         return Error("version", f"version {hello.version} is not spoken here; {VERSION} is", _HELLO_OP)
     if not hello.name or len(hello.name) > MAX_NAME or not hello.name.isprintable():

@@ -1,4 +1,5 @@
-"""Who is there: parties greet, fall silent, leave, come back. What it means for messages, the exchange knows. Pure."""
+"""Parties that are connected: they greet, fall silent, leave and come back; the dispatcher knows their messages.
+Pure."""
 
 from __future__ import annotations
 
@@ -30,11 +31,11 @@ from bester.broker.wire.messages import (
 )
 
 MAX_EPOCH = 64
-"""Characters of what a bridge calls its life."""
+"""Characters of the name that a bridge gives its life."""
 
 
 class Peers:
-    """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
+    """The parties of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes."""
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
@@ -53,9 +54,11 @@ class Peers:
         self._restarts = restarts
         self._process_of = process_of
         self._is_stopped = is_stopped
-        self._unknown: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
-        self.resumes: dict[str, BridgeResume] = {}  # by prefix of their ids, while a link to them may come back
-        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link; the one lost first is the first
+        self._unknown: dict[
+            Link, tuple[float, bool]
+        ] = {}  # links without HELLO: when answered, and whether undecodable
+        self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
+        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -63,7 +66,7 @@ class Peers:
 
     @property
     def strangers(self) -> int:
-        """How many links are remembered that spoke before their HELLO."""
+        """Number of links remembered that spoke before their HELLO."""
         return len(self._unknown)
 
     def bounds(self) -> dict[str, Bound]:
@@ -77,17 +80,17 @@ class Peers:
     # --- coming ---
 
     def greet(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
-        """A link speaks that is not known, or says HELLO."""
+        """Take in a message from an unknown link, or a HELLO."""
         if isinstance(message, Hello):
             self._hello(link, peer, message, now)
         else:
             self._answer_unknown(link, message, now)
 
     def _answer_unknown(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong.
+        """Answer a link that has not said HELLO, or said it wrong: at most once a heartbeat.
 
-        Of what cannot be read at all the answer says why: it may have been meant as a HELLO. A link that is merely not
-        known any more is told so at once, even behind that.
+        The answer to bytes that cannot be decoded says why: they may have been meant as a HELLO. A link that is merely
+        not known any more is answered at once, even after such an answer.
         """
         unreadable = isinstance(message, Malformed) and message.op in (None, OP_OF[Hello])
         last, was_unreadable = self._unknown.get(link, (None, False))
@@ -107,8 +110,8 @@ class Peers:
         error = refusal(self._settings, link, hello)
         options = None
         if error is None and hello.role == "handler":
-            read = handler_options(self._settings.limits, hello.options)
-            error, options = (read, None) if isinstance(read, Error) else (None, read)
+            parsed = handler_options(self._settings.limits, hello.options)
+            error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many parties", OP_OF[Hello])
         if error is not None:
@@ -122,7 +125,7 @@ class Peers:
         if peer is None:
             peer = self.by_link[link] = Peer(link, hello.role, hello.name, now)
             types = {"types": sorted(options.types)} if options else {}
-            if hello.role != "operator":  # one for each question asked from a command line
+            if hello.role != "operator":  # an operator joins for each question from a command line
                 self._out.notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
@@ -136,28 +139,29 @@ class Peers:
             self._relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
 
     def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
-        """Return what a WELCOME says; to a handler also how long it may take over one message."""
+        """Return the options of a WELCOME; a handler's include the time that it may take over one message."""
         limits = self._settings.limits
-        said: dict[str, Any] = {
+        options: dict[str, Any] = {
             "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
         }  # fmt: skip
         if handler is not None:
             timeouts = self._timeouts
-            said["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
-            own = {
+            options["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
+            configured_ms = {
                 type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
             }
-            if own:
-                said["timeouts_ms"] = own
-        return said
+            if configured_ms:
+                options["timeouts_ms"] = configured_ms
+        return options
 
     def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
-        """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
+        """Take in a bridge that has come, or has come back on another link: its old link is void then, whatever its
+        state."""
         self._serial += 1
         epoch = hello.options.get("epoch")
-        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # it is part of ids
+        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # part of ids
         resume = epoch if is_usable else f"{self._epoch}.{self._serial}"
-        # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
+        # A bridge whose name ends with its epoch has the epoch once in its ids, so that ids and log agree.
         prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{resume}')}-{resume}/"
         listeners = hello.options.get("listeners")
         peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
@@ -173,7 +177,7 @@ class Peers:
                 known.relink(link, now)
                 self._unlinked.pop(prefix, None)
             peer.resume = known
-        elif peer.resume is not None:  # HELLO again on the same link: all that was said on it before is void, too
+        elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
@@ -193,7 +197,7 @@ class Peers:
     # --- going ---
 
     def on_goodbye(self, peer: Peer, now: float) -> None:
-        """A party leaves; a handler ends first what it was given."""
+        """Let a party leave; a handler first ends the messages that it holds."""
         self._out.send(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
@@ -203,13 +207,13 @@ class Peers:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
-        """A handler that leaves is gone once it owes no reply."""
+        """Forget a leaving handler once it owes no reply."""
         if peer.leaving and peer.worker is not None and not peer.worker.inflight:
             self.by_link.pop(peer.link, None)
             self._out.notice("left", role=peer.role, name=peer.name)
 
     def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
-        """A party is gone, whether it said so or not; what it held goes to others."""
+        """Forget a party that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
             self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
@@ -232,9 +236,9 @@ class Peers:
     # --- time ---
 
     def tick(self, now: float) -> bool:
-        """Give up who has fallen silent, and be heard; says whether the others' silence proves anything just now."""
+        """Give up silent parties and send heartbeats; returns whether another party's silence proves anything now."""
         limits = self._settings.limits
-        if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves
+        if now - self._ticked > limits.heartbeat_s:  # pause of this process itself
             self._resumed = now
             for peer in self.by_link.values():
                 peer.last_heard = now
@@ -249,16 +253,16 @@ class Peers:
         self._forget_resumes(now)
         return (
             now - self._resumed >= limits.heartbeat_s
-        )  # what came meanwhile is read before anything is held to be late
+        )  # messages that arrived meanwhile are read before any is held to be late
 
     def say_to_all(self, message: Message) -> None:
-        """Say something to everyone on the fabric."""
+        """Send a message to every party on the fabric."""
         for link in self.by_link:
             if link.door != "direct":
                 self._out.send(link, message)
 
     def count_reports(self) -> None:
-        """A bridge that may lose its link counts the reports that come on it, and so do we."""
+        """Count the reports sent to bridges that may lose their link; such a bridge counts those that arrive."""
         for link, messages in self._out.messages.items():
             peer = self.by_link.get(link)
             if peer is not None and peer.resume is not None:

@@ -1,4 +1,4 @@
-"""What may be asked, and the answers."""
+"""Questions that a party may ask (ASK) about this broker, and their answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MAX_MESSAGE_ID = 1024
 
 
 class Questions:
-    """Answers ASK from what the broker knows. `names` are those that ids of this server's messages may begin with."""
+    """Answers from the broker's memory, and for `outcome` from the store. `names` are those that ids of this server's
+    messages may begin with."""
 
     def __init__(
         self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace, out: Effects
@@ -29,7 +30,7 @@ class Questions:
         self._out = out
 
     def _find_outcomes(self, link: Link, ask: Ask) -> bool:
-        """Look up what became of a message of one of a bridge's sessions, and answer then. Returns False where the
+        """Look up the outcomes of a message of one of a bridge's sessions, and answer then. Returns False where the
         message cannot be that session's."""
         argument = ask.argument
         if type(argument) is not list or len(argument) != 2:
@@ -38,8 +39,8 @@ class Questions:
         user = self._directory.user(link, session) if type(session) is int else None
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
             return False
-        resume, _, counter = message.rpartition("/")
-        if resume.partition("/")[0] not in self._names or not counter.isdecimal():
+        prefix, _, counter = message.rpartition("/")
+        if prefix.partition("/")[0] not in self._names or not counter.isdecimal():
             return False
 
         def on_answer(outcomes: dict[str, str] | None, now: float) -> None:

@@ -1,7 +1,7 @@
-"""Finds the handlers that are of no use though nobody saw them die, and asks for their processes to be started again.
+"""Handlers that are useless though nobody saw them die: find them, and ask for their processes to be started again.
 
-There are two kinds. A *stuck* handler is alive, but all its places are held by messages that are over: it took too long
-over them and answers none. It is passed over until it answers one. A *fallen* handler was silent for too long, was
+There are two kinds. A *stuck* handler is alive, but settled messages hold all its credit: it took too long over them
+and answers none. Such a handler is passed over until it answers one. A *fallen* handler was silent for too long, was
 taken for dead, and did not come back.
 """
 
@@ -19,17 +19,17 @@ STUCK_WHY = "all its places are held by messages that are over"
 
 
 class Restarts:
-    """The useless handlers of one broker. `look` is called at every tick."""
+    """The useless handlers of one broker. `tick` is called at every tick of the router."""
 
     def __init__(self, settings: Settings, dispatcher: Dispatcher, out: Effects) -> None:
         self._limits = settings.limits
         self._dispatcher = dispatcher
         self._out = out
         self._stuck: dict[Peer, None] = {}
-        self._fallen: dict[int, tuple[float, str]] = {}  # by process: since when, and its name
+        self._fallen: dict[int, tuple[float, str]] = {}  # by process: time and name
 
     def fell(self, peer: Peer, now: float) -> None:
-        """Remember a handler that was given up for its silence, to see whether it comes back."""
+        """Remember a handler that was given up for its silence, to see whether the handler comes back."""
         if peer.process is None:
             return
         self._fallen.pop(peer.process, None)
@@ -38,12 +38,13 @@ class Restarts:
         self._fallen[peer.process] = (now, peer.name)
 
     def on_process_seen(self, process: int | None) -> None:
-        """Forget about a process: it has said HELLO."""
+        """Forget a process: it has said HELLO."""
         if process is not None:
             self._fallen.pop(process, None)
 
     def tick(self, peers: Collection[Peer], now: float) -> None:
-        """Find who has become stuck, who is no longer, and who did not come back."""
+        """Find the handlers that have become stuck, those that are stuck no longer, and those that did not come
+        back."""
         for peer in peers:
             worker = peer.worker
             if worker is not None and (worker.overdue or worker.full_since is not None):
@@ -61,12 +62,12 @@ class Restarts:
                 self._out.calls.append(Restart(process, name, why))
 
     def _look_at(self, peer: Peer, worker: Worker, now: float) -> None:
-        if not worker.full_of_the_past:
+        if not worker.is_full_of_overdue:
             worker.full_since = None
             return
         if worker.full_since is None:
             worker.full_since = now
-        # In the end there is nothing to wait for: one that gives a place back is given nothing more.
+        # While the broker ends there is nothing to wait for: a worker that frees credit gets no more messages.
         patience_s = 0.0 if self._dispatcher.ending else self._limits.stuck_s
         if worker.leaving or now - worker.full_since < patience_s:
             return
