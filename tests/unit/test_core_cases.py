@@ -25,7 +25,7 @@ def test_all_delivered_names_nobody() -> None:
     assert one.answer(7) == Report(7, 0, None, "m", {})
 
 
-def test_anything_else_names_everybody() -> None:
+def test_outcome_other_than_delivered_names_everybody() -> None:
     one = case()
     one.record("alice", "delivered")
     one.record("s2", "sent")
@@ -57,7 +57,7 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
         assert relay.answer(7) == Relayed(7, outcome, {"carried": True} if status else {})
 
 
-def test_a_server_is_told_what_will_be_told_later_and_that_something_was_done() -> None:
+def test_relayed_counts_queued_results_and_says_carried() -> None:
     """Where nothing was carried out it may send it again; where something was, that would do it twice."""
     refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
     refused.record(None, failed("no-handler"))
@@ -71,7 +71,7 @@ def test_a_server_is_told_what_will_be_told_later_and_that_something_was_done() 
 
 
 @pytest.mark.parametrize("code", sorted(CODES))
-def test_worth_another_try_is_what_did_not_get_in_and_may_later(code: str) -> None:
+def test_refusals_that_may_pass_are_tried_again(code: str) -> None:
     later = {"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"}
     assert try_again(failed(code), {}) == (code in later)
     assert not try_again(failed(code), {"carried": True})

@@ -76,7 +76,7 @@ def test_bodies_with_passwords_may_not_be_kept() -> None:
 @pytest.mark.parametrize("door", ["ipc", "direct", "tcp"])
 @pytest.mark.parametrize("accept", ["listed", "open", "none"])
 @pytest.mark.parametrize("role", ["handler", "bridge", "operator", "server", "king", ""])
-def test_who_may_join(role: str, accept: str, door: str) -> None:
+def test_roles_that_may_join(role: str, accept: str, door: str) -> None:
     allowed = {
         "handler": True,
         "bridge": door != "tcp",
@@ -86,7 +86,7 @@ def test_who_may_join(role: str, accept: str, door: str) -> None:
     assert (policy.may_join(settings(accept), door, role, "s2") is None) == allowed
 
 
-def test_a_server_that_is_not_listed_may_join_only_where_the_door_is_open() -> None:
+def test_unlisted_server_may_join_only_where_federation_is_open() -> None:
     assert policy.may_join(settings("listed"), "ipc", "server", "stranger") is not None
     assert policy.may_join(settings("open"), "tcp", "server", "stranger") is None
 
@@ -107,7 +107,7 @@ def test_a_server_that_is_not_listed_may_join_only_where_the_door_is_open() -> N
         ("none", "s2", "chat", "not-allowed"),
     ],
 )
-def test_which_messages_of_servers_may_enter(accept: str, peer: str | None, type_: str, code: str | None) -> None:
+def test_types_of_servers_that_may_enter(accept: str, peer: str | None, type_: str, code: str | None) -> None:
     assert policy.may_enter(settings(accept), peer, type_) == code
 
 

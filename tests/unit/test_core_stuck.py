@@ -59,7 +59,7 @@ def report_after(stand: Stand, bridge: Link, seconds: float) -> tuple[str | None
 # --- stuck ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_handler_whose_places_are_all_over_is_said_so_and_is_to_be_started_again() -> None:
+def test_handler_full_of_settled_messages_is_logged_and_to_be_restarted() -> None:
     ward = Ward("job", "other")
     ward.stand.processes[ward.handler] = 77
     ward.stand.say(ward.handler, Hello(1, "handler", "h", {"types": ["job", "other"], "credit": 2}))
@@ -75,7 +75,7 @@ def test_a_handler_whose_places_are_all_over_is_said_so_and_is_to_be_started_aga
 
 
 @pytest.mark.parametrize(("credit", "hanging"), [(3, 2), (256, 200)])
-def test_one_with_a_place_left_goes_on(credit: int, hanging: int) -> None:
+def test_handler_with_credit_left_goes_on(credit: int, hanging: int) -> None:
     ward = Ward(credit=credit)
     ward.hang(hanging)
     ward.stand.wait(30.0)
@@ -85,7 +85,7 @@ def test_one_with_a_place_left_goes_on(credit: int, hanging: int) -> None:
     assert ward.notices("handler-stuck") == []
 
 
-def test_one_that_gives_a_place_back_in_time_is_not_stuck() -> None:
+def test_handler_that_frees_credit_in_time_is_not_stuck() -> None:
     ward = Ward()
     first, _ = ward.hang(2)
     ward.stand.wait(4.5)
@@ -95,7 +95,7 @@ def test_one_that_gives_a_place_back_in_time_is_not_stuck() -> None:
     assert ward.stand.restarts == []
 
 
-def test_what_waits_for_a_stuck_one_alone_learns_so_soon() -> None:
+def test_message_waiting_for_a_stuck_handler_alone_fails_soon() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -104,7 +104,7 @@ def test_what_waits_for_a_stuck_one_alone_learns_so_soon() -> None:
     assert report_after(ward.stand, ward.bridge, 30.0) == ("no-handler", 5.0)
 
 
-def test_what_waits_for_a_stuck_one_goes_to_another_that_comes() -> None:
+def test_message_waiting_for_a_stuck_handler_goes_to_a_newcomer() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -114,7 +114,7 @@ def test_what_waits_for_a_stuck_one_goes_to_another_that_comes() -> None:
     assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_among_others_is_passed_over() -> None:
+def test_stuck_handler_among_others_is_passed_over() -> None:
     ward = Ward()
     other = ward.stand.handler("job", name="other", credit=1)
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_a_stuck_one_among_others_is_passed_over() -> None:
         assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_that_answers_is_counted_on_again() -> None:
+def test_stuck_handler_that_answers_is_used_again() -> None:
     ward = Ward()
     first, second = ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -149,7 +149,7 @@ def test_a_stuck_one_that_answers_is_counted_on_again() -> None:
     assert len(ward.stand.heard_of(ward.handler, Request)) == 2
 
 
-def test_one_that_becomes_stuck_twice_is_said_so_twice() -> None:
+def test_handler_stuck_twice_is_logged_twice() -> None:
     ward = Ward(credit=1)
     for _ in range(2):
         (token,) = ward.hang(1)
@@ -159,7 +159,7 @@ def test_one_that_becomes_stuck_twice_is_said_so_twice() -> None:
     assert len(ward.notices("handler-stuck")) == len(ward.notices("handler-unstuck")) == 2
 
 
-def test_a_stuck_one_that_says_hello_with_more_credit_has_places_again() -> None:
+def test_stuck_handler_that_says_hello_with_more_credit_is_used_again() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.wait(6.0)
@@ -169,7 +169,7 @@ def test_a_stuck_one_that_says_hello_with_more_credit_has_places_again() -> None
     assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_that_leaves_does_not_come_back_by_an_answer() -> None:
+def test_stuck_handler_that_leaves_does_not_come_back_by_an_answer() -> None:
     ward = Ward()
     first, second = ward.hang(2)
     ward.stand.wait(6.0)
@@ -182,7 +182,7 @@ def test_a_stuck_one_that_leaves_does_not_come_back_by_an_answer() -> None:
     assert report_after(ward.stand, ward.bridge, 30.0)[0] == "no-handler"
 
 
-def test_a_users_messages_do_not_wait_in_order_for_a_stuck_one() -> None:
+def test_message_group_does_not_wait_for_a_stuck_handler() -> None:
     ward = Ward(credit=1, order={"job": "user"})
     ward.hang(1)
     ward.stand.submit(ward.bridge, "job", b"2")
@@ -194,7 +194,7 @@ def test_a_users_messages_do_not_wait_in_order_for_a_stuck_one() -> None:
     assert [ward.stand.answer(other).body for _ in range(2)] == [b"2", b"3"]
 
 
-def test_the_end_does_not_wait_for_what_nobody_will_answer() -> None:
+def test_drain_does_not_wait_for_a_stuck_handler() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -206,7 +206,7 @@ def test_the_end_does_not_wait_for_what_nobody_will_answer() -> None:
     assert ward.stand.restarts == []
 
 
-def test_the_end_waits_for_a_handler_that_has_only_just_died() -> None:
+def test_drain_waits_for_a_handler_that_has_just_died() -> None:
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     ward.stand.router.drain()
@@ -246,7 +246,7 @@ def test_a_failure_after_the_senders_time_is_expired() -> None:
     assert ward.stand.report(ward.bridge).reason == "expired"
 
 
-def test_a_late_success_before_anybody_has_looked_still_counts() -> None:
+def test_late_success_before_the_tick_still_counts() -> None:
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
@@ -304,7 +304,7 @@ def lost(ward: Ward) -> list[str]:
     return [fields["why"] for fields in ward.notices("lost")]
 
 
-def test_one_that_fell_silent_and_stays_away_is_to_be_started_again() -> None:
+def test_fallen_handler_that_stays_away_is_to_be_restarted() -> None:
     ward = silenced()
     ward.stand.wait(6.5)
     assert lost(ward) == ["fallen silent"]
@@ -317,7 +317,7 @@ def test_one_that_fell_silent_and_stays_away_is_to_be_started_again() -> None:
     assert len(ward.stand.restarts) == 1
 
 
-def test_one_that_comes_back_on_whatever_link_is_not() -> None:
+def test_fallen_handler_back_on_any_link_is_not_restarted() -> None:
     ward = silenced()
     ward.stand.wait(20.0)
     link = ward.stand.link()
@@ -334,7 +334,7 @@ def test_one_that_comes_back_on_whatever_link_is_not() -> None:
     assert ward.stand.restarts == []
 
 
-def test_one_whose_process_is_not_known_is_only_lost() -> None:
+def test_fallen_handler_of_unknown_process_is_only_lost() -> None:
     ward = silenced(process=None)
     ward.stand.wait(60.0)
     assert lost(ward) == ["fallen silent"]
@@ -367,7 +367,7 @@ def test_a_lease_shorter_than_the_heartbeats_counts_as_before() -> None:
     assert lost(ward) == ["fallen silent"]
 
 
-def test_of_many_that_fell_silent_the_oldest_are_forgotten() -> None:
+def test_oldest_fallen_handlers_are_forgotten() -> None:
     stand = Stand(Settings("s1", open_accounts=True, limits=Limits(max_fallen=3)))
     for number in range(5):
         link = stand.link()
@@ -394,7 +394,7 @@ def test_a_process_that_fell_silent_on_two_links_holds_up_no_other() -> None:
     assert [restart.process for restart in stand.restarts] == [2, 1]
 
 
-def test_nothing_of_it_concerns_bridges_and_operators() -> None:
+def test_bridges_and_operators_are_never_restarted() -> None:
     stand = Stand()
     for role in ("bridge", "operator"):
         link = stand.link()

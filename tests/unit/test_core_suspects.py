@@ -94,7 +94,7 @@ class Ward:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("place", [0, 5, 9])
-def test_of_ten_in_hand_the_one_that_kills_is_given_up_and_the_others_are_done(workers: int, place: int) -> None:
+def test_killer_among_ten_in_flight_is_given_up_and_the_others_are_done(workers: int, place: int) -> None:
     ward = Ward(workers)
     bodies = [b"%d" % number for number in range(10)]
     bodies[place] = POISON
@@ -129,7 +129,7 @@ def test_256_innocent_ones_of_several_users_types_and_servers_survive_two_that_k
     ward.is_well()
 
 
-def test_a_death_alone_uses_up_an_attempt_and_one_among_others_does_not() -> None:
+def test_death_over_a_lone_message_uses_up_an_attempt_and_one_among_others_does_not() -> None:
     ward = Ward(1, attempts=2)
     for _ in range(3):
         ward.submit(POISON)
@@ -143,7 +143,7 @@ def test_a_death_alone_uses_up_an_attempt_and_one_among_others_does_not() -> Non
     ward.is_well()
 
 
-def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> None:
+def test_suspect_is_alone_with_its_worker_and_new_messages_go_to_others() -> None:
     ward = Ward(3, credit=4)
     first, second, third = ward.hands
     for number in range(6):
@@ -162,7 +162,7 @@ def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> 
     assert not ward.hands[quiet]
 
 
-def test_the_first_of_them_is_given_first_and_before_what_waits() -> None:
+def test_first_suspect_is_given_first_and_before_waiting_messages() -> None:
     ward = Ward(1, credit=3)
     for number in range(5):
         ward.submit(b"%d" % number)
@@ -177,7 +177,7 @@ def test_the_first_of_them_is_given_first_and_before_what_waits() -> None:
     assert [request.body for request in ward.hands[link]] == [b"3", b"4"], "after that it takes several again"
 
 
-def test_the_mates_of_the_one_that_kills_are_cleared_at_its_first_death_alone() -> None:
+def test_group_of_the_killer_is_cleared_at_its_first_death_alone() -> None:
     ward = Ward(1, credit=10)
     for body in (POISON, b"1", b"2", b"3"):
         ward.submit(body)
@@ -191,7 +191,7 @@ def test_the_mates_of_the_one_that_kills_are_cleared_at_its_first_death_alone() 
     assert [request.body for request in ward.hands[other]] == [b"1", b"2", b"3"], "together, as before"
 
 
-def test_in_order_each_users_messages_stay_in_their_order() -> None:
+def test_suspects_of_an_ordered_type_keep_each_users_order() -> None:
     ward = Ward(2, credit=4, order={"t": "user"})
     bodies = [b"%d" % number for number in range(12)]
     for number, body in enumerate(bodies):
@@ -209,7 +209,7 @@ def test_in_order_each_users_messages_stay_in_their_order() -> None:
     ward.is_well()
 
 
-def test_one_that_was_over_when_its_worker_died_leaves_the_others_suspected() -> None:
+def test_settled_message_of_a_dead_worker_leaves_the_others_suspected() -> None:
     ward = Ward(1, credit=4)
     ward.submit(b"hangs")
     ward.stand.wait(31.0)
@@ -226,7 +226,7 @@ def test_one_that_was_over_when_its_worker_died_leaves_the_others_suspected() ->
     assert ward.reports() == {b"innocent": ["handler-lost"]}
 
 
-def test_a_worker_that_hangs_does_not_keep_suspects_waiting_for_it() -> None:
+def test_stuck_worker_is_not_waited_for_by_suspects() -> None:
     ward = Ward(2, credit=2)
     ward.submit(b"hangs")
     (other,) = [link for link, held in ward.hands.items() if not held]
@@ -240,7 +240,7 @@ def test_a_worker_that_hangs_does_not_keep_suspects_waiting_for_it() -> None:
     assert [request.body for request in ward.hands[replacement]] == [b"1"]
 
 
-def test_one_that_leaves_finishes_its_suspect_and_the_others_go_elsewhere() -> None:
+def test_leaving_worker_finishes_its_suspect_and_the_others_go_elsewhere() -> None:
     ward = Ward(1, credit=3)
     for number in range(3):
         ward.submit(b"%d" % number)
@@ -257,7 +257,7 @@ def test_one_that_leaves_finishes_its_suspect_and_the_others_go_elsewhere() -> N
     ward.is_well()
 
 
-def test_what_a_dead_handler_had_waits_longer_for_one_that_is_started_again_than_what_is_new() -> None:
+def test_message_of_a_dead_handler_waits_longer_for_a_restart_than_a_new_one() -> None:
     ward = Ward(1)
     for body in (b"1", b"2"):
         ward.submit(body)
@@ -272,7 +272,7 @@ def test_what_a_dead_handler_had_waits_longer_for_one_that_is_started_again_than
     assert ward.reports() == {b"1": [None], b"2": [None]}
 
 
-def test_what_is_suspected_for_very_long_is_a_dead_letter() -> None:
+def test_suspect_that_waits_too_long_is_a_dead_letter() -> None:
     ward = Ward(1, lease_ms=600_000)
     for body in (b"1", b"2"):
         ward.submit(body)
@@ -285,7 +285,7 @@ def test_what_is_suspected_for_very_long_is_a_dead_letter() -> None:
     assert sorted(letter.reason for letter in ward.letters()) == ["handler-lost", "timeout"]
 
 
-def test_the_log_says_how_many_are_suspected() -> None:
+def test_log_counts_the_suspects() -> None:
     ward = Ward(1, types=("t", "u"))
     for number in range(4):
         ward.submit(b"%d" % number, "tu"[number % 2])

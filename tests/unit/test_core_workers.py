@@ -86,14 +86,14 @@ def test_deep_queues_are_handed_out_in_chunks() -> None:
     assert {chunk[0] for chunk in chunks} == set(crew.crew)
 
 
-def test_the_one_with_most_free_credit_is_next() -> None:
+def test_worker_with_most_free_credit_is_next() -> None:
     crew = Crew(2, 5)
     small, large = crew.crew
     assert [crew.come(job()) for _ in range(3)] == [large, large, large]
     assert {crew.come(job()), crew.come(job())} == {small, large}
 
 
-def test_credit_is_never_exceeded_and_the_rest_waits() -> None:
+def test_credit_is_never_exceeded_and_other_messages_wait() -> None:
     crew = Crew(2, 3)
     for _ in range(9):
         crew.come(job())
@@ -143,7 +143,7 @@ def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
     assert {waiting.type for waiting in worker.inflight.values()} == {"b"}
 
 
-def test_a_worker_that_joins_finds_what_waited_before_it() -> None:
+def test_joining_worker_gets_messages_that_waited() -> None:
     workers = Workers(20_000)
     workers.enqueue(job("t"))
     worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
@@ -160,7 +160,7 @@ def test_messages_of_one_user_of_an_ordered_type_stay_with_one_worker() -> None:
     assert crew.come(job(user="u")) is first
 
 
-def test_an_ordered_line_waits_for_its_worker_while_another_is_free() -> None:
+def test_message_group_waits_for_its_worker_while_another_is_free() -> None:
     crew = Crew(1, 1, ordered="t")
     one, two = job(id_="1"), job(id_="2")
     worker = crew.come(one)
@@ -170,7 +170,7 @@ def test_an_ordered_line_waits_for_its_worker_while_another_is_free() -> None:
     assert list(worker.inflight.values()) == [two]
 
 
-def test_later_messages_of_a_user_do_not_overtake_those_that_wait() -> None:
+def test_later_messages_of_a_user_do_not_overtake_waiting_ones() -> None:
     crew = Crew(1, ordered="t")
     (worker,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(3)]
@@ -182,7 +182,7 @@ def test_later_messages_of_a_user_do_not_overtake_those_that_wait() -> None:
     assert [crew.finish(worker) for _ in range(3)] == jobs
 
 
-def test_a_leaving_worker_is_given_nothing_of_its_line_and_the_line_moves_on() -> None:
+def test_leaving_worker_gets_no_more_of_its_group_and_the_group_moves_on() -> None:
     crew = Crew(2, 2, ordered="t")
     first, second = job(id_="1"), job(id_="2")
     old = crew.come(first)
@@ -205,7 +205,7 @@ def test_one_flooding_user_of_an_ordered_type_does_not_starve_the_others() -> No
     assert "v" in [crew.finish(worker).user for _ in range(4)]
 
 
-def test_order_asked_for_later_holds_for_what_waits_already() -> None:
+def test_order_asked_for_later_holds_for_waiting_messages() -> None:
     crew = Crew(1)
     (plain,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(4)]
@@ -221,7 +221,7 @@ def test_order_asked_for_later_holds_for_what_waits_already() -> None:
     assert list(strict.inflight.values()) == jobs[2:]
 
 
-def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> None:
+def test_overdue_message_is_taken_out_also_behind_a_requeued_one() -> None:
     workers = Workers(20_000)
     old, back = job(id_="old"), job(id_="back")
     old.since, back.since, back.attempt = 1.0, 9.0, 1
@@ -234,7 +234,7 @@ def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> No
     assert not workers.has_queue("t")
 
 
-def test_an_ordered_line_that_waited_too_long_is_taken_out() -> None:
+def test_overdue_message_group_is_taken_out() -> None:
     crew = Crew(1, ordered="t")
     (worker,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(4)]

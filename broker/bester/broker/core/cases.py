@@ -1,7 +1,7 @@
 """A case is the one report that is owed for a message that entered, due when everything the message led to has ended.
 
-A handler's commands may fan out into many results, and those into more: each is counted in `pending` when it begins,
-and counted out when it ends. The last one ends the case.
+A handler's commands may fan out into many results, and those into more: each is counted in `pending` at its begin, and
+counted out at its end. The last one ends the case.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Reports:
         self.settle_one(case)
 
     def settle_one(self, case: Case, *, silent: bool = False) -> None:
-        """Count one pending result as done; the last one sends the report, unless the bridge has sent it already
+        """Count one pending result as done; the last one sends the report, unless the bridge has done so already
         (`silent`)."""
         case.pending = pending = case.pending - 1
         if pending == 0:
@@ -199,7 +199,7 @@ class Reports:
                 self._end(case, silent=silent)
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
-        """Owe the report also to the sender of a duplicate: send it now, if the case has ended."""
+        """Owe the report also to the sender of a duplicate: at once, if the case has ended."""
         if case.pending == 0:
             self._out.send(link, case.answer(token))
         elif case.other_askers is None:

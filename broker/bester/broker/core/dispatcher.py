@@ -99,7 +99,7 @@ class Dispatcher:
         self.dispatch(job, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
-        """Carry out the commands of a handler that acts on its own initiative, as if it had replied to a message of its
+        """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
         own."""
         self._reports.begin(case)
         self._trace.add((now, case.root, case.id, "emitted", type_))
@@ -214,7 +214,7 @@ class Dispatcher:
     def on_worker_rejoined(
         self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float
     ) -> None:
-        """Take in a worker's new HELLO: it replaces its types, credit and order."""
+        """Take in a worker's new HELLO, with new types, credit and order."""
         before = worker.pool.types
         self._workers.rejoin(worker, types, credit, ordered)
         self._unserve(before, now)
@@ -244,7 +244,7 @@ class Dispatcher:
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
         """Note since when types are not served. Types that were not learned (there are too many) are not noted, since
-        none of their messages waits for a worker: a handler may say HELLO with other types as often as it likes."""
+        none of their messages waits for a worker: a handler may say HELLO with other types at will."""
         for type_ in types:
             if type_ in self._seen_types and not self._workers.serves(type_):
                 self._unserved.setdefault(type_, now)
@@ -336,7 +336,7 @@ class Dispatcher:
 
     def _died_over(self, job: Job, now: float) -> list[Job]:
         """Take in that a worker died while holding this message alone, and clear those suspected together with it.
-        Returns the message where it is to be tried again."""
+        Returns the message, if another attempt is due."""
         deaths = 1
         if job.suspicion is not None:
             deaths += job.suspicion.deaths
@@ -387,7 +387,7 @@ class Dispatcher:
         self._reports.settle_one(case, silent=delivery.reported and not failures)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
-        """Forget a bridge and its sessions; deliveries that it had not confirmed may have been made."""
+        """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
         self._bridges.pop(link, None)
         self._directory.drop(link)
         for delivery in self._deliveries.drop_link(link):
@@ -431,7 +431,9 @@ class Dispatcher:
     def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:
         """Return the time since which a message must have waited to be given up now."""
         limits, type_ = self._limits, job.type
-        begun = job.attempt > job.attempts_before  # a handler died over it: wait longer, until a worker is restarted
+        begun = (
+            job.attempt > job.attempts_before
+        )  # a handler died over this job: wait longer, until a worker is restarted
         if not self._workers.serves(type_):
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
             if type_ in hopeless:

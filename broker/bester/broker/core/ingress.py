@@ -116,7 +116,7 @@ class Ingress:
         token, session, type_, body, meta = submit
         resume, attempt = peer.resume, _attempt(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
-            return  # the bridge submits it to this broker's next life: a refusal would deny that it ever entered
+            return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
         if resume is not None:
@@ -183,7 +183,7 @@ class Ingress:
 
     def on_hosts_changed(self, hosts: Hosts, now: float) -> list[str]:
         """Take in a new table of the native servers' addresses, and the messages that waited for it. Returns the
-        servers that are new in it or have moved."""
+        servers that are new there or have moved."""
         before, self._hosts = self._hosts, hosts
         for stranger in self._strangers.known(hosts):
             self._enter_of_server(stranger.submit, stranger.prefix, stranger.resume, stranger.link, now)
@@ -299,11 +299,11 @@ class Ingress:
 
     def _not_ours(self, id_: str, peer: str) -> str:
         """Return the id by which a server's message is known here: its own, with the server's name in front where it
-        looks like an id of this server. Without that it could pass for a message of one of this server's clients."""
+        looks like an id of this server. Otherwise the message could pass for one of this server's clients'."""
         return f"{peer}/{id_}" if id_.partition("/")[0] in self._names else id_
 
     def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
-        """Send the outcome of an earlier message to the sender of its duplicate, now or when it is known."""
+        """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""
         if isinstance(earlier, Case):
             self._reports.add_asker(earlier, link, token)
             return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 
 
-class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one; it leaves its group at its end
+class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one; left by its group at its end
     """Contents of a REQUEST, and the case that the message belongs to.
 
     `target` is the name among the recipients where a handler sent the message on (None for a message that entered).

@@ -139,7 +139,7 @@ class Peers:
             self._relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
 
     def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
-        """Return the options of a WELCOME; a handler's include the time that it may take over one message."""
+        """Return the options of a WELCOME; a handler's include its time for one message."""
         limits = self._settings.limits
         options: dict[str, Any] = {
             "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
@@ -197,7 +197,7 @@ class Peers:
     # --- going ---
 
     def on_goodbye(self, peer: Peer, now: float) -> None:
-        """Let a party leave; a handler first ends the messages that it holds."""
+        """Let a party leave; a handler first ends its messages in flight."""
         self._out.send(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
@@ -207,7 +207,7 @@ class Peers:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
-        """Forget a leaving handler once it owes no reply."""
+        """Forget a leaving handler that owes no reply any more."""
         if peer.leaving and peer.worker is not None and not peer.worker.inflight:
             self.by_link.pop(peer.link, None)
             self._out.notice("left", role=peer.role, name=peer.name)
@@ -224,7 +224,7 @@ class Peers:
             self._dispatcher.on_bridge_lost(peer.link, now)
 
     def _unlink(self, peer: Peer, now: float) -> None:
-        """Record that a bridge has lost its link; where there are too many, forget the one that lost it first."""
+        """Record that a bridge has lost its link; where there are too many, forget the first of them."""
         if peer.resume is None:
             return
         peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)

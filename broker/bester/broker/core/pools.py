@@ -11,12 +11,12 @@ CHUNK = 16
 
 
 class Worker:
-    """One handler process. `inflight` holds its messages by token, oldest first; `free` is its unused credit.
+    """A handler process. `inflight` holds its messages by token, oldest first; `free` is its unused credit.
 
     `lease_s` is how long the worker may be silent while it holds messages (0: as long as others), and at least how long
     it may take. `groups` are the message groups bound to the worker in which messages wait; `groups_next`: their turn
-    is next, not the queues'. While `leaving`, the worker gets no new messages. While `is_isolated`, it gets suspects
-    alone, one at a time.
+    is next, not the queues'. While `leaving`, the worker gets no new messages; while `is_isolated`, suspects alone, one
+    at a time.
 
     `overdue` counts the messages in flight that were settled without an answer (they took too long). Since `full_since`
     such messages hold all credit; a `stuck` worker is passed over until it answers one.
@@ -113,7 +113,7 @@ class Pool:
         self._open(worker)
 
     def _open(self, worker: Worker) -> None:
-        """Shelve a worker: it takes new messages."""
+        """Shelve a worker for new messages."""
         self._ready += 1
         if self._ready == 1:
             self._only = worker
@@ -124,7 +124,7 @@ class Pool:
         self._insert(worker)
 
     def _shut(self, worker: Worker) -> None:
-        """Take a worker off its shelf: it takes no new messages."""
+        """Take a worker off its shelf: no new messages."""
         self._ready -= 1
         if self._current is worker:
             self._current = None
@@ -154,7 +154,7 @@ class Pool:
             del self._by_credit[worker.free]
 
     def change(self, worker: Worker, by: int) -> None:
-        """Change a worker's free credit by one: -1 for a message it was given, 1 for one it has answered."""
+        """Change a worker's free credit by one: -1 for an assigned message, 1 for an answered one."""
         self.inflight -= by
         if self._only is not None or worker.is_isolated:
             worker.free += by

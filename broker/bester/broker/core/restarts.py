@@ -1,8 +1,8 @@
 """Handlers that are useless though nobody saw them die: find them, and ask for their processes to be started again.
 
 There are two kinds. A *stuck* handler is alive, but settled messages hold all its credit: it took too long over them
-and answers none. Such a handler is passed over until it answers one. A *fallen* handler was silent for too long, was
-taken for dead, and did not come back.
+and answers none. The broker passes over such a handler until an answer comes. A *fallen* handler was silent for too
+long, was taken for dead, and did not come back.
 """
 
 from __future__ import annotations

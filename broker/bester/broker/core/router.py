@@ -245,7 +245,7 @@ class Router:
     # --- the store ---
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
-        """Take in the result of a group of writes: settle the cases that waited for it."""
+        """Take in the result of a group of writes: settle the cases that waited for the group."""
         if not result.ok:
             self._out.notice("storage-full", why=result.why)
         self._units.queues.on_committed(writes, result, now)
@@ -273,7 +273,7 @@ class Router:
 
     @property
     def idle(self) -> bool:
-        """Whether no message is owed a report."""
+        """Return whether all reports were sent."""
         return self._units.reports.open == 0
 
     def inspect(self) -> Inspection:

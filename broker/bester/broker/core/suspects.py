@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bester.broker.core.pools import Pool, Worker
 
 ISOLATED_PART = 2
-"""One worker in so many of a type, but at least one, is isolated at most: the others go on with new messages."""
+"""Part of a type's workers, one in so many but at least one, that is isolated at most: the others go on with new
+messages."""
 
 
 class Suspicion:

@@ -104,8 +104,8 @@ class Workers:
         self._enlist(worker, worker.pool.types, frozenset())
 
     def lose(self, worker: Worker) -> list[Job]:
-        """Remove a dead worker: return the messages it held, oldest first; message groups bound to the worker are free
-        again."""
+        """Remove a dead worker: return its messages in flight, oldest first; message groups bound to the worker are
+        free again."""
         self.leave(worker)
         lost = list(worker.inflight.values())
         worker.inflight.clear()
@@ -242,7 +242,7 @@ class Workers:
 
     def isolate(self) -> list[Worker]:
         """Isolate workers for the suspects that wait, and release those not needed any more. Returns the isolated
-        workers; each first finishes the messages it holds."""
+        workers; each first finishes its messages in flight."""
         suspects = self._suspects
         if suspects:
             wanted = {
