@@ -1,4 +1,5 @@
-"""A stand whose server knows others, over the fabric and by the native protocol; and what is left when all is over."""
+"""A stand whose server knows others, over the fabric and by the native protocol; and checks that no state is left
+over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a case tells its asker, from the outcomes it was told."""
+"""The answer that a case gives its asker, from the outcomes recorded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
 
 
 def test_relayed_counts_queued_results_and_says_carried() -> None:
-    """Where nothing was carried out it may send it again; where something was, that would do it twice."""
+    """A server may send the message again where nothing was carried out; otherwise that would be done twice."""
     refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
     refused.record(None, failed("no-handler"))
     assert refused.answer(1) == Relayed(1, "failed:no-handler", {})

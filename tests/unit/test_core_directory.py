@@ -1,4 +1,4 @@
-"""Who is where, against a naive model: a set of (bridge, session, user)."""
+"""The directory of sessions against a naive model: a set of (bridge, session, user)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A message's way: one report for each, with what became of every result, whichever way it ends."""
+"""The way of a message: one report each, with the outcome of every result, whichever way the message ends."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_message_for_a_given_up_type_does_not_wait() -> None:
     stand.router.on_types_given_up(frozenset({"t"}))
     stand.submit(bridge, "t")
     assert stand.report(bridge).reason == "no-handler"
-    busy = stand.handler("t", credit=1)  # somebody else has started one
+    busy = stand.handler("t", credit=1)  # another program has started the handler
     stand.submit(bridge, "t")
     stand.submit(bridge, "t")
     request = stand.request(busy)

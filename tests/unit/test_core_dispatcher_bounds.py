@@ -1,4 +1,4 @@
-"""What a message may take: how long it lives, how many are held, and what a hostile handler may not do to others."""
+"""Bounds on messages: time to live, number held, and the harm that a hostile handler can do to others."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_expired_message_of_an_ordered_type_is_passed_over() -> None:
 
 
 def test_expired_message_of_an_ordered_type_binds_its_user_to_no_worker() -> None:
-    """Or what comes next would wait for a handler that has died since."""
+    """The user's next message would wait for a handler that has died since."""
     stand = Stand()
     bridge, first = stand.bridge("alice", "bob"), stand.handler("t", credit=1, order={"t": "user"})
     stand.submit(bridge, "t", b"1", session=1)

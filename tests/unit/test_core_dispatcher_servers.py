@@ -1,4 +1,4 @@
-"""Results for other servers, what other servers send, and what a handler emits of its own accord."""
+"""Results for other servers, messages from other servers, and emissions of handlers."""
 
 from __future__ import annotations
 

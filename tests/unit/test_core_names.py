@@ -1,4 +1,4 @@
-"""A server that has another name than before still answers for what it said under the old one."""
+"""A server under a new name still answers for messages with ids of its old names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler says to a failure: who is told, and what of it."""
+"""A handler's note to a failure: its readers, and its limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.unit.core_stand import Stand, clients, handler, servers
 
 
 def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[NoticeEvent, str]]]:
-    """Return the reason and note of the sender's report where a handler replies this, and what the log says."""
+    """Return the reason and note of the sender's report where a handler replies this, and the notes that are logged."""
     stand = Stand()
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     token = stand.submit(bridge, "t")

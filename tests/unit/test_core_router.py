@@ -1,10 +1,10 @@
-"""The router: who may say what, who is there, and what happens to those who go silent or say goodbye."""
+"""The router: permissions by role, joining, silence and goodbye."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # no types shipped
 import pytest
 
 from bester.broker.core.effects import Link, Verify
@@ -40,7 +40,7 @@ HANDLER = {"types": ["t"]}
 
 
 def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *, version: int = 1) -> Error:
-    """What answers this HELLO on an ipc link, an ERROR."""
+    """Return the ERROR that answers this HELLO on an ipc link."""
     stand = Stand()
     link = stand.link()
     stand.say(link, Hello(version, role, name, options or {}))

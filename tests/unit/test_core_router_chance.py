@@ -1,4 +1,4 @@
-"""The router by chance: whatever comes in whatever order, nothing is raised and nothing is left over."""
+"""The router under random input: nothing is raised and no state is left over."""
 
 from __future__ import annotations
 

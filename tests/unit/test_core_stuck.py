@@ -1,4 +1,5 @@
-"""Handlers that are of no use though they live: what they hold is over, or they fell silent. Nobody waits for them."""
+"""Handlers that are useless though they live: settled messages hold their credit, or they fell silent. Nobody waits for
+them."""
 
 from __future__ import annotations
 
@@ -189,7 +190,7 @@ def test_message_group_does_not_wait_for_a_stuck_handler() -> None:
     ward.stand.submit(ward.bridge, "job", b"3")
     other = ward.stand.handler("job", name="other", credit=1, order={"job": "user"})
     ward.stand.wait(2.0)
-    assert ward.stand.heard_of(other, Request) == []  # they are bound to the one that hangs
+    assert ward.stand.heard_of(other, Request) == []  # bound to the stuck handler
     ward.stand.wait(4.0)
     assert [ward.stand.answer(other).body for _ in range(2)] == [b"2", b"3"]
 
@@ -211,7 +212,7 @@ def test_drain_waits_for_a_handler_that_has_just_died() -> None:
     ward.stand.submit(ward.bridge, "job")
     ward.stand.router.drain()
     ward.stand.take(ward.stand.router.on_undeliverable(ward.handler, Heartbeat(), ward.stand.now))
-    ward.stand.wait(3.0)  # whoever has started it may start it again
+    ward.stand.wait(3.0)  # for the program that started the process
     ward.stand.answer(ward.stand.handler("job"))
     assert ward.stand.report(ward.bridge).status == 0
 
@@ -221,7 +222,7 @@ def test_drain_waits_for_a_handler_that_has_just_died() -> None:
 
 @pytest.mark.parametrize(("after_s", "reason"), [(2.9, "handler-failed"), (3.0, "timeout"), (3.4, "timeout")])
 def test_a_failure_after_the_messages_time_is_a_timeout(after_s: float, reason: str) -> None:
-    """A handler that knows its deadline gives up when it is over, and may be quicker than the broker's next look."""
+    """A handler that knows its deadline gives up in time, and may be quicker than the broker's next tick."""
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
@@ -290,7 +291,7 @@ def test_a_welcome_says_how_long_messages_may_take() -> None:
 
 
 def silenced(process: int | None = 5, **options: Any) -> Ward:
-    """A handler of a known process that holds a message and is heard no more."""
+    """Return a handler of a known process that holds a message and falls silent."""
     ward = Ward(**options)
     if process is not None:
         ward.stand.processes[ward.handler] = process

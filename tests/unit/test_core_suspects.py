@@ -1,4 +1,4 @@
-"""A worker dies with several messages in its hands: the one it died over is found, and nobody else is blamed."""
+"""A worker dies with several messages in flight: the message that kills is found, and no other is blamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POISON = b'"poison"'
 
 
 class Ward:
-    """A stand with handlers that die over poison as soon as they have it, and answer all else when they are told to."""
+    """A stand with handlers that die over poison at once, and answer all other messages when told to."""
 
     def __init__(
         self, workers: int = 1, *, credit: int = 100, types: tuple[str, ...] = ("t",), attempts: int = 3, **options: Any
@@ -26,7 +26,7 @@ class Ward:
         self.stand.wait(3.0)
         self.bridge = self.stand.bridge("alice", "bob")
         self.types, self.credit, self.options = types, credit, options
-        self.deaths: list[list[bytes]] = []  # what each had in its hands
+        self.deaths: list[list[bytes]] = []  # messages in flight by handler
         self.hands: dict[Link, list[Request]] = {}
         self.tokens: dict[int, bytes] = {}
         for _ in range(workers):
@@ -62,7 +62,8 @@ class Ward:
         return request.body
 
     def work(self, rounds: int = 1000) -> None:
-        """Whoever holds poison dies over it, and is started again; the others answer one message each; to the end."""
+        """Let handlers that hold poison die and be restarted, and the others answer one message each, until all is
+        done."""
         for _ in range(rounds):
             busy = [link for link, held in self.hands.items() if held]
             if not busy:
@@ -85,7 +86,7 @@ class Ward:
         return self.stand.dead()[::-1]
 
     def is_well(self) -> None:
-        """Everything is over, and nothing is left of it."""
+        """Check that every message has ended, and no state is left."""
         state = self.stand.state
         assert self.stand.router.idle
         assert (state.jobs, state.workers.waiting) == (0, {})

@@ -1,4 +1,4 @@
-"""Which handler gets which message: least loaded, chunks when deep, order where asked, none lost, none starved."""
+"""The choice of a worker: least loaded, chunks when queues are deep, order where asked, none lost, none starved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def job(type_: str = "t", user: str | None = "u", id_: str = "m") -> Job:
 
 
 class Crew:
-    """Workers of a `Workers`, given messages the way the exchange gives them."""
+    """Workers of a `Workers`, given messages the way the dispatcher gives them."""
 
     def __init__(self, *credits_: int, types: str = "t", ordered: str = "") -> None:
         self.workers = Workers(20_000)
@@ -48,7 +48,7 @@ class Crew:
         return worker
 
     def finish(self, worker: Worker) -> Job:
-        """The worker answers its oldest message, and is given what waits."""
+        """Let the worker answer its oldest message, and give it waiting ones."""
         done = self.workers.complete(worker, next(iter(worker.inflight)))
         assert done is not None
         self.feed(worker)
@@ -255,32 +255,32 @@ TYPE_SETS = st.sets(st.sampled_from(TYPES), min_size=1)
 
 
 class Hand:
-    """What the model knows of one handler."""
+    """Model of a handler."""
 
     def __init__(self, types: set[str], credit: int) -> None:
         self.types = types
         self.credit = credit
         self.leaving = False
-        self.over = 0  # outstanding beyond its credit, since it lowered that
+        self.over = 0  # messages in flight beyond its lowered credit
         self.held: dict[int, str] = {}  # by token, in the order given
 
 
 class Post:
-    """What the model knows of one message."""
+    """Model of a message."""
 
     def __init__(self, number: int, type_: str, user: str, *, ordered: bool) -> None:
         self.number = number
         self.type = type_
         self.user = user
-        self.ordered = ordered  # its type was, when it came
+        self.ordered = ordered  # the type was ordered at the entry
         self.gives = 0
-        self.deaths = 0  # of handlers that held it alone
-        self.group: list[Post] = []  # those that are suspected with it, itself among them
-        self.ended = False  # its report came before its handler's answer
+        self.deaths = 0  # deaths of handlers that held this message alone
+        self.group: list[Post] = []  # messages suspected together, this one among them
+        self.ended = False  # reported before the handler's answer
 
 
 class Crews(RuleBasedStateMachine):
-    """Handlers come, go, die and answer at random; after each step the rules are looked at from outside."""
+    """Handlers come, go, die and answer at random; after each step the rules are checked from outside."""
 
     @initialize()
     def start(self) -> None:
@@ -322,7 +322,7 @@ class Crews(RuleBasedStateMachine):
             if report.reason == "handler-lost" and post.deaths < ATTEMPTS:
                 assert post.gives, "nobody was given it"
                 assert self.patient, "given up at once, and it had killed nobody"
-            self.acquit(post)
+            self.clear_of_suspicion(post)
             del self.posts[report.message]
 
     def given(self, link: Link, request: Request) -> None:
@@ -351,7 +351,7 @@ class Crews(RuleBasedStateMachine):
             assert all(held[id_] == link for id_ in earlier), "two workers hold one user's"
 
     def is_past(self, id_: str) -> bool:
-        """Is it held by one that holds nothing but what is over, and may have been passed over for that?"""
+        """Return whether the message's handler holds settled messages alone, and may be passed over for that."""
         for hand in self.hands.values():
             if id_ in hand.held.values():
                 return len(hand.held) >= hand.credit and all(self.posts[held].ended for held in hand.held.values())
@@ -367,7 +367,7 @@ class Crews(RuleBasedStateMachine):
             assert len(hand.held) <= max(hand.credit, hand.over)
         suspected = {post.type for id_, post in self.posts.items() if post.group and id_ not in held}
         held_groups = {(self.posts[id_].type, self.posts[id_].user) for id_ in held}
-        unbound = {  # a message group whose worker leaves waits until that worker has ended what it holds of it
+        unbound = {  # the group of a leaving worker waits until this worker has ended the group's messages in flight
             post.type for id_, post in self.posts.items()
             if post.group and id_ not in held
             and not (post.type in self.ordered and (post.type, post.user) in held_groups)
@@ -386,7 +386,7 @@ class Crews(RuleBasedStateMachine):
                     held[other] for other, that in self.posts.items()
                     if other in held and (that.type, that.user) == (post.type, post.user)
                 }  # fmt: skip
-                if self.may_be_aside(hand):
+                if self.may_be_isolated(hand):
                     continue
                 assert post.type in self.ordered, f"{id_} waits while {link} is free"
                 mates = [
@@ -394,13 +394,13 @@ class Crews(RuleBasedStateMachine):
                 ]  # fmt: skip
                 assert bound - {link} or any(that.group for that in mates), f"{id_} waits for nobody"
 
-    def may_be_aside(self, hand: Hand) -> bool:
-        """May it take suspects alone just now? It holds one, or one of its types is there."""
+    def may_be_isolated(self, hand: Hand) -> bool:
+        """Return whether the handler may be isolated: for a suspect in flight, or a waiting one of its types."""
         suspects = {id_: post.type for id_, post in self.posts.items() if post.group}
         return not hand.types.isdisjoint(suspects.values()) or not suspects.keys().isdisjoint(hand.held.values())
 
-    def acquit(self, post: Post) -> None:
-        """It is not suspected any more; its group still is."""
+    def clear_of_suspicion(self, post: Post) -> None:
+        """Clear a message of suspicion; its group is suspected still."""
         if post.group:
             post.group.remove(post)
             post.group = []
@@ -447,7 +447,7 @@ class Crews(RuleBasedStateMachine):
         for link, hand in self.some_hand(at, busy=True):
             token = list(hand.held)[which % len(hand.held)]
             id_ = hand.held.pop(token)
-            self.acquit(self.posts[id_])
+            self.clear_of_suspicion(self.posts[id_])
             self.forget_if_ended(id_)
             hand.over = min(hand.over, len(hand.held))
             self.stand.say(link, Reply(token, status, []))
@@ -484,7 +484,7 @@ class Crews(RuleBasedStateMachine):
             if len(held) == 1:
                 (post,) = held
                 for other in list(post.group):
-                    self.acquit(other)
+                    self.clear_of_suspicion(other)
                 post.deaths += 1
             alive = [post for post in held if not post.ended]
             for post in alive:
@@ -514,7 +514,7 @@ class Crews(RuleBasedStateMachine):
         self.patient = False
 
     def teardown(self) -> None:
-        """A last handler comes, everybody answers: everything is reported once, and nothing is left."""
+        """Let a last handler come and all answer: every message is reported once, and no state is left."""
         if not hasattr(self, "stand"):
             return
         self.listen()
