@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bester.broker.core import policy
@@ -35,6 +37,20 @@ def settings(accept: str = "listed") -> Settings:
 )
 def test_roles_that_may_ask(question: str, roles: set[str]) -> None:
     assert {role for role in (*ROLES, "king") if policy.may_ask(role, question)} == roles
+
+
+def test_table_of_roles_in_the_readme_is_the_policy() -> None:
+    """Compare the rows `| role | may send | may ask |` with the module's tables."""
+    text = (Path(__file__).parents[2] / "broker" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("| role | may send | may ask |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    table = {cells[0]: tuple(cells[1:]) for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)}
+    assert table == {
+        role: (
+            ", ".join(kind.__name__.upper() for kind in kinds),
+            ", ".join(question for question in policy.MAY_ASK if policy.may_ask(role, question)),
+        )
+        for role, kinds in policy.MAY_SEND.items()
+    }
 
 
 def test_every_question_about_dead_letters_has_its_roles() -> None:
