@@ -80,12 +80,12 @@ def test_refusals_that_may_pass_are_tried_again(code: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))
-def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said: list[tuple[str, str]]) -> None:
+def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(outcomes: list[tuple[str, str]]) -> None:
     one = case()
-    for name, outcome in said:
+    for name, outcome in outcomes:
         one.record(name, outcome)
-    worst = {name: max((o for n, o in said if n == name), key=severity) for name, _ in said}
-    failures = [reason_of(outcome) for _, outcome in said if outcome.startswith("failed:")]
+    worst = {name: max((o for n, o in outcomes if n == name), key=severity) for name, _ in outcomes}
+    failures = [reason_of(outcome) for _, outcome in outcomes if outcome.startswith("failed:")]
     report = one.answer(7)
     assert isinstance(report, Report)
     assert report.status == bool(failures)

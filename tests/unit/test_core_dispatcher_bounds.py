@@ -19,7 +19,7 @@ def test_expired_waiting_message_is_not_given_to_a_handler() -> None:
     stand.submit(bridge, "t", b"2", ttl_s=2)
     stand.submit(bridge, "t", b"3", ttl_s=10)
     stand.wait(2.0)
-    assert stand.answer(busy).body == b"1", "what a handler has is its own"
+    assert stand.answer(busy).body == b"1", "messages in flight stay with their handler"
     reports = stand.heard_of(bridge, Report)
     assert [(report.status, report.reason) for report in reports] == [(0, None), (1, "expired")]
     assert stand.answer(busy).body == b"3"
@@ -131,7 +131,7 @@ def test_waiting_type_leaves_room_for_others() -> None:
     stand.report(bridge)
 
 
-# --- what a hostile handler may not do to others ----------------------------------------------------------------------
+# --- hostile handlers ----------------------------------------------------------------------------------------------
 
 
 def test_a_command_becomes_only_so_many_frames() -> None:

@@ -65,8 +65,8 @@ def test_change_of_name_is_logged_once() -> None:
     stand.tick()
     rename(stand, "b")
     stand.tick()
-    said = [notice.fields for notice in stand.notices if notice.event == "renamed"]
-    assert said == [{"before": "a", "now": "b"}]
+    logged = [notice.fields for notice in stand.notices if notice.event == "renamed"]
+    assert logged == [{"before": "a", "now": "b"}]
 
 
 def test_the_first_name_is_no_change() -> None:

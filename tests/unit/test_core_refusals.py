@@ -26,7 +26,7 @@ from bester.broker.wire.unsendable import as_if
 from tests.unit.core_stand import Stand, clients, handler, servers
 
 
-def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[NoticeEvent, str]]]:
+def refusal_of(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[NoticeEvent, str]]]:
     """Return the reason and note of the sender's report where a handler replies this, and the notes that are logged."""
     stand = Stand()
     bridge, worker = stand.bridge("alice"), stand.handler("t")
@@ -61,13 +61,13 @@ def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tupl
 def test_status_and_code_give_the_reason_and_only_a_refusal_gives_its_note(
     reply: tuple[Any, ...], reason: str, note: str | None, event: str
 ) -> None:
-    got_reason, got_note, logged = said(reply)
+    got_reason, got_note, logged = refusal_of(reply)
     assert (got_reason, got_note) == (reason, note)
     assert [each for each, _ in logged] == [event]
 
 
 def test_a_long_note_is_cut_for_sender_and_log() -> None:
-    _, note, logged = said((2, [], "x" * 10_000_000))
+    _, note, logged = refusal_of((2, [], "x" * 10_000_000))
     assert note is not None and len(note) == 500
     assert logged == [("handler-refused", note)]
 
@@ -172,7 +172,7 @@ def test_message_refused_elsewhere_is_not_tried_again() -> None:
     assert stand.heard(link) == []
 
 
-# --- what cannot be sent ends as if it had been refused -------------------------------------------------------------
+# --- unsendable messages end as if refused ---------------------------------------------------------------------
 
 ERROR = WireError("malformed", "a text has half a surrogate pair in it")
 

@@ -103,7 +103,7 @@ def test_undecodable_bytes_are_answered_rarely_and_hide_no_other_answer() -> Non
     assert stand.one(link, Error).code == "malformed"
     for message in (Heartbeat(), garbage, Heartbeat(), garbage):
         stand.say(link, message)
-    assert stand.one(link, Error).code == "hello-first", "a link that was lost is told at once that it is"
+    assert stand.one(link, Error).code == "hello-first", "a lost link is answered at once"
     stand.wait(stand.settings.limits.heartbeat_s)
     stand.say(link, garbage)
     assert stand.one(link, Error).code == "malformed"
@@ -118,11 +118,11 @@ def test_welcome_names_the_server_and_its_limits() -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    said = {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES, "life": "e"}
-    assert stand.heard(link) == [Welcome(1, "s1", {**said, "request_ms": 30_000})]
+    options = {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES, "life": "e"}
+    assert stand.heard(link) == [Welcome(1, "s1", {**options, "request_ms": 30_000})]
     other = stand.link()
     stand.say(other, Hello(1, "bridge", "b", {}))
-    assert stand.heard(other) == [Welcome(1, "s1", said)]
+    assert stand.heard(other) == [Welcome(1, "s1", options)]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_messages_before_hello_are_not_acted_on(message: Any) -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, message)
-    assert [type(said) for said in stand.heard(link)] == [Error]
+    assert [type(messages) for messages in stand.heard(link)] == [Error]
 
 
 def test_strangers_are_remembered_up_to_a_bound() -> None:
@@ -380,11 +380,11 @@ def test_goodbye_is_echoed_after_the_last_request_and_messages_in_flight_are_fin
     stand.submit(bridge, "t")
     stand.say(leaving, Goodbye(None))
     stand.submit(bridge, "t")
-    said = stand.heard(leaving)
-    assert [type(message) for message in said] == [Request, Goodbye]
+    messages = stand.heard(leaving)
+    assert [type(message) for message in messages] == [Request, Goodbye]
     stand.wait(3.0)
-    assert isinstance(said[0], Request)
-    stand.reply(leaving, said[0].token, clients("alice"))
+    assert isinstance(messages[0], Request)
+    stand.reply(leaving, messages[0].token, clients("alice"))
     stand.deliver(bridge)
     stand.say(leaving, Heartbeat())
     assert stand.one(leaving, Error).code == "hello-first", "it is forgotten"

@@ -78,7 +78,7 @@ LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("tcp", b"3"), Link("direct",
     st.lists(st.tuples(st.sampled_from(LINKS), messages(), st.sampled_from([0.0, 0.0, 0.3, 7.0, 40.0])), max_size=40)
 )
 @hypothesis_settings(max_examples=150)
-def test_no_input_makes_the_router_raise_or_leak(said: list[tuple[Link, Any, float]]) -> None:
+def test_no_input_makes_the_router_raise_or_leak(steps: list[tuple[Link, Any, float]]) -> None:
     routes = {"s2": Route("s2", fabric="ipc:///x")}
     stand = Stand(Settings("s1", open_accounts=True, accept="open", routes=routes, limits=Limits(max_held=5)))
     stand.take(stand.router.on_server_ready("s2", stand.now))
@@ -86,7 +86,7 @@ def test_no_input_makes_the_router_raise_or_leak(said: list[tuple[Link, Any, flo
         stand.say(
             link, Hello(1, ("handler", "bridge", "handler")[LINKS.index(link)], "n", {"types": ["t"], "credit": 2})
         )
-    for link, message, seconds in said:
+    for link, message, seconds in steps:
         stand.say(link, message)
         if seconds:
             stand.now += seconds

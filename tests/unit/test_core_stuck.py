@@ -68,8 +68,8 @@ def test_handler_full_of_settled_messages_is_logged_and_to_be_restarted() -> Non
     ward.stand.wait(4.5)
     assert ward.notices("handler-stuck") == []
     ward.stand.wait(1.0)
-    (said,) = ward.notices("handler-stuck")
-    assert said == {"name": "h", "types": ["job", "other"], "places": 2, "oldest_s": 8.0, "why": STUCK_WHY}
+    (logged,) = ward.notices("handler-stuck")
+    assert logged == {"name": "h", "types": ["job", "other"], "places": 2, "oldest_s": 8.0, "why": STUCK_WHY}
     assert ward.stand.restarts == [Restart(77, "h", STUCK_WHY)]
     ward.stand.wait(60.0)
     assert len(ward.notices("handler-stuck")) == len(ward.stand.restarts) == 1
@@ -283,8 +283,10 @@ def test_a_welcome_says_how_long_messages_may_take() -> None:
     ):
         link = stand.link()
         stand.say(link, Hello(1, "handler", "h", options))
-        said = stand.one(link, Welcome).options
-        assert {key: value for key, value in said.items() if key.endswith("s_ms") or key == "request_ms"} == expected
+        welcomed = stand.one(link, Welcome).options
+        assert {
+            key: value for key, value in welcomed.items() if key.endswith("s_ms") or key == "request_ms"
+        } == expected
 
 
 # --- fallen silent --------------------------------------------------------------------------------------------------

@@ -77,10 +77,10 @@ class Ward:
         raise AssertionError("it goes on for ever")
 
     def reports(self) -> dict[bytes, list[str | None]]:
-        said: dict[bytes, list[str | None]] = {}
+        reasons: dict[bytes, list[str | None]] = {}
         for report in self.stand.heard_of(self.bridge, Report):
-            said.setdefault(self.tokens[report.token], []).append(report.reason)
-        return said
+            reasons.setdefault(self.tokens[report.token], []).append(report.reason)
+        return reasons
 
     def letters(self) -> list[DeadLetter]:
         return self.stand.dead()[::-1]
@@ -124,7 +124,7 @@ def test_256_innocent_ones_of_several_users_types_and_servers_survive_two_that_k
     ward.work(2000)
     reports = ward.reports()
     assert reports.pop(POISON) == ["handler-lost"] * 2
-    assert all(said == [None] for said in reports.values())
+    assert all(reasons == [None] for reasons in reports.values())
     assert [answer.outcome for answer in ward.stand.heard_of(peer, Relayed)] == ["delivered"] * 5
     assert [letter.body for letter in ward.letters()] == [POISON] * 2
     ward.is_well()
@@ -153,7 +153,7 @@ def test_suspect_is_alone_with_its_worker_and_new_messages_go_to_others() -> Non
     assert len(held) == 2
     ward.kill(first)
     aside = [link for link in (second, third) if ward.hands[link]]
-    assert ward.holding() == [[b"1", b"4"], [b"2", b"5"]], "one of them finishes what it has before"
+    assert ward.holding() == [[b"1", b"4"], [b"2", b"5"]], "one of them finishes its messages in flight first"
     ward.submit(b"new")
     (other,) = [link for link in aside if b"new" in [request.body for request in ward.hands[link]]]
     (quiet,) = [link for link in aside if link is not other]
@@ -292,8 +292,8 @@ def test_log_counts_the_suspects() -> None:
         ward.submit(b"%d" % number, "tu"[number % 2])
     (link,) = ward.hands
     ward.kill(link)
-    said = [notice.fields for notice in ward.stand.notices if notice.event == "suspected"]
-    assert said == [{"messages": 4, "types": ["t", "u"]}]
+    logged = [notice.fields for notice in ward.stand.notices if notice.event == "suspected"]
+    assert logged == [{"messages": 4, "types": ["t", "u"]}]
 
 
 def test_results_of_a_suspect_are_delivered_as_usual() -> None:

@@ -297,7 +297,7 @@ class Crews(RuleBasedStateMachine):
         self.dead_tokens: list[tuple[Link, int]] = []
         self.patient = False  # does time pass?
 
-    # --- the model hears what the router says ---
+    # --- the router's messages, as the model takes them in ---
 
     def listen(self) -> None:
         for link in list(self.stand.inbox):
@@ -305,12 +305,12 @@ class Crews(RuleBasedStateMachine):
                 if isinstance(message, Request):
                     self.given(link, message)
                 elif isinstance(message, Report):
-                    self.told(message)
+                    self.on_report(message)
                 elif isinstance(message, Goodbye) and not self.hands[link].held:
                     del self.hands[link]
         assert self.stand.state.workers.unshared == 0
 
-    def told(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         assert report.token not in self.reported
         self.reported.add(report.token)
         assert report.message is not None
@@ -405,7 +405,7 @@ class Crews(RuleBasedStateMachine):
             post.group.remove(post)
             post.group = []
 
-    # --- what happens ---
+    # --- random steps ---
 
     @rule(types=TYPE_SETS, credit=st.integers(1, 4), ordered=st.sets(st.sampled_from(TYPES)))
     def join(self, types: set[str], credit: int, ordered: set[str]) -> None:

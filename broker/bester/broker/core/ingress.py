@@ -243,7 +243,7 @@ class Ingress:
 
         Only a listed server's ids, origin and lanes are taken over; the path counts for every server.
         """
-        root = origin = place = claimed = earlier = None
+        root = origin = position = claimed = earlier = None
         if listed is not None:
             claimed = _text(meta.get("id"))
             id_ = self._not_ours(claimed, listed) if claimed is not None else id_
@@ -263,17 +263,17 @@ class Ingress:
             if type_ == policy.OUTCOME_TYPE or self._dispatcher.knows_type(
                 type_
             ):  # a type that nobody serves is refused each time
-                earlier, place = self._inbound_lanes.find(listed, type_, meta)
+                earlier, position = self._inbound_lanes.find(listed, type_, meta)
             if earlier == NOT_NOW:
                 self._reports.refuse(case, "overloaded")
                 return case
             if earlier is None and claimed is not None:
-                earlier = self._by_id((listed, type_, claimed), case, place, now)
+                earlier = self._by_id((listed, type_, claimed), case, position, now)
             if earlier is not None:
                 self._answer_duplicate(kind, earlier, link, token, id_)
                 return None
-            if place is not None:
-                self._inbound_lanes.add(place, case)
+            if position is not None:
+                self._inbound_lanes.add(position, case)
         if type_ == policy.OUTCOME_TYPE:
             self._receive_outcome(case, shown, body)
             return case
@@ -285,7 +285,7 @@ class Ingress:
         self._dispatcher.enter(job, now)
         return case
 
-    def _by_id(self, key: Key, case: Case, place: LanePosition | None, now: float) -> Case | None:
+    def _by_id(self, key: Key, case: Case, position: LanePosition | None, now: float) -> Case | None:
         """Return the case of an earlier message with the same id, None where there is none: a server that died gives a
         duplicate a new number, but the same id. A case whose result is queued here is not returned: its later outcome
         went to the life that is gone, so the message enters anew, and is found in the queue."""
@@ -293,8 +293,8 @@ class Ingress:
         if earlier is None or (earlier.queued and not earlier.pending):
             self._relayed.add(key, case, now)
             return None
-        if place is not None:
-            self._inbound_lanes.join(place, earlier)
+        if position is not None:
+            self._inbound_lanes.join(position, earlier)
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:

@@ -44,10 +44,10 @@ class MessageGroup:
 
     def overdue(self, waits_since: Callable[[Job], float]) -> list[Job]:
         """Take out the jobs that have waited since `waits_since(job)` or longer, up to the first that has not."""
-        gone: list[Job] = []
+        late: list[Job] = []
         while self.waiting and self.waiting[0].since <= waits_since(self.waiting[0]):
-            gone.append(self.waiting.popleft())
-        return gone
+            late.append(self.waiting.popleft())
+        return late
 
 
 QueueItem = Job | MessageGroup

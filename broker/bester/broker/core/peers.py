@@ -119,7 +119,7 @@ class Peers:
             self._out.send(link, error)
             return
         if peer is not None and peer.role != hello.role:
-            self.on_peer_lost(peer, "come back as another", now)
+            self.on_peer_lost(peer, "back in another role", now)
             peer = None
         self._unknown.pop(link, None)
         if peer is None:
@@ -167,7 +167,7 @@ class Peers:
         peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
         if link.door != "direct" and (peer.resume is None or peer.prefix != prefix):
             for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
-                self.on_peer_lost(other, "come back on another link", now)
+                self.on_peer_lost(other, "back on another link", now)
             self._unlink(peer, now)
             known = self.resumes.get(prefix)
             if known is None:

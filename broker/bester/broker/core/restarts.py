@@ -15,7 +15,7 @@ from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
 from bester.broker.core.settings import Settings
 
-STUCK_WHY = "all its places are held by messages that are over"
+STUCK_WHY = "all its credit is held by messages that took too long"
 
 
 class Restarts:
@@ -58,7 +58,7 @@ class Restarts:
                 break
             del self._fallen[process]
             if not self._dispatcher.ending and all(peer.process != process for peer in peers):
-                why = f"it fell silent and did not come back for {self._limits.fallen_s:g} s"
+                why = f"silent, and not back within {self._limits.fallen_s:g} s"
                 self._out.calls.append(Restart(process, name, why))
 
     def _look_at(self, peer: Peer, worker: Worker, now: float) -> None:

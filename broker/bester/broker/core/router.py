@@ -199,7 +199,7 @@ class Router:
         """Take in that a message could not be sent: the party is gone, or does not read."""
         peer = self._by_link.get(link)
         if peer is not None:
-            self._peers.on_peer_lost(peer, "nothing can be sent to it", now)
+            self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
         return self._take()

@@ -435,37 +435,37 @@ class Workers:
 
     def overdue(self, type_: str, waits_since: Callable[[Job], float]) -> list[Job]:
         """Take out the jobs of a type that have waited since `waits_since(job)` or longer."""
-        gone: list[Job] = []
+        overdue: list[Job] = []
         queue = self._queues.get(type_)
-        kept: list[QueueItem] = []  # requeued jobs at the head wait anew, and hide older ones
+        remaining: list[QueueItem] = []  # requeued jobs at the head wait anew, and hide older ones
         while queue:
             head = oldest(queue[0])
             if head.since > waits_since(head) and not head.attempt:
                 break
-            kept += self._overdue_of(queue.popleft(), waits_since, gone)
+            remaining += self._overdue_of(queue.popleft(), waits_since, overdue)
         if queue is not None:
-            queue.extendleft(reversed(kept))
+            queue.extendleft(reversed(remaining))
             if not queue:
                 self._drop_queue(type_)
         suspects = self._suspects.take_all(type_)
         for item in suspects:
-            for rest in self._overdue_of(item, waits_since, gone):
+            for rest in self._overdue_of(item, waits_since, overdue):
                 self._put(type_, rest, first=False)
-        if gone:
-            self._count_out(type_, len(gone))
-        return gone
+        if overdue:
+            self._count_out(type_, len(overdue))
+        return overdue
 
     def _overdue_of(
-        self, item: QueueItem, waits_since: Callable[[Job], float], gone: list[Job]
+        self, item: QueueItem, waits_since: Callable[[Job], float], overdue: list[Job]
     ) -> tuple[QueueItem, ...]:
-        """Move the overdue jobs of an item into `gone`. Returns the rest of the item: the item itself, or nothing."""
+        """Move an item's overdue jobs into `overdue`. Returns the rest of the item: the item itself, or nothing."""
         if type(item) is Job:
             if item.since > waits_since(item):
                 return (item,)
-            gone.append(item)
+            overdue.append(item)
             return ()
         assert isinstance(item, MessageGroup)
-        gone += item.overdue(waits_since)
+        overdue += item.overdue(waits_since)
         if item.waiting:
             return (item,)
         del self._groups[item.key]
@@ -473,12 +473,12 @@ class Workers:
 
     def overdue_for(self, worker: Worker, waits_since: Callable[[Job], float]) -> list[Job]:
         """Take out the jobs of groups bound to a worker that have waited since `waits_since(job)` or longer."""
-        gone: list[Job] = []
+        overdue: list[Job] = []
         for group in list(worker.groups):
             late = group.overdue(waits_since)
             if late:
                 self._count_out(group.key[0], len(late))
-                gone += late
+                overdue += late
             if not group.waiting:
                 del worker.groups[group]
-        return gone
+        return overdue
