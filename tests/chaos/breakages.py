@@ -40,7 +40,7 @@ def blame() -> None:
 def sent() -> None:
     from bester.bridge import forward
 
-    forward.CUT = forward.SENT
+    forward.CUT = forward.READ
 
 
 def clock() -> None:
@@ -82,7 +82,7 @@ def names() -> None:
         return end
 
     broken: Any = Lookups
-    broken.found, broken.failed = once(Lookups.found), once(Lookups.failed)
+    broken.on_found, broken.on_failed = once(Lookups.on_found), once(Lookups.on_failed)
     broken.hint = lambda self, host, now: None
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import is_mailbox, lane, owner_of
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 from tests.chaos.traffic import SENDERS
 
 CRASH = "Traceback (most recent call last)"

@@ -1,4 +1,4 @@
-"""A client of a server that is played by hand."""
+"""Client of a scripted server."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tests.e2e.fake_native_server import FakeServer, Json, Peer
 
 
 def client_of(server: FakeServer, **options: Any) -> Client:
-    """A client that comes back at once: half of the shortest back-off."""
+    """Return a client that reconnects after half of the shortest back-off."""
     return Client(server.address, user="bob", password="secret", random=lambda: 0.0, **options)
 
 
 def hold(peer: Peer, payload: Json) -> None:
-    """Report nothing by itself."""
+    """Send no report."""

@@ -1,4 +1,4 @@
-"""Runs `bester demo` as a shell would, and sees what it leaves behind."""
+"""Runs `bester demo` as a shell would, and checks that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.live import BESTER, Process, short_directory
 
 @asynccontextmanager
 async def demo(*arguments: str) -> AsyncIterator[Process]:
-    """A demonstration that works in a temporary directory of the test's; when it has ended, nothing may be left."""
+    """Run a demo in a temporary directory of the test's; nothing may be left at its end."""
     async with short_directory() as directory:
         process = await Process.start(BESTER, "demo", *arguments, cwd=directory, env={"TMPDIR": str(directory)})
         try:
@@ -26,12 +26,12 @@ async def demo(*arguments: str) -> AsyncIterator[Process]:
 
 
 def programs_in(directory: Path) -> list[str]:
-    """Return the programs whose working directory is in this one: servers and handlers run where their file is."""
+    """Return the programs whose working directory is below this one, as servers and handlers have it."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdecimal() and os.readlink(entry / "cwd").startswith(str(directory)):
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
-            continue  # it has ended meanwhile, or is not ours
+            continue  # the process has ended, or is another user's
     return found

@@ -1,4 +1,4 @@
-"""A name server for tests: it knows what it is told, and hangs for names that it is told to hang for."""
+"""Name server for tests, which knows given names and hangs for others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bester.broker.names import Found, Lookers
+from bester.broker.names import Found, LookupThreads
 
 DEADLINE_S = 20.0
 
 
 class NameServer:
     """`knows` maps names to addresses; lookups of names in `hangs` take until `release`. `asked` counts lookups, `most`
-    is how many of one name were under way at once."""
+    is the largest number of concurrent lookups of one name."""
 
     def __init__(self) -> None:
         self.knows: dict[str, tuple[str, ...]] = {}
@@ -25,7 +25,7 @@ class NameServer:
         self._now: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._released = threading.Event()
-        self.lookers = Lookers(self._look_up)
+        self.lookers = LookupThreads(self._look_up)
 
     def _look_up(self, host: str) -> Found:
         with self._lock:
@@ -39,19 +39,19 @@ class NameServer:
         return self.knows.get(host) or OSError(-2, "Name or service not known")
 
     def release(self) -> None:
-        """Answer what hangs, and let nothing hang any more."""
+        """Answer the hanging lookups, and let none hang any more."""
         self.hangs.clear()
         self._released.set()
 
     @property
     def under_way(self) -> int:
-        """How many lookups wait for an answer."""
+        """Return the number of lookups that wait for an answer."""
         with self._lock:
             return sum(self._now.values())
 
 
 class Clock:
-    """Seconds that pass by hand."""
+    """Clock that advances by hand, in seconds."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -62,7 +62,7 @@ class Clock:
 
 @contextmanager
 def name_server() -> Iterator[NameServer]:
-    """A name server that lets go of whoever waits in the end."""
+    """Yield a name server that releases all waiting lookups at the end."""
     server = NameServer()
     try:
         yield server
@@ -71,7 +71,7 @@ def name_server() -> Iterator[NameServer]:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(DEADLINE_S):
         while not happened():
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Accounts on disk: who is let in, who is not, and what another process changes meanwhile."""
+"""Accounts on disk: admitted and refused logins, and changes by another process."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ import pytest
 from bester.broker import data_dir
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
-from bester.broker.check_queue import PLACES
+from bester.broker.check_queue import MAX_WAITING
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
@@ -35,7 +35,7 @@ def directory() -> Iterator[Path]:
 
 
 class Clock:
-    """Seconds that pass by hand."""
+    """Clock that advances by hand, in seconds."""
 
     now = 1000.0
 
@@ -56,7 +56,7 @@ def accounts(directory: Path, clock: Clock) -> Iterator[Accounts]:
     opened.close()
 
 
-async def test_the_right_password_is_let_in_and_nothing_else(accounts: Accounts) -> None:
+async def test_only_the_right_password_is_admitted(accounts: Accounts) -> None:
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
     for user, password in (("tim", "Secret"), ("tom", "secret"), ("tim", "secret ")):
         assert await accounts.verify(user, password, "") == WRONG
@@ -73,15 +73,13 @@ async def test_the_right_password_is_let_in_and_nothing_else(accounts: Accounts)
         ("tim", "x" * (PASSWORD_LIMIT_BYTES + 1)),
     ],
 )
-async def test_what_is_no_login_is_refused_and_not_counted(accounts: Accounts, user: str, password: str) -> None:
+async def test_impossible_login_is_refused_and_not_counted(accounts: Accounts, user: str, password: str) -> None:
     for _ in range(FAILURES * 2):
         assert await accounts.verify(user, password, HERE) == WRONG
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
-async def test_wrong_passwords_slow_a_user_down_where_they_are_tried_and_nobody_else(
-    accounts: Accounts, clock: Clock
-) -> None:
+async def test_wrong_passwords_delay_one_user_at_one_address(accounts: Accounts, clock: Clock) -> None:
     accounts.add("ann", "pass")
     for number in range(FAILURES):
         assert await accounts.verify("tim", f"wrong {number}", HERE) == WRONG
@@ -92,7 +90,7 @@ async def test_wrong_passwords_slow_a_user_down_where_they_are_tried_and_nobody_
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
-async def test_an_old_password_is_known_to_be_wrong_until_it_is_right_again(accounts: Accounts) -> None:
+async def test_old_password_is_refused_until_right_again(accounts: Accounts) -> None:
     for _ in range(20):
         assert await accounts.verify("tim", "old", HERE) == WRONG
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
@@ -103,20 +101,20 @@ async def test_an_old_password_is_known_to_be_wrong_until_it_is_right_again(acco
     assert await accounts.verify("tim", "secret", HERE) == WRONG
 
 
-async def test_an_unknown_name_that_becomes_an_account_is_let_in(accounts: Accounts) -> None:
+async def test_name_that_becomes_an_account_is_admitted(accounts: Accounts) -> None:
     assert await accounts.verify("ann", "pass", HERE) == WRONG
     accounts.add("ann", "pass")
     assert await accounts.verify("ann", "pass", HERE) == LET_IN
 
 
 @pytest.mark.parametrize("name", ["tim", "nobody"])
-async def test_a_crowd_of_guesses_at_once_gets_no_more_than_its_share(accounts: Accounts, name: str) -> None:
+async def test_concurrent_guesses_stay_within_the_budget(accounts: Accounts, name: str) -> None:
     answers = await asyncio.gather(*(accounts.verify(name, f"guess{i}", "") for i in range(40)))
     assert FAILURES <= answers.count(WRONG) <= FAILURES + VERIFIERS - 1
     assert {answer.reason for answer in answers} == {"authentication-failed", "try-later"}
 
 
-async def test_guesses_from_everywhere_are_put_off_and_the_right_password_comes_through(
+async def test_guesses_from_many_addresses_are_put_off_and_the_right_password_is_admitted(
     accounts: Accounts, clock: Clock
 ) -> None:
     guesses = [accounts.verify("tim", f"guess {i}", f"10.0.0.{i}") for i in range(BUDGET + 30)]
@@ -126,10 +124,10 @@ async def test_guesses_from_everywhere_are_put_off_and_the_right_password_comes_
     assert await accounts.verify("tim", "secret", HERE) == Verdict("try-later", 1.0)
     clock.now += 1.0
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
-    assert await accounts.verify("tim", "secret", HERE) == LET_IN  # and from now on at once
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN  # from the next question on
 
 
-async def test_a_crowd_of_good_logins_is_let_in_and_the_loop_stays_free(accounts: Accounts) -> None:
+async def test_many_good_logins_are_admitted_without_blocking_the_loop(accounts: Accounts) -> None:
     loop = asyncio.get_running_loop()
     logins = asyncio.gather(*(accounts.verify("tim", "secret", HERE) for _ in range(20)))
     turns = 0
@@ -142,9 +140,9 @@ async def test_a_crowd_of_good_logins_is_let_in_and_the_loop_stays_free(accounts
 
 
 @pytest.mark.parametrize("what", ["remove", "passwd"])
-async def test_an_account_changed_while_its_password_is_checked_is_not_let_in(accounts: Accounts, what: str) -> None:
+async def test_account_changed_during_a_check_is_not_admitted(accounts: Accounts, what: str) -> None:
     login = asyncio.ensure_future(accounts.verify("tim", "secret", HERE))
-    await asyncio.sleep(0)  # the hash was read, a thread is at it
+    await asyncio.sleep(0)  # the hash was read, and a thread checks the password
     if what == "remove":
         accounts.remove("tim")
     else:
@@ -152,14 +150,16 @@ async def test_an_account_changed_while_its_password_is_checked_is_not_let_in(ac
     assert await login == WRONG
 
 
-async def test_too_many_waiting_are_told_so(accounts: Accounts) -> None:
-    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", HERE)) for i in range(PLACES + VERIFIERS)]
+async def test_too_many_waiting_logins_are_overloaded(accounts: Accounts) -> None:
+    checks = [asyncio.ensure_future(accounts.verify(f"u{i}", "x", HERE)) for i in range(MAX_WAITING + VERIFIERS)]
     await asyncio.sleep(0)
     assert await accounts.verify("tim", "secret", HERE) == OVERLOADED
     elsewhere = asyncio.ensure_future(accounts.verify("tim", "secret", "192.0.2.8"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert [check.result() for check in checks if check.done()] == [OVERLOADED]  # one of the crowd, in place of that
+    assert [check.result() for check in checks if check.done()] == [
+        OVERLOADED
+    ]  # one of the waiting logins is turned away for this one
     for check in checks[4:]:
         check.cancel()
     assert await elsewhere == LET_IN
@@ -167,7 +167,7 @@ async def test_too_many_waiting_are_told_so(accounts: Accounts) -> None:
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
-async def test_an_unknown_name_takes_as_long_as_a_wrong_password(accounts: Accounts) -> None:
+async def test_unknown_name_takes_as_long_as_a_wrong_password(accounts: Accounts) -> None:
     async def cost_s(user: str, turn: int) -> float:
         begun = time.perf_counter()
         assert await accounts.verify(user, f"wrong {turn}", f"10.0.0.{turn}") == WRONG
@@ -197,7 +197,7 @@ async def test_another_process_changes_accounts_under_a_running_server(accounts:
     assert await accounts.verify("ann", "two", HERE) == WRONG
 
 
-def test_a_removal_stays_written_down_until_it_is_struck_off(accounts: Accounts, directory: Path) -> None:
+def test_removal_stays_recorded_until_struck_off(accounts: Accounts, directory: Path) -> None:
     with closing(Accounts(directory)) as other:
         for name in ("ann", "bob"):
             other.add(name, "x")
@@ -207,7 +207,7 @@ def test_a_removal_stays_written_down_until_it_is_struck_off(accounts: Accounts,
             other.remove(name)
         with pytest.raises(BesterError, match="no user 'ann'"):
             other.remove("ann")
-        other.add("bob", "y")  # does not undo it
+        other.add("bob", "y")  # changes nothing
         other.remove("bob")
         other.add("bob", "z")
     assert accounts.changed()
@@ -217,7 +217,7 @@ def test_a_removal_stays_written_down_until_it_is_struck_off(accounts: Accounts,
     assert [account.name for account in accounts.list()] == ["bob", "tim"]
 
 
-def test_a_removal_is_written_down_with_the_account_gone_or_not_at_all(accounts: Accounts, directory: Path) -> None:
+def test_removal_and_its_record_are_atomic(accounts: Accounts, directory: Path) -> None:
     with closing(sqlite3.connect(directory / "accounts.db")) as db:
         db.execute("CREATE TRIGGER full BEFORE INSERT ON removed BEGIN SELECT RAISE(ABORT, 'no room'); END")
         with pytest.raises(BesterError, match="no room"):
@@ -228,7 +228,7 @@ def test_a_removal_is_written_down_with_the_account_gone_or_not_at_all(accounts:
     assert (accounts.exists("tim"), accounts.removed()) == (False, {"tim"})
 
 
-def test_striking_off_waits_for_nobody(accounts: Accounts, directory: Path) -> None:
+def test_striking_off_waits_for_no_lock(accounts: Accounts, directory: Path) -> None:
     accounts.remove("tim")
     with closing(sqlite3.connect(directory / "accounts.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -239,7 +239,7 @@ def test_striking_off_waits_for_nobody(accounts: Accounts, directory: Path) -> N
     assert accounts.removed() == set()
 
 
-def test_an_older_database_learns_of_removals(directory: Path) -> None:
+def test_older_database_gets_the_table_of_removals(directory: Path) -> None:
     prepare(directory)
     with closing(sqlite3.connect(directory / "accounts.db")) as db, db:
         db.execute("CREATE TABLE account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL)")
@@ -250,7 +250,7 @@ def test_an_older_database_learns_of_removals(directory: Path) -> None:
         assert accounts.removed() == {"tim"}
 
 
-def test_removals_that_cannot_be_read_are_asked_for_again(accounts: Accounts, directory: Path) -> None:
+def test_unreadable_removals_are_read_again(accounts: Accounts, directory: Path) -> None:
     accounts.changed()
     with closing(sqlite3.connect(directory / "accounts.db")) as db:
         db.execute("ALTER TABLE removed RENAME TO elsewhere")
@@ -258,7 +258,7 @@ def test_removals_that_cannot_be_read_are_asked_for_again(accounts: Accounts, di
         db.execute("ALTER TABLE elsewhere RENAME TO removed")
 
 
-def test_what_cannot_be_changed_is_an_error_with_a_remedy(accounts: Accounts) -> None:
+def test_failed_change_is_an_error_with_a_remedy(accounts: Accounts) -> None:
     mistakes: list[tuple[Callable[[], None], str]] = [
         (lambda: accounts.add("tim", "x"), "there is a user tim already"),
         (lambda: accounts.add("", "x"), "at least one character"),
@@ -286,7 +286,7 @@ def test_files_are_private_and_hold_no_password(accounts: Accounts, directory: P
     assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
 
 
-def test_a_file_that_is_no_database_is_one_line(directory: Path) -> None:
+def test_file_that_is_no_database_is_refused_in_one_line(directory: Path) -> None:
     prepare(directory)
     (directory / "accounts.db").write_bytes(b"something else " * 100)
     with pytest.raises(BesterError, match="see that the file is yours") as caught:
@@ -294,7 +294,7 @@ def test_a_file_that_is_no_database_is_one_line(directory: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-async def test_a_database_that_breaks_lets_nobody_in_and_calls_nobody_unknown(
+async def test_broken_database_admits_no_user_and_calls_none_unknown(
     accounts: Accounts, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with sqlite3.connect(directory / "accounts.db") as db:
@@ -306,7 +306,7 @@ async def test_a_database_that_breaks_lets_nobody_in_and_calls_nobody_unknown(
     assert "secret" not in caplog.text
 
 
-async def test_open_accounts_let_anybody_in_who_gives_both() -> None:
+async def test_open_accounts_admit_any_name_with_any_password() -> None:
     accounts = OpenAccounts()
     assert await accounts.verify("who", "ever", HERE) == LET_IN
     assert await accounts.verify("", "x", HERE) == WRONG
@@ -323,7 +323,7 @@ def test_one_server_at_a_time(directory: Path) -> None:
     Claim(directory).close()
 
 
-def test_a_directory_of_others_is_refused_and_ours_is_tightened(directory: Path) -> None:
+def test_foreign_directory_is_refused_and_an_own_one_gets_mode_0700(directory: Path) -> None:
     directory.mkdir(mode=0o755)
     prepare(directory)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -336,7 +336,7 @@ def test_a_directory_of_others_is_refused_and_ours_is_tightened(directory: Path)
 
 
 @pytest.mark.parametrize("path", ["/etc", "/usr", "/var/lib", "/tmp", "/"])
-def test_nobody_is_told_to_close_a_directory_of_the_system(path: str) -> None:
+def test_no_remedy_closes_a_directory_of_the_system(path: str) -> None:
     mode = Path(path).stat().st_mode
     with pytest.raises(ConfigError, match="name a directory of Bester's own") as refused:
         prepare(Path(path))
@@ -344,9 +344,7 @@ def test_nobody_is_told_to_close_a_directory_of_the_system(path: str) -> None:
     assert Path(path).stat().st_mode == mode
 
 
-def test_nobody_is_told_to_close_somebody_elses_or_the_home_directory(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_remedy_closes_a_foreign_or_the_home_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory.mkdir(mode=0o755)
     (directory / "letter.txt").write_text("not Bester's")
     with monkeypatch.context() as at_home:
@@ -358,7 +356,7 @@ def test_nobody_is_told_to_close_somebody_elses_or_the_home_directory(
         prepare(directory)
 
 
-def test_an_empty_directory_of_the_system_is_left_as_it_is(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_directory_of_the_system_stays_unchanged(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory.mkdir(mode=0o755)
     monkeypatch.setattr(data_dir, "SYSTEM", re.compile(re.escape(str(directory))))
     with pytest.raises(ConfigError, match="name a directory of Bester's own"):
@@ -366,10 +364,10 @@ def test_an_empty_directory_of_the_system_is_left_as_it_is(directory: Path, monk
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
-async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path) -> None:
-    await data_dir.until_ended(directory)  # there is nobody, and no directory
+async def test_server_started_during_the_end_of_another_waits(directory: Path) -> None:
+    await data_dir.until_ended(directory)  # no account and no directory exists
     claim = Claim(directory)
-    await data_dir.until_ended(directory)  # who does not end is not waited for
+    await data_dir.until_ended(directory)  # a server that does not end is not waited for
     for _ in range(2):
         data_dir.about_to_end()
         with pytest.raises(BesterError, match=f"process {os.getpid()} serves from it"):
@@ -381,8 +379,8 @@ async def test_whoever_starts_while_another_ends_waits_for_it(directory: Path) -
     claim.close()
     await asyncio.wait_for(waiting, 20.0)
     claim = Claim(directory)
-    await data_dir.until_ended(directory)  # the mark is gone with the one who made it
+    await data_dir.until_ended(directory)  # the mark ends with its process
     claim.close()
-    (directory / data_dir.LOCK).write_bytes(b"4711\nending\n")  # of one that was killed while it ended
+    (directory / data_dir.LOCK).write_bytes(b"4711\nending\n")  # the mark of a server that was killed during its end
     await data_dir.until_ended(directory)
     Claim(directory).close()

@@ -1,4 +1,4 @@
-"""The blocking client, used from a thread as a program without a loop would use it."""
+"""The blocking client, used from a thread as by a program without a loop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_submit_waits_for_room(server: FakeServer) -> None:
     assert [(await peer.payload())["data"] for _ in range(50)] == list(range(50))
 
 
-async def test_timeouts_lose_nothing_that_came(server: FakeServer) -> None:
+async def test_receive_timeout_loses_no_message(server: FakeServer) -> None:
     server.on_message = lambda peer, payload: None
 
     def program(report: concurrent.futures.Future[None]) -> None:
@@ -81,7 +81,7 @@ async def test_timeouts_lose_nothing_that_came(server: FakeServer) -> None:
     assert not our_threads()
 
 
-async def test_errors_come_through(server: FakeServer) -> None:
+async def test_errors_are_raised_in_the_caller(server: FakeServer) -> None:
     server.on_message = lambda peer, payload: peer.transport.abort()
 
     def program() -> None:
@@ -100,7 +100,7 @@ async def test_errors_come_through(server: FakeServer) -> None:
     await within(asyncio.to_thread(program))
 
 
-async def test_closing_wakes_whoever_waits_in_another_thread(server: FakeServer) -> None:
+async def test_close_wakes_a_waiting_thread(server: FakeServer) -> None:
     client = Client(server.address, user="bob", password="secret")
     await within(asyncio.to_thread(client.start))
     waiting = [asyncio.create_task(asyncio.to_thread(client.receive)) for _ in range(3)]
@@ -112,7 +112,7 @@ async def test_closing_wakes_whoever_waits_in_another_thread(server: FakeServer)
     assert not our_threads()
 
 
-async def test_acknowledging_and_asking_what_became_of_it(server: FakeServer) -> None:
+async def test_ack_and_outcome(server: FakeServer) -> None:
     server.on_message = lambda peer, payload: peer.report(payload["id"], message="m7", recipients={"eve": "queued"})
     server.on_outcome = lambda peer, id_, message: peer.answer(
         id_, {"message": message, "recipients": {"eve": "delivered"}}
@@ -140,7 +140,7 @@ async def test_acknowledging_and_asking_what_became_of_it(server: FakeServer) ->
     assert peer.acks.empty()
 
 
-async def test_asking_for_the_next_acknowledges_and_what_is_lost_goes_out_again(server: FakeServer) -> None:
+async def test_receive_acks_and_lost_messages_are_resent(server: FakeServer) -> None:
     server.on_message = lambda peer, payload: peer.transport.abort()
 
     def program() -> None:

@@ -387,7 +387,7 @@ async def test_a_file_that_is_no_lock_is_not_taken_for_one() -> None:
         theirs = directory / "else" / "cargo.lock"
         theirs.write_text("version = 3\n")
         with pytest.raises(
-            BesterError, match=r"else/cargo\.lock: somebody else's file, .*; name another \[store\] url"
+            BesterError, match=r"else/cargo\.lock: a foreign file stands .*; name another \[store\] url"
         ):
             async with serving(config(directory, path=directory / "else" / "cargo")):
                 pass

@@ -178,7 +178,7 @@ async def test_one_that_is_not_declared_is_passed_over_until_it_answers() -> Non
 
             beating = asyncio.create_task(beat())
             await log.says("handler-stuck name='raw' types=['stuck'] places=1")
-            await log.says(f"handler 'raw' must be started again, but process {os.getpid()} is no child of this server")
+            await log.says(f"handler 'raw' must be restarted, but process {os.getpid()} is no child of this server")
             await handler.say([11, hanging[1], 0, [], None])
             behind = await handler.hear(10)
             await handler.say([11, behind[1], 0, [], None])

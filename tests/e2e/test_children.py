@@ -125,11 +125,11 @@ async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest
         ("app = 3", "chat:app is a int, not an App of bester.handlers"),
         (
             "from bester.handlers import App\napp = App()",
-            'it has no handlers: put @app.handler("TYPE") above a function',
+            'the app has no handlers: put @app.handler("TYPE") above a function',
         ),
         (
             "from bester.handlers import App as A\napp = A()\nfor name in 'ab':\n    app.handler(name)(lambda m: None)",
-            "it has no handler of 'chat', only of a, b",
+            "the app has no handler of 'chat', only of a, b",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The `bester` command: what it does, what it says of mistakes, and its exit status."""
+"""The `bester` command: output, one-line errors and exit status."""
 
 import asyncio
 import errno
@@ -72,12 +72,12 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         leaves = command.commands.values() if isinstance(command, click.Group) else [command]
         for leaf in leaves:
             assert leaf.help
-            # The demo alone brings its own servers.
+            # The demo alone has servers of its own.
             assert name == "demo" or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "printed"),
     [
         (["usr"], 2, "no command 'usr'; did you mean user?"),
         (["zzz"], 2, "no command 'zzz'; `bester --help` lists them"),
@@ -100,19 +100,23 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         (["send", "--user", "tim", "--password", "x", "echo", "{}"], 2, "No such option"),
         (["send", "echo", "{}"], 2, "Missing option '--user'"),
         (["listen", "--user", "tim"], 2, "put it into BESTER_PASSWORD"),
-        (["send", "--user", "tim", "--ttl", "0", "echo", "{}"], 2, "--ttl: it is more than 0 and at most 2592000"),
-        (["send", "--user", "tim", "--ttl", "nan", "echo", "{}"], 2, "--ttl: it is more than 0"),
-        (["send", "--user", "tim", "--dedup", "x" * 65, "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 65"),
-        (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: it has 1 to 64 characters, not 0"),
+        (["send", "--user", "tim", "--ttl", "0", "echo", "{}"], 2, "--ttl: must be more than 0 and at most 2592000"),
+        (["send", "--user", "tim", "--ttl", "nan", "echo", "{}"], 2, "--ttl: must be more than 0"),
+        (
+            ["send", "--user", "tim", "--dedup", "x" * 65, "echo", "{}"],
+            2,
+            "--dedup: must have 1 to 64 characters, not 65",
+        ),
+        (["send", "--user", "tim", "--dedup", "", "echo", "{}"], 2, "--dedup: must have 1 to 64 characters, not 0"),
         (["handler", "nosuch:app"], 2, "there is no module 'nosuch'"),
         (["handler", "nosuch:app", "--workers", "x"], 2, "'x' is not a valid integer"),
     ],
 )
-def test_a_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str], status: int, said: str) -> None:
+def test_mistake_is_one_line_and_a_status(directory: Path, arguments: list[str], status: int, printed: str) -> None:
     (directory / "bad.toml").write_text("[native]\ntpc4 = '127.0.0.1:1'\n")
     (directory / "gone.toml").write_text("[native]\ntcp4 = '127.0.0.1:0'\n[handlers.a]\ncommand = ['./gone']\n")
     ended = run(*arguments)
-    assert said in ended.stderr
+    assert printed in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert (ended.returncode, ended.stdout) == (status, "")
 
@@ -122,38 +126,57 @@ def test_accounts_from_the_shell(directory: Path) -> None:
         ended = run("user", *arguments, given=given)
         return ended.returncode, ended.stdout + ended.stderr
 
-    status, said = user("list")
-    assert (status, said.count("\n"), f"no users in {directory}/bester-data;" in said) == (0, 1, True)
+    status, printed = user("list")
+    assert (status, printed.count("\n"), f"no users in {directory}/bester-data;" in printed) == (0, 1, True)
     assert not (directory / "bester-data").exists()
-    status, said = user("add", "tim", "--password-stdin", given="secret\n")
-    assert (status, said.count("\n"), said.startswith("user tim added\n")) == (0, 2, True)
-    assert f"made the data directory {directory}/bester-data;" in said
+    status, printed = user("add", "tim", "--password-stdin", given="secret\n")
+    assert (status, printed.count("\n"), printed.startswith("user tim added\n")) == (0, 2, True)
+    assert f"made the data directory {directory}/bester-data;" in printed
     assert user("add", "ann", "--password-stdin", given="secret\n") == (0, "user ann added\n")
     assert user("remove", "ann") == (0, "user ann removed\n")
-    status, said = user("add", "tim", "--password-stdin", given="other\n")
-    assert (status, "there is a user tim already" in said, said.count("\n")) == (1, True, 1)
+    status, printed = user("add", "tim", "--password-stdin", given="other\n")
+    assert (status, "there is a user tim already" in printed, printed.count("\n")) == (1, True, 1)
     assert user("passwd", "tim", "--password-stdin", given="better\n") == (0, "password of tim changed\n")
-    status, said = user("list")
-    assert (status, said.split("\t")[0]) == (0, "tim")
+    status, printed = user("list")
+    assert (status, printed.split("\t")[0]) == (0, "tim")
     assert user("remove", "tim") == (0, "user tim removed\n")
-    status, said = user("list")
-    assert (status, said.count("\n"), said.startswith(f"no users in {directory}/bester-data;")) == (0, 1, True)
+    status, printed = user("list")
+    assert (status, printed.count("\n"), printed.startswith(f"no users in {directory}/bester-data;")) == (0, 1, True)
 
 
-def test_a_place_that_cannot_hold_accounts_is_one_line(directory: Path) -> None:
+def test_accounts_are_a_table_on_a_terminal_and_tabbed_in_a_pipe(directory: Path) -> None:
+    for name in ("tim", "a-much-longer-name"):
+        assert run("user", "add", name, "--password-stdin", given="secret\n").returncode == 0
+    near, far = os.openpty()
+    try:
+        listed = subprocess.run(
+            [BESTER, "user", "list"], stdin=far, stdout=far, stderr=far, timeout=TIMEOUT_S, check=False,
+            env={**os.environ, "TERM": "dumb"},
+        )  # fmt: skip
+        assert listed.returncode == 0
+        lines = os.read(near, 65536).decode().splitlines()
+    finally:
+        os.close(near)
+        os.close(far)
+    day = lines[1].split()[-1]
+    assert lines == ["NAME                SINCE", f"a-much-longer-name  {day}", f"tim                 {day}"]
+    assert run("user", "list").stdout == f"a-much-longer-name\t{day}\ntim\t{day}\n"
+
+
+def test_unusable_data_directory_is_one_line(directory: Path) -> None:
     (directory / "bester-data").write_text("a file")
     ended = run("user", "list")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "name another one as [server] data_dir" in ended.stderr
 
 
-def test_output_that_nobody_reads_is_no_traceback(directory: Path) -> None:
+def test_closed_pipe_is_no_traceback(directory: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen([BESTER, "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    _, said = process.communicate(timeout=TIMEOUT_S)
-    assert said == ""
+    _, printed = process.communicate(timeout=TIMEOUT_S)
+    assert printed == ""
 
 
 async def start(directory: Path, text: str = OPEN) -> tuple[Process, str]:
@@ -165,7 +188,7 @@ async def start(directory: Path, text: str = OPEN) -> tuple[Process, str]:
 
 
 def children_of(pid: int) -> list[str]:
-    """The processes that a process has started, from any of its threads."""
+    """Return the children of a process, started by any of its threads."""
     return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
@@ -173,7 +196,7 @@ async def client(directory: Path, *arguments: str, given: str | None = None) -> 
     return await Process.start(BESTER, *arguments, cwd=directory, env={"BESTER_PASSWORD": "secret"})
 
 
-async def test_up_says_how_to_begin_and_ends_clean(directory: Path) -> None:
+async def test_up_prints_first_steps_and_ends_cleanly(directory: Path) -> None:
     server, address = await start(directory)
     await server.says(f"bester send --to {address} --user alice echo")
     await server.says("anybody may log in")
@@ -202,7 +225,7 @@ async def test_send_and_listen_over_a_running_server(directory: Path) -> None:
     assert await server.end() == 0
 
 
-async def test_an_account_made_meanwhile_is_let_in_at_once(directory: Path) -> None:
+async def test_new_account_may_log_in_at_once(directory: Path) -> None:
     server, address = await start(directory, OPEN.replace('"open"', '"accounts"'))
     before = await client(directory, "send", "--to", address, "--user", "tim", "echo", "1")
     await before.says("does not accept user 'tim'")
@@ -223,12 +246,12 @@ async def test_two_servers_in_one_directory_are_refused(directory: Path) -> None
     assert await server.end() == 0
 
 
-async def test_a_server_that_is_started_while_another_ends_takes_its_place(directory: Path) -> None:
+async def test_server_started_while_another_drains_takes_over(directory: Path) -> None:
     first, address = await start(directory)
     host, _, port = address.rpartition(":")
-    _, writer = await asyncio.open_connection(host, int(port))  # it has a moment to read that nothing follows
+    _, writer = await asyncio.open_connection(host, int(port))  # the draining server gives it a moment to read the end
     first.process.send_signal(signal.SIGTERM)
-    await first.says("finishing what is under way")
+    await first.says("finishing the messages under way")
     second, _ = await start(directory)
     assert first.process.returncode == 0, "one at a time"
     writer.close()
@@ -236,7 +259,7 @@ async def test_a_server_that_is_started_while_another_ends_takes_its_place(direc
     assert await second.end() == 0
 
 
-def test_a_port_in_use_is_one_line(directory: Path) -> None:
+def test_port_in_use_is_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (directory / "bester.toml").write_text(f'[native]\ntcp4 = "127.0.0.1:{port}"\n')
@@ -246,7 +269,7 @@ def test_a_port_in_use_is_one_line(directory: Path) -> None:
     assert str(port) in ended.stderr
 
 
-async def test_a_second_interrupt_waits_for_nobody(directory: Path) -> None:
+async def test_second_interrupt_ends_at_once(directory: Path) -> None:
     (directory / "stuck.py").write_text(
         "import time\nfrom bester.handlers import App\napp = App()\n"
         "@app.handler('stuck', inline=True)\ndef stuck(message):\n    print('held up', flush=True)\n"
@@ -256,14 +279,14 @@ async def test_a_second_interrupt_waits_for_nobody(directory: Path) -> None:
     sender = await client(directory, "send", "--to", address, "--user", "tim", "stuck", "1")
     await server.says("held up")
     server.process.send_signal(signal.SIGINT)
-    await server.says("finishing what is under way")
+    await server.says("finishing the messages under way")
     begun = time.monotonic()
     assert await server.end(signal.SIGINT) == 1
     assert time.monotonic() - begun < GRACE_S
     await sender.end(signal.SIGINT)
 
 
-async def test_interrupt_ends_listening_without_a_traceback(directory: Path) -> None:
+async def test_interrupt_ends_listen_without_a_traceback(directory: Path) -> None:
     server, address = await start(directory)
     listener = await client(directory, "listen", "--to", address, "--user", "tim")
     await listener.says("listening at")
@@ -272,7 +295,7 @@ async def test_interrupt_ends_listening_without_a_traceback(directory: Path) -> 
     assert await server.end(signal.SIGINT) == 0
 
 
-async def test_nobody_there_is_one_line(directory: Path) -> None:
+async def test_refused_connection_is_one_line(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     for command in (["send", "--to", f"127.0.0.1:{port}", "--user", "tim", "echo", "1"],):
@@ -282,12 +305,16 @@ async def test_nobody_there_is_one_line(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said", "status"),
+    ("error", "printed", "status"),
     [
         (ConfigError("key: mend it"), "key: mend it", 2),
         (BesterError("overloaded"), "a queue is full; send less, or later", 1),
         (click.UsageError("no"), "no", 2),
-        (OSError(errno.EADDRINUSE, "Address in use"), "Address in use; stop what listens there, or choose another", 1),
+        (
+            OSError(errno.EADDRINUSE, "Address in use"),
+            "Address in use; stop the program that listens there, or choose another",
+            1,
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; use a path", 1),
         (
             ModuleNotFoundError("No module named 'zmq'"),
@@ -298,39 +325,39 @@ async def test_nobody_there_is_one_line(directory: Path) -> None:
         (ValueError("what"), "internal error, ValueError: what; BESTER_TRACEBACK=1 shows where", 1),
     ],
 )
-def test_what_went_wrong_is_one_line(error: Exception, said: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_is_one_line(error: Exception, printed: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BESTER_TRACEBACK", raising=False)
     line, ended = describe(error)
-    assert line.startswith(said)
+    assert line.startswith(printed)
     assert "\n" not in line
     assert ended == status
 
 
-def test_a_missing_dependency_is_one_line(
+def test_missing_dependency_is_one_line(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "argon2", None)
     for module in ("bester.broker.accounts", "bester.broker.verifying"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     assert main(["user", "list"]) == 1
-    said = capsys.readouterr().err
-    assert "argon2" in said
-    assert "pip install argon2-cffi" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "argon2" in printed
+    assert "pip install argon2-cffi" in printed
+    assert printed.count("\n") == 1
 
 
-def test_without_what_the_command_line_itself_needs_it_is_one_line_too(
+def test_missing_dependency_of_the_command_line_itself_is_one_line(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "bester.cli.commands")
     monkeypatch.setitem(sys.modules, "click", None)
     assert main(["--version"]) == 1
-    said = capsys.readouterr().err
-    assert "pip install click" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "pip install click" in printed
+    assert printed.count("\n") == 1
 
 
-def test_the_banner_names_what_there_is(directory: Path) -> None:
+def test_banner_names_addresses_and_types(directory: Path) -> None:
     lines = banner(defaults(directory), ["127.0.0.1:2223", f"{directory}/n.sock"])
     assert len(lines) == 3
     assert lines[0].endswith(f" serves 127.0.0.1:2223, {directory}/n.sock")
@@ -347,29 +374,27 @@ def test_the_banner_names_what_there_is(directory: Path) -> None:
         ("s1.toml", "/run/b.sock", " -c s1.toml", " --to unix:/run/b.sock"),
     ],
 )
-def test_what_the_banner_proposes_can_be_typed_as_it_stands(
-    file: str, address: str, option: str, to: str, directory: Path
-) -> None:
+def test_commands_in_the_banner_can_be_pasted(file: str, address: str, option: str, to: str, directory: Path) -> None:
     config = replace(defaults(directory), path=Path(file))
     _, add, send = banner(config, [address])
     assert f"user add{option} alice" in add
     assert f"send{to} --user" in send
 
 
-def test_what_click_says_has_a_remedy_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_click_errors_have_a_remedy(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["send", "--user", "tim", "echo"]) == 2
     assert capsys.readouterr().err == "bester: Missing argument 'JSON'; see `bester send --help`\n"
     assert main(["up", "--fast"]) == 2
     assert capsys.readouterr().err == "bester: No such option '--fast'; see `bester up --help`\n"
     assert main(["dead", "replay", "1", "2"]) == 2
-    said = "bester: Got unexpected extra argument (2); see `bester dead replay --help`\n"
-    assert capsys.readouterr().err == said
+    printed = "bester: Got unexpected extra argument (2); see `bester dead replay --help`\n"
+    assert capsys.readouterr().err == printed
     assert main(["send", "--usr", "tim"]) == 2
     assert capsys.readouterr().err.endswith("Did you mean '--user'?\n"), "a question is a remedy"
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments", "said"),
+    ("program", "arguments", "printed"),
     [
         ("simulation", ["--seeds", "x"], "'x' is no number of seeds; say for instance `make simulate SEEDS=500`"),
         ("simulation", ["--seeds", "0"], "'0' is no number of seeds"),
@@ -379,7 +404,7 @@ def test_what_click_says_has_a_remedy_too(directory: Path, capsys: pytest.Captur
         ("chaos", ["--seed", "x"], "invalid int value: 'x'; say for instance"),
     ],
 )
-def test_what_make_is_given_wrong_is_one_line(program: str, arguments: list[str], said: str) -> None:
+def test_wrong_make_argument_is_one_line(program: str, arguments: list[str], printed: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", f"tests.{program}", *arguments],
         cwd=Path(__file__).parents[2],
@@ -389,4 +414,4 @@ def test_what_make_is_given_wrong_is_one_line(program: str, arguments: list[str]
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
-    assert said in ended.stderr
+    assert printed in ended.stderr

@@ -1,4 +1,4 @@
-"""The client over real sockets: sending, receiving, losing the connection, acknowledging."""
+"""The client over real sockets: send, receive, reconnect, acknowledge."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 class TestSending:
-    async def test_a_good_report(self, server: FakeServer) -> None:
+    async def test_good_report(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             report = await within(client.send("chat", {"text": "hello"}))
             peer = await server.peer()
@@ -41,20 +41,20 @@ class TestSending:
         assert 0 < len(dedup) <= 64
         assert report == Report(True, payload["id"])
 
-    async def test_what_is_asked_for_goes_along(self, server: FakeServer) -> None:
+    async def test_terms_are_in_the_frame(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             await within(client.send("chat", 1, dedup="mine", ttl_s=60, outcome=True))
             payload = await (await server.peer()).payload()
         assert (payload["dedup"], payload["ttl_s"], payload["outcome"]) == ("mine", 60, True)
 
     @pytest.mark.parametrize("wrong", [{"ttl_s": 0}, {"ttl_s": 1e9}, {"dedup": ""}, {"dedup": "x" * 65}])
-    async def test_what_a_server_would_refuse_is_not_sent(self, server: FakeServer, wrong: Json) -> None:
+    async def test_invalid_terms_are_not_sent(self, server: FakeServer, wrong: Json) -> None:
         async with client_of(server) as client:
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 await client.send("chat", 1, **wrong)
             assert client.unreported == 0
 
-    async def test_a_bad_report_says_why_and_for_whom(self, server: FakeServer) -> None:
+    async def test_bad_report_holds_reason_and_recipients(self, server: FakeServer) -> None:
         outcomes = {"bob": "delivered", "dave": "failed:unknown-user"}
         server.on_message = lambda peer, payload: peer.report(
             payload["id"], "bad", reason="unknown-user", message="m7", recipients=outcomes
@@ -63,7 +63,7 @@ class TestSending:
             report = await within(client.send("chat", 1))
         assert report == Report(False, report.id, "unknown-user", "m7", outcomes)
 
-    async def test_raw_json_travels_untouched(self, server: FakeServer) -> None:
+    async def test_raw_json_is_sent_unchanged(self, server: FakeServer) -> None:
         text = b'{"a":0.1000,"a":-0,"n":1e400,"i":123456789012345678901234567890,"s":"\\u00e9\\/"}'
         async with client_of(server) as client:
             await within(client.send("chat", raw=text))
@@ -71,13 +71,13 @@ class TestSending:
         assert text in body
 
     @pytest.mark.parametrize("raw", [b"{", b"", b"1}", b'"\xff"', b"[" * 100 + b"]" * 100])
-    async def test_what_is_not_json_is_not_sent(self, server: FakeServer, raw: bytes) -> None:
+    async def test_invalid_json_is_not_sent(self, server: FakeServer, raw: bytes) -> None:
         async with client_of(server) as client:
             with pytest.raises(ValueError, match="raw is not JSON"):
                 _ = client.submit("chat", raw=raw)
             assert client.unreported == 0
 
-    async def test_a_message_over_the_limit_costs_no_connection(self, server: FakeServer) -> None:
+    async def test_too_large_message_costs_no_connection(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             with pytest.raises(MessageTooLarge):
                 await client.send("chat", "x" * (1 << 20))
@@ -86,12 +86,12 @@ class TestSending:
     async def test_hundreds_in_flight_and_reports_in_any_order(self, server: FakeServer) -> None:
         held: list[str] = []
 
-        def backwards(peer: Peer, payload: Json) -> None:
+        def in_reverse(peer: Peer, payload: Json) -> None:
             held.append(payload["id"])
             if len(held) == 300:
                 peer.send(*(report_frame(id_, message=f"m{id_}") for id_ in reversed(held)))
 
-        server.on_message = backwards
+        server.on_message = in_reverse
         async with client_of(server) as client:
             peer = await server.peer()
             reads = peer.reads
@@ -101,7 +101,7 @@ class TestSending:
         assert all(report.message == f"m{report.id}" for report in reports)
         assert peer.reads - reads < 10, "one tick's messages are one write"
 
-    async def test_the_window_holds_senders_back(self, server: FakeServer) -> None:
+    async def test_full_window_blocks_senders(self, server: FakeServer) -> None:
         def next_tick(peer: Peer, payload: Json) -> None:
             asyncio.get_running_loop().call_soon(peer.report, payload["id"])
 
@@ -114,7 +114,7 @@ class TestSending:
         assert peer.most_unreported == 4
         assert order == list(range(100))
 
-    async def test_a_full_window_refuses_and_room_waits(self, server: FakeServer) -> None:
+    async def test_full_window_refuses_submit_and_room_waits(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server, limits=Limits(window=2)) as client:
             first, second = client.submit("chat", 1), client.submit("chat", 2)
@@ -130,7 +130,7 @@ class TestSending:
             peer.report(ids[1])
             await within(second)
 
-    async def test_one_who_gives_up_waiting_does_not_take_the_turn_of_others(self, server: FakeServer) -> None:
+    async def test_cancelled_wait_for_room_passes_the_turn_on(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server, limits=Limits(window=1)) as client:
             first = client.submit("chat", "first")
@@ -153,7 +153,7 @@ class TestSending:
 
 
 class TestReceiving:
-    async def test_messages_with_all_that_is_known_of_them(self, server: FakeServer) -> None:
+    async def test_message_holds_all_header_fields(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             peer = await server.peer()
             peer.send(message_frame({"n": 1}, "7.0", origin="s1", redelivered=True))
@@ -161,7 +161,7 @@ class TestReceiving:
         assert (message.type, message.data, message.raw) == ("chat", {"n": 1}, b'{"n": 1}')
         assert (message.id, message.origin, message.redelivered) == ("7.0", "s1", True)
 
-    async def test_what_python_cannot_hold_is_still_there_raw(self, server: FakeServer) -> None:
+    async def test_number_beyond_python_is_kept_as_raw(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             peer = await server.peer()
             peer.send_body(b'{"header":{"messageType":"receivedMessage"},"payload":{"data":[1e400, -0],"type":"chat"}}')
@@ -172,7 +172,7 @@ class TestReceiving:
         with pytest.raises(ValueError, match="Expected `str`"):
             message.decode(str)
 
-    async def test_a_stream_in_single_bytes(self, server: FakeServer) -> None:
+    async def test_stream_in_single_bytes(self, server: FakeServer) -> None:
         def in_bytes(peer: Peer, payload: Json) -> None:
             stream = json.dumps(message_frame("é", "1.0")), json.dumps(report_frame(payload["id"]))
             for byte in b"".join(frame(text.encode()) for text in stream):
@@ -185,7 +185,7 @@ class TestReceiving:
             assert (await within(client.send("chat", 1))).good
             assert (await within(client.receive())).data == "é"
 
-    async def test_messages_before_the_answer_to_the_login_are_kept(self, server: FakeServer) -> None:
+    async def test_messages_before_the_login_answer_are_kept(self, server: FakeServer) -> None:
         def early(peer: Peer, authentication: Json) -> None:
             peer.send(message_frame("early"))
             server.accept(peer, authentication)
@@ -194,7 +194,7 @@ class TestReceiving:
         async with client_of(server) as client:
             assert (await within(client.receive())).data == "early"
 
-    async def test_a_slow_application_stops_the_server_not_the_memory(self, server: FakeServer) -> None:
+    async def test_full_receive_queue_pauses_the_server(self, server: FakeServer) -> None:
         async with client_of(server, limits=Limits(queue=10)) as client:
             peer = await server.peer()
             sent = 0
@@ -204,7 +204,7 @@ class TestReceiving:
                 peer.send(message_frame([sent, text]))
                 sent += 1
                 await asyncio.sleep(0)
-            assert client.waiting < 10 + 20 < sent, "the queue, and at most what one read brings"
+            assert client.waiting < 10 + 20 < sent, "the queue, and at most the messages of one read"
             for number in range(sent):
                 assert (await within(client.receive())).data[0] == number
             assert (await within(client.send("chat", 1))).good
@@ -222,14 +222,14 @@ class TestReceiving:
         with pytest.raises(ClientClosed):
             await client.receive()
 
-    async def test_unreadable_frames_are_passed_over(self, server: FakeServer) -> None:
+    async def test_unreadable_frames_are_skipped(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             peer = await server.peer()
             for body in (b"{", b"[]", b"{}", b'{"payload":7}', b"[" * 100_000, b'{"payload":{"data":"\xff"}}'):
                 peer.send_body(body)
             assert (await within(client.send("chat", 1))).good
 
-    async def test_a_server_of_the_old_kind(self, server: FakeServer) -> None:
+    async def test_frames_of_besterd(self, server: FakeServer) -> None:
         def old(peer: Peer, payload: Json) -> None:
             peer.send_body(b'{"header":null,"payload":{"data":1,"type":"chat"}}')
             peer.send({"header": {"messageType": "statusReport", "status": "bad"}, "payload": {"id": payload["id"]}})
@@ -243,7 +243,7 @@ class TestReceiving:
 
 
 class TestLoss:
-    async def test_unless_it_may_repeat_what_was_sent_is_in_doubt_and_not_sent_again(self, server: FakeServer) -> None:
+    async def test_without_resend_in_flight_messages_fail_and_are_not_resent(self, server: FakeServer) -> None:
         server.on_message = hold
         links: list[bool] = []
         async with client_of(server, resend=False, on_link=lambda connected, why: links.append(connected)) as client:
@@ -260,7 +260,7 @@ class TestLoss:
             assert (await within(waiting)).id == waiting_id
         assert links == [True, False, True]
 
-    async def test_what_is_not_reported_goes_out_again_marked_under_the_same_dedup(self, server: FakeServer) -> None:
+    async def test_unreported_messages_are_resent_marked_under_the_same_dedup(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server) as client:
             first = await server.peer()
@@ -278,7 +278,7 @@ class TestLoss:
                 second.report(payload["id"])
             assert all(report.good for report in await within(asyncio.gather(*futures)))
 
-    async def test_what_was_withdrawn_is_not_sent_again(self, server: FakeServer) -> None:
+    async def test_withdrawn_message_is_not_resent(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server) as client:
             first = await server.peer()
@@ -294,14 +294,14 @@ class TestLoss:
             assert (await within(kept)).good
             assert second.bodies.empty()
 
-    async def test_a_message_that_kills_connections_is_given_up(self, server: FakeServer) -> None:
+    async def test_message_that_breaks_connections_fails(self, server: FakeServer) -> None:
         server.on_message = lambda peer, payload: peer.transport.abort()
         async with client_of(server) as client:
             with pytest.raises(ConnectionLost):
                 await within(client.send("chat", "poison"))
         assert server.accepted.qsize() == 5
 
-    async def test_the_servers_complaint_is_in_the_error(self, server: FakeServer) -> None:
+    async def test_error_holds_the_servers_complaint(self, server: FakeServer) -> None:
         def complain(peer: Peer, payload: Json) -> None:
             peer.send(report_frame(None, "bad", reason="frame-too-large"))
             peer.transport.close()
@@ -311,7 +311,7 @@ class TestLoss:
             with pytest.raises(ConnectionLost, match="frame-too-large"):
                 await within(client.send("chat", 1))
 
-    async def test_what_arrives_twice_is_passed_on_once(self, server: FakeServer) -> None:
+    async def test_duplicate_is_passed_on_once(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             first = await server.peer()
             first.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
@@ -322,7 +322,7 @@ class TestLoss:
             second.send(message_frame("d"))
             assert [(await within(client.receive())).data for _ in "cdd"] == ["c", "d", "d"]
 
-    async def test_it_returns_to_a_server_that_was_away(self, server: FakeServer) -> None:
+    async def test_client_reconnects_to_a_restarted_server(self, server: FakeServer) -> None:
         attempts = asyncio.Event()
 
         def count(connected: bool, why: str) -> None:
@@ -337,7 +337,7 @@ class TestLoss:
             await server.listen()
             assert (await within(sending)).good
 
-    async def test_cancelling_takes_back_what_was_not_sent(self, server: FakeServer) -> None:
+    async def test_cancelled_future_withdraws_an_unsent_message(self, server: FakeServer) -> None:
         lost = asyncio.Event()
         async with client_of(server, on_link=lambda connected, why: None if connected else lost.set()) as client:
             await server.stop()
@@ -350,7 +350,7 @@ class TestLoss:
             assert (await server.peers[-1].payload())["data"] == "kept"
             assert client.unreported == 0
 
-    async def test_a_server_that_falls_silent_is_left(self, server: FakeServer) -> None:
+    async def test_silent_server_is_disconnected(self, server: FakeServer) -> None:
         async with client_of(server, limits=Limits(silence_s=0.15)) as client:
             first = await server.peer()
             server.answers_pings = False
@@ -369,7 +369,7 @@ class TestLoss:
             assert client.connected
             assert server.peers == [peer]
 
-    async def test_an_end_to_patience(self, server: FakeServer) -> None:
+    async def test_client_ends_after_give_up_s(self, server: FakeServer) -> None:
         async with client_of(server, give_up_s=0.2) as client:
             await server.stop()
             with pytest.raises(ConnectionLost, match=r"no connection for 0\.2 s"):
@@ -378,7 +378,7 @@ class TestLoss:
                 _ = client.submit("chat", 1)
             await server.listen()
 
-    async def test_a_frame_beyond_all_bounds(self, server: FakeServer) -> None:
+    async def test_frame_over_the_receive_limit(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             first = await server.peer()
             first.transport.write(b"\xff\xff\xff\xff")
@@ -388,7 +388,7 @@ class TestLoss:
 
 
 class TestAcknowledging:
-    async def test_asking_for_the_next_message_acknowledges_the_one_before(self, server: FakeServer) -> None:
+    async def test_receive_acks_the_message_before(self, server: FakeServer) -> None:
         async with client_of(server, ack=True) as client:
             peer = await server.peer()
             assert peer.login is not None
@@ -399,10 +399,10 @@ class TestAcknowledging:
             assert peer.acks.empty(), "the application is not done with it"
             await within(client.receive())
             assert await peer.acknowledged() == ["1.0"]
-        assert await peer.acknowledged() == ["2.0"], "closing in good order acknowledges what was taken"
+        assert await peer.acknowledged() == ["2.0"], "a close without an error acks received messages"
         assert peer.bodies.qsize() == 1
 
-    async def test_those_of_one_tick_are_one_frame(self, server: FakeServer) -> None:
+    async def test_acks_of_one_tick_are_one_frame(self, server: FakeServer) -> None:
         async with client_of(server, ack=True) as client:
             peer = await server.peer()
             peer.send(*(message_frame(number, str(number)) for number in range(100)))
@@ -411,7 +411,7 @@ class TestAcknowledging:
                 await within(client.receive())
             assert await peer.acknowledged() == [str(number) for number in range(99)]
 
-    async def test_what_the_application_dies_over_is_not_acknowledged(self, server: FakeServer) -> None:
+    async def test_message_in_hand_at_a_crash_is_not_acked(self, server: FakeServer) -> None:
         async def application() -> None:
             async with client_of(server, ack=True) as client:
                 (await server.peer()).send(message_frame("a", "1.0"))
@@ -424,7 +424,7 @@ class TestAcknowledging:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_by_hand(self, server: FakeServer) -> None:
+    async def test_manual_ack(self, server: FakeServer) -> None:
         async with client_of(server, ack=True, manual_ack=True) as client:
             peer = await server.peer()
             peer.send(message_frame("a", "1.0"), message_frame("b", "2.0"), message_frame("no id"))
@@ -436,8 +436,8 @@ class TestAcknowledging:
         await within(peer.gone.wait())
         assert peer.acks.empty(), f"{first} was not acknowledged by hand"
 
-    async def test_a_repeat_is_acknowledged_though_nothing_else_comes(self, server: FakeServer) -> None:
-        """Or the server would wait for it, and with it what is behind, until the next ping."""
+    async def test_duplicate_is_acked_on_an_idle_connection(self, server: FakeServer) -> None:
+        """Without the ack the server would hold the messages behind the duplicate until the next ping."""
         async with client_of(server, ack=True) as client:
             first = await server.peer()
             first.send(message_frame("once", "1.0"))
@@ -449,7 +449,7 @@ class TestAcknowledging:
             second.send(message_frame("once", "1.0", redelivered=True))
             assert await second.acknowledged() == ["1.0"]
 
-    async def test_a_repeat_is_acknowledged_and_not_passed_on(self, server: FakeServer) -> None:
+    async def test_duplicate_is_acked_and_not_passed_on(self, server: FakeServer) -> None:
         async with client_of(server, ack=True) as client:
             first = await server.peer()
             first.send(message_frame("a", "1.0"), message_frame("b", "2.0"))
@@ -464,7 +464,7 @@ class TestAcknowledging:
             assert (await within(client.receive())).data == "c"
             assert await second.acknowledged() == ["2.0"]
 
-    async def test_who_did_not_ask_for_it(self, server: FakeServer) -> None:
+    async def test_ack_without_ack_option_raises(self, server: FakeServer) -> None:
         with pytest.raises(ValueError, match="ack=True"):
             client_of(server, manual_ack=True)
         async with client_of(server) as client:
@@ -475,7 +475,7 @@ class TestAcknowledging:
 
 
 class TestOutcomes:
-    async def test_asked_for(self, server: FakeServer) -> None:
+    async def test_outcome_is_asked_for(self, server: FakeServer) -> None:
         asked: list[str] = []
 
         def tell(peer: Peer, id_: str, message: str) -> None:
@@ -494,16 +494,16 @@ class TestOutcomes:
                 await within(client.outcome("s1/7"))
         assert asked == ["s1/7"]
 
-    async def test_pushed_to_whoever_wants_to_be_called(self, server: FakeServer) -> None:
-        told: asyncio.Queue[Outcome] = asyncio.Queue()
-        async with client_of(server, ack=True, on_outcome=told.put_nowait) as client:
+    async def test_outcome_is_passed_to_on_outcome(self, server: FakeServer) -> None:
+        outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        async with client_of(server, ack=True, on_outcome=outcomes.put_nowait) as client:
             peer = await server.peer()
             peer.send(outcome_frame("s1/7", "bob", "delivered", "9.0"), message_frame("else", "10.0"))
-            assert await within(told.get()) == Outcome("s1/7", "bob", "delivered")
+            assert await within(outcomes.get()) == Outcome("s1/7", "bob", "delivered")
             assert await peer.acknowledged() == ["9.0"]
             assert (await within(client.receive())).data == "else"
 
-    async def test_pushed_as_a_message(self, server: FakeServer) -> None:
+    async def test_outcome_is_received_as_a_message(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             peer = await server.peer()
             peer.send(

@@ -1,4 +1,4 @@
-"""What `bester send`, `bester listen` and `bester outcome` show, and the statuses they end with."""
+"""Output and exit status of `bester send`, `bester listen` and `bester outcome`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bester.cli.messaging import listen, send_once, tell_outcome
+from bester.cli.messaging import listen, send_once, show_outcome
 from bester.client.frames import Terms
 from bester.client.window import DEFAULTS
 from tests.e2e.fake_native_server import FakeServer, Json, Peer, free_port, message_frame, outcome_frame, within
@@ -21,7 +21,7 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 class Terminal:
-    """Keeps what was printed."""
+    """Records printed lines."""
 
     def __init__(self) -> None:
         self.out: list[str] = []
@@ -53,7 +53,7 @@ async def send(
 
 
 class TestSend:
-    async def test_messages_before_the_report_then_the_report(self, server: FakeServer) -> None:
+    async def test_messages_before_the_report_are_shown_first(self, server: FakeServer) -> None:
         def to_oneself(peer: Peer, payload: Json) -> None:
             peer.send(message_frame(payload["data"], "7.0", origin="s1"))
             peer.report(payload["id"], message="m7")
@@ -64,7 +64,7 @@ class TestSend:
         assert terminal.out == ['chat {"text": "hello"}  (id 7.0, from s1)', "good: message m7"]
         assert terminal.err == []
 
-    async def test_what_comes_within_a_moment_after_it(self, server: FakeServer) -> None:
+    async def test_messages_within_wait_are_shown(self, server: FakeServer) -> None:
         def late(peer: Peer, payload: Json) -> None:
             peer.report(payload["id"])
             asyncio.get_running_loop().call_soon(peer.send, message_frame("late"))
@@ -78,7 +78,7 @@ class TestSend:
         (await server.peer()).transport.close()
         assert await within(sending) == 0, "a server that leaves cuts the waiting short"
 
-    async def test_only_what_was_shown_is_acknowledged(self, server: FakeServer) -> None:
+    async def test_only_shown_messages_are_acked(self, server: FakeServer) -> None:
         def some(peer: Peer, payload: Json) -> None:
             peer.send(message_frame("before", "0.0"))
             peer.report(payload["id"])
@@ -92,12 +92,12 @@ class TestSend:
         assert peer.login is not None
         assert peer.login["header"]["ack"] is True
         await within(peer.gone.wait())
-        said: list[str] = []
+        acked: list[str] = []
         while not peer.acks.empty():
-            said += peer.acks.get_nowait()
-        assert said == [f"{number}.0" for number in range(len(terminal.out) - 1)]
+            acked += peer.acks.get_nowait()
+        assert acked == [f"{number}.0" for number in range(len(terminal.out) - 1)]
 
-    async def test_what_could_not_be_written_is_not_acknowledged(self, server: FakeServer) -> None:
+    async def test_message_with_a_failed_write_is_not_acked(self, server: FakeServer) -> None:
         def some(peer: Peer, payload: Json) -> None:
             peer.send(message_frame(1, "1.0"), message_frame(2, "2.0"))
             peer.report(payload["id"])
@@ -122,7 +122,7 @@ class TestSend:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_a_bad_report(self, server: FakeServer) -> None:
+    async def test_bad_report(self, server: FakeServer) -> None:
         server.on_message = lambda peer, payload: peer.report(
             payload["id"], "bad", reason="not-connected", recipients={"g": "failed:not-connected"}
         )
@@ -140,13 +140,13 @@ class TestSend:
             ("made-up", "who knows", "bad: made-up (who knows)"),
         ],
     )
-    async def test_a_refusal_says_why(self, server: FakeServer, reason: str, note: str | None, line: str) -> None:
+    async def test_refusal_shows_the_note(self, server: FakeServer, reason: str, note: str | None, line: str) -> None:
         server.on_message = lambda peer, payload: peer.report(payload["id"], "bad", reason=reason, note=note)
         terminal = Terminal()
         assert await send(server.address, terminal) == 1
         assert terminal.out == [line]
 
-    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+    async def test_json_prints_one_frame_a_line(self, server: FakeServer) -> None:
         def with_breaks(peer: Peer, payload: Json) -> None:
             peer.send_body(b'{"header":null,\r\n"payload":{"data":[1,\n0.10],"type":"chat"}}')
             peer.report(payload["id"])
@@ -173,7 +173,7 @@ class TestSend:
         assert json.loads(lines[1])["header"]["status"] == "good"
         assert terminal.out == []
 
-    async def test_nothing_a_terminal_would_obey_passes(self, server: FakeServer) -> None:
+    async def test_control_characters_are_escaped(self, server: FakeServer) -> None:
         def hostile(peer: Peer, payload: Json) -> None:
             peer.send_body('{"header":null,"payload":{"data":"\x9b2J\u202e","type":"\\u001b[31m"}}'.encode())
             peer.report(payload["id"], "bad", reason="\x1b[2J\n")
@@ -194,7 +194,7 @@ class TestSend:
             assert len(terminal.err) == 1
             assert what in terminal.err[0]
 
-    async def test_what_fails_is_said_in_one_line(self, server: FakeServer) -> None:
+    async def test_failure_is_one_line(self, server: FakeServer) -> None:
         terminal = Terminal()
         assert await send(f"127.0.0.1:{free_port()}", terminal) == 1
         assert await send(server.address, terminal, wrong=True) == 1
@@ -207,7 +207,7 @@ class TestSend:
         assert terminal.out == []
 
     @pytest.mark.parametrize(("stage", "doubt"), [("on_login", "no connection"), ("on_message", "no report")])
-    async def test_a_server_that_does_not_answer(self, server: FakeServer, stage: str, doubt: str) -> None:
+    async def test_silent_server_is_one_line(self, server: FakeServer, stage: str, doubt: str) -> None:
         setattr(server, stage, lambda peer, payload: None)
         terminal = Terminal()
         status = await within(
@@ -217,7 +217,7 @@ class TestSend:
         assert doubt in terminal.err[0]
 
 
-class TestLater:
+class TestLaterOutcomes:
     """`bester send --outcome` and `bester outcome`."""
 
     @staticmethod
@@ -244,7 +244,7 @@ class TestLater:
             )
         )
 
-    async def test_until_all_is_known(self, server: FakeServer) -> None:
+    async def test_send_waits_until_every_outcome_is_known(self, server: FakeServer) -> None:
         terminal = Terminal()
         sending = self.sending(server, terminal)
         peer = await server.peer()
@@ -262,15 +262,15 @@ class TestLater:
             "later: eve delivered, message m7",
         ]
 
-    async def test_one_who_never_gets_it(self, server: FakeServer) -> None:
+    async def test_failed_outcome_is_status_1(self, server: FakeServer) -> None:
         terminal = Terminal()
         sending = self.sending(server, terminal)
         peer = await server.peer()
         peer.send(outcome_frame("m7", "bob", "failed:expired"), outcome_frame("m7", "eve", "delivered"))
         assert await within(sending) == 1
-        assert "later: bob failed:expired (it was not delivered within its time to live), message m7" in terminal.out
+        assert "later: bob failed:expired (not delivered within its time to live), message m7" in terminal.out
 
-    async def test_what_was_missed_is_asked_for(self, server: FakeServer) -> None:
+    async def test_outcomes_missed_while_disconnected_are_asked_for(self, server: FakeServer) -> None:
         terminal = Terminal()
         asked: asyncio.Queue[str] = asyncio.Queue()
 
@@ -289,7 +289,7 @@ class TestLater:
         assert await within(sending) == 0
         assert terminal.out[1:] == ["later: bob delivered, message m7", "later: eve delivered, message m7"]
 
-    async def test_a_server_that_has_forgotten(self, server: FakeServer) -> None:
+    async def test_server_without_the_outcome(self, server: FakeServer) -> None:
         terminal = Terminal()
         sending = self.sending(server, terminal)
         await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
@@ -297,7 +297,7 @@ class TestLater:
         assert await within(sending) == 1
         assert "knows nothing of message m7" in terminal.err[0]
 
-    async def test_a_server_that_does_not_want_us_back(self, server: FakeServer) -> None:
+    async def test_server_that_refuses_the_next_login(self, server: FakeServer) -> None:
         terminal = Terminal()
         sending = self.sending(server, terminal)
         await terminal.shows("good: bob queued, eve queued, g delivered, message m7")
@@ -306,22 +306,22 @@ class TestLater:
         assert await within(sending) == 1
         assert "password" in terminal.err[0]
 
-    async def test_nothing_queued_is_nothing_to_wait_for(self, server: FakeServer) -> None:
+    async def test_send_with_nothing_queued_does_not_wait(self, server: FakeServer) -> None:
         terminal = Terminal()
         sending = self.sending(server, terminal)
         server.on_message = lambda peer, payload: peer.report(payload["id"], message="m7")
         assert await within(sending) == 0
 
-    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+    async def test_json_prints_one_frame_a_line(self, server: FakeServer) -> None:
         lines: list[str] = []
         sending = self.sending(server, Terminal(), lines.append)
-        told = [outcome_frame("m7", name, "delivered") for name in ("bob", "eve")]
-        (await server.peer()).send(*told)
+        pushed = [outcome_frame("m7", name, "delivered") for name in ("bob", "eve")]
+        (await server.peer()).send(*pushed)
         assert await within(sending) == 0
-        assert [line for line in map(json.loads, lines) if line in told] == told
+        assert [line for line in map(json.loads, lines) if line in pushed] == pushed
 
     @pytest.mark.parametrize("wrong", [Terms(ttl_s=-1), Terms(dedup="x" * 65)])
-    async def test_terms_that_cannot_be_are_wrong_use_wherever_the_server_is(self, wrong: Terms) -> None:
+    async def test_invalid_terms_are_wrong_use_without_a_server(self, wrong: Terms) -> None:
         terminal = Terminal()
         nowhere = f"127.0.0.1:{free_port()}"
         sending = send_once(
@@ -333,13 +333,13 @@ class TestLater:
     async def asked(self, server: FakeServer, message: str, *, json_lines: bool = False) -> tuple[int, Terminal]:
         terminal = Terminal()
         status = await within(
-            tell_outcome(
+            show_outcome(
                 server.address, "bob", "secret", message, json_lines=json_lines, timeout_s=5, echo=terminal.echo
             )
         )
         return status, terminal
 
-    async def test_what_became_of_a_message(self, server: FakeServer) -> None:
+    async def test_outcome_of_a_message(self, server: FakeServer) -> None:
         recipients = {"bob": "queued", "eve": "delivered"}
         server.on_outcome = lambda peer, id_, message: peer.answer(id_, {"message": message, "recipients": recipients})
         status, terminal = await self.asked(server, "m7")
@@ -350,14 +350,14 @@ class TestLater:
         status, terminal = await self.asked(server, "m7")
         assert (status, terminal.out[0]) == (1, "bob failed:expired")
 
-    async def test_who_asks_takes_nothing_of_what_waits(self, server: FakeServer) -> None:
-        """However much it is: the answer comes behind it."""
+    async def test_outcome_acks_no_pending_message(self, server: FakeServer) -> None:
+        """Any number of pending messages may precede the answer."""
 
-        def first_the_mail(peer: Peer, id_: str, message: str) -> None:
+        def pending_first(peer: Peer, id_: str, message: str) -> None:
             peer.send(*(message_frame(number, f"{number}.0") for number in range(2 * DEFAULTS.queue)))
             peer.answer(id_, {"message": message, "recipients": {"eve": "delivered"}})
 
-        server.on_outcome = first_the_mail
+        server.on_outcome = pending_first
         status, terminal = await self.asked(server, "m7")
         assert (status, terminal.out) == (0, ["eve delivered"])
         peer = await server.peer()
@@ -366,7 +366,7 @@ class TestLater:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_what_nobody_knows(self, server: FakeServer) -> None:
+    async def test_outcome_of_an_unknown_message(self, server: FakeServer) -> None:
         status, terminal = await self.asked(server, "m7")
         assert (status, terminal.out) == (1, [])
         assert "nothing is known of message m7" in terminal.err[0]
@@ -375,7 +375,7 @@ class TestLater:
 
 
 class TestListen:
-    async def test_until_enough_and_over_a_loss(self, server: FakeServer) -> None:
+    async def test_listen_counts_messages_over_a_reconnect(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
             listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2)
@@ -386,14 +386,14 @@ class TestListen:
         first.transport.abort()
         (await server.peer()).send(message_frame(1, "1.0"), message_frame(2, redelivered=True))
         assert await within(listening) == 0
-        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (perhaps a repeat)"]
+        assert terminal.out == ["chat 1  (id 1.0)", "chat 2  (redelivered)"]
         assert [("listening" in line, "trying again" in line) for line in terminal.err] == [
             (True, False),
             (False, True),
             (True, False),
         ]
 
-    async def test_a_loss_is_told_once_however_long_it_lasts(self, server: FakeServer) -> None:
+    async def test_loss_is_shown_once(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
             listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=1)
@@ -413,12 +413,12 @@ class TestListen:
         await within(refused.wait())
         (await server.peer()).send(message_frame(1))
         assert await within(listening) == 0
-        told, lost, again = terminal.err
-        assert told == again == f"listening at {server.address} as bob"
+        connected, lost, again = terminal.err
+        assert connected == again == f"listening at {server.address} as bob"
         assert lost.startswith(f"the connection to {server.address} is lost: ")
         assert lost.endswith("; trying again")
 
-    async def test_frames_one_a_line(self, server: FakeServer) -> None:
+    async def test_json_prints_one_frame_a_line(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
             listen(server.address, "bob", "secret", json_lines=True, echo=terminal.echo, count=1)
@@ -427,7 +427,7 @@ class TestListen:
         assert await within(listening) == 0
         assert [json.loads(line) for line in terminal.out] == [message_frame([1, 2], "1.0")]
 
-    async def test_what_fails_is_said_in_one_line(self, server: FakeServer) -> None:
+    async def test_failure_is_one_line(self, server: FakeServer) -> None:
         terminal = Terminal()
         assert await listen(server.address, "bob", "wrong", json_lines=False, echo=terminal.echo) == 1
         assert await listen("nowhere", "bob", "secret", json_lines=False, echo=terminal.echo) == 2
@@ -435,7 +435,7 @@ class TestListen:
         assert "password" in terminal.err[0]
         assert "HOST:PORT" in terminal.err[1]
 
-    async def test_what_was_shown_is_acknowledged(self, server: FakeServer) -> None:
+    async def test_shown_message_is_acked(self, server: FakeServer) -> None:
         terminal = Terminal()
         listening = asyncio.create_task(
             listen(server.address, "bob", "secret", json_lines=False, echo=terminal.echo, count=2)
@@ -448,7 +448,7 @@ class TestListen:
         assert await within(listening) == 0
         assert await peer.acknowledged() == ["2.0"]
 
-    async def test_what_could_not_be_written_is_not_acknowledged(self, server: FakeServer) -> None:
+    async def test_message_with_a_failed_write_is_not_acked(self, server: FakeServer) -> None:
         terminal = Terminal()
 
         def cut(message: str, /, *, err: bool = False) -> None:
@@ -465,7 +465,7 @@ class TestListen:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_it_may_be_told_not_to_acknowledge(self, server: FakeServer) -> None:
+    async def test_no_ack_option(self, server: FakeServer) -> None:
         listening = asyncio.create_task(
             listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo, count=1, ack=False)
         )
@@ -477,7 +477,7 @@ class TestListen:
         await within(peer.gone.wait())
         assert peer.acks.empty()
 
-    async def test_an_interrupt_closes_the_connection(self, server: FakeServer) -> None:
+    async def test_interrupt_closes_the_connection(self, server: FakeServer) -> None:
         listening = asyncio.create_task(listen(server.address, "bob", "secret", json_lines=False, echo=Terminal().echo))
         peer = await server.peer()
         listening.cancel()

@@ -1,4 +1,4 @@
-"""The client over real sockets: refusals, closing, and the kinds of sockets."""
+"""The client over real sockets: refusals, closing, and kinds of sockets."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 class TestRefusal:
-    async def test_a_wrong_password(self, server: FakeServer) -> None:
+    async def test_wrong_password(self, server: FakeServer) -> None:
         client = Client(server.address, user="bob", password="wrong")
         with pytest.raises(AuthenticationFailed, match="does not accept user 'bob'") as caught:
             await within(client.start())
         assert caught.value.code == "authentication-failed"
         assert "wrong" not in str(caught.value)
 
-    async def test_another_refusal(self, server: FakeServer) -> None:
+    async def test_other_refusal(self, server: FakeServer) -> None:
         server.on_login = lambda peer, _: peer.send(report_frame("auth_special", "bad", reason="overloaded"))
         with pytest.raises(ServerRefused, match="overloaded"):
             await within(client_of(server).start())
 
-    async def test_a_server_that_closes_silently(self, server: FakeServer) -> None:
+    async def test_server_that_closes_without_an_answer(self, server: FakeServer) -> None:
         server.on_login = lambda peer, _: peer.transport.close()
         with pytest.raises(ServerRefused, match="where user or password is wrong"):
             await within(client_of(server).start())
 
-    async def test_a_server_that_says_nothing(self, server: FakeServer) -> None:
+    async def test_server_that_never_answers(self, server: FakeServer) -> None:
         server.on_login = lambda peer, _: None
         with pytest.raises(ServerRefused, match="not answered"):
             await within(client_of(server, limits=Limits(login_s=0.05)).start())
 
-    async def test_nobody_there(self) -> None:
+    async def test_connection_refused(self) -> None:
         client = Client(f"127.0.0.1:{free_port()}", user="bob", password="secret")
         with pytest.raises(ConnectFailed, match="connection refused; is it running there"):
             await within(client.start())
 
-    async def test_no_such_socket(self) -> None:
+    async def test_missing_unix_socket(self) -> None:
         with pytest.raises(ConnectFailed, match="no such file"):
             await within(Client("unix:/nowhere/b.sock", user="bob", password="secret").start())
 
     @pytest.mark.parametrize("address", ["", "unix:", "localhost", "h:0", "::1:2223", "h:99999"])
-    def test_addresses_that_cannot_be(self, address: str) -> None:
+    def test_invalid_address(self, address: str) -> None:
         with pytest.raises(ValueError, match=r"HOST:PORT|IPv6|port"):
             Client(address, user="bob", password="secret")
 
-    async def test_refused_on_return_is_the_end(self, server: FakeServer) -> None:
+    async def test_refused_reconnect_ends_the_client(self, server: FakeServer) -> None:
         async with client_of(server) as client:
             peer = await server.peer()
             server.on_login = lambda peer, _: peer.send(
@@ -79,7 +79,7 @@ class TestRefusal:
 
 
 class TestClosing:
-    async def test_reports_are_awaited_then_goodbye_is_said(self, server: FakeServer) -> None:
+    async def test_close_waits_for_reports_then_hangs_up(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server) as client:
             peer = await server.peer()
@@ -94,7 +94,7 @@ class TestClosing:
             await within(closing)
         await within(peer.gone.wait())
 
-    async def test_it_does_not_wait_for_ever(self, server: FakeServer) -> None:
+    async def test_close_is_bounded_in_time(self, server: FakeServer) -> None:
         server.on_message = hold
         client = client_of(server)
         await client.start()
@@ -106,7 +106,7 @@ class TestClosing:
             await report
         await within(peer.gone.wait())
 
-    async def test_closing_reads_on_past_a_full_queue(self, server: FakeServer) -> None:
+    async def test_close_reads_on_with_a_full_receive_queue(self, server: FakeServer) -> None:
         server.on_message = hold
         async with client_of(server, limits=Limits(queue=1)) as client:
             peer = await server.peer()
@@ -118,7 +118,7 @@ class TestClosing:
             peer.report(payload["id"])
         assert (await report).good
 
-    async def test_an_error_of_the_application_closes_at_once(self, server: FakeServer) -> None:
+    async def test_application_error_closes_at_once(self, server: FakeServer) -> None:
         server.on_message = hold
         reports: list[asyncio.Future[Report]] = []
 
@@ -132,7 +132,7 @@ class TestClosing:
             await within(application())
         assert isinstance(reports[0].exception(), ConnectionLost)
 
-    async def test_while_there_is_no_connection(self, server: FakeServer) -> None:
+    async def test_close_without_a_connection(self, server: FakeServer) -> None:
         lost = asyncio.Event()
         async with client_of(server, on_link=lambda connected, why: None if connected else lost.set()) as client:
             await server.stop()
@@ -144,7 +144,7 @@ class TestClosing:
             await client.close()
             await server.listen()
 
-    async def test_it_does_not_sit_out_a_long_wait_for_the_next_attempt(self, server: FakeServer) -> None:
+    async def test_close_does_not_wait_for_the_back_off(self, server: FakeServer) -> None:
         lost = asyncio.Event()
         client = Client(
             server.address,
@@ -158,7 +158,7 @@ class TestClosing:
         await within(lost.wait())
         await within(client.close(3600))
 
-    async def test_a_start_that_is_given_up(self, server: FakeServer) -> None:
+    async def test_cancelled_start(self, server: FakeServer) -> None:
         logins: asyncio.Queue[Peer] = asyncio.Queue()
         server.on_login = lambda peer, _: logins.put_nowait(peer)
         client = client_of(server)
@@ -173,7 +173,7 @@ class TestClosing:
 
 
 class TestTransports:
-    async def test_a_unix_socket(self) -> None:
+    async def test_unix_socket(self) -> None:
         folder = tempfile.mkdtemp(prefix="b-")
         try:
             async with FakeServer(unix=f"{folder}/s") as server, client_of(server) as client:

@@ -1,4 +1,4 @@
-"""The client library with a real server: over the death of a bridge, over its own, and what it is told later."""
+"""The client library with a real server: a killed bridge, a killed client, later outcomes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bester.client import Client, Outcome, Report
 from tests.live import BESTER, LiveServer, Process, short_directory
 
 COUNT = 1000
-"""Messages that wait: far more than one connection is given at once."""
+"""Pending messages: far more than are in flight on one connection."""
 DEADLINE_S = 40.0
-"""For what must happen; a server starts several times in a test, on a machine that others use too."""
+"""Deadline of events that must happen; a server starts several times in a test, on a loaded machine."""
 FILE = """
 [server]
 name = "s1"
@@ -36,7 +36,7 @@ async def within(awaitable: Any) -> Any:
 
 @asynccontextmanager
 async def serving(layout: str) -> AsyncIterator[LiveServer]:
-    """A server that knows alice and bob; whoever is still there in the end must end well."""
+    """Run a server that knows alice and bob; every process left at the end must exit cleanly."""
     async with short_directory() as directory:
         (directory / "bester.toml").write_text(FILE)
         for user in ("alice", "bob"):
@@ -57,23 +57,22 @@ async def shell(directory: Path, command: str) -> list[str]:
 
 
 def client_of(server: LiveServer, user: str, **options: Any) -> Client:
-    """By the Unix socket: its address survives the bridge."""
+    """Return a client on the Unix socket, whose address survives the bridge."""
     return Client(f"unix:{server.directory}/n.sock", user=user, password="secret", random=lambda: 0.0, **options)
 
 
 async def all_until(client: Client, last: str) -> list[str]:
-    """Receive and acknowledge until this text has come, and return those before it as they came."""
+    """Receive and acknowledge until `last`; return the texts before it in order."""
     came: list[str] = []
     async with asyncio.timeout(DEADLINE_S):
         while (message := await client.receive()).data["text"] != last:
             came.append(message.data["text"])
-        await client.ack(message)  # its sender is not told before that
+        await client.ack(message)  # the report waits for the ack
     return came
 
 
-async def test_a_bridge_killed_amid_many_messages_loses_none_and_doubles_none() -> None:
-    """The broker sleeps while the bridge that has given it messages dies: when it wakes up it finds them, then again
-    from another bridge."""
+async def test_killed_bridge_loses_and_duplicates_nothing() -> None:
+    """A stopped broker reads the same messages twice: from the killed bridge, then from the next one."""
     texts = [str(number) for number in range(400)]
     async with (
         serving("apart") as server,
@@ -86,7 +85,7 @@ async def test_a_bridge_killed_amid_many_messages_loses_none_and_doubles_none() 
         server.processes[1].send_signal(signal.SIGSTOP)
         try:
             submitted += [alice.submit("chat", {"to": "bob", "text": text}) for text in texts[200:]]
-            await within(alice.ping())  # what was sent before it has come to the bridge
+            await within(alice.ping())  # messages sent before the ping have reached the bridge
             assert alice.unreported == 200
             assert await server.processes[0].end(signal.SIGKILL) == -signal.SIGKILL
             server.processes[0] = await Process.start(BESTER, "bridge", cwd=server.directory)
@@ -98,7 +97,7 @@ async def test_a_bridge_killed_amid_many_messages_loses_none_and_doubles_none() 
         assert sorted(await within(receiving), key=int) == texts
 
 
-async def test_what_the_receiver_died_over_comes_again_and_says_so() -> None:
+async def test_message_in_hand_of_a_killed_receiver_is_redelivered_marked() -> None:
     async with serving("up") as server, client_of(server, "alice") as alice:
         bob = client_of(server, "bob", ack=True)
         await bob.start()
@@ -119,7 +118,7 @@ async def test_what_the_receiver_died_over_comes_again_and_says_so() -> None:
             assert (await within(bob.receive())).data["text"] == "the next"
 
 
-async def test_what_becomes_of_what_is_queued_is_told_and_asked() -> None:
+async def test_outcome_of_a_queued_message_is_pushed_and_answered() -> None:
     told: asyncio.Queue[Outcome] = asyncio.Queue()
     async with serving("up") as server, client_of(server, "alice", on_outcome=told.put_nowait) as alice:
         kept = await within(alice.send("chat", {"to": "bob", "text": "kept"}, outcome=True))
@@ -138,7 +137,7 @@ async def test_what_becomes_of_what_is_queued_is_told_and_asked() -> None:
 
 
 class Shell:
-    """The commands of `bester`, for users who come and go."""
+    """Runs commands of `bester` for users."""
 
     def __init__(self, server: LiveServer) -> None:
         self._server = server
@@ -150,7 +149,7 @@ class Shell:
         )
 
     async def lines(self, command: str, user: str, *arguments: str) -> list[str]:
-        """Run a command, which must succeed, to its end."""
+        """Run a command that must succeed; return its lines."""
         process = await self.begin(command, user, *arguments)
         assert await within(process.process.wait()) == 0, process.lines
         await process.end()
@@ -161,7 +160,7 @@ class Shell:
         return numbers_of(await self.lines("listen", user, "--json", "--count", str(count)))
 
     async def leave(self, user: str, count: int) -> str:
-        """Have so many messages wait for a user who is away; return the server's id of the last one."""
+        """Queue so many messages for an absent user; return the server's id of the last one."""
         async with client_of(self._server, "alice" if user == "bob" else "bob", ack=True, manual_ack=True) as sender:
             submitted = [sender.send("chat", {"to": user, "text": str(number)}) for number in range(count)]
             reports: list[Report] = await within(asyncio.gather(*submitted))
@@ -170,12 +169,12 @@ class Shell:
 
 
 def numbers_of(lines: list[str]) -> list[int]:
-    """Return what the messages among frames say, in their order."""
+    """Return the numbers in the messages among frames, in order."""
     frames = [json.loads(line) for line in lines if line.startswith("{")]
     return [int(frame["payload"]["data"]["text"]) for frame in frames if "data" in frame["payload"]]
 
 
-async def test_who_asks_what_became_of_a_message_loses_none_of_his_own() -> None:
+async def test_outcome_command_loses_no_pending_message() -> None:
     async with serving("up") as server:
         shell = Shell(server)
         message = await shell.leave("bob", 1)  # alice's
@@ -184,7 +183,7 @@ async def test_who_asks_what_became_of_a_message_loses_none_of_his_own() -> None
         assert await shell.listened("alice", 200) == list(range(200))
 
 
-async def test_who_sends_loses_nothing_that_was_not_shown() -> None:
+async def test_send_command_loses_no_message_that_was_not_shown() -> None:
     async with serving("up") as server:
         shell = Shell(server)
         await shell.leave("alice", COUNT)
@@ -195,7 +194,7 @@ async def test_who_sends_loses_nothing_that_was_not_shown() -> None:
         assert await shell.listened("alice", COUNT - len(shown)) == list(range(len(shown), COUNT))
 
 
-async def test_who_listens_for_a_while_leaves_the_rest() -> None:
+async def test_listen_with_count_leaves_the_rest_queued() -> None:
     async with serving("up") as server:
         shell = Shell(server)
         await shell.leave("bob", 5)
@@ -204,7 +203,7 @@ async def test_who_listens_for_a_while_leaves_the_rest() -> None:
         assert await shell.listened("bob", 1) == [4]
 
 
-async def test_what_nobody_reads_any_more_was_not_delivered() -> None:
+async def test_message_written_to_a_closed_pipe_was_not_delivered() -> None:
     """`bester listen | head -1`."""
     async with serving("up") as server:
         shell = Shell(server)
@@ -220,12 +219,12 @@ async def test_what_nobody_reads_any_more_was_not_delivered() -> None:
         async with client_of(server, "alice") as alice:
             report = await within(alice.send("chat", {"to": "bob", "text": "1"}))
         assert report.good
-        _, said = await within(listener.communicate())
-        assert (listener.returncode, said.count(b"\n")) == (1, 1), "it says that it listens, and no more"
+        _, errors = await within(listener.communicate())
+        assert (listener.returncode, errors.count(b"\n")) == (1, 1), "it says that it listens, and no more"
         assert await shell.listened("bob", 1) == [1]
 
 
-async def test_one_key_is_one_message() -> None:
+async def test_one_dedup_key_is_one_message() -> None:
     async with serving("up") as server, client_of(server, "alice") as alice, client_of(server, "bob") as bob:
         first, second = [
             await within(alice.send("chat", {"to": "bob", "text": "once"}, dedup="mine")) for _ in range(2)

@@ -1,5 +1,4 @@
-"""Dead letters of a running server, from the command line: a message that kills its handlers, and what can be done
-with it."""
+"""Dead letters of a running server, from the command line: list, replay and drop."""
 
 import asyncio
 import json
@@ -52,14 +51,14 @@ app = "bester.handlers.stock.echo:app"
 
 
 class Scene:
-    """A server with a handler that some messages kill, and a shell beside it."""
+    """A server with a handler that some messages kill, and a shell."""
 
     def __init__(self, directory: Path, server: LiveServer) -> None:
         self.directory = directory
         self.server = server
 
     async def bester(self, *arguments: str) -> tuple[int, list[str]]:
-        """Run a command to its end."""
+        """Run a command; return its status and lines."""
         process = await Process.start(BESTER, *arguments, cwd=self.directory, env={"BESTER_PASSWORD": "secret"})
         status = await asyncio.wait_for(process.process.wait(), DEADLINE_S)
         await process.end()
@@ -70,13 +69,13 @@ class Scene:
         return await self.bester("send", "--to", self.server.address, "--user", "tim", type_, json.dumps(data))
 
     async def letters(self, *arguments: str) -> list[dict[str, Any]]:
-        """Return what `bester dead list` shows."""
+        """Return the rows of `bester dead list`."""
         status, lines = await self.bester("dead", "list", "--json", *arguments)
         assert status == 0, lines
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     async def listen(self, count: int) -> list[dict[str, Any]]:
-        """Return the next messages that come for tim."""
+        """Return tim's next messages."""
         arguments = ("listen", "--to", self.server.address, "--user", "tim", "--json", "--count", str(count))
         status, lines = await self.bester(*arguments)
         assert status == 0, lines
@@ -98,7 +97,7 @@ async def scene() -> AsyncIterator[Scene]:
             await scene.server.stop()
 
 
-async def test_a_message_that_kills_its_handlers_is_a_dead_letter_and_lives_again(scene: Scene) -> None:
+async def test_message_that_kills_its_handlers_is_a_dead_letter_and_is_replayed(scene: Scene) -> None:
     status, lines = await scene.send("fragile", {"n": 1})
     assert status == 1
     assert "handler-lost" in "\n".join(lines)
@@ -111,7 +110,7 @@ async def test_a_message_that_kills_its_handlers_is_a_dead_letter_and_lives_agai
     assert json.loads(lines[-1]) == {"n": 1}
     (scene.directory / "mended").touch()
     status, lines = await scene.bester("dead", "replay", letter["id"])
-    assert (status, lines) == (0, ["replayed 1 dead letter", "what fails again will be in `bester dead list`"])
+    assert (status, lines) == (0, ["replayed 1 dead letter", "a letter that fails again will be in `bester dead list`"])
     (message,) = await scene.listen(1)
     assert message["payload"] == {"data": {"n": 1}, "type": "fragile"}
     assert message["header"]["redelivered"] is True
@@ -119,7 +118,7 @@ async def test_a_message_that_kills_its_handlers_is_a_dead_letter_and_lives_agai
     assert await scene.letters() == []
 
 
-async def test_it_may_be_given_to_another_type_or_dropped(scene: Scene) -> None:
+async def test_dead_letter_is_replayed_as_another_type_or_dropped(scene: Scene) -> None:
     for number in range(2):
         assert (await scene.send("fragile", {"n": number}))[0] == 1
     assert (await scene.send("slow", {}))[0] == 1
@@ -141,18 +140,18 @@ async def test_it_may_be_given_to_another_type_or_dropped(scene: Scene) -> None:
     assert (status, len(lines)) == (1, 1)
 
 
-async def test_what_dies_again_stays(scene: Scene) -> None:
+async def test_letter_that_fails_again_stays(scene: Scene) -> None:
     assert (await scene.send("fragile", {"n": 1}))[0] == 1
     (before,) = await scene.letters()
     assert (await scene.bester("dead", "replay", "--all"))[0] == 0
     async with asyncio.timeout(DEADLINE_S):
         while (after := await scene.letters()) == [before]:
-            pass  # each look takes a while of its own
+            pass  # each command takes a while
     assert [letter["id"] for letter in after] == [before["id"]]
     assert after[0]["at_ms"] > before["at_ms"]
 
 
-async def test_more_than_one_question_takes_are_replayed_too_the_oldest_first(scene: Scene) -> None:
+async def test_more_letters_than_fit_one_question_are_replayed_oldest_first(scene: Scene) -> None:
     count = MAX_REPLAYED + 3
     await scene.server.stop()
     store = SqliteStore(scene.directory / "data" / "store.db")
@@ -169,7 +168,7 @@ async def test_more_than_one_question_takes_are_replayed_too_the_oldest_first(sc
     assert await scene.letters() == []
 
 
-async def test_letters_outlive_the_server(scene: Scene) -> None:
+async def test_dead_letters_survive_a_restart(scene: Scene) -> None:
     assert (await scene.send("fragile", {"n": 1}))[0] == 1
     letters = await scene.letters()
     await scene.server.stop()

@@ -1,4 +1,4 @@
-"""`bester demo`, played with live servers: what it shows, and that nothing of it stays."""
+"""`bester demo` with live servers: its output, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def ended(process: asyncio.subprocess.Process) -> int:
     return await asyncio.wait_for(process.wait(), 3 * DEADLINE_S)
 
 
-async def test_the_deployment_shows_the_path_with_a_time_for_each_step() -> None:
+async def test_deployment_shows_the_path_with_a_time_for_each_step() -> None:
     async with demo() as run:
         assert await ended(run.process) == 0, run.lines
         await run.says("U1 had its report after")
@@ -36,7 +36,7 @@ async def test_the_deployment_shows_the_path_with_a_time_for_each_step() -> None
     assert '"came_by":["S1/M1","S1/M2","S2/M1"]' in await run.says("U2 receives:")
 
 
-async def test_the_letters_arrive_translated_by_the_way_of_the_story() -> None:
+async def test_letters_arrive_translated() -> None:
     async with demo("letters") as run:
         assert await ended(run.process) == 0, run.lines
         await run.says("G had its report after")
@@ -48,7 +48,7 @@ async def test_the_letters_arrive_translated_by_the_way_of_the_story() -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_signal_ends_it_and_everything_it_started(number: int, status: int) -> None:
+async def test_signal_ends_the_demo_and_all_its_processes(number: int, status: int) -> None:
     async with demo() as run:
         await run.says("The deployment")  # the servers are about to start
         run.process.send_signal(number)
@@ -56,13 +56,13 @@ async def test_a_signal_ends_it_and_everything_it_started(number: int, status: i
     assert not [line for line in run.lines if "Traceback" in line]
 
 
-async def test_a_story_that_is_not_told_is_wrong_usage() -> None:
+async def test_unknown_story_is_wrong_usage() -> None:
     async with demo("fairy-tale") as run:
         assert await ended(run.process) == 2
         assert "fairy-tale" in await run.says("bester:")
 
 
-async def test_a_server_that_cannot_start_is_named_with_its_last_words() -> None:
+async def test_server_that_cannot_start_is_named_with_its_last_log_line() -> None:
     async with short_directory() as directory:
         (s1, *others), _ = write_files(STORIES["deployment"], "fabric", directory)
         assert s1.path is not None

@@ -23,8 +23,8 @@ ROUNDS = 100
 NOTE = "x" * 15_000
 
 
-async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fabric, "MAX_OUTBOX", LIMIT)
+async def test_queue_for_a_broker_that_does_not_read_is_bounded_and_ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric, "MAX_QUEUED", LIMIT)
     monkeypatch.setattr(fabric, "HIGH_WATER_MARK", 4)
     welcomed = asyncio.Event()
     party = LinkClient("handler", "h", {})
@@ -45,7 +45,7 @@ async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeyp
                     taken += 1
                     await asyncio.sleep(0)  # a turn of the loop, and a batch, for each
                 link._flush()  # as after each pause
-            assert taken < ROUNDS * LIMIT / 2  # ZeroMQ's queues and the kernel's, once; and the link's own, once
+            assert taken < ROUNDS * LIMIT / 2  # the queues of ZeroMQ and of the kernel, once, and the link's own, once
             heard: list[object] = []
             while len(heard) < taken:
                 _, *frames = await asyncio.to_thread(broker.recv_multipart)
@@ -55,9 +55,9 @@ async def test_what_a_broker_does_not_read_is_bounded_and_comes_in_order(monkeyp
             await link.close(0)
 
 
-async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_in_an_endpoint_is_looked_up_outside_zeromq(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver, zmq.Context() as context, context.socket(zmq.ROUTER) as broker:
-        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
         broker.linger = 0
         port = broker.bind_to_random_port("tcp://127.0.0.1")
         lost: list[str] = []
@@ -70,7 +70,7 @@ async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pyt
         await until(lambda: bool(lost))
         assert lost[0] == "the name s2.example cannot be looked up: name or service not known"
         resolver.knows["s2.example"] = ("127.0.0.9", "127.0.0.1")
-        monkeypatch.setattr(party_module, "GREETING_S", 0.1)  # nobody greets at the first address
+        monkeypatch.setattr(party_module, "GREETING_S", 0.1)  # no broker listens at the first address
         peer, hello = await asyncio.to_thread(broker.recv_multipart)
         assert type(decode([hello])[0]) is Hello
         broker.send_multipart([peer, *encode([Welcome(1, "s1", {"heartbeat_ms": 60_000})])])
@@ -79,9 +79,9 @@ async def test_a_name_in_an_endpoint_is_looked_up_beside_zeromq(monkeypatch: pyt
         await link.close(0)
 
 
-async def test_a_link_ends_though_the_name_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_link_ends_while_the_name_server_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with name_server() as resolver:
-        monkeypatch.setattr(fabric, "find", partial(find, lookers=resolver.lookers))
+        monkeypatch.setattr(fabric, "find", partial(find, threads=resolver.lookers))
         monkeypatch.setattr(fabric, "PATIENCE_S", 0.05)
         resolver.hangs.add("s2.example")
         lost: list[str] = []

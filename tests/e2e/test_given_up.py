@@ -114,8 +114,8 @@ async def test_a_login_while_the_broker_is_away_is_told_so() -> None:
         _, said = await sending.communicate()
         assert sending.returncode == 1
         assert said.decode() == (
-            f"bester: {server.address} cannot log anybody in now: the part of it that knows the accounts is away, "
-            "perhaps being restarted; try again in a moment\n"
+            f"bester: {server.address} cannot log anybody in now: its accounts are out of reach, "
+            "perhaps during a restart; try again in a moment\n"
         )
         server.processes[1] = await Process.start(BESTER, "broker", cwd=Path(server.directory))
         await server.processes[0].says("the broker is back")

@@ -1,4 +1,4 @@
-"""Nothing that a handler says, returns or raises silences its worker: that one message ends, the others are served."""
+"""Faulty handlers: one message fails, and the worker serves the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HALF = "\udcff"
 
 
 class BrokenError(Exception):
-    """Its text is not to be had."""
+    """An exception whose text raises."""
 
     def __init__(self, text: Any) -> None:
         self.given: Any = text
@@ -116,11 +116,11 @@ DEEDS: dict[str, tuple[Callable[[Message], Any], int, str | None, str]] = {
     ),
     "a command made by hand": (
         lambda message: Command("sendClients", ["bob"], cast("bytes", 7)),
-        FAILED, "bad-reply", "it cannot be written in MessagePack",
+        FAILED, "bad-reply", "a value cannot be written in MessagePack",
     ),
     "a body made by hand": (
         lambda message: Command("sendClients", ["bob"], cast("bytes", "x" * 20_000)),
-        FAILED, "bad-reply", "it cannot be written in MessagePack",
+        FAILED, "bad-reply", "a value cannot be written in MessagePack",
     ),
     "no command": (lambda message: {"to": "bob"}, FAILED, "bad-reply", "the handler returned a dict"),
     "a list with something else in it": (
@@ -128,7 +128,7 @@ DEEDS: dict[str, tuple[Callable[[Message], Any], int, str | None, str]] = {
     ),
     "fine": (lambda message: message.reply("ok"), DONE, None, ""),
 }  # fmt: skip
-"""What no handler should do; and how its REPLY says so: status, code, and how the note begins."""
+"""Faults of handlers, and their REPLY: status, code, and the begin of the note."""
 
 
 def deed(message: Message) -> Any:
@@ -136,7 +136,7 @@ def deed(message: Message) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["async", "waits", "thread", "inline", "ordered"])
-async def test_one_message_ends_and_the_others_are_served(endpoint: str, kind: str) -> None:
+async def test_faulty_message_fails_alone(endpoint: str, kind: str) -> None:
     app = App(threads=2)
 
     if kind in ("async", "waits", "ordered"):
@@ -154,7 +154,7 @@ async def test_one_message_ends_and_the_others_are_served(endpoint: str, kind: s
             return deed(message)
 
     async with running(app, endpoint, max_body=1_000_000) as broker:
-        for at, name in enumerate(DEEDS):  # one by one, among good ones in the same batch
+        for at, name in enumerate(DEEDS):  # each fault alone, among good ones in the same batch
             doing = ("fine", name, "fine")
             broker.send(*(request(10 * at + n, b'"%b"' % each.encode(), "x") for n, each in enumerate(doing)))
             replies = await broker.replies(3)
@@ -163,13 +163,13 @@ async def test_one_message_ends_and_the_others_are_served(endpoint: str, kind: s
             _, status, code, note = DEEDS[name]
             assert (bad.status, bad.code) == (status, code), name
             assert (bad.note or "").startswith(note) and len(bad.note or "") <= 500, name
-        # And all of them at once.
+        # All faults at once.
         broker.send(*(request(1000 + at, b'"%b"' % name.encode(), "x") for at, name in enumerate(DEEDS)))
         replies = await broker.replies(len(DEEDS))
         assert [replies[1000 + at].status for at in range(len(DEEDS))] == [each[1] for each in DEEDS.values()]
 
 
-async def test_what_cannot_be_said_of_its_own_accord_fails_where_it_is_said(endpoint: str) -> None:
+async def test_unsendable_emit_or_question_raises_at_the_call(endpoint: str) -> None:
     app = App()
 
     @app.handler("x")
@@ -198,16 +198,14 @@ async def test_what_cannot_be_said_of_its_own_accord_fails_where_it_is_said(endp
 
     async with running(app, endpoint, max_body=1_000_000) as broker:
         broker.send(request(1, b"1", "x"))
-        emit = await broker.expect(Emit)  # the only one that left
+        emit = await broker.expect(Emit)  # the only one sent
         assert emit.meta == {"id": "a"}
         broker.send(Outcome(emit.token, 0, {}))
         assert (await broker.expect(Reply)).commands == [Command("sendClients", ["u"], b"true")]
         assert (await broker.ask(2, b"1", "t")).status == DONE
 
 
-async def test_a_timer_that_would_end_the_program_or_itself_goes_on(
-    endpoint: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failing_timer_goes_on(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     app = App()
     calls: dict[str, int] = {}
     often = asyncio.Event()
@@ -216,7 +214,7 @@ async def test_a_timer_that_would_end_the_program_or_itself_goes_on(
         name = type(error).__name__
         calls[name] = calls.get(name, 0) + 1
         if len(calls) == 5 and min(calls.values()) >= 2:
-            app.outlet.loop.call_soon_threadsafe(often.set)
+            app.runtime.loop.call_soon_threadsafe(often.set)
         raise error
 
     for error in (SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()):
@@ -246,19 +244,19 @@ async def test_a_timer_that_would_end_the_program_or_itself_goes_on(
     [App(name=f"x{HALF}"), App(version=HALF)],
     ids=["name", "version"],
 )
-def test_who_cannot_say_who_he_is_does_not_start(app: App, endpoint: str) -> None:
+def test_worker_with_an_unsendable_hello_does_not_start(app: App, endpoint: str) -> None:
     app.handler("x")(lambda message: None)
-    with pytest.raises(ValueError, match="what it says of itself"):
+    with pytest.raises(ValueError, match="HELLO"):
         Worker(app, endpoint)
 
 
-def test_a_type_that_no_broker_takes_is_refused_where_it_is_registered() -> None:
+def test_invalid_type_is_refused_at_registration() -> None:
     for type_ in (HALF, "a\nb", "x" * 129, "a,b", ""):
         with pytest.raises((ValueError, TypeError)):
             App().handler(type_)
 
 
-async def test_the_error_of_a_link_tells_what_and_why(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refused_message_is_logged_with_its_reason(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     app = App(name="teller")
 
     @app.handler("x")
@@ -270,9 +268,7 @@ async def test_the_error_of_a_link_tells_what_and_why(endpoint: str, caplog: pyt
     assert "teller: a reply cannot be sent: a text has half a surrogate pair" in caplog.text
 
 
-async def test_a_refusal_with_a_cause_has_the_cause_in_the_log_alone(
-    endpoint: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_cause_of_a_refusal_is_in_the_log_alone(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     app = App()
 
@@ -288,7 +284,7 @@ async def test_a_refusal_with_a_cause_has_the_cause_in_the_log_alone(
     assert "no such letter (KeyError: 'key of the safe')" in caplog.text
 
 
-async def test_nobody_who_was_answered_is_logged_as_an_error(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_answered_request_is_not_logged_as_an_error(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     async with running(chat.app, endpoint) as broker:
         reply = await broker.ask(1, b"7", "chat")
     assert reply.status == REFUSED
@@ -296,7 +292,7 @@ async def test_nobody_who_was_answered_is_logged_as_an_error(endpoint: str, capl
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_errors_of_ours_that_nobody_caught_are_failures(endpoint: str) -> None:
+async def test_uncaught_bester_error_is_a_failure(endpoint: str) -> None:
     app = App()
 
     @app.handler("x")
@@ -319,7 +315,7 @@ async def test_errors_of_ours_that_nobody_caught_are_failures(endpoint: str) -> 
     ],
     ids=["plain", "long", "group", "no text", "half a pair"],
 )
-def test_a_traceback_in_the_log_has_an_end(error: Exception, shown: str, characters: int) -> None:
+def test_traceback_in_the_log_is_bounded(error: Exception, shown: str, characters: int) -> None:
     try:
         raise error
     except Exception:  # noqa: BLE001 (as a worker does)

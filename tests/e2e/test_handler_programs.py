@@ -1,4 +1,4 @@
-"""`python -m bester.handlers`: real processes, their exit statuses and what they tell their users."""
+"""`python -m bester.handlers`: real processes, their exit statuses and messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str]:
     return process.returncode, stderr.decode()
 
 
-async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
+async def test_sigterm_sends_goodbye_finishes_requests_and_exits_0(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
         process = await start(folder, "mine:app", BESTER_FABRIC=endpoint, BESTER_NAME="m1", BESTER_TYPES="english")
@@ -94,9 +94,7 @@ async def test_sigterm_says_goodbye_finishes_and_exits_0(folder: Path) -> None:
         ("asyncio.get_running_loop().call_soon(sys.exit, 'enough')", 1),
     ],
 )
-async def test_who_exits_in_a_task_of_his_own_lets_the_others_finish(
-    folder: Path, how: str, status: int, loop: str
-) -> None:
+async def test_exit_in_a_task_lets_other_requests_finish(folder: Path, how: str, status: int, loop: str) -> None:
     leaving = f"""
 async def leave():
     sys.exit(9)
@@ -124,10 +122,10 @@ async def leaver(message):
         assert (reply.token, reply.commands[0].body) == (1, b'"slow"')
         code, errors = await ended(process)
     assert code == status, errors
-    assert "what is in hand is finished first" in errors
+    assert "requests in hand are finished first" in errors
 
 
-async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
+async def test_handler_needs_only_pyzmq_and_msgpack(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     run = "from bester.handlers.runner import main; sys.exit(main(['mine:app', '--fabric', sys.argv[1]]))"
     async with StandIn(endpoint) as broker:
@@ -140,7 +138,7 @@ async def test_pyzmq_and_msgpack_are_all_that_is_needed(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
-async def test_a_typed_payload_says_that_it_needs_msgspec(folder: Path) -> None:
+async def test_typed_payload_without_msgspec_is_one_line(folder: Path) -> None:
     (folder / "typed.py").write_text(
         "from dataclasses import dataclass\nfrom bester.handlers import App\napp = App()\n"
         "@dataclass\nclass Letter:\n    text: str\n"
@@ -153,7 +151,7 @@ async def test_a_typed_payload_says_that_it_needs_msgspec(folder: Path) -> None:
     assert "Traceback" not in errors
 
 
-async def test_several_workers_one_of_them_with_the_timers(folder: Path) -> None:
+async def test_one_of_several_workers_runs_the_timers(folder: Path) -> None:
     with (folder / "mine.py").open("a") as source:
         source.write("\n@app.task\nasync def once():\n    await app.emit('echo', [])\n")
     endpoint = f"ipc://{folder}/f.sock"
@@ -208,7 +206,7 @@ async def loop(message):
 QUICKLY = "import sys; from bester.handlers import runner; runner.{name} = 0.3; sys.exit(runner.main(sys.argv[1:]))"
 
 
-async def test_a_worker_whose_threads_all_hang_ends_with_status_1(folder: Path) -> None:
+async def test_worker_with_all_threads_hanging_exits_1(folder: Path) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     run = "import sys; from bester.handlers import overtime, runner; overtime.USELESS_S = 0.1; "
@@ -226,7 +224,7 @@ async def test_a_worker_whose_threads_all_hang_ends_with_status_1(folder: Path) 
 
 
 @pytest.mark.parametrize("type_", ["thread", "elsewhere"])
-async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) -> None:
+async def test_exit_does_not_wait_for_a_hanging_thread(folder: Path, type_: str) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, request_ms=100) as broker:
@@ -234,15 +232,15 @@ async def test_the_end_waits_for_no_thread_that_hangs(folder: Path, type_: str) 
         await broker.expect(Hello)
         broker.send(request(1, b"1", type_))
         assert process.stderr is not None
-        while b"longer than it may" not in await process.stderr.readline():
+        while b"over its time limit" not in await process.stderr.readline():
             pass
         process.terminate()
         status, errors = await ended(process)
     assert status == 0, errors
-    assert ("hangs: something still holds this process" in errors) == (type_ == "elsewhere")
+    assert ("hangs: a function or thread still holds this process" in errors) == (type_ == "elsewhere")
 
 
-async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
+async def test_exit_does_not_wait_for_a_held_loop(folder: Path) -> None:
     (folder / "hangs.py").write_text(HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
@@ -254,10 +252,10 @@ async def test_the_end_comes_though_the_loop_is_held(folder: Path) -> None:
         process.terminate()
         status, errors = await ended(process)
     assert status == 1
-    assert "hangs: something still holds this process" in errors
+    assert "hangs: a function or thread still holds this process" in errors
 
 
-async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Path) -> None:
+async def test_supervised_worker_with_a_hanging_loop_is_restarted(folder: Path) -> None:
     (folder / "hangs.py").write_text("from bester.handlers import overtime\novertime.USELESS_S = 0.5\n" + HANGS)
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, heartbeat_ms=10_000, request_ms=1000) as broker:
@@ -273,10 +271,10 @@ async def test_a_supervised_worker_whose_loop_hangs_is_started_again(folder: Pat
         status, errors = await ended(process)
     assert status == 0, errors
     assert "hangs.loop (at " in errors
-    assert "this process ends, so that it is started again" in errors
+    assert "this process ends, to be restarted" in errors
 
 
-async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
+async def test_slow_import_is_logged(folder: Path) -> None:
     (folder / "heavy.py").write_text("import sys\n" + APP + "\nsys.stdin.readline()\n")
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
@@ -284,7 +282,7 @@ async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
         assert process.stderr is not None
         line = (await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)).decode()
         assert "importing heavy:app has taken 0.3 s so far, and is at " in line
-        assert "nothing is served before it has ended" in line
+        assert "nothing is served before its end" in line
         assert process.stdin is not None
         process.stdin.write(b"go on\n")
         await broker.expect(Hello)
@@ -292,7 +290,7 @@ async def test_an_import_that_takes_long_is_said(folder: Path) -> None:
         assert (await ended(process))[0] == 0
 
 
-async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
+async def test_refusal_is_one_line_and_status_1(folder: Path) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
         status, errors = await ended(await start(folder, "mine:app", "--fabric", endpoint))
@@ -304,7 +302,7 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((), "say which handler to run: MODULE:APP"),
+        ((), "name the handler to run: MODULE:APP"),
         (("mine",), "'mine' is not MODULE:APP"),
         (("absent:app",), "there is no module 'absent' in "),
         (("mine:other",), "module 'mine' has no 'other'; did you mean mine:app?"),
@@ -312,16 +310,16 @@ async def test_a_refusal_is_one_line_and_status_1(folder: Path) -> None:
         (("broken:app",), "broken.py, line 1: "),
         (("needy:app",), "needy.py, line 1 needs the module 'nowhere', which is not installed: pip install nowhere"),
         (("fails:app",), "fails.py, line 2: ZeroDivisionError: division by zero"),
-        (("empty:app",), 'empty:app: it has no handlers: put @app.handler("TYPE") above a function'),
-        (("two:app", "--types", "c"), "two:app: it has no handler of 'c', only of a, b"),
+        (("empty:app",), 'empty:app: the app has no handlers: put @app.handler("TYPE") above a function'),
+        (("two:app", "--types", "c"), "two:app: the app has no handler of 'c', only of a, b"),
         (("mine:app", "--types", "c\u0007d"), "--types (or BESTER_TYPES): 'c\\x07d': a type is 1 to 128 printable"),
         (("mine:app", "--types", "x" * 129), "a type is 1 to 128 printable characters without commas"),
         (("commas:app",), "ValueError: 'a,b': a type is 1 to 128 printable characters without commas"),
         (("mine:app", "--fabric", "nonsense"), "'nonsense' is not ipc://PATH or tcp://HOST:PORT"),
         (("mine:app", "--fabric", "ipc://" + "x" * 200), "cannot connect to ipc://xxx"),
         (("mine:app", "--workers", "0"), "--workers is a number from 1 to 256, not 0"),
-        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler says it itself"),
-        (("--socket", "h.sock"), "--socket: say which message types it handles, with --types or BESTER_TYPES"),
+        (("mychat:app", "--order", "user"), "--order is for --socket; a Python handler has @app.handler"),
+        (("--socket", "h.sock"), "--socket: name its message types with --types or BESTER_TYPES"),
     ],
 )
 async def test_mistakes_are_one_line_with_the_remedy_and_status_2(

@@ -32,7 +32,7 @@ def framed(body: bytes) -> bytes:
 
 
 class Handler:
-    """A program as the reference's handlers are: one frame in, whatever `answer` does, close."""
+    """A handler of the reference daemon: reads one frame, calls `answer`, closes."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -49,7 +49,7 @@ class Handler:
             self.received.append(body)
             await self._answer(reader, writer, body)
         except ConnectionError:
-            pass  # the other side had enough
+            pass  # the other side has closed
         finally:
             self._at_once -= 1
             writer.close()
@@ -77,14 +77,14 @@ def says(*pieces: bytes) -> Answer:
     return answer
 
 
-async def test_data_alone_goes_there_and_the_command_comes_back_byte_for_byte(folder: str) -> None:
+async def test_data_is_sent_alone_and_the_command_returns_byte_for_byte(folder: str) -> None:
     async with behind(folder, says(framed(GOOD))) as (broker, handler):
         reply = await broker.ask(1, b'{"text": 1e400}', "old")
         assert handler.received == [b'{"text": 1e400}']
         assert (reply.status, reply.commands) == (0, [Command("sendClients", ["g", "t"], b'{"n":0.1, "m":-0}')])
 
 
-async def test_an_answer_in_single_bytes(folder: str) -> None:
+async def test_answer_in_single_bytes(folder: str) -> None:
     async with behind(folder, says(*(bytes([byte]) for byte in framed(GOOD)))) as (broker, _):
         assert (await broker.ask(1, b"1", "old")).status == 0
 
@@ -132,14 +132,14 @@ async def test_commands(folder: str, answer: bytes, command: Command) -> None:
         ([framed(b'{"header":{"status":0},"data":null}')], "not header and data"),
     ],
 )
-async def test_bad_answers_are_failures_that_say_why(folder: str, pieces: list[bytes], note: str) -> None:
+async def test_bad_answer_is_a_failure_with_its_reason(folder: str, pieces: list[bytes], note: str) -> None:
     async with behind(folder, says(*pieces)) as (broker, _):
         reply = await broker.ask(1, b"1", "old")
         assert (reply.status, reply.commands) == (1, [])
         assert note in (reply.note or "")
 
 
-async def test_a_handler_that_does_not_answer_is_given_up_when_its_message_is_over_and_others_are_not_held_up(
+async def test_silent_handler_is_cancelled_at_the_deadline_and_delays_no_other(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     finish = asyncio.Event()
@@ -157,7 +157,7 @@ async def test_a_handler_that_does_not_answer_is_given_up_when_its_message_is_ov
         late.meta["deadline_ms"] = 200
         broker.send(request(2, b'"long"', "old", "v"), late, request(3, b'"quick"', "old", "w"))
         replies = await broker.replies(2)
-        assert set(replies) == {1, 3}, "whoever takes long holds up nobody"
+        assert set(replies) == {1, 3}, "a slow message delays no other"
         assert (replies[1].status, replies[1].note) == (1, TOO_LONG)
         assert f"old: the handler at {folder}/h.sock has had message" in caplog.text
         assert replies[3].status == 0
@@ -165,7 +165,7 @@ async def test_a_handler_that_does_not_answer_is_given_up_when_its_message_is_ov
         assert (await broker.replies(1))[2].status == 0
 
 
-async def test_connections_are_bounded_by_the_credit_that_hello_asks_for(folder: str) -> None:
+async def test_connections_are_bounded_by_the_credit(folder: str) -> None:
     everybody = asyncio.Barrier(4)
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -181,9 +181,9 @@ async def test_connections_are_bounded_by_the_credit_that_hello_asks_for(folder:
         assert handler.most_at_once == 4
 
 
-async def test_a_user_is_served_one_by_one_and_everybody_else_meanwhile(folder: str) -> None:
-    """Two users, and messages that no user sent: another server's, a handler's own."""
-    everybody = asyncio.Barrier(4)  # one of each user, and both of nobody
+async def test_one_users_messages_are_in_order_and_others_concurrent(folder: str) -> None:
+    """Two users, and messages without a user: another server's, a handler's own."""
+    everybody = asyncio.Barrier(4)  # a message of each user, and both without a user
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         if body.startswith(b'"first'):
@@ -209,7 +209,7 @@ async def test_a_user_is_served_one_by_one_and_everybody_else_meanwhile(folder: 
             assert [body for body in handler.received if body in mine] == mine
 
 
-async def test_without_order_a_user_is_served_side_by_side(folder: str) -> None:
+async def test_without_order_one_users_messages_are_concurrent(folder: str) -> None:
     everybody = asyncio.Barrier(5)
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
@@ -222,7 +222,7 @@ async def test_without_order_a_user_is_served_side_by_side(folder: str) -> None:
         assert len(await broker.replies(5)) == 5
 
 
-async def test_one_that_fails_does_not_end_its_users_order(folder: str) -> None:
+async def test_failed_message_keeps_the_order_of_its_group(folder: str) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> None:
         if int(body) % 3:
             writer.write(framed(GOOD))
@@ -235,7 +235,7 @@ async def test_one_that_fails_does_not_end_its_users_order(folder: str) -> None:
         assert handler.received == [b"%d" % token for token in range(30)]
 
 
-async def test_a_handler_that_is_not_there(folder: str) -> None:
+async def test_missing_handler(folder: str) -> None:
     endpoint = f"ipc://{folder}/f.sock"
     async with StandIn(endpoint) as broker:
         worker = Worker(legacy_app(f"{folder}/none.sock", ["old"]), endpoint)

@@ -1,4 +1,4 @@
-"""Real servers beside a name server that takes questions and answers none, and hosts files that change.
+"""Real servers with a name server that never answers, and hosts files that change.
 
 Each server runs in a mount namespace with an /etc/hosts and an /etc/resolv.conf of the test's.
 """
@@ -56,18 +56,18 @@ class Names:
         self.says()
 
     def says(self, **names: str) -> None:
-        """Let the hosts file say this, name (with _ for .) = address."""
+        """Write the hosts file: name (with _ for .) = address."""
         lines = ["127.0.0.1 localhost", *(f"{address} {name.replace('_', '.')}" for name, address in names.items())]
         self.hosts.write_text("\n".join(lines) + "\n")  # the same file as was mounted
 
     def program(self, *argv: str) -> list[str]:
-        """Return what runs a program that sees these files."""
+        """Return the command that runs a program with these files."""
         return ["unshare", "-m", "sh", "-c", SHOWN, "sh", str(self.hosts), str(self.resolv), *argv]
 
 
 @contextmanager
 def names(directory: Path, *, hangs: bool) -> Iterator[Names]:
-    """A name server of the test's own; either it hangs, or there is none."""
+    """Start a name server that hangs, or return an address without one."""
     address = f"127.53.{os.getpid() % 250 + 1}.{os.getpid() // 250 % 250 + 1}"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         if hangs:
@@ -76,14 +76,14 @@ def names(directory: Path, *, hangs: bool) -> Iterator[Names]:
 
 
 HUNG = {"RES_OPTIONS": "timeout:30 attempts:1"}
-"""For longer than anything in these tests is waited for."""
+"""Longer than any wait of these tests."""
 
 
 @asynccontextmanager
 async def server_with(
     directory: Path, shown: Names, servers: str, layout: str = "up", *, name: str = "s1", port: int = 0
 ) -> AsyncIterator[LiveServer]:
-    """A server that sees the files of `shown`, and ends well."""
+    """Run a server with the files of `shown`, which must end well."""
     (directory / "h.py").write_text(HANDLER)
     declared = '[handlers.h]\napp = "h:app"\ntypes = ["note", "take"]\n' if layout == "up" else ""
     (directory / "bester.toml").write_text(
@@ -110,7 +110,7 @@ async def server_with(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_a_name_server_that_hangs_holds_up_neither_start_nor_others_nor_the_end(layout: str) -> None:
+async def test_hanging_name_server_delays_neither_start_nor_others_nor_the_end(layout: str) -> None:
     bad = "".join(f'[servers.bad{number}]\nnative = "bad{number}.test:2223"\n' for number in range(6))
     async with short_directory() as here, short_directory() as there:
         with names(here, hangs=True) as shown:
@@ -124,7 +124,7 @@ async def test_a_name_server_that_hangs_holds_up_neither_start_nor_others_nor_th
                     alice.submit("note", "s2", "good")
                     report, before = await alice.until_report("good")
                     assert report["header"]["status"] == "good" and "recipients" not in report["payload"], report
-                    # What hangs is queued once its lookup takes too long, and the lookup goes on beyond the end.
+                    # A message is queued once its lookup takes too long; the lookup goes on beyond the end.
                     seen = {frame["payload"]["id"] for frame in before}
                     while len(seen) < 60:
                         report = await alice.receive()
@@ -138,7 +138,7 @@ async def test_a_name_server_that_hangs_holds_up_neither_start_nor_others_nor_th
             assert len(said) == (1 if layout == "up" else 2)
 
 
-async def test_a_command_gives_up_and_ends_though_the_name_server_hangs() -> None:
+async def test_command_ends_while_the_name_server_hangs() -> None:
     async with short_directory() as here:
         with names(here, hangs=True) as shown:
             for command, said in (
@@ -157,7 +157,7 @@ async def test_a_command_gives_up_and_ends_though_the_name_server_hangs() -> Non
 
 
 def server_says(address: str, to: LiveServer, claimed: str | None, data: Any = 1) -> dict[str, Any]:
-    """Send one message as a native server does that calls from this address; return the report's payload."""
+    """Send one message as a native server at this address; return the report's payload."""
     header = {"scope": "server"} | ({} if claimed is None else {"server": claimed})
     body = json.dumps({"header": header, "payload": {"type": "take", "data": data, "id": "i"}}).encode()
     with socket.create_connection((to.host, to.port), DEADLINE_S, source_address=(address, 0)) as connection:
@@ -169,7 +169,7 @@ def server_says(address: str, to: LiveServer, claimed: str | None, data: Any = 1
 
 
 async def come_again(address: str, to: LiveServer, claimed: str | None, data: Any = 1) -> str | None:
-    """Do the same until the answer is final, as a sending server does; return it (None: good)."""
+    """Send with retries until the answer is final, as a server does; return the answer (None: good)."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             payload = await asyncio.to_thread(server_says, address, to, claimed, data)
@@ -180,7 +180,7 @@ async def come_again(address: str, to: LiveServer, claimed: str | None, data: An
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_a_listed_server_is_put_off_until_its_name_is_known(layout: str) -> None:
+async def test_listed_server_is_told_to_retry_until_its_name_is_known(layout: str) -> None:
     large = "x" * 100_000
     async with short_directory() as here:
         with names(here, hangs=False) as shown:
@@ -202,11 +202,11 @@ async def test_a_listed_server_is_put_off_until_its_name_is_known(layout: str) -
                 assert await come_again("127.0.0.78", s1, None, large) == "frame-too-large"
 
 
-async def test_a_server_that_moves_is_followed_both_ways() -> None:
+async def test_moved_server_is_followed_in_both_directions() -> None:
     async with short_directory() as here, short_directory() as there:
         with names(here, hangs=False) as shown:
             async with server_with(there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\n', name="s2") as s2:
-                shown.says(s2_test="127.0.0.9")  # nobody is there
+                shown.says(s2_test="127.0.0.9")  # no listener
                 listed = f'[servers.s2]\nnative = "s2.test:{s2.port}"\n'
                 async with server_with(here, shown, listed) as s1:
                     assert await come_again("127.0.0.9", s1, "s2") is None
@@ -217,7 +217,7 @@ async def test_a_server_that_moves_is_followed_both_ways() -> None:
                     shown.says(s2_test="127.0.0.8")
                     async with asyncio.timeout(
                         DEADLINE_S
-                    ):  # what cannot be reached is looked up again, not in a minute
+                    ):  # an unreachable host is looked up again before the minute is over
                         while await come_again("127.0.0.8", s1, "s2") is not None:
                             await asyncio.sleep(0.1)
                     assert await come_again("127.0.0.9", s1, "s2") == "not-allowed"

@@ -1,4 +1,4 @@
-"""Names are looked up on threads, one a name at a time; who hangs holds up neither others nor the end."""
+"""Lookups of names on threads, one a name at a time; a hanging lookup delays neither others nor the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from bester.broker.hosts import Hosts
 from bester.broker.lookups import PATIENCE_S
-from bester.broker.names import Followed, Lookers, Names, connect, find, numeric
+from bester.broker.names import Followed, LookupThreads, Names, connect, find, numeric
 from tests.e2e.name_server import DEADLINE_S, Clock, NameServer, name_server, until
 
 
@@ -39,22 +39,22 @@ def server() -> Iterator[NameServer]:
         ("x" * 300, ()),
     ],
 )
-def test_what_needs_no_lookup(host: str, addresses: tuple[str, ...]) -> None:
+def test_addresses_need_no_lookup(host: str, addresses: tuple[str, ...]) -> None:
     assert numeric(host) == addresses
 
 
-async def test_one_thread_looks_up_one_name_for_all_who_ask(server: NameServer) -> None:
+async def test_one_thread_looks_up_one_name_for_all_requesters(server: NameServer) -> None:
     server.knows["s2.example"] = ("192.0.2.1",)
     server.hangs.add("s2.example")
     asking = [asyncio.create_task(find("s2.example", 10.0, server.lookers)) for _ in range(50)]
     await until(lambda: server.under_way == 1)
-    await asyncio.sleep(0)  # all have asked
+    await asyncio.sleep(0)  # all requests were made
     server.release()
     assert await asyncio.gather(*asking) == [("192.0.2.1",)] * 50
     assert server.asked["s2.example"] == 1
 
 
-async def test_why_a_name_is_not_found(server: NameServer) -> None:
+async def test_reason_of_a_failed_lookup(server: NameServer) -> None:
     server.hangs.add("slow.example")
     with pytest.raises(OSError, match="Name or service not known"):
         await find("gone.example", 10.0, server.lookers)
@@ -65,8 +65,8 @@ async def test_why_a_name_is_not_found(server: NameServer) -> None:
             await find(odd, 10.0)
 
 
-async def test_only_so_many_threads(server: NameServer) -> None:
-    lookers = Lookers(server._look_up, most=3)
+async def test_threads_are_bounded(server: NameServer) -> None:
+    lookers = LookupThreads(server._look_up, most=3)
     names = [f"n{number}.example" for number in range(10)]
     server.hangs.update(names)
     asking = [asyncio.create_task(find(name, 10.0, lookers)) for name in names]
@@ -104,7 +104,7 @@ class Hangup(asyncio.Protocol):
 async def test_each_address_of_a_host_has_its_share_of_the_time() -> None:
     listening = await asyncio.get_running_loop().create_server(Hangup, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    with socket.socket() as full:  # with its queue full it answers nobody
+    with socket.socket() as full:  # with a full backlog the listener answers no connection
         full.bind(("127.0.0.2", port))
         full.listen(0)
         stuffed = [socket.socket() for _ in range(8)]
@@ -120,9 +120,7 @@ async def test_each_address_of_a_host_has_its_share_of_the_time() -> None:
     listening.close()
 
 
-async def test_a_table_is_followed_and_the_log_says_what_is_not_found(
-    server: NameServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_table_is_followed_and_failures_are_logged(server: NameServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bester.names")
     clock = Clock()
     names = Names(server.lookers, clock)
@@ -145,13 +143,13 @@ async def test_a_table_is_followed_and_the_log_says_what_is_not_found(
     lines = [record.getMessage() for record in caplog.records]
     lost = "[servers.s2] native: the name s2.example cannot be looked up"
     assert lines == [
-        f"{lost} (it is tried on and on): name or service not known",
+        f"{lost} (lookups go on): name or service not known",
         "[servers.s2] native: the name s2.example is looked up as 192.0.2.2",
         "[servers.s4] native: the name s4.example is looked up as 192.0.2.5, 192.0.2.6",
     ]
 
 
-async def test_who_is_in_doubt_is_looked_up_again_before_the_minute(server: NameServer) -> None:
+async def test_doubtful_host_is_looked_up_early(server: NameServer) -> None:
     clock = Clock()
     names = Names(server.lookers, clock)
     tables: list[Hosts] = []
@@ -168,7 +166,7 @@ async def test_who_is_in_doubt_is_looked_up_again_before_the_minute(server: Name
     names.close()
 
 
-async def test_names_that_hang_do_not_hold_up_those_that_do_not(server: NameServer) -> None:
+async def test_hanging_names_do_not_delay_others(server: NameServer) -> None:
     clock = Clock()
     names = Names(server.lookers, clock)
     tables: list[Hosts] = []
@@ -189,7 +187,7 @@ async def test_names_that_hang_do_not_hold_up_those_that_do_not(server: NameServ
     names.close()
 
 
-async def test_what_is_being_looked_up_at_the_end_is_nobodys_business(server: NameServer) -> None:
+async def test_lookup_under_way_at_the_end_is_dropped(server: NameServer) -> None:
     server.hangs.add("slow.example")
     names = Names(server.lookers)
     names.follow("slow.example", "here")
@@ -204,7 +202,7 @@ async def test_what_is_being_looked_up_at_the_end_is_nobodys_business(server: Na
 HANGING = """
 import asyncio, threading
 from bester.broker import names
-lookers = names.Lookers(lambda host: threading.Event().wait())
+lookers = names.LookupThreads(lambda host: threading.Event().wait())
 async def main():
     followed = names.Names(lookers)
     followed.follow("slow.example", "here")

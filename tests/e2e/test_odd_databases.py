@@ -1,4 +1,5 @@
-"""Databases cut off, damaged, taken away or not ours: refused in one line and left as they are, or said loudly."""
+"""Databases that were truncated, damaged, removed or are foreign: refused in one line and left unchanged, or reported
+in the log."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from tests.live import BESTER, DEADLINE_S, Process, short_directory
 
 TOML = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
 USERS = 3000
-"""So many that their table has many pages."""
+"""Users enough for a table of many pages."""
 FILES = ("accounts.db", "store.db")
 
 
@@ -59,7 +60,7 @@ def fill_store(data: Path) -> None:
 def connect_without_cache(
     connect: Callable[..., sqlite3.Connection], path: Path, timeout_s: float, *, alone: bool = False
 ) -> sqlite3.Connection:
-    """Connect so that every page is read from the file when it is asked for."""
+    """Connect so that every page is read from the file on access."""
     db = connect(path, timeout_s, alone=alone)
     db.execute("PRAGMA cache_size = 1").close()
     return db
@@ -73,7 +74,7 @@ FILL = {"accounts.db": fill_accounts, "store.db": fill_store}
 
 
 def found(data: Path) -> dict[str, bytes]:
-    """The databases and what is beside them, but for what SQLite writes into when it only looks."""
+    """Return the databases and the files beside them, without those that SQLite writes on reading."""
     return {
         each.name: each.read_bytes() if each.is_file() else b""
         for each in data.iterdir()
@@ -82,7 +83,7 @@ def found(data: Path) -> dict[str, bytes]:
 
 
 async def refused(directory: Path, *arguments: str) -> str:
-    """Run a command that must not come to anything; return its one line, and see that nothing was changed."""
+    """Run a command that must fail; return its one line, and check that no file was changed."""
     before = found(directory / "data")
     process = await Process.start(BESTER, *arguments, cwd=directory)
     assert await asyncio.wait_for(process.process.wait(), DEADLINE_S) in (1, 2)
@@ -101,7 +102,7 @@ def cut_off(path: Path) -> None:
 
 
 def cut_off_after_a_kill(path: Path) -> None:
-    """With what was written last beside it, which SQLite would throw away."""
+    """Remove a database and leave its last writes beside, which SQLite would discard."""
     leave_open(path)
     path.write_bytes(b"")
 
@@ -111,7 +112,7 @@ def cut_in_half(path: Path) -> None:
 
 
 def overwritten_in_the_middle(path: Path) -> None:
-    """Not the header, nor the first pages of anything."""
+    """Damage pages behind the header and the first pages."""
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(size // 2 // 4096 * 4096)
@@ -126,7 +127,7 @@ def zeroed_at_its_end(path: Path) -> None:
 
 
 def one_page_twice(path: Path) -> None:
-    """As a disk leaves it that has written a page to the wrong place."""
+    """Copy a page to another position, as a faulty disk may."""
     whole = path.read_bytes()
     at = len(whole) // 2 // 4096 * 4096
     path.write_bytes(whole[:at] + whole[at - 4096 : at] + whole[at + 4096 :])
@@ -176,13 +177,13 @@ os._exit(0)
 
 
 def leave_open(path: Path) -> None:
-    """Let a process be killed that has written to it; that is in the log beside it, and nowhere else."""
+    """Kill a process that has written: the writes are in the log beside the file, and nowhere else."""
     what = "removed VALUES ('ann')" if path.name == "accounts.db" else "seen_type VALUES (1, 'chat')"
     subprocess.run([sys.executable, "-c", LEAVE, str(path), what], check=True, timeout=DEADLINE_S)
 
 
 SPOILT: list[tuple[Callable[[Path], None], str]] = [
-    (cut_off, "is empty (0 bytes), so something has cut it off; stop the server and put a backup in its place"),
+    (cut_off, "is empty (0 bytes), so the file was truncated; stop the server and put a backup in its place"),
     (cut_off_after_a_kill, "is empty (0 bytes)"),
     (cut_in_half, "malformed"),
     (overwritten_in_the_middle, "malformed"),
@@ -191,10 +192,10 @@ SPOILT: list[tuple[Callable[[Path], None], str]] = [
     (something_else, "not a database"),
     (anothers_database, "a database, but not "),
     (newer, "written by a newer Bester"),
-    (taken_away, "it is missing, and what was written last may be in {name}-wal and {name}-shm beside it"),
+    (taken_away, "the file is missing, and the last writes may be in {name}-wal and {name}-shm beside it"),
     (
         only_its_journal,
-        "it is missing, and what was written last may be in {name}-journal beside it; put the file back",
+        "the file is missing, and the last writes may be in {name}-journal beside it; put the file back",
     ),
     (directory_of_that_name, "is a directory; "),
     (pipe_of_that_name, "is no regular file; "),
@@ -204,7 +205,7 @@ SPOILT: list[tuple[Callable[[Path], None], str]] = [
 class TestAtTheStart:
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize(("spoil", "says"), SPOILT)
-    def test_it_is_not_taken_for_new_and_stays_as_it_is(
+    def test_odd_database_is_not_taken_for_new_and_stays_unchanged(
         self, directory: Path, name: str, spoil: Callable[[Path], None], says: str
     ) -> None:
         data = directory / "data"
@@ -221,7 +222,7 @@ class TestAtTheStart:
 
     @pytest.mark.parametrize("name", FILES)
     @pytest.mark.parametrize("spoil", [cut_off, overwritten_in_the_middle, taken_away])
-    async def test_a_server_does_not_come_up_and_says_how_to_mend_it(
+    async def test_server_does_not_start_and_names_the_remedy(
         self, directory: Path, name: str, spoil: Callable[[Path], None]
     ) -> None:
         for fill in FILL.values():
@@ -232,7 +233,7 @@ class TestAtTheStart:
         assert "put a backup in its place" in line or "put the file back" in line
 
     @pytest.mark.parametrize("spoil", [cut_off, taken_away])
-    async def test_nor_is_a_copy_made_of_it_or_a_user_added(
+    async def test_no_backup_and_no_user_is_made_of_an_odd_database(
         self, directory: Path, spoil: Callable[[Path], None]
     ) -> None:
         data = directory / "data"
@@ -244,22 +245,22 @@ class TestAtTheStart:
         assert not (directory / "copy").exists()
 
     @pytest.mark.parametrize("name", FILES)
-    def test_what_was_never_there_is_made(self, directory: Path, name: str) -> None:
+    def test_missing_databases_are_created(self, directory: Path, name: str) -> None:
         FILL[name](directory / "data")
         assert found(directory / "data").keys() == {name}
 
     @pytest.mark.parametrize("name", FILES)
-    def test_an_empty_database_of_nobodys_is_made_use_of(self, directory: Path, name: str) -> None:
+    def test_empty_sqlite_database_is_used(self, directory: Path, name: str) -> None:
         with closing(sqlite3.connect(directory / "data" / name)) as db:
             db.execute("VACUUM")
         FILL[name](directory / "data")
 
 
 class TestMaking:
-    """A file is there wholly or not at all."""
+    """Check that a file exists whole or not at all."""
 
     @pytest.mark.parametrize("name", FILES)
-    def test_whoever_is_killed_while_a_file_is_made_leaves_none(self, directory: Path, name: str) -> None:
+    def test_process_killed_during_creation_leaves_no_file(self, directory: Path, name: str) -> None:
         path = directory / "data" / name
         program = (
             "import os, sys\nfrom pathlib import Path\nfrom bester.broker import database\n"
@@ -272,7 +273,7 @@ class TestMaking:
         FILL[name](directory / "data")
         assert path.stat().st_size
 
-    def test_of_two_that_make_it_at_once_the_first_counts(self, directory: Path) -> None:
+    def test_of_two_concurrent_creations_the_first_counts(self, directory: Path) -> None:
         path = directory / "data" / "accounts.db"
 
         def fill(db: sqlite3.Connection) -> None:
@@ -285,13 +286,13 @@ class TestMaking:
             assert [each.name for each in accounts.list()] == ["tim"]
         assert found(path.parent).keys() == {"accounts.db"}
 
-    def test_one_that_cannot_be_filled_is_not_made(self, directory: Path) -> None:
+    def test_database_that_cannot_be_filled_is_not_created(self, directory: Path) -> None:
         path = directory / "data" / "store.db"
         with pytest.raises(sqlite3.OperationalError):
             database.create(path, lambda db: db.execute("NONSENSE").close())
         assert list(path.parent.iterdir()) == []
 
-    def test_where_there_are_no_links_it_is_made_all_the_same(
+    def test_database_is_created_on_a_file_system_without_links(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def no_links(*_: object) -> None:
@@ -314,7 +315,7 @@ class TestWhileItServes:
         accounts.close()
 
     @pytest.mark.parametrize("spoil", [overwritten_in_the_middle, zeroed_at_its_end, cut_off])
-    async def test_damage_is_said_loudly_and_nobody_is_told_that_his_password_is_wrong(
+    async def test_damage_is_logged_and_no_password_is_called_wrong(
         self, accounts: Accounts, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
     ) -> None:
         spoil(accounts.path)
@@ -325,7 +326,7 @@ class TestWhileItServes:
         assert any("put a backup in its place" in record.getMessage() for record in loud)
         assert all(str(accounts.path) in record.getMessage() for record in loud)
 
-    async def test_a_password_that_is_damaged_is_not_called_wrong(
+    async def test_damaged_password_is_not_called_wrong(
         self, accounts: Accounts, caplog: pytest.LogCaptureFixture
     ) -> None:
         for stored in ("", "$argon2id$v=19$m=19456", "x" * 97):
@@ -338,7 +339,7 @@ class TestWhileItServes:
         assert await accounts.verify("tim", "secret", "") == LET_IN
 
     @pytest.mark.parametrize("replaced", [False, True])
-    async def test_a_file_that_is_taken_away_is_said_once_and_logins_go_on(
+    async def test_removed_file_is_logged_once_and_logins_go_on(
         self, accounts: Accounts, caplog: pytest.LogCaptureFixture, replaced: bool
     ) -> None:
         away = accounts.path.with_name("away")
@@ -354,7 +355,7 @@ class TestWhileItServes:
         accounts.changed()
         assert caplog.text.count("was removed or replaced") == 1
 
-    async def test_a_running_server_says_it(self, directory: Path) -> None:
+    async def test_running_server_logs_a_removed_file(self, directory: Path) -> None:
         fill_accounts(directory / "data")
         process = await Process.start(BESTER, "up", cwd=directory)
         await process.says(" serves ")

@@ -1,6 +1,6 @@
-"""The commands that operate a running server: what they ask, what they show, and what they say where nobody answers.
+"""Commands that operate a running server: questions, output, and errors without an answer.
 
-A broker that says what the test wants stands at the other end.
+The other end is a scripted broker.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ async def broker(directory: Path) -> AsyncIterator[StandIn]:
 
 
 class Shell:
-    """One command of `bester`, while the test answers what it asks."""
+    """Runs a command of `bester`, while the test answers its questions."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -85,7 +85,7 @@ async def next_question(broker: StandIn) -> Ask:
 async def answered(
     shell: Shell, broker: StandIn, command: str, question: str, argument: object, value: object, status: int = 0
 ) -> tuple[int, list[str]]:
-    """Run a command, see that it asks this, answer, and return its exit status and what it printed."""
+    """Run a command, check its question, answer, and return its exit status and lines."""
     process = await shell.begin("dead", *command.split())
     asked = await next_question(broker)
     assert asked[1:] == (question, argument)
@@ -93,7 +93,7 @@ async def answered(
     return await shell.ended(process)
 
 
-async def test_the_list_is_a_table(shell: Shell, broker: StandIn) -> None:
+async def test_list_is_a_table(shell: Shell, broker: StandIn) -> None:
     to_server = LETTER | {"id": "s1/b/9.0.0", "type": "news\x1b[2J", "server": "s2", "reason": "expired", "bytes": 5}
     status, lines = await answered(shell, broker, "list", "deadList", {"limit": 101}, [LETTER, to_server])
     assert (status, lines) == (
@@ -107,7 +107,7 @@ async def test_the_list_is_a_table(shell: Shell, broker: StandIn) -> None:
     assert broker.hellos[0].role == "operator"
 
 
-async def test_the_list_can_be_narrowed_and_says_that_there_is_more(shell: Shell, broker: StandIn) -> None:
+async def test_list_is_limited_and_tells_of_more(shell: Shell, broker: StandIn) -> None:
     rows = [LETTER | {"id": str(number)} for number in range(3)]
     command = "list --type chat --limit 2 --json"
     status, lines = await answered(shell, broker, command, "deadList", {"type": "chat", "limit": 3}, rows)
@@ -116,12 +116,12 @@ async def test_the_list_can_be_narrowed_and_says_that_there_is_more(shell: Shell
     assert lines[2:] == ["bester: there are more; --limit 20 shows more of them"]
 
 
-async def test_an_empty_list_says_so(shell: Shell, broker: StandIn) -> None:
-    said = await answered(shell, broker, "list --type news", "deadList", {"type": "news", "limit": 101}, [])
-    assert said == (0, ["no dead letters of type news"])
+async def test_empty_list_is_a_line(shell: Shell, broker: StandIn) -> None:
+    printed = await answered(shell, broker, "list --type news", "deadList", {"type": "news", "limit": 101}, [])
+    assert printed == (0, ["no dead letters of type news"])
 
 
-async def test_one_is_shown_whole_and_moves_no_cursor(shell: Shell, broker: StandIn) -> None:
+async def test_shown_letter_is_whole_without_control_characters(shell: Shell, broker: StandIn) -> None:
     status, lines = await answered(shell, broker, "show s1/b/7.0.0", "deadShow", "s1/b/7.0.0", WHOLE)
     assert (status, lines) == (
         0,
@@ -144,13 +144,13 @@ async def test_one_is_shown_whole_and_moves_no_cursor(shell: Shell, broker: Stan
     assert json.loads("".join(lines[11:])) == json.loads(WHOLE["body"], strict=False)
 
 
-async def test_one_as_json_has_all_of_it(shell: Shell, broker: StandIn) -> None:
+async def test_letter_as_json_is_whole(shell: Shell, broker: StandIn) -> None:
     status, lines = await answered(shell, broker, "show --json x", "deadShow", "x", WHOLE)
     assert (status, [json.loads(line) for line in lines]) == (0, [WHOLE])
 
 
 @pytest.mark.parametrize(
-    ("command", "question", "argument", "value", "status", "said"),
+    ("command", "question", "argument", "value", "status", "printed"),
     [
         ("replay x", "deadReplay", {"id": "x"}, {"replayed": 1}, 0, "replayed 1 dead letter"),
         (
@@ -177,14 +177,21 @@ async def test_one_as_json_has_all_of_it(shell: Shell, broker: StandIn) -> None:
     ],
 )
 async def test_replay_and_drop(
-    shell: Shell, broker: StandIn, command: str, question: str, argument: object, value: object, status: int, said: str
+    shell: Shell,
+    broker: StandIn,
+    command: str,
+    question: str,
+    argument: object,
+    value: object,
+    status: int,
+    printed: str,
 ) -> None:
     ended, lines = await answered(shell, broker, command, question, argument, value)
     assert ended == status
-    assert lines[0].startswith(said)
+    assert lines[0].startswith(printed)
 
 
-async def test_what_the_server_does_not_have_or_know_is_one_line(shell: Shell, broker: StandIn) -> None:
+async def test_unknown_letter_or_question_is_one_line(shell: Shell, broker: StandIn) -> None:
     unknown = await answered(shell, broker, "show x", "deadShow", "x", None, status=1)
     assert unknown == (1, ["bester: no dead letter x; `bester dead list` shows those there are"])
     ended, lines = await answered(shell, broker, "list", "deadList", {"limit": 101}, None, status=1)
@@ -192,7 +199,7 @@ async def test_what_the_server_does_not_have_or_know_is_one_line(shell: Shell, b
     assert "does not know deadList" in lines[0]
 
 
-async def test_what_the_server_will_not_do_is_one_line_of_its_own_words(shell: Shell, broker: StandIn) -> None:
+async def test_refusal_is_one_line_with_the_servers_text(shell: Shell, broker: StandIn) -> None:
     why = "no handler of type 'u' was ever here;\n\x1b[2Jgive another"
     asked = {"type": "t", "as": "u"}
     refused = await answered(shell, broker, "replay --type t --as u", "deadReplay", asked, why, status=1)
@@ -200,26 +207,26 @@ async def test_what_the_server_will_not_do_is_one_line_of_its_own_words(shell: S
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "printed"),
     [
         ("dead show", "Missing argument 'ID'"),
         ("dead replay x y", "unexpected extra argument (y); see `bester dead replay --help`"),
-        ("dead replay", "which ones? give an ID, --type TYPE or --all"),
-        ("dead replay x --all", "ID and --all name different letters; give one of them"),
-        ("dead drop --type t --all", "--type and --all name different letters"),
+        ("dead replay", "no letters selected; give an ID, --type TYPE or --all"),
+        ("dead replay x --all", "ID and --all select different letters; give one of them"),
+        ("dead drop --type t --all", "--type and --all select different letters"),
         ("dead replay x --as bester.auth", "'bester.auth' is reserved for Bester itself; choose another type"),
-        ("dead drop --all", "--yes says so"),
+        ("dead drop --all", "--yes confirms"),
         ("dead list --limit 0", "0 is not in the range"),
         ("dead list -c none.toml", "none.toml: cannot read it"),
     ],
 )
-async def test_wrong_use_is_one_line(shell: Shell, command: str, said: str) -> None:
+async def test_wrong_use_is_one_line(shell: Shell, command: str, printed: str) -> None:
     status, lines = await shell.ended(await shell.begin(*command.split()))
     assert (status, len(lines)) == (2, 1)
-    assert said in lines[0]
+    assert printed in lines[0]
 
 
-async def test_no_server_is_one_line_with_the_remedy(shell: Shell, directory: Path) -> None:
+async def test_missing_server_is_one_line_with_the_remedy(shell: Shell, directory: Path) -> None:
     status, lines = await shell.ended(await shell.begin("dead", "list"))
     assert (status, len(lines)) == (1, 1)
     assert re.search(
@@ -228,10 +235,10 @@ async def test_no_server_is_one_line_with_the_remedy(shell: Shell, directory: Pa
     (directory / "other.toml").write_text('[fabric]\nlisten = ["tcp://127.0.0.1:1"]\n')
     status, lines = await shell.ended(await shell.begin("dead", "list", "-c", "other.toml"))
     assert (status, len(lines)) == (1, 1)
-    assert "no server runs as other.toml says: nobody listens on tcp://127.0.0.1:1;" in lines[0]
+    assert "no server runs with other.toml: nobody listens on tcp://127.0.0.1:1;" in lines[0]
 
 
-async def test_a_socket_left_behind_is_no_server(directory: Path) -> None:
+async def test_stale_socket_is_no_server(directory: Path) -> None:
     config = defaults(directory)
     async with StandIn(endpoint_of(config)):
         knock(config)
@@ -240,7 +247,7 @@ async def test_a_socket_left_behind_is_no_server(directory: Path) -> None:
         knock(config)
 
 
-async def test_a_broker_that_refuses_says_why(shell: Shell, directory: Path) -> None:
+async def test_refusing_broker_is_one_line(shell: Shell, directory: Path) -> None:
     refusal = Error("not-allowed", "not on this listener", 1)
     async with StandIn(endpoint_of(defaults(directory)), refuse=refusal):
         status, lines = await shell.ended(await shell.begin("dead", "list"))
@@ -248,33 +255,30 @@ async def test_a_broker_that_refuses_says_why(shell: Shell, directory: Path) -> 
     assert lines[0].endswith("refuses an operator: not on this listener")
 
 
-async def test_a_broker_that_goes_away_is_not_asked_again(shell: Shell, broker: StandIn) -> None:
+async def test_lost_broker_is_not_asked_again(shell: Shell, broker: StandIn) -> None:
     process = await shell.begin("dead", "replay", "--all")
     await next_question(broker)
     broker.send(Error("hello-first", "who are you?"))
     status, lines = await shell.ended(process)
     assert (status, len(lines)) == (1, 1)
-    assert (
-        "went away before it answered (the broker does not know this link any more); look at what became of it"
-        in lines[0]
-    )
+    assert "went away before its answer (the broker does not know this link any more); check the result" in lines[0]
 
 
-async def test_an_interrupt_ends_the_waiting(shell: Shell, broker: StandIn) -> None:
+async def test_interrupt_ends_the_wait(shell: Shell, broker: StandIn) -> None:
     process = await shell.begin("dead", "list")
     await next_question(broker)
     assert await process.end(signal.SIGINT) == 130
     assert [line for line in process.lines if line] == []
 
 
-async def test_answers_come_in_the_order_of_the_questions(directory: Path, broker: StandIn) -> None:
+async def test_answers_are_in_the_order_of_the_questions(directory: Path, broker: StandIn) -> None:
     asking = asyncio.create_task(ask_all(defaults(directory), [("trace", "a"), ("trace", "b")]))
     asked = [await next_question(broker) for _ in range(2)]
     broker.send(*(Answer(each.token, 0, each.argument) for each in reversed(asked)))
     assert [answer.value for answer in await asking] == ["a", "b"]
 
 
-def test_a_path_is_preferred(directory: Path) -> None:
+def test_ipc_endpoint_is_preferred(directory: Path) -> None:
     def config(listen: tuple[str, ...], connect: tuple[str, ...]) -> Config:
         base = defaults(directory)
         return Config(directory, base.server, base.native, FabricConfig(listen, connect))

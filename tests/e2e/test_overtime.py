@@ -1,4 +1,4 @@
-"""What takes too long in a worker, on a real link: it is cancelled and answered, or said and not counted on."""
+"""Requests that take too long in a worker, on a real link: cancelled and answered, or logged and no longer counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bester.handlers.worker import LEASE_MS, NOT_BEGUN, TOO_LONG, Worker, hello_
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
 
 LIMIT_MS = 100
-"""What the broker of most tests says of the time that a message may take: over as soon as the worker looks."""
+"""Time limit named by the broker of most tests: over as soon as the worker looks."""
 
 
 @pytest.fixture
@@ -64,9 +64,7 @@ def failed(reply: Reply) -> str | None:
 # --- handlers that wait ---------------------------------------------------------------------------------------------
 
 
-async def test_an_async_handler_past_its_deadline_is_cancelled_and_answered(
-    endpoint: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_overdue_async_handler_is_cancelled_and_answered(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     app, ended = App(credit=2), asyncio.Event()
 
     @app.handler("job")
@@ -82,9 +80,10 @@ async def test_an_async_handler_past_its_deadline_is_cancelled_and_answered(
         assert failed(await broker.ask(1, b'"hang"', "job")) == TOO_LONG
         assert ended.is_set()
         assert (await broker.ask(2, b'"go"', "job")).status == 0
-    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    said = r"job: .*\.job has had message s1/b/1 for [\d.]+ s, longer than it may: it is cancelled; it waited at "
-    assert re.fullmatch(rf"{said}{re.escape(__file__)}:\d+", line)
+    # A loaded machine logs its own stalls, too.
+    (line,) = [text for text in caplog.messages if "has had message" in text]
+    expected = r"job: .*\.job has had message s1/b/1 for [\d.]+ s, over its time limit: cancelled at "
+    assert re.fullmatch(rf"{expected}{re.escape(__file__)}:\d+", line)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +96,7 @@ async def test_an_async_handler_past_its_deadline_is_cancelled_and_answered(
         ({"request_ms": 60_000, "timeouts_ms": 5}, {"deadline_ms": 0}),
     ],
 )
-async def test_the_shortest_of_what_was_said_counts(
-    endpoint: str, welcome: dict[str, Any], meta: dict[str, Any]
-) -> None:
+async def test_shortest_limit_counts(endpoint: str, welcome: dict[str, Any], meta: dict[str, Any]) -> None:
     app = App()
 
     @app.handler("job")
@@ -111,7 +108,7 @@ async def test_the_shortest_of_what_was_said_counts(
         assert failed(await broker.expect(Reply)) == TOO_LONG
 
 
-async def test_many_that_hang_all_give_their_places_back(endpoint: str) -> None:
+async def test_many_hanging_handlers_return_their_credit(endpoint: str) -> None:
     app = App(credit=300)
 
     @app.handler("job")
@@ -125,7 +122,7 @@ async def test_many_that_hang_all_give_their_places_back(endpoint: str) -> None:
     assert [replies[token].status for token in range(300)] == [1 if token % 3 else 0 for token in range(300)]
 
 
-async def test_the_next_of_a_user_begins_when_the_one_before_is_over(endpoint: str) -> None:
+async def test_next_of_a_group_begins_after_an_overdue_one(endpoint: str) -> None:
     app = App()
 
     @app.handler("chat", order="user")
@@ -140,12 +137,12 @@ async def test_the_next_of_a_user_begins_when_the_one_before_is_over(endpoint: s
         assert (await broker.expect(Reply)).token == 3
         both = await broker.replies(2)
         assert failed(both[1]) == TOO_LONG
-        # It came with the one that hung and was over when its turn came, as the broker counts.
+        # Received with the hanging request, and overdue when its turn came.
         assert failed(both[2]) == NOT_BEGUN
         assert (await broker.ask(4, b'"go"', "chat")).status == 0
 
 
-async def test_a_handler_that_will_not_be_cancelled_keeps_its_place_and_is_not_waited_for(
+async def test_stubborn_handler_keeps_its_credit_and_is_not_waited_for(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
@@ -162,16 +159,16 @@ async def test_a_handler_that_will_not_be_cancelled_keeps_its_place_and_is_not_w
 
     async with running(app, endpoint) as (broker, worker):
         broker.send(request(1, b"1", "job"), request(2, b"2", "job"))
-        await until(lambda: caplog.text.count("and goes on; its place is lost") == 2)
+        await until(lambda: caplog.text.count("s ago, but still running") == 2)
         stopping = asyncio.create_task(worker.stop())
         await broker.expect(Goodbye)
         await asyncio.wait_for(stopping, PATIENCE_S / 2)
-        assert "2 requests are left: they hang" in caplog.text
+        assert "2 requests are outstanding: they hang" in caplog.text
         assert "handlers did not end when they were cancelled" in caplog.text
         let_go.set()
 
 
-async def test_the_next_of_a_user_does_not_wait_for_ever_for_one_that_will_not_be_cancelled(
+async def test_next_of_a_group_does_not_wait_for_a_stubborn_handler(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.task_pool.STUBBORN_S", 0.2)
@@ -198,9 +195,7 @@ async def test_the_next_of_a_user_does_not_wait_for_ever_for_one_that_will_not_b
 # --- functions in threads -------------------------------------------------------------------------------------------
 
 
-async def test_a_thread_past_its_deadline_is_said_and_not_answered_for(
-    endpoint: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_late_thread_is_logged_and_not_answered_for(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     app, gate = App(threads=2), threading.Event()
 
     @app.handler("job")
@@ -211,16 +206,16 @@ async def test_a_thread_past_its_deadline_is_said_and_not_answered_for(
 
     async with running(app, endpoint) as (broker, _):
         broker.send(request(1, b'"hang"', "job"))
-        await until(lambda: "1 of 2 threads are left" in caplog.text)
-        assert re.search(rf"it is at {re.escape(__file__)}:\d+, in threading\.", caplog.text)
+        await until(lambda: "1 of 2 threads are usable" in caplog.text)
+        assert re.search(rf"now at {re.escape(__file__)}:\d+, in threading\.", caplog.text)
         for token in range(2, 6):
             assert (await broker.ask(token, b'"go"', "job")).status == 0
         gate.set()
         assert await broker.expect(Reply) == Reply(1, 0, [Command("sendClients", ["u"], b'"ok"')], None)
-        await until(lambda: "its place is free again" in caplog.text)
+        await until(lambda: "the credit is back" in caplog.text)
 
 
-async def test_what_waits_for_a_thread_beyond_its_time_is_not_begun(endpoint: str) -> None:
+async def test_overdue_request_queued_for_a_thread_is_not_begun(endpoint: str) -> None:
     app, gate = App(threads=1), threading.Event()
     seen: list[Any] = []
 
@@ -239,7 +234,7 @@ async def test_what_waits_for_a_thread_beyond_its_time_is_not_begun(endpoint: st
     assert seen == [1, 3]
 
 
-async def test_a_worker_all_of_whose_threads_hang_is_of_no_use_and_ends(
+async def test_worker_ends_when_all_threads_hang(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.overtime.USELESS_S", 0.3)
@@ -264,12 +259,10 @@ async def test_a_worker_all_of_whose_threads_hang_is_of_no_use_and_ends(
         assert [type(await broker.next()) for _ in range(3)][-1] in (Goodbye, Reply)
         await asyncio.wait_for(stopping, PATIENCE_S / 2)
         gate.set()
-    assert caplog.text.count("this worker is of no use any more and ends") == 1
+    assert caplog.text.count("this worker cannot serve any more and ends") == 1
 
 
-async def test_a_worker_all_of_whose_places_are_held_by_what_hangs_ends(
-    endpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_ends_when_its_whole_credit_hangs(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bester.handlers.overtime.USELESS_S", 0.3)
     app, gate = App(threads=8, credit=2), threading.Event()
 
@@ -280,11 +273,11 @@ async def test_a_worker_all_of_whose_places_are_held_by_what_hangs_ends(
     async with running(app, endpoint) as (broker, worker):
         broker.send(request(1, b"1", "job"), request(2, b"1", "job"))
         await asyncio.wait_for(worker.wait_over(), PATIENCE_S)
-        assert worker.failure == "all 2 places are held by handlers that hang"
+        assert worker.failure == "the whole credit (2) is held by handlers that hang"
         gate.set()
 
 
-async def test_a_thread_that_its_sender_would_not_wait_for_does_not_make_a_worker_useless(
+async def test_senders_short_deadline_makes_no_worker_useless(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.overtime.USELESS_S", 0.0)
@@ -296,14 +289,14 @@ async def test_a_thread_that_its_sender_would_not_wait_for_does_not_make_a_worke
 
     async with running(app, endpoint, request_ms=60_000) as (broker, worker):
         broker.send(request(1, b"1", "job", deadline_ms=1))
-        await until(lambda: "0 of 1 threads are left" in caplog.text)
-        await asyncio.sleep(0)  # whoever has said that has looked whether the worker is of use
+        await until(lambda: "0 of 1 threads are usable" in caplog.text)
+        await asyncio.sleep(0)  # the check for a useless worker has run with that log line
         assert worker.failure is None
         gate.set()
         assert (await broker.expect(Reply)).status == 0
 
 
-async def test_order_in_threads_goes_on_without_the_one_that_hangs(endpoint: str) -> None:
+async def test_group_in_threads_goes_on_without_a_hanging_request(endpoint: str) -> None:
     app, gate = App(threads=2), threading.Event()
 
     @app.handler("chat", order="user")
@@ -324,7 +317,7 @@ async def test_order_in_threads_goes_on_without_the_one_that_hangs(endpoint: str
 
 
 class Holder:
-    """A broker for a worker that is run on a loop and a thread of its own, so that its handlers can hold that loop."""
+    """Runs a worker on a loop and a thread of its own, so that its handlers can hold that loop."""
 
     def __init__(self, app: App, endpoint: str) -> None:
         self.worker = Worker(app, endpoint, name="w")
@@ -405,14 +398,16 @@ def nested(seconds: float) -> None:
     ("type_", "name"),
     [("slow", "slow"), ("after", "after"), ("inline", "inline"), ("task", r"in_a_task\.<locals>\.other")],
 )
-async def test_a_held_loop_is_vouched_for_named_once_and_loses_nothing(
+async def test_held_loop_sends_heartbeats_is_logged_once_and_loses_nothing(
     endpoint: str, caplog: pytest.LogCaptureFixture, type_: str, name: str
 ) -> None:
     async with held(blocking_app(), endpoint) as (broker, _):
         broker.send(request(1, b"1.5", type_))
         before = broker.heartbeats
         broker.send(request(2, b"1", "quick"))
-        replies = await broker.replies(2)  # 1.5 s are more than the three heartbeats after which a worker is dead
+        replies = await broker.replies(
+            2
+        )  # 1.5 s are more than the three heartbeats after which a worker counts as dead
         assert [replies[token].status for token in (1, 2)] == [0, 0]
         assert broker.heartbeats - before >= 4
         assert len(broker.hellos) == 1
@@ -425,7 +420,7 @@ async def test_a_held_loop_is_vouched_for_named_once_and_loses_nothing(
     )
 
 
-async def test_of_several_in_a_row_each_is_answered_when_it_is_done(endpoint: str) -> None:
+async def test_replies_leave_between_handlers_that_hold_the_loop(endpoint: str) -> None:
     app, begun = App(), 0
 
     @app.handler("slow")
@@ -441,7 +436,7 @@ async def test_of_several_in_a_row_each_is_answered_when_it_is_done(endpoint: st
             assert begun <= token + 2
 
 
-async def test_what_is_over_when_its_turn_comes_is_not_begun(endpoint: str) -> None:
+async def test_request_overdue_behind_a_held_loop_is_not_begun(endpoint: str) -> None:
     async with held(blocking_app(), endpoint) as (broker, _):
         broker.send(request(1, b"0.9", "slow"), request(2, b"0", "slow", deadline_ms=LIMIT_MS))
         replies = await broker.replies(2)
@@ -449,7 +444,7 @@ async def test_what_is_over_when_its_turn_comes_is_not_begun(endpoint: str) -> N
         assert failed(replies[2]) == NOT_BEGUN
 
 
-async def test_a_held_worker_does_not_take_its_broker_for_dead(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_held_worker_keeps_its_broker(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     async with held(blocking_app(), endpoint, life="one") as (broker, _):
         assert (await broker.ask(1, b"2.0", "slow")).status == 0
         assert (await broker.ask(2, b"1", "quick")).status == 0
@@ -459,22 +454,22 @@ async def test_a_held_worker_does_not_take_its_broker_for_dead(endpoint: str, ca
 
 
 @pytest.mark.parametrize(
-    ("lives", "said"), [(("one", "one"), "given up"), (("one", "two"), "the broker has restarted")]
+    ("lives", "expected"), [(("one", "one"), "given up"), (("one", "two"), "the broker has restarted")]
 )
-async def test_only_a_broker_that_restarted_is_said_to_have(
-    endpoint: str, caplog: pytest.LogCaptureFixture, lives: tuple[str, str], said: str
+async def test_only_a_restarted_broker_is_logged_as_restarted(
+    endpoint: str, caplog: pytest.LogCaptureFixture, lives: tuple[str, str], expected: str
 ) -> None:
     async with running(blocking_app(), endpoint, life=lives[0]) as (broker, _):
         broker.options["life"] = lives[1]
         broker.send(Error("hello-first", "who are you?"))
         await broker.expect(Hello)
         await until(lambda: " again: " in caplog.text)
-    assert ("restarted" in caplog.text) == (said != "given up")
-    assert said in caplog.text
+    assert ("restarted" in caplog.text) == (expected != "given up")
+    assert expected in caplog.text
     assert "the broker does not know this link any more" in caplog.text
 
 
-async def test_a_loop_that_hangs_is_vouched_for_no_longer_and_found_out(
+async def test_hanging_loop_sends_no_more_heartbeats_and_is_logged(
     endpoint: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bester.handlers.overtime.USELESS_S", 1.0)
@@ -482,14 +477,14 @@ async def test_a_loop_that_hangs_is_vouched_for_no_longer_and_found_out(
         broker.send(request(1, b"4", "slow"))
         assert await asyncio.to_thread(holder.hung.wait, PATIENCE_S)
         assert "slow" in caplog.text
-        assert "longer than its messages may take" in caplog.text
+        assert "over its time limit: no other handler runs" in caplog.text
         before = broker.heartbeats
-        await broker.expect(Reply)  # it came back after all
+        await broker.expect(Reply)  # the loop came back after all
         assert broker.heartbeats - before <= 1
         assert (await broker.ask(2, b"1", "quick")).status == 0
 
 
-async def test_a_task_that_holds_the_loop_at_the_start_is_vouched_for(endpoint: str) -> None:
+async def test_task_that_holds_the_loop_at_the_start_sends_heartbeats(endpoint: str) -> None:
     app = blocking_app()
 
     @app.task
@@ -502,7 +497,7 @@ async def test_a_task_that_holds_the_loop_at_the_start_is_vouched_for(endpoint: 
         assert broker.heartbeats >= 3
 
 
-async def test_timers_that_hold_the_loop_leave_room_for_messages_between_them(endpoint: str) -> None:
+async def test_messages_are_handled_between_timers_that_hold_the_loop(endpoint: str) -> None:
     app, ticks = blocking_app(), 0
 
     @app.every(0.1)
@@ -515,13 +510,13 @@ async def test_timers_that_hold_the_loop_leave_room_for_messages_between_them(en
         for token in range(3):
             before = ticks
             assert (await broker.ask(token, b"1", "quick")).status == 0
-            assert ticks - before <= 2  # one turn of the loop for each would take three: to read, to handle, to answer
+            assert ticks - before <= 2  # three turns would do: read, handle, answer
 
 
-# --- what a worker asks for -----------------------------------------------------------------------------------------
+# --- the options of HELLO -------------------------------------------------------------------------------------------
 
 
-def test_a_lease_is_asked_for_where_the_broker_can_see_the_process() -> None:
+def test_long_lease_is_asked_for_over_ipc() -> None:
     app = blocking_app()
     assert hello_options(app, app.routes, "ipc:///x")["lease_ms"] == LEASE_MS
     assert "lease_ms" not in hello_options(app, app.routes, "tcp://127.0.0.1:1")

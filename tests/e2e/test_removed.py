@@ -1,4 +1,4 @@
-"""An account that is removed and made again: the newcomer gets nothing of what was for the one before."""
+"""An account that is removed and made again: the new user gets no message of the old one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ data_dir = "data"
 tcp4 = "127.0.0.1:0"
 """
 MANY = 600
-"""Some windows of the core's: all of it must go, not its beginning."""
+"""Several windows of the core, so that all messages must go, not only the first."""
 
 
 @asynccontextmanager
@@ -61,7 +61,7 @@ async def bester(directory: Path, *arguments: str) -> None:
 
 
 def make_anew(directory: Path) -> None:
-    """`bester user remove bob; bester user add bob`, as fast as can be: within a tick of the server."""
+    """Run `bester user remove bob; bester user add bob` within a tick of the server."""
     with closing(Accounts(directory / "data")) as accounts:
         accounts.remove("bob")
         accounts.add("bob", "other")
@@ -73,7 +73,7 @@ async def outcome(ann: Client, message: str | None) -> dict[str, str] | None:
 
 
 async def came(server: LiveServer) -> Client:
-    """Log bob in with his new password; while the old connection ends he is told to wait."""
+    """Log bob in with his new password, with retries while the old connection ends."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             bob = client(server, "bob", "other")
@@ -87,7 +87,7 @@ async def came(server: LiveServer) -> Client:
 
 
 async def check_newcomer(server: LiveServer, ann: Client, messages: list[str | None]) -> None:
-    """Bob gets what is sent from now on, and before it nothing; of what was before ann learns that it failed."""
+    """Check that bob gets later messages only, and that ann gets failures for the earlier ones."""
     bob = await came(server)
     try:
         new = await ann.send("post", "new")
@@ -105,7 +105,7 @@ async def store_mail(ann: Client, count: int) -> list[str | None]:
     return [report.message for report in reports]
 
 
-async def test_what_waited_is_not_the_newcomers_when_the_server_was_stopped() -> None:
+async def test_queued_messages_do_not_reach_a_new_user_after_a_stop() -> None:
     async with scene() as directory:
         async with running(directory) as server, client(server, "ann") as ann:
             messages = await store_mail(ann, MANY)
@@ -116,13 +116,13 @@ async def test_what_waited_is_not_the_newcomers_when_the_server_was_stopped() ->
             await check_newcomer(server, ann, messages)
         with closing(Accounts(directory / "data")) as accounts:
             assert accounts.removed() == set()
-        async with running(directory) as server, client(server, "ann") as ann:  # told once, not at every start
+        async with running(directory) as server, client(server, "ann") as ann:  # reported once, not at every start
             assert (await ann.send("post", "kept")).recipients == {"bob": "queued"}
         async with running(directory) as server, client(server, "bob", "other") as bob:
             assert (await asyncio.wait_for(anext(bob), DEADLINE_S)).data == "kept"
 
 
-async def test_what_waited_is_not_the_newcomers_when_the_server_runs() -> None:
+async def test_queued_messages_do_not_reach_a_new_user_of_a_running_server() -> None:
     async with scene() as directory, running(directory) as server, client(server, "ann") as ann:
         messages = await store_mail(ann, MANY)
         make_anew(directory)

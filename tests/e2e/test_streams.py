@@ -1,6 +1,6 @@
 """Programs with standard streams that are missing, full, closed or not read, and with signals of the terminal.
 
-Each program is started by a shell that makes its streams what they are; the shell becomes the program (`exec`).
+Each program is started by a shell that sets its streams up and becomes the program (`exec`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def until(true: Callable[[], Any]) -> Any:
-    """Wait until something is true, and return it."""
+    """Wait until a function returns a true value, and return the value."""
     deadline = time.monotonic() + DEADLINE_S
     while not (found := true()):
         assert time.monotonic() < deadline
@@ -77,7 +77,7 @@ def until(true: Callable[[], Any]) -> Any:
 
 @contextmanager
 def group(directory: Path, command: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a shell command in a process group of its own, which is ended in the end."""
+    """Run a shell command in a process group of its own, which is ended at the end."""
     process = subprocess.Popen(["bash", "-c", command], cwd=directory, start_new_session=True, **more)
     try:
         yield process
@@ -103,7 +103,7 @@ def _in_group(process: subprocess.Popen[bytes]) -> bool:
 
 
 def answers(directory: Path, data: Any) -> bool:
-    """Send a message to the server in this directory; say whether it is answered well."""
+    """Send a message to the server in this directory; return whether the report is good."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE_S)
         client.connect(str(directory / "n.sock"))
@@ -123,7 +123,7 @@ def answers(directory: Path, data: Any) -> bool:
     ("layout", "streams"),
     [*(("up", name) for name in BROKEN), *(("apart", name) for name in list(BROKEN)[:4])],
 )
-def test_a_server_serves_whatever_its_streams_are(layout: str, streams: str, directory: Path) -> None:
+def test_server_serves_in_every_state_of_its_streams(layout: str, streams: str, directory: Path) -> None:
     programs = {"up": ["up"], "apart": ["broker", "bridge", "handler talk:app"]}[layout]
     running = " & ".join(f"( {BROKEN[streams].format(f'{BESTER} {program}')} )" for program in programs)
     with group(directory, f"{running} & wait", stdin=subprocess.DEVNULL):
@@ -133,7 +133,7 @@ def test_a_server_serves_whatever_its_streams_are(layout: str, streams: str, dir
     assert left == [], "it has ended in good order"
 
 
-def test_a_server_outlives_the_directory_it_was_started_in(directory: Path) -> None:
+def test_server_outlives_its_start_directory(directory: Path) -> None:
     command = f"mkdir gone; cd gone; rmdir ../gone; exec {BESTER} up -c {directory}/bester.toml 2>{directory}/err.txt"
     with group(directory, command):
         until(lambda: answers(directory, {"x": 1}))
@@ -141,7 +141,7 @@ def test_a_server_outlives_the_directory_it_was_started_in(directory: Path) -> N
 
 
 @pytest.mark.parametrize("command", ["up", "user list", "send --user a t 1", "handler talk:app --fabric ipc:///x"])
-def test_a_command_without_a_file_says_that_its_directory_is_gone(command: str, directory: Path) -> None:
+def test_command_in_a_removed_directory_says_so(command: str, directory: Path) -> None:
     ended = subprocess.run(
         ["bash", "-c", f"mkdir gone; cd gone; rmdir ../gone; exec {BESTER} {command}"],
         cwd=directory, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
@@ -150,12 +150,12 @@ def test_a_command_without_a_file_says_that_its_directory_is_gone(command: str, 
     assert ended.stderr == "bester: the directory this was started in is not there any more; cd to one that is\n"
 
 
-def test_a_log_that_nobody_reads_holds_up_nobody_and_says_what_is_missing(directory: Path) -> None:
+def test_unread_log_blocks_no_message_and_counts_missing_lines(directory: Path) -> None:
     command = f"exec {BESTER} up"
     with group(directory, command, stderr=subprocess.PIPE) as server:
         assert server.stderr is not None
         until(lambda: answers(directory, {"x": 0}))
-        for _ in range(4):  # 4 MB: more than the pipe takes, and more than is kept for whoever reads it later
+        for _ in range(4):  # 4 MB: more than the pipe holds, and more than the log keeps for a later reader
             assert answers(directory, {"x": 0, "lines": 1000})
         got = b""
         os.set_blocking(server.stderr.fileno(), False)
@@ -163,7 +163,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody_and_says_what_is_missing(direct
         def told() -> bool:
             nonlocal got
             got += server.stderr.read() or b""  # type: ignore[union-attr]  # asserted above
-            return b" lines of the log are missing here: nobody read it" in got
+            return b" lines of the log are missing here: the reader had stopped" in got
 
         until(told)
         assert answers(directory, {"x": 0})
@@ -171,12 +171,12 @@ def test_a_log_that_nobody_reads_holds_up_nobody_and_says_what_is_missing(direct
 
 
 @pytest.mark.parametrize("layout", ["up", "apart"])
-async def test_a_terminal_that_closes_ends_no_server(layout: str) -> None:
+async def test_closing_terminal_ends_no_server(layout: str) -> None:
     handlers = ("bester.handlers.stock.echo:app",)
     async with live_server(layout=layout, handlers=handlers) as server:
         for process in server.processes:
             process.send_signal(signal.SIGHUP)
-            await process.says("SIGHUP: nothing was read again; restart the program")
+            await process.says("SIGHUP: no file was reloaded; restart the program")
         sent = await asyncio.to_thread(
             subprocess.run, [BESTER, "send", "--to", server.address, "--user", "a", "echo", "1"],
             env={**os.environ, "BESTER_PASSWORD": "x"}, capture_output=True, timeout=DEADLINE_S, check=False,
@@ -184,7 +184,7 @@ async def test_a_terminal_that_closes_ends_no_server(layout: str) -> None:
         assert sent.returncode == 0, sent.stderr
 
 
-def test_what_terminals_do_to_a_server_in_the_background_does_not_stop_it(directory: Path) -> None:
+def test_background_server_is_not_stopped_by_its_terminal(directory: Path) -> None:
     with group(directory, f"exec {BESTER} up 2>err.txt"):
         until(lambda: answers(directory, {"x": 1}))
         server = until(lambda: [*map(int, _serving(directory))])[0]
@@ -213,9 +213,7 @@ CLOSED = b"bester: standard output: it is closed; give it a file, a pipe or a te
 
 @pytest.mark.parametrize("command", ["--help", "--version", "user --help", "user list", "dead list"])
 @pytest.mark.parametrize(("streams", "said"), [(">/dev/full", FULL), (">&-", CLOSED), ("| true", b""), ("2>&-", b"")])
-def test_a_command_that_cannot_print_ends_with_one_line(
-    command: str, streams: str, said: bytes, directory: Path
-) -> None:
+def test_command_that_cannot_print_ends_with_one_line(command: str, streams: str, said: bytes, directory: Path) -> None:
     shell(directory, "bester user add tim --password-stdin", input=b"secret\n")
     if command == "dead list":
         with group(directory, f"exec {BESTER} up 2>err.txt"):
@@ -229,7 +227,7 @@ def test_a_command_that_cannot_print_ends_with_one_line(
     assert ended.returncode == (0 if streams == "2>&-" else 1) or streams == "| true"
 
 
-def test_what_was_done_is_said_with_what_could_not_be_printed(directory: Path) -> None:
+def test_failed_print_names_what_was_done(directory: Path) -> None:
     for streams, said in ((">/dev/full", FULL), (">&-", CLOSED)):
         ended = shell(directory, f"bester user add tim --password-stdin {streams}", input=b"secret\n")
         assert ended.returncode == 1
@@ -258,7 +256,7 @@ def test_what_was_done_is_said_with_what_could_not_be_printed(directory: Path) -
         ("backup $'d\\xff'", b"", "nothing is kept there"),
     ],
 )
-def test_what_is_no_text_is_one_line_and_wrong_use(command: str, given: bytes, said: str, directory: Path) -> None:
+def test_argument_that_is_no_text_is_a_usage_error(command: str, given: bytes, said: str, directory: Path) -> None:
     ended = shell(directory, f"bester {command}", input=given)
     lines = [line for line in ended.stderr.decode().splitlines() if "auth =" not in line]
     assert (ended.returncode, len(lines)) == (2, 1), ended.stderr
@@ -280,7 +278,7 @@ async def ran(address: str, command: str, streams: str, **environment: str) -> t
 
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">&-", "| true"])
-async def test_a_report_that_cannot_be_shown_is_told_with_the_reason(streams: str) -> None:
+async def test_report_that_cannot_be_printed_is_in_the_error(streams: str) -> None:
     async with FakeServer() as server:
         server.on_message = lambda peer, payload: peer.report(payload["id"], message="m7")
         status, _, err = await ran(server.address, "send TO chat 1", streams)
@@ -291,7 +289,7 @@ async def test_a_report_that_cannot_be_shown_is_told_with_the_reason(streams: st
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">&-", "| true"])
 @pytest.mark.parametrize("comes", [True, False])
-async def test_a_message_that_cannot_be_shown_is_not_acknowledged_and_the_report_is_not_lost(
+async def test_message_that_cannot_be_printed_is_not_acknowledged_and_the_report_is_not_lost(
     streams: str, comes: bool
 ) -> None:
     def before(peer: Peer, payload: Json) -> None:
@@ -329,7 +327,7 @@ async def test_any_encoding_shows_every_letter(encoding: str) -> None:
         assert frames[1]["payload"]["message"] == "m☃"
 
 
-async def test_a_listener_whose_reader_has_gone_ends_at_once_and_takes_nothing() -> None:
+async def test_listener_without_a_reader_ends_at_once_and_takes_no_message() -> None:
     async with FakeServer() as server:
         read, write = os.pipe()
         process = await asyncio.create_subprocess_exec(
@@ -343,7 +341,7 @@ async def test_a_listener_whose_reader_has_gone_ends_at_once_and_takes_nothing()
             assert await peer.acknowledged() == ["1.0"]
             assert os.read(read, 100) == b"chat 1  (id 1.0)\n"
             os.close(read)
-            # Nothing more comes for it to write: it sees by itself that nobody reads any more.
+            # No further message arrives: the listener itself must notice that its reader has gone.
             _, err = await within(process.communicate())
             assert (process.returncode, err.decode()) == (1, f"bester: listening at {server.address} as bob\n")
             await within(peer.gone.wait())
@@ -352,7 +350,7 @@ async def test_a_listener_whose_reader_has_gone_ends_at_once_and_takes_nothing()
             _kill(process)
 
 
-async def test_an_interrupt_ends_a_listener_whose_line_nobody_reads() -> None:
+async def test_interrupt_ends_a_listener_that_waits_for_its_reader() -> None:
     read, write = os.pipe()
     size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     process: asyncio.subprocess.Process | None = None

@@ -1,4 +1,4 @@
-"""Unix sockets a server listens on: what is there of others is neither harmed nor taken, and said in one line."""
+"""Listening Unix sockets: foreign files are neither harmed nor taken, and reported in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = {
     "[native] unix": '[native]\nunix = "PATH"\n',
     "[informer] unix": '[informer]\nunix = "PATH"\n',
 }
-"""Whatever names a socket to listen on."""
+"""Every way to name a socket to listen on."""
 
 
 def a_file(path: Path) -> None:
@@ -64,7 +64,7 @@ IN_THE_WAY = [
 
 @contextmanager
 def listener(path: Path, kind: int = socket.SOCK_STREAM, backlog: int = 5) -> Iterator[socket.socket]:
-    """Somebody else's socket that is alive."""
+    """Listen on a live foreign socket."""
     with socket.socket(socket.AF_UNIX, kind) as sock:
         sock.bind(str(path))
         if kind == socket.SOCK_STREAM:
@@ -96,7 +96,7 @@ def toml(text: str, path: Path, name: str = "s1") -> str:
 
 
 async def refused(directory: Path, text: str, command: str = "up") -> str:
-    """Start a server that must not come up; return its one line."""
+    """Start a server that must fail; return its one line of error."""
     (directory / "refused.toml").write_text(text)
     process = await Process.start(BESTER, command, "-c", "refused.toml", cwd=directory)
     assert await asyncio.wait_for(process.process.wait(), DEADLINE_S) in (1, 2)
@@ -107,7 +107,9 @@ async def refused(directory: Path, text: str, command: str = "up") -> str:
 
 class TestListening:
     @pytest.mark.parametrize(("make", "says"), IN_THE_WAY)
-    def test_what_is_no_socket_is_left_as_it_is(self, directory: Path, make: Callable[[Path], None], says: str) -> None:
+    def test_file_that_is_no_socket_stays_unchanged(
+        self, directory: Path, make: Callable[[Path], None], says: str
+    ) -> None:
         path = directory / "s"
         make(path)
         before = seen(path)
@@ -118,7 +120,7 @@ class TestListening:
             assert (directory / "other").read_text() == "precious"
 
     @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-    def test_a_living_socket_of_any_kind_is_its_owners(self, directory: Path, kind: int) -> None:
+    def test_live_socket_of_any_kind_stays_unchanged(self, directory: Path, kind: int) -> None:
         path = directory / "s"
         with listener(path, kind):
             before = seen(path)
@@ -126,14 +128,14 @@ class TestListening:
                 unix_socket.listen("here", str(path), backlog=1)
             assert seen(path) == before
 
-    def test_so_is_one_that_takes_nobody_in(self, directory: Path) -> None:
+    def test_live_socket_with_a_full_backlog_stays_unchanged(self, directory: Path) -> None:
         path = directory / "s"
         with listener(path, backlog=0), socket.socket(socket.AF_UNIX) as waiting:
             waiting.connect(str(path))
             with pytest.raises(ConfigError, match="another server listens there"):
                 unix_socket.listen("here", str(path), backlog=1)
 
-    def test_a_dead_servers_is_replaced_without_a_word(self, directory: Path) -> None:
+    def test_socket_of_a_dead_server_is_replaced_silently(self, directory: Path) -> None:
         path = directory / "s"
         dead_socket(path)
         bound = unix_socket.listen("here", str(path), backlog=1, mode=0o600)
@@ -144,7 +146,7 @@ class TestListening:
         bound.socket.close()
         assert not path.exists()
 
-    def test_of_two_that_start_at_once_the_second_does_not_take_the_firsts_for_the_dead_ones(
+    def test_of_two_servers_started_at_once_the_second_finds_the_first_listening(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = directory / "s"
@@ -154,10 +156,10 @@ class TestListening:
             second: list[Future[unix_socket.UnixSocket]] = []
 
             def remove_slowly(name: str) -> None:
-                """Let another one start when the dead socket was found, and before it is removed."""
+                """Start another server between the check of the dead socket and its removal."""
                 if not second:
                     second.append(pool.submit(unix_socket.listen, "second", str(path), backlog=8))
-                    wait(second, timeout=0.2)  # in which it would be done, were it let
+                    wait(second, timeout=0.2)  # time in which the second would bind, were it allowed
                 remove(name)
 
             monkeypatch.setattr(os, "unlink", remove_slowly)
@@ -170,7 +172,7 @@ class TestListening:
         first.socket.close()
 
     @pytest.mark.parametrize("closed_first", [False, True])
-    def test_whoever_has_come_since_keeps_his(self, directory: Path, closed_first: bool) -> None:
+    def test_socket_of_a_later_server_is_not_removed(self, directory: Path, closed_first: bool) -> None:
         path = directory / "s"
         bound = unix_socket.listen("here", str(path), backlog=1)
         path.unlink()
@@ -192,12 +194,12 @@ class TestListening:
             ("a\0b", "no path has a zero byte in it"),
         ],
     )
-    def test_where_there_can_be_none(self, directory: Path, name: str, says: str) -> None:
+    def test_paths_that_cannot_hold_a_socket(self, directory: Path, name: str, says: str) -> None:
         (directory / "file").write_text("precious")
         with pytest.raises(ConfigError, match=says):
             unix_socket.listen("here", str(directory / name), backlog=1)
 
-    def test_where_this_user_may_not_write(self, directory: Path) -> None:
+    def test_directory_that_this_user_may_not_write(self, directory: Path) -> None:
         closed = directory / "closed"
         closed.mkdir()
         dead_socket(closed / "dead")
@@ -212,7 +214,7 @@ class TestListening:
 class TestServers:
     @pytest.mark.parametrize("key", KEYS)
     @pytest.mark.parametrize(("make", "says"), IN_THE_WAY[:2])
-    async def test_a_file_is_not_taken_for_a_socket(
+    async def test_file_is_not_taken_for_a_socket(
         self, directory: Path, key: str, make: Callable[[Path], None], says: str
     ) -> None:
         path = directory / "mine"
@@ -225,10 +227,10 @@ class TestServers:
         assert seen(path) == before
 
     @pytest.mark.parametrize("key", KEYS)
-    async def test_two_servers_cannot_have_one_socket_and_the_first_keeps_it(self, directory: Path, key: str) -> None:
+    async def test_second_server_on_one_socket_is_refused(self, directory: Path, key: str) -> None:
         path = directory / "shared"
         first = await LiveServer.start(directory, toml(KEYS[key], path)) if key != "[native] unix" else None
-        if first is None:  # it has no port to be waited for
+        if first is None:  # no port to wait for
             (directory / "bester.toml").write_text(toml(KEYS[key], path))
             process = await Process.start(BESTER, "up", cwd=directory)
             await process.says(" serves ")
@@ -250,7 +252,7 @@ class TestServers:
         assert not path.exists()
         assert not [line for line in process.lines if " warning " in line or " error " in line]
 
-    async def test_the_fabrics_socket_serves_and_goes_unless_it_is_anothers_by_then(self, directory: Path) -> None:
+    async def test_fabric_socket_is_removed_at_the_end_unless_replaced(self, directory: Path) -> None:
         path = directory / "f"
         first = await LiveServer.start(directory, toml('[fabric]\nlisten = ["ipc://f"]\n', path))
         first.fabric = f"ipc://{path}"
@@ -280,9 +282,7 @@ class TestServers:
         (dead_socket, "Connection refused"),
     ],
 )
-async def test_a_handler_of_the_references_kind_that_is_not_there(
-    directory: Path, make: Callable[[Path], None], says: str
-) -> None:
+async def test_missing_handler_of_the_reference_kind(directory: Path, make: Callable[[Path], None], says: str) -> None:
     path = directory / "h.sock"
     make(path)
     endpoint = f"ipc://{directory}/f"

@@ -48,7 +48,7 @@ def echo_app(**options: Any) -> App:
     return app
 
 
-async def test_hello_says_what_the_app_is(endpoint: str) -> None:
+async def test_hello_holds_the_apps_options(endpoint: str) -> None:
     app = App("talker", credit=7, lease_ms=9000, version="2")
 
     @app.handler("chat", order="user")
@@ -62,14 +62,14 @@ async def test_hello_says_what_the_app_is(endpoint: str) -> None:
     assert options == {"types": ["chat"], "credit": 7, "lease_ms": 9000, "version": "2", "order": {"chat": "user"}}
 
 
-async def test_bytes_go_there_and_back_untouched(endpoint: str) -> None:
+async def test_bytes_are_returned_unchanged(endpoint: str) -> None:
     async with running(echo_app(), endpoint) as (broker, _):
         for token, body in enumerate((b"0.1", b"-0", b"1e400", b'{"a":1,"a":2}', rb'"\u00e9"', b"[ 1 ]")):
             reply = await broker.ask(token, body)
             assert reply == Reply(token, 0, [Command("sendClients", ["u"], body)], None)
 
 
-async def test_a_batch_of_300_is_answered_in_few_batches(endpoint: str) -> None:
+async def test_batch_of_300_is_answered_in_few_batches(endpoint: str) -> None:
     async with running(echo_app(credit=300), endpoint) as (broker, _):
         before = len(broker.frames)
         broker.send(*(request(token, b"%d" % token) for token in range(300)))
@@ -78,7 +78,7 @@ async def test_a_batch_of_300_is_answered_in_few_batches(endpoint: str) -> None:
         assert len(broker.frames) - before <= 5
 
 
-async def test_large_bodies_travel_as_attachments(endpoint: str) -> None:
+async def test_large_bodies_are_attachments(endpoint: str) -> None:
     body = b'"' + b"x" * 1_000_000 + b'"'
     async with running(echo_app(), endpoint) as (broker, _):
         reply = await broker.ask(1, body)
@@ -86,7 +86,7 @@ async def test_large_bodies_travel_as_attachments(endpoint: str) -> None:
         assert broker.frames[-1][1] == body
 
 
-async def test_a_failing_handler_says_why_and_the_next_message_is_served(
+async def test_failure_has_a_note_and_the_next_message_is_served(
     endpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = App()
@@ -112,7 +112,7 @@ async def test_a_failing_handler_says_why_and_the_next_message_is_served(
         assert (await broker.ask(5, b"4", "other")).status == 1
 
 
-async def test_plain_functions_run_side_by_side_in_threads(endpoint: str) -> None:
+async def test_plain_functions_run_concurrently_in_threads(endpoint: str) -> None:
     app = App(threads=3)
     together = threading.Barrier(3, timeout=PATIENCE_S)
     main = threading.get_ident()
@@ -133,7 +133,7 @@ async def test_plain_functions_run_side_by_side_in_threads(endpoint: str) -> Non
         assert {reply.commands[0].body for reply in replies.values()} == {b"true"}
 
 
-async def test_a_thread_that_fails_with_anything_is_answered(endpoint: str) -> None:
+async def test_any_exception_in_a_thread_is_answered(endpoint: str) -> None:
     app = App(threads=1)
 
     @app.handler("quits")
@@ -160,7 +160,7 @@ async def test_inline_functions_answer_at_once(endpoint: str) -> None:
         assert (await broker.ask(2, b"0", "quick")).status == 1
 
 
-async def test_handlers_that_wait_do_not_hold_up_others(endpoint: str) -> None:
+async def test_waiting_handler_delays_no_other(endpoint: str) -> None:
     app = App()
     gate = asyncio.Event()
     waiting = 0
@@ -223,7 +223,7 @@ async def test_every_handler_runs_in_a_task_of_its_own(endpoint: str) -> None:
         assert None not in at_once
 
 
-async def test_a_user_is_served_in_order_and_others_meanwhile(endpoint: str) -> None:
+async def test_one_users_messages_are_in_order_and_others_concurrent(endpoint: str) -> None:
     app = App()
     gate = asyncio.Event()
     seen: list[tuple[str | None, int]] = []
@@ -282,7 +282,7 @@ async def test_emit_waits_for_its_outcome(endpoint: str) -> None:
             await app.emit("other", [])
 
 
-async def test_an_emission_that_may_have_been_carried_out_says_so_when_it_comes_again(endpoint: str) -> None:
+async def test_repeated_emit_is_marked_again(endpoint: str) -> None:
     app = echo_app()
 
     async with running(app, endpoint) as (broker, _):
@@ -291,7 +291,7 @@ async def test_an_emission_that_may_have_been_carried_out_says_so_when_it_comes_
         for answered, expected in ((Error, {"id": "noon", "again": True}), (Outcome, {"id": "noon"})):
             emitting = asyncio.create_task(app.emit("echo", [], id="noon"))
             emit = await broker.expect(Emit)
-            while "again" in expected and "again" not in emit.meta:  # the first is on its way still
+            while "again" in expected and "again" not in emit.meta:  # the first emit is still in flight
                 emit = await broker.expect(Emit)
             assert emit.meta == expected
             broker.send(Outcome(emit.token, 0, {}) if answered is Outcome else Error("overloaded", "", 12, emit.token))
@@ -323,7 +323,7 @@ async def test_questions(endpoint: str) -> None:
             app.blocking.list_clients()
 
 
-async def test_timers_and_tasks_begin_when_the_broker_is_there(endpoint: str) -> None:
+async def test_timers_and_tasks_begin_with_the_link(endpoint: str) -> None:
     app = echo_app()
     ended = asyncio.Event()
 
@@ -347,7 +347,7 @@ async def test_timers_and_tasks_begin_when_the_broker_is_there(endpoint: str) ->
     assert ended.is_set()
 
 
-async def test_stop_says_goodbye_and_finishes_what_is_outstanding(endpoint: str) -> None:
+async def test_stop_sends_goodbye_and_finishes_outstanding_requests(endpoint: str) -> None:
     app = App()
     begun, gate = asyncio.Event(), asyncio.Event()
 
@@ -370,7 +370,7 @@ async def test_stop_says_goodbye_and_finishes_what_is_outstanding(endpoint: str)
         await asyncio.wait_for(stopping, PATIENCE_S)
 
 
-async def test_what_does_not_end_is_left_when_the_time_is_up(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unfinished_request_is_abandoned_after_the_drain(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     app = App()
     begun, ended = asyncio.Event(), asyncio.Event()
 
@@ -390,11 +390,11 @@ async def test_what_does_not_end_is_left_when_the_time_is_up(endpoint: str, capl
         await begun.wait()
         await asyncio.wait_for(worker.stop(drain_s=0.05), PATIENCE_S)
     assert ended.is_set()
-    assert "1 requests are left: they did not end" in caplog.text
+    assert "1 requests are outstanding: they did not end" in caplog.text
 
 
 @pytest.mark.parametrize("threaded", [False, True], ids=["task", "thread"])
-async def test_a_restarted_broker_gets_hello_and_no_old_replies(endpoint: str, threaded: bool) -> None:
+async def test_restarted_broker_gets_hello_and_no_old_replies(endpoint: str, threaded: bool) -> None:
     app = App()
     begun, gate = threading.Event(), threading.Event()
     cancelled = asyncio.Event()
@@ -436,7 +436,7 @@ async def test_a_restarted_broker_gets_hello_and_no_old_replies(endpoint: str, t
         await worker.stop()
 
 
-async def test_a_refusal_ends_the_worker(endpoint: str) -> None:
+async def test_refusal_ends_the_worker(endpoint: str) -> None:
     async with StandIn(endpoint, refuse=Error("reserved", "bester.auth is not yours", 1)):
         worker = Worker(echo_app(), endpoint)
         worker.start()
@@ -446,7 +446,7 @@ async def test_a_refusal_ends_the_worker(endpoint: str) -> None:
         await worker.stop()
 
 
-async def test_an_app_of_one_handler_serves_whatever_it_is_asked_to(endpoint: str) -> None:
+async def test_app_with_one_handler_serves_any_type(endpoint: str) -> None:
     async with running(echo_app(), endpoint, types=["english", "afrikaans"], name="e") as (broker, _):
         assert broker.hellos[0].options["types"] == ["english", "afrikaans"]
         assert (await broker.ask(1, b"1", "afrikaans")).status == 0

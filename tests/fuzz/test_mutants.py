@@ -9,9 +9,9 @@ import pytest
 
 from bester.bridge import frames, native
 from bester.bridge.window import Window
-from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.resume import BridgeResume
 from bester.broker.wire import readers
 from tests.fuzz.fuzzers import FUZZERS
 from tests.fuzz.play import attempt, steps_of

@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 
 from bester.bridge import native
-from bester.broker.core.cases import AGAIN
-from bester.broker.hosts import Place, hosts_of
+from bester.broker.hosts import HostAddresses, hosts_of
 from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import AGAIN
 from tests.simulation.programs import NATIVE
 from tests.world.bridges import Peer, SimBridge
 from tests.world.clock import BrokenRuleError, World
@@ -71,7 +71,7 @@ class Neighbour:
         if self.world.now < self._silent_until:
             self.world.after(FAILURE_S, partial(self._look_up, server))
             return
-        place = Place((address,), began)
+        place = HostAddresses((address,), began)
         self.world.tell(server.name, "looks up", place)
         server.hosts_changed(hosts_of({NATIVE: place}))
 

@@ -293,5 +293,6 @@ def holds(server: SimServer) -> str:
         "queued bytes": state.queues.size_bytes,
         "uncommitted": state.queues.writing,
         "ended early": state.queues.ended_early,
+        "records": state.queues.records,
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -23,6 +23,7 @@ from bester.broker.core.transfers import Transfers
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
+from bester.broker.wire.outcomes import result_id
 from tests.simulation.scenario import play
 from tests.world.clock import BrokenRuleError
 
@@ -52,7 +53,7 @@ def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert commands.result_id("m", 1, 2) == "m.1.2"
+    assert result_id("m", 1, 2) == "m.1.2"
     monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
     assert "did not come" in broken_seeds()
 

@@ -1,4 +1,4 @@
-"""A client's core, and what a server says to it."""
+"""A client's core, and frames of a server for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_core(**options: Any) -> Core:
 
 def connect(core: Core, now: float = 0.0) -> list[Event]:
     assert core.dial()
-    core.opened(now)
+    core.on_connected(now)
     assert len(core.take()) == 1
     return core.receive(frame(WELCOME), now)
 

@@ -1,4 +1,4 @@
-"""Addresses: what is read, what is refused, and what counts as this machine."""
+"""Addresses: accepted forms, refused forms, and those of this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ hosts = st.from_regex(r"\A[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?\Z") | st.ip_addres
 
 
 @given(hosts, st.integers(0, 65535))
-def test_what_is_written_is_what_is_read(host: str, port: int) -> None:
+def test_written_address_is_read_back(host: str, port: int) -> None:
     address = HostPort(host, port)
     assert parse_host_port(str(address)) == address
     assert is_host_port(str(address))
@@ -20,7 +20,7 @@ def test_what_is_written_is_what_is_read(host: str, port: int) -> None:
 
 
 @given(st.text(max_size=30) | st.text("0123456789abc:[].%/@ ", max_size=12))
-def test_any_text_is_an_address_or_a_plain_refusal(text: str) -> None:
+def test_any_text_is_an_address_or_refused_with_a_reason(text: str) -> None:
     for parse in (parse_host_port, parse_endpoint):
         try:
             parse(text)
@@ -73,7 +73,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
         "h\n:80",
     ],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not HOST:PORT|stands in brackets|the port is"):
         parse_host_port(text)
     assert not is_host_port(text)
@@ -99,13 +99,13 @@ def test_endpoints_of_this_machine(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["tcp://0.0.0.0:2225", "tcp://*:2225", "tcp://example.org:2225"])
-def test_endpoints_that_others_reach(text: str) -> None:
+def test_endpoints_that_other_machines_reach(text: str) -> None:
     assert not parse_endpoint(text).local
 
 
 @pytest.mark.parametrize(
     "text", ["", "ipc", "ipc:", "ipc://", "tcp://", "tcp://x", "udp://x:1", "inproc://x", "://x:1", "IPC://x"]
 )
-def test_what_is_no_endpoint_is_refused(text: str) -> None:
+def test_invalid_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not |the port is"):
         parse_endpoint(text)

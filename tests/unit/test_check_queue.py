@@ -1,4 +1,4 @@
-"""Who is checked next, and whom a full queue turns away."""
+"""The order of password checks, and the logins that a full queue turns away."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bester.broker.check_queue import RANKS, CheckQueue
 def popped(queue: CheckQueue[str]) -> list[str]:
     found = []
     while (waiting := queue.pop()) is not None:
-        found.append(waiting.what)
+        found.append(waiting.item)
     return found
 
 
-def test_the_lowest_rank_goes_first_and_then_the_first() -> None:
+def test_lowest_rank_goes_first_and_then_the_oldest() -> None:
     queue: CheckQueue[str] = CheckQueue()
     for rank, what in ((2, "c"), (0, "a"), (2, "d"), (3, "e"), (1, "b")):
         assert queue.add(rank, "user", "net", what) is None
@@ -23,31 +23,31 @@ def test_the_lowest_rank_goes_first_and_then_the_first() -> None:
     assert queue.pop() is None
 
 
-def test_a_full_queue_turns_away_the_worst() -> None:
-    queue: CheckQueue[str] = CheckQueue(places=2)
+def test_full_queue_turns_away_the_worst() -> None:
+    queue: CheckQueue[str] = CheckQueue(most=2)
     queue.add(2, "u1", "n1", "first")
     queue.add(3, "u2", "n2", "failed before")
     assert queue.add(2, "u3", "n3", "second") == "failed before"
     assert queue.add(3, "u4", "n4", "worse") == "worse"
-    assert queue.add(2, "u5", "n5", "third") == "third"  # the last of equals
+    assert queue.add(2, "u5", "n5", "third") == "third"  # the newest of equals
     assert queue.add(0, "u6", "n6", "known") == "second"
     assert popped(queue) == ["known", "first"]
 
 
-def test_a_flood_turns_away_its_own() -> None:
-    queue: CheckQueue[str] = CheckQueue(places=4)
+def test_flood_turns_away_its_own() -> None:
+    queue: CheckQueue[str] = CheckQueue(most=4)
     for number in range(4):
         queue.add(2, "alice", f"n{number}", f"guess {number}")
     assert queue.add(2, "bob", "n9", "bob") == "guess 3"
-    queue = CheckQueue(places=4)
+    queue = CheckQueue(most=4)
     for number in range(4):
         queue.add(2, f"u{number}", "here", f"spray {number}")
     assert queue.add(2, "bob", "there", "bob") == "spray 3"
     assert queue.add(2, "carol", "here", "carol") == "carol"
 
 
-def test_who_is_gone_takes_no_place() -> None:
-    queue: CheckQueue[object] = CheckQueue(places=2)
+def test_discarded_login_frees_its_room() -> None:
+    queue: CheckQueue[object] = CheckQueue(most=2)
     gone, there = object(), object()
     queue.add(1, "a", "n", gone)
     queue.add(1, "a", "n", there)
@@ -58,15 +58,15 @@ def test_who_is_gone_takes_no_place() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, RANKS), st.sampled_from("ab"), st.sampled_from("xyz")), max_size=60))
-def test_never_more_than_there_are_places_and_nobody_twice(steps: list[tuple[int, str, str]]) -> None:
-    queue: CheckQueue[int] = CheckQueue(places=5)
+def test_queue_never_exceeds_its_limit_and_returns_each_login_once(steps: list[tuple[int, str, str]]) -> None:
+    queue: CheckQueue[int] = CheckQueue(most=5)
     inside: dict[int, int] = {}
     for number, (rank, user, net) in enumerate(steps):
         if rank == RANKS:
             waiting = queue.pop()
             assert (waiting is None) == (not inside)
             if waiting is not None:
-                assert inside.pop(waiting.what) == waiting.rank == min([waiting.rank, *inside.values()])
+                assert inside.pop(waiting.item) == waiting.rank == min([waiting.rank, *inside.values()])
             continue
         inside[number] = rank
         worst = max(inside.values())

@@ -1,4 +1,4 @@
-"""The client's state machine by chance: whatever comes, each message ends once and nothing is raised."""
+"""The client's state machine under random schedules: each message ends once and nothing is raised."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.unit.client_core_stand import WELCOME, a_core, answer, arrival, conne
 
 
 class TestDedup:
-    def test_keys_are_told_apart_short_and_kept(self) -> None:
+    def test_dedup_keys_are_unique_short_and_stable(self) -> None:
         core = a_core()
         for _ in range(3):
             core.submit("chat", b"1")
         core.submit("chat", b"1", Terms(dedup="my own"))
         connect(core)
         first = payloads(core.take())
-        core.lost("gone", 0)
+        core.on_disconnected("gone", 0)
         connect(core)
         assert payloads(core.take()) == [{**payload, "resent": True} for payload in first]
-        core.lost("gone", 0)
+        core.on_disconnected("gone", 0)
         connect(core)
         again = payloads(core.take())
-        while len(again) < len(first):  # the third time one by one
+        while len(again) < len(first):  # the third connection sends one at a time
             core.receive(report(again[-1]["id"]), 0)
             again += payloads(core.take())
         assert again == [{**payload, "resent": True} for payload in first]
@@ -42,29 +42,29 @@ class TestDedup:
         assert keys[3] == "my own"
         assert all(len(key) <= 64 for key in keys)
 
-    def test_only_what_went_out_says_that_it_did(self) -> None:
+    def test_only_a_resent_message_is_marked(self) -> None:
         core = a_core()
         connect(core)
         core.submit("chat", b"1")
         core.take()
         core.submit("chat", b"2")
-        core.lost("gone", 0)
+        core.on_disconnected("gone", 0)
         core.submit("chat", b"3")
         connect(core)
         again = payloads(core.take())
         assert [(payload["data"], payload.get("resent")) for payload in again] == [(1, True), (2, None), (3, None)]
 
-    def test_what_is_asked_for_is_in_the_frame_and_in_its_repeat(self) -> None:
+    def test_terms_are_in_the_frame_and_in_the_resent_frame(self) -> None:
         core = a_core()
         core.submit("chat", b"1", Terms(ttl_s=60, outcome=True))
         connect(core)
         (payload,) = payloads(core.take())
         assert payload == {"type": "chat", "data": 1, "id": "1", "dedup": "p" * 32 + "-1", "ttl_s": 60, "outcome": True}
-        core.lost("gone", 0)
+        core.on_disconnected("gone", 0)
         connect(core)
         assert payloads(core.take()) == [{**payload, "resent": True}]
 
-    def test_a_message_as_long_as_may_be_can_go_out_again(self) -> None:
+    def test_longest_message_can_be_resent(self) -> None:
         limit = 1000
         core = a_core(limits=Limits(send_limit_bytes=limit))
         connect(core)
@@ -76,23 +76,23 @@ class TestDedup:
             except MessageTooLarge:
                 length -= 1
         core.take()
-        core.lost("gone", 0)
+        core.on_disconnected("gone", 0)
         connect(core)
         (repeat,) = core.take()
         assert len(repeat) - 4 == limit
 
-    def test_who_may_not_repeat_sends_what_old_servers_know(self) -> None:
+    def test_frames_without_resend_are_those_of_old_clients(self) -> None:
         core = a_core(resend=False)
         connect(core)
         core.submit("chat", b"1")
         assert payloads(core.take()) == [{"type": "chat", "data": 1, "id": "1"}]
-        failed, lost = core.lost("gone", 0)
+        failed, lost = core.on_disconnected("gone", 0)
         assert isinstance(failed, Failed)
         assert isinstance(lost, Lost)
         connect(core)
         assert core.take() == []
 
-    def test_memory_of_received_ids_is_bounded(self) -> None:
+    def test_received_ids_are_bounded(self) -> None:
         core = a_core(limits=Limits(remembered_ids=2))
         connect(core)
         came = []
@@ -107,7 +107,7 @@ class TestDedup:
         for _ in range(SENDS + 3):
             connect(core)
             sent += len(core.take())
-            failed = [event.id for event in core.lost("gone", 0) if isinstance(event, Failed)]
+            failed = [event.id for event in core.on_disconnected("gone", 0) if isinstance(event, Failed)]
             if failed:
                 assert failed == [id_]
                 break
@@ -127,7 +127,7 @@ STEPS = st.lists(
 
 
 class World:
-    """Plays one schedule against a core and keeps the books on it."""
+    """Plays one schedule against a core and records sent and ended messages."""
 
     def __init__(self, resend: bool) -> None:
         self.core = a_core(resend=resend, ack=True, limits=Limits(window=5, window_bytes=400), give_up_s=50)
@@ -195,14 +195,14 @@ class World:
 
     def connect(self, _: int) -> None:
         if self.core.dial():
-            self.core.opened(self.now)
+            self.core.on_connected(self.now)
             self.core.take()
             self.here = []
             self.delivered_here = set()
             self.hear(frame(WELCOME))
 
     def lose(self, _: int) -> None:
-        self.note(self.core.lost("gone", self.now))
+        self.note(self.core.on_disconnected("gone", self.now))
 
     def ping(self, _: int) -> None:
         if self.core.state is State.READY:
@@ -248,7 +248,7 @@ class World:
 
 @given(steps=STEPS, resend=st.booleans())
 @settings(max_examples=400, deadline=None)
-def test_whatever_happens_each_message_ends_once(steps: list[tuple[str, int]], resend: bool) -> None:
+def test_each_message_ends_once_under_any_schedule(steps: list[tuple[str, int]], resend: bool) -> None:
     world = World(resend)
     for what, number in steps:
         world.now += 1
@@ -272,12 +272,12 @@ def test_no_frame_makes_parse_raise(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "note"),
+    ("fields", "note"),
     [('"too many"', "too many"), ('""', ""), ("null", None), ("7", None), ('["x"]', None), ('{"a":1}', None)],
 )
-def test_a_report_says_why_where_the_server_does(said: str, note: str | None) -> None:
+def test_report_carries_the_servers_note(fields: str, note: str | None) -> None:
     head = '{"header":{"messageType":"statusReport","status":"bad"},"payload":{"id":"1","reason":"refused","note":'
-    parsed = frames.parse(f"{head}{said}}}}}".encode())
+    parsed = frames.parse(f"{head}{fields}}}}}".encode())
     assert isinstance(parsed, frames.Report)
     assert (parsed.reason, parsed.note) == ("refused", note)
 

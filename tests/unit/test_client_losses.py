@@ -1,7 +1,6 @@
-"""A client and a server that deduplicates, over a connection cut anywhere: nothing is lost, nothing comes twice.
+"""A client and a server with dedup, over a connection cut anywhere: no loss and no duplicate.
 
-The server is a model of what ours promises: it remembers what it had by `dedup`, and delivers again, marked, what it
-has no word of.
+The server models the promises of a real one: dedup by `dedup`, and marked redelivery of unacknowledged messages.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ def framed(value: Json) -> bytes:
 
 
 class Server:
-    """Outlives its connections. What it writes is in `out` until the link carries it."""
+    """Server that outlives its connections. `out` holds written bytes until the link carries them."""
 
     def __init__(self) -> None:
-        self.reports: dict[str, str] = {}  # the message by its dedup
+        self.reports: dict[str, str] = {}  # message id by dedup key
         self.handled: list[Any] = []
-        self.unacknowledged: dict[str, int] = {}  # how often each was delivered
+        self.unacknowledged: dict[str, int] = {}  # number of deliveries by id
         self.acknowledged: list[str] = []
         self.out = b""
         self.begin()
@@ -60,7 +59,7 @@ class Server:
                     self.deliver(id_)
             elif payload["type"] == "builtin":
                 for id_ in payload["data"]["command"]["data"]:
-                    assert self.unacknowledged.pop(id_, 0), "an acknowledgement is of what was delivered"
+                    assert self.unacknowledged.pop(id_, 0), "an ack is for a delivered message"
                     self.acknowledged.append(id_)
             else:
                 self.submitted(payload)
@@ -78,7 +77,7 @@ class Server:
 
 
 class World:
-    """The client, its application, the server, and the link between them."""
+    """Client, its application, a server, and the link between them."""
 
     def __init__(self) -> None:
         self.core = Core(server="here:1", user="bob", password="secret", dedup_prefix="p", random=lambda: 0.0, ack=True)
@@ -118,24 +117,24 @@ class World:
     def up(self) -> None:
         if self.core.state is State.DOWN:
             assert self.core.dial()
-            self.core.opened(self.now)
+            self.core.on_connected(self.now)
             self.server.begin()
 
     def turn(self, _: int) -> None:
-        """Carry everything that is written, once each way."""
+        """Carry all written bytes once each way."""
         self.up()
         self.server.hear(b"".join(self.core.take()))
         out, self.server.out = self.server.out, b""
         self.note(self.core.receive(out, self.now))
 
     def cut(self, number: int) -> None:
-        """The same, but the connection goes in the middle of it, each way somewhere else."""
+        """Carry a part of the written bytes each way, then break the connection."""
         self.up()
         out = b"".join(self.core.take())
         self.server.hear(out[: number % (len(out) + 1)])
         out = self.server.out
         self.note(self.core.receive(out[: number * 7 % (len(out) + 1)], self.now))
-        self.note(self.core.lost("cut", self.now))
+        self.note(self.core.on_disconnected("cut", self.now))
 
 
 STEPS = st.lists(
@@ -149,12 +148,12 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_is_cut_each_message_is_handled_once_and_in_order(steps: list[tuple[str, int]]) -> None:
+def test_each_message_is_handled_once_and_in_order_over_any_cuts(steps: list[tuple[str, int]]) -> None:
     world = World()
     for what, number in steps:
         world.now += 1
         getattr(world, what)(number)
-    for _ in range(4):  # the login, what waits, what is acknowledged, and the answers to it
+    for _ in range(4):  # the login, pending messages, acks, and the answers to them
         for id_ in world.received:
             world.core.acknowledge(id_)
         world.turn(0)

@@ -1,4 +1,5 @@
-"""The fabric codec: what is sent is what is read, whatever else arrives is refused in its place, and nothing raises."""
+"""The fabric codec: messages survive encoding and decoding, other rows are refused in their position, and nothing
+raises."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ from bester.broker.wire.messages import (
     Submit,
 )
 
-# --- what may stand in a message -------------------------------------------------------------------------------
+# --- messages to draw ----------------------------------------------------------------------------------------
 
 numbers = st.integers(-MAX_TOKEN, MAX_TOKEN)
 texts = st.text(max_size=12)
@@ -88,7 +89,7 @@ junk = st.recursive(
 
 @st.composite
 def near_misses(draw: st.DrawFn) -> list[Any]:
-    """Draw a row that was a good message until something in it was replaced, dropped or added."""
+    """Draw the row of a good message in which a value was replaced, dropped or added."""
     message: Any = draw(messages)
     row = msgpack.unpackb(encode([message])[0])[0]
     for _ in range(draw(st.integers(0, 2))):
@@ -97,18 +98,18 @@ def near_misses(draw: st.DrawFn) -> list[Any]:
     return list(row)
 
 
-# --- there and back --------------------------------------------------------------------------------------------
+# --- round trips ---------------------------------------------------------------------------------------------
 
 
 @given(st.lists(messages, min_size=1, max_size=8))
-def test_what_is_sent_is_what_is_read(sent: list[Message]) -> None:
+def test_messages_survive_encoding_and_decoding(sent: list[Message]) -> None:
     assert decode(encode(sent)) == sent
 
 
 @pytest.mark.parametrize("spec", OPERATIONS, ids=lambda spec: spec.message.__name__)
 @given(data=st.data())
 @settings(max_examples=20)
-def test_each_operation_goes_there_and_back(spec: Operation, data: st.DataObject) -> None:
+def test_each_operation_survives_encoding_and_decoding(spec: Operation, data: st.DataObject) -> None:
     message = data.draw(of_operation(spec))
     (read,) = decode(encode([message]))
     assert read == message
@@ -119,7 +120,7 @@ def test_each_operation_goes_there_and_back(spec: Operation, data: st.DataObject
 def test_extra_trailing_fields_are_ignored(message: Message, extra: list[Any]) -> None:
     first, *attached = encode([message])
     row = msgpack.unpackb(first)[0]
-    row += [None] * (len(message) + 1 - len(row)) + extra  # the last one may have been left out
+    row += [None] * (len(message) + 1 - len(row)) + extra  # the last field may have been left out
     assert decode([msgpack.packb([row]), *attached]) == [message]
 
 
@@ -130,22 +131,22 @@ def test_bodies_above_the_limit_and_no_others_are_attached(message: Message) -> 
     assert encode([message])[1:] == large
 
 
-def test_what_is_not_a_number_may_stand_in_a_meta() -> None:
+def test_nan_is_allowed_in_meta() -> None:
     (read,) = decode(encode([Submit(1, 2, "t", b"1", {"x": float("nan")})]))
     assert isinstance(read, Submit)
-    assert read.meta["x"] != read.meta["x"]  # as only what is not a number does
+    assert read.meta["x"] != read.meta["x"]  # as only nan does
 
 
-def test_of_two_equal_keys_the_last_counts() -> None:
+def test_last_of_two_equal_keys_counts() -> None:
     frame = bytes.fromhex("91" + "96" + "18" + "01" + "02" + "a174" + "c40131" + "82" + "a161" + "01" + "a161" + "02")
     assert decode([frame]) == [Submit(1, 2, "t", b"1", {"a": 2})]
 
 
-# --- what is not a message -------------------------------------------------------------------------------------
+# --- rows that are no messages -------------------------------------------------------------------------------
 
 
 def assert_only_messages(answer: Sequence[object]) -> None:
-    """Whatever was decoded: messages or refusals, and each message one that can be sent on as it is."""
+    """Check a decoded batch: messages or refusals, and every message can be sent again unchanged."""
     assert 1 <= len(answer) <= MAX_BATCH
     for message in answer:
         if isinstance(message, Malformed):
@@ -174,15 +175,15 @@ def test_truncated_and_flipped_batches_never_raise(sent: list[Message], data: st
 
 @given(st.lists(near_misses(), min_size=1, max_size=4))
 @settings(max_examples=300)
-def test_a_bad_message_is_refused_in_its_place(rows: list[list[Any]]) -> None:
+def test_bad_message_is_refused_in_its_position(rows: list[list[Any]]) -> None:
     frames = [msgpack.packb(rows), b"[]"]
     alone = [decode([msgpack.packb([row]), b"[]"])[0] for row in rows]
-    assert repr(decode(frames)) == repr(alone)  # as text, for what is not a number equals nothing
+    assert repr(decode(frames)) == repr(alone)  # as text, because nan equals nothing
 
 
 @given(near_misses() | st.lists(junk, max_size=7))
 @settings(max_examples=500)
-def test_the_quick_readers_say_what_the_careful_one_says(row: list[Any]) -> None:
+def test_fast_readers_agree_with_the_careful_one(row: list[Any]) -> None:
     frames = [b"", b"[1]"]
     op = row[0] if row else None
     if isinstance(op, int | float) and op in readers.READERS:
@@ -194,19 +195,19 @@ def test_the_quick_readers_say_what_the_careful_one_says(row: list[Any]) -> None
 @pytest.mark.parametrize(
     "value", [True, 1.0, 2**53, -(2**53), b"x", {b"k": 1}, {1: 2}, msgpack.ExtType(5, b"")], ids=repr
 )
-def test_no_field_takes_what_it_should_not(spec: Operation, value: object) -> None:
+def test_field_of_a_wrong_kind_is_refused(spec: Operation, value: object) -> None:
     good: Any = {int: 1, str: "x", bytes: b"x", dict: {}, list: []}
     for index, kinds in enumerate(spec.fields[:-1] if spec.rare else spec.fields):
         row = [spec.op, *(good[next(kind for kind in good if kinds is None or kind in kinds)] for kinds in spec.fields)]
         row[index + 1] = value
         anything = kinds is None and (type(value) is not int) and not isinstance(value, msgpack.ExtType)
-        anything = anything and value != {1: 2}  # a map key other than a string is nowhere allowed
+        anything = anything and value != {1: 2}  # map keys other than strings are not allowed anywhere
         body = index == spec.body and value == b"x"
         (read,) = decode([msgpack.packb([row])])
         assert isinstance(read, Malformed) is not (anything or body), (index, read)
 
 
-def test_a_batch_holds_1_to_1024_messages() -> None:
+def test_batch_holds_1_to_1024_messages() -> None:
     assert isinstance(decode([msgpack.packb([])])[0], Malformed)
     assert decode([msgpack.packb([[23, 1]] * MAX_BATCH)]) == [Close(1)] * MAX_BATCH
     assert len(decode([msgpack.packb([[23, 1]] * (MAX_BATCH + 1))])) == 1
@@ -234,7 +235,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_is_announced_and_never_sent_costs_nothing(name: str) -> None:
+def test_announced_array_without_elements_costs_nothing(name: str) -> None:
     started = time.process_time()
     tracemalloc.start()
     try:
@@ -246,10 +247,10 @@ def test_what_is_announced_and_never_sent_costs_nothing(name: str) -> None:
     assert peak_bytes < 16 * 2**20
     assert (
         time.process_time() - started < 1
-    )  # seconds of our own; without the look ahead it is many frames a second less
+    )  # seconds of CPU time; without the check before decoding, frames a second are far fewer
 
 
-def test_long_arrays_that_are_there_are_read() -> None:
+def test_complete_long_arrays_are_read() -> None:
     targets = [[n, n + 1] for n in range(20_000)]
     deliver = Deliver(1, "i", "\u0700" * 300, b"[]", targets, None, {})
     assert decode(encode([deliver])) == [deliver]
@@ -257,7 +258,7 @@ def test_long_arrays_that_are_there_are_read() -> None:
     assert decode(encode([report])) == [report]
 
 
-def test_a_nested_value_that_could_not_be_passed_on_is_refused() -> None:
+def test_value_nested_too_deep_to_pass_on_is_refused() -> None:
     value: Any = 0
     for _ in range(readers.VALUE_DEPTH):
         value = [value]
@@ -266,7 +267,7 @@ def test_a_nested_value_that_could_not_be_passed_on_is_refused() -> None:
     assert isinstance(decode(encode([Hello(1, "handler", "w", {"x": {"k": value}})]))[0], Malformed)
 
 
-# --- what MessagePack allows and we do not ---------------------------------------------------------------------
+# --- values that MessagePack allows and BFP does not ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_a_nested_value_that_could_not_be_passed_on_is_refused() -> None:
     [b"\xa2\xff\x41", b"\xa3\xed\xa0\x80", b"\xd4\x05a", b"\xd6\xff\x00\x00\x00\x01"],
     ids=["not UTF-8", "a lone surrogate", "extension", "timestamp"],
 )
-def test_one_unreadable_value_costs_one_message(note: bytes) -> None:
+def test_unreadable_value_refuses_one_message(note: bytes) -> None:
     frame = b"\x93" + msgpack.packb([31, 1, "sent"]) + b"\x95\x0b\x07\x00\x90" + note + msgpack.packb([31, 2, "sent"])
     before, bad, after = decode([frame])
     assert (before, after) == (Relayed(1, "sent"), Relayed(2, "sent"))
@@ -282,12 +283,12 @@ def test_one_unreadable_value_costs_one_message(note: bytes) -> None:
     assert (bad.op, bad.token) == (11, 7)
 
 
-def test_a_timestamp_in_a_meta_is_a_number_of_seconds() -> None:
+def test_timestamp_in_meta_is_a_number_of_seconds() -> None:
     frame = bytes.fromhex("91" + "96" + "18" + "01" + "02" + "a174" + "c40131" + "81" + "a161" + "d6ff0000003c")
     assert decode([frame]) == [Submit(1, 2, "t", b"1", {"a": 60.0})]
 
 
-def test_a_large_frame_with_something_unreadable_is_refused_whole() -> None:
+def test_large_frame_with_an_unreadable_value_is_refused_whole() -> None:
     row = msgpack.packb([31, 1, "sent"])
     count = codec.SECOND_LOOK_BYTES // len(row) // 8
     frame = b"\xdc" + struct.pack(">H", count + 1) + msgpack.packb([31, 1, "s" * 64]) * count + b"\x91\xd4\x05a"
@@ -299,22 +300,22 @@ def test_a_large_frame_with_something_unreadable_is_refused_whole() -> None:
 
 
 @given(st.lists(messages, max_size=30))
-def test_batches_hold_everything_in_order(sent: list[Message]) -> None:
+def test_batches_hold_all_messages_in_order(sent: list[Message]) -> None:
     assert [message for frames in batches(sent) for message in decode(frames)] == sent
 
 
-def test_a_batch_is_closed_at_1024_messages() -> None:
+def test_batch_is_closed_at_1024_messages() -> None:
     assert [len(decode(frames)) for frames in batches([Close(n) for n in range(2500)])] == [1024, 1024, 452]
 
 
-def test_a_batch_is_closed_when_its_bodies_have_grown_large() -> None:
+def test_batch_is_closed_when_its_bodies_are_large() -> None:
     inlined = [Request(n, "t", b"x" * INLINE_BYTES, "u", {}) for n in range(200)]
     assert all(len(frames[0]) < 2 * codec.BATCH_BYTES for frames in batches(inlined))
     attached = [Reply(n, 0, [Command("sendClients", ["a"], b"x" * 600_000)]) for n in range(5)]
     assert [len(decode(frames)) for frames in batches(attached)] == [2, 2, 1]
 
 
-def test_a_batch_is_halved_when_it_is_large_without_its_bodies() -> None:
+def test_batch_with_a_large_frame_0_is_halved() -> None:
     recipients = {f"user-{n:05}@example.org": "failed:not-connected" for n in range(1000)}
     reports: list[Message] = [Report(n, 1, "not-connected", None, recipients) for n in range(300)]
     sent = list(batches(reports))
@@ -322,6 +323,6 @@ def test_a_batch_is_halved_when_it_is_large_without_its_bodies() -> None:
     assert [message for frames in sent for message in decode(frames)] == reports
 
 
-def test_nothing_is_no_batch() -> None:
+def test_no_messages_make_no_batch() -> None:
     assert list(batches([])) == []
     assert isinstance(decode([])[0], Malformed)

@@ -1,4 +1,5 @@
-"""What cannot be sent costs nothing but itself: all else leaves in its order, and who waits is answered."""
+"""A message that cannot be sent costs nothing but itself: all others keep their order, and a waiting requester is
+answered."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 HALF = "bob\ud800"
 LOOP: list[Any] = []
@@ -79,7 +80,7 @@ UNSENDABLE: dict[str, Message] = {
 
 
 def sent_with(messages: list[Message], **options: Any) -> tuple[list[Message | Malformed], list[Message]]:
-    """Return what arrives of these, and what was said not to be sendable."""
+    """Return the messages that arrive, and those reported as unsendable."""
     refused: list[Message] = []
 
     def cannot(message: Message, error: WireError) -> Message | None:
@@ -93,7 +94,7 @@ def sent_with(messages: list[Message], **options: Any) -> tuple[list[Message | M
 
 
 @pytest.mark.parametrize("name", UNSENDABLE)
-def test_one_that_cannot_be_encoded_holds_up_no_other(name: str) -> None:
+def test_message_that_cannot_be_encoded_delays_no_other(name: str) -> None:
     bad = UNSENDABLE[name]
     good: list[Message] = [Close(1), Reply(2, 0, [to("bob")]), Heartbeat(), Submit(3, 1, "t", b"x" * 20_000)]
     assert sent_with([*good, bad]) == (good, [bad])
@@ -103,7 +104,7 @@ def test_one_that_cannot_be_encoded_holds_up_no_other(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_mixture_leaves_in_order_without_what_cannot(seed: int) -> None:
+def test_any_mixture_is_sent_in_order_without_unsendable_messages(seed: int) -> None:
     chance = random.Random(seed)
     bad = list(UNSENDABLE.values())
     mixed: list[Message] = []
@@ -115,9 +116,9 @@ def test_any_mixture_leaves_in_order_without_what_cannot(seed: int) -> None:
     assert sorted(map(id, refused)) == sorted(id(message) for message in mixed if type(message) is not Request)
 
 
-def test_what_is_put_in_its_place_stands_where_it_stood() -> None:
+def test_substitute_keeps_the_position() -> None:
     error = "half a surrogate pair"
-    frames = list(batches([Close(1), Reply(7, 0, [to(HALF)]), Close(2)], instead))
+    frames = list(batches([Close(1), Reply(7, 0, [to(HALF)]), Close(2)], substitute))
     arrived = [message for each in frames for message in decode(each)]
     assert (arrived[0], arrived[2]) == (Close(1), Close(2))
     reply = arrived[1]
@@ -126,21 +127,21 @@ def test_what_is_put_in_its_place_stands_where_it_stood() -> None:
     assert error in (reply.note or "")
 
 
-def test_without_anybody_to_tell_it_is_raised() -> None:
+def test_without_a_callback_the_error_is_raised() -> None:
     with pytest.raises(WireError, match="half a surrogate pair"):
         list(batches([Reply(1, 0, [to(HALF)])]))
 
 
-def test_a_password_is_not_shown() -> None:
+def test_password_is_not_shown() -> None:
     wrong = fault(Login(1, "alice", "hunter2\udcff", ""))
     assert wrong is not None and "hunter2" not in wrong.text
 
 
-# --- what is too large -----------------------------------------------------------------------------------------
+# --- messages that are too large -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("most", [100, 2_000_000])
-def test_a_body_above_the_limit_is_refused_and_its_neighbours_are_not(most: int) -> None:
+def test_body_above_the_limit_is_refused_alone(most: int) -> None:
     at_most, above = Reply(1, 0, [to("a", b"x" * most)]), Reply(2, 0, [to("b"), to("c", b"x" * (most + 1))])
     submit = Submit(3, 1, "t", b"x" * (most + 1))
     assert sent_with([at_most, above, submit, Close(1)], most_bytes=most) == ([at_most, Close(1)], [above, submit])
@@ -150,8 +151,8 @@ def test_a_body_above_the_limit_is_refused_and_its_neighbours_are_not(most: int)
     assert fault(at_most, most) is None
 
 
-def test_an_array_that_no_receiver_takes_is_refused() -> None:
-    """It would cost the whole batch over there."""
+def test_array_above_the_receivers_limit_is_refused() -> None:
+    """Check that an array above the receivers' limit is refused, as the receiver would refuse the whole batch."""
     most = codec.MAX_ITEMS
     targets = Reply(1, 0, [Command("sendClients", [""] * (most + 1), b"1")])
     commands = Reply(2, 0, [Command("sendClients", [], b"1")] * (most + 1))
@@ -170,29 +171,29 @@ def test_an_array_that_no_receiver_takes_is_refused() -> None:
         assert wrong is not None and str(most + 1) in wrong.text
 
 
-def test_what_only_looks_like_a_long_array_is_sent() -> None:
+def test_bytes_that_resemble_a_long_array_are_sent() -> None:
     odd = Emit(1, "t", [Command("x", ["a"], b"\xdd\x00\x02\x00\x01" * 3_000)] * 20, {"n": 2**40})
     assert len(codec.encode([odd])[0]) > codec.MAX_ITEMS
     assert sent_with([odd, Close(1)]) == ([odd, Close(1)], [])
 
 
-def test_very_many_small_bodies_are_attached_where_they_would_be_too_much_inlined(
+def test_very_many_small_bodies_are_attached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
     reply = Reply(1, 0, [to(f"u{n}", b"x" * 16_000) for n in range(300)])
-    frames = list(batches([Close(1), reply, Close(2)], instead))
+    frames = list(batches([Close(1), reply, Close(2)], substitute))
     assert all(len(frame) <= 3 * 2**20 for each in frames for frame in each)
     assert [message for each in frames for message in decode(each)] == [Close(1), reply, Close(2)]
 
 
-def test_what_is_too_much_without_its_bodies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_too_large_without_its_bodies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 3 * 2**20)
     wide = Reply(1, 0, [Command("sendClients", ["u" * 1000] * 4000, b"1")])
     assert sent_with([Close(1), wide, Close(2)]) == ([Close(1), Close(2)], [wide])
 
 
-# --- who is told ------------------------------------------------------------------------------------------------
+# --- answers to unsendable messages ------------------------------------------------------------------------------
 
 ERROR = WireError("frame-too-large", "a body of 9 bytes; 8 are allowed")
 ALL: list[Message] = [
@@ -204,8 +205,8 @@ ALL: list[Message] = [
 
 
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
-def test_whoever_waits_is_answered_on_one_side_and_not_on_both(message: Message) -> None:
-    there, here = instead(message, ERROR), as_if(message, ERROR)
+def test_unsendable_message_is_answered_on_exactly_one_side(message: Message) -> None:
+    there, here = substitute(message, ERROR), expected_answer(message, ERROR)
     assert (there is None) is not (here is None)
     answer: Any = there or here
     assert decode(codec.encode([answer])) == [answer]
@@ -219,18 +220,18 @@ def test_whoever_waits_is_answered_on_one_side_and_not_on_both(message: Message)
         assert "failed" in str(answer) or answer[1] == 1
 
 
-def test_what_nobody_waits_for_is_told_to_nobody() -> None:
+def test_message_without_an_awaited_answer_gets_none() -> None:
     waited_for = {type(message) for message in ALL}
     for row in OPERATIONS:
         if row.message not in waited_for:
             message = row.message(*[{} if dict in (kinds or ()) else 1 for kinds in row.fields])
-            assert (instead(message, ERROR), as_if(message, ERROR)) == (None, None)
+            assert (substitute(message, ERROR), expected_answer(message, ERROR)) == (None, None)
 
 
-# --- what others send that cannot be read -----------------------------------------------------------------------
+# --- unreadable messages of others ---------------------------------------------------------------------------
 
 
-def test_text_that_is_not_utf8_costs_one_message_of_a_long_batch_too() -> None:
+def test_text_that_is_not_utf8_refuses_one_message_of_a_long_batch() -> None:
     note = b"\xa5no \xff\x00"
     rows = [msgpack.packb([11, token, 0, [["sendClients", ["bob"], b"x" * 500]], None]) for token in range(300)]
     rows[150] = b"\x95\x0b\xcc\x96\x01\x90" + note
@@ -244,13 +245,13 @@ def test_text_that_is_not_utf8_costs_one_message_of_a_long_batch_too() -> None:
 
 
 @pytest.mark.parametrize("extra", [5, None, [1], {"k": 1}, b"x", 2**53])
-def test_a_field_of_somebodys_own_where_a_later_one_is_now_is_ignored(extra: Any) -> None:
+def test_private_field_in_the_position_of_a_rare_one_is_ignored(extra: Any) -> None:
     row = [11, 7, 0, [], None, extra, "more"]
     assert decode([msgpack.packb([row])]) == [Reply(7, 0, [])]
     assert decode([msgpack.packb([[25, 7, 0, None, None, {}, extra]])]) == [Report(7, 0, None, None, {})]
 
 
-def test_what_is_seldom_said_is_said_and_else_costs_no_byte() -> None:
+def test_rare_field_is_sent_only_when_set() -> None:
     for bare, full in (
         (Reply(7, 1, [], "note"), Reply(7, 1, [], "note", "bad-reply")),
         (Outcome(7, 1, {}, "refused"), Outcome(7, 1, {}, "refused", "why")),

@@ -33,11 +33,11 @@ def test_codes_are_words_with_a_meaning() -> None:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_an_error_says_what_its_code_means(code: str) -> None:
+def test_error_has_the_meaning_of_its_code(code: str) -> None:
     assert BesterError(code).text == CODES[code].meaning
     assert str(WireError(code, "in frame 7")) == f"{code}: in frame 7"
     assert isinstance(WireError(code), BesterError)
 
 
-def test_a_configuration_error_is_only_its_text() -> None:
+def test_configuration_error_is_only_its_text() -> None:
     assert str(ConfigError("[native] tcp4: the port is a number")) == "[native] tcp4: the port is a number"

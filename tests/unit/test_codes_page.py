@@ -1,4 +1,4 @@
-"""The page of codes shows the codes there are, and what each means."""
+"""The page of codes shows every code with its meaning."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from bester.broker.wire.codes import CODES
 PAGE = Path(__file__).parents[2] / "docs" / "codes.md"
 
 
-def test_the_page_is_the_table() -> None:
+def test_page_shows_the_table() -> None:
     rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     expected = [
         [f"`{code}`", "temporary" if row.temporary else "permanent", row.meaning] for code, row in CODES.items()

@@ -1,4 +1,4 @@
-"""`bester.toml`: what it says is what holds, and every mistake is one line that names file, place and remedy."""
+"""`bester.toml`: every key is read, and every mistake is one line that names file, line, key and remedy."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A directory with a path short enough for sockets."""
+    """Return a directory whose path is short enough for sockets."""
     with TemporaryDirectory(prefix="b-") as directory:
         yield Path(directory)
 
@@ -91,7 +91,7 @@ unix = "bInformer"
 """
 
 
-def test_every_key_arrives(tmp_path: Path) -> None:
+def test_every_key_is_read(tmp_path: Path) -> None:
     config = load(tmp_path, FULL)
     assert (config.server.name, config.server.data_dir) == ("s1.example", tmp_path / "data")
     native = config.native
@@ -122,7 +122,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert (config.accept, config.informer) == ("open", tmp_path / "bInformer")
 
 
-def test_an_empty_file_has_the_defaults_and_no_handlers(tmp_path: Path) -> None:
+def test_empty_file_has_the_defaults_and_no_handlers(tmp_path: Path) -> None:
     config = load(tmp_path, "")
     without = defaults(tmp_path)
     assert (config.server, config.native, config.fabric) == (without.server, without.native, without.fabric)
@@ -142,7 +142,7 @@ def test_without_a_file_the_defaults_hold_and_bester_toml_is_found(
     assert config_file.load().server.name == "found"
 
 
-def test_one_named_listener_is_the_only_one(tmp_path: Path) -> None:
+def test_named_listener_replaces_the_default(tmp_path: Path) -> None:
     native = load(tmp_path, '[native]\nunix = "n.sock"\n').native
     assert (native.tcp4, native.tcp6) == (None, None)
     assert load(tmp_path, "[native]\nmax_frame = 4096\n").native.tcp4 == HostPort("127.0.0.1", 2223)
@@ -158,7 +158,7 @@ def test_insecure_opens_the_plain_listener(tmp_path: Path) -> None:
     assert native.tcp4 == HostPort("0.0.0.0", 2223)
 
 
-def test_a_store_is_a_file_somewhere_or_memory(tmp_path: Path) -> None:
+def test_store_is_a_file_or_memory(tmp_path: Path) -> None:
     def path(url: str) -> Path | None:
         return load(tmp_path, f'[store]\nurl = "{url}"\n').store.path
 
@@ -167,14 +167,14 @@ def test_a_store_is_a_file_somewhere_or_memory(tmp_path: Path) -> None:
     assert path("memory:") is None
     notices = load(tmp_path, '[store]\nurl = "memory:"\n').notices
     assert len(notices) == 1
-    assert "nothing that waits outlives" in notices[0]
+    assert "queued messages are lost with this process" in notices[0]
 
 
-def test_the_page_states_the_default_bounds() -> None:
-    said = {name: key.default for name, key in config_file.KEYS["store"].items()}
+def test_page_states_the_default_bounds() -> None:
+    expected = {name: key.default for name, key in config_file.KEYS["store"].items()}
     bounds = {field.name: getattr(Bounds(), field.name) for field in fields(Bounds)}
     bounds["bytes"] = bounds.pop("total_bytes")
-    assert {name: float(said[name]) for name in bounds} == bounds
+    assert {name: float(expected[name]) for name in bounds} == bounds
 
 
 def test_two_handlers_may_serve_one_type(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ MISTAKES = [
     ("[natve]\n", "natve: unknown section; did you mean native?"),
     ("[zzz]\n", ":1: zzz: unknown section; known are accounts, fabric, "),
     ("name = 'x'\n", ":1: name: unknown section"),
-    ("\n[logging]\nlevel = 3", ":2: logging: unknown section; how it logs is said on the command line, with --log"),
+    ("\n[logging]\nlevel = 3", ":2: logging: unknown section; the log is set on the command line, with --log"),
     ("[native]\ntcp = '127.0.0.1:1'", ":2: [native] tcp: unknown key; did you mean tcp4 or tcp6?"),
     ("[native]\nTCP4 = '127.0.0.1:1'", "TCP4: unknown key; did you mean tcp4?"),
     ("[native]\nport = 1", 'port: unknown key; addresses are written as tcp4 = "HOST:PORT" in [native]'),
@@ -252,9 +252,9 @@ MISTAKES = [
     ("[native]\ntcp6 = '127.0.0.1:5'", "belongs under tcp4"),
     (
         "[native]\ntcp4 = '0.0.0.0:2223'",
-        "beyond loopback and the listener speaks plain text; use 127.0.0.1, or say insecure",
+        "beyond loopback and the listener speaks plain text; use 127.0.0.1, or set insecure",
     ),
-    ("[native]\ntcp6 = '[::]:2223'", "use [::1], or say insecure = true"),
+    ("[native]\ntcp6 = '[::]:2223'", "use [::1], or set insecure = true"),
     ("[native]\ntcp4 = 'example.org:2223'", "beyond loopback"),
     ("[native]\ninsecure = 'yes'", "is true or false"),
     ("[native]\nmax_frame = 10", "is a whole number from 1024 to"),
@@ -273,14 +273,14 @@ MISTAKES = [
     ("[fabric]\nconnect = ['tcp://127.0.0.1:0']", "port 0 is no port to connect to"),
     ("[fabric]\nlisten = ['ipc://a', 'ipc://a']", "is named twice"),
     ("[accounts]\nauth = 'none'", "'none' is not one of accounts, open"),
-    ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: says nothing to run; add app"),
+    ("[handlers.a]\ntypes = ['t']", ":1: [handlers.a]: names nothing to run; add app"),
     ("[handlers.a]\napp = 'm:a'\nsocket = 's'", "has app and socket; keep one of them"),
     ("[handlers.a]\nsocket = 's'\norder = 'type'", "order: 'type' is not one of user, none"),
     (
         "[handlers.a]\napp = 'm:a'\norder = 'user'",
         "order: is for handlers at a socket; others ask for order themselves",
     ),
-    ("[handlers.a]\ncommand = ['x']\norder = 'none'", "another language say it in HELLO"),
+    ("[handlers.a]\ncommand = ['x']\norder = 'none'", "another language set order in HELLO"),
     ("[handlers.a]\napp = 'm.py'", "'m.py' is not \"module:attribute\""),
     ("[handlers.a]\ncommand = 'node chat.js'", 'is a list of texts; write command = ["…"]'),
     ("[handlers.a]\ncommand = []", "is empty; write the program"),
@@ -303,13 +303,13 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), MISTAKES, ids=[said[:40] for _, said in MISTAKES])
-def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), MISTAKES, ids=[expected[:40] for _, expected in MISTAKES])
+def test_mistake_is_one_line_with_its_position(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     line = str(caught.value)
     assert line.startswith(f"{tmp_path}/bester.toml")
-    assert said in line
+    assert expected in line
     assert line.isprintable()
     assert len(line) < 500
 
@@ -317,8 +317,8 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, said: s
 def test_unreadable_files_are_one_line(tmp_path: Path) -> None:
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    for path, said in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory"), (binary, "not UTF-8")):
-        with pytest.raises(ConfigError, match=said):
+    for path, expected in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory"), (binary, "not UTF-8")):
+        with pytest.raises(ConfigError, match=expected):
             config_file.load(path)
 
 
@@ -335,7 +335,7 @@ def rows(page: str) -> list[list[str]]:
     return [row for row in cells if row[0].startswith("`")]
 
 
-def test_the_reference_shows_exactly_the_keys_there_are() -> None:
+def test_reference_shows_exactly_the_keys_of_the_code() -> None:
     expected = [
         [f"`[{section}] {name}`", key.default, key.meaning]
         for section, keys in config_file.KEYS.items()
@@ -362,7 +362,7 @@ def besterd_file(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_the_reference_daemons_file(tmp_path: Path) -> None:
+def test_server_conf_of_besterd(tmp_path: Path) -> None:
     program = tmp_path / "chat.sh"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -377,14 +377,14 @@ def test_the_reference_daemons_file(tmp_path: Path) -> None:
     assert config.store == defaults(tmp_path).store
     assert config.admin_info == "ask Tim"
     assert config.informer == tmp_path / "bInformer"
-    said = "\n".join(config.notices)
-    assert "database is not read" in said
-    assert "typeMap.spare" in said
-    assert "gone is no program" in said
+    expected = "\n".join(config.notices)
+    assert "database is not read" in expected
+    assert "typeMap.spare" in expected
+    assert "gone is no program" in expected
     assert all(notice.isprintable() for notice in config.notices)
     assert (config.accept, config.auth, config.servers) == ("open", "accounts", {})
-    assert "any server may send messages here, and handlers may send to any host:port" in said
-    assert '"federation": {"accept": "listed"}' in said
+    assert "any server may send messages here, and handlers may send to any host:port" in expected
+    assert '"federation": {"accept": "listed"}' in expected
 
 
 BESIDE = """{
@@ -399,7 +399,7 @@ BESIDE = """{
 }"""
 
 
-def test_what_the_reference_daemon_has_no_key_for_stands_beside_its_own(tmp_path: Path) -> None:
+def test_bester_object_holds_keys_that_besterd_lacks(tmp_path: Path) -> None:
     config = besterd.load(besterd_file(tmp_path, BESIDE % ""))
     assert (config.server.name, config.server.data_dir) == ("s1.example", tmp_path / "bester-data")
     assert config.fabric == defaults(tmp_path).fabric
@@ -416,24 +416,24 @@ def test_what_the_reference_daemon_has_no_key_for_stands_beside_its_own(tmp_path
 
 
 @pytest.mark.parametrize("accept", ["listed", "none", "open"])
-def test_who_says_whom_to_accept_is_not_told_of_the_default(tmp_path: Path, accept: str) -> None:
+def test_explicit_accept_gives_no_notice(tmp_path: Path, accept: str) -> None:
     config = besterd.load(besterd_file(tmp_path, BESIDE % f', "federation": {{"accept": "{accept}"}}'))
     assert config.accept == accept
     assert not any("any server" in notice for notice in config.notices)
 
 
-def test_a_key_that_nobody_reads_is_said_so(tmp_path: Path) -> None:
+def test_unread_key_gives_a_notice(tmp_path: Path) -> None:
     text = '{"network": {"unix": {"address": "u"}}, "bestr": {}, "log": "x"}'
-    said = "\n".join(besterd.load(besterd_file(tmp_path, text)).notices)
-    assert "bestr is not read; did you mean bester?" in said
-    assert "log is not read" in said
+    expected = "\n".join(besterd.load(besterd_file(tmp_path, text)).notices)
+    assert "bestr is not read; did you mean bester?" in expected
+    assert "log is not read" in expected
 
 
 UNIX = '{"network": {"unix": {"address": "u"}}, "bester": '
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("{", "is not JSON"),
         ("[]", "the file: is missing or no object"),
@@ -483,8 +483,8 @@ UNIX = '{"network": {"unix": {"address": "u"}}, "bester": '
         (UNIX + '{"servers": {"g": {}}}}', 'bester.servers.g: needs fabric = "tcp://…" or native = "host:port"'),
     ],
 )
-def test_mistakes_in_the_reference_daemons_file(tmp_path: Path, text: str, said: str) -> None:
+def test_mistakes_in_server_conf(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         besterd.load(besterd_file(tmp_path, text))
-    assert said in str(caught.value)
+    assert expected in str(caught.value)
     assert str(caught.value).isprintable()

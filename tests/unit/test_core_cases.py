@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.cases import MAX_NAMED, Case, Kind, failed, reason_of, severity, try_again
+from bester.broker.core.cases import MAX_NAMED, Case, Kind
 from bester.broker.core.effects import Link
-from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Outcome, Relayed, Report
+from bester.broker.wire.outcomes import failed, reason_of, severity
 
 HERE = Link("ipc", b"b")
 OUTCOMES = st.sampled_from(["delivered", "queued", "sent", "failed:timeout", "failed:unreachable"])
@@ -68,15 +67,6 @@ def test_relayed_counts_queued_results_and_says_carried() -> None:
     for name, outcome in (("a", "queued"), ("b", failed("mailbox-full"))):
         mixed.record(name, outcome)
     assert mixed.answer(3) == Relayed(3, "failed:mailbox-full", {"queued": 1, "carried": True})
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_refusals_that_may_pass_are_tried_again(code: str) -> None:
-    later = {"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"}
-    assert try_again(failed(code), {}) == (code in later)
-    assert not try_again(failed(code), {"carried": True})
-    for outcome in ("delivered", "queued", "sent"):
-        assert not try_again(outcome, {})
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.commands import fault, result_id
+from bester.broker.core.commands import fault
 from bester.broker.wire.messages import MAX_BODY_BYTES, MAX_TARGETS, Command
 
 
@@ -49,9 +49,3 @@ def test_unsound(commands: list[Command], code: str, says: str) -> None:
     assert wrong is not None
     assert wrong[0] == code
     assert says in wrong[1]
-
-
-def test_ids_of_results_tell_commands_and_targets_apart() -> None:
-    ids = {result_id("s/b-1/7", command, target) for command in range(3) for target in range(3)}
-    assert len(ids) == 9
-    assert result_id("s/b-1/7", 1, 2) == "s/b-1/7.1.2"

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.core.cases import AGAIN
 from bester.broker.core.effects import LookUp
-from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.settings import Route, Settings
 from bester.broker.core.strangers import COME_AGAIN, COME_AGAIN_MARKED, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Forward, Forwarded, Report, Request, Submit
+from bester.broker.wire.outcomes import AGAIN, OUTCOME_TYPE
 from tests.unit.core_stand import START, Stand, servers
 
 AWAY = "10.0.0.99"

@@ -40,9 +40,9 @@ def test_roles_that_may_ask(question: str, roles: set[str]) -> None:
 
 
 def test_table_of_roles_in_the_readme_is_the_policy() -> None:
-    """Compare the rows `| role | may send | may ask |` with the module's tables."""
+    """Compare the rows `| Role | May send | May ask |` with the module's tables."""
     text = (Path(__file__).parents[2] / "broker" / "README.md").read_text(encoding="utf-8")
-    rows = text.partition("| role | may send | may ask |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    rows = text.partition("| Role | May send | May ask |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
     table = {cells[0]: tuple(cells[1:]) for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)}
     assert table == {
         role: (

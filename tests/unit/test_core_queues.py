@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.queues import FORGET_EVERY_S, Queue
+from bester.broker.core.queues import FORGET_EVERY_S
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
@@ -26,20 +26,6 @@ from tests.unit.core_stand import START, Stand, clients
 def test_a_box_says_whose_it_is(user: str) -> None:
     assert (owner_of(mailbox(user)), is_mailbox(mailbox(user))) == (user, True)
     assert (owner_of(lane("s2", user)), is_mailbox(lane("s2", user))) == ("s2", False)
-
-
-def test_what_is_on_its_way_does_not_wait_and_what_is_put_back_is_next() -> None:
-    queue = Queue("user/bob", StoredQueue(messages=3, size_bytes=30, lowest=5, sent_upto=6))
-    assert (queue.messages, queue.size_bytes, queue.sent_upto, queue.ready, queue.ack_floor) == (3, 30, 6, 3, 1)
-    queue.mark_inflight(7, 10)
-    queue.mark_inflight(5, 10)
-    queue.cursor = 7
-    assert (queue.ready, queue.ack_floor) == (1, 5)
-    queue.requeue(5)
-    assert (queue.ready, queue.cursor) == (2, 4)
-    queue.requeue(5)
-    queue.requeue(99)
-    assert (queue.ready, queue.cursor) == (2, 4)
 
 
 def town() -> Stand:

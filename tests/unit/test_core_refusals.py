@@ -22,7 +22,7 @@ from bester.broker.wire.messages import (
     Report,
     Request,
 )
-from bester.broker.wire.unsendable import as_if
+from bester.broker.wire.unsendable import expected_answer
 from tests.unit.core_stand import Stand, clients, handler, servers
 
 
@@ -179,7 +179,7 @@ ERROR = WireError("malformed", "a text has half a surrogate pair in it")
 
 def end(stand: Stand, link: Link, message: Message) -> None:
     """The shell could not send this."""
-    answer = as_if(message, ERROR)
+    answer = expected_answer(message, ERROR)
     assert answer is not None
     stand.say(link, answer)
 

@@ -8,6 +8,7 @@ import pytest
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Settings
+from bester.broker.core.suspects import DRAIN_S
 from bester.broker.store_requests import Budget, DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
 from tests.unit.core_stand import Stand, clients
@@ -239,6 +240,68 @@ def test_stuck_worker_is_not_waited_for_by_suspects() -> None:
     assert ward.holding() == [[b"hangs", b"2"]], "it is set aside, for there is no other"
     replacement = ward.join()
     assert [request.body for request in ward.hands[replacement]] == [b"1"]
+
+
+def test_suspect_is_given_to_the_last_worker_beside_messages_that_are_over() -> None:
+    ward = Ward(1, credit=64)
+    ward.submit(b"hangs")
+    (last,) = ward.hands
+    ward.stand.wait(31.0)
+    other = ward.join()
+    for body in (b"1", b"2", b"3", b"4"):
+        ward.submit(body)
+    held = [request.body for request in ward.hands[other]]
+    while len(ward.hands[last]) > 1:
+        ward.answer(last, 1)
+    ward.kill(other)
+    for body in held:
+        assert [request.body for request in ward.hands[last]] == [b"hangs", body]
+        ward.answer(last, 1)
+    assert {body: said for body, said in ward.reports().items() if body in held} == {body: [None] for body in held}
+    ward.submit(b"new")
+    assert [request.body for request in ward.hands[last]] == [b"hangs", b"new"]
+
+
+def test_last_worker_with_a_long_message_goes_on_with_new_ones_while_suspects_wait() -> None:
+    ward = Ward(1, credit=64, lease_ms=600_000)
+    ward.submit(b"long")
+    (last,) = ward.hands
+    other = ward.join()
+    for body in (b"1", b"2", b"3"):
+        ward.submit(body)
+    while len(ward.hands[last]) > 1:
+        ward.answer(last, 1)
+    held = [request.body for request in ward.hands[other]]
+    ward.kill(other)
+    assert len(held) == 2
+    for number in range(9):
+        ward.submit(b"new %d" % number)
+        ward.stand.wait(2 * DRAIN_S)
+        ward.listen()
+        assert [request.body for request in ward.hands[last]] == [b"long", b"new %d" % number]
+        ward.answer(last, 1)
+    ward.answer(last)
+    ward.stand.wait(2 * DRAIN_S)
+    ward.listen()
+    for _ in held:
+        ward.answer(last)
+    assert set().union(*ward.reports().values()) == {None}
+    ward.is_well()
+
+
+def test_deaths_of_a_suspect_are_remembered_where_messages_that_are_over_die_with_it() -> None:
+    ward = Ward(1, credit=3, attempts=2)
+    ward.submit(POISON)
+    ward.kill(next(iter(ward.hands)))
+    survivor = ward.join()
+    ward.stand.wait(31.0)
+    assert ward.reports() == {POISON: ["timeout"]}
+    ward.submit(POISON)
+    ward.kill(survivor)  # beside one that is over: nobody can tell which of them it was
+    for _ in range(2):
+        ward.kill(ward.join())
+    assert ward.reports() == {POISON: ["handler-lost"]}
+    ward.is_well()
 
 
 def test_leaving_worker_finishes_its_suspect_and_the_others_go_elsewhere() -> None:

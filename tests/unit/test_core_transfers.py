@@ -1,4 +1,4 @@
-"""Other servers: by name and by address; and the books of what is on its way to them."""
+"""Transfers: answers, deadlines, lanes that are full, and links that are lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import count
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route
-from bester.broker.core.transfers import Routes, Transfer, Transfers
+from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.store_requests import Entry, lane
 
 OUT = Link("server", b"s2")
@@ -22,37 +22,7 @@ def transfer(link: Link = OUT, *, type_: str = "t", deadline: float = 10.0, kept
     return Transfer(entry, server, link, Route(server, fabric="ipc:///x"), deadline, case)
 
 
-def test_a_server_is_found_by_its_name_and_by_its_addresses() -> None:
-    fabric = Route("s2", fabric="tcp://10.0.0.2:2225")
-    native = Route("s3", native="s3.example:2223")
-    local = Route("s4", fabric="ipc:///run/s4.sock")
-    routes = Routes({route.name: route for route in (fabric, native, local)})
-    assert routes.find("s2") is fabric
-    assert routes.find("10.0.0.2:2225") is fabric
-    assert routes.find("s3") is native
-    assert routes.find("s3.example:2223") is native
-    assert routes.find("s4") is local
-
-
-def test_an_address_may_be_written_in_several_ways() -> None:
-    here, six = Route("here", native="localhost:2223"), Route("six", native="[2001:db8:0:0::1]:2223")
-    routes = Routes({"here": here, "six": six})
-    assert routes.find("127.0.0.1:2223") is routes.find("localhost:2223") is here
-    assert routes.find("[2001:DB8::1]:2223") is six
-    assert routes.find("127.0.0.1:2224") == Route("", native="127.0.0.1:2224")
-
-
-def test_another_address_is_a_server_without_a_name() -> None:
-    assert Routes({}).find("10.1.1.1:2223") == Route("", native="10.1.1.1:2223")
-    assert Routes({}).find("[::1]:2223") == Route("", native="[::1]:2223")
-
-
-def test_neither_a_name_nor_an_address_is_nothing() -> None:
-    for target in ("s9", "", "host:", "host:99999", "a b:1"):
-        assert Routes({}).find(target) is None
-
-
-def test_an_answer_ends_a_leg_once_and_only_on_its_link() -> None:
+def test_answer_ends_a_transfer_once_and_only_on_its_link() -> None:
     transfers = Transfers(10)
     one = transfer()
     transfers.add(1, one)
@@ -63,7 +33,7 @@ def test_an_answer_ends_a_leg_once_and_only_on_its_link() -> None:
     assert transfers.count == 0
 
 
-def test_a_lane_is_full_by_itself_and_has_room_again() -> None:
+def test_lane_is_full_by_itself_and_has_room_after_an_answer() -> None:
     transfers = Transfers(2)
     transfers.add(1, transfer())
     transfers.add(2, transfer())
@@ -77,7 +47,7 @@ def test_a_lane_is_full_by_itself_and_has_room_again() -> None:
     assert not transfers._lanes
 
 
-def test_a_link_that_is_lost_takes_only_its_own_with_it() -> None:
+def test_lost_link_drops_its_own_transfers_alone() -> None:
     transfers = Transfers(10)
     mine, others = transfer(), transfer(OTHER)
     transfers.add(1, mine)
@@ -87,7 +57,7 @@ def test_a_link_that_is_lost_takes_only_its_own_with_it() -> None:
     assert transfers.end(2, OTHER) is others
 
 
-def test_what_is_late_is_given_up_in_order() -> None:
+def test_overdue_transfers_are_given_up_in_order() -> None:
     transfers = Transfers(10)
     late = [transfer(deadline=1.0), transfer(deadline=2.0)]
     for token, one in enumerate([*late, transfer(deadline=3.0)]):
@@ -97,7 +67,7 @@ def test_what_is_late_is_given_up_in_order() -> None:
     assert transfers.count == 1
 
 
-def test_what_comes_out_of_a_box_has_a_deadline_of_its_own() -> None:
+def test_transfer_of_a_kept_message_has_a_deadline_of_its_own() -> None:
     transfers = Transfers(10)
     kept, quick, patient = transfer(deadline=60.0, kept=True), transfer(deadline=5.0), transfer(deadline=5.0)
     for token, one in enumerate((kept, quick, patient)):
@@ -112,7 +82,7 @@ def test_what_comes_out_of_a_box_has_a_deadline_of_its_own() -> None:
     assert transfers.overdue(100.0) == []
 
 
-def test_the_floor_of_a_lane_is_its_lowest_number_on_the_way() -> None:
+def test_floor_of_a_lane_is_the_number_of_its_first_transfer() -> None:
     transfers = Transfers(10)
     first, second, other = transfer(), transfer(), transfer(OTHER)
     for token, one in enumerate((first, second, other)):

@@ -1,4 +1,4 @@
-"""What the demonstration makes of traces, configurations and reports."""
+"""The demo's routes, configurations and faults."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
 
 from bester.cli.demo import LINKS, STORIES
 from bester.cli.demo import story as stories
@@ -28,7 +29,7 @@ STEPS = [
     Step(1001.0, ROOT, "handler", "S1/M1"),
     Step(1003.0, f"{ROOT}.0.0", "server", "S1/S2"),
     Step(1002.0, f"{ROOT}.0.0", "handler", "S1/M2"),
-    Step(1001.5, f"{ROOT}.0.0.0.0", "handler", "S2/M1"),  # a clock that is behind
+    Step(1001.5, f"{ROOT}.0.0.0.0", "handler", "S2/M1"),  # a slow clock
 ]
 ROUTE = (
     Stop("U1", "", 0.0),
@@ -40,11 +41,11 @@ ROUTE = (
 )
 
 
-def test_a_route_follows_the_results_not_the_clocks_and_never_goes_back_in_time() -> None:
+def test_route_follows_ids_not_clocks_and_times_never_decrease() -> None:
     assert route_of(STEPS, "U1", "U2", 1000.0, 1006.0) == ROUTE
 
 
-def test_messages_are_put_together_by_their_way_with_medians() -> None:
+def test_messages_are_grouped_by_route_with_medians() -> None:
     other = (*ROUTE[:2], Stop("U2", "sendClients", 3.0))
     later = tuple(stop._replace(at_ms=stop.at_ms * 3) for stop in ROUTE)
     ways = ways_of([other, ROUTE, later], [1.0, 2.0, 4.0])
@@ -52,13 +53,13 @@ def test_messages_are_put_together_by_their_way_with_medians() -> None:
     assert [stop.at_ms for stop in ways[0].route] == [0.0, 2.0, 4.0, 4.0, 8.0, 12.0]
 
 
-def test_the_root_of_a_result_is_found_in_its_id() -> None:
+def test_root_of_a_result() -> None:
     assert root_of(f"{ROOT}.0.0.0.0.0.0.0") == ROOT
     assert root_of(ROOT) == ROOT
     assert root_of(None) == ""
 
 
-def test_a_path_is_one_line_or_broken_before_its_arrows() -> None:
+def test_path_is_one_line_or_broken_before_arrows() -> None:
     whole = "U1 → S1/M1 → S1/M2 → S2/M1 → S3/M1 → U2"
     assert path_lines(ROUTE, None) == [whole]
     assert path_lines(ROUTE, len(whole)) == [whole]
@@ -66,22 +67,25 @@ def test_a_path_is_one_line_or_broken_before_its_arrows() -> None:
 
 
 @pytest.mark.parametrize("width", [36, 45, 60, 80, 200])
-def test_a_table_keeps_to_the_width_and_says_each_time(width: int) -> None:
-    lines = [line.plain for line in table(Way(1, ROUTE, 6.5), width)]
+def test_table_fits_the_width_and_shows_each_time(width: int) -> None:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table(Way(1, ROUTE, 6.5), width))
+    lines = [line.rstrip() for line in capture.get().splitlines()]
     assert max(map(cell_len, lines)) <= width
     assert lines[2].split()[0] == "S1/M1"
     assert "1.00 ms" in lines[2]
     assert lines[-1].split()[0] == "U2"
     assert "6.00 ms" in lines[-1]
     assert "2.00 ms" in lines[-1]
-    assert ("━" in lines[-1]) == (width >= 60)
+    assert ("█" in lines[-1]) == (width >= 60)
 
 
 @pytest.mark.parametrize("links", LINKS)
 @pytest.mark.parametrize("name", STORIES)
-def test_the_written_files_link_the_servers_as_asked(name: str, links: str) -> None:
+def test_written_files_link_the_servers(name: str, links: str) -> None:
     story = stories.STORIES[name]
-    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as directory:  # short enough for sockets in it
+    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as directory:  # a short path, for sockets
         configs, called = stories.write_files(story, links, Path(directory))
     assert tuple(config.server.name for config in configs) == story.servers
     ports = {config.server.name: str(config.native.tcp4) for config in configs}
@@ -94,14 +98,14 @@ def test_the_written_files_link_the_servers_as_asked(name: str, links: str) -> N
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_the_examples_are_the_files_that_the_demonstration_uses(name: str) -> None:
+def test_examples_are_the_demos_files(name: str) -> None:
     story = stories.STORIES[name]
     for server in story.servers:
         file = f"{server.lower()}.toml"
         assert (EXAMPLES / name / file).read_text() == (resources.files(story.package) / file).read_text()
 
 
-def test_toml_is_written_so_that_it_reads_the_same() -> None:
+def test_toml_round_trip() -> None:
     tables: dict[str, dict[str, Any]] = {
         "server": {"name": 'a"b\\ñ'},
         "handlers": {"m-1": {"types": ["a", "b"], "workers": 2}},
@@ -110,7 +114,7 @@ def test_toml_is_written_so_that_it_reads_the_same() -> None:
     assert tomllib.loads(stories.as_toml(tables)) == tables
 
 
-def test_free_ports_can_be_listened_on() -> None:
+def test_free_ports_are_free() -> None:
     ports = stories.free_ports(3)
     assert len(set(ports)) == 3
     for port in ports:
@@ -118,12 +122,12 @@ def test_free_ports_can_be_listened_on() -> None:
             listener.bind(("127.0.0.1", port))
 
 
-def test_the_command_knows_the_stories_and_the_links() -> None:
+def test_command_lists_the_stories_and_the_links() -> None:
     assert set(STORIES) == set(stories.STORIES)
     assert LINKS == stories.LINKS == tuple(LINKED)
 
 
-def test_whatever_did_not_go_well_is_a_fault() -> None:
+def test_faults_of_a_performance() -> None:
     good, bad = Report(True, "1", message=ROOT), Report(False, "2", reason="unreachable", message=ROOT)
     arrived = (3.0, b"{}")
     assert Performance([Sent(1, 2, good)], [[arrived]]).faults == []

@@ -1,4 +1,4 @@
-"""The App: what may be registered, and what is said about what may not."""
+"""The App: registration of handlers, and errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from bester.broker.wire.messages import Request
+from bester.broker.wire.messages import MAX_CREDIT, Request
 from bester.handlers import App, Message, SchemaError
-from bester.handlers.app import MAX_CREDIT, Runs
+from bester.handlers.app import Runs
 from bester.handlers.worker import hello_options
 
 
@@ -41,7 +41,7 @@ class Caller:
     def method(self, message: Message) -> None: ...
 
 
-def test_functions_run_where_they_belong() -> None:
+def test_kind_of_function_sets_where_it_runs() -> None:
     app = App()
     assert app.handler("a")(takes_message) is takes_message
     app.handler("b", "c")(plainly)
@@ -80,12 +80,12 @@ async def nameless(message: Message, data: Absent) -> None: ...  # type: ignore[
         (nameless, "'Absent' is not defined; define the payload's type at the top of the module"),
     ],
 )
-def test_functions_that_cannot_be_handlers(function: Any, text: str) -> None:
+def test_wrong_function_is_refused(function: Any, text: str) -> None:
     with pytest.raises(TypeError, match=text):
         App().handler("x")(function)
 
 
-def test_registrations_that_cannot_be() -> None:
+def test_wrong_registration_is_refused() -> None:
     app = App()
     app.handler("a")(takes_message)
     with pytest.raises(ValueError, match="a handler of 'a' already"):
@@ -112,13 +112,13 @@ def test_registrations_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("options", [{"credit": 0}, {"credit": MAX_CREDIT + 1}, {"lease_ms": 0}, {"threads": 0}])
-def test_numbers_have_bounds(options: dict[str, int]) -> None:
+def test_options_are_bounded(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="not"):
         App(**options)  # type: ignore[arg-type]  # a mix of options
 
 
 @pytest.mark.parametrize("declared", [Letter, Note])
-def test_payloads_typed_by_annotation(declared: type) -> None:
+def test_payload_typed_by_annotation(declared: type) -> None:
     app = App()
 
     def call(message: Message, data: Any) -> Any:
@@ -137,34 +137,34 @@ def test_payloads_typed_by_annotation(declared: type) -> None:
     assert declared.__name__ in str(schema)
 
 
-async def test_annotations_that_are_only_names_are_found() -> None:
+async def test_annotation_given_as_text_is_resolved() -> None:
     app = App()
     app.handler("x")(read)
     assert await app.routes["x"].call(Message(Request(1, "x", b'{"text":"hi","copies":3}', None, {}))) == 3
 
 
-def test_data_as_it_comes() -> None:
+def test_untyped_data_is_passed_decoded() -> None:
     app = App()
     app.handler("x")(lambda message, data: data)
     assert app.routes["x"].call(Message(Request(1, "x", b"[1]", None, {}))) == [1]
     assert "schema" not in hello_options(app, app.routes)
 
 
-def test_which_types_an_app_serves() -> None:
+def test_types_that_an_app_serves() -> None:
     app = App()
-    with pytest.raises(ValueError, match="it has no handlers"):
+    with pytest.raises(ValueError, match="the app has no handlers"):
         app.serving(None)
     app.handler("a", "b")(takes_message)
     assert list(app.serving(None)) == ["a", "b"]
     assert list(app.serving(["b"])) == ["b"]
-    assert app.serving(["english"])["english"] is app.routes["a"]  # one handler serves what it is told to
+    assert app.serving(["english"])["english"] is app.routes["a"]  # a single handler serves any type
     app.handler("c")(plainly)
     assert app.serving(["c", "a"]) == {"c": app.routes["c"], "a": app.routes["a"]}
     with pytest.raises(ValueError, match="no handler of 'english', only of a, b, c"):
         app.serving(["a", "english"])
 
 
-async def test_an_app_that_does_not_run_cannot_emit() -> None:
+async def test_emit_outside_a_running_app_raises() -> None:
     app = App()
     with pytest.raises(RuntimeError, match="the app is not running"):
         await app.emit("x", [])

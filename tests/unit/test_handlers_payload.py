@@ -1,4 +1,4 @@
-"""Payloads as JSON text: written and read with msgspec and without it, refused where JSON cannot say them."""
+"""Payloads as JSON text: encoded and decoded with msgspec and without it, refused where they are not JSON."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_any_json_survives_with_and_without_msgspec(value: Any) -> None:
+def test_json_round_trip_with_and_without_msgspec(value: Any) -> None:
     assert json.loads(payload.text_of(value)) == value
     assert json.loads(payload._stdlib_text(value)) == value
     assert payload.value_of(payload.text_of(value)) == value
 
 
-def test_the_standard_library_writes_dataclasses_and_refuses_what_is_not_json() -> None:
+def test_standard_library_encodes_dataclasses_and_refuses_other_objects() -> None:
     @dataclasses.dataclass
     class Point:
         x: int
@@ -42,7 +42,7 @@ def test_the_standard_library_writes_dataclasses_and_refuses_what_is_not_json() 
 
 
 @pytest.mark.parametrize("write", [payload.text_of, payload._stdlib_text, lambda value: client_text_of(value, None)])
-def test_a_number_that_json_cannot_write_is_refused_and_never_becomes_null(write: Callable[[Any], bytes]) -> None:
+def test_infinite_number_is_refused(write: Callable[[Any], bytes]) -> None:
     big = payload.value_of(b"1e999")
     for wrong in (big, -big, float("nan"), {"a": [None, {"b": big}]}, [1, (2, float("nan"))], {1: big}):
         with pytest.raises(ValueError, match="nan or an infinite number"):

@@ -1,4 +1,4 @@
-"""The README's handler and its test run as they stand there."""
+"""Runs the handler and the test printed in handlers/README.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 README = Path(__file__).parents[2] / "handlers" / "README.md"
 
 
-def test_the_handler_and_its_test_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handler_and_test_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler, test = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "letters.py").write_text(handler)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Replies: commands with complete bodies, or an error at the line that is wrong."""
+"""Replies: commands with complete bodies, or an error at the faulty line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_commands_are_compact_json_for_their_targets() -> None:
     assert send_handler("english", 1) == Command("sendHandler", ["english"], b"1")
 
 
-def test_raw_is_passed_untouched() -> None:
+def test_raw_is_passed_unchanged() -> None:
     assert send_clients(["g"], raw=b' { "a" : 1e400 } ').body == b' { "a" : 1e400 } '
     assert send_handler("x", raw='"é"').body == '"é"'.encode()
 
@@ -34,7 +34,7 @@ def test_raw_is_passed_untouched() -> None:
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (lambda: send_clients(["g"]), "what is to be sent"),
+        (lambda: send_clients(["g"]), "no data: give data"),
         (lambda: send_clients(["g"], 1, raw=b"1"), "not both"),
         (lambda: send_clients(cast("list[str]", ["g", 7]), 1), "targets are strings, not int"),
         (lambda: send_clients(cast("list[str]", None), 1), "not iterable"),
@@ -43,12 +43,12 @@ def test_raw_is_passed_untouched() -> None:
         (lambda: send_clients(["g"], raw=cast("bytes", 7)), "raw is JSON text"),
     ],
 )
-def test_wrong_commands_fail_where_they_are_made(wrong: Any, text: str) -> None:
+def test_wrong_command_raises_where_it_is_made(wrong: Any, text: str) -> None:
     with pytest.raises(TypeError, match=text):
         wrong()
 
 
-def test_what_a_handler_may_return() -> None:
+def test_accepted_results_of_a_handler() -> None:
     one, two = send_clients(["g"], 1), send_handler("x", 2)
     assert commands_of(None) == []
     assert commands_of([]) == []
@@ -59,7 +59,7 @@ def test_what_a_handler_may_return() -> None:
             commands_of(wrong)
 
 
-def test_a_message_says_what_came_with_it() -> None:
+def test_message_holds_the_meta_of_its_request() -> None:
     told = message(
         body=b'{"text":"hi"}',
         id="s1/a/1.0.0",
@@ -80,12 +80,12 @@ def test_a_message_says_what_came_with_it() -> None:
     assert (bare.id, bare.peer, bare.scope, bare.attempt, bare.path) == ("", None, "client", 1, [])
 
 
-def test_numbers_beyond_msgspec_are_read_all_the_same() -> None:
+def test_number_beyond_msgspec_is_decoded() -> None:
     assert message(body=b"1e400").data == float("inf")
     assert message(body=b"123456789012345678901234567890").data == 123456789012345678901234567890
 
 
-def test_reply_goes_to_the_sender_and_fails_where_there_is_none() -> None:
+def test_reply_goes_to_the_sender_or_raises_without_one() -> None:
     assert message("t").reply({"a": 1}) == Command("sendClients", ["t"], b'{"a":1}')
     assert message("t").reply(raw=b"[ ]").body == b"[ ]"
     with pytest.raises(HandlerError, match="no user to reply to"):
@@ -93,14 +93,14 @@ def test_reply_goes_to_the_sender_and_fails_where_there_is_none() -> None:
 
 
 class SilentError(HandlerError):
-    """A subclass that never calls ours."""
+    """A subclass that skips the constructor of HandlerError."""
 
     def __init__(self) -> None:
         pass
 
 
 class ReasonedError(HandlerError):
-    """A subclass with a word of its own that we might have used."""
+    """A subclass with an attribute `reason` of its own."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -108,7 +108,7 @@ class ReasonedError(HandlerError):
 
 
 class TextlessError(HandlerError):
-    """One whose text is not to be had."""
+    """A subclass whose text raises."""
 
     text: Any = property(lambda self: 1 / 0)
 
@@ -136,11 +136,11 @@ class TextlessError(HandlerError):
     ],
     ids=repr,
 )
-def test_what_is_raised_says_how_the_message_ends(error: BaseException, verdict: tuple[Any, ...]) -> None:
+def test_exception_sets_the_verdict(error: BaseException, verdict: tuple[Any, ...]) -> None:
     assert verdict_on(error) == verdict
 
 
-def test_refusals_are_errors_of_bester_with_a_code_of_their_own() -> None:
+def test_refusals_are_bester_errors_with_their_code() -> None:
     assert (HandlerError("x").code, SchemaError("x").code) == ("refused", "schema")
     assert isinstance(SchemaError("x"), HandlerError)
     assert isinstance(HandlerError("x"), BesterError)

@@ -1,4 +1,4 @@
-"""The crew: whatever handlers wait for, every request is carried out once, in a task and a context of its own."""
+"""The task pool: every request is handled once, in a task and a context of its own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PATIENCE_S = 20.0
 
 
 class Hand:
-    """Gives a crew jobs and collects what became of them."""
+    """Gives a pool jobs and collects their results."""
 
     def __init__(self) -> None:
         self.results: dict[int, Any] = {}
         self.all_done = asyncio.Event()
         self.expected = 0
         self.app = App()
-        self.due: dict[int, float] = {}  # by token, where one is overdue some time
-        self.crew = TaskPool(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
+        self.due: dict[int, float] = {}  # deadlines by token
+        self.pool = TaskPool(self.done, self.failed, lambda job: self.due.get(job[0].token, math.inf))
 
     def job(self, token: int) -> Job:
         return Request(token, "x", b"%d" % token, None, {}), self.app.routes["x"], 0, 0.0
@@ -36,8 +36,8 @@ class Hand:
     def give(self, tokens: range) -> None:
         self.expected += len(tokens)
         for token in tokens:
-            self.crew.add(self.job(token))
-        self.crew.wake()
+            self.pool.add(self.job(token))
+        self.pool.wake()
 
     def done(self, job: Job, result: Any) -> None:
         assert job[0].token not in self.results
@@ -99,10 +99,10 @@ async def test_every_job_once_in_its_own_task_and_context(seed: int) -> None:
             await hand.all_done.wait()
     for token, result in hand.results.items():
         assert result == token or isinstance(result, ValueError | asyncio.CancelledError)
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_handlers_that_do_not_wait_share_one_task() -> None:
+async def test_handlers_without_waits_share_one_task() -> None:
     hand = Hand()
     tasks = set()
 
@@ -116,10 +116,10 @@ async def test_handlers_that_do_not_wait_share_one_task() -> None:
         await asyncio.sleep(0)
     assert len(hand.results) == 1000
     assert len(tasks) == 1
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
+async def test_cancel_waiting_cancels_handlers_and_returns_unbegun_jobs() -> None:
     hand = Hand()
 
     @hand.app.handler("x")
@@ -127,21 +127,21 @@ async def test_void_cancels_what_waits_and_returns_what_was_not_begun() -> None:
         await asyncio.Event().wait()
 
     hand.give(range(10))
-    await asyncio.sleep(0)  # the first one has begun, and nobody has looked yet
-    hand.expected = 10 - len(left := hand.crew.void())
+    await asyncio.sleep(0)  # the first handler has begun, and `_look` has not run yet
+    hand.expected = 10 - len(left := hand.pool.cancel_waiting())
     assert len(left) < 10
     async with asyncio.timeout(PATIENCE_S):
         await hand.all_done.wait()
     assert all(isinstance(result, asyncio.CancelledError) for result in hand.results.values())
     assert {job[0].token for job in left} | set(hand.results) == set(range(10))
 
-    hand.give(range(10, 11))  # and it works on
+    hand.give(range(10, 11))  # the pool still works
     hand.all_done.clear()
     await asyncio.sleep(0)
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
+async def test_only_overdue_waiting_handlers_are_cancelled() -> None:
     hand = Hand()
     gate = asyncio.Event()
 
@@ -151,16 +151,16 @@ async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
         return int(message.data)
 
     hand.give(range(20))
-    while len(hand.crew._waiting) < 20:
+    while len(hand.pool._waiting) < 20:
         await asyncio.sleep(0)
     hand.due = {3: 5.0, 7: 9.0, 8: 4.0}
-    assert hand.crew.cancel_overdue(3.9) == []
-    assert {job[0].token for job, _ in hand.crew.cancel_overdue(5.0)} == {3, 8}
-    assert hand.crew.cancel_overdue(5.0) == []  # once
-    assert {job[0].token for job in hand.crew.stubborn(math.inf)} == {3, 8}
+    assert hand.pool.cancel_overdue(3.9) == []
+    assert {job[0].token for job, _ in hand.pool.cancel_overdue(5.0)} == {3, 8}
+    assert hand.pool.cancel_overdue(5.0) == []  # once
+    assert {job[0].token for job in hand.pool.stubborn(math.inf)} == {3, 8}
     while len(hand.results) < 2:
         await asyncio.sleep(0)
-    assert hand.crew.stubborn(math.inf) == []
+    assert hand.pool.stubborn(math.inf) == []
     gate.set()
     async with asyncio.timeout(PATIENCE_S):
         await hand.all_done.wait()
@@ -170,11 +170,11 @@ async def test_only_what_waits_and_is_overdue_is_cancelled() -> None:
     assert [hand.results[token] for token in range(20) if token not in (3, 8)] == [
         token for token in range(20) if token not in (3, 8)
     ]
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> None:
-    """Another thread asks for it while a handler holds the loop: what is queued comes after what the loop has to do."""
+async def test_hold_back_lets_the_loop_run_and_keeps_the_order() -> None:
+    """A call from another thread while a handler holds the loop: queued jobs begin after the loop's own callbacks."""
     hand = Hand()
     seen: list[Any] = []
 
@@ -183,7 +183,7 @@ async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> No
         seen.append(message.data)
         if message.data == 0:
             asyncio.get_running_loop().call_soon(seen.append, "turn")
-            thread = threading.Thread(target=hand.crew.breathe)
+            thread = threading.Thread(target=hand.pool.hold_back)
             thread.start()
             thread.join()
 
@@ -191,19 +191,19 @@ async def test_breathing_lets_the_loop_have_its_turn_and_keeps_the_order() -> No
     async with asyncio.timeout(PATIENCE_S):
         await hand.all_done.wait()
     assert seen == [0, "turn", 1, 2, 3, 4, 5]
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_the_rest() -> None:
+async def test_held_back_jobs_fail_when_overdue_and_are_returned_when_cancelled() -> None:
     hand = Hand()
     hand.due[2] = 0.0
 
     @hand.app.handler("x")
     async def handler(message: Message) -> None:
         if message.data in (0, 10):
-            hand.crew.breathe()
+            hand.pool.hold_back()
         if message.data == 10:
-            void.extend(job[0].token for job in hand.crew.void())
+            void.extend(job[0].token for job in hand.pool.cancel_waiting())
 
     void: list[int] = []
     hand.give(range(4))
@@ -217,10 +217,10 @@ async def test_what_is_held_back_is_given_up_where_it_is_overdue_and_void_with_t
         await asyncio.sleep(0)
     assert void == [11, 12, 13]
     assert not {11, 12, 13} & set(hand.results)
-    await hand.crew.close()
+    await hand.pool.close()
 
 
-async def test_a_task_cancelled_long_after_its_handler_ended_harms_nobody() -> None:
+async def test_late_cancel_of_a_pool_task_harms_no_other_job() -> None:
     hand = Hand()
     kept: list[asyncio.Task[Any]] = []
 
@@ -243,4 +243,4 @@ async def test_a_task_cancelled_long_after_its_handler_ended_harms_nobody() -> N
     hand.all_done.clear()
     async with asyncio.timeout(PATIENCE_S):
         await hand.all_done.wait()
-    await hand.crew.close()
+    await hand.pool.close()

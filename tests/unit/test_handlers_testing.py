@@ -32,7 +32,7 @@ def make_app() -> App:
     return app
 
 
-async def test_a_message_and_its_commands() -> None:
+async def test_message_and_its_commands() -> None:
     tester = Tester(make_app(), clients=["g"])
     result = await tester.send("english", {"text": "hi"}, user="t")
     assert result.status == 0
@@ -40,7 +40,7 @@ async def test_a_message_and_its_commands() -> None:
     assert tester.asked == [("isClient", "g")]
 
 
-async def test_failures_have_a_note_and_the_error() -> None:
+async def test_failure_has_a_note_and_the_error() -> None:
     tester = Tester(make_app())
     away = await tester.send("english", {"text": "hi"}, user="t")
     assert (away.status, away.commands, away.note, away.reason) == (2, [], "g is away", "refused")
@@ -52,7 +52,7 @@ async def test_failures_have_a_note_and_the_error() -> None:
         await tester.send("absent", {})
 
 
-def test_without_a_loop_and_in_a_thread() -> None:
+def test_run_without_a_loop_and_in_a_thread() -> None:
     tester = Tester(make_app(), clients=["g"])
     result = tester.run("threaded", None, user="t", attempt=2)
     assert result.commands == [Sent("sendClients", ["t"], [["g"], True, 2])]
@@ -65,7 +65,7 @@ async def test_several_messages_at_once() -> None:
     assert [result.commands[0].data for result in results] == [{"text": str(n)} for n in range(5)]
 
 
-async def test_answers_and_outcomes_can_be_set() -> None:
+async def test_answers_and_outcome_are_settable() -> None:
     app = App()
     seen: list[Any] = []
 
@@ -84,7 +84,7 @@ async def test_answers_and_outcomes_can_be_set() -> None:
         await tester.tick(reading)
 
 
-async def test_echo_gives_back_the_bytes_it_was_given() -> None:
+async def test_echo_returns_the_same_bytes() -> None:
     result = await Tester(echo.app).send("echo", raw=b'{"a": 1e400}', user="t")
     assert result.commands == [Sent("sendClients", ["t"], {"a": float("inf")})]
     nobody = await Tester(echo.app).send("echo", 1)
@@ -92,7 +92,7 @@ async def test_echo_gives_back_the_bytes_it_was_given() -> None:
     assert "no user to reply to" in (nobody.note or "")
 
 
-async def test_chat_reaches_those_it_names() -> None:
+async def test_chat_delivers_to_the_named_users() -> None:
     tester = Tester(chat.app)
     result = await tester.send("chat", {"to": ["bob", "carol"], "text": "hi"}, user="alice")
     assert result.commands == [Sent("sendClients", ["bob", "carol"], {"from": "alice", "text": "hi"})]
@@ -114,7 +114,7 @@ async def test_chat_reaches_those_it_names() -> None:
         ({"to": "bob", "text": 7}, 'chat: "text" is'),
     ],
 )
-async def test_chat_says_what_is_wrong(data: Any, note: str) -> None:
+async def test_chat_refuses_with_a_note(data: Any, note: str) -> None:
     result = await Tester(chat.app).send("chat", data, user="alice")
     assert (result.reason, result.commands) == ("refused", [])
     assert (result.note or "").startswith(note)
@@ -175,14 +175,14 @@ def refusing_app() -> App:
         ("nothing", "bad-reply", "the handler returned a int"),
     ],
 )
-async def test_what_the_sender_would_learn(kind: str, data: str, reason: str, note: str) -> None:
+async def test_reason_and_note_of_a_failure(kind: str, data: str, reason: str, note: str) -> None:
     result = await Tester(refusing_app()).send(kind, data, user="t")
     assert (result.reason, result.commands) == (reason, [])
     assert (result.note or "").startswith(note)
     assert result.status == (REFUSED if reason == "refused" else FAILED)
 
 
-async def test_broken_data_and_what_cannot_be_emitted() -> None:
+async def test_invalid_data_and_unsendable_emit_raise() -> None:
     tester = Tester(refusing_app())
     result = await tester.send("typed", {"to": ["bob", 5]}, user="t")
     assert (result.status, result.reason, result.note) == (REFUSED, "schema", "data.to[1]: expected a string")
@@ -192,7 +192,7 @@ async def test_broken_data_and_what_cannot_be_emitted() -> None:
     assert tester.emitted == []
 
 
-async def test_a_cancelled_test_is_no_failure_of_its_handler() -> None:
+async def test_cancelled_test_is_no_handler_failure() -> None:
     app = App()
     begun = asyncio.Event()
 

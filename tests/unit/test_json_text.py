@@ -1,4 +1,4 @@
-"""Is this JSON? Held against the standard library's parser, and against the plainest counting of brackets."""
+"""The check of JSON text, compared with the standard library's parser and with a plain count of brackets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pieces = st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)
 
 
 def python_refuses(text: bytes) -> bool:
-    """Parse with the standard library, strict where RFC 8259 is; lone surrogates pass here and there alone."""
+    """Parse with the standard library, as strictly as RFC 8259; only lone surrogates pass here and not there."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(constant)
@@ -44,7 +44,7 @@ def python_refuses(text: bytes) -> bool:
 
 
 def has_lone_surrogate(text: bytes) -> bool:
-    # As pairs, for a map would forget all but the last of equal keys.
+    # As pairs, since a map would keep only the last of equal keys.
     value = json.loads(text.decode(), parse_int=str, parse_float=str, object_pairs_hook=list)
     return not is_utf8(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
@@ -68,7 +68,7 @@ def naive_nesting(text: str) -> int:
 
 
 @given(written)
-def test_what_python_writes_is_json(text: bytes) -> None:
+def test_output_of_pythons_json_is_json(text: bytes) -> None:
     assert fault(text) is None or has_lone_surrogate(text)
 
 
@@ -113,7 +113,7 @@ def test_garbage_never_raises(text: bytes) -> None:
         "9" * 5000,
     ],
 )
-def test_json_that_parsers_like_to_change_passes(text: str) -> None:
+def test_json_that_parsers_tend_to_change_is_accepted(text: str) -> None:
     assert fault(text.encode()) is None
 
 
@@ -145,12 +145,12 @@ def test_json_that_parsers_like_to_change_passes(text: str) -> None:
         "//x\n1",
     ],
 )
-def test_what_only_resembles_json_does_not(text: str) -> None:
+def test_text_that_only_resembles_json_is_refused(text: str) -> None:
     assert fault(text.encode()) is not None
 
 
 @pytest.mark.parametrize("text", [b'"\\ud800"', b'"\\udc00"', b'"\\ude00\\ud83d"', b'"\\ud800x"'])
-def test_lone_surrogates_are_refused_though_python_takes_them(text: bytes) -> None:
+def test_lone_surrogates_are_refused_though_python_accepts_them(text: bytes) -> None:
     assert not python_refuses(text)
     assert fault(text) == UNPAIRED
     assert fault(b'{"a":[1e999,' + b"9" * 5000 + b"," + text + b"]}") == UNPAIRED, "no number is a fault"
@@ -173,22 +173,22 @@ def test_nesting_is_allowed_up_to_the_limit(left: bytes, right: bytes) -> None:
 
 
 @given(written)
-def test_nesting_is_what_one_counts_by_hand(text: bytes) -> None:
+def test_nesting_agrees_with_a_plain_count(text: bytes) -> None:
     depth = naive_nesting(text.decode("utf-8", "surrogatepass"))
     assert not too_deep(text, depth)
     assert depth == 0 or too_deep(text, depth - 1)
 
 
 @given(st.text('[]{}"\\a,é ', max_size=40))
-def test_nesting_of_broken_text_is_what_one_counts_by_hand(text: str) -> None:
-    # A backslash outside strings is no escape to either.
+def test_nesting_of_broken_text_agrees_with_a_plain_count(text: str) -> None:
+    # A backslash outside strings is no escape for either.
     depth = naive_nesting(text)
     assert not too_deep(text.encode(), depth)
     assert depth == 0 or too_deep(text.encode(), depth - 1)
 
 
 @given(st.integers(0, 5), st.integers(0, 5))
-def test_too_deep_is_more_than_the_limit(depth: int, limit: int) -> None:
+def test_depth_above_the_limit_is_too_deep(depth: int, limit: int) -> None:
     assert too_deep(b"[" * depth + b"]" * depth, limit) == (depth > limit)
     assert not too_deep(b'"' + b"[" * depth + b'"', limit)
 
@@ -214,7 +214,7 @@ def test_too_deep_is_more_than_the_limit(depth: int, limit: int) -> None:
         "long",
     ],
 )
-def test_a_megabyte_takes_no_longer_than_a_megabyte_should(text: bytes) -> None:
+def test_time_is_linear_in_the_size(text: bytes) -> None:
     started = time.process_time()
     assert fault(text) is not None
-    assert time.process_time() - started < 2  # seconds of our own; in square time these take hours
+    assert time.process_time() - started < 2  # seconds of CPU time; in quadratic time these take hours

@@ -1,4 +1,4 @@
-"""The connecting side of a link: every state and event of its table, and any order of them, with time going on."""
+"""The connecting side of a link: every state and event of its table, and any order of them as time passes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bester.broker.wire.link_client import (
     GREETING_S,
     LAST_RETRY_S,
     TRANSITIONS,
+    Event,
     LinkClient,
     State,
     Step,
@@ -36,27 +37,27 @@ EVENTS = ("opened", "welcomed", "unknown", "silent", "leave", "parted", "refused
 NOTHING = Step()
 
 
-def party(role: str = "handler") -> LinkClient:
+def link_client(role: str = "handler") -> LinkClient:
     return LinkClient(role, "w", {"types": ["t"]})
 
 
 def at(state: State, role: str = "handler") -> LinkClient:
-    """Return a party that has come to this state the short way, at time 0."""
-    one = party(role)
+    """Return a link in a state, reached by the shortest way at time 0."""
+    link = link_client(role)
     if state is State.OVER:
-        one.leave("", 0.0)
+        link.leave("", 0.0)
     elif state is not State.DOWN:
-        one.opened(0.0)
+        link.on_opened(0.0)
         if state is not State.GREETING:
-            one.receive(WELCOME, 0.0)
+            link.receive(WELCOME, 0.0)
         if state is State.LEAVING:
-            one.leave("", 0.0)
-    assert one.state is state
-    return one
+            link.leave("", 0.0)
+    assert link.state is state
+    return link
 
 
-def cause(one: LinkClient, event: str) -> Step:
-    """Make an event of the table happen, one second on; `silent` comes when the patience of any state is over."""
+def cause(link: LinkClient, event: str) -> Step:
+    """Cause an event of the table one second later; `silent` comes after the timeout of any state."""
     messages: dict[str, Message] = {
         "welcomed": WELCOME,
         "unknown": HELLO_FIRST,
@@ -65,191 +66,191 @@ def cause(one: LinkClient, event: str) -> Step:
         "barred": REFUSED,
     }
     if event == "opened":
-        return one.opened(1.0)
+        return link.on_opened(1.0)
     if event == "leave":
-        return one.leave("done", 1.0)
-    return one.tick(60.0) if event == "silent" else one.receive(messages[event], 1.0)
+        return link.leave("done", 1.0)
+    return link.tick(60.0) if event == "silent" else link.receive(messages[event], 1.0)
 
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", State)
-def test_the_table_is_what_happens(state: State, event: str) -> None:
-    one = at(state, "server" if event == "barred" else "handler")
-    step = cause(one, event)
-    assert one.state is TRANSITIONS.get((state, event), state)
+def test_every_state_and_event_follows_the_table(state: State, event: Event) -> None:
+    link = at(state, "server" if event == "barred" else "handler")
+    step = cause(link, event)
+    assert link.state is TRANSITIONS.get((state, event), state)
     if (state, event) not in TRANSITIONS:
         assert step == NOTHING
-    if one.state is State.OVER and state is not State.OVER:
+    if link.state is State.OVER and state is not State.OVER:
         assert step.event == "over"
-    if one.state is State.DOWN and state is not State.DOWN:
+    if link.state is State.DOWN and state is not State.DOWN:
         assert step.event in ("lost", "parted")
-        assert one.retry_at > 0
+        assert link.retry_at > 0
     if event == "welcomed" and step.event == "welcomed":
-        assert one.ready
-    assert one.ready is (one.state is State.READY)
+        assert link.ready
+    assert link.ready is (link.state is State.READY)
 
 
-def test_the_table_names_no_other_events_and_leaves_no_state_without_an_end() -> None:
+def test_table_names_no_other_events_and_every_state_has_an_end() -> None:
     assert {event for _, event in TRANSITIONS} == set(EVENTS)
     for state in set(State) - {State.OVER}:
         assert any(came is state for came, _ in TRANSITIONS)
     assert not any(came is State.OVER for came, _ in TRANSITIONS)
 
 
-# --- one story after the other ---------------------------------------------------------------------------------
+# --- single scenarios -----------------------------------------------------------------------------------------
 
 
 def test_greeting() -> None:
-    one = party()
-    assert one.next_timer() is None
-    assert one.opened(5.0) == Step((Hello(1, "handler", "w", {"types": ["t"]}),))
-    assert one.next_timer() == 5.0 + GREETING_S
-    assert one.receive(WELCOME, 5.5) == Step((), "welcomed")
-    assert (one.server, one.options) == ("s1", {"heartbeat_ms": 2000})
+    link = link_client()
+    assert link.next_timer() is None
+    assert link.on_opened(5.0) == Step((Hello(1, "handler", "w", {"types": ["t"]}),))
+    assert link.next_timer() == 5.0 + GREETING_S
+    assert link.receive(WELCOME, 5.5) == Step((), "welcomed")
+    assert (link.server, link.options) == ("s1", {"heartbeat_ms": 2000})
 
 
-def test_heartbeats_go_out_when_nothing_else_did() -> None:
-    one = at(State.READY)
-    assert one.next_timer() == 2.0
-    one.sent(1.5)
-    assert one.tick(2.0) == NOTHING
-    assert one.next_timer() == 3.5
-    assert one.tick(3.5) == Step((Heartbeat(),))
-    assert one.next_timer() == 5.5
+def test_heartbeat_is_sent_when_no_other_message_was() -> None:
+    link = at(State.READY)
+    assert link.next_timer() == 2.0
+    link.on_sent(1.5)
+    assert link.tick(2.0) == NOTHING
+    assert link.next_timer() == 3.5
+    assert link.tick(3.5) == Step((Heartbeat(),))
+    assert link.next_timer() == 5.5
 
 
-def test_three_silent_heartbeats_are_the_end_of_a_link() -> None:
-    one = at(State.READY)
-    one.receive(Heartbeat(), 1.0)
-    one.sent(6.9)
-    assert one.tick(6.9) == NOTHING
-    assert one.tick(7.0) == Step((), "lost")
-    assert one.state is State.DOWN
-    assert one.retry_at == 7.0 + FIRST_RETRY_S
+def test_link_ends_after_three_silent_heartbeats() -> None:
+    link = at(State.READY)
+    link.receive(Heartbeat(), 1.0)
+    link.on_sent(6.9)
+    assert link.tick(6.9) == NOTHING
+    assert link.tick(7.0) == Step((), "lost")
+    assert link.state is State.DOWN
+    assert link.retry_at == 7.0 + FIRST_RETRY_S
 
 
 @pytest.mark.parametrize("held_s", [3.0, 8.0, 3600.0])
-def test_a_side_that_was_held_up_reads_before_it_gives_a_silent_broker_up(held_s: float) -> None:
-    one = at(State.READY)
-    due = one.next_timer()
+def test_blocked_side_reads_before_giving_up_a_silent_broker(held_s: float) -> None:
+    link = at(State.READY)
+    due = link.next_timer()
     assert due is not None
     now = due + held_s
-    assert one.tick(now, due).event is None
-    one.receive(Heartbeat(), now)  # it lay in the socket
-    assert one.tick(now + 5.9, now + 5.9).event is None
-    assert one.tick(now + 6.0, now + 6.0).event == "lost"
+    assert link.tick(now, due).event is None
+    link.receive(Heartbeat(), now)  # waiting in the socket
+    assert link.tick(now + 5.9, now + 5.9).event is None
+    assert link.tick(now + 6.0, now + 6.0).event == "lost"
 
 
-def test_a_broker_that_stays_silent_after_that_is_given_up_a_heartbeat_later() -> None:
-    one = at(State.READY)
-    assert one.tick(30.0, 2.0).event is None
-    assert one.tick(31.9, 31.9).event is None
-    assert one.tick(32.0, 32.0) == Step((), "lost")
+def test_broker_still_silent_after_a_block_is_given_up_a_heartbeat_later() -> None:
+    link = at(State.READY)
+    assert link.tick(30.0, 2.0).event is None
+    assert link.tick(31.9, 31.9).event is None
+    assert link.tick(32.0, 32.0) == Step((), "lost")
 
 
-def test_a_greeting_that_was_held_up_goes_on() -> None:
-    one = at(State.GREETING)
-    assert one.tick(9.0, GREETING_S) == NOTHING
-    assert one.receive(WELCOME, 9.1).event == "welcomed"
+def test_blocked_greeting_goes_on() -> None:
+    link = at(State.GREETING)
+    assert link.tick(9.0, GREETING_S) == NOTHING
+    assert link.receive(WELCOME, 9.1).event == "welcomed"
 
 
-def test_a_timer_that_is_hardly_late_is_no_excuse() -> None:
-    one = at(State.READY)
-    one.sent(5.0)
-    assert one.tick(6.3, 6.0).event == "lost"
+def test_slightly_late_timer_gives_no_grace() -> None:
+    link = at(State.READY)
+    link.on_sent(5.0)
+    assert link.tick(6.3, 6.0).event == "lost"
 
 
-def test_whatever_is_heard_is_a_sign_of_life() -> None:
-    one = at(State.READY)
-    assert one.receive(Relayed(1, "sent"), 1.0) == NOTHING
-    assert one.receive(Malformed("malformed", ""), 2.0) == NOTHING
-    assert one.receive(Request(1, "t", b"1", None, {}), 3.0) == NOTHING
-    assert one.tick(8.9).event is None
-    assert one.tick(9.0).event == "lost"
+def test_any_message_is_a_sign_of_life() -> None:
+    link = at(State.READY)
+    assert link.receive(Relayed(1, "sent"), 1.0) == NOTHING
+    assert link.receive(Malformed("malformed", ""), 2.0) == NOTHING
+    assert link.receive(Request(1, "t", b"1", None, {}), 3.0) == NOTHING
+    assert link.tick(8.9).event is None
+    assert link.tick(9.0).event == "lost"
 
 
-def test_a_greeting_has_its_time_whatever_else_is_heard() -> None:
-    one = at(State.GREETING)
+def test_greeting_times_out_whatever_other_messages_arrive() -> None:
+    link = at(State.GREETING)
     for tenth in range(30):
-        one.receive(Heartbeat() if tenth % 2 else HELLO_FIRST, tenth / 10)
-        assert one.tick(tenth / 10).event is None
-    assert one.tick(GREETING_S).event == "lost"
+        link.receive(Heartbeat() if tenth % 2 else HELLO_FIRST, tenth / 10)
+        assert link.tick(tenth / 10).event is None
+    assert link.tick(GREETING_S).event == "lost"
 
 
-def test_a_broker_that_forgot_us_is_greeted_again() -> None:
-    one = at(State.READY)
-    assert one.receive(HELLO_FIRST, 5.0) == Step((one.hello,), "unknown")
-    assert not one.ready
-    assert one.next_timer() == 5.0 + GREETING_S
-    assert one.receive(WELCOME, 5.1).event == "welcomed"
+def test_broker_that_forgot_the_link_is_greeted_again() -> None:
+    link = at(State.READY)
+    assert link.receive(HELLO_FIRST, 5.0) == Step((link.hello,), "unknown")
+    assert not link.ready
+    assert link.next_timer() == 5.0 + GREETING_S
+    assert link.receive(WELCOME, 5.1).event == "welcomed"
 
 
-def test_back_off_doubles_up_to_a_limit_and_starts_anew_with_a_welcome() -> None:
-    one, now, delays = party(), 0.0, []
+def test_back_off_doubles_up_to_a_limit_and_restarts_with_a_welcome() -> None:
+    link, now, delays = link_client(), 0.0, []
     for _ in range(9):
-        one.opened(now)
+        link.on_opened(now)
         now += GREETING_S
-        assert one.tick(now).event == "lost"
-        delays.append(one.retry_at - now)
+        assert link.tick(now).event == "lost"
+        delays.append(link.retry_at - now)
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, LAST_RETRY_S, LAST_RETRY_S, LAST_RETRY_S])
-    one.opened(now)
-    one.receive(WELCOME, now)
-    one.tick(now + 60)
-    assert one.retry_at == now + 60 + FIRST_RETRY_S
+    link.on_opened(now)
+    link.receive(WELCOME, now)
+    link.tick(now + 60)
+    assert link.retry_at == now + 60 + FIRST_RETRY_S
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_hello_refused_for_good_is_the_end_and_for_now_is_tried_again(code: str) -> None:
-    one = at(State.GREETING)
-    step = one.receive(Error(code, "", 1, None), 1.0)
+def test_permanent_refusal_of_hello_ends_the_link_and_a_temporary_one_does_not(code: str) -> None:
+    link = at(State.GREETING)
+    step = link.receive(Error(code, "", 1, None), 1.0)
     if is_temporary(code):
-        assert one.state is State.GREETING
-        assert one.tick(GREETING_S).event == "lost"
+        assert link.state is State.GREETING
+        assert link.tick(GREETING_S).event == "lost"
     else:
         assert step == Step((), "over")
-        assert one.refusal == Error(code, "", 1, None)
+        assert link.refusal == Error(code, "", 1, None)
 
 
-def test_a_server_that_is_refused_asks_again_later() -> None:
-    one = at(State.GREETING, "server")
-    assert one.receive(REFUSED, 1.0) == Step((), "lost")
-    assert one.refusal == REFUSED
-    assert one.retry_at == 1.0 + BARRED_RETRY_S
-    one.opened(one.retry_at)
-    assert one.receive(WELCOME, one.retry_at) == Step((), "welcomed")
-    assert one.refusal is None
+def test_refused_server_retries_later() -> None:
+    link = at(State.GREETING, "server")
+    assert link.receive(REFUSED, 1.0) == Step((), "lost")
+    assert link.refusal == REFUSED
+    assert link.retry_at == 1.0 + BARRED_RETRY_S
+    link.on_opened(link.retry_at)
+    assert link.receive(WELCOME, link.retry_at) == Step((), "welcomed")
+    assert link.refusal is None
 
 
-def test_an_error_about_something_else_is_not_about_the_link() -> None:
+def test_error_about_another_message_does_not_concern_the_link() -> None:
     for state in (State.GREETING, State.READY, State.LEAVING):
-        one = at(state)
-        assert one.receive(Error("not-allowed", "", 11, 7), 1.0) == NOTHING
-        assert one.state is state
+        link = at(state)
+        assert link.receive(Error("not-allowed", "", 11, 7), 1.0) == NOTHING
+        assert link.state is state
 
 
 def test_leaving_waits_for_the_echo() -> None:
-    one = at(State.READY)
-    assert one.leave("stopping", 1.0) == Step((Goodbye("stopping"),))
-    assert one.leave("stopping", 1.1) == NOTHING
-    assert one.tick(3.0) == Step((Heartbeat(),))
-    assert one.receive(Goodbye("stopping"), 4.0) == Step((), "over")
-    assert one.next_timer() is None
+    link = at(State.READY)
+    assert link.leave("stopping", 1.0) == Step((Goodbye("stopping"),))
+    assert link.leave("stopping", 1.1) == NOTHING
+    assert link.tick(3.0) == Step((Heartbeat(),))
+    assert link.receive(Goodbye("stopping"), 4.0) == Step((), "over")
+    assert link.next_timer() is None
 
 
-def test_leaving_a_broker_that_may_know_us_already_is_said() -> None:
+def test_leaving_during_a_greeting_sends_goodbye() -> None:
     assert at(State.GREETING).leave("stopping", 1.0) == Step((Goodbye("stopping"),), "over")
     assert at(State.DOWN).leave("stopping", 1.0) == Step((), "over")
 
 
-def test_a_broker_that_parts_is_tried_again() -> None:
-    one = at(State.READY)
-    step = one.receive(Goodbye("restarting"), 1.0)
+def test_broker_that_parted_is_retried() -> None:
+    link = at(State.READY)
+    step = link.receive(Goodbye("restarting"), 1.0)
     assert (step.event, [type(message) for message in step.send]) == ("parted", [Goodbye])
-    assert one.opened(one.retry_at).send == (one.hello,)
+    assert link.on_opened(link.retry_at).send == (link.hello,)
 
 
 @pytest.mark.parametrize(
-    ("said", "heartbeat_s"),
+    ("heartbeat_ms", "heartbeat_s"),
     [
         (500, 0.5),
         (1, 0.01),
@@ -262,59 +263,59 @@ def test_a_broker_that_parts_is_tried_again() -> None:
         (None, 2.0),
     ],
 )
-def test_a_heartbeat_out_of_reason_is_not_taken_over(said: object, heartbeat_s: float) -> None:
-    one = at(State.GREETING)
-    one.receive(Welcome(1, "s", {"heartbeat_ms": said}), 1.0)
-    assert one.heartbeat_s == heartbeat_s
+def test_heartbeat_out_of_range_is_clamped_or_ignored(heartbeat_ms: object, heartbeat_s: float) -> None:
+    link = at(State.GREETING)
+    link.receive(Welcome(1, "s", {"heartbeat_ms": heartbeat_ms}), 1.0)
+    assert link.heartbeat_s == heartbeat_s
 
 
-# --- any order of anything -------------------------------------------------------------------------------------
+# --- any order of events -------------------------------------------------------------------------------------
 
 SLOW = Welcome(1, "s", {"heartbeat_ms": 2**53 - 1})
 LINK = [WELCOME, SLOW, HELLO_FIRST, REFUSED, Error("overloaded", "", 1), Goodbye(), Heartbeat()]
-heard = st.sampled_from([*LINK, Relayed(1, "sent"), Malformed("malformed", "")])
-happenings = st.tuples(st.sampled_from(["opened", "sent", "tick", "leave"]) | heard, st.floats(0, 4))
+received = st.sampled_from([*LINK, Relayed(1, "sent"), Malformed("malformed", "")])
+happenings = st.tuples(st.sampled_from(["opened", "sent", "tick", "leave"]) | received, st.floats(0, 4))
 
 
-def happen(one: LinkClient, event: str | Message | Malformed, now: float) -> Step:
+def happen(link: LinkClient, event: str | Message | Malformed, now: float) -> Step:
     match event:
         case "opened":
-            return one.opened(now)
+            return link.on_opened(now)
         case "leave":
-            return one.leave("x", now)
+            return link.leave("x", now)
         case "tick":
-            return one.tick(now)
+            return link.tick(now)
         case str():
-            one.sent(now)
+            link.on_sent(now)
             return NOTHING
         case _:
-            return one.receive(event, now)
+            return link.receive(event, now)
 
 
 @given(st.lists(happenings, max_size=40))
 @settings(max_examples=300)
-def test_time_never_waits_for_ever(events: list[tuple[str | Message | Malformed, float]]) -> None:
-    one, now = party(), 1000.0
+def test_every_link_left_alone_ends(events: list[tuple[str | Message | Malformed, float]]) -> None:
+    link, now = link_client(), 1000.0
     for event, pause_s in events:
         now += pause_s
-        before = one.state
-        step = happen(one, event, now)
+        before = link.state
+        step = happen(link, event, now)
         assert before is not State.OVER or step == NOTHING
-        assert (step.event in ("lost", "parted")) == (one.state is State.DOWN and before is not State.DOWN)
-        due = one.next_timer()
-        assert (due is None) == (one.state in (State.DOWN, State.OVER))
-        if one.state is State.DOWN:
-            assert one.retry_at <= now + LAST_RETRY_S
+        assert (step.event in ("lost", "parted")) == (link.state is State.DOWN and before is not State.DOWN)
+        due = link.next_timer()
+        assert (due is None) == (link.state in (State.DOWN, State.OVER))
+        if link.state is State.DOWN:
+            assert link.retry_at <= now + LAST_RETRY_S
         if due is not None:
             assert due <= now + 60
-    # Left alone from here, ticking only when asked to, the link ends, and ends soon.
+    # Left alone from here, with timers only, the link ends soon.
     for _ in range(2000):
-        due = one.next_timer()
+        due = link.next_timer()
         if due is None:
             break
         now = max(now, due)
-        before_state, step = one.state, one.tick(now)
-        after = one.next_timer()
-        assert one.state is not before_state or step.send, "a timer that does nothing would be called for ever"
+        before_state, step = link.state, link.tick(now)
+        after = link.next_timer()
+        assert link.state is not before_state or step.send, "a timer that does nothing would be called for ever"
         assert after is None or after > now
-    assert one.state in (State.DOWN, State.OVER)
+    assert link.state in (State.DOWN, State.OVER)

@@ -1,4 +1,4 @@
-"""Wrong passwords slow down one user at one address; guesses are put off, and whoever knows the password gets in."""
+"""Wrong passwords delay one user at one address; guesses are put off, and a user with the right password gets in."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.lockout import (
-    ASKED,
-    ASKED_OF_ONE,
     BUDGET,
     BUDGET_S,
-    COME_AGAIN_S,
     FAILURES,
     FIRST_WAIT_S,
     FORGET_S,
+    GREYLIST,
+    GREYLIST_PER_NET,
     LONGEST_WAIT_S,
     MARKS,
     PAIRS,
     PUT_OFF_S,
     RESERVE,
+    RETRY_WITHIN_S,
     TURN_S,
     WINDOW_S,
+    Allowed,
     Lockout,
-    Passed,
     Refused,
     network_of,
 )
@@ -36,7 +36,7 @@ RIGHT = b"the right one"
 
 
 class World:
-    """A lockout, and attackers who never guess the same twice. `checks` counts the passwords that were checked."""
+    """A lockout, and attackers who never repeat a guess. `checks` counts the checked passwords."""
 
     def __init__(self) -> None:
         self.lockout = Lockout()
@@ -44,41 +44,41 @@ class World:
         self.checks = 0
         self._guesses = count()
 
-    def guess(self, user: str = "tim", net: str = HERE, mark: bytes | None = None) -> Passed | Refused:
+    def guess(self, user: str = "tim", net: str = HERE, mark: bytes | None = None) -> Allowed | Refused:
         """Try a wrong password, a new one by default."""
         guess = b"%d" % next(self._guesses) if mark is None else mark
-        asked = self.lockout.ask(user, net, guess, self.now)
-        if isinstance(asked, Passed):
+        decision = self.lockout.decide(user, net, guess, self.now)
+        if isinstance(decision, Allowed):
             self.checks += 1
-            self.lockout.wrong(user, net, guess, self.now)
-        return asked
+            self.lockout.on_wrong(user, net, guess, self.now)
+        return decision
 
-    def log_in(self, user: str = "tim", net: str = HERE) -> Passed | Refused:
+    def log_in(self, user: str = "tim", net: str = HERE) -> Allowed | Refused:
         """Try the right password."""
-        asked = self.lockout.ask(user, net, RIGHT, self.now)
-        if isinstance(asked, Passed):
+        decision = self.lockout.decide(user, net, RIGHT, self.now)
+        if isinstance(decision, Allowed):
             self.checks += 1
-            self.lockout.right(user, net)
-        return asked
+            self.lockout.on_right(user, net)
+        return decision
 
     def comes_through(self, user: str = "tim", net: str = HERE, *, meanwhile: int = 0, guessed: str = "tim") -> float:
-        """Try the right password as a client does, again after as many whole seconds as it is told, while `meanwhile`
-        guesses a second are made at `guessed` from there; return how long it took."""
+        """Log in as a client does, with a retry after each `retry_s`, under `meanwhile` guesses a second at `guessed`
+        from the same address; return the time taken in seconds."""
         began = self.now
         while True:
-            asked = self.log_in(user, net)
-            if isinstance(asked, Passed):
+            decision = self.log_in(user, net)
+            if isinstance(decision, Allowed):
                 return self.now - began
-            assert asked.retry_s is not None
-            for _ in range(max(1, math.ceil(asked.retry_s))):
+            assert decision.retry_s is not None
+            for _ in range(max(1, math.ceil(decision.retry_s))):
                 for _ in range(meanwhile):
                     self.now += 1 / meanwhile
                     self.guess(guessed, net)
                 self.now += 0 if meanwhile else 1
 
 
-def wait_s(asked: Passed | Refused) -> float:
-    return 0.0 if isinstance(asked, Passed) else asked.retry_s or 0.0
+def wait_s(decision: Allowed | Refused) -> float:
+    return 0.0 if isinstance(decision, Allowed) else decision.retry_s or 0.0
 
 
 @pytest.fixture
@@ -91,49 +91,49 @@ def world() -> World:
 
 def test_four_wrong_passwords_cost_nothing(world: World) -> None:
     for _ in range(FAILURES - 1):
-        assert world.guess() in (Passed(2), Passed(3))
-    assert world.log_in() == Passed(3)
+        assert world.guess() in (Allowed(2), Allowed(3))
+    assert world.log_in() == Allowed(3)
 
 
-def test_the_fifth_within_the_window_makes_that_user_wait_there_and_nobody_else_and_nowhere_else(world: World) -> None:
+def test_fifth_wrong_password_delays_that_user_at_that_address_alone(world: World) -> None:
     for _ in range(FAILURES):
         world.guess()
-    assert world.log_in("ann", HERE) == Passed(2)
-    assert world.log_in("tim", THERE) == Passed(2)
+    assert world.log_in("ann", HERE) == Allowed(2)
+    assert world.log_in("tim", THERE) == Allowed(2)
     assert world.log_in() == Refused(FIRST_WAIT_S)
     world.now += FIRST_WAIT_S
-    assert isinstance(world.log_in(), Passed)
-    assert world.guess() == Passed(0)  # what was wrong is forgotten
+    assert isinstance(world.log_in(), Allowed)
+    assert world.guess() == Allowed(0)  # the wrong passwords are forgotten
 
 
-def test_the_same_wrong_password_counts_once(world: World) -> None:
-    assert world.guess(mark=b"old") == Passed(2)
+def test_same_wrong_password_counts_once(world: World) -> None:
+    assert world.guess(mark=b"old") == Allowed(2)
     for _ in range(1000):
         world.now += 0.4
         assert world.guess(mark=b"old") == Refused(None)
     assert world.checks == 1
-    assert world.log_in() == Passed(3)
+    assert world.log_in() == Allowed(3)
 
 
-def test_a_few_programs_with_an_old_password_each_keep_nobody_out(world: World) -> None:
+def test_a_few_programs_with_old_passwords_lock_no_user_out(world: World) -> None:
     for turn in range(50):
         for program in range(FAILURES - 1):
             world.guess(mark=b"old %d" % program)
-        assert isinstance(world.log_in(), Passed), turn
+        assert isinstance(world.log_in(), Allowed), turn
         world.now += 1.0
 
 
-def test_as_many_wrong_ones_are_remembered_as_are_said(world: World) -> None:
+def test_number_of_remembered_wrong_passwords_is_bounded(world: World) -> None:
     for number in range(MARKS + 1):
-        world.lockout.wrong("tim", HERE, b"%d" % number, world.now)
+        world.lockout.on_wrong("tim", HERE, b"%d" % number, world.now)
     world.now += LONGEST_WAIT_S * 2
-    assert world.lockout.ask("tim", HERE, b"1", world.now) == Refused(None)
-    assert world.lockout.ask("tim", HERE, b"0", world.now) == Passed(3)
+    assert world.lockout.decide("tim", HERE, b"1", world.now) == Refused(None)
+    assert world.lockout.decide("tim", HERE, b"0", world.now) == Allowed(3)
 
 
 def test_slow_typing_is_no_attack(world: World) -> None:
     for _ in range(50):
-        assert isinstance(world.guess(), Passed)
+        assert isinstance(world.guess(), Allowed)
         world.now += WINDOW_S / 3
 
 
@@ -142,41 +142,41 @@ def test_each_further_failure_doubles_the_wait_up_to_the_longest(world: World) -
         world.guess()
     waits = []
     for _ in range(10):
-        wait = wait_s(world.lockout.ask("tim", HERE, b"x", world.now))
+        wait = wait_s(world.lockout.decide("tim", HERE, b"x", world.now))
         waits.append(wait)
         world.now += wait + max(TURN_S, wait / 4)
-        assert isinstance(world.guess(), Passed)
+        assert isinstance(world.guess(), Allowed)
     assert waits[:7] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     assert set(waits[7:]) == {LONGEST_WAIT_S}
 
 
-def test_after_a_long_peace_one_starts_afresh(world: World) -> None:
+def test_user_starts_afresh_after_a_long_time_without_failures(world: World) -> None:
     for _ in range(FAILURES + 3):
         world.guess()
         world.now += LONGEST_WAIT_S * 2
     world.now += FORGET_S
     for _ in range(FAILURES - 1):
-        assert isinstance(world.guess(), Passed)
-    assert isinstance(world.log_in(), Passed)
+        assert isinstance(world.guess(), Allowed)
+    assert isinstance(world.log_in(), Allowed)
 
 
-def test_who_asked_during_the_wait_comes_first_when_it_is_over(world: World) -> None:
+def test_login_made_during_the_wait_comes_first_afterwards(world: World) -> None:
     for _ in range(FAILURES):
         world.guess()
     assert world.log_in() == Refused(FIRST_WAIT_S)
     world.now += FIRST_WAIT_S + 0.1
-    assert wait_s(world.guess()) == pytest.approx(TURN_S - 0.1)  # one that nobody has heard of
-    assert isinstance(world.log_in(), Passed)
+    assert wait_s(world.guess()) == pytest.approx(TURN_S - 0.1)  # a user without an account
+    assert isinstance(world.log_in(), Allowed)
 
 
-def test_where_nobody_asked_a_new_password_need_not_wait_longer(world: World) -> None:
+def test_new_password_need_not_wait_longer_without_earlier_logins(world: World) -> None:
     for _ in range(FAILURES):
         world.guess()
     world.now += FIRST_WAIT_S
-    assert isinstance(world.log_in(), Passed)
+    assert isinstance(world.log_in(), Allowed)
 
 
-# --- attackers, and one who knows the password ------------------------------------------------------------------------
+# --- attackers, and a user who knows the password ------------------------------------------------------------
 
 
 def test_a_thousand_addresses_with_four_guesses_each(world: World) -> None:
@@ -199,37 +199,37 @@ def test_one_address_at_all_users_known_or_not(world: World) -> None:
     assert world.comes_through("ann", THERE) == 0
 
 
-def test_guesses_at_an_honest_users_name_from_the_same_address(world: World) -> None:
-    """Somebody behind the same router guesses all the time, never the same twice."""
+def test_guesses_at_an_honest_user_from_the_same_address(world: World) -> None:
+    """Guess all the time from behind the same router, never the same password twice."""
     for _ in range(60):
         for _ in range(20):
             world.guess()
             world.now += 0.05
-        assert world.log_in("ann") in (Passed(0), Passed(2), Passed(1))
+        assert world.log_in("ann") in (Allowed(0), Allowed(2), Allowed(1))
     assert world.comes_through(meanwhile=20) <= LONGEST_WAIT_S + 2
     assert world.checks < 100
 
 
-def test_who_has_logged_in_from_an_address_is_not_put_off_there(world: World) -> None:
-    assert world.log_in("tim", HERE) == Passed(2)
+def test_user_who_has_logged_in_from_an_address_is_not_put_off_there(world: World) -> None:
+    assert world.log_in("tim", HERE) == Allowed(2)
     for number in range(3000):
         world.guess("tim", f"10.0.{number // 250}.{number % 250}")
         world.guess(f"user {number}", HERE)
-    assert world.log_in("tim", HERE) == Passed(0)
+    assert world.log_in("tim", HERE) == Allowed(0)
     assert wait_s(world.log_in("tim", THERE)) == PUT_OFF_S
 
 
-def test_who_mistypes_during_an_attack_has_a_reserve(world: World) -> None:
+def test_mistyping_user_has_a_reserve_during_an_attack(world: World) -> None:
     for number in range(3000):
         world.guess("tim", f"10.0.{number // 250}.{number % 250}")
-    asked = world.guess("tim", THERE, b"typo")
-    world.now += wait_s(asked) + 0.01
-    assert world.guess("tim", THERE, b"typo") == Passed(1)
+    decision = world.guess("tim", THERE, b"typo")
+    world.now += wait_s(decision) + 0.01
+    assert world.guess("tim", THERE, b"typo") == Allowed(1)
     assert world.comes_through("tim", THERE) <= 2
 
 
-def test_those_who_repeat_their_guesses_are_bound_by_the_reserve(world: World) -> None:
-    """They know how it works, and come again; their second failure is what counts."""
+def test_repeated_guesses_are_bound_by_the_reserve(world: World) -> None:
+    """Repeat every guess, as an attacker who knows the rules does: the second failure counts."""
     nets = [f"10.0.{number // 250}.{number % 250}" for number in range(200)]
     for turn in range(30):
         marks = {net: b"%d %d" % (turn, number) for number, net in enumerate(nets)}
@@ -242,57 +242,57 @@ def test_those_who_repeat_their_guesses_are_bound_by_the_reserve(world: World) -
     assert world.comes_through("tim", THERE) <= 2
 
 
-def test_the_end_of_an_attack_is_soon_forgotten(world: World) -> None:
+def test_end_of_an_attack_is_soon_forgotten(world: World) -> None:
     for number in range(10_000):
         world.guess("tim", f"10.{number // 60000}.{number // 250}.{number % 250}")
     world.now += (RESERVE + 2) * BUDGET_S / BUDGET
-    assert world.log_in("tim", THERE) == Passed(2)
+    assert world.log_in("tim", THERE) == Allowed(2)
 
 
-def test_what_was_put_off_may_come_again_for_a_while(world: World) -> None:
+def test_password_put_off_may_be_repeated_for_a_while(world: World) -> None:
     for number in range(200):
         world.guess(f"user {number}", HERE)
     assert world.log_in("ann") == Refused(PUT_OFF_S)
     world.now += PUT_OFF_S / 2
-    assert world.log_in("ann") == Refused(PUT_OFF_S)  # not at once
-    world.now += COME_AGAIN_S
+    assert world.log_in("ann") == Refused(PUT_OFF_S)  # too early
+    world.now += RETRY_WITHIN_S
     for number in range(200):
         world.guess(f"user {number}", HERE)
-    assert world.log_in("ann") == Refused(PUT_OFF_S)  # nor much later
+    assert world.log_in("ann") == Refused(PUT_OFF_S)  # too late
     world.now += PUT_OFF_S
-    assert world.log_in("ann") == Passed(1)
+    assert world.log_in("ann") == Allowed(1)
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
-def test_all_tables_are_bounded_and_full_ones_keep_nobody_out() -> None:
+def test_full_tables_are_bounded_and_lock_no_user_out() -> None:
     world = World()
     for number in range(PAIRS + 500):
-        world.lockout.right(f"user {number}", HERE)
-        world.lockout.wrong(f"user {number}", f"net {number}", b"x", world.now)
+        world.lockout.on_right(f"user {number}", HERE)
+        world.lockout.on_wrong(f"user {number}", f"net {number}", b"x", world.now)
     pairs, trusted, users, nets, _ = world.lockout.sizes()
     assert (pairs, trusted, users, nets) == (PAIRS,) * 4
-    for number in range(ASKED + 500):
-        world.lockout.ask("tim", f"net {number % 3000}", b"%d" % number, world.now)
+    for number in range(GREYLIST + 500):
+        world.lockout.decide("tim", f"net {number % 3000}", b"%d" % number, world.now)
     for _ in range(2 * BUDGET):
-        world.lockout.wrong("tim", "far", b"y", world.now)
-    for number in range(ASKED + 500):
-        world.lockout.ask("tim", f"net {number % 3000}", b"%d" % number, world.now)
-    assert world.lockout.sizes()[-1] <= ASKED
+        world.lockout.on_wrong("tim", "far", b"y", world.now)
+    for number in range(GREYLIST + 500):
+        world.lockout.decide("tim", f"net {number % 3000}", b"%d" % number, world.now)
+    assert world.lockout.sizes()[-1] <= GREYLIST
     assert world.comes_through("tim", "elsewhere") <= 2
 
 
-def test_one_address_cannot_make_what_others_asked_forgotten() -> None:
+def test_one_address_cannot_displace_the_marks_of_others() -> None:
     world = World()
     for _ in range(BUDGET + RESERVE):
-        world.lockout.wrong("tim", "far", b"y", world.now)
+        world.lockout.on_wrong("tim", "far", b"y", world.now)
     assert world.log_in("tim", THERE) == Refused(PUT_OFF_S)
-    for number in range(2 * ASKED):
-        world.lockout.ask("tim", HERE, b"%d" % number, world.now)
-    assert world.lockout.sizes()[-1] == ASKED_OF_ONE + 1
+    for number in range(2 * GREYLIST):
+        world.lockout.decide("tim", HERE, b"%d" % number, world.now)
+    assert world.lockout.sizes()[-1] == GREYLIST_PER_NET + 1
     world.now += PUT_OFF_S
-    assert world.log_in("tim", THERE) == Passed(1)
+    assert world.log_in("tim", THERE) == Allowed(1)
 
 
 USERS = st.sampled_from(["tim", "ann", "bob"])
@@ -304,7 +304,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.sampled_from(["eve", "tim"]), st.sampled_from(["198.51.100.1", HERE]))
-def test_whatever_others_do_who_has_not_failed_comes_through_within_two_seconds(
+def test_user_without_failures_logs_in_within_two_seconds_during_any_attack(
     steps: list[tuple[str, str, str, float]], user: str, net: str
 ) -> None:
     world = World()
@@ -313,33 +313,33 @@ def test_whatever_others_do_who_has_not_failed_comes_through_within_two_seconds(
         if what == "wait":
             world.now += pause
         elif what == "right":
-            asked = world.log_in(who, where)
-            failed = failed and not ((who, where) == (user, net) and isinstance(asked, Passed))
+            decision = world.log_in(who, where)
+            failed = failed and not ((who, where) == (user, net) and isinstance(decision, Allowed))
         else:
-            asked = world.guess(who, where, b"same" if what == "same" else None)
-            failed = failed or ((who, where) == (user, net) and isinstance(asked, Passed))
-        if not isinstance(asked := world.lockout.ask(user, net, b"another", world.now), Passed):
-            assert asked.retry_s is not None
-            assert asked.retry_s <= LONGEST_WAIT_S + LONGEST_WAIT_S / 4
+            decision = world.guess(who, where, b"same" if what == "same" else None)
+            failed = failed or ((who, where) == (user, net) and isinstance(decision, Allowed))
+        if not isinstance(decision := world.lockout.decide(user, net, b"another", world.now), Allowed):
+            assert decision.retry_s is not None
+            assert decision.retry_s <= LONGEST_WAIT_S + LONGEST_WAIT_S / 4
     if not failed:
         assert world.comes_through(user, net) <= 2
 
 
 @given(STEPS)
-def test_any_five_failures_within_the_window_make_one_wait(steps: list[tuple[str, str, str, float]]) -> None:
+def test_any_five_failures_within_the_window_make_a_user_wait(steps: list[tuple[str, str, str, float]]) -> None:
     world = World()
     seen: dict[tuple[str, str], list[float]] = {}
     for what, who, where, pause in steps:
         world.now += pause / 8
         if what == "right":
-            if isinstance(world.log_in(who, where), Passed):
+            if isinstance(world.log_in(who, where), Allowed):
                 seen.pop((who, where), None)
             continue
-        if isinstance(world.guess(who, where), Passed):
+        if isinstance(world.guess(who, where), Allowed):
             times = seen.setdefault((who, where), [])
             times.append(world.now)
             if len([at for at in times if world.now - at <= WINDOW_S]) >= FAILURES:
-                wait = wait_s(world.lockout.ask(who, where, b"new", world.now))
+                wait = wait_s(world.lockout.decide(who, where, b"new", world.now))
                 assert wait >= FIRST_WAIT_S - 1e-6  # the clock is a float
 
 
@@ -357,5 +357,5 @@ def test_any_five_failures_within_the_window_make_one_wait(steps: list[tuple[str
         ("a host", "a host"),
     ],
 )
-def test_what_counts_as_one_address(address: str, net: str) -> None:
+def test_network_that_counts_as_one_address(address: str, net: str) -> None:
     assert network_of(address) == net

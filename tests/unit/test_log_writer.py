@@ -1,4 +1,4 @@
-"""A log that nobody reads, or that has no room, holds nobody up; what is missing is counted where it is missing."""
+"""A log without a reader, or without room, blocks no program; missing lines are counted in their place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def writer_to(descriptor: int) -> LogWriter:
 
 
 def everything(read: int, write: int, writer: LogWriter) -> list[str]:
-    """Read until all is written and the pipe is closed; its thread waits for more then, and ends with the process."""
+    """Read until all is written and the pipe is closed; the writer's thread then waits for more, and ends with the
+    process."""
     got = b""
     while not writer.flush(0.01):
         got += os.read(read, 65536)
@@ -44,11 +45,11 @@ def test_lines_are_written_in_order(pipe: tuple[int, int]) -> None:
     assert everything(read, write, writer) == [f"{number} ☃ \\udcff" for number in range(1000)]
 
 
-def test_a_reader_that_has_stopped_costs_a_bounded_number_of_lines(pipe: tuple[int, int]) -> None:
+def test_stopped_reader_costs_a_bounded_number_of_lines(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.set_blocking(write, False)
     with suppress(BlockingIOError):
-        while True:  # nobody has read for long
+        while True:  # the reader has stopped
             os.write(write, b"-" * 4095 + b"\n")
     os.set_blocking(write, True)
     writer = writer_to(write)
@@ -58,14 +59,15 @@ def test_a_reader_that_has_stopped_costs_a_bounded_number_of_lines(pipe: tuple[i
     writer.put("the last before somebody reads again")
     assert not writer.flush(0)
     lines = [each for each in everything(read, write, writer) if each[0] != "-"]
-    kept = [each for each in lines if not each.endswith(" lost: nobody read it")]
+    kept = [each for each in lines if not each.endswith(" lost: the reader had stopped")]
     assert [each[:6] for each in lines[: len(kept)]] == [f"{number:06}" for number in range(len(kept))]
     assert LIMIT_BYTES - 2000 < sum(len(each) + 1 for each in kept) <= LIMIT_BYTES
-    # Behind them, for there they are missing: one count, or two where some were dropped after the first was written.
+    # Behind them, in the place of the missing lines: one count, or two if lines were dropped after the first was
+    # written.
     assert sum(int(each.partition(" ")[0]) for each in lines[len(kept) :]) == count + 1 - len(kept)
 
 
-def test_a_disk_that_has_room_again_gets_the_count_first(
+def test_count_of_lost_lines_comes_first_when_the_disk_has_room(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, write = pipe
@@ -87,9 +89,7 @@ def test_a_disk_that_has_room_again_gets_the_count_first(
     assert everything(read, write, writer) == ["2 lost: No space left on device", "three"]
 
 
-def test_a_line_that_was_cut_off_does_not_run_into_the_next(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torn_line_does_not_run_into_the_next(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = pipe
     os_write, room = os.write, [4, 0]
 
@@ -110,7 +110,7 @@ def test_a_line_that_was_cut_off_does_not_run_into_the_next(
     assert (lines[0], lines[1:]) == ("torn", ["1 lost: full", "whole"])
 
 
-def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+def test_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.set_blocking(write, False)
     writer = writer_to(write)
@@ -119,7 +119,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -
     assert everything(read, write, writer) == ["y" * 999] * 200
 
 
-def test_a_reader_that_has_gone_harms_nobody() -> None:
+def test_reader_that_has_gone_does_no_harm() -> None:
     read, write = os.pipe()
     os.close(read)
     writer = writer_to(write)

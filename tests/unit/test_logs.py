@@ -1,4 +1,4 @@
-"""A record is one line, whatever stands in it."""
+"""A record is one line, whatever its content."""
 
 import io
 import json
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bester.broker import logs
-from bester.broker.log_limits import PER_SECOND
-from bester.broker.pace import PACED
+from bester.broker.log_limits import PACED, PER_SECOND
 
 
 @pytest.fixture
@@ -42,9 +41,11 @@ def test_json_is_one_object_a_line(stream: io.StringIO) -> None:
     assert "ValueError" in row["error"]
 
 
-def test_a_storm_from_one_place_is_counted_not_written(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storm_from_one_line_of_code_is_counted_not_written(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = [5.0] * (PER_SECOND + 7) + [6.0]
-    monkeypatch.setattr("bester.broker.pace.time.monotonic", iter(times).__next__)
+    monkeypatch.setattr("bester.broker.logs.time.monotonic", iter(times).__next__)
     logs.configure("text", "info", stream)
     ours, paced, others = (logging.getLogger(name) for name in ("bester.bridge", "bester.broker", "shop"))
     for _ in times:
@@ -53,7 +54,7 @@ def test_a_storm_from_one_place_is_counted_not_written(stream: io.StringIO, monk
         others.info("not ours")
     lines = stream.getvalue().splitlines()
     assert sum("refused" in line for line in lines) == PER_SECOND + 1
-    assert [line for line in lines if "refused" in line][-1].endswith("refused 100% of them (7 like it passed over)")
+    assert [line for line in lines if "refused" in line][-1].endswith("refused 100% of them (7 similar lines left out)")
     assert sum("bounded" in line for line in lines) == sum("not ours" in line for line in lines) == PER_SECOND + 8
 
 
@@ -81,7 +82,7 @@ def test_facts_are_fields_beside_one_schema(stream: io.StringIO) -> None:
     }  # fmt: skip
 
 
-def test_the_same_in_text_is_a_sentence_or_the_event_with_its_facts(stream: io.StringIO) -> None:
+def test_text_is_a_sentence_or_the_event_with_its_facts(stream: io.StringIO) -> None:
     logs.configure("text", "info", stream)
     broker = logging.getLogger("bester.broker")
     broker.info("%s on %s", "s1", "ipc:///x", extra=logs.facts("broker-started", server="s1"))
@@ -92,13 +93,13 @@ def test_the_same_in_text_is_a_sentence_or_the_event_with_its_facts(stream: io.S
 
 
 class Silent:
-    """What a user's handler may hand to a log."""
+    """Object that a user's handler may log."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no words")
 
 
-def test_nothing_that_is_logged_can_break_the_log(stream: io.StringIO) -> None:
+def test_no_record_can_break_the_log(stream: io.StringIO) -> None:
     odd = [float("nan"), float("inf"), 2**80, b"\xff", "\udcff", Silent(), "x" * 5000, [1, [2]], None, True]
     looped: list[object] = []
     looped.append(looped)
@@ -116,7 +117,7 @@ def test_nothing_that_is_logged_can_break_the_log(stream: io.StringIO) -> None:
     assert (row["f0"], row["f2"], row["f5"], len(row["f6"]), row["f8"]) == ("nan", str(2**80), "<Silent>", 300, None)
 
 
-def test_a_traceback_is_one_record(stream: io.StringIO) -> None:
+def test_traceback_is_one_record(stream: io.StringIO) -> None:
     for form in logs.FORMATS:
         logs.configure(form, "info", stream)
         try:
@@ -130,9 +131,9 @@ def test_a_traceback_is_one_record(stream: io.StringIO) -> None:
     assert json.loads(row)["error"].startswith("Traceback (most recent call last):\n")
 
 
-def test_what_was_passed_over_is_a_field_too(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_refused_records_is_a_field(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     times = [5.0] * (PER_SECOND + 7) + [6.0]
-    monkeypatch.setattr("bester.broker.pace.time.monotonic", iter(times).__next__)
+    monkeypatch.setattr("bester.broker.logs.time.monotonic", iter(times).__next__)
     logs.configure("json", "info", stream)
     for _ in times:
         logging.getLogger("bester.bridge").warning("refused", extra=logs.facts("refused"))

@@ -1,4 +1,4 @@
-"""Which name is looked up when: one lookup a name, a bound on all, a growing pause; nobody waits for others' names."""
+"""Schedule of lookups: one lookup a name, a bound on all, a growing pause; no name waits for another."""
 
 from __future__ import annotations
 
@@ -24,67 +24,67 @@ HERE = ("192.0.2.1",)
 THERE = ("192.0.2.2", "2001:db8::2")
 
 
-def test_a_followed_name_is_looked_up_at_once_and_then_once_a_minute() -> None:
+def test_followed_name_is_looked_up_at_once_and_then_once_a_minute() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     assert lookups.start(0.0) == ["a"]
     assert lookups.start(1.0) == []  # one at a time
-    assert lookups.found("a", HERE, 1.0) == []
+    assert lookups.on_found("a", HERE, 1.0) == []
     assert lookups.addresses("a", 1.0) == HERE
-    assert lookups.place("a", 1.0) == (HERE, 0.0)  # what was asked then may have changed by now
+    assert lookups.host_addresses("a", 1.0) == (HERE, 0.0)  # an answer requested then may be out of date
     lookups.follow("a", 2.0)
     assert lookups.start(REFRESH_S) == []
     assert lookups.start(1.0 + REFRESH_S) == ["a"]
 
 
-def test_what_is_not_found_is_tried_again_after_a_growing_pause() -> None:
+def test_failed_lookup_is_retried_after_a_growing_pause() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     now, pauses = 0.0, []
     for _ in range(10):
         assert lookups.start(now) == ["a"]
-        lookups.failed("a", "no such name", now)
+        lookups.on_failed("a", "no such name", now)
         pause = FIRST_RETRY_S
         while not lookups.start(now + pause):
             pause += FIRST_RETRY_S
-        lookups.failed("a", "no such name", now + pause)
+        lookups.on_failed("a", "no such name", now + pause)
         pauses.append(pause)
         now += pause + LAST_RETRY_S
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (FIRST_RETRY_S, LAST_RETRY_S)
     assert lookups.start(now) == ["a"]
-    lookups.found("a", HERE, now)
+    lookups.on_found("a", HERE, now)
     assert lookups.start(now + REFRESH_S) == ["a"]
-    lookups.failed("a", "no such name", now)
+    lookups.on_failed("a", "no such name", now)
     assert lookups.start(now + FIRST_RETRY_S) == ["a"]  # the pause starts afresh
 
 
-def test_the_log_says_once_what_cannot_be_looked_up_and_once_that_it_can() -> None:
+def test_failure_and_recovery_are_reported_once_each() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
-    said = []
+    events = []
     for turn in range(3):
         lookups.start(turn * 100.0)
-        said += lookups.failed("a", "no such name", turn * 100.0)
+        events += lookups.on_failed("a", "no such name", turn * 100.0)
     for turn in range(3, 6):
         lookups.start(turn * 100.0)
-        said += lookups.found("a", HERE, turn * 100.0)
+        events += lookups.on_found("a", HERE, turn * 100.0)
     lookups.start(600.0)
-    said += lookups.found("a", THERE, 600.0)
-    assert [tuple(news) for news in said] == [
+    events += lookups.on_found("a", THERE, 600.0)
+    assert [tuple(event) for event in events] == [
         ("a", "lost", "no such name"),
         ("a", "found", "192.0.2.1"),
         ("a", "found", "192.0.2.2, 2001:db8::2"),
     ]
 
 
-def test_a_found_address_counts_through_an_outage_and_not_for_ever() -> None:
+def test_address_survives_an_outage_for_a_bounded_time() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     lookups.start(0.0)
-    lookups.found("a", HERE, 0.0)
+    lookups.on_found("a", HERE, 0.0)
     lookups.start(REFRESH_S)
-    lookups.failed("a", "no answer", REFRESH_S)
+    lookups.on_failed("a", "no answer", REFRESH_S)
     version = lookups.version
     lookups.tick(KEEP_S)
     assert lookups.addresses("a", KEEP_S) == HERE
@@ -94,27 +94,27 @@ def test_a_found_address_counts_through_an_outage_and_not_for_ever() -> None:
     assert lookups.version > version
 
 
-def test_a_lookup_that_hangs_is_over_for_those_who_wait_and_its_answer_counts_when_it_comes() -> None:
+def test_late_lookup_fails_for_its_requesters_and_its_answer_counts_later() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     lookups.start(0.0)
     assert lookups.ask("a", 0.0)
     assert lookups.is_asked("a")
-    assert [news.event for news in lookups.tick(PATIENCE_S)] == ["lost"]
+    assert [event.event for event in lookups.tick(PATIENCE_S)] == ["lost"]
     assert lookups.tick(PATIENCE_S + 1) == []
     assert not lookups.is_asked("a")
     assert not lookups.ask("a", PATIENCE_S)
-    assert lookups.start(1000.0) == []  # never a second one beside it
-    assert [news.event for news in lookups.found("a", HERE, 1000.0)] == ["found"]
+    assert lookups.start(1000.0) == []  # never a second lookup at once
+    assert [event.event for event in lookups.on_found("a", HERE, 1000.0)] == ["found"]
     assert lookups.addresses("a", 1000.0) == HERE
 
 
-def test_a_hint_shortens_the_pause_and_does_not_flood_the_name_server() -> None:
+def test_hint_shortens_the_pause_and_does_not_flood_the_name_server() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     for turn in range(10):
         lookups.start(turn * LAST_RETRY_S)
-        lookups.failed("a", "no such name", turn * LAST_RETRY_S)
+        lookups.on_failed("a", "no such name", turn * LAST_RETRY_S)
     now = 9 * LAST_RETRY_S
     lookups.hint("a", now)
     lookups.hint("stranger", now)
@@ -125,40 +125,40 @@ def test_a_hint_shortens_the_pause_and_does_not_flood_the_name_server() -> None:
     assert lookups.start(now + HINT_S) == []
 
 
-def test_a_hint_during_a_lookup_means_another_one_behind_it() -> None:
+def test_hint_during_a_lookup_schedules_another_one() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     lookups.start(0.0)
     lookups.hint("a", 1.0)
     assert lookups.start(1.0) == []
-    lookups.found("a", HERE, 2.0)
+    lookups.on_found("a", HERE, 2.0)
     assert lookups.start(2.0) == []
     assert lookups.start(2.0 + HINT_S) == ["a"]
-    lookups.found("a", HERE, 4.0)
+    lookups.on_found("a", HERE, 4.0)
     assert lookups.start(4.0 + HINT_S) == []
-    assert lookups.place("a", 4.0) == (HERE, 3.0)
+    assert lookups.host_addresses("a", 4.0) == (HERE, 3.0)
 
 
-def test_a_name_that_is_not_followed_is_looked_up_when_it_is_asked_for() -> None:
+def test_name_that_is_not_followed_is_looked_up_on_request() -> None:
     lookups = Lookups()
     idle = [lookups.idle]
     assert lookups.ask("b", 0.0)
     idle.append(lookups.idle)
     assert lookups.start(0.0) == ["b"]
     idle.append(lookups.idle)
-    lookups.found("b", HERE, 0.0)
+    lookups.on_found("b", HERE, 0.0)
     assert [*idle, lookups.idle] == [True, False, False, True]
     assert lookups.addresses("b", REFRESH_S) == HERE
     assert lookups.start(REFRESH_S + 1) == []
     assert lookups.addresses("b", REFRESH_S + 1) == ()
     assert lookups.ask("b", REFRESH_S + 1)
     assert lookups.start(REFRESH_S + 1) == ["b"]
-    assert lookups.failed("b", "no such name", REFRESH_S + 1) == []  # the log is not a stranger's to fill
+    assert lookups.on_failed("b", "no such name", REFRESH_S + 1) == []  # handlers' names must not fill the log
     assert not lookups.ask("b", REFRESH_S + 1)
     assert lookups.ask("b", REFRESH_S + 1 + ASKED_RETRY_S)
 
 
-def test_names_that_hang_leave_room_for_others() -> None:
+def test_hanging_lookups_leave_room_for_others() -> None:
     lookups = Lookups()
     for number in range(2 * AT_ONCE):
         lookups.follow(f"bad{number}", 0.0)
@@ -168,18 +168,18 @@ def test_names_that_hang_leave_room_for_others() -> None:
     for turn in range(1, 5):
         now = turn * 1000.0
         for name in hanging:
-            lookups.failed(name, "no answer", now)
+            lookups.on_failed(name, "no answer", now)
         for name in lookups.start(now + LAST_RETRY_S):
             assert name in hanging
         lookups.tick(now + LAST_RETRY_S + PATIENCE_S)
     for name in hanging:
-        lookups.failed(name, "no answer", 9000.0)
+        lookups.on_failed(name, "no answer", 9000.0)
     assert len(lookups.start(9000.0 + LAST_RETRY_S)) == SLOW_AT_ONCE
     lookups.follow("good", 9000.0 + LAST_RETRY_S)
     assert lookups.start(9000.0 + LAST_RETRY_S) == ["good"]
 
 
-def test_strangers_names_cannot_hold_up_the_configured_ones() -> None:
+def test_names_from_handlers_cannot_delay_configured_ones() -> None:
     lookups = Lookups()
     asked = [lookups.ask(f"s{number}", float(number)) for number in range(2 * REMEMBERED)]
     assert asked.count(True) == REMEMBERED == len(lookups)
@@ -189,7 +189,9 @@ def test_strangers_names_cannot_hold_up_the_configured_ones() -> None:
     assert lookups.start(3000.0) == ["listed"]
     lookups.tick(3000.0 + PATIENCE_S)
     assert not any(lookups.is_asked(f"s{number}") for number in range(2 * REMEMBERED))
-    assert lookups.ask("another", 3000.0 + PATIENCE_S)  # those that did not begin are forgotten for it
+    assert lookups.ask(
+        "another", 3000.0 + PATIENCE_S
+    )  # lookups that did not begin are forgotten in favour of the new name
     assert len(lookups) == REMEMBERED + 1
 
 
@@ -201,7 +203,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_whatever_happens_nobody_waits_for_long_and_nothing_is_looked_up_twice_at_once(
+def test_requesters_never_wait_long_and_no_name_has_two_lookups_at_once(
     steps: list[tuple[str, str, float]],
 ) -> None:
     lookups, now = Lookups(), 0.0
@@ -220,10 +222,10 @@ def test_whatever_happens_nobody_waits_for_long_and_nothing_is_looked_up_twice_a
         elif what in ("found", "failed") and host in running:
             running.discard(host)
             if what == "found":
-                lookups.found(host, HERE, now)
+                lookups.on_found(host, HERE, now)
                 assert lookups.addresses(host, now) == HERE
             else:
-                lookups.failed(host, "no such name", now)
+                lookups.on_failed(host, "no such name", now)
         elif what == "wait":
             now += pause
         lookups.tick(now)
@@ -237,5 +239,5 @@ def test_whatever_happens_nobody_waits_for_long_and_nothing_is_looked_up_twice_a
                 assert now - since < 2 * PATIENCE_S
     now += LAST_RETRY_S
     for host in running:
-        lookups.failed(host, "no such name", now)
+        lookups.on_failed(host, "no such name", now)
     assert followed <= {*lookups.start(now + REFRESH_S)}

@@ -19,26 +19,26 @@ def test_every_message_has_one_row() -> None:
 
 
 @rows
-def test_a_row_describes_every_field(row: Operation) -> None:
+def test_row_describes_every_field(row: Operation) -> None:
     assert len(row.fields) == len(row.message.__annotations__)
 
 
 @rows
-def test_what_may_be_left_out_has_a_default_or_is_always_sent(row: Operation) -> None:
+def test_optional_field_has_a_default_or_is_always_sent(row: Operation) -> None:
     message: Any = row.message
     optional = list(message._fields)[row.required :]
     assert set(optional) <= set(message._field_defaults)
 
 
 @rows
-def test_bodies_and_commands_are_where_the_row_says(row: Operation) -> None:
+def test_bodies_and_commands_are_at_the_index_of_the_row(row: Operation) -> None:
     fields = list(row.message.__annotations__)
     assert row.body == (fields.index("body") if "body" in fields else None)
     assert row.commands == (fields.index("commands") if "commands" in fields else None)
 
 
 @rows
-def test_an_answer_starts_with_the_token_it_answers(row: Operation) -> None:
+def test_answer_starts_with_the_token_of_its_request(row: Operation) -> None:
     if row.op >= 10:
         assert row.fields[0] is INT
 
@@ -51,12 +51,12 @@ def test_messages_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("type_", ["dummy", "builtin", "bester.outcome", "bester."])
-def test_types_of_our_own(type_: str) -> None:
+def test_reserved_types(type_: str) -> None:
     assert is_reserved(type_)
 
 
 @pytest.mark.parametrize("type_", ["chat", "bester", "besteR.x", "dummy2", ""])
-def test_types_of_others(type_: str) -> None:
+def test_types_that_are_not_reserved(type_: str) -> None:
     assert not is_reserved(type_)
 
 

@@ -1,4 +1,4 @@
-"""What data does not fit is said as a path and a sentence, in the words of JSON."""
+"""Data that does not fit its type: a path and a sentence in JSON's words."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_sentences(text: str, sentence: str) -> None:
     assert caught.value.text == sentence
 
 
-def test_what_the_handlers_own_code_raised_is_for_the_log_alone() -> None:
+def test_text_of_a_handlers_own_exception_is_left_out() -> None:
     with pytest.raises(SchemaError) as caught:
         typed(Order).decode(b'{"price":13}')
     assert "hunter2" not in str(caught.value)
     assert "hunter2" in str(caught.value.__cause__)
 
 
-def test_what_the_handlers_own_code_refuses_on_purpose_is_told() -> None:
+def test_text_of_a_handlers_own_refusal_is_kept() -> None:
     with pytest.raises(HandlerError, match="nothing costs fourteen"):
         typed(Order).decode(b'{"price":14}')
 
@@ -96,7 +96,7 @@ def test_what_the_handlers_own_code_refuses_on_purpose_is_told() -> None:
         (dict[str, str], '{"a":{}}', "data[...]: expected a string"),
     ],
 )
-def test_types_that_are_no_structs(declared: Any, text: str, sentence: str) -> None:
+def test_declared_types_other_than_structs(declared: Any, text: str, sentence: str) -> None:
     with pytest.raises(SchemaError) as caught:
         typed(declared).decode(text.encode())
     assert caught.value.text == sentence

@@ -1,4 +1,4 @@
-"""Notes: whatever somebody wrote, one short line that can be sent and shown."""
+"""Notes: any text becomes one short line that can be sent and shown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_any_text_becomes_a_line_that_can_be_sent(text: str, times: int) -> None
         ("a" + " " * 1_000_000 + "b", "a…"),
     ],
 )
-def test_what_becomes_of_a_text(text: str, note: str) -> None:
+def test_notes_of_texts(text: str, note: str) -> None:
     assert safe_note(text) == note
 
 
@@ -66,5 +66,5 @@ class NoTextError(Exception):
     ],
     ids=lambda each: each if isinstance(each, str) else type(each).__name__.encode("ascii", "replace").decode(),
 )
-def test_an_exception_in_a_note(error: BaseException, note: str) -> None:
+def test_notes_of_exceptions(error: BaseException, note: str) -> None:
     assert describe(error).startswith(note)

@@ -1,4 +1,4 @@
-"""The phrase book of the letters: phrases before words, capitals and punctuation kept, what is unknown marked."""
+"""The phrase book: phrases before words, capitals and punctuation kept, unknown words marked."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ BOOKS = (PORTUGUESE_TO_ENGLISH, ENGLISH_TO_AFRIKAANS, AFRIKAANS_TO_ENGLISH)
         (AFRIKAANS_TO_ENGLISH, "\u2019n huis", "a house"),
     ],
 )
-def test_translates_phrases_and_keeps_capitals_and_punctuation(book: PhraseBook, text: str, expected: str) -> None:
+def test_phrases_are_translated_with_capitals_and_punctuation(book: PhraseBook, text: str, expected: str) -> None:
     assert book.translate(text) == expected
 
 
-def test_the_longest_phrase_wins() -> None:
+def test_longest_phrase_wins() -> None:
     book = PhraseBook([("a", "1"), ("a b", "2"), ("a b c", "3"), ("b", "4")])
     assert book.translate("a b c, a b b a") == "3, 2 4 1"
 
@@ -44,25 +44,25 @@ def test_no_phrase_spans_punctuation() -> None:
     assert book.translate("a, b / a\n b") == "1, 2 / both"
 
 
-def test_unknown_words_pass_through_marked_those_in_a_row_together() -> None:
+def test_adjacent_unknown_words_are_marked_together() -> None:
     text = "quando podemos tomar um cafezinho fresquinho, amigo? 3 pastéis"
     assert PORTUGUESE_TO_ENGLISH.translate(text) == "when can we have a «cafezinho fresquinho», friend? 3 «pastéis»"
 
 
-def test_what_was_marked_once_is_not_marked_again() -> None:
+def test_marked_words_are_not_marked_again() -> None:
     once = PORTUGUESE_TO_ENGLISH.translate("um cafezinho fresquinho com amigo")
     assert ENGLISH_TO_AFRIKAANS.translate(once) == "'n «cafezinho fresquinho» met vriend"
 
 
 @pytest.mark.parametrize("book", BOOKS)
-def test_every_phrase_of_a_book_is_found_again(book: PhraseBook) -> None:
+def test_every_phrase_of_a_book_is_translated(book: PhraseBook) -> None:
     for phrase, meaning in book.phrases:
         assert book.translate(phrase).casefold() == meaning.casefold()
 
 
 @pytest.mark.parametrize("book", BOOKS)
 @given(text=st.text(alphabet=st.sampled_from("aeo ãT'«».,\n3áquerida-n"), max_size=60))
-def test_whatever_stands_between_words_stays(book: PhraseBook, text: str) -> None:
+def test_text_between_words_is_kept(book: PhraseBook, text: str) -> None:
     def between(text: str) -> str:
         return "".join(c for c in text if c in ".,\n3")
 

@@ -1,4 +1,4 @@
-"""What the watch says of a loop's thread: the user's function, and never one of the kit's own."""
+"""Position of a thread: the user's function, and never one of the kit's own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from types import FunctionType
 
 from bester.handlers import stacks
-from bester.handlers.stacks import Place, place_of
+from bester.handlers.stacks import Position, position_of
 
 PATIENCE_S = 30.0
 
 
-def looked_at(callback: Callable[[Callable[[], object]], object]) -> Place | None:
-    """Run `callback` on a loop of its own, and look where its thread is while it calls what it was given."""
+def position_during(callback: Callable[[Callable[[], object]], object]) -> Position | None:
+    """Run `callback` on a loop of its own; return its thread's position during the call of its argument."""
     reached, looked = threading.Event(), threading.Event()
 
     def pause() -> None:
@@ -31,7 +31,7 @@ def looked_at(callback: Callable[[Callable[[], object]], object]) -> Place | Non
     try:
         assert reached.wait(PATIENCE_S)
         assert thread.ident is not None
-        return place_of(thread.ident)
+        return position_of(thread.ident)
     finally:
         looked.set()
         thread.join(PATIENCE_S)
@@ -41,25 +41,25 @@ def users(pause: Callable[[], object]) -> None:
     pause()
 
 
-def test_a_callback_of_the_users_is_named() -> None:
-    place = looked_at(users)
-    assert place is not None
-    assert place.function == f"{__name__}.users"
-    assert place.code is users.__code__
+def test_users_callback_is_named() -> None:
+    position = position_during(users)
+    assert position is not None
+    assert position.function == f"{__name__}.users"
+    assert position.code is users.__code__
 
 
-def test_what_the_kit_calls_for_its_own_ends_is_nobodys() -> None:
+def test_internal_callback_has_no_function() -> None:
     text, path = "def own(pause):\n    helper(pause)\n", stacks.__file__.replace("stacks.py", "own.py")
     (code, *_) = compile(text, path, "exec").co_consts
-    own = FunctionType(code, {"helper": users})  # `helper`: of a library that a module of the kit calls
-    place = looked_at(own)
-    assert place is not None
-    assert place.function is None
+    own = FunctionType(code, {"helper": users})  # `helper`: a library function that a module of the kit calls
+    position = position_during(own)
+    assert position is not None
+    assert position.function is None
 
 
-def test_a_thread_that_is_gone_is_nowhere() -> None:
+def test_ended_thread_has_no_position() -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert thread.ident is not None
-    assert place_of(thread.ident) is None
+    assert position_of(thread.ident) is None

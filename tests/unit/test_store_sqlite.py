@@ -349,12 +349,13 @@ def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
         finally:
             writer.send_signal(signal.SIGKILL)
             with writer.stdout:  # `communicate` would not see what `readline` has read ahead
-                said += writer.stdout.read().splitlines()
+                said += writer.stdout.read().splitlines(keepends=True)
             writer.wait(DEADLINE_S)
         for line in said:
-            what, *numbers = line.split()
-            first, last = int(numbers[0]), int(numbers[-1])
-            (kept if what == "kept" else ended).update(range(first, last + 1))
+            if line.endswith("\n"):  # the last one may be cut off
+                event, *numbers = line.split()
+                first, last = int(numbers[0]), int(numbers[-1])
+                (kept if event == "kept" else ended).update(range(first, last + 1))
     with closing(SqliteStore(path)) as store:
         assert store.open().life == 4
         there = set(waiting(store))

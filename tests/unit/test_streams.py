@@ -1,4 +1,4 @@
-"""Output in any encoding, into any descriptor."""
+"""Output in any encoding, to any descriptor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bester.broker.streams import ESCAPED, Output, OutputError
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_outputs", [])
-    streams.secure()  # under pytest the streams are not the interpreter's own: they are left alone
+    streams.secure()  # under pytest the streams are not the interpreter's own, and stay unchanged
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1251", "koi8-r", "shift-jis", "utf-8", "utf-16"])
-def test_a_line_of_json_stays_json_in_any_encoding(encoding: str) -> None:
+def test_line_of_json_stays_json_in_any_encoding(encoding: str) -> None:
     value = {"text": "naïve ☃ 😀 żółw Жук 雪", "half": "\udcff"}
     line = json.dumps(value, ensure_ascii=False)
     assert json.loads(line.encode(encoding, ESCAPED).decode(encoding)) == value
 
 
-def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+def test_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.set_blocking(write, False)
     text = io.TextIOWrapper(io.BufferedWriter(Output(write, forgiving=False)), "utf-8")
@@ -64,7 +64,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -
     assert len(got) == 1_000_000
 
 
-def test_what_cannot_be_written_raises_or_is_dropped(pipe: tuple[int, int]) -> None:
+def test_failed_write_raises_or_is_dropped(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.close(read)
     with pytest.raises(OutputError, match="standard output: Broken pipe") as raised:
@@ -74,14 +74,12 @@ def test_what_cannot_be_written_raises_or_is_dropped(pipe: tuple[int, int]) -> N
     assert Output(write, forgiving=True).write(b"xyz") == 3
 
 
-def test_a_full_disk_is_named() -> None:
+def test_full_disk_is_named() -> None:
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OutputError, match="No space left"):
         Output(full.fileno(), forgiving=False).write(b"x")
 
 
-def test_what_was_missing_at_the_start_fails_at_each_write(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_stream_fails_at_each_write(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_missing", {pipe[1]})
     output = Output(pipe[1], forgiving=False)
     for _ in range(2):
@@ -91,7 +89,7 @@ def test_what_was_missing_at_the_start_fails_at_each_write(
     assert output.write(b"x") == 1
 
 
-def test_a_write_that_ctrl_c_interrupts_is_not_done_a_second_time() -> None:
+def test_write_interrupted_by_ctrl_c_is_not_repeated() -> None:
     line = "".join(f"{number} " for number in range(1_400))  # more than the pipe holds, less than the buffer does
     program = f"from bester.broker import streams; streams.secure(); print({line!r}, flush=True)"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -102,7 +100,7 @@ def test_a_write_that_ctrl_c_interrupts_is_not_done_a_second_time() -> None:
         room = fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)
         try:
             latest = time.monotonic() + 60
-            while waiting(child.stdout.fileno()) < room:  # then it waits in that write, or is about to
+            while waiting(child.stdout.fileno()) < room:  # now the process waits in that write, or soon will
                 assert child.poll() is None
                 assert time.monotonic() < latest
                 time.sleep(0.01)
@@ -115,5 +113,5 @@ def test_a_write_that_ctrl_c_interrupts_is_not_done_a_second_time() -> None:
 
 
 def waiting(descriptor: int) -> int:
-    """Return how many bytes wait in a pipe."""
+    """Return the number of bytes that wait in a pipe."""
     return int(struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"    "))[0])

@@ -1,4 +1,4 @@
-"""The vectors that every language's tests read, held against our own codec and framing."""
+"""The test vectors for all languages, checked with this codec and framing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(file: str) -> list[Vector]:
 
 
 def octets(text: str) -> bytes:
-    """Read the notation of the vectors: groups of hex digits, `HH*N` being N times the byte HH."""
+    """Read the notation of the vectors: groups of hex digits, with `HH*N` for N times the byte HH."""
     groups = (group.partition("*") for group in text.split())
     return b"".join(bytes.fromhex(digits) * int(times or 1) for digits, _, times in groups)
 
@@ -36,7 +36,7 @@ def text(body: str | dict[str, str]) -> bytes:
 
 
 def meaning(message: Message | Malformed) -> Vector:
-    """Say a message in the words of the vectors."""
+    """Return a message in the notation of the vectors."""
     if isinstance(message, Malformed):
         return {"error": message.code, "op": message.op, "token": message.token}
     fields = message._asdict()
@@ -48,7 +48,7 @@ def meaning(message: Message | Malformed) -> Vector:
 
 
 def expected(vector: Vector) -> list[Vector]:
-    """Read what a vector means, its bodies turned into the bytes that messages hold."""
+    """Read the meaning of a vector, with bodies as the bytes that messages hold."""
     rows: list[Vector] = copy.deepcopy(vector["messages"])
     for fields in (row["fields"] for row in rows if "fields" in row):
         if "body" in fields:
@@ -72,14 +72,14 @@ NATIVE = {vector["name"]: vector for vector in read("native.json")}
 
 
 @pytest.mark.parametrize("name", FABRIC)
-def test_the_frames_mean_what_the_vector_says(name: str) -> None:
+def test_frames_decode_to_the_messages_of_the_vector(name: str) -> None:
     vector = FABRIC[name]
     frames = [octets(frame) for frame in vector["frames"]]
     assert [meaning(message) for message in decode(frames)] == expected(vector)
 
 
 @pytest.mark.parametrize("name", [name for name, vector in FABRIC.items() if "canonical" in vector])
-def test_the_canonical_frames_are_what_we_send(name: str) -> None:
+def test_messages_encode_to_the_canonical_frames(name: str) -> None:
     vector = FABRIC[name]
     messages = [build(row) for row in expected(vector)]
     assert encode(messages) == [octets(frame) for frame in vector["frames"]]
@@ -87,7 +87,7 @@ def test_the_canonical_frames_are_what_we_send(name: str) -> None:
 
 @pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.parametrize("step", [1, 3, 7, 1 << 20])
-def test_a_native_stream_holds_these_bodies_however_it_is_split(name: str, step: int) -> None:
+def test_native_stream_holds_the_bodies_however_split(name: str, step: int) -> None:
     vector = NATIVE[name]
     stream = octets(vector["stream"])
     splitter = Splitter(vector.get("limit_bytes", 1 << 20))

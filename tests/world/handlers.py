@@ -73,7 +73,7 @@ class SimHandler:
         """The process is stopped for a while; then it goes on where it was."""
         self.world.tell(self.name, "FREEZES", f"for {seconds:.1f} s")
         self._thaw_at = max(self._thaw_at, self.world.now + seconds)
-        self.link.party.sent(self._thaw_at)  # no heartbeats meanwhile
+        self.link.party.on_sent(self._thaw_at)  # no heartbeats meanwhile
 
     def emit(self, type_: str, said: list[Command], id_: str | None = None) -> int:
         """Act of its own initiative; returns the token that the outcome will have."""

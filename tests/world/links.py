@@ -61,7 +61,7 @@ class SimLink:
         if self._link is None or self.party.state in (State.DOWN, State.GREETING):
             return 0
         self._up.send(messages)
-        self.party.sent(self.world.now)
+        self.party.on_sent(self.world.now)
         return len(messages)
 
     # --- what befalls it ---
@@ -109,7 +109,7 @@ class SimLink:
     def _open(self) -> None:
         if self._link is None and self.party.state is State.DOWN and self._lain is None:
             self._connect()
-            self._do(self.party.opened(self.world.now))
+            self._do(self.party.on_opened(self.world.now))
 
     def _connect(self) -> None:
         link = self._link = Link("ipc", self.world.new_key())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bester.broker.core.reporters import SILENT_ENDS
 from bester.broker.wire.messages import Forward, Meta
-from bester.client.frames import OUTCOME_TYPE
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 if TYPE_CHECKING:
     from tests.world.clock import World

@@ -139,7 +139,7 @@ class Device:
 
         def lost() -> None:
             if connection and self._connection is connection[0]:
-                self._act(core, core.lost("it is gone", self.world.now))
+                self._act(core, core.on_disconnected("it is gone", self.world.now))
 
         splitter = Splitter(MAX_FRAME_BYTES)
 
@@ -150,12 +150,12 @@ class Device:
 
         opened = bridge.connect(self.host, came, lost)
         if opened is None:
-            self._act(core, core.lost("nobody listens", self.world.now))
+            self._act(core, core.on_disconnected("nobody listens", self.world.now))
             return
         self.connections += 1
         connection.append(opened)
         self._connection = opened
-        core.opened(self.world.now)
+        core.on_connected(self.world.now)
         self._wake()
 
     def _hear(self, core: Core, body: bytes) -> None:

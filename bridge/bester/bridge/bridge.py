@@ -46,6 +46,7 @@ from bester.broker.wire.messages import (
     Submit,
     Welcome,
 )
+from bester.broker.wire.outcomes import failed
 
 
 class Bridge:
@@ -150,7 +151,7 @@ class Bridge:
                 self._broker_link.on_answer(message.token, message.status, message.value)
             case Forward():
                 if self.forward is None:
-                    self.on_forwarded(message.token, "failed:unreachable", {"unsent": True})
+                    self.on_forwarded(message.token, failed("unreachable"), {"unsent": True})
                 else:
                     self.forward(message)
             case Close():

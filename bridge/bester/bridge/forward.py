@@ -32,14 +32,15 @@ from bester.bridge.openings import Openings
 from bester.broker.names import Names, connect
 from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
+from bester.broker.wire.outcomes import SENT, failed
 
 Became = tuple[str, Meta]
 """What became of a message: an outcome, and the meta of a Forwarded."""
-SENT: Became = ("sent", {})
-CUT: Became = ("failed:unreachable", {})
-UNREACHABLE: Became = ("failed:unreachable", {"unsent": True})
-OVERLOADED: Became = ("failed:overloaded", {"unsent": True})
-UNWRITABLE: Became = ("failed:malformed", {"unsent": True})
+READ: Became = (SENT, {})
+CUT: Became = (failed("unreachable"), {})
+UNREACHABLE: Became = (failed("unreachable"), {"unsent": True})
+OVERLOADED: Became = (failed("overloaded"), {"unsent": True})
+UNWRITABLE: Became = (failed("malformed"), {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """Whether the other end has taken in what was sent raises no event: it is looked at after this time, then after twice
@@ -82,13 +83,13 @@ class _Conversation(asyncio.Protocol):
                 self._end(became)
                 return
         if self._splitter.refused is not None:
-            self._end(("failed:malformed", {"reported": True}))
+            self._end((failed("malformed"), {"reported": True}))
 
     def eof_received(self) -> bool:
         """The peer closes. In peace, if its system has taken in all of the frame; else `_look` finds a reset."""
         self._parted = True
         if self._through is None:
-            self._end(SENT)
+            self._end(READ)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -108,7 +109,7 @@ class _Conversation(asyncio.Protocol):
             return
         self._is_through()
         if self._parted:
-            self._end(SENT)
+            self._end(READ)
 
     def _is_through(self) -> None:
         through, self._through = self._through, None

@@ -59,7 +59,7 @@ def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
     if not insecure and not is_loopback(address.host):
         raise ConfigError(
             f"{key} = {str(address)!r} would take passwords in plain text from other machines: "
-            'listen on 127.0.0.1 or "[::1]", or say insecure = true if the network is yours'
+            'listen on 127.0.0.1 or "[::1]", or set insecure = true if the network is yours'
         )
 
 

@@ -16,6 +16,7 @@ from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
 
 NULL = b"null"
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
@@ -330,16 +331,16 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
     recipients = payload.recipients if type(payload.recipients) is dict else {}
     meta: Meta = {"reported": True}
     if said.header.status == "good":
-        queued = sum(1 for each in recipients.values() if each == "queued")
+        queued = sum(1 for each in recipients.values() if each == QUEUED)
         if queued:
             meta["queued"] = queued
-        return "sent" if "sent" in recipients.values() else "queued" if queued else "delivered", meta
+        return SENT if SENT in recipients.values() else QUEUED if queued else DELIVERED, meta
     if recipients:
         meta["carried"] = True
     reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
     if type(payload.note) is str:
         meta["note"] = safe_note(payload.note)  # a frame of it may be long
-    return f"failed:{reason}", meta
+    return failed(reason), meta
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

@@ -257,7 +257,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
             link = service.link(config.fabric.connect[0])
             link.start()
             try:
-                listen, name = ", ".join(service.addresses), link.party.hello.name
+                listen, name = ", ".join(service.addresses), link.link_client.hello.name
                 known = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
                 log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=known)
                 async with asyncio.TaskGroup() as group:
@@ -272,8 +272,8 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     log.warning("messages were still under way; their senders were told so", extra=known)
             finally:
                 await link.close(timeout_s=1.0)
-            if link.party.refusal is not None and not stop.is_set():
-                why = link.party.refusal.text
+            if link.link_client.refusal is not None and not stop.is_set():
+                why = link.link_client.refusal.text
                 log.error("the broker refuses this bridge: %s", why, extra=facts("bridge-refused", why=why))
                 return 1
         return 0

@@ -1,9 +1,8 @@
-"""Who may log in: accounts in SQLite, passwords as argon2id.
+"""Accounts of a server's users in SQLite, with passwords as argon2id hashes.
 
-Several processes may use one database: what the command line changes holds on a
-running server with the next question. What was removed stays written down until a
-server has ended all that there was under the name. A password is never stored, logged
-or kept, and an unknown name costs as much time as a wrong password.
+Several processes may use one database: a change by the command line holds on a running server from the next question
+on. The name of a removed account stays recorded until the server has ended everything that existed under the name. A
+password is never stored or logged, and an unknown name takes as long as a wrong password.
 """
 
 from __future__ import annotations
@@ -26,46 +25,47 @@ from bester.broker.wire.messages import MAX_USER
 
 FILE = "accounts.db"
 PASSWORD_LIMIT_BYTES = 1024
-"""Longer ones only make checking slow."""
+"""Longer passwords only make checking slow."""
 _log = logging.getLogger(__name__)
 
 
 class Account(NamedTuple):
-    """`created_s` is seconds of the wall clock since 1970."""
+    """Account of a user; `created_s` is in seconds of the wall clock since 1970."""
 
     name: str
     created_s: int
 
 
 class Logins(Protocol):
-    """What a broker asks about users."""
+    """Questions of a broker about users."""
 
     async def verify(self, user: str, password: str, address: str) -> Verdict:
-        """Say whether a password is right; `address` is the client's, empty where it has none."""
+        """Check a password; `address` is the client's, empty if the client has none."""
 
     def exists(self, name: str) -> bool:
-        """Say whether there is an account of this name."""
+        """Return whether an account has this name."""
 
     def changed(self) -> bool:
-        """Say whether accounts may have been added or removed by somebody else since this was last asked."""
+        """Return whether another process may have added or removed accounts since the last call."""
 
     def removed(self) -> set[str]:
-        """Return the names of accounts that were removed, and are not struck off yet; there may be a new account."""
+        """Return the names of removed accounts that are not struck off; a new account may have such a name."""
 
     def strike_off(self, names: Collection[str]) -> bool:
-        """Nothing is left of these removed accounts. False where that could not be written down: try again."""
+        """Record that nothing is left of these removed accounts. Return False if recording failed, to be tried
+        again."""
 
     def close(self) -> None:
-        """Let go of files and threads."""
+        """Close files and stop threads."""
 
 
 def open_logins(config: Config) -> Logins:
-    """Return what `[accounts] auth` asks for."""
+    """Return the logins that `[accounts] auth` names."""
     return OpenAccounts() if config.auth == "open" else Accounts(config.server.data_dir, serving=True)
 
 
 def name_fault(name: str) -> str | None:
-    """Say what is wrong with a user name, or None."""
+    """Return the fault of a user name, or None."""
     if not name:
         return "a user name has at least one character"
     if len(name) > MAX_USER:
@@ -76,7 +76,7 @@ def name_fault(name: str) -> str | None:
 
 
 def password_fault(password: str) -> str | None:
-    """Say what is wrong with a password as such, or None."""
+    """Return the fault of a password, or None."""
     if not password:
         return "a password has at least one character"
     try:
@@ -87,39 +87,39 @@ def password_fault(password: str) -> str | None:
 
 
 class OpenAccounts:
-    """`auth = "open"`: whoever gives a name and a password is let in, and nobody is known beforehand."""
+    """Logins of `auth = "open"`: any name with any password is admitted, and no user is known beforehand."""
 
     async def verify(self, user: str, password: str, address: str) -> Verdict:
-        """Let in any usable name with a password."""
+        """Admit any usable name with a password."""
         return WRONG if name_fault(user) or password_fault(password) else LET_IN
 
     def exists(self, name: str) -> bool:
-        """Say no: there are no accounts."""
+        """Return False, as no account exists."""
         return False
 
     def changed(self) -> bool:
-        """Say no: there are no accounts."""
+        """Return False, as no account exists."""
         return False
 
     def removed(self) -> set[str]:
-        """Return nobody: there are no accounts."""
+        """Return an empty set, as no account exists."""
         return set()
 
     def strike_off(self, names: Collection[str]) -> bool:
-        """Do nothing: there are no accounts."""
+        """Return True, as no account exists."""
         return True
 
     def close(self) -> None:
-        """Do nothing: there is nothing to let go of."""
+        """Do nothing, as no file is open."""
 
 
 class Accounts:
-    """The accounts of one server. The synchronous methods belong to the thread that made it."""
+    """Accounts of one server. The synchronous methods belong to the thread that made the object."""
 
     def __init__(self, data_dir: Path, clock: Callable[[], float] = time.monotonic, *, serving: bool = False) -> None:
-        """Open the database, making it where there is none. `serving`: a server will log users in from it.
+        """Open the database, or create the missing one. `serving`: a server checks logins with this object.
 
-        Raises ConfigError for the directory, or where the file cannot be one of accounts, BesterError else.
+        Raises ConfigError for the directory or for a file that is no file of accounts, else BesterError.
         """
         prepare(data_dir)
         self.path = data_dir / FILE
@@ -133,12 +133,12 @@ class Accounts:
         return self._file.db
 
     def close(self) -> None:
-        """Close the database; checks still running are waited for, a few hundredths of a second."""
+        """Close the database, after waiting some hundredths of a second for running checks."""
         self._verifying.close()
         self._db.close()
 
     def add(self, name: str, password: str) -> None:
-        """Make an account. Raises BesterError where the name is taken, or name or password cannot be used."""
+        """Create an account. Raises BesterError for a name that is taken, or an unusable name or password."""
         fault = name_fault(name) or password_fault(password)
         if fault:
             raise BesterError("malformed", fault)
@@ -149,7 +149,7 @@ class Accounts:
             )
 
     def passwd(self, name: str, password: str) -> None:
-        """Change a password. Raises BesterError where there is no such account or the password cannot be used."""
+        """Change a password. Raises BesterError for an unknown account or an unusable password."""
         fault = password_fault(password)
         if fault:
             raise BesterError("malformed", fault)
@@ -157,29 +157,29 @@ class Accounts:
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def remove(self, name: str) -> None:
-        """Remove an account, and write down that it was. Raises BesterError where there is none."""
+        """Remove an account and record the removal. Raises BesterError for an unknown account."""
         if not self._both(("DELETE FROM account WHERE name = ?", "INSERT OR IGNORE INTO removed VALUES (?)"), name):
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def list(self) -> list[Account]:
-        """Return all accounts by name."""
+        """Return all accounts, ordered by name."""
         try:
             return [Account(*row) for row in self._db.execute("SELECT name, created_s FROM account ORDER BY name")]
         except sqlite3.Error as error:
             raise self._broken(error) from None
 
     def exists(self, name: str) -> bool:
-        """Say whether there is an account of this name: one look-up by key. Yes where the database cannot tell."""
+        """Return whether an account has this name, by one look-up of the key; True if the database cannot be read."""
         try:
             return self._db.execute("SELECT 1 FROM account WHERE name = ?", (name,)).fetchone() is not None
         except UnicodeEncodeError:
             return False
         except sqlite3.Error as error:
             _log.error("%s", self._broken(error).text)
-            return True  # `unknown-user` would be for ever
+            return True  # `unknown-user` would be permanent
 
     def changed(self) -> bool:
-        """Say whether another process has written since this was last asked; cheap, no table is read."""
+        """Return whether another process has written since the last call; cheap, as no table is read."""
         if self._serving:
             self._file.look()
         try:
@@ -190,8 +190,8 @@ class Accounts:
         return before != version
 
     def removed(self) -> set[str]:
-        """Return the names of removed accounts that are not struck off. Where the database cannot tell: nobody, and
-        `changed` says yes once more."""
+        """Return the names of removed accounts that are not struck off. If the database cannot be read, return an empty
+        set, and let `changed` return True once more."""
         try:
             return {str(name) for (name,) in self._db.execute("SELECT name FROM removed")}
         except sqlite3.Error as error:
@@ -200,7 +200,8 @@ class Accounts:
             return set()
 
     def strike_off(self, names: Collection[str]) -> bool:
-        """Nothing is left of these. Waits for nobody, as it is called by a server's loop; False: to be tried again."""
+        """Record that nothing is left of these accounts, without waiting for a lock, as a server's loop calls this
+        method. Return False if the call is to be repeated."""
         try:
             self._db.execute("PRAGMA busy_timeout = 0")
             try:
@@ -215,7 +216,7 @@ class Accounts:
         return True
 
     async def verify(self, user: str, password: str, address: str) -> Verdict:
-        """Check a password. What can be nobody's is refused, and counts for nothing."""
+        """Check a password. An impossible name or password is refused and counts as no failure."""
         if name_fault(user) or password_fault(password):
             return WRONG
         return await self._verifying.verify(user, password, address)
@@ -243,7 +244,8 @@ class Accounts:
             raise self._broken(error) from None
 
     def _both(self, statements: tuple[str, str], name: str) -> bool:
-        """Carry out both, or neither; the second only where the first has changed something, which is returned."""
+        """Carry out both statements or neither; the second runs only if the first changed a row. Return whether it
+        did."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -258,7 +260,7 @@ class Accounts:
         return found
 
     def _undo(self) -> None:
-        """Go back to before a transaction that was begun and not ended, if there is one."""
+        """Roll back an open transaction, if any."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
@@ -267,7 +269,7 @@ class Accounts:
 
 
 def _is_hash(stored: str) -> bool:
-    """Say whether a password could fit this at all."""
+    """Return whether a stored text is a hash that a password could match."""
     try:
         argon2.extract_parameters(stored)
     except argon2.exceptions.InvalidHashError:

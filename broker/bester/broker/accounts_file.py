@@ -1,8 +1,8 @@
-"""The file of the accounts: made, looked at, opened, and watched while a server uses it.
+"""File of the accounts: created, checked, opened, and watched while a server uses the file.
 
-A file that was cut off or is damaged is refused: from one half of it nobody knows who may log in. On a full disk it is
-opened without what SQLite shares with other processes, so that who has an account can log in; as soon as there is room
-it is opened as usual, and other processes can change it again.
+A truncated or damaged file is refused, as half a file does not tell who may log in. On a full disk the file is opened
+without the memory that SQLite shares with other processes, so that users with an account can log in; as soon as the
+disk has room the file is opened as usual, and other processes can change accounts again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bester.broker import database
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 5.0
-"""How long the command line waits for another process that is writing."""
+"""Seconds that the command line waits for another process's write."""
 AGAIN_BUSY_S = 0.1
-"""The same for a server that opens it again: nobody else is served meanwhile."""
+"""Seconds that a server waits when reopening the file, as no other request is served meanwhile."""
 LOOK_S = 1.0
-"""So often a server looks whether the file is still there, and, where the disk was full, whether there is room."""
+"""Interval at which a server checks that the file exists and, after a full disk, that the disk has room."""
 _TABLES = (
     """
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
@@ -34,7 +34,7 @@ _log = logging.getLogger("bester.broker.accounts")
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there are accounts; looking for them makes none. Raises as opening them does."""
+    """Return whether a file of accounts exists, without creating one. Raises as opening does."""
     try:
         return database.look(path, _ELSEWHERE)
     except OSError as error:
@@ -42,7 +42,7 @@ def is_there(path: Path) -> bool:
 
 
 def broken(path: Path, error: Exception) -> BesterError:
-    """Return the error for what the system, SQLite or a look at the file complains of, with the remedy."""
+    """Return the error, with its remedy, for a complaint of the system, of SQLite or of a check of the file."""
     if isinstance(error, OSError):
         room = database.is_no_room(error)
         return BesterError(
@@ -55,15 +55,15 @@ def broken(path: Path, error: Exception) -> BesterError:
 
 
 class AccountsFile:
-    """An open file of accounts, `db`. `serving`: a server will log users in from it, so it is looked through first.
+    """Open file of accounts, with the connection `db`; belongs to one thread.
 
-    All of it belongs to one thread.
+    With `serving`, a server checks logins with the file, so the whole file is checked first.
     """
 
     db: sqlite3.Connection
 
     def __init__(self, path: Path, *, serving: bool) -> None:
-        """Open the file, making it where there is none. Raises ConfigError, BesterError."""
+        """Open the file, or create the missing one. Raises ConfigError, BesterError."""
         self.path = path
         self._serving = serving
         self._look_at = 0.0
@@ -78,7 +78,7 @@ class AccountsFile:
         self._busy_s = AGAIN_BUSY_S
 
     def _create(self) -> bool:
-        """Make the file. False: its disk has no room, and a server can serve without."""
+        """Create the file. Return False if the disk has no room and a server can serve without accounts."""
         try:
             database.create(self.path, _fill)
         except (OSError, sqlite3.Error) as error:
@@ -102,7 +102,7 @@ class AccountsFile:
                 raise
             self._connect(alone=True)
             if not self._limited:
-                _log.warning("%s; until then nobody can be added or removed", broken(self.path, error).text)
+                _log.warning("%s; until then no user can be added or removed", broken(self.path, error).text)
             self._limited = True
 
     def _connect(self, *, alone: bool) -> None:
@@ -111,8 +111,10 @@ class AccountsFile:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version or (tables and "account" not in tables):
-                what = "written by a newer Bester" if "account" in tables else "a database, but not Bester's accounts"
-                raise ConfigError(f"{self.path}: {what}; {_ELSEWHERE}")
+                problem = (
+                    "written by a newer Bester" if "account" in tables else "a database, but not Bester's accounts"
+                )
+                raise ConfigError(f"{self.path}: {problem}; {_ELSEWHERE}")
             db.execute("PRAGMA journal_mode = WAL").close()
             damage = database.damage(db, self.path, order=True) if self._serving else None
             if damage is not None:
@@ -126,7 +128,7 @@ class AccountsFile:
         self.db = db
 
     def look(self) -> None:
-        """Look after the file, if it is time: call it a few times a second while a server uses it."""
+        """Check the file if a check is due; a server calls this method a few times a second."""
         now = time.monotonic()
         if now < self._look_at:
             return
@@ -144,7 +146,7 @@ class AccountsFile:
         self._gone = gone
 
     def _open_as_usual(self) -> None:
-        """There was no room: see whether there is now."""
+        """Reopen the file after a full disk, if the disk has room now."""
         try:
             if self._stands_in:
                 database.create(self.path, _fill)
@@ -152,7 +154,7 @@ class AccountsFile:
             self.db.close()
             self._open()
         except (OSError, sqlite3.Error) as error:
-            if not database.is_no_room(error):  # that has been said
+            if not database.is_no_room(error):  # already logged
                 _log.error("%s", broken(self.path, error).text)
         except (BesterError, ValueError) as error:
             _log.error("%s", error.text if isinstance(error, BesterError) else broken(self.path, error).text)

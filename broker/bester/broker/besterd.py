@@ -1,8 +1,8 @@
-"""Reads the configuration of the reference daemon, besterd's `server.conf`, into a Config of ours.
+"""Reader of `server.conf`, the configuration of the reference daemon besterd, into a Config.
 
-Beside besterd's own keys the file may have an object `bester`: tables of `bester.toml`, written as JSON, for what
-besterd knows nothing of. What cannot be carried over is said in `Config.notices`, never dropped in silence. Relative
-paths start from the file's directory, where besterd is run.
+Beside besterd's own keys the file may have an object `bester`: tables of `bester.toml`, written as JSON, for settings
+that besterd does not have. `Config.notices` names every key that is not read. Relative paths start from the file's
+directory, where besterd is run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import type_fault
 
 INFORMER = "bInformer"
-"""The name of the informer's socket, which handlers made for besterd know."""
+"""Name of the informer's socket, as handlers made for besterd expect."""
 KEYS = ("network", "handlers", "database", "admin")
 OURS = "bester"
-"""The object of the file that besterd knows nothing of."""
+"""Object of the file that besterd does not know."""
 ELSEWHERE = {
     "handlers": "handlers are declared in handlers.typeMap of this file",
     "informer": f"the informer is {INFORMER} beside this file, where besterd has it",
@@ -45,12 +45,13 @@ ELSEWHERE = {
     "native.unix": "listeners stand in network of this file",
     "native.insecure": 'write "insecure": true into network of this file',
 }
-"""What `bester` must not say, and why: besterd's own keys do, or commands that do not read this file would go wrong."""
+"""Keys that `bester` must not have, with the reason: besterd's own keys cover them, or commands that do not read this
+file would go wrong."""
 OPEN = (
     "as with besterd, any server may send messages here, and handlers may send to any host:port; to keep to servers "
     'that you name: "bester": {"servers": {"NAME": {"native": "HOST:PORT"}}, "federation": {"accept": "listed"}}'
 )
-"""What whoever runs this file should know at every start, until `accept` says what is wanted."""
+"""Notice at every start until `accept` is set."""
 
 
 def load(path: Path) -> Config:
@@ -70,7 +71,7 @@ class _Reader:
             self._fail("the file", f"is not JSON: {error}; mend it there")
 
     def config(self) -> Config:
-        """Return the configuration. Raises ConfigError with the first thing that is wrong."""
+        """Return the configuration. Raises ConfigError with the first mistake."""
         for key in self._top:
             if key not in (*KEYS, OURS):
                 self._notices.append(f"{key} is not read; {nearest(key, (*KEYS, OURS))}")
@@ -96,10 +97,10 @@ class _Reader:
         )
 
     def _tables(self, tables: dict[str, Any]) -> _Tables:
-        """Return what `bester` says, without what it must not say."""
+        """Return the tables of `bester`. Raises ConfigError for keys that belong elsewhere."""
         source = _Tables(self.path, tables)
-        for place, where in ELSEWHERE.items():
-            section, _, key = place.partition(".")
+        for key_path, where in ELSEWHERE.items():
+            section, _, key = key_path.partition(".")
             table = tables.get(section)
             if table is not None and (not key or (isinstance(table, dict) and key in table)):
                 source.fail(section, key or None, f"does not belong here; {where}")
@@ -117,24 +118,24 @@ class _Reader:
         for kind in kinds:
             if kind not in ("tcp4", "tcp6", "unix"):
                 self._fail("network.types", f"{kind!r} is not one of tcp4, tcp6, unix")
-            place = f"network.{kind}"
-            block = self._map(network.get(kind), place)
-            address = self._text(block.get("address"), f"{place}.address")
+            key_path = f"network.{kind}"
+            block = self._map(network.get(kind), key_path)
+            address = self._text(block.get("address"), f"{key_path}.address")
             if kind == "unix":
-                unix = self._socket(address, f"{place}.address")
+                unix = self._socket(address, f"{key_path}.address")
             else:
                 tcp[kind] = self._address(kind, address, str(block.get("port", "")), insecure)
         return NativeConfig(tcp.get("tcp4"), tcp.get("tcp6"), unix, insecure)
 
     def _address(self, kind: str, host: str, port: str, insecure: bool) -> HostPort:
-        place = f"network.{kind}"
+        key_path = f"network.{kind}"
         try:
             address = parse_host_port(f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}")
         except ValueError as error:
-            self._fail(place, str(error))
+            self._fail(key_path, str(error))
         fault = listener_fault(kind, address, insecure)
         if fault:
-            self._fail(place, f'{fault}; use a loopback address, or add "insecure": true to network')
+            self._fail(key_path, f'{fault}; use a loopback address, or add "insecure": true to network')
         return address
 
     def _handlers(self, block: dict[str, Any]) -> tuple[HandlerConfig, ...]:
@@ -148,19 +149,19 @@ class _Reader:
 
     def _handler(self, type_: object, by_type: dict[str, Any], number: int) -> HandlerConfig:
         type_ = self._text(type_, "handlers.availableTypes")
-        place = f"handlers.typeMap.{type_}"
+        key_path = f"handlers.typeMap.{type_}"
         fault = type_fault(type_)
         if fault:
             self._fail("handlers.availableTypes", fault)
         if type_ not in by_type:
-            self._fail(place, "is missing, though availableTypes names the type; add it or take the type out")
-        block = self._map(by_type[type_], place)
+            self._fail(key_path, "is missing, though availableTypes names the type; add it or take the type out")
+        block = self._map(by_type[type_], key_path)
         socket = self._socket(
-            self._text(block.get("unixDomainSocketPath"), f"{place}.unixDomainSocketPath"),
-            f"{place}.unixDomainSocketPath",
+            self._text(block.get("unixDomainSocketPath"), f"{key_path}.unixDomainSocketPath"),
+            f"{key_path}.unixDomainSocketPath",
         )
         binary = block.get("handlerBinary")
-        program = self._program(binary, place)
+        program = self._program(binary, key_path)
         return HandlerConfig(
             name=type_ if name_fault(type_) is None else f"handler-{number}",
             types=(type_,),
@@ -168,38 +169,40 @@ class _Reader:
             program=(program, str(socket)) if program else None,
         )
 
-    def _program(self, binary: object, place: str) -> str | None:
+    def _program(self, binary: object, key_path: str) -> str | None:
         if binary is None or binary == "":
             return None
-        path = self.directory / self._text(binary, f"{place}.handlerBinary")
+        path = self.directory / self._text(binary, f"{key_path}.handlerBinary")
         if path.is_file() and os.access(path, os.X_OK):
             return str(path)
-        self._notices.append(f"{place}.handlerBinary: {path} is no program here; its socket is expected to be served")
+        self._notices.append(
+            f"{key_path}.handlerBinary: {path} is no program here; its socket is expected to be served"
+        )
         return None
 
-    def _socket(self, text: str, place: str) -> Path:
+    def _socket(self, text: str, key_path: str) -> Path:
         path = self.directory / text
         fault = socket_path_fault(path)
         if fault:
-            self._fail(place, f"{fault}; choose a shorter one")
+            self._fail(key_path, f"{fault}; choose a shorter one")
         return path
 
-    def _map(self, value: object, place: str) -> dict[str, Any]:
+    def _map(self, value: object, key_path: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            self._fail(place, "is missing or no object; write { … }")
+            self._fail(key_path, "is missing or no object; write { … }")
         return value
 
-    def _text(self, value: object, place: str) -> str:
+    def _text(self, value: object, key_path: str) -> str:
         if not isinstance(value, str) or not value or re.search(r"[\x00-\x1f]", value):
-            self._fail(place, "is missing or not plain text; write it as a string")
+            self._fail(key_path, "is missing or not plain text; write it as a string")
         return value
 
-    def _fail(self, place: str, what: str) -> NoReturn:
-        raise ConfigError(one_line(f"{self.path}: {place}: {what}"))
+    def _fail(self, key_path: str, problem: str) -> NoReturn:
+        raise ConfigError(one_line(f"{self.path}: {key_path}: {problem}"))
 
 
 class _Tables(Source):
-    """The tables in `bester`, in place of those of a TOML file."""
+    """Tables of `bester`, in place of those of a TOML file."""
 
     def __init__(self, path: Path, tables: dict[str, Any]) -> None:
         self.path = path
@@ -210,9 +213,9 @@ class _Tables(Source):
         """Return the tables."""
         return self._tables
 
-    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
-        """Raise ConfigError for a key (or, with None, for the section itself)."""
-        place = ".".join(part for part in (OURS, section, key) if part)
-        what = re.sub(r"write (\w+) = ", r'write "\1": ', what)  # what is meant, as JSON has it
-        what = re.sub(r"is a table; write \[.*\] and its keys below", "is an object; write { … }", what)
-        raise ConfigError(one_line(f"{self.path}: {place}: {what}"))
+    def fail(self, section: str, key: str | None, problem: str) -> NoReturn:
+        """Raise ConfigError for a key, or for the section if `key` is None."""
+        key_path = ".".join(part for part in (OURS, section, key) if part)
+        problem = re.sub(r"write (\w+) = ", r'write "\1": ', problem)  # remedies in the form of JSON
+        problem = re.sub(r"is a table; write \[.*\] and its keys below", "is an object; write { … }", problem)
+        raise ConfigError(one_line(f"{self.path}: {key_path}: {problem}"))

@@ -1,8 +1,8 @@
-"""Which password is checked next, and who is turned away when too many wait. Pure.
+"""Queue of password checks: which check is next, and which login is turned away from a full queue. Pure.
 
-The lowest rank goes first, then whoever came first. When all places are taken, a newcomer of a better rank takes the
-place of one of the worst; of the same rank, that of a user, or an address, of which more wait than of the newcomer's: a
-flood of logins for one user, or from one address, turns away its own.
+The lowest rank goes first, and in one rank the oldest. In a full queue a newcomer of a better rank replaces one login
+of the worst rank. Within one rank, the login goes whose user, or whose address, has most logins in the queue: a flood
+of logins for one user, or from one address, turns away its own.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import Generic, NamedTuple, TypeVar
 
-PLACES = 128
-"""Logins that wait; the last has its answer within about 2 s, while its client still listens."""
+MAX_WAITING = 128
+"""Logins in the queue; the last has its answer within about 2 s, while its client still listens."""
 RANKS = 4
 
 T = TypeVar("T")
 
 
 class Waiting(NamedTuple, Generic[T]):
-    """Somebody's login; `what` is the caller's."""
+    """Login in the queue; `item` is the caller's object."""
 
     rank: int
     user: str
     net: str
-    what: T
+    item: T
 
 
 class CheckQueue(Generic[T]):
-    """The logins that wait, by rank."""
+    """Waiting logins by rank."""
 
-    def __init__(self, places: int = PLACES) -> None:
-        self._places = places
+    def __init__(self, most: int = MAX_WAITING) -> None:
+        self._most = most
         self._rows: list[OrderedDict[int, Waiting[T]]] = [OrderedDict() for _ in range(RANKS)]
         self._serial = 0
         self._users: Counter[str] = Counter()
@@ -39,34 +39,35 @@ class CheckQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._rows))
 
-    def add(self, rank: int, user: str, net: str, what: T) -> T | None:
-        """Have a login wait; returns the one that is turned away for it, which may be itself."""
+    def add(self, rank: int, user: str, net: str, item: T) -> T | None:
+        """Add a login. Return the item that is turned away from a full queue, which may be the added one."""
         self._serial += 1
-        self._rows[rank][self._serial] = Waiting(rank, user, net, what)
+        self._rows[rank][self._serial] = Waiting(rank, user, net, item)
         self._users[user] += 1
         self._nets[net] += 1
-        if len(self) <= self._places:
+        if len(self) <= self._most:
             return None
         worst = max(row for row in range(RANKS) if self._rows[row])
         number = max(self._rows[worst], key=lambda each: self._weight(worst, each))
-        return self._remove(worst, number).what
+        return self._remove(worst, number).item
 
     def _weight(self, rank: int, number: int) -> tuple[int, int, int]:
-        """Order those of one rank: of whom most others wait, and who came last, is turned away first."""
+        """Order logins of one rank: the user with most logins, then the address, then the newest is turned away
+        first."""
         waiting = self._rows[rank][number]
         return self._users[waiting.user], self._nets[waiting.net], number
 
     def pop(self) -> Waiting[T] | None:
-        """Return and forget the login whose turn it is."""
+        """Remove and return the next login."""
         for rank, row in enumerate(self._rows):
             if row:
                 return self._remove(rank, next(iter(row)))
         return None
 
-    def discard(self, what: T) -> None:
-        """Whoever waited is gone."""
+    def discard(self, item: T) -> None:
+        """Remove the logins of an item."""
         for rank, row in enumerate(self._rows):
-            for number in [number for number, waiting in row.items() if waiting.what is what]:
+            for number in [number for number, waiting in row.items() if waiting.item is item]:
                 self._remove(rank, number)
 
     def _remove(self, rank: int, number: int) -> Waiting[T]:

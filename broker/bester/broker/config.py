@@ -1,7 +1,6 @@
-"""The configuration of a server as frozen values, what holds where nothing is said, and the rules of names.
+"""Configuration of a server as frozen values, with the defaults and the rules of names.
 
-Reading files is left to others; nothing here opens a socket, starts a program or
-makes a directory.
+Other modules read files; this one opens no socket, starts no program and makes no directory.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NAME_LIMIT = 100
 """Characters of a server's or handler's name: names travel in every message id and path."""
 
 STORE_FILE = "store.db"
-"""What is kept, in the data directory, unless the file names another place."""
+"""Default name of the store's file in the data directory."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -58,9 +57,9 @@ class FabricConfig:
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """What is kept and where. `path` None: in memory, gone with the process.
+    """Store of queued messages. `path` None: in memory, lost with the process.
 
-    `synchronous` is how SQLite writes: "full" (each commit has reached the disk) or "normal" (the system has it).
+    `synchronous` is SQLite's mode: "full" (each commit is on the disk) or "normal" (each commit is with the system).
     """
 
     path: Path | None = None
@@ -70,12 +69,11 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class HandlerConfig:
-    """A declared handler: exactly one of `app`, `command` and `socket`.
+    """Declared handler: exactly one of `app`, `command` and `socket`.
 
-    `program` is what listens on `socket`, where it is to be started as well; `order` says how it is given a user's
-    messages: one at a time and in order ("user"), or side by side ("none"). A message that a handler has had for
-    `timeout_s` (None: for 30 s, or its lease where that is longer) is given up; one that `attempts` handlers have died
-    over is a dead letter.
+    `program` listens on `socket`, if started by the server. `order` is the order of a user's messages: one at a time
+    ("user") or in parallel ("none"). A message fails after `timeout_s` with a handler (None: 30 s, or a longer lease of
+    the handler), and becomes a dead letter after the death of `attempts` handlers.
     """
 
     name: str
@@ -94,8 +92,8 @@ class HandlerConfig:
 class PeerConfig:
     """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type.
 
-    Of a native one: `reports` False where it reports on nothing that it is sent, `ordered` where the messages of one
-    type are sent one after the other.
+    Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
+    are sent one after the other.
     """
 
     name: str
@@ -108,7 +106,7 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it. `directory` is what relative paths start from; `notices` are lines to show at the start."""
+    """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start."""
 
     directory: Path
     server: ServerConfig
@@ -126,18 +124,18 @@ class Config:
 
     @property
     def native_hosts(self) -> dict[str, str]:
-        """The hosts of the servers that speak the native protocol, by the servers' names."""
+        """Hosts of the servers that speak the native protocol, by the servers' names."""
         return {name: peer.native.host for name, peer in self.servers.items() if peer.native is not None}
 
 
 STOCK_HANDLERS = tuple(
     HandlerConfig(name, (name,), app=f"bester.handlers.stock.{name}:app") for name in ("echo", "chat")
 )
-"""What runs where there is no file at all."""
+"""Handlers that run without a configuration file."""
 
 
 def defaults(directory: Path) -> Config:
-    """Return what holds where there is no file: one plain listener on loopback and the stock handlers."""
+    """Return the configuration without a file: one plain listener on loopback and the stock handlers."""
     data_dir = directory / "bester-data"
     listen = (f"ipc://{data_dir}/fabric.sock",)
     too_long = socket_path_fault(data_dir / "fabric.sock")
@@ -156,20 +154,20 @@ def defaults(directory: Path) -> Config:
 
 
 def host_name() -> str:
-    """Return the host's name as a server name, `bester` where it has none that is usable."""
+    """Return the host's name as a server name, or `bester` if the host has no usable name."""
     name = platform.node()
     return name if name_fault(name) is None else "bester"
 
 
 def name_fault(name: str) -> str | None:
-    """Say what is wrong with a name of a server or handler, or None."""
+    """Return the fault of a name of a server or handler, or None."""
     if len(name) <= NAME_LIMIT and _NAME.fullmatch(name):
         return None
     return f"{name!r}: a name is up to {NAME_LIMIT} letters, digits, '.', '-' and '_', these three not at its ends"
 
 
 def socket_path_fault(path: Path) -> str | None:
-    """Say that a path is too long for a Unix socket, or None."""
+    """Return the fault of a path that is too long for a Unix socket, or None."""
     length = len(str(path).encode(errors="surrogateescape"))
     if length <= PATH_BYTES:
         return None
@@ -177,7 +175,7 @@ def socket_path_fault(path: Path) -> str | None:
 
 
 def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:
-    """Say why a native listener (`tcp4` or `tcp6`) may not listen there, or None."""
+    """Return the reason why a native listener (`tcp4` or `tcp6`) may not listen at an address, or None."""
     numeric_v6 = ":" in address.host
     if key == "tcp4" and numeric_v6:
         return f"{address} is IPv6, which belongs under tcp6"

@@ -1,8 +1,7 @@
-"""Reads `bester.toml` into a Config; every mistake becomes one line with its remedy.
+"""Reader of `bester.toml` into a Config; every mistake becomes one line with its remedy.
 
-`KEYS` is the one list of what may be written; the reference in docs/ is checked
-against it. Nothing is accepted and then ignored, and nothing here opens a
-socket, starts a program or makes a directory.
+`KEYS` lists every key, and a test compares the reference in docs/ with the list. No key is accepted and ignored. This
+module opens no socket, starts no program and makes no directory.
 """
 
 from __future__ import annotations
@@ -34,29 +33,29 @@ from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
 from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
 
 FILE = Path("bester.toml")
-"""What every command reads where it is there and no other is named."""
+"""Default file of every command, if present."""
 MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""
 MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
-"""Less than a second is no waiting; what has waited for a year is of no use to anybody."""
+"""Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
 MAX_KEPT = 1_000_000_000
-"""Messages: above it, and above the bytes, a bound is a slip of the keyboard."""
+"""Messages; above this, and above MAX_KEPT_BYTES, a bound is a slip of the keyboard."""
 MAX_KEPT_BYTES = 2**50
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.1, 24 * 3600
-"""A busy machine delays any handler by less than the first; a day is longer than anybody waits for a report."""
+"""A busy machine delays any handler by less than the first; a day is longer than any sender waits for a report."""
 MAX_ATTEMPTS = 100
-"""A message that so many handlers have died over will not spare the next."""
+"""A message over which so many handlers have died will not spare the next."""
 
 
-FORGETFUL = '[store] url is memory: and nothing that waits outlives this process; "sqlite:…" names a file for it'
+FORGETFUL = '[store] url is memory:, so queued messages are lost with this process; "sqlite:…" names a file for them'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
-"""What else is in the data directory, and in a backup: no names for a store."""
+"""Other files of the data directory and of a backup, which a store must not replace."""
 
 
 class Key(NamedTuple):
-    """A key that may be written: what holds where it is missing, and what it is."""
+    """Key of the file: default and meaning, as the reference shows them."""
 
     default: str
     meaning: str
@@ -64,53 +63,49 @@ class Key(NamedTuple):
 
 KEYS: Mapping[str, Mapping[str, Key]] = {
     "server": {
-        "name": Key("the host's name", "the name other servers know this one by; part of every message id"),
+        "name": Key("the host's name", "the name by which other servers know this one; part of every message id"),
         "data_dir": Key('"bester-data"', "accounts, the store and the fabric's socket; made with mode 0700"),
     },
     "native": {
         "tcp4": Key(
-            '"127.0.0.1:2223"', "listen for clients and servers on IPv4; the default where no listener is named"
+            '"127.0.0.1:2223"', "the listener for clients and servers on IPv4; the default if no listener is named"
         ),
-        "tcp6": Key("none", 'the same on IPv6, as "[::1]:2224"'),
-        "unix": Key("none", "the same on a Unix socket at this path"),
+        "tcp6": Key("none", 'a listener on IPv6, as "[::1]:2224"'),
+        "unix": Key("none", "a listener on a Unix socket at this path"),
         "insecure": Key("false", "allow plain text on addresses beyond loopback"),
-        "max_frame": Key("1048576", "bytes of the longest frame taken from a client that has logged in"),
+        "max_frame": Key("1048576", "bytes of the longest frame accepted from a client that has logged in"),
         "max_connections": Key("20000", "connections at once"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
-        "max_connections_per_address": Key("1000", "the same from one address; loopback is not bounded by it"),
+        "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
     },
     "fabric": {
         "listen": Key(
             '["ipc://DATA_DIR/fabric.sock"]',
-            "where the broker takes handlers, bridges and servers; DATA_DIR stands for data_dir",
+            "where the broker accepts handlers, bridges and servers; DATA_DIR stands for data_dir",
         ),
         "connect": Key("the first of `listen`", "where bridges and handlers find the broker"),
     },
     "store": {
         "url": Key(
             '"sqlite:DATA_DIR/store.db"',
-            'where messages wait that cannot be delivered yet; "memory:" forgets at the end',
+            'the store of queued messages; "memory:" keeps none beyond the end of the process',
         ),
-        "synchronous": Key(
-            '"full"', '"full" survives power loss; "normal" may lose the last moments in one, and is faster'
-        ),
-        "ttl_s": Key("259200", "seconds a message waits, where its sender names no other time"),
-        "user_messages": Key("10000", "messages that wait for one user"),
-        "user_bytes": Key("67108864", "bytes of them"),
-        "server_messages": Key("100000", "messages that wait for one other server"),
-        "server_bytes": Key("1073741824", "bytes of them"),
-        "messages": Key("1000000", "messages that wait in all"),
-        "bytes": Key("8589934592", "bytes of them"),
+        "synchronous": Key('"full"', '"full" survives power loss; "normal" is faster and may lose the last moments'),
+        "ttl_s": Key("259200", "seconds that a message stays queued, unless its sender names another time"),
+        "user_messages": Key("10000", "messages queued for one user"),
+        "user_bytes": Key("67108864", "bytes queued for one user"),
+        "server_messages": Key("100000", "messages queued for one other server"),
+        "server_bytes": Key("1073741824", "bytes queued for one other server"),
+        "messages": Key("1000000", "messages queued in all"),
+        "bytes": Key("8589934592", "bytes queued in all"),
         "outcomes": Key(
             "1000000",
-            "what became of so many messages can be asked for; above it the oldest is forgotten",
+            "outcomes kept for questions of their senders; a new one above the bound replaces the oldest",
         ),
-        "dead_letters": Key("10000", "dead letters kept; a new one above it takes the place of the oldest"),
+        "dead_letters": Key("10000", "dead letters kept; a new one above the bound replaces the oldest"),
     },
     "accounts": {
-        "auth": Key(
-            '"accounts"', '"accounts": users that `bester user add` made; "open": whoever gives name and password'
-        ),
+        "auth": Key('"accounts"', '"accounts": users that `bester user add` made; "open": any name with any password'),
     },
     "handlers.NAME": {
         "types": Key('["NAME"]', "the message types it handles"),
@@ -120,34 +115,36 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "socket": Key("none", "the Unix socket of a handler made for besterd"),
         "order": Key(
             '"user"',
-            'of a `socket`: "user" gives it each user\'s messages one at a time and in order, "none" side by side',
+            'of a `socket`: "user" sends each user\'s messages one at a time and in order, "none" in parallel',
         ),
         "timeout_s": Key(
-            "30", "seconds a handler may take over one message; unless it is written, a longer lease counts"
+            "30", "seconds that a handler may take for one message; without this key a longer lease counts"
         ),
-        "attempts": Key("3", "handlers that may die with one message alone in their hands before it is a dead letter"),
+        "attempts": Key(
+            "3", "handlers that may die with one message alone in flight before the message is a dead letter"
+        ),
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
         "native": Key("none", "the server's native listener, as host:port"),
         "accept_types": Key("every type", "the message types it may send to this server"),
-        "reports": Key("true", "false: a native server that never says what became of a message (besterd)"),
+        "reports": Key("true", "false: a native server that sends no reports (besterd)"),
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
     "federation": {
         "accept": Key(
             '"listed"',
-            'servers that may send here: "listed" ones, all where it is "open", or "none"; only where it is "open", '
-            "handlers may send to a host:port that is not listed",
+            'servers that may send here: "listed" ones, "open" for all, or "none"; only with "open" may handlers send '
+            "to a host:port that is not listed",
         ),
     },
     "informer": {
-        "unix": Key("none", "the Unix socket on which handlers made for besterd ask questions"),
+        "unix": Key("none", "the Unix socket for questions of handlers made for besterd"),
     },
 }
 
 
-_LOG = "how it logs is said on the command line, with --log and --log-level"
+_LOG = "the log is set on the command line, with --log and --log-level"
 _ADDRESS = 'addresses are written as tcp4 = "HOST:PORT" in [native]'
 _NO_TLS = "there is no TLS yet"
 HINTS: Mapping[str, Mapping[str, str]] = {
@@ -161,11 +158,11 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     "handlers.NAME": {"retries": "did you mean attempts?"},
     "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
 }  # fmt: skip
-"""What to write instead of what people expect there to be."""
+"""Remedies for keys that users expect and Bester does not have."""
 
 
 def load(path: Path | None = None) -> Config:
-    """Read a file; without one `bester.toml` if it is there, else the defaults. Raises ConfigError."""
+    """Read a file, by default `bester.toml` if present, else return the defaults. Raises ConfigError."""
     if path is None:
         if not FILE.exists():
             return defaults(Path.cwd())
@@ -174,7 +171,7 @@ def load(path: Path | None = None) -> Config:
 
 
 def read(source: Source) -> Config:
-    """Read tables that stand in some file. Raises ConfigError."""
+    """Read the tables of a source. Raises ConfigError."""
     return _Reader(source).config()
 
 
@@ -188,7 +185,7 @@ class _Reader:
         self._top = Table(source, "", source.tables(), sections, HINTS[""])
 
     def config(self) -> Config:
-        """Return the configuration. Raises ConfigError with the first thing that is wrong."""
+        """Return the configuration. Raises ConfigError with the first mistake."""
         server = self._server()
         servers = {name: self._peer(name, table) for name, table in self._named("servers")}
         if server.name in servers:
@@ -231,14 +228,14 @@ class _Reader:
                 outer.fail(each, f"belongs below a name; write [{name}.NAME] above it")
             dotted = self._dotted(each, values, known)
             if dotted != each:
-                what = f'a name with dots stands in quotes; write [{name}."{dotted}"]'
-                self._source.fail(f"{name}.{dotted}", None, what)
+                problem = f'a name with dots stands in quotes; write [{name}."{dotted}"]'
+                self._source.fail(f"{name}.{dotted}", None, problem)
             table = Table(self._source, f"{name}.{each}", values, known, HINTS[f"{name}.NAME"])
             tables.append((each, table))
         return tables
 
     def _dotted(self, name: str, values: object, known: Mapping[str, Key]) -> str:
-        """Return the name that was meant: TOML takes [servers.b.example] for a table in a table."""
+        """Return the intended name of a table: TOML reads [servers.b.example] as a table in a table."""
         while isinstance(values, dict):
             inner = [key for key, value in values.items() if isinstance(value, dict) and key not in known]
             if not inner or any(key in known for key in values):
@@ -279,7 +276,7 @@ class _Reader:
         address = table.checked(key, parse_host_port, text)
         fault = listener_fault(key, address, insecure)
         if fault:
-            table.fail(key, f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or say insecure = true")
+            table.fail(key, f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true")
         return address
 
     def _fabric(self, data_dir: Path) -> FabricConfig:
@@ -362,7 +359,8 @@ class _Reader:
         return path
 
     def _one_budget_a_type(self, handlers: tuple[HandlerConfig, ...]) -> None:
-        """The broker does not know one handler of a type from another; see that they say the same."""
+        """Require that handlers of one type have the same limits, as the broker does not distinguish handlers of a
+        type."""
         first: dict[str, HandlerConfig] = {}
         for handler in handlers:
             for type_ in handler.types:
@@ -373,16 +371,16 @@ class _Reader:
                         self._source.fail(
                             f"handlers.{handler.name}",
                             key,
-                            f"is {_said(here)} here and {_said(there)} in [handlers.{other.name}], "
+                            f"is {_budget_text(here)} here and {_budget_text(there)} in [handlers.{other.name}], "
                             f"which handles {type_!r} too; write the same in both",
                         )
 
     def _handler(self, name: str, table: Table) -> HandlerConfig:
         given = [key for key in ("app", "command", "socket") if key in table]
         if len(given) != 1:
-            what = f"has {' and '.join(given)}; keep one of them" if given else "says nothing to run"
+            problem = f"has {' and '.join(given)}; keep one of them" if given else "names nothing to run"
             example = "" if given else '; add app = "module:attribute", command = ["program"] or socket = "path"'
-            table.fail(None, what + example)
+            table.fail(None, problem + example)
         app = table.text("app")
         if app is not None and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", app):
             table.fail(
@@ -393,7 +391,7 @@ class _Reader:
             table.fail("command", 'is empty; write the program and its arguments as ["program", "argument"]')
         types = table.texts("types") if "types" in table else (name,)
         if "order" in table and "socket" not in table:
-            remedy = 'in Python write @app.handler(…, order="user"), in another language say it in HELLO'
+            remedy = 'in Python write @app.handler(…, order="user"), in another language set order in HELLO'
             table.fail("order", f"is for handlers at a socket; others ask for order themselves: {remedy}")
         return HandlerConfig(
             name=name,
@@ -428,9 +426,9 @@ class _Reader:
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
         types = table.texts("accept_types")
-        for key, what in (("reports", "always reports"), ("order", "always keeps the order of a type")):
+        for key, habit in (("reports", "always reports"), ("order", "always keeps the order of a type")):
             if fabric and key in table:
-                table.fail(key, f"is for native servers: a fabric one {what}; leave the key out")
+                table.fail(key, f"is for native servers: a fabric one {habit}; leave the key out")
         for each in types or ():
             fault = spelling_fault(each)
             if fault:
@@ -456,5 +454,5 @@ class _Reader:
         return path
 
 
-def _said(value: float | None) -> str:
+def _budget_text(value: float | None) -> str:
     return "not written" if value is None else f"{value:g}"

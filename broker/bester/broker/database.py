@@ -1,7 +1,7 @@
-"""SQLite files as a server finds them: made whole or not at all, looked at before they are used, opened on a full disk.
+"""SQLite files of a server: created whole or not at all, checked before use, opened on a full disk.
 
-Nothing odd is taken for new: a file that was cut off, or what SQLite has left beside one that is missing, is refused
-with the remedy, and stays as it is. SQLite itself would begin anew, and throw away what was beside it.
+A damaged state is never taken for a new one: a truncated file, or SQLite's own files beside a missing database, is
+refused with the remedy and left unchanged. SQLite itself would begin a new database and discard the files beside.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BESIDE = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a file that is open, or was when its process was killed."""
+"""Suffixes of SQLite's files beside a database that is open, or was open when its process was killed."""
 CHECK_BYTES = 256 * 1024 * 1024
-"""A file up to this is looked through at the start, a second of a slow disk; of a larger one faults show when they are
-met."""
+"""Largest file that is checked whole at the start, a second of a slow disk; in a larger one a fault shows on access."""
 RESTORE = "stop the server and put a backup in its place, without any -wal, -shm or -journal beside it"
 MAKE_ROOM = "make room on its disk"
 _REMEDIES = {
@@ -37,8 +36,8 @@ _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR")
 
 
 def remedy(error: sqlite3.Error) -> str:
-    """Return what helps against what SQLite complains of."""
-    name = getattr(error, "sqlite_errorname", "")  # absent where Python itself has found the fault
+    """Return the remedy for an error of SQLite."""
+    name = getattr(error, "sqlite_errorname", "")  # absent where Python itself found the fault
     for beginning, help_ in _REMEDIES.items():
         if name.startswith(beginning):
             return help_
@@ -46,18 +45,18 @@ def remedy(error: sqlite3.Error) -> str:
 
 
 def is_no_room(error: sqlite3.Error | OSError) -> bool:
-    """Say whether the disk is full, or does not take what is written for another reason: it may do so later."""
+    """Return whether a write failed for lack of room, or for another reason that may pass."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
 
 
 def look(path: Path, elsewhere: str, own: str = "") -> bool:
-    """Say whether there is a file that may be a database. `elsewhere` says how to name another, and `own`, where that
-    is something else, how to name one that this user can reach.
+    """Return whether a file exists that may be a database.
 
-    Raises ConfigError where it is no regular file, or cannot be reached; BesterError where a mode keeps this user from
-    it, where it was cut off, or is missing while something of it is there.
+    `elsewhere` is the remedy that names another file; `own`, if given, the one for a file out of this user's reach.
+    Raises ConfigError if the path is no regular file or cannot be reached; BesterError if its mode excludes this user,
+    if the file was truncated, or if the file is missing and files beside remain.
     """
     try:
         found = path.stat()
@@ -69,30 +68,30 @@ def look(path: Path, elsewhere: str, own: str = "") -> bool:
         see_nothing_left(path)
         return False
     if not stat.S_ISREG(found.st_mode):
-        what = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise ConfigError(f"{path}: is {what}; {elsewhere}")
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise ConfigError(f"{path}: is {kind}; {elsewhere}")
     see_access(path)
     see_not_empty(path, found.st_size)
     return True
 
 
 def see_nothing_left(path: Path) -> None:
-    """Raise BesterError where a file is missing and something of it is there: what was written last is in that, and a
-    new file would be spoiled by it."""
+    """Raise BesterError if SQLite's files beside a missing database remain: they hold the last writes, and would spoil
+    a new database."""
     left = [each.name for each in _beside(Path(os.path.realpath(path))) if os.path.lexists(each)]
     if left:
-        text = f"it is missing, and what was written last may be in {' and '.join(left)} beside it"
+        text = f"the file is missing, and the last writes may be in {' and '.join(left)} beside it"
         raise BesterError(
             "storage-full", f"{path}: {text}; put the file back, or move these away to begin with nothing"
         )
 
 
 def see_not_empty(path: Path, size_bytes: int) -> None:
-    """Raise BesterError where a file was cut off: what is beside it would be thrown away by SQLite."""
+    """Raise BesterError if a file was truncated to nothing: SQLite would discard the files beside."""
     if not size_bytes:
         raise BesterError(
             "storage-full",
-            f"{path}: is empty (0 bytes), so something has cut it off; {RESTORE}; or, if nothing was kept in it, "
+            f"{path}: is empty (0 bytes), so the file was truncated; {RESTORE}; or, if the file held no data, "
             "move it away to begin with nothing",
         )
 
@@ -102,9 +101,9 @@ def _beside(real: Path) -> list[Path]:
 
 
 def see_access(path: Path) -> None:
-    """Raise BesterError where a mode keeps this user from the file, or from what is beside it.
+    """Raise BesterError if a mode excludes this user from the file or from SQLite's files beside.
 
-    SQLite itself would find that out when it has made others with the same mode, which then are in the way.
+    SQLite would find the wrong mode only after creating files with the same mode, which then are in the way.
     """
     real = Path(os.path.realpath(path))
     for each in (real, *_beside(real)):
@@ -120,10 +119,10 @@ def see_access(path: Path) -> None:
 
 
 def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Make a file with mode 0600 in which `fill` has put what belongs there; there is all of it or none.
+    """Create a file with mode 0600 and the content that `fill` writes, whole or not at all.
 
-    So a process that is killed meanwhile leaves nothing that could be taken for a file that was cut off. Where somebody
-    else has made it at the same time, that is the file. Raises OSError, sqlite3.Error.
+    A process that is killed meanwhile leaves nothing that could be taken for a truncated file. A file that another
+    process has created at the same time is kept. Raises OSError, sqlite3.Error.
     """
     real = Path(os.path.realpath(path))
     new = real.with_name(f"{real.name}.new-{os.getpid()}")
@@ -131,7 +130,7 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
     os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         with closing(sqlite3.connect(new, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL").close()  # now, for it takes room
+            db.execute("PRAGMA journal_mode = WAL").close()  # now, as this needs room
             fill(db)
         with contextlib.suppress(FileExistsError):
             _put(new, real)
@@ -146,7 +145,7 @@ def create(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
 
 
 def _put(new: Path, real: Path) -> None:
-    """Give the new file its name, unless there is one of this name. Raises FileExistsError."""
+    """Give the new file its name. Raises FileExistsError if the name is taken."""
     try:
         os.link(new, real)
     except FileExistsError:
@@ -158,7 +157,7 @@ def _put(new: Path, real: Path) -> None:
 
 
 def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
-    """Open a file that is there. `alone`: with no other process; then it needs no room on the disk to be read."""
+    """Open an existing file. `alone` excludes other processes; reading then needs no room on the disk."""
     db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=timeout_s, isolation_level=None)
     if alone:
         db.execute("PRAGMA locking_mode = EXCLUSIVE").close()
@@ -166,10 +165,10 @@ def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Con
 
 
 def damage(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | None:
-    """Look through a file that is not too large for that; return what is wrong with it, None where nothing was found.
+    """Check a file of at most CHECK_BYTES; return the fault, or None.
 
-    `order`: see as well that indexes are in order and hold what their tables do, which takes several times as long
-    where there are many. Raises sqlite3.Error where the file cannot be read at all.
+    `order` also checks indexes against their tables, which takes several times as long on large ones. Raises
+    sqlite3.Error if the file cannot be read.
     """
     if path.stat().st_size > CHECK_BYTES:
         return None
@@ -178,7 +177,7 @@ def damage(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | 
 
 
 def number_of(path: Path) -> tuple[int, int] | None:
-    """Tell the file at a path from all others: its device and number; None where there is none."""
+    """Return device and inode, which identify the file at a path; None if no file exists."""
     try:
         found = path.stat()
     except OSError:

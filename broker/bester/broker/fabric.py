@@ -1,10 +1,10 @@
 """ZeroMQ sockets on an asyncio loop: the one shell that the broker, bridges and handlers share.
 
-A socket's file descriptor is registered with the loop; when it wakes, everything there is is drained without
-blocking, and everything that was said in this turn of the loop leaves as one batch a destination. The descriptor is
-edge-triggered: it wakes once when the socket's state changes, so the state is looked at again after every send.
-ZeroMQ is given addresses, never names: it would look them up on the thread that moves all its bytes, and not end before
-the name server has answered. Nothing here decides anything: messages go to the callbacks they are for.
+A socket's file descriptor is registered with the loop. When the descriptor wakes, all messages are read without
+blocking, and all messages sent in one turn of the loop leave as one batch a destination. The descriptor is
+edge-triggered and wakes once when the socket's state changes, so the state is checked again after every send. ZeroMQ is
+given addresses, never names: its lookups would block the thread that moves all its bytes, and its end. This module
+decides nothing: messages go to callbacks.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from bester.broker.names import find, numeric, reason
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
-from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
+from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 HIGH_WATER_MARK = 256
-"""ZeroMQ messages (each a batch) that may wait for one peer; credit keeps a healthy one far below."""
+"""Queued ZeroMQ messages (each a batch) for one peer; credit keeps a healthy peer far below."""
 DRAIN_AT_ONCE = 64
 """ZeroMQ messages read before other sockets get their turn."""
 DRAIN_S = 0.005
-"""And how long that may take: a peer whose messages are costly to carry out must not hold up everybody else's."""
-MAX_OUTBOX = 65536
-"""Messages a link holds while its broker does not read; above it `send` says no."""
+"""Seconds of reading before other sockets get their turn, as some messages are costly to carry out."""
+MAX_QUEUED = 65536
+"""Messages that a link queues while its broker does not read; above the bound `send` returns False."""
 STUCK_RETRY_S = 0.01
 CLOSING_LINGER_MS = 500
-"""How long the last words of a link that ends in peace may take."""
+"""Time to send the last messages of a link that closes."""
 MAX_MET = 20_000
-"""Peers of one socket whose process is remembered; above it they are looked up again as they speak."""
+"""Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
@@ -47,7 +47,7 @@ _HEARTBEAT: Frames = next(iter(batches([Heartbeat()])))
 
 
 class FabricSocket:
-    """One ZeroMQ socket: `on_frames` gets each message that came."""
+    """ZeroMQ socket on the loop; `on_frames` gets each message."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
         self._on_frames = on_frames
@@ -62,14 +62,14 @@ class FabricSocket:
         self._again: asyncio.Handle | None = None
 
     def register(self) -> None:
-        """Start reading, on the running loop; call it after bind or connect."""
+        """Start reading on the running loop; call after bind or connect."""
         self._loop = asyncio.get_running_loop()
         self._fd = int(self.socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
         self.look_again()
 
     def close(self) -> None:
-        """Stop reading and close; what ZeroMQ has not sent is dropped (linger 0)."""
+        """Stop reading and close the socket; messages that ZeroMQ has not sent are dropped (linger 0)."""
         if self._loop is not None:
             self._loop.remove_reader(self._fd)
             self._loop = None
@@ -79,24 +79,24 @@ class FabricSocket:
         self.socket.close()
 
     def send(self, frames: Frames) -> None:
-        """Send one ZeroMQ message now. Raises zmq.Again where the peer's queue is full, ZMQError where it is gone."""
+        """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
         self.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def remember_processes(self) -> None:
-        """Of a ROUTER that is bound to an ipc endpoint: ask the kernel for the process of each peer (`process_of`)."""
+        """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
         self._met = {}
         self._receive = self._receive_from
 
     def process_of(self, identity: bytes) -> int | None:
-        """Return the process id of a peer that has spoken; None where the system does not tell."""
+        """Return the process id of a peer that has sent a message; None if the system does not report the id."""
         return None if self._met is None else self._met.get(identity)
 
     def _receive_from(self, flags: int) -> Frames:
-        """Receive as recv_multipart does, and look up the process of a peer that was not heard before."""
+        """Receive like recv_multipart, and look up the process of a new peer."""
         receive, more = self.socket.recv, self.socket.getsockopt
         identity = receive(flags)
         assert self._met is not None
-        if identity not in self._met or identity[0]:  # a name that its owner chose may come from a new process
+        if identity not in self._met or identity[0]:  # an identity chosen by its owner may come from a new process
             return [identity, *self._meet(identity)]
         frames = [identity]
         while more(zmq.RCVMORE):
@@ -104,7 +104,7 @@ class FabricSocket:
         return frames
 
     def _meet(self, identity: bytes) -> Frames:
-        """Receive the rest of a message, as objects that carry what the kernel says of the sender."""
+        """Receive the rest of a message as objects that carry the kernel's data on the sender."""
         rest = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         assert self._met is not None
         if len(self._met) >= MAX_MET:
@@ -113,7 +113,7 @@ class FabricSocket:
         return [frame.bytes for frame in rest]
 
     def look_again(self) -> None:
-        """A send may have swallowed the wake-up for what arrived meanwhile: look, in this turn of the loop."""
+        """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
         if self._loop is not None and self._again is None and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._again = self._loop.call_soon(self._drain)
 
@@ -127,22 +127,22 @@ class FabricSocket:
         try:
             for _ in range(DRAIN_AT_ONCE):
                 self._on_frames(receive(zmq.NOBLOCK))
-                if self._loop is None:  # closed by what it heard
+                if self._loop is None:  # closed by a callback
                     return
                 if time.monotonic() >= enough:
                     break
         except zmq.Again:
             empty = True
         finally:
-            if not empty:  # also where somebody's code failed on a message: the descriptor does not wake for the rest
+            if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                 self.look_again()
 
 
 class SharedSocket(FabricSocket):
-    """The same, for a worker: its watch sends heartbeats from another thread while the loop is held.
+    """FabricSocket of a worker, whose watch sends heartbeats from another thread while a handler holds the loop.
 
-    A ZeroMQ socket may pass from thread to thread, but must never be in two of them: each use of it is made under a
-    lock. Handlers run outside of that lock, so that one which holds the loop does not hold the socket as well.
+    A ZeroMQ socket may pass from thread to thread, but must never be used by two at once: each use is made under a
+    lock. Callbacks run outside of the lock, so that a handler which holds the loop does not hold the socket as well.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, on_frames: Callable[[Frames], None]) -> None:
@@ -152,12 +152,12 @@ class SharedSocket(FabricSocket):
         self._came: deque[Frames] = deque()
 
     def close(self) -> None:
-        """As above."""
+        """Close as FabricSocket does, under the lock."""
         with self.guard:
             super().close()
 
     def send(self, frames: Frames) -> None:
-        """As above."""
+        """Send as FabricSocket does, under the lock."""
         self._acquire()
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK)
@@ -165,7 +165,7 @@ class SharedSocket(FabricSocket):
             self._release()
 
     def look_again(self) -> None:
-        """As above."""
+        """Read soon as FabricSocket does, under the lock."""
         if self._loop is None or self._again is not None:
             return
         self._acquire()
@@ -177,7 +177,7 @@ class SharedSocket(FabricSocket):
             self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        """As above; what has come is taken over at once, so that the lock is taken once."""
+        """Read all messages first, so that the lock is taken once, then call back for each."""
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -193,7 +193,7 @@ class SharedSocket(FabricSocket):
         full, enough = len(came) >= DRAIN_AT_ONCE, time.monotonic() + DRAIN_S
         while came:
             self._on_frames(came.popleft())
-            if self._loop is None:  # closed by what it heard
+            if self._loop is None:  # closed by a callback
                 return
             if came and time.monotonic() >= enough:
                 self._again = self._loop.call_soon(self._drain)
@@ -202,7 +202,8 @@ class SharedSocket(FabricSocket):
             self.look_again()
 
     def send_from_another_thread(self, frames: Frames) -> bool:
-        """Send one ZeroMQ message if there is room; says whether the socket is open. `look_again` on the loop then."""
+        """Send one ZeroMQ message if the queue has room; return whether the socket is open. Call `look_again` on the
+        loop then."""
         with self.guard:
             if self.socket.closed:
                 return False
@@ -212,7 +213,7 @@ class SharedSocket(FabricSocket):
 
 
 def _process_of(frame: zmq.Frame) -> int | None:
-    """Return the process that has sent a frame: libzmq gives `HOST:UID:GID:PID` for ipc where the system tells."""
+    """Return the process that sent a frame: libzmq gives `HOST:UID:GID:PID` for ipc if the system reports them."""
     try:
         where = str(frame.get("Peer-Address")).split(":")
     except zmq.ZMQError:
@@ -221,21 +222,22 @@ def _process_of(frame: zmq.Frame) -> int | None:
 
 
 class FabricLink:
-    """The connecting side of a link: a DEALER, its Party, and the timers and new sockets that the Party asks for.
+    """Connecting side of a link: a DEALER socket, its LinkClient, and the timers and new sockets that the LinkClient
+    needs.
 
-    `on_messages` gets what came, but for what is about the link itself. `on_ready` is called at every WELCOME: say
-    who you are and what you hold. `on_lost(why)`: everything outstanding on the link is void. With `shared` another
-    thread may call `vouch`.
+    `on_messages` gets all messages but those about the link. `on_ready` is called at every WELCOME, to announce types,
+    sessions and the like. `on_lost(why)`: all outstanding requests on the link are void. With `shared`, another thread
+    may call `vouch`.
 
-    A message that cannot be sent holds up no other. Where the broker waits for it, the broker is sent that it cannot
-    be; where this side waits for the broker's answer, `on_messages` gets a refusal as if the broker had sent it.
-    `on_unsendable(message, error)` is told, for the log. Raises ValueError where the HELLO of `party` cannot be sent.
+    A message that cannot be sent delays no other message. If the broker waits for such a message, a refusal is sent in
+    its place; if this side waits for the broker's answer, `on_messages` gets a refusal as if from the broker.
+    `on_unsendable(message, error)` is for the log. Raises ValueError if the HELLO of `link_client` cannot be sent.
     """
 
     def __init__(
         self,
         endpoint: str,
-        party: LinkClient,
+        link_client: LinkClient,
         *,
         on_messages: Callable[[list[Message | Malformed]], None],
         on_ready: Callable[[], None],
@@ -243,11 +245,11 @@ class FabricLink:
         on_unsendable: Callable[[Message, WireError], None] = lambda message, error: None,
         shared: bool = False,
     ) -> None:
-        wrong = fault(party.hello)
+        wrong = fault(link_client.hello)
         if wrong is not None:
-            raise ValueError(f"what it says of itself (its name, its types, a version, schemas): {wrong.text}")
+            raise ValueError(f"the HELLO (name, types, version, schemas) cannot be sent: {wrong.text}")
         self.endpoint = endpoint
-        self.party = party
+        self.link_client = link_client
         self._on_unsendable = on_unsendable
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
@@ -255,72 +257,72 @@ class FabricLink:
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: FabricSocket | None = None
-        self._outbox: list[Message] = []
+        self._queue: list[Message] = []
         self._stuck: deque[Frames] = deque()
         self._flush_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._over: asyncio.Event = asyncio.Event()
-        self._finding: asyncio.Task[None] | None = None
-        self._opened = 0  # how often a socket was: the addresses of a name are tried in turn
+        self._lookup: asyncio.Task[None] | None = None
+        self._opened = 0  # number of sockets so far: the addresses of a name are tried in turn
 
     def start(self) -> None:
-        """Connect, on the running loop; returns at once, `on_ready` tells when the broker has answered."""
+        """Connect on the running loop; return at once, as `on_ready` reports the broker's answer."""
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._begin()
 
     def send(self, message: Message) -> bool:
-        """Queue a message for the batch of this turn of the loop. False: there is no link now, or too much waits."""
-        if self._socket is None or self.party.state in _NOT_YET or len(self._outbox) >= MAX_OUTBOX:
+        """Queue a message for this turn's batch. Return False without a link or above MAX_QUEUED."""
+        if self._socket is None or self.link_client.state in _NOT_YET or len(self._queue) >= MAX_QUEUED:
             return False
-        self._outbox.append(message)
+        self._queue.append(message)
         if self._flush_handle is None:
             self._flush_soon()
         return True
 
     def send_all(self, messages: Sequence[Message]) -> int:
-        """Queue messages, as `send` does each; returns how many there was room for."""
-        if self._socket is None or self.party.state in _NOT_YET:
+        """Queue messages as `send` does; return how many were queued."""
+        if self._socket is None or self.link_client.state in _NOT_YET:
             return 0
-        taken = messages[: MAX_OUTBOX - len(self._outbox)]
-        self._outbox.extend(taken)
+        taken = messages[: MAX_QUEUED - len(self._queue)]
+        self._queue.extend(taken)
         self._flush_soon()
         return len(taken)
 
     def fault(self, message: Message) -> WireError | None:
-        """Return why a message cannot be sent on this link, None where it can: for who would rather know at once."""
+        """Return the reason why a message cannot be sent on this link, or None."""
         return fault(message, self._most_bytes)
 
     @property
     def _most_bytes(self) -> int:
-        """The limit on a body: a handler's is what the broker said; others check theirs where they come in."""
-        told = self.party.options.get("max_body") if self.party.hello.role == "handler" else None
-        return min(told, MAX_FRAME_BYTES) if type(told) is int and told > 0 else MAX_FRAME_BYTES
+        """Limit on a body: the broker's for a handler; other roles check bodies where they enter."""
+        limit = self.link_client.options.get("max_body") if self.link_client.hello.role == "handler" else None
+        return min(limit, MAX_FRAME_BYTES) if type(limit) is int and limit > 0 else MAX_FRAME_BYTES
 
     def vouch(self) -> None:
-        """Send a HEARTBEAT from another thread than the loop's, which is held up. Only for a link that is `shared`."""
+        """Send a HEARTBEAT from another thread while the loop is held; only for a `shared` link."""
         socket = self._socket
         if not isinstance(socket, SharedSocket) or not socket.send_from_another_thread(_HEARTBEAT):
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._look_again)  # that send may have swallowed the loop's wake-up
+            self._loop.call_soon_threadsafe(self._look_again)  # the send may have consumed the loop's wake-up
 
     def _look_again(self) -> None:
         if self._socket is not None:
             self._socket.look_again()
 
     async def leave(self, timeout_s: float = 5.0) -> None:
-        """Say GOODBYE and wait for its echo (or `timeout_s`): nothing new comes after it.
+        """Send GOODBYE and wait for its echo (or `timeout_s`), after which no request comes.
 
-        What came before may still be answered with `send`, until `close`.
+        Earlier requests may still be answered with `send`, until `close`.
         """
-        self._do(self.party.leave("closing", self._loop.time()))
+        self._do(self.link_client.leave("closing", self._loop.time()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), timeout_s)
 
     async def close(self, timeout_s: float = 5.0) -> None:
-        """Leave, unless that was done before, send what is queued and close the socket."""
+        """Leave, unless already done, send queued messages and close the socket."""
         if self._context is None:
             return
         if not self._over.is_set():
@@ -329,8 +331,8 @@ class FabricLink:
             self._flush()
             self._socket.socket.linger = CLOSING_LINGER_MS
         self._shut()
-        if self._finding is not None:
-            self._finding.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
         if self._timer is not None:
             self._timer.cancel()
         context, self._context = self._context, None
@@ -338,33 +340,34 @@ class FabricLink:
 
     @property
     def over(self) -> asyncio.Event:
-        """Set once the link has ended for good: closed, or refused by the broker (`party.refusal`)."""
+        """Event that is set when the link has ended for good: closed, or refused by the broker
+        (`link_client.refusal`)."""
         return self._over
 
     # --- the socket and its timers ---
 
     def _begin(self) -> None:
-        """Connect a new socket; where the endpoint has a name in it, as soon as that is looked up."""
+        """Connect a new socket, after the lookup of a name in the endpoint."""
         tcp = _tcp_of(self.endpoint)
         if tcp is None:
             self._open(self.endpoint)
         elif addresses := numeric(tcp.host)[:1]:  # brokers on `localhost` listen on IPv4
             self._open_tcp(addresses, tcp)
-        elif self._finding is None:
-            self._finding = self._loop.create_task(self._find(tcp))
+        elif self._lookup is None:
+            self._lookup = self._loop.create_task(self._find(tcp))
 
     async def _find(self, tcp: HostPort) -> None:
         try:
             addresses = await find(tcp.host, PATIENCE_S)
         except OSError as error:
-            self._finding = None
-            if self.party.state is State.DOWN:
-                self.party.not_opened(self._loop.time())
+            self._lookup = None
+            if self.link_client.state is State.DOWN:
+                self.link_client.on_open_failed(self._loop.time())
                 self._on_lost(f"the name {tcp.host} cannot be looked up: {reason(error)}")
-                self._set_timer(self.party.retry_at)
+                self._set_timer(self.link_client.retry_at)
             return
-        self._finding = None
-        if self.party.state is State.DOWN:  # nobody has told it to leave meanwhile
+        self._lookup = None
+        if self.link_client.state is State.DOWN:  # unless `leave` was called meanwhile
             self._open_tcp(addresses, tcp)
 
     def _open_tcp(self, addresses: tuple[str, ...], tcp: HostPort) -> None:
@@ -375,17 +378,17 @@ class FabricLink:
     def _open(self, endpoint: str) -> None:
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received)
-        socket.socket.ipv6 = "[" in endpoint  # without it ZeroMQ takes no IPv6 address
+        socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
         socket.socket.connect(endpoint)
         socket.register()
         self._socket = socket
-        self._do(self.party.opened(self._loop.time()))
+        self._do(self.link_client.on_opened(self._loop.time()))
 
     def _shut(self) -> None:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        self._outbox.clear()
+        self._queue.clear()
         self._stuck.clear()
         if self._socket is not None:
             self._socket.close()
@@ -395,12 +398,12 @@ class FabricLink:
         now = self._loop.time()
         messages = decode(frames)
         if LINK_MESSAGES.isdisjoint(map(type, messages)):
-            self.party.on_received(now)
+            self.link_client.on_received(now)
             self._on_messages(messages)
             return
         passed: list[Message | Malformed] = []
         for message in messages:
-            step = self.party.receive(message, now)
+            step = self.link_client.receive(message, now)
             if step.event is None and not step.send:
                 passed.append(message)
                 continue
@@ -412,9 +415,9 @@ class FabricLink:
             self._on_messages(passed)
 
     def _do(self, step: Step) -> None:
-        """Carry out what the Party said, in its order: send, then the event."""
+        """Carry out a step of the LinkClient: send first, then handle the event."""
         if step.send:
-            self._outbox.extend(step.send)
+            self._queue.extend(step.send)
             self._flush()
         if step.event == "welcomed":
             self._on_ready()
@@ -423,39 +426,39 @@ class FabricLink:
         elif step.event in ("lost", "parted"):
             self._shut()
             self._on_lost(self._why(step.event))
-            self._set_timer(self.party.retry_at)
+            self._set_timer(self.link_client.retry_at)
             return
         elif step.event == "over":
             self._over.set()
-            if self.party.refusal is not None:
+            if self.link_client.refusal is not None:
                 self._shut()
             return
-        self._set_timer(self.party.next_timer())
+        self._set_timer(self.link_client.next_timer())
 
-    def _why(self, event: str) -> str:
-        if self.party.refusal is not None:
-            return f"refused: {self.party.refusal.text}"
-        return "the broker said goodbye" if event == "parted" else f"nothing heard from {self.endpoint}"
+    def _why(self, event: StepEvent) -> str:
+        if self.link_client.refusal is not None:
+            return f"refused: {self.link_client.refusal.text}"
+        return "the broker closed the link" if event == "parted" else f"no message from {self.endpoint}"
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:
             return
         if self._timer is not None:
             if not self._timer.cancelled() and self._loop.time() < self._due <= when:
-                return  # fires early enough; it will look again
+                return  # early enough: that call sets the timer again
             self._timer.cancel()
-        self._due = when  # uvloop's handle of a call that is due already does not say when it was
+        self._due = when  # uvloop's handle of an overdue call does not tell its time
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        if self.party.state is State.DOWN:
-            if self._loop.time() >= self.party.retry_at:
+        if self.link_client.state is State.DOWN:
+            if self._loop.time() >= self.link_client.retry_at:
                 self._begin()
             else:
-                self._set_timer(self.party.retry_at)
+                self._set_timer(self.link_client.retry_at)
             return
-        self._do(self.party.tick(self._loop.time(), self._due))
+        self._do(self.link_client.tick(self._loop.time(), self._due))
 
     # --- sending ---
 
@@ -471,22 +474,22 @@ class FabricLink:
             return
         try:
             self._send_stuck()
-            # Not before: as long as the broker does not read, messages stay where `send` counts them.
-            outbox, self._outbox = self._outbox, []
-            self._stuck.extend(batches(outbox, self._cannot_send, self._most_bytes))
+            # Only now: while the broker does not read, messages stay where `send` counts them.
+            queue, self._queue = self._queue, []
+            self._stuck.extend(batches(queue, self._cannot_send, self._most_bytes))
             self._send_stuck()
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
-        self.party.sent(self._loop.time())
+        self.link_client.on_sent(self._loop.time())
         self._socket.look_again()
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:
-        answer = as_if(message, error)
+        answer = expected_answer(message, error)
         if answer is not None:
             answers: list[Message | Malformed] = [answer]
             self._loop.call_soon(self._on_messages, answers)
         self._on_unsendable(message, error)
-        return instead(message, error)
+        return substitute(message, error)
 
     def _send_stuck(self) -> None:
         assert self._socket is not None
@@ -496,7 +499,7 @@ class FabricLink:
 
 
 def _tcp_of(endpoint: str) -> HostPort | None:
-    """Return where a tcp endpoint is; None of any other, and of what is none: that is for ZeroMQ to refuse."""
+    """Return the address of a tcp endpoint; None for any other, and for an invalid one, which ZeroMQ refuses."""
     try:
         return parse_endpoint(endpoint).tcp
     except ValueError:

@@ -1,4 +1,4 @@
-"""The signals by which a terminal ends or stops what was started in it. A program that serves outlives them."""
+"""Signals by which a terminal ends or stops its programs; a serving program outlives them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ log = logging.getLogger("bester")
 
 
 def outlive_terminals() -> None:
-    """Ignore the SIGHUP of a terminal that closes, until the loop has its own answer to it, and the SIGTTOU that would
-    stop a program in the background for writing its log. A program that serves calls this first, and last."""
+    """Ignore SIGHUP, sent by a closing terminal, until the loop handles it, and SIGTTOU, which would stop a background
+    program that writes its log. A serving program calls this function first and last."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
 
 def hung_up() -> None:
-    """Say that a SIGHUP changed nothing: whoever sends one expects files to be read again."""
-    text = "SIGHUP: nothing was read again; restart the program to have changes of its files take effect"
+    """Log that a SIGHUP changed nothing, as its sender expects files to be read again."""
+    text = "SIGHUP: no file was reloaded; restart the program to apply changes of its files"
     log.warning(text, extra=facts("not-reloaded", signal="SIGHUP"))

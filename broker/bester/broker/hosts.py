@@ -1,6 +1,6 @@
-"""Where the configured native servers are, as far as the names of their hosts could be looked up. Pure.
+"""Addresses of the configured native servers, as far as the names of their hosts are known. Pure.
 
-A table of this kind is made anew whenever a lookup ends; it is a value, and nothing here looks anything up.
+A new table is made whenever a lookup ends; the table is a value, and this module looks nothing up.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from bester.broker.wire.address import is_loopback
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 
-class Place(NamedTuple):
-    """What is known of one server's host.
+class HostAddresses(NamedTuple):
+    """Lookup result of one server's host.
 
-    `addresses` are IP addresses, empty while there are none. `looked_up` is when the lookup that found them began
-    (monotonic seconds); None for a host that is listed by its address, which cannot change.
+    `addresses` are IP addresses, empty while none is known. `looked_up` is the start of the lookup that found them, in
+    monotonic seconds; None for a host that is listed by its address, which cannot change.
     """
 
     addresses: tuple[str, ...] = ()
@@ -25,8 +25,11 @@ class Place(NamedTuple):
 
 
 class Hosts(NamedTuple):
-    """The table. `servers`: IP address → names of the servers there. `unknown`: servers of which no address is known.
-    `looked_up`: server → when the lookup of its host's name began, for those listed by a name."""
+    """Table of the hosts of native servers.
+
+    `servers` maps an IP address to the names of the servers there. `unknown` are the servers without a known address.
+    `looked_up` maps each server that is listed by a name to the start of its host's last lookup.
+    """
 
     servers: Mapping[str, tuple[str, ...]] = {}
     unknown: frozenset[str] = frozenset()
@@ -37,24 +40,25 @@ class Hosts(NamedTuple):
         return self.servers.get(address, ())
 
     def may_be(self, claimed: str | None, since: float) -> frozenset[str]:
-        """Return the servers that a peer at an address of nobody's might be, though the table does not show it.
+        """Return the servers that a peer at an unlisted address might be, since their addresses may have changed.
 
-        `claimed` is the name the peer gives itself, None where it gives none; `since` is when it came. A peer that
-        claims the name of a listed server might be that one, unless its address was looked up since then. Any other
-        might be any server of which that is so, for a server need not be listed by the name it gives itself.
+        `claimed` is the name that the peer gives itself, or None; `since` is the time of its connection. A peer that
+        claims the name of a listed server might be that server, unless the server's address was looked up since then.
+        Any other peer might be any server not looked up since then, as a server need not be listed by the name that it
+        gives itself.
         """
         doubtful = self.not_looked_up(since)
         return doubtful & {claimed} if claimed is not None and self._lists(claimed) else doubtful
 
     def not_looked_up(self, since: float) -> frozenset[str]:
-        """Return the servers whose names were not looked up with success since then."""
+        """Return the servers without a successful lookup since a time."""
         return self.unknown.union(name for name, at in self.looked_up.items() if at <= since)
 
     def _lists(self, name: str) -> bool:
         return name in self.unknown or name in self.looked_up or any(name in names for names in self.servers.values())
 
     def moved_since(self, before: Hosts) -> list[str]:
-        """Return the servers that have an address, and had none or another one before."""
+        """Return the servers whose addresses are new or differ from those in `before`."""
         then, now = before._by_server(), self._by_server()
         return [name for name, addresses in now.items() if then.get(name) != addresses]
 
@@ -66,16 +70,20 @@ class Hosts(NamedTuple):
         return found
 
 
-def hosts_of(places: Mapping[str, Place]) -> Hosts:
-    """Make the table of what is known of each server's host. On loopback, IPv4 and IPv6 are one host."""
+def hosts_of(found_by_server: Mapping[str, HostAddresses]) -> Hosts:
+    """Make the table from the lookup result of each server's host. On loopback, IPv4 and IPv6 are one host."""
     servers: dict[str, list[str]] = {}
-    for name, place in places.items():
-        for address in _with_loopback(place.addresses):
+    for name, found in found_by_server.items():
+        for address in _with_loopback(found.addresses):
             servers.setdefault(address, []).append(name)
     return Hosts(
         {address: tuple(names) for address, names in servers.items()},
-        frozenset(name for name, place in places.items() if not place.addresses),
-        {name: place.looked_up for name, place in places.items() if place.addresses and place.looked_up is not None},
+        frozenset(name for name, found in found_by_server.items() if not found.addresses),
+        {
+            name: found.looked_up
+            for name, found in found_by_server.items()
+            if found.addresses and found.looked_up is not None
+        },
     )
 
 

@@ -1,13 +1,13 @@
-"""Which passwords are checked at once, which must wait, and which need no check. Pure: the caller says what time it is.
+"""Decisions on passwords: which are checked at once, which must wait, which need no check. Pure; time is an argument.
 
-Wrong passwords slow down *that user at that network address*, twice as long each time, and nobody else. A guess is
-remembered by a keyed hash (a *mark*, which the caller makes): the same wrong password again is known to be wrong, and
+Wrong passwords delay *one user at one network address*, twice as long each time, and no other login. A guess is
+remembered by a keyed hash (a *mark*, which the caller makes): the same wrong password is refused without a check, and
 counts once.
 
 Against guessing from many addresses, or at many names, each user and each address has a budget of wrong passwords.
-Where it is used up, nobody is shut out; a password is put off once, and checked when it comes again: guesses do not
-come again, people do. (Mail servers call that greylisting.) Whoever has logged in from an address before is not put off
-there. All tables are bounded, and names that do not exist are treated like those that do.
+Above the budget no login is locked out; a new password is put off once and checked when the login is repeated, as
+people do and guesses do not (greylisting, in a mail server). A user who has logged in from an address before is not put
+off there. All tables are bounded, and unknown names are treated like known ones.
 """
 
 from __future__ import annotations
@@ -19,43 +19,46 @@ from typing import NamedTuple
 
 FAILURES = 5
 WINDOW_S = 30.0
-"""So many different wrong passwords within so many seconds, and the user has to wait, at that address."""
+"""Different wrong passwords within WINDOW_S after which the user has to wait at that address."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 64.0
-"""The wait doubles up to this: one guess a minute is no attack, and nobody is kept out of their account for long."""
+"""Bound of the doubling wait: one guess a minute is no attack, and no user is locked out for long."""
 FORGET_S = 600.0
-"""A user at an address without a failure for so long starts afresh."""
+"""Seconds without a failure after which a user at an address starts afresh."""
 MARKS = 16
-"""Wrong passwords of one user at one address that are remembered: a few programs with an old one each."""
+"""Wrong passwords remembered of one user at one address: enough for a few programs with an old one each."""
 PAIRS = 20_000
-"""Users at addresses with failures, and as many with logins; beyond it the one that came longest ago is forgotten."""
+"""Users at addresses with failures, and as many with logins; above the bound the oldest is forgotten."""
 BUDGET = 60
 BUDGET_S = 60.0
-"""So many wrong passwords a user, and an address, in so many seconds, before those of others there are put off: people
-mistype less often, and a year of guessing at this rate finds no password that is worth the name."""
+"""Wrong passwords of a user, and of an address, in BUDGET_S before further logins there are put off: people mistype
+less often, and a year of guessing at this rate finds no password of any strength."""
 RESERVE = 30
-"""Of the budget after the budget: those who come again after a failure have so much more."""
+"""Further budget for repeated logins after a failure."""
 PUT_OFF_S = 1.0
-"""A password that is put off may come again after so long; the caller says it in whole seconds."""
-COME_AGAIN_S = 120.0
-"""And within so long, or is put off again."""
+"""Seconds after which a password that was put off may be repeated; the client is told whole seconds."""
+RETRY_WITHIN_S = 120.0
+"""Seconds within which the login must be repeated, else the password is put off again."""
 TURN_S = 2.0
-"""After a wait the turn is for so long, or a quarter of the wait, theirs who asked during it."""
-ASKED = 131_072
-"""Passwords that were put off; some 16 MiB, while somebody guesses."""
-ASKED_OF_ONE = 65_536
-"""The same of one address: a thousand a second for as long as the longest wait, and not the others' room."""
+"""Seconds after a wait, or a quarter of the wait, in which logins made during the wait come first."""
+GREYLIST = 131_072
+"""Passwords that were put off; some 16 MiB during an attack."""
+GREYLIST_PER_NET = 65_536
+"""Bound for one address: a thousand a second during the longest wait, without taking the room of other addresses."""
 
 
-class Passed(NamedTuple):
-    """It may be checked. `rank` orders those that wait for it, the lowest first: 0 where the user has logged in from
-    there before, 1 where the password was put off before, 2 where nothing is known, 3 where there were failures."""
+class Allowed(NamedTuple):
+    """Decision that a password may be checked. `rank` orders waiting checks, the lowest first.
+
+    0: the user has logged in from there before. 1: the password was put off before. 2: nothing is known.
+    3: there were failures.
+    """
 
     rank: int
 
 
 class Refused(NamedTuple):
-    """It is not checked. `retry_s`: when it may come again; None: it is known to be wrong."""
+    """Decision that a password is not checked. `retry_s` is when to repeat the login; None: known to be wrong."""
 
     retry_s: float | None
 
@@ -66,25 +69,26 @@ class _History:
 
     failures: list[float] = field(default_factory=list)  # times, the last FAILURES at most
     marks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
-    level: int = 0  # how often the user had to wait
-    free_at: float = 0.0  # until then the user waits
-    wait_s: float = 0.0  # how long that was
-    asked_at: float = float("-inf")  # when a password was last put off for it
+    level: int = 0  # number of waits so far
+    free_at: float = 0.0  # end of the wait
+    wait_s: float = 0.0  # length of the wait
+    asked_at: float = float("-inf")  # time of the last refusal during a wait
 
 
 class _Budgets:
-    """What is left of the budgets of users, or of addresses. Full ones are not remembered."""
+    """Remaining budgets of users, or of addresses; full ones are not stored."""
 
     def __init__(self) -> None:
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what was left, and when
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # remaining budget, and its time
 
     def left(self, key: str, now: float) -> float:
-        """Return how many more wrong passwords the budget allows."""
+        """Return the number of wrong passwords that the budget still allows."""
         row = self._left.get(key)
         return BUDGET if row is None else min(BUDGET, row[0] + (now - row[1]) * BUDGET / BUDGET_S)
 
     def spend(self, key: str, now: float) -> None:
-        """A password was wrong. What is owed beyond the reserve is forgiven: the end of an attack is soon forgotten."""
+        """Charge a wrong password. Debt beyond the reserve is dropped, so that the end of an attack is soon
+        forgotten."""
         left = max(self.left(key, now) - 1, -RESERVE)
         self._left.pop(key, None)
         self._left[key] = left, now
@@ -95,21 +99,21 @@ class _Budgets:
         return len(self._left)
 
 
-class _Asked:
-    """When passwords were first put off, by address."""
+class _Greylist:
+    """Times at which passwords were first put off, by address."""
 
     def __init__(self) -> None:
-        self._by_net: OrderedDict[str, OrderedDict[bytes, float]] = OrderedDict()  # the latest to ask last
+        self._by_net: OrderedDict[str, OrderedDict[bytes, float]] = OrderedDict()  # the newest last
         self._count = 0
 
     def since(self, net: str, mark: bytes, now: float) -> float | None:
-        """Return when a password was first put off; None: it was not, or too long ago."""
+        """Return when a password was first put off; None if never, or longer than RETRY_WITHIN_S ago."""
         marks = self._by_net.get(net)
         first = None if marks is None else marks.get(mark)
-        return None if first is None or now - first > COME_AGAIN_S else first
+        return None if first is None or now - first > RETRY_WITHIN_S else first
 
     def note(self, net: str, mark: bytes, now: float) -> None:
-        """A password is put off."""
+        """Record that a password is put off."""
         if self.since(net, mark, now) is not None:
             return
         marks = self._by_net.setdefault(net, OrderedDict())
@@ -117,9 +121,9 @@ class _Asked:
         if marks.pop(mark, None) is None:
             self._count += 1
         marks[mark] = now
-        if len(marks) > ASKED_OF_ONE or (self._count > ASKED and len(marks) > 1):
-            self._drop(net)  # whoever asks much makes room for it among their own
-        elif self._count > ASKED:
+        if len(marks) > GREYLIST_PER_NET or (self._count > GREYLIST and len(marks) > 1):
+            self._drop(net)  # an address with many marks makes room among its own
+        elif self._count > GREYLIST:
             self._drop(next(iter(self._by_net)))
 
     def _drop(self, net: str) -> None:
@@ -134,20 +138,21 @@ class _Asked:
 
 
 class Lockout:
-    """What is known of wrong and right passwords. Times are seconds of one monotonic clock.
+    """Memory of wrong and right passwords. Times are seconds of one monotonic clock.
 
-    `net` is the `network_of` an address; `mark` stands for the user, the password and the account as it is.
+    `net` is the `network_of` an address; `mark` stands for the user, the password and the current state of the account.
     """
 
     def __init__(self) -> None:
-        self._histories: OrderedDict[tuple[str, str], _History] = OrderedDict()  # the latest failure last
-        self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()  # the latest login last
+        self._histories: OrderedDict[tuple[str, str], _History] = OrderedDict()  # the newest failure last
+        self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest login last
         self._users = _Budgets()
         self._nets = _Budgets()
-        self._asked = _Asked()
+        self._greylist = _Greylist()
 
-    def ask(self, user: str, net: str, mark: bytes, now: float) -> Passed | Refused:
-        """Say whether a password may be checked. Ask again when its turn has come: much may have happened meanwhile."""
+    def decide(self, user: str, net: str, mark: bytes, now: float) -> Allowed | Refused:
+        """Decide whether a password may be checked. Ask again when the check's turn has come, as others may have
+        failed."""
         history = self._history(user, net, now)
         if history is not None:
             if mark in history.marks:
@@ -155,37 +160,37 @@ class Lockout:
             wait_s = self._wait_s(history, net, mark, now)
             if wait_s > 0:
                 history.asked_at = now
-                self._asked.note(net, mark, now)
+                self._greylist.note(net, mark, now)
                 return Refused(wait_s)
         if (user, net) in self._trusted:
-            return Passed(0)
+            return Allowed(0)
         left = min(self._users.left(user, now), self._nets.left(net, now))
-        first = self._asked.since(net, mark, now)
-        came_again = first is not None and now - first >= PUT_OFF_S
-        if left < 1 and (not came_again or (history is not None and left < 1 - RESERVE)):
-            self._asked.note(net, mark, now)
+        first = self._greylist.since(net, mark, now)
+        repeated = first is not None and now - first >= PUT_OFF_S
+        if left < 1 and (not repeated or (history is not None and left < 1 - RESERVE)):
+            self._greylist.note(net, mark, now)
             return Refused(PUT_OFF_S)
         if history is not None:
-            return Passed(3)
-        return Passed(1 if came_again else 2)
+            return Allowed(3)
+        return Allowed(1 if repeated else 2)
 
     @staticmethod
     def _turn_s(history: _History) -> float:
         return max(TURN_S, history.wait_s / 4)
 
     def _wait_s(self, history: _History, net: str, mark: bytes, now: float) -> float:
-        """Return how long a user must still wait, at an address. When the wait is over, who asked during it comes
-        first: guesses that never come again must not take every turn."""
+        """Return how long a user must still wait at an address. After the wait, logins made during the wait come first,
+        so that guesses which are never repeated do not take every turn."""
         if now < history.free_at:
             return history.free_at - now
         turn_ends = history.free_at + self._turn_s(history)
         if now >= turn_ends or history.asked_at < history.free_at - history.wait_s:
             return 0.0
-        first = self._asked.since(net, mark, now)
+        first = self._greylist.since(net, mark, now)
         return 0.0 if first is not None and first < history.free_at else turn_ends - now
 
-    def wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
-        """A password was checked, and is wrong."""
+    def on_wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
+        """Record that a checked password is wrong."""
         history = self._history(user, net, now) or _History()
         self._histories.pop((user, net), None)
         self._histories[user, net] = history
@@ -193,7 +198,7 @@ class Lockout:
         history.marks[mark] = None
         while len(history.marks) > MARKS:
             history.marks.popitem(last=False)
-        # Whoever has waited once gets no five fresh guesses: each further one doubles the wait.
+        # A user who has waited once gets no FAILURES fresh guesses: each further wrong password doubles the wait.
         if history.level or len(history.failures) >= FAILURES:
             history.wait_s = min(FIRST_WAIT_S * 2.0 ** min(history.level, 32), LONGEST_WAIT_S)
             history.free_at = now + history.wait_s
@@ -203,8 +208,8 @@ class Lockout:
         while len(self._histories) > PAIRS:
             self._histories.popitem(last=False)
 
-    def right(self, user: str, net: str) -> None:
-        """A password was checked, and is right: what was wrong at that address is forgotten."""
+    def on_right(self, user: str, net: str) -> None:
+        """Record that a checked password is right, and forget the failures at that address."""
         self._histories.pop((user, net), None)
         self._trusted.pop((user, net), None)
         self._trusted[user, net] = None
@@ -219,12 +224,13 @@ class Lockout:
         return history
 
     def sizes(self) -> tuple[int, ...]:
-        """Return how much is remembered, table by table."""
-        return len(self._histories), len(self._trusted), len(self._users), len(self._nets), len(self._asked)
+        """Return the size of each table."""
+        return len(self._histories), len(self._trusted), len(self._users), len(self._nets), len(self._greylist)
 
 
 def network_of(address: str) -> str:
-    """Return what counts as one address: of IPv6 the /64 that one host or household has, else the address itself."""
+    """Return the unit that counts as one address: the /64 of an IPv6 address, which one host or household has, else the
+    address."""
     try:
         v6 = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:

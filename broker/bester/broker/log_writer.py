@@ -1,7 +1,7 @@
-"""Writes a log where writing may block, fail or never end, on a thread of its own.
+"""Writer of a log on a thread of its own, as a write may block, fail or never end.
 
-A server must not stop because somebody stopped reading its log: what cannot be written soon waits, within a bound, and
-what is above it is dropped, counted, and the count written as soon as writing works again.
+A server must not stop because nobody reads its log. Entries wait within a bound; entries above the bound are dropped
+and counted, and the count is written as soon as writing works again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from collections.abc import Callable
 from bester.broker.streams import wait_for_room
 
 LIMIT_BYTES = 1024 * 1024
-"""Of entries that wait: hours of a quiet server's log, and a bound on what a reader that has stopped may cost."""
-NOT_READ = "nobody read it"
+"""Bound of the waiting entries: hours of a quiet server's log, and all that a reader that has stopped may cost."""
+NOT_READ = "the reader had stopped"
 
 
 class LogWriter:
-    """Writes entries to a descriptor, in order. Its thread ends with the process.
-
-    `lost(count, why)` returns the entry that says how many others are missing where it stands.
-    """
+    """Writes entries to a descriptor, in order, on a daemon thread."""
 
     def __init__(self, descriptor: int, encoding: str, *, lost: Callable[[int, str], str]) -> None:
+        """`lost(count, why)` returns the entry that stands in place of `count` missing ones."""
         self._descriptor = descriptor
         self._encoding = encoding
         self._lost_entry = lost
@@ -34,15 +32,15 @@ class LogWriter:
         self._lost = 0
         self._why = ""
         self._busy = False
-        self._torn = False  # the last thing written is part of a line
+        self._torn = False  # the last write ended within a line
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def put(self, entry: str) -> None:
-        """Have an entry written soon, or drop it where too much waits."""
+        """Queue an entry for writing, or drop and count the entry above LIMIT_BYTES."""
         data = f"{entry}\n".encode(self._encoding, "backslashreplace")
         with self._changed:
-            # Once one is dropped, all are until the count stands in their place.
+            # After the first drop all entries are dropped until the count is written in their place.
             if self._bytes + len(data) > LIMIT_BYTES or (self._lost and self._why == NOT_READ):
                 self._count(1, NOT_READ)
                 return
@@ -59,7 +57,7 @@ class LogWriter:
             self._count(1, why)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is written; False where that takes longer than `timeout_s`."""
+        """Wait until every entry is written; return False after `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while self._entries or self._busy or (self._lost and self._why == NOT_READ):
@@ -78,7 +76,7 @@ class LogWriter:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                # What failed is not tried again by itself; what was dropped is said as soon as somebody reads again.
+                # A failed write is retried with the next entry; a count of dropped entries is written without one.
                 while not self._entries and not (self._lost and self._why == NOT_READ):
                     self._changed.wait()
                 self._busy = True
@@ -87,7 +85,7 @@ class LogWriter:
                 self._entries.clear()
                 lost, why = self._lost, self._why
                 self._lost = 0
-            # What was dropped came after what waited. What failed to be written came before.
+            # Dropped entries came after the waiting ones; entries whose write failed came before them.
             if lost:
                 entry = f"{self._lost_entry(lost, why)}\n".encode(self._encoding, "backslashreplace")
                 data = data + entry if why == NOT_READ else entry + data
@@ -98,7 +96,7 @@ class LogWriter:
                     self._count(lines + lost, error)
 
     def _write(self, data: bytes) -> str | None:
-        """Write all of it; return why that was not possible."""
+        """Write all bytes; return the reason if writing failed, else None."""
         if self._torn:
             data = b"\n" + data
         rest = memoryview(data)

@@ -1,11 +1,11 @@
-"""Where a program's log goes and what a record of it looks like: standard error, as text for people or as JSON.
+"""Log of a program on standard error: one record a line, as text for people or as JSON.
 
-Only programs set this up; modules ask the standard library for their logger, name the event and its facts with `facts`,
-and never hand over a body or a secret. Every record has `at`, `level`, `from` and `event`; `text` is the sentence for
-people where there is one; facts are fields beside them; `error` is a traceback. A record of a logger that is not
-Bester's has its message as `event`, and what it was given as `extra` as facts.
+Programs call `configure` once. Modules log through the standard library and name the event and its facts with `facts`;
+a body or a secret is never logged. A JSON record has the fields `at`, `level`, `from` (the logger) and `event`, `text`
+(the sentence for people, if any), `error` (the traceback, if any), and one field for each fact. A record of a logger
+outside `bester` has its message as `event` and its `extra` as facts.
 
-Needs the standard library alone: handlers use it where nothing else of the server is installed.
+This module needs the standard library alone: handlers log by it where nothing else of the server is installed.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from bester.broker.log_limits import LogRateLimit
 from bester.broker.log_writer import LogWriter
-from bester.broker.pace import LogPace
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 VALUE_CHARACTERS = 300
-"""Of one fact: names and types in it may be a stranger's, and as long as the stranger likes."""
+"""Longest fact: names and types in a fact may be a stranger's, and of any length."""
 TEXT_CHARACTERS = 8 * 1024
-"""Of a sentence; what a program prints may be longer, and is no sentence."""
+"""Longest sentence; above it is output of a program, not a sentence."""
 ERROR_CHARACTERS = 16 * 1024
-"""Of a traceback; its beginning and its end tell most."""
+"""Longest traceback; the middle is left out, as beginning and end tell most."""
 FINISH_S = 1.0
-"""How long the end of a program waits for its last lines to be written: a reader that has stopped reads them never."""
+"""Time that the end of a program allows for writing its last lines: a reader that has stopped never reads them."""
 
 _RESERVED = frozenset({"at", "level", "from", "event", "error"})
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "paced", "passed_over"}
 _OURS = frozenset({"event", "facts", "sentence", "traceback"})
-"""What is read of a record besides its message; `sentence` and `traceback` are of one that came from a child."""
+"""Attributes of a record that are no facts; `sentence` and `traceback` belong to a record that came from a child."""
 _writer: LogWriter | None = None
 
 
-def facts(event: str, /, **known: Any) -> dict[str, Any]:
-    """Return the `extra` of a record: the name of what happened, and its facts."""
-    return {"event": event, "facts": known}
+def facts(event: str, /, **fields: Any) -> dict[str, Any]:
+    """Return the `extra` of a record: the name of the event and its facts."""
+    return {"event": event, "facts": fields}
 
 
-def bare_facts(event: str, /, **known: Any) -> dict[str, Any]:
-    """Return the same for an event without a sentence, whose message is `with_facts(event, known)`."""
-    return facts(event, **known) | {"sentence": ""}
+def bare_facts(event: str, /, **fields: Any) -> dict[str, Any]:
+    """Return the `extra` of an event without a sentence, whose message is `with_facts(event, fields)`."""
+    return facts(event, **fields) | {"sentence": ""}
 
 
-def with_facts(event: str, known: Mapping[str, Any]) -> str:
+def with_facts(event: str, fields: Mapping[str, Any]) -> str:
     """Return an event and its facts as people read them: `joined role='handler' name='chat'`."""
-    return " ".join([event, *(f"{key}={_shown(value)}" for key, value in known.items())])
+    return " ".join([event, *(f"{key}={_shown(value)}" for key, value in fields.items())])
 
 
 class _Formatter(logging.Formatter):
-    """What both forms have in common: they read a record, and never raise on its account."""
+    """Base of both renderers: reads a record, and never raises whatever the record holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as one entry of the log."""
+        """Return the record as one entry of the log, without its line feed."""
         try:
             message = record.getMessage()
         except Exception as error:  # noqa: BLE001 (arguments that do not fit, or a `__str__` that raises)
             message = f"{record.msg!s:.200} (its arguments cannot be written: {type(error).__name__})"
-        return self.entry(record, _clipped(message, TEXT_CHARACTERS), _known(record), self._traceback(record))
+        return self.entry(record, _clipped(message, TEXT_CHARACTERS), _fields(record), self._traceback(record))
 
-    def entry(self, record: logging.LogRecord, message: str, known: Mapping[str, Any], traceback: str) -> str:
-        """Return the entry."""
+    def entry(self, record: logging.LogRecord, message: str, fields: Mapping[str, Any], traceback: str) -> str:
+        """Return the entry of a record whose message, facts and traceback were read."""
         raise NotImplementedError
 
     def _traceback(self, record: logging.LogRecord) -> str:
@@ -77,24 +77,24 @@ class _Formatter(logging.Formatter):
 
 
 class LineFormatter(_Formatter):
-    """`2026-01-31T12:00:00.123Z info    broker: text`; what would start a new line is spelled out.
+    """Renderer of text: `2026-01-31T12:00:00.123Z info    broker: text`, with control characters escaped.
 
-    The lines of a traceback follow, each after two blanks and a bar, so that none can be taken for a record.
+    Each line of a traceback follows behind two blanks and a bar, so that none can be taken for a record.
     """
 
-    def entry(self, record: logging.LogRecord, message: str, known: Mapping[str, Any], traceback: str) -> str:
-        """Return the record as a line, and below it the traceback."""
+    def entry(self, record: logging.LogRecord, message: str, fields: Mapping[str, Any], traceback: str) -> str:
+        """Return the record as a line, followed by the lines of the traceback."""
         passed_over = getattr(record, "passed_over", 0)
-        more = f" ({passed_over} like it passed over)" if passed_over else ""
+        more = f" ({passed_over} similar lines left out)" if passed_over else ""
         lines = [f"{_at(record)} {record.levelname.lower():<7} {_origin(record)}: {message}{more}"]
         lines += [f"  | {line}" for line in traceback.splitlines()]
         return "\n".join(map(_one_line, lines))
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line."""
+    """Renderer of JSON: one object a record, without line feeds."""
 
-    def entry(self, record: logging.LogRecord, message: str, known: Mapping[str, Any], traceback: str) -> str:
+    def entry(self, record: logging.LogRecord, message: str, fields: Mapping[str, Any], traceback: str) -> str:
         """Return the record as one line of JSON."""
         event = getattr(record, "event", None)
         row: dict[str, object] = {
@@ -106,7 +106,7 @@ class JsonFormatter(_Formatter):
         sentence = getattr(record, "sentence", message)
         if event is not None and sentence not in ("", event):
             row["text"] = sentence
-        for key, value in known.items():
+        for key, value in fields.items():
             row[f"{key}_" if key in _RESERVED or (key == "text" and "text" in row) else key] = _plain(value)
         if passed_over := getattr(record, "passed_over", 0):
             row["passed_over"] = passed_over
@@ -116,24 +116,25 @@ class JsonFormatter(_Formatter):
 
 
 class _Handler(logging.Handler):
-    """Hands entries to a writer, which neither blocks nor raises."""
+    """Handler that passes entries to a LogWriter, which neither blocks nor raises."""
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have the record written soon."""
+        """Queue the record for writing."""
         try:
             self._writer.put(self.format(record))
-        except Exception:  # noqa: BLE001 (nothing that is logged may end, or fill the log of, what logs it)
-            self._writer.lose("it could not be put into words")
+        except Exception:  # noqa: BLE001 (no record may end the program that logs it, or fill its log)
+            self._writer.lose("no text could be made of a record")
 
 
 def configure(format_: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
-    """Log every record at or above a level to standard error, or at once to a stream; replaces what was set before.
+    """Log every record at or above `level` to standard error; replaces an earlier configuration.
 
-    What standard error does not take is dropped and counted; nothing that logs waits for it.
+    `format_` is one of FORMATS, `level` one of LEVELS. Records that standard error does not take are dropped and
+    counted, and no caller waits. With `stream`, records are written there at once instead.
     """
     global _writer  # noqa: PLW0603 (a process has one standard error)
     finish()
@@ -144,7 +145,7 @@ def configure(format_: str = "text", level: str = "info", stream: TextIO | None 
     else:
         _writer = LogWriter(2, sys.stderr.encoding or "utf-8", lost=lambda count, why: _lost(form, count, why))
         handler = _Handler(_writer)
-    handler.addFilter(LogPace())
+    handler.addFilter(LogRateLimit(time.monotonic))
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to fail
@@ -152,7 +153,7 @@ def configure(format_: str = "text", level: str = "info", stream: TextIO | None 
 
 
 def say(lines: Sequence[str]) -> None:
-    """Write lines for people to standard error, behind what was logged before; never waits, never raises."""
+    """Write lines for people to standard error, after the records logged before; never waits, never raises."""
     for line in lines:
         if _writer is not None:
             _writer.put(line)
@@ -161,7 +162,7 @@ def say(lines: Sequence[str]) -> None:
 
 
 def fail(text: str) -> None:
-    """Write why a program ends, as its last word: a record where the log is JSON, else one line for people."""
+    """Write the reason why the program ends, and flush: a record where the log is JSON, else one line for people."""
     if is_json():
         logging.getLogger("bester").error(text, extra=facts("failed"))
     else:
@@ -170,12 +171,12 @@ def fail(text: str) -> None:
 
 
 def is_json() -> bool:
-    """Return whether the log is JSON: then nothing but records belongs into it."""
+    """Return whether the log is JSON, and thus takes records alone."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 def finish(timeout_s: float = FINISH_S) -> None:
-    """Wait until what was logged is written, at most so long."""
+    """Wait until every record is written, at most `timeout_s` seconds."""
     if _writer is not None:
         _writer.flush(timeout_s)
 
@@ -191,8 +192,8 @@ def _lost(form: _Formatter, count: int, why: str) -> str:
     return form.format(record)
 
 
-def _known(record: logging.LogRecord) -> dict[str, Any]:
-    """Return the facts of a record, and what else it was given as `extra`."""
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the facts of a record, and its other `extra`."""
     more = {key: value for key, value in vars(record).items() if key not in _STANDARD and key not in _OURS}
     return {**more, **getattr(record, "facts", {})}
 
@@ -210,7 +211,7 @@ def _one_line(text: str) -> str:
 
 
 def _clipped(text: str, limit: int) -> str:
-    """Return a text of about so many characters, without its middle where it was longer."""
+    """Return a text of about `limit` characters; the middle of a longer one is left out."""
     half, left_out = limit // 2, len(text) - limit
     return text if left_out <= 0 else f"{text[:half]} … ({left_out} characters left out) … {text[-half:]}"
 
@@ -224,7 +225,7 @@ def _shown(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a fact as JSON can have it: numbers, texts and short lists as they are, else as `repr` has it."""
+    """Return a fact as a JSON value: numbers, texts and short lists as such, any other value as its `repr`."""
     if value is None or isinstance(value, bool | int):
         return value if not isinstance(value, int) or abs(value) < 2**63 else str(value)
     if isinstance(value, float):

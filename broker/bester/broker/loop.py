@@ -1,4 +1,4 @@
-"""The event loop of a serving process, and its signals. Knows nothing of what is served."""
+"""Event loop of a serving process, and its signals."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from bester.broker.logs import facts
 log = logging.getLogger("bester")
 
 COLLECT_AT = 10_000
-"""New objects that are looked through for cycles at once; the interpreter's 700 are a few dozen messages."""
+"""New objects between two runs of the garbage collector; the interpreter's 700 are a few dozen messages."""
 
 
 def spare_the_collector() -> None:
-    """Call before serving: what was imported is not looked through again, and what a batch makes not thrice a batch."""
+    """Exempt all present objects from garbage collection and collect more seldom; call before serving."""
     gc.freeze()
     gc.set_threshold(COLLECT_AT)
 
 
 def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
-    """Run a server's `main` on a uvloop loop until it ends; SIGTERM and SIGINT set the event it is given.
+    """Run a server's `main` on a uvloop loop; SIGTERM and SIGINT set the event that `main` is given. Return its exit
+    status.
 
-    A second signal interrupts it where it stands. SIGHUP does not end it.
+    A second signal cancels `main`. SIGHUP ends nothing.
     """
 
     async def supervised() -> int:
@@ -44,7 +45,7 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
                 log.warning("%s again: stopping at once", name, extra=facts("stopping-at-once", signal=name))
                 task.cancel()
             else:
-                log.info("%s: finishing what is under way", name, extra=facts("stopping", signal=name))
+                log.info("%s: finishing the messages under way", name, extra=facts("stopping", signal=name))
                 stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -60,4 +61,4 @@ def run(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(supervised())
     finally:
-        outlive_terminals()  # the loop's end has put back what kills
+        outlive_terminals()  # closing the loop restores the default handlers, which end the process

@@ -1,11 +1,10 @@
-"""Host names become addresses here, off the event loop, and nowhere else.
+"""Lookups of host names on threads, off the event loop; the only such place in the server.
 
-The system's own resolver is asked (`getaddrinfo`: hosts file, DNS, whatever the machine is set up for), on a thread for
-each name that is being looked up. The threads are daemons: a name server that hangs keeps nobody from ending, which the
-pools of asyncio and of uvloop, and ZeroMQ's own lookups, would. All else is given addresses alone.
+The system's resolver is asked (`getaddrinfo`: hosts file, DNS or other sources), on a thread for each name under
+lookup. The threads are daemons, so that a hanging name server delays no program's end, as the pools of asyncio and
+uvloop and the lookups of ZeroMQ would. All other modules are given addresses.
 
-`find` looks up one name. `Names` keeps the names of configured servers known; what is looked up when is decided in
-`lookups`.
+`find` looks up one name. `Names` keeps the names of configured servers known, in the schedule of `lookups`.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import TypeVar
 
-from bester.broker.hosts import Hosts, Place, hosts_of
-from bester.broker.lookups import Lookups, News
+from bester.broker.hosts import HostAddresses, Hosts, hosts_of
+from bester.broker.lookups import LookupEvent, Lookups
 
 MAX_THREADS = 128
-"""Names looked up at once in this process, twice what `lookups` asks for: the rest is for links and clients."""
+"""Names under lookup in this process: twice the bound of `lookups`; the rest is for links and clients."""
 TICK_S = 0.25
-"""How often lookups are looked after while there are any."""
+"""Interval at which lookups are checked while any is under way or followed."""
 NUMERIC_REMEMBERED = 4096
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 Found = tuple[str, ...] | OSError
-"""What a lookup ends with: addresses, at least one, or why there is none."""
+"""Result of a lookup: at least one address, or the reason for none."""
 Done = Callable[[Found], None]
 
 log = logging.getLogger("bester.names")
@@ -38,7 +37,7 @@ log = logging.getLogger("bester.names")
 
 @lru_cache(NUMERIC_REMEMBERED)
 def numeric(host: str) -> tuple[str, ...]:
-    """Return the addresses of a host that needs no lookup, being an address itself or `localhost`; else none."""
+    """Return the addresses of an IP address or of `localhost`, which need no lookup; an empty tuple for a name."""
     if host == "localhost":
         return ("127.0.0.1", "::1")
     try:
@@ -52,22 +51,22 @@ def _addresses(rows: Iterable[tuple[object, ...]]) -> tuple[str, ...]:
 
 
 def _look_up(host: str) -> Found:
-    """Ask the system; takes as long as it likes. Raises nothing."""
+    """Ask the system, which may take any time. Raises nothing."""
     try:
         return _addresses(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)) or OSError("it has no address")
     except OSError as error:
         return error
-    except ValueError as error:  # what cannot be written as a name in the DNS
+    except ValueError as error:  # not a name that DNS can hold
         return OSError(f"it is no host name: {error}")
 
 
 def reason(error: OSError) -> str:
-    """Say in a few words why a name could not be looked up."""
+    """Return the reason of a failed lookup in a few words."""
     return (error.strerror or str(error)).lower()
 
 
-class Lookers:
-    """The threads of a process: one for each name that is being looked up, whoever wants to know it."""
+class LookupThreads:
+    """Threads of a process: one for each name under lookup, shared by all requesters of the name."""
 
     def __init__(self, look_up: Callable[[str], Found] = _look_up, most: int = MAX_THREADS) -> None:
         self._look_up = look_up
@@ -76,7 +75,7 @@ class Lookers:
         self._waiting: dict[str, list[Done]] = {}
 
     def look_up(self, host: str, done: Done) -> bool:
-        """Look a name up; `done` is called on another thread. False: too many are being looked up."""
+        """Look a name up; `done` is called on another thread. Return False if too many lookups are under way."""
         with self._lock:
             waiting = self._waiting.get(host)
             if waiting is not None:
@@ -87,14 +86,14 @@ class Lookers:
             self._waiting[host] = [done]
         try:
             threading.Thread(target=self._run, args=(host,), name="name lookup", daemon=True).start()
-        except RuntimeError:  # the system has no thread for us
+        except RuntimeError:  # the system has no thread left
             with self._lock:
                 del self._waiting[host]
             return False
         return True
 
     def forget(self, host: str, done: Done) -> None:
-        """Do not call `done` any more; the lookup itself goes on."""
+        """Cancel the call of `done`; the lookup itself goes on."""
         with self._lock:
             waiting = self._waiting.get(host, [])
             if done in waiting:
@@ -108,30 +107,30 @@ class Lookers:
             done(found)
 
 
-LOOKERS = Lookers()
+LOOKUP_THREADS = LookupThreads()
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, done: Done) -> Done:
-    """Return a function for other threads that has `done` called on a loop, if that still runs."""
+    """Return a function for other threads that schedules `done` on a loop, if the loop still runs."""
 
     def call(found: Found) -> None:
         try:
             loop.call_soon_threadsafe(done, found)
-        except RuntimeError:  # it is closed: nobody wants to know any more
+        except RuntimeError:  # the loop is closed, and no requester is left
             pass
 
     return call
 
 
-async def find(host: str, timeout_s: float, lookers: Lookers = LOOKERS) -> tuple[str, ...]:
-    """Return the addresses of a host, at least one. Raises OSError where there is none, or none in `timeout_s`."""
+async def find(host: str, timeout_s: float, threads: LookupThreads = LOOKUP_THREADS) -> tuple[str, ...]:
+    """Return the addresses of a host, at least one. Raises OSError if none is found within `timeout_s`."""
     known = numeric(host)
     if known:
         return known
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Found] = loop.create_future()
     done = _on_loop(loop, lambda found: None if future.done() else future.set_result(found))
-    if not lookers.look_up(host, done):
+    if not threads.look_up(host, done):
         raise OSError("too many names are being looked up")
     try:
         async with asyncio.timeout(timeout_s):
@@ -139,16 +138,16 @@ async def find(host: str, timeout_s: float, lookers: Lookers = LOOKERS) -> tuple
     except TimeoutError:
         raise OSError(f"the name server did not answer in {timeout_s:g} s") from None
     finally:
-        lookers.forget(host, done)
+        threads.forget(host, done)
     if isinstance(found, OSError):
         raise found
     return found
 
 
 async def connect(protocol: Callable[[], P], addresses: tuple[str, ...], port: int, timeout_s: float) -> P:
-    """Connect to the first of a host's addresses that takes a connection; each gets its share of the time.
+    """Connect to the first of a host's addresses that accepts; each address gets its share of `timeout_s`.
 
-    Raises OSError (a TimeoutError is one) where none does.
+    Raises OSError (or its TimeoutError) if no address accepts.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -164,66 +163,68 @@ async def connect(protocol: Callable[[], P], addresses: tuple[str, ...], port: i
 
 
 class Names:
-    """The names of servers, kept known on one loop. `close` ends it."""
+    """Names of servers, kept known on one loop until `close`."""
 
-    def __init__(self, lookers: Lookers = LOOKERS, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lookers = lookers
+    def __init__(self, threads: LookupThreads = LOOKUP_THREADS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._threads = threads
         self._clock = clock
         self._lookups = Lookups()
-        self._labels: dict[str, str] = {}  # of followed names: where they were written
+        self._labels: dict[str, str] = {}  # followed name: the place in the configuration
         self._listeners: list[Callable[[], None]] = []
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._under_way: dict[str, Done] = {}
-        self._told = 0  # the version that the listeners know
+        self._notified = 0  # the version that the listeners know
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def follow(self, host: str, label: str) -> None:
-        """Keep the name of a host known from now on; `label` says in the log where it was written."""
+        """Keep the name of a host known from now on; `label` names the place in the configuration, for the log."""
         if not numeric(host):
             self._labels.setdefault(host, label)
             self._lookups.follow(host, self._clock())
-            self._go_on()
+            self._start_due()
 
     def listen(self, changed: Callable[[], None]) -> None:
-        """Have `changed` called whenever more, or something else, is known of a followed name."""
+        """Call `changed` after each change of a followed name."""
         self._listeners.append(changed)
 
-    def place(self, host: str) -> Place:
-        """Return what is known of a host now."""
+    def host_addresses(self, host: str) -> HostAddresses:
+        """Return the current lookup result of a host."""
         known = numeric(host)
-        return Place(known) if known else self._lookups.place(host, self._clock())
+        return HostAddresses(known) if known else self._lookups.host_addresses(host, self._clock())
 
     def addresses(self, host: str) -> tuple[str, ...]:
-        """Return the addresses of a host, none where it is not known now."""
+        """Return the addresses of a host, or an empty tuple for an unknown one."""
         return numeric(host) or self._lookups.addresses(host, self._clock())
 
     def ask(self, host: str, then: Callable[[], None]) -> bool:
-        """Have the name of a host looked up that is not known; `then` is called once that has ended, or has taken too
-        long. False: it is not known, and cannot be looked up just now; `then` is not called."""
+        """Look up the unknown name of a host; `then` is called at the end of the lookup, or when the lookup is late.
+
+        Return False, without calling `then`, if the name cannot be looked up now.
+        """
         if self._closed or not self._lookups.ask(host, self._clock()):
             return False
         self._waiting.setdefault(host, []).append(then)
-        self._go_on()
+        self._start_due()
         return True
 
     def hint(self, host: str) -> None:
-        """A followed name may be found, or be elsewhere, by now: look it up soon."""
+        """Look a followed name up soon, as its host may be known by now, or have moved."""
         self._lookups.hint(host, self._clock())
-        self._go_on()
+        self._start_due()
 
     def close(self) -> None:
-        """Look nothing up any more; what is being looked up is nobody's business then."""
+        """End all lookups; no callback is called any more."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for host, done in self._under_way.items():
-            self._lookers.forget(host, done)
+            self._threads.forget(host, done)
 
     # --- what follows ---
 
-    def _go_on(self) -> None:
-        """Begin what is due, tell whoever waits, and look again in a while."""
+    def _start_due(self) -> None:
+        """Start due lookups and schedule the next check."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
@@ -231,7 +232,7 @@ class Names:
         for host in self._lookups.start(now):
             done = _on_loop(loop, partial(self._ended, host))
             self._under_way[host] = done
-            if not self._lookers.look_up(host, done):
+            if not self._threads.look_up(host, done):
                 loop.call_soon(self._ended, host, OSError("too many names are being looked up"))
         if self._timer is None and not self._lookups.idle:
             self._timer = loop.call_later(TICK_S, self._tick)
@@ -242,54 +243,54 @@ class Names:
         del self._under_way[host]
         now = self._clock()
         if isinstance(found, OSError):
-            self._say(self._lookups.failed(host, reason(found), now))
+            self._log_events(self._lookups.on_failed(host, reason(found), now))
         else:
-            self._say(self._lookups.found(host, found, now))
-        self._tell()
-        self._go_on()
+            self._log_events(self._lookups.on_found(host, found, now))
+        self._notify()
+        self._start_due()
 
     def _tick(self) -> None:
         self._timer = None
-        self._say(self._lookups.tick(self._clock()))
-        self._tell()
-        self._go_on()
+        self._log_events(self._lookups.tick(self._clock()))
+        self._notify()
+        self._start_due()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for host in [host for host in self._waiting if not self._lookups.is_asked(host)]:
             for then in self._waiting.pop(host):
                 then()
-        if self._told != self._lookups.version:
-            self._told = self._lookups.version
+        if self._notified != self._lookups.version:
+            self._notified = self._lookups.version
             for changed in self._listeners:
                 changed()
 
-    def _say(self, news: Iterable[News]) -> None:
-        for host, event, text in news:
+    def _log_events(self, events: Iterable[LookupEvent]) -> None:
+        for host, event, text in events:
             label = self._labels[host]
             if event == "lost":
-                log.warning("%s: the name %s cannot be looked up (it is tried on and on): %s", label, host, text)
+                log.warning("%s: the name %s cannot be looked up (lookups go on): %s", label, host, text)
             else:
                 log.info("%s: the name %s is looked up as %s", label, host, text)
 
 
 class Followed:
-    """The hosts of some servers, followed by name once `start` is called. `hosts`: the servers' names → their hosts."""
+    """Hosts of some servers, followed from `start` on. `hosts` maps the servers' names to their hosts."""
 
     def __init__(self, hosts: Mapping[str, str], names: Names) -> None:
         self._hosts = dict(hosts)
         self._names = names
 
     def start(self, changed: Callable[[Hosts], None]) -> None:
-        """Look the names up from now on; `changed` is called with the table whenever it may be another."""
+        """Follow the names from now on; `changed` is called with the table after each change."""
         self._names.listen(lambda: changed(self.table()))
         for server, host in self._hosts.items():
             self._names.follow(host, f"[servers.{server}] native")
 
     def table(self) -> Hosts:
-        """Return what is known now."""
-        return hosts_of({server: self._names.place(host) for server, host in self._hosts.items()})
+        """Return the current table."""
+        return hosts_of({server: self._names.host_addresses(host) for server, host in self._hosts.items()})
 
     def look_again(self, servers: Iterable[str]) -> None:
-        """These servers may be found, or be elsewhere, by now."""
+        """Look up the hosts of these servers soon, as they may be known by now, or have moved."""
         for server in servers:
             self._names.hint(self._hosts[server])

@@ -1,4 +1,4 @@
-"""What the operating system says of other processes, as far as it says anything (`/proc`, as on Linux)."""
+"""State of other processes as the operating system reports it (`/proc`, as on Linux)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STOPPED = frozenset("Tt")
 
 
 def is_stopped(process: int) -> bool:
-    """Say whether a process is stopped; where the system does not tell, it is not."""
+    """Return whether a process is stopped; False if the system does not report its state."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
     except OSError:
@@ -19,7 +19,7 @@ def is_stopped(process: int) -> bool:
 
 
 def exists(process: int) -> bool:
-    """Say whether there is such a process."""
+    """Return whether a process exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

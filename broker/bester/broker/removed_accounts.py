@@ -1,9 +1,9 @@
-"""Users whose accounts were removed, until nothing of theirs is left: no connection, and nothing that waits.
+"""Removed accounts until nothing of them is left: no connection and no queued message.
 
-The rule: between the first time the core is told of a removal and the moment that is struck off in the accounts, the
-name is nobody's. Nothing is kept for it, and nobody is let in under it, even where there is a new account of that name.
-So telling the core again, after a crash in between, ends nothing that a newcomer was promised; and a newcomer never
-sees what was his predecessor's. A removal must not be struck off before its end is on disk.
+Rule: between the first report of a removal to the core and the moment when the accounts strike the removal off, the
+name belongs to no user. Nothing is queued for the name and no login is admitted, even if a new account has the name. So
+a second report, after a crash in between, ends nothing that was promised to a new user, and a new user never sees
+messages of the old one. A removal must not be struck off before its end is on disk.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from bester.broker.accounts import Logins
 
 
 class RemovedAccounts:
-    """Names on their way out. Whoever has this calls `look` a few times a second, and `over` when all is on disk."""
+    """Names of accounts under removal.
+
+    The owner calls `due` a few times a second, and `strike_off_ended` when all writes are on disk.
+    """
 
     def __init__(self, accounts: Logins) -> None:
         self._accounts = accounts
@@ -22,24 +25,25 @@ class RemovedAccounts:
         self._changed = False
 
     def check(self) -> None:
-        """Take note of what somebody else has changed; cheap where nobody has."""
+        """Record removals by other processes; cheap without any."""
         if self._accounts.changed():
             self._changed = True
             self._names.update(self._accounts.removed())
 
-    def under_way(self, name: str) -> bool:
-        """Say whether something of a removed account may be left under this name."""
+    def is_under_removal(self, name: str) -> bool:
+        """Return whether connections or messages of a removed account may be left under this name."""
         self.check()
         return name in self._names
 
     def is_account(self, name: str) -> bool:
-        """Say whether something may be kept for a user of this name."""
-        return not self.under_way(name) and self._accounts.exists(name)
+        """Return whether messages may be queued for a user of this name."""
+        return not self.is_under_removal(name) and self._accounts.exists(name)
 
     def due(self, users: Callable[[], list[str]]) -> list[str]:
-        """Return who is to be told to the core as removed; more than once, for a bridge may bring back a connection.
+        """Return the users to report to the core as removed; repeatedly, as a bridge may bring back a connection.
 
-        `users`: those of whom something is there. One without an account counts too: its file may be an older copy.
+        `users` returns those with connections or messages. A user without an account counts as removed, since the file
+        of accounts may be an older copy.
         """
         self.check()
         if not self._changed:
@@ -47,8 +51,8 @@ class RemovedAccounts:
         self._changed = False
         return sorted(self._names.union(user for user in users() if not self._accounts.exists(user)))
 
-    def over(self, users: Callable[[], Iterable[str]]) -> None:
-        """All that the core has said so far is on disk: strike off those of whom nothing is left."""
+    def strike_off_ended(self, users: Callable[[], Iterable[str]]) -> None:
+        """Strike off the removed accounts of which nothing is left; call when all output of the core is on disk."""
         if self._names:
             gone = self._names.difference(users())
             if gone and self._accounts.strike_off(gone):

@@ -1,8 +1,8 @@
-"""The broker's shell: ROUTER sockets, the clock, the log. It receives, calls the core, has written what the core wants
-kept, and only then sends what the core says.
+"""Shell of the broker: ROUTER sockets, the clock and the log.
 
-It must never decide: a message that has come is handed to the router, and the router's actions are carried out. The
-core's time is the monotonic clock itself: a uvloop loop's own `time()` stands still within a turn and counts whole
+The shell passes received messages to the core, writes the core's requests to the store, and only then sends the core's
+messages. The shell never decides: the router processes each message, and the shell carries out the effects. The core's
+time is the monotonic clock itself, as a uvloop loop's own `time()` stands still within a turn and counts whole
 milliseconds, too coarse for a trace.
 """
 
@@ -29,9 +29,8 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
-from bester.broker.log_limits import WARNINGS, LogLimits
+from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
-from bester.broker.pace import PACED
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.store import Store
@@ -42,22 +41,23 @@ from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
-from bester.broker.wire.unsendable import as_if, instead
+from bester.broker.wire.unsendable import expected_answer, substitute
 
 TICK_S = 0.1
-"""How often the core is told the time."""
+"""Interval at which the core is given the time."""
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
-"""What the log says of logins that are refused, by their codes."""
+"""Log events of refused logins, by their codes."""
 BACKLOG = 1024
-"""Links by ipc that may wait to be taken in: all handlers of a busy machine at once, when it starts."""
+"""Waiting ipc connections: all handlers of a busy machine at once, at its start."""
 MAX_LOGINS = 1024
-"""Passwords waiting to be checked; the accounts refuse earlier than that."""
+"""Passwords waiting for a check; the accounts refuse earlier."""
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-"""Linux; elsewhere the wall clock has to do after each start."""
+"""Linux; on other systems the wall clock is used after each start."""
 CLOCK_APART_S = 0.05
 CLOCK_LOOKS = 5
-"""Two clocks read further apart than this are read again, so often: the process was stopped between the two."""
+"""Clocks read further apart than this are read again, at most CLOCK_LOOKS times, as the process was stopped between the
+two readings."""
 
 log = logging.getLogger("bester.broker")
 
@@ -66,16 +66,16 @@ Receiver = Callable[[list[Message]], None]
 
 
 class Broker:
-    """A running broker. Use it as a context: `async with Broker(settings, listen, accounts, store) as broker: …`.
+    """Running broker, used as a context: `async with Broker(settings, listen, accounts, store) as broker: …`.
 
-    The store is opened here, and closed by whoever has made it, after this has ended. Raises ConfigError where an
-    endpoint cannot be bound, BesterError where the store cannot be opened.
+    The broker opens the store; the caller closes the store afterwards. Raises ConfigError for an endpoint that cannot
+    be bound, BesterError for a store that cannot be opened.
     """
 
     def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
         self._listen = listen
         self._accounts = accounts
-        self._departures = RemovedAccounts(accounts)
+        self._removed_accounts = RemovedAccounts(accounts)
         self.settings = settings
         now, wall_s = _clocks()
         self.router = Router(
@@ -85,14 +85,15 @@ class Broker:
             now=now,
             wall_s=wall_s,
             boot=_boot(),
-            is_account=self._departures.is_account,
+            is_account=self._removed_accounts.is_account,
             snapshot=store.open(),
             chance=random.random,
             process_of=self._process_of,
             is_stopped=is_stopped,
         )
         self.restart: Callable[[int, str], bool] = lambda process, why: False
-        """Starts a handler's process again, for this reason; False: whoever runs this broker has not started it."""
+        """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
+        not start."""
         self._keeping = StoreDriver(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
@@ -106,9 +107,9 @@ class Broker:
         self._group = asyncio.TaskGroup()
         self._notices = LogLimits()
         self.look_up: Callable[[Iterable[str]], None] | None = None
-        """Gets the servers whose hosts are to be looked up; `hosts_changed` is called with what was found."""
+        """Callback that looks up the hosts of servers; the result is passed to `hosts_changed`."""
         self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
-        """Is told the name and the types of each handler that has come."""
+        """Callback with the name and the types of each handler that connects."""
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -126,7 +127,7 @@ class Broker:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Say GOODBYE to everyone and close. Call `drain` first to let messages finish."""
+        """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
         self._keeping.tick()
         if self._flush_handle is not None:
@@ -142,7 +143,7 @@ class Broker:
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no new messages, and wait until none is owed a report, at most `timeout_s`; says whether none is."""
+        """Accept no new messages and wait, at most `timeout_s`, until none is unreported; return whether none is."""
         self.router.drain()
         deadline = time.monotonic() + timeout_s
         while not self.router.idle and time.monotonic() < deadline:  # noqa: ASYNC110 (the core has no events to wait for)
@@ -150,9 +151,10 @@ class Broker:
         return self.router.idle
 
     def attach(self, receiver: Receiver) -> Callable[[Sequence[Message]], int]:
-        """Open a direct link for a bridge in this process; returns the function that says messages to the broker.
+        """Open a direct link for a bridge in this process; return the function that sends messages to the broker.
 
-        It takes them all, and says how many that is. `receiver` gets what the broker says, once a turn of the loop.
+        The function accepts all messages and returns their number. `receiver` gets the broker's messages once a turn of
+        the loop.
         """
         link = Link("direct", b"%d" % len(self._direct))
         self._direct[link] = receiver
@@ -164,7 +166,7 @@ class Broker:
         return say
 
     def hosts_changed(self, hosts: Hosts) -> None:
-        """Where the native servers are is known anew."""
+        """Pass a new table of the native servers' hosts to the core."""
         self._carry_out(self.router.on_hosts_changed(hosts, time.monotonic()))
 
     # --- sockets ---
@@ -180,7 +182,7 @@ class Broker:
         self._sockets.append(socket)
         socket.socket.router_mandatory = 1
         if where.transport == "ipc":
-            # Bound here: ZeroMQ would remove whatever is at the path first, and in the end whatever is there then.
+            # Bound here, as ZeroMQ would remove any file at the path first, and at its end any file that is there then.
             bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
             self._bound.append(bound)
             socket.socket.setsockopt(zmq.USE_FD, bound.socket.detach())
@@ -204,10 +206,10 @@ class Broker:
         def received(messages: list[Message | Malformed]) -> None:
             self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
 
-        party = LinkClient("server", self.settings.name, {})
+        link_client = LinkClient("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
             endpoint,
-            party,
+            link_client,
             on_messages=received,
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
@@ -221,7 +223,7 @@ class Broker:
         for bound in self._bound:
             bound.remove()
         for socket in self._sockets:
-            socket.socket.linger = 200  # the last GOODBYEs
+            socket.socket.linger = 200  # for the last GOODBYEs
             socket.close()
         self._context.term()
 
@@ -232,16 +234,16 @@ class Broker:
 
     def _tick(self) -> None:
         self._carry_out(self.router.tick(*_clocks()))
-        self._see_off()
+        self._end_removals()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
 
-    def _see_off(self) -> None:
-        """Settle what could wait, and with it the ends of what removed accounts have left."""
-        for user in self._departures.due(self.router.users):
+    def _end_removals(self) -> None:
+        """Write requests that could wait, and report removed accounts of which something is left to the core."""
+        for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
         self._keeping.tick()
         if self._keeping.is_idle:
-            self._departures.over(self.router.users)
+            self._removed_accounts.strike_off_ended(self.router.users)
 
     async def _verify(self, login: Verify) -> None:
         reason, retry_s = await self._accounts.verify(login.user, login.password, login.address)
@@ -249,9 +251,9 @@ class Broker:
             fields = {"user": login.user, "address": login.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
             self._write(Notice(LOGIN_EVENTS[reason], fields | more))
-        if reason is None and self._departures.under_way(login.user):
-            self._see_off()  # mostly it is over with that
-            if self._departures.under_way(login.user):
+        if reason is None and self._removed_accounts.is_under_removal(login.user):
+            self._end_removals()  # usually enough to end the removal
+            if self._removed_accounts.is_under_removal(login.user):
                 reason = "overloaded"
         now = time.monotonic()
         self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s))
@@ -300,9 +302,9 @@ class Broker:
         process = restart.process
         if process is not None and (self.restart(process, restart.why) or not exists(process)):
             return
-        whose = f"process {process} is no child of this server" if process else "it is not known whose process that is"
-        known = facts("handler-useless", handler=restart.name, process=process, why=restart.why)
-        log.warning("handler %r must be started again, but %s: %s", restart.name, whose, restart.why, extra=known)
+        owner = f"process {process} is no child of this server" if process else "its process is unknown"
+        extra = facts("handler-useless", handler=restart.name, process=process, why=restart.why)
+        log.warning("handler %r must be restarted, but %s: %s", restart.name, owner, restart.why, extra=extra)
 
     def _start_verifying(self, login: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
@@ -314,7 +316,8 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     def _flush(self) -> None:
-        """Send what this turn of the loop has made, one batch a destination, when what it rests on is on disk."""
+        """Send the messages of this turn of the loop, one batch a destination, after the writes on which they
+        depend."""
         self._flush_handle = None
         if self._keeping.due:
             self._keeping.run()
@@ -337,16 +340,17 @@ class Broker:
         try:
             for frames in batches(messages, partial(self._cannot_send, link)):
                 socket.send([identity, *frames])
-        except zmq.ZMQError:  # EHOSTUNREACH: gone; EAGAIN: it does not read
+        except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
             self._carry_out(self.router.on_undeliverable(link, messages[0], time.monotonic()))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
-        """What cannot be sent ends as if its receiver had refused it, or is answered by another; none is held up."""
+        """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if
+        any."""
         self._log_unsendable(message, error)
-        answer = as_if(message, error)
+        answer = expected_answer(message, error)
         if answer is not None:
             self._carry_out(self.router.receive_all(link, (answer,), time.monotonic()))
-        return instead(message, error)
+        return substitute(message, error)
 
     def _log_unsendable(self, message: Message, error: WireError) -> None:
         log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)
@@ -359,7 +363,7 @@ class Broker:
 
 
 def _clocks() -> tuple[float, float]:
-    """Return the monotonic and the wall clock as of one moment, where this process was not stopped between the two."""
+    """Return monotonic and wall clock of one moment, provided that the process was not stopped in between."""
     looks = CLOCK_LOOKS
     while True:
         before, wall_s, now = time.monotonic(), time.time(), time.monotonic()
@@ -369,7 +373,7 @@ def _clocks() -> tuple[float, float]:
 
 
 def _boot() -> str:
-    """Return the name of this run of the machine, empty where it has none."""
+    """Return the id of this boot of the machine, empty if the system has none."""
     try:
         return BOOT.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

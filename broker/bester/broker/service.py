@@ -1,4 +1,4 @@
-"""`bester broker`: from a configuration to a running broker."""
+"""Broker of `bester broker`: from a configuration to a running server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bester.broker.store.file import examine
 from bester.broker.store_requests import Budget
 
 DRAIN_S = 10.0
-"""How long messages may take to finish after SIGTERM."""
+"""Time that messages have to finish after SIGTERM."""
 
 NOWHERE = Hosts()
 
@@ -31,7 +31,7 @@ log = logging.getLogger("bester.broker")
 
 
 def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
-    """Return what the core is told; `hosts` is where the native servers are, as far as that is known."""
+    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
     routes = {
         name: Route(
             name,
@@ -58,7 +58,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
 
 
 def _budgets(config: Config) -> dict[str, Budget]:
-    """Return what the handlers of a type may take."""
+    """Return the time and attempts that each type's handlers have."""
     return {
         type_: Budget(handler.timeout_s, handler.attempts) for handler in config.handlers for type_ in handler.types
     }
@@ -66,9 +66,9 @@ def _budgets(config: Config) -> dict[str, Budget]:
 
 @contextlib.asynccontextmanager
 async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Broker]:
-    """A broker that serves from the configured directory, with its accounts; everything is given back at the end.
+    """Serve from the configured directory, with its accounts, and release everything at the end.
 
-    It listens before any name is looked up. `names` is a bridge's in the same process, which looks them up as well.
+    The broker listens before any name is looked up. `names` are those of a bridge in the same process, if any.
     """
     with contextlib.ExitStack() as stack:
         await until_ended(config.server.data_dir)
@@ -88,8 +88,8 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
 
 
 def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
-    """Return the configured store. Where its file is not in the claimed directory, it is claimed by itself; and so is
-    the directory it is in, where that is another server's. No lock is left where nothing of Bester's can be."""
+    """Return the configured store. A file outside the locked data directory gets a lock of its own, and the lock of its
+    directory if another server may have that. No lock file is left where no store can be."""
     path = config.store.path
     real = Path(os.path.realpath(path)) if path is not None else None
     if real is not None and real.parent != config.server.data_dir.resolve():
@@ -104,13 +104,13 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
 
 
 def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Serve the fabric alone until SIGTERM. Returns the exit status."""
+    """Serve the fabric alone until SIGTERM. Return the exit status."""
 
     async def main(stop: asyncio.Event) -> int:
         async with serving(config) as broker:
             listen = ", ".join(config.fabric.listen)
-            known = facts("broker-started", server=config.server.name, listen=listen)
-            log.info("broker %s on %s", config.server.name, listen, extra=known)
+            extra = facts("broker-started", server=config.server.name, listen=listen)
+            log.info("broker %s on %s", config.server.name, listen, extra=extra)
             on_ready()
             await stop.wait()
             about_to_end()
@@ -121,7 +121,7 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
 
 
 async def finish(draining: Awaitable[bool]) -> None:
-    """Wait for a drain, and say so where something was cut off."""
+    """Wait for a drain, and log a warning if messages were cut off."""
     if not await draining:
-        known = facts("drain-timeout", drain_s=DRAIN_S)
-        log.warning("messages were still under way after %g s and are cut off", DRAIN_S, extra=known)
+        extra = facts("drain-timeout", drain_s=DRAIN_S)
+        log.warning("messages were still under way after %g s and are cut off", DRAIN_S, extra=extra)

@@ -1,13 +1,13 @@
-"""Standard input, output and error of a program, whatever the world has made of them.
+"""Standard input, output and error of a program, made safe in every state that a program may find them in.
 
-A program may be started without them, with a disk behind them that is full, with a reader that has gone, or in an
-encoding that lacks most letters. `secure` is called before anything else opens a file or a socket: a descriptor below 3
-that is free would go to one of those, and what is printed would be written into it.
+A program may start without them, on a full disk, with a reader that has gone, or in an encoding that lacks most
+letters. `secure` is called before any file or socket is opened: a free descriptor below 3 would be given to that file,
+and printed text would be written into it.
 
-Afterwards a failed write to standard output raises OutputError; one to standard error is dropped, since there is no
-place left to report it. Characters that the encoding lacks are written as JSON escapes.
+Afterwards a failed write to standard output raises OutputError; a failed write to standard error is dropped, as no
+place is left to report it. Characters that the encoding lacks are written as JSON escapes.
 
-Needs the standard library alone, and does nothing when it is imported.
+This module needs the standard library alone, and importing it has no effect.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 ESCAPED = "bester.escaped"
-"""The error handler that writes what an encoding lacks as JSON escapes: a line of JSON stays JSON in any encoding."""
+"""Error handler that writes JSON escapes for characters that the encoding lacks: a line of JSON stays JSON."""
 
 
 class OutputError(Exception):
-    """Standard output cannot be written to; `errno` and `strerror` as of an OSError.
+    """Failure of a write to standard output; `errno` and `strerror` are those of an OSError.
 
-    It is none, so that nobody takes it for a fault of the file or the connection at hand.
+    This class is no OSError, so that no caller takes it for a fault of a file or connection.
     """
 
     def __init__(self, number: int | None, text: str) -> None:
@@ -45,9 +45,9 @@ _outputs: list[Output] = []
 
 
 def secure() -> None:
-    """Open /dev/null where standard input, output or error is missing, and make writing to them safe.
+    """Open /dev/null for missing standard streams, and make writing to them safe.
 
-    Calling it again does nothing. Streams that somebody has put in place of the interpreter's own are left alone.
+    A repeated call does nothing. Streams that replace the interpreter's own stay unchanged.
     """
     for number in (0, 1, 2):
         try:
@@ -69,21 +69,23 @@ def is_missing(number: int) -> bool:
 
 
 def forgive() -> None:
-    """Drop what cannot be written to standard output, too: nobody waits for what a program prints that serves."""
+    """Drop failed writes to standard output from now on: no user waits for the output of a serving program."""
     for output in _outputs:
         output.forgiving = True
 
 
 def abandon() -> None:
-    """Drop what is still buffered for standard output, and what comes: its failure was reported. The interpreter would
-    fail to write it once more, at its end."""
+    """Drop the buffered and all later output of standard output, whose failure was reported; the interpreter would fail
+    to write the buffer once more at its end."""
     for output in _outputs:
         output.abandoned = output.fileno() == 1
 
 
 class Output(io.FileIO):
-    """One descriptor that is written to. A failure raises OutputError, or, with `forgiving`, drops what was written.
-    Ctrl-C in the middle of a write ends standard output there."""
+    """Writer to one descriptor. A failed write raises OutputError, or is dropped if `forgiving`.
+
+    Ctrl-C within a write to standard output ends its output there.
+    """
 
     def __init__(self, number: int, *, forgiving: bool) -> None:
         super().__init__(number, "w", closefd=False)
@@ -92,14 +94,14 @@ class Output(io.FileIO):
         _outputs.append(self)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write what there is room for, and wait where a descriptor that does not block has none; return how much."""
+        """Write as much as the descriptor takes, after waiting for room if necessary; return the number of bytes."""
         size = memoryview(data).nbytes
         if self.abandoned:
             return size
         try:
             if self.fileno() in _missing:
                 raise OSError(errno.EBADF, "it is closed")
-            # None: there is no room in a descriptor that somebody else has set to O_NONBLOCK.
+            # None: another process has set the descriptor to O_NONBLOCK, and it has no room.
             while (written := super().write(data)) is None:
                 wait_for_room(self.fileno())
         except OSError as error:
@@ -107,14 +109,14 @@ class Output(io.FileIO):
                 return size
             raise OutputError(error.errno, error.strerror or str(error)) from None
         except KeyboardInterrupt:
-            # The buffer takes it for unwritten, and would write it a second time at the end.
+            # The buffer counts the data as unwritten, and would write them again at the end.
             self.abandoned = self.fileno() == 1
             raise
         return written
 
 
 def wait_for_room(descriptor: int) -> None:
-    """Wait until a descriptor that does not block takes more."""
+    """Wait until a non-blocking descriptor has room."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     poll.poll()
@@ -123,7 +125,7 @@ def wait_for_room(descriptor: int) -> None:
 def _fill(number: int) -> None:
     try:
         found = os.open(os.devnull, os.O_RDWR)
-    except OSError:  # there is no /dev; a directory keeps the number from others as well
+    except OSError:  # without /dev, a directory occupies the descriptor as well
         found = os.open("/", os.O_RDONLY)
     if found != number:
         os.dup2(found, number)
@@ -136,7 +138,7 @@ def _text(output: Output, old: TextIO | None, errors: str) -> TextIO:
     encoding = getattr(old, "encoding", None) or "utf-8"
     if old is not None:
         old.flush()
-    if getattr(old, "write_through", False):  # PYTHONUNBUFFERED, or python -u: there is no buffer between the two
+    if getattr(old, "write_through", False):  # PYTHONUNBUFFERED or python -u: no buffer in between
         return io.TextIOWrapper(output, encoding, errors, write_through=True)
     at_once = output.isatty() or output.fileno() == 2
     return io.TextIOWrapper(io.BufferedWriter(output), encoding, errors, line_buffering=at_once)

@@ -1,7 +1,7 @@
-"""One table of a TOML file, read key by key; every mistake becomes one line that names file, line, key and remedy.
+"""Table of a TOML file, read key by key; every mistake becomes one line that names file, line, key and remedy.
 
-It knows nothing of what the keys mean, and never guesses: a value of the wrong
-type and a key nobody knows are errors.
+This module does not know the meaning of the keys, and never guesses: a value of the wrong type and an unknown key are
+errors.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ T = TypeVar("T")
 NO_HINTS: Mapping[str, str] = MappingProxyType({})
 
 FILE_LIMIT_BYTES = 1024 * 1024
-"""No configuration is longer; a log or a core dump given by mistake is not read whole."""
+"""Longest configuration; a log or a core dump given by mistake is not read whole."""
 
 NEAR = 0.6
-"""How much of two names must agree for one to be a slip of the other: `tpc4` of `tcp4`, not `retries` of `workers`."""
+"""Similarity of two names, from 0 to 1, that suggests a slip: `tpc4` for `tcp4`, not `retries` for `workers`."""
 
 _HEADER = re.compile(r"^\s*\[+\s*(.+?)\s*\]+\s*(#.*)?$")
 
 
 class Source:
-    """The text of a configuration file, and where in it things stand."""
+    """Text of a configuration file, and the lines of its keys."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file. Raises ConfigError where that cannot be done."""
+        """Read the file. Raises ConfigError if the file cannot be read."""
         self.path = path
         try:
             with path.open("rb") as file:
@@ -55,7 +55,7 @@ class Source:
             raise ConfigError(f"{self.path}: not TOML: {one_line(str(error))}; {hint}") from None
 
     def line(self, section: str, key: str | None) -> int | None:
-        """Return the line (from 1) of a key, or of the section itself where it is None; None where it is not seen."""
+        """Return the line (from 1) of a key, or of the section if `key` is None; None if the line is not found."""
         wanted = re.compile(rf"""^\s*["']?{re.escape(key)}["']?\s*[=.]""") if key is not None else None
         inside = section == ""
         for number, line in enumerate(self.text.splitlines(), 1):
@@ -74,21 +74,21 @@ class Source:
                 return number
         return None
 
-    def fail(self, section: str, key: str | None, what: str) -> NoReturn:
-        """Raise ConfigError for a key (or, with None, for the section itself)."""
+    def fail(self, section: str, key: str | None, problem: str) -> NoReturn:
+        """Raise ConfigError for a key, or for the section if `key` is None."""
         line = self.line(section, key)
-        place = f"{self.path}:{line}" if line else str(self.path)
+        position = f"{self.path}:{line}" if line else str(self.path)
         where = " ".join(part for part in (f"[{section}]" if section else "", key or "") if part)
-        raise ConfigError(one_line(f"{place}: {where}: {what}"))
+        raise ConfigError(one_line(f"{position}: {where}: {problem}"))
 
 
 def one_line(text: str) -> str:
-    """Return the text with everything that would start a new line, or move the cursor, spelled out."""
+    """Return the text with all control characters escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the known names nearest to this one, and all of them where none is near."""
+    """Return a hint: the known names nearest to `name`, or all known names if none is near."""
     names = sorted(known)
     if not names:
         return "none is known here"
@@ -101,12 +101,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Table:
-    """The keys of one section. Every method raises ConfigError for what cannot be used."""
+    """Keys of one section. Every method raises ConfigError for an unusable value."""
 
     def __init__(
         self, source: Source, section: str, values: object, known: Iterable[str], hints: Mapping[str, str] = NO_HINTS
     ) -> None:
-        """`hints` say what to write instead of keys that are not known and that people expect."""
+        """`hints` are the remedies for unknown keys that users expect."""
         self._source = source
         self.section = section
         if not isinstance(values, dict):
@@ -122,12 +122,12 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def fail(self, key: str | None, what: str) -> NoReturn:
-        """Raise ConfigError about one key, or about the section where there is none."""
-        self._source.fail(self.section, key, what)
+    def fail(self, key: str | None, problem: str) -> NoReturn:
+        """Raise ConfigError for one key, or for the section if `key` is None."""
+        self._source.fail(self.section, key, problem)
 
     def checked(self, key: str, check: Callable[[Any], T], value: object) -> T:
-        """Return what `check` makes of a value; the text of its ValueError is the mistake."""
+        """Return `check(value)`; the text of its ValueError becomes the error."""
         try:
             return check(value)
         except ValueError as error:
@@ -138,11 +138,11 @@ class Table:
         return list(self._values)
 
     def raw(self, key: str) -> object:
-        """Return the value as TOML has it, or None."""
+        """Return the value as parsed, or None for a missing key."""
         return self._values.get(key)
 
     def text(self, key: str) -> str | None:
-        """Return a string that is not empty, or None where the key is missing."""
+        """Return a string that is not empty, or None for a missing key."""
         if key not in self._values:
             return None
         value = self._values[key]
@@ -155,7 +155,7 @@ class Table:
         return value
 
     def texts(self, key: str) -> tuple[str, ...] | None:
-        """Return a list of strings that are not empty, or None where the key is missing."""
+        """Return a list of strings that are not empty, or None for a missing key."""
         if key not in self._values:
             return None
         value = self._values[key]
@@ -173,21 +173,21 @@ class Table:
         return value
 
     def decimal(self, key: str, default: float, low: float, high: float) -> float:
-        """Return a number from `low` to `high`, whole or not. TOML's nan and inf are none."""
+        """Return a number from `low` to `high`, whole or not, without TOML's nan and inf."""
         value = self._values.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
             self.fail(key, f"is a number from {low:g} to {high:.0f}")
         return float(value)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        """Return a boolean; the default where the key is missing."""
+        """Return a boolean, or `default` for a missing key."""
         value = self._values.get(key, default)
         if not isinstance(value, bool):
             self.fail(key, "is true or false, without quotes")
         return value
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
-        """Return one of a few words."""
+        """Return one of `choices`, or `default` for a missing key."""
         value = self.text(key) or default
         if value not in choices:
             self.fail(key, f"{value!r} is not one of {', '.join(choices)}")

@@ -1,8 +1,8 @@
-"""Unix sockets to listen on: bound where nothing of anybody's is in the way, and removed only while they are one's own.
+"""Listening Unix sockets: bound where no other file is in the way, and removed only by their owner.
 
-A socket that a server left behind when it was killed is replaced; whatever else is at the path is left as it is, and
-said in one line. Whoever opens, replaces or removes one holds a lock on its directory meanwhile, so that of two servers
-that start at once with one path the second finds the first one's socket listening.
+The socket of a killed server is replaced; any other file at the path stays unchanged and is reported in one line. A
+process that opens, replaces or removes a socket holds a lock on its directory meanwhile: of two servers that start at
+once with one path, the second finds the first one listening.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from bester.broker.wire.codes import ConfigError
 
 PATH_BYTES = 107
-"""The longest path a Unix socket can have on Linux."""
+"""Longest path of a Unix socket on Linux."""
 PROBE_S = 1.0
-"""How long a server may take to be found listening; the system answers for it, so only a stopped machine takes long."""
+"""Time for the connection to a listening server; the system accepts for it, so only a stopped machine takes long."""
 LOCK_S = 2.0
-"""How long the directory may be another's: binding takes well below a millisecond. Some file systems have no locks, and
-some directories may not be read: then there is none."""
+"""Time to wait for the directory's lock; binding takes well below a millisecond. File systems without locks, and
+unreadable directories, are used without one."""
 LOCK_AGAIN_S = 0.01
 
 
 class UnixSocket:
-    """A socket that listens, and the file by which it is found."""
+    """Listening socket, and the file by which clients find it."""
 
     __slots__ = ("_file", "path", "socket")
 
@@ -39,8 +39,8 @@ class UnixSocket:
         self._file: tuple[int, int] | None = _number(path)
 
     def remove(self) -> None:
-        """Remove the file, unless it is somebody else's by now. Call it before the socket is closed: after that another
-        file may have the number. A second time it does nothing."""
+        """Remove the file, unless another process has replaced it; a repeated call does nothing. Call this method
+        before the socket is closed: after that another file may have its inode."""
         ours, self._file = self._file, None
         with contextlib.suppress(OSError), _directory_of(self.path):
             if ours is not None and _number(self.path) == ours:
@@ -48,15 +48,15 @@ class UnixSocket:
 
 
 def _number(path: str) -> tuple[int, int]:
-    """Tell one file from all others there are."""
+    """Return device and inode, which identify a file."""
     found = os.lstat(path)
     return found.st_dev, found.st_ino
 
 
 def listen(where: str, path: str, *, backlog: int, mode: int | None = None) -> UnixSocket:
-    """Listen on a path, with the file's mode where one is given. `where` says in errors what the operator wrote.
+    """Listen on a path, with the file's `mode` if given. `where` names the socket in errors, as the operator wrote it.
 
-    The socket does not block. Raises ConfigError with the remedy.
+    The socket is non-blocking. Raises ConfigError with the remedy.
     """
     if len(os.fsencode(path)) > PATH_BYTES:
         raise ConfigError(
@@ -69,7 +69,7 @@ def listen(where: str, path: str, *, backlog: int, mode: int | None = None) -> U
             _make_way(where, path)
             sock.bind(path)
             try:
-                if mode is not None:  # before anybody is let in
+                if mode is not None:  # before any client can connect
                     os.chmod(path, mode)
                 sock.listen(backlog)
                 return UnixSocket(sock, path)
@@ -85,7 +85,7 @@ def listen(where: str, path: str, *, backlog: int, mode: int | None = None) -> U
 
 
 def _make_way(where: str, path: str) -> None:
-    """Remove the socket of a server that is gone. Raises ConfigError where anything else is there."""
+    """Remove the socket of a server that has ended. Raises ConfigError if any other file is at the path."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -104,14 +104,14 @@ def _make_way(where: str, path: str) -> None:
         except PermissionError:
             raise ConfigError(f"{where}: another user's socket is there; name another path") from None
         except OSError as error:
-            # Too many wait to be let in, or it is a socket of another kind: somebody has it.
+            # A full backlog or a socket of another kind: the path is in use.
             if not isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.EPROTOTYPE:
                 raise
     raise ConfigError(f"{where}: another server listens there; stop it or name another path")
 
 
 def other_kind(path: str) -> str | None:
-    """Say what is at a path that is no socket, as "a directory"; None where nothing is, or a socket."""
+    """Return the kind of a file that is no socket, as "a directory"; None for a socket or a free path."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def _kind(mode: int) -> str:
 
 
 def _why(path: str, error: Exception) -> str:
-    """Say what the system has against it, and what helps."""
+    """Return the reason of the system's refusal, with the remedy."""
     directory = os.path.dirname(path) or "."
     if isinstance(error, ValueError) or not isinstance(error, OSError):
         return "no path has a zero byte in it; name another one"
@@ -139,7 +139,7 @@ def _why(path: str, error: Exception) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"this user may not write to {directory}; name a path in a directory of yours"
     if error.errno == errno.EADDRINUSE:
-        return "somebody else has just put something there; name another path"
+        return "another process has just put a file there; name another path"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}; make room on its disk"
     return f"{error.strerror or error}; name a path in a directory of yours"
@@ -147,10 +147,10 @@ def _why(path: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _directory_of(path: str) -> Iterator[None]:
-    """Hold the lock of a path's directory, where there can be one."""
+    """Hold the lock of a path's directory, if the directory can be locked."""
     try:
         fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (OSError, ValueError):  # whatever is done there will say so
+    except (OSError, ValueError):  # the operation in the directory reports this error
         yield
         return
     try:

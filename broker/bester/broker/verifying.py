@@ -1,7 +1,7 @@
-"""Passwords are checked here: argon2id, on threads of their own, so many at once, the others in a queue.
+"""Checks of passwords by argon2id on a bounded number of threads; further checks wait in a queue.
 
-What may be checked is decided in `lockout`, in which order in `check_queue`. A password is held in memory as long as it
-waits and is checked; what is remembered of it is a hash with a key that ends with this process.
+`lockout` decides which passwords are checked, `check_queue` their order. A password stays in memory while its check
+waits and runs; afterwards only a hash remains, made with a key that ends with the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1
 
 
 class Verdict(NamedTuple):
-    """What a login is told: a code, None where it is let in. `retry_s`: with `try-later`, how long to wait."""
+    """Result of a login: `reason` is a code, or None if admitted; `retry_s` is the time to wait after `try-later`."""
 
     reason: str | None
     retry_s: float | None = None
@@ -41,7 +41,7 @@ OVERLOADED = Verdict("overloaded")
 
 
 def _no_such_hash() -> str:
-    """Return a well-formed hash that no known password has: what an unknown name is checked against."""
+    """Return a well-formed hash that no known password has; an unknown name's password is checked against this hash."""
     salt, digest = (base64.b64encode(bytes(length)).decode().rstrip("=") for length in (16, 32))
     return f"$argon2id$v=19$m={HASHER.memory_cost},t={HASHER.time_cost},p={HASHER.parallelism}${salt}${digest}"
 
@@ -50,8 +50,11 @@ _DUMMY = _no_such_hash()
 
 
 class Verifying:
-    """Checks passwords on one loop. `hash_of` returns the hash of a user's password, None where there is no such user;
-    it raises BesterError where that cannot be told. `clock` returns seconds, monotonic."""
+    """Checks passwords on one loop.
+
+    `hash_of` returns the hash of a user's password, or None for an unknown user; raises BesterError if the database
+    cannot be read. `clock` returns monotonic seconds.
+    """
 
     def __init__(self, hash_of: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
         self._hash_of = hash_of
@@ -63,33 +66,35 @@ class Verifying:
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
-        """Let go of the threads; checks still running are waited for, a few hundredths of a second."""
+        """Stop the threads, after waiting some hundredths of a second for running checks."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
     async def verify(self, user: str, password: str, address: str) -> Verdict:
-        """Check a password that is none of the impossible ones. `address`: the client's, empty where it has none."""
+        """Check a possible password. `address` is the client's, empty if the client has none."""
         net = network_of(address)
         try:
-            asked = self._lockout.ask(user, net, self._mark(user, net, self._hash_of(user), password), self._clock())
-            if isinstance(asked, Refused):
-                return _told(asked)
-            if not await self._has_turn(asked.rank, user, net):
+            decision = self._lockout.decide(
+                user, net, self._mark(user, net, self._hash_of(user), password), self._clock()
+            )
+            if isinstance(decision, Refused):
+                return _refusal(decision)
+            if not await self._has_turn(decision.rank, user, net):
                 return OVERLOADED
             try:
                 return await self._check(user, net, password)
             finally:
                 self._free += 1
                 self._go_on()
-        except BesterError:  # the database cannot tell, and the log says so
+        except BesterError:  # the database cannot be read, as its error in the log says
             return OVERLOADED
 
     async def _has_turn(self, rank: int, user: str, net: str) -> bool:
-        """Wait for a thread; False: too many wait. Whoever has one gives it back."""
+        """Wait for a thread, which the caller must give back. Return False if too many checks wait."""
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         turned_away = self._queue.add(rank, user, net, turn)
-        if turned_away is not None and not turned_away.done():  # it may be gone, and not out of the queue yet
+        if turned_away is not None and not turned_away.done():  # a cancelled check that is still in the queue
             turned_away.set_result(False)
         self._go_on()
         try:
@@ -103,25 +108,25 @@ class Verifying:
 
     def _go_on(self) -> None:
         while self._free and (waiting := self._queue.pop()) is not None:
-            if not waiting.what.done():
+            if not waiting.item.done():
                 self._free -= 1
-                waiting.what.set_result(True)
+                waiting.item.set_result(True)
 
     async def _check(self, user: str, net: str, password: str) -> Verdict:
         stored = self._hash_of(user)
         mark = self._mark(user, net, stored, password)
-        asked = self._lockout.ask(user, net, mark, self._clock())  # others may have failed while this one waited
-        if isinstance(asked, Refused):
-            return _told(asked)
+        decision = self._lockout.decide(user, net, mark, self._clock())  # other checks may have failed meanwhile
+        if isinstance(decision, Refused):
+            return _refusal(decision)
         right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
-        if right and self._hash_of(user) == stored:  # nobody has removed the account or changed its password meanwhile
-            self._lockout.right(user, net)
+        if right and self._hash_of(user) == stored:  # unless the account was removed or its password changed meanwhile
+            self._lockout.on_right(user, net)
             return LET_IN
-        self._lockout.wrong(user, net, mark, self._clock())
+        self._lockout.on_wrong(user, net, mark, self._clock())
         return WRONG
 
     def _mark(self, user: str, net: str, stored: str | None, password: str) -> bytes:
-        """Return what stands for a password where it was tried: another mark when the account has changed."""
+        """Return the mark of a password at one user and network; a change of the account changes the mark."""
         text = "\0".join((user, net, stored or "", password))  # only the last may hold a zero
         return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key, digest_size=MARK_BYTES).digest()
 
@@ -131,12 +136,12 @@ class Verifying:
         return self._pool
 
 
-def _told(refused: Refused) -> Verdict:
+def _refusal(refused: Refused) -> Verdict:
     return WRONG if refused.retry_s is None else Verdict("try-later", refused.retry_s)
 
 
 def _matches(stored: str | None, password: str) -> bool:
-    """Say whether a password fits a hash; without a hash it works as long, and says no."""
+    """Return whether a password matches a hash; without a hash, take as long and return False."""
     try:
         HASHER.verify(stored or _DUMMY, password)
     except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):

@@ -1,7 +1,7 @@
 """`bester`: the command line. Exit status 0 done, 1 failed, 2 wrong usage or configuration; errors are one line.
 
-Nothing but the modules here prints. This one needs the standard library alone, and
-imports next to nothing: what goes wrong while the others are imported is one line, too.
+Only the modules of this package print. This module needs the standard library alone and imports next to nothing: an
+error during the import of the others is one line, too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from bester.broker.streams import secure
 
 INTERRUPTED = 130
-"""What a shell shows for a program ended by Ctrl-C."""
+"""Exit status of a program ended by Ctrl-C, as shells show it."""
 
 PACKAGES = {"zmq": "pyzmq", "argon2": "argon2-cffi"}
-"""What pip calls the modules that it calls otherwise."""
+"""Names in pip of modules whose package is called otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def missing(error: ModuleNotFoundError) -> str:
-    """Say which module is not there, and how to install it."""
+    """Return a line that names the missing module and its installation."""
     module = (error.name or str(error.msg).rpartition("'")[0].rpartition("'")[2]).partition(".")[0]
-    return f"{error.msg}; `make clean setup`, or pip install {PACKAGES.get(module, module)}, installs what is missing"
+    return f"{error.msg}; `make clean setup`, or pip install {PACKAGES.get(module, module)}, installs the module"

@@ -1,4 +1,4 @@
-"""`python -m bester.cli`, where the `bester` program is not on the path."""
+"""`python -m bester.cli`, for a shell without `bester` on its path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`bester backup`: copies what a server keeps, whether it runs or not."""
+"""`bester backup`: copies a server's accounts and store, running or not."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bester.cli.output import done, err
 @config_option
 @click.argument("directory", type=click.Path(path_type=Path))
 def backup(config_path: Path | None, directory: Path) -> None:
-    """Copy accounts and store into DIRECTORY, which is empty or not there yet.
+    """Copy accounts and store into DIRECTORY, which must be empty or missing.
 
-    A running server goes on meanwhile, and each copy is whole, as of one moment. To go back to them, stop the server
-    and make DIRECTORY its data directory.
+    A running server goes on serving, and each copy is consistent, as of one moment. To restore, stop the server and
+    make DIRECTORY its data directory.
     """
     config = load(config_path)
     from bester.broker.store.backup import backup as copy
 
     if config.store.path is None:
-        err("[store] url is memory: and what waits there cannot be copied")
+        err("[store] url is memory: and a store in memory cannot be copied")
     for path in copy(config.server.data_dir, directory, store=config.store.path):
         done(f"{path}  {path.stat().st_size:,} bytes")

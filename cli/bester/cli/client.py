@@ -14,18 +14,18 @@ from bester.cli.output import err as print_err
 from bester.cli.output import interruptible, out, reader_watched
 
 to_option = click.option(
-    "--to", metavar="HOST:PORT", help="The server, or unix:PATH; by default the one that the configuration describes."
+    "--to", metavar="HOST:PORT", help="Server, or unix:PATH; by default the one in the configuration."
 )
-user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="Who logs in.")
+user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="User who logs in.")
 timeout_option = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(0.01), default=30.0, show_default=True, metavar="SECONDS",
-    help="Give up without an answer after so long.",
+    help="Seconds until a missing answer is an error.",
 )  # fmt: skip
-json_option = click.option("--json", "json_lines", is_flag=True, help="Print frames as they came, one a line.")
+json_option = click.option("--json", "json_lines", is_flag=True, help="Print received frames, one a line.")
 
 
 def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any:
-    """Return the value of --dedup or --ttl. Raises UsageError where no message has such a one."""
+    """Return the value of --dedup or --ttl. Raises UsageError for an invalid one."""
     from bester.client.frames import dedup_fault, ttl_fault
 
     if option.name == "dedup":
@@ -42,14 +42,14 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 @user_option
 @json_option
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
-              help="Show what arrives so long after the report.")  # fmt: skip
+              help="Show messages that arrive so long after the report.")  # fmt: skip
 @timeout_option
 @click.option(
-    "--ttl", "ttl_s", type=float, metavar="SECONDS", callback=_checked, help="Keep it no longer for those who are away."
+    "--ttl", "ttl_s", type=float, metavar="SECONDS", callback=_checked, help="Time to keep it for absent recipients."
 )
 @click.option("--dedup", metavar="KEY", callback=_checked,
-              help="Your own key: a message with one used before is not delivered again.")  # fmt: skip
-@click.option("--outcome", is_flag=True, help="Show what becomes of what is queued, until all is known or Ctrl-C.")
+              help="Dedup key of your own: a message with a used key is not delivered again.")  # fmt: skip
+@click.option("--outcome", is_flag=True, help="Show later outcomes of the queued, until all are known or Ctrl-C.")
 @click.argument("type_", metavar="TYPE", callback=written)
 @click.argument("json_text", metavar="JSON")
 def send(
@@ -67,19 +67,19 @@ def send(
 ) -> int:
     """Send one message and show its report.
 
-    What arrives for the sender meanwhile is shown too; what is not shown still waits. JSON given as - is read from
-    standard input.
+    Messages that arrive for the sender meanwhile are shown too; those not shown stay queued. JSON given as - is read
+    from standard input.
 
-    The password is taken from BESTER_PASSWORD, or asked for.
+    The password is read from BESTER_PASSWORD, or asked for.
     """
-    from bester.cli import messaging as client_cli
+    from bester.cli import messaging
     from bester.client.frames import Terms
 
     address = _address(to, config_path)
-    # What is not UTF-8 in an argument is kept as surrogates.
+    # An argument that is not UTF-8 holds surrogates.
     text = given_json() if json_text == "-" else json_text.encode(errors="surrogateescape")
     return _run(
-        client_cli.send_once(
+        messaging.send_once(
             address,
             user,
             client_password(user),
@@ -100,23 +100,23 @@ def send(
 @user_option
 @json_option
 @click.option(
-    "--count", type=click.IntRange(1), metavar="N", help="End after so many messages; a pipe into head would take more."
+    "--count", type=click.IntRange(1), metavar="N", help="End after so many messages; a pipe into head may take more."
 )
 @click.option("--ack/--no-ack", default=True, show_default=True,
-              help="Have a message count as delivered once its line was written, or once it left the server.",
+              help="Count a message as delivered once its line is written, or once it has left the server.",
 )  # fmt: skip
 def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None, ack: bool) -> int:
-    """Show what arrives for a user, until Ctrl-C.
+    """Show messages for a user as they arrive, until Ctrl-C.
 
-    What waited for the user comes first. What is not shown, after --count or Ctrl-C, still waits, and comes again.
+    Queued messages come first. Messages not shown, after --count or Ctrl-C, stay queued and are delivered again.
 
-    The password is taken from BESTER_PASSWORD, or asked for.
+    The password is read from BESTER_PASSWORD, or asked for.
     """
-    from bester.cli import messaging as client_cli
+    from bester.cli import messaging
 
     address = _address(to, config_path)
     password = client_password(user)
-    listening = client_cli.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack)
+    listening = messaging.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack)
     return _run(_while_read(listening))
 
 
@@ -130,21 +130,19 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
 def outcome(
     config_path: Path | None, to: str | None, user: str, json_lines: bool, timeout_s: float, message: str
 ) -> int:
-    """Show what has become of a message that was queued.
+    """Show the outcomes of a message that was queued.
 
-    MESSAGE is the server's own id of it, as its report said; only its sender is told. What waits for the sender is left
-    there.
+    MESSAGE is the server's own id of the message, from its report; only its sender may ask. Messages queued for the
+    sender stay queued.
 
-    The password is taken from BESTER_PASSWORD, or asked for.
+    The password is read from BESTER_PASSWORD, or asked for.
     """
-    from bester.cli import messaging as client_cli
+    from bester.cli import messaging
 
     address = _address(to, config_path)
     password = client_password(user)
     return _run(
-        client_cli.tell_outcome(
-            address, user, password, message, json_lines=json_lines, timeout_s=timeout_s, echo=_echo
-        )
+        messaging.show_outcome(address, user, password, message, json_lines=json_lines, timeout_s=timeout_s, echo=_echo)
     )
 
 

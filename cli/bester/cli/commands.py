@@ -1,7 +1,6 @@
-"""The commands of `bester`, found when they are asked for.
+"""Commands of `bester`, each loaded when it is called.
 
-Their modules import what they need inside the command, so that help and mistakes
-answer at once.
+A command's module imports its needs inside the command, so that help and usage errors answer at once.
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ COMMANDS = {
     "dead": "bester.cli.dead",
     "backup": "bester.cli.backup",
     "demo": "bester.cli.demo",
+    "conform": "bester.cli.conform",
 }
 """Each command's module; the command is the attribute of the same name."""
 
 
 class Commands(click.Group):
-    """Finds a command's module when it is asked for."""
+    """Loads a command's module when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return a command, or None where there is none of this name."""
+        """Return the command of this name, or None."""
         if name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(COMMANDS[name]), name)
@@ -49,7 +49,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command the words begin with. Raises UsageError that names the nearest."""
+        """Return the command that the arguments name. Raises UsageError that names the nearest command."""
         name = args[0]
         if not name.startswith("-") and name not in COMMANDS:
             close = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -70,5 +70,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
         status = bester.main(arguments, prog_name="bester", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (whatever it is becomes one line)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (any error becomes one line)
         return report(error)

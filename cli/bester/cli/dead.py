@@ -1,6 +1,6 @@
-"""`bester dead`: the messages a running server has given up, to be read, tried again or thrown away.
+"""`bester dead`: dead letters of a running server, to be read, replayed or dropped.
 
-What others wrote is never sent to a terminal as it stands: control characters are spelled out. `--json` has it whole.
+Text of strangers is never sent to a terminal unchanged: control characters are spelled out. `--json` shows all of it.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bester.cli import tables
 from bester.cli.options import config_option, load
 from bester.cli.output import done, err, out
 
 Row = dict[str, Any]
-Which = dict[str, str]
-"""What an operator's question is about: `id`, `type`, or neither for all."""
+Selection = dict[str, str]
+"""Selection of dead letters in an operator's question: `id`, `type`, or neither for all."""
 
 COLUMNS = ("AT", "REASON", "TYPE", "BYTES", "TRIED", "ID")
 
 json_option = click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
-type_option = click.option("--type", "type_", metavar="TYPE", help="Those of one message type.")
-all_option = click.option("--all", "all_", is_flag=True, help="All there are.")
+type_option = click.option("--type", "type_", metavar="TYPE", help="All dead letters of one message type.")
+all_option = click.option("--all", "all_", is_flag=True, help="All dead letters.")
 id_argument = click.argument("id_", metavar="[ID]", required=False)
 
 
@@ -33,19 +33,19 @@ id_argument = click.argument("id_", metavar="[ID]", required=False)
 def dead() -> None:
     """Show, replay and drop the messages that were given up.
 
-    A message becomes a dead letter when its handlers died or took too long over it, or when another server would not
-    have it or could not be given it in time. Its sender was told.
+    A message becomes a dead letter when its handlers died or took too long over it, or when another server refused it
+    or could not be reached in time. Its sender got a report.
     """
 
 
 @dead.command("list")
 @config_option
 @type_option
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="So many at most.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, metavar="N", help="Most rows to show.")
 @json_option
 def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: bool) -> None:
     """Show the dead letters, latest first."""
-    # One more than is shown tells whether there are more.
+    # Ask for one row more than shown, which tells whether there are more.
     rows: list[Row] = _asked(config_path, "deadList", {**({"type": type_} if type_ else {}), "limit": limit + 1})
     shown = rows[:limit]
     if json_lines:
@@ -54,8 +54,7 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
     elif not shown:
         err(f"no dead letters{f' of type {_plain(type_)}' if type_ else ''}")
     else:
-        for line in _table([_cells(row) for row in shown]):
-            out(line)
+        tables.show([_cells(row) for row in shown], COLUMNS)
     if len(rows) > limit:
         err(f"bester: there are more; --limit {10 * limit} shows more of them")
 
@@ -65,16 +64,14 @@ def list_(config_path: Path | None, type_: str | None, limit: int, json_lines: b
 @json_option
 @click.argument("id_", metavar="ID")
 def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
-    """Show one dead letter: where it came from, why it was given up, and its body."""
+    """Show one dead letter: its origin, the reason, and its body."""
     row: Row | None = _asked(config_path, "deadShow", id_, may_be_none=True)
     if row is None:
         raise _missing({"id": id_})
     if json_lines:
         out(json.dumps(row))
         return
-    width = max(len(name) for name, _ in _facts(row))
-    for name, value in _facts(row):
-        out(f"{name:<{width}}  {value}")
+    tables.show(_facts(row))
     out("\n" + _plain(row["body"], kept="\n\t"))
 
 
@@ -82,54 +79,52 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
 @config_option
 @type_option
 @all_option
-@click.option("--as", "as_type", metavar="TYPE", help="Give it to the handlers of this type instead.")
+@click.option("--as", "as_type", metavar="TYPE", help="Replay it to the handlers of this type instead.")
 @id_argument
 def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, as_type: str | None) -> None:
-    """Try again: ID, those of a type, or all. What ends well is a dead letter no more."""
-    which = _which(id_, type_, all_)
+    """Replay: ID, those of a type, or all. A letter whose replay ends well is a dead letter no more."""
+    selected = _selected(id_, type_, all_)
     _check_type(as_type)
-    count = _done(config_path, "deadReplay", which | ({"as": as_type} if as_type else {}), "replayed")
-    if count == 0 and which:
-        raise _missing(which, ", or it is being replayed already")
-    _tell("replayed", count)
+    count = _done(config_path, "deadReplay", selected | ({"as": as_type} if as_type else {}), "replayed")
+    if count == 0 and selected:
+        raise _missing(selected, ", or it is being replayed already")
+    _print_count("replayed", count)
     if count:
-        out("what fails again will be in `bester dead list`")
+        out("a letter that fails again will be in `bester dead list`")
 
 
 @dead.command()
 @config_option
 @type_option
 @all_option
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--yes", is_flag=True, help="Drop without a question.")
 @id_argument
 def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, yes: bool) -> None:
-    """Throw away: ID, those of a type, or all. Nothing brings them back."""
-    which = _which(id_, type_, all_)
+    """Drop: ID, those of a type, or all. A dropped letter is lost for good."""
+    selected = _selected(id_, type_, all_)
     if not yes and not id_:
         if not sys.stdin.isatty():
-            raise click.UsageError("no terminal to ask whether you mean it; --yes says so")
-        click.confirm(
-            f"Throw away all dead letters{f' of type {_plain(type_)}' if type_ else ''}?", abort=True, err=True
-        )
-    count = _done(config_path, "deadDrop", which, "dropped")
-    if count == 0 and which:
-        raise _missing(which)
-    _tell("dropped", count)
+            raise click.UsageError("no terminal for a confirmation; --yes confirms")
+        click.confirm(f"Drop all dead letters{f' of type {_plain(type_)}' if type_ else ''}?", abort=True, err=True)
+    count = _done(config_path, "deadDrop", selected, "dropped")
+    if count == 0 and selected:
+        raise _missing(selected)
+    _print_count("dropped", count)
 
 
-def _which(id_: str | None, type_: str | None, all_: bool) -> Which:
+def _selected(id_: str | None, type_: str | None, all_: bool) -> Selection:
     given = [name for name, value in (("ID", id_), ("--type", type_), ("--all", all_)) if value]
     if len(given) != 1:
         raise click.UsageError(
-            f"{' and '.join(given)} name different letters; give one of them"
+            f"{' and '.join(given)} select different letters; give one of them"
             if given
-            else "which ones? give an ID, --type TYPE or --all"
+            else "no letters selected; give an ID, --type TYPE or --all"
         )
     return {"id": id_} if id_ else {"type": type_} if type_ else {}
 
 
 def _asked(config_path: Path | None, question: str, argument: object, *, may_be_none: bool = False) -> Any:
-    """Return what a server answers, None where it says no and may. Raises BesterError."""
+    """Return a server's answer; None for a refusal where `may_be_none`. Raises BesterError."""
     config = load(config_path)
     from bester.broker.wire.codes import BesterError
     from bester.cli.operate import ask
@@ -139,16 +134,16 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
         return answer.value
     if may_be_none:
         return None
-    if isinstance(answer.value, str):  # it says why it will not
+    if isinstance(answer.value, str):  # the reason of the refusal
         raise BesterError("not-allowed", _plain(answer.value))
     raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
 
 
-def _done(config_path: Path | None, question: str, which: Which, key: str) -> int:
-    """Have it done to all letters that are meant and there now, oldest first, a part with each question."""
+def _done(config_path: Path | None, question: str, selected: Selection, key: str) -> int:
+    """Act on all selected letters that are there now, oldest first, a part with each question; return their number."""
     count, start = 0, None
     while True:
-        answer: Row = _asked(config_path, question, {**which, **({"from": start} if start else {})})
+        answer: Row = _asked(config_path, question, {**selected, **({"from": start} if start else {})})
         count += int(answer[key])
         start = answer.get("next")
         if start is None:
@@ -163,20 +158,22 @@ def _check_type(type_: str | None) -> None:
         raise click.UsageError(fault)
 
 
-def _missing(which: Which, or_else: str = "") -> Exception:
+def _missing(selected: Selection, or_else: str = "") -> Exception:
     from bester.broker.wire.codes import BesterError
 
-    what = (
-        f"no dead letter {_plain(which['id'])}" if "id" in which else f"no dead letter of type {_plain(which['type'])}"
+    missing = (
+        f"no dead letter {_plain(selected['id'])}"
+        if "id" in selected
+        else f"no dead letter of type {_plain(selected['type'])}"
     )
-    return BesterError("unknown-token", f"{what}{or_else}; `bester dead list` shows those there are")
+    return BesterError("unknown-token", f"{missing}{or_else}; `bester dead list` shows those there are")
 
 
-def _tell(what: str, count: int) -> None:
-    done(f"{what} {count} dead letter{'' if count == 1 else 's'}")
+def _print_count(done_: str, count: int) -> None:
+    done(f"{done_} {count} dead letter{'' if count == 1 else 's'}")
 
 
-# --- how it looks ---
+# --- display ---
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -190,15 +187,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row["attempts"]),
         _plain(str(row["id"])),
     )
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return lines of columns that stand below each other; the last one, the longest, is not padded."""
-    widths = [max(len(row[column]) for row in (COLUMNS, *rows)) for column in range(len(COLUMNS) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in (COLUMNS, *rows)
-    ]
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:
@@ -236,5 +224,5 @@ def _local(at_ms: float) -> str:
 
 
 def _plain(text: str, kept: str = "") -> str:
-    """Return the text with what would move a cursor, or hide something, spelled out as JSON does."""
+    """Return the text with control and invisible characters spelled out as JSON does."""
     return "".join(char if char.isprintable() or char in kept else json.dumps(char)[1:-1] for char in text)

@@ -1,4 +1,4 @@
-"""What went wrong, as one line on standard error and an exit status; never a traceback."""
+"""Errors as one line on standard error and an exit status; never a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAILED = 1
 MISUSED = 2
 
 REMEDIES = {
-    errno.EADDRINUSE: "stop what listens there, or choose another address in bester.toml",
+    errno.EADDRINUSE: "stop the program that listens there, or choose another address in bester.toml",
     errno.EADDRNOTAVAIL: "this machine has no such address; choose another in bester.toml",
     errno.EACCES: "use a path or port that is yours; ports below 1024 are root's",
     errno.EPERM: "use a path or port that is yours",
@@ -30,16 +30,16 @@ REMEDIES = {
     errno.ENETUNREACH: "see that the address is right",
     errno.EHOSTUNREACH: "see that the address is right",
 }
-"""What helps, by the kind of a system error."""
+"""Remedies by the number of a system error."""
 FILE_REMEDIES = {
     errno.EACCES: "use a path that is yours, or run this as the user whose it is",
     errno.EPERM: "use a path that is yours, or run this as the user whose it is",
 }
-"""What helps instead where the error names a file, which is then no port's."""
+"""Remedies for errors that name a file, and so concern no port."""
 
 
 def report(error: BaseException) -> int:
-    """Write what went wrong and return the exit status. With BESTER_TRACEBACK set, the unexpected is raised again."""
+    """Log an error as one line and return the exit status. With BESTER_TRACEBACK set, unexpected errors are raised."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -48,7 +48,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, OutputError):
         abandon()
     if isinstance(error, OutputError) and error.errno == errno.EPIPE and not hasattr(error, "__notes__"):
-        return FAILED  # whoever read has seen enough, as `head` has
+        return FAILED  # the reader has read enough, as `head` does
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
     from bester.broker import logs
@@ -59,7 +59,7 @@ def report(error: BaseException) -> int:
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """Return one line that says what went wrong and how to mend it, and the exit status."""
+    """Return an error as one line with its remedy, and the exit status."""
     status = MISUSED if isinstance(error, (ConfigError, click.UsageError)) else FAILED
     if isinstance(error, click.ClickException):
         text = _usage(error)
@@ -74,7 +74,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         text = "; ".join([str(error), *remedies, *getattr(error, "__notes__", ())])
     elif isinstance(error, UnicodeError):
         text = f"{_piece(error)} is not UTF-8; write it so"
-    elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's own errors
+    elif isinstance(getattr(error, "errno", None), int):  # OSError, and ZeroMQ's errors
         text = _system(error)
     elif os.environ.get("BESTER_TRACEBACK"):
         raise error
@@ -84,23 +84,23 @@ def describe(error: BaseException) -> tuple[str, int]:
 
 
 def _usage(error: click.ClickException) -> str:
-    """Return click's own sentence with a remedy in place of its full stop; ours have both already."""
+    """Return click's sentence with a remedy in place of its full stop; our own sentences hold a remedy already."""
     text = error.format_message()
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
-    # Of its own sentences some have no full stop, and those that end by asking are a remedy.
+    # Some of click's sentences have no full stop, and a question at the end is a remedy.
     bare = where and (text.endswith(".") or not ("; " in text or text.endswith("?")))
     return f"{text.removesuffix('.')}; see `{where} --help`" if bare else text
 
 
 def _piece(error: UnicodeError) -> str:
-    """Return what of a text, or of what was read, cannot be decoded or encoded."""
+    """Return the piece of a text, or of input, that cannot be decoded or encoded."""
     if not isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
         return str(error)
     return ascii(error.object[error.start : error.end])
 
 
 def _is_nowhere() -> bool:
-    """Return whether the directory this process runs in has been removed."""
+    """Return whether the working directory has been removed."""
     try:
         os.getcwd()
     except OSError:

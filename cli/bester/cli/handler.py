@@ -1,4 +1,4 @@
-"""`bester handler`: runs a handler that is written in Python."""
+"""`bester handler`: runs a Python handler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bester.cli.options import config_option, load, log_level_option, log_option
 @click.option(
     "--fabric",
     metavar="URL",
-    help="Where the broker is; by default what BESTER_FABRIC says, else the configuration.",
+    help="Address of the broker; by default BESTER_FABRIC, else the configuration.",
 )
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
 @log_option

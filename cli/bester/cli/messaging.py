@@ -1,8 +1,7 @@
-"""What `bester send`, `bester listen` and `bester outcome` do, apart from reading their options.
+"""`bester send`, `bester listen` and `bester outcome`, apart from their options.
 
-They show what strangers wrote on somebody's terminal: nothing that a terminal
-would obey passes through. They must never print a password, nor a traceback, nor
-take what waits for a user without showing it: only what was shown is acknowledged.
+Text of strangers is shown on a user's terminal: control characters are spelled out. Passwords and tracebacks are never
+printed, and only a message that was shown is acknowledged.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.outcomes import reason_of
 from bester.client import Client, ClientError, Message, Report
 from bester.client.following import Following, ends_badly
 from bester.client.frames import NO_TERMS, Terms
@@ -21,18 +21,18 @@ from bester.client.frames import NO_TERMS, Terms
 DONE, FAILED, WRONG_USE = 0, 1, 2
 """Exit statuses."""
 REPORT_S = 1.0
-"""How long a report may take that cannot be shown any more. Where the sender is a recipient it does not come: it waits
-until what the sender got was shown."""
+"""Seconds that a report may take once output has failed. A sender who is a recipient gets no report then: the report
+waits until the sender's own copy was shown."""
 
 
 class Echo(Protocol):
-    """Prints one line, to standard error where `err` is true. What it raises for standard output ends the command."""
+    """Prints one line, on standard error where `err` is true. An exception for standard output ends the command."""
 
     def __call__(self, message: str, /, *, err: bool = False) -> object: ...
 
 
 def one_line(frame: bytes) -> str:
-    """Return a frame as one line of JSON; between tokens a line break is but white space."""
+    """Return a frame as one line of JSON; a line break between tokens is white space."""
     return frame.replace(b"\r", b" ").replace(b"\n", b" ").decode(errors="backslashreplace")
 
 
@@ -42,10 +42,10 @@ def _shown(text: str | bytes) -> str:
 
 
 def message_line(message: Message) -> str:
-    """Describe a message in one line for people: type, data, and what else is known of it."""
-    known = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
-    known.append("perhaps a repeat" if message.redelivered else "")
-    details = ", ".join(filter(None, known))
+    """Return a message as one line for people: type, data, id, origin."""
+    facts = [f"id {message.id}" if message.id else "", f"from {message.origin}" if message.origin else ""]
+    facts.append("redelivered" if message.redelivered else "")
+    details = ", ".join(filter(None, facts))
     later = message.outcome
     if later is not None:
         return outcome_line(later.message, later.recipient, later.outcome)
@@ -53,14 +53,14 @@ def message_line(message: Message) -> str:
 
 
 def outcome_line(message: str, recipient: str, outcome: str) -> str:
-    """Describe in one line for people what became of a message for one of those it was for."""
-    code = outcome.removeprefix("failed:")
+    """Return a later outcome of a message for one recipient as one line for people."""
+    code = reason_of(outcome)
     meaning = f" ({CODES[code].meaning})" if code in CODES else ""
     return _shown(f"later: {recipient} {outcome}{meaning}, message {message}")
 
 
 def report_line(report: Report) -> str:
-    """Describe a report in one line for people: good or bad, why, and who got it."""
+    """Return a report as one line for people: good or bad, reason, recipients."""
     parts = ["good" if report.good else "bad"]
     if report.reason:
         meaning = CODES[report.reason].meaning if report.reason in CODES else ""
@@ -73,7 +73,7 @@ def report_line(report: Report) -> str:
 
 
 class _Show:
-    """Prints what came: for people, or with `on_frame` as one line of JSON each."""
+    """Prints messages and reports: for people, or with `on_frame` as one line of JSON each."""
 
     def __init__(self, echo: Echo, on_frame: Callable[[str], None] | None) -> None:
         self._echo = echo
@@ -99,21 +99,21 @@ class _Show:
             raise _UnshownError from error
 
     async def messages(self, client: Client, following: Following) -> None:
-        """Show what comes, and acknowledge it then."""
+        """Show messages as they arrive, and acknowledge each then."""
         async for message in client:
-            if following.told(message):
+            if following.is_new(message):
                 self.value(message)
             await client.ack(message)
 
 
 class _UnshownError(Exception):
-    """Something could not be shown; the cause is what `echo` raised. `report`: what nobody has seen yet."""
+    """A line could not be written; the cause is the error of `echo`. `report`: a report that was not shown yet."""
 
     report: Report | None = None
 
 
-async def _leave_it(client: Client) -> None:
-    """Take in what comes, so that it is not in the way of an answer. It is not acknowledged: the server keeps it."""
+async def _receive_unacked(client: Client) -> None:
+    """Receive messages, so that they are not in the way of an answer, without an ack: the server keeps them."""
     async for _ in client:
         pass
 
@@ -131,13 +131,13 @@ async def send_once(
     on_frame: Callable[[str], None] | None = None,
     echo: Echo,
 ) -> int:
-    """Send one message; show its report, what came for the sender before it, and within `wait_s` after it.
+    """Send one message; show its report, and messages for the sender before it and within `wait_s` after it.
 
-    What came and was not shown is left to the server, and comes again. With `terms.outcome` show instead what becomes
-    of it for those it is queued for, until that is known for all. With `on_frame` each frame goes there as one line of
-    JSON, in place of what is for people. Returns 0 for a good report and good outcomes, 1 for a bad one or no report
-    within `timeout_s`, 2 where address, type, JSON or terms cannot be. What `echo` or `on_frame` raises is raised at
-    once, with the report, or that it was not there yet, as a note.
+    Messages that were not shown stay with the server. With `terms.outcome`, later outcomes of queued recipients are
+    shown until all are known. `on_frame` is called with each frame as one line of JSON, in place of lines for people.
+    Returns 0 for a good report and good outcomes, 1 for a bad one or no report within `timeout_s`, 2 for an invalid
+    address, type, JSON or terms. An error of `echo` or `on_frame` is raised at once, with the report, or its absence,
+    as a note.
     """
     body = json_text_.encode(errors="surrogateescape") if isinstance(json_text_, str) else json_text_
     fault = json_text.fault(body)
@@ -151,7 +151,7 @@ async def send_once(
     try:
         terms.check()
         following = Following()
-        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.linked)
+        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.on_link)
         async with asyncio.timeout(timeout_s) as deadline, client:
             stage = "report"
             showing = asyncio.create_task(show.messages(client, following))
@@ -161,11 +161,11 @@ async def send_once(
                 deadline.reschedule(None)
                 show.value(report)
                 if terms.outcome:
-                    good = await following.until_known(client, report, showing, show.outcomes)
+                    good = await following.until_settled(client, report, showing, show.outcomes)
                 else:
                     good = report.good
-                    await following.a_moment(showing, wait_s)
-                _must_show(showing)
+                    await following.linger(showing, wait_s)
+                _check_showing(showing)
             finally:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)
@@ -190,12 +190,12 @@ async def send_once(
 
 
 async def _reported(reporting: asyncio.Future[Report], showing: asyncio.Task[None]) -> Report:
-    """Wait for the report. Raises _UnshownError where `showing` has ended by it, with the report if it comes soon."""
+    """Wait for the report. Raises _UnshownError where `showing` has ended by one, with the report if it comes soon."""
     try:
         both: list[asyncio.Future[Any]] = [showing, reporting]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         try:
-            _must_show(showing)
+            _check_showing(showing)
         except _UnshownError as error:
             await asyncio.wait([reporting], timeout=REPORT_S)
             if reporting.done() and reporting.exception() is None:
@@ -206,26 +206,26 @@ async def _reported(reporting: asyncio.Future[Report], showing: asyncio.Task[Non
         reporting.cancel()
 
 
-def _must_show(showing: asyncio.Task[None]) -> None:
-    """Raise _UnshownError where messages are not shown any more because one could not be."""
+def _check_showing(showing: asyncio.Task[None]) -> None:
+    """Raise _UnshownError where `showing` has ended by one."""
     if showing.done() and not showing.cancelled() and isinstance(error := showing.exception(), _UnshownError):
         raise error
 
 
-async def tell_outcome(
+async def show_outcome(
     address: str, user: str, password: str, message: str, *, json_lines: bool, timeout_s: float, echo: Echo
 ) -> int:
-    """Show what has become of a message by now for those it was for, one a line.
+    """Show the outcomes of a message up to now, one recipient a line.
 
-    What waits for the asker stays with the server. With `json_lines` all of it is one line of JSON. Returns 0 where it
-    is known and nothing failed, 1 otherwise, 2 where address or message cannot be.
+    Messages for the asker stay with the server. With `json_lines` the answer is one line of JSON. Returns 0 where the
+    outcomes are known and none is a failure, 1 otherwise, 2 for an invalid address or message id.
     """
     try:
         async with (
             asyncio.timeout(timeout_s),
             Client(address, user=user, password=password, ack=True, manual_ack=True, give_up_s=0) as client,
         ):
-            leaving = asyncio.create_task(_leave_it(client))
+            leaving = asyncio.create_task(_receive_unacked(client))
             try:
                 recipients = await client.outcome(message)
             finally:
@@ -243,7 +243,7 @@ async def tell_outcome(
     if recipients is None:
         echo(
             f"nothing is known of message {_shown(message)}: {_shown(user)} did not send it, or it was never queued, "
-            "or that is too long ago",
+            "or the server has forgotten it",
             err=True,
         )
         return FAILED
@@ -265,24 +265,24 @@ async def listen(
     count: int | None = None,
     ack: bool = True,
 ) -> int:
-    """Show what arrives, reconnecting for ever, until cancelled or after `count` messages.
+    """Show messages as they arrive, reconnecting for ever, until cancelled or after `count` messages.
 
-    With `json_lines` each is the frame it came in, as one line of JSON. With `ack` the server counts a message as
-    delivered only once `echo` has returned for it, and keeps what it sent beyond that; without, what has left it.
-    Returns 0, 1 where the server would not have us or cannot be reached at first, 2 where the address cannot be.
+    With `json_lines` each is the received frame as one line of JSON. With `ack` a message counts as delivered once
+    `echo` has returned, and the server keeps the others; without, once it has left the server. Returns 0, 1 where the
+    server refuses or cannot be reached at first, 2 for an invalid address.
     """
     lost = False
 
-    def tell(connected: bool, why: str) -> None:
+    def on_link(connected: bool, why: str) -> None:
         nonlocal lost
         if connected:
             echo(f"listening at {address} as {_shown(user)}", err=True)
-        elif not lost:  # of the attempts that follow, only one that works is news
+        elif not lost:  # only the first loss of a row is shown
             echo(f"{_shown(why)}; trying again", err=True)
         lost = not connected
 
     try:
-        client = Client(address, user=user, password=password, ack=ack, on_link=tell)
+        client = Client(address, user=user, password=password, ack=ack, on_link=on_link)
         async with client:
             shown = 0
             while count is None or shown < count:

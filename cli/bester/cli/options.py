@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from bester.broker.config import Config
 
 LINE_BYTES = 64 * 1024
-"""Of a password on standard input; no one is longer, and what is no password may have no end."""
+"""Bytes read for a password on standard input: longer than any password, since other input may have no end."""
 PASSWORD_VARIABLE = "BESTER_PASSWORD"  # noqa: S105 (the name of a variable)
 
 config_option = click.option(
     "-c",
     "--config",
     "config_path",
-    type=click.Path(path_type=Path, readable=False),  # whether it can be read is said by whoever reads it
+    type=click.Path(path_type=Path, readable=False),  # an unreadable file is reported by its reader
     metavar="FILE",
     help="Configuration; ./bester.toml by default, if there is one.",
 )
@@ -46,21 +46,21 @@ log_level_option = click.option(
 
 
 def load(config_path: Path | None) -> Config:
-    """Return the configuration that a command asks for. Raises ConfigError."""
+    """Return the configuration of a command. Raises ConfigError."""
     from bester.broker.config_file import load as load_file
 
     return load_file(config_path)
 
 
 def written(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Return the value of an option or argument that goes to a server. Raises UsageError for what is not UTF-8."""
+    """Return the value of an option or argument for a server. Raises UsageError for a value that is not UTF-8."""
     if value is not None and not is_text(value):
         raise click.UsageError(f"{option.human_readable_name}: {value!a} is not UTF-8; write it so", context)
     return value
 
 
 def is_text(value: str) -> bool:
-    """Return whether a text can be encoded: what was not UTF-8 where it came from is kept as surrogates."""
+    """Return whether a text can be encoded; bytes that were not UTF-8 are surrogates in it."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -77,13 +77,13 @@ def client_password(user: str) -> str:
         return password
     if not sys.stdin.isatty():
         raise click.UsageError(f"no terminal to ask for a password; put it into {PASSWORD_VARIABLE}")
-    return _asked(f"Password of {user}")
+    return _prompt(f"Password of {user}")
 
 
 def new_password(user: str, from_stdin: bool) -> str:
     """Return a password for an account: the first line of standard input, or asked for twice on the terminal."""
     if from_stdin:
-        line = _given(lambda source: source.readline(LINE_BYTES))
+        line = _read_stdin(lambda source: source.readline(LINE_BYTES))
         try:
             password = line.decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
@@ -93,12 +93,12 @@ def new_password(user: str, from_stdin: bool) -> str:
         return password
     if not sys.stdin.isatty():
         raise click.UsageError("no terminal to ask for a password; use --password-stdin")
-    return _asked(f"Password for {user}", "Once more")
+    return _prompt(f"Password for {user}", "Once more")
 
 
 def given_json() -> bytes:
-    """Return what is on standard input. Raises UsageError where that is nothing, or more than any message."""
-    text = _given(lambda source: source.read(MAX_BODY_BYTES + 1))
+    """Return standard input. Raises UsageError for empty input, and for more than any message may hold."""
+    text = _read_stdin(lambda source: source.read(MAX_BODY_BYTES + 1))
     if len(text) > MAX_BODY_BYTES:
         raise click.UsageError(f"more than {MAX_BODY_BYTES} bytes on standard input; no message is so long")
     if not text.strip():
@@ -106,7 +106,7 @@ def given_json() -> bytes:
     return text
 
 
-def _given(read: Callable[[BinaryIO], bytes]) -> bytes:
+def _read_stdin(read: Callable[[BinaryIO], bytes]) -> bytes:
     if is_missing(0):
         raise click.UsageError("standard input is closed; give it a file or a pipe")
     try:
@@ -115,8 +115,8 @@ def _given(read: Callable[[BinaryIO], bytes]) -> bytes:
         raise click.UsageError(f"standard input: {error.strerror}; give it a file or a pipe") from None
 
 
-def _asked(prompt: str, once_more: str | None = None) -> str:
+def _prompt(prompt: str, once_more: str | None = None) -> str:
     try:
         return str(click.prompt(prompt, hide_input=True, confirmation_prompt=once_more or False, err=True))
     except UnicodeDecodeError:
-        raise click.UsageError("what was typed is not UTF-8; set the terminal to UTF-8") from None
+        raise click.UsageError("the typed password is not UTF-8; set the terminal to UTF-8") from None

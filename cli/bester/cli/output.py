@@ -1,4 +1,4 @@
-"""What the commands print: lines on standard output, and, beside them, lines about them on standard error."""
+"""Output of the commands: results on standard output, remarks on standard error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from bester.broker.streams import OutputError
 
 
 def out(line: str) -> None:
-    """Print a line. It was written when this returns. Raises OutputError."""
+    """Print a line, which is written at the return. Raises OutputError."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def done(line: str) -> None:
-    """Print a line that says what was done; where it cannot be written the error says that it was done all the same."""
+    """Print a line about a completed change; an OutputError then carries the line as a note."""
     try:
         out(line)
     except OutputError as error:
@@ -32,16 +32,16 @@ def done(line: str) -> None:
 
 
 def err(line: str) -> None:
-    """Print a line on standard error; where that is not possible there is nobody to tell."""
+    """Print a line on standard error; a failure there cannot be reported."""
     sys.stderr.write(f"{line}\n")
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a write that nobody reads: an event loop that waits for it would not see the signal."""
+    """Let Ctrl-C end a blocked write: an event loop that waits for the write would not see the signal."""
     before = signal.getsignal(signal.SIGINT)
     if before in (signal.SIG_IGN, None) or threading.current_thread() is not threading.main_thread():
-        yield  # a program that was started to ignore Ctrl-C goes on ignoring it
+        yield  # a program started to ignore Ctrl-C keeps ignoring it
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -52,24 +52,24 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def reader_watched() -> Iterator[None]:
-    """Cancel the running task, and raise OutputError, as soon as whoever reads standard output from a pipe has gone.
+    """Cancel the running task and raise OutputError as soon as the reader of standard output, a pipe, is gone.
 
-    Without it that would be noticed at the next line, which may take days to come.
+    Otherwise the loss would be noticed at the next line, which may take days to come.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     gone = False
 
-    def stirred() -> None:
+    def on_readable() -> None:
         nonlocal gone
         loop.remove_reader(1)
-        gone = _has_no_reader(1)  # a pipe that is open for reading, too, also has something to read now and then
+        gone = _has_no_reader(1)  # a pipe that is also open for reading becomes readable now and then
         if gone:
             task.cancel()
 
     watched = _is_pipe(1)
     if watched:
-        loop.add_reader(1, stirred)
+        loop.add_reader(1, on_readable)
     try:
         yield
     except asyncio.CancelledError:

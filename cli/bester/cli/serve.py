@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "bester.toml"
 DEFAULT_ADDRESS = "127.0.0.1:2223"
-"""What other commands take without being told."""
+"""Default address of the other commands."""
 
 
 @click.command()
@@ -44,12 +44,12 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
         config = load_besterd(besterd)
     else:
         config = load(config_path)
-    _note_all(config)
+    _print_notices(config)
     from bester.bridge.embedded import run_up
 
     def ready(addresses: Sequence[str]) -> None:
         _greet(config, addresses)
-        _note("stock-handlers-off", stock_note(config) if besterd is None else None)
+        _print_note("stock-handlers-off", stock_print_note(config) if besterd is None else None)
 
     return run_up(config, on_ready=ready)
 
@@ -62,7 +62,7 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve the fabric alone; bridges and handlers connect to it."""
     _begin(log_format, log_level)
     config = load(config_path)
-    _note_all(config)
+    _print_notices(config)
     from bester.broker.service import run_broker
 
     return run_broker(config)
@@ -76,14 +76,14 @@ def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
     """Serve clients and other servers; the broker runs elsewhere."""
     _begin(log_format, log_level)
     config = load(config_path)
-    _note_all(config)
+    _print_notices(config)
     from bester.bridge.service import run_bridge
 
     return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
 
 
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:
-    """Return three lines: where it serves, how to add a user, how to send a message."""
+    """Return three lines: addresses, the command that adds a user, the command that sends a message."""
     program = _program()
     file = str(config.path) if config.path is not None and config.path.suffix == ".toml" else DEFAULT_FILE
     option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
@@ -99,35 +99,35 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     ]
 
 
-def stock_note(config: Config) -> str | None:
-    """Return a line that says which of the stock handlers a file has taken away, and how to keep them."""
+def stock_print_note(config: Config) -> str | None:
+    """Return a line that names the stock handlers switched off by a file, and the remedy; None where all run."""
     from bester.broker.config import STOCK_HANDLERS
 
     declared = {type_ for handler in config.handlers for type_ in handler.types}
     missing = [handler for handler in STOCK_HANDLERS if declared.isdisjoint(handler.types)]
     if config.path is None or not missing:
         return None
-    what = "declares its own handlers" if declared else "declares no handlers"
+    declares = "declares its own handlers" if declared else "declares no handlers"
     several = len(missing) > 1
     names = " and ".join(handler.name for handler in missing)
     subject = f"handlers {names} do" if several else f"handler {names} does"
     keep = " and ".join(f'[handlers.{handler.name}] with app = "{handler.app}"' for handler in missing)
-    return f"{config.path} {what}, so the stock {subject} not run; to keep {'them' if several else 'it'} add {keep}"
+    return f"{config.path} {declares}, so the stock {subject} not run; to keep {'them' if several else 'it'} add {keep}"
 
 
 def _program() -> str:
-    """Return how this program is called from here: by name where the shell finds it, else by its path."""
+    """Return the call of this program: its name where the shell finds it, else its path."""
     try:
         found, here, now = shutil.which("bester"), Path(sys.argv[0]).absolute(), Path.cwd()
         if here.name != "bester" or (found and Path(found).absolute() == here):
             return "bester"
-    except OSError:  # this directory has been removed meanwhile
+    except OSError:  # the working directory has been removed
         return "bester"
     return shlex.quote(str(here.relative_to(now) if here.is_relative_to(now) else here))
 
 
 def _begin(log_format: str, log_level: str) -> None:
-    """Set up what a program that serves needs before it opens anything: a log that never holds it up."""
+    """Set up signals, streams and a log that never blocks a program that serves."""
     from bester.broker import logs
     from bester.broker.hangups import outlive_terminals
 
@@ -136,13 +136,13 @@ def _begin(log_format: str, log_level: str) -> None:
     logs.configure(log_format, log_level)
 
 
-def _note_all(config: Config) -> None:
+def _print_notices(config: Config) -> None:
     for notice in config.notices:
-        _note("notice", notice)
+        _print_note("notice", notice)
 
 
-def _note(event: str, text: str | None) -> None:
-    """Say something about the configuration, if there is something to say."""
+def _print_note(event: str, text: str | None) -> None:
+    """Print or log a remark about the configuration, if there is one."""
     from bester.broker import logs
 
     if text is not None and logs.is_json():
@@ -152,7 +152,7 @@ def _note(event: str, text: str | None) -> None:
 
 
 def _greet(config: Config, addresses: Sequence[str]) -> None:
-    """Say that it serves; to people also what to do next."""
+    """Print or log that the server serves; for people with the next steps."""
     from bester.broker import logs
 
     lines = banner(config, addresses)

@@ -1,7 +1,8 @@
-"""`bester user`: accounts, changed in the database that the server reads; a running server knows at once."""
+"""`bester user`: accounts, changed in the server's own database; a running server sees each change at once."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bester.cli import tables
 from bester.cli.options import config_option, load, new_password
 from bester.cli.output import done, err, out
 
 if TYPE_CHECKING:
     from bester.broker.accounts import Accounts
     from bester.broker.config import Config
+
+COLUMNS = ("NAME", "SINCE")
 
 password_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
@@ -33,7 +37,7 @@ def add(config_path: Path | None, password_stdin: bool, name: str) -> None:
     """Make an account."""
     _check_name(name)
     config = load(config_path)
-    _are_there(config)  # what keeps them from being opened is said before the password is asked for
+    _are_there(config)  # raises before the password is asked for
     password = _checked(new_password(name, password_stdin))
     directory = config.server.data_dir
     is_new = not directory.exists()
@@ -81,8 +85,12 @@ def list_(config_path: Path | None) -> None:
             rows = accounts.list()
     if not rows:
         err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
-    for row in rows:
-        out(f"{row.name}\t{time.strftime('%Y-%m-%d', time.localtime(row.created_s))}")
+    cells = [(row.name, time.strftime("%Y-%m-%d", time.localtime(row.created_s))) for row in rows]
+    if cells and sys.stdout.isatty():
+        tables.show(cells, COLUMNS)
+    else:
+        for name, since in cells:
+            out(f"{name}\t{since}")  # a script cuts at the tabs
 
 
 @contextmanager
@@ -90,13 +98,13 @@ def _accounts(config: Config) -> Iterator[Accounts]:
     from bester.broker.accounts import Accounts
 
     if config.auth == "open":
-        err('the configuration says auth = "open": accounts are kept, but nobody is asked for one')
+        err('the configuration says auth = "open": accounts are kept, but logins are not checked')
     with closing(Accounts(config.server.data_dir)) as accounts:
         yield accounts
 
 
 def _are_there(config: Config) -> bool:
-    """Return whether there are accounts; looking for them makes none. Raises ConfigError where there can be none."""
+    """Return whether there are accounts, without creating any. Raises ConfigError where there can be none."""
     from bester.broker.accounts import FILE
     from bester.broker.accounts_file import is_there
     from bester.broker.data_dir import prepare

@@ -1,33 +1,34 @@
-"""A client of a Bester server, for asyncio: send messages and await their reports, receive what others send.
+"""Client of a Bester server, for asyncio: send messages and await their reports, receive messages of others.
 
     async with Client("127.0.0.1:2223", user="bob", password="...") as client:
         report = await client.send("chat", {"to": "alice", "text": "hello"})
         async for message in client:
             print(message.type, message.data)
 
-It reconnects by itself, waiting longer each time. What was not reported when the connection went goes out again on the
-next one, in its order, marked and under the same `payload.dedup`, by which the server delivers it once; if that server
-died meanwhile, or was away for longer than it remembers (15 minutes), perhaps again, and then the message says so
-(`redelivered`). A message may be what ends connections: where two are lost over the same ones, they go out again one at
-a time, then more with each report, and one that was alone in flight on 5 that were lost fails with ConnectionLost. What
-arrives twice under one id is passed on once. A server that does not know `dedup`, besterd for one, would deliver twice:
-with `resend=False` what was sent when the connection went fails with ConnectionLost instead, for only the application
-knows whether a second delivery does harm.
+The client reconnects by itself, with back-off. Messages that were unreported when the connection broke are sent again
+on the next one, in order, marked and under the same `payload.dedup`, by which the server delivers each once; a server
+that died meanwhile, or that was away for longer than its dedup memory (15 minutes), may deliver a duplicate, marked
+`redelivered`. A message may be the cause of lost connections: where two are lost with the same messages in flight,
+these are sent one at a time, then more with each report, and a message alone in flight on 5 lost connections fails
+with ConnectionLost. A message received twice under one id is passed on once. A server that ignores `dedup`, such as
+besterd, would deliver a resent message twice: with `resend=False` a message in flight on a lost connection fails with
+ConnectionLost instead, for only the application knows whether a duplicate does harm.
 
-A server says at the login how long a frame it takes: a message that makes a longer one is not sent, and MessageTooLarge
-is raised. Where the server does not say it, a frame that it refuses costs one connection, and its message alone fails.
+The server's answer to the login holds its limit on frames: a message that makes a longer frame raises MessageTooLarge
+and is not sent. With a server that names no limit, a refused frame costs one connection, and its message alone fails.
 
-What was sent counts as delivered once its bytes have left the server. With `ack=True` the server waits for this
-client's word, 30 seconds at most, and keeps what it does not get it for: it delivers that again, marked. The word is
-given when the application asks for the next message, and when the client is closed without an error: a message that
-the application died over comes again. `ack` gives it earlier. Where several tasks share a client, one asking says
-nothing of what the others are at: with `manual_ack=True` only `ack` counts.
+A message counts as delivered once its bytes have left the server. With `ack=True` the server waits for this client's
+acknowledgement, 30 seconds at most, and keeps an unacknowledged message: that message is delivered again, marked.
+Receiving the next message acknowledges those before, and so does a close without an error: a message in hand when the
+application died is delivered again. `ack` acknowledges earlier. Where several tasks share a client, a receive by one
+proves nothing about the messages of the others: with `manual_ack=True` only `ack` counts.
 
-Messages that are not asked for wait in a bounded queue. When it is full the socket is not read, so that a fast server
-cannot fill the memory of a slow application; reports come on the same socket, so who is sent to must also receive.
-A client that closes waits for the reports on what it sent, and drops what still arrives.
+Received messages wait in a bounded queue until they are asked for. While the queue is full the socket is not read, so
+that a fast server cannot fill the memory of a slow application; reports come on the same socket, so an application that
+is sent messages must also receive. A client that closes waits for the reports on its messages, and drops messages that
+still arrive.
 
-It must never decide anything that the core can (see `client.core`), nor block the loop.
+The shell never takes a decision that the core can take (see `client.core`), and never blocks the loop.
 """
 
 from __future__ import annotations
@@ -77,20 +78,19 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
-"""How long `close` waits for reports and for the server's goodbye."""
+"""Seconds that `close` waits for reports and for the server to hang up."""
 
 
 class Client:
-    """One user's connection to one server, made anew when it is lost.
+    """Connection of one user to one server, made anew when it is lost.
 
-    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send again after a loss what
-    was not reported on. `ack`, `manual_ack`: acknowledge what was received, see
-    above. `give_up_s`: end with ConnectionLost after so long without a connection; None: never, a listener outlives its
-    server's repairs.
-    `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; what
-    ends the client is raised instead, where it is awaited. `on_outcome(outcome)` is called with what later became of
-    messages that were submitted with `outcome=True`; without it that is received as messages of type `bester.outcome`.
-    `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in tests.
+    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send unreported messages again
+    after a loss. `ack`, `manual_ack`: acknowledge received messages, see above. `give_up_s`: end with ConnectionLost
+    after so many seconds without a connection; None: never, since a listener outlives its server's repairs.
+    `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; an error
+    that ends the client is raised instead, where something is awaited. `on_outcome(outcome)` is called with the later
+    outcomes of messages submitted with `outcome=True`; without `on_outcome` these are received as messages of type
+    `bester.outcome`. `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in tests.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Client:
         clock: Callable[[], float] | None = None,
     ) -> None:
         if manual_ack and not ack:
-            raise ValueError("manual_ack is about acknowledgements: ask for them with ack=True")
+            raise ValueError("manual_ack needs acknowledgements: ask for them with ack=True")
         self.address = address
         self._acks = ack
         self._manual_ack = manual_ack
@@ -133,11 +133,11 @@ class Client:
         self._unreadable = 0
         self._reports: dict[str, asyncio.Future[Report]] = {}
         self._answers: dict[str, asyncio.Future[Any]] = {}
-        self._arrivals = Received(limits)
-        self._taken: list[Message] = []  # by the application, which did not say yet that it is done with them
-        self._turns = SendQueue(lambda: self._core.room, lambda: self._core.open)
+        self._received = Received(limits)
+        self._taken: list[Message] = []  # received by the application and not acknowledged yet
+        self._send_queue = SendQueue(lambda: self._core.room, lambda: self._core.open)
 
-    # Beginning and end.
+    # Start and end.
 
     async def __aenter__(self) -> Client:
         await self.start()
@@ -159,16 +159,16 @@ class Client:
             raise
 
     async def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait for what is unreported, at most so long, and hang up. Closing twice does nothing.
+        """Wait for unreported messages, at most `timeout_s`, and hang up. Closing twice does nothing.
 
-        0: as after an error, do not wait at all, and acknowledge nothing.
+        0: do not wait, and acknowledge nothing, as after an error.
         """
         if timeout_s > 0:
-            self._done_with_the_taken()
+            self._acknowledge_taken()
         self._link.act(self._core.leave(self._link.now(), timeout_s))
         self._link.set_reading(True)
         self._link.wake()
-        self._turns.look()
+        self._send_queue.wake()
         try:
             await self._link.finished()
         finally:
@@ -178,17 +178,17 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether the server knows us now; what is submitted otherwise waits for the next connection."""
+        """True while the client is logged in; messages submitted without a connection wait for the next one."""
         return self._core.state is State.READY
 
     @property
     def max_frame(self) -> int | None:
-        """Bytes of the longest frame that the server takes, envelope included; None while it has not said so."""
+        """Bytes of the longest frame that the server accepts, envelope included; None without a limit."""
         return self._core.max_frame
 
     @property
     def unreported(self) -> int:
-        """How many messages were submitted and not reported on."""
+        """Number of messages submitted and not reported on."""
         return self._core.unreported
 
     def submit(
@@ -201,15 +201,16 @@ class Client:
         ttl_s: float | None = None,
         outcome: bool = False,
     ) -> asyncio.Future[Report]:
-        """Send a message at the end of this tick and return its report to be awaited; many may be under way.
+        """Send a message at the end of this tick and return its report to be awaited; many may be in flight.
 
-        `data`: what msgspec can write as JSON; or `raw`: JSON text, sent untouched. `dedup`: the sender's own key (1 to
-        64 characters) by which the server knows a message of this user that it had in the last 15 minutes; by default
-        one is made for each. `ttl_s`: how long the server keeps the message for those who are away (up to 30 days); by
-        default as long as it likes. `outcome`: tell later what became of it where the report says `queued`.
-        The future fails with ConnectionLost when the report cannot come any more, and with MessageTooLarge where the
-        server that the client comes back to does not take so much; cancelling it takes back what was not
-        sent yet, and what was sent is not sent again.
+        `data`: a value that msgspec can write as JSON; or `raw`: JSON text, sent unchanged. `dedup`: the sender's own
+        key (1 to 64 characters) by which the server knows a duplicate of this user's messages of the last 15 minutes;
+        by default each message gets a key of its own. `ttl_s`: seconds that the server keeps the message for absent
+        recipients (up to 30 days); by default the server's choice. `outcome`: push later outcomes of recipients that
+        are reported as `queued`.
+        The future fails with ConnectionLost when no report can come any more, and with MessageTooLarge where the server
+        after a reconnect accepts less; cancelling the future drops an unsent message, and keeps a sent one from being
+        sent again.
         Raises WindowFull (`await room()`), ClientClosed, MessageTooLarge, TypeError, ValueError.
         """
         id_ = self._core.submit(type_, text_of(data, raw), Terms(dedup, ttl_s, outcome))
@@ -234,21 +235,21 @@ class Client:
         return await self.submit(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome)
 
     async def room(self) -> None:
-        """Wait until a message may be submitted. Who waited longest goes first."""
-        await self._turns.come()
+        """Wait until a message may be submitted. The longest waiting task goes first."""
+        await self._send_queue.wait_turn()
 
     async def ping(self) -> float:
-        """Return the seconds that the server took to answer. Raises ConnectionLost, also where there is none."""
+        """Return the seconds that the server took to answer. Raises ConnectionLost, also without a connection."""
         began = self._link.now()
         answered: float = await self._answer(self._core.ping())
         return answered - began
 
     async def outcome(self, message: str) -> dict[str, str] | None:
-        """Return what has become of a message by now, as in a report: name -> outcome.
+        """Return the outcomes of a message up to now, as in a report: name -> outcome.
 
-        `message`: the server's own id of it (`Report.message`). None: the server does not know it (any more), or it is
-        somebody else's. Raises ConnectionLost, also where there is none, ServerRefused where the server does not know
-        the question, and ValueError for what is no id.
+        `message`: the server's own id of the message (`Report.message`). None: the server does not know the message, or
+        another user sent it. Raises ConnectionLost, also without a connection, ServerRefused where the server
+        does not know the question, and ValueError for an impossible id.
         """
         recipients: dict[str, str] | None = await self._answer(self._core.outcome(message))
         return recipients
@@ -265,46 +266,46 @@ class Client:
 
     @property
     def waiting(self) -> int:
-        """How many messages were received and not yet asked for."""
-        return len(self._arrivals)
+        """Number of messages received and not yet asked for."""
+        return len(self._received)
 
     async def receive(self) -> Message:
-        """Return the next message, in the order they came. Raises what ended the client, once none is left.
+        """Return the next message, in order of arrival. Once none is left, raises the error that ended the client.
 
-        With `ack=True` asking for the next one acknowledges those received before, unless `manual_ack`.
+        With `ack=True` each call acknowledges the messages received before, unless `manual_ack`.
         """
-        self._done_with_the_taken()
-        while (message := self._arrivals.pop()) is None:
+        self._acknowledge_taken()
+        while (message := self._received.pop()) is None:
             if self._core.state is State.OVER:
                 raise self._error or ClientClosed("not-connected", "the client is closed")
-            await self._arrivals.wait()
+            await self._received.wait()
         if self._acks and not self._manual_ack:
             self._taken.append(message)
-        self._mind_the_queue()
+        self._set_reading()
         return message
 
     async def ack(self, message: Message) -> None:
-        """Tell the server, at the end of this tick, that the application is done with a message; twice does no harm.
+        """Acknowledge a message at the end of this tick; a second call does no harm.
 
-        The word counts on the connection that delivered it. If that is lost the server delivers again, and the repeat
-        is acknowledged and not passed on. Raises RuntimeError where the client was made without `ack=True`.
+        An acknowledgement counts on the connection that delivered the message. If that connection is lost the server
+        redelivers, and the duplicate is acknowledged and not passed on. Raises RuntimeError without `ack=True`.
         """
         if not self._acks:
             raise RuntimeError("this client does not acknowledge: make it with ack=True")
-        self._done_with(message)
+        self._acknowledge(message)
 
-    def _done_with(self, message: Message) -> None:
+    def _acknowledge(self, message: Message) -> None:
         if message.id is not None:
             self._core.acknowledge(message.id)
             self._link.wake()
 
-    def _done_with_the_taken(self) -> None:
+    def _acknowledge_taken(self) -> None:
         for message in self._taken:
-            self._done_with(message)
+            self._acknowledge(message)
         self._taken.clear()
 
     def __aiter__(self) -> Client:
-        """Iterate over messages as they come, until the client is closed. Raises what else ended it."""
+        """Iterate over messages as they arrive, until the client is closed. Raises any other error that ended it."""
         return self
 
     async def __anext__(self) -> Message:
@@ -313,7 +314,7 @@ class Client:
         except ClientClosed:
             raise StopAsyncIteration from None
 
-    # What the link found.
+    # Events from the link.
 
     def _handle(self, events: list[Event]) -> None:
         for event in events:
@@ -322,7 +323,7 @@ class Client:
                 if report is not None and not report.done():
                     report.set_result(event.report)
             elif isinstance(event, Arrived):
-                self._came(event.message)
+                self._on_message(event.message)
             elif isinstance(event, Failed):
                 waiting = self._reports.pop(event.id, None) or self._answers.get(event.id)
                 if waiting is not None and not waiting.done():
@@ -332,47 +333,47 @@ class Client:
                 if answer is not None and not answer.done():
                     answer.set_result(self._link.now() if isinstance(event, Ponged) else event.recipients)
             else:
-                self._linked(event)
-        self._turns.look()
-        self._mind_the_queue()
+                self._on_link_event(event)
+        self._send_queue.wake()
+        self._set_reading()
 
-    def _came(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         outcome = None if self._on_outcome is None else message.outcome
         if outcome is None:
-            self._arrivals.put(message)
+            self._received.put(message)
         else:
-            asyncio.get_running_loop().call_soon(self._tell, message, outcome)
+            asyncio.get_running_loop().call_soon(self._push_outcome, message, outcome)
 
-    def _tell(self, message: Message, outcome: Outcome) -> None:
+    def _push_outcome(self, message: Message, outcome: Outcome) -> None:
         assert self._on_outcome is not None
         self._on_outcome(outcome)
         if self._acks:
-            self._done_with(message)
+            self._acknowledge(message)
 
-    def _linked(self, event: Ready | Lost | Ended) -> None:
+    def _on_link_event(self, event: Ready | Lost | Ended) -> None:
         first = self._first
         error = None if isinstance(event, Ready) else event.error
         if isinstance(event, Ended):
             self._error = error
-            self._arrivals.wake()
+            self._received.wake()
         if first is not None and not first.done():
             if isinstance(event, Ready):
                 first.set_result(None)
             elif isinstance(event, Ended):
                 first.set_exception(error or ClientClosed("not-connected", "the client was closed"))
         if self._core.unreadable > self._unreadable:
-            _log.warning("%s sent %d frames that cannot be read", self.address, self._core.unreadable)
+            _log.warning("%s sent %d frames that cannot be parsed", self.address, self._core.unreadable)
             self._unreadable = self._core.unreadable
         if self._on_link is not None and not isinstance(event, Ended):
             asyncio.get_running_loop().call_soon(self._on_link, error is None, str(error or ""))
 
-    def _mind_the_queue(self) -> None:
-        """Read no more than the application takes; closing reads on, and drops what comes."""
+    def _set_reading(self) -> None:
+        """Stop reading while the queue is full; a closing client reads on, and drops messages."""
         if self._core.open:
-            self._link.set_reading(self._arrivals.may_read(self._link.reading))
+            self._link.set_reading(self._received.may_read(self._link.reading))
 
     def _withdraw(self, id_: str) -> None:
         self._reports.pop(id_, None)
         self._core.withdraw(id_)
         self._link.wake()
-        self._turns.look()
+        self._send_queue.wake()

@@ -1,17 +1,17 @@
-"""A client for programs without an event loop: the same client, on a loop in a thread of its own.
+"""Client for programs without an event loop: the asyncio client, on a loop in a thread of its own.
 
     with Client("127.0.0.1:2223", user="bob", password="...") as client:
         report = client.send("chat", {"to": "alice", "text": "hello"})
         message = client.receive(timeout_s=5)
 
-A thread rather than plain blocking sockets: pings are answered, reports come in, and a lost connection is made anew
-while the program is busy with something else; and there is one machine to trust, not two. Each call costs a change of
+A thread rather than plain blocking sockets: pings are answered, reports are received and a lost connection is made anew
+while the program is busy elsewhere; and there is one state machine to trust, not two. Each call costs a change of
 threads, some tens of microseconds: for many thousand messages a second use `bester.client`.
 
-Its methods may be called from several threads; where several receive and acknowledge, they want `manual_ack=True`. What
-is told later of messages sent with `outcome=True` is received like any message, and is its `Message.outcome`.
+The methods may be called from several threads; where several threads receive and acknowledge, use `manual_ack=True`.
+Later outcomes of messages sent with `outcome=True` are received like any message, as its `Message.outcome`.
 
-It must never run anything of the caller's in its own thread.
+The client's thread never runs code of the caller.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Client", "ClientClosed", "ClientError", "Limits", "Message", "Messag
 
 
 class Client:
-    """One user's connection to one server. Arguments, promises and errors are those of the asyncio client."""
+    """Connection of one user to one server. Arguments, promises and errors are those of the asyncio client."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Client:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
-        self._gate = threading.Lock()  # whoever passes it hands the loop work before the loop is told to stop
+        self._gate = threading.Lock()  # held to hand work to the loop, so that none comes after the loop's stop
         self._thread = threading.Thread(target=self._serve, name=f"bester client of {address}", daemon=True)
         self._serving = threading.Event()
 
@@ -89,9 +89,9 @@ class Client:
             raise
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait for what is unreported, at most so long, hang up, and end the thread.
+        """Wait for unreported messages, at most `timeout_s`, hang up, and end the thread.
 
-        0: as after an error, do not wait at all, and acknowledge nothing.
+        0: do not wait, and acknowledge nothing, as after an error.
         """
         if not self._open:
             return
@@ -111,18 +111,18 @@ class Client:
         ttl_s: float | None = None,
         outcome: bool = False,
     ) -> concurrent.futures.Future[Report]:
-        """Send a message, after waiting for room where too much is unreported; return its report to be waited for.
+        """Send a message, after waiting for room in the window; return its report to be waited for.
 
         Arguments and errors as with the asyncio client's `submit`.
         """
         report: concurrent.futures.Future[Report] = concurrent.futures.Future()
 
-        async def place() -> None:
+        async def submit() -> None:
             await self._client.room()
             submitted = self._client.submit(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome)
             submitted.add_done_callback(lambda done: _copy(done, report))
 
-        self._do(place)
+        self._do(submit)
         return report
 
     def send(
@@ -136,25 +136,25 @@ class Client:
         outcome: bool = False,
         timeout_s: float | None = None,
     ) -> Report:
-        """Send a message and wait for its report; TimeoutError after `timeout_s` leaves open what becomes of it."""
+        """Send a message and wait for its report; after a TimeoutError (`timeout_s`) the message may still arrive."""
         client = self._client
         return self._do(lambda: client.send(type_, data, raw=raw, dedup=dedup, ttl_s=ttl_s, outcome=outcome), timeout_s)
 
     def receive(self, timeout_s: float | None = None) -> Message:
-        """Return the next message. Raises TimeoutError when none came in time, and what ended the client."""
+        """Return the next message. Raises TimeoutError after `timeout_s`, and the error that ended the client."""
         return self._do(self._client.receive, timeout_s)
 
     def ack(self, message: Message) -> None:
-        """Tell the server that the application is done with a message; twice does no harm."""
+        """Acknowledge a message; a second call does no harm."""
         self._do(lambda: self._client.ack(message))
 
     def outcome(self, message: str, timeout_s: float | None = None) -> dict[str, str] | None:
-        """Return what has become of a message by now; None where the server does not know it, or it is another's."""
+        """Return the outcomes of a message up to now; None where the server does not know this user's message."""
         return self._do(lambda: self._client.outcome(message), timeout_s)
 
     @property
     def max_frame(self) -> int | None:
-        """Bytes of the longest frame that the server takes, envelope included; None while it has not said so."""
+        """Bytes of the longest frame that the server accepts, envelope included; None without a limit."""
         return self._client.max_frame
 
     def ping(self, timeout_s: float | None = None) -> float:
@@ -162,7 +162,7 @@ class Client:
         return self._do(self._client.ping, timeout_s)
 
     def __iter__(self) -> Iterator[Message]:
-        """Iterate over messages as they come, until the client is closed."""
+        """Iterate over messages as they arrive, until the client is closed."""
         while True:
             try:
                 yield self.receive()
@@ -183,7 +183,7 @@ class Client:
         except concurrent.futures.CancelledError:
             raise ClientClosed("not-connected", "the client was closed meanwhile") from None
         except BaseException:
-            waiting.cancel()  # the caller was interrupted; its wish goes with it
+            waiting.cancel()  # the caller was interrupted: its call is dropped
             raise
 
     def _stop(self) -> None:

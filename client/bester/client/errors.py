@@ -1,6 +1,6 @@
-"""What can go wrong for a client: one small tree, each error one line for people."""
+"""Errors of a client: one small tree, each error one line for people."""
 
-# ruff: noqa: N818 - the names say what happened, as a sentence would: "connection lost"
+# ruff: noqa: N818 - the names state the event, as a sentence would: "connection lost"
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from bester.broker.wire.codes import BesterError
 
 
 class ClientError(BesterError):
-    """The root of what a client raises; `code` is a reason as in reports, `str()` is one line for people."""
+    """Root of a client's errors; `code` is a reason as in reports, `str()` is one line for people."""
 
     def __str__(self) -> str:
         return self.text
 
 
 class ConnectFailed(ClientError):
-    """The first connection could not be made, or nobody answered on it."""
+    """The first connection could not be made, or was not answered."""
 
 
 class AuthenticationFailed(ClientError):
-    """The server does not accept this user with this password. Trying again would not help."""
+    """The server does not accept this user with this password; a retry would not help."""
 
 
 class ServerRefused(ClientError):
-    """The server would not have this client, for another reason than its password, or without giving one.
+    """The server refuses this client, for another reason than its password, or without giving one.
 
-    `retry_s`: it may after so many seconds; None where the server did not say.
+    `retry_s`: seconds after which the server may accept; None where the server names no time.
     """
 
     retry_s: float | None = None
 
 
 class ConnectionLost(ClientError):
-    """The connection went before the report came: the message may have been delivered, or not."""
+    """The connection was lost before the report: the message may have been delivered, or not."""
 
 
 class ClientClosed(ClientError):
-    """The client has ended; what this is raised for was never sent."""
+    """The client has ended; the message or question was never sent."""
 
 
 class WindowFull(ClientError):
-    """Too much is unreported already: `await client.room()` first."""
+    """The window is full of unreported messages: `await client.room()` first."""
 
 
 class MessageTooLarge(ClientError):
-    """The message makes a longer frame than the server takes. It ends alone: the connection and other messages go on.
+    """The message makes a longer frame than the server accepts. Only this message fails: the connection goes on.
 
-    Raised by `submit` and `send` it was not sent. A future fails with it where the server that the client came back to
-    takes less than the one before, and where a server refused the frame without having said how much it takes; the text
-    says whether the message had been sent before.
+    `submit` and `send` raise this error before sending. A future fails with it where the server after a reconnect
+    accepts less than the one before, and where a server that names no limit refused the frame; the text then says
+    whether the message had been sent before.
     """

@@ -1,4 +1,4 @@
-"""What a client's core tells its shell: one value for each thing that happened. Pure."""
+"""Values that a client's core returns to its shell, one for each event. Pure."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ class Reported(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A message will never be reported on, or a question never answered."""
+    """A message that will never be reported on, or a question that will never be answered."""
 
     id: str
     error: ClientError
 
 
 class Arrived(NamedTuple):
-    """A message was received, for the first time."""
+    """A message received for the first time."""
 
     message: Message
 
 
 class Ponged(NamedTuple):
-    """A ping was answered."""
+    """The answer to a ping."""
 
     id: str
 
 
 class Answered(NamedTuple):
-    """A question about a message was answered: name -> outcome, or None where the server does not say."""
+    """The answer to a question about a message: name -> outcome, or None where the server does not know."""
 
     id: str
     recipients: dict[str, str] | None
 
 
 class Ready(NamedTuple):
-    """Logged in."""
+    """The login was accepted."""
 
 
 class Lost(NamedTuple):
-    """The connection is void: drop it, and dial again at `retry_at`."""
+    """The connection is void: the shell drops it, and dials again at `retry_at`."""
 
     error: ClientError
     retry_at: float
 
 
 class Ended(NamedTuple):
-    """All is over; drop the connection. `error` is why, None where the application wished it."""
+    """The end of the client; the shell drops the connection. `error`: the cause, None where the application closed."""
 
     error: ClientError | None
 

@@ -1,7 +1,7 @@
-"""What later becomes of one message that was queued for some, followed until it is known for all of them.
+"""Later outcomes of one message that was queued for some recipients, followed until all are known.
 
-Servers push it; what may have been pushed while there was no connection is asked for when it is back. Each outcome is
-told once.
+Servers push outcomes; those that may have been pushed while there was no connection are asked for after the reconnect.
+Each outcome is shown once.
 """
 
 from __future__ import annotations
@@ -9,80 +9,80 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from bester.broker.wire.outcomes import QUEUED, reason_of
 from bester.client import Client, ConnectionLost, Message, Report, ServerRefused
-
-QUEUED = "queued"
 
 
 def ends_badly(outcome: str) -> bool:
-    """Say whether the message will not arrive."""
-    return outcome.startswith("failed:")
+    """Return whether an outcome means that the message will not be delivered."""
+    return reason_of(outcome) is not None
 
 
 class Following:
-    """What is known of the outcomes of one client's messages, and of its connection."""
+    """Known outcomes of one client's messages, and the state of its connection."""
 
     def __init__(self) -> None:
-        self._about: str | None = None  # the message; before its report any may be it
+        self._about: str | None = None  # id of the followed message; None before its report: any message may be it
         self._known: dict[tuple[str, str], str] = {}  # by message and recipient
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._missed = False
         self._lost = asyncio.Event()
 
-    def linked(self, connected: bool, _: str) -> None:
-        """The connection is made, or lost."""
+    def on_link(self, connected: bool, _: str) -> None:
+        """Note that the connection is made, or lost."""
         if connected:
             self._lost.clear()
         else:
             self._missed = True
             self._lost.set()
-        self._news.set()
+        self._changed.set()
 
-    def told(self, message: Message) -> bool:
-        """A message came; False: it tells what is known already."""
+    def is_new(self, message: Message) -> bool:
+        """Note a received message; False: its outcome is known already."""
         outcome = message.outcome
         if outcome is None or self._about not in (None, outcome.message):
             return True
         before = self._known.get((outcome.message, outcome.recipient))
         self._known[outcome.message, outcome.recipient] = outcome.outcome
-        self._news.set()
+        self._changed.set()
         return before is None
 
-    async def a_moment(self, showing: asyncio.Task[None], wait_s: float) -> None:
-        """Wait so long, or until the connection is lost: nothing more will come on it."""
+    async def linger(self, showing: asyncio.Task[None], wait_s: float) -> None:
+        """Wait `wait_s`, or until the connection is lost: nothing more will arrive on it."""
         lost = asyncio.create_task(self._lost.wait())
         try:
             await asyncio.wait([showing, lost], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             lost.cancel()
 
-    async def until_known(
+    async def until_settled(
         self,
         client: Client,
         report: Report,
         showing: asyncio.Task[None],
         show: Callable[[str, dict[str, str]], None],
     ) -> bool:
-        """Wait until the outcome is known for all whom the report calls queued; True where nobody's is a failure.
+        """Wait until the outcome is known for every recipient reported as queued; True where none is a failure.
 
-        `showing` passes messages to `told`; `show` gets what had to be asked for. Raises what ended the client.
+        `showing` passes messages to `is_new`; `show` is called with outcomes that had to be asked for. Raises the error
+        that ended the client.
         """
         message = self._about = report.message
         if message is None:
             return report.good
         names = [name for name, outcome in report.recipients.items() if outcome == QUEUED]
-        showing.add_done_callback(lambda _: self._news.set())
+        showing.add_done_callback(lambda _: self._changed.set())
         while any((message, name) not in self._known for name in names):
             if showing.done():
-                await showing  # its error is why
+                await showing  # raises its error
                 return False
-            self._news.clear()
+            self._changed.clear()
             if not (self._missed and client.connected and await self._ask(client, message, show)):
-                await self._news.wait()
+                await self._changed.wait()
         return report.good and not any(ends_badly(self._known[message, name]) for name in names)
 
     async def _ask(self, client: Client, message: str, show: Callable[[str, dict[str, str]], None]) -> bool:
-        """Ask for what may have been missed; False: that did not work, or brought nothing new."""
+        """Ask for outcomes that may have been missed; False: the connection broke, or nothing was new."""
         try:
             recipients = await client.outcome(message)
         except ConnectionLost:

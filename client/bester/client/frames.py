@@ -1,8 +1,7 @@
-"""What a client writes and reads: values on one side, frame bodies on the other. Pure.
+"""Frames of the client's side: values on one side, frame bodies on the other. Pure.
 
-The data of a message is never interpreted here and never written anew: it goes
-out as the JSON text that was given, and comes in as the text that was sent.
-Nothing that a server writes makes `parse` raise.
+The data of a message is never interpreted and never re-encoded: outgoing data is the JSON text that was given, incoming
+data is the JSON text that was sent. No frame of a server makes `parse` raise.
 """
 
 from __future__ import annotations
@@ -16,24 +15,23 @@ import msgspec
 from bester.broker.wire import json_text
 from bester.broker.wire.finite import see_finite
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TTL_S
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 T = TypeVar("T")
 
 LONGEST_RETRY_S = 3600.0
-"""Whoever puts a login off for longer is not believed."""
-OUTCOME_TYPE = "bester.outcome"
-"""The type under which servers push what became of a message; handlers cannot use it."""
+"""The longest wait before a login that is believed; a server that names a longer one is faulty."""
 
 
 class Terms(NamedTuple):
-    """What the sender of one message asks of the server; see `Client.submit`."""
+    """Options of one message; see `Client.submit`."""
 
     dedup: str | None = None
     ttl_s: float | None = None
     outcome: bool = False
 
     def check(self) -> None:
-        """Raise ValueError for what a server would refuse."""
+        """Raise ValueError for terms that a server would refuse."""
         for name, fault in (("dedup", dedup_fault(self.dedup)), ("ttl_s", ttl_fault(self.ttl_s))):
             if fault is not None:
                 raise ValueError(f"{name}: {fault}")
@@ -43,29 +41,29 @@ NO_TERMS = Terms()
 
 
 def dedup_fault(dedup: str | None) -> str | None:
-    """Say what is wrong with a sender's own key, None where nothing is."""
+    """Return the fault of a sender's own dedup key, or None."""
     if dedup is None or 0 < len(dedup) <= MAX_DEDUP:
         return None
-    return f"it has 1 to {MAX_DEDUP} characters, not {len(dedup)}"
+    return f"must have 1 to {MAX_DEDUP} characters, not {len(dedup)}"
 
 
 def ttl_fault(ttl_s: float | None) -> str | None:
-    """Say what is wrong with a time to live, None where nothing is."""
+    """Return the fault of a time to live, or None."""
     if ttl_s is None or 0 < ttl_s <= MAX_TTL_S:
         return None
-    return f"it is more than 0 and at most {MAX_TTL_S:.0f} seconds (30 days)"
+    return f"must be more than 0 and at most {MAX_TTL_S:.0f} seconds (30 days)"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the server says became of one message.
+    """Report of the server on one message.
 
-    `good`: everyone it was for has it, or will (see `recipients`). `reason`: the first failure's code, where it is
-    bad and the server says why. `recipients`: name -> outcome (`delivered`, `queued`, `sent`, `failed:CODE`); empty
-    where all are `delivered`, and with servers that do not tell. `message`: the server's own id of the message, if it
-    gives one. `id`: ours, as sent. `frame`: the report as it came. `note`: what more there is to say of the reason, for
-    people: why the handler refused the message (`refused`), or what in its data does not fit (`schema`). `retry_s`: in
-    a bad answer to a login, when to try again, if the server says so.
+    `good`: every recipient has the message, or will (see `recipients`). `reason`: code of the first failure, where the
+    report is bad and the server gives one. `recipients`: name -> `delivered`, `queued`, `sent` or `failed:CODE`; empty
+    where all are `delivered`, and with servers that name no outcomes. `message`: the server's own id of the
+    message, if the server gives one. `id`: the client's id, as sent. `frame`: the report as received. `note`: text for
+    people about the reason: why the handler refused the message (`refused`), or where its data breaks the contract
+    (`schema`). `retry_s`: seconds to wait, in a bad answer to a login, if the server names a time.
     """
 
     good: bool
@@ -79,10 +77,10 @@ class Report:
 
 
 class Outcome(NamedTuple):
-    """What became, later, of a message that was reported as `queued` for a recipient.
+    """Later outcome of a message that was reported as `queued` for a recipient.
 
-    `message`: the server's own id of it, as in its report; `recipient`: as the report named it; `outcome`: `delivered`
-    or `failed:CODE`.
+    `message`: the server's own id of the message, as in its report; `recipient`: as the report named the recipient;
+    `outcome`: `delivered` or `failed:CODE`.
     """
 
     message: str
@@ -91,11 +89,12 @@ class Outcome(NamedTuple):
 
 
 class Message:
-    """A message that was received.
+    """A received message.
 
-    `type`: the handler it came from. `raw`: its data, the JSON text byte for byte. `data`: the same, decoded when first
-    asked for. `id`: what it is known by when it comes twice, `origin`: the server where it entered, `redelivered`:
-    it may have been delivered before; None and False with servers that do not tell. `frame`: all of it, as it came.
+    `type`: the type of the handler that sent the message. `raw`: the data, JSON text byte for byte. `data`: the same,
+    decoded at the first access. `id`: the server's id, by which a duplicate is known; `origin`: the server where the
+    message entered; `redelivered`: the message may have been delivered before; None and False with servers that do not
+    send them. `frame`: the whole frame as received.
     """
 
     __slots__ = ("_data", "_raw", "frame", "id", "origin", "redelivered", "type")
@@ -124,14 +123,14 @@ class Message:
 
     @property
     def data(self) -> Any:
-        """Raises ValueError where Python has no value for it (`1e400`); `raw` always works."""
+        """The data, decoded. Raises ValueError where Python has no value for the text (`1e400`); `raw` always works."""
         if self._data is msgspec.UNSET:
             self._data = self.decode(Any)
         return self._data
 
     @property
     def outcome(self) -> Outcome | None:
-        """What this message tells of one that was sent with `outcome=True`; None where it is not of that kind."""
+        """The later outcome that this message carries; None for any other message."""
         if self.type != OUTCOME_TYPE:
             return None
         try:
@@ -157,14 +156,14 @@ class Pong(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to a command; `good`: the server could tell."""
+    """The answer to a command; `good`: the server had an answer."""
 
     id: str | None
     good: bool
     data: msgspec.Raw
 
     def recipients(self) -> dict[str, str] | None:
-        """Return what became of the message for whom, None where the answer does not say."""
+        """Return recipient -> outcome, or None where the answer does not hold them."""
         try:
             return msgspec.json.decode(self.data, type=_Recipients).recipients
         except (msgspec.DecodeError, RecursionError):
@@ -172,7 +171,7 @@ class Answer(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A frame that says nothing a client understands."""
+    """A frame that is neither a message, a report nor an answer."""
 
     why: str
 
@@ -202,7 +201,7 @@ class _Payload(msgspec.Struct):
     reason: str | None = None
     message: str | None = None
     recipients: dict[str, str] | None = None
-    note: Any = None  # to people: one of another kind is no reason not to take the report
+    note: Any = None  # text for people: a note of another type must not make the report unreadable
     retry_s: Any = None
 
 
@@ -220,7 +219,7 @@ LOGIN_ID = "auth_special"
 
 
 def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
-    """Return what a frame from the server says; `header` may be null or bare, as old servers have it."""
+    """Return the value in a frame of the server; `header` may be null or bare, as besterd writes it."""
     try:
         decoded = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -250,20 +249,20 @@ def parse(body: bytes) -> Message | Report | Pong | Answer | Unreadable:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a time to wait that a server names, a second at least; None for what is none, or is of no use."""
+    """Return a server's wait as seconds, 1 at least; None for a value that is no number or out of range."""
     return max(float(value), 1.0) if type(value) in (int, float) and 0 <= value <= LONGEST_RETRY_S else None
 
 
 _SHALLOW_BYTES = 2 * json_text.DEPTH_LIMIT
-"""JSON text as short as this cannot be nested too deep: each level takes two brackets."""
+"""JSON text this short cannot be nested too deep: each level takes two brackets."""
 
 
 def text_of(data: Any, raw: bytes | str | None) -> bytes:
-    """Return the JSON text to be sent: `data` written as JSON, or `raw` as it is. Raises TypeError, ValueError."""
+    """Return the JSON text to send: `data` encoded, or `raw` unchanged. Raises TypeError, ValueError."""
     if raw is None:
         try:
             written = _encode(data)
-        except RecursionError:  # also where data holds itself
+        except RecursionError:  # also for data that contains itself
             raise ValueError(f"data cannot be sent: {json_text.TOO_DEEP}") from None
         see_finite(data, written, msgspec.to_builtins)
         if len(written) > _SHALLOW_BYTES and json_text.too_deep(written):
@@ -279,7 +278,7 @@ def text_of(data: Any, raw: bytes | str | None) -> bytes:
 
 
 def login(user: str, password: str, *, ack: bool = False) -> bytes:
-    """Return the first frame's body. It carries no message, so that exactly one answer comes."""
+    """Return the first frame's body. The login carries no message, so that exactly one answer comes."""
     header: dict[str, Any] = {"scope": "client", "authentication": {"username": user, "password": password}}
     if ack:
         header["ack"] = True
@@ -287,7 +286,7 @@ def login(user: str, password: str, *, ack: bool = False) -> bytes:
 
 
 def message(type_: str, data: bytes, id_: str, terms: Terms = NO_TERMS) -> bytes:
-    """Return the body of a message; `data` is JSON text. What is not asked for is not in it: old servers ignore it."""
+    """Return the body of a message; `data` is JSON text. Terms at their default are left out: besterd ignores them."""
     fields = [b'"type":' + _encode(type_), b'"data":' + data, b'"id":' + _encode(id_)]
     if terms.dedup is not None:
         fields.append(b'"dedup":' + _encode(terms.dedup))
@@ -307,13 +306,12 @@ class _WelcomeFrame(msgspec.Struct):
 
 
 def max_frame(answer: bytes) -> int | None:
-    """Return how many bytes the longest frame may have, by the answer to a login; None where the server says nothing
-    that can be used."""
+    """Return the limit on frames in the answer to a login, in bytes; None where the server gives no usable number."""
     try:
-        said = msgspec.json.decode(answer, type=_WelcomeFrame).payload.max_frame
+        value = msgspec.json.decode(answer, type=_WelcomeFrame).payload.max_frame
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return said if type(said) is int and said > 0 else None
+    return value if type(value) is int and value > 0 else None
 
 
 _RESENT = b',"resent":true'
@@ -321,23 +319,23 @@ RESENT_BYTES = len(_RESENT)
 
 
 def resent(body: bytes) -> bytes:
-    """Return a message's body saying that it was sent before."""
+    """Return a message's body marked as sent before."""
     return body[:-2] + _RESENT + body[-2:]
 
 
 def command(type_: str, data: str | Sequence[str] | None, id_: str) -> bytes:
     """Return the body of a command to the server itself."""
-    said: dict[str, Any] = {"type": type_} if data is None else {"type": type_, "data": data}
-    return message("builtin", _encode({"command": said}), id_)
+    content: dict[str, Any] = {"type": type_} if data is None else {"type": type_, "data": data}
+    return message("builtin", _encode({"command": content}), id_)
 
 
 CLOSE = command("close", None, "close")
 ACKS = 1000
-"""How many acknowledgements go into one frame: servers take 1,024."""
+"""Acknowledgements in one frame: servers accept 1,024."""
 
 
 def acks(ids: Sequence[str], limit_bytes: int) -> list[bytes]:
-    """Return the bodies that acknowledge these messages, each within the limit if at least one id is."""
+    """Return frame bodies that acknowledge these messages, each within the limit unless one id alone is longer."""
     bodies = []
     for start in range(0, len(ids), ACKS):
         bodies += _acks_within(ids[start : start + ACKS], limit_bytes)

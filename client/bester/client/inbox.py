@@ -1,26 +1,26 @@
-"""Which messages a client has received, and which of them it has to acknowledge now. Pure.
+"""Ids of the messages that a client has received, and the acknowledgements that are due. Pure.
 
-A message that comes again is told from a new one by its id, over any number of connections. Where acknowledgements are
-asked for, one counts only on the connection that delivered the message: after a loss the server delivers again what it
-did not hear about, and that repeat is acknowledged at once if the application is done with the message, or else when it
-is. It must never acknowledge what the application did not say it was done with.
+A duplicate is told from a new message by its id, over any number of connections. An acknowledgement counts only on the
+connection that delivered the message: after a loss the server redelivers unacknowledged messages, and the duplicate is
+acknowledged at once if the application is done with the message, or else as soon as the application is done. A message
+is never acknowledged before the application is done with it.
 """
 
 from __future__ import annotations
 
 
 class Inbox:
-    """The ids of one client's messages. `remembered`: how many are kept of each kind, done with and not."""
+    """Ids of one client's messages. `remembered`: bound on the ids kept of each kind, done and open."""
 
     def __init__(self, remembered: int, acknowledge: bool) -> None:
         self._remembered = remembered
         self._acknowledge = acknowledge
         self._done: dict[str, None] = {}
-        self._open: dict[str, bool] = {}  # given to the application; True: delivered on this connection
+        self._open: dict[str, bool] = {}  # ids in the application's hands; True: delivered on this connection
         self._due: dict[str, None] = {}
 
-    def came(self, id_: str) -> bool:
-        """A message was delivered; False: it was before, and is not for the application again."""
+    def register(self, id_: str) -> bool:
+        """Register a delivered message; False: a duplicate, not to be passed to the application."""
         if id_ in self._open:
             self._open[id_] = True
             return False
@@ -30,20 +30,20 @@ class Inbox:
             return False
         if self._acknowledge:
             self._open[id_] = True
-            # Who never acknowledges must not fill the memory; what is forgotten is delivered again, and passed on.
+            # An application that never acknowledges must not fill the memory; a forgotten id is passed on again.
             if len(self._open) > self._remembered:
                 del self._open[next(iter(self._open))]
         else:
             self._finish(id_)
         return True
 
-    def done(self, id_: str) -> None:
-        """The application is done with a message. Saying so twice does nothing."""
-        delivered_here = self._open.pop(id_, None)
-        if delivered_here is None:
+    def mark_done(self, id_: str) -> None:
+        """Mark a message as handled by the application; a second call does nothing."""
+        delivered_on_this = self._open.pop(id_, None)
+        if delivered_on_this is None:
             return
         self._finish(id_)
-        if delivered_here:
+        if delivered_on_this:
             self._due[id_] = None
 
     def take(self) -> list[str]:
@@ -51,8 +51,8 @@ class Inbox:
         due, self._due = list(self._due), {}
         return due
 
-    def void(self) -> None:
-        """The connection is gone, and what was not acknowledged on it will be delivered again."""
+    def reset_connection(self) -> None:
+        """Handle a lost connection: the server will redeliver each message that was not acknowledged on it."""
         self._due.clear()
         self._open = dict.fromkeys(self._open, False)
 

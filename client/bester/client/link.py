@@ -1,8 +1,7 @@
-"""The shell of a client's core: one connection after the other on an asyncio loop.
+"""Shell of a client's core: one connection after another on an asyncio loop.
 
-It connects when the core says so, writes what the core has to write as one
-piece a tick, feeds it what comes and what time it is, and passes its events on.
-It must never look into a frame, nor keep a message.
+The link connects when the core asks for a connection, writes the core's frames as one piece a tick, feeds the core the
+bytes received and the time, and passes the core's events on. A link never parses a frame and never keeps a message.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from bester.client.events import Ended, Event, Lost
 from bester.client.states import State
 
 LOOKUP_SHARE = 0.8
-"""Of the time that a connection may take: how much of it the lookup of the server's name may use up."""
+"""Share of the time to connect that the lookup of the server's name may use up."""
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: hands everything to its link, until that has dropped it."""
+    """A connection that passes every event to its link, until the link has dropped the connection."""
 
     def __init__(self, link: Link) -> None:
         self.link: Link | None = link
         self.transport: asyncio.Transport | None = None
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writable = True
         self.reading = True
 
@@ -37,7 +36,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.link is not None:
-            self.link.received(data)
+            self.link.on_socket_data(data)
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -49,13 +48,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.link is not None:
-            self.link.lost("the server closed it" if error is None else reason(error))
-        if not self.gone.done():
-            self.gone.set_result(None)
+            self.link.on_socket_closed("the server closed it" if error is None else reason(error))
+        if not self.closed.done():
+            self.closed.set_result(None)
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words what the system complained of."""
+    """Return a system error in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError):
@@ -66,10 +65,10 @@ def reason(error: BaseException) -> str:
 
 
 class Link:
-    """The sockets and timers of one client.
+    """Sockets and timers of one client.
 
-    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH`; raises ValueError. `on_events` gets what the core found.
-    `clock` returns seconds, monotonic; the loop's own time where it is None.
+    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH`; raises ValueError. `on_events` is called with the core's events.
+    `clock` returns monotonic seconds; None: the loop's own time.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Link:
         return self._runner is not None
 
     def now(self) -> float:
-        """Return the time that the core is told."""
+        """Return the time that is passed to the core."""
         return self._clock() if self._clock is not None else asyncio.get_running_loop().time()
 
     def start(self) -> None:
@@ -107,18 +106,18 @@ class Link:
             await asyncio.wait([self._runner])
 
     def wake(self) -> None:
-        """Write at the end of this tick what the core has to write, and look at its timer."""
+        """Write the core's frames at the end of this tick, and set the timer."""
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     @property
     def reading(self) -> bool:
-        """Whether the socket is read; a link without one says True."""
+        """State of the socket: read, or paused; True without a socket."""
         return self._connection is None or self._connection.reading
 
     def set_reading(self, reading: bool) -> None:
-        """Read the socket, or leave what comes to the system's buffers and then to the server."""
+        """Read the socket, or leave received bytes to the system's buffers and then to the server."""
         connection = self._connection
         if connection is None or connection.transport is None or connection.reading is reading:
             return
@@ -132,7 +131,7 @@ class Link:
         self.wake()
 
     def act(self, events: list[Event]) -> None:
-        """Do what events ask of a link, and pass them on."""
+        """Flush and drop the connection as the events ask, then pass the events on."""
         for event in events:
             if isinstance(event, Ended):
                 self._flush()
@@ -142,12 +141,12 @@ class Link:
             self._on_events(events)
             self.wake()
 
-    def received(self, data: bytes) -> None:
+    def on_socket_data(self, data: bytes) -> None:
         self.act(self._core.receive(data, self.now()))
-        self.wake()  # a repeat is nobody's event, and to be acknowledged all the same
+        self.wake()  # a duplicate makes no event, but its ack is due
 
-    def lost(self, why: str) -> None:
-        self.act(self._core.lost(why, self.now()))
+    def on_socket_closed(self, why: str) -> None:
+        self.act(self._core.on_disconnected(why, self.now()))
 
     async def _run(self) -> None:
         while self._core.state is not State.OVER:
@@ -157,12 +156,12 @@ class Link:
             try:
                 connection = await self._connect()
             except (OSError, TimeoutError) as error:
-                self.lost(reason(error))
+                self.on_socket_closed(reason(error))
                 continue
             self._connection = connection
-            self._core.opened(self.now())
+            self._core.on_connected(self.now())
             self._flush()
-            await connection.gone
+            await connection.closed
 
     async def _connect(self) -> _Connection:
         connect_s = self._core.limits.connect_s
@@ -183,7 +182,7 @@ class Link:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        # A timer that goes off too early costs one look; setting one anew for every message would cost more.
+        # A timer that fires early costs one look; a new timer for every message would cost more.
         due = self._core.next_timer()
         if self._timer is not None and (due is None or due < self._timer_due):
             self._timer.cancel()
@@ -204,4 +203,4 @@ class Link:
             connection.transport.abort()
         elif self._core.state is State.OVER and self._runner not in (None, asyncio.current_task()):
             assert self._runner is not None
-            self._runner.cancel()  # it waits to connect, or tries to; nobody wants that any more
+            self._runner.cancel()  # an attempt to connect, or the wait before one, is not needed any more

@@ -1,6 +1,6 @@
-"""Messages that were received and not asked for yet, on an asyncio loop: a bounded queue.
+"""Bounded queue of received messages that the application has not asked for yet, on an asyncio loop.
 
-The bound is kept by whoever reads the socket (see `may_read`): it must never drop a message.
+The reader of the socket keeps the bound (see `may_read`): the queue never drops a message.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from bester.client.window import Limits
 
 
 class Received:
-    """The queue of one client."""
+    """Queue of one client."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._queue: deque[Message] = deque()
         self._bytes = 0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def put(self, message: Message) -> None:
-        """A message came."""
+        """Append a message and wake the receivers."""
         self._queue.append(message)
         self._bytes += len(message.frame)
         self.wake()
 
     def pop(self) -> Message | None:
-        """Return the message that waited longest, None where there is none."""
+        """Return the oldest message, or None."""
         if not self._queue:
             return None
         message = self._queue.popleft()
@@ -39,16 +39,16 @@ class Received:
         return message
 
     def wake(self) -> None:
-        """Let those who wait for news look again."""
-        self._news.set()
+        """Let waiting receivers look again."""
+        self._changed.set()
 
     async def wait(self) -> None:
-        """Wait until something has come, or `wake`."""
-        self._news.clear()
-        await self._news.wait()
+        """Wait for the next message, or for `wake`."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def may_read(self, reading: bool) -> bool:
-        """Say whether to read on; after a stop only at half, so that not each message stops and starts it."""
+        """Return whether to read on; after a stop only from half the bound, so that reading does not flap."""
         limits = self._limits
         if reading:
             return len(self._queue) < limits.queue and self._bytes < limits.queue_bytes

@@ -1,6 +1,6 @@
-"""Whose turn it is to send: those who wait until the window has room again, on an asyncio loop.
+"""Queue of tasks that wait for room in the window, on an asyncio loop.
 
-Who waited longest goes first. It must never let in more than there is room for.
+The longest waiting task goes first. The queue never lets in more tasks than there is room for.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 
 class SendQueue:
-    """Senders in line. `room` says how many may submit now, `open_` whether anybody ever may again."""
+    """Tasks in line. `room`: number of messages that may be submitted now; `open_`: whether any ever may be again."""
 
     def __init__(self, room: Callable[[], int], open_: Callable[[], bool]) -> None:
         self._room = room
         self._open = open_
         self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-        self._let_in = 0  # those who were told there is room, and have not run since
+        self._woken = 0  # tasks woken for the room there is, which have not run since
 
-    async def come(self) -> None:
-        """Wait for one's turn; it also comes when all is over."""
+    async def wait_turn(self) -> None:
+        """Wait for the caller's turn; the wait also ends when the client has ended."""
         loop = asyncio.get_running_loop()
         behind, waited = bool(self._line), False
         while self._open() and (behind or not self._room()):
@@ -34,15 +34,15 @@ class SendQueue:
                 if waiter in self._line:
                     del self._line[waiter]
                 else:
-                    self._let_in -= 1
-                # Whoever was let in may yet submit nothing; then it is the next one's turn.
-                loop.call_soon(self.look)
+                    self._woken -= 1
+                # A woken task may submit nothing after all; then the next one has its turn.
+                loop.call_soon(self.wake)
             behind, waited = False, True
 
-    def look(self) -> None:
-        """Let in who may go now: something has changed."""
-        while self._line and (not self._open() or self._room() > self._let_in):
+    def wake(self) -> None:
+        """Wake as many tasks as there is room for."""
+        while self._line and (not self._open() or self._room() > self._woken):
             waiter, _ = self._line.popitem(last=False)
-            self._let_in += 1
+            self._woken += 1
             if not waiter.done():
                 waiter.set_result(None)

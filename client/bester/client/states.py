@@ -1,30 +1,35 @@
-"""The states of a client's connection, and what leads from one to another. Pure."""
+"""States of a client's connection, and the events that lead from one to another. Pure."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
 
 
 class State(Enum):
     DOWN = "down"  # no connection; the next attempt is at `retry_at`
     DIALLING = "dialling"  # connecting
-    GREETING = "greeting"  # the login is out
-    READY = "ready"  # the server knows us
-    DRAINING = "draining"  # the application closes: nothing new goes out, reports still come in
-    PARTING = "parting"  # all is reported, `close` is out; the server hangs up
-    OVER = "over"  # for good
+    GREETING = "greeting"  # the login is sent
+    READY = "ready"  # the login is accepted: messages are sent
+    DRAINING = "draining"  # the application closes: no message is sent, reports are still received
+    PARTING = "parting"  # every message is reported, `close` is sent; the server hangs up
+    OVER = "over"  # ended for good
 
 
-# What may happen to a client, and where it goes. An event that is not listed for a state changes nothing.
-#
-#   event      dial       the shell starts to connect
-#              opened     it is connected: the login goes out
-#              welcomed   the server accepts the login
-#              lost       no connection could be made, or it is gone
-#              refused    the server will not have us, or the very first attempt failed, or patience is at an end
-#              leave      the application closes the client
-#              drained    nothing is unreported any more
-TRANSITIONS: dict[tuple[State, str], State] = {
+Trigger = Literal["dial", "opened", "welcomed", "lost", "refused", "leave", "drained"]
+"""Events of a connection; a closed set, so that mypy refuses a misspelt one.
+
+dial       the shell starts to connect
+opened     the connection is made: the login is sent
+welcomed   the server accepts the login
+lost       no connection could be made, or the connection broke
+refused    the server refuses the login, the very first attempt failed, or a time limit has passed
+leave      the application closes the client
+drained    no message is unreported any more
+"""
+
+# An event that is not listed for a state changes nothing.
+TRANSITIONS: dict[tuple[State, Trigger], State] = {
     (State.DOWN, "dial"): State.DIALLING,
     (State.DOWN, "refused"): State.OVER,
     (State.DOWN, "leave"): State.OVER,

@@ -1,8 +1,8 @@
-"""What a client has sent, or will, and has no report on yet: a bounded window. Pure.
+"""Messages of a client that are not sent, or sent and not reported on: a bounded window. Pure.
 
-It keeps the order in which messages were given, over any number of connections. What was not reported when one is lost
-goes out again on the next, marked, under the same `dedup`: the server then knows a message it had before. It must never
-send a message twice where it was told not to, nor one that was withdrawn.
+The window keeps the order of submission over any number of connections. Messages that were unreported when a connection
+broke are sent again on the next one, marked, under the same `dedup`, so that the server recognizes a duplicate. The
+window never sends a message twice where resending is off, and never sends a message that was withdrawn.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from bester.client.frames import NO_TERMS, RESENT_BYTES, Report, Terms
 
 
 class Limits(NamedTuple):
-    """The bounds of one client, each with its reason."""
+    """Bounds of one client, each with its reason."""
 
     window: int = 512
-    """Messages unreported at once: enough to keep a server busy, little enough to send again when a connection goes."""
+    """Messages unreported at once: enough to keep a server busy, few enough to resend when a connection breaks."""
     window_bytes: int = 4 << 20
-    """The same in bytes; one message always fits. Half of what a server reads before it has reported on any, so that an
-    acknowledgement never stands behind what is not read."""
+    """The same in bytes; one message always fits. Half of the bytes that a server reads before its first
+    report, so that no acknowledgement stands behind unread input."""
     queue: int = 1000
-    """Messages received and not yet asked for; beyond it the socket is not read, and the server learns of it."""
+    """Messages received and not yet asked for; beyond the bound the socket is not read, which slows the server."""
     queue_bytes: int = 16 << 20
     """The same in bytes."""
     send_limit_bytes: int | None = None
-    """The longest frame sent; None: what the server says it takes, 1 MiB where it does not say. Of a number, and what
-    the server says, the lesser counts."""
+    """The longest frame sent; None: the server's own limit, 1 MiB where the server does not say. A number here and the
+    server's limit: the lesser counts."""
     receive_limit_bytes: int = 64 << 20
-    """The longest frame received; a server that announces more is out of its mind, and is left."""
+    """The longest frame received; a server that announces a longer one is faulty, and the connection is closed."""
     remembered_ids: int = 10_000
-    """Ids of received messages kept to know a repeat by: what may be redelivered after a loss, many times over."""
+    """Ids of received messages kept for dedup: many times the number that may be redelivered after a loss."""
     connect_s: float = 10.0
-    """How long a connection may take to be made."""
+    """Seconds until an attempt to connect counts as failed."""
     login_s: float = 10.0
-    """How long the login may go unanswered: servers check passwords slowly, on purpose."""
+    """Seconds until an unanswered login counts as failed: servers check passwords slowly, on purpose."""
     silence_s: float = 30.0
-    """When nothing is heard for so long, a ping goes out; after as long again the connection counts as lost."""
+    """Seconds of silence until a ping is sent; after as many again the connection counts as lost."""
 
 
 DEFAULTS = Limits()
 
 UNSAID_BYTES = 1 << 20
-"""The longest frame for a server that does not say what it takes: what servers take by default."""
+"""The longest frame for a server that does not say its limit: the default limit of servers."""
 LEAST_BYTES = 1024
-"""Every server takes frames as long as this; no configuration allows less."""
+"""Every server accepts frames as long as this; no configuration allows less."""
 SENDS = 5
-"""With `resend`, how many connections may be lost with one message alone in flight: then it is what ends them."""
+"""With `resend`, connections that may be lost with one message alone in flight until the message fails as the cause."""
 
 Verdict = MessageTooLarge | Report | None
-"""What a lost connection says of a message that will not go out again; None: it may have been delivered, or not."""
+"""Result for a message that is not sent again after a lost connection; None: the message may have been delivered."""
 _DOUBT: Verdict = None
 
 
 class _Entry:
-    """A message taken in. `body` is its frame's body, None once it will not go out again; `losses` counts the
-    connections lost while it was in flight, `alone` those among them with nothing else in flight."""
+    """A message in the window. `body`: the frame's body, None once the message is not to be sent again. `losses`:
+    connections lost while the message was in flight; `alone`: those of them with no other message in flight."""
 
     __slots__ = ("alone", "body", "losses", "marked", "sent", "size")
 
@@ -74,24 +74,24 @@ class _Entry:
 
     @property
     def length(self) -> int:
-        """Bytes of the frame that goes out, or went out last."""
+        """Bytes of the frame that was sent last, or will be sent."""
         return self.size + (RESENT_BYTES if self.marked else 0)
 
     def mark(self) -> None:
-        """Say in its body that it goes out again."""
+        """Mark the body as sent before."""
         if self.sent and not self.marked and self.body is not None:
             self.body = frames.resent(self.body)
             self.marked = True
 
 
 class Window:
-    """The unreported messages. With `dedup_prefix`, each gets a `dedup` and may go out again; without, never.
+    """The unreported messages. With `dedup_prefix`, each gets a `dedup` and may be sent again; without, never.
 
-    The prefix must be unlike any other client's; what is given of it beyond half of what a `dedup` may have is cut.
+    The prefix must differ from any other client's; half of the longest `dedup` is used of the prefix, the rest is cut.
 
-    A message may be what ends its connection, and must not take others along. Where two connections are lost with the
-    same message in flight, or the server said of one that it cannot read a frame, messages go out anew one at a time,
-    then more with each report, so that in the end the one that ends connections is alone with its own.
+    A message may be the cause of a lost connection, and must not fail others. Where two connections are lost with the
+    same message in flight, or the server complained of an unnamed frame, messages are sent one at a time, then more
+    with each report, so that in the end the message that breaks connections is alone in flight.
     """
 
     def __init__(self, limits: Limits, dedup_prefix: str | None) -> None:
@@ -99,25 +99,25 @@ class Window:
         self._prefix = None if dedup_prefix is None else dedup_prefix[: MAX_DEDUP // 2]
         self._entries: dict[str, _Entry] = {}
         self._bytes = 0
-        self._unsent: dict[str, _Entry] = {}  # in the order to be sent
+        self._unsent: dict[str, _Entry] = {}  # in send order
         self._last_id = 0
-        self._burst: int | None = None  # how many may be in flight while a culprit is looked for
-        self._said: int | None = None
-        self._refused: int | None = None  # a frame so long was refused by a server that had not said what it takes
-        self._limit = self._least()
+        self._burst: int | None = None  # bound on messages in flight while the cause of a loss is sought
+        self._server_limit: int | None = None
+        self._refused: int | None = None  # length of a frame refused by a server without a known limit
+        self._limit = self._lowest_limit()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def room(self) -> int:
-        """How many more messages are taken in now."""
+        """Number of messages that may be added now."""
         return 0 if self._bytes >= self._limits.window_bytes else max(0, self._limits.window - len(self._entries))
 
     @property
     def max_frame(self) -> int | None:
-        """How many bytes the longest frame may have that the server takes, if the latest one has said so."""
-        return self._said
+        """Bytes of the longest frame that the server accepts; None where the latest login did not say."""
+        return self._server_limit
 
     def next_id(self) -> int:
         """Return a number never used before."""
@@ -135,7 +135,7 @@ class Window:
         if terms.dedup is None and self._prefix is not None:
             terms = terms._replace(dedup=f"{self._prefix}-{id_}")
         body = frames.message(type_, data, id_, terms)
-        # Room for the mark of a repeat: what goes out once must be able to go out again.
+        # Room for the mark of a duplicate: a message sent once must fit when sent again.
         size = len(body) + (0 if self._prefix is None else RESENT_BYTES)
         if size > self._limit:
             raise self._too_large(size)
@@ -143,13 +143,13 @@ class Window:
         self._bytes += entry.size
         return id_
 
-    def welcomed(self, max_frame: int | None) -> list[tuple[str, MessageTooLarge]]:
-        """A server takes frames of so many bytes (None: it does not say). Return what waits and is longer, with its
-        error."""
-        self._said = max_frame
+    def set_server_limit(self, max_frame: int | None) -> list[tuple[str, MessageTooLarge]]:
+        """Set the server's limit in bytes (None: the server does not say). Return the unsent messages that are longer,
+        each with its error."""
+        self._server_limit = max_frame
         if max_frame is not None:
             self._refused = None
-        self._limit = self._least()
+        self._limit = self._lowest_limit()
         too_large = []
         for id_, entry in self._unsent.items():
             size = entry.size + (0 if self._prefix is None else RESENT_BYTES)
@@ -179,7 +179,7 @@ class Window:
         return out
 
     def settle(self, id_: str) -> bool:
-        """A report came; False: it is about nothing that was sent."""
+        """Remove a reported message; False: no message with this id was sent."""
         entry = self._entries.get(id_)
         if entry is None or not entry.sent:
             return False
@@ -191,7 +191,7 @@ class Window:
         return True
 
     def withdraw(self, id_: str) -> None:
-        """What did not go out yet never will; what did is not sent again."""
+        """Drop an unsent message; keep a sent one from being sent again."""
         entry = self._entries.get(id_)
         if entry is None:
             return
@@ -199,19 +199,19 @@ class Window:
         if self._unsent.pop(id_, None) is not None:
             self._forget(id_)
 
-    def void(self, complaint: str | None) -> list[tuple[str, Verdict]]:
-        """A connection is gone: return what will not go out again, put the rest back in line in its order.
+    def requeue_after_loss(self, complaint: str | None) -> list[tuple[str, Verdict]]:
+        """Handle a lost connection: return the messages that are not sent again, requeue the others in order.
 
-        `complaint`: the code of what the server said of a frame before, without saying which.
+        `complaint`: the code of an earlier report of the server on an unnamed frame.
         """
-        here = {id_: entry for id_, entry in self._entries.items() if id_ not in self._unsent}
-        named = self._named(here, complaint)
-        if here and not named:
-            self._suspect(here, complaint)
+        in_flight = {id_: entry for id_, entry in self._entries.items() if id_ not in self._unsent}
+        culprit = self._culprit(in_flight, complaint)
+        if in_flight and not culprit:
+            self._suspect(in_flight, complaint)
         ended: dict[str, Verdict] = {
-            id_: _DOUBT for id_, entry in here.items() if entry.body is None or entry.alone >= SENDS
+            id_: _DOUBT for id_, entry in in_flight.items() if entry.body is None or entry.alone >= SENDS
         }
-        ended |= named
+        ended |= culprit
         for id_ in ended:
             self._forget(id_)
         self._trust_again()
@@ -221,46 +221,50 @@ class Window:
         return list(ended.items())
 
     def end(self) -> list[tuple[str, bool]]:
-        """Give everything up: return each id, and whether it was ever sent."""
+        """Drop all messages: return each id, and whether the message was ever sent."""
         left = [(id_, entry.sent) for id_, entry in self._entries.items()]
         self._entries.clear()
         self._unsent.clear()
         self._bytes = 0
         return left
 
-    def _named(self, here: dict[str, _Entry], complaint: str | None) -> dict[str, Verdict]:
-        """Return the message that a complaint surely was about, where that can be told."""
+    def _culprit(self, in_flight: dict[str, _Entry], complaint: str | None) -> dict[str, Verdict]:
+        """Return the message that a complaint was surely about, where there is one."""
         if complaint != "frame-too-large":
-            self._refused = None  # perhaps the server was started anew, with another limit
-            self._limit = self._least()
-            if complaint is None or len(here) != 1:
+            self._refused = None  # the server may have been restarted with another limit
+            self._limit = self._lowest_limit()
+            if complaint is None or len(in_flight) != 1:
                 return {}
-            (id_,) = here
+            (id_,) = in_flight
             return {id_: Report(False, id_, complaint)}
-        # Whichever it was is no longer than the longest, so that one is too long as well.
-        longest = max(here, key=lambda id_: here[id_].length, default=None)
-        if longest is None or here[longest].length <= LEAST_BYTES:
+        # The refused frame is at most as long as the longest in flight, so the longest is too long as well.
+        longest = max(in_flight, key=lambda id_: in_flight[id_].length, default=None)
+        if longest is None or in_flight[longest].length <= LEAST_BYTES:
             return {}
-        self._refused = here[longest].length
-        self._limit = self._least()
+        self._refused = in_flight[longest].length
+        self._limit = self._lowest_limit()
         return {longest: self._too_large(self._refused)}
 
-    def _suspect(self, here: dict[str, _Entry], complaint: str | None) -> None:
-        """It is not known which of these ended the connection, if any did."""
-        for entry in here.values():
+    def _suspect(self, in_flight: dict[str, _Entry], complaint: str | None) -> None:
+        """Count a loss whose cause is not known against every message in flight."""
+        for entry in in_flight.values():
             entry.losses += 1
-            entry.alone += len(here) == 1
-        if complaint is not None or any(entry.losses > 1 for entry in here.values()):
+            entry.alone += len(in_flight) == 1
+        if complaint is not None or any(entry.losses > 1 for entry in in_flight.values()):
             self._burst = 1
 
     def _trust_again(self) -> None:
-        """Hold nothing back any more, where nothing waits that was in flight on a connection that was lost."""
+        """Lift the bound on messages in flight once no message is left that was in flight on a lost connection."""
         if self._burst is not None and not any(entry.losses for entry in self._entries.values()):
             self._burst = None
 
-    def _least(self) -> int:
-        """Return how long a frame may be, by all that is known."""
-        known = [self._limits.send_limit_bytes, self._said, None if self._refused is None else self._refused - 1]
+    def _lowest_limit(self) -> int:
+        """Return the least of the known limits on a frame, in bytes."""
+        known = [
+            self._limits.send_limit_bytes,
+            self._server_limit,
+            None if self._refused is None else self._refused - 1,
+        ]
         return min((limit for limit in known if limit is not None), default=UNSAID_BYTES)
 
     def _too_large(self, size: int, *, sent: bool = False) -> MessageTooLarge:
@@ -269,7 +273,7 @@ class Window:
             text += ", which the server has refused"
         elif self._refused is not None and limit < self._refused:
             text += f", and the server has refused one of {self._refused}"
-        elif limit == self._said:
+        elif limit == self._server_limit:
             text += f", and the server takes {limit}"
         else:
             text += f", and {limit} may be sent"

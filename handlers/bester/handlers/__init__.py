@@ -1,6 +1,6 @@
-"""Write message handlers in Python: an App, its handlers, and what they answer.
+"""Message handlers in Python: an App, its handlers, and the commands that they return.
 
-Needs pyzmq and msgpack; msgspec and uvloop make it faster where they are installed.
+pyzmq and msgpack are required; msgspec and uvloop are used where they are installed.
 """
 
 from bester.handlers.app import App

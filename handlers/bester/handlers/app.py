@@ -1,6 +1,6 @@
-"""The App: functions registered as handlers of message types, timers, and what it says of its own accord.
+"""The App: functions registered as handlers of message types, timers, emits and questions.
 
-Nothing runs here. A worker (or a test) takes the table of routes and carries them out.
+Nothing runs here. A worker (or a test) takes the table of routes and runs them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from bester.broker.wire.messages import MAX_ID, RESERVED_TYPES, Command, spelling_fault
+from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, RESERVED_TYPES, Command, spelling_fault
 from bester.handlers.message import Message
 from bester.handlers.payload import typed
 from bester.handlers.reply import commands_of
@@ -18,8 +18,6 @@ from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime
 
 DEFAULT_CREDIT = 256
 """Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
-MAX_CREDIT = 65536
-"""More only moves the queue from the broker, where others could serve it, to here."""
 DEFAULT_THREADS = 16
 """Plain functions running at once."""
 
@@ -27,16 +25,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Runs(Enum):
-    """Where a handler's function runs."""
+    """Place in which a handler's function runs."""
 
     LOOP = "loop"  # an async def, beside others
     THREAD = "thread"  # a plain def
-    INLINE = "inline"  # a plain def that promised to be quick: called as the request is read
+    INLINE = "inline"  # a plain def that takes microseconds: called as the request is read
 
 
 class Route(NamedTuple):
-    """What is done with messages of a type. `call` takes the Message; its result is awaited where `runs` is LOOP.
-    `function` is what the app's author wrote, `name` what the log calls it."""
+    """Handling of one message type. `call` takes the Message; its result is awaited where `runs` is LOOP. `function` is
+    the app author's function, `name` its name in the log, `by_user` whether a user's messages are handled in order."""
 
     call: Callable[[Message], Any]
     function: Callable[..., Any]
@@ -54,11 +52,11 @@ class Timer(NamedTuple):
 
 
 class App:
-    """The handlers of a program. `name` is its label at the broker, `credit` how many requests it holds at once.
+    """Handlers of a program. `name`: label at the broker. `credit`: requests held at once.
 
-    `lease_ms`: how long the process may be silent while it holds a request; only for code in C that keeps the
-    interpreter to itself for seconds (30 s are asked for over ipc, where nothing else is said).
-    `threads`: how many plain functions run at once. `version`: free text that the broker shows.
+    `lease_ms`: how long the process may be silent while it holds a request; needed only for C code that holds the
+    interpreter for seconds (30 s by default over ipc). `threads`: plain functions running at once. `version`: free text
+    that the broker shows.
     """
 
     def __init__(
@@ -85,18 +83,18 @@ class App:
         self.timers: list[Timer] = []
         self.ask = Ask(self)
         self.blocking = Blocking(self, self.ask)
-        self._outlet: Runtime | None = None
+        self._runtime: Runtime | None = None
 
-    # --- registering ---
+    # --- registration ---
 
     def handler(
         self, *types: str, order: Literal["user"] | None = None, inline: bool = False
     ) -> Callable[[Function], Function]:
         """Register the function below as the handler of these message types.
 
-        It takes the message, and may take its data as a second parameter, checked against its annotation. An async
-        def runs on the loop beside others; a plain def in a thread, or, with `inline=True`, at once on the loop
-        (for what takes microseconds: it holds up everything else). `order="user"`: a user's messages one by one.
+        The function takes the message, and may take its data as a second parameter, checked against the annotation. An
+        async def runs on the loop beside others; a plain def in a thread, or, with `inline=True`, on the loop at once
+        (for functions of microseconds: every other handler waits). `order="user"`: a user's messages one at a time.
         """
         if not types or not all(type(type_) is str and type_ for type_ in types):
             raise TypeError('say which message types: @app.handler("english")')
@@ -120,7 +118,7 @@ class App:
         return register
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
-        """Call the function below every `seconds` seconds while the app runs; a slow call delays its next one."""
+        """Call the function below every `seconds` seconds while the app runs; a slow call delays the next one."""
         if not seconds > 0:
             raise ValueError(f"a timer's period is a positive number of seconds, not {seconds}")
 
@@ -131,19 +129,19 @@ class App:
         return register
 
     def task(self, function: Function) -> Function:
-        """Run the async function below once, from when the broker is first there until the app ends."""
+        """Run the async function below once, from the first link to the broker until the app ends."""
         if not inspect.iscoroutinefunction(function):
             raise TypeError("@app.task is for an async def; for a plain def see @app.every")
         self.timers.append(Timer(function, None))
         return function
 
     def serving(self, types: Sequence[str] | None) -> dict[str, Route]:
-        """Return the routes for these types, all where it is None. Raises ValueError naming what is missing.
+        """Return the routes for these types, all where it is None. Raises ValueError that names a missing type.
 
-        An app with a single handler serves any type it is asked to: its own name for the type is a suggestion.
+        An app with a single handler serves any type: the type in its decorator is then a default.
         """
         if not self.routes:
-            raise ValueError('it has no handlers: put @app.handler("TYPE") above a function')
+            raise ValueError('the app has no handlers: put @app.handler("TYPE") above a function')
         if types is None:
             return dict(self.routes)
         routes = list(self.routes.values())
@@ -152,28 +150,28 @@ class App:
         for type_ in types:
             route = self.routes.get(type_, only)
             if route is None:
-                raise ValueError(f"it has no handler of {type_!r}, only of {', '.join(sorted(self.routes))}")
+                raise ValueError(f"the app has no handler of {type_!r}, only of {', '.join(sorted(self.routes))}")
             found[type_] = route
         return found
 
     # --- running ---
 
     @property
-    def outlet(self) -> Runtime:
-        """What runs the app. Raises RuntimeError where nothing does."""
-        if self._outlet is None:
+    def runtime(self) -> Runtime:
+        """Runtime of the app. Raises RuntimeError while the app is not running."""
+        if self._runtime is None:
             raise RuntimeError("the app is not running: emit and ask work inside handlers, timers and tasks")
-        return self._outlet
+        return self._runtime
 
-    def attach(self, outlet: Runtime) -> None:
-        """Called by what runs the app; an app runs once at a time."""
-        if self._outlet is not None:
+    def attach(self, runtime: Runtime) -> None:
+        """Set the runtime; an app runs once at a time."""
+        if self._runtime is not None:
             raise RuntimeError("the app is running already")
-        self._outlet = outlet
+        self._runtime = runtime
 
     def detach(self) -> None:
-        """Called by what ran the app."""
-        self._outlet = None
+        """Clear the runtime."""
+        self._runtime = None
 
     async def emit(
         self,
@@ -182,15 +180,14 @@ class App:
         id: str | None = None,  # noqa: A002 (the name users know from `message.id`)
         timeout_s: float = PATIENCE_S,
     ) -> Outcome:
-        """Have commands carried out of the app's own accord, as one of its types, and wait for their outcome.
+        """Have commands carried out on the app's own initiative, as one of its types, and wait for their outcome.
 
-        `id` makes it safe to emit again after an error: the same id is carried out once. Raises BesterError where
-        the broker is away, refuses, or does not answer in time; ValueError for what cannot be sent at all, and for an
-        id by which nothing could be known.
+        `id` makes a retry after an error safe: one id is carried out once. Raises BesterError where the broker is away,
+        refuses, or does not answer in time; ValueError for a message that cannot be sent, and for an invalid id.
         """
         if id is not None and not 0 < len(id) <= MAX_ID:
             raise ValueError(f"an emit's id has 1 to {MAX_ID} characters, not {len(id)}")
-        return await self.outlet.emit(type_, commands_of(commands), id, timeout_s)
+        return await self.runtime.emit(type_, commands_of(commands), id, timeout_s)
 
 
 def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
@@ -212,7 +209,7 @@ def _route(function: Callable[..., Any], inline: bool, by_user: bool) -> Route:
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:
-    """Say whether the function takes data as its second parameter, and as what type (None: as it comes)."""
+    """Return whether the function takes data as its second parameter, and the declared type (None: any)."""
     parameters = list(inspect.signature(function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -227,7 +224,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> tuple[bool, Any]:
 
 
 def _evaluate(annotation: str, function: Callable[..., Any], name: str) -> Any:
-    """Find the type that an annotation names (`from __future__ import annotations` leaves names)."""
+    """Return the type that an annotation names (`from __future__ import annotations` leaves text)."""
     plain = inspect.unwrap(function)
     try:
         return eval(annotation, getattr(plain, "__globals__", {}))  # noqa: S307 (the module's own source)

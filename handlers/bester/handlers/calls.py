@@ -1,4 +1,4 @@
-"""What a worker has asked the broker and not been answered yet: emits and questions, by token. Bounded."""
+"""Pending calls of a worker to the broker: emits and questions without an answer, by token. Bounded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bester.broker.wire.messages import Outcome as WireOutcome
 from bester.handlers.runtime import Outcome
 
 MAX_UNANSWERED = 1024
-"""Emits and questions that may wait for the broker at once; more are refused as `overloaded`."""
+"""Emits and questions that may be pending at once; more are refused as `overloaded`."""
 _ASKING = (OP_OF[Emit], OP_OF[Ask])
 
 
 class PendingCalls:
-    """Sends on one link and waits for the answers; `void` fails what waits, for the link was lost."""
+    """Sends calls on one link and awaits the answers; `fail_all` fails the pending ones when the link is lost."""
 
     def __init__(self, link: FabricLink) -> None:
         self._link = link
@@ -28,14 +28,14 @@ class PendingCalls:
         self._last_token = 0
         self._ready = asyncio.Event()
 
-    def open(self) -> None:
-        """The broker is there: what was held back goes out."""
+    def set_ready(self) -> None:
+        """Send the calls that waited for a broker, and those to come."""
         self._ready.set()
 
     async def ask(self, make: Callable[[int], Message], timeout_s: float) -> Any:
-        """Send `make(token)` once there is a broker; return the answer. Raises BesterError where there is none."""
+        """Send `make(token)` once there is a broker; return the answer. Raises BesterError where none comes."""
         if self._count >= MAX_UNANSWERED:
-            raise BesterError("overloaded", f"{MAX_UNANSWERED} emits and questions wait for the broker already")
+            raise BesterError("overloaded", f"{MAX_UNANSWERED} emits and questions are pending already")
         self._last_token += 1
         token = self._last_token
         self._count += 1
@@ -54,7 +54,7 @@ class PendingCalls:
             self._waiting.pop(token, None)
 
     def settle(self, message: Message) -> bool:
-        """Take in what may be an answer; False: it is none."""
+        """Match a message to a pending call; False: the message is no answer."""
         if isinstance(message, WireOutcome):
             answer: Any = Outcome(message.status == 0, message.recipients, message.reason, message.note)
         elif isinstance(message, Answer):
@@ -72,8 +72,8 @@ class PendingCalls:
                 future.set_result(answer)
         return True
 
-    def void(self, why: str) -> None:
-        """The link was lost, and with it every answer."""
+    def fail_all(self, why: str) -> None:
+        """Fail every pending call: the link was lost, and its answers with it."""
         self._ready.clear()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
@@ -83,4 +83,4 @@ class PendingCalls:
 
 def _refusal(value: Any) -> BesterError:
     code = value if isinstance(value, str) and value in CODES else "not-allowed"
-    return BesterError(code, f"the broker does not answer that: {value}")
+    return BesterError(code, f"the broker refuses the question: {value}")

@@ -1,4 +1,4 @@
-"""How long a request may take: what the broker says of its type, and the request's own deadline. Pure."""
+"""Time limits of requests: the broker's limit of each type, and the request's own deadline. Pure."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from bester.broker.wire.messages import Meta, Request
 
 GRACE_S = 0.5
-"""So much later than the broker a worker gives a request up. By then the broker has ended it as `timeout`, and whatever
-limit of its own the handler has has fired."""
+"""Delay of a worker's deadline after the broker's. By then the broker has ended the request as `timeout`, and the
+handler's own time limits have fired."""
 USELESS_S = 10.0
-"""What is still not done so long after its time counts as hanging, not as slow."""
+"""Time after the limit from which a running request counts as hanging, not as slow."""
 
 
 class Deadlines:
-    """The limits of one worker's types. Times are monotonic seconds; a limit that nobody has said is infinite."""
+    """Limits of one worker's types. Times are monotonic seconds; an unknown limit is infinite."""
 
     def __init__(self) -> None:
         self._usual_s = math.inf
         self._of_type: dict[str, float] = {}
 
-    def learn(self, options: Meta) -> None:
-        """Take in what a WELCOME says: `request_ms` for all types, `timeouts_ms` for those that have their own."""
+    def set_limits(self, options: Meta) -> None:
+        """Read the limits in a WELCOME: `request_ms` for all types, `timeouts_ms` for types with their own."""
         self._usual_s = _seconds(options.get("request_ms"))
         timeouts = options.get("timeouts_ms")
         self._of_type = {
@@ -33,15 +33,15 @@ class Deadlines:
 
     @property
     def usual_s(self) -> float:
-        """How long a message may take whose type has no limit of its own."""
+        """Seconds that a message may take whose type has no limit of its own."""
         return self._usual_s
 
     def limit_s(self, type_: str) -> float:
-        """Return how long a message of this type may take."""
+        """Return the seconds that a message of this type may take."""
         return self._of_type.get(type_, self._usual_s)
 
     def due(self, request: Request, came: float) -> float:
-        """Return when a request that came at this time is given up: its sender may have named a shorter time."""
+        """Return the deadline of a request received at `came`: its sender may have set a shorter limit."""
         limit_s = self._of_type.get(request.type, self._usual_s)
         own = request.meta.get("deadline_ms")
         return came + (limit_s if own is None else min(_seconds(own), limit_s)) + GRACE_S

@@ -1,10 +1,10 @@
 """Handlers of the reference daemon, unchanged: programs that listen on a Unix socket.
 
-For each message: connect, send one frame holding the data alone, read one frame
-`{"header":{"status":"0","command":{"type":C,"data":X}},"data":D}`, close. D goes on byte for byte. A command that is
-not known is passed on too: the broker has the code for it. Each user's messages are handed over one at a time, in their
-order, as the reference daemon did for a connection. This is an App like any other, so a Worker runs it, in a process of
-its own or on the server's loop, and ends what takes longer than its type may. Part of the server: it needs msgspec.
+For each message: connect, send one frame that holds the data alone, read one frame
+`{"header":{"status":"0","command":{"type":C,"data":X}},"data":D}`, close. D is passed on byte for byte. An unknown
+command is passed on too: the broker has the code for it. Each user's messages are handed over one at a time and in
+order, as the reference daemon did for a connection. A Worker runs this App like any other, in a process of its own or
+on the server's loop, and ends a request that takes longer than its type may. Part of the server: msgspec is required.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from bester.handlers.message import Message
 from bester.handlers.payload import QuietError
 
 CONNECTIONS = 64
-"""Connections to the handler at once; programs of that kind serve one by one and keep a short backlog."""
+"""Connections to the handler at once; such programs serve one at a time and keep a short backlog."""
 HEADER_BYTES = 4
 ENVELOPE_BYTES = 1024 * 1024
-"""What a frame may have beside its data, which the broker bounds: a command names up to 10,000 targets."""
+"""Bytes of a frame beside its data, which the broker bounds: a command names up to 10,000 targets."""
 GOOD = ("0", "00")
 TARGETS: dict[str, type] = {"sendClients": list, "sendServers": list, "sendHandler": str}
-"""How each command names its targets."""
+"""Type of each command's targets."""
 
 
 class _Command(msgspec.Struct):
@@ -59,14 +59,14 @@ def legacy_app(
     connections: int = CONNECTIONS,
     limit_bytes: int = MAX_BODY_BYTES + ENVELOPE_BYTES,
 ) -> App:
-    """Return an App that hands messages of these types to the handler listening at `path`.
+    """Return an App that passes messages of these types to the handler that listens at `path`.
 
-    `order` None: a user's messages side by side, for a handler to which order means nothing and that is quicker so.
+    `order` None: a user's messages concurrently, for a handler that is faster so and needs no order.
     """
     app = App(credit=connections)
 
     async def forward(message: Message) -> Command:
-        """Ask the handler behind the socket, and pass its answer on."""
+        """Send the message to the handler behind the socket, and return its answer."""
         try:
             answer = await _exchange(path, message.raw, limit_bytes)
         except OSError as error:
@@ -75,13 +75,13 @@ def legacy_app(
             raise QuietError(f"no handler at {path}: {why}") from None
         return command_of(answer)
 
-    forward.__qualname__ = f"the handler at {path}"  # what the log calls it
+    forward.__qualname__ = f"the handler at {path}"  # the name in the log
     app.handler(*types, order=order)(forward)
     return app
 
 
 async def _exchange(path: str, data: bytes, limit_bytes: int) -> bytes:
-    """One message there, one frame back. Raises OSError, QuietError."""
+    """Send one message and return the answered frame. Raises OSError, QuietError."""
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         writer.write(len(data).to_bytes(HEADER_BYTES, "little") + data)
@@ -96,9 +96,9 @@ async def _exchange(path: str, data: bytes, limit_bytes: int) -> bytes:
 
 
 def command_of(answer: bytes) -> Command:
-    """Read the frame that such a handler answers. Raises QuietError where it is not one, or says it failed."""
+    """Parse the answered frame. Raises QuietError for a malformed frame, and for a status that means failure."""
     try:
-        answer.decode()  # Raw would let anything through
+        answer.decode()  # Raw would accept invalid UTF-8
         frame = _read_frame(answer)
         if frame.header.status not in GOOD:
             raise QuietError(f"the handler answered status {frame.header.status!r}")

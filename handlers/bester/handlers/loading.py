@@ -1,4 +1,4 @@
-"""Finds the App that `MODULE:APP` names. Whatever is wrong with it becomes one line that says how to mend it."""
+"""Loads the App that `MODULE:APP` names. Each fault becomes one line that says how to mend it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bester.handlers.app import App
 
 
 class LoadError(Exception):
-    """The app cannot be run as asked; the text is for people. `status` is what the program ends with: 2 where something
-    must be changed first, 1 where trying again may help."""
+    """The app cannot be loaded; the text is for people. `status` is the program's exit status: 2 where something must
+    be changed first, 1 where a retry may help."""
 
     def __init__(self, text: str, status: int = 2) -> None:
         super().__init__(text)
@@ -54,22 +54,22 @@ def _import(name: str) -> ModuleType:
     except SyntaxError as error:
         raise LoadError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     except Exception as error:  # noqa: BLE001 (importing runs the user's code)
-        # The interpreter's own errors are the file's; another library's (no database) and the system's may pass.
+        # An interpreter's error is the file's fault; another library's (no database) and the system's may pass.
         own = type(error).__module__ == "builtins" and not isinstance(error, OSError)
-        text = f"{_where(error)}: {type(error).__name__}: {_said(error)}"
+        text = f"{_where(error)}: {type(error).__name__}: {_text_of(error)}"
         raise LoadError(text, 2 if own else 1) from None
 
 
-def _said(error: Exception) -> str:
-    """Return an exception's text as one line; making it runs the user's code, too."""
+def _text_of(error: Exception) -> str:
+    """Return an exception's text as one line; `str()` runs the user's code, too."""
     try:
         return " ".join(str(error).split())
     except Exception:  # noqa: BLE001 (as above)
-        return "it cannot say why"
+        return "an exception without a text"
 
 
 def _where(error: BaseException) -> str:
-    """Name the line of the user's that an import failed at: the last one that is no part of the import machinery."""
+    """Return the user's line at which an import failed: the last one outside the import machinery."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "the module"
 

@@ -1,4 +1,4 @@
-"""The message a handler is given: its data, who sent it, where it has been, and the replies it can be given."""
+"""The message that a handler receives: data, sender, path, and the replies to it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bester.handlers.reply import MISSING, body_of, send_clients, send_handler, 
 
 
 class Message:
-    """One message. `user`, `scope` and `peer` were stamped by this server; `origin` and `path` beyond it are claims."""
+    """A message for a handler. `user`, `scope` and `peer` are stamped here; others' `origin` and `path` are claims."""
 
     __slots__ = ("_data", "_request")
 
-    _data: Any  # absent until it is asked for
+    _data: Any  # unset until the first access
 
     def __init__(self, request: Request) -> None:
         self._request = request
@@ -24,7 +24,7 @@ class Message:
 
     @property
     def data(self) -> Any:
-        """The payload, decoded when it is first asked for; the same object every time."""
+        """The payload, decoded at the first access; the same object every time."""
         try:
             return self._data
         except AttributeError:
@@ -33,17 +33,17 @@ class Message:
 
     @property
     def raw(self) -> bytes:
-        """The payload as it came: JSON text, byte for byte."""
+        """The payload as received: JSON text, byte for byte."""
         return self._request.body
 
     @property
     def type(self) -> str:
-        """The type it was sent as."""
+        """The message type."""
         return self._request.type
 
     @property
     def user(self) -> str | None:
-        """Who sent it; None if a server did, or a handler of its own initiative."""
+        """The sender; None for a message of a server, or of a handler's own initiative."""
         return self._request.user
 
     @property
@@ -53,7 +53,7 @@ class Message:
 
     @property
     def root(self) -> str:
-        """The id of the message that this one is a result of; its own where it is the first."""
+        """The id of the message that this one results from; its own id where it is the first."""
         return str(self._request.meta.get("root", self.id))
 
     @property
@@ -63,23 +63,23 @@ class Message:
 
     @property
     def peer(self) -> str | None:
-        """The server it came from, if it came from one."""
+        """The neighbouring server that sent the message; None for a client or a handler."""
         peer = self._request.meta.get("peer")
         return None if peer is None else str(peer)
 
     @property
     def scope(self) -> str:
-        """Who handed it in: `client`, `server` or `handler`."""
+        """The sender's kind: `client`, `server` or `handler`."""
         return str(self._request.meta.get("scope", "client"))
 
     @property
     def attempt(self) -> int:
-        """1 the first time, more when a handler before this one died with it."""
+        """1 at first, more after a worker died with the message."""
         return int(self._request.meta.get("attempt", 1))
 
     @property
     def path(self) -> list[str]:
-        """The steps behind it, as `server/type`; this one not included."""
+        """The steps so far as `server/type`, the present one not included."""
         return list(self._request.meta.get("path", ()))
 
     send_clients = staticmethod(send_clients)
@@ -87,7 +87,7 @@ class Message:
     send_handler = staticmethod(send_handler)
 
     def reply(self, data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
-        """Answer the sender, on every connection that user has. Raises HandlerError where no user sent it."""
+        """Answer the sender, on every connection of that user. Raises HandlerError where no user sent the message."""
         user = self._request.user
         if user is None:
             raise HandlerError("there is no user to reply to: the message came from a server or a handler")

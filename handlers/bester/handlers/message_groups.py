@@ -1,4 +1,4 @@
-"""Keeps one user's requests of an ordered type in order: one is carried out, the others wait for it. Pure."""
+"""Message groups: the requests of one user and ordered type, begun one after another. Pure."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from bester.handlers.task_pool import Job
 
 
 class MessageGroups:
-    """The lanes of one worker. Requests that no user has sent have no order, and never wait; those that are carried out
-    inline are over before the next one is looked at."""
+    """Message groups of one worker. Requests without a user have no order and always begin at once; inline requests end
+    before the next one is read, and need no group."""
 
     def __init__(self) -> None:
-        self._lanes: dict[tuple[str, str], deque[Job]] = {}
+        self._groups: dict[tuple[str, str], deque[Job]] = {}
 
     def enter(self, job: Job) -> bool:
-        """Say whether a request may begin at once; otherwise it waits for the one before it."""
+        """Return whether a request may begin at once; otherwise it is queued in its group."""
         request = job[0]
         if request.user is None or job[1].runs is Runs.INLINE:
             return True
-        lane = self._lanes.get((request.type, request.user))
-        if lane is None:
-            self._lanes[request.type, request.user] = deque()
+        group = self._groups.get((request.type, request.user))
+        if group is None:
+            self._groups[request.type, request.user] = deque()
             return True
-        lane.append(job)
+        group.append(job)
         return False
 
     def leave(self, job: Job) -> Job | None:
-        """A request that had begun no longer holds its lane: return the one that may begin, if any waits."""
+        """Release a request's group; return the next request of the group, or None."""
         request = job[0]
         if request.user is None or job[1].runs is Runs.INLINE:
             return None
-        lane = self._lanes[request.type, request.user]
-        if lane:
-            return lane.popleft()
-        del self._lanes[request.type, request.user]
+        group = self._groups[request.type, request.user]
+        if group:
+            return group.popleft()
+        del self._groups[request.type, request.user]
         return None
 
-    def void(self) -> None:
-        """Forget what waits."""
-        for lane in self._lanes.values():
-            lane.clear()
+    def clear(self) -> None:
+        """Drop all queued requests."""
+        for group in self._groups.values():
+            group.clear()
 
     def overdue(self, now: float, due: Callable[[Job], float]) -> list[Job]:
-        """Take out what waits and is overdue."""
+        """Remove and return the queued requests that are overdue."""
         found: list[Job] = []
-        for lane in self._lanes.values():
-            while lane and due(lane[0]) <= now:
-                found.append(lane.popleft())
+        for group in self._groups.values():
+            while group and due(group[0]) <= now:
+                found.append(group.popleft())
         return found

@@ -1,7 +1,7 @@
-"""Why data does not fit its declared type, in words for whoever sent it: `data.to[1]: expected a string`. Pure.
+"""Sentence for a sender whose data does not fit its declared type: `data.to[1]: expected a string`. Pure.
 
-msgspec says it for Python programmers (Expected `str`, got `int` - at `$.to[1]`); the sender knows JSON. What the
-handler's own code said (an exception in `__post_init__`) is not told.
+msgspec's own text is for Python programmers (Expected `str`, got `int` - at `$.to[1]`); the sender knows JSON. The text
+of an exception in the handler's own code (`__post_init__`) is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 _PLACE = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`\Z", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)`(?P<more>.*?)(?:, got [^,]+)?\Z", re.DOTALL)
-_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`\Z", re.DOTALL)
+_FIELD = re.compile(r"Object (?P<fault>missing required|contains unknown) field `(?P<name>.*)`\Z", re.DOTALL)
 _VALUE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)\Z", re.DOTALL)
 _KINDS = {
     "str": "a string",
@@ -22,22 +22,22 @@ _KINDS = {
     "object": "an object",
     "bytes": "a string in base64",
 }
-"""What JSON calls the types that msgspec names; others keep the name msgspec gives them."""
+"""JSON's names of the types that msgspec names; other types keep msgspec's name."""
 
 
 def sentence_of(error: Exception) -> str:
-    """Return the path into the data and what is wrong there. `error` is a msgspec.DecodeError."""
+    """Return the path into the data and the fault there. `error` is a msgspec.DecodeError."""
     text = str(error)
     place = _PLACE.search(text)
     path = "data"
     if place is not None:
         text = text[: place.start()]
         path += place["path"] + (" (a key)" if place["key"] else "")
-    if error.__cause__ is not None:  # the text is that of an exception in the handler's code
+    if error.__cause__ is not None:  # the text belongs to an exception in the handler's code
         return f"{path}: not allowed"
     if field := _FIELD.match(text):
-        what = "required, but missing" if field["what"] == "missing required" else "not a known field"
-        return f"{path}.{field['name']}: {what}"
+        fault = "required, but missing" if field["fault"] == "missing required" else "not a known field"
+        return f"{path}.{field['name']}: {fault}"
     if expected := _EXPECTED.match(text):
         kinds = [_KINDS.get(kind, kind) for kind in expected["kinds"].split(" | ")]
         listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))

@@ -1,7 +1,7 @@
 """JSON text ⇄ Python values, with msgspec where it is installed and the standard library where it is not.
 
-Text that a handler only passes on is never decoded: decoding happens when somebody asks for the value. Nothing
-here needs msgspec but payloads typed by annotation, and those say so when they are declared.
+Text that a handler only passes on is never decoded: decoding happens at the first access. Only payloads typed by
+annotation need msgspec, and raise at their declaration without it.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from bester.handlers.misfit import sentence_of
 msgspec: Any
 try:
     import msgspec
-except ImportError:  # a handler's machine may hold pyzmq and msgpack alone
+except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
 MSGSPEC_NEEDED = "a payload typed by annotation needs msgspec: pip install msgspec, or take `message` alone"
 
 
 class HandlerError(BesterError):
-    """Raise it in a handler to refuse a message: `text` is told to the sender, in its report, 500 characters at most.
+    """Raised in a handler to refuse a message: `text` is the note in the sender's report, 500 characters at most.
 
-    No traceback is logged. Any other exception is a failure of the handler's: the sender learns that, and no more.
+    No traceback is logged. Any other exception is a failure of the handler, and its text stays out of the report.
     """
 
-    _told_as = "refused"  # what the sender's report says; a subclass may well have a `reason` of its own
+    _report_reason = "refused"  # reason in the sender's report; a subclass may have a `reason` of its own
 
     def __init__(self, text: str) -> None:
-        super().__init__(self._told_as, str(text))
+        super().__init__(self._report_reason, str(text))
 
 
 class SchemaError(HandlerError):
-    """Refuses a message whose data does not fit the type that its handler declared; `text` says where, and what was
-    expected there. The sender's report has the reason `schema`."""
+    """Refusal of a message whose data does not fit the handler's declared type; `text` holds the path and the expected
+    type. The sender's report has the reason `schema`."""
 
-    _told_as = "schema"
+    _report_reason = "schema"
 
 
 class QuietError(BesterError):
-    """A failure of the handler's, as any exception is, of which the log needs no traceback."""
+    """A failure of the handler that is logged without a traceback."""
 
     def __init__(self, text: str) -> None:
         super().__init__("handler-failed", text)
@@ -75,11 +75,11 @@ def _msgspec_text(value: Any) -> bytes:
 
 
 text_of: Callable[[Any], bytes] = _stdlib_text if msgspec is None else _msgspec_text
-"""Write a value as compact JSON. Raises TypeError or ValueError where it is not JSON."""
+"""Encode a value as compact JSON. Raises TypeError or ValueError for a value that is not JSON."""
 
 
 def value_of(text: bytes) -> Any:
-    """Read JSON text. What is valid JSON but beyond msgspec's numbers (1e400) is read as the standard library does."""
+    """Decode JSON text. Valid JSON beyond msgspec's numbers (1e400) is decoded by the standard library."""
     if msgspec is not None:
         try:
             return msgspec.json.decode(text)
@@ -89,16 +89,16 @@ def value_of(text: bytes) -> Any:
 
 
 class Typed(NamedTuple):
-    """How data of one declared type is read (`decode` raises SchemaError), and its JSON Schema."""
+    """Decoder of one declared type (`decode` raises SchemaError), and its JSON Schema."""
 
     decode: Callable[[bytes], Any]
     schema: dict[str, Any]
 
 
 def typed(declared: Any) -> Typed:
-    """Prepare to read payloads of a declared type: a msgspec Struct, a dataclass, or anything msgspec can check.
+    """Return the decoder of a declared type: a msgspec Struct, a dataclass, or any type that msgspec can check.
 
-    Raises TypeError where msgspec is missing or the type is not one it can check.
+    Raises TypeError without msgspec, and for a type that msgspec cannot check.
     """
     if msgspec is None:
         raise TypeError(MSGSPEC_NEEDED)

@@ -1,7 +1,7 @@
-"""What a handler answers: commands, each saying where data goes. Pure; nothing is sent here.
+"""Commands of a handler's reply, each with its targets and body. Pure; nothing is sent here.
 
-A command is complete when it is made: its body is JSON text by then, so that what cannot be written fails inside
-the handler, at the line that is wrong.
+A command is complete when it is made: its body is JSON text already, so that a value that is not JSON fails inside the
+handler, at the faulty line.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ from bester.broker.wire.notes import describe, safe_note
 from bester.handlers.payload import HandlerError, QuietError, SchemaError, text_of
 
 MISSING: Any = object()
-"""No data was given; None is data."""
+"""Marks absent data; None is data."""
 
 
 class ReplyError(BesterError):
-    """What a handler returned is no reply."""
+    """A handler returned a value that is no reply."""
 
     def __init__(self, text: str) -> None:
         super().__init__("bad-reply", text)
 
 
 class Verdict(NamedTuple):
-    """How a message ends that was not handled: the status, note and code of its REPLY. `told`: the log needs no
-    traceback, for the note says all."""
+    """Status, note and code of the REPLY to a message that failed. `is_expected`: the note says all, and no traceback
+    is logged."""
 
     status: int
     note: str | None
     code: str | None
-    told: bool
+    is_expected: bool
 
 
 def send_clients(users: Iterable[str], data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
-    """Deliver `data` (or `raw`, JSON text that is passed on untouched) to users of this server."""
+    """Deliver `data` (or `raw`, JSON text that is passed on unchanged) to users of this server."""
     return Command("sendClients", _targets(users), body_of(data, raw))
 
 
 def send_servers(
     servers: Iterable[str], data: Any = MISSING, *, as_type: str | None = None, raw: bytes | str | None = None
 ) -> Command:
-    """Deliver to servers, by name or `host:port`; they get it as `as_type`, or as the type being answered."""
+    """Deliver to servers, by name or `host:port`, as type `as_type`, or as the type being answered."""
     return Command("sendServers", _targets(servers), body_of(data, raw), as_type)
 
 
 def send_handler(type_: str, data: Any = MISSING, *, raw: bytes | str | None = None) -> Command:
-    """Hand `data` to the handler of another type on this server; the sender stays who is reported to."""
+    """Pass `data` to the handler of another type on this server; the report still goes to the first sender."""
     if type(type_) is not str:
         raise TypeError(f"send_handler() takes one type, a string, not a {type(type_).__name__}")
     return Command("sendHandler", [type_], body_of(data, raw))
 
 
 def _targets(targets: Iterable[str]) -> list[str]:
-    if type(targets) is str:  # one name is meant, not its letters
+    if type(targets) is str:  # a single name, not a sequence of letters
         return [targets]
     found = list(targets)
     for target in found:
@@ -65,10 +65,10 @@ def _targets(targets: Iterable[str]) -> list[str]:
 
 
 def body_of(data: Any, raw: bytes | str | None) -> bytes:
-    """Return the JSON text of `data`, or `raw` as it is. Raises TypeError or ValueError where that is not possible."""
+    """Return the JSON text of `data`, or `raw` unchanged. Raises TypeError or ValueError where neither is JSON."""
     if raw is None:
         if data is MISSING:
-            raise TypeError("what is to be sent? give data, or JSON text as raw=…")
+            raise TypeError("no data: give data, or JSON text as raw=…")
         return text_of(data)
     if data is not MISSING:
         raise TypeError("give data or raw, not both")
@@ -82,7 +82,7 @@ def body_of(data: Any, raw: bytes | str | None) -> bytes:
 
 
 def commands_of(result: Any) -> list[Command]:
-    """Read what a handler returned: a command, a list of them, or None. Raises ReplyError for anything else."""
+    """Return a handler's result as commands: one, a list of them, or none. Raises ReplyError for anything else."""
     if type(result) is Command:
         return [result]
     if result is None:
@@ -96,19 +96,19 @@ def commands_of(result: Any) -> list[Command]:
 
 
 def verdict_on(error: BaseException) -> Verdict:
-    """Say how a message ends over whose handling this was raised; whatever it is, this does not fail."""
+    """Return the verdict on a message whose handler raised `error`; never raises."""
     if isinstance(error, HandlerError):
-        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, told=True)
+        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, is_expected=True)
     if isinstance(error, ReplyError):
-        return Verdict(FAILED, _text_of(error), "bad-reply", told=True)
+        return Verdict(FAILED, _text_of(error), "bad-reply", is_expected=True)
     if isinstance(error, QuietError):
-        return Verdict(FAILED, _text_of(error), None, told=True)
-    return Verdict(FAILED, describe(error), None, told=False)
+        return Verdict(FAILED, _text_of(error), None, is_expected=True)
+    return Verdict(FAILED, describe(error), None, is_expected=False)
 
 
 def _text_of(error: BesterError) -> str | None:
     try:
         text: object = error.text
-    except BaseException:  # noqa: BLE001 (a subclass did not call ours, or has its own idea of `text`)
+    except BaseException:  # noqa: BLE001 (a subclass may skip our __init__, or define `text` otherwise)
         return None
     return safe_note(text) if isinstance(text, str) else None

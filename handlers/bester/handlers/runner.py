@@ -33,28 +33,28 @@ from bester.handlers.stacks import line_of
 from bester.handlers.worker import DRAIN_S, Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
-"""Where a server started in this directory listens, unless it was told otherwise."""
+"""Default address of a server started in this directory."""
 MAX_WORKERS = 256
 ORDERS = ("user", "none")
-"""How a handler at a socket is given a user's messages: one at a time and in order, or side by side."""
+"""Orders of a user's messages for a handler at a socket: one at a time and in order, or concurrently."""
 FIRST_RESTART_S = 0.5
 LAST_RESTART_S = 10.0
 STEADY_S = 10.0
-"""A worker process that lived so long is restarted soon; others after a delay that doubles between the two. The last is
-far below the 20 s that a broker keeps what dead workers held: a few deaths of all workers over what kills them must not
-cost the other messages that they held."""
+"""A worker process that lived so long is restarted soon; others after a delay that doubles between the two bounds. The
+longest is far below the 20 s for which a broker keeps the messages of dead workers: a message that kills all workers a
+few times must not cost the others their turn."""
 SLOW_IMPORT_S = 5.0
-"""An import that takes longer is said in the log: until it has ended, nothing is served."""
+"""Seconds after which a running import is logged: nothing is served before its end."""
 LAST_S = DRAIN_S + 5.0
-"""From SIGTERM to the end of the process, whatever holds the loop."""
+"""Seconds from SIGTERM to the end of the process, even where a function holds the loop."""
 EXIT_S = 2.0
-"""How long threads that the user's code has started may hold up the end once the worker has stopped."""
+"""Seconds that threads started by the user's code may delay the exit of a stopped worker."""
 
 log = logging.getLogger("bester.handlers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run as a command; return the exit status."""
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bester.handlers", description="Run a Bester handler.")
     parser.add_argument("app", metavar="MODULE:APP", nargs="?", help="the app, as in mychat:app")
     parser.add_argument("--socket", metavar="PATH", help="instead: a handler of the reference daemon, listening there")
@@ -99,12 +99,11 @@ def run(
 ) -> int:
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
-    `order` is one of ORDERS and says how the handler at `socket` is given a user's messages; None is the first of them.
-
-    What is None comes from the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. With
-    `workers` above 1, so many processes are run, and restarted when they die. `child`: this is one of them, number
-    I, and ends when its standard input does; number 0 alone runs timers and tasks. `log_format` is one of
-    `logs.FORMATS`, `log_level` one of `logs.LEVELS`. Returns the exit status.
+    `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
+    `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. `workers` above 1
+    runs so many processes, restarted when they die. `child`: number of this process among them, which ends with its
+    standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
+    `logs.LEVELS`. Returns the exit status.
     """
     _prepare(log_format, log_level)
     if types is None and environ.get("BESTER_TYPES"):
@@ -112,23 +111,23 @@ def run(
     types = [type_.strip() for type_ in types if type_.strip()] if types else None
     for type_ in types or ():
         if fault := spelling_fault(type_):
-            return _say(f"--types (or BESTER_TYPES): {fault}")
+            return _fail(f"--types (or BESTER_TYPES): {fault}")
     endpoint = fabric or environ.get("BESTER_FABRIC") or DEFAULT_FABRIC
     name = name or environ.get("BESTER_NAME")
     try:
         parse_endpoint(endpoint)
     except ValueError as error:
-        return _say(f"--fabric (or BESTER_FABRIC): {error}")
+        return _fail(f"--fabric (or BESTER_FABRIC): {error}")
     if not 1 <= workers <= MAX_WORKERS:
-        return _say(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
+        return _fail(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
     try:
-        with _slow_import_is_said(spec):
+        with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
         worker = Worker(app, endpoint, name=name, types=types, background=not child)
     except ValueError as error:
-        return _say(f"{spec}: {error}")
+        return _fail(f"{spec}: {error}")
     except LoadError as error:
-        return _say(str(error), error.status)
+        return _fail(str(error), error.status)
     if workers == 1:
         return _on_loop(lambda: _serve(worker, is_child=child is not None))
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
@@ -140,23 +139,23 @@ def run(
 
 def _app(spec: str | None, socket: str | None, order: str | None, types: Sequence[str] | None) -> App:
     if (spec is None) == (socket is None):
-        raise LoadError("say which handler to run: MODULE:APP, as in mychat:app, or --socket PATH")
+        raise LoadError("name the handler to run: MODULE:APP, as in mychat:app, or --socket PATH")
     if spec is not None:
         if order is not None:
-            raise LoadError('--order is for --socket; a Python handler says it itself: @app.handler(…, order="user")')
+            raise LoadError('--order is for --socket; a Python handler has @app.handler(…, order="user")')
         return load(spec)
     assert socket is not None
     if not types:
-        raise LoadError("--socket: say which message types it handles, with --types or BESTER_TYPES")
+        raise LoadError("--socket: name its message types with --types or BESTER_TYPES")
     try:
-        from bester.handlers.legacy import legacy_app  # part of the server: it needs msgspec
+        from bester.handlers.legacy import legacy_app  # part of the server: msgspec is required
     except ImportError as error:
         raise LoadError(f"--socket needs the module {error.name!r}: pip install {error.name}") from None
     return legacy_app(socket, types, order="user" if order in (None, "user") else None)
 
 
 def _prepare(log_format: str, log_level: str) -> None:
-    """Make the process one that its streams and its terminal cannot hold up or end, and that shows what it prints."""
+    """Keep the streams and the terminal from blocking or ending the process, and flush printed lines at once."""
     secure()
     forgive()
     outlive_terminals()
@@ -173,7 +172,7 @@ def _prepare(log_format: str, log_level: str) -> None:
 def _uncaught(
     kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None, event: str = "uncaught"
 ) -> None:
-    """Log an exception that nothing caught as one record, where the interpreter would print many lines."""
+    """Log an uncaught exception as one record, where the interpreter would print many lines."""
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     known = logs.facts(event)
@@ -181,16 +180,16 @@ def _uncaught(
 
 
 @contextlib.contextmanager
-def _slow_import_is_said(spec: str | None) -> Iterator[None]:
-    """Say where an import stands that takes long; once."""
+def _slow_import_logged(spec: str | None) -> Iterator[None]:
+    """Log once where a slow import stands."""
     thread = threading.get_ident()
 
-    def say() -> None:
-        text = "importing %s has taken %g s so far, and is at %s; nothing is served before it has ended"
+    def warn() -> None:
+        text = "importing %s has taken %g s so far, and is at %s; nothing is served before its end"
         line = line_of(thread)
         log.warning(text, spec, SLOW_IMPORT_S, line, extra=logs.facts("slow-import", app=spec, line=line))
 
-    timer = threading.Timer(SLOW_IMPORT_S, say)
+    timer = threading.Timer(SLOW_IMPORT_S, warn)
     timer.daemon = True
     timer.start()
     try:
@@ -199,16 +198,16 @@ def _slow_import_is_said(spec: str | None) -> Iterator[None]:
         timer.cancel()
 
 
-def _say(text: str, status: int = 2) -> int:
+def _fail(text: str, status: int = 2) -> int:
     logs.fail(text)
     return status
 
 
 def _on_loop(work: Callable[[], Any]) -> int:
-    """Run `work` to its end; returns the exit status.
+    """Run `work` to its end; return the exit status.
 
-    SystemExit in a task or callback that a handler has started comes out of the loop itself. It is taken for a SIGTERM:
-    what is in hand is finished first.
+    SystemExit in a task or callback of a handler escapes from the loop itself, and counts as a SIGTERM: requests in
+    hand are finished first.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         loop, status = runner.get_loop(), 0
@@ -219,10 +218,10 @@ def _on_loop(work: Callable[[], Any]) -> int:
             except (SystemExit, KeyboardInterrupt) as error:
                 if main.done():
                     raise
-                log.exception("a task or callback of a handler ends the program; what is in hand is finished first")
+                log.exception("a task or callback of a handler ends the program; requests in hand are finished first")
                 code = getattr(error, "code", None)
                 status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
-                loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # not now: uvloop hears signals while it runs
+                loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # deferred: uvloop handles signals while it runs
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -234,16 +233,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @contextlib.contextmanager
-def _told_to_stop(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
-    """Return an event that SIGTERM and SIGINT set. `at_once` is called wherever the main thread is at that moment, even
-    while a function holds the loop: it must take no lock."""
+def _stop_signals(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
+    """Yield an event that SIGTERM and SIGINT set. `at_once` is called in the signal handler itself, even while a
+    function holds the loop: `at_once` must take no lock."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
-    def told(number: int, frame: object) -> None:
+    def on_signal(number: int, frame: object) -> None:
         at_once()
         loop.call_soon_threadsafe(stop.set)
 
-    before: dict[int, Any] = {number: signal.signal(number, told) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(hung_up))
     try:
         yield stop
@@ -253,26 +252,26 @@ def _told_to_stop(at_once: Callable[[], None] = lambda: None) -> Iterator[asynci
 
 
 class _LastResort:
-    """Ends a process that cannot end: a function holds its loop, or threads that it would wait for hang."""
+    """Ends a process that cannot end by itself: a function holds its loop, or its threads hang."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._limit_s = math.inf
         self._status = 1
-        self._told, self._tell = os.pipe()  # a signal handler may write there, whatever it has interrupted
+        self._wake_reader, self._wake_writer = os.pipe()  # a signal handler may write to a pipe at any point
         threading.Thread(target=self._wait, name="bester-last-resort", daemon=True).start()
 
     def end_within(self, seconds: float, status: int) -> None:
-        """End the process in so many seconds at the latest; said again, the new time counts."""
+        """End the process within so many seconds; a later call replaces the time."""
         self._limit_s, self._status = seconds, status
-        os.write(self._tell, b"!")
+        os.write(self._wake_writer, b"!")
 
     def _wait(self) -> None:
         limit_s: float | None = None
-        while select.select([self._told], [], [], limit_s)[0]:
-            os.read(self._told, 1)
+        while select.select([self._wake_reader], [], [], limit_s)[0]:
+            os.read(self._wake_reader, 1)
             limit_s = self._limit_s
-        text = "%s: something still holds this process, which ends without waiting any longer"
+        text = "%s: a function or thread still holds this process, which ends without waiting any longer"
         log.warning(text, self._name, extra=logs.facts("ended-at-once", name=self._name))
         logs.finish()
         with contextlib.suppress(OSError, ValueError):
@@ -281,37 +280,37 @@ class _LastResort:
 
 
 def _end_hung(name: str) -> None:
-    log.error("%s: this process ends, so that it is started again", name, extra=logs.facts("ended-hung", name=name))
+    log.error("%s: this process ends, to be restarted", name, extra=logs.facts("ended-hung", name=name))
     logs.finish()
-    os._exit(1)  # the loop is held: nothing gentler is carried out any more
+    os._exit(1)  # the loop is held: a gentler end would never run
 
 
 async def _serve(worker: Worker, is_child: bool) -> int:
     last = _LastResort(worker.name)
-    with _told_to_stop(lambda: last.end_within(LAST_S, 1)) as stop:
+    with _stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
         if is_child:
             worker.on_hung(lambda: _end_hung(worker.name))
         try:
             worker.start()
         except zmq.ZMQError as error:
-            return _say(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
+            return _fail(f"cannot connect to {worker.endpoint}: {error.strerror}; give another --fabric")
         if is_child:
             await _watch_input(stop)
-        over, told = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
-        await asyncio.wait((over, told), return_when=asyncio.FIRST_COMPLETED)
+        over, stopped = asyncio.ensure_future(worker.wait_over()), asyncio.ensure_future(stop.wait())
+        await asyncio.wait((over, stopped), return_when=asyncio.FIRST_COMPLETED)
         over.cancel()
-        told.cancel()
+        stopped.cancel()
         await worker.stop()
     refusal = worker.refusal
     if refusal is not None:
-        _say(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}")
+        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}")
     status = 0 if refusal is None and worker.failure is None else 1
     last.end_within(EXIT_S, status)
     return status
 
 
 class _Lifeline(asyncio.Protocol):
-    """Standard input, held by the parent process: it ends with the parent, however that ends."""
+    """Standard input, held by the parent process: it ends with the parent, in any way that the parent ends."""
 
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
@@ -328,14 +327,14 @@ async def _watch_input(stop: asyncio.Event) -> None:
 
 
 async def _supervise(command: Sequence[str], name: str, workers: int) -> int:
-    with _told_to_stop() as stop:
+    with _stop_signals() as stop:
         async with asyncio.TaskGroup() as group:
             children = [group.create_task(_keep_running(command, name, index, stop)) for index in range(workers)]
     return max(child.result() for child in children)
 
 
 async def _keep_running(command: Sequence[str], name: str, index: int, stop: asyncio.Event) -> int:
-    """Run one worker process, again when it dies, until told to stop; return the last exit status of note."""
+    """Run one worker process, restarted when it dies, until the stop signal; return its exit status, 0 or 1."""
     loop = asyncio.get_running_loop()
     delay_s = FIRST_RESTART_S
     while True:
@@ -343,9 +342,9 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
         process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
         begun = loop.time()
         ended = asyncio.ensure_future(process.wait())
-        told = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
         if stop.is_set():
             if not ended.done():
                 process.terminate()
@@ -353,7 +352,7 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
         status = await ended
         delay_s = FIRST_RESTART_S if loop.time() - begun >= STEADY_S else min(delay_s * 2, LAST_RESTART_S)
         known = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
-        log.error("%s.%d ended with status %d; starting it again in %g s", name, index, status, delay_s, extra=known)
+        log.error("%s.%d ended with status %d; restarting it in %g s", name, index, status, delay_s, extra=known)
         try:
             async with asyncio.timeout(delay_s):
                 await stop.wait()

@@ -1,6 +1,6 @@
-"""What a handler says of its own accord: emit, and questions; awaited on the loop, or blocking in a thread.
+"""Emits and questions of an app: awaited on the loop, or blocking in a thread.
 
-The app does not know what carries it out: a worker with a broker behind it, or a test.
+The app knows its runtime by a protocol alone: a worker with a broker behind it, or a test.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bester.broker.wire.messages import Command
 
 T = TypeVar("T")
 PATIENCE_S = 30.0
-"""How long an emit or a question may take, a lost broker's return included."""
+"""Seconds that an emit or a question may take, the return of a lost broker included."""
 
 
 class Outcome(NamedTuple):
-    """What became of an emit; `recipients` names everyone whose outcome is not `delivered`. `reason` is the first
-    failure's code, `note` what a handler said that refused what was handed on to it."""
+    """Outcome of an emit; `recipients` names everyone whose outcome is not `delivered`. `reason`: the first failure's
+    code. `note`: the text of a handler that refused a result."""
 
     good: bool
     recipients: dict[str, str]
@@ -27,25 +27,25 @@ class Outcome(NamedTuple):
 
 
 class Runtime(Protocol):
-    """What runs an app: it has a loop, sends what is emitted and gets answers to questions."""
+    """Runs an app: has a loop, sends its emits and answers its questions."""
 
     loop: asyncio.AbstractEventLoop
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
-        """Have commands carried out as a message of one of the app's types."""
+        """Have commands carried out as a message of one of the app's types; return the outcome."""
         ...
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
-        """Ask the broker."""
+        """Ask the broker; return the answer."""
         ...
 
 
 class Holder(Protocol):
-    """An app, as this module sees it: it has an outlet while it runs."""
+    """An app, as this module sees it: with a runtime while it runs."""
 
     @property
-    def outlet(self) -> Runtime:
-        """The outlet. Raises RuntimeError while the app is not running."""
+    def runtime(self) -> Runtime:
+        """The runtime. Raises RuntimeError while the app is not running."""
         ...
 
     async def emit(
@@ -55,31 +55,31 @@ class Holder(Protocol):
         id: str | None = None,  # noqa: A002 (the name users know from `message.id`)
         timeout_s: float = PATIENCE_S,
     ) -> Outcome:
-        """As App.emit."""
+        """Emit as App.emit does."""
         ...
 
 
 class Ask:
-    """`await app.ask.is_client("g")`: what the server knows. Raises BesterError where there is no answer."""
+    """Questions to the server: `await app.ask.is_client("g")`. Raises BesterError where there is no answer."""
 
     def __init__(self, app: Holder) -> None:
         self._app = app
 
     async def is_client(self, name: str, timeout_s: float = PATIENCE_S) -> bool:
-        """Whether this user has a connection to the server now."""
-        return bool(await self._app.outlet.ask("isClient", name, timeout_s))
+        """Return whether this user has a connection to the server now."""
+        return bool(await self._app.runtime.ask("isClient", name, timeout_s))
 
     async def list_clients(self, timeout_s: float = PATIENCE_S) -> list[str]:
-        """The users connected now."""
-        return list(await self._app.outlet.ask("listClients", None, timeout_s))
+        """Return the users connected now."""
+        return list(await self._app.runtime.ask("listClients", None, timeout_s))
 
     async def server_info(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        """What the server says of itself."""
-        return dict(await self._app.outlet.ask("serverInfo", None, timeout_s))
+        """Return the server's description of itself."""
+        return dict(await self._app.runtime.ask("serverInfo", None, timeout_s))
 
 
 class Blocking:
-    """The same for code in threads (handlers that are a plain def): `app.blocking.emit(…)`, `.is_client("g")`."""
+    """Emits and questions for threads (handlers that are a plain def): `app.blocking.emit(…)`, `.is_client("g")`."""
 
     def __init__(self, app: Holder, ask: Ask) -> None:
         self._app = app
@@ -92,19 +92,19 @@ class Blocking:
         id: str | None = None,  # noqa: A002 (the name users know from `message.id`)
         timeout_s: float = PATIENCE_S,
     ) -> Outcome:
-        """As `App.emit`."""
+        """Emit as `App.emit` does."""
         return self._wait(self._app.emit(type_, commands, id, timeout_s))
 
     def is_client(self, name: str, timeout_s: float = PATIENCE_S) -> bool:
-        """As `Ask.is_client`."""
+        """Ask as `Ask.is_client` does."""
         return self._wait(self._ask.is_client(name, timeout_s))
 
     def list_clients(self, timeout_s: float = PATIENCE_S) -> list[str]:
-        """As `Ask.list_clients`."""
+        """Ask as `Ask.list_clients` does."""
         return self._wait(self._ask.list_clients(timeout_s))
 
     def server_info(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        """As `Ask.server_info`."""
+        """Ask as `Ask.server_info` does."""
         return self._wait(self._ask.server_info(timeout_s))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -114,9 +114,9 @@ class Blocking:
             pass
         else:
             work.close()
-            raise RuntimeError("app.blocking would stop the loop it waits for; in async code await app.emit, app.ask")
+            raise RuntimeError("app.blocking would block the loop; in async code await app.emit and app.ask")
         try:
-            loop = self._app.outlet.loop
+            loop = self._app.runtime.loop
         except RuntimeError:
             work.close()
             raise

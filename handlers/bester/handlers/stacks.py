@@ -1,4 +1,4 @@
-"""Says what a thread is doing: which function of the user's it is in, and at which line."""
+"""Inspects a thread: the user's function that runs in it, and the line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _KIT = os.path.dirname(__file__)
 _ASYNCIO = os.path.dirname(asyncio.__file__)
 _OURS = tuple(os.path.join(os.path.dirname(str(module.__file__)), "") for module in (fabric, zmq))
 _CALLERS = frozenset({"_work", "_begin", "_call", "outcome_of"})
-"""Functions of this kit that call a user's function: of crew, threads, worker and timers."""
+"""Functions of this kit that call a user's function: of task pool, threads, worker and timers."""
 
 
-class Place(NamedTuple):
-    """Where a thread is: the `function` that this kit has called (None: it is in none), its code, and the line of its
-    file, or else of any."""
+class Position(NamedTuple):
+    """Position of a thread: the `function` that this kit has called (None: none), its code, and the line in the user's
+    file, or else in any."""
 
     function: str | None
     code: CodeType | None
@@ -31,14 +31,14 @@ class Place(NamedTuple):
         return f"{self.function or 'something'} (at {self.line})"
 
 
-def place_of(thread: int) -> Place | None:
-    """Look where a thread is now; None where there is no such thread."""
+def position_of(thread: int) -> Position | None:
+    """Return the position of a thread; None where there is no such thread."""
     frame = sys._current_frames().get(thread)
-    return None if frame is None else _place(frame)
+    return None if frame is None else _position(frame)
 
 
 def line_of(thread: int) -> str | None:
-    """Return the line that a thread is at, whoever it belongs to; None where there is no such thread."""
+    """Return the line that a thread is at, in anyone's code; None where there is no such thread."""
     frame = sys._current_frames().get(thread)
     return None if frame is None else _line(frame)
 
@@ -63,7 +63,7 @@ def _line(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _place(innermost: FrameType) -> Place:
+def _position(innermost: FrameType) -> Position:
     frames: list[FrameType] = []
     frame: FrameType | None = innermost
     while frame is not None:
@@ -72,16 +72,16 @@ def _place(innermost: FrameType) -> Place:
     frames.reverse()
     found = _called(frames)
     if found is None:
-        return Place(None, None, _line(innermost))
+        return Position(None, None, _line(innermost))
     own = [frame for frame in frames if frame.f_code.co_filename == found.f_code.co_filename]
     line = _line(own[-1])
     if own[-1] is not innermost:
         line += f", in {_name(innermost)}"
-    return Place(_name(found), found.f_code, line)
+    return Position(_name(found), found.f_code, line)
 
 
 def _called(frames: list[FrameType]) -> FrameType | None:
-    """Return the frame of the function that the kit has called, or else the first one that asyncio has."""
+    """Return the frame of the function that the kit has called, or else the first one that asyncio has called."""
     at = next((number for number, frame in enumerate(frames) if _calls_users(frame)), None)
     if at is None:
         inside = [number for number, frame in enumerate(frames) if _is_machinery(frame)]
@@ -91,7 +91,7 @@ def _called(frames: list[FrameType]) -> FrameType | None:
         while at + 1 < len(frames) and _is_machinery(frames[at + 1]):
             at += 1
         if os.path.dirname(frames[at].f_code.co_filename) != _ASYNCIO:
-            return None  # called by this kit for its own ends: nothing of the user's
+            return None  # called by this kit for its own purpose: no user's function
     return next((frame for frame in frames[at + 1 :] if not _is_machinery(frame)), None)
 
 

@@ -1,15 +1,15 @@
-"""Runs async handlers, a request at a time each, on tasks that are kept.
+"""Runs async handlers, one request at a time each, on tasks that are kept.
 
 A task per request costs more than most handlers do. Here one task, the *leader*, takes request after request off the
-queue and awaits the handler itself; a handler that never waits costs no task and no turn of the loop. Should it wait,
-that is noticed as soon as anything else runs, for only one task runs at a time: another member of the crew that has
-come back leads on, or `_look`, called at the end of the turn, calls some up; the more, the more of them waited before.
-So every handler runs in a real task of its own for as long as it runs: asyncio.timeout, current_task and cancellation
-are what they are everywhere else. A member whose handler changed a context variable, or that was cancelled, is not
+queue and awaits the handler itself; a handler that never waits costs no task and no turn of the loop. A handler that
+waits is noticed as soon as any other task or callback runs, for only one runs at a time: another member of the pool
+that has become free leads on, or `_look`, called at the end of the turn, wakes members; the more handlers waited
+before, the more members. So every handler runs in a real task of its own while it runs: asyncio.timeout, current_task
+and cancellation behave as everywhere else. A member whose handler changed a context variable, or was cancelled, is not
 used again: nothing passes from one message to the next.
 
-A handler that waits beyond its request's time is cancelled. One that holds the loop cannot be; but `breathe`, called
-from another thread, sees to it that the loop has a turn before the next one begins.
+A handler that waits beyond its request's deadline is cancelled. A handler that holds the loop cannot be; but
+`hold_back`, called from another thread, lets the loop run before the next handler begins.
 """
 
 from __future__ import annotations
@@ -29,27 +29,26 @@ from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
 
 Job = tuple[Request, Route, int, float]
-"""A request, what is done with it, the life of the link it came on, and when it came (monotonic seconds)."""
+"""A request, its route, the number of the link that delivered it, and the time of receipt (monotonic seconds)."""
 SPARE_MEMBERS = 256
-"""Members kept while there is nothing to do; more are made as handlers wait, at most one a request in hand."""
+"""Members kept while idle; more are made as handlers wait, at most one for each request in hand."""
 MAX_WAVE = 64
-"""Members called up at once."""
-OVERDUE = "its time is over"
-"""What the CancelledError of a handler says that took too long."""
+"""Members woken at once."""
+OVERDUE = "the deadline has passed"
+"""Argument of the CancelledError in a handler that took too long."""
 STUBBORN_S = 5.0
-"""How long a cancelled handler may take to end before it counts as one that will not."""
+"""Seconds that a cancelled handler may take to end before it counts as stubborn."""
 CLOSING_S = 1.0
-"""How long handlers may take to end when everything is cancelled; a process does not wait longer for its end."""
+"""Seconds that handlers may take to end when the pool closes; the process does not wait longer."""
 
 
 class NotBegunError(Exception):
-    """A request's time was over before anything could begin it."""
+    """A request's deadline passed before it was begun."""
 
 
 class TaskPool:
-    """`done(job, result)` and `failed(job, error)` are called as handlers end. The queue is bounded by the credit.
-
-    `due(job)` is when the time of a request is over (monotonic seconds).
+    """Tasks of one worker. `done(job, result)` and `failed(job, error)` are called as handlers end. The queue is
+    bounded by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
     """
 
     def __init__(
@@ -65,30 +64,30 @@ class TaskPool:
         self._context = contextvars.copy_context()
         self._queue: deque[Job] = deque()
         self._members: set[asyncio.Task[None]] = set()
-        self._waiting: dict[asyncio.Task[None], list[Any]] = {}  # the job, and when its time is over, once looked up
-        self._cancelled: dict[asyncio.Task[None], tuple[Job, float]] = {}  # the job, and when it was cancelled
+        self._waiting: dict[asyncio.Task[None], list[Any]] = {}  # the job, and its deadline once looked up
+        self._cancelled: dict[asyncio.Task[None], tuple[Job, float]] = {}  # the job, and the time of cancellation
         self._idle: list[asyncio.Future[None]] = []
-        self._called = 0  # members that were called up and have not begun
-        self._wave = 1  # how many to call up at once
-        self._leader: asyncio.Task[None] | None = None  # who leads, and was not seen waiting
-        self._job: Job | None = None  # what the leader is at; the last one where there is none
+        self._woken = 0  # members that were woken and have not begun
+        self._wave = 1  # members to wake at once
+        self._leader: asyncio.Task[None] | None = None  # the leading member, until its handler waits
+        self._job: Job | None = None  # the leader's request, or the last one
         self._closing = False
-        self._breath = threading.Lock()
-        self._held_back: list[Job] = []  # until the loop has had its turn
+        self._hold_lock = threading.Lock()
+        self._held_back: list[Job] = []  # until the loop has run
 
     def add(self, job: Job) -> None:
-        """Queue a request; `wake` the crew after the last one."""
+        """Queue a request; call `wake` after the last one."""
         self._queue.append(job)
 
     def wake(self) -> None:
-        """See to it that somebody works off the queue."""
-        if self._called or self._leader is not None or self._closing:
+        """Wake members to work off the queue."""
+        if self._woken or self._leader is not None or self._closing:
             return
         for _ in range(min(self._wave, len(self._queue))):
-            self._called += 1
-            self._call_up()
+            self._woken += 1
+            self._wake_one()
 
-    def _call_up(self) -> None:
+    def _wake_one(self) -> None:
         while self._idle:
             call = self._idle.pop()
             if not call.done():
@@ -98,31 +97,31 @@ class TaskPool:
         self._members.add(member)
         member.add_done_callback(self._members.discard)
 
-    def void(self) -> list[Job]:
-        """The link was lost: cancel the handlers that wait; return the requests that were not begun."""
-        self._look()  # who began to wait in this very turn counts too
+    def cancel_waiting(self) -> list[Job]:
+        """Cancel the waiting handlers of a lost link; return the requests that were not begun."""
+        self._look()  # a handler that began to wait in this very turn counts too
         for member in self._waiting:
             member.cancel()
-        with self._breath:
-            left = [*self._held_back, *self._queue]
+        with self._hold_lock:
+            unbegun = [*self._held_back, *self._queue]
             self._held_back.clear()
             self._queue.clear()
-        return left
+        return unbegun
 
     async def close(self) -> bool:
-        """Cancel everything and wait for it to end; says whether all did."""
+        """Cancel all members and wait for their ends; return whether all ended."""
         self._closing = True
         for member in self._members:
             member.cancel()
         if not self._members:
             return True
-        _, left = await asyncio.wait(self._members, timeout=CLOSING_S)
-        return not left
+        _, running = await asyncio.wait(self._members, timeout=CLOSING_S)
+        return not running
 
-    # --- what takes too long ---
+    # --- deadlines ---
 
     def cancel_overdue(self, now: float) -> list[tuple[Job, str]]:
-        """Cancel the handlers that wait and whose time is over; return their requests and the line each waits at."""
+        """Cancel the overdue handlers that wait; return their requests and the line at which each waits."""
         found, late = [], []
         for member, entry in self._waiting.items():
             if entry[1] is None:
@@ -137,22 +136,22 @@ class TaskPool:
         return found
 
     def stubborn(self, now: float) -> list[Job]:
-        """Return the requests whose handlers were cancelled for the time they took, and go on all the same."""
+        """Return the requests whose handlers go on STUBBORN_S after their cancellation."""
         return [job for job, cancelled in self._cancelled.values() if now - cancelled >= STUBBORN_S]
 
     @property
     def latest(self) -> Job | None:
-        """The request that was begun last, if not long ago."""
+        """The request that was begun last; None where that is long ago."""
         return self._job
 
     def forget_latest(self) -> None:
-        """Keep no request alive that has ended long ago."""
+        """Release the last request, so that it is not kept alive."""
         if self._leader is None:
             self._job = None
 
-    def breathe(self) -> None:
-        """From another thread, while a handler holds the loop: hold back what is queued behind it."""
-        with self._breath:
+    def hold_back(self) -> None:
+        """Hold back the queued requests; called from another thread while a handler holds the loop."""
+        with self._hold_lock:
             if self._held_back:
                 return
             try:
@@ -161,11 +160,11 @@ class TaskPool:
             except IndexError:
                 pass
             if self._held_back:
-                self._loop.call_soon_threadsafe(self._go_on)
+                self._loop.call_soon_threadsafe(self._resume)
 
-    def _go_on(self) -> None:
-        """The loop has had its turn: work off what was held back, but for what is overdue by now."""
-        with self._breath:
+    def _resume(self) -> None:
+        """Requeue the requests held back, once the loop has run; fail those that are overdue by now."""
+        with self._hold_lock:
             held_back, self._held_back = self._held_back, []
         now = time.monotonic()
         for job in held_back:
@@ -181,9 +180,9 @@ class TaskPool:
         me = asyncio.current_task()
         assert me is not None
         while True:
-            self._called -= 1
+            self._woken -= 1
             if not self._queue:
-                self._wave = max(1, self._wave // 2)  # called up in vain
+                self._wave = max(1, self._wave // 2)  # woken in vain
             elif await self._work(me):
                 return
             if len(self._idle) >= SPARE_MEMBERS:
@@ -192,58 +191,58 @@ class TaskPool:
             self._idle.append(call)
             try:
                 await call
-            except asyncio.CancelledError:  # by somebody who kept the task of a handler that has long ended
+            except asyncio.CancelledError:  # by code that kept the task of a handler that ended long ago
                 if call.done() and not call.cancelled():
-                    self._called -= 1
+                    self._woken -= 1
                     self.wake()
                 raise
 
     async def _work(self, me: asyncio.Task[None]) -> bool:
-        """Work off the queue, as its leader; say whether this member is not to be used again."""
+        """Work off the queue as its leader; return whether this member must not be used again."""
         queue, snapshot, untouched = self._queue, contextvars.copy_context, self._context
         self._lead(me)
-        spoilt = False
-        while queue and not spoilt:
+        is_spent = False
+        while queue and not is_spent:
             try:
                 job = self._job = queue.popleft()
-            except IndexError:  # `breathe` was quicker
+            except IndexError:  # `hold_back` was quicker
                 break
             try:
                 result = await job[1].call(Message(job[0]))
             except BaseException as error:
-                if self._is_ours(error, me):
+                if self._ends_member(error, me):
                     raise
-                self._failed(job, error)  # whatever the user's function raises, SystemExit included, is its failure
+                self._failed(job, error)  # any exception of the user's function, SystemExit included, is its failure
             else:
                 self._done(job, result)
-            spoilt = snapshot() != untouched or bool(me.cancelling())
+            is_spent = snapshot() != untouched or bool(me.cancelling())
             if self._leader is not me:  # the handler waited
                 self._waiting.pop(me, None)
                 if self._cancelled:
                     self._cancelled.pop(me, None)
-                if spoilt or not queue:
+                if is_spent or not queue:
                     self.wake()
-                    return spoilt
+                    return is_spent
                 self._lead(me)
         self._leader = None
-        self.wake()  # a leader that is not used again may leave something
-        return spoilt
+        self.wake()  # a leader that is not used again may leave requests
+        return is_spent
 
-    def _is_ours(self, error: BaseException, me: asyncio.Task[None]) -> bool:
-        """Does this end the member itself, rather than the handler that it was raised in?"""
+    def _ends_member(self, error: BaseException, me: asyncio.Task[None]) -> bool:
+        """Return whether the error ends the member itself, rather than the handler in which it was raised."""
         if isinstance(error, asyncio.CancelledError):
             return self._closing
-        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was given up
+        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was dropped
 
     def _lead(self, me: asyncio.Task[None]) -> None:
         if self._leader is None:
             self._loop.call_soon(self._look)
         else:
-            self._waiting[self._leader] = [self._job, None]  # or this would not run; its `_look` is still to come
+            self._waiting[self._leader] = [self._job, None]  # the leader waits, for this runs; its `_look` is to come
         self._leader = me
 
     def _look(self) -> None:
-        """Who began to lead has had its turn: if it leads still, its handler waits for something."""
+        """Note that the leader's handler waits, where the member that began to lead in this turn still leads."""
         if self._leader is None:
             return
         self._waiting[self._leader] = [self._job, None]

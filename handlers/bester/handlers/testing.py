@@ -1,4 +1,4 @@
-"""Test an App without a broker: give it a message, look at what it answered, emitted and asked.
+"""Tests an App without a broker: send a message, look at its commands, emits and questions.
 
 tester = Tester(app, clients=["g"])
 result = await tester.send("english", {"text": "hello"}, user="t")
@@ -36,7 +36,7 @@ from bester.handlers.threads import outcome_of
 
 
 class Sent(NamedTuple):
-    """A command, its body decoded."""
+    """A command with its body decoded."""
 
     command: str
     targets: list[str]
@@ -45,10 +45,10 @@ class Sent(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a message: `status` 0 is done; else `reason` is what the sender's report says.
+    """End of a message: `status` 0 is done; else `reason` is the reason in the sender's report.
 
-    `note` says why: of a message that was refused (status 2) in the sender's report, of any other failure in the log
-    alone. `error` is what was raised.
+    `note`: the explanation, in the sender's report where the message was refused (status 2), otherwise in the log
+    alone. `error`: the exception raised.
     """
 
     status: int
@@ -59,7 +59,7 @@ class Result(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """One emit."""
+    """An emit of the app."""
 
     type: str
     commands: list[Sent]
@@ -67,10 +67,10 @@ class Emitted(NamedTuple):
 
 
 class Tester:
-    """Runs an app's handlers in the test itself. `emitted` and `asked` list what it said of its own accord.
+    """Runs an app's handlers in the test itself. `emitted` and `asked` list its emits and questions.
 
-    `clients` are the users that questions find connected; `outcome` is what an emit gets; `answers` overrides
-    answers: question → value, or a function of the argument (which may raise BesterError).
+    `clients`: users that questions find connected. `outcome`: the outcome of each emit. `answers` overrides answers:
+    question → value, or a function of the argument (which may raise BesterError).
     """
 
     __test__ = False  # pytest: not a test case
@@ -89,8 +89,8 @@ class Tester:
     async def send(
         self, type_: str, data: Any = None, *, user: str | None = None, raw: bytes | None = None, **meta: Any
     ) -> Result:
-        """Hand the app one message and wait for its answer. `raw` is JSON text instead of `data`; `meta` may hold
-        id, root, origin, peer, scope, attempt, path. Raises KeyError where the app has no handler of the type."""
+        """Send the app one message and wait for its result. `raw`: JSON text instead of `data`. `meta` may hold id,
+        root, origin, peer, scope, attempt, path. Raises KeyError where the app has no handler of the type."""
         route = self.app.routes[type_]
         id_ = f"{self.server}/test/{next(self._counter)}"
         scope = "server" if user is None else "client"
@@ -114,14 +114,14 @@ class Tester:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the test was cancelled, not the handler
-            return _failed(error)  # whatever the user's function raises is its failure
+            return _failed(error)  # any exception of the user's function is its failure
 
     def run(self, type_: str, data: Any = None, **options: Any) -> Result:
-        """As `send`, for tests without a loop."""
+        """Send as `send` does, for tests without a loop."""
         return asyncio.run(self.send(type_, data, **options))
 
     async def tick(self, function: Callable[[], Any]) -> None:
-        """Call a timer's or task's function once, as the app would."""
+        """Call the function of a timer or task once, as the app would."""
         with self._attached():
             if inspect.iscoroutinefunction(function):
                 await function()
@@ -132,7 +132,7 @@ class Tester:
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
-        """The app runs for as long as any of its handlers does; several may be at it at once."""
+        """Attach the app while any of its handlers runs; several may run at once."""
         self.loop = asyncio.get_running_loop()
         if not self._running:
             self.app.attach(self)
@@ -145,7 +145,7 @@ class Tester:
                 self.app.detach()
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
-        """Record an emit, for the app."""
+        """Record an emit of the app; return `outcome`."""
         _check(Emit(0, type_, commands, {"id": id_}))
         self.emitted.append(Emitted(type_, [_sent(command) for command in commands], id_))
         if isinstance(self.outcome, BesterError):
@@ -153,7 +153,7 @@ class Tester:
         return self.outcome
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
-        """Answer a question, for the app."""
+        """Record a question of the app; return the answer."""
         _check(Ask(0, question, argument))
         self.asked.append((question, argument))
         if question in self.answers:
@@ -167,14 +167,14 @@ class Tester:
 
 
 def _check(message: WireMessage) -> None:
-    """Raise ValueError where a worker could not send this."""
+    """Raise ValueError for a message that a worker could not send."""
     wrong = fault(message, MAX_BODY_BYTES)
     if wrong is not None:
         raise ValueError(wrong.text)
 
 
 def _sent_all(commands: list[Command]) -> list[Sent]:
-    """Return the commands of a reply. Raises ReplyError where worker or broker would not take them."""
+    """Return the commands of a reply. Raises ReplyError where the worker or the broker would refuse them."""
     try:
         _check(Reply(0, DONE, commands))
         return [_sent(command) for command in commands]

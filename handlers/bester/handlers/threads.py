@@ -1,8 +1,8 @@
-"""Runs plain functions, a bounded number at once, on threads that are kept; the loop hears of a batch of ends at once.
+"""Runs plain functions, a bounded number at once, on threads that are kept; the loop collects ended ones in batches.
 
-A thread cannot be stopped from outside. One whose function takes too long is *late*: it is no longer counted on, and
-comes back should the function return. The threads are daemons: a function that never returns must not keep a program
-from ending that was told to.
+A thread cannot be stopped from outside. A thread whose function takes too long is *late*: it no longer counts as
+usable, and counts again should the function return. The threads are daemons: a function that never returns must not
+keep a program from ending.
 """
 
 from __future__ import annotations
@@ -19,35 +19,34 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from bester.handlers.message import Message
-from bester.handlers.stacks import place_of
+from bester.handlers.stacks import position_of
 from bester.handlers.task_pool import Job, NotBegunError
 
 JUST_S = 1.0
-"""What has ended so lately may be what kept all other threads from running until now."""
+"""Seconds for which an ended function may be the one that kept all other threads from running."""
 
 End = tuple[Job, Any, BaseException | None]
 
 
 def outcome_of(function: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
-    """Call a plain function; return what it returns, or what it raises: not every exception finds its way out of a
-    thread by itself (no future takes StopIteration, and whoever awaits it would wait for ever)."""
+    """Call a plain function; return its result, or its exception: not every exception escapes from a thread by itself
+    (no future takes StopIteration, and its awaiter would wait for ever)."""
     try:
         return function(*arguments), None
-    except BaseException as error:  # noqa: BLE001 (a thread has nobody above it to tell)
+    except BaseException as error:  # noqa: BLE001 (a thread has no caller to raise to)
         return None, error
 
 
 class Overdue(NamedTuple):
-    """Requests whose time is over: those that no thread has begun, and those that one is at, with the line it is at."""
+    """Overdue requests: those that no thread has begun, and the running ones, each with the line of its thread."""
 
     waiting: list[Job]
     running: list[tuple[Job, str]]
 
 
 class Threads:
-    """`done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded by the credit.
-
-    `due(job)` is when the time of a request is over (monotonic seconds).
+    """Threads of one worker. `done(job, result)` and `failed(job, error)` are called on the loop. The queue is bounded
+    by the credit. `due(job)` returns the deadline of a request (monotonic seconds).
     """
 
     def __init__(
@@ -66,27 +65,27 @@ class Threads:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._waiting: dict[int, Job] = {}  # by id; whoever takes a job out, a thread or `overdue`, has it
+        self._waiting: dict[int, Job] = {}  # by id; a thread or `overdue` owns the job that it removes
         self._running: dict[int, Job] = {}  # by thread
-        self._late: dict[int, Job] = {}  # by id: those that are running and overdue
-        self._latest = ("", -math.inf)  # the function that has ended last, and when
+        self._late: dict[int, Job] = {}  # by id: running and overdue
+        self._latest = ("", -math.inf)  # the function that ended last, and when
         self._ended: deque[End] = deque()
-        self._called = False  # the loop will look at `_ended`
+        self._called = False  # True: the loop will collect `_ended`
         self._count = 0
         self._in_hand = 0
 
     @property
     def usable(self) -> int:
-        """How many threads there are, or may be, that no function holds for too long."""
+        """Number of threads, started or not, that no function holds for too long."""
         return self.size - len(self._late)
 
-    def hopeless(self) -> list[Job]:
-        """Return the requests that will not be answered as things stand: those of late threads, and, where there are
-        no others, those that wait."""
+    def unanswerable(self) -> list[Job]:
+        """Return the requests that no thread will answer as things stand: those of late threads, and the queued ones
+        where no thread is usable."""
         return [*self._late.values(), *(() if self.usable else list(self._waiting.values()))]
 
     def add(self, job: Job) -> None:
-        """Have a thread carry out a request as soon as one is free."""
+        """Queue a request for the next free thread."""
         self._in_hand += 1
         if self._in_hand > self._count and self._count < self.size:
             self._count += 1
@@ -95,57 +94,57 @@ class Threads:
         self._jobs.put(job)
 
     def overdue(self, now: float) -> Overdue:
-        """Take out what waits and is overdue; note which threads have become late.
+        """Remove queued requests that are overdue; note which threads have become late.
 
-        Where no thread is usable, what waits is left there: a place that is given back would be filled in vain.
+        Where no thread is usable the queue is left alone: returned credit would be filled in vain.
         """
         waiting = []
         for key, job in list(self._waiting.items()) if self.usable else ():
             if self._due(job) > now:
-                break  # those behind it came later
+                break  # later ones have later deadlines
             if self._waiting.pop(key, None) is not None:
                 self._in_hand -= 1
                 waiting.append(job)
         running = []
         for thread, job in list(self._running.items()):
             if id(job) not in self._late and self._due(job) <= now:
-                place = place_of(thread)
+                position = position_of(thread)
                 self._late[id(job)] = job
-                running.append((job, place.line if place is not None else "its end"))
+                running.append((job, position.line if position is not None else "its end"))
         return Overdue(waiting, running)
 
     def hanging(self, is_hanging: Callable[[Job], bool]) -> list[str] | None:
-        """Return where each thread is, if every one there may be hangs; None: there are others."""
+        """Return the position of each thread, where all of them hang; None: some do not."""
         running = list(self._running.items())
         if len(running) < self.size or not all(is_hanging(job) for _, job in running):
             return None
-        return [str(place_of(thread)) for thread, _ in running]
+        return [str(position_of(thread)) for thread, _ in running]
 
-    def places(self) -> list[str]:
-        """Return where the threads are that carry out a request now; where there are none, what has just ended."""
+    def positions(self) -> list[str]:
+        """Return the positions of the threads at work, or else the function that ended just now."""
         name, ended = self._latest
         just_ended = [name] if time.monotonic() - ended < JUST_S else []
-        return [str(place_of(thread)) for thread in list(self._running)] or just_ended
+        return [str(position_of(thread)) for thread in list(self._running)] or just_ended
 
     def is_late(self, job: Job) -> bool:
-        """Has a thread been at this request for too long?"""
+        """Return whether a thread has been at this request for too long."""
         return id(job) in self._late
 
     def close(self) -> None:
-        """Let the threads end, each after what it is at."""
+        """Let each thread end after its present request."""
         for _ in range(self._count):
             self._jobs.put(None)
 
     def _work(self) -> None:
         me = threading.get_ident()
         while (job := self._jobs.get()) is not None:
-            if self._waiting.pop(id(job), None) is None:  # its time was over before it was begun
+            if self._waiting.pop(id(job), None) is None:  # given up before it was begun
                 continue
             result: Any = None
             failure: BaseException | None = None
             if (self._late or "deadline_ms" in job[0].meta) and self._due(job) <= time.monotonic():
                 failure = NotBegunError()
-            elif self._is_wanted(job):  # or else its link was lost while it waited here
+            elif self._is_wanted(job):  # otherwise its link was lost while it was queued
                 self._running[me] = job
                 result, failure = outcome_of(self._context.copy().run, job[1].call, Message(job[0]))
                 self._latest = job[1].name, time.monotonic()
@@ -157,7 +156,7 @@ class Threads:
                     self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        self._called = False  # first: what ends from here on calls again
+        self._called = False  # first: a function that ends from here on calls again
         while self._ended:
             job, result, failure = self._ended.popleft()
             self._in_hand -= 1

@@ -1,4 +1,4 @@
-"""An app's timers and tasks, while it runs."""
+"""Timers and tasks of a running app."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from bester.handlers.threads import outcome_of
 log = logging.getLogger("bester.handlers")
 
 TURNS = 4
-"""Turns of the loop before each call of a timer: where the calls take longer than their period, messages get a chance
-between them (to be read, handled and answered)."""
+"""Turns of the loop before each call of a timer: where the calls take longer than their period, messages are read,
+handled and answered in between."""
 
 
 class Timers:
-    """Runs timers from `start` to `stop`. What one raises is logged; it is called again all the same."""
+    """Runs timers from `start` to `stop`. An exception is logged, and the timer goes on."""
 
     def __init__(self, timers: Sequence[Timer]) -> None:
         self._timers = timers
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start them, if that was not done before."""
+        """Start the timers, at the first call."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(_run(timer)) for timer in self._timers]
 
     async def stop(self) -> None:
-        """Cancel them and wait for their ends."""
+        """Cancel the timers and wait for their ends."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -69,4 +69,4 @@ async def _call(timer: Timer) -> None:
             raise  # by `stop`
         log.exception(
             "%s failed", name, extra=facts("timer-failed", function=str(name))
-        )  # SystemExit, too: others are in hand
+        )  # also for SystemExit: other requests are in hand

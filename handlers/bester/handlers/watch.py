@@ -1,12 +1,12 @@
 """Watches the loop of a worker from a thread of its own.
 
 Code that blocks the loop (a plain library call in an async handler) silences the worker: the loop sends no heartbeats.
-This thread sends them meanwhile, so that the broker knows that the process lives and is busy; for so long as that may
-take, and no longer: a loop that hangs must not be vouched for. It finds out which function it is by looking at the
-stack of the loop's thread, and says so once, when the loop is back.
+The watch's thread sends them meanwhile, so that the broker knows that the process lives and is busy; only for as long
+as a message may take, for no heartbeat may vouch for a loop that hangs. The watch finds the function in the stack of
+the loop's thread, and logs the function once, when the loop is back.
 
-What stops this thread, too, is told apart from that: a function in C that keeps the interpreter to itself, and a
-process (or machine) that did not run at all.
+Two other causes also stop this thread, and are told apart: a C function that holds the interpreter, and a process (or
+machine) that did not run at all.
 """
 
 from __future__ import annotations
@@ -21,65 +21,65 @@ from typing import Protocol
 
 from bester.broker.logs import facts
 from bester.broker.wire.messages import SILENT_HEARTBEATS
-from bester.handlers.stacks import Place, place_of
+from bester.handlers.stacks import Position, position_of
 
 log = logging.getLogger("bester.handlers")
 
 BEAT_S = 0.25
-"""How often loop and thread look at each other; the precision of what is said about it."""
+"""Period at which loop and thread check each other; also the precision of the logged times."""
 LEAST_BEAT_S = 0.02
-"""However often heartbeats are asked for."""
+"""Least period, for any heartbeat interval."""
 NOTICED_S = 1.0
-"""A loop that was held for less is not worth a line in the log."""
+"""Shortest hold of the loop that is logged."""
 RUNNING = 0.1
-"""The share of a processor that tells a process in which something ran from one that stood; a busy machine gives any
-process less than it could use."""
+"""Share of a processor that tells a process with running code from one that stood; a busy machine gives any process
+less than a full share."""
 STOPPING_S = 1.0
-"""How long the thread may take to notice that it is to end; it never takes long."""
+"""Seconds that the thread may take to notice its end; it never takes long."""
 
 
 class Watched(Protocol):
-    """What the watch looks after: a worker. All but `turned` is called from the watch's thread."""
+    """A watched worker. Every method but `on_turn` is called from the watch's thread."""
 
     name: str
 
-    def turned(self, now: float) -> None:
-        """The loop has had a turn; called a few times a second, on the loop."""
+    def on_turn(self, now: float) -> None:
+        """Act on a turn of the loop; called a few times a second, on the loop."""
         ...
 
-    def breathe(self) -> None:
-        """A handler holds the loop: let it have a turn before the next one begins."""
+    def hold_back(self) -> None:
+        """Let the loop run before the next handler begins; called while a handler holds the loop."""
         ...
 
     def vouch(self) -> None:
-        """Tell the broker that this process lives."""
+        """Send a heartbeat to the broker."""
         ...
 
     def patience_s(self, code: CodeType | None) -> float:
-        """Return how long the function of this code may hold the loop before the worker is of no use."""
+        """Return the seconds that the function of this code may hold the loop before the worker counts as hanging."""
         ...
 
     def in_hand(self) -> list[str]:
-        """Name the functions that are carried out on other threads, or else the one that was begun last."""
+        """Return the names of the functions that run on other threads, or else of the one begun last."""
         ...
 
-    def hangs(self, place: Place | None, held_s: float) -> None:
-        """The loop is held for longer than that."""
+    def on_hang(self, position: Position | None, held_s: float) -> None:
+        """Act on a loop that is held for longer than `patience_s`."""
         ...
 
 
 class _Hold:
-    """One time that the loop is held: `since` when, and where it was last seen."""
+    """A period in which the loop is held: its begin `since`, and the last known position."""
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self.place: Place | None = None
+        self.position: Position | None = None
         self.vouched_at = -math.inf
         self.is_hanging = False
 
 
 class Watch:
-    """A running watch. `start` and `stop` it on the loop; `heartbeat_s` may be changed while it runs."""
+    """A watch of the running loop. Call `start` and `stop` on the loop; `heartbeat_s` may be changed meanwhile."""
 
     def __init__(self, worker: Watched, heartbeat_s: float) -> None:
         self.heartbeat_s = heartbeat_s
@@ -87,19 +87,19 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
-        self._turned = time.monotonic()
+        self._last_turn = time.monotonic()
         self._hold: _Hold | None = None
-        self._stall_s = 0.0  # of the present hold: for how long nothing at all ran
+        self._stall_s = 0.0  # seconds of the present hold in which no thread ran
         self._timer: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._watch, name="bester-watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch the running loop."""
+        """Start to watch the running loop."""
         self._turn()
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop the watch and its thread."""
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -113,21 +113,21 @@ class Watch:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        since, self._turned = self._turned, now
+        since, self._last_turn = self._last_turn, now
         hold, self._hold = self._hold, None
         held_s = now - since - self._stall_s - self._beat_s / 2
         if hold is not None and held_s >= NOTICED_S:
-            self._say(hold.place, held_s)
+            self._log_hold(hold.position, held_s)
         self._stall_s = 0.0
         self._timer = self._loop.call_later(self._beat_s, self._turn)
-        self._worker.turned(now)
+        self._worker.on_turn(now)
 
-    def _say(self, place: Place | None, held_s: float) -> None:
-        """Say once what held the loop, now that it is over."""
+    def _log_hold(self, position: Position | None, held_s: float) -> None:
+        """Log once the function that held the loop, after the hold."""
         advice = "no other handler ran meanwhile; make it a plain def, or await what takes so long"
-        name, what = self._worker.name, str(place or "something")
-        known = facts("loop-held", name=name, function=what, held_s=round(held_s, 1))
-        log.warning("%s: %s held the loop for %.1f s: %s", name, what, held_s, advice, extra=known)
+        name, function = self._worker.name, str(position or "something")
+        known = facts("loop-held", name=name, function=function, held_s=round(held_s, 1))
+        log.warning("%s: %s held the loop for %.1f s: %s", name, function, held_s, advice, extra=known)
 
     # --- on the thread ---
 
@@ -136,47 +136,47 @@ class Watch:
         while not self._stopped.wait(max(0.0, due - time.monotonic())):
             now = time.monotonic()
             if now - due >= NOTICED_S:
-                self._stalled(now - due, time.process_time() - cpu_s)
+                self._log_stall(now - due, time.process_time() - cpu_s)
             self._look(now)
             due, cpu_s = time.monotonic() + self._beat_s, time.process_time()
 
     def _look(self, now: float) -> None:
-        since = self._turned
+        since = self._last_turn
         held_s = now - since - self._beat_s
         if held_s < min(NOTICED_S, self.heartbeat_s / 2):
             return
         hold = self._hold
         if hold is None or hold.since != since:
             hold = _Hold(since)
-        place = place_of(self._loop_thread)
-        if place is not None and (place.function is not None or hold.place is None):
-            hold.place = place
-        if self._turned != since:  # it is back, and has said so without this
+        position = position_of(self._loop_thread)
+        if position is not None and (position.function is not None or hold.position is None):
+            hold.position = position
+        if self._last_turn != since:  # the loop is back, and has logged the hold without this position
             return
         self._hold = hold
-        self._worker.breathe()
-        patience_s = self._worker.patience_s(None if hold.place is None else hold.place.code)
+        self._worker.hold_back()
+        patience_s = self._worker.patience_s(None if hold.position is None else hold.position.code)
         vouches = held_s < patience_s - SILENT_HEARTBEATS * self.heartbeat_s
         if vouches and now - hold.vouched_at >= self.heartbeat_s:
             hold.vouched_at = now
             self._worker.vouch()
         if held_s >= patience_s and not hold.is_hanging:
             hold.is_hanging = True
-            self._worker.hangs(hold.place, held_s)
+            self._worker.on_hang(hold.position, held_s)
 
-    def _stalled(self, stall_s: float, cpu_s: float) -> None:
-        """This thread could not run: say whether something in the process kept it from that, or the process stood."""
+    def _log_stall(self, stall_s: float, cpu_s: float) -> None:
+        """Log why this thread could not run: a function held the interpreter, or the whole process stood."""
         if cpu_s < stall_s * RUNNING:
             text = "%s: this process did not run for %.1f s: it was stopped, or the machine had no time for it"
             known = facts("process-stood", name=self._worker.name, stood_s=round(stall_s, 1))
             log.warning(text, self._worker.name, stall_s, extra=known)
-            self._turned += stall_s  # that was no fault of the loop
+            self._last_turn += stall_s  # the stall was no fault of the loop
             return
         self._stall_s += stall_s
-        place = place_of(self._loop_thread)
-        at = [str(place)] if place is not None and place.function is not None else self._worker.in_hand()
+        position = position_of(self._loop_thread)
+        at = [str(position)] if position is not None and position.function is not None else self._worker.in_hand()
         who = " or ".join(at) or "something"
-        advice = "nothing else in this process could run; where that is to be, App(lease_ms=…) says for how long"
+        advice = "no other thread could run; where that is intended, set App(lease_ms=…)"
         name = self._worker.name
         known = facts("interpreter-held", name=name, function=who, held_s=round(stall_s, 1))
         log.warning("%s: %s kept the interpreter to itself for %.1f s: %s", name, who, stall_s, advice, extra=known)

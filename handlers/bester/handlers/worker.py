@@ -1,8 +1,8 @@
 """Runs an App on a link to a broker: requests come in batches, replies leave in batches, one a turn of the loop.
 
-A reply goes out only in the life of the link that its request came in: a ZeroMQ socket would hand it to a restarted
-broker, which knows nothing of it. Nothing here queues without a bound: the credit bounds what is in hand. What takes
-too long is ended by `overtime`; that the loop is held is noticed by `watch`.
+A reply is sent only on the link that delivered its request: a ZeroMQ socket would carry the reply to a restarted
+broker, which does not know the request. Every queue has a bound: the credit bounds the requests in hand. Requests that
+take too long are ended by `overtime`; a held loop is noticed by `watch`.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ _LOOP, _INLINE = Runs.LOOP, Runs.INLINE
 _new = tuple.__new__  # makes a message in half the time of its class
 
 DRAIN_S = 10.0
-"""How long what is outstanding may take to finish when the worker is stopped; then the broker gives it to another."""
+"""Seconds that outstanding requests may take when the worker is stopped; then they go to another worker."""
 PARTING_S = 5.0
-"""How long the broker may take to echo a GOODBYE."""
+"""Seconds that the broker may take to echo a GOODBYE."""
 MAX_UNSURE = 4096
-"""Emits with an id and no answer that are remembered, so that a repeat says it is one; the oldest is forgotten."""
+"""Bound on emits with an id and without an answer, kept to mark a retry as one; the oldest is forgotten."""
 AWAY_AGAIN_S = 30.0
-"""At most so often is it logged that the broker is away."""
+"""Least seconds between two log lines about a broker that is away."""
 LEASE_MS = REQUEST_MS
-"""The lease that is asked for on this machine (ipc), where the app asks for none: no thread can speak while a function
-in C keeps the interpreter to itself. It costs little there, for the broker sees whether a silent process is stopped."""
-NOT_BEGUN = "its time was over before it was begun"
-TOO_LONG = "it took longer than it may, and was cancelled"
+"""Default lease over ipc: no thread can send a heartbeat while a C function holds the interpreter. A long lease costs
+little there, for the broker sees whether a silent process is stopped."""
+NOT_BEGUN = "the deadline passed before a handler began"
+TOO_LONG = "the handler was cancelled at the deadline"
 
 
 def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
-    """Return what HELLO says of an app that serves these routes, to the broker at an endpoint."""
+    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint."""
     options: Meta = {
         "types": list(routes),
         "credit": app.credit,
@@ -89,8 +89,8 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
 
 
 class Worker:
-    """One app on one link. `types` restricts or renames what it serves (see App.serving); `background` False leaves
-    its timers and tasks to another process. Raises ValueError where the app does not serve a type."""
+    """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
+    leaves the app's timers and tasks to another process. Raises ValueError where the app does not serve a type."""
 
     def __init__(
         self,
@@ -108,47 +108,47 @@ class Worker:
         self._link = FabricLink(
             endpoint,
             LinkClient("handler", self.name, hello_options(app, self._routes, endpoint)),
-            on_messages=self._received,
-            on_ready=self._welcomed,
-            on_lost=self._lost,
-            on_unsendable=self._unsendable,
+            on_messages=self._on_messages,
+            on_ready=self._on_welcome,
+            on_lost=self._on_link_lost,
+            on_unsendable=self._on_unsendable,
             shared=True,
         )
         self.failure: str | None = None
-        """Why this worker is of no use any more, if it is not."""
+        """Why this worker has become useless; None while it is not."""
         self._overtime = Overtime(
-            self.name, self._routes, app.credit, self._is_wanted, self._not_begun, self._leave_lane, self._useless
+            self.name, self._routes, app.credit, self._is_wanted, self._not_begun, self._begin_next, self._on_useless
         )
         self._over = asyncio.Event()
         self._broker_life: Any = None
         self._timers = Timers(app.timers if background else ())
         self._ready = asyncio.Event()
-        self._quiet = asyncio.Event()
-        self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits that may have been carried out
+        self._drained = asyncio.Event()
+        self._unsure: OrderedDict[tuple[str, str], None] = OrderedDict()  # emits without an answer, perhaps carried out
         self._life = 0
         self._outstanding = 0
-        self._lanes = MessageGroups()
+        self._groups = MessageGroups()
         self._logged_away_at = float("-inf")
 
     def start(self) -> None:
-        """Connect, on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
+        """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._crew = TaskPool(self._done, self._failed, due)
+        self._pool = TaskPool(self._done, self._failed, due)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
-        self._overtime.watch_over(self._link, self._crew, self._threads, self._lanes)
-        self._watch = Watch(self._overtime, self._link.party.heartbeat_s)
-        self._unanswered = PendingCalls(self._link)
+        self._overtime.attach(self._link, self._pool, self._threads, self._groups)
+        self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
+        self._calls = PendingCalls(self._link)
         self.app.attach(self)
         self._link.start()
         self._watch.start()
 
     async def wait_ready(self) -> None:
-        """Wait until the broker knows this worker."""
+        """Wait until the broker has welcomed this worker."""
         await self._ready.wait()
 
     async def wait_over(self) -> None:
-        """Wait until there is nothing more to come: stopped, refused by the broker, or of no use (`failure`)."""
+        """Wait for the worker's end: stopped, refused by the broker, or useless (`failure`)."""
         ends = [asyncio.ensure_future(event.wait()) for event in (self._link.over, self._over)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -158,34 +158,35 @@ class Worker:
 
     @property
     def refusal(self) -> Error | None:
-        """Why the broker would not have this worker, if it would not."""
-        return self._link.party.refusal
+        """The broker's refusal of this worker, or None."""
+        return self._link.link_client.refusal
 
     def on_hung(self, call: Callable[[], None]) -> None:
-        """Have this called, on a thread of its own, when a function holds the loop for longer than is of any use."""
+        """Set a callback for a loop that hangs; called on a thread of its own."""
         self._overtime.on_hung = call
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:
-        """Take no new work, finish what is outstanding within `drain_s`, close. What hangs is not waited for."""
+        """Take no new requests, finish outstanding ones within `drain_s`, close. Hanging requests are not waited
+        for."""
         deadline = self.loop.time() + drain_s
         await self._timers.stop()
         await self._link.leave(min(drain_s, PARTING_S))
-        while self._outstanding > self._overtime.hopeless and self.loop.time() < deadline:
-            self._quiet.clear()
+        while self._outstanding > self._overtime.hung and self.loop.time() < deadline:
+            self._drained.clear()
             try:
-                async with asyncio.timeout(min(deadline - self.loop.time(), self._link.party.heartbeat_s)):
-                    await self._quiet.wait()
+                async with asyncio.timeout(min(deadline - self.loop.time(), self._link.link_client.heartbeat_s)):
+                    await self._drained.wait()
             except TimeoutError:
-                self._link.send(Heartbeat())  # still here, and still at it
+                self._link.send(Heartbeat())  # the broker must know that the requests are still worked on
         if self._outstanding:
-            hopeless = self._outstanding <= self._overtime.hopeless
-            why = "they hang, or wait for what hangs" if hopeless else f"they did not end in {drain_s:g} s"
+            hung = self._outstanding <= self._overtime.hung
+            why = "they hang, or wait for a thread that hangs" if hung else f"they did not end in {drain_s:g} s"
             known = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
-            log.warning("%s: %d requests are left: %s", self.name, self._outstanding, why, extra=known)
-        self._void("the worker is stopping")
-        if not await self._crew.close():
+            log.warning("%s: %d requests are outstanding: %s", self.name, self._outstanding, why, extra=known)
+        self._abandon("the worker is stopping")
+        if not await self._pool.close():
             known = facts("handlers-left", name=self.name)
-            log.warning("%s: handlers did not end when they were cancelled, and are left", self.name, extra=known)
+            log.warning("%s: handlers did not end when they were cancelled, and are abandoned", self.name, extra=known)
         self._threads.close()
         self._watch.stop()
         await self._link.close(0)
@@ -193,26 +194,26 @@ class Worker:
 
     # --- the link ---
 
-    def _welcomed(self) -> None:
-        party, before = self._link.party, self._broker_life
-        self._overtime.learn(party.options)
-        self._watch.heartbeat_s = party.heartbeat_s
-        self._broker_life = party.options.get("life")
+    def _on_welcome(self) -> None:
+        client, before = self._link.link_client, self._broker_life
+        self._overtime.set_limits(client.options)
+        self._watch.heartbeat_s = client.heartbeat_s
+        self._broker_life = client.options.get("life")
         again = ""
         if before is not None:
             restarted = before != self._broker_life
             again = " again: " + ("the broker has restarted" if restarted else "the link between them was given up")
-        server = party.server or self.endpoint
+        server = client.server or self.endpoint
         known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
         log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=known)
         self._logged_away_at = float("-inf")
-        self._unanswered.open()
+        self._calls.set_ready()
         self._ready.set()
         self._timers.start()
 
-    def _lost(self, why: str) -> None:
+    def _on_link_lost(self, why: str) -> None:
         self._ready.clear()
-        self._void(why)
+        self._abandon(why)
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
             self._logged_away_at = self.loop.time()
             known = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
@@ -220,22 +221,22 @@ class Worker:
                 "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=known
             )
 
-    def _void(self, why: str) -> None:
-        """Nothing that came on the link, or was asked on it, will be answered any more."""
+    def _abandon(self, why: str) -> None:
+        """Drop all requests and calls of the present link: none will be answered."""
         self._life += 1
         self._outstanding = 0
-        self._quiet.set()
-        self._lanes.void()
-        for job in self._crew.void():
+        self._drained.set()
+        self._groups.clear()
+        for job in self._pool.cancel_waiting():
             if job[1].by_user:
-                self._leave_lane(job)
-        self._unanswered.void(why)
+                self._begin_next(job)
+        self._calls.fail_all(why)
 
-    def _received(self, messages: Sequence[WireMessage | Malformed]) -> None:
-        routes, life, begin, add, now = self._routes, self._life, self._begin, self._crew.add, time.monotonic()
+    def _on_messages(self, messages: Sequence[WireMessage | Malformed]) -> None:
+        routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
         for message in messages:
             if type(message) is not Request:
-                self._heard(message)
+                self._on_other(message)
                 continue
             route = routes.get(message.type)
             if route is None:
@@ -243,23 +244,23 @@ class Worker:
                 continue
             self._outstanding += 1
             if route.by_user:
-                self._enter_lane((message, route, life, now))
+                self._enter_group((message, route, life, now))
             elif route.runs is _LOOP:
                 add((message, route, life, now))
             else:
                 begin((message, route, life, now))
-        self._crew.wake()
+        self._pool.wake()
 
-    def _unsendable(self, message: WireMessage, error: WireError) -> None:
-        """The link has seen to it that whoever waits for the message is told."""
-        what = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
-        log.error("%s: %s cannot be sent: %s", self.name, what, error.text)
+    def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
+        """Log a message that cannot be encoded; the link has answered its waiter."""
+        kind = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
+        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text)
 
-    def _heard(self, message: WireMessage | Malformed) -> None:
+    def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
             known = facts("unreadable", name=self.name, why=message.text)
             log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=known)
-        elif not self._unanswered.settle(message) and isinstance(message, Error):
+        elif not self._calls.settle(message) and isinstance(message, Error):
             code, text = message.code, message.text
             known = facts("refused", name=self.name, code=code, why=text)
             log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=known)
@@ -271,28 +272,28 @@ class Worker:
         if route.runs is _INLINE:
             try:
                 result = route.call(Message(request))
-            except BaseException as error:  # noqa: BLE001 (whatever the user's function raises is its failure)
+            except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
                 self._failed(job, error)
             else:
                 self._done(job, result)
         elif route.runs is _LOOP:
-            self._crew.add(job)
+            self._pool.add(job)
         else:
             self._threads.add(job)
 
-    def _enter_lane(self, job: Job) -> None:
-        if self._lanes.enter(job):
+    def _enter_group(self, job: Job) -> None:
+        if self._groups.enter(job):
             self._begin(job)
 
-    def _leave_lane(self, job: Job) -> None:
-        """The next one in a lane begins; what is overdue by now is passed over."""
-        waiting = self._lanes.leave(job)
+    def _begin_next(self, job: Job) -> None:
+        """Begin the next request of a group; overdue ones are answered unbegun."""
+        waiting = self._groups.leave(job)
         while waiting is not None and self._overtime.due(waiting) <= time.monotonic():
             self._not_begun(waiting)
-            waiting = self._lanes.leave(waiting)
+            waiting = self._groups.leave(waiting)
         if waiting is not None:
             self._begin(waiting)
-            self._crew.wake()
+            self._pool.wake()
 
     def _is_wanted(self, job: Job) -> bool:
         return job[2] == self._life
@@ -309,16 +310,16 @@ class Worker:
         if isinstance(error, NotBegunError):
             self._not_begun(job)
             if job[1].by_user:
-                self._leave_lane(job)
+                self._begin_next(job)
             return
         if was_cancelled(error):
             self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG))
             return
-        status, note, code, told = verdict_on(error)
+        status, note, code, is_expected = verdict_on(error)
         wanted = self._is_wanted(job)
         self._answer(job, Reply(job[0].token, status, [], note, code))
-        if wanted:  # said last: nothing that goes wrong with a log line may keep the answer back
-            self._log_failure(job, error, status, note if told else None)
+        if wanted:  # logged last: a failing log line must not keep the answer back
+            self._log_failure(job, error, status, note if is_expected else None)
 
     def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
         request, route = job[0], job[1]
@@ -334,38 +335,39 @@ class Worker:
             log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=known)
 
     def _not_begun(self, job: Job) -> None:
-        """Answer a request whose time was over before it was begun: its place comes back."""
+        """Answer a request whose deadline passed before it was begun, which returns its credit."""
         if job[2] == self._life:
             request, id_ = job[0], job[0].meta.get("id")
             known = facts("message-not-begun", type=request.type, id=id_)
-            log.warning("%s: message %s: %s; others were before it", request.type, id_, NOT_BEGUN, extra=known)
+            text = "%s: message %s: %s; the worker was busy with others"
+            log.warning(text, request.type, id_, NOT_BEGUN, extra=known)
             self._link.send(Reply(request.token, FAILED, [], NOT_BEGUN))
             self._count_down()
 
     def _count_down(self) -> None:
         self._outstanding -= 1
         if not self._outstanding:
-            self._quiet.set()
+            self._drained.set()
 
-    def _useless(self, why: str) -> None:
+    def _on_useless(self, why: str) -> None:
         known = facts("worker-useless", name=self.name, why=why)
-        log.error("%s: %s; this worker is of no use any more and ends", self.name, why, extra=known)
+        log.error("%s: %s; this worker cannot serve any more and ends", self.name, why, extra=known)
         self.failure = why
         self._over.set()
 
     def _answer(self, job: Job, reply: Reply) -> None:
         if job[2] == self._life:
             self._link.send(reply)
-            self._outstanding -= 1  # as `_count_down`, without a call for every message
+            self._outstanding -= 1  # as in `_count_down`, without a call for every message
             if not self._outstanding:
-                self._quiet.set()
-        if job[1].by_user and not self._overtime.is_left_behind(job):
-            self._leave_lane(job)
+                self._drained.set()
+        if job[1].by_user and not self._overtime.is_passed_over(job):
+            self._begin_next(job)
 
-    # --- of its own accord ---
+    # --- emits and questions ---
 
     async def emit(self, type_: str, commands: list[Command], id_: str | None, timeout_s: float) -> Outcome:
-        """As App.emit."""
+        """Emit as App.emit does."""
         self._check(Emit(0, type_, commands, {"id": id_}))
         if type_ not in self._routes:
             raise ValueError(f"an app emits as one of its own types ({', '.join(self._routes)}), not as {type_!r}")
@@ -379,7 +381,7 @@ class Worker:
         try:
             outcome = await self._emit(type_, commands, meta, timeout_s)
         except BesterError as error:
-            if error.code not in ("timeout", "unreachable"):  # that is an answer, too
+            if error.code not in ("timeout", "unreachable"):  # any other error is an answer, too
                 self._unsure.pop(key, None)
             raise
         self._unsure.pop(key, None)
@@ -391,10 +393,10 @@ class Worker:
             raise ValueError(wrong.text)
 
     async def _emit(self, type_: str, commands: list[Command], meta: Meta, timeout_s: float) -> Outcome:
-        outcome: Outcome = await self._unanswered.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
+        outcome: Outcome = await self._calls.ask(lambda token: Emit(token, type_, commands, meta), timeout_s)
         return outcome
 
     async def ask(self, question: str, argument: Any, timeout_s: float) -> Any:
-        """Ask the broker. Raises BesterError where it does not answer, ValueError for what cannot be asked."""
+        """Ask the broker. Raises BesterError where no answer comes, ValueError for an invalid question."""
         self._check(Ask(0, question, argument))
-        return await self._unanswered.ask(lambda token: Ask(token, question, argument), timeout_s)
+        return await self._calls.ask(lambda token: Ask(token, question, argument), timeout_s)

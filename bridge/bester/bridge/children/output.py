@@ -13,8 +13,8 @@ import re
 from collections import deque
 from typing import Any, BinaryIO
 
+from bester.broker.log_limits import PACED
 from bester.broker.logs import facts, with_facts
-from bester.broker.pace import PACED
 
 LINE_LIMIT = 4096
 """Characters of one line of a child's output that are logged together."""

@@ -13,13 +13,7 @@ from msgspec import Struct
 
 from bester.broker.core.effects import Effects, Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
-
-DELIVERED = "delivered"
-QUEUED = "queued"
-SENT = "sent"
-
-_SEVERITY = {DELIVERED: 0, QUEUED: 1, SENT: 2}
-_FAILED = 3
+from bester.broker.wire.outcomes import DELIVERED, QUEUED, failed, reason_of, severity
 
 MAX_NAMED = 8 * 1024 * 1024
 """Characters of recipients' names (and NAME_COST more for each) in one report: a longer report would not pass on the
@@ -30,30 +24,6 @@ MAX_KEPT = 1024
 MAX_ASKERS = 16
 """Senders of duplicates of one message under way: a sender repeats only messages without a report. Above it the sender
 that has waited longest is told to ask later."""
-
-AGAIN = frozenset({"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"})
-"""Why another server did not take a message, where it may take it later. What was given to a handler there and came to
-grief is that server's to keep: it is among its dead letters."""
-
-
-def failed(code: str) -> str:
-    """Return the outcome that says `code`."""
-    return f"failed:{code}"
-
-
-def reason_of(outcome: str) -> str | None:
-    """Return the code of a failed outcome, None of any other."""
-    return outcome[7:] if outcome.startswith("failed:") else None
-
-
-def severity(outcome: str) -> int:
-    """Order outcomes: the higher the worse. What is no outcome counts as failed."""
-    return _SEVERITY.get(outcome, _FAILED)
-
-
-def try_again(outcome: str, meta: dict[str, Any]) -> bool:
-    """Is a message that had this outcome at another server worth sending again? Not if commands were carried out."""
-    return outcome.startswith("failed:") and outcome[7:] in AGAIN and meta.get("carried") is not True
 
 
 class Kind(Enum):

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from bester.broker.core import policy
-from bester.broker.core.cases import failed
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link
@@ -29,6 +28,7 @@ from bester.broker.wire.messages import (
     Meta,
     spelling_fault,
 )
+from bester.broker.wire.outcomes import failed, result_id
 
 _new = tuple.__new__  # takes half the time of the class: for messages that are made for every message
 
@@ -60,11 +60,6 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
             return "bad-reply", f"the body is not JSON text: {wrong}"
         checked = body
     return None
-
-
-def result_id(parent: str, command: int, target: int) -> str:
-    """Return the id of a result: the same at every redelivery of the parent, different between results."""
-    return f"{parent}.{command}.{target}"
 
 
 class Commands:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Kind, Reports, failed
+from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
@@ -19,6 +19,7 @@ from bester.broker.core.queues import Queues
 from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
+from bester.broker.wire.outcomes import failed
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000

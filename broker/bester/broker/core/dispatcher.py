@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import partial
 
 from bester.broker.core import policy
-from bester.broker.core.cases import DELIVERED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
@@ -39,6 +39,7 @@ from bester.broker.wire.messages import (
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, failed
 
 
 class Dispatcher:
@@ -187,7 +188,7 @@ class Dispatcher:
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
         workers = self._workers
-        for isolated in workers.isolate():
+        for isolated in workers.isolate(now):
             self._fill(isolated, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
@@ -323,7 +324,8 @@ class Dispatcher:
             group = Suspicion()
             again = [job for job in lost if not job.is_settled]
             for job in again:
-                job.suspicion = group
+                if len(again) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+                    job.suspicion = group
         for job in again:
             job.since = now
         for job in reversed(again):

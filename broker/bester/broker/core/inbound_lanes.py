@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from bester.broker.core import policy
-from bester.broker.core.cases import QUEUED, Case, failed, try_again
+from bester.broker.core.cases import Case
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import LaneState
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
+from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed, try_again
 
 MAX_NUMBERS = 20_000
 """Of one lane; a sender has half as many on their way. Above it the lowest is forgotten."""
@@ -76,7 +76,7 @@ class LanePosition:
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
         """The case is over. What may be tried again is not remembered: it will come again, and is new then."""
         if try_again(failed(case.reason or ""), {"carried": case.carried}):
-            self._lane.refuse(self._number, in_order=self._key[1] != policy.OUTCOME_TYPE)
+            self._lane.refuse(self._number, in_order=self._key[1] != OUTCOME_TYPE)
         self._lanes.remember(self._key, at_once=self.lasting)
 
 
@@ -117,7 +117,7 @@ class InboundLanes:
             return NOT_NOW, None
         if known is None:
             # News count down what is on the disk already: done twice, one would count as two.
-            return None, LanePosition(self, key, lane, number, lasting=again or type_ == policy.OUTCOME_TYPE)
+            return None, LanePosition(self, key, lane, number, lasting=again or type_ == OUTCOME_TYPE)
         if again:
             self.remember(key)
             if type(known) is Case and known.pending:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.cases import Case, Kind, Reports, reason_of
-from bester.broker.core.dedup import BridgeResume, DedupCache, Key
+from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.dedup import DedupCache, Key
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
@@ -19,6 +19,7 @@ from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
 from bester.broker.hosts import Hosts
@@ -40,6 +41,7 @@ from bester.broker.wire.messages import (
     Report,
     Submit,
 )
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, failed, reason_of
 
 _SUBMIT = Kind.SUBMIT
 
@@ -260,7 +262,7 @@ class Ingress:
         if listed is not None:
             case.peer = listed
             case.claimed_id = claimed
-            if type_ == policy.OUTCOME_TYPE or self._dispatcher.knows_type(
+            if type_ == OUTCOME_TYPE or self._dispatcher.knows_type(
                 type_
             ):  # a type that nobody serves is refused each time
                 earlier, position = self._inbound_lanes.find(listed, type_, meta)
@@ -274,7 +276,7 @@ class Ingress:
                 return None
             if position is not None:
                 self._inbound_lanes.add(position, case)
-        if type_ == policy.OUTCOME_TYPE:
+        if type_ == OUTCOME_TYPE:
             self._receive_outcome(case, shown, body)
             return case
         case.expires = _expiry(meta, now)
@@ -315,7 +317,7 @@ class Ingress:
             meta["queued"] = int(queued)
         answer: Message = Relayed(token, outcome, meta)
         if kind is Kind.SUBMIT:
-            recipients = {} if outcome == "delivered" else {str(n): outcome for n in range(int(queued or 1))}
+            recipients = {} if outcome == DELIVERED else {str(n): outcome for n in range(int(queued or 1))}
             answer = Report(token, 0 if reason is None else 1, reason, id_, recipients)
         self._out.send(link, answer)
 
@@ -324,7 +326,7 @@ class Ingress:
         self._reports.begin(case)
         code = self._late_outcomes.receive(peer, body, case)
         if code is not None:
-            self._reports.settle(case, None, f"failed:{code}")
+            self._reports.settle(case, None, failed(code))
 
 
 def _attempt(meta: Meta) -> int:

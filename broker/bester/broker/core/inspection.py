@@ -34,9 +34,10 @@ class QueueState(NamedTuple):
 class QueuesState(NamedTuple):
     """All queues on disk: `table` by key, and what is in them together.
 
-    `writing` counts the messages that wait for their commit, `ended_early` those of them that have ended before it.
-    `noted` counts the messages that wait at another server, where that is not committed yet. `next_number` is the
-    number of the next message that is enqueued, `epoch` that of the store that the numbers belong to.
+    `writing` counts the messages that are not committed yet, `ended_early` those of them that have ended already, and
+    `ended` the committed ones whose end is not written yet. `recording` counts the messages that are queued at another
+    server, where that is not committed yet; `records` are all messages of which more is known than that they are ready.
+    `next_number` is the number of the next message that is enqueued, `epoch` names the store that numbers belong to.
     """
 
     table: Mapping[str, QueueState]
@@ -45,7 +46,9 @@ class QueuesState(NamedTuple):
     inflight: int
     writing: int
     ended_early: int
-    noted: int
+    ended: int
+    recording: int
+    records: int
     next_number: int
     epoch: str
 

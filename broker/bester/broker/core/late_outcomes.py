@@ -10,8 +10,8 @@ import json
 from collections import OrderedDict
 from typing import Any
 
-from bester.broker.core import dead_letters, policy
-from bester.broker.core.cases import DELIVERED, SENT, Case, Reports, failed, reason_of, severity
+from bester.broker.core import dead_letters
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queues
 from bester.broker.core.settings import Settings
@@ -28,10 +28,9 @@ from bester.broker.store_requests import (
     mailbox,
     owner_of,
 )
-from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, SENT, failed, is_final, severity, worst
 
-OUTCOME_TYPE = policy.OUTCOME_TYPE
 MAX_OUTCOME_BYTES = 4096
 """Of what another server says became of one message: an id and a code."""
 MAX_COUNTED = 65_536
@@ -112,7 +111,7 @@ class LateOutcomes:
         message, outcome = (said.get("message"), said.get("outcome")) if isinstance(said, dict) else (None, None)
         if type(message) is not str or type(outcome) is not str:
             return "malformed"
-        if outcome not in (DELIVERED, SENT) and reason_of(outcome) not in CODES:
+        if not is_final(outcome):
             return "malformed"
         self._out.read(
             FindEntry(message, peer),
@@ -138,18 +137,18 @@ class LateOutcomes:
         entry, state = answer
         if state is None:  # the answer that it waits there has not come yet
             return failed("overloaded")
-        left, worst = self._counted.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
+        left, so_far = self._counted.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
         if type(left) is not int:
             return DELIVERED
         if left < 1:
-            self._amend(entry, max(worst, state, key=severity), outcome, now)
+            self._amend(entry, worst(so_far, state), outcome, now)
             return DELIVERED
-        left, worst = left - 1, max(worst, outcome, key=severity)
-        self._counted[entry.number] = left, worst
+        left, so_far = left - 1, worst(so_far, outcome)
+        self._counted[entry.number] = left, so_far
         if len(self._counted) > MAX_COUNTED:
             self._counted.popitem(last=False)
-        self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left, "worst": worst}))
+        self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left, "worst": so_far}))
         if not left:
-            self._out.writes.append(End(entry.number, worst))
-            self.on_ended(entry, worst, now)
+            self._out.writes.append(End(entry.number, so_far))
+            self.on_ended(entry, so_far, now)
         return DELIVERED

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bester.broker.core.cases import DELIVERED
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
+from bester.broker.wire.outcomes import DELIVERED
 
 LOOK_AGAIN_S = 1.0
 """After a delivery that a connection had no room for, or did not acknowledge."""
@@ -56,7 +56,7 @@ class Mailboxes:
     def advance(self, queue: Queue, now: float) -> None:
         """Go on with a mailbox, if its user is there and there is more than is on its way."""
         limits = self._queues.limits
-        if queue.ready <= 0 or queue.fetching or len(queue.inflight) * 2 > limits.window:
+        if queue.ready <= 0 or queue.fetching or queue.inflight * 2 > limits.window:
             return
         user = owner_of(queue.key)
         if queue.discard_as is None and self._directory.places(user) is None:
@@ -64,7 +64,7 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
-        self._queues.fetch(queue, limits.window - len(queue.inflight), self.on_fetched)
+        self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """What was asked for: deliver it to every connection that its user has."""
@@ -80,7 +80,7 @@ class Mailboxes:
         places = self._directory.places(owner_of(queue.key))
         if places is None:
             for entry in entries:
-                queue.requeue(entry.number)
+                self._queues.requeue(entry.number)
             return
         marked = self._queues.mark_sent(queue, entries)
         for entry in entries:
@@ -98,13 +98,13 @@ class Mailboxes:
         """A bridge has ended with one of them; `reason` where its bytes left on none of its sessions there."""
         entry, share = mail.entry, mail.share
         queue = self._queues.get(entry.queue)
-        if not share.end(reason) or queue is None or entry.number not in queue.inflight:
+        if not share.end(reason) or queue is None or not self._queues.is_inflight(entry.number):
             return
         if share.delivered:
             self._queues.end(entry, DELIVERED)
             self._became(entry, DELIVERED, now)
         else:
-            queue.requeue(entry.number, unsent=share.reason not in MAYBE and not mail.again)
+            self._queues.requeue(entry.number, unsent=share.reason not in MAYBE and not mail.again)
             if share.reason not in ("not-connected", UNCONFIRMED):  # the user is there, and does not read or answer
                 queue.retry_at = now + LOOK_AGAIN_S
         self.advance(queue, now)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
 

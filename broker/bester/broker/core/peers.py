@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
-from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
 from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.workers import Workers

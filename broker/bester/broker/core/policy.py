@@ -27,6 +27,7 @@ from bester.broker.wire.messages import (
     is_reserved,
     type_fault,
 )
+from bester.broker.wire.outcomes import OUTCOME_TYPE
 
 MAY_SEND: Mapping[str, tuple[type[Any], ...]] = {
     "handler": (Reply, Emit, Ask),
@@ -49,8 +50,6 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "deadDrop": _OPERATOR,
 }
 """Roles by question."""
-OUTCOME_TYPE = "bester.outcome"
-"""The type by which servers report late outcomes: every listed server may send it, whatever else it may send."""
 SECRET_TYPES = frozenset({"bester.auth"})
 """Requests of these types hold passwords: their bodies are kept nowhere."""
 TRUSTED_DOORS = ("ipc", "direct")

@@ -55,6 +55,11 @@ class Worker:
         self.stuck = False
 
     @property
+    def is_idle(self) -> bool:
+        """Return whether the worker holds nothing but settled messages, which nobody waits for."""
+        return self.overdue == len(self.inflight)
+
+    @property
     def is_full_of_overdue(self) -> bool:
         """Return whether all credit is held by settled messages."""
         return self.overdue > 0 and self.free <= 0 and self.overdue == len(self.inflight)

@@ -12,8 +12,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
 from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
-
-MAX_MESSAGE_ID = 1024
+from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 
 
 class Questions:

@@ -1,20 +1,21 @@
-"""Boxes: what waits on disk for a user or for another server, as the core sees it: counts, bounds, and who is next.
+"""Queues: the messages that are kept on disk for a user or for another server, as the core sees them.
 
-Bodies are not held here; they are fetched when their turn comes. A message is *waiting* (on disk alone) or *flying* (on
-disk, and on its way). What is kept is counted at once and reported when the group it was written in has been committed.
-Nothing here says what is done with it: mailboxes and outboxes do.
+A queue is counts, bounds and a cursor: bodies stay on disk until they are fetched. `records` has the states of a
+message. A new message counts at once, and its case is settled when its group has been committed. Mailboxes and relays
+decide what is done with a message; nothing here does.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from bester.broker.core.cases import QUEUED, Case, Reports, failed
+from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
-from bester.broker.core.policy import OUTCOME_TYPE
+from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, next_state
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
@@ -36,34 +37,39 @@ from bester.broker.store_requests import (
     lane,
     owner_of,
 )
+from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
-"""How often outcomes that nobody may ask for any more are cleared away, and the store's time is saved."""
+"""How often outcomes that nobody may ask for any more are purged, and the store's time is saved."""
 FULL_TURN_S = 1.0
-"""So long nothing is taken that must be kept, after a disk was found full: each try stops everybody for a moment."""
+"""How long nothing is enqueued after a commit has failed: each try on a full disk stops the whole loop for a moment."""
+SPARE_NUMBERS = 64
+"""Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
+time."""
 
 
 class Queue:
-    """`flying` are the numbers on their way; what is up to `cursor` was fetched and is flying, or is over.
+    """One queue: the mailbox of a user, or the messages of one type to one server.
 
-    `handed` is the highest number that was ever sent out; of what was, `unsent` certainly did not arrive. Nothing is
-    fetched before `retry_at`; `delay_s` is the back-off, 0 where all is well. `doom` is the outcome of all that is in
-    it, where nobody will ever come for it.
+    `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
+    messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
+    was ever sent. `fetching`: a read is under way. Nothing is fetched before `retry_at`; `delay_s` is the back-off, 0
+    where the last try went well. `discard_as` is the outcome of everything in the queue, where its user was removed.
     """
 
     __slots__ = (
-        "_order",
         "cursor",
         "delay_s",
         "discard_as",
         "fetching",
         "inflight",
+        "inflight_bytes",
         "key",
         "messages",
+        "numbers",
         "retry_at",
         "sent_upto",
         "size_bytes",
-        "unsent",
     )
 
     def __init__(self, key: str, state: StoredQueue | None = None) -> None:
@@ -71,10 +77,10 @@ class Queue:
         self.messages = state.messages if state else 0
         self.size_bytes = state.size_bytes if state else 0
         self.sent_upto = state.sent_upto if state else 0
-        self.unsent: set[int] = set()  # they are next: a window of them
         self.cursor = 0
-        self.inflight: dict[int, int] = {}  # number: bytes
-        self._order: list[int] = []  # a heap of their numbers, and of some that were
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self.numbers: list[int] = []  # a heap: those in flight, and some that were
         self.fetching = False
         self.retry_at = 0.0
         self.delay_s = 0.0
@@ -82,31 +88,12 @@ class Queue:
 
     @property
     def ready(self) -> int:
-        """How many are not on their way: what comes now goes behind them."""
-        return self.messages - len(self.inflight)
-
-    @property
-    def ack_floor(self) -> int:
-        """Everything in it below this number is over."""
-        order, flying = self._order, self.inflight
-        while order and order[0] not in flying:
-            heapq.heappop(order)
-        return order[0] if order else self.cursor + 1
-
-    def mark_inflight(self, number: int, size: int) -> None:
-        """One is on its way."""
-        self.inflight[number] = size
-        heapq.heappush(self._order, number)
-
-    def requeue(self, number: int, *, unsent: bool = False) -> None:
-        """One that was on its way is not any more: it is the next one again. `unsent`: it did not arrive, surely."""
-        if self.inflight.pop(number, None) is not None and unsent:
-            self.unsent.add(number)
-        self.cursor = min(self.cursor, number - 1)
+        """How many messages are not in flight: a new one goes behind them."""
+        return self.messages - self.inflight
 
 
 class _Server:
-    """All boxes of one server: its lanes, by key, and what is in them together."""
+    """All queues to one server, by key, and their messages and bytes together."""
 
     __slots__ = ("lanes", "messages", "size_bytes")
 
@@ -117,7 +104,11 @@ class _Server:
 
 
 class Queues:
-    """All boxes, their bounds, and what waits for a commit. `look` is told of a box in which something may be next."""
+    """All queues, their bounds, and the records of their messages.
+
+    `messages` counts the messages of all queues, in flight or not. `on_ready` is called with a queue in which a message
+    may be next. `next_number` is the number of the next message, `epoch` the name of the store that numbers belong to.
+    """
 
     def __init__(
         self, settings: Settings, out: Effects, reports: Reports, clock: Clock, snapshot: Snapshot, now: float
@@ -127,7 +118,6 @@ class Queues:
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
         self.messages = 0
-        """How many wait or fly, in all boxes."""
         self.next_number = max(1, snapshot.life * NUMBERS_A_LIFE)
         self._bounds = settings.bounds
         self.clock = clock
@@ -139,10 +129,7 @@ class Queues:
         for key, state in snapshot.queues.items():
             if state.messages:
                 self._add(Queue(key, state))
-        self._pending: dict[int, Case | None] = {}
-        self._noted: dict[int, Case] = {}
-        self._over_early: dict[int, str] = {}  # of those, what has ended before it was committed, and how
-        self._over: set[int] = set()  # numbers of what was ended as expired and is still on the disk as waiting
+        self._records: dict[int, Record] = {}
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
         self._forget_at = now
@@ -151,42 +138,59 @@ class Queues:
     # --- asking ---
 
     def get(self, key: str) -> Queue | None:
-        """Return the box, None where nothing is in it."""
+        """Return the queue, None where it is empty."""
         return self._queues.get(key)
 
     def lanes(self) -> list[Queue]:
-        """Return the lanes with something in them: a few, where there may be many mailboxes."""
+        """Return the queues to servers: a few, where there may be many mailboxes."""
         return [queue for server in self._servers.values() for queue in server.lanes.values()] if self._servers else []
 
     def lanes_to(self, server: str) -> list[Queue]:
-        """Return those to one server."""
+        """Return the queues to one server."""
         owner = self._servers.get(server)
         return list(owner.lanes.values()) if owner is not None else []
 
     def owners(self) -> list[str]:
-        """Return the users for whom something is kept."""
+        """Return the users with a mailbox that is not empty."""
         return [owner_of(key) for key in self._queues if is_mailbox(key)]
 
+    def is_inflight(self, number: int) -> bool:
+        """Return whether the message of this number is kept and in flight: an answer to it counts."""
+        record = self._records.get(number)
+        return record is not None and record.state in SENT_OUT
+
+    def ack_floor(self, queue: Queue) -> int:
+        """Return the number below which every message of a queue has ended."""
+        numbers = queue.numbers
+        while numbers and not self.is_inflight(numbers[0]):
+            heapq.heappop(numbers)
+        if not numbers:
+            return queue.cursor + 1
+        return min(numbers[0], queue.cursor + 1) if queue.ready else numbers[0]
+
     def inspect(self) -> QueuesState:
-        """Return what is in all queues."""
+        """Return the contents of all queues, and how many messages are in which state."""
         table = {
-            key: QueueState(queue.messages, queue.size_bytes, len(queue.inflight), queue.delay_s)
+            key: QueueState(queue.messages, queue.size_bytes, queue.inflight, queue.delay_s)
             for key, queue in self._queues.items()
         }
+        states = Counter(record.state for record in self._records.values())
         return QueuesState(
             table=table,
             messages=self.messages,
             size_bytes=self._size,
             inflight=sum(each.inflight for each in table.values()),
-            writing=len(self._pending),
-            ended_early=len(self._over_early),
-            noted=len(self._noted),
+            writing=states[State.WRITING] + states[State.WRITING_INFLIGHT] + states[State.ENDED_EARLY],
+            ended_early=states[State.ENDED_EARLY],
+            ended=states[State.ENDED],
+            recording=states[State.RECORDING],
+            records=len(self._records),
             next_number=self.next_number,
             epoch=self.epoch,
         )
 
     def bounds(self) -> dict[str, Bound]:
-        """Return how full the store is, of what is counted here."""
+        """Return how full the queues are together, by the name of the bound."""
         bounds = self._bounds
         return {
             "queued": Bound(self.messages, bounds.messages),
@@ -194,20 +198,23 @@ class Queues:
         }
 
     def expires_at(self, case: Case, now: float) -> float:
-        """Return when what is kept of a case is given up, in the store's time."""
+        """Return when a kept message of a case expires, in the store's time."""
         end = now + self._bounds.ttl_s if case.expires is None else case.expires
         return self.clock.stored(end)
 
     def reserve_numbers(self, count: int) -> int:
-        """Return the first of so many numbers that nothing else has."""
+        """Return the first of `count` numbers that no other message gets."""
         first = self.next_number
         self.next_number = first + count
         return first
 
-    # --- keeping ---
+    # --- writing ---
 
     def enqueue(self, entry: Entry, case: Case | None, now: float) -> str | None:
-        """Have a message wait; its case is told when it is on disk. Returns a code where there is no room for it."""
+        """Enqueue a message; its case counts one pending result more, which is settled at the commit.
+
+        Returns a code, and leaves the case alone, where there is no room.
+        """
         size = len(entry.body)
         code = self._no_room(entry.queue, size, now)
         if code is not None:
@@ -217,16 +224,20 @@ class Queues:
         self._count(queue, 1, size)
         if case is not None:
             case.pending += 1
-        self._pending[entry.number] = case
+        self._records[entry.number] = Record(entry.number, queue, size, State.WRITING, case)
         if self._next_expiry_s is None or entry.expires_s < self._next_expiry_s:
             self._next_expiry_s = entry.expires_s
         self._out.writes.append(Enqueue(entry))
         return None
 
+    def keep_inflight(self, number: int) -> None:
+        """Count a message that was just enqueued as in flight: no answer came in time, and a late one still counts."""
+        self._move(self._records[number], "overdue")
+
     def record_remote(self, entry: Entry, outcome: str, case: Case) -> None:
-        """Remember what became, so far, of a message that did not wait here; its case is told when that is on disk, or
-        cannot be put there: it waits elsewhere all the same."""
-        self._noted[entry.number] = case
+        """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit,
+        and when the commit fails as well: the message is queued over there all the same."""
+        self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
         self._out.writes.append(RecordRemote(entry, outcome))
 
     def _no_room(self, key: str, size: int, now: float) -> str | None:
@@ -240,47 +251,51 @@ class Queues:
             )
             return "mailbox-full" if full else None
         server = self._servers.get(owner_of(key))
-        if server is None or key == lane(
-            owner_of(key), OUTCOME_TYPE
-        ):  # what others fill must not keep news from anybody
+        # Other messages to a server must not keep outcomes from it.
+        if server is None or key == lane(owner_of(key), OUTCOME_TYPE):
             return None
         full = server.messages >= bounds.server_messages or server.size_bytes + size > bounds.server_bytes
         full = full or (len(server.lanes) >= self.limits.max_lanes and key not in server.lanes)
         return "overloaded" if full else None
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> None:
-        """A group is on disk, or is not: tell the cases that waited for it, and look who is there by now."""
+        """Take in that a group is on disk, or is not: settle the cases of its messages, and go on with their queues."""
         touched: dict[str, None] = {}
-        self._over.clear()
         if not result.ok:
             self._full_until = now + FULL_TURN_S
         for write in writes:
-            if type(write) is RecordRemote and (noted := self._noted.pop(write.entry.number, None)) is not None:
-                said = result.repeated.get(write.entry.number) or QUEUED
-                self._reports.settle(noted, write.entry.target, said)
-            if type(write) is not Enqueue:
-                continue
-            entry = write.entry
-            if entry.number not in self._pending:
-                continue
-            case = self._pending.pop(entry.number)
-            early = self._over_early.pop(entry.number, None)
-            if early is None and (not result.ok or entry.number in result.repeated):
-                self._uncount(entry.queue, entry.number, len(entry.body))
-            elif early is None:
-                touched[entry.queue] = None
-            if case is not None:
-                said = result.repeated.get(entry.number) or QUEUED  # what it waited for before may be over
-                self._reports.settle(case, entry.target, said if result.ok else early or failed("storage-full"))
+            if type(write) is End:
+                ended = self._records.get(write.number)
+                if ended is not None:
+                    self._move(ended, "end written")
+            elif type(write) is Enqueue or type(write) is RecordRemote:
+                self._on_written(write, result, touched)
         for key in touched:
             queue = self._queues.get(key)
             if queue is not None:
                 self.on_ready(queue, now)
 
+    def _on_written(self, write: Enqueue | RecordRemote, result: Committed, touched: dict[str, None]) -> None:
+        entry = write.entry
+        record = self._records[entry.number]
+        case, record.case = record.case, None
+        is_new = result.ok and entry.number not in result.repeated
+        state = self._move(record, "committed" if is_new else "rejected")
+        if state in COUNTED:
+            touched[entry.queue] = None
+        if case is None:
+            return
+        # A message of this id that is on disk already may have ended: its outcome stands for this one.
+        outcome = result.repeated.get(entry.number) or QUEUED
+        if not result.ok and type(write) is Enqueue:
+            outcome = record.outcome or failed("storage-full")
+        self._reports.settle(case, entry.target, outcome)
+
     # --- taking out ---
 
     def fetch(self, queue: Queue, limit: int, on_fetched: Callable[[Queue, Sequence[Entry], float], None]) -> None:
-        """Read the next messages of a queue; `on_fetched` takes those that are in flight from then on."""
+        """Ask for the next messages of a queue, at most `limit`; once, until the answer has come. `on_fetched` takes
+        those that are in flight from then on."""
         if not queue.fetching:
             queue.fetching = True
             fetch = Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes)
@@ -296,66 +311,122 @@ class Queues:
     def on_fetched(
         self, fetch: Fetch, entries: Sequence[Entry], now: float
     ) -> tuple[Queue, list[Entry], list[Entry]] | None:
-        """Take in what was fetched. Returns the box, what is to fly now, and what is to be ended, for its time was over
-        before its turn came; None where the box is no more."""
+        """Take in the messages that were fetched: those that are to be sent are in flight from now on.
+
+        Returns the queue, the messages to send, and the expired ones, which are to be ended; None where the queue is
+        gone.
+        """
         queue = self._queues.get(fetch.queue)
         if queue is None:
             return None
         queue.fetching = False
-        fresh = [entry for entry in entries if entry.number not in queue.inflight and entry.number not in self._over]
-        if queue.cursor < fetch.after:  # something was put back meanwhile, and comes first
+        if queue.cursor < fetch.after:  # a message was requeued meanwhile, and comes first
             return queue, [], []
-        if not entries:  # the count was wrong: a disk that has lost something must not keep us asking for it
-            self._count(queue, -queue.ready, sum(queue.inflight.values()) - queue.size_bytes)
-            if not queue.messages:
-                self._drop(queue.key)
+        if not entries:
+            self._drop_lost(queue)
             return None
         queue.cursor = max(queue.cursor, entries[-1].number)
         stored_s = self.clock.stored(now)
-        over = [entry for entry in fresh if entry.expires_s <= stored_s]
-        if over:
-            self._over.update(entry.number for entry in over)
-            fresh = [entry for entry in fresh if entry.expires_s > stored_s]
-        for entry in fresh:
-            queue.mark_inflight(entry.number, len(entry.body))
-        return queue, fresh, over
+        fresh: list[Entry] = []
+        expired: list[Entry] = []
+        for entry in entries:
+            record = self._record_of(entry, queue)
+            if record.state is not State.READY:
+                next_state(record.state, "fetched")  # legal where the message is in flight, or has ended
+            elif entry.expires_s <= stored_s:
+                expired.append(entry)
+            else:
+                self._move(record, "fetched")
+                fresh.append(entry)
+        return queue, fresh, expired
 
     def mark_sent(self, queue: Queue, entries: Sequence[Entry]) -> set[int]:
-        """Note that these go out now; returns the numbers of those that may have arrived before."""
+        """Note that messages in flight are sent now. Returns the numbers of those that may have been delivered before:
+        sent once without proof of the contrary, or marked `repeated`."""
         before, last = queue.sent_upto, entries[-1].number
         if last > before:
             queue.sent_upto = last
             self._out.writes.append(MarkSent(queue.key, last))
-        numbers = {entry.number for entry in entries if entry.number <= before or entry.meta.get("repeated")}
-        if queue.unsent:
-            numbers -= {entry.number for entry in entries if not entry.meta.get("repeated")} & queue.unsent
-            queue.unsent.difference_update(entry.number for entry in entries)
+        numbers: set[int] = set()
+        for entry in entries:
+            record = self._records[entry.number]
+            if entry.meta.get("repeated") or (entry.number <= before and not record.unsent):
+                numbers.add(entry.number)
+            record.unsent = False
         return numbers
 
-    def end(self, entry: Entry, outcome: str) -> bool:
-        """What became of a message that waited. It is remembered where anybody may ask. False: it was over before."""
-        if entry.queue not in self._queues:
-            return False
-        if entry.number in self._pending:
-            self._over_early[entry.number] = outcome
-        self._uncount(entry.queue, entry.number, len(entry.body))
+    def requeue(self, number: int, *, unsent: bool = False) -> None:
+        """Requeue an in-flight message at the head of its queue. `unsent`: it is known not to have been delivered."""
+        record = self._records[number]
+        assert record.queue is not None
+        record.unsent = record.unsent or unsent
+        self._move(record, "requeued")
+        record.queue.cursor = min(record.queue.cursor, number - 1)
+
+    def end(self, entry: Entry, outcome: str) -> None:
+        """End a kept message with this outcome, which is remembered where somebody may ask for it."""
+        queue = self._queues.get(entry.queue)
+        if queue is not None:  # otherwise the disk has more than was counted
+            record = self._record_of(entry, queue)
+            record.outcome = outcome
+            self._move(record, "ended")
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))
-        return True
 
-    def _uncount(self, key: str, number: int, size: int) -> None:
-        queue = self._queues.get(key)
-        if queue is None:  # all of it was ended meanwhile
-            return
-        queue.inflight.pop(number, None)
-        self._count(queue, -1, -size)
-        if queue.messages <= 0:
-            self._drop(key)
+    # --- records ---
+
+    def _record_of(self, entry: Entry, queue: Queue) -> Record:
+        """Return the record of a message on disk; of one that has none, the record of a ready message, not kept yet."""
+        record = self._records.get(entry.number)
+        return Record(entry.number, queue, len(entry.body), State.READY) if record is None else record
+
+    def _move(self, record: Record, event: Event) -> State:
+        """Apply an event to a record: count, and keep the record as long as there is anything to know."""
+        before, after = record.state, next_state(record.state, event)
+        record.state = after
+        if after is State.GONE or (after is State.READY and not record.unsent):
+            self._records.pop(record.number, None)
+        else:
+            self._records[record.number] = record
+        queue = record.queue
+        if queue is None:
+            return after
+        if (before in SENT_OUT) != (after in SENT_OUT):
+            step = 1 if after in SENT_OUT else -1
+            queue.inflight += step
+            queue.inflight_bytes += step * record.size
+            if step > 0:
+                self._push(queue, record.number)
+        if before in COUNTED and after not in COUNTED:
+            self._count(queue, -1, -record.size)
+            if queue.messages <= 0:
+                self._drop(queue)
+        return after
+
+    def _push(self, queue: Queue, number: int) -> None:
+        """Enter a number into the heap of those in flight, and rebuild the heap once most of it is stale."""
+        heapq.heappush(queue.numbers, number)
+        if len(queue.numbers) > SPARE_NUMBERS + 2 * queue.inflight:
+            queue.numbers = sorted({each for each in queue.numbers if self.is_inflight(each)})
+
+    def _drop_lost(self, queue: Queue) -> None:
+        """Correct the counts of a queue in which the disk has no ready message: a disk that has lost a message must not
+        be asked for that again and again. Messages in flight, and those not committed yet, stay counted."""
+        lost, lost_bytes = queue.ready, queue.size_bytes - queue.inflight_bytes
+        for record in [each for each in self._records.values() if each.queue is queue]:
+            if record.state is State.WRITING:
+                lost -= 1
+                lost_bytes -= record.size
+            elif record.state is State.READY:
+                del self._records[record.number]
+        self._count(queue, -lost, -lost_bytes)
+        if not queue.messages:
+            self._drop(queue)
 
     # --- counting ---
 
     def _add(self, queue: Queue) -> Queue:
-        """A box has something in it."""
+        """Enter a queue that is not empty, or is about to have its first message."""
         self._queues[queue.key] = queue
         messages, size = queue.messages, queue.size_bytes
         if not is_mailbox(queue.key):
@@ -365,7 +436,7 @@ class Queues:
         return queue
 
     def _count(self, queue: Queue, messages: int, size: int) -> None:
-        """So much more is in a box, and with it of its server's, and in all."""
+        """Count messages and bytes more (or less) in a queue, with its server's, and in all."""
         queue.messages += messages
         queue.size_bytes += size
         self.messages += messages
@@ -375,19 +446,19 @@ class Queues:
             server.messages += messages
             server.size_bytes += size
 
-    def _drop(self, key: str) -> None:
-        """Nothing is in a box any more."""
-        self._queues.pop(key, None)
-        if not is_mailbox(key):
-            server = self._servers[owner_of(key)]
-            del server.lanes[key]
+    def _drop(self, queue: Queue) -> None:
+        """Forget a queue that is empty."""
+        self._queues.pop(queue.key, None)
+        if not is_mailbox(queue.key):
+            server = self._servers[owner_of(queue.key)]
+            del server.lanes[queue.key]
             if not server.lanes:
-                del self._servers[owner_of(key)]
+                del self._servers[owner_of(queue.key)]
 
     # --- time ---
 
     def tick(self, now: float) -> None:
-        """Ask for what has waited too long; clear away what nobody may ask for any more; keep the store's time."""
+        """Ask for expired messages, purge outcomes that nobody may ask for any more, and save the store's time."""
         stored_s = self.clock.stored(now)
         if self._next_expiry_s is not None and stored_s >= self._next_expiry_s and not self._expiring:
             self._expiring = True
@@ -401,20 +472,22 @@ class Queues:
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End messages whose time is over."""
         for entry in entries:
-            if self.end(entry, failed("expired")):
-                self.on_expiry(entry, failed("expired"), now)
+            self.end(entry, failed("expired"))
+            self.on_expiry(entry, failed("expired"), now)
 
     def on_expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
-        """The answer to that; returns those that are to be ended. Those on their way are left to it a while longer."""
+        """Take in the expired messages that a read has found, and when the next one expires.
+
+        Returns those that are to be ended. A message in flight is left to its delivery a second longer.
+        """
         self._expiring = False
         self._next_expiry_s = next_s
-        gone: list[Entry] = []
+        expired: list[Entry] = []
         for entry in entries:
-            queue = self._queues.get(entry.queue)
-            if queue is not None and entry.number in queue.inflight:
+            record = self._records.get(entry.number)
+            if record is None or record.state is State.READY:
+                expired.append(entry)
+            elif record.state is State.INFLIGHT:
                 soon = self.clock.stored(now) + 1.0
                 self._next_expiry_s = soon if self._next_expiry_s is None else min(self._next_expiry_s, soon)
-            elif entry.number not in self._over:
-                gone.append(entry)
-        self._over.update(entry.number for entry in gone)
-        return gone
+        return expired

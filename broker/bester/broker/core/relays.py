@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bester.broker.core.cases import DELIVERED, QUEUED, SENT, Reports, failed, reason_of, try_again
+from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
-from bester.broker.core.policy import OUTCOME_TYPE
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
+from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Route, Settings
 from bester.broker.core.trace import Trace
-from bester.broker.core.transfers import Routes, Transfer, Transfers
+from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
 from bester.broker.wire.notes import safe_note
+from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, failed, reason_of, try_again
 
 UNREACHABLE = failed("unreachable")
 """What a bridge says of a server that has not answered; its meta tells whether a connection was made."""
@@ -131,7 +132,11 @@ class Relays:
         if transfer.route.name:
             queue = self._queues.get(entry.queue)
             floor = self.transfers.floor(entry.queue)
-            meta["lane"] = [self._queues.epoch, entry.number, floor if queue is None else min(floor, queue.ack_floor)]
+            meta["lane"] = [
+                self._queues.epoch,
+                entry.number,
+                floor if queue is None else min(floor, self._queues.ack_floor(queue)),
+            ]
         if ttl_s is not None:
             meta["ttl_s"] = ttl_s
         if again:
@@ -198,10 +203,10 @@ class Relays:
 
     def _ended_kept(self, transfer: Transfer, outcome: str, meta: Meta, now: float, *, again: bool) -> None:
         entry, queue = transfer.entry, self._queues.get(transfer.entry.queue)
-        if queue is None or entry.number not in queue.inflight:
+        if queue is None or not self._queues.is_inflight(entry.number):
             return
         if again:
-            queue.requeue(entry.number, unsent=not _may_have_arrived(transfer, meta))
+            self._queues.requeue(entry.number, unsent=not _may_have_arrived(transfer, meta))
             self._back_off(queue, now)
             return
         queue.delay_s = 0.0
@@ -255,8 +260,8 @@ class Relays:
         # After a failure one goes before the others; but news of one message wait for no news of another.
         one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
         window = 1 if one else self._limits.window
-        if len(queue.inflight) * 2 <= window:
-            self._queues.fetch(queue, window - len(queue.inflight), self.on_fetched)
+        if queue.inflight * 2 <= window:
+            self._queues.fetch(queue, window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """What was asked for: send it."""
@@ -267,7 +272,7 @@ class Relays:
         link = None if route is None else self._link(route)
         if link is None or route is None:
             for entry in entries:
-                queue.requeue(entry.number)
+                self._queues.requeue(entry.number)
             return
         marked, stored_s = self._queues.mark_sent(queue, entries), self._queues.clock.stored(now)
         for entry in entries:
@@ -304,8 +309,8 @@ class Relays:
         """No answer will come to this one. It may have arrived."""
         if transfer.case is None:
             queue = self._queues.get(transfer.entry.queue)
-            if queue is not None and transfer.entry.number in queue.inflight:
-                queue.requeue(transfer.entry.number)
+            if queue is not None and self._queues.is_inflight(transfer.entry.number):
+                self._queues.requeue(transfer.entry.number)
                 self._back_off(queue, now)
         elif transfer.route.name:
             self._enqueue(transfer, now, repeated=True)
@@ -318,7 +323,7 @@ class Relays:
             if transfer.case is None or not transfer.route.name:
                 self._unanswered(transfer, now)
             elif self._enqueue(transfer, now, repeated=True):  # it flies on: a late answer counts
-                self._queue(transfer).mark_inflight(transfer.entry.number, len(transfer.entry.body))
+                self._queues.keep_inflight(transfer.entry.number)
                 self.transfers.extend(token, transfer, now + self._limits.relay_s)
         for queue in self._queues.lanes():
             self.advance(queue, now)

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from bester.broker.core.cases import SENT, failed
 from bester.broker.core.effects import Effects, Notice
 from bester.broker.core.inspection import ReportersState
 from bester.broker.core.settings import Route
 from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
+from bester.broker.wire.outcomes import SENT, failed
 
 SILENT_ENDS = 3
 """So often a configured server may close without a report on one message before it is taken for one that never

@@ -19,7 +19,6 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.assemble import Surroundings, assemble
-from bester.broker.core.cases import failed
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import Effects, Link, StoreRead, Verify
@@ -56,6 +55,7 @@ from bester.broker.wire.messages import (
     Reply,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bester.broker.store_requests import Bounds, Budget
-from bester.broker.wire.messages import HEARTBEAT_MS, REQUEST_MS
+from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS
 
 
 class Route(NamedTuple):
@@ -101,7 +101,7 @@ class Limits:
     """Reports that a bridge has not counted yet: twice as many as may wait on its link. Where a bridge counts none, its
     oldest are forgotten."""
     max_types: int = 20_000
-    max_credit: int = 65_536
+    max_credit: int = MAX_CREDIT
     max_strangers: int = 4_096
     """Links that spoke before their HELLO and are remembered, so that each is answered at most once a heartbeat."""
     max_roots: int = 65_536

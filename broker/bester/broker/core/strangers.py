@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
-from bester.broker.core.dedup import BridgeResume
 from bester.broker.core.effects import Effects, Link, LookUp, Notice
 from bester.broker.core.peer import Peer
+from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Submit

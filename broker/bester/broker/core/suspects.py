@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ISOLATED_PART = 2
 """Part of a type's workers, one in so many but at least one, that is isolated at most: the others go on with new
 messages."""
+DRAIN_S = 10.0
+"""Time for which the last worker of a type gets no new messages so that the worker becomes idle for a suspect, and then
+gets new ones before the next try: new messages wait for less than their timeout, however long the worker is busy."""
 
 
 class Suspicion:
@@ -41,6 +44,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self.isolated: dict[Worker, None] = {}
+        self.drained_since: dict[Worker, float] = {}  # last workers of a type, while suspects wait for them
         self._queues: dict[str, deque[QueueItem]] = {}
 
     def __bool__(self) -> bool:
@@ -89,14 +93,22 @@ class Suspects:
 
     # --- workers ---
 
-    def wanted(self, type_: str, pools: Iterable[Pool]) -> list[Worker]:
+    def wanted(self, type_: str, pools: Iterable[Pool], now: float) -> list[Worker]:
         """Return the workers to isolate for the suspects of a type: those that hold one already, or nothing; only where
-        these are too few, workers with the least to finish first."""
+        these are too few, workers with the least to finish first. The last worker of a type that has something to
+        finish is isolated for `DRAIN_S` at a time."""
         workers = [worker for pool in pools for worker in pool.workers]
         count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ISOLATED_PART))
-        ready = [worker for worker in workers if worker.is_isolated and (not worker.inflight or holds_suspect(worker))]
+        ready = [worker for worker in workers if worker.is_isolated and (worker.is_idle or holds_suspect(worker))]
         others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
-        return ready + others[: max(0, count - len(ready))]
+        chosen = ready + others[: max(0, count - len(ready))]
+        return [worker for worker in chosen if len(workers) > 1 or self._may_drain(worker, now)]
+
+    def _may_drain(self, worker: Worker, now: float) -> bool:
+        """Return whether the last worker of a type is to take nothing new now, so that a suspect is alone with it."""
+        if worker.is_idle or holds_suspect(worker):
+            return True
+        return (now - self.drained_since.setdefault(worker, now)) % (2 * DRAIN_S) < DRAIN_S
 
 
 def holds_suspect(worker: Worker) -> bool:

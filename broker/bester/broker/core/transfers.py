@@ -1,13 +1,12 @@
-"""Other servers: what target means which server, and what is on its way to them.
+"""Transfers: the messages that were sent to other servers and are not answered yet. Pure.
 
-A relay goes over the fabric link this broker opened to the server; a forward goes by the native protocol through a
-bridge. Both end with an outcome, by an answer or by a deadline.
+A message goes to a server over the fabric link that this broker has opened (RELAY), or through a bridge by the native
+protocol (FORWARD). Either ends with an outcome, by an answer or by a deadline.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -15,15 +14,17 @@ from bester.broker.core.cases import Case
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
-from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
 MAX_LANE_BYTES = 64 * 1024 * 1024
-"""Of the bodies of one lane that are on their way at once: they are held until they are answered."""
+"""Bodies of one lane in flight at once: they stay in memory until they are answered."""
 
 
 class Transfer(Struct, eq=False):
-    """A message on its way to a server. `case` waits for it, until it is kept and its sender was told so; `deadline` is
-    until when an answer is waited for. `again`: it was on its way before, and may have arrived."""
+    """One message on its way to a server.
+
+    `case` is settled by the answer; None where the message is kept, for its case is settled at the commit. An answer
+    counts until `deadline`, in seconds of `now`. `again`: the message was sent before, and may have been delivered.
+    """
 
     entry: Entry
     target: str
@@ -34,56 +35,32 @@ class Transfer(Struct, eq=False):
     again: bool = False
 
 
-class Routes:
-    """Configured servers by name and by address."""
-
-    def __init__(self, routes: Mapping[str, Route]) -> None:
-        self._named = dict(routes)
-        self._addressed: dict[HostPort, Route] = {}
-        for route in self._named.values():
-            if route.native is not None:
-                self._addressed[canonical(parse_host_port(route.native))] = route
-            if route.fabric is not None and route.fabric.startswith("tcp://"):
-                self._addressed[canonical(parse_host_port(route.fabric[6:]))] = route
-
-    def find(self, target: str) -> Route | None:
-        """Return the configured server of this name or address; of another `host:port` an unnamed native route."""
-        route = self._named.get(target)
-        if route is not None:
-            return route
-        try:
-            address = parse_host_port(target)
-        except ValueError:
-            return None
-        return self._addressed.get(canonical(address)) or Route("", native=str(address))
-
-
 class Transfers:
-    """Everything on its way to other servers, by token. A lane is the box in which its messages would wait."""
+    """All transfers by token. A lane is named by the key of the queue that its messages would be in."""
 
     def __init__(self, max_lane: int) -> None:
         self._transfers: dict[int, Transfer] = {}
-        self._lanes: dict[str, OrderedDict[int, None]] = {}  # numbers on their way, in the order they were sent
+        self._lanes: dict[str, OrderedDict[int, None]] = {}  # numbers of the messages, in the order they were sent
         self._bytes: dict[str, int] = {}  # of their bodies, by lane
         self._ids: Counter[str] = Counter()
-        self._patient: dict[int, None] = {}  # tokens of those whose deadline is not the common one, in its order
+        self._patient: dict[int, None] = {}  # tokens of those with another deadline than the common one, in its order
         self._max_lane = max_lane
 
     def is_full(self, lane: str) -> bool:
-        """May no more of this lane be sent before some of it has been answered?"""
+        """Return whether no more of this lane may be sent before some of its messages are answered."""
         return len(self._lanes.get(lane, ())) >= self._max_lane or self._bytes.get(lane, 0) >= MAX_LANE_BYTES
 
     def floor(self, lane: str) -> int:
-        """Return a number below which nothing of this lane is on its way; one is. What is sent again comes out of a box
-        and is looked at there."""
+        """Return the number of the lane's first transfer; the lane has one. Messages that are sent again come out of a
+        queue, and the queue's own floor accounts for them."""
         return next(iter(self._lanes[lane]))
 
     def has_any(self, lane: str) -> bool:
-        """Return whether anything of this lane is on its way."""
+        """Return whether this lane has a transfer."""
         return lane in self._lanes
 
     def add(self, token: int, transfer: Transfer) -> None:
-        """A message is sent. Of those to named servers with a case, deadlines rise; and of the others."""
+        """Add a transfer. Deadlines rise among those to named servers with a case, and among the others."""
         self._transfers[token] = transfer
         self._ids[transfer.entry.id] += 1
         lane = transfer.entry.queue
@@ -93,12 +70,13 @@ class Transfers:
             self._patient[token] = None
 
     def extend(self, token: int, transfer: Transfer, deadline: float) -> None:
-        """Its case waits for it no more; an answer still counts until then."""
+        """Add a transfer that was overdue once more: it has no case now, and an answer counts until `deadline`."""
         transfer.deadline = deadline
         self.add(token, transfer)
 
     def end(self, token: int, link: Link) -> Transfer | None:
-        """Return and forget the leg that an answer on this link ends; None where it is late, or comes twice."""
+        """Return and forget the transfer that an answer on this link ends; None where the answer is late or a
+        duplicate."""
         transfer = self._transfers.get(token)
         if transfer is None or transfer.link != link:
             return None
@@ -119,14 +97,14 @@ class Transfers:
         return transfer
 
     def drop_link(self, link: Link) -> list[Transfer]:
-        """The link is gone: return what was on its way over it."""
+        """Return and forget the transfers over a link that is lost."""
         return [
             self._remove(token)
             for token in [token for token, transfer in self._transfers.items() if transfer.link == link]
         ]
 
     def overdue(self, now: float) -> list[tuple[int, Transfer]]:
-        """Take out what was not answered in time, oldest first: only the fronts are looked at."""
+        """Return and forget the transfers whose deadline has passed, oldest first. Only the fronts are looked at."""
         late: list[int] = []
         for token, transfer in self._transfers.items():
             if transfer.case is not None and transfer.route.name:
@@ -140,14 +118,14 @@ class Transfers:
         return [(token, self._remove(token)) for token in late]
 
     def is_inflight(self, id_: str) -> bool:
-        """Is the message of this id on its way?"""
+        """Return whether the message of this id has a transfer."""
         return id_ in self._ids
 
     @property
     def count(self) -> int:
-        """How many are on their way."""
+        """How many transfers there are."""
         return len(self._transfers)
 
     def inspect(self) -> dict[str, int]:
-        """Return how many are on their way, by lane."""
+        """Return how many transfers there are, by lane."""
         return {lane: len(numbers) for lane, numbers in self._lanes.items()}

@@ -82,6 +82,7 @@ class Workers:
         pool.remove(worker)
         worker.is_isolated = False
         self._suspects.isolated.pop(worker, None)
+        self._suspects.drained_since.pop(worker, None)
         self.freed.pop(worker, None)
         if not pool.workers:
             del self._pools[pool.types]
@@ -240,7 +241,7 @@ class Workers:
 
     # --- suspects ---
 
-    def isolate(self) -> list[Worker]:
+    def isolate(self, now: float) -> list[Worker]:
         """Isolate workers for the suspects that wait, and release those not needed any more. Returns the isolated
         workers; each first finishes its messages in flight."""
         suspects = self._suspects
@@ -248,14 +249,16 @@ class Workers:
             wanted = {
                 worker: None
                 for type_ in suspects.types()
-                for worker in suspects.wanted(type_, self._serving.get(type_, ()))
+                for worker in suspects.wanted(type_, self._serving.get(type_, ()), now)
             }
             for worker in wanted:
                 if not worker.is_isolated:
                     self._isolate(worker)
             self._release(wanted)
-        elif suspects.isolated:
-            self._release()
+        else:
+            suspects.drained_since.clear()
+            if suspects.isolated:
+                self._release()
         return list(suspects.isolated)
 
     def clear(self) -> None:
@@ -281,7 +284,7 @@ class Workers:
 
     def _next_suspect(self, worker: Worker) -> Job | None:
         """Return the next suspect for an isolated worker, None where the worker has messages to finish first."""
-        item = self._suspects.next_for(worker) if not worker.inflight else None
+        item = self._suspects.next_for(worker) if worker.is_idle else None
         if item is None:
             return None
         job = self._bind(item, worker)
@@ -384,7 +387,7 @@ class Workers:
             return None
         if worker.is_isolated:
             suspect = self._next_suspect(worker)
-            if suspect is not None or worker.inflight:
+            if suspect is not None or not worker.is_idle:
                 return suspect
             self._release()
         types = worker.pool.queued_types

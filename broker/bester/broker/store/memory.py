@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from bester.broker.store.commits import GROWING, Commits, UnwritableError
-from bester.broker.store.rows import QUEUED, pack, summed_up, unpack
+from bester.broker.store.rows import pack, summed_up, unpack
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
@@ -48,6 +48,7 @@ from bester.broker.store_requests import (
     lane,
 )
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.outcomes import QUEUED
 
 MAX_NUMBER = 2**63
 """What a file could not hold is not held here either."""

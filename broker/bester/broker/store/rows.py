@@ -12,9 +12,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-QUEUED = "queued"
-_BADNESS = {"delivered": 0, QUEUED: 1, "sent": 2}
-_FAILED = 3
+from bester.broker.wire.outcomes import QUEUED, severity
 
 _MARK = "\ufdd0"
 """No character, and never to be one; it stands before the digits of what UTF-8 has no bytes for, and of itself."""
@@ -66,6 +64,6 @@ def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:
     for target, outcome in outcomes:
         said = outcome or QUEUED
         before = found.get(target)
-        if before is None or _BADNESS.get(said, _FAILED) > _BADNESS.get(before, _FAILED):
+        if before is None or severity(said) > severity(before):
             found[target] = said
     return found

@@ -1,5 +1,5 @@
 """BFP/1, the fabric protocol: messages, codec, addresses and codes.
 
-Everything that bridges, handlers and other programs may import from the broker
-lives in this package; nothing in it opens a socket, reads a clock or logs.
+Bridges, handlers and other programs may import only this package of the broker. No module of the package opens a
+socket, reads a clock or logs.
 """

@@ -1,4 +1,4 @@
-"""Addresses: `host:port`, `[v6]:port`, and ZeroMQ endpoints; and which of them stay on this machine."""
+"""Addresses: `host:port`, `[v6]:port` and ZeroMQ endpoints, and the test for those of this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class HostPort(NamedTuple):
-    """A TCP address; `host` is a name or an IP address without brackets."""
+    """TCP address; `host` is a name or an IP address without brackets."""
 
     host: str
     port: int
@@ -28,7 +28,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 def parse_host_port(text: str) -> HostPort:
-    """Parse `host:port` or `[v6]:port`; port 0 to 65535. Raises ValueError with what is wrong."""
+    """Parse `host:port` or `[v6]:port`, with a port from 0 to 65535. Raises ValueError with the fault."""
     host, colon, port = text.rpartition(":")
     if not colon or not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -44,7 +44,7 @@ def parse_host_port(text: str) -> HostPort:
 
 
 def is_host_port(target: str) -> bool:
-    """Say whether a sendServers target is an address; otherwise it is the name of a configured server."""
+    """Return whether a sendServers target is an address; any other target is the name of a configured server."""
     try:
         parse_host_port(target)
     except ValueError:
@@ -53,7 +53,7 @@ def is_host_port(target: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host can be reached from this machine alone; names other than localhost count as outside."""
+    """Return whether only this machine can reach a host; names other than localhost count as outside."""
     if host == "localhost":
         return True
     try:
@@ -63,7 +63,7 @@ def is_loopback(host: str) -> bool:
 
 
 def canonical(address: HostPort) -> HostPort:
-    """Return the same address in the one way to write it: `localhost` is 127.0.0.1, an IPv6 address its short form."""
+    """Return the canonical form of an address: `localhost` becomes 127.0.0.1, an IPv6 address its short form."""
     if address.host == "localhost":
         return HostPort("127.0.0.1", address.port)
     try:
@@ -73,7 +73,7 @@ def canonical(address: HostPort) -> HostPort:
 
 
 class Endpoint(NamedTuple):
-    """A ZeroMQ endpoint: transport `ipc` (with a path) or `tcp` (with a HostPort)."""
+    """ZeroMQ endpoint: transport `ipc` (with a path) or `tcp` (with a HostPort)."""
 
     transport: str
     path: str
@@ -81,12 +81,12 @@ class Endpoint(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether nothing outside this machine can reach it."""
+        """Return whether only this machine can reach the endpoint."""
         return self.tcp is None or is_loopback(self.tcp.host)
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Parse `ipc://PATH` or `tcp://HOST:PORT`. Raises ValueError with what is wrong."""
+    """Parse `ipc://PATH` or `tcp://HOST:PORT`. Raises ValueError with the fault."""
     transport, separator, rest = text.partition("://")
     if separator and rest:
         if transport == "ipc":

@@ -1,9 +1,8 @@
 """BFP/1 bytes ⇄ messages: batches and attachments.
 
-`decode` never raises on the wire's account, and never lets a few bytes cost
-much memory or time: what cannot be read becomes a `Malformed` in its place, and
-the rest of the batch is read all the same. `batches` is as careful with what is
-to be sent: one message that cannot be encoded costs nothing but itself.
+`decode` never raises on the wire's account, and a short frame never costs much memory or time: an unreadable message
+becomes a `Malformed` in its place, and the rest of the batch is read. `batches` isolates faults on the way out: a
+message that cannot be encoded affects no other message.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.notes import describe
 from bester.broker.wire.readers import READERS, careful, kind_of, refuse_row, unreadable
 
-_PLACES: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
+_LAYOUTS: dict[type[Any], tuple[tuple[int], int | None, int | None, int | None]] = {
     row.message: ((row.op,), row.body, row.commands, len(row.fields) - 1 if row.rare else None) for row in OPERATIONS
 }
 BATCH_BYTES = 1024 * 1024
-"""A batch is closed when its bodies have grown to about this, and halved when frame 0 exceeds twice as much, so that
-one message never holds up a link and frame 0 stays below what receivers accept."""
+"""Size of bodies at which a batch is closed; a batch whose frame 0 exceeds twice as much is halved. So no message
+delays a link, and frame 0 stays below the limit of receivers."""
 MAX_ITEMS = 2**17
-"""No array is longer: room for the targets of any reply, and a bound on what a short frame can announce."""
+"""Longest array: room for the targets of any reply, and a bound on the memory that a short frame can announce."""
 HARMLESS_BYTES = 512
 SUSPECTS = 16
-"""A frame 0 longer than HARMLESS_BYTES, with more than so many bytes that could announce a long array, is walked
-through first: a few kilobytes of announcements, nested, would otherwise cost 100 MB and a tenth of a second."""
+"""Bytes in a frame 0 above HARMLESS_BYTES that could announce a long array; with more of them the frame is walked
+through first, as a few kilobytes of nested announcements would cost 100 MB and a tenth of a second."""
 SECOND_LOOK_BYTES = 64 * 1024
-"""A frame 0 that holds something unreadable is taken apart, value by value, up to this size: that is slow work. In a
-longer one only text that is not UTF-8 is found out so, for that is quick."""
+"""Longest frame 0 whose unreadable values are searched one by one, which is slow. In a longer one only the quick search
+for text that is not UTF-8 is made."""
 LITTLE_BYTES = 64
-"""Bodies up to this are inlined even where frame 0 is too long: an attachment costs about as much."""
+"""Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
 
-Cannot = Callable[[Message, WireError], Message | None]
-"""Is told of a message that cannot be sent, and why; returns what goes in its place, None where nothing does."""
+OnUnsendable = Callable[[Message, WireError], Message | None]
+"""Callback for a message that cannot be sent, with the reason; returns the message to send in its place, or None."""
 
 
 # --- messages to bytes -----------------------------------------------------------------------------------------
@@ -57,14 +56,14 @@ Cannot = Callable[[Message, WireError], Message | None]
 def encode(messages: Sequence[Message], inline_bytes: int = INLINE_BYTES) -> list[bytes]:
     """Encode 1 to 1,024 messages as the frames of one ZeroMQ message.
 
-    Bodies above `inline_bytes` are attached as frames of their own. Raises TypeError, ValueError or OverflowError where
-    a message holds what MessagePack cannot say. For more messages, and for those that are not trusted, see `batches`.
+    Bodies above `inline_bytes` are attached as frames of their own. Raises TypeError, ValueError or OverflowError for a
+    message that MessagePack cannot express. For more messages, and for untrusted ones, see `batches`.
     """
     rows: list[Any] = []
     frames: list[bytes] = [b""]
-    message: Any  # of a class that _PLACES knows the layout of
+    message: Any  # of a class in _LAYOUTS
     for message in messages:
-        op, body, commands, rare = _PLACES[type(message)]
+        op, body, commands, rare = _LAYOUTS[type(message)]
         if body is not None and len(message[body]) > inline_bytes:
             rows.append((*op, *message[:body], len(frames), *message[body + 1 :]))
             frames.append(_attachment(message[body]))
@@ -93,7 +92,7 @@ def _attach(commands: list[Command], frames: list[bytes], inline_bytes: int) -> 
 
 
 def _attachment(body: Any) -> bytes:
-    """Return a body that becomes a frame; ZeroMQ would say too late that it cannot be one."""
+    """Return a body that becomes a frame, after a check of its type, since ZeroMQ would refuse the frame too late."""
     if not isinstance(body, bytes):
         raise TypeError(f"a body is bytes, not {type(body).__name__}")
     return body
@@ -104,41 +103,43 @@ def _refuse(message: Message, error: WireError) -> Message | None:
 
 
 def batches(
-    messages: Iterable[Message], cannot: Cannot = _refuse, most_bytes: int = MAX_FRAME_BYTES
+    messages: Iterable[Message], on_unsendable: OnUnsendable = _refuse, most_bytes: int = MAX_FRAME_BYTES
 ) -> Iterator[list[bytes]]:
     """Encode any number of messages, in order, as ZeroMQ messages within the limits on a batch.
 
-    `cannot` is told of each message that cannot be encoded, that would not pass, or that has a body above `most_bytes`:
-    what it returns goes in its place, and must be sound. All others are encoded as if it was never there. Without
-    `cannot` WireError is raised.
+    `on_unsendable` is called for each message that cannot be encoded, that exceeds a limit, or that has a body above
+    `most_bytes`; its result, which must be sound, is encoded in place of the message. All other messages are encoded as
+    if alone. Without `on_unsendable` WireError is raised.
     """
     batch: list[Message] = []
     size = 0
     message: Any  # as in `encode`
     for message in messages:
         try:
-            _, body, commands, _ = _PLACES[type(message)]
+            _, body, commands, _ = _LAYOUTS[type(message)]
             if body is not None:
                 size += len(message[body])
             elif commands is not None:
                 for command in message[commands]:
                     size += len(command[2])
-        except Exception as error:  # noqa: BLE001 (whatever somebody put into a message)
-            instead = cannot(message, _error_of(error))
-            if instead is None:
+        except Exception as error:  # noqa: BLE001 (a message may hold any object)
+            substitute = on_unsendable(message, _error_of(error))
+            if substitute is None:
                 continue
-            batch.append(instead)
+            batch.append(substitute)
         else:
             batch.append(message)
         if len(batch) == MAX_BATCH or size >= BATCH_BYTES:
-            yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
+            split = _checked if size > most_bytes else _halved
+            yield from split(batch, on_unsendable, most_bytes)
             batch, size = [], 0
     if batch:
-        yield from _checked(batch, cannot, most_bytes) if size > most_bytes else _halved(batch, cannot, most_bytes)
+        split = _checked if size > most_bytes else _halved
+        yield from split(batch, on_unsendable, most_bytes)
 
 
-def _halved(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
-    """Encode a batch, in halves where it is too much for one; what cannot be encoded is found by halving, too."""
+def _halved(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
+    """Encode a batch, halved as often as its size needs; halving also isolates a message that cannot be encoded."""
     alone = len(batch) == 1
     try:
         frames = encode(batch)
@@ -148,37 +149,37 @@ def _halved(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[l
                 frames = _with_less_inlined(batch)
     except Exception as error:  # noqa: BLE001 (as in `batches`)
         if alone:
-            instead = cannot(batch[0], _error_of(error))
-            if instead is not None:
-                yield encode([instead])
+            substitute = on_unsendable(batch[0], _error_of(error))
+            if substitute is not None:
+                yield encode([substitute])
             return
     else:
         if alone or len(frames[0]) <= 2 * BATCH_BYTES:
             yield frames
             return
     middle = len(batch) // 2
-    yield from _halved(batch[:middle], cannot, most_bytes)
-    yield from _halved(batch[middle:], cannot, most_bytes)
+    yield from _halved(batch[:middle], on_unsendable, most_bytes)
+    yield from _halved(batch[middle:], on_unsendable, most_bytes)
 
 
-def _checked(batch: list[Message], cannot: Cannot, most_bytes: int) -> Iterator[list[bytes]]:
-    """The same where the bodies are so large together that one of them may be too large."""
+def _checked(batch: list[Message], on_unsendable: OnUnsendable, most_bytes: int) -> Iterator[list[bytes]]:
+    """Encode a batch as `_halved` does, after a check of each body, as one of them may exceed `most_bytes`."""
     sound: list[Message] = []
     for message in batch:
         try:
             _check_bodies(message, most_bytes)
         except WireError as error:
-            instead = cannot(message, error)
-            if instead is not None:
-                sound.append(instead)
+            substitute = on_unsendable(message, error)
+            if substitute is not None:
+                sound.append(substitute)
         else:
             sound.append(message)
     if sound:
-        yield from _halved(sound, cannot, most_bytes)
+        yield from _halved(sound, on_unsendable, most_bytes)
 
 
 def _check_bodies(message: Any, most_bytes: int) -> None:
-    _, body, commands, _ = _PLACES[type(message)]
+    _, body, commands, _ = _LAYOUTS[type(message)]
     bodies = [message[body]] if body is not None else []
     bodies += [command[2] for command in message[commands]] if commands is not None else []
     largest = max(map(len, bodies), default=0)
@@ -187,8 +188,8 @@ def _check_bodies(message: Any, most_bytes: int) -> None:
 
 
 def _check_arrays(frame: bytes, *, alone: bool) -> None:
-    """Raise WireError where a frame 0 holds a longer array, however deep, than its receiver reads: all of it would be
-    refused over there. Where it is not of one message alone, it is enough that it may."""
+    """Raise WireError if frame 0 holds an array, at any depth, longer than receivers read: they would refuse the whole
+    frame. For several messages (`alone` False), the mere possibility raises."""
     longest = max((int.from_bytes(frame[at : at + 4], "big") for at in _long_arrays(frame)), default=0)
     if longest <= MAX_ITEMS:
         return
@@ -198,13 +199,13 @@ def _check_arrays(frame: bytes, *, alone: bool) -> None:
         except ValueError:
             pass
         else:
-            return  # it only looked like one
+            return  # a false alarm
     raise WireError("frame-too-large", f"an array of {longest} elements; {MAX_ITEMS} are allowed")
 
 
 def _long_arrays(frame: bytes) -> Iterator[int]:
-    """Find where the length of an array may stand that has more than 65,535 elements: behind 0xdd, in four bytes, of
-    which the first is nearly nothing. No text has such bytes in it, so there is seldom one."""
+    """Yield each position where the length of an array of more than 65,535 elements may stand: four bytes behind 0xdd,
+    of which the first is nearly zero. UTF-8 text holds no such bytes, so positions are rare."""
     for first in range((len(frame) >> 24) + 1):
         header = b"\xdd%c" % first
         at = frame.find(header)
@@ -214,7 +215,7 @@ def _long_arrays(frame: bytes) -> Iterator[int]:
 
 
 def _with_less_inlined(batch: list[Message]) -> list[bytes]:
-    """Encode a message of very many small bodies: attached, they pass."""
+    """Encode a message of very many small bodies, with the bodies attached."""
     frames = encode(batch, LITTLE_BYTES)
     if len(frames[0]) > MAX_FRAME_BYTES:
         most = f"{MAX_FRAME_BYTES} are allowed"
@@ -225,16 +226,16 @@ def _with_less_inlined(batch: list[Message]) -> list[bytes]:
 def _error_of(error: Exception) -> WireError:
     if isinstance(error, WireError):
         return error
-    if isinstance(error, UnicodeEncodeError):  # its text is not shown: it may be a password
+    if isinstance(error, UnicodeEncodeError):  # the text is not shown, as the text may be a password
         half = ascii(error.object[error.start])
         return WireError("malformed", f"a text has half a surrogate pair in it ({half} at {error.start})")
     if isinstance(error, OverflowError):
         return WireError("malformed", "an integer is beyond 64 bits")
-    return WireError("malformed", f"it cannot be written in MessagePack: {describe(error)}")
+    return WireError("malformed", f"a value cannot be written in MessagePack: {describe(error)}")
 
 
 def fault(message: Message, most_bytes: int = MAX_FRAME_BYTES) -> WireError | None:
-    """Return why a message cannot be sent, None where it can. `most_bytes` is the limit on a body."""
+    """Return the reason why a message cannot be sent, or None. `most_bytes` is the limit on a body."""
     try:
         for _ in batches([message], most_bytes=most_bytes):
             pass
@@ -259,8 +260,8 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return _second_look(frames)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
-        what = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
-        text = f"frame 0 is {what} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
+        kind = f"an array of {len(rows)}" if type(rows) is list else kind_of(rows)
+        text = f"frame 0 is {kind} where an array of 1 to {MAX_BATCH} messages is meant: [[op, field, …], …]"
         return [Malformed("malformed", text)]
     messages: list[Message | Malformed] = []
     for row in rows:
@@ -273,7 +274,8 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
 
 
 def _suspect(frame: bytes) -> bool:
-    """Say whether many bytes look like headers of long arrays; where there are few, `find` beats `count` by far."""
+    """Return whether many bytes look like headers of long arrays; for few of them `find` is much faster than
+    `count`."""
     for header in (b"\xdc", b"\xdd"):
         at = -1
         for _ in range(SUSPECTS):
@@ -286,7 +288,8 @@ def _suspect(frame: bytes) -> bool:
 
 
 def _complete(frame: bytes) -> bool:
-    """Walk through without building anything: arrays announced and never filled cost nothing this way."""
+    """Walk through a frame without building objects, so that arrays announced and never filled cost nothing; return
+    whether the frame is one whole value."""
     unpacker = msgpack.Unpacker(max_buffer_size=max(len(frame), 1))
     unpacker.feed(frame)
     try:
@@ -301,7 +304,7 @@ def _no_extension(code: int, data: bytes) -> Any:
 
 
 def _no_messagepack(frame: bytes) -> str:
-    """Say what a frame seems to be that cannot be read: who sees this has just begun to write a handler."""
+    """Return the error for an unreadable frame 0 with its likely cause, for authors of a new handler."""
     if not frame:
         return "frame 0 is empty; connect a DEALER (a REQ socket puts an empty frame before its message)"
     if frame.lstrip()[:1] in (b"{", b"[", b'"'):
@@ -310,7 +313,7 @@ def _no_messagepack(frame: bytes) -> str:
 
 
 def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
-    """Read a batch with something in it that MessagePack allows and BFP does not: the other messages are good."""
+    """Read a batch that holds values which MessagePack allows and BFP does not, and keep the other messages."""
     refusal = Malformed("malformed", _no_messagepack(frames[0]))
     long = len(frames[0]) > SECOND_LOOK_BYTES
     try:
@@ -332,7 +335,7 @@ def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
 
 
 def _is_writable(row: Any) -> bool:
-    """Say whether all text in a row that was unpacked leniently is UTF-8: what is not cannot be packed again."""
+    """Return whether all text of a leniently unpacked row is UTF-8, as other text cannot be packed again."""
     try:
         _pack(row)
     except (ValueError, TypeError, OverflowError):

@@ -1,7 +1,7 @@
-"""Every reason Bester can give, and the one error tree that carries them.
+"""Codes: every reason of a failure, and the error tree that carries the codes.
 
-The table below is the only list of codes: the documentation is checked against
-it, and a code that is not in it cannot be raised.
+`CODES` is the only list of codes: a test compares the documentation with the table, and a code outside the table cannot
+be raised.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Code(NamedTuple):
-    """One row of the table: may trying again help, and what happened."""
+    """Row of the table: whether a retry may help, and the meaning."""
 
     temporary: bool
     meaning: str
@@ -22,42 +22,42 @@ CODES: dict[str, Code] = {
     "malformed": Code(P, "not the JSON or MessagePack that the protocol asks for"),
     "frame-too-large": Code(P, "longer than the limit of this listener or fabric"),
     "authentication-failed": Code(P, "wrong user name or password, or none given"),
-    "try-later": Code(T, "too many wrong passwords; wait so many seconds as the answer says (retry_s)"),
-    "not-allowed": Code(P, "policy forbids this party to do that"),
-    "unknown-type": Code(P, "no handler of this message type is declared or was ever seen"),
+    "try-later": Code(T, "too many wrong passwords; wait as many seconds as the answer says (retry_s)"),
+    "not-allowed": Code(P, "the policy does not allow this peer to do that"),
+    "unknown-type": Code(P, "no handler of this message type is declared or has ever connected"),
     "unknown-command": Code(P, "no such command"),
     "unknown-user": Code(P, "no account of this name on the server"),
     "not-connected": Code(P, "the user has no connection to the server"),
-    "no-handler": Code(T, "the type is known, but none of its handlers is here now"),
+    "no-handler": Code(T, "the type is known, but none of its handlers is connected"),
     "handler-failed": Code(P, "the handler answered that it failed"),
     "refused": Code(P, "the handler refused the message"),
     "handler-lost": Code(T, "every handler that was given the message died with it"),
-    "bad-reply": Code(P, "the handler answered something that cannot be carried out"),
+    "bad-reply": Code(P, "the handler's answer cannot be carried out"),
     "timeout": Code(T, "no answer within the time allowed"),
     "too-many-hops": Code(P, "the message passed more handlers than the hop limit allows"),
-    "too-many-results": Code(P, "one message was turned into more results than are sent on"),
+    "too-many-results": Code(P, "one message led to more results than the limit"),
     "overloaded": Code(T, "a queue is full; send less, or later"),
-    "mailbox-full": Code(T, "too much is waiting for that user already"),
+    "mailbox-full": Code(T, "the queue of that user is full"),
     "storage-full": Code(T, "the server cannot store more now"),
-    "unreachable": Code(T, "the server it is for cannot be reached"),
-    "expired": Code(P, "it was not delivered within its time to live"),
+    "unreachable": Code(T, "the target server cannot be reached"),
+    "expired": Code(P, "not delivered within its time to live"),
     "schema": Code(P, "the data does not fit the schema of its type"),
     "hello-first": Code(T, "this link is not known; say HELLO"),
-    "unknown-op": Code(P, "no such operation, or not one for this role"),
+    "unknown-op": Code(P, "no such operation, or not for this role"),
     "unknown-token": Code(P, "no request with this token waits on this link"),
     "reserved": Code(P, "a message type of this name belongs to Bester itself"),
-    "version": Code(P, "a protocol version that is not spoken here"),
+    "version": Code(P, "a protocol version that this server does not speak"),
 }
 
 
 def is_temporary(code: str) -> bool:
-    """Say whether trying again later may help; an unknown code is permanent."""
+    """Return whether a later retry may help; an unknown code is permanent."""
     row = CODES.get(code)
     return row is not None and row.temporary
 
 
 class BesterError(Exception):
-    """The root of Bester's errors; `code` is one of CODES and safe to send, `text` is for people."""
+    """Root of Bester's errors; `code` is one of CODES and safe to send, `text` is for people."""
 
     def __init__(self, code: str, text: str = "") -> None:
         meaning = CODES[code].meaning
@@ -67,11 +67,11 @@ class BesterError(Exception):
 
 
 class WireError(BesterError):
-    """What came from the other side breaks the protocol."""
+    """Violation of the protocol by the other side."""
 
 
 class ConfigError(BesterError):
-    """What the operator wrote cannot be used; `text` names the place and the remedy."""
+    """Unusable configuration; `text` names the file or key and the remedy."""
 
     def __init__(self, text: str) -> None:
         super().__init__("malformed", text)

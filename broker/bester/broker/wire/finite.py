@@ -1,4 +1,4 @@
-"""Numbers that JSON cannot write: nan and the infinities. msgspec writes null in their place, and loses them."""
+"""Check for numbers that JSON cannot express: nan and the infinities, which msgspec writes as null."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ NOT_FINITE = "JSON has no way to write nan or an infinite number (which may have
 
 
 def see_finite(value: Any, text: bytes, to_builtins: Callable[..., Any]) -> None:
-    """Check a value that msgspec has written as `text`; cheap where there is no null in it.
+    """Check a value that msgspec has encoded as `text`; cheap if the text has no null.
 
-    `to_builtins` is msgspec's. Raises ValueError where a null stands for a number.
+    `to_builtins` is msgspec's. Raises ValueError if a null stands for a number.
     """
     if b"null" not in text:
         return

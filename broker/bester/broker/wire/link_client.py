@@ -1,14 +1,14 @@
-"""The connecting side of a fabric link: greeting, heartbeats, loss and return. Pure; the shell owns the socket.
+"""Connecting side of a fabric link: greeting, heartbeats, loss and reconnection. Pure; the shell owns the socket.
 
-Handlers, bridges and servers all use this machine for the link they open to a
-broker. It never touches a socket and never reads a clock: the shell tells it
-what came and what time it is (`now`, monotonic seconds), and does what it says.
+Handlers, bridges and servers all use this state machine for their link to a broker. The machine touches no socket and
+reads no clock: the shell passes each message and the time (`now`, monotonic seconds), and carries out the steps
+returned.
 """
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bester.broker.wire.codes import is_temporary
 from bester.broker.wire.messages import (
@@ -27,24 +27,27 @@ from bester.broker.wire.messages import (
 
 
 class State(Enum):
-    DOWN = "down"  # no socket, or one given up; waiting for the next attempt
-    GREETING = "greeting"  # HELLO is out
-    READY = "ready"  # WELCOME is in
-    LEAVING = "leaving"  # GOODBYE is out; what is outstanding is finished
-    OVER = "over"  # GOODBYE was echoed, or the broker will not have us
+    DOWN = "down"  # no socket; waiting for the next attempt
+    GREETING = "greeting"  # HELLO was sent
+    READY = "ready"  # WELCOME was received
+    LEAVING = "leaving"  # GOODBYE was sent; outstanding requests are finished
+    OVER = "over"  # GOODBYE was echoed, or the broker refused the link
 
 
-# What may happen to a link, and where it goes. An event that is not listed for a state changes nothing.
+Event = Literal["opened", "welcomed", "unknown", "silent", "leave", "parted", "refused", "barred"]
+StepEvent = Literal["welcomed", "unknown", "lost", "parted", "over"]
+
+# Transitions of a link. An event that is not listed for a state changes nothing.
 #
-#   event      opened     a new socket was connected: HELLO goes out on it
+#   event      opened     a new socket is connected: HELLO is sent
 #              welcomed   WELCOME arrived
-#              unknown    ERROR hello-first arrived: the broker restarted, or had given us up; HELLO again
-#              silent     nothing was heard for too long: give the socket up, try again after a back-off
-#              leave      this side wants to end; GOODBYE goes out
+#              unknown    ERROR hello-first arrived: the broker restarted or gave this link up; HELLO is sent again
+#              silent     no message arrived for too long: the socket is given up, and a retry follows a back-off
+#              leave      this side ends the link; GOODBYE is sent
 #              parted     GOODBYE arrived
-#              refused    ERROR answering our HELLO with a permanent code: trying again would not help
-#              barred     the same where we are a server: the other one's operator may yet list us
-TRANSITIONS: dict[tuple[State, str], State] = {
+#              refused    ERROR with a permanent code answered HELLO: a retry would not help
+#              barred     the same for a server, which the other operator may list later
+TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DOWN, "opened"): State.GREETING,
     (State.GREETING, "welcomed"): State.READY,
     (State.GREETING, "unknown"): State.GREETING,
@@ -66,37 +69,38 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
-"""Back-off doubles between these; a broker that comes back is found within seconds."""
+"""Bounds of the doubling back-off; a broker that returns is found within seconds."""
 BARRED_RETRY_S = 30.0
-"""A server that was refused asks again so often: soon enough for whoever has just listed it, and little noise."""
+"""Retry of a refused server: soon enough for an operator who has just listed the server, and little noise."""
 GREETING_S = 3.0
-"""How long greeting may take before the socket is given up, whatever else is heard meanwhile."""
+"""Time for a greeting before the socket is given up, whatever other messages arrive."""
 LATE_S = 0.5
-"""A timer that fires later than this was held up: the loop was blocked, or the process or the machine did not run."""
+"""Delay of a timer that shows a blocked loop, or a process or machine that did not run."""
 HEARTBEAT_MS_RANGE = (10, 60_000)
-"""What a broker may ask for is kept within: below is noise on the wire, above a dead broker is noticed too late."""
+"""Accepted range of a broker's heartbeat: a shorter one is noise on the wire, a longer one finds a dead broker too
+late."""
 
 
 class Step(NamedTuple):
-    """What the shell must do: send these, and, where `event` is set, act on what happened.
+    """Step for the shell: send the messages, then handle `event`, if any.
 
-    Events: `welcomed` (the link is ready; announce yourself), `lost` (close the socket; everything outstanding on
-    it is void; call `opened` when a new one is connected, not before `retry_at`), `over` (close it for good),
-    `parted` as `lost`, but by the broker's wish.
+    Events: `welcomed` (the link is ready; announce types or sessions), `unknown` (the broker has forgotten the link,
+    and HELLO was sent again), `lost` (close the socket; outstanding requests are void; connect a new socket at
+    `retry_at` and call `on_opened`), `parted` (as `lost`, by the broker's GOODBYE), `over` (close the link for good).
     """
 
     send: tuple[Message, ...] = ()
-    event: str | None = None
+    event: StepEvent | None = None
 
 
 _NOTHING = Step()
 
 LINK_MESSAGES: frozenset[type[object]] = frozenset({Welcome, Error, Goodbye})
-"""What a broker says about the link itself; all else passes a Party without effect."""
+"""Messages of a broker about the link itself; all others pass a LinkClient without effect."""
 
 
 class LinkClient:
-    """One link's state. `role`, `name` and `options` are what HELLO says."""
+    """State of one link. `role`, `name` and `options` are the fields of HELLO."""
 
     def __init__(self, role: str, name: str, options: Meta) -> None:
         self.hello = Hello(VERSION, role, name, options)
@@ -111,7 +115,7 @@ class LinkClient:
         self._heard = 0.0
         self._sent = 0.0
 
-    def _go(self, event: str) -> bool:
+    def _go(self, event: Event) -> bool:
         state = TRANSITIONS.get((self.state, event))
         if state is None:
             return False
@@ -122,28 +126,28 @@ class LinkClient:
     def ready(self) -> bool:
         return self.state is State.READY
 
-    def opened(self, now: float) -> Step:
-        """A new socket was connected: greet on it."""
+    def on_opened(self, now: float) -> Step:
+        """Start greeting on a new socket."""
         if not self._go("opened"):
             return _NOTHING
         self.refusal = None
         self._greeted = self._heard = self._sent = now
         return Step((self.hello,))
 
-    def not_opened(self, now: float) -> None:
-        """No socket could be connected: `retry_at` is when to try again."""
+    def on_open_failed(self, now: float) -> None:
+        """Schedule the next attempt at `retry_at`, as no socket could be connected."""
         self.retry_at = now + self._back_off()
 
-    def sent(self, now: float) -> None:
-        """Something was sent on the link; no heartbeat is due for a while."""
+    def on_sent(self, now: float) -> None:
+        """Record that a message was sent, which postpones the next heartbeat."""
         self._sent = now
 
     def on_received(self, now: float) -> None:
-        """Something came that is not about the link: none of it is in LINK_MESSAGES."""
+        """Record that messages were received of which none is in LINK_MESSAGES."""
         self._heard = now
 
     def receive(self, message: Message | Malformed, now: float) -> Step:
-        """Take in any message from the broker; those that are not about the link itself pass without effect."""
+        """Process any message of the broker; messages outside LINK_MESSAGES have no effect."""
         self._heard = now
         kind = type(message)
         if kind is Welcome:
@@ -185,7 +189,8 @@ class LinkClient:
         return _NOTHING
 
     def _refused(self, message: Error, now: float) -> Step:
-        """Two operators list two servers, one of them first; anybody else was started wrongly, and ends."""
+        """Retry later as a server, whose operator may list it next; end the link in any other role, which was started
+        wrongly."""
         patient = self.hello.role == "server"
         if not self._go("barred" if patient else "refused"):
             return _NOTHING
@@ -196,22 +201,23 @@ class LinkClient:
         return Step((), "lost")
 
     def leave(self, reason: str, now: float) -> Step:
-        """Take no new work: say GOODBYE, and stay until it is echoed or the broker falls silent."""
+        """Accept no new work: send GOODBYE, and stay until the echo or silence of the broker."""
         greeted = self.state is State.GREETING
         if not self._go("leave"):
             return _NOTHING
         self._sent = now
         if self.state is State.OVER:
-            # The HELLO may have arrived: without a GOODBYE the broker would count on this party until it is silent.
+            # The HELLO may have arrived: without a GOODBYE the broker would count on this peer until the peer is
+            # silent.
             return Step((Goodbye(reason),) if greeted else (), "over")
         return Step((Goodbye(reason),))
 
     def tick(self, now: float, due: float | None = None) -> Step:
-        """Call at `next_timer()`: heartbeats go out, silence is noticed.
+        """Send a heartbeat or detect silence; call at `next_timer()`.
 
-        `due`, where the shell knows it, is when this call was meant to happen. A late call means that this side was
-        held up and has read nothing meanwhile: the broker's silence until now proves nothing, so what came is read
-        first, and the link is given up a heartbeat from now at the earliest.
+        `due`, if known, is the intended time of the call. A late call means that this side was blocked and has read
+        nothing meanwhile, so that the broker's silence proves nothing: waiting messages are read first, and the link is
+        given up one heartbeat from now at the earliest.
         """
         if self.state in (State.DOWN, State.OVER):
             return _NOTHING
@@ -231,7 +237,7 @@ class LinkClient:
         return _NOTHING
 
     def next_timer(self) -> float | None:
-        """Return when `tick` must be called at the latest; None while there is no socket."""
+        """Return the latest time for the next `tick`; None without a socket."""
         if self.state in (State.DOWN, State.OVER):
             return None
         if self.state is State.GREETING:

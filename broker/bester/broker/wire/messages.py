@@ -1,8 +1,7 @@
-"""The messages of BFP/1 as frozen values: one class an operation, in one table.
+"""Messages of BFP/1 as frozen values: one class an operation, in one table.
 
-A message's fields stand in wire order. Bodies are `bytes` of JSON text and are
-never interpreted here. Field types are checked by the codec from the table
-`OPERATIONS`; a message built in the program is trusted.
+The fields of a message stand in wire order. Bodies are `bytes` of JSON text and are never interpreted. The codec checks
+the types of fields by the table `OPERATIONS`; a message made by the program is trusted.
 """
 
 from __future__ import annotations
@@ -12,34 +11,37 @@ from typing import Any, NamedTuple
 VERSION = 1
 HEARTBEAT_MS = 2000
 SILENT_HEARTBEATS = 3
-"""A party unheard for so many heartbeats (or its own lease) is dead."""
+"""Heartbeats without any message (or the peer's own lease) after which a peer counts as dead."""
 REQUEST_MS = 30_000
-"""How long a handler may take over one message, where neither its type's configuration nor its lease says otherwise."""
+"""Default time of a handler for one message, without a configured one for the type or a lease."""
 MAX_BATCH = 1024
 INLINE_BYTES = 16 * 1024
-"""Bodies above this travel as attachments; inlined, a large body costs more than twice as much."""
+"""Largest inlined body; a larger one is attached, as inlining a large body costs more than twice as much."""
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_FRAME_BYTES = 4 * MAX_BODY_BYTES
-"""ZeroMQ drops the peer that sends a longer frame. Bodies above MAX_BODY_BYTES but below this are refused politely."""
+"""Longest frame; ZeroMQ drops the peer that sends a longer one. Bodies between MAX_BODY_BYTES and this are refused by a
+report."""
 MAX_TOKEN = 2**53 - 1
 HOP_LIMIT = 16
 MAX_RESULTS = 1000
 
 MAX_TARGETS = 10_000
-"""Targets of one reply; as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
+"""Targets of one reply: as many as a bridge is made to hold users, and few enough to be carried out in one turn."""
 
 ROLES = ("handler", "bridge", "server", "operator")
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 MAX_USER = 128
 """Characters of a user's name."""
+MAX_CREDIT = 65_536
+"""Requests that one handler may hold at once; more only move the queue away from where others could serve it."""
 MAX_TYPE = 128
-"""Characters of a message type. No handler can serve a longer one: what the answer is, is known at once."""
+"""Characters of a message type. No handler can serve a longer type, so that the answer is known at once."""
 MAX_ID = 512
-"""Characters of an id that a server or a handler gives a message: twice what the longest path makes of ours."""
+"""Characters of an id from a server or a handler: twice the longest id, with its path, of this server."""
 MAX_DEDUP = 64
-"""Characters of a client's own key: a UUID and a number beside it; the server remembers each for a while."""
+"""Characters of a client's dedup key: a UUID and a number; the server remembers each key for a while."""
 MAX_TTL_S = 30 * 24 * 3600.0
-"""The longest life a sender may ask for: what is worth nothing to anybody in a month need not be kept that long."""
+"""Longest time to live that a sender may ask for: after a month no user needs a message."""
 RESERVED_TYPES = ("dummy", "builtin")
 RESERVED_PREFIX = "bester."
 
@@ -47,15 +49,15 @@ Meta = dict[str, Any]
 
 
 def is_reserved(type_: str) -> bool:
-    """Say whether a message type belongs to Bester itself."""
+    """Return whether a message type belongs to Bester itself."""
     return type_ in RESERVED_TYPES or type_.startswith(RESERVED_PREFIX)
 
 
 def spelling_fault(type_: str) -> str | None:
-    """Say what is wrong with the spelling of a message type, or None.
+    """Return the fault in the spelling of a message type, or None.
 
-    The one rule for whatever names a type that a handler is to serve: the configuration, a HELLO, the command line and
-    the environment, a handler's code, a command. What breaks it no list of types could name.
+    This rule holds wherever a handler's type is named: in the configuration, a HELLO, the command line and the
+    environment, a handler's code, and a command. A list of types, separated by commas, could not hold any other name.
     """
     if 0 < len(type_) <= MAX_TYPE and type_.isprintable() and "," not in type_ and type_ == type_.strip():
         return None
@@ -64,7 +66,7 @@ def spelling_fault(type_: str) -> str | None:
 
 
 def type_fault(type_: str) -> str | None:
-    """Say why a handler cannot serve a message type of this name, or None."""
+    """Return the reason why no handler can serve a message type, or None."""
     if is_reserved(type_):
         return f"{type_!r} is reserved for Bester itself; choose another type"
     return spelling_fault(type_)
@@ -92,7 +94,7 @@ class Goodbye(NamedTuple):
 
 
 class Error(NamedTuple):
-    """`op` and `token` are those of the message that was refused, or None."""
+    """Refusal of a message; `op` and `token` are those of the refused message, or None."""
 
     code: str
     text: str
@@ -101,7 +103,7 @@ class Error(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command of a reply; `type` is the type a remote server gets a sendServers message under."""
+    """Command of a reply; `type` is the type under which another server gets a sendServers message."""
 
     command: str
     targets: list[str]
@@ -118,9 +120,9 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Answers a Request. `status`: DONE, FAILED (`note` is for the log) or REFUSED (`note` is for the sender).
+    """Answer to a Request. `status`: DONE, FAILED (`note` is for the log) or REFUSED (`note` is for the sender).
 
-    `code` says more of a status that is not DONE, see REPLY_CODES.
+    `code` refines a status other than DONE, see REPLY_CODES.
     """
 
     token: int
@@ -131,13 +133,13 @@ class Reply(NamedTuple):
 
 
 DONE, FAILED, REFUSED = 0, 1, 2
-"""The statuses of a Reply; any other counts as FAILED."""
+"""Statuses of a Reply; any other counts as FAILED."""
 REPLY_CODES = {(REFUSED, "schema"): "schema", (FAILED, "bad-reply"): "bad-reply"}
-"""The reason a Reply ends its request with, by status and code, where that is not the usual one of the status."""
+"""Reason by status and code of a Reply, where the reason differs from that of the status."""
 
 
 def reply_code(status: int, code: str | None) -> str:
-    """Return the reason that a Reply of this status (not DONE) ends its request with."""
+    """Return the reason that a Reply of this status (not DONE) gives its request."""
     usual = "refused" if status == REFUSED else "handler-failed"
     return usual if code is None else REPLY_CODES.get((status, code), usual)
 
@@ -150,7 +152,7 @@ class Emit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Answers an Emit; `note` is a handler's own word on `reason`, as in a Report."""
+    """Answer to an Emit; `note` is a handler's comment on `reason`, as in a Report."""
 
     token: int
     status: int
@@ -172,8 +174,8 @@ class Answer(NamedTuple):
 
 
 class Login(NamedTuple):
-    """Asks for a session; it is a delivery target from the LoggedIn that answers well. `address` is the host of the
-    other end, empty where it has none (a Unix socket)."""
+    """Request for a session, which is a delivery target after a good LoggedIn. `address` is the host of the other end,
+    empty for a Unix socket."""
 
     session: int
     user: str
@@ -182,7 +184,7 @@ class Login(NamedTuple):
 
 
 class LoggedIn(NamedTuple):
-    """Answers a Login. `retry_ms`: with reason `try-later`, how long the client is to wait."""
+    """Answer to a Login. `retry_ms`: time that the client has to wait, with reason `try-later`."""
 
     session: int
     status: int
@@ -191,25 +193,25 @@ class LoggedIn(NamedTuple):
 
 
 class Open(NamedTuple):
-    """Announces a session that logged in before (after the bridge has said HELLO again)."""
+    """Announcement of a session that logged in earlier, after a bridge has repeated its HELLO."""
 
     session: int
     user: str
 
 
 class Close(NamedTuple):
-    """From a bridge: the session has ended. From the broker: end it (the account was removed)."""
+    """From a bridge: the session has ended. From the broker: end the session, as its account was removed."""
 
     session: int
 
 
 class Submit(NamedTuple):
-    """A client's message (`session` set: the broker knows whose) or a native server's (`session` None).
+    """Message of a client (`session` is set, and names the user) or of a native server (`session` None).
 
-    meta, where there is anything to say: `attempt` (2 and up: the bridge submits it again, for it had no report); of a
-    client's: `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: the client sent it before); of a
-    server's: `scope` = "server", `address` (host of the other end) and the claims of its header: `server`, `id`,
-    `root`, `origin`, `path`, `ttl_s`, `lane`, `again`.
+    Optional keys of meta: `attempt` (2 and up: submitted again by the bridge, without a report so far). From a client:
+    `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: sent by the client before). From a server:
+    `scope` = "server", `address` (host of the other end) and the claims of its header: `server`, `id`, `root`,
+    `origin`, `path`, `ttl_s`, `lane`, `again`.
     """
 
     token: int
@@ -220,9 +222,9 @@ class Submit(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Ends a Submit. `status` 0 is good; `recipients` is empty where every outcome is `delivered`.
+    """Report on a Submit. `status` 0 is good; `recipients` is empty if every outcome is `delivered`.
 
-    `note` says more of `reason`, for the sender: what a handler said that refused the message.
+    `note` refines `reason` for the sender: the text of a handler that refused the message.
     """
 
     token: int
@@ -234,11 +236,11 @@ class Report(NamedTuple):
 
 
 class Deliver(NamedTuple):
-    """One command's results for users of one bridge.
+    """Results of one command for users of one bridge.
 
-    `targets` is a list of `[t, session, session, …]`: target number t of the command, whose result id is `ID.t`,
-    goes to these sessions. `token`, where set, is that of a Submit on this link which this delivery alone
-    completes: when every target was written the bridge reports `good` itself, with `meta.message` as the id.
+    `targets` is a list of `[t, session, session, …]`: target number t of the command, with the result id `ID.t`, goes
+    to these sessions. `token`, if set, is that of a Submit on this link which this delivery alone completes: when every
+    target is written the bridge itself reports `good`, with `meta.message` as the id.
     """
 
     serial: int
@@ -251,10 +253,12 @@ class Deliver(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """Deliveries that have ended: all serials up to `upto` and those in `done`; `failed` lists
-    `[serial, t, reason]` for each target among them whose bytes left on none of its sessions (`unconfirmed` where
-    they may have left on one that is gone). `reports` counts the
-    REPORTs that have come on this link: those need not be remembered any more."""
+    """Confirmation of ended deliveries: all serials up to `upto` and those in `done`.
+
+    `failed` lists `[serial, t, reason]` for each target whose bytes were written to none of its sessions (`unconfirmed`
+    if written to one that is gone). `reports` counts the REPORTs received on this link, which the broker need not
+    remember any more.
+    """
 
     upto: int
     done: list[int] = []
@@ -263,11 +267,11 @@ class Confirm(NamedTuple):
 
 
 class Relay(NamedTuple):
-    """A message from one server to another; `token` rises on the link, meta as of a Request, and `ttl_s`, `lane` and
-    `again` (true: it was sent before, and may have arrived).
+    """Message from one server to another. `token` rises on the link; meta is that of a Request, with `ttl_s`, `lane`
+    and `again` (true: sent before, and perhaps received).
 
-    `lane` is `[epoch, number, floor]`: numbers rise in the lane (the sender's messages of this type), as long as the
-    epoch stays; all below `floor` are settled and will not come again.
+    `lane` is `[epoch, number, floor]`: numbers rise in the lane (the sender's messages of this type) while the epoch
+    stays; all numbers below `floor` are settled and never sent again.
     """
 
     token: int
@@ -277,10 +281,10 @@ class Relay(NamedTuple):
 
 
 class Relayed(NamedTuple):
-    """What became of a Relay at the far server; `outcome` is the worst of its recipients there.
+    """Outcome of a Relay at the other server: the worst of its recipients there.
 
-    meta: `queued` (how many later outcomes will follow, where it is not one), `carried` (true: a handler's commands
-    were carried out, so that trying again would do it twice), `note` (what a handler there said that refused it).
+    meta: `queued` (number of later outcomes, if not one), `carried` (true: commands of a handler were carried out, so
+    that a retry would repeat them), `note` (the text of a handler that refused the message).
     """
 
     token: int
@@ -289,8 +293,8 @@ class Relayed(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Asks a bridge to hand a message to a server that speaks the native protocol at `address`. meta as of a Relay, and
-    `wait_s`: how many seconds the bridge may wait for the server's report."""
+    """Request to a bridge to forward a message to a native server at `address`. meta is that of a Relay, with `wait_s`:
+    the seconds that the bridge may wait for the server's report."""
 
     token: int
     address: str
@@ -300,10 +304,10 @@ class Forward(NamedTuple):
 
 
 class Forwarded(NamedTuple):
-    """What became of a Forward; meta as of a Relayed, as far as the server's report tells.
+    """Outcome of a Forward; meta is that of a Relayed, as far as the server reports.
 
     `sent` means that the server has read the message and closed in peace without a report. meta: `reported` (true: the
-    outcome is the server's own word), `unsent` (true: no connection was made, so that nothing has arrived).
+    server itself reported the outcome), `unsent` (true: no connection was made, so that the message was not received).
     """
 
     token: int
@@ -319,7 +323,7 @@ Message = (
 
 
 class Malformed(NamedTuple):
-    """What the codec makes of a message it cannot read: the Error to answer, were it sent back as one."""
+    """Result of decoding an unreadable message, with the fields of the Error that answers it."""
 
     code: str
     text: str
@@ -342,10 +346,12 @@ ANY = None
 
 
 class Operation(NamedTuple):
-    """How one op looks on the wire: its class, the kinds of its fields, how many of them must be there,
-    and where bodies sit (`body`: the index of a body field; `commands`: the index of a command list). `rare`: the last
-    field, a text, is seldom there and left out where it is None, so that the usual message is as short as it ever was;
-    what else stands in its place is ignored, as are fields behind the last."""
+    """Layout of one op on the wire: its class, the kinds of its fields, and the number of required fields.
+
+    `body` is the index of a body field, `commands` that of a command list. `rare`: the last field, a text, is usually
+    None and then left out, so that the usual message stays short. A value of another kind in its position is ignored,
+    as are fields behind the last.
+    """
 
     op: int
     message: type[Any]

@@ -1,6 +1,6 @@
-"""A note: a few words from one party that another one shows to people. Pure.
+"""Notes: short texts from one peer that another peer shows to people. Pure.
 
-Whatever it was made of, it is short, on one line, can be encoded, and holds nothing that a terminal would obey.
+Every note is short, on one line, can be encoded, and holds no control sequence of a terminal.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 
 NOTE_CHARACTERS = 500
-"""A note is a sentence or two; longer ones are cut."""
+"""Longest note, a sentence or two; a longer text is cut."""
 
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Line breaks and control characters, with the white space around them."""
 _HALVES = re.compile(r"[\ud800-\udfff]")
-"""Halves of surrogate pairs: not in UTF-8."""
+"""Halves of surrogate pairs, which UTF-8 does not have."""
 _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
-"""What changes the direction of the text around it: a note could make a log line read as another one."""
+"""Characters that change the direction of text, by which a note could make a log line read as another one."""
 
 
 def describe(error: BaseException) -> str:
@@ -23,14 +23,14 @@ def describe(error: BaseException) -> str:
     name = type(error).__name__
     try:
         text = str(error)
-    except BaseException as broken:  # noqa: BLE001 (it is somebody's code, and must not end ours)
+    except BaseException as broken:  # noqa: BLE001 (the exception's own code must not end this program)
         text = f"its text cannot be had: str() raised {type(broken).__name__}"
     return safe_note(f"{name}: {text[: 4 * NOTE_CHARACTERS + 1]}" if text else name)
 
 
 def safe_note(text: str) -> str:
     """Return a text as a note: one line of at most NOTE_CHARACTERS, fit to be sent and shown."""
-    short = text[: 4 * NOTE_CHARACTERS]  # before it is looked at: it may be megabytes long
+    short = text[: 4 * NOTE_CHARACTERS]  # first of all, as the text may be megabytes long
     short = _DIRECTIONS.sub("", _HALVES.sub("\ufffd", _BREAKS.sub(" ", short))).strip()
     if len(short) <= NOTE_CHARACTERS and len(text) <= 4 * NOTE_CHARACTERS:
         return short

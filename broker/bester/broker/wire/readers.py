@@ -1,10 +1,9 @@
-"""Reading one message of a batch: every field is checked, so that what comes out can be trusted.
+"""Readers of one message of a batch, which check every field, so that the result can be trusted.
 
-`careful` is the rule: it takes whatever a peer put into a batch and returns the
-message, or a `Malformed` that says what is wrong. `READERS` holds, for each op,
-a straight-line function written from the table at import; it takes messages of
-the common shape (every field there, bodies inlined as *bin*) and leaves all
-others to `careful`. Both must give the same answer to the same row; neither raises.
+`careful` is the rule: it reads any row and returns the message, or a `Malformed` with the fault. `READERS` holds, for
+each op, a straight-line function made from the table at import; that function reads rows of the common shape (every
+field present, bodies inlined as *bin*) and leaves all others to `careful`. Both must give the same result for the same
+row; neither raises.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ Reader = Callable[[Any, Sequence[bytes]], Message | Malformed]
 Fault = Callable[[Any], str | None]
 
 VALUE_DEPTH = 64
-"""Free values (in meta, options, arguments) nest no deeper: MessagePack libraries refuse to pack what they unpacked
-from a few hundred levels on, and such a value is passed on."""
+"""Deepest nesting of free values (in meta, options, arguments): MessagePack libraries refuse to pack values that they
+unpacked from a few hundred levels on, and such a value is passed on."""
 
 _BY_OP: dict[int, Operation] = {row.op: row for row in OPERATIONS}
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
@@ -52,11 +51,11 @@ _FAILED = "an array of [serial, target, reason]"
 _new = tuple.__new__
 
 
-# --- what is inside maps and lists -----------------------------------------------------------------------------
+# --- values in maps and lists --------------------------------------------------------------------------------
 
 
 def too_deep(value: Any) -> bool:
-    """Say whether lists and maps nest deeper than VALUE_DEPTH; without recursion."""
+    """Return whether lists and maps nest deeper than VALUE_DEPTH; without recursion."""
     level = [value]
     for _ in range(VALUE_DEPTH):
         level = [inner for outer in level for inner in _items(outer) if type(inner) in _CONTAINERS]
@@ -140,7 +139,7 @@ _INSIDE: dict[str, Fault] = {
 
 
 def _inside(spec: Operation, field: str) -> Fault | None:
-    # A REQUEST goes to a handler, who passes its meta on to nobody, and comes from a broker, who checked it.
+    # A REQUEST comes from a broker, which has checked the meta, and goes to a handler, which does not pass the meta on.
     return _keys if (spec.op, field) == (10, "meta") else _INSIDE.get(field)
 
 
@@ -158,7 +157,7 @@ def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
         return Malformed("unknown-op", f"no operation {row[0]}", row[0] if abs(row[0]) <= MAX_TOKEN else None)
     values = row[1 : len(spec.fields) + 1]
     if spec.rare and len(values) == len(spec.fields) and type(values[-1]) not in TEXT_OR_NIL:
-        values.pop()  # a field of somebody's own, from before this one was known
+        values.pop()  # a private field of a peer, older than the rare field
     if len(values) < spec.required:
         return refuse(spec, row, f"{spec.required} fields needed, {len(values)} given")
     for index, value in enumerate(values):
@@ -177,15 +176,15 @@ def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
 
 
 def kind_of(value: Any) -> str:
-    """Name the kind of a value as MessagePack does."""
+    """Return MessagePack's name of a value's kind."""
     return _NAMES.get(type(value), "an extension type")
 
 
-def _kind(value: Any, kinds: Kinds, what: str) -> str:
-    """Say which kind of value stands where others are meant; what is packed as bytes is most often meant as text."""
+def _kind(value: Any, kinds: Kinds, problem: str) -> str:
+    """Return the error for a value of the wrong kind; a value packed as bytes is most often meant as text."""
     wanted = " or ".join(sorted(_NAMES[kind] for kind in kinds))
     hint = "; pack texts as str, not as bytes" if type(value) is bytes and str in kinds else ""
-    return f"{what}: {kind_of(value)} where {wanted} is meant{hint}"
+    return f"{problem}: {kind_of(value)} where {wanted} is meant{hint}"
 
 
 def _field(spec: Operation, index: int, value: Any) -> str | None:
@@ -199,16 +198,16 @@ def _field(spec: Operation, index: int, value: Any) -> str | None:
 
 
 def refuse(spec: Operation, row: list[Any], text: str) -> Malformed:
-    """Name the token, if there is one, so that the asker (or the request being answered) can be told."""
+    """Return the refusal of a row, with its token, if any, so that the requester can be informed."""
     token = row[1] if len(row) > 1 and type(row[1]) is int and 0 <= row[1] <= MAX_TOKEN and spec.op >= 10 else None
     return Malformed("malformed", f"{spec.message.__name__.upper()}: {text}", spec.op, token)
 
 
 def unreadable(row: Any) -> Malformed | None:
-    """Refuse a row that was unpacked leniently where MessagePack allows more than BFP does.
+    """Refuse a leniently unpacked row that holds values which MessagePack allows and BFP does not.
 
-    That is: strings that are not UTF-8 (unpacked with surrogate escapes), map keys that are not strings, extension
-    types. None where there is nothing of the kind. Without recursion; slow.
+    Such values are strings that are not UTF-8 (unpacked with surrogate escapes), map keys that are not strings, and
+    extension types. Return None for a row without such values. Without recursion; slow.
     """
     rest: list[Any] = [row]
     while rest:
@@ -234,7 +233,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def refuse_row(row: Any, text: str) -> Malformed:
-    """The same for a row that may be of any shape."""
+    """Return the refusal of a row of any shape."""
     spec = _BY_OP.get(row[0]) if type(row) is list and row and type(row[0]) is int else None
     return Malformed("malformed", text) if spec is None else refuse(spec, row, text)
 
@@ -269,11 +268,11 @@ def _command(row: Any, frames: Sequence[bytes]) -> Command:
     return Command(name, targets, _body(body, frames), type_)
 
 
-# --- the same, faster ------------------------------------------------------------------------------------------
+# --- fast readers --------------------------------------------------------------------------------------------
 
 
 def _plain_commands(rows: list[Any]) -> list[Command] | None:
-    """Read commands whose bodies are all inlined as *bin*; None where one is anything else."""
+    """Read commands whose bodies are all inlined as *bin*; return None for any other."""
     commands: list[Command] = []
     for row in rows:
         if type(row) is not list or not 3 <= len(row) <= 4:
@@ -304,8 +303,8 @@ _TESTS: dict[frozenset[Any] | None, str] = {
 
 
 def _compile(spec: Operation) -> Reader:
-    """Write the reader of one operation: the checks of `careful` in one expression, cheapest first. What has its rare
-    field is left to `careful`."""
+    """Compile the reader of one operation: the checks of `careful` in one expression, the cheapest first. A row with
+    its rare field is left to `careful`."""
     fields: tuple[str, ...] = spec.message._fields
     kinds_of = spec.fields[:-1] if spec.rare else spec.fields
     names = [f"{field}_" for field in fields[: len(kinds_of)]]
@@ -335,4 +334,4 @@ def _compile(spec: Operation) -> Reader:
 
 
 READERS: dict[int, Reader] = {row.op: _compile(row) for row in OPERATIONS}
-"""The reader of each op, to be called with the whole row (op included) and the frames of its batch."""
+"""Reader of each op; takes the whole row (op included) and the frames of its batch."""

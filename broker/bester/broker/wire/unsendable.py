@@ -1,7 +1,8 @@
-"""What follows where a message cannot be sent: what goes in its place, and what its receiver would have answered. Pure.
+"""Substitutes for messages that cannot be sent, and the answers that their receivers would have given. Pure.
 
-A message may hold what MessagePack cannot say (half a surrogate pair, a number beyond 64 bits), or more than a frame
-may. It must hold up nothing behind it, and whoever waits for it, on either side, must hear of it at once.
+A message may hold a value that MessagePack cannot express (half a surrogate pair, a number beyond 64 bits), or exceed a
+limit of a frame. Such a message must delay no other, and the side that waits for the message or its answer must be
+informed at once.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
+from bester.broker.wire.outcomes import failed
 
 ANSWERED_BY_ERROR = (Submit, Login, Ask, Emit, Relay)
-"""Messages that a broker answers with an ERROR naming their token, where it cannot take them."""
+"""Messages that a broker refuses by an ERROR with their token."""
 
 
-def instead(message: Message, error: WireError) -> Message | None:
-    """Return what is sent in place of an answer that cannot be: its asker waits for one. None for all else."""
+def substitute(message: Message, error: WireError) -> Message | None:
+    """Return the message to send in place of an answer that cannot be sent, as its requester waits; None for any
+    other."""
     match message:
         case Reply():
             return Reply(message.token, FAILED, [], error.text, "bad-reply")
@@ -48,21 +51,22 @@ def instead(message: Message, error: WireError) -> Message | None:
         case LoggedIn():
             return LoggedIn(message.session, 1, error.code)
         case Relayed():
-            return Relayed(message.token, f"failed:{error.code}")
+            return Relayed(message.token, failed(error.code))
         case Forwarded():
-            return Forwarded(message.token, f"failed:{error.code}")
+            return Forwarded(message.token, failed(error.code))
         case Error():
             return Error("malformed", error.text, message.op, message.token)
     return None
 
 
-def as_if(message: Message, error: WireError) -> Message | None:
-    """Return what the receiver of a message that cannot be sent would have answered. None where nobody waits for it."""
+def expected_answer(message: Message, error: WireError) -> Message | None:
+    """Return the answer that the receiver would have given to a message that cannot be sent; None if no answer is
+    awaited."""
     match message:
         case Request():
             return Reply(message.token, FAILED, [], error.text)
         case Forward():
-            return Forwarded(message.token, f"failed:{error.code}")
+            return Forwarded(message.token, failed(error.code))
         case Deliver():
             serial = message.serial
             return Confirm(0, [serial], [[serial, target[0], error.code] for target in message.targets])

@@ -1,4 +1,4 @@
-"""`bester demo`: plays one of the two stories with live servers, and draws the way that its messages took."""
+"""`bester demo`: plays one of the two stories with live servers, and draws the path of its messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import click
 STORIES = ("deployment", "letters")
 LINKS = ("fabric", "native-name", "native-address")
 MOST = 1000
-"""Messages at once: brokers remember 8,192 steps, and one message takes up to five of them at a server."""
-TMP = Path("/tmp")  # noqa: S108 (only its length counts; what is made in it has a name of its own and mode 0700)
+"""Messages at once: brokers keep 8,192 trace steps, and one message takes up to five of them at a server."""
+TMP = Path("/tmp")  # noqa: S108 (only the length counts; files in it have unique names and mode 0700)
 SHORT = 40
-"""Characters of a temporary directory's path with which the sockets below it still have paths that Unix allows."""
+"""Longest path of a temporary directory below which sockets still have paths that Unix allows."""
 
 
 @click.command()
@@ -44,12 +44,12 @@ def demo(story: str, links: str, count: int) -> int:
 
 
 async def _played(playing: Coroutine[None, None, int]) -> int:
-    """Play to the end; SIGTERM and SIGHUP end it as Ctrl-C does, with everything cleared away."""
-    told: list[int] = []
+    """Play to the end; SIGTERM and SIGHUP end the demo as Ctrl-C does, with everything removed."""
+    received: list[int] = []
     task = asyncio.create_task(playing)
 
     def end(number: int) -> None:
-        told.append(number)
+        received.append(number)
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -57,9 +57,9 @@ async def _played(playing: Coroutine[None, None, int]) -> int:
     try:
         return await task
     except asyncio.CancelledError:
-        if not told:
+        if not received:
             raise  # Ctrl-C
-        return 128 + told[0]
+        return 128 + received[0]
 
 
 @contextmanager

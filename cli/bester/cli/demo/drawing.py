@@ -1,27 +1,23 @@
-"""Draws what happened: what was said, and each way that messages took, with a time for every step.
+"""Draws sent messages and each path that they took, with a time for every step.
 
-On a terminal it keeps to the width there is; into a file or pipe, what belongs on one line stays on it.
+On a terminal the drawing keeps to its width; in a file or pipe each paragraph is one line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
+from rich.bar import Bar
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+from bester.cli import tables
 from bester.cli.demo.routes import Route, Way
 
 PIPE_WIDTH = 80
-"""Columns to draw for where there is no terminal."""
+"""Columns of the drawing without a terminal."""
 BAR_WIDTHS = range(8, 31)
-"""Narrower tells nothing, wider tells no more."""
+"""Widths of bars: narrower ones show nothing, wider ones nothing more."""
 GAP = "  "
-STYLES = ("", "dim", "", "", "cyan")
-"""Of the columns: stop, how it was sent there, since the send, since the stop before, the same as a bar."""
-
-Row = tuple[str, str, str, str]
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -30,7 +26,7 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def way(console: Console, taken: Way, total: int) -> None:
-    """Draw one way, and the times at its stops; medians where several messages took it."""
+    """Draw one path, and the times at its stops; medians where several messages took it."""
     width = console.width if console.is_terminal else PIPE_WIDTH
     say(console, "")
     if total > 1:
@@ -38,13 +34,12 @@ def way(console: Console, taken: Way, total: int) -> None:
     for line in path_lines(taken.route, width if console.is_terminal else None):
         say(console, line, "bold cyan")
     say(console, "")
-    for row in table(taken, width):
-        console.print(row, soft_wrap=True)
+    tables.print_table(table(taken, width))
     say(console, f"{taken.route[0].where} had its report after {_ms(taken.report_ms)}", "dim")
 
 
 def path_lines(route: Route, width: int | None) -> list[str]:
-    """Return a way as `U1 → S1/M1 → … → U2`, broken before its arrows where that is wider than `width`."""
+    """Return a path as `U1 → S1/M1 → … → U2`, broken before its arrows where it is wider than `width`."""
     lines = [route[0].where]
     for stop in route[1:]:
         step = f" → {stop.where}"
@@ -55,44 +50,38 @@ def path_lines(route: Route, width: int | None) -> list[str]:
     return lines
 
 
-def table(taken: Way, width: int) -> list[Text]:
-    """Return a line for each stop; on a narrow terminal without the bars, on a narrower one without the commands."""
-    route = taken.route
-    rows: list[Row] = [("stop", "by", "since send", "step")]
-    rows += [
-        (stop.where, stop.how, _ms(stop.at_ms), _ms(stop.at_ms - before.at_ms) if stop is not before else "")
-        for before, stop in zip((route[0], *route), route, strict=False)
-    ]
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    taken_up = sum(sizes) + len(GAP) * len(sizes)
-    bar = min(width - taken_up, BAR_WIDTHS[-1])
-    bars = ["", *_bars(route, bar)] if bar in BAR_WIDTHS else [""] * len(rows)
-    columns = [0, 1, 2, 3, 4] if sum(sizes) + len(GAP) * 3 <= width else [0, 2, 3]
-    return [
-        _line(row, drawn, sizes, columns, number == 0)
-        for number, (row, drawn) in enumerate(zip(rows, bars, strict=True))
-    ]
+def table(taken: Way, width: int) -> Table:
+    """Return the table of a way's stops: without bars on a narrow terminal, without commands on a narrower one."""
+    commands = _table(taken.route, commands=True)
+    _, needed = tables.widths(commands)
+    bar = min(width - needed - len(GAP), BAR_WIDTHS[-1])
+    if bar in BAR_WIDTHS:
+        return _table(taken.route, commands=True, bar=bar)
+    return commands if needed <= width else _table(taken.route, commands=False)
 
 
-def _line(row: Row, bar: str, sizes: Sequence[int], columns: Sequence[int], head: bool) -> Text:
-    name, how, since, step = (cell.ljust(sizes[i]) if i < 2 else cell.rjust(sizes[i]) for i, cell in enumerate(row))
-    cells = (name, how, since, step, bar)
-    line = Text(style="dim" if head else "")
-    for number, i in enumerate(columns):
-        line.append((GAP if number else "") + cells[i], STYLES[i])
-    line.rstrip()
-    return line
-
-
-def _bars(route: Route, width: int) -> list[str]:
-    """Draw the time of each step as its piece of a line that is all of the time."""
-    end = route[-1].at_ms
-    scale = width / end if end > 0 else 0.0
-    bars = [""]
-    for before, stop in pairwise(route):
-        first = min(int(before.at_ms * scale), width - 1)
-        bars.append(" " * first + "━" * max(1, round(stop.at_ms * scale) - first))
-    return bars
+def _table(route: Route, *, commands: bool, bar: int | None = None) -> Table:
+    drawn = tables.plain_table()
+    drawn.header_style = "dim"
+    drawn.add_column("stop")
+    if commands:
+        drawn.add_column("by", style="dim")
+    drawn.add_column("since send", justify="right")
+    drawn.add_column("step", justify="right")
+    if bar is not None:
+        drawn.add_column()
+    end_ms = route[-1].at_ms
+    for before, stop in zip((route[0], *route), route, strict=False):
+        cells: list[Text | Bar] = [Text(stop.where)]
+        if commands:
+            cells.append(Text(stop.how))
+        cells += [Text(_ms(stop.at_ms)), Text("" if stop is before else _ms(stop.at_ms - before.at_ms))]
+        if bar is not None and stop is not before:
+            cell_ms = end_ms / bar  # a step of no time still shows
+            first_ms = min(before.at_ms, end_ms - cell_ms)
+            cells.append(Bar(end_ms, first_ms, max(stop.at_ms, first_ms + cell_ms), width=bar, color="cyan"))
+        drawn.add_row(*cells)
+    return drawn
 
 
 def _ms(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The story's people: clients who send, and note everything that comes for them, and when.
+"""People of a story: clients that send, and record every message received, with its time.
 
 Times are milliseconds of the wall clock, as in the servers' traces.
 """
@@ -15,20 +15,20 @@ from bester.client import Client, ClientError, ConnectFailed, Limits, Message, R
 from bester.client.window import DEFAULTS
 
 PAUSE_S = 0.05
-"""Between two tries while a server starts."""
+"""Seconds between two attempts while a server starts."""
 RECEIVE_S = 10.0
-"""How long what was reported as delivered may take to be seen; it is on the wire by then."""
+"""Seconds until a message reported as delivered must be received; its bytes have left the server by then."""
 
 
 class Arrival(NamedTuple):
-    """A message that was received."""
+    """A received message, and its time."""
 
     at_ms: float
     message: Message
 
 
 class Sent(NamedTuple):
-    """A message that was sent, and its report."""
+    """A sent message's times, and its report."""
 
     at_ms: float
     reported_ms: float
@@ -36,23 +36,23 @@ class Sent(NamedTuple):
 
     @property
     def root(self) -> str:
-        """The server's id of it, which everything that results from it carries."""
+        """The server's id of the message, which is the root of everything that results from it."""
         return self.report.message or ""
 
 
 def now_ms() -> float:
-    """Return the time, as servers write it into their traces."""
+    """Return the time as in servers' traces."""
     return time.time() * 1000
 
 
 def root_of(id_: str | None) -> str:
-    """Return the id of the message that the one of this id is a result of: results add `.c.t` to the last part."""
+    """Return the id of the message that a result's id stems from: results add `.c.t` to the last part."""
     edge, slash, counter = (id_ or "").rpartition("/")
     return edge + slash + counter.partition(".")[0]
 
 
 class Person:
-    """One client, and what it has received by the id of the message it results from."""
+    """A client, and its received messages by the id of their root."""
 
     def __init__(self, name: str, address: str, password: str, at_once: int) -> None:
         limits = Limits(window=max(DEFAULTS.window, at_once), queue=max(DEFAULTS.queue, at_once))
@@ -60,11 +60,11 @@ class Person:
         self.received: dict[str, list[Arrival]] = {}
         self._make: Callable[[], Client] = lambda: Client(address, user=name, password=password, limits=limits)
         self._client: Client | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
     async def connect(self, check: Callable[[], None]) -> None:
-        """Connect as soon as the server listens; `check` raises where it never will. Cancel it to give up."""
+        """Connect as soon as the server listens; `check` raises where it never will. Cancel to give up."""
         while True:
             client = self._make()
             try:
@@ -81,9 +81,9 @@ class Person:
         try:
             async for message in client:
                 self.received.setdefault(root_of(message.id), []).append(Arrival(now_ms(), message))
-                self._news.set()
+                self._changed.set()
         except ClientError:
-            pass  # whoever sends or waits learns of it too
+            pass  # raised in the tasks that send or wait, too
 
     async def close(self) -> None:
         """Hang up."""
@@ -102,7 +102,7 @@ class Person:
         return Sent(at_ms, now_ms(), report)
 
     async def rehearse(self, type_: str, data: Any, check: Callable[[], None]) -> Sent:
-        """Send a message, again while its way is not open yet. Raises BesterError where it never will be."""
+        """Send a message, and again while its path is not open yet. Raises BesterError where it never will be."""
         while True:
             sent = await self.send(type_, data)
             if sent.report.good:
@@ -118,7 +118,7 @@ class Person:
         try:
             async with asyncio.timeout(RECEIVE_S):
                 while any(root not in self.received for root in roots):
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
-            pass  # what is missing is for the caller to see
+            pass  # the caller checks for missing messages

@@ -1,4 +1,4 @@
-"""Plays a story: writes its files, starts its servers, lets its people send, and looks at what became of it."""
+"""Plays a story: writes its files, starts its servers, sends its messages, and checks their ends."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from bester.cli.demo.story import STORIES, Addresses, Sending, Story, write_file
 from bester.cli.demo.traces import steps_at
 
 START_S = 40.0
-"""Until the rehearsal is over. It takes two seconds; a slow machine with other work may need many times that."""
+"""Seconds until the rehearsal must be over: it takes two, and many times that on a slow, loaded machine."""
 SEND_S = 60.0
-"""Until every report is there: as long as a server waits for another."""
+"""Seconds until every report must be there: as long as a server waits for another."""
 LINKED = {
     "fabric": "over the fabric",
     "native-name": "by the native protocol, by name",
@@ -36,7 +36,7 @@ LINKED = {
 
 
 class Scene(NamedTuple):
-    """A story on stage: its servers' configurations, what servers call each other, its people, connected."""
+    """A story on stage: its servers' configurations, the servers' names for each other, its connected people."""
 
     configs: Sequence[Config]
     called: Addresses
@@ -44,14 +44,14 @@ class Scene(NamedTuple):
 
 
 class Performance(NamedTuple):
-    """What became of one sending: each message that was sent, and what its receiver got of it, with the time."""
+    """Result of one sending: each sent message, and the receiver's copies of it, with their times."""
 
     sent: list[Sent]
     received: list[list[tuple[float, bytes]]]
 
     @property
     def faults(self) -> list[str]:
-        """Say what went wrong, a line for each kind."""
+        """Faults, one line for each kind."""
         bad = [sent.report for sent in self.sent if not sent.report.good]
         lost = sum(not copies for copies in self.received)
         double = sum(len(copies) > 1 for copies in self.received)
@@ -89,13 +89,13 @@ async def play(name: str, links: str, count: int, directory: Path) -> int:
 
 @asynccontextmanager
 async def _scene(story: Story, links: str, count: int, directory: Path) -> AsyncIterator[Scene]:
-    """Set everything up, and rehearse, so that what is shown is a message's way and not the start of programs."""
+    """Set everything up, and rehearse, so that the times are those of messages and not of starting programs."""
     configs, called = write_files(story, links, directory)
     people = {}
     for config in configs:
         for name in (name for name, server in story.people.items() if server == config.server.name):
             people[name] = Person(name, str(config.native.tcp4), _account(config, name), count)
-    # Handlers that know a server by name are told its address where that is what is to be shown.
+    # Handlers that know a server by name get its address where the links are by address.
     environment = {f"{server}_ADDRESS": address for server, address in called.items()}
     async with Servers(configs, environment) as servers:
         try:
@@ -122,7 +122,7 @@ def _account(config: Config, name: str) -> str:
 
 
 async def _perform(sending: Sending, scene: Scene, count: int) -> Performance:
-    """Send so many messages at once; wait for the reports, and for what was reported as delivered."""
+    """Send so many messages at once; wait for the reports, and for the messages reported as delivered."""
     sender, receiver = scene.people[sending.sender], scene.people[sending.receiver]
     data = sending.data(scene.called)
     try:
@@ -131,7 +131,7 @@ async def _perform(sending: Sending, scene: Scene, count: int) -> Performance:
     except TimeoutError:
         raise BesterError("timeout", f"not every report came within {SEND_S:g} s") from None
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None  # they lost one connection, all in the same way
+        raise failed.exceptions[0] from None  # all failed alike, on one lost connection
     sent = [task.result() for task in tasks]
     await receiver.has([each.root for each in sent if each.report.good])
     return Performance(
@@ -140,13 +140,13 @@ async def _perform(sending: Sending, scene: Scene, count: int) -> Performance:
 
 
 async def _show(console: Console, sending: Sending, scene: Scene, performance: Performance) -> None:
-    """Tell what was sent and received, and draw the ways that brokers remember."""
+    """Show the sent and received messages, and draw the paths in the brokers' traces."""
     sent, received = performance
     total = len(sent)
-    said = json.dumps(sending.data(scene.called), ensure_ascii=False)
+    data = json.dumps(sending.data(scene.called), ensure_ascii=False)
     first = next((copies[0][1].decode() for copies in received if copies), "nothing")
     drawing.say(console, "")
-    drawing.say(console, f"{sending.sender} sends {sending.type}:  {said}")
+    drawing.say(console, f"{sending.sender} sends {sending.type}:  {data}")
     drawing.say(console, f"{sending.receiver} receives:  {first}")
     if total > 1:
         arrived = sum(bool(copies) for copies in received)

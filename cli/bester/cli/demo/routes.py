@@ -1,4 +1,4 @@
-"""From servers' traces to a message's way: who had it, how it got there, and when. Pure."""
+"""Paths of messages out of servers' traces: stations, commands and times. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One row of a broker's trace: message `id` was `what` (`handler`: given to one) at `where`, SERVER/TYPE."""
+    """A row of a broker's trace: message `id` was `what` (`handler`: given to one) at `where`, SERVER/TYPE."""
 
     at_ms: float
     id: str
@@ -17,7 +17,7 @@ class Step(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """A place on a message's way; `how` it was sent there, and how many milliseconds after the send it was there."""
+    """A station of a message; `how`: the command that sent it there; `at_ms`: milliseconds after the send."""
 
     where: str
     how: str
@@ -28,7 +28,7 @@ Route = tuple[Stop, ...]
 
 
 class Way(NamedTuple):
-    """What messages that took the same stops have in common: how many they were, and medians of their times."""
+    """Messages with the same stops: their number, and the medians of their times."""
 
     messages: int
     route: Route
@@ -36,9 +36,9 @@ class Way(NamedTuple):
 
 
 def route_of(steps: Iterable[Step], sender: str, receiver: str, sent_ms: float, received_ms: float) -> Route:
-    """Lay the steps of one message, from all servers, between its sender and its receiver.
+    """Return the steps of one message, from all servers, as a route from its sender to its receiver.
 
-    Each handler's result has a longer id than the message it was given, so that clocks do not decide the order.
+    Each handler's result has a longer id than the handled message, so that the order does not depend on clocks.
     """
     handled = sorted(
         (step for step in steps if step.what == "handler"), key=lambda step: (step.id.count("."), step.at_ms)
@@ -54,12 +54,12 @@ def route_of(steps: Iterable[Step], sender: str, receiver: str, sent_ms: float, 
 
 
 def _after(stops: Sequence[Stop], at_ms: float) -> float:
-    """Clocks of several processes, and those with whole milliseconds, must not make a step that goes back in time."""
+    """Return a time that is not before the last stop: clocks of several processes differ, and some count whole ms."""
     return max(at_ms, stops[-1].at_ms)
 
 
 def ways_of(routes: Sequence[Route], report_ms: Sequence[float]) -> list[Way]:
-    """Put routes with the same stops together, the most frequent first."""
+    """Group routes by their stops, the most frequent first."""
     groups: dict[tuple[tuple[str, str], ...], list[tuple[Route, float]]] = {}
     for route, report in zip(routes, report_ms, strict=True):
         groups.setdefault(tuple((stop.where, stop.how) for stop in route), []).append((route, report))

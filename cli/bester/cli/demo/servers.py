@@ -1,7 +1,7 @@
-"""The story's servers as live processes: each a `bester up` with its handlers as children, all ended together.
+"""Servers of a story as live processes: each a `bester up` with its handlers as children, all ended together.
 
-They share a process group of their own, so that Ctrl-C reaches the demonstration alone and it ends them in good order;
-should it be killed itself, the guard that leads the group kills them all. (Handlers are looked after by their servers.)
+They share a process group of their own, so that Ctrl-C reaches the demo alone and the demo ends them in order; if the
+demo itself is killed, the guard that leads the group kills them all. (Handlers are ended by their servers.)
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bester.broker.config import Config
 from bester.broker.wire.codes import BesterError
 
 STOP_S = 10.0
-"""From SIGTERM to SIGKILL: longer than a server gives its own handlers."""
+"""Seconds from SIGTERM to SIGKILL: longer than a server gives its own handlers."""
 LOG_TAIL_BYTES = 2000
 
 
 class Servers:
-    """Runs one `bester up` for each configuration, between `async with` and its end."""
+    """Runs one `bester up` for each configuration, from `async with` to its end."""
 
     def __init__(self, configs: Sequence[Config], environment: Mapping[str, str]) -> None:
         """`environment` is added to that of the servers, and so to that of their handlers."""
@@ -38,7 +38,7 @@ class Servers:
                 sys.executable, "-I", "-S", guard.__file__, stdin=asyncio.subprocess.PIPE, process_group=0
             )
             assert watch.stdin is not None
-            watch.stdin.write(b"+%d\n" % watch.pid)  # the group, before anybody is in it
+            watch.stdin.write(b"+%d\n" % watch.pid)  # the group, before any process is in it
             for config in self._configs:
                 self._running[config.server.name] = await self._start(config, watch.pid)
         except BaseException:

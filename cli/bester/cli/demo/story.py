@@ -1,7 +1,7 @@
 """The two stories as values, and the files their servers run from.
 
-The configurations are the ones that people read and run by hand; a demonstration changes only ports, and, where
-servers are to be linked by the native protocol, how they reach each other. Nothing is started here.
+The configurations are those that people read and run by hand; the demo changes only ports, and, for native links, the
+addresses of servers. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bester.broker.config_file import load
 from bester.broker.wire.codes import BesterError
 
 FABRIC, BY_NAME, BY_ADDRESS = LINKS = ("fabric", "native-name", "native-address")
-"""How servers are linked: over ZeroMQ; by the native protocol, named in the configuration; the same, by host:port."""
+"""Links between servers: over ZeroMQ; by the native protocol, named in the configuration; the same, by host:port."""
 PORTS = range(20_000, 32_000)
-"""Below the ports that the system gives to outgoing connections, so that none goes between its choice and its use."""
+"""Ports below those of outgoing connections, so that none is taken between its choice and its use."""
 PORT_TRIES = 200
 
 Addresses = Mapping[str, str]
-"""What each server is called where something is sent to it."""
+"""Name or address of each server, as a target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """One message of a story; what it says may depend on what servers are called."""
+    """A message of a story; its data may depend on the servers' addresses."""
 
     sender: str
     receiver: str
@@ -42,7 +42,7 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """`package` holds a file for each server, NAME.toml in small letters; `people` says whose server is which."""
+    """`package` holds a file for each server, NAME.toml in small letters; `people`: name of a person -> server."""
 
     title: str
     package: str
@@ -109,7 +109,7 @@ def write_files(story: Story, links: str, directory: Path) -> tuple[tuple[Config
 
 
 def as_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write tables of strings, numbers and lists, and tables of such tables; JSON's text of these is TOML's too."""
+    """Return TOML of tables of strings, numbers and lists, and tables of such tables; JSON's text of these is TOML."""
     lines: list[str] = []
     for section, table in tables.items():
         values = {key: value for key, value in table.items() if not isinstance(value, dict)}
@@ -122,7 +122,7 @@ def as_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return so many ports of 127.0.0.1 on which nothing listens. Raises BesterError where none is found."""
+    """Return so many free ports of 127.0.0.1. Raises BesterError where none is found."""
     held: list[socket.socket] = []
     try:
         for port in random.sample(PORTS, PORT_TRIES):
@@ -139,4 +139,4 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in held:
             each.close()
-    raise BesterError("unreachable", f"no free port on 127.0.0.1 in {PORT_TRIES} tries; see what listens there")
+    raise BesterError("unreachable", f"no free port on 127.0.0.1 in {PORT_TRIES} tries; end programs that listen there")

@@ -1,4 +1,4 @@
-"""The two stories that Bester was first explained with, as servers to run: configurations and handlers.
+"""The two stories that first explained Bester, as servers to run: configurations and handlers.
 
-`bester demo` plays them; examples/ says how to run them by hand.
+`bester demo` plays them; examples/ shows how to run them by hand.
 """

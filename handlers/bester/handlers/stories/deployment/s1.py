@@ -1,4 +1,4 @@
-"""S1's two handlers: M1 hands a message on to M2, and M2 sends it to S2, where it arrives as a message for M1."""
+"""S1's two handlers: M1 passes a message on to M2, and M2 sends it to S2, where it arrives as a message for M1."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ async def m1(message: Message) -> Command:
 
 @app.handler("M2", order="user")
 async def m2(message: Message) -> Command:
-    """Pass on to the next server: there is no M2 there, so M1 is to have it."""
+    """Pass on to the next server as type M1, which has no M2."""
     return message.send_servers([S2], raw=message.raw, as_type="M1")

@@ -15,5 +15,5 @@ S3 = os.environ.get("S3_ADDRESS", "S3")
 
 @app.handler("M1")
 async def m1(message: Message) -> Command:
-    """Pass on to the next server, as the type it came as."""
+    """Pass on to the next server under the same type."""
     return message.send_servers([S3], raw=message.raw)

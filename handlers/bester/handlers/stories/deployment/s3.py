@@ -1,4 +1,4 @@
-"""S3's handler: M1 delivers to U2, with what S3 was told of the way the message came."""
+"""S3's handler: M1 delivers to U2, with the path that the message took."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ app = App()
 
 @app.handler("M1")
 async def m1(message: Message) -> Command:
-    """Deliver; `came_by` are the steps before this one."""
+    """Deliver; `came_by` holds the steps before this one."""
     return message.send_clients(["U2"], {"message": message.data, "came_by": message.path})

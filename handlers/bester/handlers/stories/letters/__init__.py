@@ -1,5 +1,4 @@
-"""The letters: T and G, each with a box of gadgets (a server with handlers) that understand a language each.
+"""The letters: T and G, each with a box of gadgets (a server with handlers), one gadget for each language.
 
-Every gadget is a module: `english`, `afrikaans`, `portuguese`. `post` is how letters travel, `phrase_book` how they
-are translated.
+Every gadget is a module: `english`, `afrikaans`, `portuguese`. `post` sends letters on, `phrase_book` translates them.
 """

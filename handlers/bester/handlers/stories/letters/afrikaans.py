@@ -1,4 +1,4 @@
-"""The Afrikaans gadget: delivers Afrikaans letters, and translates those that are to be read in English."""
+"""The Afrikaans gadget: delivers Afrikaans letters, and translates those with `read_in` English."""
 
 from __future__ import annotations
 

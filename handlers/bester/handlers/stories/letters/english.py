@@ -1,4 +1,4 @@
-"""The English gadget: delivers English letters, and translates those that are to be read in Afrikaans."""
+"""The English gadget: delivers English letters, and translates those with `read_in` Afrikaans."""
 
 from __future__ import annotations
 

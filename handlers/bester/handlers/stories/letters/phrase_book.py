@@ -1,7 +1,7 @@
 """Translates letters word for word, phrases before words: a phrase book, no dictionary and no grammar. Pure.
 
-The longest phrase that fits is taken. Capitals and whatever stands between words are kept; words that the book does
-not have pass through between guillemets, «so», and what stands between guillemets is left alone.
+The longest phrase that fits is taken. Capitals and punctuation are kept; unknown words are put between guillemets,
+«so», and text between guillemets is left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from bester.handlers.stories.letters.phrases import ENGLISH_AFRIKAANS, PORTUGUESE_ENGLISH
 
-# What was marked before, then words: letters with hyphens and apostrophes inside, and the Afrikaans article 'n.
+# Text marked before, then words: letters with hyphens and apostrophes inside, and the Afrikaans article 'n.
 _PIECES = re.compile(r"«[^«»]*»|['\u2019]n\b|[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 _SENTENCE_ENDS = re.compile(r"[.!?…\n]")
 
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 
 class PhraseBook:
-    """Phrases of one language and what they are in another; where a phrase stands twice, the first counts."""
+    """Phrases of one language and their meanings in another; of a phrase listed twice, the first meaning counts."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         self._phrases: dict[tuple[str, ...], Pair] = {}
@@ -29,7 +29,7 @@ class PhraseBook:
 
     @property
     def phrases(self) -> Iterable[Pair]:
-        """What is in the book, as it is written there."""
+        """Phrases and meanings as written in the book."""
         return self._phrases.values()
 
     def translate(self, text: str) -> str:
@@ -54,7 +54,7 @@ class PhraseBook:
         return "".join(out) + text[end:]
 
     def _known(self, text: str, pieces: list[re.Match[str]], first: int) -> int:
-        """Return how many pieces make up the longest phrase that begins at `first`, 0 where none does."""
+        """Return the number of pieces in the longest phrase that begins at `first`, 0 where none does."""
         words: list[str] = []
         longest = 0
         for at in range(first, min(first + self._longest, len(pieces))):
@@ -66,7 +66,7 @@ class PhraseBook:
         return longest
 
     def _unknown(self, text: str, pieces: list[re.Match[str]], first: int) -> int:
-        """Return how many pieces from `first` on are marked together: words in a row that begin no phrase."""
+        """Return the number of pieces from `first` on that are marked together: adjacent words that begin no phrase."""
         at = first + 1
         if not pieces[first].group().startswith("«"):
             while at < len(pieces) and _together(text, pieces, at):
@@ -77,7 +77,7 @@ class PhraseBook:
 
 
 def _together(text: str, pieces: list[re.Match[str]], at: int) -> bool:
-    """Say whether only blanks stand between this piece and the one before: no phrase spans a comma."""
+    """Return whether only blanks separate this piece from the one before: no phrase spans a comma."""
     return text[pieces[at - 1].end() : pieces[at].start()].isspace()
 
 
@@ -86,9 +86,9 @@ def _key(word: str) -> str:
 
 
 def _cased(phrase: str, meaning: str, found: list[str], begins: bool) -> str:
-    """Give a meaning the capitals that the words had: all, the first, or none.
+    """Return the meaning with the capitals of the found words: all, the first, or none.
 
-    A capital that the book's own phrase has ("I", "Saturday") counts only where a sentence begins.
+    A capital of the book's own phrase ("I", "Saturday") counts only where a sentence begins.
     """
     letters = "".join(found)
     if letters.isupper() and len(letters) > 1:

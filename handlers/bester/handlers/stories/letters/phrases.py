@@ -1,4 +1,4 @@
-"""What the phrase books hold, a phrase and its meaning a line; the order matters only where a side stands twice."""
+"""Phrases and meanings of the phrase books, one pair a line; the order counts only for a phrase listed twice."""
 
 PORTUGUESE_ENGLISH = """
 bom dia = good morning

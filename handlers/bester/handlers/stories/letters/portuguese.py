@@ -1,4 +1,4 @@
-"""The Portuguese gadget, which only T's box has: it translates into English and leaves the rest to that gadget."""
+"""The Portuguese gadget, in T's box alone: translates into English and leaves the rest to the English gadget."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ app = App()
 
 @app.handler("portuguese", order="user")
 async def portuguese(message: Message, letter: Letter) -> Command:
-    """Translate a letter; nobody at the other end needs to know Portuguese."""
+    """Translate a letter into English: the other box has no Portuguese gadget."""
     return translated(message, letter, PORTUGUESE_TO_ENGLISH.translate(letter.text), "english")

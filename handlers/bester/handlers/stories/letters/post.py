@@ -1,7 +1,7 @@
-"""What a letter is, and how it travels: to a user of this box, or to the box that its address names.
+"""Letters and their way: to a user of this box, or to the box in the address.
 
-A letter to `G` is for a user here, one to `G@magical-boks` goes there first. The box is taken off the address when
-the letter leaves, so that it can go no further than it was meant to.
+A letter to `G` is for a user of this box, a letter to `G@magical-boks` is sent to that box first. The box is cut off
+the address when the letter leaves, so that the other box cannot send the letter on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from bester.handlers import HandlerError, Message
 
 @dataclass(frozen=True)
 class Letter:
-    """`to`: USER or USER@BOX (a server's name, or HOST:PORT). `read_in`: the language it is to be translated into.
+    """`to`: USER or USER@BOX (a server's name, or HOST:PORT). `read_in`: language to translate the letter into.
 
-    `written_in` and `by` are filled in on the way: the language it was first written in, and who wrote it.
+    `written_in` and `by` are set on the way: the letter's first language, and its writer.
     """
 
     to: str
@@ -27,14 +27,14 @@ class Letter:
 
 
 def translated(message: Message, letter: Letter, text: str, language: str) -> Command:
-    """Hand a letter, now in another language, to that language's gadget in this box."""
+    """Pass a translated letter to the gadget of its new language in this box."""
     asked = None if letter.read_in == language else letter.read_in
     first = letter.written_in or message.type
     return message.send_handler(language, replace(letter, text=text, read_in=asked, written_in=first))
 
 
 def post(message: Message, letter: Letter) -> Command:
-    """Deliver a letter here, or send it to the box it is for."""
+    """Deliver a letter in this box, or send it to the box in its address."""
     user, _, box = letter.to.partition("@")
     if not user:
         raise HandlerError('a letter needs a name to go to, as in {"to": "G@magical-boks", "text": "Hello!"}')
@@ -48,7 +48,7 @@ def post(message: Message, letter: Letter) -> Command:
 
 
 def _writer(message: Message, letter: Letter) -> str:
-    """Say who wrote a letter: a user is known to this box; of another box's users only that box can tell."""
+    """Return a letter's writer: this box knows its own users, and marks another box's with the name of that box."""
     if message.user is not None:
         return message.user
     return f"{letter.by or 'somebody'}@{message.peer or message.origin}"

@@ -1,0 +1,271 @@
+"""A scripted broker: one ROUTER socket that sends what a case tells it to send, and checks what a handler sends.
+
+The broker tracks outstanding REQUESTs and checks every REPLY: its token is outstanding, it arrives once, on the link of
+its REQUEST, and never after the handler has started over with a new HELLO.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from bester.conform import fabric
+from bester.conform.fabric import Heard
+from bester.conform.match import shown
+from bester.conform.result import Unseen
+
+COMMANDS = ("sendClients", "sendServers", "sendHandler")
+HEARTBEAT_MS = 2000
+STEP_S = 0.005
+"""Between two attempts to bind: a tcp port is free again only when ZeroMQ has closed it."""
+BIND_S = 5.0
+BEAT_STEP_S = 0.1
+"""At most so long until a heartbeat that a WELCOME has changed is kept to."""
+
+
+class Expected:
+    """A REQUEST that is out: what its REPLY must be. `answer` is `shout`, `good` (whatever its commands), `fails`,
+    `bad` (failed or refused) or `any`."""
+
+    __slots__ = ("answer", "data", "link", "user")
+
+    def __init__(self, link: bytes, user: str | None, data: Any, answer: str) -> None:
+        self.link = link
+        self.user = user
+        self.data = data
+        self.answer = answer
+
+
+class Broker:
+    """The broker's end of one link. `endpoint` is where handlers connect; `bind` opens it."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, keys: tuple[bytes, bytes] | None = None) -> None:
+        self.endpoint = endpoint
+        self._context = context
+        self._keys = keys
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._news = asyncio.Event()
+        self.inbox: list[Heard] = []
+        self.first: Heard | None = None
+        """The first message that was heard at all."""
+        self.link = b""
+        self.types: list[str] = []
+        self.credit = 1
+        self.life = "life-1"
+        self.beats = 0
+        """HEARTBEATs heard so far."""
+        self.signs = 0
+        """The same with what was said of its own accord: a HEARTBEAT is due where nothing else is sent."""
+        self.replies = 0
+        """REPLYs heard so far that were awaited."""
+        self.out: dict[int, Expected] = {}
+        self.void: set[int] = set()
+        """Tokens of requests whose link is lost; `fresh` says that the handler has begun anew since."""
+        self.fresh = False
+        self.wrong: Unseen | None = None
+        self.muted = False
+        self.heartbeat_s = HEARTBEAT_MS / 1000
+        self._said_at = 0.0
+        self._answers: list[list[Any]] = []
+
+    # --- the socket ---
+
+    async def bind(self) -> None:
+        """Open the socket and begin to listen and to beat. Raises Unseen where the endpoint cannot be had."""
+        deadline = time.monotonic() + BIND_S
+        while True:
+            socket = self._context.socket(zmq.ROUTER)
+            socket.linger = 0
+            socket.set_hwm(0)
+            socket.router_mandatory = True
+            if self._keys is not None:
+                socket.curve_server = True
+                socket.curve_publickey, socket.curve_secretkey = self._keys
+            try:
+                socket.bind(self.endpoint)
+                break
+            except zmq.ZMQError as error:
+                socket.close()
+                if time.monotonic() > deadline:
+                    raise Unseen(f"the scripted broker cannot listen on {self.endpoint}: {error}") from None
+                await asyncio.sleep(STEP_S)
+        self._socket = socket
+        if self.endpoint.endswith(":*"):
+            bound = socket.last_endpoint
+            assert isinstance(bound, bytes)
+            self.endpoint = bound.decode().rstrip("\0")
+        self._tasks = [asyncio.create_task(self._listen(socket)), asyncio.create_task(self._beat())]
+
+    async def close(self) -> None:
+        """Close the socket without a word."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            identity, *frames = await socket.recv_multipart()
+            try:
+                for heard in fabric.read(identity, frames):
+                    self._take(heard)
+            except Unseen as unseen:
+                self.wrong = self.wrong or unseen
+            self._news.set()
+            answers, self._answers = self._answers, []
+            if answers and self.link:
+                try:
+                    await self.say(*answers)
+                except Unseen:
+                    continue  # the handler is gone; whoever waits for it says so
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(min(self.heartbeat_s / 2, BEAT_STEP_S))
+            if not self.muted and self.link and time.monotonic() >= self._said_at + self.heartbeat_s:
+                try:
+                    await self.say([fabric.OPS["HEARTBEAT"]])
+                except Unseen:
+                    continue  # the handler is gone; whoever waits for it says so
+
+    async def say(self, *messages: list[Any], attached: Sequence[bytes] = ()) -> None:
+        """Send a batch to the handler. Raises Unseen where it is gone."""
+        await self.send([fabric.pack(messages), *attached])
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send the frames of one ZeroMQ message to the handler. Raises Unseen where it is gone."""
+        assert self._socket is not None
+        self._said_at = time.monotonic()
+        try:
+            await self._socket.send_multipart([self.link, *frames])
+        except zmq.ZMQError as error:
+            raise Unseen(f"the handler's connection is gone: {error}") from None
+
+    # --- what the handler says ---
+
+    def _take(self, heard: Heard) -> None:
+        self.first = self.first or heard
+        if heard.name == "HEARTBEAT":
+            self.beats += 1
+            self.signs += 1
+            return
+        if heard.name == "REPLY":
+            self._reply(heard)
+            return
+        if heard.name in ("EMIT", "ASK"):  # of its own accord; nothing that a case is about
+            self.signs += 1
+            self._answers.append(answer_to(heard))
+            return
+        if heard.name == "HELLO" and self.void:
+            self.fresh = True
+        self.inbox.append(heard)
+
+    def _reply(self, heard: Heard) -> None:
+        token = heard.fields[0]
+        expected = self.out.pop(token, None)
+        if expected is None:
+            if token not in self.void:
+                raise Unseen(f"REPLY with the token {token}: no REQUEST had it, or it was answered before")
+            if self.fresh:
+                raise Unseen(f"REPLY to the REQUEST {token} of an earlier link, after the handler had begun anew")
+            self.void.discard(token)
+            return
+        if heard.link != expected.link:
+            raise Unseen(f"REPLY {token} came by another link than its REQUEST went")
+        self.replies += 1
+        check(heard, expected)
+
+    def forget(self) -> None:
+        """The link is lost, or was given up: whatever is out must not be answered once the handler has begun anew."""
+        self.void |= self.out.keys()
+        self.out.clear()
+        self.fresh = False
+
+    def hello(self, heard: Heard) -> None:
+        """Take over what a HELLO says."""
+        self.link = heard.link
+        options = heard.fields[3] if len(heard.fields) > 3 and heard.fields[3] else {}
+        types = options.get("types")
+        self.types = [type_ for type_ in types if isinstance(type_, str)] if isinstance(types, list) else []
+        credit = options.get("credit", 1)
+        self.credit = credit if type(credit) is int and credit > 0 else 1
+
+    # --- waiting ---
+
+    async def until(self, done: Callable[[], bool], within_s: float) -> bool:
+        """Wait until `done()`; False where it was not within the time. Raises Unseen for whatever breaks a rule."""
+        deadline = time.monotonic() + within_s
+        while True:
+            if self.wrong is not None:
+                raise self.wrong
+            if done():
+                return True
+            self._news.clear()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                await asyncio.wait_for(self._news.wait(), min(left, 0.25))
+            except TimeoutError:
+                continue
+
+
+def answer_to(heard: Heard) -> list[Any]:
+    """Return what a broker says to an EMIT (it is delivered) or to an ASK."""
+    token = heard.fields[0]
+    if heard.name == "EMIT":
+        return [fabric.OPS["OUTCOME"], token, 0, {}]
+    known: dict[str, Any] = {"isClient": True, "listClients": ["alice"], "serverInfo": {"clientCount": "1"}}
+    question = heard.fields[1]
+    return [fabric.OPS["ANSWER"], token, 0 if question in known else 1, known.get(question)]
+
+
+def check(heard: Heard, expected: Expected) -> None:
+    """Hold a REPLY against its REQUEST. Raises Unseen."""
+    token, status, commands = heard.fields[:3]
+    where = f"REPLY {token}"
+    if expected.answer == "any":
+        return
+    if expected.answer in ("fails", "bad"):
+        if status != 1 and (status != 2 or expected.answer == "fails"):
+            raise Unseen(f"{where}: status {status} with {shown(commands)}, expected status 1")
+        if len(heard.fields) < 4 or not heard.fields[3]:
+            raise Unseen(f"{where}: has status {status} and no note that says why")
+        return
+    if status != 0:
+        raise Unseen(f"{where}: status {status} ({shown(heard.fields[3:])}), expected 0")
+    if expected.answer == "good":
+        for command in commands:
+            check_command(where, command, heard.attached)
+        return
+    if len(commands) != 1 or not isinstance(commands[0], list) or len(commands[0]) not in (3, 4):
+        raise Unseen(f"{where}: commands {shown(commands)}, expected one sendClients")
+    command, targets, body = commands[0][:3]
+    if command != "sendClients" or targets != [expected.user]:
+        raise Unseen(f"{where}: {shown(commands[0][:2])}, expected ['sendClients', [{expected.user!r}]]")
+    got = fabric.body_of(body, heard.attached)
+    if got != expected.data:
+        raise Unseen(f"{where}: answers {shown(got)}, expected {shown(expected.data)}")
+
+
+def check_command(where: str, command: Any, attached: Sequence[bytes]) -> None:
+    """Hold a command against the page: its name, its targets, its body and its type. Raises Unseen."""
+    if not isinstance(command, list) or len(command) not in (3, 4) or command[0] not in COMMANDS:
+        raise Unseen(f"{where}: {shown(command)} is no command")
+    targets, type_ = command[1], command[3] if len(command) == 4 else None
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise Unseen(f"{where}: {command[0]}: targets are {shown(targets)}, expected an array of names")
+    if command[0] == "sendHandler" and len(targets) != 1:
+        raise Unseen(f"{where}: sendHandler has {len(targets)} targets, expected exactly one type")
+    if type_ is not None and not isinstance(type_, str):
+        raise Unseen(f"{where}: {command[0]}: its type is {shown(type_)}")
+    fabric.body_of(command[2], attached)

@@ -1,0 +1,59 @@
+"""Compare a value with a pattern: JSON in which some strings stand for kinds of values. Pure.
+
+`"<any>"` is anything, `"<text>"` a string that is not empty, `"<int>"` an integer, `"<list>"`, `"<map>"`; `"<absent>"`
+as a value in an object says that the key is not there; a text that begins with `<has>` is somewhere in the string. An
+object matches where each of its keys does: others may be there, as later versions add them. Arrays match whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "<any>": lambda value: True,
+    "<text>": lambda value: isinstance(value, str) and value != "",
+    "<int>": lambda value: type(value) is int,
+    "<list>": lambda value: isinstance(value, list),
+    "<map>": lambda value: isinstance(value, dict),
+}
+_MISSING = object()
+SHOWN = 160
+"""Characters of a value that are shown in a report."""
+
+
+def fault(pattern: Any, value: Any, where: str = "") -> str | None:
+    """Return what is wrong with a value, as `path: sentence`; None where it matches."""
+    if isinstance(pattern, dict) and isinstance(value, dict):
+        for key, wanted in pattern.items():
+            path, got = f"{where}.{key}" if where else key, value.get(key, _MISSING)
+            if wanted == "<absent>":
+                wrong = None if got is _MISSING else f"{path}: should not be there"
+            elif got is _MISSING:
+                wrong = f"{path}: is missing"
+            else:
+                wrong = fault(wanted, got, path)
+            if wrong is not None:
+                return wrong
+        return None
+    if isinstance(pattern, list) and isinstance(value, list):
+        if len(pattern) != len(value):
+            return f"{where or 'it'}: {len(value)} elements, expected {len(pattern)}"
+        wrongs = (fault(one, other, f"{where}[{n}]") for n, (one, other) in enumerate(zip(pattern, value, strict=True)))
+        return next((wrong for wrong in wrongs if wrong is not None), None)
+    return None if _fits(pattern, value) else f"{where or 'it'}: {shown(value)}, expected {shown(pattern)}"
+
+
+def _fits(pattern: Any, value: Any) -> bool:
+    if isinstance(pattern, str):
+        if pattern in KINDS:
+            return KINDS[pattern](value)
+        if pattern.startswith("<has>"):
+            return isinstance(value, str) and pattern.removeprefix("<has>") in value
+    return type(pattern) is type(value) and bool(pattern == value)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a report shows it: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"

@@ -1,0 +1,89 @@
+"""The program under test: started in its own process group, and killed together with its children."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+WAITS = ("sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+"""What becomes the program when it is told to: were this process killed before that, it would end."""
+OUTPUT_LINES = 6
+"""Of a program's output that are shown where a case fails."""
+OUTPUT_BYTES = 4096
+SHUTDOWN_S = 5.0
+"""How long a killed process may take to be gone."""
+
+
+class Program:
+    """One running program; its output goes to a file."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], environment: Mapping[str, str], log: Path, known: Callable[[int], None]
+    ) -> Program:
+        """Start a program; `known` is told its process id before it runs. Raises OSError where it cannot be started."""
+        if shutil.which(argv[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such program, or it may not be run", argv[0])
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *WAITS,
+                *argv,
+                env={**os.environ, **environment},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        known(process.pid)
+        assert process.stdin is not None
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is that of its group, too."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    def send_signal(self, name: str) -> None:
+        """Send a signal to the program itself."""
+        if self.status is None:
+            self._process.send_signal(signal.Signals[f"SIG{name}"])
+
+    async def exits(self, within_s: float) -> int | None:
+        """Wait for its end; return the exit status, None where it did not end."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), within_s)
+        except TimeoutError:
+            return None
+
+    async def end(self) -> None:
+        """Kill it and its children."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        await self.exits(SHUTDOWN_S)
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its output, without what would move a terminal's cursor."""
+        try:
+            text = self._log.read_bytes()[-OUTPUT_BYTES:].decode(errors="replace")
+        except OSError:
+            return []
+        lines = [line for line in text.splitlines() if line.strip()][-OUTPUT_LINES:]
+        return ["".join(char if char.isprintable() else "\ufffd" for char in line.expandtabs()) for line in lines]

@@ -1,0 +1,126 @@
+"""The examples in other languages pass every case, where what they are written in is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conform.programs import ROOT, failures, tried
+from tests.live import BESTER, LiveServer, Process, RawClient, live_server, short_directory
+
+EXAMPLES = ROOT / "examples"
+BUILD_S = 120
+
+
+def _c(directory: Path) -> tuple[str, ...]:
+    source = EXAMPLES / "c"
+    how = "apt-get install gcc make libzmq3-dev libmsgpack-dev"
+    for tool in ("cc", "make"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"examples/c is not tried, {tool} is missing: {how}")
+    probe = subprocess.run(
+        ["cc", "-E", "-"], input="#include <zmq.h>\n#include <msgpack.h>\n", text=True, capture_output=True, check=False
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"examples/c is not tried, headers are missing: {how}")
+    programs = [str(directory / name) for name in ("shout", "deployment")]
+    build = ["make", "-C", str(source), f"BUILD={directory}", "CFLAGS=-O1 -Werror", *programs]
+    subprocess.run(build, check=True, capture_output=True, text=True, timeout=BUILD_S)
+    return (str(directory / "shout"),)
+
+
+def _node(directory: Path) -> tuple[str, ...]:
+    how = "npm install in examples/node"
+    if shutil.which("node") is None:
+        pytest.skip(f"examples/node is not tried, node is missing: apt-get install nodejs npm, then {how}")
+    loads = 'require("zeromq"), require("@msgpack/msgpack")'
+    probe = subprocess.run(["node", "-e", loads], cwd=EXAMPLES / "node", capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"examples/node is not tried, its packages are missing: {how}")
+    return ("node", str(EXAMPLES / "node" / "shout.js"))
+
+
+def _ruby(directory: Path) -> tuple[str, ...]:
+    how = "apt-get install ruby ruby-ffi-rzmq ruby-msgpack"
+    if shutil.which("ruby") is None:
+        pytest.skip(f"examples/ruby is not tried, ruby is missing: {how}")
+    probe = subprocess.run(["ruby", "-e", 'require "ffi-rzmq"; require "msgpack"'], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"examples/ruby is not tried, its packages are missing: {how}")
+    return ("ruby", str(EXAMPLES / "ruby" / "shout.rb"))
+
+
+LANGUAGES: dict[str, Callable[[Path], tuple[str, ...]]] = {"c": _c, "node": _node, "ruby": _ruby}
+every_language = pytest.mark.parametrize("language", LANGUAGES)
+
+
+@every_language
+async def test_the_example_passes(language: str, tmp_path: Path) -> None:
+    results = await tried(LANGUAGES[language](tmp_path), curve=True)
+    assert not failures(results)
+    assert not [result for result in results if result.state != "pass"]
+
+
+@every_language
+async def test_the_example_serves_a_real_broker(language: str, tmp_path: Path) -> None:
+    command = LANGUAGES[language](tmp_path)
+    async with live_server() as server:
+        environment = {"BESTER_FABRIC": server.fabric, "BESTER_TYPES": "shout", "BESTER_NAME": f"{language}-1"}
+        handler = await Process.start(*command, cwd=tmp_path, env=environment)
+        try:
+            await server.has_type("shout")
+            bob = await RawClient.login(server, "bob")
+            for data, shouted in (("hello", "HELLO"), ("x" * 100_000, "X" * 100_000), ('"\\\n', '"\\\n')):
+                bob.submit("shout", data, "m")
+                report, before = await bob.until_report("m")
+                assert report["header"]["status"] == "good" and before[0]["payload"]["data"] == shouted
+            bob.submit("shout", 5, "m")
+            report, _ = await bob.until_report("m")
+            assert report["payload"]["reason"] == "handler-failed"
+            await bob.close()
+        finally:
+            status = await handler.end()
+        assert status == 0, handler.lines
+
+
+async def test_the_deployment_in_four_languages(tmp_path: Path) -> None:
+    """U1 → S1: M1 (Python), M2 (JavaScript) → S2: M1 (C) → S3: M1 (Ruby) → U2; each message once, each report good."""
+    node, c, ruby = (LANGUAGES[language](tmp_path)[:-1] for language in ("node", "c", "ruby"))
+    commands = {
+        ("s1", "M2"): [*node, str(EXAMPLES / "node" / "deployment.js")],
+        ("s2", "M1"): [*c, str(tmp_path / "deployment")],
+        ("s3", "M1"): [*ruby, str(EXAMPLES / "ruby" / "deployment.rb")],
+    }
+    async with short_directory() as directory, AsyncExitStack() as stack:
+        servers = {}
+        for name in ("s1", "s2", "s3"):
+            toml = (EXAMPLES / "deployment" / f"{name}.toml").read_text()
+            toml = re.sub(r'tcp4 = ".*"', 'tcp4 = "127.0.0.1:0"', toml) + '\n[accounts]\nauth = "open"\n'
+            for (server, type_), command in commands.items():
+                if server == name:
+                    toml = re.sub(rf"(?<=\[handlers\.{type_}\]\n)app = .*", f"command = {json.dumps(command)}", toml)
+            (directory / f"{name}.toml").write_text(toml)
+            process = await Process.start(BESTER, "up", "-c", f"{name}.toml", cwd=directory)
+            stack.push_async_callback(process.end)
+            address = (await process.says(" serves ")).partition(" serves ")[2].split(",")[0].strip()
+            servers[name] = LiveServer(directory, [process], address)
+        await servers["s1"].has_type("M1")
+        for name, type_ in commands:
+            await servers[name].has_type(type_)
+        u1, u2 = await RawClient.login(servers["s1"], "U1"), await RawClient.login(servers["s3"], "U2")
+        for number in range(50):
+            u1.submit("M1", {"number": number, "text": "grüße"}, str(number))
+        came = [(await u2.receive())["payload"]["data"] for _ in range(50)]
+        assert sorted(each["message"]["number"] for each in came) == list(range(50))
+        assert all(each["came_by"] == ["S1/M1", "S1/M2", "S2/M1"] for each in came)
+        reports = [await u1.receive() for _ in range(50)]
+        assert all(report["header"]["status"] == "good" for report in reports)
+        await u1.close()
+        await u2.close()
