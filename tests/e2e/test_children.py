@@ -15,15 +15,16 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from bester.bridge.children import Child, Children, plan
 from bester.bridge.children.lives import HOPELESS_LIVES, State
+from bester.bridge.children.plan import Child, plan
+from bester.bridge.children.supervisor import Children
 from bester.broker import config_file
 from bester.broker.logs import JsonFormatter
 from bester.broker.wire.codes import ConfigError
 
 DEADLINE_S = 20.0
 STEADY = "import time; print('here', flush=True); time.sleep(600)"
-"""A child that says it is there and stays."""
+"""Program that reports its start and stays."""
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def test_children_get_their_environment_and_run_in_the_directory(
         assert f"chat | chat {directory}" in caplog.text
 
 
-async def test_a_child_that_is_killed_is_started_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_killed_child_is_started_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", STEADY)) as children:
         await until(lambda: "a | here" in caplog.text)
         first = children.pids["a"]
@@ -84,7 +85,7 @@ async def test_a_child_that_is_killed_is_started_again(directory: Path, caplog: 
         assert "handler a was ended by SIGKILL; starting it again in 0.1 s" in caplog.text
 
 
-async def test_one_that_ends_at_once_is_started_ever_more_slowly(
+async def test_child_that_ends_at_once_is_started_ever_more_slowly(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(directory, python("a", "raise SystemExit(3)")):
@@ -93,7 +94,7 @@ async def test_one_that_ends_at_once_is_started_ever_more_slowly(
     assert waits[:3] == ["0.1 s", "0.2 s", "0.4 s"]
 
 
-async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_old_complaint_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = {"level": "error", "event": "handler-failed", "text": "on message 3"}
     program = f"print('error: old'); print({json.dumps(log)!r}); [print('line', n) for n in range(30)]; exit(3)"
     async with running(directory, python("a", program)):
@@ -101,7 +102,7 @@ async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pyte
     assert "handler a ended with exit status 3: line 29; starting it again in 0.1 s" in caplog.messages
 
 
-async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_cause_of_an_end_is_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = (
         "import sys; print('here'); print('shop: cannot open the till', file=sys.stderr); print('bye'); sys.exit(1)"
     )
@@ -133,7 +134,7 @@ async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest
         ),
     ],
 )
-async def test_one_that_cannot_be_loaded_is_given_up_and_comes_back_when_its_file_changes(
+async def test_broken_app_is_given_up_and_comes_back_when_its_file_changes(
     source: str, why: str, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "chat.py").write_text(source)
@@ -163,9 +164,7 @@ async def test_one_that_cannot_be_loaded_is_given_up_and_comes_back_when_its_fil
         await children.stop()
 
 
-async def test_a_program_that_is_not_there_any_more_is_given_up_and_comes_back(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_missing_program_is_given_up_and_comes_back(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     program = directory / "run.sh"
     async with running(directory, Child("a", (str(program),), {"BESTER_TYPES": "a"})) as children:
         await until(lambda: children.lives["a"].state is State.GIVEN_UP)
@@ -175,7 +174,7 @@ async def test_a_program_that_is_not_there_any_more_is_given_up_and_comes_back(
         await until(lambda: "a | back" in caplog.text)
 
 
-async def test_of_several_workers_the_last_one_takes_the_type_away(directory: Path) -> None:
+async def test_type_is_given_up_with_its_last_worker(directory: Path) -> None:
     types = {"BESTER_TYPES": "a,b"}
     gone: list[frozenset[str]] = []
     children = Children([Child("x", ("/none",), types), Child("y", (sys.executable, "-c", STEADY), types),
@@ -189,7 +188,7 @@ async def test_of_several_workers_the_last_one_takes_the_type_away(directory: Pa
         await children.stop()
 
 
-async def test_one_that_has_served_is_not_given_up(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_child_that_has_served_is_not_given_up(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     child = Child("a", (sys.executable, "-c", "exit(2)"), {"BESTER_TYPES": "a"}, lifeline=True)
     async with running(directory, child) as children:
         for lives in range(1, HOPELESS_LIVES + 2):
@@ -198,12 +197,12 @@ async def test_one_that_has_served_is_not_given_up(directory: Path, caplog: pyte
         assert children.lives["a"].state is not State.GIVEN_UP
 
 
-async def test_what_is_printed_is_logged_when_it_is_printed(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_output_is_logged_at_once(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", "print('soon'); import time; time.sleep(600)")):
         await until(lambda: "a | soon" in caplog.text)
 
 
-async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_record_of_a_child_keeps_its_fields(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     lines = [
         {"at": "then", "level": "warning", "from": "shop", "event": "late", "text": "late by 3", "order": 5},
@@ -240,7 +239,7 @@ async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCapt
     assert "a | failed name='n'" in caplog.messages
 
 
-async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_child_that_cannot_be_started_affects_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, Child("gone", (str(directory / "gone"),), {}), python("a", STEADY)):
         await until(lambda: "handler gone cannot be started: No such file or directory" in caplog.text)
         await until(lambda: "a | here" in caplog.text)
@@ -256,9 +255,7 @@ async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptu
     assert "starting it again" not in caplog.text
 
 
-async def test_stop_kills_what_does_not_listen_and_what_it_started(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_stop_kills_a_deaf_child_and_its_processes(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); "
     parent = deaf + "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); "
     child = Child("a", (sys.executable, "-c", parent + "print(p.pid, flush=True); " + STEADY, deaf + STEADY), {})
@@ -272,9 +269,7 @@ async def test_stop_kills_what_does_not_listen_and_what_it_started(
         await until(lambda: not any(map(alive, pids)))
 
 
-async def test_one_that_is_of_no_use_is_ended_and_started_again(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restart_ends_a_child_and_starts_another(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
         await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
         first, other = children.pids["a"], children.pids["b"]
@@ -286,10 +281,10 @@ async def test_one_that_is_of_no_use_is_ended_and_started_again(
     assert "handler a was ended by SIGTERM; starting it again in 0.1 s" in caplog.text
 
 
-async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_deaf_or_stopped(
+async def test_restart_finds_a_child_by_its_grandchildren(
     directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.bridge.children.RESTART_GRACE_S", 0.1)
+    monkeypatch.setattr("bester.bridge.children.supervisor.RESTART_GRACE_S", 0.1)
     deaf = "import os, signal; signal.signal(15, signal.SIG_IGN); print('pid', os.getpid(), flush=True); " + STEADY
     spawn = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); p.wait()"
     child = Child("a", (sys.executable, "-c", spawn, deaf), {})
@@ -308,7 +303,7 @@ async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_d
         assert not alive(inner()[1])
 
 
-async def test_a_stranger_is_not_ended(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_restart_of_a_stranger_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.DEVNULL)
     try:
         async with running(directory, python("a", STEADY)) as children:
@@ -318,16 +313,14 @@ async def test_a_stranger_is_not_ended(directory: Path, caplog: pytest.LogCaptur
             assert stranger.poll() is None
             stranger.kill()
             stranger.wait()
-            assert not children.restart(stranger.pid, "it hangs")  # there is no such process any more
+            assert not children.restart(stranger.pid, "it hangs")  # the process is gone
     finally:
         stranger.kill()
         stranger.wait()
     assert "to be started again" not in caplog.text
 
 
-async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_long_and_binary_lines_are_logged_in_pieces(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     noisy = "import sys; sys.stdout.buffer.write(b'x' * 100_000 + b'\\xff\\n'); print('end', flush=True); " + STEADY
     async with running(directory, python("a", noisy)):
         await until(lambda: "a | here" in caplog.text)
@@ -339,7 +332,8 @@ async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from bester.bridge.children import Child, Children
+from bester.bridge.children.plan import Child
+from bester.bridge.children.supervisor import Children
 
 async def main():
     deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
@@ -362,7 +356,7 @@ else:
 
 
 def in_groups(pids: list[int]) -> list[int]:
-    """Every living process in the groups that these lead."""
+    """Return every living process in the groups that these processes lead."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and alive(int(entry.name)):
@@ -399,7 +393,7 @@ socket = "old.sock"
 """
 
 
-def test_the_plan_of_a_configuration(directory: Path) -> None:
+def test_plan_of_a_configuration(directory: Path) -> None:
     (directory / "run.sh").write_text("#!/bin/sh\n")
     (directory / "run.sh").chmod(0o755)
     (directory / "bester.toml").write_text(CONFIG)
@@ -412,14 +406,14 @@ def test_the_plan_of_a_configuration(directory: Path) -> None:
     assert children[3].argv[2:7] == ("bester.handlers", "--socket", str(directory / "old.sock"), "--order", "user")
 
 
-def test_a_program_that_is_not_there_is_one_line(directory: Path) -> None:
+def test_missing_program_is_a_config_error(directory: Path) -> None:
     (directory / "bester.toml").write_text('[handlers.a]\ncommand = ["no-such-program-here"]\n')
     config = config_file.load(directory / "bester.toml")
     with pytest.raises(ConfigError, match=r"\[handlers\.a\] command: no program 'no-such-program-here' is found"):
         plan(config, "ipc:///x")
 
 
-def test_a_module_that_is_not_there_is_one_line(directory: Path) -> None:
+def test_missing_module_is_a_config_error(directory: Path) -> None:
     (directory / "box").mkdir()
     (directory / "box" / "chat.py").touch()
     for app in ("nosuchmodule:app", "box.nosuch:app", "box.chat.nosuch:app"):
@@ -430,7 +424,7 @@ def test_a_module_that_is_not_there_is_one_line(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("app", ["box.chat:app", "box.inner.chat:app", "bester.handlers.stock.echo:app", "json.tool:x"])
-def test_a_module_may_be_here_or_installed_and_is_not_imported(app: str, directory: Path) -> None:
+def test_module_is_found_without_an_import(app: str, directory: Path) -> None:
     (directory / "box" / "inner").mkdir(parents=True)
     for place in ("box", "box/inner"):
         (directory / place / "chat.py").write_text("raise SystemExit")
@@ -438,9 +432,7 @@ def test_a_module_may_be_here_or_installed_and_is_not_imported(app: str, directo
     assert plan(config_file.load(directory / "bester.toml"), "ipc:///x")
 
 
-async def test_a_python_handler_child_stays_and_ends_when_asked(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_python_handler_stays_and_ends_when_asked(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     (directory / "mychat.py").write_text(
         "from bester.handlers import App\napp = App()\n@app.handler('chat')\ndef chat(message):\n    return None\n"
         "print('loaded', flush=True)\n"

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import click
 import pytest
 
-from bester.bridge.children import GRACE_S
+from bester.bridge.children.supervisor import GRACE_S
 from bester.broker.config import STOCK_HANDLERS, defaults
 from bester.broker.wire.codes import BesterError, ConfigError
 from bester.cli import main

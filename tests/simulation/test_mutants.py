@@ -70,7 +70,7 @@ def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: Submissions) -> None:
-        self._queue.clear()
+        self._held.clear()
 
     monkeypatch.setattr(Submissions, "on_link_lost", forget)
     said = broken_seeds(500)
@@ -79,9 +79,9 @@ def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: MemoryStore) -> Any:
-        for numbers in self._waiting.values():
+        for numbers in self._ready.values():
             numbers.clear()
-        self._waiting.clear()
+        self._ready.clear()
         return honest(self)
 
     honest = MemoryStore.open

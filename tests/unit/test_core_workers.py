@@ -334,8 +334,8 @@ class Crews(RuleBasedStateMachine):
         assert all(request.token not in other.held for other in self.hands.values())
         assert request.meta["id"] not in [id_ for other in self.hands.values() for id_ in other.held.values()]
         held_posts = [self.posts[id_] for id_ in hand.held.values()]
-        assert not any(held.group for held in held_posts), "something beside a suspect"
-        assert not (post.group and hand.held), "a suspect beside something"
+        assert not any(held.group and not held.ended for held in held_posts), "something beside a suspect"
+        assert not post.group or all(that.ended for that in held_posts), "a suspect beside something"
         hand.held[request.token] = request.meta["id"]
         post.gives += 1
         assert request.meta["attempt"] == post.gives
@@ -487,8 +487,9 @@ class Crews(RuleBasedStateMachine):
                     self.clear_of_suspicion(other)
                 post.deaths += 1
             alive = [post for post in held if not post.ended]
-            for post in alive:
-                post.group = alive
+            if len(alive) > 1 or (alive and not alive[0].group):
+                for post in alive:
+                    post.group = alive
             if len(held) == 1 and alive and alive[0].deaths >= ATTEMPTS:
                 alive[0].group = []
             self.stand.take(self.stand.router.on_undeliverable(link, Heartbeat(), self.stand.now))

@@ -1,4 +1,4 @@
-"""What stands between core and store: first written, then read, then said; and what a store that fails holds up."""
+"""The store driver: writes first, then reads, then messages; and a store that fails."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reads(*requests: Read) -> list[StoreRead]:
 
 
 class Scripted(Router):
-    """A router that says what a test has laid down, and writes down what it is told."""
+    """A router that answers as a test has laid down, and records its calls."""
 
     def __init__(self) -> None:
         super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
@@ -72,7 +72,7 @@ class Scripted(Router):
 
 
 class Unreadable(MemoryStore):
-    """A store that can be told to fail when it is read."""
+    """A store whose reads can be made to fail."""
 
     readable = True
 
@@ -83,7 +83,7 @@ class Unreadable(MemoryStore):
 
 
 class Stand:
-    """A store driver with what it has carried out."""
+    """A store driver, and the actions that it has carried out."""
 
     def __init__(self) -> None:
         self.store = Unreadable()
@@ -109,7 +109,7 @@ def stand() -> Stand:
     return Stand()
 
 
-def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
+def test_write_that_can_wait_is_written_at_the_tick(stand: Stand) -> None:
     stand.driver.add([RecordType("chat"), PurgeOutcomes(1.0, 1000)], [])
     assert not stand.driver.due
     stand.driver.run()
@@ -118,7 +118,7 @@ def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
     assert stand.log == [([RecordType("chat"), PurgeOutcomes(1.0, 1000)], True)]
 
 
-def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:
+def test_pressing_write_takes_all_others_along_in_order(stand: Stand) -> None:
     stand.driver.add([RecordType("chat")], [])
     stand.driver.add([KEEP, RecordType("mail")], [])
     stand.driver.run()
@@ -127,14 +127,14 @@ def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) 
     assert stand.log == []
 
 
-def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
+def test_reads_come_after_all_writes(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
     stand.driver.add([RecordType("chat")], reads(FETCH))
     stand.driver.run()
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
 
-def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(stand: Stand) -> None:
+def test_run_goes_on_until_nothing_is_due(stand: Stand) -> None:
     sent = Heartbeat()
     handed = MarkSent(BOX, 1)
     stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [RecordType("chat"), FETCH])]
@@ -146,7 +146,7 @@ def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(st
     assert not stand.driver.due
 
 
-def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
+def test_core_learns_of_a_failed_commit(stand: Stand) -> None:
     stand.store.broken = True
     stand.driver.add([KEEP], [])
     stand.driver.run()
@@ -154,7 +154,7 @@ def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
     assert not stand.driver.due
 
 
-def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Stand) -> None:
+def test_failed_read_is_tried_again(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
     stand.driver.run()
     stand.store.readable = False
@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Sta
     assert stand.log == []
 
 
-def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
+def test_failed_question_is_answered_without_a_result(stand: Stand) -> None:
     stand.store.readable = False
     stand.driver.add([], reads(OUTCOMES))
     stand.driver.tick()
@@ -179,7 +179,7 @@ def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand
     assert stand.log == [(OUTCOMES, None)]
 
 
-def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
+def test_writes_held_back_are_written_at_a_tick() -> None:
     stand = Stand()
     stand.driver.add([KEEP], [])
     stand.driver.run()
@@ -192,7 +192,7 @@ def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_wri
     assert not stand.store.copy().read(FETCH)
 
 
-def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
+def test_many_questions_of_one_asker_delay_no_write(stand: Stand) -> None:
     questions = [OUTCOMES._replace(message=f"m{number}") for number in range(ASKED_AT_ONCE + 2)]
     stand.driver.add([], reads(*questions, FETCH))
     stand.driver.run()
@@ -203,7 +203,7 @@ def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> Non
     assert not stand.driver.due
 
 
-def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
+def test_askers_are_answered_in_turn(stand: Stand) -> None:
     many = [OUTCOMES._replace(message=f"m{number}") for number in range(100)]
     one = OUTCOMES._replace(sender="carol")
     stand.driver.add([], reads(*many, one))
@@ -211,12 +211,12 @@ def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) ->
     assert [read for read, _ in stand.log] == [many[0], one, *many[1 : ASKED_AT_ONCE - 1]]
 
 
-def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
+def test_question_above_the_bound_is_answered_without_a_result(stand: Stand) -> None:
     stand.driver.add([], reads(OUTCOMES) * (MAX_ASKED + 1))
     assert stand.log == [(OUTCOMES, None)]
 
 
-def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
+def test_turn_costs_the_same_with_many_pending_questions(stand: Stand) -> None:
     stand.driver.add([], reads(OUTCOMES) * 10_000)
     for turn in range(10_000 // ASKED_AT_ONCE):
         assert stand.driver.due, turn

@@ -15,7 +15,7 @@ from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
-from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, next_state
+from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
@@ -40,16 +40,16 @@ from bester.broker.store_requests import (
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
-"""How often outcomes that nobody may ask for any more are purged, and the store's time is saved."""
+"""Period at which old outcomes are purged, and the store's time is saved."""
 FULL_TURN_S = 1.0
-"""How long nothing is enqueued after a commit has failed: each try on a full disk stops the whole loop for a moment."""
+"""Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
 SPARE_NUMBERS = 64
 """Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
 time."""
 
 
 class Queue:
-    """One queue: the mailbox of a user, or the messages of one type to one server.
+    """A queue: the mailbox of a user, or the messages of one type to one server.
 
     `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
     messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
@@ -88,7 +88,7 @@ class Queue:
 
     @property
     def ready(self) -> int:
-        """How many messages are not in flight: a new one goes behind them."""
+        """Count of the messages that are not in flight: a new one goes behind them."""
         return self.messages - self.inflight
 
 
@@ -332,7 +332,7 @@ class Queues:
         for entry in entries:
             record = self._record_of(entry, queue)
             if record.state is not State.READY:
-                next_state(record.state, "fetched")  # legal where the message is in flight, or has ended
+                step_of(record.state, "fetched")  # legal where the message is in flight, or has ended
             elif entry.expires_s <= stored_s:
                 expired.append(entry)
             else:
@@ -382,7 +382,7 @@ class Queues:
 
     def _move(self, record: Record, event: Event) -> State:
         """Apply an event to a record: count, and keep the record as long as there is anything to know."""
-        before, after = record.state, next_state(record.state, event)
+        after, messages, inflight = step_of(record.state, event)
         record.state = after
         if after is State.GONE or (after is State.READY and not record.unsent):
             self._records.pop(record.number, None)
@@ -391,14 +391,13 @@ class Queues:
         queue = record.queue
         if queue is None:
             return after
-        if (before in SENT_OUT) != (after in SENT_OUT):
-            step = 1 if after in SENT_OUT else -1
-            queue.inflight += step
-            queue.inflight_bytes += step * record.size
-            if step > 0:
+        if inflight:
+            queue.inflight += inflight
+            queue.inflight_bytes += inflight * record.size
+            if inflight > 0:
                 self._push(queue, record.number)
-        if before in COUNTED and after not in COUNTED:
-            self._count(queue, -1, -record.size)
+        if messages:
+            self._count(queue, messages, messages * record.size)
             if queue.messages <= 0:
                 self._drop(queue)
         return after

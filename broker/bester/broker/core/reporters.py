@@ -1,16 +1,16 @@
-"""Which servers of the native protocol report on what they are sent, and what the end of a connection means there.
+"""Reporters: the native servers that report on messages, and the outcome where a connection ends without a report.
 
-besterd closes after it has read a message, without a word; so does a server that is killed with the message in hand.
-The two cannot be told apart by one connection:
+besterd closes after it has read a message, and reports nothing; a server that is killed while it holds a message looks
+the same. One connection does not tell the two apart:
 
     the server                                   closes in peace, without a report
-    has reported before                          no answer: the message is tried again
+    has reported before                          no answer: the message is sent again
     is configured with `reports = false`         `sent`
-    has never reported, and is configured        no answer; at the third time running on one message `sent`, and so
-                                                 from then on, until it reports
+    has never reported, and is configured        no answer; the third time running on one message `sent`, and from then
+                                                 on `sent`, until the server reports
     has never reported, and is not configured    `sent`
 
-What was learned of a configured server is kept on disk. Pure.
+The finding on a configured server is kept on disk. Pure.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from bester.broker.wire.messages import Meta
 from bester.broker.wire.outcomes import SENT, failed
 
 SILENT_ENDS = 3
-"""So often a configured server may close without a report on one message before it is taken for one that never
-reports: a server that dies over a message three times running is rarer than a besterd."""
+"""Ends without a report on one message after which a configured server counts as one that never reports: a server that
+dies three times running over one message is rarer than a besterd."""
 MAX_STRANGERS = 4_096
-"""Servers that are not configured and have reported; the one heard of longest ago is forgotten first."""
+"""Servers that are not configured and have reported; above it the one that reported longest ago is forgotten."""
 MAX_COUNTED = 4_096
-"""Messages of which silent ends are counted; the one counted longest ago is forgotten first, and counted anew."""
+"""Messages whose ends without a report are counted; above it the one counted longest ago is forgotten."""
 NO_ANSWER = failed("unreachable")
 
 
 class Reporters:
-    """What is known of native servers, by address; `known` is what the store holds."""
+    """Findings on native servers, by address: True where a server reports. `known` are those from the store."""
 
     def __init__(self, out: Effects, known: Mapping[str, bool]) -> None:
         self._out = out
@@ -45,7 +45,7 @@ class Reporters:
         self._silent: OrderedDict[str, int] = OrderedDict()  # silent ends running, by the message's id
 
     def judge(self, route: Route, id_: str, outcome: str, meta: Meta) -> str:
-        """Return the outcome of message `id_` at a native server, from how its connection there has ended."""
+        """Return the outcome of message `id_` at a native server, given the `outcome` and meta of its FORWARDED."""
         address = route.native or ""
         if meta.get("reported") is True:
             self._silent.pop(id_, None)
@@ -64,11 +64,11 @@ class Reporters:
         return self._silent_end(route, address, id_)
 
     def inspect(self) -> ReportersState:
-        """Return how much is known."""
+        """Return how many findings there are."""
         return ReportersState(len(self._known), len(self._strangers), len(self._silent))
 
     def knows(self, route: Route) -> bool:
-        """Return whether it is known of a server if it reports."""
+        """Return whether a server is known to report, or not to report."""
         return not route.reports or (route.native or "") in self._known
 
     def _has_reported(self, route: Route, address: str) -> None:

@@ -112,8 +112,8 @@ class Suspects:
 
 
 def holds_suspect(worker: Worker) -> bool:
-    """Return whether a worker holds a suspect."""
-    return any(job.suspected for job in worker.inflight.values())
+    """Return whether a worker holds a suspect that is not settled."""
+    return any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
 def _how_long(worker: Worker) -> tuple[bool, int]:
