@@ -22,7 +22,7 @@ from bester.broker import accounts_file, data_dir, database
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import MAX_WAITING
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
 from bester.broker.server import Broker

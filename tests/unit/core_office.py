@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import Bounds, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import Relay, Relayed
 from tests.unit.core_stand import START, Stand, servers
@@ -71,7 +72,7 @@ class Office:
         return [entry.body for entry in self.stand.kept(lane("s2", type_))]
 
     def dead(self) -> list[DeadLetter]:
-        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return letters
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.core.values import Limits, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import Bounds, mailbox
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import START, Stand, clients

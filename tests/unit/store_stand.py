@@ -75,7 +75,7 @@ def keep(number: int, *args: Any, **fields: Any) -> Enqueue:
 
 
 def outcomes(message: str, sender: str = "alice") -> FindOutcomes:
-    return FindOutcomes(message, sender, None, 0)
+    return FindOutcomes(message, sender)
 
 
 def letter(id_: str, type_: str = "chat") -> DeadLetter:
@@ -83,4 +83,4 @@ def letter(id_: str, type_: str = "chat") -> DeadLetter:
 
 
 def dead(id_: str | None = None, type_: str | None = None, limit: int = 10, *, bodies: bool = True) -> FindDeadLetters:
-    return FindDeadLetters(id_, type_, limit, None, 0, {}, bodies)
+    return FindDeadLetters(id_, type_, limit, bodies)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import Deliver, Open, Relay, Relayed, Submit
 from tests.unit.core_stand import Stand, clients, servers
 

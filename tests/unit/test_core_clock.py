@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.clock import JUMP_S, Clock
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bounds, PurgeOutcomes, SaveClock
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients

@@ -8,7 +8,8 @@ import pytest
 
 from bester.broker.core import dead_letters as letters_module
 from bester.broker.core.dead_letters import MAX_REPLAYED
-from bester.broker.core.values import Limits, Link, Notice, Route, Settings
+from bester.broker.core.effects import Link, Notice
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import Bounds, Budget, Bury, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import (
     Answer,
@@ -64,7 +65,7 @@ class Ward:
 
     def letters(self) -> list[DeadLetter]:
         """Return the dead letters on disk, latest first."""
-        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return found
 
     def asks(self, question: str, argument: Any = None) -> Answer:
@@ -92,9 +93,9 @@ def test_dead_letter_is_on_disk_before_its_sender_has_the_report() -> None:
     ward = Ward(Limits(attempts=1))
     victim = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
-    actions = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
-    kinds = [type(getattr(action, "message", action)) for action in actions]
-    assert kinds.index(Bury) < kinds.index(Report)
+    effects = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
+    assert [type(write) for write in effects.writes] == [Bury]
+    assert [type(message) for message in effects.messages[ward.bridge]] == [Report]
 
 
 def test_message_that_took_too_long_is_a_dead_letter_though_its_handler_lives() -> None:

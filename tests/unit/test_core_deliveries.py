@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.deliveries import AnyDelivery, Deliveries, Delivery, MailDelivery, Share
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
-from bester.broker.core.values import Link
 from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import Bound
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import lane, mailbox
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Heartbeat, Login, Relay, Relayed
 from tests.unit.core_stand import Stand, clients, limited, servers

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Link
 from bester.broker.core.late_outcomes import MAX_OUTCOME_BYTES
-from bester.broker.core.values import Link
 from bester.broker.store_requests import OUTCOME_KEPT_S, lane, mailbox
 from bester.broker.wire.messages import Ask, Confirm, Deliver, Error, Goodbye, Relayed, Request
 from tests.unit.core_net import Net

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Relay, Relayed, Report
 from tests.unit.core_stand import Stand, clients, servers
 

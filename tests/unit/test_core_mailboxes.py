@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, Enqueue, Entry, mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Submit
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town
@@ -18,13 +18,12 @@ def test_report_of_queued_comes_after_the_commit() -> None:
     post = Post(stand)
     token = stand.submit(post.bridge, "chat")
     request = stand.request(post.chat)
-    first = stand.router.receive(post.chat, Reply(request.token, 0, [clients("bob")]), stand.now)
-    writes = [action for action in first if isinstance(action, Enqueue)]
-    assert len(writes) == 1
-    assert not [action for action in first if isinstance(action, Send)]
-    then = stand.router.on_committed(writes, stand.store.commit(writes), stand.now)
+    first = stand.router.receive_all(post.chat, [Reply(request.token, 0, [clients("bob")])], stand.now)
+    assert [type(write) for write in first.writes] == [Enqueue]
+    assert not first.messages
+    then = stand.router.on_committed(first.writes, stand.store.commit(first.writes), stand.now)
     report = Report(token, 0, None, request.meta["id"], {"bob": "queued"})
-    assert [action.message for action in then if isinstance(action, Send)] == [report]
+    assert then.messages == {post.bridge: [report]}
 
 
 def test_entry_has_everything_about_the_message() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Open
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town
 from tests.unit.core_stand import clients

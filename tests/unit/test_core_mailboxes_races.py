@@ -6,7 +6,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bester.broker.core.values import Limits, Link, Notice
+from bester.broker.core.effects import Link, Notice
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Open, Report, Request
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town

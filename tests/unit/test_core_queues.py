@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bester.broker.core.queues import FORGET_EVERY_S
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
@@ -108,4 +108,4 @@ def test_queue_is_fetched_once_at_a_time() -> None:
     stand.commits = False
     for session in (1, 2, 3):
         stand.say(bob, Open(session, "bob"))
-    assert stand.reads == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]
+    assert [read.request for read in stand.reads] == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]

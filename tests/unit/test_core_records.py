@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.queues import SPARE_NUMBERS, Queues
 from bester.broker.core.records import COUNTED, SENT_OUT, TRANSITIONS, Event, State, step_of
-from bester.broker.core.values import Effects, Link, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     Committed,
     End,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, DeadLetter, Enqueue, Entry, lane
 from bester.broker.wire.messages import Error, Relay, Reply, Report
 from tests.unit.core_office import S2, Office, bodies_of, numbered
@@ -29,13 +29,12 @@ def test_report_of_queued_comes_after_the_commit() -> None:
     stand = office.stand
     token = stand.submit(office.bridge, "one")
     request = stand.request(office.one)
-    first = stand.router.receive(office.one, Reply(request.token, 0, [servers("s2")]), stand.now)
-    writes = [action for action in first if isinstance(action, Enqueue)]
-    assert len(writes) == 1
-    assert not [action for action in first if isinstance(action, Send)]
-    then = stand.router.on_committed(writes, stand.store.commit(writes), stand.now)
+    first = stand.router.receive_all(office.one, [Reply(request.token, 0, [servers("s2")])], stand.now)
+    assert [type(write) for write in first.writes] == [Enqueue]
+    assert not first.messages
+    then = stand.router.on_committed(first.writes, stand.store.commit(first.writes), stand.now)
     report = Report(token, 0, None, request.meta["id"], {"s2": "queued"})
-    assert [action.message for action in then if isinstance(action, Send)] == [report]
+    assert then.messages == {office.bridge: [report]}
 
 
 def test_entry_has_everything_about_the_message() -> None:

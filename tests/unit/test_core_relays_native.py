@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Link, Notice
+from bester.broker.core.effects import Link, Notice
 from bester.broker.store_requests import Bounds, lane
 from bester.broker.wire.messages import Forward, Forwarded, Goodbye, Meta, Open, Submit
 from tests.unit.core_office import Office, numbered

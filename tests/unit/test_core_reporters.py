@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bester.broker.core.effects import Effects
 from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS, REPORTING_ENDS, SILENT_ENDS, Reporters
-from bester.broker.core.values import Effects, Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import SavePeer, lane
 from bester.broker.wire.messages import Forward, Forwarded, Meta, Report
 from tests.unit.core_stand import Stand, servers

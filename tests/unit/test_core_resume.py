@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Hello, Message, Open, Reply, Request, Submit, Welcome
 from tests.unit.core_resume_stand import Bridge, good, town
 from tests.unit.core_stand import clients

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients, handler
 

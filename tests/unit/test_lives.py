@@ -11,7 +11,7 @@ import pytest
 from bester.bridge.children.backoff import LONGEST_S, STEADY_S
 from bester.bridge.children.changes import MAX_FILES, seen
 from bester.bridge.children.lives import HOPELESS_LIVES, MAX_LIVES, RETRY_S, Lives, State
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.handlers.runner import LAST_RESTART_S
 
 START_S = 5.0

@@ -107,7 +107,7 @@ def test_configured_store_is_opened(path: Path) -> None:
     assert not path.exists()  # not before the store is opened
     there.open()
     there.commit([Bury(DeadLetter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
-    assert len(there.read(FindDeadLetters(None, None, 9, None, 0, {}))) == 2
+    assert len(there.read(FindDeadLetters(None, None, 9))) == 2
     there.close()
     assert isinstance(open_store(None, "full", Bounds()), MemoryStore)
 

@@ -221,13 +221,13 @@ def test_no_read_looks_at_more_rows_than_it_answers(store: SqliteStore) -> None:
     for read in (
         Fetch(BOB, 0, 9, LOTS),
         FindExpired(5.0, 9, LOTS),
-        FindEntry("a", "s2", None),
-        FindOutcomes("m", "alice", None, 0),
-        FindDeadLetters(None, None, 9, None, 0, {}),
-        FindDeadLetters("a", None, 9, None, 0, {}),
-        FindDeadLetters(None, "t", 9, None, 0, {}),
-        FindDeadLetters(None, "t", 9, None, 0, {}, oldest_first=True),
-        FindDeadLetters(None, None, 9, None, 0, {}, oldest_first=True),
+        FindEntry("a", "s2"),
+        FindOutcomes("m", "alice"),
+        FindDeadLetters(None, None, 9),
+        FindDeadLetters("a", None, 9),
+        FindDeadLetters(None, "t", 9),
+        FindDeadLetters(None, "t", 9, oldest_first=True),
+        FindDeadLetters(None, None, 9, oldest_first=True),
     ):
         store.read(read)
     store._db.set_trace_callback(None)
@@ -283,7 +283,7 @@ def test_dead_letters_may_use_a_part_of_the_reserve(store: SqliteStore, monkeypa
     letter = Bury(DeadLetter("a", "t", b"1", "expired", 0, {}))
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES * 3 // 4, 2**40))
     assert not store.commit([keep(2), letter, End(1, "failed:expired")]).ok
-    assert (waiting(store), len(store.read(FindDeadLetters(None, None, 9, None, 0, {})))) == ([], 1)
+    assert (waiting(store), len(store.read(FindDeadLetters(None, None, 9)))) == ([], 1)
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES // 3, 2**40))
     assert not store.commit([letter]).ok
 

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store import schema
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import NUMBERS_A_LIFE, SaveLane, StoredQueue, lane, mailbox

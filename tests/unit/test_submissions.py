@@ -10,7 +10,7 @@ from bester.bridge.frames import frame
 from bester.bridge.limits import Limits
 from bester.bridge.states import State
 from bester.bridge.window import OVERHEAD_BYTES
-from bester.broker.core.values import Limits as CoreLimits
+from bester.broker.core.settings import Limits as CoreLimits
 from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
 from tests.unit.bridge_stand import ListConnection, Scene
 

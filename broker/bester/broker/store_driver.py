@@ -10,10 +10,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Notice
 from bester.broker.store import Store
-from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
+from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
@@ -27,22 +27,23 @@ class _Questions:
     """Reads on behalf of users and operators: each asker's in their order, and the askers in turn."""
 
     def __init__(self) -> None:
-        self._askers: OrderedDict[str, deque[FindOutcomes | FindDeadLetters]] = OrderedDict()
+        self._askers: OrderedDict[str, deque[StoreRead]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, read: FindOutcomes | FindDeadLetters) -> bool:
+    def add(self, read: StoreRead) -> bool:
         """Add a question. Returns False where too many are pending."""
         if self._count >= MAX_ASKED:
             return False
-        asker = read.sender if isinstance(read, FindOutcomes) else ""
+        request = read.request
+        asker = request.sender if isinstance(request, FindOutcomes) else ""
         self._askers.setdefault(asker, deque()).append(read)
         self._count += 1
         return True
 
-    def take(self) -> FindOutcomes | FindDeadLetters:
+    def take(self) -> StoreRead:
         """Return and remove the next question of the next asker."""
         asker, questions = self._askers.popitem(last=False)
         first = questions.popleft()
@@ -59,7 +60,7 @@ class StoreDriver:
     """
 
     def __init__(
-        self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None], *,
+        self, router: Router, store: Store, carry_out: Callable[[Effects], None], *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.due = False
@@ -68,8 +69,8 @@ class StoreDriver:
         self._carry_out = carry_out
         self._clock = clock
         self._writes: list[Write] = []
-        self._reads: list[Read] = []
-        self._unread: list[Read] = []
+        self._reads: list[StoreRead] = []
+        self._unread: list[StoreRead] = []
         self._questions = _Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
 
@@ -78,11 +79,11 @@ class StoreDriver:
         """Return whether all writes and reads of the core are done; questions do not count."""
         return not (self._writes or self._held_back or self._reads or self._unread)
 
-    def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+    def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Add writes, and reads that are to be done after them."""
         self._writes += writes
         for read in reads:
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
@@ -121,12 +122,14 @@ class StoreDriver:
         if self._held_back:  # perhaps nothing else is written for long, and an ended message must not be sent again
             self._held_back = not self._store.commit(()).ok
 
-    def _read(self, read: Read) -> None:
+    def _read(self, read: StoreRead) -> None:
         try:
-            answer = self._store.read(read)
+            answer = self._store.read(read.request)
         except BesterError as error:
-            self._carry_out([Notice("store-unreadable", {"why": error.text})])
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
+            unreadable = Effects()
+            unreadable.notice("store-unreadable", why=error.text)
+            self._carry_out(unreadable)
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
                 self._unread.append(read)  # no message may be passed over: its queue stands still until then
                 return
             answer = None  # the asker may ask again

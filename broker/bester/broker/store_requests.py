@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bester.broker.wire.messages import Meta
 
@@ -238,27 +238,23 @@ class FindExpired(NamedTuple):
 
 class FindEntry(NamedTuple):
     """Ask for the entry of this id in a lane to this server, without its body: `(Entry, outcome or None) | None`; the
-    outcome is None where the message has not ended. `why` comes back as given."""
+    outcome is None where the message has not ended."""
 
     id: str
     server: str
-    why: Any
 
 
 class FindOutcomes(NamedTuple):
-    """Ask for the outcomes of a user's message, for the question `token` of link `asker`: `dict[target, outcome]`,
-    where a message that has not ended is `queued`. Of several with one target the worst."""
+    """Ask for the outcomes of a user's message: `dict[target, outcome]`, where a message that has not ended is
+    `queued`. Of several with one target the worst."""
 
     message: str
     sender: str
-    asker: Any
-    token: int
 
 
 class FindDeadLetters(NamedTuple):
     """Ask for dead letters, latest first: `list[DeadLetter]`. By `id`, or by `type`, or (both None) all; at most
-    `limit`, and no more than READ_BYTES of bodies, at least one. `asker`, `token` and `why` come back as given. Without
-    `bodies` these are empty, and need not be read.
+    `limit`, and no more than READ_BYTES of bodies, at least one. Without `bodies` these are empty.
 
     With `oldest_first` the answer is a DeadLetterPage, the oldest first, of those above `after` and up to `upto` (0: up
     to the latest), as an earlier page has named them."""
@@ -266,9 +262,6 @@ class FindDeadLetters(NamedTuple):
     id: str | None
     type: str | None
     limit: int
-    asker: Any
-    token: int
-    why: Meta
     bodies: bool = True
     oldest_first: bool = False
     after: int = 0

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
-from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
 from bester.broker.wire.outcomes import failed
@@ -28,8 +30,6 @@ NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
 _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
 """Ending of the id under which a dead letter goes to its server once more."""
-NEVER_KEPT = "bester.auth"
-"""Type of the messages that hold passwords: they are not buried."""
 
 
 def bury(letter: DeadLetter, out: Effects) -> None:
@@ -37,7 +37,7 @@ def bury(letter: DeadLetter, out: Effects) -> None:
     out.writes.append(Bury(letter))
     server = letter.meta.get("server")
     to = {} if server is None else {"to": server}
-    out.others.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
+    out.calls.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
 
 
 class _Replay:
@@ -59,6 +59,16 @@ class _Replay:
             self._renamed.pop(self.renamed, None)
         if case.reason is None:
             self._out.writes.append(Unbury(self.id))
+
+
+class _Question(NamedTuple):
+    """An operator's question: its name and token, and as which type the letters are to be replayed. `in_pages`: it is
+    answered from a `DeadLetterPage`."""
+
+    question: str
+    token: int
+    as_type: str | None
+    in_pages: bool
 
 
 class DeadLetters:
@@ -84,7 +94,7 @@ class DeadLetters:
 
     def bury(self, job: Job, reason: str, now: float) -> None:
         """Bury a message with this reason, a code."""
-        if job.type == NEVER_KEPT:
+        if not policy.may_keep(job.type):
             return
         meta = {
             "root": job.root, "origin": job.origin, "scope": job.scope, "user": job.user,
@@ -95,7 +105,7 @@ class DeadLetters:
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
-        """Read an operator's question. Returns None where the answer comes by `on_read`."""
+        """Answer an operator's question. Returns None where the answer is sent after the letters were read."""
         argument, question = ask.argument, ask.question
         wanted: Any = {"id": argument} if question == "deadShow" else {} if argument is None else argument
         if not _sound(wanted) or (question == "deadShow" and argument is None):
@@ -103,38 +113,38 @@ class DeadLetters:
         id_, type_, limit = wanted.get("id"), wanted.get("type"), wanted.get("limit")
         most = MAX_REPLAYED if question == "deadReplay" else MAX_LISTED
         limit = most if limit is None else min(limit, most)
-        why = {"question": question, "as": wanted.get("as")}
+        asked = _Question(question, ask.token, wanted.get("as"), in_pages=question in ("deadReplay", "deadDrop"))
         bodies = question in ("deadShow", "deadReplay")
         after, upto = wanted.get("from") or (0, 0)
-        oldest_first = question in ("deadReplay", "deadDrop")
-        self._out.reads.append(
-            FindDeadLetters(id_, type_, limit, link, ask.token, why, bodies, oldest_first, after=after, upto=upto)
+        self._out.read(
+            FindDeadLetters(id_, type_, limit, bodies, asked.in_pages, after=after, upto=upto),
+            lambda answer, now: self._out.send(link, self._answer(asked, () if answer is None else answer, now)),
         )
         return None
 
-    def on_read(self, dead: FindDeadLetters, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
+    def _answer(self, asked: _Question, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
         """Return the answer to an operator, given the dead letters that were read."""
         if isinstance(answer, DeadLetterPage):
-            return self._do(dead, answer, now)
-        if dead.oldest_first:  # the store could not be read; a notice was given
-            return self._do(dead, DeadLetterPage([], 0, 0, 0), now)
-        if dead.why["question"] == "deadList":
-            return Answer(dead.token, 0, [_line(letter) for letter in answer])
-        return Answer(dead.token, 0, _whole(answer[0])) if answer else Answer(dead.token, 1, None)
+            return self._do(asked, answer, now)
+        if asked.in_pages:  # the store could not be read; a notice was given
+            return self._do(asked, DeadLetterPage([], 0, 0, 0), now)
+        if asked.question == "deadList":
+            return Answer(asked.token, 0, [_line(letter) for letter in answer])
+        return Answer(asked.token, 0, _whole(answer[0])) if answer else Answer(asked.token, 1, None)
 
-    def _do(self, dead: FindDeadLetters, page: DeadLetterPage, now: float) -> Answer:
+    def _do(self, asked: _Question, page: DeadLetterPage, now: float) -> Answer:
         left: dict[str, Any] = {"left": page.left}
         if page.left:
             left["next"] = [page.after, page.upto]
-        if dead.why["question"] == "deadDrop":
+        if asked.question == "deadDrop":
             for letter in page.letters:
                 self._out.writes.append(Unbury(letter.id))
-            return Answer(dead.token, 0, {"dropped": len(page.letters)} | left)
-        as_ = dead.why["as"]
+            return Answer(asked.token, 0, {"dropped": len(page.letters)} | left)
+        as_ = asked.as_type
         if as_ is not None and not self._knows(as_):
-            return Answer(dead.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
+            return Answer(asked.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
         return Answer(
-            dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in page.letters)} | left
+            asked.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in page.letters)} | left
         )
 
     def _replay(self, letter: DeadLetter, as_: str | None, now: float) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
-from bester.broker.core.values import Link
 from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 

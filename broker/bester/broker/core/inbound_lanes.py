@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.cases import Case
+from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import LaneState
-from bester.broker.core.values import Effects
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import MAX_TOKEN, Message
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed, try_again

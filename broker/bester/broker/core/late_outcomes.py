@@ -12,10 +12,11 @@ from collections import OrderedDict
 from typing import Any
 
 from bester.broker.core import dead_letters
-from bester.broker.core.cases import Case
+from bester.broker.core.cases import Case, Reports
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queues
+from bester.broker.core.settings import Settings
 from bester.broker.core.transfers import Transfers
-from bester.broker.core.values import Effects, Settings
 from bester.broker.store_requests import (
     OUTCOME_KEPT_S,
     DeadLetter,
@@ -44,11 +45,14 @@ class LateOutcomes:
     behind: one turn brings several outcomes, and a full disk takes none of them for a while.
     """
 
-    def __init__(self, settings: Settings, queues: Queues, transfers: Transfers, out: Effects, now: float) -> None:
+    def __init__(
+        self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects, now: float
+    ) -> None:
         self._settings = settings
         self._started = now
         self._queues = queues
         self._transfers = transfers
+        self._reports = reports
         self._out = out
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
 
@@ -99,8 +103,8 @@ class LateOutcomes:
     # --- from other servers ---
 
     def receive(self, peer: str, body: bytes, case: Case) -> str | None:
-        """Read the outcome of a message that was queued at server `peer`, and look the message up; `case` ends by
-        `on_entry_found`. Returns a code where the outcome cannot be read."""
+        """Read the outcome of a message that was queued at server `peer`, and look the message up; `case` ends with
+        the answer. Returns a code where the outcome cannot be read."""
         if len(body) > MAX_OUTCOME_BYTES:
             return "malformed"
         try:
@@ -112,7 +116,10 @@ class LateOutcomes:
             return "malformed"
         if not is_final(outcome):
             return "malformed"
-        self._out.reads.append(FindEntry(message, peer, (case, outcome)))
+        self._out.read(
+            FindEntry(message, peer),
+            lambda answer, now: self._reports.settle(case, None, self._on_entry_found(message, outcome, answer, now)),
+        )
         return None
 
     def _amend(self, entry: Entry, before: str, outcome: str, now: float) -> None:
@@ -124,14 +131,13 @@ class LateOutcomes:
             self._out.writes.append(End(entry.number, outcome))
             self.on_ended(entry, outcome, now, amended=True)
 
-    def on_entry_found(self, sought: FindEntry, answer: tuple[Entry, str | None] | None, now: float) -> str:
+    def _on_entry_found(self, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float) -> str:
         """Take in the message that an outcome is about, None where there is none. Returns the outcome for the server
         that sent it: a failure that is tried again, where it came before the message was recorded."""
-        _, outcome = sought.why
         if answer is None:
             # Soon after a start the message may still be submitted again: then all of its outcomes count.
             young = now < self._started + self._settings.limits.restart_s
-            return failed("overloaded") if young or self._transfers.is_inflight(sought.id) else DELIVERED
+            return failed("overloaded") if young or self._transfers.is_inflight(id_) else DELIVERED
         entry, state = answer
         if state is None:  # the answer `queued` has not come yet
             return failed("overloaded")

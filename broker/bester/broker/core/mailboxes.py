@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queue, Queues
-from bester.broker.core.values import Effects
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
 from bester.broker.wire.outcomes import DELIVERED
@@ -64,7 +64,7 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
-        self._queues.fetch(queue, limits.window - queue.inflight)
+        self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """Deliver the messages that were fetched to every connection of their user."""

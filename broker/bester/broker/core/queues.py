@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
 from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
-from bester.broker.core.values import Effects, Limits, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
@@ -113,6 +114,7 @@ class Queues:
         self, settings: Settings, out: Effects, reports: Reports, clock: Clock, snapshot: Snapshot, now: float
     ) -> None:
         self.on_ready: Callable[[Queue, float], None] = lambda queue, now: None
+        self.on_expiry: Callable[[Entry, str, float], None] = lambda entry, outcome, now: None
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
         self.messages = 0
@@ -291,11 +293,20 @@ class Queues:
 
     # --- taking out ---
 
-    def fetch(self, queue: Queue, limit: int) -> None:
-        """Ask for the next messages of a queue, at most `limit`; once, until the answer has come."""
+    def fetch(self, queue: Queue, limit: int, on_fetched: Callable[[Queue, Sequence[Entry], float], None]) -> None:
+        """Ask for the next messages of a queue, at most `limit`; once, until the answer has come. `on_fetched` takes
+        those that are in flight from then on."""
         if not queue.fetching:
             queue.fetching = True
-            self._out.reads.append(Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes))
+            fetch = Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes)
+
+            def on_answer(entries: Sequence[Entry], now: float) -> None:
+                fetched = self.on_fetched(fetch, entries, now)
+                if fetched is not None:
+                    self._expire(fetched[2], now)
+                    on_fetched(fetched[0], fetched[1], now)
+
+            self._out.read(fetch, on_answer)
 
     def on_fetched(
         self, fetch: Fetch, entries: Sequence[Entry], now: float
@@ -450,11 +461,18 @@ class Queues:
         stored_s = self.clock.stored(now)
         if self._next_expiry_s is not None and stored_s >= self._next_expiry_s and not self._expiring:
             self._expiring = True
-            self._out.reads.append(FindExpired(stored_s, self.limits.expiries, self.limits.window_bytes))
+            find = FindExpired(stored_s, self.limits.expiries, self.limits.window_bytes)
+            self._out.read(find, lambda answer, now: self._expire(self.on_expired(answer[0], answer[1], now), now))
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
             self._out.writes.append(SaveClock(self.clock.save(now)))
             self._out.writes.append(PurgeOutcomes(stored_s - OUTCOME_KEPT_S, self._bounds.outcomes))
+
+    def _expire(self, entries: Sequence[Entry], now: float) -> None:
+        """End messages whose time is over."""
+        for entry in entries:
+            self.end(entry, failed("expired"))
+            self.on_expiry(entry, failed("expired"), now)
 
     def on_expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """Take in the expired messages that a read has found, and when the next one expires.

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bester.broker.core.cases import Reports
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
+from bester.broker.core.settings import Route, Settings
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfer, Transfers
-from bester.broker.core.values import Effects, Link, Notice, Route, Settings
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
@@ -181,10 +182,10 @@ class Relays:
             if route.name not in self._away:
                 self._away.add(route.name)
                 why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
-                self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
+                self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
         elif route.name in self._away and not unsent:  # any other unsent message was refused by the bridge itself
             self._away.remove(route.name)
-            self._out.others.append(Notice("server-reached", {"server": route.name}))
+            self._out.calls.append(Notice("server-reached", {"server": route.name}))
 
     def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(transfer.route.name)
@@ -265,7 +266,7 @@ class Relays:
         one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
         window = 1 if one else self._limits.window
         if queue.inflight * 2 <= window:
-            self._queues.fetch(queue, window - queue.inflight)
+            self._queues.fetch(queue, window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
         """Send the messages that were fetched."""

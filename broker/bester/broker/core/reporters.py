@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+from bester.broker.core.effects import Effects, Notice
 from bester.broker.core.inspection import ReportersState
-from bester.broker.core.values import Effects, Notice, Route
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
 from bester.broker.wire.outcomes import SENT, failed
@@ -96,7 +97,7 @@ class Reporters:
             say = f"write reports = false under [servers.{route.name}] to say so from the start"
             if has_reported:
                 say = f"it has reported before: does another program serve {address} now? If that is so, {say}"
-            self._out.others.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
+            self._out.calls.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
             return SENT
         self._silent[id_] = (ends, reports)
         if len(self._silent) > MAX_COUNTED:

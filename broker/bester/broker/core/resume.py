@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from bester.broker.core.cases import Case
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import ResumeState
-from bester.broker.core.values import Link
 from bester.broker.wire.messages import Message, Report
 
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.effects import Effects, Link, LookUp, Notice
 from bester.broker.core.peer import Peer
 from bester.broker.core.resume import BridgeResume
-from bester.broker.core.values import Effects, Link, LookUp, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Submit
 
@@ -73,7 +74,7 @@ class Strangers:
         perhaps = self._perhaps(submit.type, host, claimed, hosts, now)
         if not perhaps:
             return False
-        self._out.others.append(LookUp(perhaps))
+        self._out.calls.append(LookUp(perhaps))
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
         stranger = Stranger(submit, peer.prefix, peer.resume, case, host, claimed, now)
@@ -113,7 +114,7 @@ class Strangers:
     def _put_off(self, stranger: Stranger, perhaps: frozenset[str]) -> None:
         code = COME_AGAIN if stranger.submit.meta.get("attempt", 1) == 1 else COME_AGAIN_MARKED
         fields = {"server": stranger.host, "type": stranger.submit.type, "code": code}
-        self._out.others.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
+        self._out.calls.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
         case = stranger.case
         self._reports.refuse(Case(Kind.SUBMIT, case.link, case.token, case.id, case.id), code)
 

@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
-from bester.broker.core.values import Link, Route
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
 
 MAX_LANE_BYTES = 64 * 1024 * 1024
