@@ -22,15 +22,15 @@ def blame() -> None:
     from bester.broker.core.pools import Worker
 
     def lost(self: Any, worker: Worker, now: float) -> None:
-        held = self.workers.lose(worker)
+        held = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
         again = [job for each in held for job in self._died_over(each, now)]
         for job in reversed(again):
             job.since = now
             job.suspicion.open = False
-            self.workers.enqueue(job, first=True)
+            self._workers.enqueue(job, first=True)
         self._share_out(now)
-        for keeper in [keeper for job in again if (keeper := self.workers.bound_worker(job)) is not None]:
+        for keeper in [keeper for job in again if (keeper := self._workers.bound_worker(job)) is not None]:
             self.feed(keeper, now)
 
     broken: Any = Dispatcher

@@ -31,7 +31,7 @@ def dead_letters(directory: Path, server: str) -> list[DeadLetter]:
     """Return a server's, oldest first; `directory` is the server's own."""
     with closing(SqliteStore(directory / "data" / "store.db")) as store:
         store.open()
-        found = store.read(FindDeadLetters(None, None, MOST, None, 0, {}))
+        found = store.read(FindDeadLetters(None, None, MOST))
     return [
         DeadLetter(server, json.loads(letter.body)["number"], letter.reason, letter.at_s, letter.meta.get("server"))
         for letter in reversed(found)

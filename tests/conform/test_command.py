@@ -87,7 +87,6 @@ def test_the_list(side: str) -> None:
         (["handler", "--bad", "5", "--", "true"], "--bad goes with --data"),
         (["handler", "--data", "{", "--", "true"], "is no JSON"),
         (["handler", "--type", "a,b", "--", "true"], "can be no message type"),
-        (["native"], "no server to try"),
         (["native", "--case", "9999", "127.0.0.1:1"], "there is no native case 9999"),
         (["native", "nonsense:port"], "is no HOST:PORT"),
         (["native", "127.0.0.1:70000"], "is no HOST:PORT"),
@@ -109,6 +108,15 @@ async def test_native_over_the_command(tmp_path: Path) -> None:
         assert await conforming.process.wait() == 1
         await conforming.end()
     assert conforming.lines[0].startswith("pass  301") and conforming.lines[1].startswith("fail  501")
+
+
+async def test_native_finds_the_server_of_the_configuration(tmp_path: Path) -> None:
+    async with small_server() as port:
+        (tmp_path / "bester.toml").write_text(f'[native]\ntcp4 = "127.0.0.1:{port}"\n')
+        conforming = await Process.start(BESTER, "conform", "native", "--case", "301", cwd=tmp_path)
+        await conforming.says("1 passed, 0 failed")
+        assert await conforming.process.wait() == 0
+        await conforming.end()
 
 
 LINGERS = """

@@ -8,24 +8,31 @@ import stat
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import argon2
 import pytest
 
-from bester.broker import data_dir
+from bester.broker import accounts_file, data_dir, database
 from bester.broker.accounts import PASSWORD_LIMIT_BYTES, Accounts, OpenAccounts
 from bester.broker.accounts_file import BUSY_S
 from bester.broker.check_queue import MAX_WAITING
+from bester.broker.core.settings import Settings
 from bester.broker.data_dir import Claim, prepare
 from bester.broker.lockout import BUDGET, FAILURES, FIRST_WAIT_S
+from bester.broker.server import Broker
+from bester.broker.store.memory import MemoryStore
 from bester.broker.verifying import LET_IN, OVERLOADED, VERIFIERS, WRONG, Verdict
 from bester.broker.wire.codes import BesterError, ConfigError
+from bester.broker.wire.messages import VERSION, Hello, LoggedIn, Login, Message
 
 HERE = "192.0.2.7"
+NO_MEMORY = argon2.low_level.error_to_str(-22)
 
 
 @pytest.fixture
@@ -167,6 +174,64 @@ async def test_too_many_waiting_logins_are_overloaded(accounts: Accounts) -> Non
     assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_without_a_thread_a_login_is_put_off_and_counts_for_nothing(
+    accounts: Accounts, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(kept):  # one thread is there already
+        assert await accounts.verify("tim", "secret", HERE) == LET_IN
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", start)
+        for turn in range(FAILURES):
+            verdicts = await asyncio.gather(*(accounts.verify("tim", f"no {turn} {n}", HERE) for n in range(VERIFIERS)))
+            assert verdicts.count(OVERLOADED) == VERIFIERS - kept
+            assert await accounts.verify("tim", "secret", HERE) == (LET_IN if kept else OVERLOADED)
+    assert await asyncio.gather(*(accounts.verify("tim", "secret", HERE) for _ in range(4))) == [LET_IN] * 4
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), argon2.exceptions.VerificationError(NO_MEMORY)])
+async def test_without_memory_a_right_password_is_put_off_and_not_called_wrong(
+    accounts: Accounts, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(hasher: object, hash_: str, password: str) -> bool:
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(argon2.PasswordHasher, "verify", verify)
+        for _ in range(FAILURES):
+            assert await accounts.verify("tim", "secret", HERE) == OVERLOADED
+    assert await accounts.verify("tim", "secret", HERE) == LET_IN
+
+
+async def test_a_login_that_cannot_be_checked_does_not_end_the_server(directory: Path) -> None:
+    class Broken(OpenAccounts):
+        async def verify(self, user: str, password: str, address: str) -> Verdict:
+            if user == "eve":
+                raise RuntimeError("no such luck")
+            return await super().verify(user, password, address)
+
+    prepare(directory)
+    endpoint = f"ipc://{directory}/f.sock"
+    async with asyncio.timeout(20):
+        async with Broker(Settings("s1", open_accounts=True), (endpoint,), Broken(), MemoryStore()) as broker:
+            answers: asyncio.Queue[LoggedIn] = asyncio.Queue()
+
+            def receive(messages: list[Message]) -> None:
+                for message in messages:
+                    if isinstance(message, LoggedIn):
+                        answers.put_nowait(message)
+
+            say = broker.attach(receive)
+            say((Hello(VERSION, "bridge", "b", {}), Login(1, "eve", "x", HERE)))
+            assert (await answers.get()).reason == "overloaded"
+            say((Login(2, "tim", "x", HERE),))
+            assert (await answers.get()).reason is None
+
+
 async def test_unknown_name_takes_as_long_as_a_wrong_password(accounts: Accounts) -> None:
     async def cost_s(user: str, turn: int) -> float:
         begun = time.perf_counter()
@@ -256,6 +321,39 @@ def test_unreadable_removals_are_read_again(accounts: Accounts, directory: Path)
         db.execute("ALTER TABLE removed RENAME TO elsewhere")
         assert (accounts.changed(), accounts.removed(), accounts.changed()) == (True, set(), True)
         db.execute("ALTER TABLE elsewhere RENAME TO removed")
+
+
+async def test_file_is_looked_through_once_however_often_it_is_opened_again(
+    accounts: Accounts, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking holds the loop for up to a second; without room the file is opened again every second."""
+    connect, damage, room, looks = database.connect, database.damage, False, 0
+
+    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
+        if not alone and not room:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+            raise error
+        return connect(path, timeout_s, alone=alone)
+
+    def look(db: sqlite3.Connection, path: Path, *, order: bool = False) -> str | None:
+        nonlocal looks
+        looks += 1
+        return damage(db, path, order=order)
+
+    accounts.close()
+    monkeypatch.setattr(database, "connect", without_room)
+    monkeypatch.setattr(database, "damage", look)
+    monkeypatch.setattr(accounts_file, "LOOK_S", 0.0)
+    with closing(Accounts(directory, serving=True)) as served:
+        for _ in range(3):
+            served.changed()
+        assert looks == 1
+        room = True
+        served.changed()
+        assert looks == 1
+        served.add("ann", "secret")
+        assert [each.name for each in served.list()] == ["ann", "tim"]
 
 
 def test_failed_change_is_an_error_with_a_remedy(accounts: Accounts) -> None:

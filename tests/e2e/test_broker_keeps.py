@@ -14,7 +14,7 @@ import pytest
 
 from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, ServerConfig, StoreConfig
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.server import Broker
 from bester.broker.service import serving
 from bester.broker.store.memory import MemoryStore

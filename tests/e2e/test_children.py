@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import inspect
 import json
 import logging
 import os
@@ -13,19 +14,21 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
-from bester.bridge.children import Child, Children, plan
 from bester.bridge.children.lives import HOPELESS_LIVES, State
 from bester.bridge.children.output import Output
+from bester.bridge.children.plan import Child, plan
+from bester.bridge.children.supervisor import Children
 from bester.broker import config_file
 from bester.broker.logs import JsonFormatter
 from bester.broker.wire.codes import ConfigError
 
 DEADLINE_S = 20.0
 STEADY = "import time; print('here', flush=True); time.sleep(600)"
-"""A child that says it is there and stays."""
+"""Program that reports its start and stays."""
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ async def test_children_get_their_environment_and_run_in_the_directory(
         assert f"chat | chat {directory}" in caplog.text
 
 
-async def test_a_child_that_is_killed_is_started_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_killed_child_is_started_again(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", STEADY)) as children:
         await until(lambda: "a | here" in caplog.text)
         first = children.pids["a"]
@@ -86,7 +89,7 @@ async def test_a_child_that_is_killed_is_started_again(directory: Path, caplog: 
         assert "handler a was ended by SIGKILL; starting it again in 0.1 s" in caplog.text
 
 
-async def test_one_that_ends_at_once_is_started_ever_more_slowly(
+async def test_child_that_ends_at_once_is_started_ever_more_slowly(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(directory, python("a", "raise SystemExit(3)")):
@@ -95,7 +98,7 @@ async def test_one_that_ends_at_once_is_started_ever_more_slowly(
     assert waits[:3] == ["0.1 s", "0.2 s", "0.4 s"]
 
 
-async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_old_complaint_is_no_cause(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = {"level": "error", "event": "handler-failed", "text": "on message 3"}
     program = f"print('error: old'); print({json.dumps(log)!r}); [print('line', n) for n in range(30)]; exit(3)"
     async with running(directory, python("a", program)):
@@ -103,7 +106,7 @@ async def test_a_complaint_of_long_ago_is_no_cause(directory: Path, caplog: pyte
     assert "handler a ended with exit status 3: line 29; starting it again in 0.1 s" in caplog.messages
 
 
-async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_cause_of_an_end_is_one_line(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = (
         "import sys; print('here'); print('shop: cannot open the till', file=sys.stderr); print('bye'); sys.exit(1)"
     )
@@ -135,7 +138,7 @@ async def test_why_one_ended_is_said_in_one_line(directory: Path, caplog: pytest
         ),
     ],
 )
-async def test_one_that_cannot_be_loaded_is_given_up_and_comes_back_when_its_file_changes(
+async def test_broken_app_is_given_up_and_comes_back_when_its_file_changes(
     source: str, why: str, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "chat.py").write_text(source)
@@ -165,9 +168,7 @@ async def test_one_that_cannot_be_loaded_is_given_up_and_comes_back_when_its_fil
         await children.stop()
 
 
-async def test_a_program_that_is_not_there_any_more_is_given_up_and_comes_back(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_missing_program_is_given_up_and_comes_back(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     program = directory / "run.sh"
     async with running(directory, Child("a", (str(program),), {"BESTER_TYPES": "a"})) as children:
         await until(lambda: children.lives["a"].state is State.GIVEN_UP)
@@ -177,7 +178,7 @@ async def test_a_program_that_is_not_there_any_more_is_given_up_and_comes_back(
         await until(lambda: "a | back" in caplog.text)
 
 
-async def test_of_several_workers_the_last_one_takes_the_type_away(directory: Path) -> None:
+async def test_type_is_given_up_with_its_last_worker(directory: Path) -> None:
     types = {"BESTER_TYPES": "a,b"}
     gone: list[frozenset[str]] = []
     children = Children([Child("x", ("/none",), types), Child("y", (sys.executable, "-c", STEADY), types),
@@ -191,7 +192,7 @@ async def test_of_several_workers_the_last_one_takes_the_type_away(directory: Pa
         await children.stop()
 
 
-async def test_one_that_has_served_is_not_given_up(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_child_that_has_served_is_not_given_up(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     child = Child("a", (sys.executable, "-c", "exit(2)"), {"BESTER_TYPES": "a"}, lifeline=True)
     async with running(directory, child) as children:
         for lives in range(1, HOPELESS_LIVES + 2):
@@ -243,26 +244,11 @@ async def test_child_without_descriptors_is_restarted_and_stops_no_other(
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return real()
 
-        monkeypatch.setattr("bester.bridge.children.os.pipe", full)
+        monkeypatch.setattr("bester.bridge.children.pipes.os.pipe", full)
         os.kill(first, signal.SIGKILL)
         await until(lambda: caplog.text.count("a | here") == 2)
         assert caplog.text.count("handler a cannot be started: Too many open files; starting it again") == 2
         assert children.pids["b"] == other
-
-
-async def test_socket_that_cannot_be_looked_at_stops_no_other_child(
-    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def is_served(path: Path) -> bool:
-        monkeypatch.undo()
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr("bester.bridge.children.is_served", is_served)
-    program = Child("p", (sys.executable, "-c", STEADY), {}, serves=directory / "p.sock")
-    async with running(directory, program, python("a", STEADY)) as children:
-        await until(lambda: "a | here" in caplog.text and "p | here" in caplog.text)
-        assert "handler p cannot be kept running: OSError: " in caplog.text
-        assert children.lives["a"].count == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
@@ -276,7 +262,7 @@ async def test_any_fault_in_one_life_ends_that_life_alone(
     async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
         await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
         first, other = children.pids["a"], children.pids["b"]
-        monkeypatch.setattr("bester.bridge.children.Output", output)
+        monkeypatch.setattr("bester.bridge.children.supervisor.Output", output)
         os.kill(first, signal.SIGKILL)
         await until(lambda: caplog.text.count("a | here") == 2)
         assert f"cannot be kept running: {type(error).__name__}: {error}; starting it again in" in caplog.text
@@ -284,12 +270,12 @@ async def test_any_fault_in_one_life_ends_that_life_alone(
     assert "Traceback" not in caplog.text
 
 
-async def test_what_is_printed_is_logged_when_it_is_printed(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_output_is_logged_at_once(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", "print('soon'); import time; time.sleep(600)")):
         await until(lambda: "a | soon" in caplog.text)
 
 
-async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_record_of_a_child_keeps_its_fields(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     lines = [
         {"at": "then", "level": "warning", "from": "shop", "event": "late", "text": "late by 3", "order": 5},
@@ -326,10 +312,57 @@ async def test_a_record_stays_what_it_is(directory: Path, caplog: pytest.LogCapt
     assert "a | failed name='n'" in caplog.messages
 
 
-async def test_one_that_cannot_be_started_hurts_nobody_else(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_child_that_cannot_be_started_affects_no_other(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, Child("gone", (str(directory / "gone"),), {}), python("a", STEADY)):
         await until(lambda: "handler gone cannot be started: No such file or directory" in caplog.text)
         await until(lambda: "a | here" in caplog.text)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_where_descriptors_are_short_a_child_is_tried_again_and_the_others_go_on(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    real, failing = os.pipe, False
+
+    def pipe() -> tuple[int, int]:
+        nonlocal failing, left
+        if failing and "children" in inspect.stack(0)[1].filename:
+            if not left:
+                failing = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            left -= 1
+        return real()
+
+    monkeypatch.setattr(os, "pipe", pipe)
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: caplog.text.count("here") == 2)
+        pids, descriptors = dict(children.pids), len(os.listdir("/proc/self/fd"))
+        failing = True
+        os.kill(pids["b"], signal.SIGKILL)
+        await until(lambda: caplog.text.count("here") == 3)
+        assert children.pids["a"] == pids["a"]
+        assert children.pids["b"] != pids["b"]
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert "handler b cannot be started: Too many open files; starting it again in " in caplog.text
+
+
+async def test_where_a_thread_is_missing_a_child_is_tried_again_and_the_others_go_on(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the loops of asyncio has a thread for each process."""
+
+    async def start(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        monkeypatch.undo()
+        raise RuntimeError("can't start new thread")
+
+    async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
+        await until(lambda: caplog.text.count("here") == 2)
+        pids = dict(children.pids)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+        os.kill(pids["b"], signal.SIGKILL)
+        await until(lambda: caplog.text.count("here") == 3)
+        assert children.pids["a"] == pids["a"]
+    assert "handler b cannot be started: can't start new thread; starting it again in " in caplog.text
 
 
 async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -342,9 +375,7 @@ async def test_stop_lets_a_child_finish(directory: Path, caplog: pytest.LogCaptu
     assert "starting it again" not in caplog.text
 
 
-async def test_stop_kills_what_does_not_listen_and_what_it_started(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_stop_kills_a_deaf_child_and_its_processes(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); "
     parent = deaf + "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); "
     child = Child("a", (sys.executable, "-c", parent + "print(p.pid, flush=True); " + STEADY, deaf + STEADY), {})
@@ -358,9 +389,7 @@ async def test_stop_kills_what_does_not_listen_and_what_it_started(
         await until(lambda: not any(map(alive, pids)))
 
 
-async def test_one_that_is_of_no_use_is_ended_and_started_again(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restart_ends_a_child_and_starts_another(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(directory, python("a", STEADY), python("b", STEADY)) as children:
         await until(lambda: "a | here" in caplog.text and "b | here" in caplog.text)
         first, other = children.pids["a"], children.pids["b"]
@@ -372,10 +401,10 @@ async def test_one_that_is_of_no_use_is_ended_and_started_again(
     assert "handler a was ended by SIGTERM; starting it again in 0.1 s" in caplog.text
 
 
-async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_deaf_or_stopped(
+async def test_restart_finds_a_child_by_its_grandchildren(
     directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bester.bridge.children.RESTART_GRACE_S", 0.1)
+    monkeypatch.setattr("bester.bridge.children.supervisor.RESTART_GRACE_S", 0.1)
     deaf = "import os, signal; signal.signal(15, signal.SIG_IGN); print('pid', os.getpid(), flush=True); " + STEADY
     spawn = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); p.wait()"
     child = Child("a", (sys.executable, "-c", spawn, deaf), {})
@@ -394,7 +423,7 @@ async def test_a_child_is_known_by_what_it_has_started_and_ended_even_if_it_is_d
         assert not alive(inner()[1])
 
 
-async def test_a_stranger_is_not_ended(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_restart_of_a_stranger_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.DEVNULL)
     try:
         async with running(directory, python("a", STEADY)) as children:
@@ -404,16 +433,14 @@ async def test_a_stranger_is_not_ended(directory: Path, caplog: pytest.LogCaptur
             assert stranger.poll() is None
             stranger.kill()
             stranger.wait()
-            assert not children.restart(stranger.pid, "it hangs")  # there is no such process any more
+            assert not children.restart(stranger.pid, "it hangs")  # the process is gone
     finally:
         stranger.kill()
         stranger.wait()
     assert "to be started again" not in caplog.text
 
 
-async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_long_and_binary_lines_are_logged_in_pieces(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     noisy = "import sys; sys.stdout.buffer.write(b'x' * 100_000 + b'\\xff\\n'); print('end', flush=True); " + STEADY
     async with running(directory, python("a", noisy)):
         await until(lambda: "a | here" in caplog.text)
@@ -425,7 +452,8 @@ async def test_long_lines_and_no_text_at_all_are_logged_in_pieces(
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from bester.bridge.children import Child, Children
+from bester.bridge.children.plan import Child
+from bester.bridge.children.supervisor import Children
 
 async def main():
     deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
@@ -448,7 +476,7 @@ else:
 
 
 def in_groups(pids: list[int]) -> list[int]:
-    """Every living process in the groups that these lead."""
+    """Return every living process in the groups that these processes lead."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and alive(int(entry.name)):
@@ -485,7 +513,7 @@ socket = "old.sock"
 """
 
 
-def test_the_plan_of_a_configuration(directory: Path) -> None:
+def test_plan_of_a_configuration(directory: Path) -> None:
     (directory / "run.sh").write_text("#!/bin/sh\n")
     (directory / "run.sh").chmod(0o755)
     (directory / "bester.toml").write_text(CONFIG)
@@ -498,14 +526,14 @@ def test_the_plan_of_a_configuration(directory: Path) -> None:
     assert children[3].argv[2:7] == ("bester.handlers", "--socket", str(directory / "old.sock"), "--order", "user")
 
 
-def test_a_program_that_is_not_there_is_one_line(directory: Path) -> None:
+def test_missing_program_is_a_config_error(directory: Path) -> None:
     (directory / "bester.toml").write_text('[handlers.a]\ncommand = ["no-such-program-here"]\n')
     config = config_file.load(directory / "bester.toml")
     with pytest.raises(ConfigError, match=r"\[handlers\.a\] command: no program 'no-such-program-here' is found"):
         plan(config, "ipc:///x")
 
 
-def test_a_module_that_is_not_there_is_one_line(directory: Path) -> None:
+def test_missing_module_is_a_config_error(directory: Path) -> None:
     (directory / "box").mkdir()
     (directory / "box" / "chat.py").touch()
     for app in ("nosuchmodule:app", "box.nosuch:app", "box.chat.nosuch:app"):
@@ -516,7 +544,7 @@ def test_a_module_that_is_not_there_is_one_line(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("app", ["box.chat:app", "box.inner.chat:app", "bester.handlers.stock.echo:app", "json.tool:x"])
-def test_a_module_may_be_here_or_installed_and_is_not_imported(app: str, directory: Path) -> None:
+def test_module_is_found_without_an_import(app: str, directory: Path) -> None:
     (directory / "box" / "inner").mkdir(parents=True)
     for place in ("box", "box/inner"):
         (directory / place / "chat.py").write_text("raise SystemExit")
@@ -524,9 +552,7 @@ def test_a_module_may_be_here_or_installed_and_is_not_imported(app: str, directo
     assert plan(config_file.load(directory / "bester.toml"), "ipc:///x")
 
 
-async def test_a_python_handler_child_stays_and_ends_when_asked(
-    directory: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_python_handler_stays_and_ends_when_asked(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     (directory / "mychat.py").write_text(
         "from bester.handlers import App\napp = App()\n@app.handler('chat')\ndef chat(message):\n    return None\n"
         "print('loaded', flush=True)\n"

@@ -1,4 +1,4 @@
-"""Messages to other servers: one connection, one message, one report; and what becomes of them otherwise."""
+"""Messages to other servers: one connection, one message, one report; and the outcomes without a report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Answer = Callable[[Raw], Awaitable[None]]
 
 
 class Outcomes:
-    """What the forwarder said, by token."""
+    """Outcomes that the forwarder has reported, by token."""
 
     def __init__(self) -> None:
         self.of: dict[int, str] = {}
@@ -52,7 +52,7 @@ class Outcomes:
 
 @asynccontextmanager
 async def server(answer: Answer) -> AsyncIterator[str]:
-    """Another server, which treats each connection as the test says; yields its address."""
+    """Run another server, which treats each connection as the test decides; yields its address."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def treat(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,18 +111,18 @@ async def silent(peer: Raw) -> None:
 
 
 async def unread(peer: Raw) -> None:
-    """Goes with the message in its system's hands: that sends a reset."""
+    """Close with the message unread in the system's buffer: a reset is sent."""
     await peer.reader.read(1)
 
 
 async def half_closed(peer: Raw) -> None:
-    """Says that it will say nothing, reads, and goes."""
+    """End the stream, read, and close."""
     peer.writer.write_eof()
     await peer.read()
 
 
 async def wordy(peer: Raw) -> None:
-    """Says something that is no report, and goes in peace."""
+    """Write a frame that is no report, and close in peace."""
     await peer.read()
     peer.write(b'{"header":{"messageType":"receivedMessage"},"payload":{}}')
 
@@ -160,7 +160,7 @@ async def never(peer: Raw) -> None:
         (never, "failed:unreachable", {}),
     ],
 )
-async def test_what_becomes_of_it(answer: Answer, outcome: str, meta: dict[str, Any]) -> None:
+async def test_outcome_of_each_end_of_a_connection(answer: Answer, outcome: str, meta: dict[str, Any]) -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forward_s=0.3 if answer is never else 5.0), outcomes.done)
     async with server(answer) as address:
@@ -169,7 +169,7 @@ async def test_what_becomes_of_it(answer: Answer, outcome: str, meta: dict[str, 
         assert outcomes.meta == {3: meta}
 
 
-async def test_the_other_server_gets_it_byte_for_byte() -> None:
+async def test_other_server_gets_data_byte_for_byte() -> None:
     seen: list[bytes] = []
 
     async def keep(peer: Raw) -> None:
@@ -185,14 +185,14 @@ async def test_the_other_server_gets_it_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "nonesuch.invalid:1", "127.0.0.1:0", "a..b:1"])
-async def test_nobody_there(address: str) -> None:
+async def test_address_without_a_listener_is_unreachable(address: str) -> None:
     outcomes = Outcomes()
     Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
     assert await outcomes.all(1) == {3: "failed:unreachable"}
     assert outcomes.meta == {3: {"unsent": True}}
 
 
-async def test_a_large_message_that_is_not_wholly_read_is_not_called_sent() -> None:
+async def test_large_message_that_is_partly_read_is_not_sent() -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(Limits(), outcomes.done)
     async with server(unread) as address:
@@ -201,8 +201,9 @@ async def test_a_large_message_that_is_not_wholly_read_is_not_called_sent() -> N
     assert outcomes.meta == {3: {}}
 
 
-async def test_a_server_that_closes_at_once_and_has_read_nothing_is_not_called_sent() -> None:
-    """Its end comes before our words have gone through: whether it was a peaceful one is known a moment later."""
+async def test_message_to_a_server_that_closes_unread_is_not_sent() -> None:
+    """The end of the stream comes before the message has gone through: whether it is a peaceful one is known a moment
+    later."""
     outcomes = Outcomes()
     forwarder = Forwarder(Limits(), outcomes.done)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -222,13 +223,13 @@ async def test_a_server_that_closes_at_once_and_has_read_nothing_is_not_called_s
 
 
 @pytest.mark.parametrize("size", [1, 100, 100_000])
-async def test_a_reset_behind_the_end_of_a_connection_is_found_at_once(size: int) -> None:
-    """What has closed before our words came refuses them; nobody waits for its report until the deadline."""
+async def test_reset_behind_the_end_of_a_stream_is_found_at_once(size: int) -> None:
+    """A connection closed before the message came refuses the message; nobody waits for a report until the deadline."""
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forward_s=3600), outcomes.done)
 
     async def turn_away(listening: socket.socket) -> None:
-        while True:  # in this loop: it has mostly closed before the other end goes on
+        while True:  # in this loop, mostly closed before the other end goes on
             (await asyncio.get_running_loop().sock_accept(listening))[0].close()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -243,7 +244,7 @@ async def test_a_reset_behind_the_end_of_a_connection_is_found_at_once(size: int
     assert not any(outcomes.meta.values())
 
 
-async def test_what_waits_for_an_address_where_nothing_listens_any_more_does_not_wait_for_each_other() -> None:
+async def test_waiting_messages_fail_together_when_nobody_listens() -> None:
     """A socket with a full backlog, whose server is stopped, takes nothing and refuses nothing."""
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), connect_s=0.5), outcomes.done)
@@ -260,7 +261,7 @@ async def test_what_waits_for_an_address_where_nothing_listens_any_more_does_not
         assert all(meta == {"unsent": True} for meta in outcomes.meta.values())
 
 
-async def test_servers_in_a_ring_that_wait_for_each_other_get_through() -> None:
+async def test_servers_in_a_ring_get_through() -> None:
     """A message that goes round needs a connection for each round, while those of the rounds before are open."""
     ended: dict[int, asyncio.Future[str]] = {}
     forwarder = Forwarder(Limits(), lambda token, outcome, meta: ended[token].set_result(outcome))
@@ -281,32 +282,31 @@ async def test_servers_in_a_ring_that_wait_for_each_other_get_through() -> None:
         assert await send(8) == "delivered"
 
 
-async def test_how_long_a_report_is_waited_for_is_the_brokers_to_say() -> None:
+async def test_broker_names_the_time_for_a_report() -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forward_s=0.05), outcomes.done)
     answered = asyncio.Event()
 
     async def slow(peer: Raw) -> None:
         frame = await peer.read()
-        if frame["payload"]["id"] == "1":
-            await answered.wait()
+        await answered.wait()
         peer.writer.write(report(json.dumps(frame["payload"]["id"]).encode(), 0))
 
     async with server(slow) as address:
-        forwarder.forward(Forward(1, address, "m", b"1", {"wait_s": 10.0}))
+        forwarder.forward(Forward(1, address, "m", b"1", {"wait_s": 60.0}))
         forwarder.forward(Forward(2, address, "m", b"1", {}))
-        await outcomes.all(1)
+        await outcomes.all(1)  # the second one's time is over; that of the first is not
         answered.set()
-        assert await outcomes.all(2) == {1: "delivered", 2: "delivered"}
+        assert await outcomes.all(2) == {1: "delivered", 2: "failed:unreachable"}
 
 
 # --- a burst at a server that accepts few at a time ---
 
 
 class Slow:
-    """A server like besterd: a backlog of one, and a thread that accepts, reads a message, closes, and says nothing.
+    """Server like besterd: a backlog of one, and a thread that accepts, reads a message, and closes without a report.
 
-    Its system lets connections that it has no room for wait a second, then three.
+    Its system delays connections beyond the backlog by one second, then three.
     """
 
     def __init__(self) -> None:
@@ -337,7 +337,7 @@ class Slow:
                 self.got.append(json.loads(stream.read(length))["payload"]["data"])
 
 
-async def test_a_burst_at_a_server_with_a_backlog_of_one_gets_through_without_a_failure() -> None:
+async def test_burst_at_a_backlog_of_one_gets_through() -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(Limits(), outcomes.done)
     with Slow() as server:
@@ -352,7 +352,7 @@ async def test_a_burst_at_a_server_with_a_backlog_of_one_gets_through_without_a_
     await forwarder.close()
 
 
-async def test_an_unknown_name_holds_up_nobody_elses_messages() -> None:
+async def test_unknown_name_blocks_no_other_address() -> None:
     outcomes = Outcomes()
     with name_server() as resolver:
         resolver.hangs.add("slow.example")
@@ -365,17 +365,17 @@ async def test_an_unknown_name_holds_up_nobody_elses_messages() -> None:
             port = address.rpartition(":")[2]
             for token in range(100):
                 forwarder.forward(Forward(token, f"slow.example:{1 + token % 2}", "m", b"1", {}))
-            assert len(outcomes.of) == 60  # to each address 20 wait, and there is room for more
+            assert len(outcomes.of) == 60  # 20 wait for each address, and there is room for more
             assert set(outcomes.of.values()) == {"failed:overloaded"}
             for token in range(100, 110):
                 forwarder.forward(Forward(token, f"fast.example:{port}", "m", b"1", {}))
             await outcomes.all(70)
             assert [outcomes.of[token] for token in range(100, 110)] == ["delivered"] * 10
             clock.now += PATIENCE_S
-            await outcomes.all(110)  # the lookup takes too long: what waits for it fails
+            await outcomes.all(110)  # the lookup takes too long: waiting messages fail
             assert set(outcomes.of.values()) == {"failed:overloaded", "failed:unreachable", "delivered"}
             forwarder.forward(Forward(200, "slow.example:1", "m", b"1", {}))
-            assert outcomes.of[200] == "failed:unreachable"  # at once: it hangs still
+            assert outcomes.of[200] == "failed:unreachable"  # at once: the lookup still hangs
             resolver.knows["slow.example"] = ("127.0.0.1",)
             resolver.release()
             await until(lambda: names.addresses("slow.example") == ("127.0.0.1",))
@@ -386,13 +386,13 @@ async def test_an_unknown_name_holds_up_nobody_elses_messages() -> None:
         names.close()
 
 
-async def test_a_host_is_followed_to_another_address() -> None:
+async def test_host_is_followed_to_another_address() -> None:
     outcomes = Outcomes()
     with name_server() as resolver:
         clock = Clock()
         names = Names(resolver.lookers, clock)
         forwarder = Forwarder(Limits(), outcomes.done, names)
-        resolver.knows["s2.example"] = ("127.0.0.9",)  # where nobody listens
+        resolver.knows["s2.example"] = ("127.0.0.9",)  # without a listener
         names.follow("s2.example", "s2")
         await until(lambda: names.addresses("s2.example") == ("127.0.0.9",))
         async with server(good) as address:
@@ -409,7 +409,7 @@ async def test_a_host_is_followed_to_another_address() -> None:
         names.close()
 
 
-async def test_what_waits_for_a_name_at_the_end_is_given_up() -> None:
+async def test_messages_for_a_name_are_given_up_at_the_end() -> None:
     outcomes = Outcomes()
     with name_server() as resolver:
         resolver.hangs.add("slow.example")
@@ -422,7 +422,7 @@ async def test_what_waits_for_a_name_at_the_end_is_given_up() -> None:
         names.close()
 
 
-async def test_bounds_for_each_address_and_in_all() -> None:
+async def test_connections_are_bounded_by_address_and_in_all() -> None:
     now: dict[str, int] = {"a": 0, "b": 0}
     most: dict[str, int] = {"a": 0, "b": 0, "all": 0}
 
@@ -443,11 +443,13 @@ async def test_bounds_for_each_address_and_in_all() -> None:
         for token in range(60):
             forwarder.forward(Forward(token, a if token % 2 else b, "m", b"1", {}))
         assert set((await outcomes.all(60)).values()) == {"delivered"}
-    assert max(most["a"], most["b"]) <= 3 + 1  # the next one may arrive before the last one's end is noticed
+    assert (
+        max(most["a"], most["b"]) <= 3 + 1
+    )  # the next connection may arrive before the end of the last one is noticed
     assert most["all"] <= 4 + 2
 
 
-async def test_too_many_waiting_are_told_so() -> None:
+async def test_too_many_waiting_messages_are_overloaded() -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forwards=1, forwards_waiting=2, forward_s=0.3), outcomes.done)
     async with server(never) as address:
@@ -458,7 +460,7 @@ async def test_too_many_waiting_are_told_so() -> None:
     assert sorted(outcomes.of.values()) == ["failed:overloaded"] + ["failed:unreachable"] * 3
 
 
-async def test_what_is_given_up_is_said_so() -> None:
+async def test_close_fails_everything_under_way() -> None:
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forwards=1), outcomes.done)
     async with server(never) as address:
@@ -468,7 +470,7 @@ async def test_what_is_given_up_is_said_so() -> None:
     assert outcomes.of == {1: "failed:unreachable", 2: "failed:unreachable"}
 
 
-async def test_from_one_bridge_to_another() -> None:
+async def test_message_from_one_bridge_to_another() -> None:
     async with scene() as here, scene(**OPEN_TO_SERVERS) as there:
         for token in range(1, 201):
             here.service.bridge.receive([Forward(token, str(there.tcp4), "server", b"0.10", {"id": f"s1/e/{token}"})])
@@ -480,8 +482,8 @@ async def test_from_one_bridge_to_another() -> None:
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_a_connection_that_the_loop_has_closed_counts_as_reset(runner: Callable[[Any], None]) -> None:
-    """The loop may notice a reset before it tells of the connection's end; its socket has no descriptor then."""
+def test_connection_closed_by_the_loop_counts_as_reset(runner: Callable[[Any], None]) -> None:
+    """The loop may notice a reset before it reports the connection's end; the socket has no descriptor then."""
 
     async def try_it() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -497,10 +499,10 @@ def test_a_connection_that_the_loop_has_closed_counts_as_reset(runner: Callable[
     runner(try_it())
 
 
-async def test_a_connection_that_is_given_up_in_the_moment_in_which_it_is_made_has_carried_nothing(
+async def test_connection_given_up_while_it_is_made_has_sent_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is tried anew is not marked, so that it must not have been sent."""
+    """A message that is tried again is not marked, so that it must not have been sent before."""
     frames: list[bytes] = []
     ended = asyncio.Event()
     tries = 0
@@ -529,9 +531,9 @@ async def test_a_connection_that_is_given_up_in_the_moment_in_which_it_is_made_h
     assert (tries, len(frames)) == (2, 1)
 
 
-async def test_a_servers_log_says_that_another_one_does_not_answer_and_that_it_does_again() -> None:
+async def test_log_reports_a_silent_server_and_its_return() -> None:
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        nobody.bind(("127.0.0.1", 0))  # bound, and not listening
         port = nobody.getsockname()[1]
         toml = f'[servers.S2]\nnative = "127.0.0.1:{port}"\n'
         async with live_server(f'{toml}[handlers.M2]\napp = "bester.handlers.stories.deployment.s1:app"\n') as here:

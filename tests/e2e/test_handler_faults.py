@@ -17,6 +17,7 @@ from bester.broker.logs import LineFormatter
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import DONE, FAILED, REFUSED, Command, Emit, Hello, Outcome, Reply
 from bester.handlers import App, HandlerError, Message, send_clients
+from bester.handlers.message_groups import MessageGroups
 from bester.handlers.stock import chat
 from bester.handlers.worker import Worker
 from tests.e2e.broker_stand_in import PATIENCE_S, StandIn, request
@@ -34,6 +35,35 @@ class BrokenError(Exception):
         if self.given is None:
             raise AttributeError("no text")
         return self.given  # type: ignore[no-any-return]  # the point of the test
+
+
+class NamelessType(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]  # the point of the test
+        raise KeyError("no name")
+
+    def __eq__(cls, other: object) -> bool:
+        raise KeyError("not comparable")
+
+    __hash__ = type.__hash__
+
+
+class NamelessError(Exception, metaclass=NamelessType):
+    """Its class is one that raises."""
+
+
+class ClosedError(Exception):
+    """Its attributes are not to be had."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"no {name}")
+
+
+class ClosedRefusalError(HandlerError):
+    """The same of a refusal."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise NamelessError("closed")
 
 
 @pytest.fixture
@@ -81,6 +111,16 @@ DEEDS: dict[str, tuple[Callable[[Message], Any], int, str | None, str]] = {
     ),
     "a text that is none": (
         raises(lambda: BrokenError(7)), FAILED, None, "BrokenError: its text cannot be had: str() raised TypeError",
+    ),
+    "no name": (raises(lambda: NamelessError("x")), FAILED, None, "NamelessError: x"),
+    "a text that raises what has no name": (
+        raises(lambda: BrokenError(NamelessError)),
+        FAILED, None, "BrokenError: its text cannot be had: str() raised TypeError",
+    ),
+    "no attributes": (raises(lambda: ClosedError("x")), FAILED, None, "ClosedError: x"),
+    "a refusal without attributes": (raises(lambda: ClosedRefusalError.__new__(ClosedRefusalError)), REFUSED, None, ""),
+    "a result of a class that raises": (
+        lambda message: NamelessError("x"), FAILED, "bad-reply", "the handler returned a NamelessError",
     ),
     "a megabyte": (raises(lambda: ValueError("line\n" * 200_000)), FAILED, None, "ValueError: line line line"),
     "StopIteration": (lambda message: next(iter([])), FAILED, None, ""),
@@ -167,6 +207,43 @@ async def test_faulty_message_fails_alone(endpoint: str, kind: str) -> None:
         broker.send(*(request(1000 + at, b'"%b"' % name.encode(), "x") for at, name in enumerate(DEEDS)))
         replies = await broker.replies(len(DEEDS))
         assert [replies[1000 + at].status for at in range(len(DEEDS))] == [each[1] for each in DEEDS.values()]
+
+
+@pytest.mark.parametrize("kind", ["async", "inline"])
+async def test_fault_of_the_worker_over_one_message_spares_the_batch(
+    endpoint: str, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+
+    if kind == "inline":
+
+        @app.handler("x", inline=True)
+        def plain(message: Message) -> Command:
+            return message.reply(1 // (message.data - 2))
+
+    else:
+
+        @app.handler("x", order="user")
+        async def ordered(message: Message) -> Command:
+            return message.reply(message.data)
+
+    def enter(groups: MessageGroups, job: Any) -> bool:
+        if job[0].body == b"2":
+            raise MemoryError("no room for it")
+        return real(groups, job)
+
+    def verdict_on(error: BaseException) -> None:
+        raise MemoryError("no room for it")
+
+    real = MessageGroups.enter
+    monkeypatch.setattr(MessageGroups, "enter", enter)
+    monkeypatch.setattr("bester.handlers.worker.verdict_on", verdict_on)
+    async with running(app, endpoint) as broker:
+        broker.send(*(request(token, b"%d" % token, "x", user=f"u{token}") for token in (1, 2, 3)))
+        replies = await broker.replies(3)
+        assert [replies[token].status for token in (1, 2, 3)] == [DONE, FAILED, DONE]
+        assert replies[2].note == "the worker failed over it: MemoryError: no room for it"
+    assert any("REQUEST: the worker failed over it" in record.getMessage() for record in caplog.records)
 
 
 async def test_unsendable_emit_or_question_raises_at_the_call(endpoint: str) -> None:

@@ -184,6 +184,43 @@ async def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
         await ended(process)
 
 
+SHORT_OF_PROCESSES = """
+import asyncio, errno, sys
+from bester.handlers import runner
+runner.FIRST_RESTART_S = 0.05
+real, calls = asyncio.create_subprocess_exec, 0
+async def start(*arguments, **options):
+    global calls
+    calls += 1
+    if calls in (2, 4, 5):
+        raise RuntimeError("no more of these") if calls == 5 else OSError(errno.EAGAIN, "no more of these")
+    return await real(*arguments, **options)
+asyncio.create_subprocess_exec = start
+sys.exit(runner.main(sys.argv[1:]))
+"""
+"""The start of the second worker fails, and later two attempts to start one again."""
+
+
+async def test_worker_that_cannot_be_started_is_tried_again_and_the_others_go_on(folder: Path) -> None:
+    with (folder / "mine.py").open("a") as source:
+        source.write("\nimport os\n@app.handler('end')\nasync def end(message):\n    os._exit(3)\n")
+    endpoint = f"ipc://{folder}/f.sock"
+    async with StandIn(endpoint) as broker:
+        arguments = ("mine:app", "--fabric", endpoint, "--workers", "2", "--name", "w")
+        process = await start(folder, "-c", SHORT_OF_PROCESSES, *arguments)
+        await broker.expect(Hello)
+        await broker.expect(Hello)
+        broker.send(request(1, b"1", "end"))
+        again = await broker.expect(Hello)
+        assert [hello.name for hello in broker.hellos].count(again.name) == 2
+        process.terminate()
+        for _ in range(2):
+            await broker.expect(Goodbye)
+        status, errors = await ended(process)
+    assert (status, errors.count("cannot be started: no more of these; trying again in ")) == (0, 3), errors
+    assert "Traceback" not in errors
+
+
 HANGS = """
 import asyncio, threading, time
 from bester.handlers import App

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bester.bridge.broker_link import Answered
 from bester.bridge.frames import frame
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
-from bester.bridge.ports import Answered
 from tests.e2e.bridge_scene import Raw, Scene, scene
 from tests.live import short_directory
 

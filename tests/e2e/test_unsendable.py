@@ -9,7 +9,7 @@ import pytest
 
 from bester.bridge import native
 from bester.broker.accounts import OpenAccounts
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink
 from bester.broker.server import Broker
 from bester.broker.store.memory import MemoryStore

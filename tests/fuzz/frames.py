@@ -10,11 +10,13 @@ from random import Random
 from typing import Any
 
 from bester.bridge import native
+from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
 from bester.bridge.limits import Limits
 from bester.bridge.session import Session, Step
-from bester.bridge.window import Load, Window
+from bester.bridge.submissions import Submissions
+from bester.bridge.window import Window
 from bester.broker.wire import json_text
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT
@@ -135,7 +137,8 @@ def _last_object(body: bytes) -> Any:
 
 
 def _session() -> Session:
-    return Session(1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, Load(LIMITS)), 0.0, LIMITS.first_frame)
+    submissions = Submissions(LIMITS, BrokerLink(LIMITS, count(1), lambda text: None), lambda: None)
+    return Session(1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, submissions), 0.0, LIMITS.first_frame)
 
 
 def _stream(json_: OddJson, told: Told) -> int:

@@ -7,16 +7,17 @@ nothing may be left of them but what is bounded by number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects, Link, Notice, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Route, Send, Settings, Verify
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import Bounds, Budget, Read
+from bester.broker.store_requests import Bounds, Budget
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BATCH,
@@ -158,34 +159,26 @@ class World:
 
     def say(self, link: Link, messages: Sequence[Message | Malformed]) -> None:
         """Say a batch on a link."""
-        self.take(self.router.receive_all(link, messages, self.now).actions())
+        self.take(self.router.receive_all(link, messages, self.now))
 
-    def take(self, actions: Iterable[Action]) -> None:
-        """Carry out what the router wants, until it wants no more."""
-        waiting = list(actions)
+    def take(self, effects: Effects) -> None:
+        """Carry out the router's effects, until it has no more."""
+        waiting = [effects]
         while waiting:
-            writes = [
-                each for each in waiting if not isinstance(each, Send | Verify | Notice | LookUp | Restart | Read)
-            ]
-            reads = [each for each in waiting if isinstance(each, Read)]
-            others = [each for each in waiting if isinstance(each, Send | Verify | Notice | LookUp | Restart)]
-            waiting = []
-            if writes:
-                waiting += self.router.on_committed(writes, self.store.commit(writes), self.now)
-            for read in reads:
-                waiting += self.router.on_read(read, self.store.read(read), self.now)
-            for each in others:
-                waiting += self._do(each)
-
-    def _do(self, action: Action) -> list[Action]:
-        if isinstance(action, Send):
-            self._heard(action.link, action.message)
-        elif isinstance(action, Verify):
-            reason = None if action.password == "right" else "authentication-failed"
-            return self.router.on_verified(action.link, action.session, action.user, reason, self.now, 1.0)
-        elif isinstance(action, Notice):
-            must(len(repr(action)) < 10**9 and action.event.isprintable(), "a notice can be written")
-        return []
+            effects = waiting.pop(0)
+            if effects.writes:
+                waiting.append(self.router.on_committed(effects.writes, self.store.commit(effects.writes), self.now))
+            waiting += [self.router.on_read(read, self.store.read(read.request), self.now) for read in effects.reads]
+            for link, messages in effects.messages.items():
+                for message in messages:
+                    self._heard(link, message)
+            for call in effects.calls:
+                if isinstance(call, Verify):
+                    reason = None if call.password == "right" else "authentication-failed"
+                    verified = self.router.on_verified(call.link, call.session, call.user, reason, self.now, 1.0)
+                    waiting.append(verified)
+                elif isinstance(call, Notice):
+                    must(len(repr(call)) < 10**9 and call.event.isprintable(), "a notice can be written")
 
     def _heard(self, link: Link, message: Message) -> None:
         """Look at what is said to somebody, and let the honest answer."""

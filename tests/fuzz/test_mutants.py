@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bester.bridge import frames, native
+from bester.bridge.submissions import Submissions
 from bester.bridge.window import Window
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
@@ -69,8 +70,8 @@ class TestFaultsAreFound:
         monkeypatch.setattr(Window, "_has_no_room", lambda self: False)
         assert "one connection wait for a report" in found("bridge", *range(30))
 
-    def test_a_window_that_is_not_cleared(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Window, "clear", lambda self: None)
+    def test_a_departed_message_that_is_never_counted_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Submissions, "release", lambda self, submission: None)
         assert "nothing is held that nobody waits for" in found("bridge", *range(30))
 
 

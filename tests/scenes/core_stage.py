@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from bester.bridge.limits import Limits as BridgeLimits
-from bester.broker.core.values import Limits, Route, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.link_client import State
 from bester.broker.wire.messages import Command, Reply, Request
 from bester.client import frames

@@ -15,7 +15,7 @@ from typing import Any
 from bester.bridge import service as bridge
 from bester.broker.accounts import OpenAccounts
 from bester.broker.config import Config, FabricConfig, NativeConfig, PeerConfig, ServerConfig
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.server import Broker
 from bester.broker.service import settings_of
 from bester.broker.store.memory import MemoryStore

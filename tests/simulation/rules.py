@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
 ENDLESS = ("loop", "ring")
-EVERY_LETTER = FindDeadLetters(None, None, 1_000_000, None, 0, {})
+EVERY_LETTER = FindDeadLetters(None, None, 1_000_000)
 RESUBMITTED = 6
 """How often a link of a bridge breaks, at most, in one scenario."""
 

@@ -70,7 +70,7 @@ def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: Submissions) -> None:
-        self._queue.clear()
+        self._held.clear()
 
     monkeypatch.setattr(Submissions, "on_link_lost", forget)
     said = broken_seeds(500)
@@ -79,9 +79,9 @@ def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: MemoryStore) -> Any:
-        for numbers in self._waiting.values():
+        for numbers in self._ready.values():
             numbers.clear()
-        self._waiting.clear()
+        self._ready.clear()
         return honest(self)
 
     honest = MemoryStore.open
@@ -133,14 +133,14 @@ def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: 
 
 def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
-        held = self.workers.lose(worker)
+        held = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
         for job in reversed([job for job in held if not job.is_settled]):
             job.since = now
             if job.attempt - job.attempts_before < self._budget_of(job.type).attempts:
-                self.workers.enqueue(job, first=True)
+                self._workers.enqueue(job, first=True)
                 continue
-            self.dead_letters.bury(job, "handler-lost", now)
+            self._dead_letters.bury(job, "handler-lost", now)
             self._let_go(job)
             self._end(job, "failed:handler-lost")
         self._share_out(now)

@@ -1,4 +1,4 @@
-"""A bridge's core on wires that are lists, for tests: no socket, no loop, a clock that stands still."""
+"""A bridge's core on connections that are lists, for tests: no socket, no loop, a clock that stands still."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bester.broker.wire.messages import LoggedIn, Message, Submit
 M = TypeVar("M")
 
 
-class ListWire:
-    """A wire whose socket takes everything, until it is `blocked`."""
+class ListConnection:
+    """Connection whose socket takes everything, until `blocked`."""
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
@@ -58,25 +58,25 @@ class ListWire:
     def abort(self, why: str) -> None:
         self.aborted = why
 
-    def seen(self) -> list[Any]:
-        """Every frame that was written."""
+    def frames(self) -> list[Any]:
+        """Return every frame that was written."""
         return [json.loads(body) for body in Splitter(1 << 20).feed(self.written)]
 
-    def words(self) -> list[str]:
-        """The same in words, and from now on anew."""
-        words = []
-        for row in self.seen():
+    def lines(self) -> list[str]:
+        """Return the frames as text, and forget them."""
+        lines = []
+        for row in self.frames():
             header, payload = row["header"], row["payload"]
             if header.get("messageType") == "receivedMessage":
-                words.append(f"{header['id']}={payload['data']}")
+                lines.append(f"{header['id']}={payload['data']}")
             else:
-                words.append(" ".join([header["status"], str(payload["id"]), *payload.get("reason", "").split()]))
+                lines.append(" ".join([header["status"], str(payload["id"]), *payload.get("reason", "").split()]))
         self.written = b""
-        return words
+        return lines
 
 
 class Scene:
-    """A bridge, a broker port that is a list, and a clock that stands still."""
+    """Bridge with a broker port that is a list, and a clock that stands still."""
 
     def __init__(self, **limits: Any) -> None:
         self.now = 0.0
@@ -99,12 +99,12 @@ class Scene:
         return sum(self.send(message) for message in messages)
 
     def turn(self) -> None:
-        """Let the loop turn."""
+        """Run one turn of the loop."""
         while self._soon:
             self._soon.pop(0)()
 
-    def said(self, kind: type[M]) -> list[M]:
-        """What the broker was told of one kind, and from now on anew."""
+    def take(self, kind: type[M]) -> list[M]:
+        """Return the messages of one type that the broker got, and forget them."""
         found: list[M] = [message for message in self.sent if isinstance(message, kind)]
         self.sent = [message for message in self.sent if not isinstance(message, kind)]
         return found
@@ -113,12 +113,12 @@ class Scene:
         self.bridge.receive(list(messages))
         self.turn()
 
-    def connect(self, host: str = "127.0.0.1") -> ListWire:
-        connection = ListWire(self.bridge)
+    def connect(self, host: str = "127.0.0.1") -> ListConnection:
+        connection = ListConnection(self.bridge)
         assert self.bridge.admit(connection, host)
         return connection
 
-    def ask_in(self, user: str = "alice", host: str = "127.0.0.1", *, acks: bool = False) -> ListWire:
+    def start_login(self, user: str = "alice", host: str = "127.0.0.1", *, acks: bool = False) -> ListConnection:
         connection = self.connect(host)
         header = {"scope": "client", "authentication": {"username": user, "password": "p"}, "ack": acks}
         login = {"header": header}
@@ -126,21 +126,21 @@ class Scene:
         self.turn()
         return connection
 
-    def log_in(self, user: str = "alice", *, acks: bool = False) -> ListWire:
-        connection = self.ask_in(user, acks=acks)
+    def log_in(self, user: str = "alice", *, acks: bool = False) -> ListConnection:
+        connection = self.start_login(user, acks=acks)
         self.broker(LoggedIn(connection.session.number, 0))
-        assert connection.words() == ["good auth_special"]
+        assert connection.lines() == ["good auth_special"]
         return connection
 
-    def command(self, connection: ListWire, command: str, data: Any, id_: str = "c") -> None:
-        """Let a client ask something of the server itself."""
+    def command(self, connection: ListConnection, command: str, data: Any, id_: str = "c") -> None:
+        """Let a client send a command to the server itself."""
         payload = {"type": "builtin", "id": id_, "data": {"command": {"type": command, "data": data}}}
         self.bridge.on_bytes(connection, frame(json.dumps({"payload": payload}).encode()))
         self.turn()
 
-    def submit(self, connection: ListWire, id_: str = "i", data: str = "1") -> int:
+    def submit(self, connection: ListConnection, id_: str = "i", data: str = "1") -> int:
         payload = b'{"payload":{"type":"t","data":%b,"id":"%b"}}' % (data.encode(), id_.encode())
         self.bridge.on_bytes(connection, frame(payload))
         self.turn()
-        (submit,) = self.said(Submit)
+        (submit,) = self.take(Submit)
         return submit.token

@@ -1,8 +1,10 @@
-"""A stand whose server knows others, over the fabric and by the native protocol; and what is left when all is over."""
+"""A stand whose server knows others, over the fabric and by the native protocol; and checks that no state is left
+over."""
 
 from __future__ import annotations
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import Outcome, Relayed, Report
 from tests.unit.core_stand import Stand
 

@@ -1,8 +1,9 @@
-"""Several stands of one world whose servers know each other; what one says to another arrives when told to flow."""
+"""Several stands of one world whose servers know each other; messages between them arrive when told to flow."""
 
 from __future__ import annotations
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import Error, Goodbye, Relay, Relayed
 from tests.unit.core_stand import START, Stand
@@ -28,7 +29,7 @@ class Net:
         return self.stands[name]
 
     def join(self, *names: str) -> None:
-        """The links among these come up."""
+        """Bring up the links among these servers."""
         for one in names:
             for two in names:
                 if one != two and (one, two) not in self.links:
@@ -37,7 +38,7 @@ class Net:
         self.flow()
 
     def part(self, *names: str) -> None:
-        """They break; what was said and did not flow yet is lost."""
+        """Break these links; messages that did not flow yet are lost."""
         for (one, two), link in list(self.links.items()):
             if one in names and two in names:
                 del self.links[one, two]
@@ -48,7 +49,7 @@ class Net:
                 self[one].take(self[one].router.on_server_lost(two, "parted", self[one].now))
 
     def kill(self, name: str) -> None:
-        """A server is killed and started again; its links are down, and its parties gone."""
+        """Kill a server and start it again, without its links and parties."""
         for (one, two), link in list(self.links.items()):
             if name in (one, two):
                 del self.links[one, two]
@@ -61,7 +62,7 @@ class Net:
         self[name].restart(f"e{self[name].store.inspect().life}")
 
     def flow(self) -> None:
-        """Everything that was said arrives, what was said together in one turn, until nobody says any more."""
+        """Let every message arrive, each turn's together, until no server sends any more."""
         busy = True
         while busy:
             busy = False
@@ -76,7 +77,7 @@ class Net:
                 busy = busy or bool(relays or answers)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass everywhere, and what is said arrive."""
+        """Let time pass everywhere, and messages arrive."""
         for _ in range(round(seconds * 2)):
             self.world.rest(0.5)
             for stand in self.stands.values():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import Bounds, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import Relay, Relayed
 from tests.unit.core_stand import START, Stand, servers
@@ -14,7 +15,7 @@ S2 = Link("server", b"s2")
 
 class Office:
     """A server that knows s2 (over the fabric) and s3 (native), a while after its start; alice, and the handler `one`
-    that sends what she says to servers. Nobody can be reached yet."""
+    that sends her messages to servers. No server is reachable yet."""
 
     def __init__(self, limits: Limits | None = None, *, chance: float = 1.0, **bounds: Any) -> None:
         routes = {"s2": Route("s2", fabric="ipc:///s2"), "s3": Route("s3", native="10.0.0.3:2223")}
@@ -31,7 +32,7 @@ class Office:
         self.one = self.stand.handler("one", "two")
 
     def restarts(self) -> None:
-        """The broker is killed and comes back; so do alice and the handler."""
+        """Kill and start the broker; alice and the handler come back."""
         self.stand.restart()
         self.opens()
         self.stand.wait(2.5)
@@ -45,13 +46,13 @@ class Office:
         return self.stand.report(self.bridge, token).recipients
 
     def queues(self, *bodies: bytes, type_: str = "one", **meta: Any) -> None:
-        """Send these to s2, where they cannot go now."""
+        """Send these bodies to s2, which is not reachable."""
         for body in bodies:
             self.sends("s2", type_=type_, body=body, **meta)
             assert self.told() == {"s2": "queued"}
 
     def up(self) -> list[Relay]:
-        """The link to s2 is up: return what goes out over it."""
+        """Open the link to s2; return the relays that are sent on it."""
         self.stand.take(self.stand.router.on_server_ready("s2", self.stand.now))
         return self.relays()
 
@@ -71,7 +72,7 @@ class Office:
         return [entry.body for entry in self.stand.kept(lane("s2", type_))]
 
     def dead(self) -> list[DeadLetter]:
-        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        letters: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return letters
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.core.values import Limits, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import Bounds, mailbox
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import START, Stand, clients
@@ -13,7 +13,7 @@ BOB = mailbox("bob")
 
 
 def town(limits: Limits | None = None, **bounds: Any) -> Stand:
-    """A stand of a server with three accounts, a while after its start."""
+    """Return a server with three accounts, a while after its start."""
     settings = Settings("s1", bounds=Bounds(**bounds), limits=limits or Limits())
     stand = Stand(settings, accounts=frozenset({"alice", "bob", "carol"}), now=START - 5.0)
     stand.wait(5.0)
@@ -21,7 +21,7 @@ def town(limits: Limits | None = None, **bounds: Any) -> Stand:
 
 
 class Post:
-    """Alice at her bridge, and a handler that sends what she says to whom she says."""
+    """Alice at her bridge, and a handler that sends to the users of a test's choice."""
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
@@ -34,11 +34,11 @@ class Post:
         return token
 
     def told(self, token: int | None = None) -> dict[str, str]:
-        """Return the outcomes of the only report there is."""
+        """Return the outcomes of the only report."""
         return self.stand.report(self.bridge, token).recipients
 
     def queues(self, *bodies: bytes, **meta: Any) -> None:
-        """Send these to bob, who is away."""
+        """Send these bodies to bob, who is away."""
         for body in bodies:
             self.sends("bob", body=body, **meta)
             assert self.told() == {"bob": "queued"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import Confirm, Goodbye, Open, Report, Submit
 from tests.unit.core_stand import START, Stand
 

@@ -1,7 +1,7 @@
-"""A stand for the broker's core: one server of a world, whose parties a test speaks for by hand.
+"""A stand for the broker's core: one server of a world, whose parties a test plays by hand.
 
-Whatever the router wants written is committed before what it says is heard, as its shell does; `commits = False` holds
-that back until `commit` is called.
+The router's writes are committed before its messages are read by the test, as its shell does; `commits = False` holds
+them back until `commit` is called.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, ShellCall, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
-from bester.broker.core.values import Action, Limits, Link, LookUp, Notice, Restart, Settings, Verify
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Read, Write, mailbox
+from bester.broker.store_requests import DeadLetter, Entry, Fetch, FindDeadLetters, Write, mailbox
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -54,10 +55,10 @@ def handler(type_: str, body: bytes = b'"hi"') -> Command:
 
 
 class Stand(SimServer):
-    """One server of a world whose parties are spoken for by hand, with all that it says sorted by link.
+    """One server of a world whose parties are played by hand, with all its messages sorted by link.
 
-    `inbox` holds what was not looked at yet. Nothing comes from a link, and no timer runs, but by the methods here.
-    With `commits` False what is to be written waits in `writes`, and what is to be read in `reads`, until `commit`.
+    `inbox` holds the messages not looked at yet. Links are silent and timers stand still but for the methods here. With
+    `commits` False, writes wait in `writes` and reads in `reads` until `commit`.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Stand(SimServer):
         self.restarts: list[Restart] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
-        self.reads: list[Read] = []
+        self.reads: list[StoreRead] = []
         self._committing = False
         self._keys = count()
         self._tokens = count(1)
@@ -88,7 +89,7 @@ class Stand(SimServer):
 
     @property
     def now(self) -> float:
-        """What the server's own monotonic clock shows. To set it leaves the other servers of the world as they are."""
+        """The server's own monotonic clock. Setting this clock leaves the other servers of the world as they are."""
         return self.world.now + self.skew_s
 
     @now.setter
@@ -96,11 +97,11 @@ class Stand(SimServer):
         self.skew_s = now - self.world.now
 
     def new_life(self) -> Life:
-        """Return what is not left to chance here."""
+        """Return fixed values in place of random ones."""
         return Life(self.epoch, 5000, lambda: self.chance)
 
     def restart(self, epoch: str = "e2") -> None:
-        """The broker is killed and started again: what it had not written is gone, and so are all links."""
+        """Kill the broker and start it again: unwritten state and all links are gone."""
         self.writes.clear()
         self.reads.clear()
         self.inbox.clear()
@@ -110,23 +111,23 @@ class Stand(SimServer):
         self.start()
 
     def tick(self) -> None:
-        """Let the router notice the time."""
+        """Let the router take in the time."""
         self.take(self.router.tick(self.now, self.wall_s))
 
-    def take(self, actions: Sequence[Action]) -> None:
-        """Do what the router says."""
-        self.carry_out(actions)
+    def take(self, effects: Effects) -> None:
+        """Carry out the router's effects."""
+        self.carry_out(effects)
         if self.commits:
             self.commit()
 
     def say(self, link: Link, *messages: Message | Malformed) -> None:
-        """Let the router hear this on a link, in one turn."""
+        """Let the router receive these messages on a link, in one turn."""
         self.receive(link, messages)
         if self.commits:
             self.commit()
 
     def commit(self) -> None:
-        """Write what is to be written, read what is to be read, and let hear what was said."""
+        """Carry out the writes and reads, and deliver the messages that waited for them."""
         self._committing = True
         writes, self.writes = self.writes, []
         reads, self.reads = self.reads, []
@@ -136,38 +137,38 @@ class Stand(SimServer):
             self.end_turn(tick=True)
         self._committing = False
 
-    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
-        """Put aside what is for the store, unless that is being written now."""
+    def keep(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
+        """Put aside writes and reads, unless they are being carried out now."""
         if self._committing:
             super().keep(writes, reads)
         else:
             self.writes += writes
             self.reads += reads
 
-    def do_other(self, action: Verify | Notice | LookUp | Restart) -> None:
-        """Put aside what is neither for the store nor for a link."""
-        if isinstance(action, Notice):
-            self.notices.append(action)
-        elif isinstance(action, Verify):
-            self.verifies.append(action)
-        elif isinstance(action, LookUp):
-            self.looked_up.append(action.servers)
+    def do_call(self, call: ShellCall) -> None:
+        """Put aside effects that are neither for the store nor for a link."""
+        if isinstance(call, Notice):
+            self.notices.append(call)
+        elif isinstance(call, Verify):
+            self.verifies.append(call)
+        elif isinstance(call, LookUp):
+            self.looked_up.append(call.servers)
         else:
-            self.restarts.append(action)
+            self.restarts.append(call)
 
     def send(self, link: Link, messages: list[Message]) -> None:
-        """Put aside what was said on a link."""
+        """Put aside messages sent on a link."""
         self.inbox.setdefault(link, []).extend(messages)
 
     def wait(self, seconds: float, step_s: float = 0.5) -> None:
-        """Let time pass; whoever is alive is heard in every step."""
+        """Let time pass, with heartbeats of all living parties in every step."""
         end = self.world.now + seconds
         while self.world.now < end - 1e-9:
             self.world.run(min(self.world.now + step_s, end))
             self.beat()
 
     def beat(self) -> None:
-        """Hear whoever is alive, and look at the clock."""
+        """Send heartbeats of all living parties, and tick."""
         for link in self.alive:
             self.say(link, Heartbeat())
         self.tick()
@@ -175,44 +176,44 @@ class Stand(SimServer):
     # --- what is on the disk ---
 
     def kept(self, queue: str) -> list[Entry]:
-        """Return what waits in a box, on the disk."""
+        """Return the entries of a queue on the disk."""
         found: list[Entry] = self.store.read(Fetch(queue, 0, 10_000, 2**40))
         return found
 
     def mail(self, user: str) -> list[bytes]:
-        """Return the bodies that wait for a user."""
+        """Return the bodies queued for a user."""
         return [entry.body for entry in self.kept(mailbox(user))]
 
     @property
     def state(self) -> Inspection:
-        """What the router holds."""
+        """Counts of everything the router holds."""
         return self.router.inspect()
 
     @property
     def queued(self) -> tuple[int, int]:
-        """How many messages are in all queues as the router counts them, and how many bytes."""
+        """Number of messages in all queues as the router counts them, and of bytes."""
         queues = self.state.queues
         return queues.messages, queues.size_bytes
 
     def dead(self) -> list[DeadLetter]:
         """Return the dead letters on the disk, the latest first."""
-        letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000, None, 0, {}))
+        letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000))
         return letters
 
     # --- what was said ---
 
     def heard(self, link: Link) -> list[Message]:
-        """Return and forget what was said to a link, heartbeats aside."""
+        """Return and forget the messages sent to a link, heartbeats aside."""
         return [message for message in self.inbox.pop(link, []) if not isinstance(message, Heartbeat)]
 
     def heard_of(self, link: Link, kind: type[M]) -> list[M]:
-        """Return and forget what of this kind was said to a link; the rest stays."""
+        """Return and forget the messages of this kind sent to a link; others stay."""
         found: list[M] = [message for message in self.inbox.get(link, []) if isinstance(message, kind)]
         self.inbox[link] = [message for message in self.inbox.get(link, []) if not isinstance(message, kind)]
         return found
 
     def one(self, link: Link, kind: type[M]) -> M:
-        """Return the only message of this kind that was said to a link."""
+        """Return the only message of this kind that was sent to a link."""
         found = self.heard_of(link, kind)
         assert len(found) == 1, f"{len(found)} of {kind.__name__}: {found}"
         return found[0]
@@ -234,7 +235,7 @@ class Stand(SimServer):
         return self.join("handler", name, {"types": list(types), "credit": credit, **options})
 
     def bridge(self, *users: str, name: str = "b", door: str = "ipc") -> Link:
-        """A bridge whose sessions 1, 2, … are these users'."""
+        """Join a bridge whose sessions 1, 2, … are these users'."""
         link = self.join("bridge", name, {"epoch": f"x{next(self._keys)}"}, door=door)
         for session, user in enumerate(users, 1):
             self.say(link, Open(session, user))
@@ -257,7 +258,7 @@ class Stand(SimServer):
         self.say(link, Reply(token, status, list(commands)))
 
     def answer(self, link: Link, *commands: Command) -> Request:
-        """Answer the only request that this handler was given."""
+        """Answer the only request of this handler."""
         request = self.request(link)
         self.reply(link, request.token, *commands)
         return request
@@ -273,7 +274,7 @@ class Stand(SimServer):
         return token
 
     def relayed(self, server: str, token: int, outcome: str) -> None:
-        """The server that this broker is linked to has answered."""
+        """Let the server to which this broker is linked answer."""
         self.say(Link("server", server.encode()), Relayed(token, outcome))
 
     def ask(self, link: Link, question: str, argument: Any = None) -> Answer:
@@ -284,7 +285,7 @@ class Stand(SimServer):
         return answer
 
     def deliver(self, bridge: Link, *failed: tuple[int, str]) -> Deliver:
-        """The bridge delivers the only delivery it was given, all but (t, reason)."""
+        """Let the bridge make its only delivery, all targets but (t, reason)."""
         delivery = self.one(bridge, Deliver)
         self.say(bridge, Confirm(delivery.serial, [], [[delivery.serial, t, reason] for t, reason in failed]))
         return delivery
@@ -296,5 +297,5 @@ class Stand(SimServer):
 
 
 def limited(**limits: Any) -> Settings:
-    """Settings of a server with these limits."""
+    """Return settings of a server with these limits."""
     return Settings("s1", open_accounts=True, limits=Limits(**limits))

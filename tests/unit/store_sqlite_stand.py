@@ -1,4 +1,4 @@
-"""What is written to a store in a file, for tests of what only a file does."""
+"""Writes to a store in a file, for tests of files alone."""
 
 from __future__ import annotations
 

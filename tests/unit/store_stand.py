@@ -1,4 +1,4 @@
-"""A store of either kind, and what is written to it, for tests that hold for both."""
+"""Stores of either kind, and writes to them, for tests that hold for both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LETTERS = 3
 
 
 class Stand:
-    """A store of either kind; `again` is the end of the process, without a word of farewell, and its next start."""
+    """A store of either kind; `again` kills the process and starts the next."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self._path = directory / "store.db"
@@ -43,7 +43,7 @@ class Stand:
         if isinstance(self.store, MemoryStore):
             self.store = self.store.copy()
         else:
-            self._old.append(self.store)  # still open: nothing was tidied up when the new one comes
+            self._old.append(self.store)  # still open: a killed process tidies nothing up
             self.store = SqliteStore(self._path, dead_letters=LETTERS)
         return self.store.open()
 
@@ -75,7 +75,7 @@ def keep(number: int, *args: Any, **fields: Any) -> Enqueue:
 
 
 def outcomes(message: str, sender: str = "alice") -> FindOutcomes:
-    return FindOutcomes(message, sender, None, 0)
+    return FindOutcomes(message, sender)
 
 
 def letter(id_: str, type_: str = "chat") -> DeadLetter:
@@ -83,4 +83,4 @@ def letter(id_: str, type_: str = "chat") -> DeadLetter:
 
 
 def dead(id_: str | None = None, type_: str | None = None, limit: int = 10, *, bodies: bool = True) -> FindDeadLetters:
-    return FindDeadLetters(id_, type_, limit, None, 0, {}, bodies)
+    return FindDeadLetters(id_, type_, limit, bodies)

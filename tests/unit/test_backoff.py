@@ -1,4 +1,4 @@
-"""A process that dies at once is started ever more slowly; one that lived well is started at once."""
+"""Waits between the lives of a process: longer after each short life, short again after a long one."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ def test_short_lives_double_the_wait_up_to_the_longest() -> None:
     assert all(after == min(before * 2, LONGEST_S) for before, after in pairwise(waits))
 
 
-def test_a_long_life_is_forgiven() -> None:
+def test_long_life_resets_the_wait() -> None:
     backoff = Backoff()
     for _ in range(5):
         backoff.started(0.0)
@@ -27,7 +27,7 @@ def test_a_long_life_is_forgiven() -> None:
     assert backoff.died(100.0 + STEADY_S) == FIRST_S
 
 
-def test_what_could_not_start_counts_as_a_death() -> None:
+def test_failed_start_counts_as_an_end() -> None:
     backoff = Backoff()
     assert backoff.died(0.0) == FIRST_S
     assert backoff.died(1000.0) == 2 * FIRST_S

@@ -1,4 +1,4 @@
-"""News of a message that was done twice, over the death of the server that did it: a failure that comes last counts."""
+"""Late outcomes of a message that a server processed twice, over its restart: a failure that comes last counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import Deliver, Open, Relay, Relayed, Submit
 from tests.unit.core_stand import Stand, clients, servers
 
@@ -22,7 +23,9 @@ S2 = Link("server", b"s2")
         (["failed:expired", "delivered"], "failed:expired", ["failed:expired"]),
     ],
 )
-def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: str, told: list[str]) -> None:
+def test_outcome_beyond_those_expected_counts_only_where_it_is_worse(
+    news: list[str], known: str, told: list[str]
+) -> None:
     stand = Stand(Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")}), accounts=frozenset({"alice"}))
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.take(stand.router.on_server_ready("s2", stand.now))
@@ -40,7 +43,7 @@ def test_more_news_than_expected_can_only_make_it_worse(news: list[str], known: 
     assert [json.loads(each.body)["outcome"] for each in stand.heard_of(bridge, Deliver)] == told
 
 
-def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() -> None:
+def test_ready_message_takes_over_the_mark_of_its_duplicate() -> None:
     stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
 
     def submits(**meta: Any) -> None:
@@ -49,9 +52,9 @@ def test_what_waits_unmarked_and_may_have_arrived_another_way_since_is_marked() 
         stand.say(bridge, Submit(1, 1, "chat", b"1", meta))
         stand.answer(chat, clients("bob"))
 
-    submits()  # it waits, and was never handed out
+    submits()  # ready, and never sent
     stand.restart()
     assert [each.meta.get("repeated") for each in stand.kept("user/bob")] == [None]
-    submits(attempt=2)  # the same is done again, by a bridge that has heard nothing of it
+    submits(attempt=2)  # the same message is submitted again by a bridge without a report on it
     bob = stand.bridge("bob")
     assert stand.one(bob, Deliver).meta.get("redelivered") is True

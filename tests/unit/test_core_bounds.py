@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bester.broker.core.directory import Directory
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.wire.messages import (
     MAX_TYPE,

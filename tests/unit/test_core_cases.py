@@ -1,4 +1,4 @@
-"""What a case tells its asker, from the outcomes it was told."""
+"""The answer that a case gives its asker, from the outcomes recorded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.cases import MAX_NAMED, Case, Kind
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 from bester.broker.wire.messages import Outcome, Relayed, Report
 from bester.broker.wire.outcomes import failed, reason_of, severity
 
@@ -24,7 +24,7 @@ def test_all_delivered_names_nobody() -> None:
     assert one.answer(7) == Report(7, 0, None, "m", {})
 
 
-def test_anything_else_names_everybody() -> None:
+def test_outcome_other_than_delivered_names_everybody() -> None:
     one = case()
     one.record("alice", "delivered")
     one.record("s2", "sent")
@@ -56,8 +56,8 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
         assert relay.answer(7) == Relayed(7, outcome, {"carried": True} if status else {})
 
 
-def test_a_server_is_told_what_will_be_told_later_and_that_something_was_done() -> None:
-    """Where nothing was carried out it may send it again; where something was, that would do it twice."""
+def test_relayed_counts_queued_results_and_says_carried() -> None:
+    """A server may send the message again where nothing was carried out; otherwise that would be done twice."""
     refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
     refused.record(None, failed("no-handler"))
     assert refused.answer(1) == Relayed(1, "failed:no-handler", {})
@@ -70,12 +70,12 @@ def test_a_server_is_told_what_will_be_told_later_and_that_something_was_done() 
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), OUTCOMES), max_size=8))
-def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(said: list[tuple[str, str]]) -> None:
+def test_each_name_has_its_worst_and_the_report_is_bad_when_anything_failed(outcomes: list[tuple[str, str]]) -> None:
     one = case()
-    for name, outcome in said:
+    for name, outcome in outcomes:
         one.record(name, outcome)
-    worst = {name: max((o for n, o in said if n == name), key=severity) for name, _ in said}
-    failures = [reason_of(outcome) for _, outcome in said if outcome.startswith("failed:")]
+    worst = {name: max((o for n, o in outcomes if n == name), key=severity) for name, _ in outcomes}
+    failures = [reason_of(outcome) for _, outcome in outcomes if outcome.startswith("failed:")]
     report = one.answer(7)
     assert isinstance(report, Report)
     assert report.status == bool(failures)

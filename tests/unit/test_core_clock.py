@@ -1,4 +1,4 @@
-"""The wall clock may be wrong, be put right, jump: what waits keeps its remaining life, and letters have true dates."""
+"""The wall clock may be wrong, be set, or jump: messages keep their time to live, and dead letters have true dates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bester.broker.core.clock import JUMP_S, Clock
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bounds, PurgeOutcomes, SaveClock
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients
@@ -25,7 +25,7 @@ def town() -> Stand:
 
 
 def queue(stand: Stand) -> str:
-    """Have a message wait for bob; returns its id."""
+    """Queue a message for bob; return its id."""
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     token = stand.submit(bridge, "chat")
     stand.answer(chat, clients("bob"))
@@ -45,7 +45,7 @@ def became(stand: Stand, message: str) -> str:
 
 
 @pytest.mark.parametrize("by_s", JUMPS)
-def test_what_waits_keeps_the_life_it_has_left_over_a_jump(by_s: float) -> None:
+def test_time_to_live_is_kept_over_a_jump_of_the_clock(by_s: float) -> None:
     stand = town()
     message = queue(stand)
     stand.wait(TTL_S / 2)
@@ -59,9 +59,9 @@ def test_what_waits_keeps_the_life_it_has_left_over_a_jump(by_s: float) -> None:
 @pytest.mark.parametrize("by_s", JUMPS)
 @pytest.mark.parametrize("ticks", [0, 1], ids=["unnoticed", "noticed"])
 @pytest.mark.parametrize("boot", ["boot", "", "another"], ids=["the process", "an unknown boot", "the machine"])
-def test_what_waits_keeps_it_over_a_jump_and_a_restart(by_s: float, ticks: int, boot: str) -> None:
+def test_time_to_live_is_kept_over_a_jump_and_a_restart(by_s: float, ticks: int, boot: str) -> None:
     if not ticks and boot != "boot":
-        return  # the clock was set, and the machine stopped within the same tick: then nothing is left to tell
+        return  # a clock that is set in the tick in which the machine stops leaves no trace
     stand = town()
     if not boot:
         stand.boot = boot
@@ -79,7 +79,7 @@ def test_what_waits_keeps_it_over_a_jump_and_a_restart(by_s: float, ticks: int, 
     assert became(stand, message) == "failed:expired"
 
 
-def test_a_clock_that_is_wrong_at_each_boot_and_put_right_each_time_costs_no_life() -> None:
+def test_clock_set_after_each_boot_costs_no_time_to_live() -> None:
     stand = town()
     message = queue(stand)
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_a_clock_that_is_wrong_at_each_boot_and_put_right_each_time_costs_no_lif
     assert became(stand, message) == "failed:expired"
 
 
-def test_the_time_a_machine_was_off_counts() -> None:
+def test_time_counts_while_the_machine_is_off() -> None:
     stand = town()
     message = queue(stand)
     stand.tick()
@@ -107,7 +107,7 @@ def test_the_time_a_machine_was_off_counts() -> None:
     assert became(stand, message) == "failed:expired"
 
 
-def test_the_time_a_process_was_off_counts_whatever_the_wall_clock_says() -> None:
+def test_time_counts_while_the_process_is_off_whatever_the_wall_clock_shows() -> None:
     stand = town()
     message = queue(stand)
     stand.tick()
@@ -118,7 +118,7 @@ def test_the_time_a_process_was_off_counts_whatever_the_wall_clock_says() -> Non
     assert became(stand, message) == "failed:expired"
 
 
-def test_a_jump_is_said_and_kept_at_once_and_a_drift_is_not() -> None:
+def test_jump_is_noticed_and_saved_at_once_and_a_drift_is_not() -> None:
     stand = town()
     stand.wait(1)
     stand.commits = False
@@ -133,7 +133,7 @@ def test_a_jump_is_said_and_kept_at_once_and_a_drift_is_not() -> None:
     assert save.state.skew_s == pytest.approx(-3600.0 - JUMP_S / 2)
 
 
-def test_drifts_that_add_up_are_kept_as_well() -> None:
+def test_drifts_that_add_up_are_saved() -> None:
     stand = town()
     for _ in range(10):
         stand.wall_offset_s += 0.9
@@ -147,7 +147,7 @@ def test_drifts_that_add_up_are_kept_as_well() -> None:
 # --- dates ---
 
 
-def test_letters_and_traces_are_dated_by_the_clock_as_it_is_now() -> None:
+def test_dead_letters_and_traces_are_dated_by_the_present_wall_clock() -> None:
     settings = Settings("s1", budgets={})
     stand = Stand(settings, wall_offset_s=0.0)
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
@@ -161,7 +161,7 @@ def test_letters_and_traces_are_dated_by_the_clock_as_it_is_now() -> None:
         assert step["at_ms"] / 1000 == pytest.approx(stand.wall_s, abs=stand.settings.limits.request_s + 2)
 
 
-def test_outcomes_are_forgotten_by_the_stores_time() -> None:
+def test_outcomes_are_purged_by_the_stores_time() -> None:
     stand = town()
     stand.commits = False
     stand.wait(5.0)
@@ -171,10 +171,10 @@ def test_outcomes_are_forgotten_by_the_stores_time() -> None:
     assert second.before_s - first.before_s < 65.0
 
 
-# --- what is over at the start ---
+# --- messages expired at the start ---
 
 
-def test_what_is_over_at_a_start_is_not_delivered_before_the_first_tick() -> None:
+def test_message_expired_at_the_start_is_not_delivered() -> None:
     stand = town()
     message = queue(stand)
     stand.now += TTL_S + 1
@@ -185,7 +185,7 @@ def test_what_is_over_at_a_start_is_not_delivered_before_the_first_tick() -> Non
     assert stand.queued == (0, 0)
 
 
-def test_of_what_waits_only_what_is_over_is_left_out() -> None:
+def test_expired_messages_alone_are_left_out_of_a_delivery() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     wishes: list[dict[str, Any]] = [{"ttl_s": 5.0}, {"ttl_s": 50.0}, {"ttl_s": 5.0}, {}]
@@ -204,7 +204,7 @@ seconds = st.floats(-4e9, 4e9)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["pass", "set", "restart", "boot"]), seconds), max_size=20))
-def test_the_stores_time_never_goes_back_and_follows_now_while_the_machine_runs(what: list[tuple[str, float]]) -> None:
+def test_stores_time_never_goes_back_and_follows_now_while_the_machine_runs(what: list[tuple[str, float]]) -> None:
     now, wall_s, boot = 1000.0, 1e9, 0
     clock = Clock(now, wall_s, "0", None)
     before = clock.stored(now)

@@ -1,4 +1,4 @@
-"""Which replies are sound, and the ids of what they lead to."""
+"""Sound and unsound replies, and the ids of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters: what ends as one, what an operator is told of it, and its second chance."""
+"""Dead letters: the messages that end as one, the answers to operators, and replays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from bester.broker.core import dead_letters as letters_module
 from bester.broker.core.dead_letters import MAX_REPLAYED
-from bester.broker.core.values import Limits, Link, Notice, Route, Settings
+from bester.broker.core.effects import Link, Notice
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import Bounds, Budget, Bury, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import (
     Answer,
@@ -30,7 +31,7 @@ S2 = Link("server", b"s2")
 
 
 class Ward:
-    """A server with handlers that may come to grief, alice, and an operator."""
+    """A server with handlers that may die, alice, and an operator."""
 
     def __init__(self, limits: Limits | None = None, *, messages: int = 1000, **budgets: Budget) -> None:
         routes = {"s2": Route("s2", fabric="ipc:///s2")}
@@ -49,7 +50,7 @@ class Ward:
         self.stand.alive.pop(victim, None)
 
     def murder(self, type_: str = "t", body: bytes = b"1", times: int = 3, **meta: Any) -> str:
-        """Submit a message of which so many handlers die; returns its id."""
+        """Submit a message of which `times` handlers die; return its id."""
         victim = self.stand.handler(type_)
         self.stand.submit(self.bridge, type_, body, **meta)
         for attempt in range(1, times + 1):
@@ -63,18 +64,18 @@ class Ward:
         return str(report.message)
 
     def letters(self) -> list[DeadLetter]:
-        """Return what is on the disk, the latest first."""
-        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100, None, 0, {}))
+        """Return the dead letters on disk, latest first."""
+        found: list[DeadLetter] = self.stand.store.read(FindDeadLetters(None, None, 100))
         return found
 
     def asks(self, question: str, argument: Any = None) -> Answer:
         return self.stand.ask(self.operator, question, argument)
 
 
-# --- what ends as one -----------------------------------------------------------------------------------------------
+# --- messages that end as one ---------------------------------------------------------------------------------------
 
 
-def test_what_every_handler_died_of_is_a_dead_letter_with_body_reason_and_path() -> None:
+def test_message_that_every_handler_died_of_is_a_dead_letter_with_body_reason_and_path() -> None:
     ward = Ward()
     id_ = ward.murder(body=b'{"a":1e400}')
     assert ward.letters() == [
@@ -88,16 +89,16 @@ def test_what_every_handler_died_of_is_a_dead_letter_with_body_reason_and_path()
     ]  # fmt: skip
 
 
-def test_it_is_on_disk_before_its_sender_is_told() -> None:
+def test_dead_letter_is_on_disk_before_its_sender_has_the_report() -> None:
     ward = Ward(Limits(attempts=1))
     victim = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
-    actions = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
-    kinds = [type(getattr(action, "message", action)) for action in actions]
-    assert kinds.index(Bury) < kinds.index(Report)
+    effects = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
+    assert [type(write) for write in effects.writes] == [Bury]
+    assert [type(message) for message in effects.messages[ward.bridge]] == [Report]
 
 
-def test_what_took_too_long_is_one_though_its_handler_lives() -> None:
+def test_message_that_took_too_long_is_a_dead_letter_though_its_handler_lives() -> None:
     ward = Ward(Limits(request_s=3.0))
     slow = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t", b"[5]")
@@ -111,7 +112,7 @@ def test_what_took_too_long_is_one_though_its_handler_lives() -> None:
     assert ward.stand.heard(ward.bridge) == []
 
 
-def test_what_no_handler_came_for_after_the_first_died_is_one() -> None:
+def test_message_without_a_handler_after_the_first_died_is_a_dead_letter() -> None:
     ward = Ward()
     victim = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
@@ -123,7 +124,7 @@ def test_what_no_handler_came_for_after_the_first_died_is_one() -> None:
     assert [(letter.reason, letter.meta["attempts"]) for letter in ward.letters()] == [("handler-lost", 1)]
 
 
-def test_what_its_sender_can_simply_send_again_is_none() -> None:
+def test_message_that_its_sender_can_send_again_is_no_dead_letter() -> None:
     ward = Ward(Limits(max_held=1))
     chat = ward.stand.handler("chat", credit=1)
     ward.stand.submit(ward.bridge, "chat")
@@ -138,7 +139,7 @@ def test_what_its_sender_can_simply_send_again_is_none() -> None:
     assert ward.letters() == []
 
 
-def test_a_step_of_a_pipeline_is_one_by_itself() -> None:
+def test_step_of_a_pipeline_is_a_dead_letter_of_its_own() -> None:
     ward = Ward(Limits(attempts=1))
     first, second = ward.stand.handler("one"), ward.stand.handler("two")
     ward.stand.submit(ward.bridge, "one")
@@ -152,7 +153,7 @@ def test_a_step_of_a_pipeline_is_one_by_itself() -> None:
 # --- budgets --------------------------------------------------------------------------------------------------------
 
 
-def test_each_type_has_its_own_number_of_attempts() -> None:
+def test_each_type_has_a_budget_of_attempts() -> None:
     ward = Ward(Limits(attempts=3), fragile=Budget(30.0, 1), tough=Budget(30.0, 5))
     ward.murder("fragile", times=1)
     ward.murder("tough", times=5)
@@ -160,7 +161,7 @@ def test_each_type_has_its_own_number_of_attempts() -> None:
     assert [letter.meta["attempts"] for letter in ward.letters()] == [3, 5, 1]
 
 
-def test_each_type_has_its_own_time() -> None:
+def test_each_type_has_a_timeout() -> None:
     ward = Ward(Limits(request_s=10.0), quick=Budget(1.0, 3), slow=Budget(40.0, 3))
     ward.stand.handler("quick", "slow", "other")
     tokens = {type_: ward.stand.submit(ward.bridge, type_) for type_ in ("slow", "other", "quick")}
@@ -174,7 +175,7 @@ def test_each_type_has_its_own_time() -> None:
     assert told == {tokens["quick"]: 1.0, tokens["other"]: 10.0, tokens["slow"]: 40.0}
 
 
-def test_a_configured_time_counts_for_a_handler_with_a_longer_lease_too() -> None:
+def test_configured_timeout_is_stronger_than_a_longer_lease() -> None:
     ward = Ward(quick=Budget(1.0, 3))
     ward.stand.handler("quick", "other", lease_ms=50_000)
     quick, other = ward.stand.submit(ward.bridge, "quick"), ward.stand.submit(ward.bridge, "other")
@@ -186,7 +187,7 @@ def test_a_configured_time_counts_for_a_handler_with_a_longer_lease_too() -> Non
     assert ward.stand.report(ward.bridge).token == other
 
 
-def test_where_only_attempts_were_said_a_handlers_lease_counts() -> None:
+def test_lease_counts_where_attempts_alone_are_configured() -> None:
     ward = Ward(tough=Budget(None, 5))
     ward.stand.handler("tough", lease_ms=50_000)
     ward.stand.submit(ward.bridge, "tough")
@@ -196,7 +197,7 @@ def test_where_only_attempts_were_said_a_handlers_lease_counts() -> None:
     assert ward.stand.report(ward.bridge).reason == "timeout"
 
 
-def test_a_handler_is_told_how_long_its_answer_is_of_use_where_that_was_said() -> None:
+def test_request_carries_a_configured_timeout() -> None:
     ward = Ward(quick=Budget(2.0, 3))
     worker = ward.stand.handler("quick", "other")
     told: list[Any] = []
@@ -208,10 +209,10 @@ def test_a_handler_is_told_how_long_its_answer_is_of_use_where_that_was_said() -
     assert "deadline_ms" not in ward.stand.request(worker).meta
 
 
-# --- what an operator is told ---------------------------------------------------------------------------------------
+# --- answers to operators -------------------------------------------------------------------------------------------
 
 
-def test_they_are_listed_the_latest_first() -> None:
+def test_dead_letters_are_listed_latest_first() -> None:
     ward = Ward(Limits(attempts=1))
     first = ward.murder("t", b"[1]", times=1)
     ward.stand.wait(1.0)
@@ -228,7 +229,7 @@ def test_they_are_listed_the_latest_first() -> None:
     assert ward.asks("deadList", {"type": "nothing"}).value == []
 
 
-def test_one_is_shown_in_full() -> None:
+def test_dead_letter_is_shown_in_full() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(body='"ü"'.encode(), times=1)
     assert ward.asks("deadShow", id_).value == {
@@ -240,7 +241,7 @@ def test_one_is_shown_in_full() -> None:
 
 
 @pytest.mark.parametrize("question", ["deadList", "deadShow", "deadReplay", "deadDrop"])
-def test_nobody_else_is_told_of_them_or_may_touch_them(question: str) -> None:
+def test_operators_alone_see_and_change_dead_letters(question: str) -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(times=1)
     for link in (ward.bridge, ward.stand.handler("other")):
@@ -267,7 +268,7 @@ def test_nobody_else_is_told_of_them_or_may_touch_them(question: str) -> None:
         {"from": [-1, 5]},
     ],
 )
-def test_what_cannot_be_read_is_not_taken_for_all_of_them(question: str, argument: Any) -> None:
+def test_unreadable_choice_does_not_mean_all(question: str, argument: Any) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     assert ward.asks(question, argument)[1:] == (1, None)
@@ -275,7 +276,7 @@ def test_what_cannot_be_read_is_not_taken_for_all_of_them(question: str, argumen
 
 
 @pytest.mark.parametrize("argument", [None, 5, {"id": "x"}])
-def test_one_is_shown_by_its_id(argument: Any) -> None:
+def test_dead_letter_is_shown_by_its_id(argument: Any) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     assert ward.asks("deadShow", argument)[1:] == (1, None)
@@ -285,7 +286,7 @@ def test_one_is_shown_by_its_id(argument: Any) -> None:
     ("argument", "dropped", "left"),
     [({"id": "first"}, 1, "u"), ({"type": "u"}, 1, "t"), ({}, 2, ""), (None, 2, ""), ({"type": "v"}, 0, "ut")],
 )
-def test_they_can_be_dropped_by_id_by_type_or_all(argument: Any, dropped: int, left: str) -> None:
+def test_dead_letters_are_dropped_by_id_by_type_or_all(argument: Any, dropped: int, left: str) -> None:
     ward = Ward(Limits(attempts=1))
     first = ward.murder("t", times=1)
     ward.murder("u", times=1)
@@ -298,10 +299,10 @@ def test_they_can_be_dropped_by_id_by_type_or_all(argument: Any, dropped: int, l
     assert [each["type"] for each in ward.asks("deadList").value] == list(left)
 
 
-# --- the second chance ----------------------------------------------------------------------------------------------
+# --- replays --------------------------------------------------------------------------------------------------------
 
 
-def test_a_letter_that_is_replayed_is_given_to_a_handler_as_it_was_and_is_gone_when_that_ended_well() -> None:
+def test_replayed_letter_reaches_a_handler_unchanged_and_is_dropped_after_success() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(body=b"[7]", times=1)
     well = ward.stand.handler("t")
@@ -322,7 +323,7 @@ def test_a_letter_that_is_replayed_is_given_to_a_handler_as_it_was_and_is_gone_w
     assert ward.stand.router.idle
 
 
-def test_one_that_fails_again_stays_once_with_the_new_reason() -> None:
+def test_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
     ward = Ward(Limits(attempts=1, request_s=3.0))
     id_ = ward.murder(times=1)
     bad = ward.stand.handler("t")
@@ -336,7 +337,7 @@ def test_one_that_fails_again_stays_once_with_the_new_reason() -> None:
     assert ward.stand.router.idle
 
 
-def test_one_that_is_under_way_is_not_replayed_a_second_time() -> None:
+def test_letter_is_not_replayed_twice_at_once() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     well = ward.stand.handler("t")
@@ -346,7 +347,7 @@ def test_one_that_is_under_way_is_not_replayed_a_second_time() -> None:
     assert ward.asks("deadReplay", {}).value == {"replayed": 0, "left": 0}
 
 
-def test_it_may_be_replayed_as_another_type() -> None:
+def test_letter_is_replayed_as_another_type() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(body=b"[7]", times=1)
     mended = ward.stand.handler("mended")
@@ -356,7 +357,7 @@ def test_it_may_be_replayed_as_another_type() -> None:
 
 
 @pytest.mark.parametrize("as_", ["bester.x", "dummy", "nobody"])
-def test_not_as_one_that_nobody_ever_served(as_: str) -> None:
+def test_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     answer = ward.asks("deadReplay", {"as": as_})
@@ -365,7 +366,7 @@ def test_not_as_one_that_nobody_ever_served(as_: str) -> None:
     assert len(ward.letters()) == 1
 
 
-def test_whoever_reads_the_log_is_told_of_each() -> None:
+def test_every_dead_letter_gives_a_notice() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(times=1)
     told = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
@@ -376,7 +377,7 @@ def test_whoever_reads_the_log_is_told_of_each() -> None:
     assert Notice("kept", {"waiting": 0, "dead_letters": 1}) in ward.stand.notices
 
 
-def test_to_a_server_it_goes_under_an_id_that_does_not_grow() -> None:
+def test_replay_to_a_server_has_an_id_that_does_not_grow() -> None:
     ward = Ward()
     id_ = unwanted(ward).id
     ids = []
@@ -390,7 +391,7 @@ def test_to_a_server_it_goes_under_an_id_that_does_not_grow() -> None:
     assert all(each.startswith(f"{id_}.replay.") and each.count("replay") == 1 for each in ids)
 
 
-def test_by_type_only_those_and_where_nobody_serves_it_it_stays() -> None:
+def test_replay_by_type_leaves_other_types_and_stays_without_a_handler() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder("t", times=1)
     ward.murder("u", times=1)
@@ -403,7 +404,7 @@ def test_by_type_only_those_and_where_nobody_serves_it_it_stays() -> None:
     assert [(letter.type, letter.reason) for letter in ward.letters()] == [("t", "handler-lost")]
 
 
-def test_one_question_replays_only_so_many() -> None:
+def test_one_question_replays_a_bounded_number() -> None:
     ward = Ward(Limits(attempts=1))
     letters = [DeadLetter(f"s1/x/{number}", "t", b"1", "timeout", START, {}) for number in range(MAX_REPLAYED + 5)]
     assert ward.stand.store.commit([Bury(letter) for letter in letters]).ok
@@ -416,13 +417,13 @@ def test_one_question_replays_only_so_many() -> None:
         ward.stand.reply(well, request.token)
     ward.stand.store.commit([Bury(letters[0]._replace(id="later"))])
     second = ward.asks("deadReplay", {"from": first["next"]}).value
-    assert second == {"replayed": 5, "left": 0}  # not the one that is under way, and not what came later
+    assert second == {"replayed": 5, "left": 0}  # neither the one being replayed, nor later ones
     for request in ward.stand.heard_of(well, Request):
         ward.stand.reply(well, request.token)
     assert [letter.id for letter in ward.letters()] == ["later", letters[MAX_REPLAYED - 1].id]
 
 
-def test_all_are_dropped_a_part_with_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(letters_module, "MAX_LISTED", 2)
     ward = Ward()
     ward.stand.store.commit([Bury(DeadLetter(f"{number}", "t", b"1", "timeout", START, {})) for number in range(5)])
@@ -436,7 +437,7 @@ def test_all_are_dropped_a_part_with_each_question(monkeypatch: pytest.MonkeyPat
     assert ward.letters() == []
 
 
-def test_as_another_type_it_reaches_who_got_the_result_of_the_first_attempt() -> None:
+def test_replay_as_another_type_reaches_the_recipients_of_the_first_attempt() -> None:
     ward = Ward(Limits(attempts=1))
     first = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
@@ -447,7 +448,7 @@ def test_as_another_type_it_reaches_who_got_the_result_of_the_first_attempt() ->
     ward.asks("deadReplay", {"as": "mended"})
     assert ward.stand.request(bad).meta["id"].startswith(f"{id_}.")
     ward.kill(bad)
-    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # one letter still
+    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # still one letter
     well = ward.stand.handler("other")
     ward.asks("deadReplay", {"as": "other"})
     ward.stand.answer(well, clients("bob"))
@@ -457,11 +458,11 @@ def test_as_another_type_it_reaches_who_got_the_result_of_the_first_attempt() ->
     assert ward.stand.state.dead_letters.renamed == 0
 
 
-# --- on their way to a server ---------------------------------------------------------------------------------------
+# --- messages for a server ------------------------------------------------------------------------------------------
 
 
 def unwanted(ward: Ward) -> DeadLetter:
-    """A message that waited for s2, which would not have it."""
+    """Queue a message for s2, and let s2 refuse it."""
     one = ward.stand.handler("one")
     ward.stand.submit(ward.bridge, "one")
     ward.stand.answer(one, servers("s2", body=b"[3]"))
@@ -472,7 +473,7 @@ def unwanted(ward: Ward) -> DeadLetter:
     return ward.letters()[0]
 
 
-def test_one_that_a_server_would_not_have_goes_to_that_server_again() -> None:
+def test_letter_that_a_server_refused_goes_to_that_server_again() -> None:
     ward = Ward()
     letter = unwanted(ward)
     assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
@@ -485,7 +486,7 @@ def test_one_that_a_server_would_not_have_goes_to_that_server_again() -> None:
     assert ward.letters() == []
 
 
-def test_one_that_is_refused_again_is_one_again_and_once() -> None:
+def test_letter_that_is_refused_again_is_one_dead_letter() -> None:
     ward = Ward()
     letter = unwanted(ward)
     for _ in range(2):
@@ -496,13 +497,13 @@ def test_one_that_is_refused_again_is_one_again_and_once() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full", "bounds"])
-def test_one_that_cannot_be_kept_for_its_server_stays_a_dead_letter(trouble: str) -> None:
+def test_letter_without_room_in_its_lane_stays_a_dead_letter(trouble: str) -> None:
     ward = Ward(messages=1)
     letter = unwanted(ward)
     bob = ward.stand.bridge("bob")
     if trouble == "full":
         ward.stand.store.full = True
-    else:  # one that waits for bob is all that may wait
+    else:  # bob's message fills the store
         other = ward.stand.handler("other")
         ward.stand.say(bob, Close(1))
         ward.stand.submit(ward.bridge, "other")
@@ -521,8 +522,8 @@ def test_one_that_cannot_be_kept_for_its_server_stays_a_dead_letter(trouble: str
     assert ward.letters() == []
 
 
-def test_a_mailbox_has_none() -> None:
-    """Its sender is told; nobody but its user could want it."""
+def test_message_in_a_mailbox_becomes_no_dead_letter() -> None:
+    """The sender has the outcome, and nobody but the user could want the message."""
     ward = Ward()
     chat = ward.stand.handler("chat")
     ward.stand.submit(ward.bridge, "chat")
@@ -532,7 +533,7 @@ def test_a_mailbox_has_none() -> None:
     assert ward.letters() == []
 
 
-def test_a_late_reply_of_its_first_handler_changes_nothing() -> None:
+def test_late_reply_of_the_first_handler_changes_nothing() -> None:
     ward = Ward(Limits(attempts=1))
     frozen = ward.stand.handler("t")
     ward.stand.submit(ward.bridge, "t")
@@ -545,7 +546,7 @@ def test_a_late_reply_of_its_first_handler_changes_nothing() -> None:
     assert len(ward.letters()) == 1
 
 
-def test_a_question_on_a_link_that_is_gone_harms_nobody() -> None:
+def test_question_on_a_lost_link_does_no_harm() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     ward.stand.commits = False

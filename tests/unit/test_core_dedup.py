@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Command, Confirm, Deliver, Goodbye, Outcome, Report, Request, Submit
 from tests.unit.core_resume_stand import Bridge, good, town
 from tests.unit.core_stand import clients

@@ -1,4 +1,5 @@
-"""Deliveries end once each, whatever a bridge repeats, skips or makes up; users on several bridges share an outcome."""
+"""Deliveries end once each, whatever a CONFIRM repeats, skips or makes up; a user on several bridges has one
+outcome."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bester.broker.core.cases import Case, Kind
 from bester.broker.core.deliveries import AnyDelivery, Deliveries, Delivery, MailDelivery, Share
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
-from bester.broker.core.values import Link
 from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 
@@ -30,7 +31,7 @@ def mail() -> MailDelivery:
 
 
 class Books(RuleBasedStateMachine):
-    """The model: per bridge, which serials are out."""
+    """Model of the deliveries: the unconfirmed serials of each bridge."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class Books(RuleBasedStateMachine):
 TestBooks = Books.TestCase
 
 
-def test_a_confirmation_far_ahead_costs_no_more_than_what_is_out() -> None:
+def test_confirm_far_ahead_costs_no_more_than_the_unconfirmed_deliveries() -> None:
     deliveries = Deliveries()
     deliveries.add(LINKS[0], delivery())
     assert len(deliveries.confirm(LINKS[0], 2**53, [])) == 1
@@ -86,7 +87,7 @@ def test_a_confirmation_far_ahead_costs_no_more_than_what_is_out() -> None:
         (["not-connected", "overloaded"], False, "overloaded"),
     ],
 )
-def test_a_user_on_two_bridges_is_reached_when_one_of_them_delivers(
+def test_user_on_two_bridges_is_reached_by_one_delivery(
     reasons: list[str | None], delivered: bool, reason: str | None
 ) -> None:
     share = Share(2)

@@ -1,4 +1,4 @@
-"""Who is where, against a naive model: a set of (bridge, session, user)."""
+"""The directory of sessions against a naive model: a set of (bridge, session, user)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bester.broker.core.directory import Directory
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 
 LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("direct", b"1")]
 USERS = ["alice", "bob", ""]

@@ -1,10 +1,10 @@
-"""A message's way: one report for each, with what became of every result, whichever way it ends."""
+"""The way of a message: one report each, with the outcome of every result, whichever way the message ends."""
 
 from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_RESULTS,
@@ -30,7 +30,7 @@ from tests.unit.core_stand import Stand, clients, handler, limited, servers
 # --- to clients -------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_says_everything_about_its_message() -> None:
+def test_request_carries_everything_about_its_message() -> None:
     stand = Stand()
     bridge, echo = stand.bridge("alice"), stand.handler("echo")
     stand.submit(bridge, "echo", b'{"a":1e400}')
@@ -43,7 +43,7 @@ def test_a_request_says_everything_about_its_message() -> None:
     }  # fmt: skip
 
 
-def test_where_one_delivery_completes_the_message_the_bridge_reports() -> None:
+def test_bridge_reports_where_one_delivery_completes_the_message() -> None:
     stand = Stand()
     bridge, echo = stand.bridge("alice"), stand.handler("echo")
     token = stand.submit(bridge, "echo")
@@ -56,7 +56,7 @@ def test_where_one_delivery_completes_the_message_the_bridge_reports() -> None:
     finished(stand)
 
 
-def test_where_that_delivery_fails_the_broker_reports() -> None:
+def test_broker_reports_where_that_delivery_fails() -> None:
     stand = Stand()
     bridge, chat = stand.bridge("alice", "bob"), stand.handler("chat")
     token = stand.submit(bridge, "chat")
@@ -78,7 +78,7 @@ def test_where_that_delivery_fails_the_broker_reports() -> None:
         [],
     ],
 )
-def test_in_every_other_case_the_broker_reports(commands: list[Command]) -> None:
+def test_broker_reports_in_every_other_case(commands: list[Command]) -> None:
     stand = Stand()
     bridge, other, chat = stand.bridge("alice", "bob"), stand.bridge("carol"), stand.handler("chat")
     token = stand.submit(bridge, "chat")
@@ -92,7 +92,7 @@ def test_in_every_other_case_the_broker_reports(commands: list[Command]) -> None
     finished(stand)
 
 
-def test_a_server_that_answers_nothing_is_named_although_the_bridge_could_have_reported() -> None:
+def test_unanswering_server_is_named_although_the_bridge_could_have_reported() -> None:
     stand = federated()
     bridge, first, second = stand.bridge("alice"), stand.handler("first"), stand.handler("second")
     token = stand.submit(bridge, "first")
@@ -105,7 +105,7 @@ def test_a_server_that_answers_nothing_is_named_although_the_bridge_could_have_r
     finished(stand)
 
 
-def test_a_user_named_twice_gets_it_twice() -> None:
+def test_user_named_twice_gets_the_message_twice() -> None:
     stand = Stand()
     bridge, chat = stand.bridge("alice", "bob"), stand.handler("chat")
     stand.submit(bridge, "chat")
@@ -127,7 +127,7 @@ def test_every_session_of_a_user_is_a_target() -> None:
     ("here", "there", "outcome"),
     [(True, True, "delivered"), (True, False, "delivered"), (False, False, "failed:not-connected")],
 )
-def test_a_user_on_two_bridges_is_reached_when_one_delivers(here: bool, there: bool, outcome: str) -> None:
+def test_user_on_two_bridges_is_reached_when_one_delivers(here: bool, there: bool, outcome: str) -> None:
     stand = Stand()
     first, second = stand.bridge("alice", "bob"), stand.bridge("bob")
     chat = stand.handler("chat")
@@ -141,7 +141,7 @@ def test_a_user_on_two_bridges_is_reached_when_one_delivers(here: bool, there: b
     finished(stand)
 
 
-def test_for_who_is_absent_it_waits_if_there_is_such_a_user() -> None:
+def test_message_for_an_absent_user_is_queued_if_the_user_is_known() -> None:
     stand = Stand(Settings("s1", open_accounts=False), accounts=frozenset({"away"}))
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     token = stand.submit(bridge, "chat")
@@ -155,7 +155,7 @@ def test_for_who_is_absent_it_waits_if_there_is_such_a_user() -> None:
     finished(stand)
 
 
-def test_where_accounts_are_open_nobody_is_unknown() -> None:
+def test_no_user_is_unknown_where_accounts_are_open() -> None:
     stand = Stand()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat")
@@ -163,7 +163,7 @@ def test_where_accounts_are_open_nobody_is_unknown() -> None:
     assert stand.report(bridge).recipients == {"dave": "failed:not-connected"}
 
 
-def test_a_bridge_that_goes_has_not_delivered() -> None:
+def test_lost_bridge_has_not_delivered() -> None:
     stand = Stand()
     first, second = stand.bridge("alice"), stand.bridge("bob")
     chat = stand.handler("chat")
@@ -174,7 +174,7 @@ def test_a_bridge_that_goes_has_not_delivered() -> None:
     finished(stand)
 
 
-def test_a_sender_whose_bridge_goes_leaves_nothing_behind() -> None:
+def test_sender_whose_bridge_is_lost_leaves_no_state() -> None:
     stand = Stand()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat")
@@ -263,13 +263,13 @@ def test_a_declared_type_that_was_served_is_known_when_it_is_not_declared_any_mo
     finished(stand)
 
 
-def test_a_message_for_handlers_that_are_not_started_any_more_does_not_wait() -> None:
+def test_message_for_a_given_up_type_does_not_wait() -> None:
     stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"t"})))
     bridge = stand.bridge("alice")
     stand.router.on_types_given_up(frozenset({"t"}))
     stand.submit(bridge, "t")
     assert stand.report(bridge).reason == "no-handler"
-    busy = stand.handler("t", credit=1)  # somebody else has started one
+    busy = stand.handler("t", credit=1)  # another program has started the handler
     stand.submit(bridge, "t")
     stand.submit(bridge, "t")
     request = stand.request(busy)
@@ -288,7 +288,7 @@ def test_a_message_for_handlers_that_are_not_started_any_more_does_not_wait() ->
     finished(stand)
 
 
-def test_what_waited_for_a_busy_handler_waits_on_for_the_next_one_when_it_dies() -> None:
+def test_message_waiting_for_a_busy_handler_waits_for_the_next_when_the_handler_dies() -> None:
     stand = Stand(limited(attempts=1))
     bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)
     stand.submit(bridge, "t")
@@ -304,7 +304,7 @@ def test_what_waited_for_a_busy_handler_waits_on_for_the_next_one_when_it_dies()
     finished(stand)
 
 
-def test_a_handler_that_fails_says_so_to_the_sender_and_why_to_the_operator() -> None:
+def test_failing_handler_is_reported_to_the_sender_and_its_reason_to_the_operator() -> None:
     stand = Stand()
     bridge, bad = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
@@ -347,7 +347,7 @@ def test_a_reply_that_cannot_be_read_ends_its_request() -> None:
     finished(stand)
 
 
-def test_replies_late_double_and_from_others_change_nothing() -> None:
+def test_late_duplicate_and_foreign_replies_change_nothing() -> None:
     stand = Stand()
     bridge, mine = stand.bridge("alice"), stand.handler("t", credit=1)
     other = stand.handler("other")
@@ -365,7 +365,7 @@ def test_replies_late_double_and_from_others_change_nothing() -> None:
     finished(stand)
 
 
-def test_a_message_of_a_dead_handler_goes_to_another_before_all_that_waits() -> None:
+def test_message_of_a_dead_handler_is_requeued_first() -> None:
     stand = Stand()
     bridge, first = stand.bridge("alice"), stand.handler("t", credit=1)
     stand.submit(bridge, "t", b"1")
@@ -404,7 +404,7 @@ def test_a_handler_that_freezes_is_replaced_and_its_late_reply_ignored() -> None
     finished(stand)
 
 
-def test_a_message_that_every_handler_dies_of_is_given_up() -> None:
+def test_message_that_kills_every_handler_is_given_up() -> None:
     stand = Stand(limited(attempts=3))
     bridge = stand.bridge("alice")
     tokens = []
@@ -431,7 +431,7 @@ def test_a_message_whose_handler_died_and_no_other_comes_is_handler_lost() -> No
     finished(stand)
 
 
-def test_a_request_that_takes_too_long_is_given_up_but_still_occupies_its_handler() -> None:
+def test_timed_out_request_still_occupies_its_handler() -> None:
     stand = Stand(limited(request_s=10.0))
     bridge, slow = stand.bridge("alice"), stand.handler("t", credit=1)
     stand.submit(bridge, "t")
@@ -448,7 +448,7 @@ def test_a_request_that_takes_too_long_is_given_up_but_still_occupies_its_handle
     finished(stand)
 
 
-def test_what_waits_too_long_for_a_busy_handler_is_told_overloaded() -> None:
+def test_message_waiting_too_long_for_a_busy_handler_is_overloaded() -> None:
     stand = Stand(limited(request_s=10.0))
     bridge = stand.bridge("alice")
     stand.handler("t", credit=1)
@@ -516,7 +516,7 @@ def test_a_tree_of_results_is_cut_at_a_thousand_of_one_root() -> None:
     finished(stand)
 
 
-def test_a_root_that_another_server_has_named_counts_for_what_it_has_sent_alone() -> None:
+def test_root_named_by_another_server_counts_for_that_server_alone() -> None:
     stand = Stand(Settings("s1", open_accounts=True, routes={"s2": Route("s2", fabric="ipc:///s2")}))
     peer, bridge, tree = stand.server("s2"), stand.bridge("alice"), stand.handler("tree")
     token = stand.submit(bridge, "tree")
@@ -531,7 +531,7 @@ def test_a_root_that_another_server_has_named_counts_for_what_it_has_sent_alone(
     assert stand.report(bridge, token).status == 0
 
 
-def test_a_pipeline_into_nothing_or_into_a_reserved_type_says_so() -> None:
+def test_pipeline_into_an_unknown_or_reserved_type_fails() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     for target, code in (("nothing", "unknown-type"), ("bester.auth", "reserved"), ("dummy", "reserved")):
@@ -565,7 +565,7 @@ def test_several_commands_are_all_carried_out_and_reported_once() -> None:
 # --- the trace --------------------------------------------------------------------------------------------------------
 
 
-def test_the_way_of_a_message_can_be_asked_for() -> None:
+def test_path_of_a_message_can_be_traced() -> None:
     stand = Stand()
     bridge, one, two = stand.bridge("alice"), stand.handler("one"), stand.handler("two")
     stand.submit(bridge, "one")

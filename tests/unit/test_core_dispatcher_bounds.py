@@ -1,10 +1,10 @@
-"""What a message may take: how long it lives, how many are held, and what a hostile handler may not do to others."""
+"""Bounds on messages: time to live, number held, and the harm that a hostile handler can do to others."""
 
 from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import Error, Heartbeat, Hello, Outcome, Report, Request
 from tests.unit.core_federated import federated, finished
 from tests.unit.core_stand import Stand, clients, limited
@@ -12,14 +12,14 @@ from tests.unit.core_stand import Stand, clients, limited
 # --- time to live -----------------------------------------------------------------------------------------------------
 
 
-def test_what_waited_for_a_handler_longer_than_it_lives_is_not_given_to_one() -> None:
+def test_expired_waiting_message_is_not_given_to_a_handler() -> None:
     stand = Stand()
     bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)
     stand.submit(bridge, "t", b"1", ttl_s=1)
     stand.submit(bridge, "t", b"2", ttl_s=2)
     stand.submit(bridge, "t", b"3", ttl_s=10)
     stand.wait(2.0)
-    assert stand.answer(busy).body == b"1", "what a handler has is its own"
+    assert stand.answer(busy).body == b"1", "messages in flight stay with their handler"
     reports = stand.heard_of(bridge, Report)
     assert [(report.status, report.reason) for report in reports] == [(0, None), (1, "expired")]
     assert stand.answer(busy).body == b"3"
@@ -27,7 +27,7 @@ def test_what_waited_for_a_handler_longer_than_it_lives_is_not_given_to_one() ->
     finished(stand)
 
 
-def test_what_no_handler_came_for_in_its_time_is_expired_and_not_without_one() -> None:
+def test_message_expired_before_a_handler_came_is_expired_not_no_handler() -> None:
     stand = Stand(Settings("s1", open_accounts=True, declared_types=frozenset({"t"})))
     bridge = stand.bridge("alice")
     stand.wait(6.0)
@@ -39,7 +39,7 @@ def test_what_no_handler_came_for_in_its_time_is_expired_and_not_without_one() -
     finished(stand)
 
 
-def test_what_has_no_time_at_all_is_not_given_to_anybody() -> None:
+def test_message_with_no_time_to_live_is_given_to_no_handler() -> None:
     stand = Stand()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat", ttl_s=0)
@@ -49,7 +49,7 @@ def test_what_has_no_time_at_all_is_not_given_to_anybody() -> None:
 
 
 @pytest.mark.parametrize("ttl_s", ["5", None, -1, True, float("nan"), float("inf"), [5]])
-def test_a_time_to_live_that_is_none_is_ignored(ttl_s: object) -> None:
+def test_invalid_time_to_live_is_ignored(ttl_s: object) -> None:
     stand = Stand()
     bridge, busy = stand.bridge("alice"), stand.handler("t", credit=1)
     stand.submit(bridge, "t")
@@ -60,7 +60,7 @@ def test_a_time_to_live_that_is_none_is_ignored(ttl_s: object) -> None:
     assert [report.status for report in stand.heard_of(bridge, Report)] == [0, 0]
 
 
-def test_of_an_ordered_type_what_expired_is_passed_over() -> None:
+def test_expired_message_of_an_ordered_type_is_passed_over() -> None:
     stand = Stand()
     bridge, first = stand.bridge("alice", "bob"), stand.handler("t", credit=1, order={"t": "user"})
     stand.submit(bridge, "t", b"1", session=1)
@@ -73,8 +73,8 @@ def test_of_an_ordered_type_what_expired_is_passed_over() -> None:
     finished(stand)
 
 
-def test_of_an_ordered_type_what_expired_binds_its_user_to_nobody() -> None:
-    """Or what comes next would wait for a handler that has died since."""
+def test_expired_message_of_an_ordered_type_binds_its_user_to_no_worker() -> None:
+    """The user's next message would wait for a handler that has died since."""
     stand = Stand()
     bridge, first = stand.bridge("alice", "bob"), stand.handler("t", credit=1, order={"t": "user"})
     stand.submit(bridge, "t", b"1", session=1)
@@ -119,7 +119,7 @@ def test_above_a_bound_messages_are_refused(limits: dict[str, int], bodies: list
     finished(stand)
 
 
-def test_one_type_that_waits_does_not_take_the_place_of_others() -> None:
+def test_waiting_type_leaves_room_for_others() -> None:
     stand = Stand(limited(max_waiting=1))
     bridge, other = stand.bridge("alice"), stand.handler("other")
     stand.handler("t", credit=1)
@@ -131,7 +131,7 @@ def test_one_type_that_waits_does_not_take_the_place_of_others() -> None:
     stand.report(bridge)
 
 
-# --- what a hostile handler may not do to others ----------------------------------------------------------------------
+# --- hostile handlers ----------------------------------------------------------------------------------------------
 
 
 def test_a_command_becomes_only_so_many_frames() -> None:
@@ -147,7 +147,7 @@ def test_a_command_becomes_only_so_many_frames() -> None:
     finished(stand)
 
 
-def test_what_a_handler_sits_on_costs_others_nothing_once_its_time_is_up() -> None:
+def test_timed_out_messages_of_a_handler_do_not_count_as_held() -> None:
     stand = Stand(limited(max_held=2, request_s=5.0))
     bridge, deaf, chat = stand.bridge("alice"), stand.handler("deaf"), stand.handler("chat")
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_what_a_handler_sits_on_costs_others_nothing_once_its_time_is_up() -> No
     finished(stand)
 
 
-def test_a_long_outcome_is_told_in_full_once_and_kept_in_short() -> None:
+def test_long_outcome_is_sent_in_full_once_and_remembered_in_short() -> None:
     stand = federated()
     clock = stand.handler("clock")
     names = [f"user-{number}" for number in range(100)]

@@ -1,4 +1,4 @@
-"""Results for other servers, what other servers send, and what a handler emits of its own accord."""
+"""Results for other servers, messages from other servers, and emissions of handlers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import NUMBERS_A_LIFE, lane
 from bester.broker.wire.messages import (
     HOP_LIMIT,
@@ -46,7 +46,7 @@ def test_a_relay_carries_what_the_next_server_must_know() -> None:
     finished(stand)
 
 
-def test_without_a_type_of_its_own_it_goes_as_the_handlers() -> None:
+def test_send_servers_without_a_type_uses_the_handlers() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -95,7 +95,7 @@ def test_another_address_is_tried_where_everybody_is_welcome() -> None:
     assert stand.report(bridge).recipients == {"10.9.9.9:1": "failed:unreachable"}
 
 
-def test_of_two_servers_one_is_away_and_the_other_served() -> None:
+def test_unreachable_server_does_not_affect_another() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.take(stand.router.on_server_lost("s2", "nothing heard", stand.now))
@@ -109,7 +109,7 @@ def test_of_two_servers_one_is_away_and_the_other_served() -> None:
     finished(stand)
 
 
-def test_its_own_name_is_this_server() -> None:
+def test_own_name_as_a_target_is_this_server() -> None:
     stand = federated()
     bridge, one, two = stand.bridge("alice"), stand.handler("one"), stand.handler("two")
     stand.submit(bridge, "one")
@@ -121,7 +121,7 @@ def test_its_own_name_is_this_server() -> None:
     finished(stand)
 
 
-def test_what_is_on_a_link_that_is_lost_waits_and_an_answer_to_it_comes_too_late() -> None:
+def test_relay_on_a_lost_link_is_queued_and_its_answer_comes_too_late() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -134,7 +134,7 @@ def test_what_is_on_a_link_that_is_lost_waits_and_an_answer_to_it_comes_too_late
     finished(stand)
 
 
-def test_a_relay_that_cannot_be_sent_waits() -> None:
+def test_unsendable_relay_is_queued() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -159,7 +159,7 @@ def test_a_relay_that_is_refused_ends_with_the_code_of_the_refusal() -> None:
     finished(stand)
 
 
-def test_without_an_answer_in_time_it_waits_and_a_late_answer_ends_that() -> None:
+def test_unanswered_relay_is_queued_and_a_late_answer_ends_it() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -178,7 +178,7 @@ def test_without_an_answer_in_time_it_waits_and_a_late_answer_ends_that() -> Non
     finished(stand)
 
 
-def test_an_answer_on_another_link_is_no_answer() -> None:
+def test_answer_on_another_link_is_ignored() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -192,7 +192,7 @@ def test_an_answer_on_another_link_is_no_answer() -> None:
     finished(stand)
 
 
-def test_what_has_no_room_in_a_lane_waits_on_disk_and_holds_up_no_other() -> None:
+def test_relay_without_room_in_its_lane_is_queued_and_holds_up_no_other() -> None:
     stand = federated(max_lane=1)
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -206,7 +206,7 @@ def test_what_has_no_room_in_a_lane_waits_on_disk_and_holds_up_no_other() -> Non
     finished(stand)
 
 
-def test_to_a_stranger_a_full_lane_is_overloaded() -> None:
+def test_full_lane_to_an_unlisted_server_is_overloaded() -> None:
     stand = federated("open", max_lane=1)
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -217,7 +217,7 @@ def test_to_a_stranger_a_full_lane_is_overloaded() -> None:
     finished(stand)
 
 
-def test_a_forward_whose_bridge_goes_waits_for_another_and_to_a_stranger_it_is_given_up() -> None:
+def test_forward_of_a_lost_bridge_is_queued_unless_to_an_unlisted_server() -> None:
     stand = federated("open")
     first, second = stand.bridge(), stand.bridge("alice")
     one = stand.handler("one")
@@ -235,7 +235,7 @@ def test_a_forward_whose_bridge_goes_waits_for_another_and_to_a_stranger_it_is_g
     finished(stand)
 
 
-def test_a_stranger_that_does_not_answer_is_given_up() -> None:
+def test_unlisted_server_that_does_not_answer_is_given_up() -> None:
     stand = federated("open", relay_s=20.0)
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -285,7 +285,7 @@ def test_claims_that_cannot_be_read_are_replaced(meta: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["s2/a", 5, ["s2/a", 5], [""], ["x"] * 17, [["s"]], {"a": 1}])
-def test_a_path_that_cannot_be_read_is_as_good_as_too_long(path: object) -> None:
+def test_undecodable_path_counts_as_too_long(path: object) -> None:
     stand = federated()
     peer = stand.server("s2")
     stand.handler("chat")
@@ -314,7 +314,7 @@ def test_an_unlisted_servers_claims_count_for_nothing_but_its_path() -> None:
     assert (request.meta["origin"], request.meta["peer"], request.meta["path"]) == ("stranger", "stranger", ["a/b"])
 
 
-def test_over_keyless_tcp_nobody_is_who_he_says_he_is() -> None:
+def test_names_over_keyless_tcp_are_not_believed() -> None:
     stand = federated("open")
     peer, chat = stand.server("s2", door="tcp"), stand.handler("chat")
     stand.relay(peer, "chat", id="s2/b-1/7", root="s2/b-1/7", origin="s2", path=["a/b"])
@@ -324,7 +324,7 @@ def test_over_keyless_tcp_nobody_is_who_he_says_he_is() -> None:
 
 
 @pytest.mark.parametrize("body", [b"no JSON", b'"\xff"', b"[" * 65 + b"]" * 65, b""])
-def test_what_another_server_relays_is_checked_where_it_enters(body: bytes) -> None:
+def test_relayed_message_is_checked_at_its_entry(body: bytes) -> None:
     stand = federated()
     peer = stand.server("s2")
     stand.handler("chat")
@@ -333,7 +333,7 @@ def test_what_another_server_relays_is_checked_where_it_enters(body: bytes) -> N
     finished(stand)
 
 
-def test_what_enters_while_the_broker_ends_is_refused_and_the_rest_goes_on() -> None:
+def test_message_entering_while_the_broker_drains_is_refused() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -346,7 +346,7 @@ def test_what_enters_while_the_broker_ends_is_refused_and_the_rest_goes_on() -> 
     finished(stand)
 
 
-def test_a_lease_is_how_long_it_may_take() -> None:
+def test_lease_is_the_time_for_one_message() -> None:
     stand = federated()
     bridge, slow = stand.bridge("alice"), stand.handler("slow", lease_ms=60_000)
     stand.submit(bridge, "slow")
@@ -356,7 +356,7 @@ def test_a_lease_is_how_long_it_may_take() -> None:
     finished(stand)
 
 
-def test_hello_after_goodbye_keeps_what_is_outstanding() -> None:
+def test_hello_after_goodbye_keeps_messages_in_flight() -> None:
     stand = federated()
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -431,7 +431,7 @@ def test_an_emission_sent_again_with_its_id_is_carried_out_once() -> None:
     assert len(stand.heard_of(bridge, Deliver)) == 1
 
 
-def test_an_emission_that_is_not_known_any_more_and_says_that_it_comes_again_is_marked() -> None:
+def test_forgotten_duplicate_emission_is_marked() -> None:
     stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
     for epoch, again in (("e", {}), ("e2", {"again": True})):
         bridge, clock = stand.bridge("alice"), stand.handler("clock")
@@ -441,7 +441,7 @@ def test_an_emission_that_is_not_known_any_more_and_says_that_it_comes_again_is_
 
 
 @pytest.mark.parametrize("id_", [5, None, "x" * 513, ["a"]])
-def test_an_id_that_is_none_makes_each_emission_its_own(id_: object) -> None:
+def test_invalid_id_makes_each_emission_new(id_: object) -> None:
     stand = Stand()
     bridge, clock = stand.bridge("alice"), stand.handler("clock")
     for _ in range(2):
@@ -449,7 +449,7 @@ def test_an_id_that_is_none_makes_each_emission_its_own(id_: object) -> None:
     assert len(stand.heard_of(bridge, Deliver)) == 2
 
 
-def test_only_as_one_of_its_types_and_only_what_is_sound() -> None:
+def test_handler_emits_its_own_types_and_sound_commands_alone() -> None:
     stand = Stand()
     clock = stand.handler("clock")
     token = stand.emit(clock, "other", clients("alice"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bounds
 from tests.unit.core_stand import Stand, clients
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bester.broker.core.effects import LookUp
+from bester.broker.core.settings import Route, Settings
 from bester.broker.core.strangers import COME_AGAIN, COME_AGAIN_MARKED, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
-from bester.broker.core.values import LookUp, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Forward, Forwarded, Report, Request, Submit
 from bester.broker.wire.outcomes import AGAIN, OUTCOME_TYPE
@@ -305,8 +306,8 @@ def test_what_waits_for_a_server_is_tried_soon_after_its_address_is_found() -> N
     assert tried(3) >= 1
 
 
-def test_looking_up_is_an_action_beside_the_answer() -> None:
+def test_lookup_is_an_effect_beside_the_answer() -> None:
     gate = Gate()
     submit = Submit(77, None, "two", b"1", {"scope": "server", "address": AWAY, "server": "named"})
-    actions = gate.stand.router.receive(gate.bridge, submit, gate.stand.now)
-    assert LookUp(frozenset({"named"})) in actions
+    effects = gate.stand.router.receive_all(gate.bridge, [submit], gate.stand.now)
+    assert LookUp(frozenset({"named"})) in effects.calls

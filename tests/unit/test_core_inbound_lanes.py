@@ -1,4 +1,4 @@
-"""What other servers send again is done once: it is known by its number while it runs, later, and over restarts."""
+"""Duplicates from other servers: processed once, during the first message, after its end, and over restarts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 
 from bester.broker.core.cases import Case, Kind
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import MAX_NUMBERS, InboundLanes, lane_of
-from bester.broker.core.values import Effects, Limits, Link, Route, Send, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import SaveLane
 from bester.broker.wire.messages import Deliver, Goodbye, Relay, Relayed, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
 
 class Dock:
-    """A server that takes messages from s2 (over the fabric) and s3 (native), and a handler for them."""
+    """A server that has messages from s2 (over the fabric) and s3 (native), and a handler for them."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         routes = {"s2": Route("s2", fabric="ipc:///s2"), "s3": Route("s3", native="10.0.0.3:2223")}
@@ -34,16 +35,16 @@ class Dock:
         self.opens()
 
     def relinks(self) -> None:
-        """The other server comes back on another link."""
+        """Let the other server come back on another link."""
         self.stand.say(self.peer, Goodbye(None))
         self.peer = self.stand.server("s2")
 
     def gets(self, number: int, floor: int = 0, *, epoch: str = "d2", type_: str = "chat", **meta: Any) -> int:
-        """Be sent a message on a lane; returns its token."""
+        """Receive a message on a lane; return its token."""
         return self.stand.relay(self.peer, type_, b"%d" % number, lane=[epoch, number, floor], **meta)
 
     def requests(self) -> list[bytes]:
-        """Finish what the handler was given; returns what that was."""
+        """Answer the request of the handler; return the request."""
         requests = self.stand.heard_of(self.chat, Request)
         for request in requests:
             self.stand.reply(self.chat, request.token)
@@ -56,10 +57,10 @@ class Dock:
         return list(self.stand.store.copy().open().lanes)
 
 
-# --- while it lives -------------------------------------------------------------------------------------------------
+# --- in one life ----------------------------------------------------------------------------------------------------
 
 
-def test_what_comes_again_while_it_runs_is_done_once_and_both_are_answered() -> None:
+def test_duplicate_of_a_pending_message_is_processed_once_and_both_are_answered() -> None:
     dock = Dock()
     first = dock.gets(7)
     again = dock.gets(7, again=True)
@@ -68,7 +69,7 @@ def test_what_comes_again_while_it_runs_is_done_once_and_both_are_answered() -> 
     assert dock.answers() == [Relayed(first, "delivered"), Relayed(again, "delivered")]
 
 
-def test_what_comes_again_after_its_end_is_answered_and_not_done() -> None:
+def test_duplicate_of_an_ended_message_is_answered_and_not_processed() -> None:
     dock = Dock()
     first = dock.gets(7)
     assert dock.requests() == [b"7"]
@@ -78,8 +79,8 @@ def test_what_comes_again_after_its_end_is_answered_and_not_done() -> None:
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_what_comes_again_under_another_number_is_known_by_its_id(ended: bool) -> None:
-    """Its server has died in between, and did it again."""
+def test_duplicate_under_another_number_is_found_by_its_id(ended: bool) -> None:
+    """The sending server has restarted in between, and sends the message under a new number."""
     dock = Dock()
     first = dock.gets(7, id="s2/b-x/1.0.0")
     if ended:
@@ -93,7 +94,7 @@ def test_what_comes_again_under_another_number_is_known_by_its_id(ended: bool) -
     assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
 
 
-def test_of_one_that_waits_here_it_is_looked_for_what_became_of_it_since() -> None:
+def test_duplicate_of_a_queued_message_has_its_present_outcome() -> None:
     dock = Dock()
     dock.gets(7, id="s2/b-x/1.0.0")
     dock.stand.answer(dock.chat, clients("bob"))
@@ -107,7 +108,7 @@ def test_of_one_that_waits_here_it_is_looked_for_what_became_of_it_since() -> No
     assert [each.outcome for each in dock.answers()] == ["delivered"]
 
 
-def test_one_of_that_id_that_could_not_be_taken_is_new() -> None:
+def test_message_is_new_after_one_of_its_id_was_refused_for_now() -> None:
     dock = Dock(Limits(max_held=1))
     dock.stand.submit(dock.bridge, "chat", b"all that may be held")
     dock.gets(7, id="s2/b-x/1.0.0")
@@ -117,7 +118,40 @@ def test_one_of_that_id_that_could_not_be_taken_is_new() -> None:
     assert dock.requests() == [b"7"]
 
 
-def test_what_comes_again_on_another_link_is_answered_there() -> None:
+@pytest.mark.parametrize("numbers", ["same", "new", "new epochs"])
+def test_repeats_of_a_pending_message_share_one_watcher(numbers: str) -> None:
+    lanes, case = InboundLanes(Effects(), ()), Case(Kind.RELAY, Link("tcp", b"1"), 1, "i", "i")
+    case.pending = 1
+    for turn in range(50):
+        epoch, number = ("d2", 7) if numbers == "same" else ("d2", 7 + turn) if numbers == "new" else (f"d{turn}", 7)
+        known, position = lanes.find("s2", "chat", {"lane": [epoch, number, 0], "again": True})
+        if position is None:
+            assert known is case
+        elif turn:
+            lanes.join(position, case)
+        else:
+            lanes.add(position, case)
+        assert len(case.watchers) == 1
+
+
+def test_each_number_of_a_message_that_could_not_be_taken_is_new_when_it_comes_again() -> None:
+    dock = Dock()
+    dock.stand.say(dock.chat, Goodbye(None))
+    for number in (7, 9, 8):
+        dock.gets(number, id="s2/b-x/1.0.0")
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    dock.stand.wait(5.5)
+    assert [answer.outcome for answer in dock.answers()] == ["failed:no-handler"] * 4
+    dock.chat = dock.stand.handler("chat")
+    lane = dock.stand.state.lanes["s2", "chat"]
+    assert (lane.known, lane.refused) == (0, 7)
+    dock.gets(7, id="s2/b-x/1.0.0", again=True)
+    dock.gets(8, id="s2/b-x/1.0.0", again=True)
+    assert dock.requests() == [b"7"]
+    assert [answer.outcome for answer in dock.answers()] == ["delivered"] * 2
+
+
+def test_duplicate_on_another_link_is_answered_there() -> None:
     dock = Dock()
     dock.gets(7)
     dock.relinks()
@@ -126,7 +160,7 @@ def test_what_comes_again_on_another_link_is_answered_there() -> None:
     assert dock.answers() == [Relayed(again, "delivered")]
 
 
-def test_the_answer_is_the_same_in_full() -> None:
+def test_duplicate_has_the_same_answer_in_full() -> None:
     dock = Dock()
     dock.gets(7)
     dock.stand.answer(dock.chat, clients("bob", "nobody"))
@@ -136,7 +170,7 @@ def test_the_answer_is_the_same_in_full() -> None:
     assert len(dock.stand.mail("bob")) == 1
 
 
-def test_each_type_each_server_and_each_epoch_counts_for_itself() -> None:
+def test_lanes_differ_by_type_server_and_epoch() -> None:
     dock = Dock()
     dock.gets(7)
     dock.gets(7, type_="mail")
@@ -146,8 +180,8 @@ def test_each_type_each_server_and_each_epoch_counts_for_itself() -> None:
     assert len(dock.requests()) == 4
 
 
-def test_a_new_epoch_forgets_the_old_one() -> None:
-    """The other server has a new store: its numbers begin anew, and nothing of the old one will come again."""
+def test_new_epoch_forgets_the_old_one() -> None:
+    """The other server has a new store: numbers begin anew, and none of the old epoch come again."""
     dock = Dock()
     dock.gets(7, epoch="d2")
     dock.gets(7, epoch="d3")
@@ -156,7 +190,7 @@ def test_a_new_epoch_forgets_the_old_one() -> None:
     assert dock.arrived() == [SaveLane("s2", "chat", "d3", 0, {7: "delivered"})]
 
 
-def test_below_the_floor_is_an_echo_and_what_is_known_of_it_is_forgotten() -> None:
+def test_numbers_below_the_floor_are_forgotten_and_expired() -> None:
     dock = Dock()
     for number in (5, 6, 7):
         dock.gets(number)
@@ -171,7 +205,7 @@ def test_below_the_floor_is_an_echo_and_what_is_known_of_it_is_forgotten() -> No
     assert (lane.known, lane.lowest, lane.floor) == (2, 7, 7)
 
 
-def test_what_comes_late_but_above_the_floor_is_new() -> None:
+def test_late_number_above_the_floor_is_new() -> None:
     dock = Dock()
     dock.gets(9, 5)
     dock.gets(6, 5)
@@ -186,7 +220,7 @@ def test_what_comes_late_but_above_the_floor_is_new() -> None:
         ["d2", 7, None], ["d2", 7.0, 0], ["d2", True, 0], ["d2", 7, 8], ["d2", -1, -2], {"d2": 7},
     ],
 )  # fmt: skip
-def test_without_a_lane_that_can_be_read_each_is_new(lane: object) -> None:
+def test_message_without_a_readable_lane_is_new(lane: object) -> None:
     assert lane_of({"lane": lane}) is None
     dock = Dock()
     for _ in range(2):
@@ -194,7 +228,7 @@ def test_without_a_lane_that_can_be_read_each_is_new(lane: object) -> None:
     assert len(dock.requests()) == 2
 
 
-def test_of_who_is_not_listed_a_lane_counts_for_nothing() -> None:
+def test_lane_of_an_unlisted_server_does_not_count() -> None:
     stand = Stand(Settings("s1", accept="open"))
     peer, chat = stand.server("stranger"), stand.handler("chat")
     for _ in range(2):
@@ -203,10 +237,10 @@ def test_of_who_is_not_listed_a_lane_counts_for_nothing() -> None:
     assert list(stand.store.copy().open().lanes) == []
 
 
-# --- what may be tried again ----------------------------------------------------------------------------------------
+# --- refusals for now -----------------------------------------------------------------------------------------------
 
 
-def test_what_could_not_be_taken_is_new_when_it_comes_again() -> None:
+def test_message_refused_for_now_is_new_when_it_comes_again() -> None:
     dock = Dock(Limits(max_held=1))
     dock.gets(1)
     dock.gets(2)
@@ -217,7 +251,7 @@ def test_what_could_not_be_taken_is_new_when_it_comes_again() -> None:
     assert [answer.outcome for answer in dock.answers()] == ["delivered", "delivered"]
 
 
-def test_what_no_handler_came_for_is_new_when_it_comes_again() -> None:
+def test_message_without_a_handler_is_new_when_it_comes_again() -> None:
     dock = Dock()
     dock.stand.say(dock.chat, Goodbye(None))
     dock.gets(7)
@@ -228,12 +262,12 @@ def test_what_no_handler_came_for_is_new_when_it_comes_again() -> None:
     assert dock.requests() == [b"7"]
 
 
-def test_nothing_overtakes_what_could_not_be_taken() -> None:
+def test_no_message_overtakes_one_refused_for_now() -> None:
     dock = Dock(Limits(max_waiting=1))
-    for _ in range(100):  # all the handler has credit for
+    for _ in range(100):  # the handler's whole credit
         dock.stand.relay(dock.peer, "chat")
     busy = [request.token for request in dock.stand.heard_of(dock.chat, Request)]
-    dock.gets(1)  # waits
+    dock.gets(1)  # pending
     dock.gets(2)
     assert [each.outcome for each in dock.answers()] == ["failed:overloaded"]
     for token in busy:
@@ -244,13 +278,13 @@ def test_nothing_overtakes_what_could_not_be_taken() -> None:
     dock.gets(4, 1)
     answers = dock.answers()
     assert [each.outcome for each in answers] == ["delivered", "failed:overloaded", "failed:overloaded"]
-    assert all(not each.meta for each in answers)  # they are to come again
+    assert all(not each.meta for each in answers)  # both must come again
     for number in (2, 3, 4):
         dock.gets(number, 2, again=True)
     assert dock.requests() == [b"2", b"3", b"4"]
 
 
-def test_what_its_sender_has_given_up_holds_up_nothing() -> None:
+def test_message_given_up_by_its_sender_holds_up_no_other() -> None:
     dock = Dock(Limits(handler_wait_s=1.0))
     dock.stand.say(dock.chat, Goodbye(None))
     dock.gets(1)
@@ -264,7 +298,7 @@ def test_what_its_sender_has_given_up_holds_up_nothing() -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_what_failed_for_good_is_told_so_again(again: bool) -> None:
+def test_duplicate_of_a_failed_message_fails_again(again: bool) -> None:
     dock = Dock()
     dock.gets(7, again=again)
     dock.stand.say(dock.chat, Reply(dock.stand.request(dock.chat).token, 1, [], "no"))
@@ -273,7 +307,7 @@ def test_what_failed_for_good_is_told_so_again(again: bool) -> None:
     assert [answer.outcome for answer in dock.answers()] == ["failed:handler-failed"] * 2
 
 
-def test_what_was_refused_at_the_door_is_refused_again() -> None:
+def test_duplicate_of_a_message_refused_by_policy_is_refused_again() -> None:
     dock = Dock()
     dock.gets(7, type_="unknown")
     dock.gets(7, type_="unknown", again=True)
@@ -283,17 +317,16 @@ def test_what_was_refused_at_the_door_is_refused_again() -> None:
 # --- over restarts --------------------------------------------------------------------------------------------------
 
 
-def test_of_what_was_sent_from_a_disk_the_outcome_is_written_before_it_is_said() -> None:
+def test_outcome_of_a_repeated_message_is_on_disk_before_the_answer() -> None:
     dock = Dock()
     dock.gets(7, 5, again=True)
     request = dock.stand.request(dock.chat)
-    actions = dock.stand.router.receive(dock.chat, Reply(request.token, 0, []), dock.stand.now)
-    kinds = [type(action.message) if isinstance(action, Send) else type(action) for action in actions]
-    assert kinds.index(SaveLane) < kinds.index(Relayed)
-    assert actions[kinds.index(SaveLane)] == SaveLane("s2", "chat", "d2", 5, {7: "delivered"})
+    effects = dock.stand.router.receive_all(dock.chat, [Reply(request.token, 0, [])], dock.stand.now)
+    assert [type(message) for messages in effects.messages.values() for message in messages] == [Relayed]
+    assert effects.writes == [SaveLane("s2", "chat", "d2", 5, {7: "delivered"})]
 
 
-def test_what_had_ended_before_a_restart_is_not_done_again() -> None:
+def test_duplicate_over_a_restart_is_not_processed_again() -> None:
     dock = Dock()
     dock.gets(7, 7, again=True)
     dock.gets(8, 7, again=True)
@@ -306,7 +339,7 @@ def test_what_had_ended_before_a_restart_is_not_done_again() -> None:
     assert dock.requests() == [b"9"]
 
 
-def test_what_had_not_ended_is_done_again_and_marked() -> None:
+def test_message_pending_at_a_restart_is_processed_again_and_marked() -> None:
     dock = Dock()
     dock.gets(7, again=True)
     dock.stand.request(dock.chat)
@@ -317,7 +350,7 @@ def test_what_had_not_ended_is_done_again_and_marked() -> None:
     assert dock.stand.kept("user/bob")[0].meta["repeated"] is True
 
 
-def test_what_was_sent_once_is_remembered_from_when_it_comes_again() -> None:
+def test_message_is_on_disk_once_it_has_come_again() -> None:
     dock = Dock()
     dock.gets(7)
     assert dock.requests() == [b"7"]
@@ -329,7 +362,7 @@ def test_what_was_sent_once_is_remembered_from_when_it_comes_again() -> None:
     assert dock.requests() == []
 
 
-def test_what_was_sent_once_is_remembered_within_a_tick_of_its_end() -> None:
+def test_outcome_is_on_disk_within_a_tick() -> None:
     dock = Dock()
     dock.gets(7)
     assert dock.requests() == [b"7"]
@@ -341,7 +374,7 @@ def test_what_was_sent_once_is_remembered_within_a_tick_of_its_end() -> None:
     assert (dock.requests(), dock.answers()) == ([], [Relayed(token, "delivered")])
 
 
-def test_one_that_comes_again_while_it_runs_is_remembered_when_it_ends() -> None:
+def test_outcome_of_a_duplicate_is_on_disk_when_the_message_ends() -> None:
     dock = Dock()
     dock.gets(7)
     dock.gets(7, again=True)
@@ -350,7 +383,7 @@ def test_one_that_comes_again_while_it_runs_is_remembered_when_it_ends() -> None
     assert dock.arrived() == [SaveLane("s2", "chat", "d2", 0, {7: "delivered"})]
 
 
-def test_a_floor_over_a_restart() -> None:
+def test_floor_survives_a_restart() -> None:
     dock = Dock()
     dock.gets(7, 7, again=True)
     assert dock.requests() == [b"7"]
@@ -360,7 +393,7 @@ def test_a_floor_over_a_restart() -> None:
     assert dock.answers() == [Relayed(token, "failed:expired", {"carried": True})]
 
 
-def test_what_may_be_tried_again_is_not_remembered_over_a_restart_either() -> None:
+def test_message_refused_for_now_is_new_after_a_restart() -> None:
     dock = Dock()
     dock.stand.say(dock.chat, Goodbye(None))
     dock.gets(7, again=True)
@@ -372,7 +405,7 @@ def test_what_may_be_tried_again_is_not_remembered_over_a_restart_either() -> No
     assert dock.requests() == [b"7"]
 
 
-def test_on_a_disk_that_is_full_it_goes_on_and_is_remembered_as_long_as_it_lives() -> None:
+def test_lanes_go_on_in_memory_while_the_disk_is_full() -> None:
     dock = Dock()
     dock.stand.store.full = True
     dock.gets(7, again=True)
@@ -390,7 +423,7 @@ def submit(dock: Dock, token: int, number: int, **meta: Any) -> None:
     dock.stand.say(dock.bridge, Submit(token, None, "chat", b"%d" % number, said | meta))
 
 
-def test_what_a_native_server_sends_again_is_done_once_and_reported_each_time() -> None:
+def test_duplicate_from_a_native_server_is_processed_once_and_reported_each_time() -> None:
     dock = Dock()
     submit(dock, 1, 7)
     submit(dock, 2, 7, again=True)
@@ -410,7 +443,9 @@ def test_what_a_native_server_sends_again_is_done_once_and_reported_each_time() 
         (("nobody",), Report(9, 1, "unknown-user", "s3/x/1", {"0": "failed:unknown-user"})),
     ],
 )
-def test_after_a_restart_a_native_server_is_told_the_worst_of_it(targets: tuple[str, ...], report: Report) -> None:
+def test_duplicate_from_a_native_server_over_a_restart_has_the_worst_outcome(
+    targets: tuple[str, ...], report: Report
+) -> None:
     dock = Dock()
     submit(dock, 1, 7, again=True)
     dock.stand.answer(dock.chat, clients(*targets))
@@ -426,7 +461,7 @@ def test_after_a_restart_a_native_server_is_told_the_worst_of_it(targets: tuple[
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_of_one_lane_only_so_many_numbers_are_known() -> None:
+def test_numbers_of_one_lane_are_bounded() -> None:
     out = Effects()
     arrivals = InboundLanes(out, [])
     for number in range(MAX_NUMBERS + 10):
@@ -438,7 +473,7 @@ def test_of_one_lane_only_so_many_numbers_are_known() -> None:
     assert (len(numbers), min(numbers)) == (MAX_NUMBERS, 10)
 
 
-def test_a_relay_that_is_repeated_very_often_is_answered_each_time() -> None:
+def test_relay_that_is_repeated_very_often_is_answered_each_time() -> None:
     dock = Dock()
     tokens = [dock.gets(7, again=number > 0) for number in range(40)]
     assert dock.requests() == [b"7"]
@@ -448,7 +483,7 @@ def test_a_relay_that_is_repeated_very_often_is_answered_each_time() -> None:
     assert answers[-1] == Relayed(tokens[-1], "delivered")
 
 
-def test_relays_in_one_batch_are_taken_one_by_one() -> None:
+def test_relays_of_one_batch_are_taken_one_by_one() -> None:
     dock = Dock()
     batch = [Relay(token, "chat", b"1", {"lane": ["d2", 7, 7], "again": True}) for token in (1, 2)]
     dock.stand.say(dock.peer, *batch)

@@ -1,9 +1,10 @@
-"""What a router says of itself: each count rises with what it counts, and all are nothing when all is over."""
+"""Inspection of a router: each count rises with its subject, and every count is 0 in the end."""
 
 from __future__ import annotations
 
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import Bound
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.store_requests import lane, mailbox
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Heartbeat, Login, Relay, Relayed
 from tests.unit.core_stand import Stand, clients, limited, servers
@@ -11,7 +12,7 @@ from tests.unit.core_stand import Stand, clients, limited, servers
 S2 = Link("server", b"s2")
 
 
-def test_an_idle_router_holds_nothing() -> None:
+def test_idle_router_is_empty() -> None:
     state = Stand().state
     assert (state.peers, state.users, state.sessions, state.cases, state.jobs, state.job_bytes) == ({}, 0, 0, 0, 0, 0)
     assert (state.deliveries, state.transfers, state.lanes, state.resume) == (0, {}, {}, {})
@@ -20,7 +21,7 @@ def test_an_idle_router_holds_nothing() -> None:
     assert all(bound.used == 0 < bound.most for bound in state.bounds.values())
 
 
-def test_who_is_there_is_counted_by_role_and_by_user() -> None:
+def test_peers_are_counted_by_role_and_users_by_session() -> None:
     stand = Stand()
     bridge = stand.bridge("alice", "alice", "bob")
     stand.handler("t")
@@ -35,7 +36,7 @@ def test_who_is_there_is_counted_by_role_and_by_user() -> None:
     assert (state.peers, state.users, state.sessions, state.logins) == ({"handler": 1}, 0, 0, 0)
 
 
-def test_a_message_is_counted_wherever_it_is_on_its_way() -> None:
+def test_message_is_counted_at_every_station() -> None:
     stand = Stand(limited(max_held=7))
     bridge, worker = stand.bridge("alice", "bob"), stand.handler("t", credit=1)
     for body in (b"1", b"22"):
@@ -53,7 +54,7 @@ def test_a_message_is_counted_wherever_it_is_on_its_way() -> None:
     assert (state.cases, state.jobs, state.job_bytes, state.deliveries, state.workers.inflight) == (0, 0, 0, 0, {})
 
 
-def test_a_queue_is_counted_by_its_key_from_the_write_to_the_end() -> None:
+def test_queue_is_counted_from_the_write_to_the_end() -> None:
     stand = Stand(Settings("s1"), accounts=frozenset({"alice", "bob"}))
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     stand.commits = False
@@ -74,7 +75,7 @@ def test_a_queue_is_counted_by_its_key_from_the_write_to_the_end() -> None:
     assert (stand.queued, stand.state.queues.table, stand.state.deliveries) == ((0, 0), {}, 0)
 
 
-def test_what_goes_to_a_server_and_comes_from_one_is_counted_by_lane() -> None:
+def test_messages_to_and_from_a_server_are_counted_by_lane() -> None:
     stand = Stand(Settings("s1", open_accounts=True, routes={"s2": Route("s2", fabric="ipc:///s2")}))
     stand.take(stand.router.on_server_ready("s2", stand.now))
     bridge, worker, peer = stand.bridge("alice"), stand.handler("t"), stand.server("s2")
@@ -87,7 +88,7 @@ def test_what_goes_to_a_server_and_comes_from_one_is_counted_by_lane() -> None:
     assert stand.state.lanes["s2", "t"] == ("d2", 5, 1, 7, None)
 
 
-def test_what_was_counted_does_not_change_with_what_happens_next() -> None:
+def test_inspection_does_not_change_afterwards() -> None:
     stand = Stand(Settings("s1", limits=Limits()), accounts=frozenset({"alice", "bob"}))
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     before = stand.state

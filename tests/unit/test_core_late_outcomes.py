@@ -1,4 +1,4 @@
-"""What became of a message later, over two servers and three: who may ask, who is told, and what it survives."""
+"""Late outcomes over two and three servers: who may ask, who has them, and the crashes they survive."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Link
 from bester.broker.core.late_outcomes import MAX_OUTCOME_BYTES
-from bester.broker.core.values import Link
 from bester.broker.store_requests import OUTCOME_KEPT_S, lane, mailbox
 from bester.broker.wire.messages import Ask, Confirm, Deliver, Error, Goodbye, Relayed, Request
 from tests.unit.core_net import Net
@@ -16,7 +16,7 @@ from tests.unit.core_stand import Stand, clients, servers
 
 
 class Chain:
-    """Alice at the first of some servers; a handler at each sends on to the next, the last one to users."""
+    """Alice at the first of several servers; the handler of each sends on to the next, that of the last to users."""
 
     def __init__(self, *names: str, ttl_s: float = 600.0) -> None:
         self.net = Net(*names, ttl_s=ttl_s)
@@ -27,7 +27,7 @@ class Chain:
         self.net.join(*names)
 
     def sends(self, *users: str, **meta: Any) -> str:
-        """Have alice send to users at the last server; returns the message's id."""
+        """Let alice send to users at the last server; return the message's id."""
         token = self.first.submit(self.bridge, "post", **meta)
         for name, after in zip(self.names, self.names[1:], strict=False):
             self.net[name].answer(self.handlers[name], servers(after, body=b"[1]"))
@@ -44,7 +44,7 @@ class Chain:
         return value
 
     def comes(self, user: str, at: Stand | None = None) -> Link:
-        """A user logs in at the last server, and reads everything."""
+        """Log a user in at the last server, and confirm every delivery."""
         stand = at or self.last
         bridge = stand.bridge(user, name=user)
         for delivery in stand.heard_of(bridge, Deliver):
@@ -53,7 +53,7 @@ class Chain:
         return bridge
 
     def pushed(self) -> list[Any]:
-        """Return what alice is told of later outcomes; she reads it."""
+        """Return the late outcomes that alice has received, and confirm their deliveries."""
         deliveries = self.first.heard_of(self.bridge, Deliver)
         for delivery in deliveries:
             assert delivery.type == "bester.outcome"
@@ -64,7 +64,7 @@ class Chain:
 # --- here -----------------------------------------------------------------------------------------------------------
 
 
-def test_here_the_sender_can_ask_before_and_after() -> None:
+def test_sender_asks_before_and_after_the_delivery() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", "carol")
     assert chain.outcome(message) == {"bob": "queued", "carol": "queued"}
@@ -74,7 +74,7 @@ def test_here_the_sender_can_ask_before_and_after() -> None:
     assert chain.outcome(message) == {"bob": "delivered", "carol": "failed:expired"}
 
 
-def test_it_can_be_asked_for_over_a_restart() -> None:
+def test_outcome_can_be_asked_for_after_a_restart() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", "carol")
     chain.comes("bob")
@@ -83,7 +83,7 @@ def test_it_can_be_asked_for_over_a_restart() -> None:
     assert chain.outcome(message) == {"bob": "delivered", "carol": "queued"}
 
 
-def test_nobody_but_its_sender_is_told() -> None:
+def test_sender_alone_has_the_outcome() -> None:
     chain = Chain("s1")
     message = chain.sends("bob")
     bob = chain.comes("bob")
@@ -97,19 +97,19 @@ def test_nobody_but_its_sender_is_told() -> None:
 
 
 @pytest.mark.parametrize("argument", [None, "m", [1], [1, None], ["1", "m"], [1, ""], [1, "x" * 1025], [True, "m"], []])
-def test_a_question_that_cannot_be_read_is_answered(argument: Any) -> None:
+def test_unreadable_question_is_answered(argument: Any) -> None:
     chain = Chain("s1")
     assert chain.first.ask(chain.bridge, "outcome", argument)[1:] == (1, None)
 
 
-def test_of_a_message_that_is_not_known_nothing_is_known() -> None:
+def test_unknown_message_has_no_outcome() -> None:
     chain = Chain("s1")
     message = chain.sends("bob")
     for unknown in ("s1/b/9", message + "0", message[:-1]):
         assert chain.first.ask(chain.bridge, "outcome", [1, unknown])[1:] == (1, None)
 
 
-def test_one_that_was_named_twice_has_the_worst() -> None:
+def test_recipient_named_twice_has_the_worst_outcome() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", "bob")
     bob = chain.first.bridge("bob", name="bob")
@@ -120,7 +120,7 @@ def test_one_that_was_named_twice_has_the_worst() -> None:
     assert chain.outcome(message) == {"bob": "delivered"}
 
 
-def test_a_week_after_its_time_it_is_forgotten() -> None:
+def test_outcome_is_forgotten_a_week_after_the_time_to_live() -> None:
     chain = Chain("s1")
     message = chain.sends("bob")
     chain.comes("bob")
@@ -128,13 +128,13 @@ def test_a_week_after_its_time_it_is_forgotten() -> None:
     for clock in (600.0 + OUTCOME_KEPT_S - 700.0, 2000.0):
         assert chain.outcome(message) == {"bob": "delivered"}
         stand.now += clock
-        stand.restart()  # as if nothing had happened meanwhile
+        stand.restart()  # as without the late outcomes
         chain.bridge = stand.bridge("alice")
         stand.wait(2.5)
     assert stand.ask(chain.bridge, "outcome", [1, message])[1:] == (1, None)
 
 
-def test_who_wants_to_know_is_told() -> None:
+def test_sender_who_wished_so_has_the_late_outcome() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", "carol", outcome=True)
     quiet = chain.sends("bob")
@@ -146,7 +146,7 @@ def test_who_wants_to_know_is_told() -> None:
     assert chain.first.queued == (0, 0)
 
 
-def test_what_is_told_looks_like_this() -> None:
+def test_late_outcome_is_a_message_of_this_form() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", outcome=True)
     chain.comes("bob")
@@ -159,7 +159,7 @@ def test_what_is_told_looks_like_this() -> None:
     assert chain.first.mail("alice") == []
 
 
-def test_who_is_away_by_then_is_told_when_he_comes_again() -> None:
+def test_late_outcome_is_queued_for_a_sender_who_is_away() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", outcome=True)
     chain.first.say(chain.bridge, Goodbye(None))
@@ -169,7 +169,7 @@ def test_who_is_away_by_then_is_told_when_he_comes_again() -> None:
     assert chain.pushed() == [{"message": message, "recipient": "bob", "outcome": "delivered"}]
 
 
-def test_an_account_that_goes_is_told_too_when_somebody_asks() -> None:
+def test_removed_account_is_the_outcome_of_its_mailbox() -> None:
     chain = Chain("s1")
     message = chain.sends("bob")
     chain.first.take(chain.first.router.on_account_removed("bob", chain.first.now))
@@ -180,7 +180,7 @@ def test_an_account_that_goes_is_told_too_when_somebody_asks() -> None:
 
 
 @pytest.mark.parametrize("names", [("s1", "s2"), ("s1", "s2", "s3")])
-def test_what_was_delivered_far_away_is_passed_back(names: tuple[str, ...]) -> None:
+def test_delivery_at_another_server_is_passed_back(names: tuple[str, ...]) -> None:
     chain = Chain(*names)
     message = chain.sends("bob", outcome=True)
     assert chain.told == {"s2": "queued"}
@@ -192,7 +192,7 @@ def test_what_was_delivered_far_away_is_passed_back(names: tuple[str, ...]) -> N
 
 
 @pytest.mark.parametrize("names", [("s1", "s2"), ("s1", "s2", "s3")])
-def test_what_expired_far_away_is_passed_back(names: tuple[str, ...]) -> None:
+def test_expiry_at_another_server_is_passed_back(names: tuple[str, ...]) -> None:
     chain = Chain(*names)
     message = chain.sends("bob", ttl_s=20)
     chain.net.wait(21.0)
@@ -201,7 +201,7 @@ def test_what_expired_far_away_is_passed_back(names: tuple[str, ...]) -> None:
     assert chain.last.mail("bob") == []
 
 
-def test_of_several_recipients_the_worst_counts_when_all_have_ended() -> None:
+def test_worst_outcome_counts_when_all_recipients_have_ended() -> None:
     chain = Chain("s1", "s2")
     message = chain.sends("bob", "carol", "alice", outcome=True, ttl_s=60)
     chain.comes("bob")
@@ -211,7 +211,7 @@ def test_of_several_recipients_the_worst_counts_when_all_have_ended() -> None:
     assert chain.pushed() == [{"message": message, "recipient": "s2", "outcome": "failed:expired"}]
 
 
-def test_a_failure_counts_though_what_comes_after_it_went_well() -> None:
+def test_failure_counts_though_later_outcomes_are_good() -> None:
     chain = Chain("s1", "s2")
     message = chain.sends("bob", "carol")
     chain.last.take(chain.last.router.on_account_removed("bob", chain.last.now))
@@ -221,7 +221,7 @@ def test_a_failure_counts_though_what_comes_after_it_went_well() -> None:
     assert chain.outcome(message) == {"s2": "failed:unknown-user"}
 
 
-def test_several_that_end_together_count_each() -> None:
+def test_outcomes_of_one_turn_count_each() -> None:
     chain = Chain("s1", "s2", "s3")
     message = chain.sends("bob", "bob", "bob")
     assert len(chain.last.mail("bob")) == 3
@@ -229,7 +229,7 @@ def test_several_that_end_together_count_each() -> None:
     assert chain.outcome(message) == {"s2": "delivered"}
 
 
-def test_news_wait_for_a_server_that_is_away() -> None:
+def test_late_outcome_is_queued_for_a_server_that_is_away() -> None:
     chain = Chain("s1", "s2", "s3")
     message = chain.sends("bob", outcome=True)
     chain.net.part("s2", "s3")
@@ -244,17 +244,17 @@ def test_news_wait_for_a_server_that_is_away() -> None:
     assert len(chain.pushed()) == 1
 
 
-def test_news_outlive_the_message_as_long_as_anybody_may_ask() -> None:
+def test_late_outcome_is_kept_as_long_as_it_can_be_asked_for() -> None:
     chain = Chain("s1", "s2", ttl_s=30.0)
     message = chain.sends("bob", outcome=True)
     chain.net.part("s1", "s2")
-    chain.net.wait(90.0)  # it expires over there, and what is told of it waits for longer than it had to live
+    chain.net.wait(90.0)  # the message expires over there, and its outcome is kept for longer than its time to live
     chain.net.join("s1", "s2")
     assert chain.outcome(message) == {"s2": "failed:expired"}
     assert [news["outcome"] for news in chain.pushed()] == ["failed:expired"]
 
 
-def test_news_survive_every_server_being_killed() -> None:
+def test_late_outcome_survives_the_kill_of_every_server() -> None:
     chain = Chain("s1", "s2", "s3")
     message = chain.sends("bob", outcome=True)
     chain.net.part("s2", "s3")
@@ -268,8 +268,8 @@ def test_news_survive_every_server_being_killed() -> None:
     assert chain.pushed() == [{"message": message, "recipient": "s2", "outcome": "delivered"}]
 
 
-def test_news_that_come_twice_are_told_once() -> None:
-    """The answer to them is lost with the link."""
+def test_duplicate_of_a_late_outcome_counts_once() -> None:
+    """The answer to the late outcome is lost with the link."""
     chain = Chain("s1", "s2")
     chain.sends("bob", "carol", outcome=True)
     bob = chain.last.bridge("bob", name="bob")
@@ -287,7 +287,7 @@ def test_news_that_come_twice_are_told_once() -> None:
 
 
 @pytest.mark.parametrize("waited", [False, True])
-def test_news_that_overtake_the_answer_are_told_again_later(waited: bool) -> None:
+def test_late_outcome_before_the_answer_is_sent_again(waited: bool) -> None:
     chain = Chain("s1", "s2")
     if waited:
         chain.net.part("s1", "s2")
@@ -299,7 +299,7 @@ def test_news_that_overtake_the_answer_are_told_again_later(waited: bool) -> Non
     request = chain.last.request(chain.handlers["s2"])
     chain.last.reply(chain.handlers["s2"], request.token, clients("bob"))
     link = chain.net.links["s1", "s2"]
-    answers = chain.last.heard_of(link, Relayed)  # it is held up
+    answers = chain.last.heard_of(link, Relayed)  # held up
     chain.comes("bob")
     assert len(chain.last.kept(lane("s1", "bester.outcome"))) == 1, "told to come later"
     chain.first.say(Link("server", b"s2"), answers[0])
@@ -312,7 +312,7 @@ def test_news_that_overtake_the_answer_are_told_again_later(waited: bool) -> Non
     assert len(chain.pushed()) == 1
 
 
-def test_what_waited_here_first_and_then_there_is_told_in_the_end() -> None:
+def test_message_queued_here_and_then_there_has_its_outcome_in_the_end() -> None:
     chain = Chain("s1", "s2")
     chain.net.part("s1", "s2")
     token = chain.first.submit(chain.bridge, "post", outcome=True)
@@ -330,7 +330,7 @@ def test_what_waited_here_first_and_then_there_is_told_in_the_end() -> None:
     assert len(chain.pushed()) == 1
 
 
-# --- what other servers may not do ----------------------------------------------------------------------------------
+# --- refused late outcomes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_what_waited_here_first_and_then_there_is_told_in_the_end() -> None:
         b'{"message":"m","outcome":null}', b'{"message":"' + b"x" * MAX_OUTCOME_BYTES + b'","outcome":"delivered"}',
     ],
 )  # fmt: skip
-def test_news_that_cannot_be_read_are_refused(body: bytes) -> None:
+def test_unreadable_late_outcome_is_refused(body: bytes) -> None:
     chain = Chain("s1", "s2")
     peer = chain.first.server("s2")
     chain.first.relay(peer, "bester.outcome", body)
@@ -348,7 +348,7 @@ def test_news_that_cannot_be_read_are_refused(body: bytes) -> None:
     assert chain.first.router.idle
 
 
-def test_a_server_is_believed_about_what_it_was_sent_and_nothing_else() -> None:
+def test_server_is_believed_about_messages_sent_to_it_alone() -> None:
     chain = Chain("s1", "s2", "s3")
     stand = chain.first
     token = stand.submit(chain.bridge, "post", outcome=True)
@@ -359,7 +359,7 @@ def test_a_server_is_believed_about_what_it_was_sent_and_nothing_else() -> None:
     chain.net.flow()
     message = stand.report(chain.bridge, token).message
     assert message is not None
-    stand.wait(stand.settings.limits.restart_s)  # in its first minute it could yet be sent any of them
+    stand.wait(stand.settings.limits.restart_s)  # in the first minute any of the messages may still be sent again
     wrong = stand.server("s3")
     for id_ in (f"{message}.0.0", f"{message}.1.0", message, "s1/b/99.0.0"):
         body = json.dumps({"message": id_, "outcome": "delivered"}).encode()
@@ -372,7 +372,7 @@ def test_a_server_is_believed_about_what_it_was_sent_and_nothing_else() -> None:
     assert chain.pushed() == []
 
 
-def test_a_stranger_may_tell_nothing_and_neither_may_a_client_or_a_handler() -> None:
+def test_late_outcome_of_a_stranger_a_client_or_a_handler_is_refused() -> None:
     chain = Chain("s1")
     stand = chain.first
     stand.submit(chain.bridge, "bester.outcome", b"{}")
@@ -385,7 +385,7 @@ def test_a_stranger_may_tell_nothing_and_neither_may_a_client_or_a_handler() -> 
     assert stand.heard_of(watcher, Request) == []
 
 
-def test_news_of_news_there_are_none() -> None:
+def test_late_outcome_has_no_late_outcome() -> None:
     chain = Chain("s1", ttl_s=30.0)
     chain.sends("bob", outcome=True)
     chain.first.say(chain.bridge, Goodbye(None))

@@ -1,10 +1,11 @@
-"""What becomes of a message after its sender was told `queued`, where several servers, lives and disks are in it."""
+"""Late outcomes and duplicates where several servers, lives and full disks come together."""
 
 from __future__ import annotations
 
 import json
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Relay, Relayed, Report
 from tests.unit.core_stand import Stand, clients, servers
 
@@ -12,7 +13,7 @@ S2 = Link("server", b"s2")
 
 
 def town() -> Stand:
-    """A stand of a server with two accounts, that knows two others: s2 by the fabric, n1 by the native protocol."""
+    """Return a server with two accounts and two other servers: s2 over the fabric, n1 by the native protocol."""
     routes = {"s2": Route("s2", fabric="ipc:///s2"), "n1": Route("n1", native="10.0.0.9:2223")}
     settings = Settings("s1", routes=routes, hosts={"10.0.0.9": ("n1",)})
     return Stand(settings, accounts=frozenset({"alice", "bob"}))
@@ -28,7 +29,7 @@ def outcome_of(stand: Stand, bridge: Link, message: str | None) -> dict[str, str
 
 
 def queue_elsewhere(stand: Stand, bridge: Link, chat: Link, count: int) -> Report:
-    """Alice's message waits at s2 for so many; returns the report on it."""
+    """Let alice send a message that is queued at s2 for `count` recipients; return the report."""
     token = stand.submit(bridge, "chat")
     stand.answer(chat, servers("s2"))
     relay = stand.one(S2, Relay)
@@ -41,7 +42,7 @@ def news(stand: Stand, peer: Link, message: str, outcome: str, number: int, **me
     return stand.relay(peer, "bester.outcome", body, lane=["d2", number, 1], **meta)
 
 
-def test_what_went_by_our_own_server_is_still_its_senders() -> None:
+def test_message_through_the_own_server_keeps_its_sender() -> None:
     stand = town()
     bridge, chat, room = stand.bridge("alice"), stand.handler("chat"), stand.handler("room")
     token = stand.submit(bridge, "chat")
@@ -52,7 +53,7 @@ def test_what_went_by_our_own_server_is_still_its_senders() -> None:
     assert outcome_of(stand, bridge, report.message) == {"bob": "queued"}
 
 
-def test_what_came_from_a_server_and_went_by_our_own_is_told_to_that_server() -> None:
+def test_message_of_a_server_through_the_own_server_has_its_outcome_there() -> None:
     stand = town()
     reach(stand)
     peer, chat, room = stand.server("s2"), stand.handler("chat"), stand.handler("room")
@@ -66,7 +67,7 @@ def test_what_came_from_a_server_and_went_by_our_own_is_told_to_that_server() ->
     assert json.loads(told.body) == {"message": "s2/x/1", "outcome": "delivered"}
 
 
-def test_news_that_come_in_one_turn_all_count() -> None:
+def test_late_outcomes_of_one_turn_all_count() -> None:
     stand = town()
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
@@ -80,7 +81,7 @@ def test_news_that_come_in_one_turn_all_count() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
 
 
-def test_news_that_come_while_the_disk_is_full_count_too() -> None:
+def test_late_outcomes_count_while_the_disk_is_full() -> None:
     stand = town()
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
@@ -92,7 +93,7 @@ def test_news_that_come_while_the_disk_is_full_count_too() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 
-def test_news_that_come_again_after_a_crash_count_once() -> None:
+def test_late_outcome_after_a_crash_counts_once() -> None:
     stand = town()
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
@@ -107,7 +108,7 @@ def test_news_that_come_again_after_a_crash_count_once() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 
-def test_what_is_done_again_and_is_over_already_is_not_called_queued() -> None:
+def test_repeated_message_whose_first_has_ended_is_not_reported_as_queued() -> None:
     stand = town()
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", id="s2/x/1", lane=["d2", 1, 1])
@@ -122,7 +123,7 @@ def test_what_is_done_again_and_is_over_already_is_not_called_queued() -> None:
 
 
 def send_on(stand: Stand, number: int) -> tuple[Link, Relayed, str]:
-    """Send a message of s2's on to s2, where it is queued; return s2's link, the answer, and the id that was sent."""
+    """Send a message from s2 on to s2, where it is queued; return the link, the answer, and the id that was sent."""
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", id="s2/x/1", lane=["d2", number, 1], again=True)
@@ -132,7 +133,7 @@ def send_on(stand: Stand, number: int) -> tuple[Link, Relayed, str]:
     return peer, stand.one(peer, Relayed), sent[0].meta["id"]
 
 
-def test_what_was_sent_on_again_and_is_over_already_is_not_called_queued_either() -> None:
+def test_relayed_duplicate_whose_first_has_ended_is_not_reported_as_queued() -> None:
     stand = town()
     peer, first, id_ = send_on(stand, 1)
     assert first[1:] == ("queued", {"queued": 1})
@@ -142,7 +143,7 @@ def test_what_was_sent_on_again_and_is_over_already_is_not_called_queued_either(
     assert second[1:] == ("delivered", {})
 
 
-def test_many_that_were_on_their_way_in_one_trouble_are_one_trouble() -> None:
+def test_failure_of_many_in_flight_is_one_failure() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.wait(2.0)
@@ -153,10 +154,10 @@ def test_many_that_were_on_their_way_in_one_trouble_are_one_trouble() -> None:
         stand.say(bridge, Forwarded(forward.token, "failed:unreachable"))
     assert stand.heard_of(bridge, Forward) == []
     stand.wait(1.0)
-    assert len(stand.heard_of(bridge, Forward)) == 1  # after the first wait, not after the twentieth
+    assert len(stand.heard_of(bridge, Forward)) == 1  # after the first back-off, not after the twentieth
 
 
-def test_what_failed_for_good_in_an_earlier_life_is_not_to_be_sent_again() -> None:
+def test_message_that_failed_in_an_earlier_life_is_not_sent_again() -> None:
     stand = town()
     peer, chat = stand.server("s2"), stand.handler("chat")
     stand.relay(peer, "chat", lane=["d2", 1, 1], again=True)
@@ -168,7 +169,7 @@ def test_what_failed_for_good_in_an_earlier_life_is_not_to_be_sent_again() -> No
     assert stand.one(peer, Relayed)[1:] == ("failed:unknown-user", {"carried": True})
 
 
-def test_a_native_servers_message_that_its_bridge_submits_again_is_marked() -> None:
+def test_native_servers_message_that_is_resubmitted_is_marked() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat", session=None, scope="server", address="10.0.0.9", attempt=2)
@@ -176,7 +177,7 @@ def test_a_native_servers_message_that_its_bridge_submits_again_is_marked() -> N
     assert stand.one(bridge, Deliver).meta["redelivered"] is True
 
 
-def test_what_is_over_is_not_sent_even_if_the_server_comes_before_the_next_tick() -> None:
+def test_expired_message_is_not_sent_before_the_next_tick() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     stand.submit(bridge, "chat", ttl_s=5.0)
@@ -188,7 +189,7 @@ def test_what_is_over_is_not_sent_even_if_the_server_comes_before_the_next_tick(
     assert outcome_of(stand, bridge, message) == {"s2": "failed:expired"}
 
 
-def test_nobody_is_told_of_a_message_that_is_not_theirs() -> None:
+def test_outcome_of_another_users_message_cannot_be_asked_for() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice", "bob"), stand.handler("chat")
     stand.submit(bridge, "chat")
@@ -198,8 +199,8 @@ def test_nobody_is_told_of_a_message_that_is_not_theirs() -> None:
     assert stand.heard(bridge)[-1][1:] == (1, None)
 
 
-def test_news_of_what_the_life_before_was_sent_counts_when_it_is_sent_again() -> None:
-    """s2 has told the life before that two results wait; one ends before this life is sent the message again."""
+def test_late_outcome_of_an_earlier_life_counts_when_the_message_is_sent_again() -> None:
+    """s2 has reported two queued results to an earlier life; one ends before this life has the message again."""
     stand = town()
     reach(stand)
     peer = stand.server("s2")
@@ -210,8 +211,8 @@ def test_news_of_what_the_life_before_was_sent_counts_when_it_is_sent_again() ->
     assert stand.one(peer, Relayed) == Relayed(said, "delivered", {}), "nobody asks for it"
 
 
-def test_news_of_what_a_life_before_was_sent_holds_up_no_other_news() -> None:
-    """It is refused until nobody can send the message again; what waits behind it in the lane has no part in that."""
+def test_late_outcome_of_an_earlier_life_holds_up_no_other() -> None:
+    """The outcome is refused for now as long as the message may be sent again; others of the lane are not held up."""
     stand = town()
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
@@ -224,7 +225,7 @@ def test_news_of_what_a_life_before_was_sent_holds_up_no_other_news() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
 
 
-def test_news_that_are_refused_for_now_hold_up_no_other_news_here_either() -> None:
+def test_refused_late_outcome_holds_up_no_other_at_the_sender() -> None:
     stand = town()
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")

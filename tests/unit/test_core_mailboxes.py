@@ -1,33 +1,32 @@
-"""Mailboxes: what waits for a user who is away, and comes when the user does, in order and once."""
+"""Mailboxes: messages for a user who is away are delivered after the login, in order and once."""
 
 from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, Enqueue, Entry, mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Login, Open, Reply, Report, Submit
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town
 from tests.unit.core_stand import START, Stand, clients
 
-# --- waiting ----------------------------------------------------------------------------------------------------------
+# --- queueing -------------------------------------------------------------------------------------------------------
 
 
-def test_the_core_says_queued_when_it_was_told_that_it_is_on_disk_and_not_before() -> None:
+def test_report_of_queued_comes_after_the_commit() -> None:
     stand = town()
     post = Post(stand)
     token = stand.submit(post.bridge, "chat")
     request = stand.request(post.chat)
-    first = stand.router.receive(post.chat, Reply(request.token, 0, [clients("bob")]), stand.now)
-    writes = [action for action in first if isinstance(action, Enqueue)]
-    assert len(writes) == 1
-    assert not [action for action in first if isinstance(action, Send)]
-    then = stand.router.on_committed(writes, stand.store.commit(writes), stand.now)
+    first = stand.router.receive_all(post.chat, [Reply(request.token, 0, [clients("bob")])], stand.now)
+    assert [type(write) for write in first.writes] == [Enqueue]
+    assert not first.messages
+    then = stand.router.on_committed(first.writes, stand.store.commit(first.writes), stand.now)
     report = Report(token, 0, None, request.meta["id"], {"bob": "queued"})
-    assert [action.message for action in then if isinstance(action, Send)] == [report]
+    assert then.messages == {post.bridge: [report]}
 
 
-def test_what_is_kept_says_everything_about_the_message() -> None:
+def test_entry_has_everything_about_the_message() -> None:
     stand = town(ttl_s=100.0)
     post = Post(stand)
     post.sends("carol", "bob", body=b"[1e400]")
@@ -40,7 +39,7 @@ def test_what_is_kept_says_everything_about_the_message() -> None:
     assert entry.number >= NUMBERS_A_LIFE
 
 
-def test_of_several_each_has_its_own_outcome() -> None:
+def test_each_recipient_has_an_outcome() -> None:
     stand = town()
     post = Post(stand)
     token = post.sends("bob", "nobody", "alice")
@@ -51,7 +50,7 @@ def test_of_several_each_has_its_own_outcome() -> None:
     assert stand.kept(mailbox("nobody")) == []
 
 
-def test_a_user_named_twice_has_it_twice_in_the_mailbox() -> None:
+def test_user_named_twice_has_two_messages_in_the_mailbox() -> None:
     stand = town()
     post = Post(stand)
     post.sends("bob", "bob")
@@ -59,7 +58,7 @@ def test_a_user_named_twice_has_it_twice_in_the_mailbox() -> None:
     assert [entry.id[-4:] for entry in stand.kept(BOB)] == [".0.0", ".0.1"]
 
 
-def test_where_accounts_are_open_nobody_is_known_and_nothing_waits() -> None:
+def test_nothing_is_queued_with_open_accounts() -> None:
     stand = Stand()
     post = Post(stand)
     post.sends("bob")
@@ -67,10 +66,10 @@ def test_where_accounts_are_open_nobody_is_known_and_nothing_waits() -> None:
     assert stand.mail("bob") == []
 
 
-# --- coming back ------------------------------------------------------------------------------------------------------
+# --- delivery at a login --------------------------------------------------------------------------------------------
 
 
-def test_it_arrives_in_order_and_is_over_when_it_was_written() -> None:
+def test_mailbox_is_delivered_in_order_and_ended_by_the_confirm() -> None:
     stand = town()
     post = Post(stand)
     post.queues(*numbered(3))
@@ -90,7 +89,7 @@ def test_it_arrives_in_order_and_is_over_when_it_was_written() -> None:
     assert stand.heard(post.bridge) == stand.heard(bob) == []
 
 
-def test_a_password_that_was_good_is_answered_before_what_waited_comes() -> None:
+def test_login_is_answered_before_the_mailbox_is_delivered() -> None:
     stand = town()
     Post(stand).queues(b"1")
     bob = stand.bridge()
@@ -100,7 +99,7 @@ def test_a_password_that_was_good_is_answered_before_what_waited_comes() -> None
     assert [type(message).__name__ for message in stand.heard(bob)] == ["LoggedIn", "Deliver"]
 
 
-def test_much_comes_a_window_at_a_time() -> None:
+def test_long_mailbox_is_delivered_a_window_at_a_time() -> None:
     stand = town()
     post = Post(stand)
     post.queues(*numbered(150))
@@ -122,7 +121,7 @@ def test_much_comes_a_window_at_a_time() -> None:
     assert stand.mail("bob") == []
 
 
-def test_large_ones_come_one_at_a_time() -> None:
+def test_large_messages_are_delivered_one_at_a_time() -> None:
     stand = town(Limits(window_bytes=10))
     Post(stand).queues(b'"123456"', b'"1234567890123"', b'"1"', b'"2"')
     bob = stand.bridge("bob")
@@ -131,7 +130,7 @@ def test_large_ones_come_one_at_a_time() -> None:
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b'"1"', b'"2"']
 
 
-def test_what_is_new_goes_behind_what_waits() -> None:
+def test_new_message_goes_behind_ready_ones() -> None:
     stand = town()
     post = Post(stand)
     post.queues(*numbered(65))
@@ -144,7 +143,7 @@ def test_what_is_new_goes_behind_what_waits() -> None:
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"64", b"65"]
 
 
-def test_when_nothing_waits_any_more_what_is_new_goes_straight_on_behind_what_is_on_its_way() -> None:
+def test_new_message_is_delivered_at_once_when_all_others_are_in_flight() -> None:
     stand = town()
     post = Post(stand)
     post.queues(*numbered(2))
@@ -158,7 +157,7 @@ def test_when_nothing_waits_any_more_what_is_new_goes_straight_on_behind_what_is
     assert stand.mail("bob") == []
 
 
-def test_of_two_devices_at_one_bridge_both_get_it_and_of_two_bridges_one_suffices() -> None:
+def test_message_reaches_all_connections_and_one_bridge_suffices() -> None:
     stand = town()
     Post(stand).queues(*numbered(65))
     here = stand.bridge("bob", "bob")
@@ -182,10 +181,10 @@ def test_of_two_devices_at_one_bridge_both_get_it_and_of_two_bridges_one_suffice
     assert stand.heard_of(here, Deliver) == stand.heard_of(there, Deliver) == []
 
 
-# --- what fails on its way --------------------------------------------------------------------------------------------
+# --- failed deliveries ----------------------------------------------------------------------------------------------
 
 
-def test_what_could_not_be_written_waits_in_its_own_place() -> None:
+def test_undelivered_message_is_queued_under_its_own_number() -> None:
     stand = town()
     post = Post(stand)
     bob = stand.bridge("bob")
@@ -204,7 +203,7 @@ def test_what_could_not_be_written_waits_in_its_own_place() -> None:
     assert f"{again[0].id}.{again[0].targets[0][0]}" == f"{delivery.id}.0"
 
 
-def test_what_could_not_be_written_has_its_place_though_what_came_later_is_on_its_way() -> None:
+def test_undelivered_message_comes_before_later_ones_in_flight() -> None:
     stand = town()
     post = Post(stand)
     bob = stand.bridge("bob")
@@ -229,7 +228,7 @@ def test_what_could_not_be_written_has_its_place_though_what_came_later_is_on_it
         ("nonsense", "queued", False),
     ],
 )
-def test_why_it_could_not_be_written_decides(reason: str, outcome: str, marked: bool | None) -> None:
+def test_reason_of_a_failed_delivery_decides_whether_to_queue(reason: str, outcome: str, marked: bool | None) -> None:
     stand = town()
     post = Post(stand)
     bob = stand.bridge("bob")
@@ -241,7 +240,7 @@ def test_why_it_could_not_be_written_decides(reason: str, outcome: str, marked: 
     assert [each.meta.get("redelivered", False) for each in again] == ([] if marked is None else [marked])
 
 
-def test_what_a_bridge_had_not_confirmed_when_it_went_may_have_arrived() -> None:
+def test_unconfirmed_delivery_of_a_lost_bridge_is_marked() -> None:
     stand = town()
     post = Post(stand)
     bob = stand.bridge("bob")
@@ -253,7 +252,7 @@ def test_what_a_bridge_had_not_confirmed_when_it_went_may_have_arrived() -> None
     assert (again.id, again.body, again.meta) == (first.id, first.body, {"origin": "s1", "redelivered": True})
 
 
-def test_the_bridge_that_would_have_reported_by_itself_is_told_that_it_waits() -> None:
+def test_broker_reports_queued_where_the_bridge_would_have_reported() -> None:
     stand = town()
     post = Post(stand)
     token = post.sends("alice")
@@ -265,7 +264,7 @@ def test_the_bridge_that_would_have_reported_by_itself_is_told_that_it_waits() -
     assert stand.mail("alice") == [b'"hi"']
 
 
-def test_who_comes_back_while_the_mailbox_is_emptied_gets_the_rest_and_what_was_never_written_is_not_marked() -> None:
+def test_user_who_comes_back_has_the_rest_unmarked_where_it_was_not_sent() -> None:
     stand = town()
     Post(stand).queues(*numbered(4))
     bob = stand.bridge("bob")
@@ -284,7 +283,7 @@ def test_who_comes_back_while_the_mailbox_is_emptied_gets_the_rest_and_what_was_
     assert stand.mail("bob") == []
 
 
-def test_a_bridge_that_goes_while_it_empties_a_mailbox_leaves_the_rest_where_it_was() -> None:
+def test_lost_bridge_leaves_the_rest_of_a_mailbox_in_order() -> None:
     stand = town()
     post = Post(stand)
     post.queues(*numbered(3))
@@ -298,7 +297,7 @@ def test_a_bridge_that_goes_while_it_empties_a_mailbox_leaves_the_rest_where_it_
     assert ["redelivered" in each.meta for each in again] == [True, True, False]
 
 
-def test_what_may_have_arrived_once_stays_marked_though_it_did_not_the_second_time() -> None:
+def test_mark_stays_after_a_second_try_that_surely_failed() -> None:
     stand = town()
     Post(stand).queues(b"1")
     bob = stand.bridge("bob")
@@ -309,7 +308,7 @@ def test_what_may_have_arrived_once_stays_marked_though_it_did_not_the_second_ti
     assert stand.deliver(bob).meta["redelivered"] is True
 
 
-def test_of_two_bridges_one_that_went_may_have_delivered_it() -> None:
+def test_lost_one_of_two_bridges_may_have_delivered() -> None:
     stand = town()
     Post(stand).queues(b"1")
     here, there = stand.bridge(name="here"), stand.bridge(name="there")
@@ -325,7 +324,7 @@ def test_of_two_bridges_one_that_went_may_have_delivered_it() -> None:
 
 
 @pytest.mark.parametrize(("reason", "mark"), [("overloaded", {}), ("timeout", {"redelivered": True})])
-def test_a_connection_that_does_not_read_is_tried_again_after_a_while(reason: str, mark: dict[str, bool]) -> None:
+def test_connection_that_does_not_read_is_tried_again_later(reason: str, mark: dict[str, bool]) -> None:
     stand = town()
     Post(stand).queues(b"1")
     bob = stand.bridge("bob")
@@ -339,10 +338,10 @@ def test_a_connection_that_does_not_read_is_tried_again_after_a_while(reason: st
     assert stand.mail("bob") == []
 
 
-# --- restarts ---------------------------------------------------------------------------------------------------------
+# --- restarts -------------------------------------------------------------------------------------------------------
 
 
-def test_it_waits_over_a_restart_and_what_was_never_handed_out_is_not_marked() -> None:
+def test_mailbox_survives_a_restart_and_unsent_messages_are_not_marked() -> None:
     stand = town()
     Post(stand).queues(*numbered(3))
     stand.restart()
@@ -354,7 +353,7 @@ def test_it_waits_over_a_restart_and_what_was_never_handed_out_is_not_marked() -
     assert not any("redelivered" in each.meta for each in got)
 
 
-def test_after_a_restart_exactly_what_had_been_handed_out_is_marked() -> None:
+def test_sent_messages_alone_are_marked_after_a_restart() -> None:
     stand = town()
     Post(stand).queues(*numbered(70))
     bob = stand.bridge("bob")
@@ -369,7 +368,7 @@ def test_after_a_restart_exactly_what_had_been_handed_out_is_marked() -> None:
     assert ["redelivered" in each.meta for each in got] == [True] * 54 + [False] * 6
 
 
-def test_an_end_that_was_not_written_before_a_crash_means_a_marked_repetition() -> None:
+def test_end_lost_in_a_crash_leads_to_a_marked_duplicate() -> None:
     stand = town()
     Post(stand).queues(b"1")
     bob = stand.bridge("bob")
@@ -382,14 +381,14 @@ def test_an_end_that_was_not_written_before_a_crash_means_a_marked_repetition() 
     assert stand.mail("bob") == []
 
 
-def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_one() -> None:
-    """Delivered past it, the first would come behind, and no mark would say that it came before."""
+def test_repeated_message_goes_behind_the_first_in_flight_and_both_are_one() -> None:
+    """A repeat that is delivered past the first would be followed by the first, without a mark."""
     stand = town()
     bridge, chat = stand.join("bridge", "b", {"epoch": "life"}), stand.handler("chat")
     stand.say(bridge, Open(1, "alice"))
     stand.say(bridge, Submit(1, 1, "chat", b"1", {}))
     stand.answer(chat, clients("bob"))
-    stand.restart()  # before the bridge has heard that it waits
+    stand.restart()  # before the bridge has the report `queued`
     bridge, chat = stand.join("bridge", "b", {"epoch": "life"}), stand.handler("chat")
     for session, user in enumerate(("alice", "bob", "bob"), 1):
         stand.say(bridge, Open(session, user))
@@ -404,7 +403,7 @@ def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_o
     assert stand.mail("bob") == []
 
 
-def test_numbers_of_a_later_life_come_behind_those_of_an_earlier_one() -> None:
+def test_numbers_of_a_later_life_are_higher() -> None:
     stand = town()
     Post(stand).queues(b"1")
     stand.restart()

@@ -1,4 +1,4 @@
-"""What mailboxes may hold and for how long: bounds, time, a full disk, and accounts that are removed."""
+"""Bounds of mailboxes: messages and bytes, time to live, a full disk, and removed accounts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Open
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town
 from tests.unit.core_stand import clients
 
-# --- bounds -----------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,7 @@ from tests.unit.core_stand import clients
         ({"total_bytes": 9}, "storage-full"),
     ],
 )
-def test_above_a_bound_the_sender_is_told_and_there_is_room_again_when_something_has_gone(
-    bounds: dict[str, int], code: str
-) -> None:
+def test_full_mailbox_is_refused_until_a_message_has_ended(bounds: dict[str, int], code: str) -> None:
     stand = town(None, **bounds)
     post = Post(stand)
     post.queues(b'"1"', b'"2"')
@@ -42,10 +40,10 @@ def test_above_a_bound_the_sender_is_told_and_there_is_room_again_when_something
     assert stand.mail("bob") == [b'"2"', b'"345"']
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_has_waited_too_long_is_over_and_its_sender_can_learn_it() -> None:
+def test_expired_message_has_its_outcome() -> None:
     stand = town(ttl_s=10.0)
     post = Post(stand)
     post.sends("bob", ttl_s=4)
@@ -65,7 +63,7 @@ def test_what_has_waited_too_long_is_over_and_its_sender_can_learn_it() -> None:
     assert stand.heard_of(stand.bridge("bob"), Deliver) == []
 
 
-def test_time_goes_on_while_the_server_is_down() -> None:
+def test_time_to_live_goes_on_while_the_server_is_down() -> None:
     stand = town(ttl_s=10.0)
     Post(stand).queues(b"1")
     stand.now += 11.0
@@ -75,7 +73,7 @@ def test_time_goes_on_while_the_server_is_down() -> None:
     assert stand.heard_of(stand.bridge("bob"), Deliver) == []
 
 
-def test_what_is_on_its_way_when_its_time_is_over_is_left_to_it() -> None:
+def test_message_in_flight_at_its_expiry_is_left_to_the_delivery() -> None:
     stand = town(ttl_s=10.0)
     Post(stand).queues(b"1", b"2")
     bob = stand.bridge("bob")
@@ -90,7 +88,7 @@ def test_what_is_on_its_way_when_its_time_is_over_is_left_to_it() -> None:
     assert stand.state.queues.table == {}
 
 
-def test_of_very_much_that_is_over_some_is_ended_in_each_turn() -> None:
+def test_many_expired_messages_are_ended_a_part_in_each_turn() -> None:
     stand = town(Limits(expiries=10), ttl_s=10.0)
     Post(stand).queues(*numbered(25))
     stand.wait(9.5)
@@ -102,10 +100,10 @@ def test_of_very_much_that_is_over_some_is_ended_in_each_turn() -> None:
     assert stand.mail("bob") == []
 
 
-# --- a disk that is full ----------------------------------------------------------------------------------------------
+# --- a disk that is full --------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_written_is_told_and_once_there_is_room_it_goes_on() -> None:
+def test_failed_commit_is_reported_and_later_ones_go_on() -> None:
     stand = town(user_messages=1)
     post = Post(stand)
     stand.store.full = True
@@ -126,7 +124,7 @@ def test_what_cannot_be_written_is_told_and_once_there_is_room_it_goes_on() -> N
     assert stand.mail("bob") == [b"1"]
 
 
-def test_a_disk_that_is_full_keeps_nobody_from_getting_what_is_on_it() -> None:
+def test_mailbox_is_delivered_while_the_disk_is_full() -> None:
     stand = town()
     post = Post(stand)
     post.queues(b"1")
@@ -139,7 +137,7 @@ def test_a_disk_that_is_full_keeps_nobody_from_getting_what_is_on_it() -> None:
     assert post.told() == {}
 
 
-def test_what_was_over_when_the_disk_broke_is_not_delivered_again() -> None:
+def test_ended_message_is_not_delivered_again_on_a_broken_disk() -> None:
     stand = town()
     Post(stand).queues(*numbered(3))
     bob = stand.bridge("bob")
@@ -157,10 +155,10 @@ def test_what_was_over_when_the_disk_broke_is_not_delivered_again() -> None:
     assert stand.queued == (0, 0)
 
 
-# --- accounts that go -------------------------------------------------------------------------------------------------
+# --- removed accounts -----------------------------------------------------------------------------------------------
 
 
-def test_with_an_account_goes_what_waited_for_it() -> None:
+def test_removed_account_ends_its_mailbox() -> None:
     stand = town()
     post = Post(stand)
     post.sends("bob", "carol")
@@ -169,7 +167,7 @@ def test_with_an_account_goes_what_waited_for_it() -> None:
     stand.one(bob, Deliver)
     stand.take(stand.router.on_account_removed("bob", stand.now))
     assert stand.one(bob, Close).session == 1
-    assert stand.mail("bob") == [b'"hi"']  # on its way: it may arrive yet
+    assert stand.mail("bob") == [b'"hi"']  # in flight: the delivery may still succeed
     stand.say(bob, Confirm(1, [], [[1, 0, "not-connected"]]))
     assert stand.mail("bob") == []
     assert stand.mail("carol") == [b'"hi"']
@@ -179,14 +177,14 @@ def test_with_an_account_goes_what_waited_for_it() -> None:
     assert stand.router.users() == ["alice", "bob", "carol"]
 
 
-def test_a_sender_who_wants_to_hear_of_it_hears_that_the_account_has_gone() -> None:
+def test_sender_has_the_late_outcome_of_a_removed_account() -> None:
     stand = town(Limits(window=4))
     post = Post(stand)
     for _ in range(11):
         post.sends("bob", outcome=True)
         stand.report(post.bridge)
     stand.take(stand.router.on_account_removed("bob", stand.now))
-    assert len(stand.mail("bob")) == 7  # a window at a time: others have their turn
+    assert len(stand.mail("bob")) == 7  # a window at a time: other users come between
     stand.wait(2.0)
     assert stand.mail("bob") == []
     news = [json.loads(delivery.body) for delivery in stand.heard_of(post.bridge, Deliver)]
@@ -195,7 +193,7 @@ def test_a_sender_who_wants_to_hear_of_it_hears_that_the_account_has_gone() -> N
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_an_account_may_go_while_something_is_written_for_it(full: bool) -> None:
+def test_account_is_removed_during_a_write_to_its_mailbox(full: bool) -> None:
     stand = town()
     post = Post(stand)
     stand.submit(post.bridge, "chat")

@@ -6,16 +6,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bester.broker.core.values import Limits, Link, Notice
+from bester.broker.core.effects import Link, Notice
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import mailbox
 from bester.broker.wire.messages import Close, Confirm, Deliver, Goodbye, Open, Report, Request
 from tests.unit.core_post import BOB, Post, bodies_of, numbered, town
 from tests.unit.core_stand import clients
 
-# --- races ------------------------------------------------------------------------------------------------------------
+# --- races ----------------------------------------------------------------------------------------------------------
 
 
-def test_who_comes_between_writing_and_its_end_gets_it_behind_what_waited() -> None:
+def test_login_during_a_write_has_the_message_behind_ready_ones() -> None:
     stand = town()
     post = Post(stand)
     post.queues(b"1")
@@ -31,7 +32,7 @@ def test_who_comes_between_writing_and_its_end_gets_it_behind_what_waited() -> N
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"1", b"2"]
 
 
-def test_who_comes_to_an_empty_mailbox_while_the_first_is_written_gets_it() -> None:
+def test_login_during_the_first_write_has_the_message() -> None:
     stand = town()
     post = Post(stand)
     bob = stand.bridge()
@@ -40,7 +41,7 @@ def test_who_comes_to_an_empty_mailbox_while_the_first_is_written_gets_it() -> N
     stand.commits = False
     stand.reply(post.chat, request.token, clients("bob"))
     writes, stand.writes = stand.writes, []
-    result = stand.store.commit(writes)  # it is on the disk, and the core does not know yet
+    result = stand.store.commit(writes)  # on disk; the core does not know yet
     stand.say(bob, Open(1, "bob"))
     stand.take(stand.router.on_committed(writes, result, stand.now))
     stand.commits = True
@@ -50,7 +51,7 @@ def test_who_comes_to_an_empty_mailbox_while_the_first_is_written_gets_it() -> N
     assert stand.mail("bob") == []
 
 
-def test_who_goes_while_it_is_read_finds_it_when_he_comes_again_and_it_is_not_marked() -> None:
+def test_logout_during_a_read_leaves_the_message_unmarked() -> None:
     stand = town()
     Post(stand).queues(b"1", b"2")
     bob = stand.bridge()
@@ -67,7 +68,7 @@ def test_who_goes_while_it_is_read_finds_it_when_he_comes_again_and_it_is_not_ma
     assert not any("redelivered" in each.meta for each in got)
 
 
-def test_what_is_put_back_while_the_next_are_read_comes_before_them() -> None:
+def test_requeued_message_comes_before_those_being_read() -> None:
     stand = town(Limits(window=2))
     Post(stand).queues(*numbered(4))
     bob = stand.bridge("bob")
@@ -81,8 +82,8 @@ def test_what_is_put_back_while_the_next_are_read_comes_before_them() -> None:
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"0", b"2"]
 
 
-def test_what_is_over_is_not_read_again_in_the_same_turn() -> None:
-    """Its time is over, and in the same turn somebody comes and what is new is written for him."""
+def test_expired_message_is_ended_once_in_a_turn() -> None:
+    """A message expires in the turn in which its user logs in and a new one is written."""
     stand = town(ttl_s=10.0)
     post = Post(stand)
     post.sends("bob", body=b"1", ttl_s=1)
@@ -104,13 +105,13 @@ def test_what_is_over_is_not_read_again_in_the_same_turn() -> None:
     assert stand.queued == (0, 0)
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- everything at once ---------------------------------------------------------------------------------------------
 
 
 class Mail(RuleBasedStateMachine):
-    """Alice sends numbers to bob, who comes and goes; bridges are lost, the broker is killed at any moment.
+    """Alice sends numbers to bob, who logs in and out; bridges are lost, the broker is killed at any moment.
 
-    The model: what bob's connections wrote, in order, each with its mark.
+    The model: the messages that bob's connections wrote, in order, each with its mark.
     """
 
     def __init__(self) -> None:
@@ -154,7 +155,7 @@ class Mail(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.out) and self.online)
     @rule(some=st.integers(1, 4))
     def read(self, some: int) -> None:
-        """Bob's connection writes what is next, and the bridge says so."""
+        """Let bob's connection write the next messages, and the bridge confirm them."""
         assert self.bob is not None
         written, self.out = self.out[:some], self.out[some:]
         self.seen += [(int(each.body), "redelivered" in each.meta) for each in written]
@@ -164,7 +165,7 @@ class Mail(RuleBasedStateMachine):
     @precondition(lambda self: self.online)
     @rule()
     def go(self) -> None:
-        """His connection is closed; the bridge says what it had not written."""
+        """Close bob's connection; the bridge confirms with failures for messages that were not written."""
         assert self.bob is not None
         self.online = False
         self.stand.say(self.bob, Close(self.sessions))
@@ -176,7 +177,7 @@ class Mail(RuleBasedStateMachine):
     @precondition(lambda self: self.bob is not None)
     @rule(written=st.integers(0, 3))
     def lose(self, written: int) -> None:
-        """The bridge dies; some of what it had was written, and nobody knows."""
+        """Kill the bridge, after an unknown part of its deliveries was written."""
         assert self.bob is not None
         self.seen += [(int(each.body), "redelivered" in each.meta) for each in self.out[:written]]
         self.stand.say(self.bob, Goodbye(None))
@@ -185,7 +186,7 @@ class Mail(RuleBasedStateMachine):
 
     @rule(written=st.integers(0, 3))
     def crash(self, written: int) -> None:
-        """The broker dies; alice submits again what she has no report on."""
+        """Kill the broker; alice submits again every message without a report."""
         self.seen += [(int(each.body), "redelivered" in each.meta) for each in self.out[:written]]
         self.unsure |= set(self.tokens.values())
         self.tokens.clear()
@@ -216,7 +217,7 @@ class Mail(RuleBasedStateMachine):
         assert self.stand.queued == (len(entries), sum(len(entry.body) for entry in entries))
 
     def teardown(self) -> None:
-        """Bob comes and reads until there is no more: all that was promised is there."""
+        """Let bob read everything: every message that was reported as queued is there."""
         if not self.online:
             self.come()
         while self.out:
@@ -231,7 +232,7 @@ Mail.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_coun
 TestMail = Mail.TestCase
 
 
-def test_a_notice_names_why_nothing_can_be_kept() -> None:
+def test_notice_says_why_nothing_can_be_written() -> None:
     stand = town()
     post = Post(stand)
     stand.store.full = True
@@ -240,8 +241,8 @@ def test_a_notice_names_why_nothing_can_be_kept() -> None:
     assert said == [Notice("storage-full", {"why": "the store in memory is told to be full; make room in it"})]
 
 
-def test_requests_and_mail_of_one_user_do_not_mix() -> None:
-    """What alice is sent while she is away waits for her alone, though she sends it herself."""
+def test_requests_and_mailbox_of_one_user_do_not_mix() -> None:
+    """A message to alice herself, queued while she is away, is hers alone."""
     stand = town()
     post = Post(stand)
     stand.submit(post.bridge, "chat")

@@ -1,4 +1,4 @@
-"""A server that has another name than before still answers for what it said under the old one."""
+"""A server under a new name still answers for messages with ids of its old names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import NAMES, SaveName
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients
@@ -38,7 +39,7 @@ def became(stand: Stand, message: str) -> object:
 
 
 @pytest.mark.parametrize("names", [("b",), ("b", "c", "d"), ("b", "a"), ("a.b",)], ids="-".join)
-def test_what_waits_is_asked_for_and_delivered_under_any_later_name(names: tuple[str, ...]) -> None:
+def test_queued_messages_are_found_and_delivered_under_any_later_name(names: tuple[str, ...]) -> None:
     stand = town("a")
     message = queue(stand)
     for name in names:
@@ -49,7 +50,7 @@ def test_what_waits_is_asked_for_and_delivered_under_any_later_name(names: tuple
     assert stand.one(bridge, Deliver).body == b'"hi"'
 
 
-def test_a_name_that_only_begins_like_an_old_one_is_somebody_elses() -> None:
+def test_name_that_begins_like_an_old_one_is_foreign() -> None:
     stand = town("a")
     message = queue(stand)
     rename(stand, "b")
@@ -57,15 +58,15 @@ def test_a_name_that_only_begins_like_an_old_one_is_somebody_elses() -> None:
         assert became(stand, other) is None
 
 
-def test_a_change_of_the_name_is_said_once() -> None:
+def test_change_of_name_is_logged_once() -> None:
     stand = town("a")
     stand.tick()
     rename(stand, "b")
     stand.tick()
     rename(stand, "b")
     stand.tick()
-    said = [notice.fields for notice in stand.notices if notice.event == "renamed"]
-    assert said == [{"before": "a", "now": "b"}]
+    logged = [notice.fields for notice in stand.notices if notice.event == "renamed"]
+    assert logged == [{"before": "a", "now": "b"}]
 
 
 def test_the_first_name_is_no_change() -> None:
@@ -74,7 +75,7 @@ def test_the_first_name_is_no_change() -> None:
     assert not [notice for notice in stand.notices if notice.event == "renamed"]
 
 
-def test_another_server_may_not_use_an_old_name_of_ours_in_its_ids() -> None:
+def test_old_name_of_this_server_is_refused_in_foreign_ids() -> None:
     stand = town("a")
     message = queue(stand)
     rename(stand, "b")
@@ -83,7 +84,7 @@ def test_another_server_may_not_use_an_old_name_of_ours_in_its_ids() -> None:
     assert stand.request(chat).meta["id"] == f"s2/{message}"
 
 
-def test_of_very_many_names_the_oldest_is_forgotten() -> None:
+def test_oldest_of_very_many_names_is_forgotten() -> None:
     stand = town("a")
     message = queue(stand)
     stand.store.commit([SaveName(f"n{number}") for number in range(NAMES - 1)])

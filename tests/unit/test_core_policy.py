@@ -1,12 +1,16 @@
-"""Who may join by which door, and which messages may enter: the whole table."""
+"""Permissions: which role may send and ask which message, who may join, which messages may enter."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from bester.broker.core import policy
-from bester.broker.core.values import Route, Settings
+from bester.broker.core.dead_letters import QUESTIONS
+from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts
+from bester.broker.wire.messages import ROLES, Relay, Reply, Submit
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
 
@@ -16,10 +20,79 @@ def settings(accept: str = "listed") -> Settings:
     return Settings("s1", accept=accept, routes=LISTED, hosts=hosts)
 
 
+@pytest.mark.parametrize(
+    ("question", "roles"),
+    [
+        ("listClients", {"handler", "bridge", "operator"}),
+        ("isClient", {"handler", "bridge", "operator"}),
+        ("serverInfo", {"handler", "bridge", "operator"}),
+        ("outcome", {"bridge"}),
+        ("trace", {"bridge", "operator"}),
+        ("deadList", {"operator"}),
+        ("deadShow", {"operator"}),
+        ("deadReplay", {"operator"}),
+        ("deadDrop", {"operator"}),
+        ("whatever", set()),
+    ],
+)
+def test_roles_that_may_ask(question: str, roles: set[str]) -> None:
+    assert {role for role in (*ROLES, "king") if policy.may_ask(role, question)} == roles
+
+
+def test_table_of_roles_in_the_readme_is_the_policy() -> None:
+    """Compare the rows `| Role | May send | May ask |` with the module's tables."""
+    text = (Path(__file__).parents[2] / "broker" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("| Role | May send | May ask |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    table = {cells[0]: tuple(cells[1:]) for cells in ([cell.strip() for cell in row.split("|")[1:-1]] for row in rows)}
+    assert table == {
+        role: (
+            ", ".join(kind.__name__.upper() for kind in kinds),
+            ", ".join(question for question in policy.MAY_ASK if policy.may_ask(role, question)),
+        )
+        for role, kinds in policy.MAY_SEND.items()
+    }
+
+
+def test_every_question_about_dead_letters_has_its_roles() -> None:
+    assert policy.MAY_ASK.keys() >= QUESTIONS
+
+
+def test_each_role_has_its_operations_and_no_operation_is_anybodys() -> None:
+    assert policy.MAY_SEND.keys() == set(ROLES)
+    assert [role for role, kinds in policy.MAY_SEND.items() if Submit in kinds] == ["bridge"]
+    assert [role for role, kinds in policy.MAY_SEND.items() if Reply in kinds] == ["handler"]
+    assert [role for role, kinds in policy.MAY_SEND.items() if Relay in kinds] == ["server"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "code"),
+    [
+        ("chat", None),
+        ("bester.auth", "reserved"),
+        ("bester.outcome", "reserved"),
+        ("dummy", "reserved"),
+        ("a,b", "malformed"),
+    ],
+)
+def test_types_that_handlers_may_serve(type_: str, code: str | None) -> None:
+    refused = policy.may_serve(type_)
+    assert (refused and refused[0]) == code
+
+
+def test_handler_may_emit_its_own_types_alone() -> None:
+    assert policy.may_emit({"chat"}, "chat") is None
+    assert policy.may_emit({"chat"}, "mail") == "'mail' is not one of this handler's types"
+
+
+def test_bodies_with_passwords_may_not_be_kept() -> None:
+    assert policy.may_keep("chat")
+    assert not policy.may_keep("bester.auth")
+
+
 @pytest.mark.parametrize("door", ["ipc", "direct", "tcp"])
 @pytest.mark.parametrize("accept", ["listed", "open", "none"])
 @pytest.mark.parametrize("role", ["handler", "bridge", "operator", "server", "king", ""])
-def test_who_may_join(role: str, accept: str, door: str) -> None:
+def test_roles_that_may_join(role: str, accept: str, door: str) -> None:
     allowed = {
         "handler": True,
         "bridge": door != "tcp",
@@ -29,7 +102,7 @@ def test_who_may_join(role: str, accept: str, door: str) -> None:
     assert (policy.may_join(settings(accept), door, role, "s2") is None) == allowed
 
 
-def test_a_server_that_is_not_listed_may_join_only_where_the_door_is_open() -> None:
+def test_unlisted_server_may_join_only_where_federation_is_open() -> None:
     assert policy.may_join(settings("listed"), "ipc", "server", "stranger") is not None
     assert policy.may_join(settings("open"), "tcp", "server", "stranger") is None
 
@@ -50,7 +123,7 @@ def test_a_server_that_is_not_listed_may_join_only_where_the_door_is_open() -> N
         ("none", "s2", "chat", "not-allowed"),
     ],
 )
-def test_which_messages_of_servers_may_enter(accept: str, peer: str | None, type_: str, code: str | None) -> None:
+def test_types_of_servers_that_may_enter(accept: str, peer: str | None, type_: str, code: str | None) -> None:
     assert policy.may_enter(settings(accept), peer, type_) == code
 
 

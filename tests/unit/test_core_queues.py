@@ -1,11 +1,11 @@
-"""Boxes by themselves: counts, numbers and places, and a disk that is not what it was thought to be."""
+"""Queues by themselves: counts and numbers, and a disk with other contents than were counted."""
 
 from __future__ import annotations
 
 import pytest
 
 from bester.broker.core.queues import FORGET_EVERY_S
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
@@ -23,7 +23,7 @@ from tests.unit.core_stand import START, Stand, clients
 
 
 @pytest.mark.parametrize("user", ["bob", "lane/s2/t", "a/b", "", "ü\ud800"])
-def test_a_box_says_whose_it_is(user: str) -> None:
+def test_queue_key_has_its_owner(user: str) -> None:
     assert (owner_of(mailbox(user)), is_mailbox(mailbox(user))) == (user, True)
     assert (owner_of(lane("s2", user)), is_mailbox(lane("s2", user))) == ("s2", False)
 
@@ -42,7 +42,7 @@ def queue(stand: Stand, *bodies: bytes) -> None:
         assert stand.report(bridge).recipients == {"bob": "queued"}
 
 
-def test_what_a_snapshot_says_is_what_is_counted() -> None:
+def test_counts_are_those_of_the_snapshot() -> None:
     stand = town()
     queue(stand, b"1", b"22", b"333")
     snapshot = stand.store.copy().open()
@@ -54,13 +54,13 @@ def test_what_a_snapshot_says_is_what_is_counted() -> None:
     assert queues.epoch == snapshot.epoch == "store"
 
 
-def test_a_store_that_was_never_opened_counts_as_the_first_life() -> None:
+def test_numbers_begin_at_one_without_a_store() -> None:
     stand = Stand()
     stand.router = type(stand.router)(stand.settings, epoch="e", first_token=1, now=START, wall_s=START)
     assert stand.state.queues.next_number == 1
 
 
-def test_outcomes_that_nobody_may_ask_for_are_cleared_away_now_and_then() -> None:
+def test_old_outcomes_are_purged_every_minute() -> None:
     stand = town()
     stand.commits = False
     stand.wait(3 * FORGET_EVERY_S, step_s=1.0)
@@ -71,7 +71,7 @@ def test_outcomes_that_nobody_may_ask_for_are_cleared_away_now_and_then() -> Non
     assert [write.before_s - first for write in forgets] == [0.0, FORGET_EVERY_S, 2 * FORGET_EVERY_S]
 
 
-def test_a_disk_that_has_lost_something_is_not_asked_for_it_for_ever() -> None:
+def test_lost_messages_are_uncounted_by_an_empty_read() -> None:
     stand = town()
     queue(stand, b"1", b"22", b"333")
     last = stand.kept(mailbox("bob"))[-1]
@@ -86,7 +86,7 @@ def test_a_disk_that_has_lost_something_is_not_asked_for_it_for_ever() -> None:
     queue(stand)
 
 
-def test_while_some_are_on_their_way_the_rest_that_is_lost_is_not_counted_any_more() -> None:
+def test_lost_messages_are_uncounted_while_others_are_in_flight() -> None:
     stand = town()
     queue(stand, b"1", b"22", b"333")
     for entry in stand.kept(mailbox("bob"))[1:]:
@@ -101,11 +101,11 @@ def test_while_some_are_on_their_way_the_rest_that_is_lost_is_not_counted_any_mo
     assert stand.queued == (0, 0)
 
 
-def test_what_is_fetched_is_asked_for_once() -> None:
+def test_queue_is_fetched_once_at_a_time() -> None:
     stand = town()
     queue(stand, b"1")
     bob = stand.bridge()
     stand.commits = False
     for session in (1, 2, 3):
         stand.say(bob, Open(session, "bob"))
-    assert stand.reads == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]
+    assert [read.request for read in stand.reads] == [Fetch(mailbox("bob"), 0, 64, 1024 * 1024)]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.queues import SPARE_NUMBERS, Queues
-from bester.broker.core.records import COUNTED, SENT_OUT, TRANSITIONS, Event, State, next_state
-from bester.broker.core.values import Effects, Link, Settings
+from bester.broker.core.records import COUNTED, SENT_OUT, TRANSITIONS, Event, State, step_of
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import (
     Committed,
     End,
@@ -123,14 +124,14 @@ def test_every_event_is_used_and_a_message_in_flight_counts() -> None:
 )
 def test_illegal_event_is_loud(state: State, event: Event) -> None:
     with pytest.raises(AssertionError, match=event):
-        next_state(state, event)
+        step_of(state, event)
 
 
 def test_queues_are_loud_about_illegal_events() -> None:
     desk = Desk()
     writing = desk.enqueue()
     for wrong in (
-        lambda: desk.queues.end(writing, "delivered"),  # nobody can have answered it
+        lambda: desk.queues.end(writing, "delivered"),  # not sent: no answer can have come
         lambda: desk.queues.requeue(writing.number),
         lambda: desk.fetch(writing),
     ):

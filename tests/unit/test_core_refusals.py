@@ -1,4 +1,4 @@
-"""What a handler says to a failure: who is told, and what of it."""
+"""A handler's note to a failure: its readers, and its limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link, NoticeEvent
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.messages import (
     Confirm,
@@ -25,8 +26,8 @@ from bester.broker.wire.unsendable import expected_answer
 from tests.unit.core_stand import Stand, clients, handler, servers
 
 
-def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[str, str]]]:
-    """Return the reason and note of the sender's report where a handler replies this, and what the log says."""
+def refusal_of(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tuple[NoticeEvent, str]]]:
+    """Return the reason and note of the sender's report where a handler replies this, and the notes that are logged."""
     stand = Stand()
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     token = stand.submit(bridge, "t")
@@ -57,16 +58,16 @@ def said(reply_rest: tuple[Any, ...]) -> tuple[str | None, str | None, list[tupl
         ((99, [], "secret", "refused"), "handler-failed", None, "handler-failed"),
     ],
 )
-def test_status_and_code_say_the_reason_and_only_a_refusal_tells_its_note(
+def test_status_and_code_give_the_reason_and_only_a_refusal_gives_its_note(
     reply: tuple[Any, ...], reason: str, note: str | None, event: str
 ) -> None:
-    got_reason, got_note, logged = said(reply)
+    got_reason, got_note, logged = refusal_of(reply)
     assert (got_reason, got_note) == (reason, note)
     assert [each for each, _ in logged] == [event]
 
 
 def test_a_long_note_is_cut_for_sender_and_log() -> None:
-    _, note, logged = said((2, [], "x" * 10_000_000))
+    _, note, logged = refusal_of((2, [], "x" * 10_000_000))
     assert note is not None and len(note) == 500
     assert logged == [("handler-refused", note)]
 
@@ -94,7 +95,7 @@ def test_a_note_is_not_that_of_another_failure() -> None:
     assert (report.reason, report.note) == ("not-connected", None)
 
 
-def test_whoever_asks_again_is_told_the_same() -> None:
+def test_duplicate_gets_the_same_note() -> None:
     stand = Stand()
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     first = stand.submit(bridge, "t", dedup="d")
@@ -104,7 +105,7 @@ def test_whoever_asks_again_is_told_the_same() -> None:
     assert notes == {first: "too many", again: "too many"}
 
 
-def test_an_emit_is_told_why_what_it_handed_on_was_refused() -> None:
+def test_emission_gets_the_note_of_a_refused_result() -> None:
     stand = Stand()
     clock, worker = stand.handler("clock", name="c"), stand.handler("t")
     token = stand.emit(clock, "clock", handler("t"))
@@ -112,7 +113,7 @@ def test_an_emit_is_told_why_what_it_handed_on_was_refused() -> None:
     assert stand.one(clock, Outcome) == Outcome(token, 1, {"t": "failed:refused"}, "refused", "too many")
 
 
-def test_a_server_is_told_in_the_meta_of_its_answer() -> None:
+def test_note_for_a_server_is_in_the_meta_of_its_answer() -> None:
     stand = Stand(Settings("s1", open_accounts=True, routes={"s2": Route("s2", fabric="ipc://x")}))
     worker, server = stand.handler("t"), stand.server("s2")
     token = stand.relay(server, "t")
@@ -141,7 +142,7 @@ ELSEWHERE = {
         ("delivered", {"note": "too many"}, None, None),
     ],
 )
-def test_what_another_server_says_comes_back_made_safe(
+def test_note_of_another_server_is_made_safe(
     way: str, outcome: str, meta: dict[str, Any], reason: str | None, note: str | None
 ) -> None:
     stand = Stand(ELSEWHERE[way])
@@ -158,7 +159,7 @@ def test_what_another_server_says_comes_back_made_safe(
     assert (report.reason, report.note) == (reason, note)
 
 
-def test_what_was_refused_elsewhere_is_not_tried_again() -> None:
+def test_message_refused_elsewhere_is_not_tried_again() -> None:
     stand = Stand(ELSEWHERE["fabric"])
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2")
@@ -171,7 +172,7 @@ def test_what_was_refused_elsewhere_is_not_tried_again() -> None:
     assert stand.heard(link) == []
 
 
-# --- what cannot be sent ends as if it had been refused -------------------------------------------------------------
+# --- unsendable messages end as if refused ---------------------------------------------------------------------
 
 ERROR = WireError("malformed", "a text has half a surrogate pair in it")
 
@@ -195,7 +196,7 @@ def test_a_request_that_cannot_be_sent() -> None:
     assert stand.report(bridge).status == 0
 
 
-def test_a_delivery_that_cannot_be_sent_harms_none_before_or_behind_it() -> None:
+def test_unsendable_delivery_harms_no_other() -> None:
     stand = Stand()
     bridge, worker = stand.bridge("alice", "bob"), stand.handler("t")
     other = stand.bridge("carol", "dave", name="c")
@@ -211,7 +212,7 @@ def test_a_delivery_that_cannot_be_sent_harms_none_before_or_behind_it() -> None
 
 
 @pytest.mark.parametrize("way", ELSEWHERE)
-def test_what_cannot_be_sent_to_a_server_is_dead_and_does_not_hold_up_its_lane(way: str) -> None:
+def test_unsendable_relay_is_a_dead_letter_and_does_not_hold_up_its_lane(way: str) -> None:
     stand = Stand(ELSEWHERE[way])
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2") if way == "fabric" else bridge

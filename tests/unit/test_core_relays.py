@@ -1,10 +1,10 @@
-"""Durable queues to other servers: what waits there, in which order it goes, and what becomes of it."""
+"""Relays to other servers: queueing, order, answers and refusals."""
 
 from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits, Send
+from bester.broker.core.settings import Limits
 from bester.broker.store_requests import NUMBERS_A_LIFE, DeadLetter, Enqueue, Entry, lane
 from bester.broker.wire.messages import Error, Relay, Reply, Report
 from tests.unit.core_office import S2, Office, bodies_of, numbered
@@ -21,24 +21,23 @@ def marks_of(relays: list[Relay]) -> list[bool]:
     return [relay.meta.get("again", False) for relay in relays]
 
 
-# --- waiting ----------------------------------------------------------------------------------------------------------
+# --- queueing -------------------------------------------------------------------------------------------------------
 
 
-def test_the_core_says_queued_when_it_was_told_that_it_is_on_disk_and_not_before() -> None:
+def test_report_of_queued_comes_after_the_commit() -> None:
     office = Office()
     stand = office.stand
     token = stand.submit(office.bridge, "one")
     request = stand.request(office.one)
-    first = stand.router.receive(office.one, Reply(request.token, 0, [servers("s2")]), stand.now)
-    writes = [action for action in first if isinstance(action, Enqueue)]
-    assert len(writes) == 1
-    assert not [action for action in first if isinstance(action, Send)]
-    then = stand.router.on_committed(writes, stand.store.commit(writes), stand.now)
+    first = stand.router.receive_all(office.one, [Reply(request.token, 0, [servers("s2")])], stand.now)
+    assert [type(write) for write in first.writes] == [Enqueue]
+    assert not first.messages
+    then = stand.router.on_committed(first.writes, stand.store.commit(first.writes), stand.now)
     report = Report(token, 0, None, request.meta["id"], {"s2": "queued"})
-    assert [action.message for action in then if isinstance(action, Send)] == [report]
+    assert then.messages == {office.bridge: [report]}
 
 
-def test_what_is_kept_says_everything_about_the_message() -> None:
+def test_entry_has_everything_about_the_message() -> None:
     office = Office(ttl_s=100.0)
     office.sends("s2", "s2", body=b"-0")
     message = office.stand.report(office.bridge).message
@@ -49,7 +48,7 @@ def test_what_is_kept_says_everything_about_the_message() -> None:
     )  # fmt: skip
 
 
-def test_what_waits_goes_out_in_order_when_the_server_comes_back_and_is_over_when_it_answers() -> None:
+def test_lane_is_sent_in_order_when_the_link_opens_and_ended_by_answers() -> None:
     office = Office()
     office.queues(*numbered(3))
     entries = office.stand.kept(LANE)
@@ -70,7 +69,7 @@ def test_what_waits_goes_out_in_order_when_the_server_comes_back_and_is_over_whe
     assert office.stand.heard(office.bridge) == []
 
 
-def test_what_is_new_goes_behind_what_waits_and_straight_on_when_nothing_does() -> None:
+def test_new_message_goes_behind_ready_ones_and_at_once_without_any() -> None:
     office = Office(Limits(window=2))
     office.queues(*numbered(3))
     first = office.up()
@@ -102,7 +101,7 @@ def test_lanes_do_not_hold_each_other_up() -> None:
     assert (office.waiting("one"), office.waiting("two")) == ([b"1"], [])
 
 
-def test_the_bounds_of_a_server_count_all_its_lanes() -> None:
+def test_bounds_of_a_server_count_all_its_lanes() -> None:
     office = Office(server_messages=3)
     office.queues(b"1", b"2")
     office.queues(b"3", type_="two")
@@ -119,7 +118,7 @@ def test_the_bounds_of_a_server_count_all_its_lanes() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"server_messages": 2}, {"server_bytes": 9}])
-def test_above_a_bound_the_sender_is_told(bounds: dict[str, int]) -> None:
+def test_full_lane_is_refused(bounds: dict[str, int]) -> None:
     office = Office(None, **bounds)
     office.queues(b'"1"', b'"2"')
     office.sends("s2", body=b'"345"')
@@ -129,7 +128,7 @@ def test_above_a_bound_the_sender_is_told(bounds: dict[str, int]) -> None:
     office.queues(b'"345"')
 
 
-def test_only_so_many_types_wait_for_one_server() -> None:
+def test_lanes_of_one_server_are_bounded() -> None:
     office = Office(Limits(max_lanes=1))
     office.queues(b"1")
     office.sends("s2", type_="two")
@@ -137,7 +136,7 @@ def test_only_so_many_types_wait_for_one_server() -> None:
     office.queues(b"2")
 
 
-def test_what_cannot_be_written_is_told() -> None:
+def test_failed_commit_is_reported() -> None:
     office = Office()
     office.stand.store.full = True
     office.sends("s2")
@@ -149,10 +148,10 @@ def test_what_cannot_be_written_is_told() -> None:
     office.queues(b"1")
 
 
-# --- no answer --------------------------------------------------------------------------------------------------------
+# --- no answer ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_answered_is_sent_again_much_later_as_the_same() -> None:
+def test_unanswered_message_is_sent_again_under_its_id_and_number() -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -177,7 +176,7 @@ def test_what_is_not_answered_is_sent_again_much_later_as_the_same() -> None:
     assert office.waiting() == []
 
 
-def test_a_late_answer_that_it_cannot_be_taken_now_has_it_tried_again() -> None:
+def test_late_refusal_for_now_leads_to_another_try() -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -190,7 +189,7 @@ def test_a_late_answer_that_it_cannot_be_taken_now_has_it_tried_again() -> None:
     assert (again.meta["lane"][1], again.meta["again"]) == (first.meta["lane"][1], True)
 
 
-def test_an_answer_that_crosses_the_writing_ends_it() -> None:
+def test_answer_during_the_write_ends_the_message() -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -208,7 +207,7 @@ def test_an_answer_that_crosses_the_writing_ends_it() -> None:
     assert office.relays() == []
 
 
-def test_one_that_was_answered_while_the_disk_would_not_take_it_is_counted_out_once() -> None:
+def test_answer_during_a_failed_write_uncounts_the_message_once() -> None:
     office = Office()
     office.up()
     office.sends("s2", body=b"1")
@@ -231,7 +230,7 @@ def test_one_that_was_answered_while_the_disk_would_not_take_it_is_counted_out_o
     assert (office.stand.queued, office.waiting()) == ((0, 0), [])
 
 
-def test_what_is_on_a_link_that_breaks_goes_out_again_in_order_and_marked() -> None:
+def test_messages_on_a_lost_link_are_sent_again_in_order_and_marked() -> None:
     office = Office()
     office.up()
     tokens = [office.sends("s2", body=body) for body in numbered(3)]
@@ -250,11 +249,11 @@ def test_what_is_on_a_link_that_breaks_goes_out_again_in_order_and_marked() -> N
     assert marks_of(again) == [True, True, False]
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", ["no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full"])
-def test_what_cannot_be_taken_now_waits_and_is_tried_again(code: str) -> None:
+def test_message_refused_for_now_is_queued_and_tried_again(code: str) -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -272,7 +271,7 @@ def test_what_cannot_be_taken_now_waits_and_is_tried_again(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["unknown-type", "not-allowed", "handler-failed", "timeout", "malformed"])
-def test_what_will_not_be_taken_is_told_at_once(code: str) -> None:
+def test_final_refusal_is_reported_at_once(code: str) -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -281,7 +280,7 @@ def test_what_will_not_be_taken_is_told_at_once(code: str) -> None:
     assert (office.waiting(), office.dead()) == ([], [])
 
 
-def test_what_was_carried_out_in_part_is_not_sent_again() -> None:
+def test_message_carried_out_in_part_is_not_sent_again() -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -290,7 +289,7 @@ def test_what_was_carried_out_in_part_is_not_sent_again() -> None:
     assert office.waiting() == []
 
 
-def test_what_waited_and_will_not_be_taken_is_a_dead_letter() -> None:
+def test_queued_message_with_a_final_refusal_is_a_dead_letter() -> None:
     office = Office()
     office.sends("s2", body=b"[7]")
     message = office.stand.report(office.bridge).message
@@ -309,7 +308,7 @@ def test_what_waited_and_will_not_be_taken_is_a_dead_letter() -> None:
     assert office.stand.ask(office.bridge, "outcome", [1, message]).value == {"s2": "failed:unknown-type"}
 
 
-def test_an_answer_that_is_none_ends_it_too() -> None:
+def test_unreadable_answer_ends_the_message() -> None:
     office = Office()
     office.queues(b"1")
     relay = office.up()[0]
@@ -318,17 +317,17 @@ def test_an_answer_that_is_none_ends_it_too() -> None:
     assert office.waiting() == []
 
 
-def test_an_error_is_an_answer() -> None:
+def test_error_is_an_answer() -> None:
     office = Office()
     office.queues(b"1")
     office.stand.say(S2, Error("not-allowed", "not you", 30, office.up()[0].token))
     assert [letter.reason for letter in office.dead()] == ["not-allowed"]
 
 
-# --- lanes and numbers ------------------------------------------------------------------------------------------------
+# --- lanes and numbers ----------------------------------------------------------------------------------------------
 
 
-def test_numbers_rise_and_the_floor_is_what_is_not_settled() -> None:
+def test_numbers_rise_and_the_floor_is_the_first_unsettled() -> None:
     office = Office()
     office.up()
     for _ in range(3):
@@ -346,7 +345,7 @@ def test_numbers_rise_and_the_floor_is_what_is_not_settled() -> None:
     assert office.relay().meta["lane"][2] > third
 
 
-def test_each_lane_has_its_own_floor() -> None:
+def test_each_lane_has_a_floor() -> None:
     office = Office()
     office.up()
     office.sends("s2", type_="one")
@@ -355,18 +354,18 @@ def test_each_lane_has_its_own_floor() -> None:
     assert one.meta["lane"][2] < two.meta["lane"][1] == two.meta["lane"][2]
 
 
-def test_the_floor_stays_below_what_waits() -> None:
+def test_floor_stays_below_ready_messages() -> None:
     office = Office()
     office.up()
     office.sends("s2", body=b"0")
     waiting = office.relay().meta["lane"][1]
-    office.stand.wait(5.0)  # kept, and still on its way
+    office.stand.wait(5.0)  # queued, and still in flight
     assert office.waiting() == [b"0"]
     office.sends("s2", body=b"1")
     assert office.relay().meta["lane"][2] <= waiting
 
 
-def test_after_a_restart_the_same_goes_out_under_the_same_numbers_and_what_may_have_arrived_is_marked() -> None:
+def test_messages_after_a_restart_keep_their_numbers_and_sent_ones_are_marked() -> None:
     office = Office(Limits(window=2))
     office.queues(*numbered(3))
     first = office.up()
@@ -382,7 +381,7 @@ def test_after_a_restart_the_same_goes_out_under_the_same_numbers_and_what_may_h
     assert {relay.meta["lane"][0] for relay in again} == {"store"}
 
 
-def test_what_was_never_sent_before_a_restart_is_not_marked() -> None:
+def test_unsent_message_is_not_marked_after_a_restart() -> None:
     office = Office()
     office.queues(*numbered(2))
     office.restarts()

@@ -1,17 +1,17 @@
-"""Durable queues to servers of the native protocol, which a bridge reaches."""
+"""Relays to servers of the native protocol, which a bridge reaches."""
 
 from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Link, Notice
+from bester.broker.core.effects import Link, Notice
 from bester.broker.store_requests import Bounds, lane
 from bester.broker.wire.messages import Forward, Forwarded, Goodbye, Meta, Open, Submit
 from tests.unit.core_office import Office, numbered
 from tests.unit.core_stand import servers
 
 
-def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_one() -> None:
+def test_repeated_message_goes_behind_the_first_in_flight_and_both_are_one() -> None:
     office = Office()
     stand = office.stand
 
@@ -23,7 +23,7 @@ def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_o
     bridge = opens()
     stand.say(bridge, Submit(1, 1, "one", b"1", {}))
     stand.answer(office.one, servers("s2"))
-    stand.restart()  # before the bridge has heard that it waits
+    stand.restart()  # before the bridge has the report `queued`
     bridge, office.one = opens(), stand.handler("one")
     stand.wait(2.5)
     first = office.up()[0]
@@ -38,7 +38,7 @@ def test_a_repeat_goes_behind_the_first_though_that_is_on_its_way_and_both_are_o
     assert office.waiting() == []
 
 
-def test_to_a_native_server_it_waits_for_a_bridge() -> None:
+def test_message_to_a_native_server_is_queued_until_a_bridge_links() -> None:
     office = Office()
     stand = office.stand
     clock = stand.handler("clock", name="clock")
@@ -60,7 +60,7 @@ def test_to_a_native_server_it_waits_for_a_bridge() -> None:
     assert stand.kept(lane("s3", "clock")) == []
 
 
-def test_a_native_server_that_cannot_be_reached_is_tried_again_and_its_contact_counts() -> None:
+def test_unreachable_native_server_is_tried_again_and_contact_shortens_the_back_off() -> None:
     office = Office()
     stand = office.stand
     office.sends("s3")
@@ -84,7 +84,7 @@ def test_a_native_server_that_cannot_be_reached_is_tried_again_and_its_contact_c
     assert stand.kept(lane("s3", "one")) == []
 
 
-def test_of_many_on_a_bridge_that_goes_the_next_bridge_gets_them_soon() -> None:
+def test_messages_on_a_lost_bridge_go_to_the_next_soon() -> None:
     office = Office()
     stand = office.stand
     other = stand.bridge(name="other")
@@ -105,7 +105,7 @@ def test_of_many_on_a_bridge_that_goes_the_next_bridge_gets_them_soon() -> None:
     assert stand.kept(lane("s3", "one")) == []
 
 
-def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_return() -> None:
+def test_unreachable_native_server_gives_one_notice_and_its_return_another() -> None:
     office = Office()
     stand = office.stand
     lost = Notice("server-lost", {"server": "s3", "why": "nobody answers at 10.0.0.3:2223"})
@@ -120,9 +120,9 @@ def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_retur
         ("failed:unreachable", {"unsent": True}, [lost]),
         ("failed:unreachable", {"unsent": True}, [lost]),
         ("failed:unreachable", {}, [lost]),
-        ("failed:overloaded", {"unsent": True}, [lost]),  # the bridge had no room: nobody was asked
-        ("failed:no-handler", {"reported": True}, [lost, reached]),  # it has no handler, but it is there
-        ("failed:unreachable", {"reported": True}, [lost, reached]),  # it reports that of one further on
+        ("failed:overloaded", {"unsent": True}, [lost]),  # the bridge had no room: the server was not asked
+        ("failed:no-handler", {"reported": True}, [lost, reached]),  # the server has no handler, but is reachable
+        ("failed:unreachable", {"reported": True}, [lost, reached]),  # the report is about a server further on
     ):
         stand.wait(seconds)
         stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, outcome, meta))
@@ -130,11 +130,11 @@ def test_a_native_server_that_cannot_be_reached_is_said_once_and_so_is_its_retur
         seconds = max(1.0, 2 * seconds)
 
 
-def test_a_native_server_that_dies_with_a_message_in_hand_is_said_and_one_that_is_merely_silent_is_not() -> None:
+def test_native_server_that_dies_with_a_message_gives_a_notice_and_a_silent_one_does_not() -> None:
     office = Office()
     stand = office.stand
     office.sends("s3")
-    for _ in range(2):  # in peace, as besterd ends every connection
+    for _ in range(2):  # an orderly end, as of every connection of besterd
         stand.say(office.bridge, Forwarded(stand.one(office.bridge, Forward).token, "sent"))
         stand.wait(1.0)
     assert [notice.event for notice in stand.notices if notice.event == "server-lost"] == []
@@ -143,7 +143,7 @@ def test_a_native_server_that_dies_with_a_message_in_hand_is_said_and_one_that_i
     assert said == [Notice("server-lost", {"server": "s3", "why": "no report came from 10.0.0.3:2223"})]
 
 
-def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
+def test_unreachable_stranger_gives_no_notice() -> None:
     office = Office()
     stand = office.stand
     office.sends("10.9.9.9:1")
@@ -152,7 +152,7 @@ def test_a_stranger_that_cannot_be_reached_is_no_news() -> None:
     assert not [notice for notice in stand.notices if notice.event == "server-lost"]
 
 
-def test_a_server_lost_is_said_once() -> None:
+def test_lost_server_gives_one_notice() -> None:
     office = Office()
     for _ in range(3):
         office.down()

@@ -1,4 +1,4 @@
-"""Durable queues to other servers: back-off after failures, and messages whose time is over."""
+"""Relays to other servers: back-off after failures, and expired messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from bester.broker.store_requests import lane
 from tests.unit.core_office import Office, bodies_of, numbered
 from tests.unit.core_stand import servers
 
-# --- back-off ---------------------------------------------------------------------------------------------------------
+# --- back-off -------------------------------------------------------------------------------------------------------
 
 
 def tries(office: Office, seconds: float, outcome: str = "failed:no-handler") -> list[float]:
-    """Let time pass and refuse whatever comes; return when that was."""
+    """Let time pass and refuse every message; return the times of the tries."""
     start, times = office.stand.now, []
     while office.stand.now < start + seconds:
         office.stand.wait(0.5)
@@ -22,7 +22,7 @@ def tries(office: Office, seconds: float, outcome: str = "failed:no-handler") ->
     return times
 
 
-def test_it_is_tried_again_after_a_second_then_half_as_often_each_time_down_to_every_ten_minutes() -> None:
+def test_back_off_doubles_from_one_second_to_ten_minutes() -> None:
     office = Office(ttl_s=10_000.0)
     office.up()
     office.sends("s2")
@@ -32,7 +32,7 @@ def test_it_is_tried_again_after_a_second_then_half_as_often_each_time_down_to_e
     assert gaps == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 600.0, 600.0]
 
 
-def test_jitter_takes_up_to_half_of_it() -> None:
+def test_jitter_takes_up_to_half_of_the_back_off() -> None:
     office = Office(chance=0.0)
     office.up()
     office.sends("s2")
@@ -40,7 +40,7 @@ def test_jitter_takes_up_to_half_of_it() -> None:
     assert tries(office, 16.0) == [0.5, 1.5, 3.5, 7.5, 15.5]
 
 
-def test_many_that_fail_at_once_are_one_failure() -> None:
+def test_failures_at_once_are_one_failure() -> None:
     office = Office()
     office.queues(*numbered(40))
     for relay in office.up():
@@ -48,7 +48,7 @@ def test_many_that_fail_at_once_are_one_failure() -> None:
     assert tries(office, 7.0) == [1.0, 3.0, 7.0]
 
 
-def test_after_a_failure_one_is_tried_before_the_others() -> None:
+def test_one_message_is_tried_alone_after_a_failure() -> None:
     office = Office()
     office.queues(*numbered(5))
     for relay in office.up():
@@ -62,7 +62,7 @@ def test_after_a_failure_one_is_tried_before_the_others() -> None:
     assert bodies_of(office.relays()) == numbered(4, 1)
 
 
-def test_a_success_ends_the_back_off() -> None:
+def test_success_ends_the_back_off() -> None:
     office = Office()
     office.up()
     office.sends("s2")
@@ -75,7 +75,7 @@ def test_a_success_ends_the_back_off() -> None:
     assert tries(office, 3.0) == [1.0, 3.0]
 
 
-def test_while_it_backs_off_what_is_new_waits_too() -> None:
+def test_new_message_is_queued_during_the_back_off() -> None:
     office = Office()
     office.up()
     office.sends("s2", body=b"0")
@@ -85,7 +85,7 @@ def test_while_it_backs_off_what_is_new_waits_too() -> None:
     assert office.waiting() == [b"0", b"1"]
 
 
-def test_while_one_is_tried_after_a_failure_what_is_new_waits_too() -> None:
+def test_new_message_is_queued_during_the_try_after_a_failure() -> None:
     office = Office()
     office.up()
     office.sends("s2", body=b"0")
@@ -100,21 +100,21 @@ def test_while_one_is_tried_after_a_failure_what_is_new_waits_too() -> None:
 
 
 def slow(office: Office) -> None:
-    """Have something wait for s2 that was tried so often that it is not tried again soon."""
+    """Queue a message for s2 whose back-off is long."""
     office.up()
     office.sends("s2")
     office.answers(office.relay(), "failed:no-handler")
     assert len(tries(office, 260.0)) == 8
 
 
-def test_a_link_that_comes_up_has_it_tried_at_once() -> None:
+def test_open_link_ends_the_back_off() -> None:
     office = Office()
     slow(office)
     office.down()
     assert len(office.up()) == 1
 
 
-def test_whatever_the_server_says_has_it_tried_soon() -> None:
+def test_any_message_from_the_server_shortens_the_back_off() -> None:
     office = Office()
     slow(office)
     peer = office.stand.server("s2")
@@ -126,7 +126,7 @@ def test_whatever_the_server_says_has_it_tried_soon() -> None:
     assert tries(office, 3.0) == [2.0]
 
 
-def test_what_another_server_says_changes_nothing() -> None:
+def test_message_from_another_server_does_not_shorten_the_back_off() -> None:
     office = Office()
     slow(office)
     office.stand.submit(office.bridge, "nonsense", session=None, scope="server", address="10.0.0.3")
@@ -134,7 +134,7 @@ def test_what_another_server_says_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("outcome", "soon"), [("delivered", True), ("failed:no-handler", False)])
-def test_one_that_was_taken_on_one_lane_has_the_others_tried_soon(outcome: str, soon: bool) -> None:
+def test_success_on_one_lane_shortens_the_back_off_of_others(outcome: str, soon: bool) -> None:
     office = Office()
     office.up()
     office.sends("s2", type_="two")
@@ -148,10 +148,10 @@ def test_one_that_was_taken_on_one_lane_has_the_others_tried_soon(outcome: str, 
     assert ("two" in [relay.type for relay in office.relays()]) is soon
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_could_not_be_delivered_in_time_is_told_and_a_dead_letter() -> None:
+def test_expired_message_is_a_dead_letter_with_a_late_outcome() -> None:
     office = Office(ttl_s=20.0)
     office.sends("s2", outcome=True)
     message = office.stand.report(office.bridge).message
@@ -166,7 +166,7 @@ def test_what_could_not_be_delivered_in_time_is_told_and_a_dead_letter() -> None
     assert office.up() == []
 
 
-def test_a_relay_says_how_long_it_has() -> None:
+def test_relay_carries_its_time_to_live() -> None:
     office = Office(ttl_s=100.0)
     office.up()
     office.sends("s2")
@@ -180,14 +180,14 @@ def test_a_relay_says_how_long_it_has() -> None:
     assert [relay.meta["ttl_s"] for relay in office.up()] == pytest.approx([90.0, 20.0])
 
 
-def test_what_is_over_but_was_not_looked_at_yet_is_not_sent() -> None:
+def test_expired_message_is_not_sent() -> None:
     office = Office(ttl_s=10.0)
     office.queues(b"1")
     office.stand.now += 11.0
     assert office.up() == []
 
 
-def test_what_is_over_while_its_handler_works_does_not_begin_a_new_life_over_there() -> None:
+def test_message_that_expires_with_its_handler_has_no_time_to_live_at_the_server() -> None:
     office = Office()
     office.up()
     office.stand.submit(office.bridge, "one", ttl_s=1)

@@ -1,11 +1,12 @@
-"""What the end of a native server's connection means: no answer, or `sent`, by what is known of the server."""
+"""The end of a native server's connection without a report: no answer, or `sent`, by the findings on the server."""
 
 from __future__ import annotations
 
 import pytest
 
+from bester.broker.core.effects import Effects
 from bester.broker.core.reporters import MAX_COUNTED, MAX_STRANGERS, REPORTING_ENDS, SILENT_ENDS, Reporters
-from bester.broker.core.values import Effects, Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store_requests import SavePeer, lane
 from bester.broker.wire.messages import Forward, Forwarded, Meta, Report
 from tests.unit.core_stand import Stand, servers
@@ -16,7 +17,7 @@ WORD: Meta = {"reported": True}
 
 
 class Post:
-    """A server that knows s3, a native one, and sends alice's messages to it, or to a stranger."""
+    """A server that sends alice's messages to s3, a native server, or to a stranger."""
 
     def __init__(self, *, accept: str = "listed", reports: bool = True, ordered: bool = False) -> None:
         routes = {"s3": Route("s3", native=AT, reports=reports, ordered=ordered)}
@@ -42,7 +43,7 @@ class Post:
         return self.stand.one(self.bridge, Forward)
 
     def ends(self, outcome: str = "sent", **meta: bool) -> Forward:
-        """The connection of the message that is out ends so."""
+        """End the connection of the message in flight with this outcome."""
         forward = self.forward()
         self.stand.say(self.bridge, Forwarded(forward.token, outcome, dict(meta)))
         return forward
@@ -54,7 +55,7 @@ class Post:
         return [notice.fields for notice in self.stand.notices if notice.event == "reports-nothing"]
 
 
-def test_of_one_that_has_reported_a_silent_end_is_no_answer() -> None:
+def test_silent_end_of_a_server_that_has_reported_is_no_answer() -> None:
     post = Post()
     post.sends()
     post.ends("delivered", reported=True)
@@ -126,7 +127,7 @@ def test_report_on_another_message_proves_that_a_server_reports(between: tuple[s
         ("failed:handler-failed", WORD),
     ],
 )
-def test_any_report_is_one(outcome: str, meta: Meta) -> None:
+def test_any_report_counts(outcome: str, meta: Meta) -> None:
     post = Post()
     post.sends(type_="u")
     post.ends(outcome, **meta)
@@ -136,14 +137,14 @@ def test_any_report_is_one(outcome: str, meta: Meta) -> None:
     assert post.told() == {"s3": "queued"}
 
 
-def test_a_sent_that_was_reported_is_passed_on_as_sent() -> None:
+def test_reported_sent_stays_sent() -> None:
     post = Post()
     post.sends()
     post.ends("sent", reported=True)
     assert post.told() == {"s3": "sent"}
 
 
-def test_one_that_never_reports_is_found_out_at_the_third_silent_end_of_one_message() -> None:
+def test_third_silent_end_of_one_message_shows_a_server_that_never_reports() -> None:
     post = Post()
     post.sends()
     first = post.ends()
@@ -151,7 +152,7 @@ def test_one_that_never_reports_is_found_out_at_the_third_silent_end_of_one_mess
     post.stand.wait(1.0)
     second = post.ends()
     assert post.warned() == []
-    post.stand.wait(1.0)  # it can be reached: no need to wait ever longer
+    post.stand.wait(1.0)  # the server is reachable: the back-off does not grow
     third = post.ends()
     assert (first.meta.get("again"), second.meta["again"], third.meta["again"]) == (None, True, True)
     assert [said["server"] for said in post.warned()] == ["s3"]
@@ -161,7 +162,7 @@ def test_one_that_never_reports_is_found_out_at_the_third_silent_end_of_one_mess
     assert post.told() == {"s3": "sent"}, "it is known now"
 
 
-def test_silent_ends_of_several_messages_are_not_added_up() -> None:
+def test_silent_ends_of_several_messages_do_not_add_up() -> None:
     post = Post()
     for type_ in ("t", "u"):
         for _ in range(SILENT_ENDS - 1):
@@ -177,7 +178,7 @@ def test_silent_ends_of_several_messages_are_not_added_up() -> None:
     ("outcome", "meta"),
     [("failed:unreachable", {}), ("failed:unreachable", {"unsent": True}), ("failed:malformed", {})],
 )
-def test_silent_ends_count_running(outcome: str, meta: Meta) -> None:
+def test_silent_ends_count_only_in_a_row(outcome: str, meta: Meta) -> None:
     reporters, route = Reporters(Effects(), {}), Route("s3", native=AT)
     for _ in range(3):
         for _ in range(SILENT_ENDS - 1):
@@ -185,7 +186,7 @@ def test_silent_ends_count_running(outcome: str, meta: Meta) -> None:
         assert reporters.judge(route, "m", outcome, meta) == outcome
 
 
-def test_one_that_is_configured_to_report_nothing_is_believed_to() -> None:
+def test_server_configured_without_reports_is_believed() -> None:
     post = Post(reports=False)
     post.sends()
     post.ends()
@@ -195,7 +196,7 @@ def test_one_that_is_configured_to_report_nothing_is_believed_to() -> None:
     assert post.told() == {"s3": "queued"}, "a connection that was cut is no `sent`, whoever it was to"
 
 
-def test_what_was_learned_is_known_after_a_restart() -> None:
+def test_finding_on_a_server_survives_a_restart() -> None:
     post = Post()
     post.sends()
     post.ends("delivered", reported=True)
@@ -223,7 +224,7 @@ def test_what_was_learned_is_known_after_a_restart() -> None:
     assert post.told() == {"s3": "queued"}, "it has been replaced by one that reports"
 
 
-def test_a_server_that_has_moved_is_another_one() -> None:
+def test_server_at_another_address_is_another_one() -> None:
     reporters = Reporters(Effects(), {AT: False})
     assert reporters.judge(Route("s3", native=AT), "m", "sent", {}) == "sent"
     assert reporters.judge(Route("s3", native="10.0.0.4:2223"), "m", "sent", {}) == "failed:unreachable"
@@ -232,7 +233,7 @@ def test_a_server_that_has_moved_is_another_one() -> None:
 # --- strangers ---
 
 
-def test_a_stranger_that_never_reported_and_closes_in_peace_is_sent_to() -> None:
+def test_silent_end_of_a_stranger_is_sent() -> None:
     post = Post(accept="open")
     post.sends("10.9.9.9:1")
     post.ends()
@@ -248,7 +249,7 @@ def test_a_stranger_that_never_reported_and_closes_in_peace_is_sent_to() -> None
     assert post.told() == {"10.9.9.9:2": "sent"}
 
 
-def test_nothing_grows_for_ever() -> None:
+def test_findings_are_bounded() -> None:
     out = Effects()
     reporters, stranger, listed = Reporters(out, {}), Route("", native="h:1"), Route("s3", native=AT)
     for number in range(MAX_STRANGERS + 1):
@@ -265,7 +266,7 @@ def test_nothing_grows_for_ever() -> None:
 # --- order ---
 
 
-def test_in_order_the_next_goes_when_the_one_before_has_ended() -> None:
+def test_ordered_lane_sends_one_message_at_a_time() -> None:
     post = Post(ordered=True)
     for body in (b"1", b"2", b"3"):
         post.sends(body=body)
@@ -280,7 +281,7 @@ def test_in_order_the_next_goes_when_the_one_before_has_ended() -> None:
     assert got == [b"2", b"3"]
 
 
-def test_in_order_what_was_not_taken_goes_before_what_came_later() -> None:
+def test_ordered_lane_sends_a_refused_message_before_later_ones() -> None:
     post = Post(ordered=True)
     post.sends(body=b"1")
     post.ends("failed:no-handler", reported=True)
@@ -294,18 +295,18 @@ def test_in_order_what_was_not_taken_goes_before_what_came_later() -> None:
     assert got == [b"1", b"2"]
 
 
-def test_in_order_one_type_does_not_wait_for_another() -> None:
+def test_ordered_lanes_do_not_wait_for_each_other() -> None:
     post = Post(ordered=True)
     post.sends(type_="t", body=b"1")
     post.sends(type_="u", body=b"2")
     assert [forward.body for forward in post.stand.heard_of(post.bridge, Forward)] == [b"1", b"2"]
 
 
-def test_in_order_a_slow_server_holds_its_lane_and_a_lost_bridge_does_not_mix_it() -> None:
+def test_ordered_lane_keeps_its_order_over_a_slow_server_and_a_lost_bridge() -> None:
     post = Post(ordered=True)
     for body in (b"1", b"2", b"3"):
         post.sends(body=body)
-    post.stand.wait(6.0)  # the first one's sender is told that it waits; it is still out
+    post.stand.wait(6.0)  # the first message is reported as queued, and still in flight
     (first,) = post.stand.heard_of(post.bridge, Forward)
     link = post.stand.bridge(name="other")
     post.stand.take(post.stand.router.on_undeliverable(post.bridge, first, post.stand.now))

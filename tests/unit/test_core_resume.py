@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.broker.wire.messages import Confirm, Deliver, Goodbye, Hello, Message, Open, Reply, Request, Submit, Welcome
 from tests.unit.core_resume_stand import Bridge, good, town
 from tests.unit.core_stand import clients
@@ -98,7 +98,7 @@ def test_acknowledged_report_is_forgotten() -> None:
     bridge.relinks()
     bridge.submits(9, attempt=2)
     assert bridge.reports() == [good(9)]
-    bridge.submits(7, attempt=2)  # it would not; had it, nobody knew
+    bridge.submits(7, attempt=2)  # a bridge never does: the report was acknowledged
     assert stand.request(chat).meta["attempt"] == 2
 
 

@@ -1,13 +1,14 @@
-"""The router: who may say what, who is there, and what happens to those who go silent or say goodbye."""
+"""The router: permissions by role, joining, silence and goodbye."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # no types shipped
 import pytest
 
-from bester.broker.core.values import Link, Route, Send, Settings, Verify
+from bester.broker.core.effects import Link, Verify
+from bester.broker.core.settings import Route, Settings
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
@@ -39,15 +40,14 @@ HANDLER = {"types": ["t"]}
 
 
 def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *, version: int = 1) -> Error:
-    """What answers this HELLO on an ipc link, an ERROR."""
+    """Return the ERROR that answers this HELLO on an ipc link."""
     stand = Stand()
     link = stand.link()
     stand.say(link, Hello(version, role, name, options or {}))
     error = stand.one(link, Error)
     assert error.op == 1
-    assert stand.router.receive(link, Heartbeat(), stand.now) == [
-        Send(link, Error("hello-first", "this link is not known here; say HELLO"))
-    ]
+    effects = stand.router.receive_all(link, [Heartbeat()], stand.now)
+    assert effects.messages == {link: [Error("hello-first", "this link is not known here; say HELLO")]}
     return error
 
 
@@ -82,7 +82,7 @@ def refused(role: str, name: str = "n", options: dict[str, Any] | None = None, *
         (msgpack.packb([[1, 1, "handler"]]), "3 fields needed, 2 given"),
     ],
 )
-def test_what_was_meant_as_a_hello_is_told_what_is_wrong_with_it(frame: bytes, why: str) -> None:
+def test_malformed_hello_is_answered_with_its_fault(frame: bytes, why: str) -> None:
     stand = Stand()
     link = stand.link()
     for message in decode([frame]):
@@ -94,7 +94,7 @@ def test_what_was_meant_as_a_hello_is_told_what_is_wrong_with_it(frame: bytes, w
     assert why in stand.notices[0].fields["why"]
 
 
-def test_what_cannot_be_read_is_answered_as_seldom_and_hides_nothing_else() -> None:
+def test_undecodable_bytes_are_answered_rarely_and_hide_no_other_answer() -> None:
     stand = Stand()
     link = stand.link()
     (garbage,) = decode([b"\xc1"])
@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_answered_as_seldom_and_hides_nothing_else() -> N
     assert stand.one(link, Error).code == "malformed"
     for message in (Heartbeat(), garbage, Heartbeat(), garbage):
         stand.say(link, message)
-    assert stand.one(link, Error).code == "hello-first", "a link that was lost is told at once that it is"
+    assert stand.one(link, Error).code == "hello-first", "a lost link is answered at once"
     stand.wait(stand.settings.limits.heartbeat_s)
     stand.say(link, garbage)
     assert stand.one(link, Error).code == "malformed"
@@ -114,15 +114,15 @@ def test_what_cannot_be_read_is_answered_as_seldom_and_hides_nothing_else() -> N
 # --- greeting ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_welcome_says_who_answers_and_what_is_expected() -> None:
+def test_welcome_names_the_server_and_its_limits() -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, Hello(1, "handler", "h", HANDLER))
-    said = {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES, "life": "e"}
-    assert stand.heard(link) == [Welcome(1, "s1", {**said, "request_ms": 30_000})]
+    options = {"heartbeat_ms": 2000, "max_body": MAX_BODY_BYTES, "life": "e"}
+    assert stand.heard(link) == [Welcome(1, "s1", {**options, "request_ms": 30_000})]
     other = stand.link()
     stand.say(other, Hello(1, "bridge", "b", {}))
-    assert stand.heard(other) == [Welcome(1, "s1", said)]
+    assert stand.heard(other) == [Welcome(1, "s1", options)]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_other_refusals() -> None:
         assert refused("bridge", name).code == "malformed"
 
 
-def test_a_full_house_tells_newcomers_to_come_later_and_keeps_its_guests() -> None:
+def test_full_table_of_peers_refuses_newcomers_and_keeps_its_peers() -> None:
     stand = Stand(limited(max_parties=2))
     first = stand.handler("t")
     stand.bridge()
@@ -188,7 +188,7 @@ def test_unknown_options_are_ignored() -> None:
     stand.handler("t", software="mine", schema={"t": {}}, version="7", colour="blue")
 
 
-def test_hello_again_replaces_options_and_keeps_what_is_outstanding() -> None:
+def test_second_hello_replaces_options_and_keeps_messages_in_flight() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("t", credit=1)
     first, second = stand.submit(bridge, "t"), stand.submit(bridge, "t")
@@ -204,7 +204,7 @@ def test_hello_again_replaces_options_and_keeps_what_is_outstanding() -> None:
     assert [report.token for report in stand.heard_of(bridge, Report)] == [first, second, third]
 
 
-def test_hello_again_with_less_credit_and_another_type() -> None:
+def test_second_hello_with_less_credit_and_another_type() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("t", credit=3)
     for _ in range(3):
@@ -223,7 +223,7 @@ def test_hello_again_with_less_credit_and_another_type() -> None:
     assert stand.report(bridge).reason == "no-handler"
 
 
-def test_a_party_that_comes_back_in_another_role_is_another() -> None:
+def test_party_back_in_another_role_is_a_new_party() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
@@ -273,11 +273,11 @@ def test_a_stranger_is_told_to_say_hello_once_a_heartbeat() -> None:
         Confirm(5),
     ],
 )
-def test_whatever_a_stranger_says_is_not_acted_on(message: Any) -> None:
+def test_messages_before_hello_are_not_acted_on(message: Any) -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, message)
-    assert [type(said) for said in stand.heard(link)] == [Error]
+    assert [type(messages) for messages in stand.heard(link)] == [Error]
 
 
 def test_strangers_are_remembered_up_to_a_bound() -> None:
@@ -287,7 +287,7 @@ def test_strangers_are_remembered_up_to_a_bound() -> None:
     assert stand.state.strangers == 3
 
 
-def test_a_stranger_that_says_hello_is_one_no_longer() -> None:
+def test_hello_ends_being_a_stranger() -> None:
     stand = Stand()
     link = stand.link()
     stand.say(link, Heartbeat())
@@ -334,7 +334,7 @@ def test_a_direct_bridge_is_this_process_and_never_silent() -> None:
     assert stand.ask(bridge, "isClient", "alice").value is True
 
 
-def test_after_a_stop_of_its_own_the_silence_of_others_proves_nothing() -> None:
+def test_silence_after_a_pause_of_the_broker_proves_nothing() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
@@ -347,7 +347,7 @@ def test_after_a_stop_of_its_own_the_silence_of_others_proves_nothing() -> None:
     assert stand.heard_of(bridge, Report) == []
 
 
-def test_after_a_stop_of_its_own_what_is_overdue_is_given_up_when_the_others_had_time_to_speak() -> None:
+def test_overdue_messages_after_a_pause_are_given_up_when_the_others_had_time_to_speak() -> None:
     stand = Stand()
     bridge, one = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
@@ -374,17 +374,17 @@ def test_a_lost_bridge_takes_its_sessions_with_it_and_announces_them_again() -> 
 # --- leaving ----------------------------------------------------------------------------------------------------------
 
 
-def test_goodbye_is_echoed_after_the_last_request_and_what_is_held_is_finished() -> None:
+def test_goodbye_is_echoed_after_the_last_request_and_messages_in_flight_are_finished() -> None:
     stand = Stand()
     bridge, leaving = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
     stand.say(leaving, Goodbye(None))
     stand.submit(bridge, "t")
-    said = stand.heard(leaving)
-    assert [type(message) for message in said] == [Request, Goodbye]
+    messages = stand.heard(leaving)
+    assert [type(message) for message in messages] == [Request, Goodbye]
     stand.wait(3.0)
-    assert isinstance(said[0], Request)
-    stand.reply(leaving, said[0].token, clients("alice"))
+    assert isinstance(messages[0], Request)
+    stand.reply(leaving, messages[0].token, clients("alice"))
     stand.deliver(bridge)
     stand.say(leaving, Heartbeat())
     assert stand.one(leaving, Error).code == "hello-first", "it is forgotten"
@@ -405,7 +405,7 @@ def test_a_leaving_handler_that_dies_leaves_its_requests_to_others() -> None:
     stand.report(bridge)
 
 
-def test_a_leaving_handler_whose_last_reply_cannot_be_read_is_forgotten_too() -> None:
+def test_leaving_handler_whose_last_reply_is_malformed_is_forgotten() -> None:
     stand = Stand()
     bridge, leaving = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
@@ -480,7 +480,7 @@ def test_an_error_is_never_answered_by_one() -> None:
     assert stand.heard(link) == []
 
 
-def test_what_cannot_be_read_is_answered_and_the_link_stays() -> None:
+def test_undecodable_message_is_answered_and_the_link_stays() -> None:
     stand = Stand()
     link = stand.handler("t")
     stand.say(link, Malformed("unknown-op", "op 99", 99, None))
@@ -526,7 +526,7 @@ def test_a_session_that_closed_while_its_password_was_checked_is_no_target() -> 
 
 
 @pytest.mark.parametrize(("session", "type_", "code"), [(9, "t", "not-allowed"), (1, "bester.x", "reserved")])
-def test_a_submit_that_may_not_be_is_refused(session: int, type_: str, code: str) -> None:
+def test_submit_without_a_session_is_refused(session: int, type_: str, code: str) -> None:
     stand = Stand()
     bridge = stand.bridge("alice")
     stand.handler("t")
@@ -535,7 +535,7 @@ def test_a_submit_that_may_not_be_is_refused(session: int, type_: str, code: str
     assert stand.router.idle
 
 
-def test_a_session_of_another_bridge_is_none_of_this_one() -> None:
+def test_session_of_another_bridge_is_unknown_on_this_one() -> None:
     stand = Stand()
     stand.bridge("alice", "bob")
     second = stand.bridge("carol")
@@ -546,7 +546,7 @@ def test_a_session_of_another_bridge_is_none_of_this_one() -> None:
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
-def test_questions_are_answered_with_the_truth() -> None:
+def test_questions_are_answered() -> None:
     stand = Stand(Settings("s1", open_accounts=True, admin_info="call 112"))
     bridge, one = stand.bridge("bob", "alice", "alice"), stand.handler("t")
     assert stand.ask(one, "listClients").value == ["alice", "bob"]

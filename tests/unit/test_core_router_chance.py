@@ -1,4 +1,4 @@
-"""The router by chance: whatever comes in whatever order, nothing is raised and nothing is left over."""
+"""The router under random input: nothing is raised and no state is left over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bester.broker.core.values import Limits, Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Limits, Route, Settings
 from bester.broker.wire.messages import OPERATIONS, Command, Confirm, Deliver, Emit, Heartbeat, Hello, Malformed, Reply
 from tests.unit.core_stand import Stand
 
@@ -77,7 +78,7 @@ LINKS = [Link("ipc", b"1"), Link("ipc", b"2"), Link("tcp", b"3"), Link("direct",
     st.lists(st.tuples(st.sampled_from(LINKS), messages(), st.sampled_from([0.0, 0.0, 0.3, 7.0, 40.0])), max_size=40)
 )
 @hypothesis_settings(max_examples=150)
-def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple[Link, Any, float]]) -> None:
+def test_no_input_makes_the_router_raise_or_leak(steps: list[tuple[Link, Any, float]]) -> None:
     routes = {"s2": Route("s2", fabric="ipc:///x")}
     stand = Stand(Settings("s1", open_accounts=True, accept="open", routes=routes, limits=Limits(max_held=5)))
     stand.take(stand.router.on_server_ready("s2", stand.now))
@@ -85,7 +86,7 @@ def test_nothing_that_comes_makes_it_raise_or_keep_what_is_over(said: list[tuple
         stand.say(
             link, Hello(1, ("handler", "bridge", "handler")[LINKS.index(link)], "n", {"types": ["t"], "credit": 2})
         )
-    for link, message, seconds in said:
+    for link, message, seconds in steps:
         stand.say(link, message)
         if seconds:
             stand.now += seconds

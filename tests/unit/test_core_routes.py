@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bester.broker.core.routes import Routes
-from bester.broker.core.values import Route
+from bester.broker.core.settings import Route
 
 
 def test_server_is_found_by_name_and_by_address() -> None:

@@ -1,4 +1,4 @@
-"""Servers that are not listed: nothing they say is believed, but what they say is a repetition is marked as one."""
+"""Servers that are not listed: their claims are not believed, but that a message is a duplicate, which is marked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bester.broker.core.values import Link, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Settings
 from bester.broker.wire.messages import Deliver
 from tests.unit.core_stand import Stand, clients, handler
 
@@ -18,7 +19,7 @@ def town() -> Stand:
 
 
 def arrive(stand: Stand, door: str, **meta: Any) -> None:
-    """A stranger's message for bob comes in, over a keyless tcp fabric or by the native protocol."""
+    """Receive a stranger's message for bob, over a keyless tcp fabric or by the native protocol."""
     if door == "native":
         bridge = stand.bridge(name="n")
         stand.submit(bridge, "chat", session=None, scope="server", address=STRANGER, **meta)
@@ -37,7 +38,7 @@ def delivered(stand: Stand, bob: Link, chat: Link) -> Deliver:
     [({}, None), ({"again": True}, True), ({"again": False}, None), ({"again": 1}, None), ({"attempt": 2}, True)],
     ids=str,
 )
-def test_a_strangers_repetition_is_marked_and_its_id_is_not_believed(
+def test_strangers_duplicate_is_marked_and_its_id_is_not_believed(
     door: str, meta: dict[str, Any], marked: bool | None
 ) -> None:
     stand = town()
@@ -50,7 +51,7 @@ def test_a_strangers_repetition_is_marked_and_its_id_is_not_believed(
     assert delivered(stand, bob, chat).id != first.id
 
 
-def test_the_mark_survives_what_waits_on_disk_and_what_is_sent_on() -> None:
+def test_mark_survives_a_queue_and_a_relay() -> None:
     stand = town()
     chat, room = stand.handler("chat"), stand.handler("room")
     arrive(stand, "tcp", again=True)

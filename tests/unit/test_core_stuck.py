@@ -1,4 +1,5 @@
-"""Handlers that are of no use though they live: what they hold is over, or they fell silent. Nobody waits for them."""
+"""Handlers that are useless though they live: settled messages hold their credit, or they fell silent. Nobody waits for
+them."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Link, Restart
 from bester.broker.core.restarts import STUCK_WHY
-from bester.broker.core.values import Limits, Link, Restart, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import Budget, Bury
 from bester.broker.wire.messages import Command, Error, Goodbye, Heartbeat, Hello, Report, Request, Welcome
 from tests.unit.core_stand import Stand, clients
@@ -58,7 +60,7 @@ def report_after(stand: Stand, bridge: Link, seconds: float) -> tuple[str | None
 # --- stuck ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_handler_whose_places_are_all_over_is_said_so_and_is_to_be_started_again() -> None:
+def test_handler_full_of_settled_messages_is_logged_and_to_be_restarted() -> None:
     ward = Ward("job", "other")
     ward.stand.processes[ward.handler] = 77
     ward.stand.say(ward.handler, Hello(1, "handler", "h", {"types": ["job", "other"], "credit": 2}))
@@ -66,15 +68,15 @@ def test_a_handler_whose_places_are_all_over_is_said_so_and_is_to_be_started_aga
     ward.stand.wait(4.5)
     assert ward.notices("handler-stuck") == []
     ward.stand.wait(1.0)
-    (said,) = ward.notices("handler-stuck")
-    assert said == {"name": "h", "types": ["job", "other"], "places": 2, "oldest_s": 8.0, "why": STUCK_WHY}
+    (logged,) = ward.notices("handler-stuck")
+    assert logged == {"name": "h", "types": ["job", "other"], "places": 2, "oldest_s": 8.0, "why": STUCK_WHY}
     assert ward.stand.restarts == [Restart(77, "h", STUCK_WHY)]
     ward.stand.wait(60.0)
     assert len(ward.notices("handler-stuck")) == len(ward.stand.restarts) == 1
 
 
 @pytest.mark.parametrize(("credit", "hanging"), [(3, 2), (256, 200)])
-def test_one_with_a_place_left_goes_on(credit: int, hanging: int) -> None:
+def test_handler_with_credit_left_goes_on(credit: int, hanging: int) -> None:
     ward = Ward(credit=credit)
     ward.hang(hanging)
     ward.stand.wait(30.0)
@@ -84,7 +86,7 @@ def test_one_with_a_place_left_goes_on(credit: int, hanging: int) -> None:
     assert ward.notices("handler-stuck") == []
 
 
-def test_one_that_gives_a_place_back_in_time_is_not_stuck() -> None:
+def test_handler_that_frees_credit_in_time_is_not_stuck() -> None:
     ward = Ward()
     first, _ = ward.hang(2)
     ward.stand.wait(4.5)
@@ -94,7 +96,7 @@ def test_one_that_gives_a_place_back_in_time_is_not_stuck() -> None:
     assert ward.stand.restarts == []
 
 
-def test_what_waits_for_a_stuck_one_alone_learns_so_soon() -> None:
+def test_message_waiting_for_a_stuck_handler_alone_fails_soon() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -103,7 +105,7 @@ def test_what_waits_for_a_stuck_one_alone_learns_so_soon() -> None:
     assert report_after(ward.stand, ward.bridge, 30.0) == ("no-handler", 5.0)
 
 
-def test_what_waits_for_a_stuck_one_goes_to_another_that_comes() -> None:
+def test_message_waiting_for_a_stuck_handler_goes_to_a_newcomer() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -113,7 +115,7 @@ def test_what_waits_for_a_stuck_one_goes_to_another_that_comes() -> None:
     assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_among_others_is_passed_over() -> None:
+def test_stuck_handler_among_others_is_passed_over() -> None:
     ward = Ward()
     other = ward.stand.handler("job", name="other", credit=1)
     for _ in range(3):
@@ -129,7 +131,7 @@ def test_a_stuck_one_among_others_is_passed_over() -> None:
         assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_that_answers_is_counted_on_again() -> None:
+def test_stuck_handler_that_answers_is_used_again() -> None:
     ward = Ward()
     first, second = ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -148,7 +150,7 @@ def test_a_stuck_one_that_answers_is_counted_on_again() -> None:
     assert len(ward.stand.heard_of(ward.handler, Request)) == 2
 
 
-def test_one_that_becomes_stuck_twice_is_said_so_twice() -> None:
+def test_handler_stuck_twice_is_logged_twice() -> None:
     ward = Ward(credit=1)
     for _ in range(2):
         (token,) = ward.hang(1)
@@ -158,7 +160,7 @@ def test_one_that_becomes_stuck_twice_is_said_so_twice() -> None:
     assert len(ward.notices("handler-stuck")) == len(ward.notices("handler-unstuck")) == 2
 
 
-def test_a_stuck_one_that_says_hello_with_more_credit_has_places_again() -> None:
+def test_stuck_handler_that_says_hello_with_more_credit_is_used_again() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.wait(6.0)
@@ -168,7 +170,7 @@ def test_a_stuck_one_that_says_hello_with_more_credit_has_places_again() -> None
     assert ward.stand.report(ward.bridge).status == 0
 
 
-def test_a_stuck_one_that_leaves_does_not_come_back_by_an_answer() -> None:
+def test_stuck_handler_that_leaves_does_not_come_back_by_an_answer() -> None:
     ward = Ward()
     first, second = ward.hang(2)
     ward.stand.wait(6.0)
@@ -181,19 +183,19 @@ def test_a_stuck_one_that_leaves_does_not_come_back_by_an_answer() -> None:
     assert report_after(ward.stand, ward.bridge, 30.0)[0] == "no-handler"
 
 
-def test_a_users_messages_do_not_wait_in_order_for_a_stuck_one() -> None:
+def test_message_group_does_not_wait_for_a_stuck_handler() -> None:
     ward = Ward(credit=1, order={"job": "user"})
     ward.hang(1)
     ward.stand.submit(ward.bridge, "job", b"2")
     ward.stand.submit(ward.bridge, "job", b"3")
     other = ward.stand.handler("job", name="other", credit=1, order={"job": "user"})
     ward.stand.wait(2.0)
-    assert ward.stand.heard_of(other, Request) == []  # they are bound to the one that hangs
+    assert ward.stand.heard_of(other, Request) == []  # bound to the stuck handler
     ward.stand.wait(4.0)
     assert [ward.stand.answer(other).body for _ in range(2)] == [b"2", b"3"]
 
 
-def test_the_end_does_not_wait_for_what_nobody_will_answer() -> None:
+def test_drain_does_not_wait_for_a_stuck_handler() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.submit(ward.bridge, "job")
@@ -205,12 +207,12 @@ def test_the_end_does_not_wait_for_what_nobody_will_answer() -> None:
     assert ward.stand.restarts == []
 
 
-def test_the_end_waits_for_a_handler_that_has_only_just_died() -> None:
+def test_drain_waits_for_a_handler_that_has_just_died() -> None:
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     ward.stand.router.drain()
     ward.stand.take(ward.stand.router.on_undeliverable(ward.handler, Heartbeat(), ward.stand.now))
-    ward.stand.wait(3.0)  # whoever has started it may start it again
+    ward.stand.wait(3.0)  # for the program that started the process
     ward.stand.answer(ward.stand.handler("job"))
     assert ward.stand.report(ward.bridge).status == 0
 
@@ -220,7 +222,7 @@ def test_the_end_waits_for_a_handler_that_has_only_just_died() -> None:
 
 @pytest.mark.parametrize(("after_s", "reason"), [(2.9, "handler-failed"), (3.0, "timeout"), (3.4, "timeout")])
 def test_a_failure_after_the_messages_time_is_a_timeout(after_s: float, reason: str) -> None:
-    """A handler that knows its deadline gives up when it is over, and may be quicker than the broker's next look."""
+    """A handler that knows its deadline gives up in time, and may be quicker than the broker's next tick."""
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
@@ -245,7 +247,7 @@ def test_a_failure_after_the_senders_time_is_expired() -> None:
     assert ward.stand.report(ward.bridge).reason == "expired"
 
 
-def test_a_late_success_before_anybody_has_looked_still_counts() -> None:
+def test_late_success_before_the_tick_still_counts() -> None:
     ward = Ward()
     ward.stand.submit(ward.bridge, "job")
     request = ward.stand.request(ward.handler)
@@ -281,15 +283,17 @@ def test_a_welcome_says_how_long_messages_may_take() -> None:
     ):
         link = stand.link()
         stand.say(link, Hello(1, "handler", "h", options))
-        said = stand.one(link, Welcome).options
-        assert {key: value for key, value in said.items() if key.endswith("s_ms") or key == "request_ms"} == expected
+        welcomed = stand.one(link, Welcome).options
+        assert {
+            key: value for key, value in welcomed.items() if key.endswith("s_ms") or key == "request_ms"
+        } == expected
 
 
 # --- fallen silent --------------------------------------------------------------------------------------------------
 
 
 def silenced(process: int | None = 5, **options: Any) -> Ward:
-    """A handler of a known process that holds a message and is heard no more."""
+    """Return a handler of a known process that holds a message and falls silent."""
     ward = Ward(**options)
     if process is not None:
         ward.stand.processes[ward.handler] = process
@@ -303,7 +307,7 @@ def lost(ward: Ward) -> list[str]:
     return [fields["why"] for fields in ward.notices("lost")]
 
 
-def test_one_that_fell_silent_and_stays_away_is_to_be_started_again() -> None:
+def test_fallen_handler_that_stays_away_is_to_be_restarted() -> None:
     ward = silenced()
     ward.stand.wait(6.5)
     assert lost(ward) == ["fallen silent"]
@@ -316,7 +320,7 @@ def test_one_that_fell_silent_and_stays_away_is_to_be_started_again() -> None:
     assert len(ward.stand.restarts) == 1
 
 
-def test_one_that_comes_back_on_whatever_link_is_not() -> None:
+def test_fallen_handler_back_on_any_link_is_not_restarted() -> None:
     ward = silenced()
     ward.stand.wait(20.0)
     link = ward.stand.link()
@@ -333,7 +337,7 @@ def test_one_that_comes_back_on_whatever_link_is_not() -> None:
     assert ward.stand.restarts == []
 
 
-def test_one_whose_process_is_not_known_is_only_lost() -> None:
+def test_fallen_handler_of_unknown_process_is_only_lost() -> None:
     ward = silenced(process=None)
     ward.stand.wait(60.0)
     assert lost(ward) == ["fallen silent"]
@@ -366,7 +370,7 @@ def test_a_lease_shorter_than_the_heartbeats_counts_as_before() -> None:
     assert lost(ward) == ["fallen silent"]
 
 
-def test_of_many_that_fell_silent_the_oldest_are_forgotten() -> None:
+def test_oldest_fallen_handlers_are_forgotten() -> None:
     stand = Stand(Settings("s1", open_accounts=True, limits=Limits(max_fallen=3)))
     for number in range(5):
         link = stand.link()
@@ -393,7 +397,7 @@ def test_a_process_that_fell_silent_on_two_links_holds_up_no_other() -> None:
     assert [restart.process for restart in stand.restarts] == [2, 1]
 
 
-def test_nothing_of_it_concerns_bridges_and_operators() -> None:
+def test_bridges_and_operators_are_never_restarted() -> None:
     stand = Stand()
     for role in ("bridge", "operator"):
         link = stand.link()

@@ -1,4 +1,4 @@
-"""A worker dies with several messages in its hands: the one it died over is found, and nobody else is blamed."""
+"""A worker dies with several messages in flight: the message that kills is found, and no other is blamed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Settings
 from bester.broker.core.suspects import DRAIN_S
-from bester.broker.core.values import Link, Settings
 from bester.broker.store_requests import Budget, DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
 from tests.unit.core_stand import Stand, clients
@@ -16,7 +17,7 @@ POISON = b'"poison"'
 
 
 class Ward:
-    """A stand with handlers that die over poison as soon as they have it, and answer all else when they are told to."""
+    """A stand with handlers that die over poison at once, and answer all other messages when told to."""
 
     def __init__(
         self, workers: int = 1, *, credit: int = 100, types: tuple[str, ...] = ("t",), attempts: int = 3, **options: Any
@@ -26,7 +27,7 @@ class Ward:
         self.stand.wait(3.0)
         self.bridge = self.stand.bridge("alice", "bob")
         self.types, self.credit, self.options = types, credit, options
-        self.deaths: list[list[bytes]] = []  # what each had in its hands
+        self.deaths: list[list[bytes]] = []  # messages in flight by handler
         self.hands: dict[Link, list[Request]] = {}
         self.tokens: dict[int, bytes] = {}
         for _ in range(workers):
@@ -62,7 +63,8 @@ class Ward:
         return request.body
 
     def work(self, rounds: int = 1000) -> None:
-        """Whoever holds poison dies over it, and is started again; the others answer one message each; to the end."""
+        """Let handlers that hold poison die and be restarted, and the others answer one message each, until all is
+        done."""
         for _ in range(rounds):
             busy = [link for link, held in self.hands.items() if held]
             if not busy:
@@ -76,16 +78,16 @@ class Ward:
         raise AssertionError("it goes on for ever")
 
     def reports(self) -> dict[bytes, list[str | None]]:
-        said: dict[bytes, list[str | None]] = {}
+        reasons: dict[bytes, list[str | None]] = {}
         for report in self.stand.heard_of(self.bridge, Report):
-            said.setdefault(self.tokens[report.token], []).append(report.reason)
-        return said
+            reasons.setdefault(self.tokens[report.token], []).append(report.reason)
+        return reasons
 
     def letters(self) -> list[DeadLetter]:
         return self.stand.dead()[::-1]
 
     def is_well(self) -> None:
-        """Everything is over, and nothing is left of it."""
+        """Check that every message has ended, and no state is left."""
         state = self.stand.state
         assert self.stand.router.idle
         assert (state.jobs, state.workers.waiting) == (0, {})
@@ -94,7 +96,7 @@ class Ward:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("place", [0, 5, 9])
-def test_of_ten_in_hand_the_one_that_kills_is_given_up_and_the_others_are_done(workers: int, place: int) -> None:
+def test_killer_among_ten_in_flight_is_given_up_and_the_others_are_done(workers: int, place: int) -> None:
     ward = Ward(workers)
     bodies = [b"%d" % number for number in range(10)]
     bodies[place] = POISON
@@ -123,13 +125,13 @@ def test_256_innocent_ones_of_several_users_types_and_servers_survive_two_that_k
     ward.work(2000)
     reports = ward.reports()
     assert reports.pop(POISON) == ["handler-lost"] * 2
-    assert all(said == [None] for said in reports.values())
+    assert all(reasons == [None] for reasons in reports.values())
     assert [answer.outcome for answer in ward.stand.heard_of(peer, Relayed)] == ["delivered"] * 5
     assert [letter.body for letter in ward.letters()] == [POISON] * 2
     ward.is_well()
 
 
-def test_a_death_alone_uses_up_an_attempt_and_one_among_others_does_not() -> None:
+def test_death_over_a_lone_message_uses_up_an_attempt_and_one_among_others_does_not() -> None:
     ward = Ward(1, attempts=2)
     for _ in range(3):
         ward.submit(POISON)
@@ -143,7 +145,7 @@ def test_a_death_alone_uses_up_an_attempt_and_one_among_others_does_not() -> Non
     ward.is_well()
 
 
-def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> None:
+def test_suspect_is_alone_with_its_worker_and_new_messages_go_to_others() -> None:
     ward = Ward(3, credit=4)
     first, second, third = ward.hands
     for number in range(6):
@@ -152,7 +154,7 @@ def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> 
     assert len(held) == 2
     ward.kill(first)
     aside = [link for link in (second, third) if ward.hands[link]]
-    assert ward.holding() == [[b"1", b"4"], [b"2", b"5"]], "one of them finishes what it has before"
+    assert ward.holding() == [[b"1", b"4"], [b"2", b"5"]], "one of them finishes its messages in flight first"
     ward.submit(b"new")
     (other,) = [link for link in aside if b"new" in [request.body for request in ward.hands[link]]]
     (quiet,) = [link for link in aside if link is not other]
@@ -162,7 +164,7 @@ def test_a_suspect_is_alone_with_its_worker_and_what_is_new_goes_to_others() -> 
     assert not ward.hands[quiet]
 
 
-def test_the_first_of_them_is_given_first_and_before_what_waits() -> None:
+def test_first_suspect_is_given_first_and_before_waiting_messages() -> None:
     ward = Ward(1, credit=3)
     for number in range(5):
         ward.submit(b"%d" % number)
@@ -177,7 +179,7 @@ def test_the_first_of_them_is_given_first_and_before_what_waits() -> None:
     assert [request.body for request in ward.hands[link]] == [b"3", b"4"], "after that it takes several again"
 
 
-def test_the_mates_of_the_one_that_kills_are_cleared_at_its_first_death_alone() -> None:
+def test_group_of_the_killer_is_cleared_at_its_first_death_alone() -> None:
     ward = Ward(1, credit=10)
     for body in (POISON, b"1", b"2", b"3"):
         ward.submit(body)
@@ -191,7 +193,7 @@ def test_the_mates_of_the_one_that_kills_are_cleared_at_its_first_death_alone() 
     assert [request.body for request in ward.hands[other]] == [b"1", b"2", b"3"], "together, as before"
 
 
-def test_in_order_each_users_messages_stay_in_their_order() -> None:
+def test_suspects_of_an_ordered_type_keep_each_users_order() -> None:
     ward = Ward(2, credit=4, order={"t": "user"})
     bodies = [b"%d" % number for number in range(12)]
     for number, body in enumerate(bodies):
@@ -209,7 +211,7 @@ def test_in_order_each_users_messages_stay_in_their_order() -> None:
     ward.is_well()
 
 
-def test_one_that_was_over_when_its_worker_died_leaves_the_others_suspected() -> None:
+def test_settled_message_of_a_dead_worker_leaves_the_others_suspected() -> None:
     ward = Ward(1, credit=4)
     ward.submit(b"hangs")
     ward.stand.wait(31.0)
@@ -226,7 +228,7 @@ def test_one_that_was_over_when_its_worker_died_leaves_the_others_suspected() ->
     assert ward.reports() == {b"innocent": ["handler-lost"]}
 
 
-def test_a_worker_that_hangs_does_not_keep_suspects_waiting_for_it() -> None:
+def test_stuck_worker_is_not_waited_for_by_suspects() -> None:
     ward = Ward(2, credit=2)
     ward.submit(b"hangs")
     (other,) = [link for link, held in ward.hands.items() if not held]
@@ -302,7 +304,7 @@ def test_deaths_of_a_suspect_are_remembered_where_messages_that_are_over_die_wit
     ward.is_well()
 
 
-def test_one_that_leaves_finishes_its_suspect_and_the_others_go_elsewhere() -> None:
+def test_leaving_worker_finishes_its_suspect_and_the_others_go_elsewhere() -> None:
     ward = Ward(1, credit=3)
     for number in range(3):
         ward.submit(b"%d" % number)
@@ -319,7 +321,7 @@ def test_one_that_leaves_finishes_its_suspect_and_the_others_go_elsewhere() -> N
     ward.is_well()
 
 
-def test_what_a_dead_handler_had_waits_longer_for_one_that_is_started_again_than_what_is_new() -> None:
+def test_message_of_a_dead_handler_waits_longer_for_a_restart_than_a_new_one() -> None:
     ward = Ward(1)
     for body in (b"1", b"2"):
         ward.submit(body)
@@ -334,7 +336,7 @@ def test_what_a_dead_handler_had_waits_longer_for_one_that_is_started_again_than
     assert ward.reports() == {b"1": [None], b"2": [None]}
 
 
-def test_what_is_suspected_for_very_long_is_a_dead_letter() -> None:
+def test_suspect_that_waits_too_long_is_a_dead_letter() -> None:
     ward = Ward(1, lease_ms=600_000)
     for body in (b"1", b"2"):
         ward.submit(body)
@@ -347,14 +349,14 @@ def test_what_is_suspected_for_very_long_is_a_dead_letter() -> None:
     assert sorted(letter.reason for letter in ward.letters()) == ["handler-lost", "timeout"]
 
 
-def test_the_log_says_how_many_are_suspected() -> None:
+def test_log_counts_the_suspects() -> None:
     ward = Ward(1, types=("t", "u"))
     for number in range(4):
         ward.submit(b"%d" % number, "tu"[number % 2])
     (link,) = ward.hands
     ward.kill(link)
-    said = [notice.fields for notice in ward.stand.notices if notice.event == "suspected"]
-    assert said == [{"messages": 4, "types": ["t", "u"]}]
+    logged = [notice.fields for notice in ward.stand.notices if notice.event == "suspected"]
+    assert logged == [{"messages": 4, "types": ["t", "u"]}]
 
 
 def test_results_of_a_suspect_are_delivered_as_usual() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import count
 
 from bester.broker.core.cases import Case, Kind
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route
 from bester.broker.core.transfers import Transfer, Transfers
-from bester.broker.core.values import Link, Route
 from bester.broker.store_requests import Entry, lane
 
 OUT = Link("server", b"s2")

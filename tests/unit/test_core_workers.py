@@ -1,4 +1,4 @@
-"""Which handler gets which message: least loaded, chunks when deep, order where asked, none lost, none starved."""
+"""The choice of a worker: least loaded, chunks when queues are deep, order where asked, none lost, none starved."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bester.broker.core.cases import Case, Kind
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.pools import CHUNK, Worker
-from bester.broker.core.values import Limits, Link, Settings
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import Error, Goodbye, Heartbeat, Hello, Reply, Report, Request, Submit
 from tests.unit.core_stand import Stand
@@ -26,7 +27,7 @@ def job(type_: str = "t", user: str | None = "u", id_: str = "m") -> Job:
 
 
 class Crew:
-    """Workers of a `Workers`, given messages the way the exchange gives them."""
+    """Workers of a `Workers`, given messages the way the dispatcher gives them."""
 
     def __init__(self, *credits_: int, types: str = "t", ordered: str = "") -> None:
         self.workers = Workers(20_000)
@@ -47,7 +48,7 @@ class Crew:
         return worker
 
     def finish(self, worker: Worker) -> Job:
-        """The worker answers its oldest message, and is given what waits."""
+        """Let the worker answer its oldest message, and give it waiting ones."""
         done = self.workers.complete(worker, next(iter(worker.inflight)))
         assert done is not None
         self.feed(worker)
@@ -85,14 +86,14 @@ def test_deep_queues_are_handed_out_in_chunks() -> None:
     assert {chunk[0] for chunk in chunks} == set(crew.crew)
 
 
-def test_the_one_with_most_free_credit_is_next() -> None:
+def test_worker_with_most_free_credit_is_next() -> None:
     crew = Crew(2, 5)
     small, large = crew.crew
     assert [crew.come(job()) for _ in range(3)] == [large, large, large]
     assert {crew.come(job()), crew.come(job())} == {small, large}
 
 
-def test_credit_is_never_exceeded_and_the_rest_waits() -> None:
+def test_credit_is_never_exceeded_and_other_messages_wait() -> None:
     crew = Crew(2, 3)
     for _ in range(9):
         crew.come(job())
@@ -142,7 +143,7 @@ def test_types_take_turns_so_that_a_deep_queue_starves_none() -> None:
     assert {waiting.type for waiting in worker.inflight.values()} == {"b"}
 
 
-def test_a_worker_that_joins_finds_what_waited_before_it() -> None:
+def test_joining_worker_gets_messages_that_waited() -> None:
     workers = Workers(20_000)
     workers.enqueue(job("t"))
     worker = workers.join(Link("ipc", b"1"), frozenset({"t", "x"}), 1, frozenset())
@@ -159,7 +160,7 @@ def test_messages_of_one_user_of_an_ordered_type_stay_with_one_worker() -> None:
     assert crew.come(job(user="u")) is first
 
 
-def test_an_ordered_line_waits_for_its_worker_while_another_is_free() -> None:
+def test_message_group_waits_for_its_worker_while_another_is_free() -> None:
     crew = Crew(1, 1, ordered="t")
     one, two = job(id_="1"), job(id_="2")
     worker = crew.come(one)
@@ -169,7 +170,7 @@ def test_an_ordered_line_waits_for_its_worker_while_another_is_free() -> None:
     assert list(worker.inflight.values()) == [two]
 
 
-def test_later_messages_of_a_user_do_not_overtake_those_that_wait() -> None:
+def test_later_messages_of_a_user_do_not_overtake_waiting_ones() -> None:
     crew = Crew(1, ordered="t")
     (worker,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(3)]
@@ -181,7 +182,7 @@ def test_later_messages_of_a_user_do_not_overtake_those_that_wait() -> None:
     assert [crew.finish(worker) for _ in range(3)] == jobs
 
 
-def test_a_leaving_worker_is_given_nothing_of_its_line_and_the_line_moves_on() -> None:
+def test_leaving_worker_gets_no_more_of_its_group_and_the_group_moves_on() -> None:
     crew = Crew(2, 2, ordered="t")
     first, second = job(id_="1"), job(id_="2")
     old = crew.come(first)
@@ -204,7 +205,7 @@ def test_one_flooding_user_of_an_ordered_type_does_not_starve_the_others() -> No
     assert "v" in [crew.finish(worker).user for _ in range(4)]
 
 
-def test_order_asked_for_later_holds_for_what_waits_already() -> None:
+def test_order_asked_for_later_holds_for_waiting_messages() -> None:
     crew = Crew(1)
     (plain,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(4)]
@@ -220,7 +221,7 @@ def test_order_asked_for_later_holds_for_what_waits_already() -> None:
     assert list(strict.inflight.values()) == jobs[2:]
 
 
-def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> None:
+def test_overdue_message_is_taken_out_also_behind_a_requeued_one() -> None:
     workers = Workers(20_000)
     old, back = job(id_="old"), job(id_="back")
     old.since, back.since, back.attempt = 1.0, 9.0, 1
@@ -233,7 +234,7 @@ def test_what_waited_too_long_is_taken_out_also_behind_what_was_put_back() -> No
     assert not workers.has_queue("t")
 
 
-def test_an_ordered_line_that_waited_too_long_is_taken_out() -> None:
+def test_overdue_message_group_is_taken_out() -> None:
     crew = Crew(1, ordered="t")
     (worker,) = crew.crew
     jobs = [job(id_=str(number)) for number in range(4)]
@@ -254,32 +255,32 @@ TYPE_SETS = st.sets(st.sampled_from(TYPES), min_size=1)
 
 
 class Hand:
-    """What the model knows of one handler."""
+    """Model of a handler."""
 
     def __init__(self, types: set[str], credit: int) -> None:
         self.types = types
         self.credit = credit
         self.leaving = False
-        self.over = 0  # outstanding beyond its credit, since it lowered that
+        self.over = 0  # messages in flight beyond its lowered credit
         self.held: dict[int, str] = {}  # by token, in the order given
 
 
 class Post:
-    """What the model knows of one message."""
+    """Model of a message."""
 
     def __init__(self, number: int, type_: str, user: str, *, ordered: bool) -> None:
         self.number = number
         self.type = type_
         self.user = user
-        self.ordered = ordered  # its type was, when it came
+        self.ordered = ordered  # the type was ordered at the entry
         self.gives = 0
-        self.deaths = 0  # of handlers that held it alone
-        self.group: list[Post] = []  # those that are suspected with it, itself among them
-        self.ended = False  # its report came before its handler's answer
+        self.deaths = 0  # deaths of handlers that held this message alone
+        self.group: list[Post] = []  # messages suspected together, this one among them
+        self.ended = False  # reported before the handler's answer
 
 
 class Crews(RuleBasedStateMachine):
-    """Handlers come, go, die and answer at random; after each step the rules are looked at from outside."""
+    """Handlers come, go, die and answer at random; after each step the rules are checked from outside."""
 
     @initialize()
     def start(self) -> None:
@@ -296,7 +297,7 @@ class Crews(RuleBasedStateMachine):
         self.dead_tokens: list[tuple[Link, int]] = []
         self.patient = False  # does time pass?
 
-    # --- the model hears what the router says ---
+    # --- the router's messages, as the model takes them in ---
 
     def listen(self) -> None:
         for link in list(self.stand.inbox):
@@ -304,12 +305,12 @@ class Crews(RuleBasedStateMachine):
                 if isinstance(message, Request):
                     self.given(link, message)
                 elif isinstance(message, Report):
-                    self.told(message)
+                    self.on_report(message)
                 elif isinstance(message, Goodbye) and not self.hands[link].held:
                     del self.hands[link]
         assert self.stand.state.workers.unshared == 0
 
-    def told(self, report: Report) -> None:
+    def on_report(self, report: Report) -> None:
         assert report.token not in self.reported
         self.reported.add(report.token)
         assert report.message is not None
@@ -321,7 +322,7 @@ class Crews(RuleBasedStateMachine):
             if report.reason == "handler-lost" and post.deaths < ATTEMPTS:
                 assert post.gives, "nobody was given it"
                 assert self.patient, "given up at once, and it had killed nobody"
-            self.acquit(post)
+            self.clear_of_suspicion(post)
             del self.posts[report.message]
 
     def given(self, link: Link, request: Request) -> None:
@@ -333,8 +334,8 @@ class Crews(RuleBasedStateMachine):
         assert all(request.token not in other.held for other in self.hands.values())
         assert request.meta["id"] not in [id_ for other in self.hands.values() for id_ in other.held.values()]
         held_posts = [self.posts[id_] for id_ in hand.held.values()]
-        assert not any(held.group for held in held_posts), "something beside a suspect"
-        assert not (post.group and hand.held), "a suspect beside something"
+        assert not any(held.group and not held.ended for held in held_posts), "something beside a suspect"
+        assert not post.group or all(that.ended for that in held_posts), "a suspect beside something"
         hand.held[request.token] = request.meta["id"]
         post.gives += 1
         assert request.meta["attempt"] == post.gives
@@ -350,7 +351,7 @@ class Crews(RuleBasedStateMachine):
             assert all(held[id_] == link for id_ in earlier), "two workers hold one user's"
 
     def is_past(self, id_: str) -> bool:
-        """Is it held by one that holds nothing but what is over, and may have been passed over for that?"""
+        """Return whether the message's handler holds settled messages alone, and may be passed over for that."""
         for hand in self.hands.values():
             if id_ in hand.held.values():
                 return len(hand.held) >= hand.credit and all(self.posts[held].ended for held in hand.held.values())
@@ -366,7 +367,7 @@ class Crews(RuleBasedStateMachine):
             assert len(hand.held) <= max(hand.credit, hand.over)
         suspected = {post.type for id_, post in self.posts.items() if post.group and id_ not in held}
         held_groups = {(self.posts[id_].type, self.posts[id_].user) for id_ in held}
-        unbound = {  # a message group whose worker leaves waits until that worker has ended what it holds of it
+        unbound = {  # the group of a leaving worker waits until this worker has ended the group's messages in flight
             post.type for id_, post in self.posts.items()
             if post.group and id_ not in held
             and not (post.type in self.ordered and (post.type, post.user) in held_groups)
@@ -385,7 +386,7 @@ class Crews(RuleBasedStateMachine):
                     held[other] for other, that in self.posts.items()
                     if other in held and (that.type, that.user) == (post.type, post.user)
                 }  # fmt: skip
-                if self.may_be_aside(hand):
+                if self.may_be_isolated(hand):
                     continue
                 assert post.type in self.ordered, f"{id_} waits while {link} is free"
                 mates = [
@@ -393,18 +394,18 @@ class Crews(RuleBasedStateMachine):
                 ]  # fmt: skip
                 assert bound - {link} or any(that.group for that in mates), f"{id_} waits for nobody"
 
-    def may_be_aside(self, hand: Hand) -> bool:
-        """May it take suspects alone just now? It holds one, or one of its types is there."""
+    def may_be_isolated(self, hand: Hand) -> bool:
+        """Return whether the handler may be isolated: for a suspect in flight, or a waiting one of its types."""
         suspects = {id_: post.type for id_, post in self.posts.items() if post.group}
         return not hand.types.isdisjoint(suspects.values()) or not suspects.keys().isdisjoint(hand.held.values())
 
-    def acquit(self, post: Post) -> None:
-        """It is not suspected any more; its group still is."""
+    def clear_of_suspicion(self, post: Post) -> None:
+        """Clear a message of suspicion; its group is suspected still."""
         if post.group:
             post.group.remove(post)
             post.group = []
 
-    # --- what happens ---
+    # --- random steps ---
 
     @rule(types=TYPE_SETS, credit=st.integers(1, 4), ordered=st.sets(st.sampled_from(TYPES)))
     def join(self, types: set[str], credit: int, ordered: set[str]) -> None:
@@ -446,7 +447,7 @@ class Crews(RuleBasedStateMachine):
         for link, hand in self.some_hand(at, busy=True):
             token = list(hand.held)[which % len(hand.held)]
             id_ = hand.held.pop(token)
-            self.acquit(self.posts[id_])
+            self.clear_of_suspicion(self.posts[id_])
             self.forget_if_ended(id_)
             hand.over = min(hand.over, len(hand.held))
             self.stand.say(link, Reply(token, status, []))
@@ -483,11 +484,12 @@ class Crews(RuleBasedStateMachine):
             if len(held) == 1:
                 (post,) = held
                 for other in list(post.group):
-                    self.acquit(other)
+                    self.clear_of_suspicion(other)
                 post.deaths += 1
             alive = [post for post in held if not post.ended]
-            for post in alive:
-                post.group = alive
+            if len(alive) > 1 or (alive and not alive[0].group):
+                for post in alive:
+                    post.group = alive
             if len(held) == 1 and alive and alive[0].deaths >= ATTEMPTS:
                 alive[0].group = []
             self.stand.take(self.stand.router.on_undeliverable(link, Heartbeat(), self.stand.now))
@@ -513,7 +515,7 @@ class Crews(RuleBasedStateMachine):
         self.patient = False
 
     def teardown(self) -> None:
-        """A last handler comes, everybody answers: everything is reported once, and nothing is left."""
+        """Let a last handler come and all answer: every message is reported once, and no state is left."""
         if not hasattr(self, "stand"):
             return
         self.listen()

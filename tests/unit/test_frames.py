@@ -22,7 +22,7 @@ def feed_in_pieces(splitter: Splitter, stream: bytes, cuts: list[int]) -> list[b
 
 
 @given(BODIES, st.lists(st.integers(0, 4000), max_size=30))
-def test_any_split_gives_the_frames(bodies: list[bytes], cuts: list[int]) -> None:
+def test_any_split_gives_the_same_frames(bodies: list[bytes], cuts: list[int]) -> None:
     splitter = Splitter(300)
     assert feed_in_pieces(splitter, b"".join(map(frame, bodies)), cuts) == bodies
     assert splitter.waiting_bytes == 0
@@ -30,7 +30,7 @@ def test_any_split_gives_the_frames(bodies: list[bytes], cuts: list[int]) -> Non
 
 
 @given(BODIES, st.sampled_from([0, 301, 2**31, 2**32 - 1]), st.lists(st.integers(0, 4000), max_size=30), st.binary())
-def test_a_refused_header_comes_after_the_frames_before_it(
+def test_frames_before_a_refused_header_are_returned(
     bodies: list[bytes], length: int, cuts: list[int], rest: bytes
 ) -> None:
     splitter = Splitter(300)
@@ -42,7 +42,7 @@ def test_a_refused_header_comes_after_the_frames_before_it(
 
 
 @given(st.lists(st.binary(max_size=300), max_size=12), st.lists(st.integers(0, 4000), max_size=30))
-def test_where_empty_frames_are_taken_any_split_gives_them_too(bodies: list[bytes], cuts: list[int]) -> None:
+def test_any_split_gives_empty_frames_where_allowed(bodies: list[bytes], cuts: list[int]) -> None:
     splitter = Splitter(300, empty=True)
     assert feed_in_pieces(splitter, b"".join(map(frame, bodies)), cuts) == bodies
     assert splitter.waiting_bytes == 0
@@ -52,7 +52,7 @@ def test_where_empty_frames_are_taken_any_split_gives_them_too(bodies: list[byte
 
 
 @given(st.binary(min_size=1, max_size=300), st.integers(0, 299))
-def test_an_unfinished_frame_is_held(body: bytes, sent: int) -> None:
+def test_unfinished_frame_is_held(body: bytes, sent: int) -> None:
     splitter = Splitter(300)
     part = frame(body)[: min(sent, len(body) + HEADER_BYTES - 1)]
     assert splitter.feed(part) == []
@@ -60,7 +60,7 @@ def test_an_unfinished_frame_is_held(body: bytes, sent: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 3, 4096])
-def test_the_first_frame_has_a_limit_of_its_own(step: int) -> None:
+def test_first_frame_has_a_limit_of_its_own(step: int) -> None:
     splitter = Splitter(1000, first_limit_bytes=10)
     stream = frame(b"x" * 10) + frame(b"y" * 1000)
     bodies = [body for at in range(0, len(stream), step) for body in splitter.feed(stream[at : at + step])]
@@ -70,7 +70,7 @@ def test_the_first_frame_has_a_limit_of_its_own(step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4096])
-def test_a_first_frame_over_its_limit_is_refused_from_four_bytes(step: int) -> None:
+def test_first_frame_over_its_limit_is_refused_from_four_bytes(step: int) -> None:
     splitter = Splitter(1000, first_limit_bytes=10)
     header = (11).to_bytes(HEADER_BYTES, "little")
     for at in range(0, len(header), step):

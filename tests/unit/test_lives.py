@@ -1,4 +1,4 @@
-"""When a child is started again, when it is given up, and what brings it back."""
+"""Lives of a child: when the child is started again, when given up, and what brings a given-up child back."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pytest
 from bester.bridge.children.backoff import LONGEST_S, STEADY_S
 from bester.bridge.children.changes import MAX_FILES, seen
 from bester.bridge.children.lives import HOPELESS_LIVES, MAX_LIVES, RETRY_S, Lives, State
-from bester.broker.core.values import Limits
+from bester.broker.core.settings import Limits
 from bester.handlers.runner import LAST_RESTART_S
 
 START_S = 5.0
-"""From the start of a handler until it serves; mostly it is less than one."""
+"""From the start of a handler until it serves; mostly less than one second."""
 
 
 class Life:
-    """One child on a clock of its own."""
+    """Child on a clock of its own."""
 
     def __init__(self) -> None:
         self.lives = Lives()
         self.now = 0.0
 
     def lives_for(self, seconds: float, *, serves: bool = False, hopeless: bool = False) -> float | None:
-        """Live so long; return how long to wait then."""
+        """Run a life of `seconds`; return the wait after the life."""
         self.lives.started(self.now)
         if serves:
             self.lives.served()
@@ -37,7 +37,7 @@ class Life:
 
 
 @pytest.mark.parametrize(("hopeless", "lives", "then"), [(True, HOPELESS_LIVES, None), (False, MAX_LIVES, RETRY_S)])
-def test_one_that_never_comes_up_is_given_up(hopeless: bool, lives: int, then: float | None) -> None:
+def test_child_that_never_serves_is_given_up(hopeless: bool, lives: int, then: float | None) -> None:
     life = Life()
     waits = [life.lives_for(0.1, hopeless=hopeless) for _ in range(lives - 1)]
     assert all(after >= before for before, after in pairwise(wait for wait in waits if wait is not None))
@@ -46,14 +46,14 @@ def test_one_that_never_comes_up_is_given_up(hopeless: bool, lives: int, then: f
     assert (life.lives.state, life.lives.count) == (State.GIVEN_UP, lives)
 
 
-def test_one_that_serves_is_never_given_up_however_short_it_lives() -> None:
-    """What ends it may be a message: whoever sent that must not take a whole type away."""
+def test_child_that_serves_is_never_given_up() -> None:
+    """A message may have ended the child: its sender must not take a whole type away."""
     life = Life()
     waits = [life.lives_for(0.01, serves=True) for _ in range(3 * MAX_LIVES)]
     assert (waits[-1], life.lives.state) == (LONGEST_S, State.WAITING)
 
 
-def test_one_that_lives_long_without_serving_counts_anew() -> None:
+def test_long_life_without_serving_starts_the_count_again() -> None:
     life = Life()
     for _ in range(3):
         for _ in range(MAX_LIVES - 1):
@@ -62,7 +62,7 @@ def test_one_that_lives_long_without_serving_counts_anew() -> None:
     assert life.lives.state is State.WAITING
 
 
-def test_given_up_it_is_so_until_it_serves() -> None:
+def test_given_up_child_stays_so_until_it_serves() -> None:
     life = Life()
     for _ in range(MAX_LIVES):
         life.lives_for(0.1)
@@ -72,7 +72,7 @@ def test_given_up_it_is_so_until_it_serves() -> None:
     assert states == [(State.GIVEN_UP, True), (State.RUNNING, False)]
 
 
-def test_a_change_gives_all_chances_again() -> None:
+def test_change_gives_all_lives_again() -> None:
     life = Life()
     for _ in range(HOPELESS_LIVES):
         life.lives_for(0.1, hopeless=True)
@@ -97,16 +97,14 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["shop/chat.py", "shop/new.py", "shop/__init__.py", "other.py", "more.py"])
-def test_a_module_beside_an_app_counts(name: str, directory: Path) -> None:
+def test_module_beside_an_app_is_a_change(name: str, directory: Path) -> None:
     before = seen(APP, directory)
     assert seen(APP, directory) == before
     (directory / name).write_text("mended")
     assert seen(APP, directory) != before
 
 
-def test_a_package_and_a_program_count_and_a_file_of_data_does_not(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_and_program_are_changes_and_data_is_not(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = directory / "site-packages"
     installed.mkdir()
     monkeypatch.syspath_prepend(installed)
@@ -120,15 +118,15 @@ def test_a_package_and_a_program_count_and_a_file_of_data_does_not(
         assert seen(command, directory) != before
 
 
-def test_a_folder_of_very_many_modules_is_not_read_whole(directory: Path) -> None:
+def test_large_folder_is_not_read_whole(directory: Path) -> None:
     for number in range(MAX_FILES + 50):
         (directory / f"m{number}.py").touch()
     assert len(seen(("run.sh",), directory)) <= MAX_FILES + 50
     assert seen(("run.sh",), directory / "gone") == seen((), directory / "gone")
 
 
-def test_every_pause_before_a_next_life_is_shorter_than_what_a_dead_handler_held_waits() -> None:
-    """Else a few deaths over one message that kills would cost all the others that were held."""
+def test_every_wait_is_shorter_than_that_of_a_dead_handlers_messages() -> None:
+    """Otherwise a few deaths over one message that kills would cost all the others that were held."""
     lives, now, longest_s = Lives(), 0.0, LAST_RESTART_S  # of `bester up`, and of several workers
     for _ in range(20):
         lives.started(now)

@@ -19,6 +19,7 @@ from bester.broker.lockout import (
     GREYLIST_PER_NET,
     LONGEST_WAIT_S,
     MARKS,
+    PACE_S,
     PAIRS,
     PUT_OFF_S,
     RESERVE,
@@ -240,6 +241,67 @@ def test_repeated_guesses_are_bound_by_the_reserve(world: World) -> None:
     first = len(nets)
     assert world.checks <= first + BUDGET + RESERVE + 30 * 2 * PUT_OFF_S * BUDGET / BUDGET_S + FAILURES
     assert world.comes_through("tim", THERE) <= 2
+
+
+class Siege:
+    """An attack that comes again with each guess: at many names from one address, or at one name from everywhere."""
+
+    def __init__(self, world: World, per_s: int, *, one_address: bool) -> None:
+        self.world = world
+        self._per_s = per_s
+        self._one_address = one_address
+        self._put_off: list[tuple[str, str, bytes]] = []
+        self._serial = 0
+
+    def goes_on(self, seconds: int) -> None:
+        for _ in range(seconds):
+            again, self._put_off = self._put_off, []
+            for turn in range(self._per_s):
+                if turn < len(again):
+                    self.world.guess(*again[turn])
+                self._serial += 1
+                number = self._serial
+                user, net = (f"user {number}", HERE) if self._one_address else ("tim", f"10.{number}")
+                mark = b"siege %d" % number
+                if isinstance(self.world.guess(user, net, mark), Refused):
+                    self._put_off.append((user, net, mark))
+                self.world.now += 1.1 / self._per_s
+
+
+@pytest.mark.parametrize("one_address", [False, True])
+@pytest.mark.parametrize("per_s", [2, 10])
+@pytest.mark.parametrize("typos", [1, 2])
+def test_user_who_mistypes_during_a_siege_comes_through_within_minutes(
+    world: World, one_address: bool, per_s: int, typos: int
+) -> None:
+    siege = Siege(world, per_s, one_address=one_address)
+    siege.goes_on(120)
+    net = HERE if one_address else THERE
+    for number in range(typos):
+        while not isinstance(asked := world.guess("tim", net, b"typo %d" % number), Allowed):
+            assert asked.retry_s is not None
+            siege.goes_on(math.ceil(asked.retry_s))
+    began = world.now
+    while not isinstance(asked := world.log_in("tim", net), Allowed):
+        assert asked.retry_s is not None
+        siege.goes_on(math.ceil(asked.retry_s))
+    assert world.now - began <= (PACE_S + 2) * 1.1 * 2 ** (typos - 1) + 2
+    assert world.guess("tim", net) == Allowed(0)
+
+
+def test_slow_pace_of_each_address_bounds_what_a_long_attack_gets(world: World) -> None:
+    """For an hour, from addresses that come again with each guess as soon as they may."""
+    nets = [f"10.0.0.{number}" for number in range(100)]
+    marks = {net: net.encode() for net in nets}
+    for second in range(3600):
+        for net in nets:
+            if isinstance(world.guess("tim", net, marks[net]), Allowed):
+                marks[net] = b"%d %s" % (second, net.encode())
+        world.now += 1.0
+    shared = BUDGET + RESERVE + 3600 * BUDGET / BUDGET_S
+    rounds = 3600 / FORGET_S + 1  # after each, an address starts afresh
+    paced = 1 + math.log2(FORGET_S / PACE_S)
+    assert world.checks <= shared + len(nets) * rounds * paced
 
 
 def test_end_of_an_attack_is_soon_forgotten(world: World) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from select import PIPE_BUF
 
 import pytest
 
-from bester.broker.log_writer import LIMIT_BYTES, LogWriter
+from bester.broker.log_writer import LIMIT_BYTES, NOT_READ, LogWriter
 
 DEADLINE_S = 20.0
 
@@ -127,3 +129,66 @@ def test_reader_that_has_gone_does_no_harm() -> None:
         writer.put("to nobody")
         assert writer.flush(DEADLINE_S)
     os.close(write)
+
+
+# --- where the system has no thread -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", start)
+        yield context
+
+
+def test_without_a_thread_lines_are_written_all_the_same(pipe: tuple[int, int], no_threads: pytest.MonkeyPatch) -> None:
+    read, write = pipe
+    writer = writer_to(write)
+    long = "x" * 3 * PIPE_BUF
+    for line in ("one", long, "two"):
+        writer.put(line)
+    assert os.read(read, 65536).decode().splitlines() == ["one", long, "two"]
+    no_threads.undo()
+    writer.put("three")
+    assert everything(read, write, writer) == ["three"]
+
+
+def test_without_a_thread_a_reader_that_has_stopped_holds_nobody_up(
+    pipe: tuple[int, int], no_threads: pytest.MonkeyPatch
+) -> None:
+    read, write = pipe
+    writer = writer_to(write)
+    line, count = "x" * 9992, 3 * LIMIT_BYTES // 10_000
+    for number in range(count):
+        writer.put(f"{number:06} {line}")
+    assert not writer.flush(0)
+    *kept, lost = everything(read, write, writer)
+    assert [each[:6] for each in kept] == [f"{number:06}" for number in range(len(kept))]
+    assert {len(each) for each in kept} == {len(line) + 7}
+    assert lost == f"{count - len(kept)} lost: {NOT_READ}"
+
+
+def test_without_a_thread_what_cannot_be_written_is_counted(
+    pipe: tuple[int, int], no_threads: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = pipe
+    room = 1
+
+    def refuse(descriptor: int, data: memoryview) -> int:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os_write(descriptor, data)
+
+    os_write = os.write
+    monkeypatch.setattr("bester.broker.log_writer.os.write", refuse)
+    writer = writer_to(write)
+    writer.put("x" * (PIPE_BUF + 1))  # its second part finds no room
+    writer.put("waits")
+    room = 100
+    writer.put("room again")
+    assert everything(read, write, writer) == ["x" * PIPE_BUF, "1 lost: No space left on device", "waits", "room again"]

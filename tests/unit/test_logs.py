@@ -117,6 +117,25 @@ def test_no_record_can_break_the_log(stream: io.StringIO) -> None:
     assert (row["f0"], row["f2"], row["f5"], len(row["f6"]), row["f8"]) == ("nan", str(2**80), "<Silent>", 300, None)
 
 
+class NamelessType(type):
+    def __getattribute__(cls, name: str) -> object:
+        raise KeyError(name)
+
+
+class NamelessError(Exception, metaclass=NamelessType):
+    pass
+
+
+def test_an_exception_that_no_traceback_can_name_is_logged_all_the_same(stream: io.StringIO) -> None:
+    for form in logs.FORMATS:
+        logs.configure(form, "info", stream)
+        logging.getLogger("bester.bridge").error("failed", exc_info=NamelessError("x"))
+    first, second, row = stream.getvalue().splitlines()
+    assert first.endswith(" bridge: failed")
+    assert second == "  | NamelessError: x"
+    assert json.loads(row)["error"] == "NamelessError: x"
+
+
 def test_traceback_is_one_record(stream: io.StringIO) -> None:
     for form in logs.FORMATS:
         logs.configure(form, "info", stream)

@@ -1,4 +1,4 @@
-"""The native protocol's JSON: what is read out of a frame, and the bytes of what is written."""
+"""The native protocol's JSON: values read from frames, and the bytes of written frames."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class TestLaterFrames:
     @pytest.mark.parametrize(
         "body", [b'{"payload":{"data":1,"type":"t"}}', b'{"payload":{"id":null,"data":1,"type":"t"}}']
     )
-    def test_an_id_may_be_missing(self, body: bytes) -> None:
+    def test_id_may_be_missing(self, body: bytes) -> None:
         assert native.later(body) == Sent("t", b"1", b"null")
 
-    def test_an_id_is_echoed_as_it_was_written(self) -> None:
+    def test_id_is_echoed_as_written(self) -> None:
         sent = native.later(rb'{"payload":{"id":"\u00e4 \"x\"","data":1,"type":"t"}}')
         assert isinstance(sent, Sent)
         assert sent.id == rb'"\u00e4 \"x\""'
@@ -73,7 +73,7 @@ class TestLaterFrames:
             (b'{"payload":{"id":5,"type":"t"}}', b"null"),
         ],
     )
-    def test_a_bad_payload_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
+    def test_bad_payload_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
         read = native.later(body)
         assert isinstance(read, Fault)
         assert (read.fatal, read.id, read.reason) == (False, id_, "malformed")
@@ -105,13 +105,13 @@ class TestLaterFrames:
             b'{"payload":{"type":"t","id":"x","data":"\xff' + b"[" * 900 + b'"}}',
         ],
     )
-    def test_what_is_no_json_object_ends_the_connection(self, body: bytes) -> None:
+    def test_frame_that_is_no_json_object_is_fatal(self, body: bytes) -> None:
         for read in (native.later(body), native.first(body)):
             assert isinstance(read, Fault)
             assert (read.fatal, read.id, read.reason) == (True, b"null", "malformed")
 
     @pytest.mark.parametrize(("open_", "close"), [(b"[", b"]"), (b'{"a":', b"}"), (b'{"[":[', b"]}")])
-    def test_data_is_sixty_four_deep_at_most_and_the_envelope_does_not_count(self, open_: bytes, close: bytes) -> None:
+    def test_data_is_at_most_sixty_four_deep(self, open_: bytes, close: bytes) -> None:
         most = DEPTH_LIMIT // len(close)
         data = open_ * most + b"1" + close * most
         deep = b"[" + data + b"]"
@@ -137,14 +137,14 @@ class TestLaterFrames:
             (rb'{"payload":null,"a":"\ud83d\ud83d"}', b"null"),
         ],
     )
-    def test_half_a_surrogate_pair_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
+    def test_unpaired_surrogate_ends_only_the_message(self, body: bytes, id_: bytes) -> None:
         read = native.later(body)
         assert isinstance(read, Fault)
         assert (read.fatal, read.id, read.reason) == (False, id_, "malformed")
         assert native.first(body) == read._replace(fatal=True)
 
     @given(st.binary(max_size=60), st.integers(0, 60))
-    def test_it_takes_what_is_json_and_nothing_else(self, noise: bytes, at: int) -> None:
+    def test_decoder_takes_json_and_nothing_else(self, noise: bytes, at: int) -> None:
         good = b'{"header":{},"payload":{"type":"t","data":[1],"id":"x"}}'
         body = good[:at] + noise + good[at:]
         read = native.later(body)
@@ -167,18 +167,18 @@ class TestLaterFrames:
             (b"[]", None),
         ],
     )
-    def test_builtin_commands(self, data: bytes, command: Builtin | None) -> None:
+    def test_builtin_reads_a_command(self, data: bytes, command: Builtin | None) -> None:
         assert native.builtin(data) == command
 
     @pytest.mark.parametrize(
         ("data", "texts"),
         [(b'["a","\\u0062"]', ["a", "b"]), (b"[]", []), (b'["a",1]', None), (b"null", None), (b'"a"', None)],
     )
-    def test_a_list_of_texts(self, data: bytes, texts: list[str] | None) -> None:
+    def test_texts_reads_a_list_of_strings(self, data: bytes, texts: list[str] | None) -> None:
         assert native.texts(data) == texts
 
     @pytest.mark.parametrize(("data", "text"), [(b'"a\\n"', "a\n"), (b"null", None), (b"5", None), (b'["a"]', None)])
-    def test_a_text(self, data: bytes, text: str | None) -> None:
+    def test_text_reads_a_string(self, data: bytes, text: str | None) -> None:
         assert native.text(data) == text
 
     @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestLaterFrames:
              {"dedup": "a", "ttl_s": 5.0, "outcome": True, "resent": True}),
         ],
     )  # fmt: skip
-    def test_what_a_client_may_say_of_its_message(self, said: str, meta: dict[str, Any]) -> None:
+    def test_options_of_a_message_are_read(self, said: str, meta: dict[str, Any]) -> None:
         body = f'{{"payload":{{{said},"type":"t","data":1,"id":"i"}}}}'
         assert native.later(body.encode()) == Sent("t", b"1", b'"i"', meta)
 
@@ -209,7 +209,7 @@ class TestLaterFrames:
             '"outcome":1', '"outcome":"true"', '"resent":0', '"resent":[]',
         ],
     )  # fmt: skip
-    def test_an_option_that_is_wrong_costs_the_message_and_not_the_connection(self, said: str) -> None:
+    def test_bad_option_ends_only_the_message(self, said: str) -> None:
         read = native.later(f'{{"payload":{{"type":"t","data":1,"id":"i",{said}}}}}'.encode())
         assert isinstance(read, Fault)
         assert (read.fatal, read.id, read.reason) == (False, b'"i"', "malformed")
@@ -239,16 +239,16 @@ class TestFirstFrame:
             ('{"type":5,"id":"1"}', True),
         ],
     )
-    def test_a_login_and_whether_it_brings_a_message(self, payload: str, says_something: bool) -> None:
+    def test_login_with_and_without_a_message(self, payload: str, says_something: bool) -> None:
         assert login(GOOD, payload) == Client("alice", "p", says_something)
 
     @pytest.mark.parametrize(
         ("said", "acks"), [("true", True), (" true ", True), ("false", False), ("1", False), ('"true"', False)]
     )
-    def test_whether_the_client_acknowledges(self, said: str, acks: bool) -> None:
+    def test_login_of_an_acknowledging_client(self, said: str, acks: bool) -> None:
         assert login(f'{GOOD[:-1]},"ack":{said}}}') == Client("alice", "p", False, acks)
 
-    def test_the_payload_may_be_missing(self) -> None:
+    def test_login_without_a_payload(self) -> None:
         assert native.first(b'{"header":%b}' % GOOD.encode()) == Client("alice", "p", False)
 
     @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ class TestFirstFrame:
             '{"username":"alice","password":["p"]}',
         ],
     )
-    def test_a_login_without_name_or_password(self, authentication: str) -> None:
+    def test_login_without_name_or_password_is_refused(self, authentication: str) -> None:
         read = login(f'{{"scope":"client","authentication":{authentication}}}')
         assert isinstance(read, Fault)
         assert (read.id, read.reason) == (native.AUTH_ID, "authentication-failed")
@@ -273,12 +273,12 @@ class TestFirstFrame:
     @pytest.mark.parametrize(
         "header", ["null", "[]", "5", "{}", '{"scope":"operator"}', '{"scope":5}', '{"scope":null}']
     )
-    def test_no_scope_that_is_known(self, header: str) -> None:
+    def test_unknown_scope_is_fatal(self, header: str) -> None:
         read = login(header)
         assert isinstance(read, Fault)
         assert read.reason == "malformed"
 
-    def test_a_server_and_its_claims(self) -> None:
+    def test_claims_of_a_server_are_read(self) -> None:
         read = login(
             '{"scope":"server","server":"s2","id":"s2/1","root":5,"origin":"s1","path":["s1/m1"],"ttl_s":1.5,"peer":"s3"}',
             '{"data":0.10,"type":"m1","id":"x"}',
@@ -298,32 +298,32 @@ class TestFirstFrame:
             ('"lane":[1,7,5],"again":1', {}),
         ],
     )
-    def test_where_it_stands_in_a_lane(self, said: str, claims: dict[str, Any]) -> None:
+    def test_lane_of_a_server_is_read(self, said: str, claims: dict[str, Any]) -> None:
         read = login(f'{{"scope":"server",{said}}}', '{"data":1,"type":"m1"}')
         assert isinstance(read, Server)
         assert read.claims == claims
 
-    def test_a_server_of_the_reference_sends_no_id(self) -> None:
+    def test_reference_server_sends_no_id(self) -> None:
         assert login('{"scope":"server"}', '{"data":1,"type":"m1"}') == Server(Sent("m1", b"1", b"null"), {})
 
-    def test_a_server_with_a_bad_payload_is_told_its_id(self) -> None:
+    def test_fault_of_a_server_has_its_id(self) -> None:
         read = login('{"scope":"server"}', '{"id":"x","type":"m1"}')
         assert isinstance(read, Fault)
         assert (read.fatal, read.id, read.reason) == (True, b'"x"', "malformed")
 
 
 class TestWriting:
-    def test_a_good_report(self) -> None:
+    def test_good_report_is_written(self) -> None:
         assert body_of(native.report(b'"i1"', 0)) == (
             b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"i1"}}'
         )
 
-    def test_the_auth_answer(self) -> None:
+    def test_auth_answer_is_written(self) -> None:
         assert body_of(native.logged_in(4096)) == (
             b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":4096}}'
         )
 
-    def test_a_bad_report_with_everything(self) -> None:
+    def test_bad_report_with_every_field(self) -> None:
         frame = native.report(
             b"null", 1, "unknown-user", 's1/b-"1/7', {"bob": "delivered", "d\n": "failed:unknown-user"}
         )
@@ -337,7 +337,7 @@ class TestWriting:
             },
         }
 
-    def test_a_refusal_with_a_note(self) -> None:
+    def test_refusal_with_a_note(self) -> None:
         note = 'data["to"]: é 😀 \\'
         assert written(native.report(b'"i"', 1, "refused", "m", None, note))["payload"] == {
             "id": "i",
@@ -347,13 +347,13 @@ class TestWriting:
         }
         assert "note" not in written(native.report(b'"i"', 0, None, "m", None, note))["payload"]
 
-    def test_the_answer_to_a_dummy(self) -> None:
+    def test_pong_is_written(self) -> None:
         assert (
             body_of(native.pong(b'"i"')) == b'{"header":{"status":"0"},"payload":{"data":null,"id":"i","type":"dummy"}}'
         )
 
     @pytest.mark.parametrize("data", ODD_DATA)
-    def test_a_delivery_holds_data_byte_for_byte(self, data: bytes) -> None:
+    def test_delivery_holds_data_byte_for_byte(self, data: bytes) -> None:
         head, tail = native.envelope('s"1/e/1.0', 'a"type', data, {"origin": "s2"})
         frame = b"".join(native.delivered(head, 12, tail))
         assert b'"payload":{"data":%b,"type":' % data in frame
@@ -361,11 +361,11 @@ class TestWriting:
         assert read["header"] == {"messageType": "receivedMessage", "id": 's"1/e/1.0.12', "origin": "s2"}
         assert read["payload"]["type"] == 'a"type'
 
-    def test_a_repeated_delivery_says_so(self) -> None:
+    def test_repeated_delivery_is_marked(self) -> None:
         frame = b"".join(native.delivered(*_around(native.envelope("i", "t", b"1", {"redelivered": True}))))
         assert written(frame)["header"] == {"messageType": "receivedMessage", "id": "i.0", "redelivered": True}
 
-    def test_to_another_server(self) -> None:
+    def test_message_to_another_server_is_written(self) -> None:
         meta = {
             "server": "s1",
             "id": "s1/e/1.0.0",
@@ -391,7 +391,7 @@ class TestWriting:
         assert isinstance(read, Server)
         assert read.sent.data == b"-0"
 
-    def test_the_lane_goes_along(self) -> None:
+    def test_lane_is_sent_to_another_server(self) -> None:
         frame = native.to_server(7, "m1", b"1", {"id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5})
         assert written(frame)["header"] == {
             "scope": "server", "id": "i", "lane": ["e", 7, 5], "again": True, "ttl_s": 3.5,
@@ -400,7 +400,7 @@ class TestWriting:
         assert isinstance(read, Server)
         assert (read.claims["lane"], read.claims["again"]) == (["e", 7, 5], True)
 
-    def test_what_became_of_a_message(self) -> None:
+    def test_outcomes_are_written(self) -> None:
         assert body_of(native.outcomes(b'"i"', "s1/e/1", {"bob": "delivered"})) == (
             b'{"header":{"status":"0"},"payload":'
             b'{"data":{"message":"s1/e/1","recipients":{"bob":"delivered"}},"id":"i","type":"builtin"}}'
@@ -409,7 +409,7 @@ class TestWriting:
             b'{"header":{"status":"1"},"payload":{"data":null,"id":null,"type":"builtin"}}'
         )
 
-    def test_there_is_always_an_id_for_another_server(self) -> None:
+    def test_message_to_another_server_always_has_an_id(self) -> None:
         assert written(native.to_server(7, "m1", b"1", {}))["payload"]["id"] == "7"
 
 
@@ -448,7 +448,7 @@ class TestOutcome:
             ("nonsense", None),
         ],
     )  # fmt: skip
-    def test_what_another_server_says(self, body: str, became: tuple[str, dict[str, Any]] | None) -> None:
+    def test_outcome_is_read_from_a_report(self, body: str, became: tuple[str, dict[str, Any]] | None) -> None:
         if became is not None:
             became = became[0], {"reported": True} | became[1]
         assert native.outcome(body.encode()) == became

@@ -52,6 +52,29 @@ class NoTextError(Exception):
         return self.raised  # type: ignore[return-value]  # the point of the test
 
 
+class NamelessType(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]  # the point of the test
+        raise KeyError("no name")
+
+
+class NamelessError(Exception, metaclass=NamelessType):
+    pass
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+    def __getitem__(self, key: object) -> str:
+        raise RuntimeError("no parts")
+
+    def __format__(self, spec: str) -> str:
+        raise RuntimeError("no form")
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [
@@ -62,9 +85,17 @@ class NoTextError(Exception):
         (NoTextError(AttributeError("no text")), "NoTextError: its text cannot be had: str() raised AttributeError"),
         (NoTextError(SystemExit(1)), "NoTextError: its text cannot be had: str() raised SystemExit"),
         (NoTextError(None), "NoTextError: its text cannot be had: str() raised TypeError"),
+        (NamelessError("x"), "NamelessError: x"),
+        (NoTextError(NamelessError("x")), "NoTextError: its text cannot be had: str() raised NamelessError"),
+        (NoTextError(OddText("odd")), "NoTextError: odd"),
         (ExceptionGroup("several", [ValueError("x")]), "ExceptionGroup: several (1 sub-exception)"),
     ],
-    ids=lambda each: each if isinstance(each, str) else type(each).__name__.encode("ascii", "replace").decode(),
+    ids=lambda each: each[:60] if isinstance(each, str) else "error",
 )
 def test_notes_of_exceptions(error: BaseException, note: str) -> None:
     assert describe(error).startswith(note)
+
+
+def test_a_text_with_methods_of_its_own_becomes_a_plain_note() -> None:
+    assert type(safe_note(OddText("odd"))) is str
+    assert safe_note(OddText("o\nd")) == "o d"

@@ -23,7 +23,7 @@ def one_through(openings: Openings, took_s: float = 0.001) -> None:
     openings.end()
 
 
-def test_one_at_first_and_one_more_when_as_many_as_that_got_through() -> None:
+def test_one_connection_at_first_and_one_more_each_round() -> None:
     openings = Openings(100)
     rounds = []
     for _ in range(5):
@@ -36,7 +36,7 @@ def test_one_at_first_and_one_more_when_as_many_as_that_got_through() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["failed", "late"])
-def test_half_as_many_after_trouble_and_no_more_than_was_well_but_for_a_try_now_and_then(trouble: str) -> None:
+def test_half_as_many_after_a_failed_or_late_connection(trouble: str) -> None:
     openings = Openings(100)
     while not (opened := open_all(openings)) >= 8:
         for _ in range(opened):
@@ -65,7 +65,7 @@ def test_half_as_many_after_trouble_and_no_more_than_was_well_but_for_a_try_now_
     assert sizes[TRY_EVERY - 5] <= 2 < sizes[-1] <= 4
 
 
-def test_patience_is_some_times_what_is_usual_and_doubles_where_it_was_too_short() -> None:
+def test_patience_follows_the_usual_time_and_doubles_after_a_failure() -> None:
     openings = Openings(100)
     assert openings.patience_s == FIRST_PATIENCE_S
     one_through(openings, 0.001)
@@ -80,7 +80,7 @@ def test_patience_is_some_times_what_is_usual_and_doubles_where_it_was_too_short
     assert openings.patience_s == pytest.approx(PATIENCE * 0.5, rel=0.01)
 
 
-def test_never_less_than_one_and_never_more_than_the_bound_of_open_ones() -> None:
+def test_opening_connections_are_at_least_one_and_bounded() -> None:
     openings = Openings(3)
     for _ in range(10):
         openings.begin()
@@ -99,7 +99,7 @@ def test_never_less_than_one_and_never_more_than_the_bound_of_open_ones() -> Non
 
 
 @given(st.lists(st.sampled_from(["open", "through", "late", "failed", "end"]), max_size=200), st.integers(1, 8))
-def test_whatever_happens_there_is_always_a_way_to_go_on(what: list[str], most: int) -> None:
+def test_no_order_of_events_blocks_an_address(what: list[str], most: int) -> None:
     openings = Openings(most)
     opening = through = 0
     for each in what:

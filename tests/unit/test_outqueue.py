@@ -1,4 +1,4 @@
-"""What has left a connection, and what is confirmed of deliveries."""
+"""Bytes that have left a connection, and confirmations of deliveries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bester.broker.wire.messages import Confirm
 
 
 class TestOutQueue:
-    def test_frames_leave_joined_and_marks_come_back_when_they_have(self) -> None:
+    def test_frames_leave_joined_and_marks_come_back_when_sent(self) -> None:
         queue: OutQueue[str] = OutQueue()
         queue.push(b"ab")
         queue.mark("first")
@@ -29,7 +29,7 @@ class TestOutQueue:
         assert [mark.what for mark in queue.on_sent()] == ["second"]
         assert queue.queued_bytes == 0
 
-    def test_dropped_marks_are_those_not_passed(self) -> None:
+    def test_drop_returns_the_marks_not_passed(self) -> None:
         queue: OutQueue[int] = OutQueue()
         for number in range(4):
             queue.push(b"1234")
@@ -42,7 +42,7 @@ class TestOutQueue:
         assert queue.queued_bytes == 0
 
     @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120), st.integers(0, 40))
-    def test_all_of_it_leaves_in_order_in_bounded_chunks(self, sizes: list[int], chunk_bytes: int, late: int) -> None:
+    def test_all_bytes_leave_in_order_in_bounded_chunks(self, sizes: list[int], chunk_bytes: int, late: int) -> None:
         queue: OutQueue[int] = OutQueue()
         frames = [bytes([number]) * size for number, size in enumerate(sizes)]
         passed: list[int] = []
@@ -70,7 +70,7 @@ class TestOutQueue:
 
 
 class TestDelivery:
-    def test_a_target_goes_well_on_the_first_of_its_sessions(self) -> None:
+    def test_target_succeeds_on_the_first_of_its_sessions(self) -> None:
         delivery = Confirmations().begin(1, None, None)
         delivery.expect(0, 2)
         assert not delivery.release()
@@ -78,7 +78,7 @@ class TestDelivery:
         assert delivery.on_sent(0)
         assert delivery.failed == []
 
-    def test_a_target_fails_on_the_last_of_its_sessions(self) -> None:
+    def test_target_fails_on_the_last_of_its_sessions(self) -> None:
         delivery = Confirmations().begin(4, None, None)
         delivery.expect(2, 2)
         delivery.release()
@@ -86,7 +86,7 @@ class TestDelivery:
         assert delivery.on_missed(2, "overloaded")
         assert delivery.failed == [[4, 2, "overloaded"]]
 
-    def test_one_session_that_may_have_got_it_is_enough_to_say_so(self) -> None:
+    def test_one_session_that_may_have_the_frame_makes_the_target_unconfirmed(self) -> None:
         delivery = Confirmations().begin(4, None, None)
         delivery.expect(2, 2)
         delivery.release()
@@ -94,7 +94,7 @@ class TestDelivery:
         assert delivery.on_missed(2, "not-connected")
         assert delivery.failed == [[4, 2, UNCONFIRMED]]
 
-    def test_what_comes_after_the_first_success_changes_nothing(self) -> None:
+    def test_events_after_the_first_success_change_nothing(self) -> None:
         delivery = Confirmations().begin(4, None, None)
         delivery.expect(0, 3)
         delivery.expect(1, 1)
@@ -104,14 +104,14 @@ class TestDelivery:
         assert not delivery.on_missed(0, "not-connected")
         assert delivery.on_sent(1)
 
-    def test_it_does_not_end_while_targets_are_added(self) -> None:
+    def test_delivery_does_not_end_while_targets_are_added(self) -> None:
         delivery = Confirmations().begin(1, None, None)
         delivery.expect(0, 1)
         assert not delivery.on_sent(0)
         assert delivery.release()
 
 
-class TestLedger:
+class TestConfirmations:
     def test_one_confirmation_for_all(self) -> None:
         ledger = Confirmations()
         assert ledger.confirm() == []
@@ -120,7 +120,7 @@ class TestLedger:
         assert ledger.confirm() == [Confirm(3, [], [])]
         assert ledger.confirm() == []
 
-    def test_one_that_waits_does_not_hold_up_the_others(self) -> None:
+    def test_delivery_under_way_does_not_block_the_others(self) -> None:
         ledger = Confirmations()
         slow = ledger.begin(1, None, None)
         ledger.at_once(2)
@@ -133,7 +133,7 @@ class TestLedger:
         assert ledger.confirm() == [Confirm(3, [], [])]
         assert ledger.waiting == 0
 
-    def test_a_crowd_that_has_gone_is_told_in_pieces_and_not_covered_by_another_word(self) -> None:
+    def test_failures_of_a_crowd_are_confirmed_in_pieces(self) -> None:
         ledger = Confirmations()
         rows = MAX_ROWS // 2 + 1
         for serial in (1, 2, 3):
@@ -146,7 +146,7 @@ class TestLedger:
         assert all(len(confirm.failed) <= MAX_ROWS for confirm in confirms)
         assert sum(len(confirm.failed) for confirm in confirms) == 3 * rows
 
-    def test_a_crowd_of_small_failures_costs_what_it_is(self) -> None:
+    def test_many_small_failures_cost_linear_time(self) -> None:
         ledger = Confirmations()
         deliveries = [ledger.begin(serial, None, None) for serial in range(1, MAX_ROWS + 1)]
         for delivery in deliveries:
@@ -154,14 +154,14 @@ class TestLedger:
             ledger.end(delivery)
         start_s = time.process_time()
         (confirm,) = ledger.confirm()
-        assert time.process_time() - start_s < 2.0  # some hundredths; half a minute where each is added to a new list
+        assert (
+            time.process_time() - start_s < 2.0
+        )  # some hundredths; half a minute where each row is added to a new list
         assert len(confirm.failed) == MAX_ROWS
         assert all(len(delivery.failed) == 1 for delivery in deliveries)
 
     @given(st.lists(st.integers(0, 2), min_size=1, max_size=60), st.data())
-    def test_everything_is_confirmed_once_it_has_ended_and_not_before(
-        self, kinds: list[int], data: st.DataObject
-    ) -> None:
+    def test_every_delivery_is_confirmed_when_ended_and_not_before(self, kinds: list[int], data: st.DataObject) -> None:
         ledger = Confirmations()
         going: list[Delivery] = []
         ended: set[int] = set()

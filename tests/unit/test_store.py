@@ -1,4 +1,4 @@
-"""The store, in a file and in memory alike: what is written is there, in order, after a restart too."""
+"""Stores, in a file and in memory alike: writes read back in order, after a restart too."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ connect = database.connect
 
 
 class _Full:
-    """A connection to a database on a full disk: it reads."""
+    """A connection to a database on a full disk, which can still be read."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -68,19 +68,17 @@ def stand(request: pytest.FixtureRequest) -> Iterator[Stand]:
         stand.close()
 
 
-# --- what is there at the start ---------------------------------------------------------------------------------------
+# --- snapshots ------------------------------------------------------------------------------------------------------
 
 
-def test_a_life_that_cannot_be_counted_has_a_name_of_its_own_until_it_is(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_life_that_cannot_be_counted_has_an_epoch_of_its_own(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand.write(keep(1))
     with monkeypatch.context() as full:
         if isinstance(stand.store, MemoryStore):
             stand.store.broken = True
             stand.store.commit([keep(2)])
         else:
-            # SQLite's own way to say that there is no room, from the first statement of a life on.
+            # SQLite's own error for a disk without room, from the first statement of a life on.
             full.setattr(database, "connect", lambda *args, **more: _Full(connect(*args, **more)))
         starts = (
             [stand.store.open() for _ in range(3)]
@@ -103,22 +101,22 @@ def test_a_life_that_cannot_be_counted_has_a_name_of_its_own_until_it_is(
     assert stand.waiting() == [1, 4]
 
 
-def test_a_new_store_is_empty_and_in_its_first_life(stand: Stand) -> None:
+def test_new_store_is_empty_and_in_its_first_life(stand: Stand) -> None:
     assert stand.first.epoch != Snapshot().epoch
     assert stand.first == Snapshot(epoch=stand.first.epoch, life=1)
 
 
-def test_lives_are_counted_and_the_name_stays(stand: Stand) -> None:
+def test_lives_are_counted_and_the_epoch_stays(stand: Stand) -> None:
     assert stand.again().life == 2
     assert stand.again().life == 3
     assert stand.again().epoch == stand.first.epoch
 
 
-def test_two_stores_have_two_names() -> None:
+def test_two_stores_have_two_epochs() -> None:
     assert MemoryStore().open().epoch != MemoryStore().open().epoch
 
 
-def test_what_was_committed_is_there_after_an_end_without_notice(stand: Stand) -> None:
+def test_commits_survive_a_crash(stand: Stand) -> None:
     other = lane("s2", "mail/x")
     stand.write(
         keep(5, body=b"12345"),
@@ -145,7 +143,7 @@ def test_what_was_committed_is_there_after_an_end_without_notice(stand: Stand) -
     assert found.dead == 1
 
 
-def test_what_has_ended_is_in_no_box_at_the_start(stand: Stand) -> None:
+def test_ended_message_is_in_no_queue_at_the_start(stand: Stand) -> None:
     stand.write(keep(1), keep(2), RecordRemote(entry(3, lane("s2", "chat")), "queued"), MarkSent(BOB, 2))
     stand.write(End(1, "delivered"), End(2, "delivered", forget=True))
     found = stand.again()
@@ -153,12 +151,12 @@ def test_what_has_ended_is_in_no_box_at_the_start(stand: Stand) -> None:
     assert found.next_expiry_s is None
 
 
-def test_up_to_where_something_was_handed_never_goes_back(stand: Stand) -> None:
+def test_highest_sent_number_never_goes_back(stand: Stand) -> None:
     stand.write(keep(9), MarkSent(BOB, 7), MarkSent(BOB, 4))
     assert stand.again().queues[BOB].sent_upto == 7
 
 
-def test_the_last_state_of_the_clock_is_there_again(stand: Stand) -> None:
+def test_last_state_of_the_clock_is_in_the_snapshot(stand: Stand) -> None:
     assert stand.first.clock is None
     stand.write(SaveClock(ClockState(1.5, -2.0, "boot", 3.0)), SaveClock(ClockState(2.5, 1e9, "b\udcff", -4.0)))
     assert stand.again().clock == ClockState(2.5, 1e9, "b\udcff", -4.0)
@@ -166,7 +164,7 @@ def test_the_last_state_of_the_clock_is_there_again(stand: Stand) -> None:
     assert stand.again().clock == ClockState(3.5, 0.0, "", 0.0)
 
 
-def test_names_are_there_again_the_latest_last_and_no_more_than_so_many(stand: Stand) -> None:
+def test_names_are_in_the_snapshot_latest_last_and_bounded(stand: Stand) -> None:
     stand.write(SaveName("a"), SaveName("b"), SaveName("a"))
     assert stand.again().names == ("b", "a")
     stand.write(*[SaveName(f"n{number}") for number in range(NAMES)])
@@ -176,12 +174,12 @@ def test_names_are_there_again_the_latest_last_and_no_more_than_so_many(stand: S
     assert names[-2:] == (f"n{NAMES - 1}", "n3")
 
 
-def test_whether_a_peer_reports_is_there_again(stand: Stand) -> None:
+def test_finding_on_a_native_server_is_in_the_snapshot(stand: Stand) -> None:
     stand.write(SavePeer("h:1", True), SavePeer("h:2", False), SavePeer("h:1", False), SavePeer("h:2", True))
     assert stand.again().peers == {"h:1": False, "h:2": True}
 
 
-def test_what_a_full_disk_could_not_take_of_clock_names_and_peers_is_written_later(stand: Stand) -> None:
+def test_clock_names_and_peers_are_written_after_a_full_disk(stand: Stand) -> None:
     if isinstance(stand.store, MemoryStore):
         stand.store.broken = True
         assert not stand.store.commit([SaveName("n"), SaveClock(ClockState(1.0, 1.0, "b", 1.0))]).ok
@@ -192,10 +190,10 @@ def test_what_a_full_disk_could_not_take_of_clock_names_and_peers_is_written_lat
         assert (found.names, found.peers, found.clock) == (("n",), {"h:1": True}, ClockState(2.0, 2.0, "b", 2.0))
 
 
-# --- boxes ------------------------------------------------------------------------------------------------------------
+# --- queues ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_entry_comes_back_as_it_was(stand: Stand) -> None:
+def test_entry_reads_back_unchanged(stand: Stand) -> None:
     kept = entry(1, meta={"path": ["s1/chat"], "push": True, "left": 3, "peer": None, "deep": {"a": [1, 2.5]}})
     stand.write(Enqueue(kept), Enqueue(kept._replace(number=2, id="x", sender=None, body=bytes(range(256)))))
     first, second = stand.read(Fetch(BOB, 0, 10, LOTS))
@@ -203,34 +201,36 @@ def test_an_entry_comes_back_as_it_was(stand: Stand) -> None:
     assert (second.sender, second.body, type(second.body)) == (None, bytes(range(256)), bytes)
 
 
-def test_a_box_is_read_in_windows_in_the_order_of_numbers(stand: Stand) -> None:
+def test_queue_is_read_in_windows_by_number(stand: Stand) -> None:
     stand.write(*(keep(number, body=b"x" * 10) for number in range(1, 8)), keep(8, mailbox("eve")))
     assert stand.waiting() == [1, 2, 3, 4, 5, 6, 7]
     assert [each.number for each in stand.read(Fetch(BOB, 2, 3, LOTS))] == [3, 4, 5]
     assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 25))] == [3, 4]
     assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 20))] == [3, 4]
-    assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 1))] == [3]  # at least one, or it would wait for ever
+    assert [each.number for each in stand.read(Fetch(BOB, 2, 10, 1))] == [
+        3
+    ]  # at least one, or a large one would be ready for ever
     assert stand.read(Fetch(BOB, 7, 10, LOTS)) == []
     assert stand.read(Fetch("user/nobody", 0, 10, LOTS)) == []
 
 
-def test_a_box_is_not_another_whose_name_begins_the_same(stand: Stand) -> None:
+def test_queues_with_a_common_beginning_are_apart(stand: Stand) -> None:
     stand.write(keep(1, mailbox("bob")), keep(2, mailbox("bo")), keep(3, mailbox("bob/x")))
     assert stand.waiting(mailbox("bo")) == [2]
     assert stand.waiting() == [1]
 
 
-def test_what_has_ended_is_not_fetched(stand: Stand) -> None:
+def test_ended_message_is_not_fetched(stand: Stand) -> None:
     stand.write(keep(1), keep(2), keep(3), End(2, "delivered"))
     assert stand.waiting() == [1, 3]
 
 
-def test_new_meta_is_kept(stand: Stand) -> None:
+def test_rewritten_meta_is_kept(stand: Stand) -> None:
     stand.write(keep(1), Rewrite(1, {"repeated": True}), Rewrite(99, {}))
     assert stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta == {"repeated": True}
 
 
-def test_what_was_given_is_not_what_is_kept(stand: Stand) -> None:
+def test_store_keeps_a_copy_of_what_it_is_given(stand: Stand) -> None:
     meta = {"path": ["a"]}
     stand.write(keep(1, meta=meta))
     meta["path"].append("b")
@@ -238,16 +238,16 @@ def test_what_was_given_is_not_what_is_kept(stand: Stand) -> None:
     assert stand.read(Fetch(BOB, 0, 1, LOTS))[0].meta == {"path": ["a"]}
 
 
-# --- repetitions ------------------------------------------------------------------------------------------------------
+# --- duplicates -----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_id_in_the_same_box_is_a_repetition(stand: Stand) -> None:
+def test_same_id_in_the_same_queue_is_a_duplicate(stand: Stand) -> None:
     assert stand.write(keep(1, id="a"), keep(2, id="b")) == frozenset()
     assert stand.write(keep(3, id="a"), keep(4, id="c"), keep(5, id="b"), keep(6, id="c")) == {3, 5, 6}
     assert stand.waiting() == [1, 2, 4]
 
 
-def test_it_is_one_when_the_first_has_ended_too(stand: Stand) -> None:
+def test_same_id_is_a_duplicate_of_an_ended_message(stand: Stand) -> None:
     stand.write(keep(1, id="a"), End(1, "delivered"))
     assert stand.write(keep(2, id="a")) == {2}
     assert stand.waiting() == []
@@ -255,14 +255,14 @@ def test_it_is_one_when_the_first_has_ended_too(stand: Stand) -> None:
     assert stand.write(keep(3, id="a"), RecordRemote(entry(4, id="a"), "queued")) == {3, 4}
 
 
-def test_it_is_none_in_another_box_or_after_the_first_was_forgotten(stand: Stand) -> None:
+def test_same_id_in_another_queue_or_after_a_purge_is_new(stand: Stand) -> None:
     stand.write(keep(1, id="a"))
     assert stand.write(keep(2, mailbox("eve"), id="a")) == frozenset()
     stand.write(End(1, "delivered", forget=True))
     assert stand.write(keep(3, id="a")) == frozenset()
 
 
-def test_what_waits_takes_the_mark_of_a_repetition_that_may_have_been_delivered(stand: Stand) -> None:
+def test_ready_message_takes_over_the_mark_of_a_duplicate(stand: Stand) -> None:
     plain, marked = {"origin": "s1"}, {"repeated": True}
     stand.write(*(keep(number, id=id_, meta=plain) for number, id_ in enumerate("abc", 1)))
     stand.write(keep(4, id="a", meta=marked), keep(5, id="b", meta=plain))
@@ -273,44 +273,44 @@ def test_what_waits_takes_the_mark_of_a_repetition_that_may_have_been_delivered(
         stand.again()
 
 
-def test_what_has_ended_takes_no_mark(stand: Stand) -> None:
+def test_ended_message_takes_over_no_mark(stand: Stand) -> None:
     stand.write(keep(1, id="a"), End(1, "delivered"))
     assert stand.write(keep(2, id="a", meta={"repeated": True})) == {2}
     assert stand.waiting() == []
 
 
-def test_many_repetitions_at_once(stand: Stand) -> None:
+def test_many_duplicates_at_once(stand: Stand) -> None:
     stand.write(*(keep(number, id=f"i{number}") for number in range(1, 1201)))
     again = [keep(2000 + number, id=f"i{number}") for number in range(1, 2401)]
     assert stand.write(*again) == set(range(2001, 3201))
 
 
-# --- groups -----------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------------------------
 
 
-def test_writes_take_effect_in_their_order(stand: Stand) -> None:
+def test_writes_take_effect_in_order(stand: Stand) -> None:
     stand.write(keep(1, id="a"), End(1, "delivered", forget=True), keep(2, id="a"), End(2, "x"), keep(3, id="b"))
     assert stand.waiting() == [3]
     stand.write(End(4, "delivered"), keep(4))
     assert stand.waiting() == [3, 4]
 
 
-def test_an_empty_group_is_good(stand: Stand) -> None:
+def test_empty_group_is_committed(stand: Stand) -> None:
     assert stand.write() == frozenset()
 
 
 def broken(stand: Stand) -> Callable[[], None]:
-    """See that nothing can be written; returns what mends it."""
+    """Make every write fail; return the function that mends that."""
     if isinstance(stand.store, MemoryStore):
         memory = stand.store
         memory.broken = True
         return lambda: setattr(memory, "broken", False)
     db = stand.store._db
-    db.execute("PRAGMA query_only = 1")  # SQLite's own refusal, on a file that is well
+    db.execute("PRAGMA query_only = 1")  # SQLite's own refusal, on a sound file
     return lambda: db.execute("PRAGMA query_only = 0").close()
 
 
-def test_a_group_that_cannot_be_written_is_not_written_and_the_reason_is_told(stand: Stand) -> None:
+def test_failed_group_is_not_written_and_says_why(stand: Stand) -> None:
     stand.write(keep(1))
     mend = broken(stand)
     result = stand.store.commit([keep(2), SaveLane("s2", "t", "e", 1, {}), RecordRemote(entry(3), "queued")])
@@ -324,7 +324,7 @@ def test_a_group_that_cannot_be_written_is_not_written_and_the_reason_is_told(st
     assert (found.dead, found.lanes) == (0, ())
 
 
-def test_what_takes_away_is_held_back_and_written_with_the_next_group(stand: Stand) -> None:
+def test_deletions_of_a_failed_group_are_written_with_the_next(stand: Stand) -> None:
     stand.write(*(keep(number) for number in range(1, 6)), Bury(letter("a")))
     mend = broken(stand)
     assert not stand.store.commit([End(1, "failed:expired"), keep(6), Unbury("a")]).ok
@@ -339,7 +339,7 @@ def test_what_takes_away_is_held_back_and_written_with_the_next_group(stand: Sta
     assert (found.dead, found.types, found.queues[BOB].sent_upto) == (0, ("chat",), 2)
 
 
-def test_it_is_written_with_a_group_of_nothing_too(stand: Stand) -> None:
+def test_writes_held_back_are_written_with_an_empty_group(stand: Stand) -> None:
     stand.write(keep(1))
     mend = broken(stand)
     assert not stand.store.commit([End(1, "delivered")]).ok
@@ -348,7 +348,7 @@ def test_it_is_written_with_a_group_of_nothing_too(stand: Stand) -> None:
     assert stand.again().queues == {}
 
 
-def test_what_has_ended_while_nothing_could_be_written_is_not_read_again(stand: Stand) -> None:
+def test_ended_message_is_not_read_while_its_end_is_held_back(stand: Stand) -> None:
     eve = mailbox("eve")
     stand.write(*(keep(number) for number in range(1, 8)), keep(8, eve))
     broken(stand)
@@ -361,7 +361,7 @@ def test_what_has_ended_while_nothing_could_be_written_is_not_read_again(stand: 
     assert next_s > NOW_S + 5
 
 
-def test_what_is_held_back_does_not_grow_without_end(stand: Stand) -> None:
+def test_writes_held_back_are_bounded(stand: Stand) -> None:
     broken(stand)
     for _ in range(50):
         stand.store.commit([End(1, "delivered"), MarkSent(BOB, 1), Rewrite(1, {}), PurgeOutcomes(NOW_S, 1000), keep(2)])
@@ -372,7 +372,7 @@ def dead_ids(stand: Stand) -> list[str]:
     return [each.id for each in stand.read(dead(limit=LOTS, bodies=False))]
 
 
-def test_a_dead_letter_is_held_back_with_the_end_that_takes_its_body_away(stand: Stand) -> None:
+def test_dead_letter_is_held_back_with_its_end(stand: Stand) -> None:
     stand.write(keep(1), keep(2))
     mend = broken(stand)
     buried = Bury(letter("a"))
@@ -383,7 +383,7 @@ def test_a_dead_letter_is_held_back_with_the_end_that_takes_its_body_away(stand:
     assert stand.again().dead == 1
 
 
-def test_where_there_is_no_room_for_it_other_ends_go_without(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ends_are_written_without_the_dead_letter(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     stand.write(*(keep(number) for number in range(1, 5)))
     if isinstance(stand.store, MemoryStore):
         stand.store.full = True
@@ -391,11 +391,11 @@ def test_where_there_is_no_room_for_it_other_ends_go_without(stand: Stand, monke
         monkeypatch.setattr(sqlite, "room_beside", lambda path: (1, 2**40))
     assert not stand.store.commit([End(1, "failed:expired"), Bury(letter("a"))]).ok
     assert not stand.store.commit([End(2, "delivered"), keep(9)]).ok
-    assert stand.waiting() == [3, 4]  # neither is read again
-    assert stand.again().queues[BOB].lowest == 1  # of the first the body is still there, and nowhere else
+    assert stand.waiting() == [3, 4]  # neither message is read again
+    assert stand.again().queues[BOB].lowest == 1  # the body of the first is still there, and nowhere else
 
 
-def test_letters_that_wait_for_room_have_a_bound(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_held_back_are_bounded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commits, "LETTERS_HELD_BACK", 3)
     monkeypatch.setattr(commits, "LETTERS_HELD_BACK_BYTES", 10)
     stand.write(keep(1))
@@ -410,14 +410,14 @@ def test_letters_that_wait_for_room_have_a_bound(stand: Stand, monkeypatch: pyte
     assert stand.waiting() == []
 
 
-# --- what no store can hold -------------------------------------------------------------------------------------------
+# --- unwritable values ----------------------------------------------------------------------------------------------
 
 
 HUGE = 2**64
 
 
 class Odd:
-    """Nothing that can be packed."""
+    """A value that cannot be packed."""
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ class Odd:
     ],
     ids=lambda write: type(write).__name__,
 )  # fmt: skip
-def test_what_no_store_can_hold_fails_its_group_and_no_other(poison: Write, stand: Stand) -> None:
+def test_unwritable_value_fails_its_group_alone(poison: Write, stand: Stand) -> None:
     stand.write(keep(1), keep(2), keep(3))
     result = stand.store.commit([keep(8), End(1, "delivered"), poison, Rewrite(3, {"n": 1}), Bury(letter("a"))])
     assert (result.ok, result.repeated) == (False, {})
@@ -441,7 +441,7 @@ def test_what_no_store_can_hold_fails_its_group_and_no_other(poison: Write, stan
     assert stand.again().queues[BOB].messages == 3
 
 
-def test_nor_does_it_fail_a_later_one_when_it_was_held_back_for_another_reason(stand: Stand) -> None:
+def test_unwritable_value_held_back_fails_no_later_group(stand: Stand) -> None:
     stand.write(keep(1), keep(2))
     mend = broken(stand)
     stand.store.commit([End(1, "delivered"), MarkSent(BOB, HUGE), Rewrite(2, {"n": Odd()})])

@@ -1,4 +1,4 @@
-"""What stands between core and store: first written, then read, then said; and what a store that fails holds up."""
+"""The store driver: writes first, then reads, then messages; and a store that fails."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bester.broker.core.effects import Effects, Link, Notice, StoreRead
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Link, Notice, Send, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import ASKED_AT_ONCE, MAX_ASKED, StoreDriver
 from bester.broker.store_requests import (
@@ -25,42 +26,53 @@ from bester.broker.store_requests import (
     Write,
 )
 from bester.broker.wire.codes import BesterError
-from bester.broker.wire.messages import Heartbeat
+from bester.broker.wire.messages import Heartbeat, Message
 
 LINK = Link("ipc", b"1")
 BOX = "user/bob"
 KEEP = Enqueue(Entry(1, BOX, "m.0.0", "bob", "chat", b"1", None, 9e9, {}))
 FETCH = Fetch(BOX, 0, 10, 1000)
-OUTCOMES = FindOutcomes("m", "alice", LINK, 7)
+OUTCOMES = FindOutcomes("m", "alice")
+
+
+def reads(*requests: Read) -> list[StoreRead]:
+    """Reads of the core, whose answers nothing follows from."""
+    return [StoreRead(request, lambda answer, now: None) for request in requests]
 
 
 class Scripted(Router):
-    """A router that says what a test has laid down, and writes down what it is told."""
+    """A router that answers as a test has laid down, and records its calls."""
 
     def __init__(self) -> None:
         super().__init__(Settings("s1"), epoch="e", first_token=1, now=0.0, wall_s=0.0)
         self.log: list[Any] = []
-        self.after: list[tuple[Write | Read, list[Action]]] = []
+        self.after: list[tuple[Write | Read, list[Write | Read | Message]]] = []
 
-    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         self.log.append((list(writes), result.ok))
-        return [action for write in writes for action in self._after(write)]
+        return self._after(*writes)
 
-    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
-        self.log.append((read, answer))
-        return self._after(read)
+    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
+        self.log.append((read.request, answer))
+        return self._after(read.request)
 
-    def _after(self, this: Write | Read) -> list[Action]:
-        """What it was told to say to this, once."""
-        for pair in self.after:
-            if pair[0] == this:
-                self.after.remove(pair)
-                return pair[1]
-        return []
+    def _after(self, *done: Write | Read) -> Effects:
+        """Return the effects laid down for these, each once."""
+        effects = Effects()
+        for pair in [pair for each in done for pair in self.after if pair[0] == each]:
+            self.after.remove(pair)
+            for effect in pair[1]:
+                if isinstance(effect, Read):
+                    effects.reads += reads(effect)
+                elif isinstance(effect, Write):
+                    effects.writes.append(effect)
+                else:
+                    effects.send(LINK, effect)
+        return effects
 
 
 class Unreadable(MemoryStore):
-    """A store that can be told to fail when it is read."""
+    """A store whose reads can be made to fail."""
 
     readable = True
 
@@ -71,23 +83,20 @@ class Unreadable(MemoryStore):
 
 
 class Stand:
-    """A store driver with what it has carried out."""
+    """A store driver, and the actions that it has carried out."""
 
     def __init__(self) -> None:
         self.store = Unreadable()
         self.store.open()
         self.router = Scripted()
-        self.said: list[Action] = []
+        self.sent: list[Message] = []
+        self.notices: list[Notice] = []
         self.driver = StoreDriver(self.router, self.store, self._carry_out)
 
-    def _carry_out(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            if isinstance(action, Read):
-                self.driver.add([], [action])
-            elif isinstance(action, Write):
-                self.driver.add([action], [])
-            else:
-                self.said.append(action)
+    def _carry_out(self, effects: Effects) -> None:
+        self.driver.add(effects.writes, effects.reads)
+        self.sent += effects.messages[LINK]
+        self.notices += [call for call in effects.calls if isinstance(call, Notice)]
 
     @property
     def log(self) -> list[Any]:
@@ -100,7 +109,7 @@ def stand() -> Stand:
     return Stand()
 
 
-def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
+def test_write_that_can_wait_is_written_at_the_tick(stand: Stand) -> None:
     stand.driver.add([RecordType("chat"), PurgeOutcomes(1.0, 1000)], [])
     assert not stand.driver.due
     stand.driver.run()
@@ -109,7 +118,7 @@ def test_what_does_not_press_waits_for_a_tick(stand: Stand) -> None:
     assert stand.log == [([RecordType("chat"), PurgeOutcomes(1.0, 1000)], True)]
 
 
-def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) -> None:
+def test_pressing_write_takes_all_others_along_in_order(stand: Stand) -> None:
     stand.driver.add([RecordType("chat")], [])
     stand.driver.add([KEEP, RecordType("mail")], [])
     stand.driver.run()
@@ -118,26 +127,26 @@ def test_what_presses_takes_all_with_it_in_one_group_and_in_order(stand: Stand) 
     assert stand.log == []
 
 
-def test_what_is_read_is_read_after_all_is_written(stand: Stand) -> None:
+def test_reads_come_after_all_writes(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
-    stand.driver.add([RecordType("chat")], [FETCH])
+    stand.driver.add([RecordType("chat")], reads(FETCH))
     stand.driver.run()
     assert stand.log == [([KEEP, RecordType("chat")], True), (FETCH, [KEEP.entry])]
 
 
-def test_both_may_make_the_core_want_more_and_nothing_is_left_when_it_returns(stand: Stand) -> None:
-    sent = Send(LINK, Heartbeat())
+def test_run_goes_on_until_nothing_is_due(stand: Stand) -> None:
+    sent = Heartbeat()
     handed = MarkSent(BOX, 1)
     stand.router.after = [(KEEP, [FETCH]), (FETCH, [handed, sent]), (handed, [RecordType("chat"), FETCH])]
     stand.driver.add([KEEP], [])
     stand.driver.run()
     found = (FETCH, [KEEP.entry])
     assert stand.log == [([KEEP], True), found, ([handed], True), ([RecordType("chat")], True), found]
-    assert stand.said == [sent]
+    assert stand.sent == [sent]
     assert not stand.driver.due
 
 
-def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
+def test_core_learns_of_a_failed_commit(stand: Stand) -> None:
     stand.store.broken = True
     stand.driver.add([KEEP], [])
     stand.driver.run()
@@ -145,16 +154,16 @@ def test_the_core_is_told_what_could_not_be_written(stand: Stand) -> None:
     assert not stand.driver.due
 
 
-def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Stand) -> None:
+def test_failed_read_is_tried_again(stand: Stand) -> None:
     stand.driver.add([KEEP], [])
     stand.driver.run()
     stand.store.readable = False
-    stand.driver.add([], [FETCH])
+    stand.driver.add([], reads(FETCH))
     stand.driver.run()
     stand.driver.tick()
     assert stand.log == [([KEEP], True)]
     why = {"why": "the disk hums a tune; see that it is well"}
-    assert stand.said == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
+    assert stand.notices == [Notice("store-unreadable", why), Notice("store-unreadable", why)]
     stand.store.readable = True
     stand.driver.tick()
     assert stand.log == [(FETCH, [KEEP.entry])]
@@ -162,15 +171,15 @@ def test_what_cannot_be_read_is_not_taken_for_nothing_but_asked_again(stand: Sta
     assert stand.log == []
 
 
-def test_who_asks_what_cannot_be_read_is_told_that_nothing_is_known(stand: Stand) -> None:
+def test_failed_question_is_answered_without_a_result(stand: Stand) -> None:
     stand.store.readable = False
-    stand.driver.add([], [OUTCOMES])
+    stand.driver.add([], reads(OUTCOMES))
     stand.driver.tick()
     stand.driver.tick()
     assert stand.log == [(OUTCOMES, None)]
 
 
-def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_writes() -> None:
+def test_writes_held_back_are_written_at_a_tick() -> None:
     stand = Stand()
     stand.driver.add([KEEP], [])
     stand.driver.run()
@@ -183,9 +192,9 @@ def test_what_was_held_back_is_written_when_there_is_room_though_nobody_else_wri
     assert not stand.store.copy().read(FETCH)
 
 
-def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> None:
-    questions = [OUTCOMES._replace(token=token) for token in range(ASKED_AT_ONCE + 2)]
-    stand.driver.add([], [*questions, FETCH])
+def test_many_questions_of_one_asker_delay_no_write(stand: Stand) -> None:
+    questions = [OUTCOMES._replace(message=f"m{number}") for number in range(ASKED_AT_ONCE + 2)]
+    stand.driver.add([], reads(*questions, FETCH))
     stand.driver.run()
     assert [read for read, _ in stand.log] == [FETCH, *questions[:ASKED_AT_ONCE]]
     assert stand.driver.due
@@ -194,21 +203,21 @@ def test_who_asks_many_questions_waits_and_nobody_else_does(stand: Stand) -> Non
     assert not stand.driver.due
 
 
-def test_who_asks_one_thing_does_not_wait_for_one_who_asks_many(stand: Stand) -> None:
-    many = [OUTCOMES._replace(token=token) for token in range(100)]
-    one = OUTCOMES._replace(sender="carol", token=100)
-    stand.driver.add([], [*many, one])
+def test_askers_are_answered_in_turn(stand: Stand) -> None:
+    many = [OUTCOMES._replace(message=f"m{number}") for number in range(100)]
+    one = OUTCOMES._replace(sender="carol")
+    stand.driver.add([], reads(*many, one))
     stand.driver.run()
-    assert [read.token for read, _ in stand.log] == [0, 100, *range(1, ASKED_AT_ONCE - 1)]
+    assert [read for read, _ in stand.log] == [many[0], one, *many[1 : ASKED_AT_ONCE - 1]]
 
 
-def test_above_too_many_questions_one_is_answered_at_once_and_learns_nothing(stand: Stand) -> None:
-    stand.driver.add([], [OUTCOMES] * (MAX_ASKED + 1))
+def test_question_above_the_bound_is_answered_without_a_result(stand: Stand) -> None:
+    stand.driver.add([], reads(OUTCOMES) * (MAX_ASKED + 1))
     assert stand.log == [(OUTCOMES, None)]
 
 
-def test_a_turn_costs_the_same_however_many_wait(stand: Stand) -> None:
-    stand.driver.add([], [OUTCOMES] * 10_000)
+def test_turn_costs_the_same_with_many_pending_questions(stand: Stand) -> None:
+    stand.driver.add([], reads(OUTCOMES) * 10_000)
     for turn in range(10_000 // ASKED_AT_ONCE):
         assert stand.driver.due, turn
         stand.driver.run()

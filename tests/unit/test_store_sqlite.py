@@ -1,4 +1,4 @@
-"""The store's file: rights, versions, and ends without notice."""
+"""The store's file: modes, versions, and crashes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def found_at(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Return the modes and contents of a file and of what is beside it. Who has a file open, says SQLite in -shm."""
+    """Return the modes and contents of a file and of the files beside it, but for -shm, where SQLite notes its
+    users."""
     return {each.name: (each.stat().st_mode, content(each)) for each in path.parent.iterdir()}
 
 
@@ -59,7 +60,7 @@ def refusal_of(path: Path) -> str:
 
 
 def refusal(path: Path) -> str:
-    """Return why a file is not opened; it must be one line with a remedy, and the file must stay as it was."""
+    """Return why a file is not opened: one line with a remedy. The file must stay unchanged."""
     before = found_at(path)
     text = refusal_of(path)
     assert found_at(path) == before
@@ -68,16 +69,16 @@ def refusal(path: Path) -> str:
     return text
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------------------------
 
 
-def test_the_files_are_their_owners_alone(store: SqliteStore, path: Path) -> None:
+def test_files_are_readable_for_their_owner_alone(store: SqliteStore, path: Path) -> None:
     store.commit([keep(1)])
     names = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
     assert names == {"store.db": 0o600, "store.db-wal": 0o600, "store.db-shm": 0o600}
 
 
-def test_a_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
+def test_file_that_others_could_read_is_closed_to_them(path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         store.open()
     path.chmod(0o644)
@@ -93,25 +94,25 @@ def test_closing_leaves_one_file(store: SqliteStore, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("synchronous", "level"), [("full", 2), ("normal", 1)])
-def test_how_far_a_commit_goes_is_as_configured(synchronous: str, level: int, path: Path) -> None:
+def test_synchronous_is_as_configured(synchronous: str, level: int, path: Path) -> None:
     with closing(SqliteStore(path, synchronous)) as store:
         store.open()
         assert store._db.execute("PRAGMA synchronous").fetchone() == (level,)
         assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_the_configured_store_is_opened(path: Path) -> None:
+def test_configured_store_is_opened(path: Path) -> None:
     there = open_store(path, "normal", Bounds(dead_letters=2))
     assert isinstance(there, SqliteStore)
-    assert not path.exists()  # not before it is opened
+    assert not path.exists()  # not before the store is opened
     there.open()
     there.commit([Bury(DeadLetter(id_, "t", b"", "timeout", 0, {})) for id_ in "abc"])
-    assert len(there.read(FindDeadLetters(None, None, 9, None, 0, {}))) == 2
+    assert len(there.read(FindDeadLetters(None, None, 9))) == 2
     there.close()
     assert isinstance(open_store(None, "full", Bounds()), MemoryStore)
 
 
-# --- versions ---------------------------------------------------------------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------------------------
 
 
 VERSION_1 = """
@@ -133,7 +134,7 @@ INSERT INTO seen_type (name) VALUES ('chat');
 PRAGMA application_id = 1651733618;
 PRAGMA user_version = 1;
 """
-"""A file as version 1 had it, before there were dead letters."""
+"""Make a file of version 1, before there were dead letters."""
 
 
 def make(path: Path, script: str) -> None:
@@ -146,7 +147,7 @@ def dump(path: Path) -> list[str]:
         return [*db.iterdump(), str(db.execute("PRAGMA user_version").fetchone())]
 
 
-def test_an_older_file_is_brought_to_this_version_with_all_that_is_in_it(path: Path) -> None:
+def test_older_file_is_brought_to_this_version_with_its_contents(path: Path) -> None:
     make(path, VERSION_1)
     with closing(SqliteStore(path)) as store:
         found = store.open()
@@ -157,7 +158,7 @@ def test_an_older_file_is_brought_to_this_version_with_all_that_is_in_it(path: P
         assert db.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS),)
 
 
-def test_an_older_file_then_looks_like_a_new_one(path: Path) -> None:
+def test_upgraded_file_has_the_tables_of_a_new_one(path: Path) -> None:
     make(path, VERSION_1)
     new = path.with_name("new.db")
     for each in (path, new):
@@ -172,7 +173,7 @@ def test_an_older_file_then_looks_like_a_new_one(path: Path) -> None:
     assert layout(path) == layout(new)
 
 
-def test_a_step_that_fails_leaves_the_older_file_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_step_leaves_the_older_file_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(path, VERSION_1)
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, ("CREATE TABLE more (x)", "DROP TABLE state", "NONSENSE")))
     before = dump(path)
@@ -184,19 +185,19 @@ def test_a_step_that_fails_leaves_the_older_file_whole(path: Path, monkeypatch: 
         assert store.open().life == 7
 
 
-def test_a_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
+def test_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.close()
     make(path, "PRAGMA user_version = 99")
     assert "newer Bester (version 99 of the store, this one reads up to 4)" in refusal(path)
 
 
 @pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
-def test_a_database_of_something_else_is_refused(script: str, path: Path) -> None:
+def test_database_of_another_program_is_refused(script: str, path: Path) -> None:
     make(path, script)
     assert "not a store of Bester's" in refusal(path)
 
 
-def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+def test_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"Dear diary, " * 1000)
     assert "not a database" in refusal(path)
 
@@ -211,7 +212,7 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
         "INSERT INTO arrived VALUES ('s2', 'chat', 'e', 0, x'81a17801')",
     ],
 )
-def test_one_that_holds_what_no_store_has_written_is_refused(store: SqliteStore, path: Path, damage: str) -> None:
+def test_file_with_foreign_contents_is_refused(store: SqliteStore, path: Path, damage: str) -> None:
     store.open()
     store.close()
     with sqlite3.connect(path) as db:
@@ -221,7 +222,7 @@ def test_one_that_holds_what_no_store_has_written_is_refused(store: SqliteStore,
         store.open()
 
 
-def test_a_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
+def test_damaged_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.commit([keep(number, b"x" * 2000) for number in range(1, 100)])
     store.close()
     whole = path.read_bytes()
@@ -239,28 +240,28 @@ os._exit(0)
 
 
 def leave(path: Path, *statements: str) -> None:
-    """Let a process end in the middle of a database."""
+    """Let a process end in the middle of a transaction."""
     subprocess.run([sys.executable, "-c", LEAVE, str(path), *statements], check=True, timeout=DEADLINE_S)
 
 
-def test_a_database_of_something_else_that_nobody_has_closed_is_refused(path: Path) -> None:
+def test_open_database_of_another_program_is_refused(path: Path) -> None:
     leave(path, "PRAGMA journal_mode = WAL", "CREATE TABLE cat (name)")
-    assert path.with_name("store.db-wal").stat().st_size  # the file itself does not know of the table yet
+    assert path.with_name("store.db-wal").stat().st_size  # the table is in the log alone
     path.chmod(0o644)
     assert "not a store of Bester's" in refusal(path)
 
 
-def test_a_directory_is_refused(path: Path) -> None:
+def test_directory_is_refused(path: Path) -> None:
     path.mkdir(mode=0o755)
     assert refusal(path) == f"{path}: is a directory; name a file as [store] url"
 
 
-def test_what_is_no_regular_file_is_refused(path: Path) -> None:
+def test_special_file_is_refused(path: Path) -> None:
     os.mkfifo(path, 0o644)
     assert refusal(path) == f"{path}: is no regular file; name a file as [store] url"
 
 
-def test_where_there_is_no_directory_it_is_named(path: Path) -> None:
+def test_missing_directory_is_named(path: Path) -> None:
     nowhere = path.with_name("nowhere")
     assert refusal_of(nowhere / "x.db") == f"{nowhere}: no such directory; make it, or name another [store] url"
     path.touch()
@@ -269,7 +270,7 @@ def test_where_there_is_no_directory_it_is_named(path: Path) -> None:
     assert "symbolic links; name a file of your own" in refusal_of(path.with_name("loop"))
 
 
-def test_a_file_of_ones_own_that_cannot_be_written_leaves_nothing_in_the_way(store: SqliteStore, path: Path) -> None:
+def test_file_that_cannot_be_written_leaves_nothing_behind(store: SqliteStore, path: Path) -> None:
     store.commit([keep(1)])
     store.close()
     path.chmod(0o400)
@@ -287,13 +288,13 @@ def test_a_file_of_ones_own_that_cannot_be_written_leaves_nothing_in_the_way(sto
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
-def test_a_file_of_another_user_is_refused(path: Path) -> None:
+def test_file_of_another_user_is_refused(path: Path) -> None:
     path.touch(0o600)
     with plain_user(path.parent):
         assert "another user's, and closed to this one; see that the right file" in refusal(path)
 
 
-def test_a_file_that_a_server_uses_can_be_examined(store: SqliteStore, path: Path) -> None:
+def test_file_in_use_can_be_examined(store: SqliteStore, path: Path) -> None:
     store._db.execute("BEGIN IMMEDIATE")
     locked = Path("/proc/locks").read_text().count(f" {os.getpid()} ")
     assert locked
@@ -302,7 +303,7 @@ def test_a_file_that_a_server_uses_can_be_examined(store: SqliteStore, path: Pat
     store._db.execute("ROLLBACK")
 
 
-def test_what_a_journal_makes_whole_is_opened(store: SqliteStore, path: Path) -> None:
+def test_file_that_its_journal_makes_whole_is_opened(store: SqliteStore, path: Path) -> None:
     store.commit([keep(1)])
     store.close()
     grow = "INSERT INTO entry SELECT 100, 'x', 'x', 'x', 'x', 'x', 1, NULL, x'', 1, zeroblob(1000000)"
@@ -314,7 +315,7 @@ def test_what_a_journal_makes_whole_is_opened(store: SqliteStore, path: Path) ->
     assert waiting(store) == [1]
 
 
-# --- ends without notice ----------------------------------------------------------------------------------------------
+# --- crashes --------------------------------------------------------------------------------------------------------
 
 
 WRITER = """
@@ -338,7 +339,7 @@ while True:
 """
 
 
-def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
+def test_committed_messages_survive_a_kill(path: Path) -> None:
     kept: set[int] = set()
     ended: set[int] = set()
     for lines in (1, 7, 40):
@@ -361,13 +362,13 @@ def test_what_was_said_to_be_kept_is_there_after_kill(path: Path) -> None:
         there = set(waiting(store))
         assert kept - ended - there <= {
             first for first in kept if first % 50 == 1
-        }  # ended, and killed before it said so
+        }  # ended, and killed before the line was printed
         assert not ended & there
         assert len(there - kept) in (0, 50, 100, 150)  # whole groups or none
         assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_file_that_was_removed_or_replaced_takes_nothing(path: Path) -> None:
+def test_removed_or_replaced_file_takes_no_writes(path: Path) -> None:
     with closing(SqliteStore(path)) as store:
         store.open()
         assert store.commit([keep(1)]).ok

@@ -1,4 +1,4 @@
-"""The store's file on a full or damaged disk, and what its questions cost."""
+"""The store's file on a full or damaged disk, and the cost of its reads."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def store(path: Path) -> Iterator[SqliteStore]:
     store.close()
 
 
-# --- full and damaged disks -------------------------------------------------------------------------------------------
+# --- full and damaged disks -----------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_refuses_what_adds_and_takes_what_takes_away(store: SqliteStore) -> None:
+def test_full_disk_refuses_additions_and_takes_deletions(store: SqliteStore) -> None:
     bodies = b"x" * 10_000
     store.commit([keep(number, bodies) for number in range(1, 41)])
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
@@ -57,16 +57,16 @@ def test_a_full_disk_refuses_what_adds_and_takes_what_takes_away(store: SqliteSt
     result = store.commit([keep(number, bodies) for number in range(41, 81)] + [End(1, "delivered")])
     assert not result.ok
     assert "full; make room on its disk" in result.why
-    assert waiting(store) == list(range(2, 41))  # the end was not lost with its group
+    assert waiting(store) == list(range(2, 41))  # the End was not lost with its group
     assert not store.commit([keep(number, bodies) for number in range(81, 121)]).ok
-    assert store.commit([keep(2000)]).ok  # for this there is room again
+    assert store.commit([keep(2000)]).ok  # room enough again
     store._db.execute("PRAGMA max_page_count = 1000000").close()
     assert store.commit([keep(number, bodies) for number in range(121, 161)]).ok
     assert waiting(store) == [*range(2, 41), *range(121, 161), 2000]
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_of_a_disk_is_left_to_deletions(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.commit([keep(number, b"x" * 100_000) for number in (1, 2, 3)])
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1, 2**40))
     result = store.commit([keep(4), End(1, "delivered")])
@@ -78,9 +78,7 @@ def test_the_last_of_a_disk_is_left_to_what_makes_room(store: SqliteStore, monke
     assert store.commit([keep(5)]).ok
 
 
-def test_where_there_is_no_room_to_share_the_file_it_is_opened_alone_until_there_is(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_opened_without_shared_memory_until_there_is_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(SqliteStore(path)) as store:
         store.open()
         assert store.commit([keep(1)]).ok
@@ -115,7 +113,46 @@ def test_where_there_is_no_room_to_share_the_file_it_is_opened_alone_until_there
     assert [each.name for each in path.parent.iterdir()] == ["store.db"]
 
 
-def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_looked_through_once_however_often_it_is_opened_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking holds the loop for up to a second; without room the file is opened again every second."""
+    with closing(SqliteStore(path)) as store:
+        store.open()
+    connect, damage, room, looks = database.connect, database.damage, False, 0
+
+    def without_room(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
+        if not alone and not room:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+            raise error
+        return connect(path, timeout_s, alone=alone)
+
+    def look(db: sqlite3.Connection, path: Path) -> str | None:
+        nonlocal looks
+        looks += 1
+        return damage(db, path)
+
+    monkeypatch.setattr(database, "connect", without_room)
+    monkeypatch.setattr(database, "damage", look)
+    monkeypatch.setattr(sqlite, "AGAIN_S", 0.0)
+    with closing(SqliteStore(path)) as store:
+        store.open()
+        for number in range(1, 4):
+            assert store.commit([keep(number)]).ok
+        assert looks == 1
+        path.with_name("other").write_bytes(path.read_bytes())
+        path.with_name("other").replace(path)  # somebody has put another in its place
+        assert store.commit([keep(4)]).ok
+        assert looks == 2
+        room = True
+        assert store.commit([keep(5)]).ok
+        assert looks == 2
+        store.open()
+        assert looks == 3
+
+
+def test_free_pages_of_the_file_are_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
     assert not store.commit([keep(200)]).ok
@@ -124,13 +161,13 @@ def test_room_in_the_file_is_room(store: SqliteStore, monkeypatch: pytest.Monkey
     assert not store.commit([keep(202, b"x" * 20_000_000)]).ok
 
 
-def test_of_a_small_disk_a_small_part_is_left(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserve_of_a_small_disk_is_small(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (2_000_000, 16_000_000))
     assert store.commit([keep(1)]).ok
     assert not store.commit([keep(2, b"x" * 600_000)]).ok
 
 
-def test_on_a_small_disk_the_log_is_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_on_a_small_disk_is_small(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (8_000_000, 16_000_000))
     with closing(SqliteStore(path)) as store:
         store.open()
@@ -139,7 +176,7 @@ def test_on_a_small_disk_the_log_is_small(path: Path, monkeypatch: pytest.Monkey
         assert path.with_name("store.db-wal").stat().st_size < 16_000_000 / sqlite.RESERVE_PART / 2
 
 
-def test_a_file_that_is_damaged_while_it_is_used_says_so(store: SqliteStore, path: Path) -> None:
+def test_damage_of_an_open_file_is_reported(store: SqliteStore, path: Path) -> None:
     store.commit([keep(number, b"x" * 3000) for number in range(1, 2000)])
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
     store._db.execute("PRAGMA cache_size = 1").close()
@@ -153,14 +190,14 @@ def test_a_file_that_is_damaged_while_it_is_used_says_so(store: SqliteStore, pat
     assert "malformed; " in result.why
 
 
-def test_meta_that_no_store_has_written_is_one_line(store: SqliteStore) -> None:
+def test_foreign_meta_is_a_one_line_error(store: SqliteStore) -> None:
     store.commit([keep(1)])
     store._db.execute("UPDATE entry SET meta = x'c1'").close()
     with pytest.raises(BesterError, match=r"damaged .*; stop the server"):
         store.read(Fetch(BOB, 0, 1, LOTS))
 
 
-def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
+def test_another_writer_delays_a_commit_no_longer_than_allowed(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store._db.execute("PRAGMA busy_timeout = 50").close()
@@ -173,10 +210,10 @@ def test_another_process_that_writes_holds_a_commit_up_no_longer_than_said(
     assert store.commit([keep(3)]).ok
 
 
-# --- what its questions cost ------------------------------------------------------------------------------------------
+# --- the cost of reads ----------------------------------------------------------------------------------------------
 
 
-def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
+def test_no_read_looks_at_more_rows_than_it_answers(store: SqliteStore) -> None:
     asked: list[str] = []
     store._db.set_trace_callback(asked.append)
     store.commit([keep(1), keep(2, box=lane("s2", "t")), End(1, "x"), End(3, "x", forget=True)])
@@ -184,13 +221,13 @@ def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
     for read in (
         Fetch(BOB, 0, 9, LOTS),
         FindExpired(5.0, 9, LOTS),
-        FindEntry("a", "s2", None),
-        FindOutcomes("m", "alice", None, 0),
-        FindDeadLetters(None, None, 9, None, 0, {}),
-        FindDeadLetters("a", None, 9, None, 0, {}),
-        FindDeadLetters(None, "t", 9, None, 0, {}),
-        FindDeadLetters(None, "t", 9, None, 0, {}, oldest_first=True),
-        FindDeadLetters(None, None, 9, None, 0, {}, oldest_first=True),
+        FindEntry("a", "s2"),
+        FindOutcomes("m", "alice"),
+        FindDeadLetters(None, None, 9),
+        FindDeadLetters("a", None, 9),
+        FindDeadLetters(None, "t", 9),
+        FindDeadLetters(None, "t", 9, oldest_first=True),
+        FindDeadLetters(None, None, 9, oldest_first=True),
     ):
         store.read(read)
     store._db.set_trace_callback(None)
@@ -203,7 +240,7 @@ def test_no_question_reads_more_than_it_answers(store: SqliteStore) -> None:
             assert not [step for step in plan if "TEMP B-TREE" in step], (statement, plan)
 
 
-def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_outcomes_are_purged_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
     store.commit([keep(number) for number in range(1, 26)])
     store.commit([End(number, "delivered") for number in range(1, 26)])
@@ -221,7 +258,9 @@ def test_old_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch
     assert remembered() == 2
 
 
-def test_too_many_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_above_the_bound_are_purged_a_part_with_each_commit(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite, "FORGOTTEN_AT_ONCE", 10)
     store.commit([keep(number, expires_s=100.0 - number) for number in range(1, 26)])
     store.commit([End(number, "delivered") for number in range(1, 26)])
@@ -239,19 +278,17 @@ def test_too_many_outcomes_go_a_part_with_each_commit(store: SqliteStore, monkey
     assert remembered() == [23, 24, 25]
 
 
-def test_letters_may_use_a_part_of_what_is_left_to_what_makes_room(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_letters_may_use_a_part_of_the_reserve(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.commit([keep(1)])
     letter = Bury(DeadLetter("a", "t", b"1", "expired", 0, {}))
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES * 3 // 4, 2**40))
     assert not store.commit([keep(2), letter, End(1, "failed:expired")]).ok
-    assert (waiting(store), len(store.read(FindDeadLetters(None, None, 9, None, 0, {})))) == ([], 1)
+    assert (waiting(store), len(store.read(FindDeadLetters(None, None, 9)))) == ([], 1)
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES // 3, 2**40))
     assert not store.commit([letter]).ok
 
 
-def test_a_value_sqlite_itself_refuses_is_thrown_away(store: SqliteStore) -> None:
+def test_value_that_sqlite_refuses_is_dropped(store: SqliteStore) -> None:
     store.commit([keep(1), keep(2)])
     nothing: Any = None
     assert not store.commit([MarkSent(nothing, 1), MarkSent(BOB, nothing), End(1, "delivered")]).ok
@@ -259,7 +296,7 @@ def test_a_value_sqlite_itself_refuses_is_thrown_away(store: SqliteStore) -> Non
     assert store.commit([keep(3)]).ok
 
 
-def test_the_table_of_writes_is_whole() -> None:
+def test_every_kind_of_write_has_a_function() -> None:
     from bester.broker.store_requests import RecordRemote, Write
 
     assert {*writing.CARRY_OUT, Enqueue, RecordRemote, PurgeOutcomes} == set(Write.__args__)

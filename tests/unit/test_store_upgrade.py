@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from bester.broker.core.values import Link, Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route, Settings
 from bester.broker.store import schema
 from bester.broker.store.sqlite import SqliteStore
 from bester.broker.store_requests import NUMBERS_A_LIFE, SaveLane, StoredQueue, lane, mailbox
@@ -89,7 +90,7 @@ def test_mailboxes_are_delivered_in_order_and_marked_where_they_were_sent_before
     strange = stand.bridge(STRANGE, name="x")
     assert json.loads(stand.deliver(strange).body) == "x" * 3000
     alice = stand.bridge("alice", name="b")
-    outcome = json.loads(stand.deliver(alice).body)  # of the message that was sent with the wish to be told
+    outcome = json.loads(stand.deliver(alice).body)  # the message was sent with `outcome`
     assert outcome == {"message": "s1/b-x0/2", "recipient": "carol", "outcome": "delivered"}
 
 
@@ -149,7 +150,7 @@ def test_message_that_another_server_sends_again_is_a_duplicate(stand: Stand) ->
 
 
 def test_result_that_an_earlier_life_has_delivered_is_not_queued_again(stand: Stand) -> None:
-    bridge, chat = stand.bridge("alice", name="b"), stand.handler("chat")  # the bridge's name and epoch are as before
+    bridge, chat = stand.bridge("alice", name="b"), stand.handler("chat")  # a bridge of the same name and epoch
     stand.submit(bridge, "chat", attempt=2)
     assert stand.answer(chat, clients("carol", body=b'"c1"')).meta["id"] == "s1/b-x0/1"
     assert stand.report(bridge).recipients == {}  # delivered

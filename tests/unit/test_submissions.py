@@ -1,4 +1,4 @@
-"""A broker that goes and comes back: what was taken in and not reported is held, and submitted again."""
+"""Unreported messages while the broker goes and comes back: held, and submitted again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 
 from bester.bridge.frames import frame
+from bester.bridge.limits import Limits
 from bester.bridge.states import State
 from bester.bridge.window import OVERHEAD_BYTES
+from bester.broker.core.settings import Limits as CoreLimits
 from bester.broker.wire.messages import Answer, Ask, Close, Confirm, Deliver, Message, Open, Report, Submit
-from tests.unit.bridge_stand import ListWire, Scene
+from tests.unit.bridge_stand import ListConnection, Scene
 
 LARGE = '"' + "x" * 1000 + '"'
 
 
-def write(scene: Scene, connection: ListWire, *ids: str, data: str = "1") -> None:
-    """Let a client say messages with these ids, in one write."""
+def write(scene: Scene, connection: ListConnection, *ids: str, data: str = "1") -> None:
+    """Let a client send messages with these ids, in one write."""
     payloads = [f'{{"payload":{{"type":"t","data":{data},"id":"{id_}"}}}}'.encode() for id_ in ids]
     scene.bridge.on_bytes(connection, b"".join(map(frame, payloads)))
     scene.turn()
@@ -31,12 +33,12 @@ def attempts(messages: list[Submit]) -> list[tuple[int, int]]:
 
 
 def kinds(messages: list[Message]) -> list[tuple[type, Any]]:
-    """Return what they are, and the token or session."""
+    """Return the types of messages, with their tokens or sessions."""
     return [(type(message), next(iter(message))) for message in messages]
 
 
-class TestTheBrokerComesBack:
-    def test_everything_is_submitted_again_in_the_order_of_the_tokens_behind_the_sessions(self) -> None:
+class TestLinkLost:
+    def test_unreported_messages_are_submitted_again_in_token_order_behind_the_sessions(self) -> None:
         scene = Scene()
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         tokens = [
@@ -48,13 +50,13 @@ class TestTheBrokerComesBack:
         scene.sent.clear()
         scene.bridge.on_link_ready()
         assert [type(message) for message in scene.sent] == [Open, Open, Submit, Submit, Submit, Submit]
-        again = scene.said(Submit)
+        again = scene.take(Submit)
         assert attempts(again) == [(tokens[0], 2), (tokens[2], 2), (tokens[3], 2), (tokens[3] + 1, 1)]
         assert again[-1].meta == {}
         scene.broker(*good(*(message.token for message in again)))
-        assert (alice.words(), bob.words()) == (["good b", "good d", "good e"], ["good a", "good c"])
+        assert (alice.lines(), bob.lines()) == (["good b", "good d", "good e"], ["good a", "good c"])
 
-    def test_each_time_counts(self) -> None:
+    def test_each_lost_link_counts_as_an_attempt(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         token = scene.submit(connection)
@@ -62,30 +64,30 @@ class TestTheBrokerComesBack:
             scene.bridge.on_link_lost("gone")
             scene.bridge.on_link_lost("still gone")
             scene.bridge.on_link_ready()
-            assert attempts(scene.said(Submit)) == [(token, attempt)]
+            assert attempts(scene.take(Submit)) == [(token, attempt)]
 
-    def test_what_a_client_said_of_its_message_is_said_again(self) -> None:
+    def test_options_of_a_message_are_submitted_again(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         body = b'{"payload":{"type":"t","data":1,"id":"i","dedup":"d","ttl_s":5}}'
         scene.bridge.on_bytes(connection, frame(body))
         scene.bridge.on_link_ready()
-        assert [message.meta for message in scene.said(Submit)] == [
+        assert [message.meta for message in scene.take(Submit)] == [
             {"dedup": "d", "ttl_s": 5.0},
             {"dedup": "d", "ttl_s": 5.0, "attempt": 2},
         ]
 
-    def test_a_report_that_was_on_its_way_counts_and_nothing_is_submitted_after_it(self) -> None:
+    def test_late_report_of_a_lost_link_counts(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         token = scene.submit(connection, "a")
         scene.bridge.on_link_lost("gone")
         scene.broker(*good(token))
-        assert connection.words() == ["good a"]
+        assert connection.lines() == ["good a"]
         scene.bridge.on_link_ready()
-        assert scene.said(Submit) == []
+        assert scene.take(Submit) == []
 
-    def test_a_server_of_the_native_protocol_is_held_too(self) -> None:
+    def test_message_of_a_native_server_is_held(self) -> None:
         scene = Scene()
         connection = scene.connect()
         scene.bridge.on_link_lost("gone")
@@ -94,13 +96,73 @@ class TestTheBrokerComesBack:
         )
         assert connection.session.deadline == scene.limits.server_s
         scene.bridge.on_link_ready()
-        (submit,) = scene.said(Submit)
+        (submit,) = scene.take(Submit)
         assert submit.meta == {"scope": "server", "address": "127.0.0.1"}
         scene.broker(*good(submit.token))
-        assert connection.words() == ["good x"]
+        assert connection.lines() == ["good x"]
         assert connection.session.state is State.CLOSING
 
-    def test_what_one_who_stopped_sending_was_told_of_is_not_submitted_again(self) -> None:
+    @pytest.mark.parametrize("half_closed", [False, True])
+    @pytest.mark.parametrize("broker", ["away", "there"])
+    def test_message_of_a_server_goes_on_when_its_connection_is_cut_without_a_report(
+        self, broker: str, half_closed: bool
+    ) -> None:
+        scene = Scene()
+        connection = scene.connect()
+        if broker == "away":
+            scene.bridge.on_link_lost("gone")
+        scene.bridge.on_bytes(
+            connection,
+            frame(b'{"header":{"scope":"server","lane":["e",5,5]},"payload":{"data":1,"type":"m","id":"x"}}'),
+        )
+        submitted = scene.take(Submit)
+        if half_closed:
+            scene.now += 1
+            scene.bridge.on_peer_ended(connection)
+        scene.now += scene.limits.drain_s if half_closed else scene.limits.server_s
+        scene.now -= 0.5
+        scene.bridge.tick()
+        scene.turn()
+        assert (connection.lines(), connection.aborted, connection.session.is_unanswered) == ([], None, False)
+        scene.now += 0.5
+        scene.bridge.tick()
+        scene.turn()
+        assert (connection.lines(), connection.session.is_unanswered) == ([], True)
+        assert connection.aborted == "its message has no report yet, and goes on without it"
+        scene.bridge.on_connection_gone(connection)
+        scene.turn()
+        if broker == "away":
+            scene.now = scene.limits.hold_s - 1
+            scene.bridge.tick()
+            scene.bridge.on_link_ready()
+            submitted = scene.take(Submit)
+        (submit,) = submitted
+        assert (submit.body, submit.meta["lane"], "attempt" in submit.meta) == (b"1", ["e", 5, 5], False)
+        assert scene.bridge.inspect().submissions.departed == 1
+        scene.broker(*good(submit.token))
+        left = scene.bridge.inspect().submissions
+        assert (connection.lines(), left.waiting, left.departed, left.unreported_bytes) == ([], 0, 0, 0)
+
+    def test_report_that_comes_between_the_cut_and_the_end_of_a_connection_goes_nowhere(self) -> None:
+        scene = Scene()
+        connection = scene.connect()
+        scene.bridge.on_bytes(
+            connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}')
+        )
+        (submit,) = scene.take(Submit)
+        scene.now += scene.limits.server_s
+        scene.bridge.tick()
+        scene.broker(*good(submit.token))
+        scene.bridge.on_connection_gone(connection)
+        scene.turn()
+        left = scene.bridge.inspect().submissions
+        assert (connection.lines(), left.waiting, left.departed, left.unreported_bytes) == ([], 0, 0, 0)
+
+    def test_server_that_waits_is_given_longer_than_one_of_besters_waits(self) -> None:
+        bridge = Limits()
+        assert bridge.server_s > CoreLimits().relay_s + bridge.connect_s
+
+    def test_timed_out_message_is_not_submitted_again(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.submit(connection, "a")
@@ -108,13 +170,13 @@ class TestTheBrokerComesBack:
         scene.now += scene.limits.drain_s
         scene.bridge.tick()
         scene.turn()
-        assert connection.words() == ["bad a timeout"]
+        assert connection.lines() == ["bad a timeout"]
         scene.bridge.on_link_ready()
-        assert scene.said(Submit) == []
+        assert scene.take(Submit) == []
 
 
 class TestBounds:
-    def test_after_ten_minutes_there_is_no_hope(self) -> None:
+    def test_held_message_is_unreachable_after_hold_s(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.submit(connection, "a")
@@ -123,16 +185,16 @@ class TestBounds:
         write(scene, connection, "b")
         scene.now += scene.limits.hold_s - 1.5
         scene.bridge.tick()
-        assert connection.words() == []
+        assert connection.lines() == []
         scene.now += 0.5
         scene.bridge.tick()
         scene.turn()
-        assert connection.words() == ["bad a unreachable"]
+        assert connection.lines() == ["bad a unreachable"]
         scene.bridge.on_link_ready()
-        assert [message.token for message in scene.said(Submit)] == [2]
+        assert [message.token for message in scene.take(Submit)] == [2]
 
     @pytest.mark.parametrize("end", ["the broker comes", "nobody comes"])
-    def test_nothing_stays_of_what_was_given_up_before_it_was_ever_submitted(self, end: str) -> None:
+    def test_held_message_that_timed_out_leaves_nothing(self, end: str) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.bridge.on_link_lost("gone")
@@ -141,30 +203,30 @@ class TestBounds:
         scene.now += scene.limits.drain_s
         scene.bridge.tick()
         scene.turn()
-        assert connection.words() == ["bad a timeout"]
+        assert connection.lines() == ["bad a timeout"]
         if end == "the broker comes":
             scene.bridge.on_link_ready()
-            assert scene.said(Submit) == []
+            assert scene.take(Submit) == []
         else:
             scene.now += 1
             scene.bridge.tick()
         assert scene.bridge.inspect().submissions.waiting == 0
 
-    def test_one_who_says_much_meanwhile_is_not_read_from(self) -> None:
+    def test_full_window_without_a_broker_pauses_reading(self) -> None:
         scene = Scene(unreported=3)
         connection = scene.log_in()
         scene.bridge.on_link_lost("gone")
         write(scene, connection, *"abcde")
         assert not connection.reading
         scene.bridge.on_link_ready()
-        submits = scene.said(Submit)
+        submits = scene.take(Submit)
         assert len(submits) == 3
         scene.broker(*good(*(message.token for message in submits)))
-        assert len(scene.said(Submit)) == 2
-        assert connection.words() == ["good a", "good b", "good c"]
+        assert len(scene.take(Submit)) == 2
+        assert connection.lines() == ["good a", "good b", "good c"]
         assert connection.reading
 
-    def test_with_too_much_held_in_all_nobody_is_read_from_until_reports_come(self) -> None:
+    def test_bound_of_held_messages_pauses_reading_until_reports_come(self) -> None:
         scene = Scene(held_bytes=1000)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.bridge.on_link_lost("gone")
@@ -172,13 +234,13 @@ class TestBounds:
         write(scene, bob, "b")
         assert (alice.reading, bob.reading) == (False, False)
         scene.bridge.on_link_ready()
-        first, second = scene.said(Submit)
+        first, second = scene.take(Submit)
         scene.broker(*good(second.token))
         assert (alice.reading, bob.reading) == (False, False)
         scene.broker(*good(first.token))
         assert (alice.reading, bob.reading) == (True, True)
 
-    def test_nor_where_the_broker_has_it_and_does_not_report(self) -> None:
+    def test_sent_messages_count_like_held_ones(self) -> None:
         scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
         connections = [scene.log_in(user) for user in ("alice", "bob", "carol")]
         tokens = [scene.submit(connection) for connection in connections]
@@ -191,7 +253,7 @@ class TestBounds:
         scene.broker(*good(tokens[2]))
         assert [connection.reading for connection in connections] == [True, True, True]
 
-    def test_a_delivery_to_the_sender_makes_room_too(self) -> None:
+    def test_delivery_to_the_sender_makes_room(self) -> None:
         scene = Scene(held_bytes=OVERHEAD_BYTES)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         token = scene.submit(alice)
@@ -200,12 +262,12 @@ class TestBounds:
         scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, alice.session.number]], token, {"message": "s/1"}))
         assert (alice.reading, bob.reading) == (True, True)
 
-    def test_what_those_who_have_gone_had_said_counts_as_far_as_it_is_kept(self) -> None:
+    def test_departed_messages_count_as_far_as_they_are_kept(self) -> None:
         scene = Scene(held_bytes=2 * OVERHEAD_BYTES, gone_messages=2)
         alice, carol, bob = scene.log_in("alice"), scene.log_in("carol"), scene.log_in("bob")
         write(scene, alice, "a", "b")
         write(scene, carol, "c")
-        tokens = [submit.token for submit in scene.said(Submit)]
+        tokens = [submit.token for submit in scene.take(Submit)]
         scene.bridge.on_connection_gone(alice)
         scene.bridge.on_connection_gone(carol)
         scene.command(bob, "nothing", None)
@@ -216,21 +278,21 @@ class TestBounds:
         scene.broker(*good(tokens[0]))
         assert bob.reading
 
-    def test_who_has_less_than_a_fair_share_is_read_from_and_others_say_no_more(self) -> None:
+    def test_connection_with_less_than_a_fair_share_is_read_from(self) -> None:
         scene = Scene(held_bytes=10 * OVERHEAD_BYTES, max_connections=5)
         greedy, modest = scene.log_in("alice", acks=True), scene.log_in("bob")
         scene.broker(
             Deliver(1, "s/1.0", "t", b"1", [[0, greedy.session.number]], None, {})
-        )  # it is to acknowledge that
+        )  # the client is to acknowledge that frame
         write(scene, greedy, *(str(number) for number in range(50)))
-        assert len(scene.said(Submit)) == 10
+        assert len(scene.take(Submit)) == 10
         scene.command(modest, "nothing", None)
         assert modest.reading
         write(scene, modest, "m", "n")
-        assert len(scene.said(Submit)) == 2
+        assert len(scene.take(Submit)) == 2
         assert not modest.reading, "that was a fair share"
 
-    def test_one_who_goes_and_whose_words_are_not_kept_makes_room_for_the_others(self) -> None:
+    def test_dropped_messages_make_room(self) -> None:
         scene = Scene(held_bytes=1000, gone_messages=0)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         write(scene, alice, "a", data=LARGE)
@@ -240,11 +302,11 @@ class TestBounds:
         scene.turn()
         assert bob.reading
 
-    def test_one_who_has_something_to_acknowledge_is_read_from_all_the_same(self) -> None:
+    def test_client_with_unacknowledged_frames_is_read_from(self) -> None:
         scene = Scene(held_bytes=1000)
         alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
         write(scene, alice, "a", data=LARGE)
-        (submit,) = scene.said(Submit)
+        (submit,) = scene.take(Submit)
         scene.command(bob, "nothing", None)
         assert (alice.reading, bob.reading) == (False, False)
         targets = [[0, bob.session.number]]
@@ -252,9 +314,9 @@ class TestBounds:
         assert (alice.reading, bob.reading) == (False, True)
         scene.command(bob, "ack", ["s/1.0.0"])
         assert (alice.reading, bob.reading) == (True, True)
-        assert alice.words() == ["good a"]
+        assert alice.lines() == ["good a"]
 
-    def test_and_when_it_has_it_waits_like_everybody(self) -> None:
+    def test_client_that_has_acknowledged_everything_is_not_read_from(self) -> None:
         scene = Scene(held_bytes=1000)
         alice, bob = scene.log_in("alice"), scene.log_in("bob", acks=True)
         write(scene, alice, "a", data=LARGE)
@@ -264,7 +326,7 @@ class TestBounds:
         scene.command(bob, "ack", ["s/1.0.0"])
         assert not bob.reading
 
-    def test_many_small_ones_are_much(self) -> None:
+    def test_overhead_of_small_messages_counts(self) -> None:
         scene = Scene(held_bytes=4 * OVERHEAD_BYTES)
         connection = scene.log_in()
         scene.bridge.on_link_lost("gone")
@@ -276,28 +338,30 @@ class TestBounds:
         scene.broker(*good(1))
         assert [*reading, connection.reading] == [True, False, True]
 
-    def test_what_nobody_waits_for_any_more_is_held_for_a_while_and_counts(self) -> None:
+    def test_dropped_held_message_makes_room_at_once(self) -> None:
         scene = Scene(held_bytes=1000, gone_messages=0)
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         scene.bridge.on_link_lost("gone")
         write(scene, alice, "a", data=LARGE)
-        scene.bridge.on_connection_gone(alice)
         scene.command(bob, "nothing", None)
-        assert not bob.reading
-        scene.bridge.tick()
-        assert bob.reading
+        reading = [bob.reading]
+        scene.bridge.on_connection_gone(alice)
+        scene.turn()
+        assert [*reading, bob.reading] == [False, True]
+        scene.bridge.on_link_ready()
+        assert scene.take(Submit) == []
 
-    def test_a_full_link_keeps_everybodys_order(self) -> None:
+    def test_full_link_keeps_the_order(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.full = True
         write(scene, connection, "a")
         scene.full = False
         write(scene, connection, "b")
-        assert [(message.token, message.meta) for message in scene.said(Submit)] == [(1, {}), (2, {})]
-        assert connection.words() == []
+        assert [(message.token, message.meta) for message in scene.take(Submit)] == [(1, {}), (2, {})]
+        assert connection.lines() == []
 
-    def test_and_what_was_not_said_on_it_was_not_attempted(self) -> None:
+    def test_message_refused_by_a_full_link_was_not_attempted(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         token = scene.submit(connection, "a")
@@ -306,9 +370,9 @@ class TestBounds:
         scene.bridge.on_link_lost("gone")
         scene.full = False
         scene.bridge.on_link_ready()
-        assert attempts(scene.said(Submit)) == [(token, 2), (token + 1, 1)]
+        assert attempts(scene.take(Submit)) == [(token, 2), (token + 1, 1)]
 
-    def test_a_link_that_takes_a_few_at_a_time_gets_all_of_them_in_order(self) -> None:
+    def test_slow_link_gets_held_messages_in_order(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.bridge.on_link_lost("gone")
@@ -327,13 +391,13 @@ class TestBounds:
         assert [message.token for message in taken if isinstance(message, Submit)] == list(range(1, 11))
 
 
-class TestWhoHasGone:
-    def test_what_was_said_is_submitted_again_within_a_session_of_its_own(self) -> None:
+class TestDeparted:
+    def test_departed_messages_are_submitted_again_within_their_session(self) -> None:
         scene = Scene()
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         tokens = [scene.submit(connection) for connection in (alice, bob, alice, bob)]
         scene.bridge.on_connection_gone(alice)
-        assert scene.said(Close) == [Close(alice.session.number)]
+        assert scene.take(Close) == [Close(alice.session.number)]
         scene.bridge.on_link_lost("gone")
         scene.sent.clear()
         scene.bridge.on_link_ready()
@@ -343,13 +407,13 @@ class TestWhoHasGone:
             (Submit, tokens[3]),
         ]  # fmt: skip
         scene.broker(*good(*tokens))
-        assert (alice.words(), len(bob.words())) == ([], 2)
+        assert (alice.lines(), len(bob.lines())) == ([], 2)
         scene.bridge.on_link_lost("gone")
         scene.sent.clear()
         scene.bridge.on_link_ready()
         assert scene.sent == [Open(b, "bob")]
 
-    def test_also_where_it_goes_while_there_is_no_broker(self) -> None:
+    def test_client_that_goes_without_a_broker_leaves_its_messages(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         token = scene.submit(connection)
@@ -361,7 +425,7 @@ class TestWhoHasGone:
         number = connection.session.number
         assert kinds(scene.sent) == [(Open, number), (Submit, token), (Submit, token + 1), (Close, number)]
 
-    def test_on_a_full_link_the_end_stays_behind_the_words(self) -> None:
+    def test_close_follows_held_messages_on_a_full_link(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.full = True
@@ -372,17 +436,17 @@ class TestWhoHasGone:
         scene.bridge.tick()
         assert [type(message) for message in scene.sent] == [Submit, Close]
 
-    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 2)}])
-    def test_no_more_of_it_than_there_is_a_place_for(self, limits: dict[str, int]) -> None:
+    @pytest.mark.parametrize("limits", [{"gone_messages": 2}, {"gone_bytes": 2 * (OVERHEAD_BYTES + 5)}])
+    def test_departed_messages_are_bounded(self, limits: dict[str, int]) -> None:
         scene = Scene(**limits)
         connection = scene.log_in()
         tokens = [scene.submit(connection) for _ in range(4)]
         scene.bridge.on_connection_gone(connection)
         scene.bridge.on_link_lost("gone")
         scene.bridge.on_link_ready()
-        assert [message.token for message in scene.said(Submit)] == tokens[:2]
+        assert [message.token for message in scene.take(Submit)] == tokens[:2]
 
-    def test_places_become_free_with_reports_and_with_time(self) -> None:
+    def test_departed_message_ends_by_report_or_time(self) -> None:
         scene = Scene(gone_messages=1)
         for end in ("report", "delivery", "time"):
             connection = scene.log_in()
@@ -390,7 +454,7 @@ class TestWhoHasGone:
             scene.bridge.on_connection_gone(connection)
             scene.bridge.on_link_lost("gone")
             scene.bridge.on_link_ready()
-            assert attempts(scene.said(Submit)) == [(token, 2)], end
+            assert attempts(scene.take(Submit)) == [(token, 2)], end
             other = scene.log_in("bob")
             if end == "report":
                 scene.broker(*good(token))
@@ -402,20 +466,20 @@ class TestWhoHasGone:
             scene.bridge.on_connection_gone(other)
             scene.bridge.on_link_lost("gone")
             scene.bridge.on_link_ready()
-            assert scene.said(Submit) == [], end
+            assert scene.take(Submit) == [], end
 
-    def test_a_server_too(self) -> None:
+    def test_departed_message_of_a_server_is_submitted_again(self) -> None:
         scene = Scene()
         connection = scene.connect()
         scene.bridge.on_bytes(connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m"}}'))
-        (first,) = scene.said(Submit)
+        (first,) = scene.take(Submit)
         scene.bridge.on_connection_gone(connection)
         scene.bridge.on_link_ready()
         assert scene.sent == [first._replace(meta={**first.meta, "attempt": 2})]
 
 
-class TestTheEnd:
-    def test_without_a_broker_everybody_is_told_so(self) -> None:
+class TestGiveUp:
+    def test_give_up_without_a_broker_is_unreachable(self) -> None:
         scene = Scene(unreported=2)
         connection, server = scene.log_in(), scene.connect()
         scene.submit(connection, "a")
@@ -424,29 +488,29 @@ class TestTheEnd:
         scene.bridge.on_bytes(server, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m","id":"x"}}'))
         scene.bridge.shut_down()
         scene.turn()
-        assert (connection.words(), server.words()) == ([], [])
+        assert (connection.lines(), server.lines()) == ([], [])
         scene.bridge.give_up()
         scene.turn()
-        assert connection.words() == [f"bad {id_} unreachable" for id_ in "abcde"]
-        assert (server.words(), server.session.is_unanswered) == ([], True), "another server says it again"
+        assert connection.lines() == [f"bad {id_} unreachable" for id_ in "abcde"]
+        assert (server.lines(), server.session.is_unanswered) == ([], True), "another server says it again"
         assert (connection.session.state, server.session.state) == (State.CLOSING, State.CLOSED)
         scene.bridge.on_connection_gone(server)
         scene.bridge.on_link_ready()
-        assert [submit.session for submit in scene.said(Submit)] == [None]
+        assert [submit.session for submit in scene.take(Submit)] == [None]
 
-    def test_with_one_that_does_not_report_their_time_is_over(self) -> None:
+    def test_give_up_with_a_silent_broker_is_a_timeout(self) -> None:
         scene = Scene()
         connection = scene.log_in()
         scene.submit(connection, "a")
         scene.bridge.shut_down()
         scene.bridge.give_up()
         scene.turn()
-        assert connection.words() == ["bad a timeout"]
-        assert scene.said(Close) == [Close(connection.session.number)]
+        assert connection.lines() == ["bad a timeout"]
+        assert scene.take(Close) == [Close(connection.session.number)]
 
 
 @pytest.mark.parametrize("end", ["reported", "timed out", "gone", "gone and reported", "given up"])
-def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
+def test_size_returns_to_zero(end: str) -> None:
     scene = Scene(hold_s=10.0, drain_s=10.0, unreported=4)
     connection, server = scene.log_in(), scene.connect()
     write(scene, connection, *"abcdef", data=LARGE)
@@ -471,13 +535,13 @@ def test_the_load_is_nothing_when_nothing_waits(end: str) -> None:
             scene.bridge.on_link_lost("gone")
             scene.now += scene.limits.hold_s
             scene.bridge.tick()
-        scene.broker(*good(*(submit.token for submit in scene.said(Submit))))
-        scene.broker(*(Answer(ask.token, 0, {}) for ask in scene.said(Ask)))
+        scene.broker(*good(*(submit.token for submit in scene.take(Submit))))
+        scene.broker(*(Answer(ask.token, 0, {}) for ask in scene.take(Ask)))
     left = scene.bridge.inspect().submissions
     assert (left.unreported_bytes, left.queued_bytes, left.departed_bytes) == (0, 0, 0)
 
 
-def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:
+def test_delivery_of_a_lost_link_reports_nothing() -> None:
     scene = Scene()
     alice, bob = scene.log_in("alice"), scene.log_in("bob")
     token = scene.submit(alice, "a")
@@ -487,8 +551,11 @@ def test_a_delivery_the_old_broker_began_is_not_reported_by_its_end() -> None:
     scene.bridge.on_link_ready()
     bob.unblock()
     scene.turn()
-    assert alice.words() == []
-    assert attempts(scene.said(Submit)) == [(token, 2)]
+    assert alice.lines() == []
+    assert attempts(scene.take(Submit)) == [(token, 2)]
     scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, bob.session.number]], token, {"message": "s/1"}))
-    assert alice.words() == ["good a"]
-    assert scene.said(Confirm) == [Confirm(1, [], [])]
+    assert alice.lines() == ["good a"]
+    assert scene.take(Confirm) == [Confirm(1, [], [])]
+
+
+# --- the table of states ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bester.bridge.bridge import Bridge
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Forward, Hello, Message, Meta
 from tests.world.clock import World

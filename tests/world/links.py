@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step
 from bester.broker.wire.messages import Malformed, Message
 from tests.world.clock import World

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, ShellCall, StoreRead, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
-from bester.broker.store_requests import Read, Write
+from bester.broker.store_requests import Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
@@ -24,8 +25,6 @@ from tests.world.links import SimLink
 from tests.world.network import Messages, Pipe, Weather
 from tests.world.processes import Process
 
-WRITES: frozenset[Any] = frozenset(Write.__args__)
-READS: frozenset[Any] = frozenset(Read.__args__)
 TICK_S = 0.5
 EPOCH_S = 1_700_000_000.0
 """What the wall clock shows at the beginning."""
@@ -243,9 +242,9 @@ class SimServer(Process):
                 self.world.tell(self.name, f"<- {self._who(link)}", message)
             if type(message) is Submit:
                 self._entered[link, message.token] = message.body
-        outbox = self.router.receive_all(link, messages, self.now)
-        if outbox.messages or outbox.writes or outbox.reads or outbox.others:
-            self._take(outbox)
+        effects = self.router.receive_all(link, messages, self.now)
+        if effects:
+            self.carry_out(effects)
             if self._turn_s == 0.0 and link.door != "direct":  # who speaks to us in our own process is in a turn, too
                 self.end_turn()
 
@@ -274,50 +273,38 @@ class SimServer(Process):
 
     # --- its shell: out ---
 
-    def _take(self, outbox: Effects) -> None:
-        if outbox.writes or outbox.reads:
-            self.keep(outbox.writes, outbox.reads)
-        outgoing = self._outgoing
-        for link, messages in outbox.messages.items():
-            waiting = outgoing.get(link)
-            if waiting is None:
-                outgoing[link] = messages
+    def carry_out(self, effects: Effects) -> None:
+        """Carry out the core's effects, by the end of this turn."""
+        if not effects:
+            return
+        if effects.writes or effects.reads:
+            self.keep(effects.writes, effects.reads)
+        for link, messages in effects.messages.items():
+            queued = self._outgoing.get(link)
+            if queued is None:
+                self._outgoing[link] = messages
             else:
-                waiting += messages
-        for other in outbox.others:
-            self.do_other(other)
+                queued += messages
+        for call in effects.calls:
+            self.do_call(call)
         self._end_turn_soon()
 
-    def carry_out(self, actions: Sequence[Action]) -> None:
-        """Do what the core says, by the end of this turn."""
-        for action in actions:
-            if isinstance(action, Send):
-                self._outgoing.setdefault(action.link, []).append(action.message)
-            elif type(action) in WRITES:
-                self.keep([action], [])  # type: ignore[list-item]  # it is one of them
-            elif type(action) in READS:
-                self.keep([], [action])  # type: ignore[list-item]  # as above
-            else:
-                self.do_other(action)  # type: ignore[arg-type]  # none of the others is left
-        if actions:
-            self._end_turn_soon()
-
-    def keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
+    def keep(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """The core wants these written, and those read."""
         self.keeping.add(writes, reads)
 
-    def do_other(self, action: Verify | Notice | LookUp | Restart) -> None:
+    def do_call(self, call: ShellCall) -> None:
         """The core wants something that is neither for the store nor for a link."""
-        if isinstance(action, Verify):
+        if isinstance(call, Verify):
             self.world.after(
                 self.world.random.uniform(0, 0.2),
-                partial(lambda action, life: self.when_awake(lambda: self._verify(action, life)), action, self.life),
+                partial(lambda call, life: self.when_awake(lambda: self._verify(call, life)), call, self.life),
             )
-        elif isinstance(action, LookUp):
+        elif isinstance(call, LookUp):
             self.on_look_up()
-        elif isinstance(action, Notice):
-            self.handlers_lost += action.event in ("lost", "left") and action.fields["role"] == "handler"
-            self.world.tell(self.name, f"notes {action.event}", action.fields)
+        elif isinstance(call, Notice):
+            self.handlers_lost += call.event in ("lost", "left") and call.fields["role"] == "handler"
+            self.world.tell(self.name, f"notes {call.event}", call.fields)
 
     def _end_turn_soon(self) -> None:
         if self._turning or self._turn_s is None:

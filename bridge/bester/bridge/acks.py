@@ -1,9 +1,9 @@
-"""What clients that acknowledge have been sent and have not acknowledged. Pure.
+"""Acknowledgements of clients that give them: frames sent and not acknowledged. Pure.
 
-A frame to such a client counts as delivered when the client says its id, not when its bytes have left. The time for
-that begins when they have left, and stands still while the bridge does not read from the client: its word may be
-waiting. Not for ever: what fills the client's window may be messages to itself, and would then wait for words behind
-them that are never read. An id that nobody waits for changes nothing.
+A frame to such a client counts as delivered when the client acknowledges its id, not when its bytes have left. The time
+for that begins when the bytes have left, and stands still while the bridge does not read from the client: the
+acknowledgement may be among the unread bytes. Not for ever: a window full of messages to the client itself would wait
+for acknowledgements behind them that are never read. An unknown id changes nothing.
 """
 
 from __future__ import annotations
@@ -17,116 +17,118 @@ from bester.bridge.ports import ClientConnection
 
 
 class _Frame:
-    """One frame, written and not acknowledged."""
+    """Frame that was written and is not acknowledged."""
 
-    __slots__ = ("delivery", "id", "left_s", "size", "target")
+    __slots__ = ("delivery", "id", "sent_s", "size", "target")
 
     def __init__(self, id_: str, delivery: Delivery, target: int, size: int) -> None:
         self.id = id_
         self.delivery = delivery
         self.target = target
         self.size = size
-        self.left_s = 0.0
+        self.sent_s = 0.0
 
 
 class _ClientAcks:
-    """The frames of one connection: all by id (a repetition has the id of what it repeats), those that are still on
-    their way out, and those whose time runs, in the order they left."""
+    """Frames of one connection: all by id (a repetition has the id of the frame it repeats), those on their way out,
+    and those whose time runs, in the order they left."""
 
-    __slots__ = ("by_id", "count", "leaving", "left", "size_bytes", "unread_s")
+    __slots__ = ("by_id", "count", "on_the_way", "running", "size_bytes", "unread_s")
 
     def __init__(self) -> None:
         self.by_id: dict[str, list[_Frame]] = {}
-        self.leaving: deque[_Frame] = deque()
-        self.left: OrderedDict[_Frame, None] = OrderedDict()
+        self.on_the_way: deque[_Frame] = deque()
+        self.running: OrderedDict[_Frame, None] = OrderedDict()
         self.count = 0
         self.size_bytes = 0
         self.unread_s = 0.0
 
     def remove(self, frame: _Frame) -> None:
-        """The frame is decided; it may be on its way out still."""
-        self.left.pop(frame, None)
+        """Count a frame out whose target is decided; the frame may still be on its way out."""
+        self.running.pop(frame, None)
         self.count -= 1
         self.size_bytes -= frame.size
 
 
 class Acks:
-    """The frames of all connections. What it returns are deliveries that have ended."""
+    """Unacknowledged frames of all connections. Methods return the deliveries that have ended."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._books: dict[ClientConnection, _ClientAcks] = {}
+        self._clients: dict[ClientConnection, _ClientAcks] = {}
 
     def has_room(self, connection: ClientConnection) -> bool:
-        """Whether another frame may be written to the connection."""
-        book = self._books.get(connection)
-        return book is None or (book.count < self._limits.unacked and book.size_bytes < self._limits.unacked_bytes)
+        """Return whether another frame may be written to the connection."""
+        client = self._clients.get(connection)
+        return client is None or (
+            client.count < self._limits.unacked and client.size_bytes < self._limits.unacked_bytes
+        )
 
     def awaits(self, connection: ClientConnection) -> bool:
-        """Whether something was written to the connection that is to be acknowledged."""
-        book = self._books.get(connection)
-        return book is not None and book.count > 0
+        """Return whether a frame on the connection is unacknowledged."""
+        client = self._clients.get(connection)
+        return client is not None and client.count > 0
 
     def expect(self, connection: ClientConnection, id_: str, delivery: Delivery, target: int, size: int) -> None:
-        """A frame was written, with a mark behind it; its acknowledgement decides the target."""
-        book = self._books.get(connection)
-        if book is None:
-            book = self._books[connection] = _ClientAcks()
+        """Add a frame that was written, with a mark behind it; its acknowledgement decides the target."""
+        client = self._clients.get(connection)
+        if client is None:
+            client = self._clients[connection] = _ClientAcks()
         frame = _Frame(id_, delivery, target, size)
-        book.by_id.setdefault(id_, []).append(frame)
-        book.leaving.append(frame)
-        book.count += 1
-        book.size_bytes += size
+        client.by_id.setdefault(id_, []).append(frame)
+        client.on_the_way.append(frame)
+        client.count += 1
+        client.size_bytes += size
 
     def on_bytes_sent(self, connection: ClientConnection, marks: int, now: float) -> None:
-        """So many marks were passed: as many frames have left."""
-        book = self._books[connection]
+        """Start the time of as many frames as marks were passed."""
+        client = self._clients[connection]
         for _ in range(marks):
-            frame = book.leaving.popleft()
-            if frame in book.by_id.get(frame.id, ()):
-                frame.left_s = now
-                book.left[frame] = None
+            frame = client.on_the_way.popleft()
+            if frame in client.by_id.get(frame.id, ()):
+                frame.sent_s = now
+                client.running[frame] = None
 
-    def acknowledged(self, connection: ClientConnection, ids: list[str]) -> list[Delivery]:
-        """The client has got these."""
+    def on_acks(self, connection: ClientConnection, ids: list[str]) -> list[Delivery]:
+        """Count the frames with these ids as acknowledged."""
         ended: list[Delivery] = []
-        book = self._books.get(connection)
-        if book is None:
+        client = self._clients.get(connection)
+        if client is None:
             return ended
         for id_ in ids:
-            for frame in book.by_id.pop(id_, ()):
-                book.remove(frame)
+            for frame in client.by_id.pop(id_, ()):
+                client.remove(frame)
                 if frame.delivery.on_sent(frame.target):
                     ended.append(frame.delivery)
         return ended
 
     def on_connection_gone(self, connection: ClientConnection, begun: int, reason: str) -> list[Delivery]:
-        """The connection is no more: it will acknowledge nothing. What has left, and the `begun` next frames, may have
-        arrived; the rest has failed for `reason`."""
-        book = self._books.pop(connection, None)
-        if book is None:
+        """Count every frame of a gone connection as missed. Frames that have left, and the next `begun` ones, may have
+        arrived; the others have failed for `reason`."""
+        client = self._clients.pop(connection, None)
+        if client is None:
             return []
-        unsent = set(islice(book.leaving, begun, None))  # as many are in it as there are marks, acknowledged or not
-        frames = [frame for same in book.by_id.values() for frame in same]
+        unsent = set(islice(client.on_the_way, begun, None))  # as many entries as marks, acknowledged or not
+        frames = [frame for same in client.by_id.values() for frame in same]
         became = [(frame, reason if frame in unsent else UNCONFIRMED) for frame in frames]
         return [frame.delivery for frame, why in became if frame.delivery.on_missed(frame.target, why)]
 
-    def late(self, now: float) -> list[Delivery]:
-        """Give up on what was not acknowledged in time."""
+    def overdue(self, now: float) -> list[Delivery]:
+        """Give up on frames that were not acknowledged in time."""
         ended: list[Delivery] = []
-        for connection, book in self._books.items():
+        for connection, client in self._clients.items():
             if not connection.reading:
-                book.unread_s = now
-            while book.left:
-                frame = next(iter(book.left))
-                from_s = max(frame.left_s, min(book.unread_s, frame.left_s + self._limits.ack_unread_s))
+                client.unread_s = now
+            while client.running:
+                frame = next(iter(client.running))
+                from_s = max(frame.sent_s, min(client.unread_s, frame.sent_s + self._limits.ack_unread_s))
                 if now - from_s < self._limits.ack_s:
                     break
-                book.remove(frame)
-                same = book.by_id[frame.id]
+                client.remove(frame)
+                same = client.by_id[frame.id]
                 same.remove(frame)
                 if not same:
-                    del book.by_id[frame.id]
+                    del client.by_id[frame.id]
                 if frame.delivery.on_missed(frame.target, TIMEOUT):
                     ended.append(frame.delivery)
         return ended

@@ -1,9 +1,8 @@
-"""Which deliveries of one broker link are still on their way out, and what to confirm of the others. Pure.
+"""Deliveries of one broker link that are under way, and confirmations of those that have ended. Pure.
 
-A delivery has ended when each of its targets has: a target goes well when its frame has left on one of its sessions,
-and has failed when all of them are gone. Confirmations are cumulative: everything up to the oldest delivery that still
-waits, the few ended ones above it by number, failures by name. A ledger lives as long as a link: after it, what is
-still going out interests nobody.
+A delivery has ended when each of its targets has: a target succeeds when its frame has left on one of its sessions, and
+fails when all of them are gone. Confirmations are cumulative: all serials up to the oldest delivery under way, the few
+ended ones above by serial, and failures by target. The confirmations of a link end with it.
 """
 
 from __future__ import annotations
@@ -14,61 +13,62 @@ from typing import Any
 from bester.broker.wire.messages import Confirm
 
 UNCONFIRMED = "unconfirmed"
-"""To the broker only: nobody is there, and what was written on a connection that is gone may have arrived."""
+"""Reason, for the broker alone: the connection is gone, and a frame that was written on it may have arrived."""
 TIMEOUT = "timeout"
-"""It has left, and the client has not said in time that it has got it: it may have."""
+"""Reason: the frame has left, and the client has not acknowledged it in time; the frame may have arrived."""
 
 
 class Delivery:
-    """One DELIVER on its way to several connections. `token` is that of the message it completes, if any."""
+    """Delivery under way to several connections. `token` is that of the message which the delivery completes, if
+    any."""
 
-    __slots__ = ("_targets", "_unsure", "failed", "holds", "ledger", "message", "serial", "token")
+    __slots__ = ("_maybe", "_targets", "confirmations", "failed", "message", "pending", "serial", "token")
 
-    def __init__(self, ledger: Confirmations, serial: int, token: int | None, message: str | None) -> None:
-        self.ledger = ledger
+    def __init__(self, confirmations: Confirmations, serial: int, token: int | None, message: str | None) -> None:
+        self.confirmations = confirmations
         self.serial = serial
         self.token = token
         self.message = message
         self.failed: list[list[Any]] = []
-        self.holds = 1  # targets that are undecided, and one for whoever is still adding targets
-        self._targets: dict[int, int] = {}  # undecided target: sessions that may still make it
-        self._unsure: dict[int, str] | None = None  # why it may have arrived at a target that is undecided
+        self.pending = 1  # undecided targets, and one while targets are still added
+        self._targets: dict[int, int] = {}  # undecided target: sessions that may still get the frame
+        self._maybe: dict[int, str] | None = None  # undecided target: why the frame may have arrived
 
     def expect(self, target: int, sessions: int) -> None:
-        """`target` waits for one of so many sessions."""
+        """Add a target with so many sessions to wait for."""
         self._targets[target] = sessions
-        self.holds += 1
+        self.pending += 1
 
     def fail(self, target: int, reason: str) -> None:
-        """`target` has no session to wait for."""
+        """Add a target that has failed."""
         self.failed.append([self.serial, target, reason])
 
     def release(self) -> bool:
-        """No more targets are added. True where the delivery has ended by that."""
+        """End the adding of targets. Return whether that ends the delivery."""
         return self._decided()
 
     def on_sent(self, target: int) -> bool:
-        """The frame left on one of the target's sessions. True where the delivery has ended by that."""
+        """Count the frame as sent on one of the target's sessions. Return whether that ends the delivery."""
         return self._targets.pop(target, None) is not None and self._decided()
 
     def on_missed(self, target: int, reason: str) -> bool:
-        """One of the target's sessions is gone with the frame. True where the delivery has ended by that."""
+        """Count one of the target's sessions as gone with the frame. Return whether that ends the delivery."""
         sessions = self._targets.get(target)
         if sessions is None:
             return False
-        if reason in (UNCONFIRMED, TIMEOUT):  # one that may have got it is enough to say so; one may be there still
-            unsure = self._unsure = self._unsure or {}
-            unsure[target] = TIMEOUT if unsure.get(target) == TIMEOUT else reason
+        if reason in (UNCONFIRMED, TIMEOUT):  # a frame that may have arrived once is no plain failure
+            maybe = self._maybe = self._maybe or {}
+            maybe[target] = TIMEOUT if maybe.get(target) == TIMEOUT else reason
         if sessions > 1:
             self._targets[target] = sessions - 1
             return False
         del self._targets[target]
-        self.fail(target, reason if self._unsure is None else self._unsure.get(target, reason))
+        self.fail(target, reason if self._maybe is None else self._maybe.get(target, reason))
         return self._decided()
 
     def _decided(self) -> bool:
-        self.holds -= 1
-        return self.holds == 0
+        self.pending -= 1
+        return self.pending == 0
 
 
 MAX_ROWS = 100_000
@@ -76,69 +76,69 @@ MAX_ROWS = 100_000
 
 
 class Confirmations:
-    """The serials of one life of a link to a broker; they rise."""
+    """Confirmations of the deliveries of one link; their serials rise."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[int, Delivery] = OrderedDict()
         self._highest = 0
         self._ended: list[int] = []
         self._failed: dict[int, list[list[Any]]] = {}
-        self._told = 0
-        self._news = False
+        self._confirmed_upto = 0
+        self._due = False
         self._reports = 0
 
     @property
     def waiting(self) -> int:
-        """Deliveries that have not ended."""
+        """Number of deliveries under way."""
         return len(self._open)
 
     def at_once(self, serial: int) -> None:
-        """A delivery ended as soon as it came."""
+        """Count a delivery that ended as soon as it came."""
         self._highest = serial
-        self._news = True
+        self._due = True
         if self._open:
             self._ended.append(serial)
 
     def begin(self, serial: int, token: int | None, message: str | None) -> Delivery:
-        """A delivery goes out; `end` it when it says it has ended."""
+        """Start a delivery; call `end` when it has ended."""
         self._highest = serial
         delivery = self._open[serial] = Delivery(self, serial, token, message)
         return delivery
 
     def end(self, delivery: Delivery) -> None:
-        """The delivery has ended."""
+        """Count a delivery as ended, with its failures."""
         if self._open.pop(delivery.serial, None) is None:
             return
-        self._news = True
+        self._due = True
         if delivery.failed:
             self._failed[delivery.serial] = delivery.failed
         if self._open:
             self._ended.append(delivery.serial)
 
-    def reported(self, reports: int) -> None:
-        """So many reports have come."""
+    def on_reports(self, reports: int) -> None:
+        """Count reports that have come."""
         self._reports += reports
-        self._news = True
+        self._due = True
 
     def confirm(self) -> list[Confirm]:
-        """Return what has ended, or come, since the last call; nothing where nothing has.
+        """Return the confirmations of everything that has ended or come since the last call; none where nothing has.
 
-        It is one confirmation, unless a crowd has gone: failures that do not fit into it are told before, each with
-        the serial of its delivery, so that nothing is held to be delivered by a later word that covers it.
+        One confirmation is enough, unless a crowd has gone: failures that do not fit are confirmed before, each with
+        the serial of its delivery, so that no later confirmation declares such a delivery good.
         """
-        if not self._news:
+        if not self._due:
             return []
         confirms: list[Confirm] = []
         serials: list[int] = []
         failed: list[list[Any]] = []
         for serial, rows in self._failed.items():
             if serials and len(failed) + len(rows) > MAX_ROWS:
-                confirms.append(Confirm(self._told, serials, failed, self._reports))
+                confirms.append(Confirm(self._confirmed_upto, serials, failed, self._reports))
                 serials, failed = [], []
             serials.append(serial)
             failed.extend(rows)  # into a list of its own, never into a delivery's
-        self._told = next(iter(self._open)) - 1 if self._open else self._highest
-        done = [serial for serial in self._ended if serial > self._told]
-        confirms.append(Confirm(self._told, done, failed, self._reports))
-        self._ended, self._failed, self._news = [], {}, False
+        self._confirmed_upto = next(iter(self._open)) - 1 if self._open else self._highest
+        done = [serial for serial in self._ended if serial > self._confirmed_upto]
+        confirms.append(Confirm(self._confirmed_upto, done, failed, self._reports))
+        self._ended, self._failed, self._due = [], {}, False
         return confirms

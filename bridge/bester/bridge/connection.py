@@ -1,7 +1,7 @@
-"""One native connection on the event loop: bytes to the bridge, frames to the socket. A shell; it decides nothing.
+"""Native connection on the event loop: bytes to the bridge, frames to the socket. A shell, which decides nothing.
 
-The transport's buffer is kept at nothing or one chunk: a chunk is written when the one before it has left the process,
-so that what has left is known, and a slow reader's backlog stays in a queue that is counted.
+The transport's buffer holds nothing or one chunk: a chunk is written when the one before has left the process, so that
+the bridge knows which bytes have left, and a slow reader's backlog stays in a queue that is counted.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bester.broker.logs import facts
 
 log = logging.getLogger("bester.bridge")
 
-LOOK_AGAIN_S = 0.01
-"""For loops that take a write over only later, and do not say when."""
-_NO_PLACE = native.report(native.AUTH_ID, 1, "overloaded")
+CHECK_AGAIN_S = 0.01
+"""For loops that finish a write later, and call nothing then."""
+_NO_ROOM = native.report(native.AUTH_ID, 1, "overloaded")
 
 
 class Connection(asyncio.Protocol):
-    """A `Wire` on an asyncio transport."""
+    """A `ClientConnection` on an asyncio transport."""
 
     __slots__ = (
         "_bridge",
+        "_checking",
         "_ending",
-        "_looking",
         "_loop",
         "_paused",
         "_transport",
@@ -46,7 +46,7 @@ class Connection(asyncio.Protocol):
         "stalled_since",
     )
 
-    session: Session  # given by the bridge's `admit`
+    session: Session  # set by the bridge's `admit`
 
     def __init__(self, bridge: Bridge, loop: asyncio.AbstractEventLoop) -> None:
         self._bridge = bridge
@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ending = False
         self._paused = False
-        self._looking = False
+        self._checking = False
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
         self.abort_code: str | None = None
@@ -65,9 +65,9 @@ class Connection(asyncio.Protocol):
     # --- from the loop --------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Have the bridge take it in, or say that there is no place for it."""
+        """Offer the connection to the bridge, or answer that there is no room."""
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        # With no room in the transport's buffer, `resume_writing` says that a whole chunk has left.
+        # With no room in the transport's buffer, `resume_writing` means that a whole chunk has left.
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
         host = peer[0] if isinstance(peer, tuple) else UNIX_HOST
@@ -75,8 +75,8 @@ class Connection(asyncio.Protocol):
             self._transport = transport
         else:
             known = facts("connection-refused", address=host)
-            log.warning("connection from %s refused: no place for it", host, extra=known)
-            transport.write(_NO_PLACE)
+            log.warning("connection from %s refused: no room for it", host, extra=known)
+            transport.write(_NO_ROOM)
             transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._look()
+        self._check()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
     # --- from the bridge ------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
+        """Hand queued frames to the socket; end the connection where the session is closing and everything is sent."""
         transport = self._transport
         if transport is None or self._ending:
             return
@@ -112,35 +112,35 @@ class Connection(asyncio.Protocol):
         while chunk := out.take(self._bridge.limits.write_chunk):
             transport.write(chunk)
             if transport.is_closing():
-                return  # the write found the connection broken: what was taken has not left
+                return  # the write found the connection broken: the chunk has not left
             if transport.get_write_buffer_size():
                 self._bridge.on_blocked(self)
-                self._look_later(0)
+                self._check_later(0)
                 return
             self._bridge.on_bytes_sent(self, out.on_sent())
         if self.session.state is State.CLOSING and not out.in_flight:
             self._end(transport)
 
-    def _look(self) -> None:
-        """Has the chunk in flight left by now?"""
-        self._looking = False
+    def _check(self) -> None:
+        """Check whether the chunk in flight has left."""
+        self._checking = False
         transport = self._transport
         if transport is None or not self.out.in_flight or transport.is_closing():
             return
         if transport.get_write_buffer_size():
-            self._look_later(LOOK_AGAIN_S)
+            self._check_later(CHECK_AGAIN_S)
             return
         self._bridge.on_bytes_sent(self, self.out.on_sent())
         self.flush()
 
-    def _look_later(self, delay_s: float) -> None:
-        """A loop that has paused us will say when to go on; one that has not takes the chunk over by itself."""
-        if not self._paused and not self._looking:
-            self._looking = True
-            self._loop.call_later(delay_s, self._look)
+    def _check_later(self, delay_s: float) -> None:
+        """Check later, unless the loop has paused writing and will call `resume_writing`."""
+        if not self._paused and not self._checking:
+            self._checking = True
+            self._loop.call_later(delay_s, self._check)
 
     def _end(self, transport: asyncio.Transport) -> None:
-        """Say that nothing follows, and read on until the peer has read it: to close under it could take it away."""
+        """End the stream, and read on until the peer has read it: closing now could take the last frames away."""
         self._ending = True
         self._bridge.on_all_sent(self)
         if self.session.peer_ended or not transport.can_write_eof():
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
             transport.write_eof()
 
     def read(self, on: bool) -> None:
-        """Read on, or let the peer wait."""
+        """Resume or pause reading."""
         self.reading = on
         if self._transport is not None and not self._transport.is_closing():
             if on:
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over of the chunk in flight."""
+        """Return how many bytes of the chunk in flight the socket has not taken over."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def abort(self, why: str) -> None:

@@ -1,8 +1,8 @@
-"""What the broker has delivered here: which frames go to whom, and what is confirmed when. Pure.
+"""Deliveries of the broker: which frames go to whom, and when they are confirmed. Pure.
 
-A delivery has ended when the bytes of each target have left on one of its connections (or, where the client said that
-it acknowledges, the client has said so), or cannot on any. It is confirmed then, and not before; where it completes a
-message of a connection here, the good report is written here too.
+A delivery has ended when the bytes of each target have left on one of its connections (or, where the client
+acknowledges, it has acknowledged them), or cannot leave on any. A delivery is confirmed when it has ended, and not
+before; where it completes a message of a connection here, the good report is written here too.
 """
 
 from __future__ import annotations
@@ -16,91 +16,91 @@ from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
+from bester.bridge.submissions import Submission
 from bester.broker.wire.messages import Confirm, Deliver
 
 Reporter = Callable[[int, int, str | None, str | None, dict[str, str] | None, float], None]
-"""Writes a report: token, status, reason, message, recipients, now."""
+"""Function that writes a report: token, status, reason, message, recipients, now."""
 
 
 class Deliveries:
-    """`targets` are the connections by session, `submits` those that wait for a report, by token.
+    """Frames to be delivered. `targets` are the connections by session, `unreported` the messages without a report, by
+    token.
 
-    `wake` sees to it that what has ended is confirmed at the end of this turn.
+    `wake` makes `confirm` follow at the end of this turn.
     """
 
     def __init__(
         self,
         limits: Limits,
         targets: Mapping[int, ClientConnection],
-        submits: Mapping[int, ClientConnection],
-        writing: Outbound,
+        unreported: Mapping[int, Submission],
+        outbound: Outbound,
         report: Reporter,
         wake: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
         self._targets = targets
-        self._submits = submits
-        self._offer = writing.offer
+        self._unreported = unreported
+        self._offer = outbound.offer
         self._report = report
         self._wake = wake
         self._clock = clock
-        self._ledger = Confirmations()
-        self._acknowledging = Acks(limits)
+        self._confirmations = Confirmations()
+        self._acks = Acks(limits)
 
-    def forget(self) -> None:
-        """The link to the broker is lost: nothing of before is confirmed any more."""
-        self._ledger = Confirmations()
+    def on_link_lost(self) -> None:
+        """Confirm no delivery of a lost link any more."""
+        self._confirmations = Confirmations()
 
     def confirm(self) -> list[Confirm]:
-        """Return what is to be confirmed now."""
-        return self._ledger.confirm()
+        """Return the confirmations that are due."""
+        return self._confirmations.confirm()
 
-    def reported(self, reports: int) -> None:
-        """So many reports have come from the broker: it is told that it may forget them."""
-        self._ledger.reported(reports)
+    def on_reports(self, reports: int) -> None:
+        """Count reports of the broker; the next confirmation lets the broker forget them."""
+        self._confirmations.on_reports(reports)
         self._wake()
 
     def deliver(self, message: Deliver, now: float) -> None:
-        """Write a delivery's frames. Where all of them go to the very connection whose report follows them, the order
-        of the stream is all the confirmation needed; unless that report may be asked for on another connection."""
+        """Write a delivery's frames. A frame on the very connection that gets the report behind it needs no mark: the
+        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
-        owner = None if token is None else self._submits.get(token)
+        submission = None if token is None else self._unreported.get(token)
+        owner, number = None, 0
+        if submission is not None and "dedup" not in submission.submit[4]:
+            number = submission.session
+            owner = self._targets.get(number)
+            if owner is not None and owner.session.acks:
+                owner = None
         if (
-            owner is not None
-            and token is not None
-            and (owner.session.acks or owner.session.window.may_ask_again(token))
-        ):
-            owner = None
-        if (
-            owner is not None and len(targets) == 1 and len(targets[0]) == 2
-            and self._targets.get(targets[0][1]) is owner
+            owner is not None and len(targets) == 1 and len(targets[0]) == 2 and targets[0][1] == number
             and self._offer(owner, native.delivered(head, targets[0][0], tail))
         ):  # fmt: skip
-            # To the sender alone, as most answers are.
+            # Most answers go to their sender alone.
             assert token is not None
-            self._ledger.at_once(serial)
+            self._confirmations.at_once(serial)
             self._report(token, 0, None, meta.get("message"), None, now)
             return
-        number = 0 if owner is None else owner.session.number
         delivery: Delivery | None = None
-        completes = meta.get("message")
+        message_id = meta.get("message")
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in target[1:] and number in self._targets and self._offer(owner, frame):
+            if owner is not None and number in target[1:] and self._offer(owner, frame):
                 for session in target[1:]:
                     connection = self._targets.get(session)
                     if connection is not None and connection is not owner:
                         self._offer(connection, frame)
                 continue
             if delivery is None:
-                delivery = self._ledger.begin(serial, token, completes)
+                delivery = self._confirmations.begin(serial, token, message_id)
             self._expect(delivery, id_, target, frame)
         if delivery is None:
-            self._ledger.at_once(serial)
+            self._confirmations.at_once(serial)
             self._wake()
             if token is not None:
-                self._report(token, 0, None, completes, None, now)
+                self._report(token, 0, None, message_id, None, now)
         elif delivery.release():
             self.on_delivery_ended(delivery)
 
@@ -113,12 +113,12 @@ class Deliveries:
             if connection is None:
                 continue
             acks = connection.session.acks
-            if (not acks or self._acknowledging.has_room(connection)) and self._offer(connection, frame):
+            if (not acks or self._acks.has_room(connection)) and self._offer(connection, frame):
                 connection.out.mark((delivery, target[0]))
                 reached += 1
                 if acks:
                     size = sum(map(len, frame))
-                    self._acknowledging.expect(connection, f"{id_}.{target[0]}", delivery, target[0], size)
+                    self._acks.expect(connection, f"{id_}.{target[0]}", delivery, target[0], size)
             else:
                 reason = connection.abort_code or "overloaded"
         if reached:
@@ -127,9 +127,9 @@ class Deliveries:
             delivery.fail(target[0], reason)
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
-        """What these marks stand for has left. Where it is to be acknowledged, the time for that begins."""
+        """Count the marked frames as sent. A frame that the client is to acknowledge starts its time now."""
         if connection.session.acks and marks:
-            self._acknowledging.on_bytes_sent(connection, len(marks), self._clock())
+            self._acks.on_bytes_sent(connection, len(marks), self._clock())
             return
         for mark in marks:
             delivery, target = mark.what
@@ -137,14 +137,14 @@ class Deliveries:
                 self.on_delivery_ended(delivery)
 
     def on_connection_gone(self, connection: ClientConnection) -> None:
-        """A connection is no more: what has not left on it, or was not acknowledged, will not be. What the socket was
-        given may have arrived all the same; why the connection was cut is the reason of the rest alone."""
+        """Count frames that have not left, or were not acknowledged, as failed. Frames that the socket was given may
+        have arrived all the same; `abort_code` is the reason of the others alone."""
         reason = connection.abort_code if connection.abort_code not in (None, "not-connected") else UNCONFIRMED
         taken = connection.out.taken_bytes
         marks = connection.out.drop()
         if connection.session.acks:
             begun = sum(mark.end <= taken for mark in marks)
-            for delivery in self._acknowledging.on_connection_gone(connection, begun, reason):
+            for delivery in self._acks.on_connection_gone(connection, begun, reason):
                 self.on_delivery_ended(delivery)
             return
         for mark in marks:
@@ -153,23 +153,23 @@ class Deliveries:
                 self.on_delivery_ended(delivery)
 
     def awaits(self, connection: ClientConnection) -> bool:
-        """Whether an acknowledgement may come on this connection."""
-        return self._acknowledging.awaits(connection)
+        """Return whether an acknowledgement may come on this connection."""
+        return self._acks.awaits(connection)
 
-    def acknowledged(self, connection: ClientConnection, ids: list[str]) -> None:
-        """The client has got the frames with these ids."""
-        for delivery in self._acknowledging.acknowledged(connection, ids):
+    def on_acks(self, connection: ClientConnection, ids: list[str]) -> None:
+        """Count the frames with these ids as acknowledged by the client."""
+        for delivery in self._acks.on_acks(connection, ids):
             self.on_delivery_ended(delivery)
 
     def tick(self, now: float) -> None:
-        """Give up on what was not acknowledged in time."""
-        for delivery in self._acknowledging.late(now):
+        """Give up on frames that were not acknowledged in time."""
+        for delivery in self._acks.overdue(now):
             self.on_delivery_ended(delivery)
 
     def on_delivery_ended(self, delivery: Delivery) -> None:
-        """A delivery has ended: it is confirmed at the end of the turn, and the message it completes is reported."""
-        delivery.ledger.end(delivery)
-        if delivery.ledger is not self._ledger:
+        """Confirm a delivery that has ended at the end of the turn, and report the message that it completes."""
+        delivery.confirmations.end(delivery)
+        if delivery.confirmations is not self._confirmations:
             return
         self._wake()
         if delivery.token is not None and not delivery.failed:

@@ -1,7 +1,7 @@
 """`bester up`: broker and bridge on one event loop, with a direct call in place of ZeroMQ between them, and the
 declared handlers as child processes.
 
-A shell: it puts the parts together and takes them apart in an order that loses nothing.
+A shell: the parts are put together, and taken apart in an order that loses nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from bester.bridge import service as bridge_service
-from bester.bridge.children import GRACE_S, Children, plan
+from bester.bridge.children.plan import plan
+from bester.bridge.children.supervisor import GRACE_S, Children
 from bester.broker import loop
 from bester.broker import service as broker_service
 from bester.broker.config import Config
@@ -23,18 +24,19 @@ from bester.broker.wire.codes import ConfigError
 log = logging.getLogger("bester.up")
 
 LAST_DRAIN_S = 0.5
-"""What the broker has at least to finish what it owes to others than clients."""
+"""Least time of the broker to finish work for others than clients."""
 HURRY_S = 0.2
-"""What handlers have from SIGTERM to SIGKILL where somebody asked twice for the end, or it comes by a failure."""
+"""Time of handlers from SIGTERM to SIGKILL after a second signal, or after a failure."""
 
 
 def _endpoint(listen: tuple[str, ...]) -> str:
-    """Return where the declared handlers connect: to ipc if there is any, where the system names the process."""
+    """Return the endpoint for declared handlers: ipc where there is one, because the system names the process there."""
     return next((endpoint for endpoint in listen if endpoint.startswith("ipc://")), listen[0])
 
 
 def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status; `on_ready` gets the native addresses when they are open.
+    """Serve until SIGTERM or SIGINT. Return the exit status; `on_ready` gets the native addresses when the listeners
+    are open.
 
     Raises ConfigError or BesterError where something cannot be opened.
     """
@@ -58,8 +60,8 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             on_ready(bridge.addresses)
             await stop.wait()
             about_to_end()
-            # Clients first: no new messages, reports for the old ones; then what handlers and servers still owe. Both
-            # in the same time: what was not answered in that, nobody waits for any more.
+            # Clients first: no new messages, reports for the old ones; then the work of handlers and for servers. Both
+            # in the same time: nobody waits for an answer after that.
             loop_time = asyncio.get_running_loop().time
             latest = loop_time() + broker_service.DRAIN_S
             bridge.refuse_new()

@@ -1,4 +1,4 @@
-"""How large the first frame of a connection may be, by the host that it comes from."""
+"""The bound of a connection's first frame, by the host that the connection comes from."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from bester.broker.hosts import Hosts
 from bester.broker.names import Followed
 
 COME_AGAIN_S = 60.0
-"""How long it is remembered that a host was told to come again: several attempts of a server that does."""
+"""Time during which a host that was told to come again is remembered: several attempts of a server."""
 MAX_COME_AGAIN = 1024
-"""Such hosts; above it the one told first is forgotten, and told so once more."""
+"""Remembered hosts; above the bound the oldest one is forgotten, and told to come again once more."""
 
 
 class FirstFrames:
-    """How large the first frame from a host may be: a server's is its message, a stranger's a login.
+    """Bounds of first frames: a server's is its message, a stranger's a login.
 
-    A stranger that sends more may be a listed server whose address is not known yet, or has changed. It is told to come
-    again, and refused for good only if the names were looked up since it came for the first time.
+    A stranger with a larger frame may be a listed server whose address is not known yet, or has changed. Such a
+    stranger is told to come again, and refused for good only if the names were looked up since its first attempt.
     """
 
     def __init__(self, config: Config, limits: Limits, followed: Followed) -> None:
@@ -28,7 +28,7 @@ class FirstFrames:
         self._limits = limits
         self._followed = followed
         self._hosts = followed.table()
-        self._came: OrderedDict[str, float] = OrderedDict()  # hosts that were told to come again, and when at first
+        self._came: OrderedDict[str, float] = OrderedDict()  # hosts told to come again, and when they came first
 
     def start(self) -> None:
         """Follow the names of the listed servers from now on."""
@@ -38,12 +38,12 @@ class FirstFrames:
         self._hosts = hosts
 
     def limit_bytes(self, host: str) -> int:
-        """Return the size that is allowed."""
+        """Return the bound for a host, in bytes."""
         is_server = self._accept == "open" or (self._accept == "listed" and self._hosts.at(host))
         return self._limits.max_frame if is_server else self._limits.first_frame
 
     def is_in_doubt(self, host: str) -> bool:
-        """Say whether a stranger at this host may be a listed server."""
+        """Return whether a stranger at this host may be a listed server."""
         if self._accept != "listed":
             return False
         now = time.monotonic()
@@ -51,7 +51,7 @@ class FirstFrames:
         return bool(self._hosts.not_looked_up(since if now - since < COME_AGAIN_S else now))
 
     def put_off(self, host: str) -> None:
-        """A stranger at this host is told to come again: look up the names of all whom it may be."""
+        """Look up the names of all servers that a stranger at this host may be; the stranger is told to come again."""
         now = time.monotonic()
         since = self._came.pop(host, now)
         self._came[host] = since = since if now - since < COME_AGAIN_S else now

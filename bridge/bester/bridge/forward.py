@@ -1,16 +1,17 @@
 """Messages to servers that speak the native protocol: one connection, one message, one report.
 
-Bounded in all and for each address, and in time. What becomes of a message is what the other server reports; what the
-connection's end tells without a report is passed on as it is, and the broker decides:
+Connections are bounded in all, for each address, and in time. The outcome of a message is the other server's report;
+an end of the connection without a report is passed on as it is, and the broker decides:
 
-    sent                  the other end has read the message and closed in peace, without a word
+    sent                  the other end has read the message and closed in peace, without a report
     failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
-    failed:unreachable    without it: the connection was cut, no report came in time, or what came is not the native
-                          protocol (a proxy's error page, half a report, a report above the limit); it may have arrived
+    failed:unreachable    without `unsent`: the connection was cut, no report came in time, or the answer was not the
+                          native protocol (a proxy's error page, half a report, a report above the limit); the message
+                          may have arrived
 
-Connections to one address are opened in the order the messages came, as many at once as get through. A message to a
-host whose name is being looked up takes up no connection until that has ended; what is for a name that cannot be looked
-up just now fails at once.
+Connections to one address are opened in the order of the messages, as many at once as get through. A message to a host
+that is being looked up takes up no connection until the lookup has ended; where a lookup is impossible just now, the
+message fails at once.
 """
 
 from __future__ import annotations
@@ -35,25 +36,25 @@ from bester.broker.wire.address import HostPort, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 from bester.broker.wire.outcomes import SENT, failed
 
-Became = tuple[str, Meta]
-"""What became of a message: an outcome, and the meta of a Forwarded."""
-READ: Became = (SENT, {})
-CUT: Became = (failed("unreachable"), {})
-UNREACHABLE: Became = (failed("unreachable"), {"unsent": True})
-OVERLOADED: Became = (failed("overloaded"), {"unsent": True})
-UNWRITABLE: Became = (failed("malformed"), {"unsent": True})
+Outcome = tuple[str, Meta]
+"""Outcome of a message, and the meta of a Forwarded."""
+READ: Outcome = (SENT, {})
+CUT: Outcome = (failed("unreachable"), {})
+UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
+OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
+UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
-"""Whether the other end has taken in what was sent raises no event: it is looked at after this time, then after twice
-as long each time, up to the second: a round trip on a local network, and one over continents."""
+"""No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
+long each time, up to the second: a round trip on a local network, and one over continents."""
 
 
 class _Conversation(asyncio.Protocol):
-    """Writes one frame when told to, reads until a status report comes or the peer ends. `through` is called once, when
-    the other end has taken in the frame."""
+    """A connection: writes one frame in `begin`, and reads until a status report comes or the peer ends. `through` is
+    called once, when the other end has taken in the frame."""
 
     def __init__(
-        self, frame: bytes, limit_bytes: int, done: asyncio.Future[Became], through: Callable[[], None]
+        self, frame: bytes, limit_bytes: int, done: asyncio.Future[Outcome], through: Callable[[], None]
     ) -> None:
         self._frame = frame
         self._splitter = Splitter(limit_bytes)
@@ -71,44 +72,45 @@ class _Conversation(asyncio.Protocol):
         self._transport = transport
 
     def begin(self) -> None:
-        """Write the frame. Whoever waits for the connection calls this: where it is given up in the moment in which it
-        is made, nothing has been sent."""
+        """Write the frame. Called by the task that waits for the connection: a connection that is given up in the
+        moment in which it is made has sent nothing."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(self._frame)
             self._look()
 
     def data_received(self, data: bytes) -> None:
-        self._is_through()  # who answers has read
+        self._is_through()  # a peer that answers has read
         for body in self._splitter.feed(data):
-            became = native.outcome(body)
-            if became is not None:
-                self._end(became)
+            outcome = native.outcome(body)
+            if outcome is not None:
+                self._end(outcome)
                 return
             self._foreign = self._foreign or not native.is_object(body)
         if self._splitter.refused is not None:
             self._end(CUT)
 
     def eof_received(self) -> bool:
-        """The peer closes. In peace, if its system has taken in all of the frame; else `_look` finds a reset."""
+        """Handle the end of the peer's stream: in peace, if the peer's system has taken in all of the frame; else
+        `_look` finds a reset."""
         self._parted = True
         if self._through is None:
             self._end(self._peaceful())
         return True
 
-    def _peaceful(self) -> Became:
-        """Return what a peaceful end tells: nothing where the peer does not speak the native protocol, or has said but
-        a part of a frame."""
+    def _peaceful(self) -> Outcome:
+        """Return the outcome of a peaceful end: CUT where the peer does not speak the native protocol, or has sent a
+        part of a frame."""
         return CUT if self._foreign or self._splitter.waiting_bytes else READ
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(CUT)
 
     def _look(self) -> None:
-        """Look whether the other end has taken in the frame; look again in a while if not."""
+        """Check whether the other end has taken in the frame; check again in a while if not."""
         self._looking = None
         if self._transport is None or self._transport.is_closing():
             return
-        if self._parted and is_reset(self._transport):  # no event tells: after its end nothing is read
+        if self._parted and is_reset(self._transport):  # no event tells: after the end of its stream nothing is read
             self._end(CUT)
             return
         if self._transport.get_write_buffer_size() or unacknowledged_bytes(self._transport):
@@ -124,11 +126,11 @@ class _Conversation(asyncio.Protocol):
         if through is not None:
             through()
 
-    def _end(self, became: Became) -> None:
+    def _end(self, outcome: Outcome) -> None:
         if self._looking is not None:
             self._looking.cancel()
         if not self._done.done():
-            self._done.set_result(became)
+            self._done.set_result(outcome)
         self.close()
 
     def close(self) -> None:
@@ -137,9 +139,9 @@ class _Conversation(asyncio.Protocol):
             self._transport.close()
 
 
-class _Errand:
-    """A message on its way to an address: until when its report is waited for, and (from the first attempt on) until
-    when a connection may be made."""
+class _Queued:
+    """Message on its way to an address. `deadline` ends the waiting for its report, and `connect_by` (from the first
+    attempt on) the making of a connection."""
 
     __slots__ = ("connect_by", "deadline", "message")
 
@@ -150,22 +152,22 @@ class _Errand:
 
 
 class _Address:
-    """What goes to one address: connections, and what waits for one. `through_s`: when one last got through; `unknown`:
-    its host is being looked up."""
+    """Messages and connections to one address. `through_s`: when a connection last got through; `looking_up`: the
+    host is being looked up."""
 
-    __slots__ = ("key", "openings", "through_s", "to", "unknown", "waiting")
+    __slots__ = ("key", "looking_up", "openings", "through_s", "to", "waiting")
 
     def __init__(self, key: str, to: HostPort, most: int) -> None:
         self.key = key
         self.to = to
         self.openings = Openings(most)
         self.through_s = 0.0
-        self.unknown = False
-        self.waiting: deque[_Errand] = deque()
+        self.looking_up = False
+        self.waiting: deque[_Queued] = deque()
 
 
 class Forwarder:
-    """Carries Forwards out; `done(token, outcome, meta)` is called once for each, in the loop.
+    """Carrier of Forwards; `done(token, outcome, meta)` is called once for each, in the loop.
 
     `names` looks hosts up.
     """
@@ -174,13 +176,13 @@ class Forwarder:
         self._limits = limits
         self._done = done
         self._names = names or Names()
-        self._tasks: set[asyncio.Task[Became | None]] = set()
-        self._addresses: dict[str, _Address] = {}  # those with anything to do
+        self._tasks: set[asyncio.Task[Outcome | None]] = set()
+        self._addresses: dict[str, _Address] = {}  # addresses with messages or connections
         self._queued = 0
         self._closed = False
 
     def forward(self, message: Forward) -> None:
-        """Take a Forward; its meta may say how long the report is waited for (`wait_s`)."""
+        """Take a Forward; `wait_s` in its meta is the time for the report."""
         if self._closed:
             self._done(message.token, *UNREACHABLE)
             return
@@ -191,11 +193,11 @@ class Forwarder:
         if address is None:
             self._done(message.token, *UNREACHABLE)
             return
-        if address.unknown and len(address.waiting) >= self._limits.forwards_unknown:
+        if address.looking_up and len(address.waiting) >= self._limits.forwards_unknown:
             self._done(message.token, *OVERLOADED)
             return
         self._queued += 1
-        address.waiting.append(_Errand(message, asyncio.get_running_loop().time() + self._wait_s(message)))
+        address.waiting.append(_Queued(message, asyncio.get_running_loop().time() + self._wait_s(message)))
         self._start(address)
 
     def _wait_s(self, message: Forward) -> float:
@@ -211,13 +213,14 @@ class Forwarder:
         if not self._names.addresses(to.host):
             if not self._names.ask(to.host, partial(self._looked_up, address)):
                 return None
-            address.unknown = True
+            address.looking_up = True
         self._addresses[key] = address
         return address
 
     def _looked_up(self, address: _Address) -> None:
-        """The lookup of a host has ended, or takes too long: what waits for it goes out, or fails."""
-        address.unknown = False
+        """Send the waiting messages after the lookup of their host has ended, or taken too long; without an address
+        they fail."""
+        address.looking_up = False
         if self._names.addresses(address.to.host):
             self._start(address)
         else:
@@ -225,48 +228,48 @@ class Forwarder:
             self._forget(address)
 
     def _fail(self, address: _Address) -> None:
-        """What waits for an address cannot be sent."""
+        """Fail the messages that wait for an address."""
         waiting, address.waiting = address.waiting, deque()
         self._queued -= len(waiting)
-        for errand in waiting:
-            self._done(errand.message.token, *UNREACHABLE)
+        for queued in waiting:
+            self._done(queued.message.token, *UNREACHABLE)
 
     def _forget(self, address: _Address) -> None:
-        """Forget an address with nothing to do."""
-        if not address.waiting and not address.openings.open and not address.unknown:
+        """Forget an address without messages and connections."""
+        if not address.waiting and not address.openings.open and not address.looking_up:
             self._addresses.pop(address.key, None)
 
     def _start(self, address: _Address) -> None:
         """Open the connections to an address that the bounds allow."""
         loop = asyncio.get_running_loop()
-        if address.unknown:
+        if address.looking_up:
             return
         while address.waiting and len(self._tasks) < self._limits.forwards and address.openings.may_open():
-            errand = address.waiting.popleft()
+            queued = address.waiting.popleft()
             self._queued -= 1
-            if errand.deadline <= loop.time():
-                self._done(errand.message.token, *UNREACHABLE)
+            if queued.deadline <= loop.time():
+                self._done(queued.message.token, *UNREACHABLE)
                 continue
             address.openings.begin()
-            task = loop.create_task(self._converse(errand, address))
+            task = loop.create_task(self._converse(queued, address))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, errand, address))
+            task.add_done_callback(partial(self._ended, queued, address))
 
-    def _ended(self, errand: _Errand, address: _Address, task: asyncio.Task[Became | None]) -> None:
-        """Also called for a task that was cancelled before it began."""
+    def _ended(self, queued: _Queued, address: _Address, task: asyncio.Task[Outcome | None]) -> None:
+        """Report the outcome of a task, even of one that was cancelled before its beginning."""
         self._tasks.discard(task)
         address.openings.end()
         error = None if task.cancelled() else task.exception()
         if error is not None:
             task.get_loop().call_exception_handler({"message": "a forward failed", "exception": error, "task": task})
-        became = CUT if task.cancelled() or error is not None else task.result()
-        if became is None and self._closed:
-            became = UNREACHABLE
-        if became is None:
-            address.waiting.appendleft(errand)
+        outcome = CUT if task.cancelled() or error is not None else task.result()
+        if outcome is None and self._closed:
+            outcome = UNREACHABLE
+        if outcome is None:
+            address.waiting.appendleft(queued)
             self._queued += 1
         else:
-            self._done(errand.message.token, *became)
+            self._done(queued.message.token, *outcome)
         self._start(address)
         self._forget(address)
         for other in list(self._addresses.values()):
@@ -274,8 +277,8 @@ class Forwarder:
                 break
             self._start(other)
 
-    async def _converse(self, errand: _Errand, address: _Address) -> Became | None:
-        """Return what became of the message; None where its connection is to be tried anew."""
+    async def _converse(self, queued: _Queued, address: _Address) -> Outcome | None:
+        """Return the outcome of the message; None where its connection is to be tried again."""
         loop, openings = asyncio.get_running_loop(), address.openings
         began_s, opening = loop.time(), True
 
@@ -287,28 +290,28 @@ class Forwarder:
             self._start(address)
 
         to, conversation = address.to, None
-        if errand.connect_by is None:
-            errand.connect_by = min(errand.deadline, began_s + self._limits.connect_s)
+        if queued.connect_by is None:
+            queued.connect_by = min(queued.deadline, began_s + self._limits.connect_s)
         try:
-            addresses, frame = self._names.addresses(to.host), frame_of(errand.message)
+            addresses, frame = self._names.addresses(to.host), frame_of(queued.message)
             if frame is None:
                 return UNWRITABLE
-            if not addresses:  # forgotten while it waited for its turn
+            if not addresses:  # forgotten while the message waited for a connection
                 return UNREACHABLE
-            done: asyncio.Future[Became] = loop.create_future()
+            done: asyncio.Future[Outcome] = loop.create_future()
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
-            patience_s = min(errand.connect_by - began_s, openings.patience_s)
+            patience_s = min(queued.connect_by - began_s, openings.patience_s)
             conversation = await connect(make, addresses, to.port, patience_s)
             conversation.begin()
-            async with asyncio.timeout_at(errand.deadline):
+            async with asyncio.timeout_at(queued.deadline):
                 return await done
         except OSError as error:  # a TimeoutError is one
             if conversation is not None:
                 return CUT
-            if isinstance(error, TimeoutError) and loop.time() < errand.connect_by:
+            if isinstance(error, TimeoutError) and loop.time() < queued.connect_by:
                 return None
-            self._names.hint(to.host)  # it may be elsewhere by now
-            if address.through_s < began_s:  # what waits for a connection there fares no better
+            self._names.hint(to.host)  # the host may have moved
+            if address.through_s < began_s:  # waiting messages would fare no better
                 self._fail(address)
             return UNREACHABLE
         finally:
@@ -318,7 +321,7 @@ class Forwarder:
                 conversation.close()
 
     async def close(self) -> None:
-        """Give up what is still under way, and what comes later; it fails as unreachable."""
+        """Cancel everything under way; such messages, and later ones, fail as unreachable."""
         self._closed = True
         for address in self._addresses.values():
             self._fail(address)
@@ -329,7 +332,7 @@ class Forwarder:
 
 
 def frame_of(message: Forward) -> bytes | None:
-    """Return the frame that hands a message over; None where it cannot be written in JSON, and never will."""
+    """Return the frame that hands a message over; None where the message can never be written in JSON."""
     try:
         return native.to_server(message.token, message.type, message.body, message.meta)
     except (ValueError, TypeError, OverflowError):
@@ -353,7 +356,7 @@ def is_reset(transport: asyncio.Transport) -> bool:
     try:
         return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
     except (AttributeError, OSError, ValueError):
-        return True  # it is closed
+        return True  # the socket is closed
 
 
 def _parsed(address: str) -> HostPort | None:

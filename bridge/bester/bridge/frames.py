@@ -1,7 +1,7 @@
 """Native framing: `[4 bytes: length, unsigned, little endian][body]`, any split of the stream. Pure.
 
-It must never look into a body, copy a byte more often than a constant number of times,
-or hold more than a read and one unfinished frame within the limit.
+The splitter never looks into a body, copies a byte at most a constant number of times, and holds at most a read and one
+unfinished frame within the limit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def frame(body: bytes) -> bytes:
 
 
 class Splitter:
-    """Cuts a byte stream into frame bodies.
+    """Cutter of a byte stream into frame bodies.
 
     `limit_bytes` bounds a body; `first_limit_bytes`, where given, the stream's first one. When a frame announces more
-    than that, or nothing at all (unless `empty`), `refused` holds its length, and nothing after it is read: the frame
-    boundary is lost.
+    than that, or nothing at all (unless `empty`), `refused` holds its length, and nothing after its header is read: the
+    frame boundary is lost.
     """
 
     __slots__ = ("_least", "_limit", "_need", "_rest", "limit_bytes", "refused")
@@ -31,19 +31,19 @@ class Splitter:
         self.limit_bytes = limit_bytes
         self._least = 0 if empty else 1
         self.refused: int | None = None
-        self._limit = limit_bytes if first_limit_bytes is None else first_limit_bytes  # that of the frame at hand
-        self._rest: bytes | bytearray = b""  # the beginning of the frame at hand, its header included
+        self._limit = limit_bytes if first_limit_bytes is None else first_limit_bytes  # bound of the current frame
+        self._rest: bytes | bytearray = b""  # the beginning of the current frame, its header included
         self._need = HEADER_BYTES  # the length `_rest` must reach before there is anything to do
 
     @property
     def waiting_bytes(self) -> int:
-        """How much of an unfinished frame is held, its header included."""
+        """Number of bytes of an unfinished frame that are held, its header included."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take in the next bytes of the stream; return the bodies they complete, in order.
+        """Take the next bytes of the stream; return the bodies that they complete, in order.
 
-        Bodies before a refused header are returned with it. Once `refused` is set, everything is ignored.
+        Bodies before a refused header are returned as well. Once `refused` is set, all bytes are ignored.
         """
         if self.refused is not None:
             return []
@@ -52,7 +52,8 @@ class Splitter:
         return self._finish(data)
 
     def _finish(self, data: bytes) -> list[bytes]:
-        """Complete the frame at hand. Only what it lacks is joined to it: a large frame is not copied at each read."""
+        """Complete the current frame. Only the missing bytes are joined to the frame: a large frame is not copied at
+        each read."""
         rest = self._rest
         if type(rest) is not bytearray:
             rest = self._rest = bytearray(rest)
@@ -77,7 +78,7 @@ class Splitter:
         return bodies if start == len(data) else bodies + self._cut(data, start)
 
     def _cut(self, data: bytes, start: int) -> list[bytes]:
-        """Cut `data` from `start`, which is a frame boundary; hold what is left over."""
+        """Cut `data` from `start`, which is a frame boundary; hold the remaining bytes."""
         bodies: list[bytes] = []
         end, least, limit = len(data), self._least, self._limit
         need = HEADER_BYTES

@@ -1,6 +1,6 @@
-"""The reference daemon's informer: a Unix socket on which handlers ask who is connected, framed as everything else.
+"""The reference daemon's informer: a Unix socket on which handlers ask about clients, framed like the native protocol.
 
-Answers are the broker's; the bridge knows the listeners. Questions on one connection are answered in their order.
+The broker answers; the bridge adds its listeners. Questions of one connection are answered in order.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec import Raw
 
+from bester.bridge.broker_link import Answered
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
-from bester.bridge.ports import Answered
 from bester.broker.wire.json_text import DEPTH_LIMIT, is_utf8, too_deep
 
 FAILED = frame(b'{"status":"1"}')
 UNKNOWN = frame(b'{"data":null,"status":"1"}')
 DONE = frame(b'{"data":null,"status":"0"}')
 QUESTIONS_HELD = 256
-"""Questions of one connection that wait for the one before them; with so many, it is not read from."""
+"""Questions of one connection that wait for the one before them; at the bound the connection is not read from."""
 
 ENVELOPE_DEPTH = 2
-"""What a question adds to the nesting of its argument."""
+"""Nesting of a question around its argument."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _skip = msgspec.json.Decoder(Raw).decode
 
@@ -33,14 +33,14 @@ Asker = Callable[[str, Any, Answered], None]
 
 
 class Question(NamedTuple):
-    """`question` is None where there is no command at all."""
+    """Question of a handler; `question` is None where there is no command at all."""
 
     question: str | None
     argument: Any
 
 
 def read_question(body: bytes) -> Question | None:
-    """Read a question's frame; None where it is not JSON. The argument stands in the command, or beside it."""
+    """Read a question's frame; None where the frame is not JSON. The argument stands in the command, or beside it."""
     try:
         _skip(body)
         if not is_utf8(body) or too_deep(body, DEPTH_LIMIT + ENVELOPE_DEPTH):
@@ -66,7 +66,7 @@ def answer(question: str, status: int, value: Any, listeners: Mapping[str, str])
 
 
 class Informer:
-    """What the informer's connections share."""
+    """State that the informer's connections share."""
 
     def __init__(self, limits: Limits, ask: Asker, listeners: Callable[[], Mapping[str, str]]) -> None:
         self.limits = limits
@@ -85,15 +85,15 @@ class Informer:
 
 
 class InformerConnection(asyncio.Protocol):
-    """One asking handler."""
+    """Connection of one asking handler."""
 
     def __init__(self, informer: Informer) -> None:
         self._informer = informer
-        self._splitter = Splitter(informer.limits.informer_frame, empty=True)  # besterd answers one, and goes on
+        self._splitter = Splitter(informer.limits.informer_frame, empty=True)  # besterd answers an empty frame too
         self._held: deque[bytes] = deque()
         self._asking = False
         self._ended = False
-        self._full = False  # the answers before are not read
+        self._full = False  # the earlier answers are not read
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -137,7 +137,7 @@ class InformerConnection(asyncio.Protocol):
             self._transport.close()
 
     def _next(self) -> None:
-        """Ask what is held, one question after the other, as long as the answers are read."""
+        """Ask the held questions one after the other, as long as the answers are read."""
         while self._held and not self._asking and not self._full and self._is_open:
             asked = read_question(self._held.popleft())
             if asked is None or asked.question is None:

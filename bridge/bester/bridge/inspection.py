@@ -1,6 +1,6 @@
-"""What a bridge holds at one moment, as plain values. Pure.
+"""Counts of everything that a bridge holds at one moment, as plain values. Pure.
 
-`Bridge.inspect()` counts it when somebody asks, an operator or a test; nothing is counted in advance.
+`Bridge.inspect()` counts for an operator or a test that asks; nothing is counted in advance.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 
 class SubmissionsState(NamedTuple):
-    """The messages that are not reported yet.
+    """Unreported messages.
 
-    `waiting` counts those of clients that are here, `departed` those of clients that have gone. `queued` counts what is
-    not submitted yet, because there is no broker or no room on the link to it; some of it nobody may wait for any more.
-    `queued_bytes` and `departed_bytes` are the sizes of those, `unreported_bytes` is the size of all messages and
-    questions whose report is waited for.
+    `waiting` counts those of clients that are here, `departed` those of clients that have gone. `queued` counts the
+    held ones of both: there is no broker, or no room on the link. `queued_bytes` and `departed_bytes` are the sizes of
+    these, `unreported_bytes` is the size of all unreported messages and unanswered questions.
     """
 
     waiting: int
@@ -26,11 +25,11 @@ class SubmissionsState(NamedTuple):
 
 
 class BridgeState(NamedTuple):
-    """What one bridge holds.
+    """Counts of one bridge.
 
-    `connections` come from so many `hosts`. Of them, `sessions` are logged in, of so many `users`; `logins` are those
-    the broker is asked about, `timed` those with a deadline, and `paused` those that are not read from because too
-    much waits for reports.
+    `connections` come from so many `hosts`. Of these connections, `sessions` are logged in, of so many `users`;
+    `logins` wait for the broker, `timed` have a deadline, and `paused` are not read from because the unreported
+    messages are at their bound.
     """
 
     connections: int

@@ -1,4 +1,4 @@
-"""Every bound of the bridge, with its reason. A bridge without one of these could be filled up or held for ever."""
+"""Every bound of the bridge, with its reason. A bridge without one of these could be filled up, or held for ever."""
 
 from __future__ import annotations
 
@@ -13,96 +13,101 @@ class Limits:
     """Bounds of one bridge; sizes in bytes, times in seconds."""
 
     max_frame: int = MIB
-    """A client's frame; larger things belong elsewhere, with a reference to them in the message."""
+    """Frame of a client; larger things belong elsewhere, with a reference to them in the message."""
     first_frame: int = 4 * KIB
-    """Of a stranger, enough for a login and a short message, and cheap to hold ten thousand times."""
+    """First frame of a stranger: enough for a login and a short message, and cheap to hold ten thousand times."""
     first_frame_s: float = 5.0
-    """How long a stranger may take over it; a person is not typing here."""
+    """Time of a stranger for the first frame; a program writes it, not a person."""
     login_s: float = 30.0
-    """How long the broker may take over a login: a queue of password checks, not one of them."""
+    """Time of the broker for a login: a queue of password checks, not one of them."""
     logins_in_flight: int = 4_096
-    """A storm of reconnecting clients; how many passwords wait to be checked is bounded by the broker itself."""
+    """A storm of reconnecting clients; the broker itself bounds the passwords that wait to be checked."""
     max_connections: int = 20_000
-    """In all; twice the load one bridge is made for. The process's descriptors bound it too."""
+    """Twice the load that one bridge is made for. The descriptors of the process are another bound."""
     max_connections_per_address: int = 1_000
-    """One address cannot take all the places. Loopback and Unix peers (often proxies) are bounded by the total."""
+    """No address can take all the room. Loopback and Unix peers (often proxies) are bounded by the total."""
     max_connections_per_user: int = 1_000
-    """Each gets a copy of each message to the user: this is the factor by which one message may grow."""
+    """Each connection gets a copy of each message to the user: the factor by which one message may grow."""
     out_queue: int = 4 * MIB
-    """What may wait for one reader who is slower than what he is sent; what others send him above it has failed, and
-    costs him nothing: or anybody could have anybody else disconnected. Less than `unreported_bytes`: one reader must
-    not fill the window of one who sends."""
+    """Bytes that wait for one slow reader. Frames of others above the bound fail, and the reader is not cut for them:
+    or anybody could have anybody else disconnected. Less than `unreported_bytes`: one reader must not fill the window
+    of a sender."""
     out_answers: int = 16 * MIB
-    """The same with the answers to what he sent himself, which cannot fail; above it he is disconnected."""
+    """The same with the answers to the reader's own frames, which cannot fail; above the bound the reader is
+    disconnected."""
     out_total: int = 1024 * MIB
-    """What may wait for all readers together; above it each has but `out_pause`. Memory."""
+    """Bytes that wait for all readers together; above the bound each reader has but `out_pause`. Memory."""
     out_pause: int = 256 * KIB
-    """With so much waiting for it, a connection is not read from: who does not listen is not listened to."""
+    """Bytes in a connection's queue above which the connection is not read from: a peer that does not read is not read
+    from."""
     write_chunk: int = 256 * KIB
-    """Handed to the socket at once; what left the process is known chunk by chunk."""
+    """Handed to the socket at once; the bridge learns chunk by chunk which bytes have left the process."""
     stalled_s: float = 30.0
     """A reader that takes nothing, or whose queue stays full, for so long is gone, whatever TCP believes."""
     unreported: int = 1_024
-    """Messages of one connection that wait for their report; above it the connection is not read from."""
+    """Unreported messages of one connection; above the bound the connection is not read from."""
     unreported_bytes: int = 8 * MIB
     """The same in bytes, for large messages; one always passes."""
     hold_s: float = 600.0
-    """How long a message is held for a broker that does not answer, from when it came: a restart takes seconds, a
-    repair minutes. A broker remembers what it took for longer than this, so that nothing is carried out twice."""
+    """Time from a message's arrival during which the message is held for a broker that does not answer: a restart takes
+    seconds, a repair minutes. A broker remembers messages for longer than this, so that none is carried out twice."""
     held_bytes: int = 256 * MIB
-    """What may wait for its report in all, with or without a broker; above it only those are read from who have less
-    than a fair share of it. So it may become twice as much, and no more. Memory."""
+    """Unreported messages in all, with or without a broker; above the bound only connections with less than a fair
+    share are read from, so that the size at most doubles. Memory."""
     gone_messages: int = 65_536
-    """Messages of clients that have gone, kept until their report in case the broker dies; what is above is not
-    submitted again. A server's whole load for a second, and nobody waits for these."""
+    """Messages of clients that have gone, kept until their report in case the broker dies; messages above the bound are
+    not submitted again. A server's whole load for a second, and no client waits for these."""
     gone_bytes: int = 32 * MIB
     """The same in bytes."""
     ahead_bytes: int = MIB
-    """What a client that acknowledges may say behind a full window: acknowledgements among it may be what makes room
-    there. It is looked through for them, and the rest waits."""
+    """Frames of an acknowledging client that are read behind a full window: acknowledgements among them may make room
+    in the window. Only acknowledgements are handled; the other frames wait."""
     questions: int = 16
-    """Questions of one connection that wait for their answer; each costs the broker a look at the disk. With so many it
-    is not read from."""
+    """Unanswered questions of one connection; each costs the broker a read of the disk. At the bound the connection is
+    not read from."""
     ack_s: float = 30.0
-    """How long a client that acknowledges may take over it, from when the frame has left: as long as a dead connection
-    takes to be found dead, so that being slow is not worse than being gone."""
+    """Time of a client for an acknowledgement, from the moment when the frame has left: as long as it takes to find a
+    dead connection dead, so that being slow is not worse than being gone."""
     ack_unread_s: float = 30.0
-    """What comes to that where the client is not read from meanwhile, because its window is full: longer than handlers
-    usually take to make room in it."""
+    """Additional time while the client is not read from, because its window is full: longer than handlers usually take
+    to make room in the window."""
     unacked: int = 1_024
-    """Frames of one connection that wait for their acknowledgement; what more is sent to it has failed."""
+    """Unacknowledged frames of one connection; frames above the bound fail."""
     unacked_bytes: int = 8 * MIB
     """The same in bytes, for large frames; one always passes."""
     drain_s: float = 30.0
-    """How long one who has stopped sending may wait for reports; longer than a handler that is waited for."""
+    """Time of a client that sends no more for its reports; longer than a handler's time for an answer."""
     server_s: float = 90.0
-    """How long another server's connection is kept for the report on its message: longer than a server waits for one
-    (a minute, and the time to connect), for an end that comes first must not be taken for an answer."""
+    """Time of a native server's connection for the report on its message: longer than a server waits for a report (a
+    minute, and the time to connect), because an earlier end must not be taken for an answer."""
     linger_s: float = 1.0
-    """How long we read on after our last word, so that closing does not reset the connection under it."""
+    """Time of reading on after the last frame, so that closing does not reset the connection before the peer has
+    read."""
     forwards_per_address: int = 128
     """Connections to one other server at once. Servers in a ring wait for each other once a round, so not a few."""
     forwards: int = 512
-    """The same to all of them: descriptors."""
+    """Connections to all other servers: descriptors."""
     forwards_waiting: int = 4_096
-    """Messages waiting for their turn; above it they fail as `overloaded`."""
+    """Messages waiting for a connection; messages above the bound fail as `overloaded`."""
     forwards_unknown: int = 1_024
-    """Of them, those to one address whose host is still looked up: a name server that hangs must leave room for what
-    goes elsewhere."""
+    """Waiting messages to one address whose host is still looked up: a name server that hangs must leave room for other
+    addresses."""
     forward_s: float = 5.0
-    """From the broker's asking to the other server's report, where the broker names no other time."""
+    """Time from the broker's request to the other server's report, where the broker names no other time."""
     connect_s: float = 5.0
-    """How long a connection to another server may take to be made: three packets lost in a row."""
+    """Time for a connection to another server to be made: three packets lost in a row."""
     forward_report: int = 16 * MIB
-    """The longest report of another server: it names recipients, up to 10,000 of them, whatever clients may send."""
+    """Longest report of another server: up to 10,000 recipients are named in one, whatever the size of clients'
+    frames."""
     informer_connections: int = 64
     """Handlers ask now and then; there are not many of them."""
     informer_frame: int = 64 * KIB
     """A question is a name at most."""
-    owed: int = 65_536
-    """Words the broker must hear (of sessions, of deliveries) that its link had no room for; above it it is no link."""
+    link_backlog: int = 65_536
+    """Messages that the broker must get (sessions, deliveries) and that wait for room on the link; a link with more
+    waiting is no link."""
 
     @property
     def fair_bytes(self) -> int:
-        """What each connection may have, were there as many as there may be."""
+        """Fair share of one connection, were there as many connections as allowed."""
         return self.held_bytes // self.max_connections

@@ -1,7 +1,7 @@
-"""Where the bridge listens: TCP and Unix sockets, bound with the options every connection inherits.
+"""Listeners of the bridge: TCP and Unix sockets, bound with the options that every connection inherits.
 
-What the operator asked for and cannot have is a ConfigError that names the key and the remedy. A plaintext listener
-that others than this machine can reach is refused unless the operator says `insecure`.
+A listener that cannot be opened is a ConfigError that names the key and the remedy. A plaintext listener that other
+machines can reach is refused unless the operator says `insecure`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from bester.broker.wire.address import HostPort, is_loopback
 from bester.broker.wire.codes import ConfigError
 
 BACKLOG = 8192
-"""A storm of reconnecting clients waits here; asyncio's own 100 makes it wait for TCP's timers instead."""
+"""A storm of reconnecting clients waits here; with asyncio's own 100 it would wait for TCP's timers."""
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 3
-"""A silent peer that is gone is noticed within a minute and a half."""
+"""Time to find a silent peer dead: a minute and a half."""
 USER_TIMEOUT_MS = 30_000
-"""How long bytes may go unacknowledged: what a kernel holds for a dead peer is lost, and this bounds how much."""
+"""Time for bytes to be acknowledged: the bytes that a kernel holds for a dead peer are lost, and this bounds how
+many."""
 DESCRIPTORS_APART = 128
-"""Descriptors the process needs for other things than native connections."""
+"""Descriptors that the process needs for other things than native connections."""
 LOOKUP_S = 5.0
-"""How long a listener's name may take to be looked up; nobody is served meanwhile."""
+"""Time for a listener's name to be looked up; no client is served meanwhile."""
 NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 Factory = Callable[[], asyncio.BaseProtocol]
 
 
 class Listener(NamedTuple):
-    """An open listener: its address as the informer shows it, e.g. `tcp4://127.0.0.1:2223`."""
+    """Open listener: its URL as the informer shows it, e.g. `tcp4://127.0.0.1:2223`."""
 
     url: str
     server: asyncio.AbstractServer
@@ -44,18 +45,19 @@ class Listener(NamedTuple):
 
     @property
     def address(self) -> str:
-        """`host:port`, or the path of a Unix socket."""
+        """Address as `host:port`, or the path of a Unix socket."""
         return self.url.partition("://")[2]
 
     def close(self) -> None:
-        """Stop listening; connections stay. The file of a Unix socket is removed if it is still ours."""
+        """Stop listening; connections stay. The file of a Unix socket is removed if it still belongs to this
+        listener."""
         if self.unix is not None:
             self.unix.remove()
         self.server.close()
 
 
 def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
-    """Refuse a listener without TLS that can be reached from elsewhere. Raises ConfigError."""
+    """Refuse a listener without TLS that other machines can reach. Raises ConfigError."""
     if not insecure and not is_loopback(address.host):
         raise ConfigError(
             f"{key} = {str(address)!r} would take passwords in plain text from other machines: "
@@ -64,7 +66,8 @@ def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
 
 
 async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False) -> Listener:
-    """Listen on a TCP address; port 0 takes a free one. `key` is what the operator wrote it under."""
+    """Listen on a TCP address; port 0 takes a free one. `key` is the configuration key, for errors. Raises
+    ConfigError."""
     check_plaintext(key, address, insecure)
     loop = asyncio.get_running_loop()
     try:
@@ -89,7 +92,8 @@ async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: i
 
 
 def _set_options(sock: socket.socket, family: int) -> None:
-    """Linux hands these on to each connection that is accepted, so they cost nothing later."""
+    """Set the options of a listener; Linux hands them on to each accepted connection, so that none costs anything
+    later."""
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
@@ -102,7 +106,7 @@ def _set_options(sock: socket.socket, family: int) -> None:
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
         ("TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
     ):
-        if hasattr(socket, name):  # other systems lack some of them
+        if hasattr(socket, name):  # some systems lack some of them
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
@@ -117,7 +121,8 @@ def _why_not(key: str, address: HostPort, error: OSError) -> str:
 
 
 async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None = None) -> Listener:
-    """Listen on a Unix socket. The file of a server that is gone is replaced, that of a living one is not."""
+    """Listen on a Unix socket, replacing the file of a dead server, but not that of a living one. Raises
+    ConfigError."""
     bound = unix_socket.listen(f"{key} = {path!r}", path, backlog=BACKLOG, mode=mode)
     try:
         server = await asyncio.get_running_loop().create_unix_server(factory, sock=bound.socket, backlog=BACKLOG)
@@ -129,7 +134,7 @@ async def listen_unix(key: str, path: str, factory: Factory, *, mode: int | None
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many descriptors as it may have; return how many native connections that is."""
+    """Raise the limit of descriptors of this process as far as allowed; return how many native connections that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):

@@ -1,7 +1,7 @@
-"""The native protocol's JSON: frame bodies in, values out; and the frames the bridge writes.
+"""The native protocol's JSON: frame bodies in, values out; and the frames that the bridge writes.
 
-`data` is never decoded and never written anew: it is cut out of a frame as it stands, and frames are put together
-around it byte by byte. The same goes for a client's `id`. Nothing here raises on the wire's account.
+`data` is never decoded and never written anew: the text is cut out of one frame and joined into another, byte by byte,
+and so is a client's `id`. No input from a peer raises.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _new = tuple.__new__  # in half the time of the class itself
 
 
 class Sent(NamedTuple):
-    """A message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as it stood in the frame.
+    """Message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as in the frame.
 
-    meta: what else a client said of it, as a Submit says it: `dedup`, `ttl_s`, `outcome`, `resent`.
+    `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`.
     """
 
     type: str
@@ -37,7 +37,7 @@ class Sent(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with a frame. `fatal`: the peer does not speak the protocol, the connection ends."""
+    """Fault of a frame. `fatal`: the peer does not speak the protocol, and the connection ends."""
 
     id: bytes
     fatal: bool
@@ -46,8 +46,8 @@ class Fault(NamedTuple):
 
 
 class Client(NamedTuple):
-    """A first frame that wants to log in; `message`: it also carries a message, to be read as a later frame;
-    `acks`: the client will acknowledge what it is sent."""
+    """First frame with a login. `message`: the frame also carries a message, to be read as a later frame; `acks`: the
+    client will acknowledge deliveries."""
 
     user: str
     password: str
@@ -56,14 +56,14 @@ class Client(NamedTuple):
 
 
 class Server(NamedTuple):
-    """A first frame of another server: one message, and what its header claims."""
+    """First frame of another server: one message, and the claims of its header."""
 
     sent: Sent
     claims: Meta
 
 
 class Builtin(NamedTuple):
-    """What a client asks of the server itself; `data` is the JSON text beside the command's type."""
+    """Command of a client to the server itself; `data` is the JSON text beside the command's type."""
 
     type: str
     data: bytes
@@ -119,7 +119,7 @@ def later(body: bytes) -> Sent | Fault:
     """Read a frame behind the first one."""
     try:
         payload = _later(body).payload
-        # What was decoded is JSON; the two things the decoder lets pass are looked at after it, on JSON alone.
+        # The decoder lets bad UTF-8 and deep nesting pass; both are checked on JSON alone.
         if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
         id_ = bytes(payload.id)
@@ -142,22 +142,22 @@ def later(body: bytes) -> Sent | Fault:
 
 
 def _options(payload: _Payload) -> Meta:
-    """Return what a client said of its message beyond what it is; what is false is not said."""
-    said: Meta = {}
+    """Return the options of a client's message; false ones are left out."""
+    fields: Meta = {}
     if payload.dedup is not None:
-        said["dedup"] = payload.dedup
+        fields["dedup"] = payload.dedup
     if payload.ttl_s is not None:
-        said["ttl_s"] = payload.ttl_s
+        fields["ttl_s"] = payload.ttl_s
     if payload.outcome:
-        said["outcome"] = True
+        fields["outcome"] = True
     if payload.resent:
-        said["resent"] = True
-    return said
+        fields["resent"] = True
+    return fields
 
 
 def _unreadable(body: bytes) -> Fault:
-    """Tell what ends the connection (not a JSON object, or too deep to be read at all) from what only ends the message:
-    a refusal that concerns one frame concerns that frame."""
+    """Return the fault of a frame that cannot be decoded. Fatal are frames that are not a JSON object, or too deep to
+    be read at all; any other fault concerns one message alone."""
     try:
         _skip(body)
     except _BAD_JSON as error:
@@ -176,7 +176,7 @@ def _unreadable(body: bytes) -> Fault:
 
 
 def _unpaired(body: bytes) -> Fault | None:
-    """Return the fault of a frame that is JSON, but for surrogate escapes without their pair; None where it is not."""
+    """Return the fault of a frame whose only fault are unpaired surrogate escapes; None for any other frame."""
     try:
         top = with_unpaired(body)
     except (ValueError, RecursionError):
@@ -187,12 +187,12 @@ def _unpaired(body: bytes) -> Fault | None:
     id_ = payload.get("id") if isinstance(payload, dict) else None
     try:
         return Fault(_text(id_) if isinstance(id_, str) else NULL, False, UNPAIRED)
-    except UnicodeEncodeError:  # the id has one itself
+    except UnicodeEncodeError:  # the id has an unpaired surrogate itself
         return Fault(NULL, False, UNPAIRED)
 
 
 def first(body: bytes) -> Client | Server | Fault:
-    """Read the first frame of a connection: who is this?"""
+    """Read the first frame of a connection: a client's login, another server's message, or a fault."""
     try:
         top = _first(body)
     except _BAD_JSON:
@@ -247,7 +247,7 @@ _CLAIMS: dict[str, Any] = {
 
 
 def _claims(header: dict[str, Raw]) -> Meta:
-    """Return what a server says of its message where it is of the right type; none of it is believed here."""
+    """Return the claims of a server's header that are of the right type; none of them is believed here."""
     claims: Meta = {}
     for key, kind in _CLAIMS.items():
         if key in header:
@@ -282,12 +282,12 @@ def builtin(data: bytes) -> Builtin | None:
 
 
 def text(data: bytes) -> str | None:
-    """Return what a JSON string says; None where it is none."""
+    """Return the value of a JSON string; None where the text is none."""
     return _str(Raw(data))
 
 
 def texts(data: bytes) -> list[str] | None:
-    """Return what a JSON array of strings says; None where it is none."""
+    """Return the values of a JSON array of strings; None where the text is none."""
     try:
         return _strings(data)
     except _BAD_JSON:
@@ -315,22 +315,22 @@ _report_payload = msgspec.json.Decoder(_ReportPayload).decode
 
 
 def outcome(body: bytes) -> tuple[str, Meta] | None:
-    """Return what another server's frame says became of our message, and the meta of a Forwarded; None where the frame
-    is no status report. Where recipients are named, the handler's commands were carried out there. The worst of their
-    outcomes counts: a server behind that one which reports nothing makes it `sent` for us as well."""
+    """Return the outcome of a forwarded message by another server's report, and the meta of a Forwarded; None where the
+    frame is no status report. Named recipients show that the handler's commands were carried out there. The worst of
+    their outcomes counts: `sent` at a server behind that one is `sent` here as well."""
     try:
-        said = _report(body)
+        answer = _report(body)
     except _BAD_JSON:
         return None
-    if said.header.messageType != "statusReport":
+    if answer.header.messageType != "statusReport":
         return None
     try:
-        payload = _report_payload(said.payload)
+        payload = _report_payload(answer.payload)
     except _BAD_JSON:
         payload = _ReportPayload()
     recipients = payload.recipients if type(payload.recipients) is dict else {}
     meta: Meta = {"reported": True}
-    if said.header.status == "good":
+    if answer.header.status == "good":
         queued = sum(1 for each in recipients.values() if each == QUEUED)
         if queued:
             meta["queued"] = queued
@@ -339,7 +339,7 @@ def outcome(body: bytes) -> tuple[str, Meta] | None:
         meta["carried"] = True
     reason = payload.reason if type(payload.reason) is str and payload.reason in CODES else "handler-failed"
     if type(payload.note) is str:
-        meta["note"] = safe_note(payload.note)  # a frame of it may be long
+        meta["note"] = safe_note(payload.note)  # the original may be as long as a frame
     return failed(reason), meta
 
 
@@ -367,8 +367,8 @@ def report(
     recipients: dict[str, str] | None = None,
     note: str | None = None,
 ) -> bytes:
-    """Return a status report's frame; `id_` is JSON text, `message` the server's own id of the message, `note` what
-    there is to say of the reason."""
+    """Return a status report's frame; `id_` is JSON text, `message` the server's own id of the message, `note` a text
+    beside the reason."""
     parts = [_BAD if status else _GOOD, id_]
     if message is not None:
         parts += (b',"message":', _text(message))
@@ -388,7 +388,7 @@ def logged_in(max_frame: int) -> bytes:
 
 
 def refused(reason: str, retry_ms: int | None = None) -> bytes:
-    """Return the frame that refuses a login; `retry_ms`, rounded up to whole seconds: it may be tried again then."""
+    """Return the frame that refuses a login; `retry_ms`, rounded up to whole seconds: time before the next try."""
     retry = b"" if retry_ms is None else b',"retry_s":%d' % max(1, -(-retry_ms // 1000))
     return frame(b"".join((_BAD, AUTH_ID, b',"reason":', _text(reason), retry, b"}}")))
 
@@ -399,7 +399,8 @@ def pong(id_: bytes) -> bytes:
 
 
 def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> bytes:
-    """Return the frame that says what became of a message; None: of none that this client may ask about."""
+    """Return the frame that answers a question about a message; None: there is no such message that the client may ask
+    about."""
     if recipients is None:
         return frame(b'{"header":{"status":"1"},"payload":{"data":null,"id":%b,"type":"builtin"}}' % id_)
     data = _text({"message": message, "recipients": recipients})
@@ -407,17 +408,18 @@ def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> byt
 
 
 def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the number of the target (and its dot) in the frames of one delivery."""
+    """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
     origin = meta.get("origin")
-    said = b',"origin":' + _text(origin) if type(origin) is str else b""
+    facts = b',"origin":' + _text(origin) if type(origin) is str else b""
     if meta.get("redelivered") is True:
-        said += b',"redelivered":true'
+        facts += b',"redelivered":true'
     head = b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1]
-    return head, b"".join((b'"', said, b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}"))
+    return head, b"".join((b'"', facts, b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}"))
 
 
 SHARED_BYTES = 4096
-"""The targets of a delivery share a tail above this: joined, n targets of a large message would be n large messages."""
+"""Tails above this size are shared by the targets of a delivery: joined, n targets of a large message would be n large
+messages."""
 
 
 def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
@@ -430,7 +432,7 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:
-    """Return the one frame that hands a message to another server; there is always an id in it."""
+    """Return the one frame that hands a message to another server; the frame always has an id."""
     header: Meta = {"scope": "server"}
     header.update((key, meta[key]) for key in _CLAIMS if meta.get(key) is not None)
     id_ = meta.get("id")

@@ -1,29 +1,29 @@
-"""How many connections to one address are opened at once: as many as get through. Pure.
+"""The number of connections to one address that are opened at once: as many as get through. Pure.
 
 A server accepts only so many connections at a time (besterd's backlog holds one or two), and the system of a server
-that is asked for more lets the rest wait a second, then three, then seven. So one connection is opened first, and more
-at once as they get through; after one that did not, or got through late, half as many, and from then on no more at once
-than got through before, but for a try now and then. Nobody waits for the other system's seconds: what does not get
-through in a few times the usual while is tried anew.
+that is asked for more delays the others by one second, then three, then seven. So one connection is opened first, and
+more at once as they get through; after a failed or late one half as many, and from then on no more at once than got
+through before, but for a try now and then. The other system's delays are not waited for: a connection that does not get
+through in a few times the usual time is tried again.
 """
 
 from __future__ import annotations
 
 FIRST_PATIENCE_S = 0.3
-"""How long a connection may take before anything is known of the address; a packet is round the world in this time."""
+"""Patience before anything is known of the address; a packet is round the world in this time."""
 LEAST_PATIENCE_S = 0.05
-"""However near the address is: a process that is not scheduled for so long is no news."""
+"""Patience however near the address is: a process may not be scheduled for so long."""
 PATIENCE = 8
-"""Times what a connection usually takes."""
+"""Patience in multiples of the usual time."""
 TRY_EVERY = 50
-"""Connections that got through before one more than was known to get through is opened at once."""
+"""Connections that got through before one more than ever before is opened at once."""
 SMOOTHING = 0.2
-"""The part of the latest one in what a connection usually takes."""
+"""Weight of the latest connection in the usual time."""
 
 
 class Openings:
     """Connections to one address: `opening` ones are not through yet; `open` counts those and the others. `most` bounds
-    both. `patience_s` is how long one may take to get through; with each that takes longer it doubles."""
+    both. `patience_s` is the time for one to get through; each late one doubles the time."""
 
     __slots__ = ("_known", "_most", "_usual_s", "_window", "open", "opening", "patience_s")
 
@@ -33,11 +33,11 @@ class Openings:
         self.patience_s = FIRST_PATIENCE_S
         self._most = most
         self._window = 1.0
-        self._known = float(most)  # so many at once were not known to fail
+        self._known = float(most)  # greatest number at once that is not known to fail
         self._usual_s: float | None = None
 
     def may_open(self) -> bool:
-        """Return whether one more may be opened now."""
+        """Return whether another connection may be opened now."""
         return self.open < self._most and self.opening < int(self._window)
 
     def begin(self) -> None:
@@ -46,7 +46,7 @@ class Openings:
         self.opening += 1
 
     def through(self, took_s: float) -> None:
-        """Count an opening connection as through: the other end has taken in what was sent. It took so many seconds."""
+        """Count an opening connection as through after `took_s` seconds: the other end has taken in the frame."""
         self.opening -= 1
         late = took_s > self.patience_s
         usual_s = took_s if self._usual_s is None else self._usual_s + SMOOTHING * (took_s - self._usual_s)

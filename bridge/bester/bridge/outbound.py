@@ -1,7 +1,7 @@
-"""What is on its way out to connections: bounds, readers that do not read, one write a turn of the loop. Pure.
+"""Frames on their way out to connections: bounds, slow readers, one write a turn of the loop. Pure.
 
-The slow-consumer policy: what others send to a reader who is too slow is refused; one who takes nothing, or is full,
-for too long is cut. Nobody waits for him meanwhile.
+The slow-consumer policy: frames of others to a reader who is too slow are refused; a reader who takes nothing, or whose
+queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from bester.bridge.ports import ClientConnection
 
 
 class Outbound:
-    """The connections that are to be written to, and those that do not keep up.
+    """Connections with something to write, and those that do not keep up.
 
-    `wake` sees to it that `flush` is called once, at the end of this turn.
+    `wake` makes one call of `flush` at the end of this turn.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None]) -> None:
@@ -24,13 +24,11 @@ class Outbound:
         self._wake = wake
         self._dirty: list[ClientConnection] = []
         self._blocked: set[ClientConnection] = set()
-        self._backlog = 0  # bytes that wait for those; counted anew at each tick, and not too low in between
-        self._full: dict[
-            ClientConnection, float
-        ] = {}  # who was refused a frame because too much waits for it, and since when
+        self._blocked_bytes = 0  # queued for blocked connections; exact at each tick, never too low in between
+        self._full: dict[ClientConnection, float] = {}  # since when a connection's full queue has refused frames
 
     def offer(self, connection: ClientConnection, frame: tuple[bytes, ...]) -> bool:
-        """Write a frame that somebody else sent, in pieces; False where too much waits for the connection already."""
+        """Queue a frame of another sender, in pieces; False where the connection's queue is full."""
         if connection.abort_code is not None:
             return False
         out = connection.out
@@ -38,12 +36,12 @@ class Outbound:
         if queued:
             limits, size = self._limits, sum(map(len, frame))
             if queued + size > limits.out_queue or (
-                out.in_flight and queued >= limits.out_pause and self._backlog + size > limits.out_total
+                out.in_flight and queued >= limits.out_pause and self._blocked_bytes + size > limits.out_total
             ):
                 self._full.setdefault(connection, self._clock())
                 return False
             if out.in_flight:
-                self._backlog += size
+                self._blocked_bytes += size
         for piece in frame:
             out.push(piece)
         if not connection.dirty:
@@ -51,32 +49,32 @@ class Outbound:
         return True
 
     def push(self, connection: ClientConnection, frame: bytes) -> None:
-        """Write an answer to the connection's own words."""
+        """Queue an answer to the connection's own frames."""
         if connection.abort_code is not None:
             return
         out = connection.out
         queued = out.pushed_bytes - out.sent_bytes
         if queued and queued + len(frame) > self._limits.out_answers:
-            self.cut_off(connection, f"{queued} bytes wait for it and it does not read")
+            self.cut_off(connection, f"does not read: {queued} bytes are queued")
             return
         out.push(frame)
         if not connection.dirty:
             self.touch(connection)
 
     def cut_off(self, connection: ClientConnection, why: str) -> None:
-        """The slow-consumer policy: nobody else waits for one who does not read."""
+        """Cut a connection that does not read its frames."""
         connection.abort_code = "overloaded"
         connection.abort(why)
 
     def touch(self, connection: ClientConnection) -> None:
-        """Look at the connection at the end of this turn."""
+        """Flush the connection at the end of this turn."""
         if not connection.dirty:
             connection.dirty = True
             self._dirty.append(connection)
             self._wake()
 
     def flush(self, written: Callable[[ClientConnection], None]) -> None:
-        """One write a connection; `written` gets those whose socket did not take it all at once."""
+        """Write once to each connection; `written` gets those whose socket did not take everything."""
         while self._dirty:
             dirty, self._dirty = self._dirty, []
             for connection in dirty:
@@ -86,19 +84,19 @@ class Outbound:
                     written(connection)
 
     def on_blocked(self, connection: ClientConnection) -> None:
-        """The socket of a connection takes no more for now."""
+        """Note that the socket of a connection takes no more for now."""
         connection.stalled_since, connection.stalled_bytes = self._clock(), connection.unsent_bytes()
         if connection not in self._blocked:
             self._blocked.add(connection)
-            self._backlog += connection.out.queued_bytes
+            self._blocked_bytes += connection.out.queued_bytes
 
     def on_connection_gone(self, connection: ClientConnection) -> None:
-        """A connection is no more."""
+        """Forget a connection."""
         self._blocked.discard(connection)
         self._full.pop(connection, None)
 
     def tick(self, now: float) -> None:
-        """Cut whoever has not kept up for too long."""
+        """Cut connections that have not kept up for too long."""
         for connection in list(self._blocked):
             unsent = connection.unsent_bytes()
             if not connection.out.in_flight:
@@ -112,4 +110,4 @@ class Outbound:
                 del self._full[connection]
             elif now - since > self._limits.stalled_s:
                 self.cut_off(connection, f"was sent more than it took for {self._limits.stalled_s:g} s")
-        self._backlog = sum(connection.out.queued_bytes for connection in self._blocked)
+        self._blocked_bytes = sum(connection.out.queued_bytes for connection in self._blocked)

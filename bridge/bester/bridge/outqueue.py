@@ -1,8 +1,8 @@
-"""What one connection has still to be sent, and which of it has left the process. Pure.
+"""The frames that one connection has still to send, and the bytes that have left the process. Pure.
 
-Bytes are counted from the connection's beginning: `pushed` frames are `taken` by the shell in chunks, and have `left`
-once the socket has taken the whole chunk over. A mark stands behind a frame whose leaving somebody waits for; it is
-handed back when everything before it has left, never earlier.
+Bytes are counted from the connection's beginning: frames are pushed, taken by the shell in chunks, and sent once the
+socket has taken the whole chunk over. A mark stands behind a frame, and is returned when everything before the mark has
+been sent, never earlier.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 class Mark(NamedTuple, Generic[T]):
-    """`end` is the count of bytes that must have left; `what` belongs to whoever waits."""
+    """Mark behind a frame: `end` is the count of bytes that must be sent before, `what` the caller's own value."""
 
     end: int
     what: T
 
 
 class OutQueue(Generic[T]):
-    """A queue of frames that is emptied in chunks, one at a time."""
+    """Queue of frames that is emptied in chunks, one at a time."""
 
     __slots__ = ("_frames", "_marks", "pushed_bytes", "sent_bytes", "taken_bytes")
 
@@ -33,12 +33,12 @@ class OutQueue(Generic[T]):
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes that have not left."""
+        """Number of bytes that are not sent."""
         return self.pushed_bytes - self.sent_bytes
 
     @property
     def in_flight(self) -> bool:
-        """Whether a chunk was taken that has not left."""
+        """Return whether a chunk was taken that is not sent."""
         return self.taken_bytes != self.sent_bytes
 
     def push(self, frame: bytes) -> None:
@@ -47,12 +47,12 @@ class OutQueue(Generic[T]):
         self.pushed_bytes += len(frame)
 
     def mark(self, what: T) -> None:
-        """Ask for `what` back when all that was pushed so far has left."""
+        """Put a mark behind everything that was pushed so far."""
         self._marks.append(Mark(self.pushed_bytes, what))
 
     def take(self, chunk_bytes: int) -> bytes:
-        """Return the next frames, joined, up to about `chunk_bytes` (one frame at least); empty where there is nothing
-        or the last chunk has not left."""
+        """Return the next frames, joined, up to about `chunk_bytes` (one frame at least); empty where there is no
+        frame, or the last chunk is not sent."""
         frames = self._frames
         if not frames or self.taken_bytes != self.sent_bytes:
             return b""
@@ -71,7 +71,7 @@ class OutQueue(Generic[T]):
         return chunk
 
     def on_sent(self) -> list[Mark[T]]:
-        """The chunk that was taken has left; return the marks it passed."""
+        """Count the chunk that was taken as sent; return the marks before its end."""
         self.sent_bytes = self.taken_bytes
         marks = self._marks
         if not marks:
@@ -87,7 +87,7 @@ class OutQueue(Generic[T]):
         return passed
 
     def drop(self) -> list[Mark[T]]:
-        """The connection is gone: forget what waits; return the marks that will never be passed."""
+        """Forget the frames of a gone connection; return the marks that will never be passed."""
         marks, self._marks = self._marks, []
         self._frames = []
         self.pushed_bytes = self.taken_bytes = self.sent_bytes

@@ -1,55 +1,41 @@
-"""What the bridge's core asks of its surroundings: a way to the broker, and connections. Types alone."""
+"""The connection of a client or of another server, as the bridge's core sees it. Types alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from bester.bridge.confirmations import Delivery
 from bester.bridge.outqueue import OutQueue
 from bester.bridge.session import Session
-from bester.broker.wire.messages import Message
 
 Waiting = tuple[Delivery, int]
-"""A delivery and the number of the target in it: what a mark in an out-queue stands for."""
-Answered = Callable[[int, Any], None]
-"""Gets the status (0 is good) and the value of an answer."""
-UNANSWERED = -1
-"""The status where there was no broker to answer, or it was lost."""
-
-
-class BrokerPort(Protocol):
-    """The way to the broker: a link of the fabric, or a direct call in the same process."""
-
-    def send(self, message: Message) -> bool:
-        """Take a message; False: not now (nothing was taken)."""
-
-    def send_all(self, messages: Sequence[Message]) -> int:
-        """Take messages in their order; returns how many. The rest: not now."""
+"""Value of a mark in an out-queue: a delivery, and the number of the target in it."""
 
 
 class ClientConnection(Protocol):
-    """One connection, as the bridge sees it. It calls `received`, `ended`, `left` and, in the end, `gone`."""
+    """Connection with its session. Its shell calls the bridge's `on_bytes`, `on_peer_ended`, `on_bytes_sent`,
+    `on_blocked`, `on_all_sent` and, in the end, `on_connection_gone`."""
 
     session: Session
     out: OutQueue[Waiting]
     dirty: bool
-    """The bridge's note that the wire is in its list for the next flush."""
+    """Note of the bridge: the connection is in the list for the next flush."""
     reading: bool
-    """Whether it reads; the bridge changes it by `read`."""
+    """The connection reads; the bridge changes this by `read`."""
     abort_code: str | None
-    """Why it was aborted, as a code."""
+    """Code of the reason why the connection was aborted."""
     stalled_since: float
     stalled_bytes: int
 
     def flush(self) -> None:
-        """Hand what is queued to the socket; end the connection where the session is closing and all has left."""
+        """Hand queued frames to the socket; end the connection where the session is closing and everything is sent."""
 
     def read(self, on: bool) -> None:
-        """Read on, or let the peer wait."""
+        """Resume or pause reading."""
 
     def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over of the chunk in flight."""
+        """Return how many bytes of the chunk in flight the socket has not taken over."""
 
     def abort(self, why: str) -> None:
-        """Cut the connection; `gone` follows, later. `why` is for the log; nothing to log where it is empty."""
+        """Cut the connection; `on_connection_gone` follows, later. `why` is for the log; empty where there is nothing
+        to log."""

@@ -1,4 +1,4 @@
-"""Who is connected, and whether there is a place for one more: in all, from an address, of a user. Pure."""
+"""The connections of one bridge, and the bounds of their number: in all, by address, by user. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from bester.broker.wire.address import is_loopback
 
 
 class Registry:
-    """The connections of one bridge, by the numbers of their sessions: all `wires`, and those the broker may send
-    messages to, its `targets`."""
+    """Connections by the numbers of their sessions: all of them, and the `targets`, to which the broker may send
+    messages."""
 
     def __init__(self, limits: Limits) -> None:
         self.connections: dict[int, ClientConnection] = {}
@@ -21,16 +21,16 @@ class Registry:
 
     @property
     def hosts(self) -> int:
-        """How many addresses the connections come from."""
+        """Number of addresses that the connections come from."""
         return len(self._hosts)
 
     @property
     def users(self) -> int:
-        """How many users the targets belong to."""
+        """Number of users that the targets belong to."""
         return len(self._users)
 
     def has_room(self, host: str) -> bool:
-        """Whether there is a place for a connection from this host."""
+        """Return whether there is room for a connection from this host."""
         limits = self._limits
         if len(self.connections) >= limits.max_connections:
             return False
@@ -39,19 +39,19 @@ class Registry:
         return self._hosts.get(host, 0) < limits.max_connections_per_address
 
     def add(self, connection: ClientConnection) -> None:
-        """A connection has come, with its session."""
+        """Add a connection, with its session."""
         session = connection.session
         self.connections[session.number] = connection
         self._hosts[session.address] = self._hosts.get(session.address, 0) + 1
 
     def remove(self, session: Session) -> None:
-        """The connection has gone."""
+        """Remove a connection."""
         self.log_out(session)
         if self.connections.pop(session.number, None) is not None:
             _count_down(self._hosts, session.address)
 
     def log_in(self, connection: ClientConnection) -> bool:
-        """The broker knows the user now: a target, from here on. False: the user has no place for one more."""
+        """Make the connection of a known user a target; False where the user has no room for another one."""
         session = connection.session
         assert session.user is not None
         here = self._users.get(session.user, 0)
@@ -62,7 +62,7 @@ class Registry:
         return True
 
     def log_out(self, session: Session) -> None:
-        """It is a target no longer."""
+        """Make the connection a target no longer."""
         if self.targets.pop(session.number, None) is not None and session.user is not None:
             _count_down(self._users, session.user)
 

@@ -1,6 +1,6 @@
 """A running bridge: listeners, clock and forwarder around the core, with a broker in this process or over the fabric.
 
-A shell: it opens and closes things in the right order and decides nothing.
+A shell, which decides nothing: everything is opened and closed in the right order.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
 
 TICK_S = 0.5
-"""How often the core looks at its deadlines; they are seconds long."""
+"""Time between two looks of the core at its deadlines, which are seconds long."""
 DRAIN_TICK_S = 0.05
-"""The same while everybody leaves: whoever waits for this process to end waits for the last of them."""
+"""The same during the drain: the end of the process waits for the last connection."""
 DRAIN_S = 10.0
-"""How long clients may wait for their reports after SIGTERM."""
+"""Time of clients for their reports after SIGTERM."""
 FAREWELL_S = 2.0
-"""The last of that: who still waits is told that no report will come, and has this long to take it."""
+"""The last part of that: clients without a report are told that none will come, and have this long to read it."""
 ABORT_S = 1.0
-"""How long the loop may take to give up connections that were cut."""
+"""Time of the loop to give up connections that were cut."""
 
 log = logging.getLogger("bester.bridge")
 
 
 class _Direct:
-    """The way to a broker in this process."""
+    """Link to a broker in this process."""
 
-    def __init__(self, say: Callable[[Sequence[Message]], int]) -> None:
-        self.send_all = say
+    def __init__(self, send: Callable[[Sequence[Message]], int]) -> None:
+        self.send_all = send
 
     def send(self, message: Message) -> bool:
-        """Take a message; False: not now."""
+        """Take a message; False where there is no room for it now."""
         return self.send_all((message,)) == 1
 
 
 class _Ticker:
-    """Tells the core to look at the time."""
+    """Clock of the core: calls `tick`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge, period_s: float = TICK_S) -> None:
         self._loop = loop
@@ -69,12 +69,12 @@ class _Ticker:
         self._bridge.tick()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Make no more calls."""
         self._timer.cancel()
 
 
 class Service:
-    """What runs inside `serving`: the core, and where it listens."""
+    """The core and its listeners inside `serving`."""
 
     def __init__(self, bridge: Bridge, forwarder: Forwarder) -> None:
         self.bridge = bridge
@@ -89,27 +89,27 @@ class Service:
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens: `host:port` with the port that was taken, or a path."""
+        """Addresses of the listeners: `host:port` with the actual port, or a path."""
         return [listener.address for listener in self.listeners]
 
     @property
     def urls(self) -> dict[str, str]:
-        """The same as the informer names it."""
+        """URLs of the listeners, as the informer names them."""
         return {f"listener{number}": listener.url for number, listener in enumerate(self.listeners)}
 
     def _hello_options(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "listeners": [listener.url for listener in self.listeners]}
 
-    def attach(self, say: Callable[[Sequence[Message]], int]) -> None:
-        """Use a broker in this process: `say` tells it something and returns how much of it was taken.
+    def attach(self, send: Callable[[Sequence[Message]], int]) -> None:
+        """Use a broker in this process: `send` sends messages to the broker and returns how many were taken.
 
-        What the broker says goes to `bridge.receive`.
+        Messages of the broker go to `bridge.receive`.
         """
-        self.bridge.connect(_Direct(say))
-        say((Hello(VERSION, "bridge", self._name, self._hello_options()),))
+        self.bridge.connect(_Direct(send))
+        send((Hello(VERSION, "bridge", self._name, self._hello_options()),))
 
     def link(self, endpoint: str) -> FabricLink:
-        """Use the broker at a fabric endpoint; the link is to be started, and closed in the end."""
+        """Return a link to the broker at a fabric endpoint; the caller starts and closes the link."""
         bridge = self.bridge
 
         def ready() -> None:
@@ -127,13 +127,13 @@ class Service:
         return link
 
     def refuse_new(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         for listener in self.listeners:
             listener.close()
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
-        """Take nothing more from anybody; wait until all reports are out. False: some did not come in time, and those
-        who waited for them were told so."""
+        """Take no more frames; wait until all reports are out. Return False where some did not come in time; their
+        clients were told so."""
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
@@ -150,7 +150,7 @@ class Service:
         return True
 
     async def end(self) -> None:
-        """Cut whoever is left."""
+        """Cut the remaining connections."""
         self.refuse_new()
         await self.forwarder.close()
         self._empty.clear()
@@ -163,7 +163,7 @@ class Service:
 
 
 def limits_of(config: Config) -> Limits:
-    """Return the bounds with what the operator set, and as many connections as the system has descriptors for."""
+    """Return the bounds with the operator's settings, and as many connections as the system has descriptors for."""
     native = config.native
     return replace(
         Limits(),
@@ -175,16 +175,17 @@ def limits_of(config: Config) -> Limits:
 
 
 def _notice(text: str) -> None:
-    # The place that is logged, and paced, is the core's line.
+    # The logged place, and the one that log limits count, is the core's line.
     log.warning("%s", text, extra=facts("broker-link"), stacklevel=2)
 
 
 @contextlib.asynccontextmanager
 async def serving(config: Config, names: Names | None = None) -> AsyncIterator[Service]:
-    """A bridge that listens where the configuration says. It has no broker until `attach` or `link`.
+    """Run a bridge with the listeners of the configuration. The bridge has no broker until `attach` or `link`.
 
-    It listens before any name is looked up. `names` is a broker's in the same process, which looks them up as well.
-    Raises ConfigError where it cannot listen. At the end whoever is left is cut; call `drain` first to let them finish.
+    Listeners open before any name is looked up. `names` is given by a broker in the same process, which looks names up
+    as well. Raises ConfigError where a listener cannot be opened. At the end the remaining connections are cut; call
+    `drain` first to let them finish.
     """
     loop = asyncio.get_running_loop()
     limits = limits_of(config)
@@ -236,23 +237,23 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
 
 
 async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> None:
-    """Until the broker has answered, whoever logs in is refused: only then is it worth saying that we serve."""
+    """Call `on_ready` when a broker has answered: until then logins are refused."""
     await service.has_broker.wait()
     on_ready(service.addresses)
 
 
 def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
-    """Serve clients and servers with a broker that runs elsewhere, until SIGTERM. Returns the exit status.
+    """Serve clients and servers with a broker in another process, until SIGTERM. Return the exit status.
 
-    `on_ready` gets the addresses when they are open. Raises ConfigError.
+    `on_ready` gets the addresses when the listeners are open. Raises ConfigError.
     """
     if len(config.fabric.connect) != 1:
         raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
     if config.native.tcp4 is None and config.native.tcp6 is None and config.native.unix is None:
-        raise ConfigError('[native] names no listener; say tcp4 = "127.0.0.1:2223", tcp6 or unix')
+        raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
 
     async def main(stop: asyncio.Event) -> int:
-        """Serve until `stop` is set, or the broker has refused us for good."""
+        """Serve until `stop` is set, or the broker has refused this bridge for good."""
         async with serving(config) as service:
             link = service.link(config.fabric.connect[0])
             link.start()

@@ -1,8 +1,8 @@
-"""One native connection, by the table of its states: bytes and time in, frames and messages for the broker out. Pure.
+"""A native connection as a state table: bytes and time in, frames and messages for the broker out. Pure.
 
-It must never touch a socket, a clock or another session. The shell feeds it what came (`received`, `ended`, `lost`),
-the bridge what the broker said (`logged_in`, `reported`), and both do what the returned `Step` says: first write the
-frames, then send the messages. A peer's mistake is an answer to it, never an exception.
+A session never touches a socket, a clock or another session. The shell calls `on_bytes`, `on_peer_ended` and
+`on_connection_lost`, the bridge `on_login_answer`, `on_report` and `on_answer`; both carry out the returned `Step`:
+first write the frames, then send the messages. A peer's mistake is answered with a frame and never raises.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from typing import NamedTuple
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
-from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, State
-from bester.bridge.window import OVERHEAD_BYTES, Question, Window, size_bytes
+from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
+from bester.bridge.submissions import Submission
+from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
 UNIX_HOST = "unix"
-"""The host of a peer on a Unix socket."""
+"""Host of a peer on a Unix socket."""
 NO_BROKER = "unreachable"
-"""Why a login is refused where no broker is there to check it, or none will be: it is worth trying again."""
+"""Reason of a refused login without a broker to check the password: the client may try again."""
 _OPEN = State.OPEN
 _Sent = native.Sent
-_new = tuple.__new__  # makes a message in half the time of its class
+_new = tuple.__new__  # creates a message in half the time of its class
 
 
 class Acknowledged(NamedTuple):
-    """The client has got the frames with these ids."""
+    """Acknowledgement by the client: it has received the frames with these ids."""
 
     ids: list[str]
 
 
 class Doubted(NamedTuple):
-    """A first frame was too large for a stranger, and whoever sent it may be a listed server."""
+    """Notice of a first frame too large for a stranger, from a host that may be a listed server."""
 
     host: str
 
 
 class Step(NamedTuple):
-    """What follows: frames to write, in order, and then messages for the broker, in order."""
+    """Result of an event: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
     send: list[Login | Submit | Close | Acknowledged | Question | Doubted]
@@ -51,7 +52,8 @@ def _nothing() -> Step:
 
 
 def _is_ack(body: bytes) -> bool:
-    """Say whether a frame acknowledges, and nothing else. One that is written very oddly waits for its turn."""
+    """Return whether a frame is an acknowledgement. An unusual spelling of one is not found here, and waits for its
+    turn."""
     if b'"ack"' not in body:
         return False
     sent = native.later(body)
@@ -60,13 +62,14 @@ def _is_ack(body: bytes) -> bool:
 
 
 def refusal(token: int, reason: str) -> Report:
-    """Return the report on a message that came no further than the bridge."""
+    """Return the bridge's own report on a message that the broker does not get."""
     return Report(token, 1, reason, None, {})
 
 
 class Session:
-    """`number` is unique in the bridge's life, `address` the peer's host, `tokens` the bridge's rising tokens; what
-    waits for its report is in `window`. `in_doubt`: a stranger for now, whose first frame may be a listed server's."""
+    """State of one connection. `number` is unique in the bridge's life, `address` the peer's host, `tokens` the
+    bridge's rising tokens; unreported messages are counted in `window`. `in_doubt`: the first frame may come from a
+    listed server. The page docs/session.md lists the fields."""
 
     __slots__ = (
         "_fault",
@@ -95,7 +98,7 @@ class Session:
         self.address = address
         self.state = State.NEW
         self.user: str | None = None
-        self.acks = False  # the client acknowledges what it is sent
+        self.acks = False  # the client acknowledges deliveries
         self.deadline: float | None = now + limits.first_frame_s
         self.peer_ended = False
         self.window = window
@@ -103,35 +106,35 @@ class Session:
         self._in_doubt = in_doubt
         self._tokens = tokens
         self._splitter = Splitter(limits.max_frame, first_limit_bytes)
-        self._held: deque[bytes] | None = None  # frames not yet handled: during login, or with the window full
+        self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
         self._held_bytes = 0
-        self._stopping = False  # `stop` comes behind what is held
-        self._fault: native.Fault | None = None  # what to say at the stop
+        self._stopping = False  # `stop` follows the held frames
+        self._fault: native.Fault | None = None  # the fault to report at the stop
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
     @property
     def wants_input(self) -> bool:
-        """Whether to read on. Where it no longer matters what comes, the end of the stream still does."""
+        """Return whether to read on. In states that ignore bytes, reading on still finds the end of the stream."""
         if self.state is State.AUTHENTICATING:
             return False
         return not self._held or (self.acks and self._held_bytes < self._limits.ahead_bytes)
 
     @property
     def is_target(self) -> bool:
-        """Whether the broker may send it messages."""
+        """Return whether the broker may send messages to this session."""
         return self.state in TARGETS
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether this is another server's connection that has ended before its report: the peer must not take the end
-        for a peaceful one, and sends the message again."""
+        """Return whether this is a native server's connection that ended before its report: the peer must not take the
+        end for a peaceful one, and sends the message again."""
         return self.state is State.CLOSED and bool(self.window)
 
     # --- what happens to the connection ---------------------------------------------------------------------------
 
     def on_bytes(self, data: bytes, now: float) -> Step:
-        """Bytes came."""
+        """Handle bytes of the peer."""
         state = self.state
         if self._stopping or (state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING):
             return _nothing()
@@ -144,22 +147,22 @@ class Session:
         if (refused := self._splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
-                reason = "overloaded"  # a sending server keeps its message, and comes again when it is known here
+                reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
             self._stop(native.Fault(native.NULL, True, "", reason), step, now)
         return step
 
     def on_peer_ended(self, now: float) -> Step:
-        """The peer will send nothing more; it may well be reading still."""
+        """Handle the end of the peer's stream; the peer may still read."""
         self.peer_ended = True
-        if self.state is State.SERVER and self.deadline is not None:  # the peer may well be gone: one place less
+        if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its place sooner
             self.deadline = min(self.deadline, now + self._limits.drain_s)
         step = _nothing()
         self._stop(None, step, now)
         return step
 
     def on_connection_lost(self) -> Step:
-        """The connection is gone. What is outstanding will find nobody."""
+        """End the session of a lost connection."""
         step = _nothing()
         self._leave("lost", step, None)
         self._held = None
@@ -167,7 +170,7 @@ class Session:
         return step
 
     def shut_down(self, now: float) -> Step:
-        """The bridge ends: take no more, as if the peer had said its last."""
+        """Take no more frames, as if the stream had ended: the bridge shuts down."""
         step = _nothing()
         if self.state is State.AUTHENTICATING:
             return self.on_login_answer(1, NO_BROKER, now)
@@ -175,7 +178,7 @@ class Session:
         return step
 
     def tick(self, now: float) -> Step:
-        """Call at or after `deadline`."""
+        """Handle the state's deadline; call at or after `deadline`."""
         step = _nothing()
         if self.deadline is None or now < self.deadline:
             return step
@@ -187,7 +190,7 @@ class Session:
         return step
 
     def give_up(self, reason: str, now: float) -> Step:
-        """The bridge ends now: whatever waits for a report, and whatever waits behind it, is refused for `reason`.
+        """Refuse every unreported message and every held frame for `reason`: the bridge ends now.
 
         Another server gets no report, for its message may be carried out yet, or again: `is_unanswered`.
         """
@@ -209,15 +212,15 @@ class Session:
             step.write.append(frame)
 
     def on_all_sent(self, now: float) -> None:
-        """Everything was sent: the peer has a moment to read it."""
+        """Give the peer a moment to read: everything was sent."""
         if self.state is State.CLOSING:
             self.deadline = now + self._limits.linger_s
 
     # --- what the broker says -------------------------------------------------------------------------------------
 
     def on_login_answer(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
-        """The broker answered the login (or the bridge did, with a bound that was met): one who is refused is nobody
-        to the broker, so there is nothing to tell it. `retry_ms`: it may be tried again after so long."""
+        """Handle the broker's answer to the login, or the bridge's own where a bound is reached. A refused session was
+        never announced, so no Close follows. `retry_ms`: wait before the next try that may succeed."""
         step = _nothing()
         if self.state is not State.AUTHENTICATING:
             return step
@@ -232,7 +235,8 @@ class Session:
         return step
 
     def on_report(self, report: Report, now: float) -> Step:
-        """The broker reports on a message, and there is room for another one now: `window.report`, and `proceed`."""
+        """Handle a report on a message or a question: return its frame, and the frames and messages that found room by
+        it."""
         frame = self.window.report(*report)
         step = self.proceed(now)
         if frame is not None:
@@ -240,23 +244,21 @@ class Session:
         return step
 
     def on_answer(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
-        """The broker answers a question; None: of this user it knows no such message."""
-        waiting = self.window.end(token)
-        if waiting is None:
+        """Handle the broker's answer to a question; None: the user has no such message."""
+        asked = self.window.answer(token)
+        if asked is None:
             return _nothing()
-        id_, _, question, _ = waiting
-        assert isinstance(question, Question)
         step = self.proceed(now)
-        step.write.insert(0, native.outcomes(id_, question.message, recipients))
+        step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
 
     @property
     def has_more(self) -> bool:
-        """Whether a report lets something go on: frames that are held, or an end that waited for it."""
+        """Return whether a report may let something go on: held frames, or an end that waited for the report."""
         return self._held is not None or self.state is not _OPEN
 
     def proceed(self, now: float) -> Step:
-        """Go on with what waited for a report."""
+        """Handle held frames after a report, or finish."""
         step = _nothing()
         if self._held is not None:
             self._continue(step, now)
@@ -273,7 +275,7 @@ class Session:
             self._go("login", now)
             if frame.message:
                 self._hold(body)
-            # All who come by a Unix socket would share one address: one's wrong passwords must not slow the others.
+            # All peers on Unix sockets share one address: the wrong passwords of one must not delay the others.
             address = "" if self.address == UNIX_HOST else self.address
             step.send.append(Login(self.number, frame.user, frame.password, address))
         elif isinstance(frame, native.Server) and len(frame.sent.type) > MAX_TYPE:
@@ -284,15 +286,16 @@ class Session:
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
-            submit = Submit(next(self._tokens), None, frame.sent.type, frame.sent.data, meta)
-            size = size_bytes(submit) + len(frame.sent.id)
-            self.window.enter(submit.token, (frame.sent.id, size, submit, now), size)
+            type_, data, id_, _ = frame.sent
+            submit = Submit(next(self._tokens), None, type_, data, meta)
+            size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES
+            self.window.enter(submit.token, Submission(submit, id_, size, now, self.number), size)
             step.send.append(submit)
         else:
             self._stop(frame, step, now)
 
     def _take(self, bodies: list[bytes], step: Step, now: float) -> None:
-        """Handle frames in order, as far as the state and the window allow; hold the rest."""
+        """Handle frames in order, as far as state and window allow; hold the rest."""
         handled = 0
         if self._held is None and self.state is _OPEN:
             window = self.window
@@ -304,20 +307,20 @@ class Session:
                 handled += 1
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
             for body in bodies[handled:] if handled else bodies:
-                if self.acks and self.state is _OPEN and _is_ack(body):  # it may be what makes room in the window
+                if self.acks and self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
                     self._message(body, step, now)
                 else:
                     self._hold(body)
 
     def _hold(self, body: bytes) -> None:
-        """Its turn has not come."""
+        """Hold a frame until there is room for it."""
         if self._held is None:
             self._held = deque()
         self._held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
 
     def _continue(self, step: Step, now: float) -> None:
-        """Handle what was held, and then the stop that came behind it."""
+        """Handle the held frames, and then the stop behind them."""
         held, self._held = self._held, None
         while held and self.state is _OPEN and not self.window.is_full:
             body = held.popleft()
@@ -330,7 +333,7 @@ class Session:
             self._stop(self._fault, step, now)
 
     def _message(self, body: bytes, step: Step, now: float) -> bool:
-        """Handle a frame of a client; False: it was the last one."""
+        """Handle a frame of a client; False where it was the last one."""
         sent = native.later(body)
         if type(sent) is _Sent:
             type_, data, id_, meta = sent
@@ -341,7 +344,7 @@ class Session:
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))
                 size = len(data) + len(id_) + type_size + OVERHEAD_BYTES
-                self.window.enter(token, (id_, size, submit, now), size)
+                self.window.enter(token, Submission(submit, id_, size, now, self.number), size)
                 step.send.append(submit)
                 return True
             if type_ == "dummy":
@@ -356,7 +359,7 @@ class Session:
         return True
 
     def _builtin(self, sent: native.Sent, step: Step, now: float) -> bool:
-        """Do what a client asks of the server itself; False: it was the last thing it asks."""
+        """Handle a client's command to the server itself; False where it was the last frame."""
         command = native.builtin(sent.data)
         fault = None
         match command.type if command is not None else None:
@@ -366,7 +369,7 @@ class Session:
             case "ack":
                 assert command is not None
                 ids = native.texts(command.data)
-                if ids is None or len(ids) > self._limits.unacked:  # no more can be waited for
+                if ids is None or len(ids) > self._limits.unacked:  # more than can be unacknowledged
                     fault = "malformed"
                 else:
                     step.send.append(Acknowledged(ids))
@@ -378,7 +381,7 @@ class Session:
                 else:
                     question = Question(next(self._tokens), self.number, message)
                     size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
-                    self.window.ask(question, (sent.id, size, question, now))
+                    self.window.ask(question, sent.id, size)
                     step.send.append(question)
             case _:
                 fault = "unknown-command"
@@ -389,7 +392,7 @@ class Session:
     # --- the table ------------------------------------------------------------------------------------------------
 
     def _stop(self, fault: native.Fault | None, step: Step, now: float) -> None:
-        """The peer said its last; with a fault, it is told so. Behind what is held, it waits."""
+        """Stop taking frames, and report the fault, if any; a stop behind held frames happens after them."""
         if self.state is State.AUTHENTICATING or self._held:
             self._stopping, self._fault = True, self._fault or fault
             return
@@ -402,13 +405,13 @@ class Session:
         if self.state is State.DRAINING and not self.window:
             self._leave("finished", step, now)
 
-    def _leave(self, event: str, step: Step, now: float | None) -> None:
-        """Go, and tell the broker where that ends an announced session."""
+    def _leave(self, event: Event, step: Step, now: float | None) -> None:
+        """Change the state, and add the Close where that ends an announced session."""
         announced = self.state in ANNOUNCED
         if self._go(event, now) and announced and self.state not in ANNOUNCED:
             step.send.append(Close(self.number))
 
-    def _go(self, event: str, now: float | None) -> bool:
+    def _go(self, event: Event, now: float | None) -> bool:
         state = TRANSITIONS.get((self.state, event))
         if state is None:
             return False

@@ -1,34 +1,37 @@
-"""The states of a native connection, and what leads from one to another. Pure."""
+"""The states of a native connection, and the table of their transitions. Pure."""
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
 
 
 class State(Enum):
-    NEW = "new"  # nothing is known of the peer; its first frame must come soon and be small
+    NEW = "new"  # an unknown peer; its first frame must come soon and be small
     AUTHENTICATING = "authenticating"  # the broker is asked; frames that come meanwhile are held, no more are read
     OPEN = "open"  # a client: a delivery target, whose messages are taken
     SERVER = "server"  # another server; its one message waits for its report
-    DRAINING = "draining"  # a client that says no more: it is still a target, and waits for its reports
-    CLOSING = "closing"  # the last word is written; once it has left, the connection ends
-    CLOSED = "closed"  # nothing is left
+    DRAINING = "draining"  # a client that sends no more: still a target, and waiting for its reports
+    CLOSING = "closing"  # the last frame is written; once the frame has left, the connection ends
+    CLOSED = "closed"  # the connection is gone
 
 
-# What may happen to a session, and where it goes. An event that is not listed for a state changes nothing.
+Event = Literal["login", "server", "accepted", "refused", "stop", "finished", "timeout", "lost"]
+
+# Events of a session, and the state that follows. An event that is not listed for a state changes nothing.
 #
 #   login      the first frame is a client's: the broker is asked
 #   server     the first frame is another server's message
 #   accepted   the broker knows the user, and the session is a target: the auth answer is written before all else
-#   refused    the broker (or a bound) says no: a bad auth answer
-#   stop       the peer said its last: end of stream, `close`, or a frame after which the stream cannot be read
-#   finished   nothing the session waits for is outstanding
-#   timeout    the state's deadline has passed; another server's connection is cut, for an end in peace may be taken for
-#              the end of a server that never reports
+#   refused    the broker (or a bound) refuses the login: a bad auth answer
+#   stop       the peer sends no more: end of stream, `close`, or a frame after which the stream cannot be read
+#   finished   no message of the session is unreported
+#   timeout    the state's deadline has passed; a native server's connection is cut, because a peaceful end looks like
+#              that of a server that never reports
 #   lost       the connection is gone
 #
-# A `stop` before `accepted` is remembered behind the frames that are held, and happens after them.
-TRANSITIONS: dict[tuple[State, str], State] = {
+# A `stop` before `accepted` is remembered behind the held frames, and happens after them.
+TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.NEW, "login"): State.AUTHENTICATING,
     (State.NEW, "server"): State.SERVER,
     (State.NEW, "stop"): State.CLOSING,
@@ -51,6 +54,6 @@ TRANSITIONS: dict[tuple[State, str], State] = {
 }
 
 TARGETS = frozenset({State.OPEN, State.DRAINING})
-"""States in which the broker may send the session messages."""
+"""States in which the broker may send messages to the session."""
 ANNOUNCED = frozenset({State.AUTHENTICATING, State.OPEN, State.DRAINING})
-"""States of which the broker knows."""
+"""States in which the broker knows the session."""

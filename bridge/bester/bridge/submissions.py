@@ -1,223 +1,251 @@
-"""Messages from being taken in until they are reported: held while there is no broker, and given again to one that
-comes back. Pure.
+"""The unreported messages of a bridge: one record a message, in one table, from submit to report. Pure.
 
-A message that the broker had and did not report on when the link was lost is submitted once more under its token (the
-broker makes the same id of it), with `attempt` in its meta. What came while there was no broker, or no room on its
-link, waits behind it: all of it in the order of the tokens, so that every connection's order is kept. How much one
-client may have here is its window of unreported messages, which it fills and is then not read from; what all of them
-have is bounded by `held_bytes`, whether the broker had it or not, for one that is about to be found dead has it all.
+A message is held until the link to the broker takes it, is sent, and stays in the table until its report. A lost link
+makes every sent message a held one: the next broker gets the message again under its token (the broker derives the
+message id from the token), with `attempt` in its meta. Held messages are sent in the order of their tokens, so that the
+order of every connection is kept. Each client is bounded by its window, and all messages together by `held_bytes`; sent
+messages count like held ones, because a lost link turns all of them into held ones.
 
-A client that goes does not take back what it said: its messages are kept apart, bounded, until the broker's report,
-which nobody gets. Nothing is held for longer than `hold_s`, and nothing that was refused is submitted afterwards.
+Messages of a client that goes depart with the client: they are kept, bounded, and their reports are discarded. No
+message is held for longer than `hold_s`, and none is sent after its report.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from enum import Enum
+from typing import Literal
+
+import msgspec
 
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.inspection import SubmissionsState
 from bester.bridge.limits import Limits
-from bester.bridge.ports import ClientConnection
-from bester.bridge.session import Session
-from bester.bridge.window import Load, size_bytes
 from bester.broker.wire.messages import Close, Open, Submit
 
 AT_ONCE = 256
-"""Messages handed to the link in one piece: what it does not take is put back."""
+"""Messages handed to the link in one piece: those that the link does not take stay held."""
 
 
-class _Gone(NamedTuple):
-    """What one who has gone had said; `user` is None for another server."""
+class State(Enum):
+    HELD = "held"  # not on the link: there is no broker, no room, or the link was lost with the message on it
+    SENT = "sent"  # on the link, and not reported
+    HELD_DEPARTED = "held-departed"  # held, and the client has gone
+    SENT_DEPARTED = "sent-departed"  # sent, and the client has gone
+    ENDED = "ended"  # out of the table; a report on it changes nothing
+
+
+Event = Literal["refused", "sent", "lost", "reported", "departed", "dropped"]
+
+# Events of an unreported message, and the state that follows. An event that is not listed for a state is a fault of
+# the bridge, and raises. A message begins as `sent`: the link is offered every new message in the same call, and
+# seldom refuses.
+#
+#   refused    the link did not take the message: there is no broker, no room, or older messages are held
+#   sent       the link has taken a held message
+#   lost       the link with the message on it is lost: the next time counts as another attempt
+#   reported   the broker has reported, or the bridge itself does (`timeout`, `unreachable`)
+#   departed   the client has gone, and its message is kept
+#   dropped    the client has gone, and there is no room for its message among the departed
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.HELD, "sent"): State.SENT,
+    (State.HELD, "reported"): State.ENDED,
+    (State.HELD, "departed"): State.HELD_DEPARTED,
+    (State.HELD, "dropped"): State.ENDED,
+    (State.SENT, "refused"): State.HELD,
+    (State.SENT, "lost"): State.HELD,
+    (State.SENT, "reported"): State.ENDED,
+    (State.SENT, "departed"): State.SENT_DEPARTED,
+    (State.SENT, "dropped"): State.ENDED,
+    (State.HELD_DEPARTED, "sent"): State.SENT_DEPARTED,
+    (State.HELD_DEPARTED, "reported"): State.ENDED,
+    (State.SENT_DEPARTED, "lost"): State.HELD_DEPARTED,
+    (State.SENT_DEPARTED, "reported"): State.ENDED,
+}
+
+_SENT = State.SENT
+
+
+class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no cycle to collect
+    """Unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts everything
+    that the message costs, `since_s` is the time of its arrival. `session` is the number of the session that gets the
+    report, `user` the user of a client that has gone (None of another server)."""
 
     submit: Submit
-    user: str | None
+    id: bytes
+    size: int
     since_s: float
+    session: int
+    state: State = _SENT
+    user: str | None = None
+
+    def on(self, event: Event) -> None:
+        """Change to the state that follows `event`. Raises AssertionError for an event that the table does not list for
+        the state."""
+        state = TRANSITIONS.get((self.state, event))
+        if state is None:
+            raise AssertionError(f"a message that is {self.state.value} cannot be {event}: {self.submit[:3]}")
+        self.state = state
 
 
 class Submissions:
-    """`submits` are the connections that wait for a report, by token: whoever is reported to is taken out of it. `load`
-    is what their windows count in; what those who have gone had said is counted there from here.
+    """All unreported messages of a bridge, and the order in which a broker gets them.
 
-    `wake` sees to it that `pay` is called at the end of this turn.
+    `by_token` is the table, in the order of the rising tokens. `size_bytes` is the size of the messages in the table
+    and of the questions in the windows, `most_bytes` its bound. `wake` calls `send_held` at the end of the turn of the
+    loop.
     """
 
-    def __init__(self, limits: Limits, load: Load, upstream: BrokerLink, wake: Callable[[], None]) -> None:
-        self.submits: dict[int, ClientConnection] = {}
+    __slots__ = (
+        "_broker_link",
+        "_closes",
+        "_departed",
+        "_departed_bytes",
+        "_held",
+        "_limits",
+        "_wake",
+        "by_token",
+        "most_bytes",
+        "size_bytes",
+    )
+
+    def __init__(self, limits: Limits, broker_link: BrokerLink, wake: Callable[[], None]) -> None:
+        self.by_token: dict[int, Submission] = {}
+        self.size_bytes = 0
+        self.most_bytes = limits.held_bytes
         self._limits = limits
-        self._load = load
-        self._broker_link = upstream
+        self._broker_link = broker_link
         self._wake = wake
-        self._queue: deque[Submit | Close] = deque()  # tokens rise; a Close stands behind the last word of its session
-        self._queued_bytes = 0
-        self._gone: dict[int, _Gone] = {}  # by token
-        self._gone_bytes = 0
+        self._held: OrderedDict[int, Submission] = OrderedDict()  # messages to be sent, by token and in its order
+        self._departed: dict[int, Submission] = {}  # messages whose client has gone, by token
+        self._departed_bytes = 0
+        self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
     @property
     def is_full(self) -> bool:
-        """Whether as much waits for its report as may, or is held (what nobody waits for any more is, for a while)."""
-        most = self._limits.held_bytes
-        return self._load.size_bytes >= most or self._queued_bytes >= most
+        """Return whether the unreported messages have reached their bound."""
+        return self.size_bytes >= self.most_bytes
 
     def inspect(self) -> SubmissionsState:
-        """Return what is not reported yet."""
+        """Return counts of the unreported messages."""
         return SubmissionsState(
-            waiting=len(self.submits),
-            queued=len(self._waiting()),
-            queued_bytes=self._queued_bytes,
-            departed=len(self._gone),
-            departed_bytes=self._gone_bytes,
-            unreported_bytes=self._load.size_bytes,
+            waiting=len(self.by_token) - len(self._departed),
+            queued=len(self._held),
+            queued_bytes=sum(held.size for held in self._held.values()),
+            departed=len(self._departed),
+            departed_bytes=self._departed_bytes,
+            unreported_bytes=self.size_bytes,
         )
 
     # --- connections ----------------------------------------------------------------------------------------------
 
-    def submit(self, messages: list[Submit], connection: ClientConnection) -> None:
-        """Give a connection's messages to the broker, or hold them."""
-        waiting = self.submits
-        for message in messages:
-            waiting[message.token] = connection
-        taken = 0 if self._queue else self._broker_link.submit(messages)
+    def submit(self, messages: Sequence[Submit]) -> None:
+        """Send messages that were just put into the table, or hold them."""
+        taken = 0 if self._held else self._broker_link.submit(messages)
         if taken < len(messages):
-            self._hold(messages[taken:])
+            for message in messages[taken:]:
+                submission = self._held[message.token] = self.by_token[message.token]
+                submission.on("refused")
             self._wake()
 
-    def on_connection_gone(self, session: Session) -> None:
-        """A connection is no more. What it had said still counts, as far as there is a place for it."""
-        for submit, since_s in session.window.submits:
-            self.submits.pop(submit.token, None)
-            size = size_bytes(submit)
-            if len(self._gone) < self._limits.gone_messages and self._gone_bytes + size <= self._limits.gone_bytes:
-                self._gone[submit.token] = _Gone(submit, session.user, since_s)
-                self._count_gone(size)
+    def release(self, submission: Submission) -> None:
+        """Count a reported message out, which is no longer in the table."""
+        submission.on("reported")
+        self._forget(submission)
 
-    def close(self, message: Close) -> None:
-        """Tell the broker that a session has ended, behind all that the session said."""
-        if self._queue and self._broker_link.is_ready:
-            self._queue.append(message)
+    def _forget(self, submission: Submission) -> None:
+        token = submission.submit.token
+        self.size_bytes -= submission.size
+        self._held.pop(token, None)
+        if self._departed.pop(token, None) is not None:
+            self._departed_bytes -= submission.size
+        if self._closes and (close := self._closes.pop(token, None)) is not None:
+            self._broker_link.send(close)
+
+    def on_connection_gone(self, tokens: Collection[int], user: str | None) -> int | None:
+        """Keep the unreported messages of a client that has gone, as far as there is room for them. Return the token
+        of the last held one."""
+        last = None
+        for token in tokens:
+            submission = self.by_token[token]
+            size = submission.size
+            if (
+                len(self._departed) < self._limits.gone_messages
+                and self._departed_bytes + size <= self._limits.gone_bytes
+            ):
+                submission.on("departed")
+                submission.user = user
+                self._departed[token] = submission
+                self._departed_bytes += size
+                if token in self._held:
+                    last = token
+            else:
+                submission.on("dropped")
+                del self.by_token[token]
+                self._forget(submission)
+        return last
+
+    def close(self, message: Close, behind: int | None) -> None:
+        """Send the end of a session to the broker, behind the held message with the token `behind`."""
+        if behind is not None and self._broker_link.is_ready:
+            self._closes[behind] = message
         else:
-            self._broker_link.tell(message)
-
-    def forget(self, token: int) -> None:
-        """The report on it has come, and there is nobody to get it."""
-        gone = self._gone.pop(token, None)
-        if gone is not None:
-            self._count_gone(-size_bytes(gone.submit))
+            self._broker_link.send(message)
 
     # --- the broker -----------------------------------------------------------------------------------------------
 
     def on_link_lost(self) -> None:
-        """The link is lost: whatever is not reported is to be submitted when there is a broker again."""
-        waiting = [each for each in self._queue if type(each) is Submit and self._since_s(each.token) is not None]
-        unsent = {submit.token for submit in waiting}
-        for token, connection in list(self.submits.items()):
-            if token in unsent:
-                continue
-            submit = connection.session.window.submitted(token)
-            if submit is None:  # its time was over, and that was said
-                del self.submits[token]
-            else:
-                waiting.append(_again(submit))
-                connection.session.window.replace(waiting[-1])
-        for token, gone in self._gone.items():
-            if token not in unsent:
-                waiting.append(_again(gone.submit))
-                self._gone[token] = gone._replace(submit=waiting[-1])
-        self._queue.clear()
-        self._queued_bytes = 0
-        self._hold(sorted(waiting, key=_token))
+        """Hold every message of the table."""
+        for submission in self.by_token.values():
+            if submission.state is _SENT or submission.state is State.SENT_DEPARTED:
+                submission.on("lost")
+                submission.submit = _again(submission.submit)
+        self._held = OrderedDict(self.by_token)
+        self._closes.clear()
 
     def on_link_ready(self) -> list[Open]:
-        """The broker is there: return the sessions that are to be announced to it besides those that live, because
-        they said something before they went. They end again behind their last word."""
-        last = {submit.session: submit.token for submit in self._waiting() if submit.token in self._gone}
-        opens = []
-        for session, token in last.items():
-            user = self._gone[token].user
-            if session is not None and user is not None:
-                opens.append(Open(session, user))
-        if opens:
-            ends = {last[announced.session]: Close(announced.session) for announced in opens}
-            waiting, self._queue = self._waiting(), deque()
-            for submit in waiting:
-                self._queue.append(submit)
-                if submit.token in ends:
-                    self._queue.append(ends[submit.token])
-        return opens
+        """Return the sessions that have gone and left held messages: the broker gets their Opens before the messages.
+        The Close of such a session follows its last message."""
+        last: dict[tuple[int, str], int] = {}
+        for token, submission in self._held.items():
+            if submission.user is not None:
+                last[submission.session, submission.user] = token
+        self._closes = {token: Close(session) for (session, _), token in last.items()}
+        return [Open(session, user) for session, user in last]
 
     def send_held(self) -> None:
-        """Submit what is held, as far as there is room on the link."""
-        queue = self._queue
-        while queue and self._broker_link.has_room:
-            some = [queue.popleft() for _ in range(min(len(queue), AT_ONCE))]
-            wanted = [each for each in some if type(each) is Close or self._wanted(_token(each))]
-            left = wanted[self._broker_link.submit(wanted) :]
-            queue.extendleft(reversed(left))
-            self._queued_bytes += _all_bytes(left) - _all_bytes(some)
-            if left:
+        """Send held messages, as far as there is room on the link."""
+        while self._held and self._broker_link.has_room:
+            batch: list[Submission] = []
+            close = None
+            for token, submission in self._held.items():
+                batch.append(submission)
+                close = self._closes.get(token) if self._closes else None
+                if close is not None or len(batch) == AT_ONCE:
+                    break
+            taken = self._broker_link.submit([submission.submit for submission in batch])
+            for submission in batch[:taken]:
+                submission.on("sent")
+                del self._held[submission.submit.token]
+            if taken < len(batch):
                 return
+            if close is not None:
+                del self._closes[batch[-1].submit.token]
+                self._broker_link.send(close)
 
     def overdue(self, now: float) -> list[int]:
-        """Return the tokens of messages that have been held for too long, to be reported; no broker gets them."""
+        """Return the tokens of messages that have been held, or departed, for `hold_s` without a report; the bridge
+        reports them itself."""
         tokens: list[int] = []
-        while self._queue:
-            first = self._queue[0]
-            if type(first) is not Submit:
-                break
-            if self._wanted(first.token):
-                since_s = self._since_s(first.token)
-                assert since_s is not None
-                if now - since_s < self._limits.hold_s:
+        for submissions in (self._held, self._departed):
+            for token, submission in submissions.items():
+                if now - submission.since_s < self._limits.hold_s:
                     break
-                tokens.append(first.token)
-            self._queue.popleft()
-            self._queued_bytes -= size_bytes(first)
-        for token, gone in list(self._gone.items()):
-            if now - gone.since_s < self._limits.hold_s:
-                break
-            self.forget(token)
+                tokens.append(token)
         return tokens
-
-    # --- what is held ---------------------------------------------------------------------------------------------
-
-    def _hold(self, messages: list[Submit]) -> None:
-        self._queue.extend(messages)
-        self._queued_bytes += _all_bytes(messages)
-
-    def _count_gone(self, more_bytes: int) -> None:
-        self._gone_bytes += more_bytes
-        self._load.size_bytes += more_bytes
-
-    def _waiting(self) -> list[Submit]:
-        return [each for each in self._queue if type(each) is Submit]
-
-    def _wanted(self, token: int) -> bool:
-        """Whether its report is still waited for. Where it is not (it was said that its time is over), no broker gets
-        the message, so no report would take it out of `submits`."""
-        wanted = self._since_s(token) is not None
-        if not wanted:
-            self.submits.pop(token, None)
-        return wanted
-
-    def _since_s(self, token: int) -> float | None:
-        """Return since when it waits for its report; None where it does so no longer."""
-        connection = self.submits.get(token)
-        if connection is not None:
-            return connection.session.window.since_s(token)
-        gone = self._gone.get(token)
-        return None if gone is None else gone.since_s
 
 
 def _again(submit: Submit) -> Submit:
-    """Return what is submitted where that was said before and not reported on."""
+    """Return the next attempt at a message that was sent and not reported."""
     return submit._replace(meta={**submit.meta, "attempt": submit.meta.get("attempt", 1) + 1})
-
-
-def _token(message: Submit | Close) -> int:
-    return 0 if type(message) is Close else message[0]
-
-
-def _all_bytes(messages: Iterable[Submit | Close]) -> int:
-    return sum(size_bytes(each) for each in messages if type(each) is Submit)

@@ -1,7 +1,7 @@
-"""What one connection has said and is waiting to hear of: its window, and how much room is in it. Pure.
+"""The window of one connection: bounds of its unreported messages and unanswered questions, and their counts. Pure.
 
-Each message is kept here until its report, for a broker that dies with it is given it again. How many may be here, and
-how large together, is bounded for each connection; what all of them have is the bridge's `Load`.
+Messages are in the table of `submissions`, which bounds all windows together; a window counts the messages of its
+connection, and knows their tokens.
 """
 
 from __future__ import annotations
@@ -10,159 +10,160 @@ from typing import NamedTuple
 
 from bester.bridge import native
 from bester.bridge.limits import Limits
-from bester.broker.wire.messages import Submit
+from bester.bridge.submissions import State, Submission, Submissions
 
 OVERHEAD_BYTES = 256
-"""What a message costs in memory while it waits, beside its texts: the tuples, numbers and places in maps. Counted, or
-one could have more held with many tiny messages than with large ones."""
+"""Memory of an unreported message beside its texts: tuples, numbers and entries of maps. Counted, or a client could
+have more held with many tiny messages than with large ones."""
+
+_SENT = State.SENT
 
 
 class Question(NamedTuple):
-    """The client asks what became of a message; the answer to `token` is waited for."""
+    """Question of a client about the outcome of a message; the answer comes under `token`."""
 
     token: int
     session: int
     message: str
 
 
-Unreported = tuple[bytes, int, Submit | Question, float]
-"""What waits for its report: the id to report under, its size, what it is, and since when. A plain tuple, for one is
-made for every message."""
+class Asked(NamedTuple):
+    """Question without an answer yet. `id` is the JSON text that the client reads in the answer; `size` in bytes."""
 
-
-def size_bytes(submit: Submit) -> int:
-    """Return what a message counts for among those that wait."""
-    return len(submit[3]) + len(submit[2]) + OVERHEAD_BYTES
-
-
-class Load:
-    """What waits for its report in all windows of a bridge, and of those who have gone, in bytes; and how much may."""
-
-    __slots__ = ("most_bytes", "size_bytes")
-
-    def __init__(self, limits: Limits) -> None:
-        self.most_bytes = limits.held_bytes
-        self.size_bytes = 0
+    question: Question
+    id: bytes
+    size: int
 
 
 class Window:
-    """What waits for its report on one connection; what enters and ends here does so in `load` as well."""
+    """Unreported messages and unanswered questions of one connection, counted here and in `submissions`.
+
+    `size_bytes` is their size together. `is_full`: no other message may enter now; any message, however large, may
+    enter where there is any room. Where all windows together have reached their bound, a window with a fair share is
+    full.
+    """
 
     __slots__ = (
+        "_asked",
+        "_count",
         "_fair_bytes",
-        "_load",
         "_most",
         "_most_bytes",
         "_most_questions",
-        "_questions",
-        "_waiting",
+        "_submissions",
+        "_table",
+        "_tokens",
         "is_full",
         "size_bytes",
     )
 
-    def __init__(self, limits: Limits, load: Load) -> None:
+    def __init__(self, limits: Limits, submissions: Submissions) -> None:
         self._most = limits.unreported
         self._most_bytes = limits.unreported_bytes
-        self._fair_bytes = limits.fair_bytes
-        self._load = load
-        self._waiting: dict[int, Unreported] = {}  # by token
-        self.size_bytes = 0
         self._most_questions = limits.questions
-        self._questions = 0
+        self._fair_bytes = limits.fair_bytes
+        self._submissions = submissions
+        self._table = submissions.by_token
+        self._tokens: list[int] = []  # in order, with those of reported messages until these are swept out
+        self._asked: dict[int, Asked] = {}  # by token
+        self._count = 0
+        self.size_bytes = 0
         self.is_full = False
-        """Whether another one may not enter now; a large one may where there is any room. Where all windows together
-        have too much, one is full that has a fair share."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._count
 
-    def enter(self, token: int, waiting: Unreported, size: int) -> None:
-        """It waits for its report from now on."""
-        load = self._load
-        self._waiting[token] = waiting
-        load.size_bytes += size
+    def enter(self, token: int, submission: Submission, size: int) -> None:
+        """Put a message into the table, and count it."""
+        submissions = self._submissions
+        self._table[token] = submission
+        tokens = self._tokens
+        tokens.append(token)
+        submissions.size_bytes += size
         self.size_bytes = size = self.size_bytes + size
-        if size >= self._most_bytes or len(self._waiting) >= self._most or load.size_bytes >= load.most_bytes:
+        self._count = count = self._count + 1
+        if size >= self._most_bytes or count >= self._most or submissions.size_bytes >= submissions.most_bytes:
             self.is_full = self._has_no_room()
+        if len(tokens) > 2 * self._most:
+            self._tokens = self.submitted
 
-    def ask(self, question: Question, waiting: Unreported) -> None:
-        """The same of a question."""
-        self._questions += 1
-        self.enter(question.token, waiting, waiting[1])
+    def ask(self, question: Question, id_: bytes, size: int) -> None:
+        """Count a question."""
+        self._asked[question.token] = Asked(question, id_, size)
+        self._submissions.size_bytes += size
+        self.size_bytes += size
+        self._count += 1
         self.is_full = self._has_no_room()
 
     def _has_no_room(self) -> bool:
         return (
             self.size_bytes >= self._most_bytes
-            or len(self._waiting) >= self._most
-            or self._questions >= self._most_questions
-            or (self._load.size_bytes >= self._load.most_bytes and self.size_bytes >= self._fair_bytes)
+            or self._count >= self._most
+            or len(self._asked) >= self._most_questions
+            or (self._submissions.is_full and self.size_bytes >= self._fair_bytes)
         )
+
+    def on_report(
+        self, submission: Submission, status: int, reason: str | None, message: str | None,
+        recipients: dict[str, str] | None, note: str | None = None,
+    ) -> bytes:  # fmt: skip
+        """Count a message out that was just taken from the table, and return the frame of its report. Where the
+        session's `has_more` is true, its `proceed` follows."""
+        size = submission.size
+        if submission.state is _SENT:  # in no index beside the table
+            self._submissions.size_bytes -= size
+        else:
+            self._submissions.release(submission)
+        self.size_bytes -= size
+        self._count = count = self._count - 1
+        if not count:
+            self._tokens.clear()
+        if self.is_full:
+            self.is_full = self._has_no_room()
+        return native.report(submission.id, status, reason, message, recipients, note)
 
     def report(
         self, token: int, status: int, reason: str | None, message: str | None, recipients: dict[str, str] | None,
         note: str | None = None,
     ) -> bytes | None:  # fmt: skip
-        """The report has come: return its frame; None where nobody waits for it. Where the session's `has_more` says
-        so, its `proceed` follows."""
-        waiting = self._waiting.pop(token, None)
-        if waiting is None:
+        """Return the frame of a report on a message or a question; None where the window has none with this token."""
+        asked = self.answer(token)
+        if asked is not None:
+            return native.report(asked.id, status, reason, message, recipients, note)
+        submission = self._table.pop(token, None) if self._count else None
+        if submission is None:
             return None
-        id_, size, what, _ = waiting
-        if self._questions and type(what) is Question:
-            self._questions -= 1
-        self._load.size_bytes -= size
-        self.size_bytes -= size
-        if self.is_full:
-            self.is_full = self._has_no_room()
-        return native.report(id_, status, reason, message, recipients, note)
+        return self.on_report(submission, status, reason, message, recipients, note)
 
-    def end(self, token: int) -> Unreported | None:
-        """Its report has come: return what waited for it."""
-        waiting = self._waiting.pop(token, None)
-        if waiting is not None:
-            if type(waiting[2]) is Question:
-                self._questions -= 1
-            self.size_bytes -= waiting[1]
-            self._load.size_bytes -= waiting[1]
+    def answer(self, token: int) -> Asked | None:
+        """Count a question out, and return it; None where the window has none with this token."""
+        asked = self._asked.pop(token, None)
+        if asked is not None:
+            self._submissions.size_bytes -= asked.size
+            self.size_bytes -= asked.size
+            self._count -= 1
             self.is_full = self._has_no_room()
-        return waiting
+        return asked
 
     def clear(self) -> None:
-        """Nothing of it waits any more."""
-        self._load.size_bytes -= self.size_bytes
-        self.size_bytes = self._questions = 0
-        self._waiting.clear()
+        """Count everything out: the connection is gone, and `submissions` keeps or drops its messages."""
+        self._submissions.size_bytes -= sum(asked.size for asked in self._asked.values())
+        self.size_bytes = self._count = 0
+        self._tokens.clear()
+        self._asked.clear()
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
     @property
-    def tokens(self) -> list[int]:
-        """Of all that waits, in the order it came."""
-        return list(self._waiting)
+    def submitted(self) -> list[int]:
+        """Tokens of the unreported messages, in order."""
+        return [token for token in self._tokens if token in self._table]
 
     @property
-    def submits(self) -> list[tuple[Submit, float]]:
-        """Messages that wait for their report, and since when."""
-        return [(what, since_s) for _, _, what, since_s in self._waiting.values() if type(what) is Submit]
+    def tokens(self) -> list[int]:
+        """Tokens of the unreported messages and the unanswered questions, in order."""
+        return sorted([*self.submitted, *self._asked])
 
-    def since_s(self, token: int) -> float | None:
-        """Return since when a report is waited for; None where it is not."""
-        waiting = self._waiting.get(token)
-        return None if waiting is None else waiting[3]
-
-    def submitted(self, token: int) -> Submit | None:
-        """Return the message that waits for this report."""
-        waiting = self._waiting.get(token)
-        what = None if waiting is None else waiting[2]
-        return what if type(what) is Submit else None
-
-    def may_ask_again(self, token: int) -> bool:
-        """Whether the client may send this message again, and be told on another connection what became of it."""
-        waiting = self._waiting.get(token)
-        return waiting is not None and type(waiting[2]) is Submit and "dedup" in waiting[2][4]
-
-    def replace(self, submit: Submit) -> None:
-        """What waits for its report is submitted in these words from now on."""
-        id_, size, _, since_s = self._waiting[submit.token]
-        self._waiting[submit.token] = (id_, size, submit, since_s)
+    def is_asking(self, token: int) -> bool:
+        """Return whether a question with this token is unanswered."""
+        return token in self._asked

@@ -70,6 +70,7 @@ class AccountsFile:
         self._limited = False
         self._gone = False
         self._busy_s = BUSY_S
+        self._looked_through: tuple[int, int] | None = None  # the file that was; it takes up to a second
         try:
             self._stands_in = not is_there(path) and not self._create()
             self._open()
@@ -116,9 +117,11 @@ class AccountsFile:
                 )
                 raise ConfigError(f"{self.path}: {problem}; {_ELSEWHERE}")
             db.execute("PRAGMA journal_mode = WAL").close()
-            damage = database.damage(db, self.path, order=True) if self._serving else None
-            if damage is not None:
-                raise ValueError(damage)
+            if self._serving and (self._number is None or self._number != self._looked_through):
+                damage = database.damage(db, self.path, order=True)
+                if damage is not None:
+                    raise ValueError(damage)
+                self._looked_through = self._number
             if not {"account", "removed"} <= tables:
                 _fill(db)
             db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}").close()

@@ -336,7 +336,10 @@ class FabricLink:
         if self._timer is not None:
             self._timer.cancel()
         context, self._context = self._context, None
-        await asyncio.to_thread(context.term)
+        try:
+            await asyncio.to_thread(context.term)
+        except RuntimeError:  # the system has no thread for it; then the loop waits, as long as the socket lingers
+            context.term()
 
     @property
     def over(self) -> asyncio.Event:

@@ -6,8 +6,9 @@ counts once.
 
 Against guessing from many addresses, or at many names, each user and each address has a budget of wrong passwords.
 Above the budget no login is locked out; a new password is put off once and checked when the login is repeated, as
-people do and guesses do not (greylisting, in a mail server). A user who has logged in from an address before is not put
-off there. All tables are bounded, and unknown names are treated like known ones.
+people do and guesses do not (greylisting, in a mail server). Above the reserve as well, a user with failures at an
+address is checked at a slow pace there. A user who has logged in from an address before is not put off there. All
+tables are bounded, and unknown names are treated like known ones.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ BUDGET_S = 60.0
 less often, and a year of guessing at this rate finds no password of any strength."""
 RESERVE = 30
 """Further budget for repeated logins after a failure."""
+PACE_S = LONGEST_WAIT_S
+"""Seconds from a user's latest failure at an address to the next check there while the reserve is used up, doubled by
+each check that fails: one guess a minute is no attack, and of many addresses each gets a few before it is forgotten."""
 PUT_OFF_S = 1.0
 """Seconds after which a password that was put off may be repeated; the client is told whole seconds."""
 RETRY_WITHIN_S = 120.0
@@ -73,6 +77,11 @@ class _History:
     free_at: float = 0.0  # end of the wait
     wait_s: float = 0.0  # length of the wait
     asked_at: float = float("-inf")  # time of the last refusal during a wait
+    paced: int = 0  # number of failures at the slow pace
+
+    def pace_s(self, now: float) -> float:
+        """Return the seconds until the slow pace allows a check."""
+        return self.failures[-1] + PACE_S * 2.0 ** min(self.paced, 32) - now
 
 
 class _Budgets:
@@ -167,9 +176,11 @@ class Lockout:
         left = min(self._users.left(user, now), self._nets.left(net, now))
         first = self._greylist.since(net, mark, now)
         repeated = first is not None and now - first >= PUT_OFF_S
-        if left < 1 and (not repeated or (history is not None and left < 1 - RESERVE)):
+        if left < 1 and not repeated:
             self._greylist.note(net, mark, now)
             return Refused(PUT_OFF_S)
+        if left < 1 - RESERVE and history is not None and (pace_s := history.pace_s(now)) > 0:
+            return Refused(min(max(pace_s, PUT_OFF_S), LONGEST_WAIT_S))
         if history is not None:
             return Allowed(3)
         return Allowed(1 if repeated else 2)
@@ -192,6 +203,8 @@ class Lockout:
     def on_wrong(self, user: str, net: str, mark: bytes, now: float) -> None:
         """Record that a checked password is wrong."""
         history = self._history(user, net, now) or _History()
+        if history.failures and min(self._users.left(user, now), self._nets.left(net, now)) < 1 - RESERVE:
+            history.paced += 1
         self._histories.pop((user, net), None)
         self._histories[user, net] = history
         history.failures = [*[at for at in history.failures if now - at <= WINDOW_S][1 - FAILURES :], now]

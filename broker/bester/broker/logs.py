@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from bester.broker.log_limits import LogRateLimit
 from bester.broker.log_writer import LogWriter
+from bester.broker.wire.notes import class_name, describe
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
@@ -62,7 +63,7 @@ class _Formatter(logging.Formatter):
         try:
             message = record.getMessage()
         except Exception as error:  # noqa: BLE001 (arguments that do not fit, or a `__str__` that raises)
-            message = f"{record.msg!s:.200} (its arguments cannot be written: {type(error).__name__})"
+            message = f"{record.msg!s:.200} (its arguments cannot be written: {class_name(error)})"
         return self.entry(record, _clipped(message, TEXT_CHARACTERS), _fields(record), self._traceback(record))
 
     def entry(self, record: logging.LogRecord, message: str, fields: Mapping[str, Any], traceback: str) -> str:
@@ -72,7 +73,10 @@ class _Formatter(logging.Formatter):
     def _traceback(self, record: logging.LogRecord) -> str:
         text = getattr(record, "traceback", "")
         if record.exc_info and record.exc_info[0] is not None:
-            text = self.formatException(record.exc_info)
+            try:
+                text = self.formatException(record.exc_info)
+            except Exception:  # noqa: BLE001 (its class or attributes are somebody's code, and raise as well)
+                text = describe(record.exc_info[1])
         return _clipped(text, ERROR_CHARACTERS)
 
 

@@ -24,8 +24,9 @@ import zmq
 
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Restart, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Effects, Link, LookUp, Notice, Restart, Send, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
@@ -34,18 +35,18 @@ from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.store import Store
 from bester.broker.store_driver import StoreDriver
-from bester.broker.store_requests import Read, Write
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
+from bester.broker.wire.notes import describe
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 TICK_S = 0.1
 """Interval at which the core is given the time."""
-LOGIN_EVENTS = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
+LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
 """Log events of refused logins, by their codes."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
@@ -160,7 +161,7 @@ class Broker:
         self._direct[link] = receiver
 
         def say(messages: Sequence[Message]) -> int:
-            self._post(self.router.receive_all(link, messages, time.monotonic()))
+            self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
             return len(messages)
 
         return say
@@ -204,7 +205,7 @@ class Broker:
         link = Link("server", name.encode())
 
         def received(messages: list[Message | Malformed]) -> None:
-            self._post(self.router.receive_all(link, messages, time.monotonic()))
+            self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
 
         link_client = LinkClient("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
@@ -230,7 +231,7 @@ class Broker:
     # --- in ---
 
     def _received(self, link: Link, frames: Frames) -> None:
-        self._post(self.router.receive_all(link, decode(frames), time.monotonic()))
+        self._carry_out(self.router.receive_all(link, decode(frames), time.monotonic()))
 
     def _tick(self) -> None:
         self._carry_out(self.router.tick(*_clocks()))
@@ -245,65 +246,54 @@ class Broker:
         if self._keeping.is_idle:
             self._removed_accounts.strike_off_ended(self.router.users)
 
-    async def _verify(self, action: Verify) -> None:
-        reason, retry_s = await self._accounts.verify(action.user, action.password, action.address)
+    async def _verify(self, login: Verify) -> None:
+        try:
+            reason, retry_s = await self._accounts.verify(login.user, login.password, login.address)
+        except Exception as error:  # noqa: BLE001 (the fault of one login must not end the server)
+            log.error("the login of user %r cannot be checked now: %s", login.user, describe(error))
+            reason, retry_s = "overloaded", None
         if reason in LOGIN_EVENTS:
-            fields = {"user": action.user, "address": action.address or "a Unix socket"}
+            fields = {"user": login.user, "address": login.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
             self._write(Notice(LOGIN_EVENTS[reason], fields | more))
-        if reason is None and self._removed_accounts.is_under_removal(action.user):
+        if reason is None and self._removed_accounts.is_under_removal(login.user):
             self._end_removals()  # usually enough to end the removal
-            if self._removed_accounts.is_under_removal(action.user):
+            if self._removed_accounts.is_under_removal(login.user):
                 reason = "overloaded"
         now = time.monotonic()
-        self._carry_out(self.router.on_verified(action.link, action.session, action.user, reason, now, retry_s))
+        self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s))
 
     # --- out ---
 
-    def _post(self, outbox: Effects) -> None:
-        if outbox.writes or outbox.reads:
-            self._keep(outbox.writes, outbox.reads)
-        for link, messages in outbox.messages.items():
-            self._send_soon(link, messages)
-        if outbox.others:
-            self._carry_out(outbox.others)
-
-    def _send_soon(self, link: Link, messages: list[Message]) -> None:
-        waiting = self._outgoing.get(link)
-        if waiting is not None:
-            waiting += messages
-            return
-        self._outgoing[link] = messages
-        self._flush_soon()
-
-    def _keep(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
-        self._keeping.add(writes, reads)
-        if self._keeping.due:
-            self._flush_soon()
+    def _carry_out(self, effects: Effects) -> None:
+        """Carry out what the core decided; messages leave at the end of this turn of the loop, after the writes."""
+        if effects.writes or effects.reads:
+            self._keeping.add(effects.writes, effects.reads)
+            if self._keeping.due:
+                self._flush_soon()
+        for link, messages in effects.messages.items():
+            queued = self._outgoing.get(link)
+            if queued is None:
+                self._outgoing[link] = messages
+                self._flush_soon()
+            else:
+                queued += messages
+        for call in effects.calls:
+            if type(call) is Verify:
+                self._start_verifying(call)
+            elif type(call) is Notice:
+                self._write(call)
+                if call.event == "joined" and call.fields["role"] == "handler":
+                    self.on_handler(call.fields["name"], call.fields["types"])
+            elif type(call) is LookUp:
+                if self.look_up is not None:
+                    self.look_up(call.servers)
+            elif type(call) is Restart:
+                self._start_again(call)
 
     def _flush_soon(self) -> None:
         if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
-
-    def _carry_out(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            if type(action) is Send:
-                self._send_soon(action.link, [action.message])
-            elif type(action) is Verify:
-                self._start_verifying(action)
-            elif type(action) is Notice:
-                self._write(action)
-                if action.event == "joined" and action.fields["role"] == "handler":
-                    self.on_handler(action.fields["name"], action.fields["types"])
-            elif type(action) is LookUp:
-                if self.look_up is not None:
-                    self.look_up(action.servers)
-            elif type(action) is Restart:
-                self._start_again(action)
-            elif isinstance(action, Read):
-                self._keep((), (action,))
-            elif isinstance(action, Write):
-                self._keep((action,), ())
 
     def _write(self, notice: Notice) -> None:
         passed_over = self._notices.admit(notice.event, time.monotonic())
@@ -313,20 +303,20 @@ class Broker:
             text = with_facts(notice.event, fields)
             log.log(level, "%s", text, extra=bare_facts(notice.event, **fields) | PACED)
 
-    def _start_again(self, action: Restart) -> None:
-        process = action.process
-        if process is not None and (self.restart(process, action.why) or not exists(process)):
+    def _start_again(self, restart: Restart) -> None:
+        process = restart.process
+        if process is not None and (self.restart(process, restart.why) or not exists(process)):
             return
         owner = f"process {process} is no child of this server" if process else "its process is unknown"
-        extra = facts("handler-useless", handler=action.name, process=process, why=action.why)
-        log.warning("handler %r must be restarted, but %s: %s", action.name, owner, action.why, extra=extra)
+        extra = facts("handler-useless", handler=restart.name, process=process, why=restart.why)
+        log.warning("handler %r must be restarted, but %s: %s", restart.name, owner, restart.why, extra=extra)
 
-    def _start_verifying(self, action: Verify) -> None:
+    def _start_verifying(self, login: Verify) -> None:
         if len(self._tasks) >= MAX_LOGINS:
             now = time.monotonic()
-            self._carry_out(self.router.on_verified(action.link, action.session, action.user, "overloaded", now))
+            self._carry_out(self.router.on_verified(login.link, login.session, login.user, "overloaded", now))
             return
-        task = self._group.create_task(self._verify(action))
+        task = self._group.create_task(self._verify(login))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -364,7 +354,7 @@ class Broker:
         self._log_unsendable(message, error)
         answer = expected_answer(message, error)
         if answer is not None:
-            self._post(self.router.receive_all(link, (answer,), time.monotonic()))
+            self._carry_out(self.router.receive_all(link, (answer,), time.monotonic()))
         return substitute(message, error)
 
     def _log_unsendable(self, message: Message, error: WireError) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
-from bester.broker.core.values import Route, Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
 from bester.broker.logs import facts

@@ -1,6 +1,6 @@
-"""Between core and store: what the core wants written and read, until it is.
+"""The store driver: carries out the writes and reads of the core on the store, once a turn.
 
-It must never let anything be said before that on which it rests is on disk: a shell sends after `settle`, not before.
+Nothing is sent before the writes that it follows from are on disk: a shell sends after `run`, not before.
 """
 
 from __future__ import annotations
@@ -10,40 +10,41 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
-from bester.broker.core.values import Action, Notice
 from bester.broker.store import Store
-from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Read, Write
+from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
-"""Questions answered in one turn, some milliseconds each: whoever asks many waits, and nobody else does."""
+"""Questions answered in one turn, some milliseconds each: an asker of many waits, and nobody else does."""
 MAX_ASKED = 65_536
-"""Questions that wait; above it one is answered `overloaded`."""
+"""Pending questions; above it a question is answered `overloaded`."""
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
 class _Questions:
-    """What somebody merely asks: each asker's questions in their order, and the askers in turn."""
+    """Reads on behalf of users and operators: each asker's in their order, and the askers in turn."""
 
     def __init__(self) -> None:
-        self._askers: OrderedDict[str, deque[FindOutcomes | FindDeadLetters]] = OrderedDict()
+        self._askers: OrderedDict[str, deque[StoreRead]] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, read: FindOutcomes | FindDeadLetters) -> bool:
-        """It waits for its turn; False: too many do."""
+    def add(self, read: StoreRead) -> bool:
+        """Add a question. Returns False where too many are pending."""
         if self._count >= MAX_ASKED:
             return False
-        asker = read.sender if isinstance(read, FindOutcomes) else ""
+        request = read.request
+        asker = request.sender if isinstance(request, FindOutcomes) else ""
         self._askers.setdefault(asker, deque()).append(read)
         self._count += 1
         return True
 
-    def take(self) -> FindOutcomes | FindDeadLetters:
-        """Return the next one's next."""
+    def take(self) -> StoreRead:
+        """Return and remove the next question of the next asker."""
         asker, questions = self._askers.popitem(last=False)
         first = questions.popleft()
         if questions:
@@ -53,34 +54,36 @@ class _Questions:
 
 
 class StoreDriver:
-    """Writes and reads of one router. `carry_out` is given what it says to what became of them."""
+    """Writes and reads of one router. `carry_out` gets the actions that the router answers to their results.
+
+    `due`: something must be written or read before anything is sent.
+    """
 
     def __init__(
-        self, router: Router, store: Store, carry_out: Callable[[Sequence[Action]], None], *,
+        self, router: Router, store: Store, carry_out: Callable[[Effects], None], *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.due = False
-        """Whether something is to be settled before anything is sent."""
         self._router = router
         self._store = store
         self._carry_out = carry_out
         self._clock = clock
         self._writes: list[Write] = []
-        self._reads: list[Read] = []
-        self._unread: list[Read] = []
+        self._reads: list[StoreRead] = []
+        self._unread: list[StoreRead] = []
         self._questions = _Questions()
-        self._held_back = False  # the store may have kept something back from a group that it could not write
+        self._held_back = False  # the store may hold back writes of a group that failed
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that the core ever wanted is written, and read, but for what somebody merely asks."""
+        """Return whether all writes and reads of the core are done; questions do not count."""
         return not (self._writes or self._held_back or self._reads or self._unread)
 
-    def add(self, writes: Sequence[Write], reads: Sequence[Read]) -> None:
-        """The core wants these written, and then those read."""
+    def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
+        """Add writes, and reads that are to be done after them."""
         self._writes += writes
         for read in reads:
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
@@ -88,9 +91,9 @@ class StoreDriver:
             self.due = True
 
     def run(self) -> None:
-        """Write and read until nothing presses: all that is to be written in one transaction, then what is to be read.
+        """Write and read until nothing is due: all writes in one transaction, then the reads.
 
-        Either may make the core want more. Of what somebody merely asks, some may be left: then it is `due` again.
+        Either may lead to more of both. Where questions are left, the driver is `due` again.
         """
         asked = 0
         while self.due:
@@ -111,21 +114,23 @@ class StoreDriver:
         self.due = bool(self._questions)
 
     def tick(self) -> None:
-        """Settle what could wait as well, and try again what could not be read; call it a few times a second."""
+        """Write what could wait as well, and try failed reads again; call this a few times a second."""
         if self._unread:
             self._reads, self._unread = self._unread + self._reads, []
         self.due = self.due or bool(self._writes or self._reads or self._questions)
         self.run()
-        if self._held_back:  # nobody else may write for long, and what has ended must not be done again
+        if self._held_back:  # perhaps nothing else is written for long, and an ended message must not be sent again
             self._held_back = not self._store.commit(()).ok
 
-    def _read(self, read: Read) -> None:
+    def _read(self, read: StoreRead) -> None:
         try:
-            answer = self._store.read(read)
+            answer = self._store.read(read.request)
         except BesterError as error:
-            self._carry_out([Notice("store-unreadable", {"why": error.text})])
-            if not isinstance(read, FindOutcomes | FindDeadLetters):
-                self._unread.append(read)  # whatever it is about stands still until then: nothing must be passed over
+            unreadable = Effects()
+            unreadable.notice("store-unreadable", why=error.text)
+            self._carry_out(unreadable)
+            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
+                self._unread.append(read)  # no message may be passed over: its queue stands still until then
                 return
-            answer = None  # whoever asks may ask again
+            answer = None  # the asker may ask again
         self._carry_out(self._router.on_read(read, answer, self._clock()))

@@ -1,61 +1,61 @@
-"""What a broker keeps on disk, as plain values: the core decides what is written and read, a store does it.
+"""The writes and reads that the core asks of a store, as plain values. Pure: a store carries them out.
 
-A kept message waits in a *box*: a user's mailbox, or a lane (one message type on its way to one server). What entered
-a box leaves it in the order of its number. When it has ended its body is gone, and what became of it can still be
-asked for. Nothing here touches a file.
+A kept message is in a *queue*: a user's mailbox, or a lane (the messages of one type to one server). Messages leave a
+queue in the order of their numbers. The body of a message that has ended is deleted; its outcome can still be asked
+for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bester.broker.wire.messages import Meta
 
 OUTCOME_KEPT_S = 7 * 24 * 3600
-"""So long after its time to live is over, what became of a message can be asked for."""
+"""Time for which the outcome of a message can be asked for after the message's time to live."""
 LETTER_BYTES = 1024 * 1024 * 1024
-"""Of the bodies of all dead letters."""
+"""Bound on the bodies of all dead letters together."""
 READ_BYTES = 64 * 1024 * 1024
-"""Of the bodies of dead letters that are read at once."""
+"""Bound on the bodies of dead letters that are read at once."""
 NAMES = 1_000
-"""Names of a server that the store knows: a container may have another at every start, and what was queued under one
-can be asked for as long as outcomes are remembered."""
+"""Names of the server that the store remembers: a container may have another name at every start, and outcomes under
+any of them can be asked for."""
 NUMBERS_A_LIFE = 2**32
-"""Life n of a broker numbers what it may keep from n times this: numbers rise for ever, and no write is spent on it."""
+"""First number of life n of a broker, divided by n: numbers rise for ever, and need no write of their own."""
 
 
 def mailbox(user: str) -> str:
-    """Return the box of a user's messages."""
+    """Return the key of a user's mailbox."""
     return f"user/{user}"
 
 
 def lane(server: str, type_: str) -> str:
-    """Return the box of the messages of one type to one server. A server's name has no slash."""
+    """Return the key of the queue of one type of messages to one server. A server's name has no slash."""
     return f"lane/{server}/{type_}"
 
 
-def owner_of(box: str) -> str:
-    """Return the user or server whose box it is."""
-    kind, _, rest = box.partition("/")
+def owner_of(queue: str) -> str:
+    """Return the user or server of a queue, by its key."""
+    kind, _, rest = queue.partition("/")
     return rest if kind == "user" else rest.partition("/")[0]
 
 
-def is_mailbox(box: str) -> bool:
-    """Say whether it is a user's."""
-    return box.startswith("user/")
+def is_mailbox(queue: str) -> bool:
+    """Return whether a queue is a user's mailbox, by its key."""
+    return queue.startswith("user/")
 
 
 class Entry(NamedTuple):
-    """One result of a command that waits for somebody.
+    """A kept message: one result of a command.
 
-    `number` gives the order in its box, and is no other's; `id` is the result's own, `target` how the handler named
-    who gets it, `sender` the user who may ask what became of it (None: nobody may). `expires_s` is in the store's time.
-    meta: `origin`, `root`, `path`, `message` (the id of the message it is a result of), `peer` (the server that has
-    sent that, to be told what became of it), `push` (the sender wants to be told), `repeated` (it may have been
-    delivered before), `left` and `worst` (of one that waits at another server: how many outcomes are still to come
-    from there, and the worst so far).
+    `number` is unique and gives the order in the queue; `id` is the result's id, `target` the recipient as the handler
+    named them, `sender` the user who may ask for the outcome (None: nobody may). `expires_s` is in the store's time.
+    meta: `origin`, `root`, `path`, `message` (id of the message that led to the result), `peer` (the server that sent
+    that message, and is to have the outcome), `push` (the sender is to have the outcome), `repeated` (the result may
+    have been delivered before), `left` and `worst` (where the message is queued at another server: how many outcomes
+    are still to come from there, and the worst so far).
     """
 
     number: int
@@ -70,11 +70,10 @@ class Entry(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A dead letter: a message that was given up, with the reason (a code) and the way it had come.
+    """A dead letter: a message that was given up, with the reason, a code.
 
-    meta: `root`, `origin`, `scope`, `user`, `peer`, `path`, `attempts`, `bytes` (of the body), and `server` where it
-    was on its way to one.
-    """
+    `at_s` is the wall clock's time. meta: `root`, `origin`, `scope`, `user`, `peer`, `path`, `attempts`, `bytes` (of
+    the body), and `server` where the message was for one."""
 
     id: str
     type: str
@@ -84,25 +83,26 @@ class DeadLetter(NamedTuple):
     meta: Meta
 
 
-# --- what is written ----------------------------------------------------------------------------------------------
+# --- writes ---------------------------------------------------------------------------------------------------------
 
 
 class Enqueue(NamedTuple):
-    """A message waits from now on. One of the same id in the same box, waiting or ended, makes it a repetition: nothing
-    is written, but for the mark `repeated` that what waits takes over from it, and the core is told so."""
+    """Put a message into its queue. Where the queue has had one of the same id, in whatever state, the new one is a
+    duplicate: nothing is written but its mark `repeated`, which a ready message takes over, and the answer says so."""
 
     entry: Entry
 
 
 class RecordRemote(NamedTuple):
-    """A message waits elsewhere: nothing is to be delivered from here, but its `outcome` can be asked for."""
+    """Record the `outcome` of a message that is queued at another server: it can be asked for, and nothing is delivered
+    from here."""
 
     entry: Entry
     outcome: str
 
 
 class End(NamedTuple):
-    """What became of a kept message: its body goes. With `forget` all of it goes, for nobody may ask."""
+    """End a kept message with an outcome, and delete its body; with `forget` all of it, where nobody may ask."""
 
     number: int
     outcome: str
@@ -110,22 +110,22 @@ class End(NamedTuple):
 
 
 class Rewrite(NamedTuple):
-    """A kept message has new meta."""
+    """Replace the meta of a kept message."""
 
     number: int
     meta: Meta
 
 
 class MarkSent(NamedTuple):
-    """What has numbers up to `upto` in this box has been sent out once, and may have arrived."""
+    """Mark all messages of a queue up to number `upto` as sent: they may have been delivered."""
 
     queue: str
     upto: int
 
 
 class SaveLane(NamedTuple):
-    """What has arrived on a lane of another server's: its epoch, and the outcomes of all numbers from `floor` on.
-    A later one of the same peer and type replaces it."""
+    """Save an inbound lane: the epoch of the other server's store, and the outcomes of numbers from `floor` on. A later
+    one of the same peer and type replaces it."""
 
     peer: str
     type: str
@@ -135,27 +135,27 @@ class SaveLane(NamedTuple):
 
 
 class Bury(NamedTuple):
-    """A dead letter. One of the same id is replaced."""
+    """Add a dead letter, or replace the one of the same id."""
 
     letter: DeadLetter
 
 
 class Unbury(NamedTuple):
-    """A dead letter is no more: replayed, or thrown away."""
+    """Delete a dead letter: it was replayed, or dropped."""
 
     id: str
 
 
 class RecordType(NamedTuple):
-    """A message type was seen for the first time."""
+    """Record a message type that was seen for the first time."""
 
     type: str
 
 
 class ClockState(NamedTuple):
-    """The store's time, in which entries expire, in seconds: how far it has come (`stored_s`), how far it is ahead of
-    the wall clock (`skew_s`), and what it was (`boot_s`) when the monotonic clock of this run of the machine began
-    (`boot` names the run, empty where nothing does)."""
+    """State of the store's time, in which entries expire, in seconds: `stored_s` is the time itself, `skew_s` its
+    distance from the wall clock, and `boot_s` its value when the machine's monotonic clock began, in the run of the
+    machine that `boot` names (empty where the system gives no name)."""
 
     stored_s: float
     skew_s: float
@@ -164,28 +164,28 @@ class ClockState(NamedTuple):
 
 
 class SaveClock(NamedTuple):
-    """The state of the store's time. A later one replaces it."""
+    """Save the state of the store's time. A later one replaces it."""
 
     state: ClockState
 
 
 class SaveName(NamedTuple):
-    """The server has this name from now on; ids of its messages begin with it. Of more than NAMES the oldest goes."""
+    """Record the server's name, with which ids of its messages begin. Above NAMES the oldest is forgotten."""
 
     name: str
 
 
 class SavePeer(NamedTuple):
-    """Whether the server that speaks the native protocol at `address` (`host:port`) reports on what it is sent."""
+    """Record whether the native server at `address` (`host:port`) reports on messages."""
 
     address: str
     reports: bool
 
 
 class PurgeOutcomes(NamedTuple):
-    """Outcomes of what expired before this are remembered no longer, and of the others the oldest (by
-    number) above `most`, where `queued`, which waits elsewhere, is not among those that are counted or forgotten; of
-    dead letters those above LETTER_BYTES, oldest first. It need not happen at once."""
+    """Forget the outcomes of messages that expired before `before_s`, and the oldest of the others, by number, above
+    `most`: `queued` ones, which are at another server, are neither counted nor forgotten. Drop the oldest dead letters
+    above LETTER_BYTES. A store may take several commits over all of this."""
 
     before_s: float
     most: int
@@ -208,15 +208,15 @@ Write = (
 )
 
 PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury)
-"""What must be on disk before anything is said that follows from it. The others may wait for the next of these, or for
-a tick: the worst that comes of losing them is a repetition."""
+"""Writes that must be on disk before anything that follows from them is sent. The others may wait for the next of
+these, or for a tick: losing them leads to a duplicate at worst."""
 
 
-# --- what is read -------------------------------------------------------------------------------------------------
+# --- reads ----------------------------------------------------------------------------------------------------------
 
 
 class Fetch(NamedTuple):
-    """Asks for entries that wait in a box, lowest number first: `list[Entry]`, at least one where there is any.
+    """Ask for the ready messages of a queue, lowest number first: `list[Entry]`, at least one where there is any.
 
     `after` is the number before the first; at most `limit` entries, and no more than `limit_bytes` of bodies.
     """
@@ -228,8 +228,8 @@ class Fetch(NamedTuple):
 
 
 class FindExpired(NamedTuple):
-    """Asks for entries that wait and whose time was over at `at_s`, and when the next one's time is over:
-    `tuple[list[Entry], float | None]`. At most `limit`, and no more than `limit_bytes` of bodies, at least one."""
+    """Ask for the messages that had expired at `at_s`, and when the next one expires: `tuple[list[Entry], float |
+    None]`. At most `limit`, and no more than `limit_bytes` of bodies, at least one."""
 
     at_s: float
     limit: int
@@ -237,38 +237,31 @@ class FindExpired(NamedTuple):
 
 
 class FindEntry(NamedTuple):
-    """Asks for the entry of this id in a lane to this server, waiting or ended, without its body: `(Entry, outcome or
-    None while it waits) | None`. `why` comes back as it is."""
+    """Ask for the entry of this id in a lane to this server, without its body: `(Entry, outcome or None) | None`; the
+    outcome is None where the message has not ended."""
 
     id: str
     server: str
-    why: Any
 
 
 class FindOutcomes(NamedTuple):
-    """Asks what became of all that was kept of a user's message, for the question `token` of a link: `dict[target,
-    outcome]`; what waits is `queued`. Of several with one target the worst: any failure, `queued`, `delivered`."""
+    """Ask for the outcomes of a user's message: `dict[target, outcome]`, where a message that has not ended is
+    `queued`. Of several with one target the worst."""
 
     message: str
     sender: str
-    asker: Any
-    token: int
 
 
 class FindDeadLetters(NamedTuple):
-    """Asks for dead letters, latest first: `list[Letter]`. By `id`, or by `type`, or (both None) all; at most `limit`,
-    and no more than READ_BYTES of bodies, at least one.
-    `asker`, `token` and `why` come back as they are. Without `bodies` these are empty, and need not be read.
+    """Ask for dead letters, latest first: `list[DeadLetter]`. By `id`, or by `type`, or (both None) all; at most
+    `limit`, and no more than READ_BYTES of bodies, at least one. Without `bodies` these are empty.
 
-    With `oldest_first` it asks for a `Pile`, the oldest first: of those above `after` and up to `upto` (0: up to the
-    latest there is now), as an earlier pile has named them."""
+    With `oldest_first` the answer is a DeadLetterPage, the oldest first, of those above `after` and up to `upto` (0: up
+    to the latest), as an earlier page has named them."""
 
     id: str | None
     type: str | None
     limit: int
-    asker: Any
-    token: int
-    why: Meta
     bodies: bool = True
     oldest_first: bool = False
     after: int = 0
@@ -276,8 +269,8 @@ class FindDeadLetters(NamedTuple):
 
 
 class DeadLetterPage(NamedTuple):
-    """Some dead letters, oldest first, and how many of those up to `upto` come after them. `after` is the place of the
-    last one: places rise, and nothing that is asked for again after it comes twice."""
+    """A page of dead letters, oldest first, and how many of those up to `upto` are `left`. `after` is the serial of the
+    last one on the page: serials rise, so no letter is on two pages."""
 
     letters: list[DeadLetter]
     left: int
@@ -288,11 +281,12 @@ class DeadLetterPage(NamedTuple):
 Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters
 
 
-# --- what is there at the start ---------------------------------------------------------------------------------------
+# --- at the start ---------------------------------------------------------------------------------------------------
 
 
 class StoredQueue(NamedTuple):
-    """What waits in a box: how many, bytes of their bodies, the lowest number, and up to where it was handed out."""
+    """The contents of a queue: messages, bytes of their bodies, the lowest number, and the highest that was ever
+    sent."""
 
     messages: int
     size_bytes: int
@@ -302,11 +296,12 @@ class StoredQueue(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a broker finds when it starts. `epoch` is the store's own name, made with it; `life` counts the starts.
+    """The contents of a store at the start of a broker. `epoch` is the name that was made with the store; `life` counts
+    the starts.
 
-    `next_expiry_s` is when the first waiting entry's time is over, in the store's time, and `clock` what was saved of
-    that (None: nothing yet). `dead` counts the dead letters. `names` are those the server has had, `peers` says of
-    native servers, by address, whether they report. `full` says why nothing can be written just now, None where it can.
+    `next_expiry_s` is when the first message expires, in the store's time, whose saved state is `clock` (None in a new
+    store). `dead` counts the dead letters. `names` are those the server has had, `peers` says by address whether native
+    servers report. `full` says why nothing can be written now, None where it can.
     """
 
     epoch: str = "none"
@@ -324,8 +319,8 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much may be kept, and for how long; above it the sender is told. Reasons: a disk has an end, and one user or
-    server must not take it all."""
+    """Bounds on the queues; above them the sender has a failure. Reasons: a disk has an end, and one user or server
+    must not take all of it."""
 
     ttl_s: float = 3 * 24 * 3600
     user_messages: int = 10_000
@@ -335,24 +330,24 @@ class Bounds:
     messages: int = 1_000_000
     total_bytes: int = 8 * 1024 * 1024 * 1024
     outcomes: int = 1_000_000
-    """Of what is over and may be asked for, some 400 bytes each; above it the oldest is forgotten."""
+    """Outcomes that can be asked for, some 400 bytes each; above it the oldest is forgotten."""
     dead_letters: int = 10_000
-    """Above it a new one takes the place of the oldest: their senders were all told."""
+    """Above it a new one replaces the oldest: all of their senders have had their reports."""
 
 
 class Budget(NamedTuple):
-    """What the handlers of a type may take over one message: `timeout_s` each (None: nothing was said of it), and so
-    many may die over it."""
+    """Budget of a type for one message: `timeout_s` of each handler (None: not configured), and `attempts`, the
+    handlers that may die over it."""
 
     timeout_s: float | None
     attempts: int
 
 
 class Committed(NamedTuple):
-    """What became of a group of writes: `ok` False where nothing was written (no room, a broken disk, a value no store
-    can hold), with `why` for people: its Keep, Note and Arrived are given up then, the others are written when they can
-    be; `repeated` are the numbers of Keep and Note entries that were there before, with what has become of those
-    (None: they wait)."""
+    """The result of a group of writes. `ok` is False where nothing was written (no room, a broken disk, a value that no
+    store can hold), and `why` says so for people: its Enqueues, RecordRemotes and SaveLanes are given up, the others
+    are written as soon as they can be. `repeated` has the numbers of duplicates among the Enqueues and RecordRemotes,
+    with the outcomes of the first ones (None: not ended)."""
 
     ok: bool
     repeated: Mapping[int, str | None] = {}

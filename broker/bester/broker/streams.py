@@ -122,6 +122,13 @@ def wait_for_room(descriptor: int) -> None:
     poll.poll()
 
 
+def has_room(descriptor: int, timeout_s: float) -> bool:
+    """Return whether a descriptor takes more, after at most `timeout_s` seconds; a failed descriptor does."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 def _fill(number: int) -> None:
     try:
         found = os.open(os.devnull, os.O_RDWR)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -20,10 +21,13 @@ import argon2
 from bester.broker.check_queue import CheckQueue
 from bester.broker.lockout import Lockout, Refused, network_of
 from bester.broker.wire.codes import BesterError
+from bester.broker.wire.notes import describe
 
 VERIFIERS = 2
 """Passwords checked at once: each takes 19 MiB and most of a core for some 20 ms."""
 MARK_BYTES = 16
+
+_log = logging.getLogger("bester.broker.accounts")
 
 HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
 
@@ -47,6 +51,7 @@ def _no_such_hash() -> str:
 
 
 _DUMMY = _no_such_hash()
+_NO_MEMORY = argon2.low_level.error_to_str(-22)  # ARGON2_MEMORY_ALLOCATION_ERROR
 
 
 class Verifying:
@@ -63,13 +68,14 @@ class Verifying:
         self._lockout = Lockout()
         self._queue: CheckQueue[asyncio.Future[bool]] = CheckQueue()
         self._free = VERIFIERS
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: set[ThreadPoolExecutor] = set()  # of one thread each, so that one without a thread can be dropped
+        self._idle: list[ThreadPoolExecutor] = []
 
     def close(self) -> None:
         """Stop the threads, after waiting some hundredths of a second for running checks."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self._idle.clear()
+        while self._pools:
+            self._pools.pop().shutdown(cancel_futures=True)
 
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Check a possible password. `address` is the client's, empty if the client has none."""
@@ -118,7 +124,11 @@ class Verifying:
         decision = self._lockout.decide(user, net, mark, self._clock())  # other checks may have failed meanwhile
         if isinstance(decision, Refused):
             return _refusal(decision)
-        right = await asyncio.get_running_loop().run_in_executor(self._threads(), _matches, stored, password)
+        try:
+            right = await self._matches(stored, password)
+        except (RuntimeError, MemoryError) as error:
+            _log.error("the password of user %r cannot be checked now: %s", user, describe(error))
+            return OVERLOADED
         if right and self._hash_of(user) == stored:  # unless the account was removed or its password changed meanwhile
             self._lockout.on_right(user, net)
             return LET_IN
@@ -130,10 +140,20 @@ class Verifying:
         text = "\0".join((user, net, stored or "", password))  # only the last may hold a zero
         return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key, digest_size=MARK_BYTES).digest()
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(VERIFIERS, thread_name_prefix="password")
-        return self._pool
+    async def _matches(self, stored: str | None, password: str) -> bool:
+        """Check a password on a thread that is kept. Raises RuntimeError where the system has none, or MemoryError."""
+        pool = self._idle.pop() if self._idle else ThreadPoolExecutor(1, thread_name_prefix="password")
+        try:
+            check = asyncio.get_running_loop().run_in_executor(pool, _matches, stored, password)
+        except RuntimeError:
+            pool.shutdown(wait=False, cancel_futures=True)  # or it would keep the password
+            raise
+        self._pools.add(pool)
+        try:
+            return await check
+        finally:
+            if pool in self._pools:
+                self._idle.append(pool)
 
 
 def _refusal(refused: Refused) -> Verdict:
@@ -141,9 +161,11 @@ def _refusal(refused: Refused) -> Verdict:
 
 
 def _matches(stored: str | None, password: str) -> bool:
-    """Return whether a password matches a hash; without a hash, take as long and return False."""
+    """Return whether a password matches a hash; without a hash, take as long and return False. Raises MemoryError."""
     try:
         HASHER.verify(stored or _DUMMY, password)
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
+        if str(error) == _NO_MEMORY:  # it may well be the right one
+            raise MemoryError(_NO_MEMORY) from None
         return False
     return stored is not None

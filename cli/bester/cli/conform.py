@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from bester.cli.options import PASSWORD_VARIABLE, is_text
+from bester.cli.options import PASSWORD_VARIABLE, config_option, is_text
+from bester.cli.options import load as load_config
 from bester.cli.output import err, out
 from bester.conform.cases import Case, load
 from bester.conform.report import as_json, junit, lines, summary
@@ -124,6 +125,7 @@ def handler(
 
 
 @conform.command()
+@config_option
 @_case_option
 @_json_option
 @_junit_option
@@ -136,11 +138,13 @@ def handler(
 @click.option("--slow", is_flag=True, help="Also play the cases that take half a minute.")
 @click.argument("address", metavar="HOST:PORT", required=False)
 def native(
-    numbers: tuple[int, ...], json_lines: bool, junit: Path | None, list_only: bool, timeout_s: float,
-    users: tuple[str, ...], echo: str, chat: str, informer: str | None, slow: bool, address: str | None,
+    config_path: Path | None, numbers: tuple[int, ...], json_lines: bool, junit: Path | None, list_only: bool,
+    timeout_s: float, users: tuple[str, ...], echo: str, chat: str, informer: str | None, slow: bool,
+    address: str | None,
 ) -> int:  # fmt: skip
     """Try the native side of a server that runs, and report case by case.
 
+    Without HOST:PORT it is the server that the configuration describes, with its informer.
     Where only accounts may log in, name some with --user; they share the password in BESTER_PASSWORD. What the server
     does not have (such as a handler of type chat) is not tried, and said.
     """
@@ -148,7 +152,7 @@ def native(
     if list_only:
         return _listed(cases)
     if address is None:
-        raise click.UsageError("no server to try; say HOST:PORT, as in `bester conform native 127.0.0.1:2223`")
+        address, informer = _described(config_path, informer)
     from bester.conform.native_side import Server
     from bester.conform.native_side import conform as play
 
@@ -203,6 +207,17 @@ def _run(playing: Coroutine[Any, Any, list[Result]]) -> list[Result]:
         return asyncio.run(until_done())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def _described(config_path: Path | None, informer: str | None) -> tuple[str, str | None]:
+    """Return the TCP address of the server that the configuration describes, and its informer's socket."""
+    config = load_config(config_path)
+    address = config.native.tcp4 or config.native.tcp6
+    if address is None:
+        raise click.UsageError("the configuration names no TCP listener; give HOST:PORT")
+    if informer is None and config.informer is not None:
+        informer = str(config.directory / config.informer)
+    return str(address), informer
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -19,6 +19,8 @@ _RULE = re.compile(r"\b(must|never|always|do not|at most)\b", re.IGNORECASE)
 _ENDS = re.compile(r"(?<=[.:;?!])\s+(?=[A-Z`*\"(\[-])| \| | - (?=\*\*|[A-Z`])")
 _CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
+_PAGES = {"handler": "fabric-protocol.md", "native": "native-protocol.md"}
+
 
 def sentences(page: str) -> list[str]:
     """Return the sentences of a page that say must, never, always, do not or at most; programs in it do not count."""
@@ -38,7 +40,8 @@ def table(side: str) -> str:
     for case in load(side):
         needs = f" ({', '.join(sorted(case.needs))})" if case.needs else ""
         mild = "" if case.required else " *recommended*"
-        cells = (f"{case.number}{mild}", f"{case.title}{needs}", case.seen, case.rule)
+        rule = case.rule.replace("](#", f"]({_PAGES[side]}#")  # a link within its page leads there from here
+        cells = (f"{case.number}{mild}", f"{case.title}{needs}", case.seen, rule)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import FAILED, REFUSED, Command
-from bester.broker.wire.notes import describe, safe_note
+from bester.broker.wire.notes import class_name, describe, safe_note
 from bester.handlers.payload import HandlerError, QuietError, SchemaError, text_of
 
 MISSING: Any = object()
@@ -87,28 +87,33 @@ def commands_of(result: Any) -> list[Command]:
         return [result]
     if result is None:
         return []
-    if type(result) in (list, tuple) and all(type(item) is Command for item in result):
+    kind = type(result)
+    if (kind is list or kind is tuple) and all(type(item) is Command for item in result):
         return list(result)
     raise ReplyError(
-        f"the handler returned a {type(result).__name__}; return message.send_…(…), message.reply(…), "
+        f"the handler returned a {class_name(result)}; return message.send_…(…), message.reply(…), "
         "a list of these, or None"
     )
 
 
 def verdict_on(error: BaseException) -> Verdict:
-    """Return the verdict on a message whose handler raised `error`; never raises."""
-    if isinstance(error, HandlerError):
-        return Verdict(REFUSED, _text_of(error), "schema" if isinstance(error, SchemaError) else None, is_expected=True)
-    if isinstance(error, ReplyError):
+    """Return the verdict on a message whose handler raised `error`; never raises.
+
+    The type is asked, not the exception: `isinstance` looks up `__class__`, which may raise.
+    """
+    kind = type(error)
+    if issubclass(kind, HandlerError):
+        return Verdict(REFUSED, _text_of(error), "schema" if issubclass(kind, SchemaError) else None, is_expected=True)
+    if issubclass(kind, ReplyError):
         return Verdict(FAILED, _text_of(error), "bad-reply", is_expected=True)
-    if isinstance(error, QuietError):
+    if issubclass(kind, QuietError):
         return Verdict(FAILED, _text_of(error), None, is_expected=True)
     return Verdict(FAILED, describe(error), None, is_expected=False)
 
 
-def _text_of(error: BesterError) -> str | None:
+def _text_of(error: Any) -> str | None:
     try:
-        text: object = error.text
+        text = error.text
     except BaseException:  # noqa: BLE001 (a subclass may skip our __init__, or define `text` otherwise)
         return None
-    return safe_note(text) if isinstance(text, str) else None
+    return safe_note(text) if issubclass(type(text), str) else None

@@ -339,7 +339,16 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
     delay_s = FIRST_RESTART_S
     while True:
         arguments = [*command, "--name", f"{name}.{index}", "--child", str(index)]
-        process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
+        try:
+            process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
+        except (OSError, RuntimeError) as error:  # no process, descriptor or thread just now: the others go on
+            delay_s = min(delay_s * 2, LAST_RESTART_S)
+            why = getattr(error, "strerror", None) or str(error)
+            known = logs.facts("worker-not-started", worker=f"{name}.{index}", why=why, again_in_s=delay_s)
+            log.error("%s.%d cannot be started: %s; trying again in %g s", name, index, why, delay_s, extra=known)
+            if await _is_set_within(stop, delay_s):
+                return 0
+            continue
         begun = loop.time()
         ended = asyncio.ensure_future(process.wait())
         stopped = asyncio.ensure_future(stop.wait())
@@ -353,9 +362,13 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
         delay_s = FIRST_RESTART_S if loop.time() - begun >= STEADY_S else min(delay_s * 2, LAST_RESTART_S)
         known = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
         log.error("%s.%d ended with status %d; restarting it in %g s", name, index, status, delay_s, extra=known)
-        try:
-            async with asyncio.timeout(delay_s):
-                await stop.wait()
-                return 0
-        except TimeoutError:
-            continue
+        if await _is_set_within(stop, delay_s):
+            return 0
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

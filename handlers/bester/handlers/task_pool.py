@@ -230,9 +230,10 @@ class TaskPool:
 
     def _ends_member(self, error: BaseException, me: asyncio.Task[None]) -> bool:
         """Return whether the error ends the member itself, rather than the handler in which it was raised."""
-        if isinstance(error, asyncio.CancelledError):
+        kind = type(error)  # `isinstance` asks the exception, which may raise
+        if issubclass(kind, asyncio.CancelledError):
             return self._closing
-        return isinstance(error, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was dropped
+        return issubclass(kind, GeneratorExit) and asyncio.current_task(self._loop) is not me  # the loop was dropped
 
     def _lead(self, me: asyncio.Task[None]) -> None:
         if self._leader is None:

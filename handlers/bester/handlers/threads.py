@@ -19,9 +19,12 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from bester.handlers.message import Message
+from bester.handlers.payload import QuietError
 from bester.handlers.stacks import position_of
 from bester.handlers.task_pool import Job, NotBegunError
 
+NO_THREAD = "the system has no thread for it: too many run, or memory is short"
+"""How a request ends that nothing can carry out."""
 JUST_S = 1.0
 """Seconds for which an ended function may be the one that kept all other threads from running."""
 
@@ -85,13 +88,23 @@ class Threads:
         return [*self._late.values(), *(() if self.usable else list(self._waiting.values()))]
 
     def add(self, job: Job) -> None:
-        """Queue a request for the next free thread."""
+        """Queue a request for the next free thread; without any thread the request fails at once."""
         self._in_hand += 1
-        if self._in_hand > self._count and self._count < self.size:
-            self._count += 1
-            threading.Thread(target=self._work, name=f"bester-handler-{self._count}", daemon=True).start()
+        wanted = self._in_hand > self._count and self._count < self.size
+        if wanted and not self._start() and self._count <= len(self._late):
+            self._has_ended(job, None, QuietError(NO_THREAD))
+            return
         self._waiting[id(job)] = job
         self._jobs.put(job)
+
+    def _start(self) -> bool:
+        """Start another thread. False: the system has none for us."""
+        try:
+            threading.Thread(target=self._work, name=f"bester-handler-{self._count + 1}", daemon=True).start()
+        except RuntimeError:
+            return False
+        self._count += 1
+        return True
 
     def overdue(self, now: float) -> Overdue:
         """Remove queued requests that are overdue; note which threads have become late.
@@ -149,11 +162,15 @@ class Threads:
                 result, failure = outcome_of(self._context.copy().run, job[1].call, Message(job[0]))
                 self._latest = job[1].name, time.monotonic()
                 del self._running[me]
-            self._ended.append((job, result, failure))
-            if not self._called:
-                self._called = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    self._loop.call_soon_threadsafe(self._collect)
+            self._has_ended(job, result, failure)
+
+    def _has_ended(self, job: Job, result: Any, failure: BaseException | None) -> None:
+        """Have the loop told of the end of a request; on any thread."""
+        self._ended.append((job, result, failure))
+        if not self._called:
+            self._called = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         self._called = False  # first: a function that ends from here on calls again

@@ -65,7 +65,8 @@ async def _call(timer: Timer) -> None:
         log.warning("%s: %s", name, error, extra=facts("timer-failed", function=str(name), code=error.code))
     except BaseException as error:
         task = asyncio.current_task()
-        if isinstance(error, asyncio.CancelledError | GeneratorExit) and (task is None or task.cancelling()):
+        cancelled = issubclass(type(error), asyncio.CancelledError | GeneratorExit)  # `isinstance` may raise here
+        if cancelled and (task is None or task.cancelling()):
             raise  # by `stop`
         log.exception(
             "%s failed", name, extra=facts("timer-failed", function=str(name))

@@ -35,7 +35,7 @@ from bester.broker.wire.messages import (
     Request,
 )
 from bester.broker.wire.messages import Message as WireMessage
-from bester.broker.wire.notes import describe
+from bester.broker.wire.notes import class_name, describe, safe_note
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.message import Message
@@ -235,21 +235,33 @@ class Worker:
     def _on_messages(self, messages: Sequence[WireMessage | Malformed]) -> None:
         routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
         for message in messages:
-            if type(message) is not Request:
-                self._on_other(message)
-                continue
-            route = routes.get(message.type)
-            if route is None:
-                self._link.send(Reply(message.token, 1, [], f"this worker does not serve {message.type!r}"))
-                continue
-            self._outstanding += 1
-            if route.by_user:
-                self._enter_group((message, route, life, now))
-            elif route.runs is _LOOP:
-                add((message, route, life, now))
-            else:
-                begin((message, route, life, now))
+            try:
+                if type(message) is not Request:
+                    self._on_other(message)
+                    continue
+                route = routes.get(message.type)
+                if route is None:
+                    self._link.send(Reply(message.token, 1, [], f"this worker does not serve {message.type!r}"))
+                    continue
+                self._outstanding += 1
+                if route.by_user:
+                    self._enter_group((message, route, life, now))
+                elif route.runs is _LOOP:
+                    add((message, route, life, now))
+                else:
+                    begin((message, route, life, now))
+            except Exception as error:  # noqa: BLE001 (a fault over one message must not cost the rest of the batch)
+                self._on_fault(message, life, error)
         self._pool.wake()
+
+    def _on_fault(self, message: WireMessage | Malformed, life: int, error: Exception) -> None:
+        """End a message over which the worker itself has failed."""
+        why = f"the worker failed over it: {describe(error)}"
+        known = facts("worker-failed", name=self.name, message=class_name(message), why=why)
+        log.error("%s: %s: %s", self.name, class_name(message).upper(), why, extra=known)
+        if type(message) is Request and message.type in self._routes and life == self._life:
+            self._link.send(Reply(message.token, FAILED, [], safe_note(why)))
+            self._count_down()
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
@@ -307,7 +319,7 @@ class Worker:
         self._answer(job, _new(Reply, (job[0].token, 0, commands, None, None)))
 
     def _failed(self, job: Job, error: BaseException) -> None:
-        if isinstance(error, NotBegunError):
+        if issubclass(type(error), NotBegunError):  # `isinstance` would ask the exception, which may raise
             self._not_begun(job)
             if job[1].by_user:
                 self._begin_next(job)
@@ -319,13 +331,16 @@ class Worker:
         wanted = self._is_wanted(job)
         self._answer(job, Reply(job[0].token, status, [], note, code))
         if wanted:  # logged last: a failing log line must not keep the answer back
-            self._log_failure(job, error, status, note if is_expected else None)
+            try:
+                self._log_failure(job, error, status, note if is_expected else None)
+            except BaseException:  # noqa: BLE001 (the exception's own methods raise as well)
+                self._log_failure(job, None, FAILED, note)
 
-    def _log_failure(self, job: Job, error: BaseException, status: int, note: str | None) -> None:
+    def _log_failure(self, job: Job, error: BaseException | None, status: int, note: str | None) -> None:
         request, route = job[0], job[1]
         id_, name = request.meta.get("id"), route.name
         known = facts("handler-failed", type=request.type, function=name, id=id_)
-        if status == REFUSED:
+        if status == REFUSED and error is not None:
             cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
             known = facts("message-refused", type=request.type, id=id_, why=note)
             log.info("%s: message %s refused: %s%s", request.type, id_, note, cause, extra=known)

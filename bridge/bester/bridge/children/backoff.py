@@ -1,17 +1,17 @@
-"""How long to wait before something that died is started again. Pure: the caller says what time it is."""
+"""Waits before a process that ended is started again. Pure."""
 
 from __future__ import annotations
 
 FIRST_S = 0.1
-"""Most deaths are single ones: start again at once."""
+"""Most ends are single ones: start again at once."""
 LONGEST_S = 15.0
-"""A program that cannot start costs one attempt in so many seconds, and is back soon after it is mended."""
+"""A program that cannot start costs one attempt in so many seconds, and is back soon after a repair."""
 STEADY_S = 10.0
-"""What lived so long had started well: its death is counted as the first."""
+"""A life of this length had started well: its end counts as the first."""
 
 
 class Backoff:
-    """The waits between the lives of one process, doubling while they are short. Times are monotonic seconds."""
+    """Waits between the lives of one process, doubling while the lives are short. Times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._wait_s = FIRST_S
@@ -22,7 +22,7 @@ class Backoff:
         self._started = now
 
     def died(self, now: float) -> float:
-        """Note that it ended, or could not begin; return how many seconds to wait before the next."""
+        """Note that a life has ended, or could not begin; return the seconds to wait before the next."""
         if self._started is not None and now - self._started >= STEADY_S:
             self._wait_s = FIRST_S
         self._started = None

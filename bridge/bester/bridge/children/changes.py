@@ -1,4 +1,4 @@
-"""Sees whether something has changed that may bring a child back: its files, or what is installed."""
+"""Changes that may bring a child back: in its files, or among the installed modules."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MAX_FILES = 1000
-"""Of one directory that are looked at; a folder of more modules is not a handler's."""
+"""Files of one directory that are looked at; a folder of more modules is not a handler's."""
 
 Seen = frozenset[tuple[str, int, int]]
-"""Names of files, when they were changed (ns), and their sizes."""
+"""Names of files, the times of their last change (ns), and their sizes."""
 
 
 def seen(argv: Sequence[str], directory: Path) -> Seen:
-    """Return how what a child is made of looks now: the files that its command names, the Python modules in the
-    directory it runs in and beside its own module, and the directories that modules are installed in."""
+    """Return the state of everything that a child is made of: the files that its command names, the Python modules in
+    its working directory and beside its own module, and the directories of installed modules."""
     found: dict[str, os.stat_result] = {}
     for word in argv:
         _add(found, directory / word)

@@ -1,8 +1,8 @@
-"""A small process that outlives its parent just long enough to kill the parent's children.
+"""Guard process: outlives its parent just long enough to kill the parent's children.
 
-It reads `+PID` and `-PID` lines from a pipe that only the parent holds. When the
-pipe ends, however the parent ended, it kills the process groups that are still
-on its list, and is gone. Run as a script; it needs nothing but the standard library.
+The guard reads `+PID` and `-PID` lines from a pipe that only the parent holds. When the pipe ends, however the parent
+ended, the guard kills the process groups that are still on the list, and exits. Run as a script, which needs nothing
+but the standard library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 
 def main() -> None:
-    """Follow the list until the pipe ends, then kill what is on it."""
+    """Follow the list until the pipe ends, then kill the groups on the list."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the end of the parent counts
     groups: set[int] = set()

@@ -1,7 +1,7 @@
-"""What a child writes to its standard output and error: each line goes into the log, and its last words are kept.
+"""The output of a child: each line goes into the log, and the last lines are kept for the cause of the child's end.
 
-A line that is a record of a log in JSON, as Bester's own handlers write them, stays what it is: its level, its event,
-its facts and its traceback are those of the record that is logged. Any other line is logged as it stands.
+A line that is a log record in JSON, as Bester's own handlers write them, keeps its level, event, facts and traceback in
+the log. Any other line is logged as text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from bester.broker.logs import facts, with_facts
 LINE_LIMIT = 4096
 """Characters of one line of a child's output that are logged together."""
 RECORD_LIMIT = 256 * 1024
-"""Bytes of a line that may be a record: its traceback is in it. A longer one is cut into lines like any other."""
+"""Bytes of a line that may be a record, with its traceback. A longer one is cut into lines like any other."""
 READ_BYTES = 16 * 1024
 LAST_LINES = 20
-"""Of what a child has said before its end, in which the cause is looked for."""
+"""Last lines of a child, in which the cause is looked for."""
 LAST_WORDS = ("failed", "uncaught")
 """Events after which Bester's own handler program ends."""
 CAUSE_CHARACTERS = 300
-"""Of what is repeated of a child's last words."""
+"""Characters of the cause that are repeated in the log."""
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
            "critical": logging.CRITICAL}  # fmt: skip
@@ -37,7 +37,7 @@ _log = logging.getLogger("bester.bridge.children")
 
 
 class Output:
-    """The output of one life of a child; `cause` is what it has said of its end."""
+    """Output of one life of a child; `cause` is the line that tells why the life ended."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,14 +46,14 @@ class Output:
 
     @property
     def cause(self) -> str:
-        """Return the line that best tells why the child has ended: why its program says it ends, else the last one that
-        reads like a complaint, else the last; empty where it said nothing."""
+        """Return the line that best tells why the child has ended: the failure that its program logged, else the last
+        line that reads like a complaint, else the last line; empty where there is none."""
         complaint = next((line for line in reversed(self._last) if _COMPLAINT.search(line)), "")
         last = self._last[-1] if self._last else ""
         return " ".join((self._failure or complaint or last).split())[:CAUSE_CHARACTERS]
 
     async def log(self, stream: BinaryIO) -> None:
-        """Log what comes until it ends, a line of any length in pieces; closes `stream`."""
+        """Log the stream until its end, a line of any length in pieces; closes `stream`."""
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, stream)
@@ -99,7 +99,7 @@ class Output:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record that a line is; None where it is none."""
+    """Return the record in a line; None where the line is no record."""
     if not line.startswith(b"{"):
         return None
     try:

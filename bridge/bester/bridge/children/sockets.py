@@ -1,4 +1,4 @@
-"""Whether somebody serves a Unix socket, found out without disturbing whoever does."""
+"""Check for a server on a Unix socket that does not disturb the server."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def is_served(path: Path) -> bool:
-    """Say whether a living process holds the stream socket at this path.
+    """Return whether a living process holds the stream socket at this path.
 
     No connection is made, which a handler that serves one after the other would have to answer: the system is asked to
-    connect a socket of another kind, and says of what kind the one at the path is, or that nobody has it.
+    connect a socket of another kind, and reports the kind of the one at the path, or that nobody has it.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
             other.connect(str(path))
-        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            return False
-        except OSError:
-            return True  # EPROTOTYPE: of another kind, and alive. What may not even be asked is not for us to replace
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        return False
+    except OSError:
+        return True  # EPROTOTYPE: of another kind, and alive; any other socket is not ours to replace
     return True

@@ -1,7 +1,7 @@
-"""A case is what one message that entered still owes its sender: one report, when everything it led to has ended.
+"""A case is the one report that is owed for a message that entered, due when everything the message led to has ended.
 
-A handler's commands may fan out into many results, and those into more; each is counted in `owed` when it begins and
-counted out when it ends. The last one ends the case.
+A handler's commands may fan out into many results, and those into more: each is counted in `pending` at its begin, and
+counted out at its end. The last one ends the case.
 """
 
 from __future__ import annotations
@@ -11,46 +11,49 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from bester.broker.core.values import Effects, Link
+from bester.broker.core.effects import Effects, Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, failed, reason_of, severity
 
 MAX_NAMED = 8 * 1024 * 1024
-"""Characters of recipients' names (and NAME_COST more for each) that a report may hold: a longer one would not pass on
-the fabric, and would take with it the link of the bridge it is for."""
+"""Characters of recipients' names (and NAME_COST more for each) in one report: a longer report would not pass on the
+fabric, and would cost its bridge the link."""
 NAME_COST = 32
 MAX_KEPT = 1024
-"""The same for what is remembered in case the message comes again; the names of a longer one are told once."""
+"""The same for a report that is remembered for a duplicate; longer lists of names are sent once."""
 MAX_ASKERS = 16
-"""Of one message that came again while it was under way; a sender repeats what it had no report on, not more. Above
-it the one who has waited longest is told to ask later."""
+"""Senders of duplicates of one message under way: a sender repeats only messages without a report. Above it the sender
+that has waited longest is told to ask later."""
 
 
 class Kind(Enum):
-    SUBMIT = "submit"  # from a client or native server, by way of a bridge: ends in a REPORT
-    EMIT = "emit"  # of a handler's own initiative: ends in an OUTCOME
+    SUBMIT = "submit"  # from a client or native server, through a bridge: ends in a REPORT
+    EMIT = "emit"  # from a handler on its own initiative: ends in an OUTCOME
     RELAY = "relay"  # from another broker: ends in a RELAYED
-    REPLAY = "replay"  # a dead letter, tried again: nobody waits for it
+    REPLAY = "replay"  # a replayed dead letter: nobody waits for it
 
 
 _SUBMIT = Kind.SUBMIT
 
 
 class Watcher(Protocol):
-    """Somebody who must know when a case has ended."""
+    """A unit that must know when a case has ended."""
 
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
-        """It has; `answer` is what its asker was told, None where the bridge said it by itself."""
+        """Take in the end of a case; `answer` is the report its asker was sent, None where the bridge reported by
+        itself."""
 
 
-class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; cycles end with the case
-    """Counts what a message led to. `id` and `root` are the message's, `link` and `token` are those of its asker.
+class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one; reference cycles end with the case
+    """Count of everything a message led to. `id` and `root` are the message's, `link` and `token` those of its asker.
 
-    `reason` is the first failure's code, and `note` what a handler said to that. `queued` counts the results that wait
-    on disk, `expires` is when its time is over, `push`: its sender wants to hear
-    what becomes of the queued. `sender` is the user who may ask for that, `peer` the server that is to be told: those
-    of the message that entered, wherever here its results are sent on to. `also` are others who asked for the same
-    message, `watchers` those told of its end.
+    `pending` counts results that have not ended. `recipients` are outcomes by target, `worst` the worst of them,
+    `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
+    `expires` is when the message expires, `push` asks for later outcomes to be sent.
+
+    `sender` is the user who may ask for later outcomes, `peer` the server to be told of them: those of the message that
+    entered, wherever its results are sent on to. `other_askers` sent duplicates and are owed the same report,
+    `watchers` are told of the end.
     """
 
     kind: Kind
@@ -74,15 +77,16 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
     watchers: tuple[Watcher, ...] = ()
 
     def completes_on(self, link: Link) -> bool:
-        """Would one delivery on this link, going well, be all that its asker there is to be told?"""
+        """Return whether one good delivery on this link would be all that the asker, on the same link, is to be
+        told."""
         return (
             self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
             and self.other_askers is None and self.link == link
         )  # fmt: skip
 
     def record(self, name: str | None, outcome: str, note: str | None = None) -> None:
-        """Note one outcome, under the target's name as the handler wrote it (None: the message itself). `note` is for
-        the sender, and told where this is the first failure.
+        """Record one outcome under the target's name as the handler wrote it (None: the message itself). `note` is for
+        the sender, and kept where this is the first failure.
 
         With too many names already, the outcome counts and the name is left out.
         """
@@ -105,7 +109,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
 
     @property
     def carried(self) -> bool:
-        """Was anything begun for it, so that doing it again would do that twice?"""
+        """Return whether any result was begun, so that a second processing of the message would repeat the result."""
         return self.names_size > 0
 
     def answer(self, token: int) -> Message:
@@ -133,14 +137,14 @@ class Case(Struct, eq=False, gc=False):  # a Struct, for one is made for every m
 
 
 class Reports:
-    """Who is told what, when a case ends. `open` counts the cases that are owed a report."""
+    """Reports that are owed for cases, and to whom. `open` counts the cases under way."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
         self._out = out
 
     def begin(self, case: Case) -> None:
-        """A case is on its way."""
+        """Count one more pending result of a case, and the case as open."""
         case.pending += 1
         self.open += 1
 
@@ -150,21 +154,22 @@ class Reports:
         self._end(case, silent=False)
 
     def settle(self, case: Case, name: str | None, outcome: str, note: str | None = None) -> None:
-        """One thing that a case waited for has ended, with this outcome; `note` as in `Case.record`."""
+        """Record the outcome of one pending result, and count it as done; `note` as in `Case.record`."""
         case.record(name, outcome, note)
         self.settle_one(case)
 
     def settle_one(self, case: Case, *, silent: bool = False) -> None:
-        """One thing that a case waited for has ended; `silent`: if it was the last, the bridge has reported it."""
-        case.pending = owed = case.pending - 1
-        if owed == 0:
+        """Count one pending result as done; the last one sends the report, unless the bridge has done so already
+        (`silent`)."""
+        case.pending = pending = case.pending - 1
+        if pending == 0:
             self.open -= 1
             silent = silent and case.reason is None
             if not silent or case.watchers or case.other_askers is not None:
                 self._end(case, silent=silent)
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
-        """Somebody has sent the same message again: they are told, too; now, if it has ended."""
+        """Owe the report also to the sender of a duplicate: at once, if the case has ended."""
         if case.pending == 0:
             self._out.send(link, case.answer(token))
         elif case.other_askers is None:
@@ -186,5 +191,5 @@ class Reports:
             watchers, case.watchers, case.other_askers = case.watchers, (), None
             for watcher in watchers:
                 watcher.on_case_ended(case, answer)
-        if case.names_size > MAX_KEPT:  # a long list of names is told once; who asks again gets the report without
+        if case.names_size > MAX_KEPT:  # a long list of names is sent once; a duplicate's report comes without
             case.recipients = {}

@@ -1,4 +1,4 @@
-"""What a handler's reply asks for: is it sound, and then: each command's results go out to where they belong."""
+"""Commands of a handler's reply: check that they are sound, and send each result to where it belongs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from bester.broker.core import policy
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
+from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Effects, Link, Settings
 from bester.broker.store_requests import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -25,18 +26,18 @@ from bester.broker.wire.messages import (
     Command,
     Deliver,
     Meta,
-    is_reserved,
     spelling_fault,
 )
 from bester.broker.wire.outcomes import failed, result_id
 
-_new = tuple.__new__  # makes a message in half the time of its class: what is made for every message is made so
+_new = tuple.__new__  # takes half the time of the class: for messages that are made for every message
 
 
 def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, str] | None:
-    """Return (code, text) where a reply cannot be carried out, None where it can. All or nothing is carried out.
+    """Return (code, text) where a reply cannot be carried out, None where it can. A reply is carried out wholly or not
+    at all.
 
-    `checked` is a body that was checked before: that of the message, which many handlers pass on as it came.
+    `checked` is a body that was checked before: the message's own, which many handlers pass on unchanged.
     """
     targets = 0
     for command in commands:
@@ -62,9 +63,9 @@ def fault(commands: list[Command], checked: bytes | None = None) -> tuple[str, s
 
 
 class Commands:
-    """Carries out commands: each result is begun here, counted on its case, and ended by whoever it went to.
+    """Carry out commands: each result is begun here, counted on its case, and ended by the unit that got it.
 
-    `place` hands a parcel to a handler of this server; `is_account` says whether a user name is known though absent.
+    `dispatch` hands a job to a handler of this server; `is_account` says whether a user name is known though absent.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Commands:
         deliveries: Deliveries,
         mailboxes: Mailboxes,
         relays: Relays,
-        place: Callable[[Job, float], None],
+        dispatch: Callable[[Job, float], None],
         is_account: Callable[[str], bool],
     ) -> None:
         self._directory = directory
@@ -90,11 +91,11 @@ class Commands:
         self._results: OrderedDict[tuple[str | None, str], int] = OrderedDict()  # by peer and root
         self._out = out
         self._trace = trace
-        self._place = place
+        self._dispatch = dispatch
         self._is_account = is_account
 
     def carry_out(self, job: Job, commands: list[Command], now: float) -> None:
-        """Begin everything that a reply asks for; it was found sound before."""
+        """Begin every result of a reply that `fault` has found sound."""
         for number, command in enumerate(commands):
             if command.command == "sendClients":
                 self._to_clients(job, number, command, now, alone=len(commands) == 1)
@@ -107,7 +108,7 @@ class Commands:
         case, names = job.case, command.targets
         places = self._directory.places(names[0]) if len(names) == 1 else None
         if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
-            for link, sessions in places.items():  # one user on one bridge: most messages
+            for link, sessions in places.items():  # most messages: one user on one bridge
                 self._deliver(job, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
             return
         by_link: dict[Link, list[list[int]]] = {}
@@ -132,18 +133,19 @@ class Commands:
             self._deliver(job, number, command, link, targets, shares, reports)
 
     def _must_queue(self, job: Job, user: str) -> bool:
-        """Must it go behind what waits for the user? A repeat must if anything is kept, for that may be the first."""
+        """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
+        for one of them may be the first."""
         return self._mailboxes.must_queue(user) or (job.repeated and self._queues.get(mailbox(user)) is not None)
 
     def _deliver(
         self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
         shares: dict[int, Share] | None, bridge_reports: bool,
     ) -> None:  # fmt: skip
-        """Have a bridge deliver to those of a command's targets that it holds."""
+        """Have a bridge deliver to those of a command's targets that are connected to it."""
         case = job.case
         case.pending += 1
         id_ = f"{job.id}.{number}"
-        queues = self._queues  # should it not arrive, it will have its place before all that comes later
+        queues = self._queues  # numbers for the results, should they be queued: their place is before later ones
         first, queues.next_number = queues.next_number, queues.next_number + len(command.targets)
         delivery = Delivery(job, command, id_, targets, shares, bridge_reports, first)
         serial = self._deliveries.add(link, delivery)
@@ -158,7 +160,8 @@ class Commands:
         self._out.messages[link].append(deliver)
 
     def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:
-        """A user without a connection, or with something waiting that goes before: it waits, if the user is known."""
+        """Queue a result for a user without a connection, or with messages queued that go first, if the user is
+        known."""
         name = command.targets[t]
         code = "not-connected" if self._settings.open_accounts else None
         if code is None and not self._is_account(name):
@@ -170,7 +173,8 @@ class Commands:
     def enqueue(
         self, job: Job, command: Command, id_: str, t: int, number: int, now: float, *, repeated: bool = False
     ) -> str | None:
-        """Have a result wait for its user; the case is told when it does. Returns a code where it cannot."""
+        """Queue a result for its user; its case is settled when the result is on disk. Returns a code where there is no
+        room."""
         name, meta = command.targets[t], self._relays.meta_of(job)
         if repeated:
             meta["repeated"] = True
@@ -181,9 +185,11 @@ class Commands:
         return self._queues.enqueue(entry, job.case, now)
 
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
-        """A delivery came to nothing. Returns the outcome, where it is one; empty: it waits now, and the case with it.
+        """Take in that a delivery failed. Returns the outcome, empty where the result is queued now and its case waits
+        for that.
 
-        Whoever is gone since is away, and what nobody confirmed or acknowledged may have arrived.
+        A user without a session any more is absent; a delivery that nobody confirmed or acknowledged may have been
+        made.
         """
         known = not self._settings.open_accounts and self._is_account(delivery.command.targets[t])
         if not known or reason not in ("not-connected", "unconfirmed", "timeout"):
@@ -199,7 +205,7 @@ class Commands:
         path = job.onward_path(self._settings.name)
         for t, target in enumerate(command.targets):
             id_ = result_id(job.id, number, t)
-            code = self._may_send_on(job, path) or ("reserved" if is_reserved(type_) else None)
+            code = self._may_send_on(job, path) or policy.may_name(type_)
             if code is None and target == self._settings.name:
                 self._into_own_handler(job, id_, type_, command.body, target, now, from_server=True)
                 continue
@@ -211,7 +217,7 @@ class Commands:
                 self._trace.add((now, job.root, id_, "server", target))
 
     def _to_server(self, job: Job, id_: str, type_: str, body: bytes, target: str, now: float) -> str | None:
-        """Send to another server; returns a code where that cannot even be begun."""
+        """Send a result to another server; returns a code where the transfer cannot begin."""
         route = self._relays.routes.find(target)
         if route is None:
             return "unreachable"
@@ -222,7 +228,7 @@ class Commands:
     def _to_handler(self, job: Job, number: int, command: Command, now: float) -> None:
         target = command.targets[0]
         path = job.onward_path(self._settings.name)
-        code = self._may_send_on(job, path) or ("reserved" if is_reserved(target) else None)
+        code = self._may_send_on(job, path) or policy.may_name(target)
         if code is not None:
             job.case.record(target, failed(code))
             return
@@ -231,7 +237,8 @@ class Commands:
     def _into_own_handler(
         self, job: Job, id_: str, type_: str, body: bytes, target: str, now: float, *, from_server: bool = False
     ) -> None:
-        """Hand a result to a handler here. The sender stays the same, unless it was sent to us as to another server."""
+        """Hand a result to a handler of this server. The sender stays the same, unless the command was `sendServers` to
+        this server itself."""
         scope, user, peer = job.scope, job.user, job.peer
         if from_server:
             scope, user, peer = "server", None, self._settings.name
@@ -240,11 +247,11 @@ class Commands:
             job.onward_path(self._settings.name), target, repeated=job.repeated,
         )  # fmt: skip
         child.case.pending += 1
-        self._place(child, now)
+        self._dispatch(child, now)
 
     def _may_send_on(self, job: Job, path: list[str]) -> str | None:
         """Count one more result of a root against the bounds on how far and how wide a message may spread. A root that
-        another server has named counts for what it has sent alone."""
+        another server has named counts for that server's messages alone."""
         if len(path) >= HOP_LIMIT:
             return "too-many-hops"
         results = self._results

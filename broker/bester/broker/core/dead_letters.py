@@ -1,47 +1,47 @@
-"""Dead letters: messages that were given up although somebody could still want them; and their second chance.
+"""Dead letters: messages that were given up although somebody may still want them, and their replay.
 
-A letter holds the body, the reason and the way the message had come. It stays until an operator drops it, or until it
-was replayed and that ended well.
+A dead letter holds the body, the reason and the path of the message. It stays until an operator drops it, or until it
+was replayed with success.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
-from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Bury, DeadLetter, DeadLetterPage, Entry, FindDeadLetters, Unbury, lane
 from bester.broker.wire.messages import Answer, Ask, Message
 from bester.broker.wire.outcomes import failed
 
 MAX_LISTED = 10_000
 MAX_REPLAYED = 1_000
-"""Letters of one question: a turn of the loop has an end. What is replayed or dropped is so the oldest first, and the
-answer says how many are left of those there were, and from where to go on (`next`, for the next question's `from`)."""
-MAX_PLACE = 2**63
+"""Dead letters of one question: a turn of the loop has an end. They are replayed or dropped oldest first, and the
+answer says how many are left of those there were, and where to go on (`next`, for the next question's `from`)."""
+MAX_SERIAL = 2**63
 NOWHERE = Link("direct", b"dead letters")
 QUESTIONS = frozenset({"deadList", "deadShow", "deadReplay", "deadDrop"})
 _REPLAYED = re.compile(r"\.replay\.([0-9]{1,18})$")
-"""What says at the end of an id that it goes to a server once more."""
-NEVER_KEPT = "bester.auth"
-"""What handlers of this type are given holds passwords."""
+"""Ending of the id under which a dead letter goes to its server once more."""
 
 
 def bury(letter: DeadLetter, out: Effects) -> None:
-    """There is a dead letter, and whoever runs this server may want to know."""
+    """Write a dead letter, and give notice of it to the operator."""
     out.writes.append(Bury(letter))
     server = letter.meta.get("server")
     to = {} if server is None else {"to": server}
-    out.others.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
+    out.calls.append(Notice("dead-letter", {"id": letter.id, "type": letter.type, "reason": letter.reason, **to}))
 
 
 class _Replay:
-    """Watches a replayed letter: it is dropped when all went well."""
+    """Watches the case of a replayed dead letter, and drops the letter after a success."""
 
     __slots__ = ("_letters", "_out", "_renamed", "id", "renamed")
 
@@ -53,7 +53,7 @@ class _Replay:
         self._renamed = renamed
 
     def on_case_ended(self, case: Case, answer: Message | None) -> None:
-        """The replay is over."""
+        """Take in the end of the replay."""
         self._letters.discard(self.id)
         if self.renamed is not None:
             self._renamed.pop(self.renamed, None)
@@ -61,8 +61,18 @@ class _Replay:
             self._out.writes.append(Unbury(self.id))
 
 
+class _Question(NamedTuple):
+    """An operator's question: its name and token, and as which type the letters are to be replayed. `in_pages`: it is
+    answered from a `DeadLetterPage`."""
+
+    question: str
+    token: int
+    as_type: str | None
+    in_pages: bool
+
+
 class DeadLetters:
-    """The dead letters of a broker. `enter` takes a parcel on its way again; `knows` says whether a type has, or had,
+    """The dead letters of a broker. `enter` dispatches a job again; `knows` returns whether a type has, or had,
     handlers."""
 
     def __init__(
@@ -75,16 +85,16 @@ class DeadLetters:
         self._out = out
         self._enter = enter
         self._knows = knows
-        self._replayed: set[str] = set()  # those under way
-        self._renamed: dict[str, str] = {}  # of those, what goes by an id of its own, and the letter's
+        self._replayed: set[str] = set()  # ids of the letters that are being replayed
+        self._renamed: dict[str, str] = {}  # by the id of a replay that has an id of its own, that of its letter
 
     def inspect(self) -> DeadLettersState:
-        """Return what is being replayed."""
+        """Return how many dead letters are being replayed."""
         return DeadLettersState(len(self._replayed), len(self._renamed))
 
     def bury(self, job: Job, reason: str, now: float) -> None:
-        """Give a message up, for this reason."""
-        if job.type == NEVER_KEPT:
+        """Bury a message with this reason, a code."""
+        if not policy.may_keep(job.type):
             return
         meta = {
             "root": job.root, "origin": job.origin, "scope": job.scope, "user": job.user,
@@ -95,50 +105,51 @@ class DeadLetters:
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 
     def on_question(self, link: Link, ask: Ask) -> Answer | None:
-        """An operator asks about them; None: the answer comes by `found`."""
+        """Answer an operator's question. Returns None where the answer is sent after the letters were read."""
         argument, question = ask.argument, ask.question
         wanted: Any = {"id": argument} if question == "deadShow" else {} if argument is None else argument
         if not _sound(wanted) or (question == "deadShow" and argument is None):
-            return Answer(ask.token, 1, None)  # what cannot be read is not taken for `all of them`
+            return Answer(ask.token, 1, None)  # an unreadable choice must not mean `all`
         id_, type_, limit = wanted.get("id"), wanted.get("type"), wanted.get("limit")
         most = MAX_REPLAYED if question == "deadReplay" else MAX_LISTED
         limit = most if limit is None else min(limit, most)
-        why = {"question": question, "as": wanted.get("as")}
+        asked = _Question(question, ask.token, wanted.get("as"), in_pages=question in ("deadReplay", "deadDrop"))
         bodies = question in ("deadShow", "deadReplay")
         after, upto = wanted.get("from") or (0, 0)
-        oldest_first = question in ("deadReplay", "deadDrop")
-        self._out.reads.append(
-            FindDeadLetters(id_, type_, limit, link, ask.token, why, bodies, oldest_first, after=after, upto=upto)
+        self._out.read(
+            FindDeadLetters(id_, type_, limit, bodies, asked.in_pages, after=after, upto=upto),
+            lambda answer, now: self._out.send(link, self._answer(asked, () if answer is None else answer, now)),
         )
         return None
 
-    def on_read(self, dead: FindDeadLetters, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
-        """The letters asked for: what the operator is answered."""
+    def _answer(self, asked: _Question, answer: Sequence[DeadLetter] | DeadLetterPage, now: float) -> Answer:
+        """Return the answer to an operator, given the dead letters that were read."""
         if isinstance(answer, DeadLetterPage):
-            return self._do(dead, answer, now)
-        if dead.oldest_first:  # they could not be read, which was said
-            return self._do(dead, DeadLetterPage([], 0, 0, 0), now)
-        if dead.why["question"] == "deadList":
-            return Answer(dead.token, 0, [_line(letter) for letter in answer])
-        return Answer(dead.token, 0, _whole(answer[0])) if answer else Answer(dead.token, 1, None)
+            return self._do(asked, answer, now)
+        if asked.in_pages:  # the store could not be read; a notice was given
+            return self._do(asked, DeadLetterPage([], 0, 0, 0), now)
+        if asked.question == "deadList":
+            return Answer(asked.token, 0, [_line(letter) for letter in answer])
+        return Answer(asked.token, 0, _whole(answer[0])) if answer else Answer(asked.token, 1, None)
 
-    def _do(self, dead: FindDeadLetters, pile: DeadLetterPage, now: float) -> Answer:
-        left: dict[str, Any] = {"left": pile.left}
-        if pile.left:
-            left["next"] = [pile.after, pile.upto]
-        if dead.why["question"] == "deadDrop":
-            for letter in pile.letters:
+    def _do(self, asked: _Question, page: DeadLetterPage, now: float) -> Answer:
+        left: dict[str, Any] = {"left": page.left}
+        if page.left:
+            left["next"] = [page.after, page.upto]
+        if asked.question == "deadDrop":
+            for letter in page.letters:
                 self._out.writes.append(Unbury(letter.id))
-            return Answer(dead.token, 0, {"dropped": len(pile.letters)} | left)
-        as_ = dead.why["as"]
+            return Answer(asked.token, 0, {"dropped": len(page.letters)} | left)
+        as_ = asked.as_type
         if as_ is not None and not self._knows(as_):
-            return Answer(dead.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
+            return Answer(asked.token, 1, f"no handler of type {as_!r} was ever here; give one of those there are")
         return Answer(
-            dead.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in pile.letters)} | left
+            asked.token, 0, {"replayed": sum(self._replay(letter, as_, now) for letter in page.letters)} | left
         )
 
     def _replay(self, letter: DeadLetter, as_: str | None, now: float) -> bool:
-        """Try a letter again; as another type, where one is given. False: it is under way already, or has no place."""
+        """Replay a dead letter, as type `as_` where that is given. Returns False where a replay is under way already,
+        or there is no room."""
         meta = letter.meta
         if letter.id in self._replayed:
             return False
@@ -148,8 +159,10 @@ class DeadLetters:
             return self._replay_to_server(letter, server, now)
         case, watch = self._second_chance(letter)
         id_ = letter.id
-        if as_ is not None:  # whoever has got a result of the first attempt is to get those of another handler too
-            watch.renamed = id_ = f"{letter.id}.{self._queues.reserve_numbers(1)}.replay"  # still one of its results
+        if as_ is not None:  # a recipient of the first attempt's results gets those of the other handler, too
+            watch.renamed = id_ = (
+                f"{letter.id}.{self._queues.reserve_numbers(1)}.replay"  # still counts as one of its results
+            )
             self._renamed[id_] = letter.id
         job = Job(
             case, id_, case.root, as_ or letter.type, letter.body, meta.get("scope") or "handler",
@@ -160,7 +173,7 @@ class DeadLetters:
         return True
 
     def _replay_to_server(self, letter: DeadLetter, server: str, now: float) -> bool:
-        """It waits in its lane again, and is a dead letter until that is on disk."""
+        """Enqueue a dead letter in its lane again; the letter is dropped once that is committed."""
         meta, (case, _) = letter.meta, self._second_chance(letter)
         entry = Entry(
             self._queues.reserve_numbers(1), lane(server, letter.type), _next_id(letter),
@@ -183,22 +196,22 @@ class DeadLetters:
 
 
 def _next_id(letter: DeadLetter) -> str:
-    """Return the id under which a letter goes to its server once more: the same however often this one is replayed, and
-    another than those of all it was before."""
+    """Return the id under which a dead letter goes to its server once more: the same at every replay of this letter,
+    and unlike the ids of the letters it was before."""
     before = _REPLAYED.search(letter.id)
     number = max(round(letter.at_s * 1000), int(before[1]) + 1 if before else 0)
     return f"{letter.id[: before.start()] if before else letter.id}.replay.{number}"
 
 
 def _sound(wanted: Any) -> bool:
-    """Can it be read which letters are meant?"""
+    """Return whether a choice of dead letters can be read."""
     if type(wanted) is not dict:
         return False
     limit = wanted.get("limit")
     names = all(wanted.get(key) is None or type(wanted[key]) is str for key in ("id", "type", "as"))
     start = wanted.get("from")
     if start is not None and not (
-        type(start) is list and len(start) == 2 and all(type(each) is int and 0 <= each < MAX_PLACE for each in start)
+        type(start) is list and len(start) == 2 and all(type(each) is int and 0 <= each < MAX_SERIAL for each in start)
     ):
         return False
     return names and (limit is None or (type(limit) is int and limit > 0))
@@ -215,5 +228,5 @@ def _line(letter: DeadLetter) -> dict[str, Any]:
 
 def _whole(letter: DeadLetter) -> dict[str, Any]:
     meta = letter.meta
-    said = {key: meta.get(key) for key in ("user", "origin", "root", "scope", "peer")}
-    return _line(letter) | said | {"body": letter.body.decode("utf-8", "replace")}
+    names = {key: meta.get(key) for key in ("user", "origin", "root", "scope", "peer")}
+    return _line(letter) | names | {"body": letter.body.decode("utf-8", "replace")}

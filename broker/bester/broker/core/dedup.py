@@ -29,7 +29,7 @@ class DedupCache:
 
     @property
     def count(self) -> int:
-        """How many cases are remembered."""
+        """Count of the cases that are remembered."""
         return len(self._cases)
 
     def find(self, key: Key, now: float) -> Case | None:

@@ -1,22 +1,23 @@
-"""What bridges have been asked to deliver and have not confirmed yet."""
+"""Deliveries: the DELIVERs that bridges have not confirmed yet. Pure."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
-from bester.broker.core.values import Link
 from bester.broker.store_requests import Entry
 from bester.broker.wire.messages import Command
 
 UNCONFIRMED = "unconfirmed"
-"""The user is gone, and may have got it before: kept like one who is away, but marked."""
+"""Reason of a user who has gone, and may have had the message: it is queued, and marked."""
 MAYBE = frozenset({UNCONFIRMED, "timeout"})
-"""Reasons after which it may have arrived all the same."""
+"""Reasons after which the message may have been delivered."""
 
 
 class Share:
-    """A target whose sessions sit on several bridges: delivered when one of them delivers."""
+    """A target with sessions on several bridges: delivered when one bridge delivers. `owed` bridges have not
+    answered."""
 
     __slots__ = ("delivered", "owed", "reason")
 
@@ -26,19 +27,23 @@ class Share:
         self.reason = "not-connected"
 
     def end(self, reason: str | None) -> bool:
-        """One bridge has ended with it; says whether that was the last one."""
+        """Count the answer of one bridge, a failure where it gives a `reason`; return whether it was the last."""
         self.owed -= 1
         if reason is None:
             self.delivered = True
-        elif self.reason == "not-connected" or reason in MAYBE:  # one that may have got it is enough to mark it
+        elif (
+            self.reason == "not-connected" or reason in MAYBE
+        ):  # a single session that may have had the message is enough
             self.reason = reason
         return self.owed == 0
 
 
-class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for most messages; it is in no cycle
-    """One DELIVER that is out: whose result it is, its `targets` as it lists them, and those `shares` had with other
-    bridges. `number` is what target 0 would have were it kept. `reported`: the bridge reports by itself if all goes
-    well.
+class Delivery(Struct, eq=False, gc=False):  # a Struct, for most messages have one; it is in no cycle
+    """An unconfirmed DELIVER of a command's results.
+
+    `targets` is as in the DELIVER; `shares` are those of targets with sessions on other bridges as well. `number` is
+    reserved for target 0, should it be queued, those after it for the others. `reported`: the bridge reports by itself
+    where every target is delivered.
     """
 
     job: Job
@@ -51,8 +56,8 @@ class Delivery(Struct, eq=False, gc=False):  # a Struct, for one is made for mos
 
 
 class MailDelivery(Struct, eq=False, gc=False):
-    """The same of a message that was kept; several bridges that hold its user have the `share` in common. `again`: it
-    may have arrived before."""
+    """An unconfirmed DELIVER of a queued message; the bridges with sessions of its user have the `share` in common.
+    `again`: the message was sent before, and may have been delivered."""
 
     entry: Entry
     share: Share
@@ -63,7 +68,7 @@ AnyDelivery = Delivery | MailDelivery
 
 
 class _Outstanding:
-    """What one bridge was asked to deliver: `out` by serial, the last serial given and the last confirmed."""
+    """The deliveries of one bridge: `out` by serial, the `last` serial given, and the last one `confirmed`."""
 
     __slots__ = ("confirmed", "last", "out")
 
@@ -80,7 +85,7 @@ class Deliveries:
         self._by_link: dict[Link, _Outstanding] = {}
 
     def add(self, link: Link, delivery: AnyDelivery) -> int:
-        """Book a delivery; returns its serial, which rises by one on each link."""
+        """Add a delivery; return its serial, which rises by one on each link."""
         book = self._by_link.get(link)
         if book is None:
             book = self._by_link[link] = _Outstanding()
@@ -89,7 +94,7 @@ class Deliveries:
         return serial
 
     def confirm(self, link: Link, upto: int, done: list[int]) -> list[tuple[int, AnyDelivery]]:
-        """Return the deliveries that a CONFIRM ends, each once, whatever it repeats or makes up."""
+        """Return the deliveries that a CONFIRM ends, each once, whatever serials the CONFIRM repeats or makes up."""
         book = self._by_link.get(link)
         if book is None:
             return []
@@ -109,11 +114,11 @@ class Deliveries:
         return ended
 
     def drop_link(self, link: Link) -> list[AnyDelivery]:
-        """The bridge is gone: return what it had not confirmed."""
+        """Return and forget the unconfirmed deliveries of a lost link."""
         book = self._by_link.pop(link, None)
         return list(book.out.values()) if book is not None else []
 
     @property
     def count(self) -> int:
-        """How many are out."""
+        """Count of unconfirmed deliveries."""
         return sum(len(book.out) for book in self._by_link.values())

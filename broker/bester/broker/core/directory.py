@@ -1,8 +1,8 @@
-"""Who is where: the users with connections, and the bridge and sessions that hold each of them."""
+"""Users with sessions, and the bridge of each session."""
 
 from __future__ import annotations
 
-from bester.broker.core.values import Link
+from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
 
 
@@ -15,8 +15,8 @@ class Directory:
         self._sessions: dict[Link, dict[int, str]] = {}
 
     def open(self, link: Link, session: int, user: str) -> bool:
-        """Enter a session; one that is there already (a bridge that says HELLO again) is not entered twice. Return
-        False where the bridge has too many of them, or no user has so long a name."""
+        """Enter a session; one that is known already (a bridge that says HELLO again) is not entered twice. Returns
+        False where the bridge has too many sessions, or the user's name is too long for any user."""
         if len(user) > MAX_USER:
             return False
         sessions = self._sessions.setdefault(link, {})
@@ -32,7 +32,7 @@ class Directory:
         return True
 
     def close(self, link: Link, session: int) -> None:
-        """Strike a session out; no harm where it is not there."""
+        """Remove a session, if there is one."""
         sessions = self._sessions.get(link)
         user = sessions.pop(session, None) if sessions else None
         if sessions is not None and not sessions:
@@ -47,12 +47,12 @@ class Directory:
                 del self._places[user]
 
     def drop(self, link: Link) -> None:
-        """Strike out every session of a bridge."""
+        """Remove every session of a bridge."""
         for session in list(self._sessions.get(link, ())):
             self.close(link, session)
 
     def user(self, link: Link, session: int) -> str | None:
-        """Return whose session it is."""
+        """Return the user of a session, None where there is no such session."""
         sessions = self._sessions.get(link)
         return sessions.get(session) if sessions else None
 
@@ -66,12 +66,12 @@ class Directory:
 
     @property
     def user_count(self) -> int:
-        """How many users have a connection."""
+        """Number of users with a session."""
         return len(self._places)
 
     @property
     def session_count(self) -> int:
-        """How many sessions there are, of all bridges."""
+        """Number of sessions of all bridges."""
         return sum(map(len, self._sessions.values()))
 
     def users(self) -> list[str]:

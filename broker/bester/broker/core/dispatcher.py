@@ -1,35 +1,33 @@
-"""A message's way through the broker: enter → place → give → answered → (commands) → settle.
+"""The way of a message through the broker: enter → dispatch → assign → reply → (commands) → settle.
 
-What a handler's commands ask for is begun by `commands` and counted on the message's case; here every ending, however
-it comes about, settles one count. The last one sends the report. Links, roles and liveness are the router's.
+`commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
+of a result settles one count, and the last one sends the report. Links, roles and liveness belong to the router.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Case, Reports
-from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands, fault
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects, Link, NoticeEvent
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
-from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.pools import Worker
-from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
-from bester.broker.core.reporters import Reporters
+from bester.broker.core.settings import Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
-from bester.broker.core.transfers import Transfers
-from bester.broker.core.values import Effects, Link, Notice, Settings
 from bester.broker.core.workers import Workers
-from bester.broker.store_requests import Budget, RecordType, Snapshot, is_mailbox
+from bester.broker.store_requests import Budget, RecordType
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import (
     DONE,
@@ -38,7 +36,6 @@ from bester.broker.wire.messages import (
     Command,
     Confirm,
     Reply,
-    is_reserved,
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
@@ -46,99 +43,86 @@ from bester.broker.wire.outcomes import DELIVERED, failed
 
 
 class Dispatcher:
-    """All messages a broker holds. What is to be done is put into `out`.
+    """All messages that a broker holds for handlers.
 
-    `first_token` is where this life's tokens begin; `is_account` says whether a user name is known though absent;
-    `snapshot` is what the store holds; `chance` gives numbers from 0 to 1.
+    `known_types` are the types that the store has seen; `first_token` is where this life's tokens begin.
     """
 
     def __init__(
-        self, settings: Settings, out: Effects, clock: Clock, *, first_token: int, now: float,
-        is_account: Callable[[str], bool], snapshot: Snapshot, chance: Callable[[], float],
+        self, settings: Settings, out: Effects, *, workers: Workers, timeouts: Timeouts, reports: Reports, trace: Trace,
+        commands: Commands, directory: Directory, deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes,
+        relays: Relays, bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
+        first_token: int, now: float,
     ) -> None:  # fmt: skip
-        limits = settings.limits
-        self.settings = settings
-        self.limits = limits
-        self.workers = Workers(limits.max_types)
-        self.trace = Trace(limits.trace, clock, settings.name)
-        self.reports = Reports(out)
-        self.directory = Directory(limits.max_sessions)
-        self.deliveries = Deliveries()
-        self.bridges: dict[Link, None] = {}
-        self.queues = Queues(settings, out, self.reports, clock, snapshot, now)
-        self.queues.on_ready = self._look
-        transfers = Transfers(limits.max_lane)
-        self.late_outcomes = LateOutcomes(settings, self.queues, transfers, out, now)
-        self.reporters = Reporters(out, snapshot.peers)
-        self.relays = Relays(
-            settings, self.queues, transfers, self.reports, out, self.bridges, self.trace, self.reporters,
-            first_token=first_token, chance=chance, became=self.late_outcomes.on_ended,
-        )  # fmt: skip
-        self.mailboxes = Mailboxes(self.queues, self.directory, self.deliveries, out, self.late_outcomes.on_ended)
-        self.commands = Commands(
-            settings, out, self.trace, self.queues, self.directory, self.deliveries, self.mailboxes, self.relays,
-            self._dispatch, is_account,
-        )  # fmt: skip
-        self.dead_letters = DeadLetters(settings, self.queues, self.reports, out, self.enter, self.knows_type)
-        self._budget = Budget(None, limits.attempts)
-        self.timeouts = Timeouts(settings)
-        self._timed = bool(self.timeouts.configured)
-        self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *snapshot.types])
-        self._learned = set(snapshot.types)  # those of them that the store knows: a declared one may not be so for ever
-        self._unserved: dict[str, float] = {}  # types whose last worker went, and when
-        self.given_up: frozenset[str] = frozenset()  # types whose workers will not be started again
+        self.given_up: frozenset[str] = frozenset()
+        """Types whose workers will not be started again: their messages do not wait."""
+        self.ending = False
+        """The broker ends: nothing enters any more, and nothing waits for an answer that will not come."""
+        self._settings = settings
+        self._limits = settings.limits
+        self._out = out
+        self._workers = workers
+        self._timeouts = timeouts
+        self._timed = bool(timeouts.configured)
+        self._reports = reports
+        self._trace = trace
+        self._commands = commands
+        self._directory = directory
+        self._deliveries = deliveries
+        self._queues = queues
+        self._mailboxes = mailboxes
+        self._relays = relays
+        self._bridges = bridges
+        self._dead_letters = dead_letters
+        self._budget = Budget(None, settings.limits.attempts)
+        self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
+        self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
+        self._unserved: dict[str, float] = {}  # types without a worker, and since when
         self._held = 0
         self._held_bytes = 0
-        self.ending = False
-        """Nothing enters any more; what nobody will answer need not be waited for."""
         self._token = first_token
         self._started = now
-        self._out = out
-
-    @property
-    def cases(self) -> int:
-        """How many messages are owed a report."""
-        return self.reports.open
 
     def bounds(self) -> dict[str, Bound]:
         """Return how full the memory is that messages with handlers, or waiting for one, may take."""
-        limits = self.limits
+        limits = self._limits
         return {
             "jobs": Bound(self._held, limits.max_held),
             "job_bytes": Bound(self._held_bytes, limits.max_held_bytes),
             "types": Bound(len(self._learned), limits.max_types),
         }
 
-    # --- in ---
+    # --- entry ---
 
     def enter(self, job: Job, now: float) -> None:
-        """A message has come from outside: a client, a server, or a handler that sends it on to another."""
-        self.reports.begin(job.case)
-        self._dispatch(job, now)
+        """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
+        self._reports.begin(job.case)
+        self.dispatch(job, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
-        """A handler acts of its own initiative: as if it answered a message that nobody sent."""
-        self.reports.begin(case)
-        self.trace.add((now, case.root, case.id, "emitted", type_))
+        """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
+        own."""
+        self._reports.begin(case)
+        self._trace.add((now, case.root, case.id, "emitted", type_))
         wrong = fault(commands)
-        job = Job(case, case.id, case.root, type_, b"", "handler", self.settings.name, repeated=repeated)
+        job = Job(case, case.id, case.root, type_, b"", "handler", self._settings.name, repeated=repeated)
         if wrong is not None:
             self._end(job, failed(wrong[0]))
             return
-        self.commands.carry_out(job, commands, now)
+        self._commands.carry_out(job, commands, now)
         self._end(job, None)
 
     # --- to a handler ---
 
-    def _dispatch(self, job: Job, now: float) -> None:
-        limits, size_bytes = self.limits, len(job.body)
+    def dispatch(self, job: Job, now: float) -> None:
+        limits, size_bytes = self._limits, len(job.body)
         worker = None
         if len(job.path) >= HOP_LIMIT:
             code: str | None = "too-many-hops"
         elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
             code = self._never_served(job, now) or "overloaded"
         else:
-            worker = self.workers.choose(job)
+            worker = self._workers.choose(job)
             code = None if worker is not None else self._may_not_wait(job, now)
         if code is not None:
             self._end(job, failed(code))
@@ -149,63 +133,63 @@ class Dispatcher:
             self._assign(worker, job, now)
         else:
             job.since = now
-            self.workers.enqueue(job)
+            self._workers.enqueue(job)
 
     def knows_type(self, type_: str) -> bool:
-        """Is the type served, or was it ever?"""
-        return type_ in self._seen_types or self.workers.serves(type_)
+        """Return whether the type is served now, or ever was."""
+        return type_ in self._seen_types or self._workers.serves(type_)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
-        full = self.workers.queued_count(job.type) >= self.limits.max_waiting
+        full = self._workers.queued_count(job.type) >= self._limits.max_waiting
         code = self._never_served(job, now) or ("overloaded" if full else None)
-        if code is None and job.type in self.given_up and not self.workers.serves(job.type):
+        if code is None and job.type in self.given_up and not self._workers.serves(job.type):
             return "no-handler"
         return code
 
     def _never_served(self, job: Job, now: float) -> str | None:
-        if self.workers.serves(job.type) or job.type in self._seen_types:
+        if self._workers.serves(job.type) or job.type in self._seen_types:
             return None
-        if is_reserved(job.type):
-            return "reserved"
-        just_started = now < self._started + self.limits.restart_s
+        if (code := policy.may_name(job.type)) is not None:
+            return code
+        just_started = now < self._started + self._limits.restart_s
         return "no-handler" if job.scope == "server" and just_started else "unknown-type"
 
     def _assign(self, worker: Worker, job: Job, now: float) -> None:
         if job.case.expires is not None and now >= job.case.expires:
-            self.workers.release_group(job)
+            self._workers.release_group(job)
             self._let_go(job)
             self._end(job, failed("expired"))
             return
         self._token = token = self._token + 1
         job.attempt += 1
         job.since = now
-        self.workers.assign(worker, token, job)
-        self.trace.add((now, job.root, job.id, "handler", job.type))
+        self._workers.assign(worker, token, job)
+        self._trace.add((now, job.root, job.id, "handler", job.type))
         request = job.request(token)
         if self._timed or job.case.expires is not None:
             expires = job.case.expires
-            deadline_ms = self.timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
+            deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
             if deadline_ms is not None:
                 request.meta["deadline_ms"] = deadline_ms
         self._out.messages[worker.link].append(request)
 
     def feed(self, worker: Worker, now: float) -> None:
-        """Give a worker what waits, as far as its credit goes; and others what it no longer keeps for itself."""
-        workers = self.workers
+        """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
+        workers = self._workers
         self._fill(worker, now)
         if workers.requeued or workers.freed:
             self._share_out(now)
 
     def _fill(self, worker: Worker, now: float) -> None:
-        """Give a worker what waits, as far as its credit goes."""
-        while (job := self.workers.next_for(worker)) is not None:
+        """Assign waiting messages to a worker up to its credit."""
+        while (job := self._workers.next_for(worker)) is not None:
             self._assign(worker, job, now)
 
     def _share_out(self, now: float) -> None:
-        """Give what was put back into a queue to whoever is free, in turn."""
-        workers = self.workers
-        for aside in workers.isolate(now):
-            self._fill(aside, now)
+        """Assign requeued messages to free workers, in turn."""
+        workers = self._workers
+        for isolated in workers.isolate(now):
+            self._fill(isolated, now)
         while workers.freed:
             freed, _ = workers.freed.popitem()
             self._fill(freed, now)
@@ -214,14 +198,14 @@ class Dispatcher:
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
                     self._assign(worker, job, now)
-                    if not worker.groups:  # of a line that is now its own it takes on what it has credit for
+                    if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 
     def on_worker_joined(self, worker: Worker, types: frozenset[str], now: float) -> None:
-        """A worker has come."""
-        for type_ in sorted(types):  # what is written is in an order that a test can see again
+        """Take in a new worker: learn its types, and give it messages."""
+        for type_ in sorted(types):  # so that writes have an order that a test can see again
             self._unserved.pop(type_, None)
-            if type_ not in self._learned and len(self._learned) < self.limits.max_types:
+            if type_ not in self._learned and len(self._learned) < self._limits.max_types:
                 self._learned.add(type_)
                 self._seen_types[type_] = None
                 self._out.writes.append(RecordType(type_))
@@ -231,47 +215,48 @@ class Dispatcher:
     def on_worker_rejoined(
         self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str], now: float
     ) -> None:
-        """A worker has said what it serves anew."""
+        """Take in a worker's new HELLO, with new types, credit and order."""
         before = worker.pool.types
-        self.workers.rejoin(worker, types, credit, ordered)
+        self._workers.rejoin(worker, types, credit, ordered)
         self._unserve(before, now)
         self.on_worker_joined(worker, types, now)
 
     def on_worker_leaving(self, worker: Worker, now: float) -> None:
-        """A worker takes no new messages; what it holds stays its own."""
+        """Give a leaving worker no new messages; those in flight stay its own."""
         types = worker.pool.types
-        self.workers.leave(worker)
+        self._workers.leave(worker)
         self._unserve(types, now)
         self._share_out(now)
 
     def suspend(self, worker: Worker, now: float) -> None:
-        """A worker holds nothing but messages that are over, and answers none of them: its types are for others."""
+        """Pass over a worker that holds nothing but settled messages and answers none of them."""
         types = worker.pool.types
-        self.workers.suspend(worker)
+        self._workers.suspend(worker)
         self._unserve(types, now)
         self._share_out(now)
 
-    def _gave_back(self, worker: Worker) -> None:
-        """A worker has answered a message that was over: it has a place again."""
+    def _on_late_answer(self, worker: Worker) -> None:
+        """Take in the answer to a settled message: the worker has credit again."""
         worker.overdue -= 1
         if worker.stuck:
-            self.workers.resume(worker)
+            self._workers.resume(worker)
             for type_ in worker.pool.types:
                 self._unserved.pop(type_, None)
 
     def _unserve(self, types: frozenset[str], now: float) -> None:
-        """Note since when types are not served. Of a type that was not learned (there are too many) nothing waits for a
-        worker to come back, so nothing is noted: a handler may say HELLO with other types as often as it likes."""
+        """Note since when types are not served. Types that were not learned (there are too many) are not noted, since
+        none of their messages waits for a worker: a handler may say HELLO with other types at will."""
         for type_ in types:
-            if type_ in self._seen_types and not self.workers.serves(type_):
+            if type_ in self._seen_types and not self._workers.serves(type_):
                 self._unserved.setdefault(type_, now)
 
     # --- from a handler ---
 
     def on_reply(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
-        """A handler has replied; `feed` it when it has said all. Returns (code, text) of what was wrong, or None."""
+        """Carry out a handler's reply; the router calls `feed` after the last reply of a batch. Returns (code, text)
+        where the reply is wrong, else None."""
         token, status, commands, note, code = reply
-        job = self._taken(worker, token)
+        job = self._take_back(worker, token)
         if job is None:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
@@ -285,55 +270,56 @@ class Dispatcher:
             elif (wrong := fault(commands, job.body)) is not None:
                 self._end(job, failed(wrong[0]))
             else:
-                self.commands.carry_out(job, commands, now)
-                job.is_settled = True  # as `_end`, without a call for every message
-                self.reports.settle_one(job.case)
+                self._commands.carry_out(job, commands, now)
+                job.is_settled = True  # as `_end`, inline for speed
+                self._reports.settle_one(job.case)
         return wrong
 
     def on_malformed_reply(self, worker: Worker, token: int, now: float) -> None:
-        """A handler has replied something that cannot even be read."""
-        job = self._taken(worker, token)
+        """End the message whose reply could not be decoded."""
+        job = self._take_back(worker, token)
         if job is not None and not job.is_settled:
             self._end(job, failed("bad-reply"))
         self.feed(worker, now)
 
-    def _taken(self, worker: Worker, token: int) -> Job | None:
-        job = self.workers.complete(worker, token)
+    def _take_back(self, worker: Worker, token: int) -> Job | None:
+        job = self._workers.complete(worker, token)
         if job is None:
             return None
         if job.is_settled:
-            self._gave_back(worker)
-        else:  # as `_let_go`, without a call for every message
+            self._on_late_answer(worker)
+        else:  # as `_let_go`, inline for speed
             self._held -= 1
             self._held_bytes -= len(job.body)
         return job
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
-        """Return the reason of a failure that comes after the message's time: a handler that knows its deadline gives
-        up then, and may be heard before this broker has looked at its clock."""
-        if now - job.since >= self.timeouts.of(worker, job.type):
-            self.dead_letters.bury(job, "timeout", now)
+        """Return the code of a failure that comes after the message's time: a handler that knows its deadline gives up
+        then, and may be heard before this broker looks at its clock."""
+        if now - job.since >= self._timeouts.of(worker, job.type):
+            self._dead_letters.bury(job, "timeout", now)
             return "timeout"
         expires = job.case.expires
         return "expired" if expires is not None and now >= expires else None
 
     def _let_go(self, job: Job) -> None:
-        """It no longer counts against what may be held."""
+        """Stop counting a message against what may be held."""
         self._held -= 1
         self._held_bytes -= len(job.body)
 
     def _notice_failure(self, job: Job, reason: str, note: str) -> None:
-        event = "handler-failed" if reason in ("handler-failed", "bad-reply") else "handler-refused"
-        self._out.others.append(Notice(event, {"id": job.id, "type": job.type, "code": reason, "note": note}))
+        failed_itself = reason in ("handler-failed", "bad-reply")
+        event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
+        self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
-        """A worker has died: what it held goes to others, before all that waits. Only a message that it held alone has
-        used up an attempt; of several each is given alone, until it is known which one kills."""
-        lost = self.workers.lose(worker)
+        """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
+        used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""
+        lost = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
         if len(lost) == 1:
             again = self._died_over(lost[0], now)
-            self.workers.clear()
+            self._workers.clear()
         else:
             group = Suspicion()
             again = [job for job in lost if not job.is_settled]
@@ -343,18 +329,16 @@ class Dispatcher:
         for job in again:
             job.since = now
         for job in reversed(again):
-            self.workers.enqueue(job, first=True)
+            self._workers.enqueue(job, first=True)
         if len(again) > 1:
-            self._out.others.append(
-                Notice("suspected", {"messages": len(again), "types": sorted({p.type for p in again})})
-            )
+            self._out.notice("suspected", messages=len(again), types=sorted({job.type for job in again}))
         self._share_out(now)
-        for keeper in [keeper for job in again if (keeper := self.workers.bound_worker(job)) is not None]:
-            self.feed(keeper, now)
+        for worker in [bound for job in again if (bound := self._workers.bound_worker(job)) is not None]:
+            self.feed(worker, now)
 
     def _died_over(self, job: Job, now: float) -> list[Job]:
-        """A worker has died with this message alone in its hands, over it or after it. Those it was suspected with are
-        cleared. Returns the message where it is to be tried again."""
+        """Take in that a worker died while holding this message alone, and clear those suspected together with it.
+        Returns the message, if another attempt is due."""
         deaths = 1
         if job.suspicion is not None:
             deaths += job.suspicion.deaths
@@ -364,7 +348,7 @@ class Dispatcher:
         job.suspicion = Suspicion(deaths)
         if deaths < self._budget_of(job.type).attempts:
             return [job]
-        self.dead_letters.bury(job, "handler-lost", now)
+        self._dead_letters.bury(job, "handler-lost", now)
         self._let_go(job)
         self._end(job, failed("handler-lost"))
         return []
@@ -372,23 +356,23 @@ class Dispatcher:
     # --- endings ---
 
     def on_confirm(self, link: Link, confirm: Confirm, now: float) -> None:
-        """A bridge says what it has delivered, and what it could not."""
+        """Take in which deliveries a bridge has made, and which failed."""
         failures: dict[int, dict[int, str]] = {}
         for serial, t, reason in confirm.failed:
             failures.setdefault(serial, {})[t] = reason if reason in CODES or reason == UNCONFIRMED else "not-connected"
-        for serial, delivery in self.deliveries.confirm(link, confirm.upto, confirm.done):
+        for serial, delivery in self._deliveries.confirm(link, confirm.upto, confirm.done):
             reasons = failures.get(serial) if failures else None
             if type(delivery) is Delivery:
                 self._delivered(delivery, reasons, now)
             elif type(delivery) is MailDelivery:
-                self.mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
+                self._mailboxes.on_delivered(delivery, next(iter(reasons.values())) if reasons else None, now)
 
     def _delivered(self, delivery: Delivery, failures: dict[int, str] | None, now: float) -> None:
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
-        if delivery.reported and not failures:  # the case ends with it, and its outcomes are asked for no more
+        if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
             for target in delivery.targets:
-                self.trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
-            self.reports.settle_one(case, silent=True)
+                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
+            self._reports.settle_one(case, silent=True)
             return
         for target in delivery.targets:
             t = target[0]
@@ -398,65 +382,61 @@ class Dispatcher:
                 if not share.end(reason):
                     continue
                 reason = None if share.delivered else share.reason
-            outcome = DELIVERED if reason is None else self.commands.on_not_delivered(delivery, t, reason, now)
+            outcome = DELIVERED if reason is None else self._commands.on_not_delivered(delivery, t, reason, now)
             if outcome:
                 case.record(names[t], outcome)
-            self.trace.add((now, case.root, delivery.id, outcome or "kept", names[t]))
-        self.reports.settle_one(case, silent=delivery.reported and not failures)
+            self._trace.add((now, case.root, delivery.id, outcome or "kept", names[t]))
+        self._reports.settle_one(case, silent=delivery.reported and not failures)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
-        """A bridge is gone, and with it its sessions; what it had not confirmed may have been delivered."""
-        self.bridges.pop(link, None)
-        self.directory.drop(link)
-        for delivery in self.deliveries.drop_link(link):
+        """Forget a bridge and its sessions; its unconfirmed deliveries may have been made."""
+        self._bridges.pop(link, None)
+        self._directory.drop(link)
+        for delivery in self._deliveries.drop_link(link):
             if type(delivery) is Delivery:
                 self._delivered(delivery, {target[0]: UNCONFIRMED for target in delivery.targets}, now)
             elif type(delivery) is MailDelivery:
-                self.mailboxes.on_delivered(delivery, UNCONFIRMED, now)
-        self.relays.on_link_lost(link, now)
-
-    def _look(self, queue: Queue, now: float) -> None:
-        """Something may be next in a box."""
-        if is_mailbox(queue.key):
-            self.mailboxes.advance(queue, now)
-        else:
-            self.relays.advance(queue, now)
+                self._mailboxes.on_delivered(delivery, UNCONFIRMED, now)
+        self._relays.on_link_lost(link, now)
 
     def _end(self, job: Job, outcome: str | None, note: str | None = None) -> None:
-        """A parcel that is no longer held has ended; `outcome` where it failed, `note` where its sender is told why."""
+        """Settle a message that is no longer held; `outcome` is its failure, if any, and `note` the reason for its
+        sender."""
         job.is_settled = True
         if outcome is not None:
             job.case.record(job.target, outcome, note)
-        self.reports.settle_one(job.case)
+        self._reports.settle_one(job.case)
 
     def _budget_of(self, type_: str) -> Budget:
-        return self.settings.budgets.get(type_, self._budget)
+        return self._settings.budgets.get(type_, self._budget)
 
     # --- time ---
 
     def tick(self, workers: list[Worker], now: float) -> None:
-        """End what has waited too long."""
-        before = partial(self._waits_since, now, self._hopeless(workers))
-        for type_ in self.workers.waiting_types():
-            self._give_up(self.workers.overdue(type_, before), now)
+        """End messages that have waited, or were worked on, for too long."""
+        waits_since = partial(self._waits_since, now, self._hopeless(workers))
+        for type_ in self._workers.waiting_types():
+            self._give_up(self._workers.overdue(type_, waits_since), now)
         for worker in workers:
             if worker.groups:
-                self._give_up(self.workers.overdue_for(worker, before), now)
+                self._give_up(self._workers.overdue_for(worker, waits_since), now)
             self._end_late(worker, now)
         self._share_out(now)
-        self.mailboxes.tick(now)
-        self.relays.tick(now)
-        self.queues.tick(now)
+        self._mailboxes.tick(now)
+        self._relays.tick(now)
+        self._queues.tick(now)
 
     def _hopeless(self, workers: list[Worker]) -> Collection[str]:
-        """Return the types that nobody will serve any more: this broker ends, and their workers hang."""
+        """Return the types that nobody will serve any more: this broker ends, and their workers are stuck."""
         return {type_ for each in workers if each.stuck for type_ in each.pool.types} if self.ending else ()
 
     def _waits_since(self, now: float, hopeless: Collection[str], job: Job) -> float:
-        """Return since when a message must have waited to be given up now."""
-        limits, type_ = self.limits, job.type
-        begun = job.attempt > job.attempts_before  # such a one waits longer for a worker that is started again
-        if not self.workers.serves(type_):
+        """Return the time since which a message must have waited to be given up now."""
+        limits, type_ = self._limits, job.type
+        begun = (
+            job.attempt > job.attempts_before
+        )  # a handler died over this job: wait longer, until a worker is restarted
+        if not self._workers.serves(type_):
             without_s = limits.handler_again_s if begun else limits.handler_wait_s
             if type_ in hopeless:
                 without_s = 0.0
@@ -465,15 +445,16 @@ class Dispatcher:
         return now - (limits.suspect_s if begun else limits.request_s)
 
     def _end_late(self, worker: Worker, now: float) -> None:
-        """End what a worker was given too long ago. It occupies credit until it is answered, but no memory."""
-        timeouts = self.timeouts
+        """End messages that a worker was given too long ago. They occupy its credit until they are answered, but no
+        memory."""
+        timeouts = self._timeouts
         usual_s, configured, shortest_s = timeouts.usual_s(worker.lease_s), timeouts.configured, timeouts.shortest_s
         for job in worker.inflight.values():
             if job.since > now - shortest_s:
                 break
             if job.is_settled or job.since > now - configured.get(job.type, usual_s):
                 continue
-            self.dead_letters.bury(job, "timeout", now)
+            self._dead_letters.bury(job, "timeout", now)
             self._let_go(job)
             job.body = b""
             worker.overdue += 1
@@ -483,7 +464,7 @@ class Dispatcher:
         for job in jobs:
             code = self._why_waited(job, now)
             if code == "handler-lost":
-                self.dead_letters.bury(job, code, now)
+                self._dead_letters.bury(job, code, now)
             self._let_go(job)
             self._end(job, failed(code))
 
@@ -492,4 +473,4 @@ class Dispatcher:
             return "expired"
         if job.attempt > job.attempts_before:
             return "handler-lost"
-        return "overloaded" if self.workers.serves(job.type) else "no-handler"
+        return "overloaded" if self._workers.serves(job.type) else "no-handler"

@@ -1,8 +1,7 @@
-"""What a broker holds at one moment, as plain values: counts, and small tables. Pure.
+"""Inspection: the contents of a broker at one moment, as plain values: counts, and small tables. Pure.
 
-`Router.inspect()` puts an Inspection together when somebody asks, an operator or a test; each unit of the core says its
-own part. Nothing is counted for it in advance, so a broker that nobody asks pays nothing. Its values are copies: what
-happens afterwards does not change them.
+`Router.inspect()` puts an Inspection together for an operator or a test; each unit of the core gives its own part.
+Nothing is counted in advance, so an inspection costs nothing until somebody asks. The values are copies.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import NamedTuple
 
 
 class Bound(NamedTuple):
-    """How much of something there is, and how much there may be."""
+    """A bound: how much is `used`, and the `most` that may be."""
 
     used: int
     most: int
 
 
 class QueueState(NamedTuple):
-    """One queue on disk: the mailbox of a user, or the messages of one type to one server.
+    """A queue on disk: the mailbox of a user, or the messages of one type to one server.
 
     `messages` counts those that are ready and those `inflight`, `size_bytes` their bodies. `delay_s` is the back-off
     before the next try, 0 where the last try went well.
@@ -73,9 +72,9 @@ class WorkersState(NamedTuple):
 
 
 class LaneState(NamedTuple):
-    """One type of messages that comes in from one server, in the lane of that server's store `epoch`.
+    """An inbound lane: the messages of one type from one server, numbered under the `epoch` of that server's store.
 
-    All numbers below `floor` are settled. `known` counts the numbers from there on whose outcome is known or under way,
+    All numbers below `floor` are settled. `known` counts the numbers from there on with an outcome or a pending case,
     `lowest` is the lowest of these. `refused` is the number that must come again before any higher one is taken.
     """
 
@@ -87,11 +86,11 @@ class LaneState(NamedTuple):
 
 
 class ResumeState(NamedTuple):
-    """What a bridge that loses its link, and comes back on another, finds again.
+    """State of one bridge process that survives its link.
 
-    `linked`: it has a link now. `cases` counts its submitted messages, some of them over; `unacknowledged` the reports
-    on its present link that it has not acknowledged, `unheard` those of earlier links that it may not have had.
-    `recipients` counts the names whose outcomes are kept with the cases.
+    `linked`: the bridge has a link now. `cases` counts its submitted messages, some of them ended; `unacknowledged` the
+    reports on its present link without an acknowledgement, `unheard` those of earlier links. `recipients` counts the
+    names whose outcomes are kept with the cases.
     """
 
     linked: bool
@@ -102,16 +101,16 @@ class ResumeState(NamedTuple):
 
 
 class DedupState(NamedTuple):
-    """Messages that are known if they come again: by a key of their sender's (`keyed`), by the id that a server gave
-    them (`relayed`)."""
+    """Messages whose duplicates are found: by their sender's key (`keyed`), and by their id at another server
+    (`relayed`)."""
 
     keyed: int
     relayed: int
 
 
 class ReportersState(NamedTuple):
-    """What is known of native servers: `known` counts the configured ones of which it is known whether they report,
-    `strangers` the others that have reported, `counted` the messages of which silent ends are counted."""
+    """Findings on native servers: `known` counts the configured ones that report or are known not to, `strangers` the
+    others that have reported, `counted` the messages whose ends without a report are counted."""
 
     known: int
     strangers: int
@@ -119,14 +118,14 @@ class ReportersState(NamedTuple):
 
 
 class DeadLettersState(NamedTuple):
-    """The dead letters that are being replayed: all of them, and those of them that go by another id than theirs."""
+    """The dead letters that are being replayed: all of them, and those replayed under another id."""
 
     replays: int
     renamed: int
 
 
 class Inspection(NamedTuple):
-    """What one broker holds.
+    """The contents of one broker.
 
     `peers` counts the parties that have said HELLO by role, `strangers` the links that spoke before that, `users` and
     `sessions` who is connected by way of the bridges. `logins` counts the passwords that are being checked.

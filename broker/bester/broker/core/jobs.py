@@ -1,4 +1,4 @@
-"""A parcel is a message on its way to a handler, with everything that is known about it."""
+"""A job is a message on its way to a handler, with everything known about the message."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 _new = tuple.__new__
 
 
-class Job(Struct, eq=False, gc=False):  # a Struct, for one is made for every message; it leaves its line at its end
-    """What a REQUEST is made of, and the case it belongs to.
+class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one; left by its group at its end
+    """Contents of a REQUEST, and the case that the message belongs to.
 
-    `target` is its name among the recipients when a handler sent it on (None for a message that entered). `since` is
-    when it began to wait, or was given to a handler; `attempt` counts those, and those of before it came here (`before`
-    of them). `repeated`: it was on its way before, and may have been delivered. `ended`: its case no longer waits for
-    it. `line`, of an ordered type, is the one it is counted in while a worker holds it. `suspicion` is there when a
-    worker has died with it in hand.
+    `target` is the name among the recipients where a handler sent the message on (None for a message that entered).
+    `since` is when the job began to wait, or was given to a handler; `attempt` counts the times it was given, with
+    those of earlier lives (`attempts_before`). `repeated`: the message may have been processed before. `is_settled`:
+    its case no longer waits for it. `group`, of an ordered type, is the message group that counts it while a worker
+    holds it. `suspicion` is set when a worker has died while holding it.
     """
 
     case: Case
@@ -47,11 +47,11 @@ class Job(Struct, eq=False, gc=False):  # a Struct, for one is made for every me
 
     @property
     def suspected(self) -> bool:
-        """Whether a worker may have died over it, so that it is to be alone with the next."""
+        """Return whether a worker may have died over this job, so that the next worker gets the job alone."""
         return self.suspicion is not None and self.suspicion.open
 
     def request(self, token: int) -> Request:
-        """Return the REQUEST that hands it to a handler under this token."""
+        """Return the REQUEST that gives the job to a handler under this token."""
         meta: Meta = {
             "id": self.id,
             "root": self.root,
@@ -65,5 +65,5 @@ class Job(Struct, eq=False, gc=False):  # a Struct, for one is made for every me
         return _new(Request, (token, self.type, self.body, self.user, meta))
 
     def onward_path(self, server: str) -> list[str]:
-        """Return the path of what its handler makes of it: one step longer."""
+        """Return the path of its results: one step longer."""
         return [*self.path, f"{server}/{self.type}"]

@@ -1,7 +1,8 @@
-"""What became of a message after its sender was told `queued`: who is told, and how it comes back from other servers.
+"""Late outcomes: the outcomes of messages after a report of `queued`, sent to whoever is to have them, and received
+from other servers. Pure.
 
-The sender may ask; where it wished so it gets a message of type `bester.outcome`; and a server that sent the message is
-told by a message of that type on a lane of its own, which is kept until it has arrived, like any other.
+The sender may ask for the outcome, and gets a message of type `bester.outcome` where it wished so. A server that sent
+the message gets a message of that type on a lane of its own, kept until it is delivered like any other.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import OrderedDict
 from typing import Any
 
 from bester.broker.core import dead_letters
-from bester.broker.core.cases import Case
+from bester.broker.core.cases import Case, Reports
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queues
+from bester.broker.core.settings import Settings
 from bester.broker.core.transfers import Transfers
-from bester.broker.core.values import Effects, Settings
 from bester.broker.store_requests import (
     OUTCOME_KEPT_S,
     DeadLetter,
@@ -31,52 +33,57 @@ from bester.broker.wire.messages import Meta
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, SENT, failed, is_final, severity, worst
 
 MAX_OUTCOME_BYTES = 4096
-"""Of what another server says became of one message: an id and a code."""
+"""Bytes of a late outcome from another server: an id and a code."""
 MAX_COUNTED = 65_536
-"""Messages of which news has come in this life; of more than that it is read from the disk again."""
+"""Messages whose late outcomes are counted in memory; those of others are read from the disk again."""
 
 
 class LateOutcomes:
-    """Later outcomes, of what was kept here and of what waits elsewhere."""
+    """Late outcomes, of messages queued here and of messages queued at other servers.
 
-    def __init__(self, settings: Settings, queues: Queues, transfers: Transfers, out: Effects, now: float) -> None:
+    `_counted` has, by number, how many outcomes of a message are still to come, and the worst so far. The disk may be
+    behind: one turn brings several outcomes, and a full disk takes none of them for a while.
+    """
+
+    def __init__(
+        self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects, now: float
+    ) -> None:
         self._settings = settings
         self._started = now
         self._queues = queues
         self._transfers = transfers
+        self._reports = reports
         self._out = out
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
-        """By number: how many outcomes are still to come, and the worst so far. What was read from the disk may be
-        older: one turn brings several pieces of news, and a disk that is full takes none of them for a while."""
 
     def on_ended(self, entry: Entry, outcome: str, now: float, *, amended: bool = False) -> None:
-        """A kept message has ended: tell whoever is to be told. What a server would not have becomes a dead letter."""
+        """Send the outcome of a queued message that has ended to whoever is to have it; bury a message that a server
+        has refused. `amended`: another outcome was sent before."""
         meta, number = entry.meta, int(amended)
         if not is_mailbox(entry.queue) and outcome not in (DELIVERED, SENT) and entry.body:
             self._bury(entry, outcome, now)
         message, peer = meta.get("message"), meta.get("peer")
         if entry.sender is not None and meta.get("push") and message is not None:
-            said = {"message": message, "recipient": entry.target, "outcome": outcome}
+            report = {"message": message, "recipient": entry.target, "outcome": outcome}
             until_s = self._queues.clock.stored(now) + self._settings.bounds.ttl_s
-            self._enqueue(mailbox(entry.sender), entry, entry.sender, said, until_s, number, now)
+            self._enqueue(mailbox(entry.sender), entry, entry.sender, report, until_s, number, now)
         if type(peer) is str and peer in self._settings.routes and message is not None:
-            said = {"message": message, "outcome": outcome}
-            until_s = (
-                max(self._queues.clock.stored(now), entry.expires_s) + OUTCOME_KEPT_S
-            )  # as long as anybody may ask there
-            self._enqueue(lane(peer, OUTCOME_TYPE), entry, peer, said, until_s, number, now)
+            report = {"message": message, "outcome": outcome}
+            # The outcome can be asked for over there as long as this.
+            until_s = max(self._queues.clock.stored(now), entry.expires_s) + OUTCOME_KEPT_S
+            self._enqueue(lane(peer, OUTCOME_TYPE), entry, peer, report, until_s, number, now)
 
     def _enqueue(
-        self, queue: str, entry: Entry, target: str, said: dict[str, Any], until_s: float, number: int, now: float
+        self, queue: str, entry: Entry, target: str, report: dict[str, Any], until_s: float, number: int, now: float
     ) -> None:
-        """News of a message wait like a message; of the news themselves there are none."""
-        body = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        """Enqueue an outcome as a message without a sender: it has no late outcome of its own."""
+        body = json.dumps(report, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
         meta: Meta = {"origin": self._settings.name, "root": entry.meta.get("root"), "path": []}
-        news = Entry(
+        late = Entry(
             self._queues.reserve_numbers(1), queue, f"{entry.id}.outcome.{number}", target, OUTCOME_TYPE, body, None,
             until_s, meta,
         )  # fmt: skip
-        self._queues.enqueue(news, None, now)  # where there is no room, whoever wants to know may still ask
+        self._queues.enqueue(late, None, now)  # without room for it, the outcome can still be asked for
 
     def _bury(self, entry: Entry, outcome: str, now: float) -> None:
         if entry.type == OUTCOME_TYPE:
@@ -96,40 +103,43 @@ class LateOutcomes:
     # --- from other servers ---
 
     def receive(self, peer: str, body: bytes, case: Case) -> str | None:
-        """A server tells what became of a message that waited there; the case ends by `found`. Returns a code where
-        the news cannot be read."""
+        """Read the outcome of a message that was queued at server `peer`, and look the message up; `case` ends with
+        the answer. Returns a code where the outcome cannot be read."""
         if len(body) > MAX_OUTCOME_BYTES:
             return "malformed"
         try:
-            said = json.loads(body)
+            value = json.loads(body)
         except ValueError:
             return "malformed"
-        message, outcome = (said.get("message"), said.get("outcome")) if isinstance(said, dict) else (None, None)
+        message, outcome = (value.get("message"), value.get("outcome")) if isinstance(value, dict) else (None, None)
         if type(message) is not str or type(outcome) is not str:
             return "malformed"
         if not is_final(outcome):
             return "malformed"
-        self._out.reads.append(FindEntry(message, peer, (case, outcome)))
+        self._out.read(
+            FindEntry(message, peer),
+            lambda answer, now: self._reports.settle(case, None, self._on_entry_found(message, outcome, answer, now)),
+        )
         return None
 
     def _amend(self, entry: Entry, before: str, outcome: str, now: float) -> None:
-        """More news than were expected: a server that did it twice, over its own death, tells of both. It may be that a
-        failure comes last, and then that is the truth."""
+        """Take in an outcome beyond those expected, where it is worse: a server that processed the message twice, over
+        a restart, reports both times, and a failure that comes last is the truth."""
         if severity(outcome) > severity(before):
             self._counted[entry.number] = 0, outcome
             self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": 0, "worst": outcome}))
             self._out.writes.append(End(entry.number, outcome))
             self.on_ended(entry, outcome, now, amended=True)
 
-    def on_entry_found(self, sought: FindEntry, answer: tuple[Entry, str | None] | None, now: float) -> str:
-        """The message in question; returns the outcome of the news: failed for now, where they came too early."""
-        _, outcome = sought.why
+    def _on_entry_found(self, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float) -> str:
+        """Take in the message that an outcome is about, None where there is none. Returns the outcome for the server
+        that sent it: a failure that is tried again, where it came before the message was recorded."""
         if answer is None:
-            # After a start it may be sent again, for the life before had it from somebody: then all of its news count.
+            # Soon after a start the message may still be submitted again: then all of its outcomes count.
             young = now < self._started + self._settings.limits.restart_s
-            return failed("overloaded") if young or self._transfers.is_inflight(sought.id) else DELIVERED
+            return failed("overloaded") if young or self._transfers.is_inflight(id_) else DELIVERED
         entry, state = answer
-        if state is None:  # the answer that it waits there has not come yet
+        if state is None:  # the answer `queued` has not come yet
             return failed("overloaded")
         left, so_far = self._counted.get(entry.number) or (entry.meta.get("left"), entry.meta.get("worst", DELIVERED))
         if type(left) is not int:

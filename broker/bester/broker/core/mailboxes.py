@@ -1,7 +1,7 @@
-"""Mailboxes: what waits for users who are away, and how it reaches them when they come.
+"""Mailboxes: the queues of users who are away, and their delivery when the users are back.
 
-What waits is delivered in its order and before anything newer: while something waits, what is new goes behind it. It is
-over when a bridge has confirmed that it was written; until then it stays.
+A mailbox is delivered in its order and before anything newer: as long as a message is ready, a new one goes behind. A
+message stays on disk until a bridge has confirmed its delivery.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.deliveries import MAYBE, UNCONFIRMED, Deliveries, MailDelivery, Share
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects
 from bester.broker.core.queues import Queue, Queues
-from bester.broker.core.values import Effects
 from bester.broker.store_requests import Entry, mailbox, owner_of
 from bester.broker.wire.messages import Deliver, Meta
 from bester.broker.wire.outcomes import DELIVERED
 
 LOOK_AGAIN_S = 1.0
-"""After a delivery that a connection had no room for, or did not acknowledge."""
+"""Pause after a delivery that a connection had no room for, or did not acknowledge."""
 
 
 class Mailboxes:
-    """The mailboxes among the boxes. `became` is told what became of each message."""
+    """The mailboxes among the queues. `became` is called with each message that has ended, and its outcome."""
 
     def __init__(
         self, queues: Queues, directory: Directory, deliveries: Deliveries, out: Effects,
@@ -35,26 +35,26 @@ class Mailboxes:
         self._later: dict[str, None] = {}  # users to look at again when it is time
 
     def must_queue(self, user: str) -> bool:
-        """Must what is new for this user go behind what waits?"""
+        """Return whether a new message for this user goes behind ready ones."""
         queue = self._queues.get(mailbox(user))
         return queue is not None and queue.ready > 0
 
     def on_login(self, user: str, now: float) -> None:
-        """A user has a connection (more): what waits is theirs."""
+        """Deliver a user's mailbox: they have a connection, or one more."""
         queue = self._queues.get(mailbox(user))
         if queue is not None:
             queue.discard_as, queue.retry_at = None, 0.0
             self.advance(queue, now)
 
     def on_account_removed(self, user: str, outcome: str, now: float) -> None:
-        """There is no such user any more: what waits has this outcome, and whoever is to be told is told."""
+        """End all messages of a user whose account was removed, with this outcome."""
         queue = self._queues.get(mailbox(user))
         if queue is not None:
             queue.discard_as, queue.retry_at = outcome, 0.0
             self.advance(queue, now)
 
     def advance(self, queue: Queue, now: float) -> None:
-        """Go on with a mailbox, if its user is there and there is more than is on its way."""
+        """Fetch more of a mailbox, where its user is connected, a message is ready, and the window has room."""
         limits = self._queues.limits
         if queue.ready <= 0 or queue.fetching or queue.inflight * 2 > limits.window:
             return
@@ -64,10 +64,10 @@ class Mailboxes:
         if now < queue.retry_at:
             self._later[user] = None
             return
-        self._queues.fetch(queue, limits.window - queue.inflight)
+        self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
-        """What was asked for: deliver it to every connection that its user has."""
+        """Deliver the messages that were fetched to every connection of their user."""
         if not entries:
             self.advance(queue, now)
             return
@@ -75,7 +75,7 @@ class Mailboxes:
             for entry in entries:
                 self._queues.end(entry, queue.discard_as)
                 self._became(entry, queue.discard_as, now)
-            self._later[owner_of(queue.key)] = None  # the next of them when others had their turn
+            self._later[owner_of(queue.key)] = None  # the rest at the next tick: other users come between
             return
         places = self._directory.places(owner_of(queue.key))
         if places is None:
@@ -95,7 +95,8 @@ class Mailboxes:
                 self._out.send(link, Deliver(serial, id_, entry.type, entry.body, [[int(t), *sessions]], None, meta))
 
     def on_delivered(self, mail: MailDelivery, reason: str | None, now: float) -> None:
-        """A bridge has ended with one of them; `reason` where its bytes left on none of its sessions there."""
+        """Take in the end of a delivery at one bridge. `reason` says why no session there has had the bytes; it is None
+        where one has."""
         entry, share = mail.entry, mail.share
         queue = self._queues.get(entry.queue)
         if not share.end(reason) or queue is None or not self._queues.is_inflight(entry.number):
@@ -105,12 +106,15 @@ class Mailboxes:
             self._became(entry, DELIVERED, now)
         else:
             self._queues.requeue(entry.number, unsent=share.reason not in MAYBE and not mail.again)
-            if share.reason not in ("not-connected", UNCONFIRMED):  # the user is there, and does not read or answer
+            if share.reason not in (
+                "not-connected",
+                UNCONFIRMED,
+            ):  # the user is connected, and does not read or acknowledge
                 queue.retry_at = now + LOOK_AGAIN_S
         self.advance(queue, now)
 
     def tick(self, now: float) -> None:
-        """Look again where it is time."""
+        """Go on with the mailboxes that were put off."""
         users, self._later = self._later, {}
         for user in users:
             queue = self._queues.get(mailbox(user))

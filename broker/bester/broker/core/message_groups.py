@@ -1,4 +1,5 @@
-"""A line is one user's messages of an ordered type: while a worker holds any of them all go to it, the rest wait."""
+"""A message group is one user's messages of an ordered type: while a worker holds any of them all go to this worker;
+the rest wait."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class MessageGroup:
-    """`key` is (type, user), `count` how many its `worker` holds, `waiting` what comes after them, in order.
+    """`key` is (type, user), `inflight` counts messages at its `worker`, `waiting` are those after them, in order.
 
-    Without a worker it stands in the queue of its type, and something waits in it. With one, it is among the worker's
-    own lines whenever something waits in it.
+    A group without a worker stands in the queue of its type, and has waiting messages. A group with a worker is among
+    the worker's `groups` whenever messages wait in it.
     """
 
     __slots__ = ("inflight", "key", "waiting", "worker")
@@ -29,11 +30,11 @@ class MessageGroup:
 
     @property
     def suspected(self) -> bool:
-        """Whether its first message is a suspect."""
+        """Return whether the first waiting message is a suspect."""
         return self.waiting[0].suspected
 
     def enqueue(self, job: Job, *, first: bool) -> None:
-        """Put a parcel at the end, or `first`: before all others."""
+        """Queue a job at the end, or `first`: before all others."""
         if first:
             self.waiting.appendleft(job)
         else:
@@ -41,18 +42,18 @@ class MessageGroup:
         if self.worker is not None:
             self.worker.groups[self] = None
 
-    def overdue(self, before: Callable[[Job], float]) -> list[Job]:
-        """Take out what has waited since the time that `before` says of it, or longer, up to the first that has not."""
-        gone: list[Job] = []
-        while self.waiting and self.waiting[0].since <= before(self.waiting[0]):
-            gone.append(self.waiting.popleft())
-        return gone
+    def overdue(self, waits_since: Callable[[Job], float]) -> list[Job]:
+        """Take out the jobs that have waited since `waits_since(job)` or longer, up to the first that has not."""
+        late: list[Job] = []
+        while self.waiting and self.waiting[0].since <= waits_since(self.waiting[0]):
+            late.append(self.waiting.popleft())
+        return late
 
 
 QueueItem = Job | MessageGroup
-"""What stands in a queue."""
+"""An item of a queue."""
 
 
 def oldest(item: QueueItem) -> Job:
-    """Return the parcel that is next of this item."""
+    """Return the next job of an item."""
     return item.waiting[0] if isinstance(item, MessageGroup) else item

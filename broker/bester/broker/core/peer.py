@@ -1,4 +1,4 @@
-"""Who is on a link, and what its HELLO may say."""
+"""A party on a link, and the rules of its HELLO."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
 from bester.broker.core.resume import BridgeResume
-from bester.broker.core.values import Limits, Link, Settings
-from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello, is_reserved, type_fault
+from bester.broker.core.settings import Limits, Settings
+from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
 
 MAX_NAME = 128
 _HELLO_OP = 1
 
 
 class Peer:
-    """A party that has said HELLO. `logins` are the sessions whose password is being checked; `edge` is what is known
-    of a bridge over all its links, None of one in this process, whose link is never lost. `process` is the number of
-    the process at the other end, None where the shell does not know it."""
+    """A party that has said HELLO.
+
+    `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
+    None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
+    end, None where the shell does not know it.
+    """
 
     __slots__ = (
         "last_heard",
@@ -50,9 +54,10 @@ class Peer:
         self.process: int | None = None
 
     def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
-        """Was nothing heard for too long? A direct link is this process itself, and never silent.
+        """Return whether nothing was heard from the party for too long. A direct link is this process, and never
+        silent.
 
-        A lease is for a handler that works and cannot speak meanwhile: one whose process is stopped has none.
+        A lease is for a handler that works and cannot speak meanwhile: a handler whose process is stopped has none.
         """
         if self.link.door == "direct":
             return False
@@ -65,7 +70,7 @@ class Peer:
 
 
 class HandlerOptions:
-    """What a handler's HELLO asks for: its types, credit, lease and ordered types."""
+    """Options of a handler's HELLO: its types, credit, lease and ordered types."""
 
     __slots__ = ("credit", "lease_s", "ordered", "types")
 
@@ -77,7 +82,7 @@ class HandlerOptions:
 
 
 def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
-    """Return the ERROR that answers a HELLO which cannot be accepted, None where it can."""
+    """Return the ERROR that answers a HELLO which cannot be accepted, None where the HELLO is good."""
     if hello.version != VERSION:
         return Error("version", f"version {hello.version} is not spoken here; {VERSION} is", _HELLO_OP)
     if not hello.name or len(hello.name) > MAX_NAME or not hello.name.isprintable():
@@ -99,9 +104,9 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     if len(types) > limits.max_types:
         return Error("malformed", f"more than {limits.max_types} types", _HELLO_OP)
     for name in types:
-        fault = type_fault(name)
-        if fault is not None:
-            return Error("reserved" if is_reserved(name) else "malformed", fault, _HELLO_OP)
+        refused = policy.may_serve(name)
+        if refused is not None:
+            return Error(*refused, _HELLO_OP)
     credit = options.get("credit", 1)
     if type(credit) is not int or not 1 <= credit <= limits.max_credit:
         return Error("malformed", f"credit is a number from 1 to {limits.max_credit}", _HELLO_OP)

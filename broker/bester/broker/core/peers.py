@@ -1,4 +1,5 @@
-"""Who is there: parties greet, fall silent, leave, come back. What it means for messages, the exchange knows. Pure."""
+"""Parties that are connected: they greet, fall silent, leave and come back; the dispatcher knows their messages.
+Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +8,15 @@ from typing import Any
 
 from bester.broker.core import policy
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
+from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.resume import BridgeResume
-from bester.broker.core.values import Effects, Link, Notice, Settings
+from bester.broker.core.settings import Settings
+from bester.broker.core.timeouts import Timeouts
+from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
     MAX_BODY_BYTES,
     OP_OF,
@@ -26,27 +31,34 @@ from bester.broker.wire.messages import (
 )
 
 MAX_EPOCH = 64
-"""Characters of what a bridge calls its life."""
+"""Characters of the name that a bridge gives its life."""
 
 
 class Peers:
-    """The parties of one broker, by link. `process_of` and `is_stopped` are what the system says of their processes."""
+    """The parties of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes."""
 
     def __init__(
-        self, settings: Settings, dispatcher: Dispatcher, out: Effects, epoch: str, now: float,
+        self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
+        timeouts: Timeouts, relays: Relays, bridges: dict[Link, None], restarts: Restarts,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
-        self.restarts = Restarts(settings, dispatcher, out)
-        self._process_of = process_of
-        self._is_stopped = is_stopped
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
-        self._dispatcher = dispatcher
         self._out = out
         self._epoch = epoch
-        self._unknown: dict[Link, tuple[float, bool]] = {}  # when answered, and whether it could not be read
-        self.resumes: dict[str, BridgeResume] = {}  # by prefix of their ids, while a link to them may come back
-        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link; the one lost first is the first
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._timeouts = timeouts
+        self._relays = relays
+        self._bridges = bridges
+        self._restarts = restarts
+        self._process_of = process_of
+        self._is_stopped = is_stopped
+        self._unknown: dict[
+            Link, tuple[float, bool]
+        ] = {}  # links without HELLO: when answered, and whether undecodable
+        self.resumes: dict[str, BridgeResume] = {}  # bridges that may come back, by the prefix of their ids
+        self._unlinked: dict[str, None] = {}  # prefixes of bridges without a link, the first lost first
         self._serial = 0
         self._ticked = now
         self._resumed = now
@@ -54,7 +66,7 @@ class Peers:
 
     @property
     def strangers(self) -> int:
-        """How many links are remembered that spoke before their HELLO."""
+        """Number of links remembered that spoke before their HELLO."""
         return len(self._unknown)
 
     def bounds(self) -> dict[str, Bound]:
@@ -68,17 +80,17 @@ class Peers:
     # --- coming ---
 
     def greet(self, link: Link, peer: Peer | None, message: Message | Malformed, now: float) -> None:
-        """A link speaks that is not known, or says HELLO."""
+        """Take in a message from an unknown link, or a HELLO."""
         if isinstance(message, Hello):
             self._hello(link, peer, message, now)
         else:
             self._answer_unknown(link, message, now)
 
     def _answer_unknown(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """At most one answer a heartbeat to a link that has not said HELLO, or has tried and said it wrong.
+        """Answer a link that has not said HELLO, or said it wrong: at most once a heartbeat.
 
-        Of what cannot be read at all the answer says why: it may have been meant as a HELLO. A link that is merely not
-        known any more is told so at once, even behind that.
+        The answer to bytes that cannot be decoded says why: they may have been meant as a HELLO. A link that is merely
+        not known any more is answered at once, even after such an answer.
         """
         unreadable = isinstance(message, Malformed) and message.op in (None, OP_OF[Hello])
         last, was_unreadable = self._unknown.get(link, (None, False))
@@ -89,7 +101,7 @@ class Peers:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[link] = (now, unreadable)
         if isinstance(message, Malformed) and unreadable:
-            self._notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
+            self._out.notice("hello-refused", role="?", name="?", door=link.door, why=message.text)
             self._out.send(link, Error(*message))
         else:
             self._out.send(link, Error("hello-first", "this link is not known here; say HELLO"))
@@ -98,63 +110,64 @@ class Peers:
         error = refusal(self._settings, link, hello)
         options = None
         if error is None and hello.role == "handler":
-            read = handler_options(self._settings.limits, hello.options)
-            error, options = (read, None) if isinstance(read, Error) else (None, read)
+            parsed = handler_options(self._settings.limits, hello.options)
+            error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many parties", OP_OF[Hello])
         if error is not None:
-            self._notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
+            self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
             self._out.send(link, error)
             return
         if peer is not None and peer.role != hello.role:
-            self.on_peer_lost(peer, "come back as another", now)
+            self.on_peer_lost(peer, "back in another role", now)
             peer = None
         self._unknown.pop(link, None)
         if peer is None:
             peer = self.by_link[link] = Peer(link, hello.role, hello.name, now)
             types = {"types": sorted(options.types)} if options else {}
-            if hello.role != "operator":  # one for each question asked from a command line
-                self._notice("joined", role=hello.role, name=hello.name, **types)
+            if hello.role != "operator":  # an operator joins for each question from a command line
+                self._out.notice("joined", role=hello.role, name=hello.name, **types)
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
-        self.restarts.on_process_seen(peer.process)
+        self._restarts.on_process_seen(peer.process)
         self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
         if options is not None:
             self._employ(peer, options, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
         elif hello.role == "server":
-            self._dispatcher.relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
+            self._relays.on_contact(policy.fabric_peer(link.door, hello.name) or "", now)
 
     def _welcome_options(self, handler: HandlerOptions | None) -> dict[str, Any]:
-        """Return what a WELCOME says; to a handler also how long it may take over one message."""
+        """Return the options of a WELCOME; a handler's include its time for one message."""
         limits = self._settings.limits
-        said: dict[str, Any] = {
+        options: dict[str, Any] = {
             "heartbeat_ms": round(limits.heartbeat_s * 1000), "max_body": MAX_BODY_BYTES, "life": self._epoch,
         }  # fmt: skip
         if handler is not None:
-            timeouts = self._dispatcher.timeouts
-            said["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
-            own = {
+            timeouts = self._timeouts
+            options["request_ms"] = round(timeouts.usual_s(handler.lease_s) * 1000)
+            configured_ms = {
                 type_: round(timeouts.configured[type_] * 1000) for type_ in handler.types & timeouts.configured.keys()
             }
-            if own:
-                said["timeouts_ms"] = own
-        return said
+            if configured_ms:
+                options["timeouts_ms"] = configured_ms
+        return options
 
     def _welcome_bridge(self, link: Link, peer: Peer, hello: Hello, now: float) -> None:
-        """A bridge has come, or has come back on another link: then the old one is void, whatever it looks like."""
+        """Take in a bridge that has come, or has come back on another link: its old link is void then, whatever its
+        state."""
         self._serial += 1
         epoch = hello.options.get("epoch")
-        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # it is part of ids
+        is_usable = type(epoch) is str and 0 < len(epoch) <= MAX_EPOCH and epoch.isprintable()  # part of ids
         resume = epoch if is_usable else f"{self._epoch}.{self._serial}"
-        # A bridge whose name ends with its epoch is known in the log by what stands in its ids.
+        # A bridge whose name ends with its epoch has the epoch once in its ids, so that ids and log agree.
         prefix = f"{self._settings.name}/{hello.name.removesuffix(f'-{resume}')}-{resume}/"
         listeners = hello.options.get("listeners")
         peer.listeners = [url for url in listeners if type(url) is str] if type(listeners) is list else []
         if link.door != "direct" and (peer.resume is None or peer.prefix != prefix):
             for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
-                self.on_peer_lost(other, "come back on another link", now)
+                self.on_peer_lost(other, "back on another link", now)
             self._unlink(peer, now)
             known = self.resumes.get(prefix)
             if known is None:
@@ -164,18 +177,18 @@ class Peers:
                 known.relink(link, now)
                 self._unlinked.pop(prefix, None)
             peer.resume = known
-        elif peer.resume is not None:  # HELLO again on the same link: all that was said on it before is void, too
+        elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
-        self._dispatcher.bridges[link] = None
+        self._bridges[link] = None
 
     def _employ(self, peer: Peer, options: HandlerOptions, now: float) -> None:
         dispatcher = self._dispatcher
         types, credit, ordered = options.types, options.credit, options.ordered
         peer.types = types
         if peer.worker is None:
-            peer.worker = dispatcher.workers.join(peer.link, types, credit, ordered)
+            peer.worker = self._workers.join(peer.link, types, credit, ordered)
             dispatcher.on_worker_joined(peer.worker, types, now)
         else:
             dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
@@ -184,7 +197,7 @@ class Peers:
     # --- going ---
 
     def on_goodbye(self, peer: Peer, now: float) -> None:
-        """A party leaves; a handler ends first what it was given."""
+        """Let a party leave; a handler first ends its messages in flight."""
         self._out.send(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
@@ -194,16 +207,16 @@ class Peers:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
-        """A handler that leaves is gone once it owes no reply."""
+        """Forget a leaving handler that owes no reply any more."""
         if peer.leaving and peer.worker is not None and not peer.worker.inflight:
             self.by_link.pop(peer.link, None)
-            self._notice("left", role=peer.role, name=peer.name)
+            self._out.notice("left", role=peer.role, name=peer.name)
 
     def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
-        """A party is gone, whether it said so or not; what it held goes to others."""
+        """Forget a party that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
-            self._notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
         if peer.worker is not None:
             self._dispatcher.on_worker_lost(peer.worker, now)
         if peer.role == "bridge":
@@ -211,7 +224,7 @@ class Peers:
             self._dispatcher.on_bridge_lost(peer.link, now)
 
     def _unlink(self, peer: Peer, now: float) -> None:
-        """Record that a bridge has lost its link; where there are too many, forget the one that lost it first."""
+        """Record that a bridge has lost its link; where there are too many, forget the first of them."""
         if peer.resume is None:
             return
         peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)
@@ -223,9 +236,9 @@ class Peers:
     # --- time ---
 
     def tick(self, now: float) -> bool:
-        """Give up who has fallen silent, and be heard; says whether the others' silence proves anything just now."""
+        """Give up silent parties and send heartbeats; returns whether another party's silence proves anything now."""
         limits = self._settings.limits
-        if now - self._ticked > limits.heartbeat_s:  # we were stopped ourselves
+        if now - self._ticked > limits.heartbeat_s:  # pause of this process itself
             self._resumed = now
             for peer in self.by_link.values():
                 peer.last_heard = now
@@ -233,26 +246,23 @@ class Peers:
         for peer in [peer for peer in self.by_link.values() if peer.is_silent(limits, now, self._is_stopped)]:
             self.on_peer_lost(peer, "fallen silent", now)
             if peer.worker is not None:
-                self.restarts.fell(peer, now)
+                self._restarts.fell(peer, now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now
             self.say_to_all(Heartbeat())
         self._forget_resumes(now)
         return (
             now - self._resumed >= limits.heartbeat_s
-        )  # what came meanwhile is read before anything is held to be late
+        )  # messages that arrived meanwhile are read before any is held to be late
 
     def say_to_all(self, message: Message) -> None:
-        """Say something to everyone on the fabric."""
+        """Send a message to every party on the fabric."""
         for link in self.by_link:
             if link.door != "direct":
                 self._out.send(link, message)
 
-    def _notice(self, event: str, **fields: Any) -> None:
-        self._out.others.append(Notice(event, fields))
-
     def count_reports(self) -> None:
-        """A bridge that may lose its link counts the reports that come on it, and so do we."""
+        """Count the reports sent to bridges that may lose their link; such a bridge counts those that arrive."""
         for link, messages in self._out.messages.items():
             peer = self.by_link.get(link)
             if peer is not None and peer.resume is not None:

@@ -1,23 +1,91 @@
-"""Who may do what. One place: every path through the broker asks here, and nowhere else is it decided.
+"""Permissions: which role may send and ask which message, who may join, which types may enter, be served and be named.
 
-Identity comes from the edge: the door a link came in by, the address a bridge saw, the name a key or a listing
-vouches for. What a message says of itself decides nothing.
+Every path through the broker asks here; no other module decides. Identity comes from the edge: the door by which a link
+came in, the address that a bridge saw, the name for which a key or a listing vouches. A message's claims about itself
+decide nothing.
 """
 
 from __future__ import annotations
 
-from bester.broker.core.values import Settings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
-from bester.broker.wire.messages import ROLES, is_reserved
+from bester.broker.wire.messages import (
+    ROLES,
+    Ask,
+    Close,
+    Confirm,
+    Emit,
+    Forwarded,
+    Login,
+    Open,
+    Relay,
+    Reply,
+    Submit,
+    is_reserved,
+    type_fault,
+)
 from bester.broker.wire.outcomes import OUTCOME_TYPE
 
-"""What became of our messages: any server that is listed may tell, whatever else it may send."""
+MAY_SEND: Mapping[str, tuple[type[Any], ...]] = {
+    "handler": (Reply, Emit, Ask),
+    "bridge": (Submit, Confirm, Forwarded, Login, Open, Close, Ask),
+    "server": (Relay,),
+    "operator": (Ask,),
+}
+"""Operations by role. HELLO, HEARTBEAT, GOODBYE and ERROR are open to every role."""
+_EVERY_ASKER = frozenset(role for role, kinds in MAY_SEND.items() if Ask in kinds)
+_OPERATOR = frozenset({"operator"})
+MAY_ASK: Mapping[str, frozenset[str]] = {
+    "listClients": _EVERY_ASKER,
+    "isClient": _EVERY_ASKER,
+    "serverInfo": _EVERY_ASKER,
+    "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
+    "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
+    "deadList": _OPERATOR,
+    "deadShow": _OPERATOR,
+    "deadReplay": _OPERATOR,
+    "deadDrop": _OPERATOR,
+}
+"""Roles by question."""
+SECRET_TYPES = frozenset({"bester.auth"})
+"""Requests of these types hold passwords: their bodies are kept nowhere."""
 TRUSTED_DOORS = ("ipc", "direct")
-"""A directory of mode 0700, or our own process."""
+"""A directory of mode 0700, or this process itself."""
+
+
+def may_ask(role: str, question: str) -> bool:
+    """Return whether a party of this role may ask this question; nobody may ask one that does not exist."""
+    return role in MAY_ASK.get(question, ())
+
+
+def may_serve(type_: str) -> tuple[str, str] | None:
+    """Return (code, text) of the refusal where no handler may serve this type, None where one may."""
+    fault = type_fault(type_)
+    if fault is None:
+        return None
+    return "reserved" if is_reserved(type_) else "malformed", fault
+
+
+def may_emit(types: Collection[str], type_: str) -> str | None:
+    """Return the reason why a handler that serves `types` may not emit this type, None where it may."""
+    return None if type_ in types else f"{type_!r} is not one of this handler's types"
+
+
+def may_name(type_: str) -> str | None:
+    """Return the code of the refusal where a message or a command may not name this type, None where it may."""
+    return "reserved" if is_reserved(type_) else None
+
+
+def may_keep(type_: str) -> bool:
+    """Return whether bodies of this type may be kept in dead letters."""
+    return type_ not in SECRET_TYPES
 
 
 def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
-    """May a party of this role come in by this door? Returns why not, or None."""
+    """Return the reason why a party of this role may not come in by this door, None where it may."""
     if role not in ROLES:
         return f"the role is one of {', '.join(ROLES)}"
     if role == "server":
@@ -36,7 +104,10 @@ def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
 
 
 def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
-    """May a message of this type enter from this server? Returns a code, or None. `peer` None: not identified."""
+    """Return the code of the refusal where a server may not send this type, None where it may.
+
+    `peer` is the server's name, None where the server is not identified.
+    """
     if settings.accept == "none":
         return "not-allowed"
     route = settings.routes.get(peer) if peer is not None else None
@@ -52,15 +123,15 @@ def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
 
 
 def fabric_peer(door: str, name: str) -> str | None:
-    """Name the server behind a fabric link: the name it says it has, where the door vouches for it."""
+    """Return the name of the server at a fabric link: the name it claims, where the door vouches for it; else None."""
     return name if door in TRUSTED_DOORS else None
 
 
 def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str) -> str | None:
-    """Name the configured server at this address.
+    """Return the name of the configured server at this address, None where there is none.
 
-    Where several share the address, the header's claim picks one of them; without a claim (the reference makes
-    none) it is the first that may send this type.
+    Where several servers share the address, the header's claim picks one of them; without a claim (the reference makes
+    none) the first that may send this type.
     """
     names = hosts.at(host)
     if claimed in names:
@@ -72,18 +143,21 @@ def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None
 
 
 def is_stranger(settings: Settings, hosts: Hosts, peer: str | None, claimed: str | None, type_: str) -> bool:
-    """Say whether a native peer, which its address makes the server `peer`, would be told for good that it may not send
-    this type, or would pass for another server, only because no listed server is known to be at its address."""
+    """Return whether a native peer could be a listed server whose address is not known yet.
+
+    `peer` is the server at the peer's address. Such a peer must not be refused this type for good, nor pass for another
+    server, before the listed names have been looked up.
+    """
     if peer is not None:
         return claimed in hosts.unknown
     return settings.accept == "listed" or (settings.accept == "open" and may_enter(settings, None, type_) is not None)
 
 
 def that_may(settings: Settings, servers: frozenset[str], type_: str) -> frozenset[str]:
-    """Return those of some listed servers that may send this type."""
+    """Return those of the given listed servers that may send this type."""
     return frozenset(name for name in servers if may_enter(settings, name, type_) is None)
 
 
 def may_send_to_stranger(settings: Settings) -> bool:
-    """May a handler send to a `host:port` that is not configured?"""
+    """Return whether a handler may send to a `host:port` that is not configured."""
     return settings.accept == "open"

@@ -1,24 +1,25 @@
-"""A pool is the workers of exactly the same types, shelved so that the one with most free credit is found at once."""
+"""A pool is the workers of exactly the same types, shelved by free credit so that the freest one is found at once."""
 
 from __future__ import annotations
 
+from bester.broker.core.effects import Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup
-from bester.broker.core.values import Link
 
 CHUNK = 16
-"""With deep queues a worker is given this many messages before the next one is chosen: batches stay whole."""
+"""Messages that a worker is given before the next worker is chosen, where queues are deep: batches stay whole."""
 
 
 class Worker:
-    """One handler: `busy` holds what it was given, by token, oldest first; `free` is its unused credit.
+    """A handler process. `inflight` holds its messages by token, oldest first; `free` is its unused credit.
 
-    `lease_s` is how long it may be silent while it holds anything (0: as long as others), and at least how long it may
-    take. `lines` are those bound to it in which something waits. After `leaving` it takes nothing new. While it is
-    `aside` it takes suspects alone, one at a time.
+    `lease_s` is how long the worker may be silent while it holds messages (0: as long as others), and at least how long
+    it may take. `groups` are the message groups bound to the worker in which messages wait; `groups_next`: their turn
+    is next, not the queues'. While `leaving`, the worker gets no new messages; while `is_isolated`, suspects alone, one
+    at a time.
 
-    `over` counts the messages among `busy` that have ended without its answer (they took too long). All places are held
-    by such since `full_since`; `stuck`: so long that it is passed over until it answers one.
+    `overdue` counts the messages in flight that were settled without an answer (they took too long). Since `full_since`
+    such messages hold all credit; a `stuck` worker is passed over until it answers one.
     """
 
     __slots__ = (
@@ -26,11 +27,11 @@ class Worker:
         "free",
         "full_since",
         "groups",
+        "groups_next",
         "inflight",
         "is_isolated",
         "lease_s",
         "leaving",
-        "lines_next",
         "link",
         "overdue",
         "pool",
@@ -48,35 +49,36 @@ class Worker:
         self.leaving = False
         self.is_isolated = False
         self.groups: dict[MessageGroup, None] = {}
-        self.lines_next = False
+        self.groups_next = False
         self.overdue = 0
         self.full_since: float | None = None
         self.stuck = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether it holds nothing but messages that are over: nothing that somebody still waits for."""
+        """Return whether the worker holds nothing but settled messages, which nobody waits for."""
         return self.overdue == len(self.inflight)
 
     @property
-    def full_of_the_past(self) -> bool:
-        """Are all its places held by messages that are over?"""
+    def is_full_of_overdue(self) -> bool:
+        """Return whether all credit is held by settled messages."""
         return self.overdue > 0 and self.free <= 0 and self.overdue == len(self.inflight)
 
     def serves(self, type_: str) -> bool:
-        """Will it take new messages of this type, now or when it has credit?"""
+        """Return whether the worker takes new messages of this type, now or when it has credit."""
         return not self.leaving and type_ in self.pool.types
 
     def takes(self, type_: str) -> bool:
-        """Can it be given a new message of this type now?"""
+        """Return whether the worker can be given a new message of this type now."""
         return self.free > 0 and not self.is_isolated and self.serves(type_)
 
 
 class Pool:
-    """`busy` is what its workers hold together; `waiting` the types of it that have a queue, in turn.
+    """Workers of the same types; `inflight` counts their messages in flight, `queued_types` are its types with a queue,
+    in turn.
 
-    Only workers that take what is new stand on a shelf; of a single one no shelf is kept: there is nobody to compare it
-    with.
+    Only workers that take new messages are shelved. A single such worker has no shelf, since there is none to compare
+    it with.
     """
 
     def __init__(self, types: frozenset[str]) -> None:
@@ -84,7 +86,7 @@ class Pool:
         self.workers: dict[Worker, None] = {}
         self.queued_types: dict[str, None] = {}
         self.inflight = 0
-        self._ready = 0  # of its workers, those that take what is new
+        self._ready = 0  # number of its workers that take new messages
         self._only: Worker | None = None
         self._by_credit: dict[int, dict[Worker, None]] = {}
         self._top = 0
@@ -92,31 +94,31 @@ class Pool:
         self._chunk_left = 0
 
     def add(self, worker: Worker) -> None:
-        """Take a worker in."""
+        """Add a worker."""
         worker.pool = self
         self.workers[worker] = None
         self.inflight += len(worker.inflight)
         self._open(worker)
 
     def remove(self, worker: Worker) -> None:
-        """Strike a worker out; what it holds counts no longer."""
+        """Remove a worker; its messages in flight count no longer."""
         del self.workers[worker]
         self.inflight -= len(worker.inflight)
         if not worker.is_isolated:
             self._shut(worker)
 
     def isolate(self, worker: Worker) -> None:
-        """Let a worker take nothing new for a while."""
+        """Let a worker take no new messages for a while."""
         self._shut(worker)
         worker.is_isolated = True
 
     def reinstate(self, worker: Worker) -> None:
-        """Let a worker that was set aside take what is new again."""
+        """Let an isolated worker take new messages again."""
         worker.is_isolated = False
         self._open(worker)
 
     def _open(self, worker: Worker) -> None:
-        """A worker takes what is new."""
+        """Shelve a worker for new messages."""
         self._ready += 1
         if self._ready == 1:
             self._only = worker
@@ -127,7 +129,7 @@ class Pool:
         self._insert(worker)
 
     def _shut(self, worker: Worker) -> None:
-        """A worker takes nothing new."""
+        """Take a worker off its shelf: no new messages."""
         self._ready -= 1
         if self._current is worker:
             self._current = None
@@ -157,7 +159,7 @@ class Pool:
             del self._by_credit[worker.free]
 
     def change(self, worker: Worker, by: int) -> None:
-        """Change a worker's free credit by one: -1 it was given a message, 1 it has answered one."""
+        """Change a worker's free credit by one: -1 for an assigned message, 1 for an answered one."""
         self.inflight -= by
         if self._only is not None or worker.is_isolated:
             worker.free += by
@@ -168,18 +170,18 @@ class Pool:
         if not shelf:
             del shelves[free]
         worker.free = free = free + by
-        there = shelves.get(free)
-        if there is None:
+        target = shelves.get(free)
+        if target is None:
             shelves[free] = {worker: None}
         else:
-            there[worker] = None
+            target[worker] = None
         if free > self._top:
             self._top = free
         if by < 0 and worker is self._current:
             self._chunk_left -= 1
 
     def best(self) -> Worker | None:
-        """Return the worker to give the next message to: most free credit, in turn among equals; None: all full."""
+        """Return the worker for the next message: most free credit, in turn among equals; None: all are full."""
         only = self._only
         if only is not None:
             return only if only.free > 0 else None

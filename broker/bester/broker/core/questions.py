@@ -1,4 +1,4 @@
-"""What may be asked, and the answers."""
+"""Questions that a party may ask (ASK) about this broker, and their answers."""
 
 from __future__ import annotations
 
@@ -6,51 +6,64 @@ from collections.abc import Iterable
 from typing import Any
 
 from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Effects, Link
 from bester.broker.core.peer import Peer
+from bester.broker.core.settings import Settings
 from bester.broker.core.trace import Trace
-from bester.broker.core.values import Link, Settings
 from bester.broker.store_requests import FindOutcomes
 from bester.broker.wire.messages import Answer, Ask
 from bester.broker.wire.outcomes import MAX_MESSAGE_ID
 
-MAY_TRACE = ("operator", "bridge")
-"""Roles that may see where others' messages went."""
-
 
 class Questions:
-    """Answers ASK from what the broker knows. `names` are those that ids of this server's messages may begin with."""
+    """Answers from the broker's memory, and for `outcome` from the store. `names` are those that ids of this server's
+    messages may begin with."""
 
-    def __init__(self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace) -> None:
+    def __init__(
+        self, settings: Settings, names: frozenset[str], directory: Directory, trace: Trace, out: Effects
+    ) -> None:
         self._settings = settings
         self._names = names
         self._directory = directory
         self._trace = trace
+        self._out = out
 
-    def outcome(self, link: Link, ask: Ask) -> FindOutcomes | None:
-        """A bridge asks, for one of its sessions, what became of a message: returns what is to be read. None: it cannot
-        be that session's."""
+    def _find_outcomes(self, link: Link, ask: Ask) -> bool:
+        """Look up the outcomes of a message of one of a bridge's sessions, and answer then. Returns False where the
+        message cannot be that session's."""
         argument = ask.argument
         if type(argument) is not list or len(argument) != 2:
-            return None
+            return False
         session, message = argument
         user = self._directory.user(link, session) if type(session) is int else None
         if user is None or type(message) is not str or not 0 < len(message) <= MAX_MESSAGE_ID:
-            return None
-        resume, _, counter = message.rpartition("/")
-        if resume.partition("/")[0] not in self._names or not counter.isdecimal():
-            return None
-        return FindOutcomes(message, user, link, ask.token)
+            return False
+        prefix, _, counter = message.rpartition("/")
+        if prefix.partition("/")[0] not in self._names or not counter.isdecimal():
+            return False
 
-    def answer(self, role: str, ask: Ask, peers: Iterable[Peer]) -> Answer:
-        """Answer a question of a party of this role; status 1 where there is no such question."""
+        def on_answer(outcomes: dict[str, str] | None, now: float) -> None:
+            value = "overloaded" if outcomes is None else outcomes or None
+            self._out.send(link, Answer(ask.token, 0 if outcomes else 1, value))
+
+        self._out.read(FindOutcomes(message, user), on_answer)
+        return True
+
+    def answer(self, link: Link, ask: Ask, peers: Iterable[Peer]) -> Answer | None:
+        """Answer a question from a link, with status 1 where the argument does not fit the question.
+
+        Returns None where the store must be read first; the answer is sent then.
+        """
         question, argument = ask.question, ask.argument
+        if question == "outcome" and self._find_outcomes(link, ask):
+            return None
         if question == "listClients":
             return Answer(ask.token, 0, self._directory.users())
         if question == "isClient" and type(argument) is str:
             return Answer(ask.token, 0, self._directory.places(argument) is not None)
         if question == "serverInfo":
             return Answer(ask.token, 0, self._server_info(peers))
-        if question == "trace" and type(argument) is str and role in MAY_TRACE:
+        if question == "trace" and type(argument) is str:
             return Answer(ask.token, 0, self._trace.of(argument))
         return Answer(ask.token, 1, None)
 

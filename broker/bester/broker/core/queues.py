@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
-from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, next_state
-from bester.broker.core.values import Effects, Limits, Settings
+from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
+from bester.broker.core.settings import Limits, Settings
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
@@ -39,16 +40,16 @@ from bester.broker.store_requests import (
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
 FORGET_EVERY_S = 60.0
-"""How often outcomes that nobody may ask for any more are purged, and the store's time is saved."""
+"""Period at which old outcomes are purged, and the store's time is saved."""
 FULL_TURN_S = 1.0
-"""How long nothing is enqueued after a commit has failed: each try on a full disk stops the whole loop for a moment."""
+"""Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
 SPARE_NUMBERS = 64
 """Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
 time."""
 
 
 class Queue:
-    """One queue: the mailbox of a user, or the messages of one type to one server.
+    """A queue: the mailbox of a user, or the messages of one type to one server.
 
     `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
     messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
@@ -87,7 +88,7 @@ class Queue:
 
     @property
     def ready(self) -> int:
-        """How many messages are not in flight: a new one goes behind them."""
+        """Count of the messages that are not in flight: a new one goes behind them."""
         return self.messages - self.inflight
 
 
@@ -113,6 +114,7 @@ class Queues:
         self, settings: Settings, out: Effects, reports: Reports, clock: Clock, snapshot: Snapshot, now: float
     ) -> None:
         self.on_ready: Callable[[Queue, float], None] = lambda queue, now: None
+        self.on_expiry: Callable[[Entry, str, float], None] = lambda entry, outcome, now: None
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
         self.messages = 0
@@ -291,11 +293,20 @@ class Queues:
 
     # --- taking out ---
 
-    def fetch(self, queue: Queue, limit: int) -> None:
-        """Ask for the next messages of a queue, at most `limit`; once, until the answer has come."""
+    def fetch(self, queue: Queue, limit: int, on_fetched: Callable[[Queue, Sequence[Entry], float], None]) -> None:
+        """Ask for the next messages of a queue, at most `limit`; once, until the answer has come. `on_fetched` takes
+        those that are in flight from then on."""
         if not queue.fetching:
             queue.fetching = True
-            self._out.reads.append(Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes))
+            fetch = Fetch(queue.key, queue.cursor, limit, self.limits.window_bytes)
+
+            def on_answer(entries: Sequence[Entry], now: float) -> None:
+                fetched = self.on_fetched(fetch, entries, now)
+                if fetched is not None:
+                    self._expire(fetched[2], now)
+                    on_fetched(fetched[0], fetched[1], now)
+
+            self._out.read(fetch, on_answer)
 
     def on_fetched(
         self, fetch: Fetch, entries: Sequence[Entry], now: float
@@ -321,7 +332,7 @@ class Queues:
         for entry in entries:
             record = self._record_of(entry, queue)
             if record.state is not State.READY:
-                next_state(record.state, "fetched")  # legal where the message is in flight, or has ended
+                step_of(record.state, "fetched")  # legal where the message is in flight, or has ended
             elif entry.expires_s <= stored_s:
                 expired.append(entry)
             else:
@@ -371,7 +382,7 @@ class Queues:
 
     def _move(self, record: Record, event: Event) -> State:
         """Apply an event to a record: count, and keep the record as long as there is anything to know."""
-        before, after = record.state, next_state(record.state, event)
+        after, messages, inflight = step_of(record.state, event)
         record.state = after
         if after is State.GONE or (after is State.READY and not record.unsent):
             self._records.pop(record.number, None)
@@ -380,14 +391,13 @@ class Queues:
         queue = record.queue
         if queue is None:
             return after
-        if (before in SENT_OUT) != (after in SENT_OUT):
-            step = 1 if after in SENT_OUT else -1
-            queue.inflight += step
-            queue.inflight_bytes += step * record.size
-            if step > 0:
+        if inflight:
+            queue.inflight += inflight
+            queue.inflight_bytes += inflight * record.size
+            if inflight > 0:
                 self._push(queue, record.number)
-        if before in COUNTED and after not in COUNTED:
-            self._count(queue, -1, -record.size)
+        if messages:
+            self._count(queue, messages, messages * record.size)
             if queue.messages <= 0:
                 self._drop(queue)
         return after
@@ -451,11 +461,18 @@ class Queues:
         stored_s = self.clock.stored(now)
         if self._next_expiry_s is not None and stored_s >= self._next_expiry_s and not self._expiring:
             self._expiring = True
-            self._out.reads.append(FindExpired(stored_s, self.limits.expiries, self.limits.window_bytes))
+            find = FindExpired(stored_s, self.limits.expiries, self.limits.window_bytes)
+            self._out.read(find, lambda answer, now: self._expire(self.on_expired(answer[0], answer[1], now), now))
         if now >= self._forget_at:
             self._forget_at = now + FORGET_EVERY_S
             self._out.writes.append(SaveClock(self.clock.save(now)))
             self._out.writes.append(PurgeOutcomes(stored_s - OUTCOME_KEPT_S, self._bounds.outcomes))
+
+    def _expire(self, entries: Sequence[Entry], now: float) -> None:
+        """End messages whose time is over."""
+        for entry in entries:
+            self.end(entry, failed("expired"))
+            self.on_expiry(entry, failed("expired"), now)
 
     def on_expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """Take in the expired messages that a read has found, and when the next one expires.

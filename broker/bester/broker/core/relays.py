@@ -1,8 +1,8 @@
-"""Other servers: what is on its way to them, what waits for them on disk, and when it is tried again.
+"""Relays: messages to other servers, sent at once or queued, and sent again with a back-off.
 
-A lane is one message type on its way to one server. Its messages are numbered, go out in the order of their numbers,
-and do not hold up another lane. What a named server has not answered in `report_s`, or cannot take now, waits in the
-lane's box; what comes then goes behind it. A server that is not configured gets one attempt.
+A lane is the messages of one type to one server. They are numbered, go out in the order of their numbers, and do not
+hold up another lane. A message that a named server has not answered in `report_s`, or cannot take now, is queued in its
+lane; later messages of the lane go behind. A server that is not configured gets one attempt.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from bester.broker.core.cases import Reports
+from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
+from bester.broker.core.settings import Route, Settings
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfer, Transfers
-from bester.broker.core.values import Effects, Link, Notice, Route, Settings
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import Forward, Meta, Relay
@@ -24,15 +25,16 @@ from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, failed, reason_of, try_again
 
 UNREACHABLE = failed("unreachable")
-"""What a bridge says of a server that has not answered; its meta tells whether a connection was made."""
+"""Outcome from a bridge where a server has not answered; its meta says whether a connection was made."""
 OnEnded = Callable[[Entry, str, float], None]
 
 
 class Relays:
-    """`became` is told what became of each message that had waited; `chance` gives numbers from 0 to 1, for jitter.
+    """The messages to other servers.
 
-    `bridges` are the links of bridges, which forward to servers that speak the native protocol; `links` are those open
-    to servers of the fabric.
+    `bridges` are the links of bridges, which forward to servers of the native protocol; `links` are the open links to
+    servers of the fabric. `became` is called with each queued message that has ended, and its outcome; `chance` returns
+    numbers from 0 to 1, for jitter.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Relays:
     # --- going out ---
 
     def send(self, job: Job, route: Route, target: str, type_: str, body: bytes, id_: str, now: float) -> str | None:
-        """Send a result to a server, or have it wait; returns a code where neither is possible."""
+        """Send a result to a server, or enqueue it. Returns a code where neither is possible."""
         key = lane(route.name or target, type_)
         full = self.transfers.is_full(key)
         if full and not route.name:
@@ -90,7 +92,7 @@ class Relays:
         queue = self._queues.get(key)
         busy = queue is not None and (
             queue.ready or queue.delay_s or job.repeated
-        )  # of a repeat, it may hold the first
+        )  # a duplicate goes behind the queue, which may hold the first
         if route.ordered and not busy:
             busy = self.transfers.has_any(key)
         if route.name and (full or link is None or busy):
@@ -105,7 +107,7 @@ class Relays:
         return None
 
     def meta_of(self, job: Job) -> Meta:
-        """Return what is remembered of where a result comes from."""
+        """Return the meta of a result's entry: its origin, path and root, and the peer that is to have its outcome."""
         meta: Meta = {"origin": job.origin, "root": job.root, "message": job.case.id}
         meta["path"] = job.onward_path(self._settings.name)
         if job.case.peer is not None:
@@ -126,16 +128,19 @@ class Relays:
     def _send(self, transfer: Transfer, entry: Entry, ttl_s: float | None, *, again: bool) -> None:
         self._token = token = self._token + 1
         self.transfers.add(token, transfer)
-        kept = entry.meta
-        meta: Meta = {"id": entry.id, "root": kept.get("root"), "origin": kept.get("origin"), "path": kept.get("path")}
+        saved = entry.meta
+        meta: Meta = {
+            "id": entry.id,
+            "root": saved.get("root"),
+            "origin": saved.get("origin"),
+            "path": saved.get("path"),
+        }
         if transfer.route.name:
             queue = self._queues.get(entry.queue)
             floor = self.transfers.floor(entry.queue)
-            meta["lane"] = [
-                self._queues.epoch,
-                entry.number,
-                floor if queue is None else min(floor, self._queues.ack_floor(queue)),
-            ]
+            if queue is not None:
+                floor = min(floor, self._queues.ack_floor(queue))
+            meta["lane"] = [self._queues.epoch, entry.number, floor]
         if ttl_s is not None:
             meta["ttl_s"] = ttl_s
         if again:
@@ -152,7 +157,7 @@ class Relays:
     # --- coming back ---
 
     def on_answer(self, link: Link, token: int, outcome: str, meta: Meta, now: float) -> None:
-        """A server has answered, or has ended its connection; late answers change nothing, except for what waits."""
+        """Take in a server's answer, or the end of its connection. A late answer counts for queued messages alone."""
         transfer = self.transfers.end(token, link)
         if transfer is not None:
             silent = False
@@ -163,24 +168,24 @@ class Relays:
                 outcome = self._reporters.judge(transfer.route, transfer.entry.id, outcome, meta)
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
             if transfer.route.name and not try_again(outcome, meta):
-                self.on_contact(transfer.route.name, now)  # it is there, and takes what it is sent
+                self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
             self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
-            if silent:  # it can be reached; whether it reports will be known after two more times
+            if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
 
     def _look_at(self, route: Route, outcome: str, meta: Meta) -> None:
-        """A native server has no link whose end would be noticed: that it does not answer, and that it does again, is
-        learned from what was sent to it, and said once each. `outcome` is as the bridge says it."""
+        """Give notice once when a native server stops answering, and once when it answers again. A native server has no
+        link whose loss would show either. `outcome` is the bridge's."""
         unsent = meta.get("unsent") is True
         if outcome == UNREACHABLE and meta.get("reported") is not True:
             if route.name not in self._away:
                 self._away.add(route.name)
                 why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
-                self._out.others.append(Notice("server-lost", {"server": route.name, "why": why}))
-        elif route.name in self._away and not unsent:  # what else is unsent was refused by the bridge itself
+                self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
+        elif route.name in self._away and not unsent:  # any other unsent message was refused by the bridge itself
             self._away.remove(route.name)
-            self._out.others.append(Notice("server-reached", {"server": route.name}))
+            self._out.calls.append(Notice("server-reached", {"server": route.name}))
 
     def _ended(self, transfer: Transfer, outcome: str, meta: Meta, now: float) -> None:
         again = try_again(outcome, meta) and bool(transfer.route.name)
@@ -217,8 +222,8 @@ class Relays:
         self.advance(queue, now)
 
     def _record_remote(self, transfer: Transfer, outcome: str, meta: Meta) -> None:
-        """If it waits over there, somebody may ask, or must be told, what becomes of it: its case is told when that is
-        remembered."""
+        """Settle the case of a message that was sent at once and answered. Where the message is queued over there, and
+        somebody may ask for its outcome or must have it, record it first: the commit settles the case."""
         entry, case = transfer.entry, transfer.case
         if outcome != QUEUED or case is None or (entry.sender is None and entry.meta.get("peer") is None):
             self._settle(transfer, outcome, _note_of(meta) if reason_of(outcome) is not None else None)
@@ -227,7 +232,8 @@ class Relays:
         self._queues.record_remote(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
 
     def _enqueue(self, transfer: Transfer, now: float, *, repeated: bool) -> bool:
-        """What had been sent waits on disk from now on; its sender is told when it does. False: there is no room."""
+        """Enqueue a message that was sent at once; its case is settled at the commit. Returns False, and settles the
+        case, where there is no room."""
         entry, case = transfer.entry, transfer.case
         assert case is not None
         if repeated:
@@ -237,18 +243,18 @@ class Relays:
             self._settle(transfer, failed(code))
             return False
         transfer.case = None
-        self._reports.settle_one(case)  # the box now owes it what the leg did
+        self._reports.settle_one(case)  # the case waits for the queue now, and not for the transfer
         return True
 
     def _queue(self, transfer: Transfer) -> Queue:
         queue = self._queues.get(transfer.entry.queue)
-        assert queue is not None  # it was kept a moment ago
+        assert queue is not None  # the message was enqueued a moment ago
         return queue
 
-    # --- what waits ---
+    # --- queued messages ---
 
     def advance(self, queue: Queue, now: float) -> None:
-        """Go on with a lane, if its server can be reached, it is time, and there is more than is on its way."""
+        """Fetch more of a lane, where its server is reachable, its back-off is over, and the window has room."""
         if queue.ready <= 0 or queue.fetching or now < queue.retry_at:
             return
         route = self._settings.routes.get(owner_of(queue.key))
@@ -256,14 +262,14 @@ class Relays:
             return
         if (queue.delay_s and queue.inflight) or (route.ordered and self.transfers.has_any(queue.key)):
             return
-        # After a failure one goes before the others; but news of one message wait for no news of another.
+        # After a failure one message goes alone; an outcome does not wait for that of another message.
         one = route.ordered or (queue.delay_s and queue.key != lane(route.name, OUTCOME_TYPE))
         window = 1 if one else self._limits.window
         if queue.inflight * 2 <= window:
-            self._queues.fetch(queue, window - queue.inflight)
+            self._queues.fetch(queue, window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
-        """What was asked for: send it."""
+        """Send the messages that were fetched."""
         if not entries:
             self.advance(queue, now)
             return
@@ -280,14 +286,14 @@ class Relays:
             self._send(transfer, entry, max(0.0, entry.expires_s - stored_s), again=again)
 
     def _back_off(self, queue: Queue, now: float) -> None:
-        if now < queue.retry_at:  # the same trouble, of many that were on their way
+        if now < queue.retry_at:  # another message in flight had the same failure
             return
         limits = self._limits
         queue.delay_s = min(max(limits.first_retry_s, 2 * queue.delay_s), limits.last_retry_s)
         queue.retry_at = now + queue.delay_s * (0.5 + self._chance() / 2)
 
     def on_contact(self, server: str, now: float, *, linked: bool = False) -> None:
-        """A server was heard from: what waits for it need not wait much longer. `linked`: now it can be reached."""
+        """Shorten the back-off of a server that has answered, and end it where its link is open now (`linked`)."""
         for queue in self._queues.lanes_to(server):
             if linked:
                 queue.delay_s = queue.retry_at = 0.0
@@ -299,13 +305,13 @@ class Relays:
     # --- trouble and time ---
 
     def on_link_lost(self, link: Link, now: float) -> None:
-        """A link is gone: what was on its way over it did not arrive, as far as anybody knows."""
+        """Requeue, enqueue or settle all messages in flight on a lost link: they may have been delivered."""
         self.links.discard(link)
         for transfer in self.transfers.drop_link(link):
             self._unanswered(transfer, now)
 
     def _unanswered(self, transfer: Transfer, now: float) -> None:
-        """No answer will come to this one. It may have arrived."""
+        """Requeue, enqueue or settle a message that will have no answer, and may have been delivered."""
         if transfer.case is None:
             queue = self._queues.get(transfer.entry.queue)
             if queue is not None and self._queues.is_inflight(transfer.entry.number):
@@ -317,11 +323,11 @@ class Relays:
             self._settle(transfer, failed("unreachable"))
 
     def tick(self, now: float) -> None:
-        """What was not answered in time waits; what waits is tried when it is time."""
+        """Give up overdue transfers, and go on with the lanes whose back-off is over."""
         for token, transfer in self.transfers.overdue(now):
             if transfer.case is None or not transfer.route.name:
                 self._unanswered(transfer, now)
-            elif self._enqueue(transfer, now, repeated=True):  # it flies on: a late answer counts
+            elif self._enqueue(transfer, now, repeated=True):  # a late answer still counts
                 self._queues.keep_inflight(transfer.entry.number)
                 self.transfers.extend(token, transfer, now + self._limits.relay_s)
         for queue in self._queues.lanes():
@@ -337,7 +343,7 @@ def _may_have_arrived(transfer: Transfer, meta: Meta) -> bool:
 
 
 def _note_of(meta: Meta) -> str | None:
-    """Return what a handler over there said to a failure; another owner's server may have written anything."""
+    """Return the note of a refusal over there, made safe: another owner's server may have written anything."""
     note = meta.get("note")
     return safe_note(note) or None if type(note) is str else None
 

@@ -1,18 +1,18 @@
-"""Which servers of the native protocol report on what they are sent, and what the end of a connection means there.
+"""Reporters: the native servers that report on messages, and the outcome where a connection ends without a report.
 
-besterd closes after it has read a message, without a word; so does a server that is killed with the message in hand.
-The two cannot be told apart by one connection:
+besterd closes after it has read a message, and reports nothing; a server that is killed while it holds a message looks
+the same. One connection does not tell the two apart:
 
     the server                                   closes in peace, without a report
-    has reported before                          no answer: the message is tried again; at the tenth time running on
-                                                 one message, without a report on any other meanwhile, `sent`, and so
-                                                 from then on, until it reports (if it is configured)
+    has reported before                          no answer: the message is sent again; the tenth time running on one
+                                                 message, without a report on any other meanwhile, `sent`, and from
+                                                 then on `sent`, until the server reports (if it is configured)
     is configured with `reports = false`         `sent`
-    has never reported, and is configured        no answer; at the third time running on one message `sent`, and so
-                                                 from then on, until it reports
+    has never reported, and is configured        no answer; the third time running on one message `sent`, and from then
+                                                 on `sent`, until the server reports
     has never reported, and is not configured    `sent`
 
-What was learned of a configured server is kept on disk. Pure.
+The finding on a configured server is kept on disk. Pure.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+from bester.broker.core.effects import Effects, Notice
 from bester.broker.core.inspection import ReportersState
-from bester.broker.core.values import Effects, Notice, Route
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import SavePeer
 from bester.broker.wire.messages import Meta
 from bester.broker.wire.outcomes import SENT, failed
 
 SILENT_ENDS = 3
-"""So often a configured server may close without a report on one message before it is taken for one that never
-reports: a server that dies over a message three times running is rarer than a besterd."""
+"""Ends without a report on one message after which a configured server counts as one that never reports: a server that
+dies three times running over one message is rarer than a besterd."""
 REPORTING_ENDS = 10
 """The same for a server that has reported before, counted anew from each report: another program serves its address
-now. By then minutes have passed; a server that dies so often over one message, and reports on no other, is rarer."""
+now. Ten attempts take minutes; a server that dies so often over one message, and reports on no other, is rarer."""
 MAX_STRANGERS = 4_096
-"""Servers that are not configured and have reported; the one heard of longest ago is forgotten first."""
+"""Servers that are not configured and have reported; above it the one that reported longest ago is forgotten."""
 MAX_COUNTED = 4_096
-"""Messages of which silent ends are counted; the one counted longest ago is forgotten first, and counted anew."""
+"""Messages whose ends without a report are counted; above it the one counted longest ago is forgotten."""
 NO_ANSWER = failed("unreachable")
 
 
 class Reporters:
-    """What is known of native servers, by address; `known` is what the store holds."""
+    """Findings on native servers, by address: True where a server reports. `known` are those from the store."""
 
     def __init__(self, out: Effects, known: Mapping[str, bool]) -> None:
         self._out = out
@@ -50,7 +51,7 @@ class Reporters:
         self._reports: dict[str, int] = {}  # of configured servers, by address: ends are counted anew from each report
 
     def judge(self, route: Route, id_: str, outcome: str, meta: Meta) -> str:
-        """Return the outcome of message `id_` at a native server, from how its connection there has ended."""
+        """Return the outcome of message `id_` at a native server, given the `outcome` and meta of its FORWARDED."""
         address = route.native or ""
         if meta.get("reported") is True:
             self._silent.pop(id_, None)
@@ -68,11 +69,11 @@ class Reporters:
         return self._silent_end(route, address, id_)
 
     def inspect(self) -> ReportersState:
-        """Return how much is known."""
+        """Return how many findings there are."""
         return ReportersState(len(self._known), len(self._strangers), len(self._silent))
 
     def knows(self, route: Route) -> bool:
-        """Return whether it is known of a server if it reports."""
+        """Return whether a server is known to report, or not to report."""
         return not route.reports or (route.native or "") in self._known
 
     def _has_reported(self, route: Route, address: str) -> None:
@@ -96,7 +97,7 @@ class Reporters:
             say = f"write reports = false under [servers.{route.name}] to say so from the start"
             if has_reported:
                 say = f"it has reported before: does another program serve {address} now? If that is so, {say}"
-            self._out.others.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
+            self._out.calls.append(Notice("reports-nothing", {"server": route.name, "address": address, "say": say}))
             return SENT
         self._silent[id_] = (ends, reports)
         if len(self._silent) > MAX_COUNTED:

@@ -1,8 +1,8 @@
-"""Finds the handlers that are of no use though nobody saw them die, and asks for their processes to be started again.
+"""Handlers that are useless though nobody saw them die: find them, and ask for their processes to be started again.
 
-There are two kinds. A *stuck* handler is alive, but all its places are held by messages that are over: it took too long
-over them and answers none. It is passed over until it answers one. A *fallen* handler was silent for too long, was
-taken for dead, and did not come back.
+There are two kinds. A *stuck* handler is alive, but settled messages hold all its credit: it took too long over them
+and answers none. The broker passes over such a handler until an answer comes. A *fallen* handler was silent for too
+long, was taken for dead, and did not come back.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, NoticeEvent, Restart
 from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Effects, Notice, Restart, Settings
+from bester.broker.core.settings import Settings
 
-STUCK_WHY = "all its places are held by messages that are over"
+STUCK_WHY = "all its credit is held by messages that took too long"
 
 
 class Restarts:
-    """The useless handlers of one broker. `look` is called at every tick."""
+    """The useless handlers of one broker. `tick` is called at every tick of the router."""
 
     def __init__(self, settings: Settings, dispatcher: Dispatcher, out: Effects) -> None:
         self._limits = settings.limits
         self._dispatcher = dispatcher
         self._out = out
         self._stuck: dict[Peer, None] = {}
-        self._fallen: dict[int, tuple[float, str]] = {}  # by process: since when, and its name
+        self._fallen: dict[int, tuple[float, str]] = {}  # by process: time and name
 
     def fell(self, peer: Peer, now: float) -> None:
-        """Remember a handler that was given up for its silence, to see whether it comes back."""
+        """Remember a handler that was given up for its silence, to see whether the handler comes back."""
         if peer.process is None:
             return
         self._fallen.pop(peer.process, None)
@@ -37,12 +38,13 @@ class Restarts:
         self._fallen[peer.process] = (now, peer.name)
 
     def on_process_seen(self, process: int | None) -> None:
-        """Forget about a process: it has said HELLO."""
+        """Forget a process: it has said HELLO."""
         if process is not None:
             self._fallen.pop(process, None)
 
     def tick(self, peers: Collection[Peer], now: float) -> None:
-        """Find who has become stuck, who is no longer, and who did not come back."""
+        """Find the handlers that have become stuck, those that are stuck no longer, and those that did not come
+        back."""
         for peer in peers:
             worker = peer.worker
             if worker is not None and (worker.overdue or worker.full_since is not None):
@@ -56,16 +58,16 @@ class Restarts:
                 break
             del self._fallen[process]
             if not self._dispatcher.ending and all(peer.process != process for peer in peers):
-                why = f"it fell silent and did not come back for {self._limits.fallen_s:g} s"
-                self._out.others.append(Restart(process, name, why))
+                why = f"silent, and not back within {self._limits.fallen_s:g} s"
+                self._out.calls.append(Restart(process, name, why))
 
     def _look_at(self, peer: Peer, worker: Worker, now: float) -> None:
-        if not worker.full_of_the_past:
+        if not worker.is_full_of_overdue:
             worker.full_since = None
             return
         if worker.full_since is None:
             worker.full_since = now
-        # In the end there is nothing to wait for: one that gives a place back is given nothing more.
+        # While the broker ends there is nothing to wait for: a worker that frees credit gets no more messages.
         patience_s = 0.0 if self._dispatcher.ending else self._limits.stuck_s
         if worker.leaving or now - worker.full_since < patience_s:
             return
@@ -74,7 +76,7 @@ class Restarts:
         oldest_s = round(now - next(iter(worker.inflight.values())).since, 1)
         self._notice("handler-stuck", peer, places=worker.overdue, oldest_s=oldest_s, why=STUCK_WHY)
         if not self._dispatcher.ending:
-            self._out.others.append(Restart(peer.process, peer.name, STUCK_WHY))
+            self._out.calls.append(Restart(peer.process, peer.name, STUCK_WHY))
 
-    def _notice(self, event: str, peer: Peer, **more: object) -> None:
-        self._out.others.append(Notice(event, {"name": peer.name, "types": sorted(peer.types), **more}))
+    def _notice(self, event: NoticeEvent, peer: Peer, **more: object) -> None:
+        self._out.notice(event, name=peer.name, types=sorted(peer.types), **more)

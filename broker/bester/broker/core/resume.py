@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from bester.broker.core.cases import Case
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import ResumeState
-from bester.broker.core.values import Link
 from bester.broker.wire.messages import Message, Report
 
 
@@ -34,7 +34,7 @@ class BridgeResume:
         self._sent: deque[Report] = deque()  # on this link
         self._sent_tokens: set[int] = set()  # their tokens
         self._counted = 0
-        self._unacked: dict[int, Report] = {}  # of earlier links, by token
+        self._unacked: dict[int, Report] = {}  # reports of earlier links, by token
 
     def inspect(self) -> ResumeState:
         """Return how much is remembered for the bridge."""

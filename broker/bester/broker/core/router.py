@@ -1,13 +1,13 @@
-"""The broker's core: every message of every link comes in here, and what is to be done comes out as actions.
+"""The broker's core: every message of every link enters here, and everything to be done comes out as `Effects`.
 
     router = Router(settings, epoch="…", first_token=…, now=now, snapshot=store.open())
-    outbox = router.receive_all(link, messages, now)
+    effects = router.receive_all(link, messages, now)
 
-Whoever calls has what the outbox wants written on disk before anything of it is sent, tells the router `committed`, and
-reads for it what it wants read (`found`); both may want more.
+The shell commits the effects' writes before it sends any of their messages, then calls `on_committed`; it reads their
+reads, and calls `on_read` with each answer. Both return more effects.
 
-The router knows the parties, what each may say, and when one has fallen silent; a message's own way is the
-exchange's. Nothing here raises on the wire's account.
+The router knows the parties, the permissions of each, and which have fallen silent; the way of a message is the
+dispatcher's. Bad input from a link never raises here.
 """
 
 from __future__ import annotations
@@ -17,31 +17,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bester.broker.core import policy
+from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.dispatcher import Dispatcher
-from bester.broker.core.ingress import Ingress
+from bester.broker.core.effects import Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
-from bester.broker.core.peers import Peers
-from bester.broker.core.questions import Questions
-from bester.broker.core.relays import Relays
-from bester.broker.core.values import Action, Effects, Link, Notice, Settings, Verify
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
     Committed,
-    Entry,
-    Fetch,
-    FindDeadLetters,
-    FindEntry,
-    FindExpired,
-    FindOutcomes,
-    Read,
     SaveClock,
     SaveName,
     Snapshot,
     Write,
-    is_mailbox,
 )
 from bester.broker.wire.messages import (
     OP_OF,
@@ -73,12 +63,15 @@ _RELAY_OP = OP_OF[Relay]
 
 
 class Router:
-    """The state of one broker. `epoch` tells this life from earlier ones; `first_token` is random, below 2^52;
-    `now` is the machine's monotonic clock, `wall_s` what the wall clock shows (seconds since 1970; None: there is no
-    other clock), `boot` names this run of the machine, empty where nothing does.
+    """State of one broker.
 
-    `process_of` gives the number of the process at the other end of a link, None where that is not known; `is_stopped`
-    says whether a process is stopped (by a signal or a debugger).
+    `epoch` tells this life from earlier ones; `first_token` is random, below 2^52; `now` is the machine's monotonic
+    clock, `wall_s` the wall clock (seconds since 1970; None: there is no other clock), `boot` the name of this run of
+    the machine, empty where there is none.
+
+    `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
+    link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
+    debugger).
     """
 
     def __init__(
@@ -101,54 +94,42 @@ class Router:
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
-        names = self._take_name(snapshot.names)
-        self._dispatcher = Dispatcher(
-            settings, self._out, self._clock, first_token=first_token, now=now, is_account=is_account,
-            snapshot=snapshot, chance=chance,
-        )  # fmt: skip
-        self._ingress = Ingress(settings, names, self._dispatcher, self._out, epoch, snapshot)
-        self._inbound_lanes = self._ingress.inbound_lanes
-        self._questions = Questions(settings, names, self._dispatcher.directory, self._dispatcher.trace)
-        self._peers = Peers(settings, self._dispatcher, self._out, epoch, now, process_of, is_stopped)
-        self._by_link = self._peers.by_link
+        around = Surroundings(
+            epoch, first_token, self._take_name(snapshot.names), chance, is_account, process_of, is_stopped
+        )
+        self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
+        self._dispatcher = units.dispatcher
+        self._ingress = units.ingress
+        self._inbound_lanes = units.inbound_lanes
+        self._peers = units.peers
+        self._by_link = units.peers.by_link
+        self._relays = units.relays
         self._missing: dict[str, str] = {}
         if snapshot.queues or snapshot.dead:
-            self._notice("kept", waiting=self._dispatcher.queues.messages, dead_letters=snapshot.dead)
+            self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
-            self._notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
-        # Who may say what. HELLO, HEARTBEAT and GOODBYE are everybody's.
-        self._table: dict[str, dict[type[Any], Callable[[Peer, Any, float], None]]] = {
-            "handler": {Reply: self._reply, Emit: self._emit, Ask: self._ask},
-            "bridge": {
-                Submit: self._ingress.submit,
-                Confirm: self._confirm,
-                Forwarded: self._forwarded,
-                Login: self._login,
-                Open: self._open,
-                Close: self._close,
-                Ask: self._ask,
-            },
-            "server": {Relay: self._ingress.relay},
-            "operator": {Ask: self._ask},
-        }
+            self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
+        carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
+            Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
+            Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
+            Relay: self._ingress.relay,
+        }  # fmt: skip
+        self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
-        """Return all names this server has, or had: ids of its messages begin with one of them. A new one is saved."""
+        """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
+        name."""
         name = self.settings.name
         if name not in known[-1:]:
             self._out.writes.append(SaveName(name))
             if known:
-                self._notice("renamed", before=known[-1], now=name)
+                self._out.notice("renamed", before=known[-1], now=name)
         return frozenset((name, *known))
 
     # --- in ---
 
-    def receive(self, link: Link, message: Message | Malformed, now: float) -> list[Action]:
-        """Take in one message from a link; returns what is to be done, each link's messages in order."""
-        return self.receive_all(link, (message,), now).actions()
-
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
-        """Take in the messages that came on a link at once; returns what is to be done."""
+        """Take in the messages that arrived on a link in one batch, in order."""
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
@@ -159,11 +140,11 @@ class Router:
                 self._peers.greet(link, peer, message, now)
                 peer = self._by_link.get(link)
                 continue
-            handle = self._table[peer.role].get(type(message))
-            if handle is not None:
-                handle(peer, message, now)
+            carry_out = self._table[peer.role].get(type(message))
+            if carry_out is not None:
+                carry_out(peer, message, now)
             else:
-                self._anybody(peer, message, now)
+                self._receive_common(peer, message, now)
             if peer.leaving:
                 peer = self._by_link.get(link)
         if peer is not None:
@@ -180,7 +161,7 @@ class Router:
         return self._out.take()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """A server that we have linked to answers what we sent it, and says nothing else."""
+        """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
         if isinstance(message, Relayed):
             self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
@@ -188,180 +169,148 @@ class Router:
 
     def on_verified(
         self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
-    ) -> list[Action]:
-        """A password was checked, or was not; `reason` is the code of the refusal, or None. `retry_s`: the refused may
-        try again after so long."""
+    ) -> Effects:
+        """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
+        `retry_s`: seconds after which a refused client may try again."""
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
-            if reason is None and not self._dispatcher.directory.open(link, session, user):
+            if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
-            self._say(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
+            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
             if reason is None:
-                self._dispatcher.mailboxes.on_login(user, now)
-        return self._actions()
+                self._units.mailboxes.on_login(user, now)
+        return self._take()
 
     def users(self) -> list[str]:
-        """Return the users with a connection, and those for whom something waits."""
-        return sorted({*self._dispatcher.directory.users(), *self._dispatcher.queues.owners()})
+        """Return the users with a session, and those for whom messages are queued."""
+        return sorted({*self._units.directory.users(), *self._units.queues.owners()})
 
-    def on_account_removed(self, user: str, now: float) -> list[Action]:
-        """There is no such account any more: end the user's connections, and what waits."""
-        self._dispatcher.mailboxes.on_account_removed(user, failed("unknown-user"), now)
-        for link, sessions in (self._dispatcher.directory.places(user) or {}).items():
+    def on_account_removed(self, user: str, now: float) -> Effects:
+        """Close the sessions of a removed user, and end the messages queued for that user."""
+        self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
+        for link, sessions in (self._units.directory.places(user) or {}).items():
             for session in sessions:
-                self._say(link, Close(session))
-        return self._actions()
+                self._send(link, Close(session))
+        return self._take()
 
-    def on_undeliverable(self, link: Link, message: Message, now: float) -> list[Action]:
-        """A message could not be sent: the party is gone, or does not read."""
+    def on_undeliverable(self, link: Link, message: Message, now: float) -> Effects:
+        """Take in that a message could not be sent: the party is gone, or does not read."""
         peer = self._by_link.get(link)
         if peer is not None:
-            self._peers.on_peer_lost(peer, "nothing can be sent to it", now)
+            self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
-        return self._actions()
+        return self._take()
 
-    def on_server_ready(self, name: str, now: float) -> list[Action]:
-        """The link this broker opened to a server is up."""
+    def on_server_ready(self, name: str, now: float) -> Effects:
+        """Take in that the link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
-        self._notice("server-reached", server=name)
+        self._out.notice("server-reached", server=name)
         self._relays.on_contact(name, now, linked=True)
-        return self._actions()
+        return self._take()
 
-    def on_server_lost(self, name: str, why: str, now: float) -> list[Action]:
-        """The link this broker opened to a server is down, or could not be opened; said once until it is up again."""
+    def on_server_lost(self, name: str, why: str, now: float) -> Effects:
+        """Take in that the link this broker opened to a server is down, or could not be opened; log each reason once
+        until the link is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
         if self._missing.get(name) != why:
             self._missing[name] = why
-            self._notice("server-lost", server=name, why=why)
-        return self._actions()
+            self._out.notice("server-lost", server=name, why=why)
+        return self._take()
 
-    def on_hosts_changed(self, hosts: Hosts, now: float) -> list[Action]:
-        """Where the native servers are is known anew: `hosts` is the whole table. What waits for a server whose address
-        was found, or has changed, is tried again soon."""
+    def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
+        """Take in a new table of the native servers' addresses. Messages queued for a server whose address was found,
+        or has changed, are tried again soon."""
         for server in self._ingress.on_hosts_changed(hosts, now):
             self._relays.on_contact(server, now)
-        return self._actions()
+        return self._take()
 
-    def tick(self, now: float, wall_s: float | None = None) -> list[Action]:
-        """Let time pass; call it a few times a second, with what the wall clock shows."""
+    def tick(self, now: float, wall_s: float | None = None) -> Effects:
+        """Let time pass; to be called a few times a second, with the wall clock's time."""
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
-            self._notice("clock-jumped", seconds=round(jump_s, 3))
+            self._out.notice("clock-jumped", seconds=round(jump_s, 3))
         if self._clock.is_dirty:
             self._out.writes.append(SaveClock(self._clock.save(now)))
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
-            self._peers.restarts.tick(self._by_link.values(), now)
+            self._units.restarts.tick(self._by_link.values(), now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
-        return self._actions()
+        return self._take()
 
     # --- the store ---
 
-    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> list[Action]:
-        """A group of writes is on disk, or could not be put there: what waited for it is reported."""
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
+        """Take in the result of a group of writes: settle the cases that waited for the group."""
         if not result.ok:
-            self._notice("storage-full", why=result.why)
-        self._dispatcher.queues.on_committed(writes, result, now)
-        return self._actions()
+            self._out.notice("storage-full", why=result.why)
+        self._units.queues.on_committed(writes, result, now)
+        return self._take()
 
-    def on_read(self, read: Read, answer: Any, now: float) -> list[Action]:
-        """What was asked of the store; None: it cannot say now, where somebody merely asks."""
-        dispatcher = self._dispatcher
-        if type(read) is Fetch:
-            found = dispatcher.queues.on_fetched(read, answer, now)
-            if found is not None:
-                queue, entries, over = found
-                self._expire(over, now)
-                keeper = dispatcher.mailboxes if is_mailbox(read.queue) else dispatcher.relays
-                keeper.on_fetched(queue, entries, now)
-        elif type(read) is FindExpired:
-            entries, next_s = answer
-            self._expire(dispatcher.queues.on_expired(entries, next_s, now), now)
-        elif type(read) is FindEntry:
-            case, _ = read.why
-            dispatcher.reports.settle(case, None, dispatcher.late_outcomes.on_entry_found(read, answer, now))
-        elif type(read) is FindOutcomes:
-            self._say(
-                read.asker, Answer(read.token, 0 if answer else 1, "overloaded" if answer is None else answer or None)
-            )
-        elif type(read) is FindDeadLetters:
-            self._say(read.asker, dispatcher.dead_letters.on_read(read, () if answer is None else answer, now))
-        return self._actions()
+    def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
+        """Hand the store's answer to the unit that wanted it."""
+        read.on_answer(answer, now)
+        return self._take()
 
-    def _expire(self, entries: Sequence[Entry], now: float) -> None:
-        """End kept messages whose time is over."""
-        for entry in entries:
-            self._dispatcher.queues.end(entry, failed("expired"))
-            self._dispatcher.late_outcomes.on_ended(entry, failed("expired"), now)
-
-    def dismiss(self, reason: str) -> list[Action]:
-        """This broker ends: say GOODBYE to everyone on the fabric."""
+    def dismiss(self, reason: str) -> Effects:
+        """Send GOODBYE to every party on the fabric, because this broker ends."""
         self._inbound_lanes.tick()
         self._peers.say_to_all(Goodbye(reason))
-        return self._actions()
+        return self._take()
 
     def on_types_given_up(self, types: frozenset[str]) -> None:
-        """Whoever starts the handlers of these types does not start them any more: a message for one does not wait."""
+        """Take in which types have handlers that will not be started again: messages of these types do not wait."""
         self._dispatcher.given_up = types
 
     def drain(self) -> None:
-        """This broker is about to end: what enters from now on is refused, what is under way goes on."""
+        """Refuse all messages from now on, and let those under way go on: this broker is about to end."""
         self._ingress.draining = True
         self._dispatcher.ending = True
 
     @property
     def idle(self) -> bool:
-        """Whether no message is owed a report."""
-        return self._dispatcher.cases == 0
+        """Return whether all reports were sent."""
+        return self._units.reports.open == 0
 
     def inspect(self) -> Inspection:
-        """Return what this broker holds now. It is counted when it is asked for, and takes longer the more there is."""
-        dispatcher, ingress, presence = self._dispatcher, self._ingress, self._peers
-        peers = self._by_link.values()
-        bounds = {**presence.bounds(), **dispatcher.bounds(), **dispatcher.queues.bounds(), **ingress.bounds()}
+        """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
+        there is."""
+        units, peers = self._units, self._by_link.values()
+        bounds = {
+            **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
+        }  # fmt: skip
         return Inspection(
             peers=dict(Counter(peer.role for peer in peers)),
-            strangers=presence.strangers,
-            users=dispatcher.directory.user_count,
-            sessions=dispatcher.directory.session_count,
+            strangers=units.peers.strangers,
+            users=units.directory.user_count,
+            sessions=units.directory.session_count,
             logins=sum(len(peer.logins) for peer in peers),
-            cases=dispatcher.cases,
+            cases=units.reports.open,
             jobs=bounds["jobs"].used,
             job_bytes=bounds["job_bytes"].used,
-            unplaced=ingress.unplaced,
-            workers=dispatcher.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
-            deliveries=dispatcher.deliveries.count,
-            transfers=dispatcher.relays.transfers.inspect(),
-            queues=dispatcher.queues.inspect(),
-            dedup=ingress.dedup(),
-            lanes=self._inbound_lanes.inspect(),
-            resume={prefix: resume.inspect() for prefix, resume in presence.resumes.items()},
-            reporters=dispatcher.reporters.inspect(),
-            dead_letters=dispatcher.dead_letters.inspect(),
+            unplaced=units.ingress.unplaced,
+            workers=units.workers.inspect(peer.worker for peer in peers if peer.worker is not None),
+            deliveries=units.deliveries.count,
+            transfers=units.relays.transfers.inspect(),
+            queues=units.queues.inspect(),
+            dedup=units.ingress.dedup(),
+            lanes=units.inbound_lanes.inspect(),
+            resume={prefix: resume.inspect() for prefix, resume in units.peers.resumes.items()},
+            reporters=units.reporters.inspect(),
+            dead_letters=units.dead_letters.inspect(),
             bounds=bounds,
         )
 
-    @property
-    def _relays(self) -> Relays:
-        return self._dispatcher.relays
-
-    def _actions(self) -> list[Action]:
-        return self._take().actions()
-
-    def _say(self, link: Link, message: Message) -> None:
+    def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
-    def _notice(self, event: str, **fields: Any) -> None:
-        self._out.others.append(Notice(event, fields))
+    # --- every role ---
 
-    # --- everybody ---
-
-    def _anybody(self, peer: Peer, message: Message | Malformed, now: float) -> None:
+    def _receive_common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
             return
         if isinstance(message, Goodbye):
@@ -376,8 +325,8 @@ class Router:
             self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
 
     def _refuse(self, peer: Peer, error: Error) -> None:
-        self._notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
-        self._say(peer.link, error)
+        self._out.notice("refused", role=peer.role, name=peer.name, code=error.code, text=error.text)
+        self._send(peer.link, error)
 
     # --- handlers ---
 
@@ -386,7 +335,7 @@ class Router:
         wrong = self._dispatcher.on_reply(peer.worker, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
-        if peer.leaving:  # perhaps its last: what stood behind it is for others
+        if peer.leaving:  # after its last reply its message groups are for other workers
             self._dispatcher.feed(peer.worker, now)
             self._peers.forget_when_done(peer)
 
@@ -396,33 +345,30 @@ class Router:
             self._refuse(peer, error)
 
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
-        answer: Answer | None = None
-        if ask.question == "outcome" and peer.role == "bridge":
-            wanted = self._questions.outcome(peer.link, ask)
-            if wanted is not None:
-                self._out.reads.append(wanted)
-                return
-        elif ask.question in QUESTIONS and peer.role == "operator":
-            answer = self._dispatcher.dead_letters.on_question(peer.link, ask)
-            if answer is None:
-                return
-        self._say(peer.link, answer or self._questions.answer(peer.role, ask, self._by_link.values()))
+        if not policy.may_ask(peer.role, ask.question):
+            answer: Answer | None = Answer(ask.token, 1, None)
+        elif ask.question in QUESTIONS:
+            answer = self._units.dead_letters.on_question(peer.link, ask)
+        else:
+            answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
+        if answer is not None:
+            self._send(peer.link, answer)
 
     # --- bridges ---
 
     def _login(self, peer: Peer, login: Login, now: float) -> None:
         peer.logins.add(login.session)
-        self._out.others.append(Verify(peer.link, login.session, login.user, login.password, login.address))
+        self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        if self._dispatcher.directory.open(peer.link, message.session, message.user):
-            self._dispatcher.mailboxes.on_login(message.user, now)
+        if self._units.directory.open(peer.link, message.session, message.user):
+            self._units.mailboxes.on_login(message.user, now)
         else:
-            self._say(peer.link, Close(message.session))
+            self._send(peer.link, Close(message.session))
 
     def _close(self, peer: Peer, message: Close, now: float) -> None:
         peer.logins.discard(message.session)
-        self._dispatcher.directory.close(peer.link, message.session)
+        self._units.directory.close(peer.link, message.session)
 
     def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
         if confirm.reports and peer.resume is not None:

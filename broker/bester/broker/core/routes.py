@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bester.broker.core.values import Route
+from bester.broker.core.settings import Route
 from bester.broker.wire.address import HostPort, canonical, parse_host_port
 
 

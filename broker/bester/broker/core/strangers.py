@@ -1,8 +1,8 @@
-"""Native servers at addresses of nobody's: their messages wait until the names of the listed servers are looked up.
+"""Strangers: native servers at unknown addresses; their messages are held while the names of listed ones are looked up.
 
-A listed server may be at an address that is not known here yet, or at another than before. A peer that might be one is
-not refused for good, since a message that waits on its side would end by it: the message is held for a moment, while
-the names are looked up. If they cannot be looked up, the peer is told to come again.
+A listed server may be at an address that is not known here yet, or has changed. A peer that might be a listed server is
+not refused for good, since that would end a message in the peer's own queue: the message is held for a moment, while
+the names are looked up. Where they cannot be looked up, the peer is told to send the message again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from typing import NamedTuple
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
+from bester.broker.core.effects import Effects, Link, LookUp, Notice
 from bester.broker.core.peer import Peer
 from bester.broker.core.resume import BridgeResume
-from bester.broker.core.values import Effects, Link, LookUp, Notice, Settings
+from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Submit
 
 WAIT_S = 2.0
-"""For a lookup: longer than the pause between two of one name, far shorter than a sending server waits for a report."""
+"""Time for a lookup: longer than the pause between two of one name, far shorter than a server waits for a report."""
 MAX_WAITING = 256
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""Of messages that wait; above it a stranger is told to come again."""
+"""Bounds on the messages that are held; above them a stranger is told to send its message again."""
 COME_AGAIN = "no-handler"
-"""What a peer is told that may be a listed server: a code by which every version of Bester tries again."""
+"""Reason for a peer that may be a listed server: every version of Bester sends a message again after it."""
 COME_AGAIN_MARKED = "unreachable"
-"""The same where a bridge submits a message again, which may have been carried out before the broker was restarted: by
-this code the sender knows that it may have been, and marks it."""
+"""Reason where a bridge submits the message again: it may have been processed before the broker was restarted, and by
+this code the sending server marks it when it is sent again."""
 
 
 class Stranger(NamedTuple):
-    """A message that waits. `prefix` and `edge` are those of the bridge it came by.
+    """A message that is held. `prefix` and `resume` are those of the bridge that submitted it, `since` is in seconds.
 
-    `case` stands in for the message's own: a bridge that submits the message again is found to have one under way, and
-    the case's link is where the bridge is now.
+    `case` stands in for the message's own: it makes a second submit of the message a duplicate, and its link is the
+    bridge's present one.
     """
 
     submit: Submit
@@ -47,12 +48,12 @@ class Stranger(NamedTuple):
 
     @property
     def link(self) -> Link:
-        """The link on which the answer is expected."""
+        """Link on which the answer is expected."""
         return self.case.link
 
 
 class Strangers:
-    """The messages that wait, oldest first."""
+    """The messages that are held, oldest first."""
 
     def __init__(self, settings: Settings, reports: Reports, out: Effects) -> None:
         self._settings = settings
@@ -64,15 +65,16 @@ class Strangers:
 
     @property
     def count(self) -> int:
-        """How many wait."""
+        """Count of the messages that are held."""
         return len(self._waiting)
 
     def hold(self, peer: Peer, submit: Submit, host: str, claimed: str | None, hosts: Hosts, now: float) -> bool:
-        """Hold a message, or answer it, where its sender may be a listed server; False: do what the table says."""
+        """Hold a message, or answer it, where its sender may be a listed server. Returns False where the table of
+        servers is certain, and decides."""
         perhaps = self._perhaps(submit.type, host, claimed, hosts, now)
         if not perhaps:
             return False
-        self._out.others.append(LookUp(perhaps))
+        self._out.calls.append(LookUp(perhaps))
         id_ = f"{peer.prefix}{submit.token}"
         case = Case(Kind.SUBMIT, peer.link, submit.token, id_, id_)
         stranger = Stranger(submit, peer.prefix, peer.resume, case, host, claimed, now)
@@ -88,13 +90,13 @@ class Strangers:
         return True
 
     def known(self, hosts: Hosts) -> Iterator[Stranger]:
-        """Take out the messages whose senders the table tells for certain now."""
+        """Yield and release the messages whose senders the table of servers has become certain of."""
         for number, stranger in list(self._waiting.items()):
             if not self._perhaps(stranger.submit.type, stranger.host, stranger.claimed, hosts, stranger.since):
                 yield self._let_go(number)
 
     def tick(self, hosts: Hosts, now: float) -> None:
-        """Tell the senders of messages that have waited long enough to come again."""
+        """Answer the messages that were held for WAIT_S: their senders are to send them again."""
         for number, stranger in list(self._waiting.items()):
             if now - stranger.since < WAIT_S:
                 return
@@ -103,7 +105,7 @@ class Strangers:
             self._put_off(stranger, self._perhaps(type_, host, claimed, hosts, stranger.since))
 
     def _perhaps(self, type_: str, host: str, claimed: str | None, hosts: Hosts, since: float) -> frozenset[str]:
-        """Return the listed servers that a peer may be, and must not be refused as long as that is so."""
+        """Return the listed servers that a peer may be; empty where the table of servers is certain."""
         name = policy.native_peer(self._settings, hosts, host, claimed, type_)
         if not policy.is_stranger(self._settings, hosts, name, claimed, type_):
             return frozenset()
@@ -112,12 +114,12 @@ class Strangers:
     def _put_off(self, stranger: Stranger, perhaps: frozenset[str]) -> None:
         code = COME_AGAIN if stranger.submit.meta.get("attempt", 1) == 1 else COME_AGAIN_MARKED
         fields = {"server": stranger.host, "type": stranger.submit.type, "code": code}
-        self._out.others.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
+        self._out.calls.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
         case = stranger.case
         self._reports.refuse(Case(Kind.SUBMIT, case.link, case.token, case.id, case.id), code)
 
     def _let_go(self, number: int) -> Stranger:
-        """End the case that stood in for a message, without a word: what follows answers for it."""
+        """Release a message, and end its stand-in case without a report: the caller answers the message."""
         stranger = self._waiting.pop(number)
         self._bytes -= len(stranger.submit.body)
         if stranger.resume is not None:

@@ -1,12 +1,13 @@
-"""Messages over which a worker may have died, and the workers that are set aside for them.
+"""Messages over which a worker may have died (suspects), and the workers isolated for them.
 
-A worker that dies with a single message in its hands has died over that one. Of several any may be the reason, or none:
-each is a suspect from then on. A suspect is given to a worker that holds nothing else and is given nothing else, so
-that a death tells. The suspect over which such a worker dies is the one, and the others of its group are cleared.
+A worker that dies while holding a single message has died over that message. Of several held messages any may be the
+reason, or none: each is a suspect from then on. A suspect is given to a worker that holds and gets nothing else, so
+that a death proves something. The suspect over which such a worker dies is the reason, and the others of its group are
+cleared.
 
-    the worker held it      counts as a death over it     then the message is
-    alone                   yes                           a suspect by itself; those it was suspected with are cleared
-    with others             no                            a suspect, in one group with all of them
+    the worker held the message    counts as a death over it    then the message is
+    alone                          yes                          a suspect by itself; those suspected with it are cleared
+    with others                    no                           a suspect, in one group with all of them
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     from bester.broker.core.message_groups import QueueItem
     from bester.broker.core.pools import Pool, Worker
 
-ASIDE_PART = 2
-"""Of the workers of a type this part, but at least one, is set aside at most: the others go on with what is new."""
+ISOLATED_PART = 2
+"""Part of a type's workers, one in so many but at least one, that is isolated at most: the others go on with new
+messages."""
 DRAIN_S = 10.0
-"""So long the last worker of a type is kept from new messages so that it becomes idle for a suspect, and as long it
-then takes new ones before the next try: what is new waits for less than its time, whatever the worker is at."""
+"""Time for which the last worker of a type gets no new messages so that the worker becomes idle for a suspect, and then
+gets new ones before the next try: new messages wait for less than their timeout, however long the worker is busy."""
 
 
 class Suspicion:
-    """What a group of suspects has in common. `deaths`: so many workers died over its only member; `open`: its members
-    are suspects."""
+    """State that a group of suspects shares. `deaths` counts the workers that died over its only member; `open`: its
+    members are suspects."""
 
     __slots__ = ("deaths", "open")
 
@@ -38,7 +40,7 @@ class Suspicion:
 
 
 class Suspects:
-    """Suspects that wait, by type, first come first served; and the workers `aside`, which take nothing else."""
+    """Suspects that wait, by type, first come first served; and the `isolated` workers, which take nothing else."""
 
     def __init__(self) -> None:
         self.isolated: dict[Worker, None] = {}
@@ -49,18 +51,19 @@ class Suspects:
         return bool(self._queues)
 
     def types(self) -> list[str]:
-        """Return the types of which a suspect waits."""
+        """Return the types with waiting suspects."""
         return list(self._queues)
 
     def queue(self, type_: str) -> deque[QueueItem]:
-        """Return the suspects of a type; what is put into it must be suspected, a line by its first message."""
+        """Return the queue of a type's suspects; every item put into it must be suspected, a message group by its first
+        message."""
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
         return queue
 
     def tidy(self, type_: str) -> None:
-        """Forget the queue of a type, where it is empty."""
+        """Forget the queue of a type, where the queue is empty."""
         if not self._queues[type_]:
             del self._queues[type_]
 
@@ -69,7 +72,7 @@ class Suspects:
         return list(self._queues.pop(type_, ()))
 
     def next_for(self, worker: Worker) -> QueueItem | None:
-        """Return the next suspect for a worker that holds nothing, None where there is none of its types."""
+        """Return the next suspect for a worker that holds nothing, None where none of its types has one."""
         for type_, queue in self._queues.items():
             if type_ in worker.pool.types:
                 item = queue.popleft()
@@ -78,7 +81,7 @@ class Suspects:
         return None
 
     def cleared(self) -> list[tuple[str, list[QueueItem]]]:
-        """Take out what is suspected no more, by type, in its order."""
+        """Take out items that are suspects no more, by type, in their order."""
         found: list[tuple[str, list[QueueItem]]] = []
         for type_, queue in list(self._queues.items()):
             free = [item for item in queue if not item.suspected]
@@ -91,11 +94,11 @@ class Suspects:
     # --- workers ---
 
     def wanted(self, type_: str, pools: Iterable[Pool], now: float) -> list[Worker]:
-        """Return the workers that are to be aside for the suspects of a type: those that hold one already, or nothing;
-        only where they are too few, those that have the least to finish before. The last worker of a type that has
-        something to finish is aside for `DRAIN_S` at a time."""
+        """Return the workers to isolate for the suspects of a type: those that hold one already, or nothing; only where
+        these are too few, workers with the least to finish first. The last worker of a type that has something to
+        finish is isolated for `DRAIN_S` at a time."""
         workers = [worker for pool in pools for worker in pool.workers]
-        count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ASIDE_PART))
+        count = min(len(self._queues.get(type_, ())), max(1, len(workers) // ISOLATED_PART))
         ready = [worker for worker in workers if worker.is_isolated and (worker.is_idle or holds_suspect(worker))]
         others = sorted((worker for worker in workers if worker not in ready), key=_how_long)
         chosen = ready + others[: max(0, count - len(ready))]
@@ -109,11 +112,12 @@ class Suspects:
 
 
 def holds_suspect(worker: Worker) -> bool:
-    """Return whether a worker has a suspect in hand."""
-    return any(job.suspected for job in worker.inflight.values())
+    """Return whether a worker holds a suspect that is not settled."""
+    return any(job.suspected and not job.is_settled for job in worker.inflight.values())
 
 
 def _how_long(worker: Worker) -> tuple[bool, int]:
-    """Order workers by what they have to finish; one that holds only what is over hangs, and comes last."""
+    """Order workers by how much they have to finish; a worker that holds only settled messages is stuck, and comes
+    last."""
     held = worker.inflight.values()
     return bool(held) and all(job.is_settled for job in held), len(held)

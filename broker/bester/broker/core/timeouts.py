@@ -1,13 +1,13 @@
-"""How long a handler may take over one message: by the configuration of its type, by its lease, or as long as most."""
+"""Time that a handler may take over one message: configured for its type, or its lease, or the common limit."""
 
 from __future__ import annotations
 
 from bester.broker.core.pools import Worker
-from bester.broker.core.values import Settings
+from bester.broker.core.settings import Settings
 
 
 class Timeouts:
-    """The times of one broker's types, in seconds. `shortest_s` is the shortest that any message may have."""
+    """Timeouts of one broker's types, in seconds. `shortest_s` is the shortest that any message may have."""
 
     def __init__(self, settings: Settings) -> None:
         self._request_s = settings.limits.request_s
@@ -26,8 +26,8 @@ class Timeouts:
         return self.usual_s(worker.lease_s) if allowed_s is None else allowed_s
 
     def deadline_ms(self, worker: Worker, type_: str, left_s: float | None) -> int | None:
-        """Return what a REQUEST says of its time: None where that is what the WELCOME says of all types. `left_s` is
-        how long the message lives, where its sender has said so."""
+        """Return the deadline for a REQUEST; None where the WELCOME has given the time for all types. `left_s` is the
+        rest of the message's time to live, where its sender gave one."""
         if left_s is not None:
             return round(min(left_s, self.of(worker, type_)) * 1000)
         allowed_s = self.configured.get(type_)

@@ -1,4 +1,4 @@
-"""The last steps that messages took, for `trace`: bounded, oldest forgotten first."""
+"""Trace of the last steps that messages took: bounded, the oldest forgotten first."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from bester.broker.core.clock import Clock
 
 StepTaken = tuple[float, str, str, str, str]
-"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where`
-(a type, a user, a server)."""
+"""(at, root, id, what, where): at `at` seconds of the core's `now`, message `id` of `root` was `what` at `where` (a
+type, a user, a server)."""
 
 
 class Trace:
-    """A ring of steps at `server`. Never holds bodies."""
+    """Ring of steps at `server`. It never holds bodies."""
 
     def __init__(self, size: int, clock: Clock, server: str) -> None:
         self._steps: deque[StepTaken] = deque(maxlen=size)
@@ -30,6 +30,6 @@ class Trace:
                 "what": what,
                 "where": f"{self._server}/{where}",
             }
-            for at, of, id_, what, where in self._steps
-            if of == root
+            for at, step_root, id_, what, where in self._steps
+            if step_root == root
         ]

@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from msgspec import Struct
 
 from bester.broker.core.cases import Case
-from bester.broker.core.values import Link, Route
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Route
 from bester.broker.store_requests import Entry
 
 MAX_LANE_BYTES = 64 * 1024 * 1024
@@ -19,7 +20,7 @@ MAX_LANE_BYTES = 64 * 1024 * 1024
 
 
 class Transfer(Struct, eq=False):
-    """One message on its way to a server.
+    """A message on its way to a server.
 
     `case` is settled by the answer; None where the message is kept, for its case is settled at the commit. An answer
     counts until `deadline`, in seconds of `now`. `again`: the message was sent before, and may have been delivered.
@@ -40,7 +41,7 @@ class Transfers:
     def __init__(self, max_lane: int) -> None:
         self._transfers: dict[int, Transfer] = {}
         self._lanes: dict[str, OrderedDict[int, None]] = {}  # numbers of the messages, in the order they were sent
-        self._bytes: dict[str, int] = {}  # of their bodies, by lane
+        self._bytes: dict[str, int] = {}  # bytes of the bodies in flight, by lane
         self._ids: Counter[str] = Counter()
         self._patient: dict[int, None] = {}  # tokens of those with another deadline than the common one, in its order
         self._max_lane = max_lane
@@ -122,7 +123,7 @@ class Transfers:
 
     @property
     def count(self) -> int:
-        """How many transfers there are."""
+        """Count of all transfers."""
         return len(self._transfers)
 
     def inspect(self) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""Workers: which handler gets which message. Credit, least-loaded choice, order, and what waits for a place.
+"""Workers: choose the handler process that gets a message, by credit, load and order, and queue messages until one is
+free.
 
-A worker is one handler process; workers that serve exactly the same types form a pool, so that a choice costs the
-same with one type or a thousand, one worker or a thousand. Messages wait per type, first come first served; of a type
-whose handlers asked for order, each user's messages wait in a line of their own. Messages over which a worker may have
-died wait apart, and go to workers that were set aside for them.
+A worker is one handler process; workers that serve exactly the same types form a pool, so that a choice costs the same
+with one type or a thousand, one worker or a thousand. Messages wait in one queue a type, first come first served; of an
+ordered type each user's messages form a message group. Messages over which a worker may have died (suspects) wait
+apart, for isolated workers.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
 
+from bester.broker.core.effects import Link
 from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
-from bester.broker.core.values import Link
 
 MAX_LOOKS = 16
-"""Types that are looked at to find one to forget: many messages of one batch may ask for it."""
+"""Ordered types that are looked at to find one to forget: many messages of one batch may ask for that."""
 
 
 class Workers:
-    """All workers of a broker and all that waits for one. `max_ordered` types may be asked for in order.
+    """All workers of a broker, and all messages that wait for one. At most `max_ordered` types may be ordered.
 
-    `loose` names the types of which something was put back into the queue while a worker may be free: whoever calls
-    looks there and shares it out. `freed` are workers that may go on with what waits for them alone, and are to be fed.
+    `requeued` names the types with requeued messages that a free worker may take: the caller assigns them. `freed` are
+    workers that may go on with message groups bound to them, and are to be fed.
     """
 
     def __init__(self, max_ordered: int) -> None:
@@ -35,23 +36,23 @@ class Workers:
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, deque[QueueItem]] = {}
         self._waits: dict[str, int] = {}
-        self._ordered: dict[str, None] = {}  # the type looked at last is the last
+        self._ordered: dict[str, None] = {}  # types, the one looked at last at the end
         self._groups: dict[tuple[str, str], MessageGroup] = {}
-        self._express: dict[str, Pool] = {}  # for types of one pool, without order or anything waiting: that pool
         self._suspects = Suspects()
         self.requeued: dict[str, None] = {}
         self.freed: dict[Worker, None] = {}
 
-    # --- who is there ---
+    # --- joining and leaving ---
 
     def join(self, link: Link, types: frozenset[str], credit: int, ordered: frozenset[str]) -> Worker:
-        """A handler has said HELLO."""
+        """Add the worker of a handler that has said HELLO."""
         worker = Worker(link, credit)
         self._enlist(worker, types, ordered)
         return worker
 
     def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
-        """The handler has said HELLO again on its link: new options, same outstanding messages."""
+        """Replace the options of a worker whose handler has said HELLO again; messages in flight stay with the
+        worker."""
         alone = worker.is_isolated and bool(worker.inflight)
         self.leave(worker)
         worker.leaving = False
@@ -69,21 +70,12 @@ class Workers:
             pool.queued_types = {type_: None for type_ in self._queues if type_ in types}
             for type_ in types:
                 self._serving.setdefault(type_, []).append(pool)
-                self._review(type_)
         pool.add(worker)
 
-    def _review(self, type_: str) -> None:
-        """Something changed about a type: may its messages go straight to its pool?"""
-        pools = self._serving.get(type_, ())
-        if len(pools) == 1 and type_ not in self._queues and type_ not in self._ordered:
-            self._express[type_] = pools[0]
-        else:
-            self._express.pop(type_, None)
-
     def leave(self, worker: Worker) -> None:
-        """The handler takes no new messages; what it holds stays its own."""
+        """Give a worker no new messages; those in flight stay its own."""
         if worker.leaving:
-            worker.stuck = False  # it will not come back from that
+            worker.stuck = False  # a leaving worker does not resume
             return
         worker.leaving = True
         pool = worker.pool
@@ -98,22 +90,23 @@ class Workers:
                 self._serving[type_].remove(pool)
                 if not self._serving[type_]:
                     del self._serving[type_]
-                self._review(type_)
 
     def suspend(self, worker: Worker) -> None:
-        """Pass a worker over that holds nothing but messages that are over; what waited for it alone is anybody's."""
+        """Pass over a worker that holds nothing but settled messages; message groups bound to the worker are free
+        again."""
         self.leave(worker)
         worker.stuck = True
         for job in worker.inflight.values():
             self._leave_group(job, first=True)
 
     def resume(self, worker: Worker) -> None:
-        """Count on a worker again that was suspended."""
+        """Count on a suspended worker again."""
         worker.stuck = worker.leaving = False
         self._enlist(worker, worker.pool.types, frozenset())
 
     def lose(self, worker: Worker) -> list[Job]:
-        """The worker is dead: return what it held, oldest first; what waited for it alone waits for anybody again."""
+        """Remove a dead worker: return its messages in flight, oldest first; message groups bound to the worker are
+        free again."""
         self.leave(worker)
         lost = list(worker.inflight.values())
         worker.inflight.clear()
@@ -122,17 +115,14 @@ class Workers:
         return lost
 
     def serves(self, type_: str) -> bool:
-        """Is any worker of the type there?"""
+        """Return whether any worker serves the type."""
         return type_ in self._serving
 
-    # --- giving and taking back ---
+    # --- assigning and completing ---
 
     def choose(self, job: Job) -> Worker | None:
-        """Return the worker for a parcel that has just come; None: it must wait."""
+        """Return the worker for a new job; None: the job must wait."""
         type_ = job.type
-        pool = self._express.get(type_)
-        if pool is not None:
-            return pool.best()
         if type_ in self._ordered and job.user is not None:
             group = self._groups.get((type_, job.user))
             if group is not None:
@@ -140,6 +130,9 @@ class Workers:
                 return worker if worker is not None and not group.waiting and worker.takes(type_) else None
         if type_ in self._queues:
             return None
+        pools = self._serving.get(type_)
+        if pools is not None and len(pools) == 1:  # as `idle`, inline for speed
+            return pools[0].best()
         return self.idle(type_)
 
     def idle(self, type_: str) -> Worker | None:
@@ -153,7 +146,7 @@ class Workers:
         return max(candidates, key=lambda worker: worker.free, default=None)
 
     def assign(self, worker: Worker, token: int, job: Job) -> None:
-        """Book a parcel as given to a worker that has credit for it."""
+        """Count a job as in flight at a worker that has credit for it."""
         worker.inflight[token] = job
         worker.pool.change(worker, -1)
         if self._ordered and job.type in self._ordered and job.user is not None:
@@ -166,7 +159,7 @@ class Workers:
             job.group = group
 
     def complete(self, worker: Worker, token: int) -> Job | None:
-        """Book a parcel as done with; None: the worker was never given that token."""
+        """Count a job as done; None: the worker was never given that token."""
         job = worker.inflight.pop(token, None)
         if job is None:
             return None
@@ -179,13 +172,14 @@ class Workers:
         return job
 
     def release_group(self, job: Job) -> None:
-        """A parcel that a worker was to be given will not be: its line is bound to nobody on its account."""
+        """Free the message group of a job that its worker was to be given and will not be."""
         group = self._groups.get((job.type, job.user)) if job.user is not None else None
         if group is not None and group.worker is not None and not group.inflight:
             self._unbind(group, first=True)
 
     def _leave_group(self, job: Job, *, first: bool) -> None:
-        """A line whose worker holds nothing of it any more is anybody's again, and takes its turn in the queue."""
+        """Count a job out of its message group; with the last one in flight the group is free again, and takes its turn
+        in the queue."""
         group, job.group = job.group, None
         if group is None:
             return
@@ -204,7 +198,7 @@ class Workers:
         self.requeued[group.key[0]] = None
 
     def _put(self, type_: str, item: QueueItem, *, first: bool) -> None:
-        """Put an item into the queue it belongs to, at its end or in front."""
+        """Put an item into the queue of its type or of its suspects, at the end or in front."""
         queue = self._suspects.queue(type_) if item.suspected else self._queue(type_)
         if first:
             queue.appendleft(item)
@@ -214,7 +208,7 @@ class Workers:
     # --- waiting ---
 
     def enqueue(self, job: Job, *, first: bool = False) -> None:
-        """Queue a parcel; `first` before all others of its type (it had its turn, and its handler died)."""
+        """Queue a job; `first`: before all others of its type (it had its turn, and its worker died)."""
         type_ = job.type
         self._waits[type_] = self._waits.get(type_, 0) + 1
         if first:
@@ -233,7 +227,8 @@ class Workers:
         self._put(type_, item, first=first)
 
     def _move(self, group: MessageGroup) -> None:
-        """Put a line that has got another first message into the right queue; it stands in front of the wrong one."""
+        """Move a message group, which has got another first message, between the queue and the suspects; the group
+        stands at the head of the wrong one."""
         type_ = group.key[0]
         if group.suspected:
             self._queues[type_].remove(group)
@@ -247,8 +242,8 @@ class Workers:
     # --- suspects ---
 
     def isolate(self, now: float) -> list[Worker]:
-        """Set workers aside for the suspects that wait, and let go of those that are not needed any more. Returns the
-        workers that are set aside; what they hold they finish first."""
+        """Isolate workers for the suspects that wait, and release those not needed any more. Returns the isolated
+        workers; each first finishes its messages in flight."""
         suspects = self._suspects
         if suspects:
             wanted = {
@@ -267,7 +262,7 @@ class Workers:
         return list(suspects.isolated)
 
     def clear(self) -> None:
-        """Put what is suspected no more back into its queue, in front."""
+        """Requeue jobs that are cleared of suspicion, at the head."""
         for type_, items in self._suspects.cleared():
             self._queue(type_).extendleft(reversed(items))
             self.requeued[type_] = None
@@ -277,7 +272,7 @@ class Workers:
         self._suspects.isolated[worker] = None
 
     def _release(self, wanted: Container[Worker] = ()) -> None:
-        """Let the workers that are set aside, and neither hold a suspect nor are `wanted` for one, take what is new."""
+        """Release the isolated workers that neither hold a suspect nor are `wanted` for one."""
         for worker in [
             worker for worker in self._suspects.isolated if worker not in wanted and not holds_suspect(worker)
         ]:
@@ -288,7 +283,7 @@ class Workers:
                 self.freed[worker] = None
 
     def _next_suspect(self, worker: Worker) -> Job | None:
-        """Return the next suspect for a worker that is set aside, None where it has to finish something first."""
+        """Return the next suspect for an isolated worker, None where the worker has messages to finish first."""
         item = self._suspects.next_for(worker) if worker.is_idle else None
         if item is None:
             return None
@@ -297,7 +292,7 @@ class Workers:
         return job
 
     def _bind(self, item: QueueItem, worker: Worker) -> Job:
-        """Take the first message of an item that has left its queue; a line is the worker's own from now on."""
+        """Take the first job of an item that has left its queue; a message group is bound to the worker from now on."""
         if type(item) is Job:
             return item
         assert isinstance(item, MessageGroup)
@@ -307,10 +302,10 @@ class Workers:
             worker.groups[item] = None
         return job
 
-    # --- what is next ---
+    # --- next messages ---
 
     def bound_worker(self, job: Job) -> Worker | None:
-        """Return the worker that a waiting parcel of an ordered type is bound to, if any."""
+        """Return the worker to which the message group of a waiting job is bound, if any."""
         group = self._groups.get((job.type, job.user)) if job.user is not None else None
         return group.worker if group is not None else None
 
@@ -318,7 +313,6 @@ class Workers:
         queue = self._queues.get(type_)
         if queue is None:
             queue = self._queues[type_] = deque()
-            self._express.pop(type_, None)
             for pool in self._serving.get(type_, ()):
                 pool.queued_types[type_] = None
         return queue
@@ -327,14 +321,12 @@ class Workers:
         del self._queues[type_]
         for pool in self._serving.get(type_, ()):
             del pool.queued_types[type_]
-        self._review(type_)
 
     def _put_in_order(self, type_: str, served: frozenset[str]) -> None:
-        """Somebody asks for order: from now on this type is ordered, and what waits for it already is put in lines."""
+        """Make a type ordered from now on, and form message groups of its waiting jobs."""
         if type_ in self._ordered or (len(self._ordered) >= self._max_ordered and not self._forget_ordered(served)):
             return
         self._ordered[type_] = None
-        self._express.pop(type_, None)
         if type_ not in self._waits:
             return
         suspects = self._suspects.take_all(type_)
@@ -342,14 +334,14 @@ class Workers:
         if others:
             self._drop_queue(type_)
         del self._waits[type_]
-        for item in (*suspects, *others):  # no lines yet
+        for item in (*suspects, *others):  # no message groups yet
             assert type(item) is Job
             self.enqueue(item)
 
     def _forget_ordered(self, served: frozenset[str]) -> bool:
         """Forget the order of a type that nobody serves and of which nothing waits: a handler that names ever new types
-        must not take away the place of those that others serve. `served` will be served in a moment. Return whether
-        such a type was found."""
+        must not take the room of types that others serve. `served` are types about to be served. Returns whether such a
+        type was found."""
         for _ in range(MAX_LOOKS):
             type_ = next(iter(self._ordered))
             del self._ordered[type_]
@@ -363,16 +355,17 @@ class Workers:
         return self._waits.get(type_, 0)
 
     def has_queue(self, type_: str) -> bool:
-        """Is there any message of the type that would be given to whoever is free?"""
+        """Return whether messages of the type wait for any free worker."""
         return type_ in self._queues
 
     @property
     def waiting(self) -> int:
-        """How many messages wait."""
+        """Number of messages that wait."""
         return sum(self._waits.values())
 
     def inspect(self, workers: Iterable[Worker]) -> WorkersState:
-        """Return what waits, and what these workers hold: those that have joined and are not lost."""
+        """Return counts of waiting messages, and of those in flight at these workers: the workers that have joined and
+        are not lost."""
         held = (job for worker in workers for job in worker.inflight.values())
         return WorkersState(
             waiting=dict(self._waits),
@@ -385,9 +378,10 @@ class Workers:
         )
 
     def next_for(self, worker: Worker) -> Job | None:
-        """Return the next waiting parcel this worker should be given, None where it is full or nothing waits for it.
+        """Return the next waiting job for this worker, None where the worker is full or no job waits for it.
 
-        Its own lines and the queues take turns, and among themselves too, so that none starves the others.
+        Message groups bound to the worker and the queues take turns, and so do the groups and the queues among
+        themselves, so that none starves the others.
         """
         if worker.free <= 0 or worker.leaving:
             return None
@@ -398,31 +392,31 @@ class Workers:
             self._release()
         types = worker.pool.queued_types
         groups = worker.groups
-        group = self._own_line(worker) if groups else None
-        if group is not None and (worker.lines_next or not types):
-            worker.lines_next = False
+        group = self._next_group(worker) if groups else None
+        if group is not None and (worker.groups_next or not types):
+            worker.groups_next = False
             del groups[group]
             job = group.waiting.popleft()
             if group.waiting:
                 groups[group] = None
         elif types:
-            worker.lines_next = True
+            worker.groups_next = True
             job = self._pop(next(iter(types)), worker)
         else:
             return None
         self._count_out(job.type, 1)
         return job
 
-    def _own_line(self, worker: Worker) -> MessageGroup | None:
-        """Return the line of a worker's own that is next. One that begins with a suspect waits until the worker holds
-        nothing of it, and is anybody's then."""
+    def _next_group(self, worker: Worker) -> MessageGroup | None:
+        """Return the next message group bound to a worker. A group that begins with a suspect waits until the worker
+        holds none of the group's messages, and is free then."""
         types = worker.pool.types
         return next((group for group in worker.groups if group.key[0] in types and not group.suspected), None)
 
     def _pop(self, type_: str, worker: Worker) -> Job:
         queue = self._queues[type_]
         item = queue.popleft()
-        if queue:  # to the back of the line of types
+        if queue:  # the type goes behind the other types
             types = worker.pool.queued_types
             types[type_] = types.pop(type_)
         else:
@@ -436,56 +430,58 @@ class Workers:
         else:
             del self._waits[type_]
 
-    # --- what has waited too long ---
+    # --- overdue messages ---
 
     def waiting_types(self) -> list[str]:
-        """Return the types of which something waits in a queue."""
+        """Return the types with waiting messages."""
         return [*self._queues, *[type_ for type_ in self._suspects.types() if type_ not in self._queues]]
 
-    def overdue(self, type_: str, before: Callable[[Job], float]) -> list[Job]:
-        """Take out of a type's queues what has waited since the time that `before` says of it, or longer."""
-        gone: list[Job] = []
+    def overdue(self, type_: str, waits_since: Callable[[Job], float]) -> list[Job]:
+        """Take out the jobs of a type that have waited since `waits_since(job)` or longer."""
+        overdue: list[Job] = []
         queue = self._queues.get(type_)
-        kept: list[QueueItem] = []  # what was put back in front has begun to wait anew, and hides older ones
+        remaining: list[QueueItem] = []  # requeued jobs at the head wait anew, and hide older ones
         while queue:
             head = oldest(queue[0])
-            if head.since > before(head) and not head.attempt:
+            if head.since > waits_since(head) and not head.attempt:
                 break
-            kept += self._overdue_of(queue.popleft(), before, gone)
+            remaining += self._overdue_of(queue.popleft(), waits_since, overdue)
         if queue is not None:
-            queue.extendleft(reversed(kept))
+            queue.extendleft(reversed(remaining))
             if not queue:
                 self._drop_queue(type_)
         suspects = self._suspects.take_all(type_)
         for item in suspects:
-            for left in self._overdue_of(item, before, gone):
-                self._put(type_, left, first=False)
-        if gone:
-            self._count_out(type_, len(gone))
-        return gone
+            for rest in self._overdue_of(item, waits_since, overdue):
+                self._put(type_, rest, first=False)
+        if overdue:
+            self._count_out(type_, len(overdue))
+        return overdue
 
-    def _overdue_of(self, item: QueueItem, before: Callable[[Job], float], gone: list[Job]) -> tuple[QueueItem, ...]:
-        """Put what is overdue of an item into `gone`. Returns what is left of the item: itself, or nothing."""
+    def _overdue_of(
+        self, item: QueueItem, waits_since: Callable[[Job], float], overdue: list[Job]
+    ) -> tuple[QueueItem, ...]:
+        """Move an item's overdue jobs into `overdue`. Returns the rest of the item: the item itself, or nothing."""
         if type(item) is Job:
-            if item.since > before(item):
+            if item.since > waits_since(item):
                 return (item,)
-            gone.append(item)
+            overdue.append(item)
             return ()
         assert isinstance(item, MessageGroup)
-        gone += item.overdue(before)
+        overdue += item.overdue(waits_since)
         if item.waiting:
             return (item,)
         del self._groups[item.key]
         return ()
 
-    def overdue_for(self, worker: Worker, before: Callable[[Job], float]) -> list[Job]:
-        """Take out of a worker's own lines what has waited since the time that `before` says of it, or longer."""
-        gone: list[Job] = []
+    def overdue_for(self, worker: Worker, waits_since: Callable[[Job], float]) -> list[Job]:
+        """Take out the jobs of groups bound to a worker that have waited since `waits_since(job)` or longer."""
+        overdue: list[Job] = []
         for group in list(worker.groups):
-            late = group.overdue(before)
+            late = group.overdue(waits_since)
             if late:
                 self._count_out(group.key[0], len(late))
-                gone += late
+                overdue += late
             if not group.waiting:
                 del worker.groups[group]
-        return gone
+        return overdue

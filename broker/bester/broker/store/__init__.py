@@ -1,6 +1,7 @@
-"""What a broker keeps on disk: one interface, SQLite behind it, or memory alone.
+"""The store of a broker: one protocol, with SQLite or memory behind it.
 
-A store carries out what the core says, in order and wholly; it must never decide what is kept, or for how long.
+A store carries out the core's writes in order, and each group wholly; the core alone decides what is kept, and for how
+long.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ from bester.broker.store_requests import Bounds, Committed, Read, Snapshot, Writ
 
 
 class Store(Protocol):
-    """Kept values of one broker. All of it belongs to one thread."""
+    """The store of one broker. All calls come from one thread."""
 
     def open(self) -> Snapshot:
-        """Count this life and return what is there. Raises BesterError with a remedy."""
+        """Count this life and return the contents. Raises BesterError with a remedy."""
 
     def commit(self, writes: Sequence[Write]) -> Committed:
-        """Write all in one transaction, in order: they are on disk when this returns. Never raises.
+        """Write a group in one transaction, in order: the writes are on disk when this returns. Never raises.
 
-        Where that fails nothing of it is written. Keep, Note and Arrived are then given up; the other writes are held
-        back, and tried before those of the next commit, which may be of none. A Bury is held back with the ends of its
-        group, for one of them may be of the message whose body it has; of very many the oldest is given up.
-        """
+        Where the commit fails, nothing of the group is written. Each Enqueue, RecordRemote and SaveLane is given up;
+        the other writes are held back, and come before those of the next commit, which may have none. A Bury is held
+        back with the Ends of its group, for one of them may be that of the buried message; of very many the oldest is
+        given up."""
 
     def read(self, read: Read) -> Any:
-        """Return the answer, see `kept`. Raises BesterError where the file cannot be read."""
+        """Return the answer to a read of `store_requests`. Raises BesterError where the file cannot be read."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the store."""
 
 
 def open_store(path: Path | None, synchronous: str, bounds: Bounds) -> Store:
-    """Return the store that is configured, not opened yet; `path` None: in memory."""
+    """Return the configured store, not opened yet; one in memory where `path` is None."""
     if path is None:
         from bester.broker.store.memory import MemoryStore
 

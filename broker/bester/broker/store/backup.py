@@ -1,7 +1,7 @@
-"""A copy of a server's data that is whole, while the server serves or not.
+"""Backups: a whole copy of a server's data, taken while the server serves or not.
 
-It must never write where something is, and a copy must never be taken for the original: its store gets a name of its
-own, for what the two would send on from there under one name, other servers would take for repetitions.
+A backup never overwrites a file. The copied store gets a name of its own: under one name, other servers would take the
+messages of the copy for duplicates of the original's.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bester.broker.wire.codes import BesterError, ConfigError
 
 ACCOUNTS = "accounts.db"
 BUSY_S = 10.0
-"""How long somebody else may hold a file: a broker that starts, for one."""
+"""Patience with another process that holds a file, such as a broker that starts."""
 _NAMED = "; name a directory that is empty, or not there yet"
 
 
 def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[Path]:
     """Copy accounts and store into a directory, which is made with mode 0700 or is empty; the copies have mode 0600.
 
-    `store` is its file where it is not in the data directory; what is not there is passed over. Returns the copies;
-    each is whole as of one moment. Raises ConfigError or BesterError with the remedy, and leaves no copies then.
-    """
+    `store` is the store's file where that is not in the data directory; a missing file is passed over. Returns the
+    copies; each is whole as of one moment. Raises ConfigError or BesterError with the remedy, and leaves no copies
+    then."""
     pairs = [(data_dir / ACCOUNTS, ACCOUNTS), (store or data_dir / STORE_FILE, STORE_FILE)]
     sources = [(source, target / name) for source, name in pairs if _is_there(source)]
     if not sources:
@@ -47,8 +47,8 @@ def backup(data_dir: Path, target: Path, *, store: Path | None = None) -> list[P
 
 
 def _is_there(source: Path) -> bool:
-    """Say whether there is this file. Raises ConfigError or BesterError where it is none that this user can copy, or
-    was cut off or taken away while something of it is left: the copy would not be of what was kept."""
+    """Return whether the file exists. Raises ConfigError or BesterError where this user cannot copy the file, or where
+    it was cut off or removed while its log is left: the copy would not be whole."""
     try:
         found = source.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -65,7 +65,7 @@ def _is_there(source: Path) -> bool:
 
 
 def _prepare(target: Path) -> None:
-    """Make the directory, or see that it is empty. Raises ConfigError."""
+    """Make the directory, or check that the directory is empty. Raises ConfigError."""
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError:
@@ -81,11 +81,11 @@ def _prepare(target: Path) -> None:
 
 
 def _unmade(target: Path, error: OSError) -> str:
-    """Say in which directory another one could not be made."""
+    """Return the error text for a directory that could not be made."""
     there = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
     if not os.path.isdir(there):
         return f"{there}: is no directory; name another place for the copies"
-    cause = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # as /proc says: no such thing can be made
+    cause = "" if error.errno == errno.ENOENT else f" ({error.strerror})"  # in /proc, where no directory can be made
     return f"{there}: no directory can be made there{cause}; name another place for the copies"
 
 
@@ -96,11 +96,13 @@ def _copy(source: Path, copy: Path) -> None:
             closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as original,
             closing(sqlite3.connect(copy, isolation_level=None)) as db,
         ):
-            original.backup(db)  # all of it within one read: a server that writes meanwhile neither waits nor shows
-            db.execute("PRAGMA journal_mode = DELETE")  # one file, which can be moved
+            original.backup(db)  # within one read: a server that writes meanwhile neither waits nor shows in the copy
+            db.execute("PRAGMA journal_mode = DELETE")  # then the copy is one file, which can be moved
             if db.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION:
                 schema.rename(db)
     except (OSError, sqlite3.Error) as error:
         remedy = "see that both are yours, the disk of the copy has room, and the original is whole"
-        fault = error.strerror if isinstance(error, OSError) else error  # its own text would name the file again
+        fault = (
+            error.strerror if isinstance(error, OSError) else error
+        )  # the text of an OSError would name the file again
         raise BesterError("storage-full", f"{source} to {copy}: {fault}; {remedy}") from None

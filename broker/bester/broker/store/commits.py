@@ -1,9 +1,9 @@
-"""What becomes of a group of writes that cannot be written: what adds to the store is given up and said to be, what
-takes away from it is held back and tried again. So are dead letters, for their senders were told that nothing is left
-to do: a body and the end that takes it away are written together.
+"""Commits that fail: writes that add to the store are given up, and the core learns so; writes that take away from the
+store are held back and tried again.
 
-It must never give up a write of the second kind, or read as though there were none: that a message has ended would be
-forgotten, and it would be delivered again. Only what no disk could take, however much room there is, is thrown away.
+Dead letters are held back as well, for their senders had a final report: a body and the End that deletes it are written
+together. A write that is held back is never given up, and reads account for it: otherwise the end of a message would be
+forgotten, and the message delivered again. Only a write that no disk could take, with any room, is dropped.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from bester.broker.store_requests import (
 from bester.broker.wire.codes import BesterError
 
 GIVEN_UP = frozenset({Enqueue, RecordRemote, SaveLane})
-"""Given up with their group: whoever has asked for them is told so."""
+"""Writes that are given up with their group: the cases that wait for them have a failure."""
 GROWING = GIVEN_UP | {Bury}
-"""What takes room."""
+"""Writes that take room."""
 LETTERS_HELD_BACK = 1_000
 LETTERS_HELD_BACK_BYTES = 16 * 1024 * 1024
-"""Dead letters that wait for room, and their bodies: memory. Above it the oldest is given up."""
+"""Bounds on dead letters that wait for room in memory, and on their bodies; above them the oldest is given up."""
 LOOK_AGAIN_S = 1.0
-"""When what has ended in memory alone is in the way of what has expired, that is looked for again so much later."""
+"""Pause before expired messages are looked for again, where all that were found have ended in memory alone."""
 
 
 class UnwritableError(BesterError):
-    """Something in the group is nothing a store can hold: more room, or a better disk, would not help."""
+    """A write in the group is one that no store can hold, whatever its room or disk."""
 
 
 class Commits(ABC):
     """Takes groups of writes, in order, each wholly or not at all.
 
-    What it holds back is bounded by what is kept: one write for each message, box or letter, the latest.
+    The writes that are held back are bounded by the contents: the latest one for each message, queue or dead letter.
     """
 
     def __init__(self) -> None:
         self._held_back: dict[Hashable, Write] = {}
-        self._buried: dict[Hashable, int] = {}  # those among them, oldest first, with the sizes of their bodies
+        self._buried: dict[Hashable, int] = {}  # dead letters among them, oldest first, with the sizes of their bodies
         self._buried_bytes = 0
-        self._tied: dict[Hashable, Hashable] = {}  # an end, and the letter without which it is not written
+        self._tied: dict[Hashable, Hashable] = {}  # an End, and the dead letter without which it is not written
 
     @property
     def held_back(self) -> int:
-        """How many writes wait for room, or for a disk that is well."""
+        """Count of the writes that wait for room, or for a sound disk."""
         return len(self._held_back)
 
     def commit(self, writes: Sequence[Write]) -> Committed:
-        """Write a group in one transaction, after what was held back before."""
+        """Write a group in one transaction, after the writes that are held back."""
         try:
             repeated = self._write([*self._held_back.values(), *writes] if self._held_back else writes)
         except BesterError as error:
             if self._held_back and isinstance(error, UnwritableError):
                 self._try_alone()
-                if not self._held_back:  # the fault was there: this group may be well
+                if not self._held_back:  # the fault was among those: this group may be sound
                     return self.commit(writes)
             self._hold_back(writes)
             self._try_alone()
@@ -103,15 +103,16 @@ class Commits(ABC):
             self._buried_bytes -= self._buried.pop(key, 0)
 
     def _try_alone(self) -> None:
-        """To take away needs little room. Letters need more: where there is none for them, the rest goes without, but
-        for the ends of what they hold."""
+        """Write what is held back without new writes: deleting needs little room. Where there is no room for dead
+        letters, write the rest, except the Ends of the buried messages."""
         if not self._try(list(self._held_back)) and self._buried:
             self._try(
                 [key for key in self._held_back if key not in self._buried and self._tied.get(key) not in self._buried]
             )
 
     def _try(self, keys: Sequence[Hashable]) -> bool:
-        """Write these of what is held back, and find and drop what cannot be written ever. False: they still wait."""
+        """Write these of the writes held back, and drop those that no store can hold. Returns False where they still
+        wait."""
         if not keys:
             return True
         try:
@@ -126,7 +127,7 @@ class Commits(ABC):
         return True
 
     def read(self, read: Read) -> Any:
-        """Return the answer, see `kept`. Raises BesterError where it cannot be read."""
+        """Return the answer to a read of `store_requests`. Raises BesterError where the store cannot be read."""
         self._try_alone()
         if self._held_back and isinstance(read, Fetch):
             return self._fetched(read)
@@ -135,32 +136,32 @@ class Commits(ABC):
             entries, next_s = answer
             if next_s is not None:
                 next_s = max(next_s, read.at_s + LOOK_AGAIN_S)
-            return [entry for entry in entries if not self._is_over(entry)], next_s
+            return [entry for entry in entries if not self._has_ended(entry)], next_s
         return answer
 
     def _fetched(self, fetch: Fetch) -> list[Entry]:
         while entries := self._answer(fetch):
-            found = [entry for entry in entries if not self._is_over(entry)]
+            found = [entry for entry in entries if not self._has_ended(entry)]
             if found:
                 return found
             fetch = fetch._replace(after=entries[-1].number)
         return []
 
-    def _is_over(self, entry: Entry) -> bool:
+    def _has_ended(self, entry: Entry) -> bool:
         return (End, entry.number) in self._held_back
 
     @abstractmethod
     def _answer(self, read: Read) -> Any:
-        """Return what the store says to a question, or raise BesterError."""
+        """Return the answer of the store itself, or raise BesterError."""
 
     @abstractmethod
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
-        """Write all of them and return the repetitions, see `Committed`, or raise BesterError and write none:
-        UnwritableError where the fault is in what is written."""
+        """Write all and return the duplicates, see `Committed`; or write none and raise BesterError, UnwritableError
+        where the fault is in a write itself."""
 
 
 def _key_of(write: Write) -> Hashable:
-    """Return what is the same for writes of which only the latest counts."""
+    """Return a key that is equal for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id
     return type(write), None if isinstance(write, PurgeOutcomes | SaveClock) else write[0]

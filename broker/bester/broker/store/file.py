@@ -1,6 +1,6 @@
-"""The place of a store: whether its file may be one, and what the faults that SQLite finds there mean.
+"""The file of a store: checks that a file may be a store, and explains the faults that SQLite finds.
 
-It must never change anything where a mistaken name leads, not so much as a mode, nor leave a file beside it.
+A mistaken name must do no harm: no other file is changed, not even its mode, and no file is left beside it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from bester.broker.store import schema
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 2.0
-"""How long another process may write, which it should not, before that is a fault: a broker stands still meanwhile."""
+"""Patience with another process that writes to the file, which none should: the broker stands still meanwhile."""
 RESTORE = database.RESTORE
 MAKE_ROOM = database.MAKE_ROOM
 _NAME_YOUR_OWN = "name a file of your own as [store] url"
 
 
 def why(path: Path, error: sqlite3.Error | OSError) -> str:
-    """Return one line with a remedy."""
+    """Return the text of an error: one line with a remedy."""
     if isinstance(error, OSError):
         return f"{path}: {error.strerror}; {MAKE_ROOM if database.is_no_room(error) else _NAME_YOUR_OWN}"
     other = "name another file as [store] url, or " if getattr(error, "sqlite_errorname", "") == "SQLITE_NOTADB" else ""
@@ -31,8 +31,8 @@ def why(path: Path, error: sqlite3.Error | OSError) -> str:
 
 
 def claim(path: Path) -> bool:
-    """See that nobody else may read the file; say whether there is one. Raises as `examine` does; what is no store is
-    left as it is."""
+    """Make the file readable for its user alone; return whether the file exists. Raises as `examine` does, and then
+    leaves the file as found."""
     if not examine(path):
         return False
     try:
@@ -45,10 +45,10 @@ def claim(path: Path) -> bool:
 
 
 def examine(path: Path) -> bool:
-    """Say whether there is a file; it is a store. A server may be using it.
+    """Return whether the file exists; then it is a store, which a server may be using.
 
-    Raises ConfigError where it cannot be one, BesterError where it cannot be read or written, was cut off, or is
-    missing while something of it is there.
+    Raises ConfigError where the file is no store, BesterError where it cannot be read or written, was cut off, or is
+    missing while its log is there.
     """
     if not database.look(path, "name a file as [store] url", _NAME_YOUR_OWN):
         _see_directory(Path(os.path.realpath(path)).parent)
@@ -66,10 +66,10 @@ def _see_directory(path: Path) -> None:
 
 
 def _see_content(path: Path) -> None:
-    """Raise where the file is not a store's. Without a log beside it, it is read as if it could not change: SQLite then
-    makes none.
+    """Raise where the file is not a store. A file without a log beside it is read as one that cannot change: SQLite
+    then makes no log.
 
-    The file is not opened without SQLite: closing it again would take SQLite's locks from whoever has it open here.
+    SQLite alone opens the file: closing another descriptor would take away the locks of a store that is open here.
     """
     real = Path(os.path.realpath(path))
     how = "mode=ro" if _with_end(real, "-wal").exists() else "mode=ro&immutable=1"
@@ -77,8 +77,8 @@ def _see_content(path: Path) -> None:
         with closing(sqlite3.connect(f"{real.as_uri()}?{how}", uri=True, timeout=BUSY_S)) as db:
             schema.check(db, str(path))
     except sqlite3.Error as error:
-        # After a power cut it may be half written, and the journal makes it whole: that shows when it is opened. So it
-        # does where a full disk has no room for what SQLite shares with others.
+        # A file may be half written after a power cut, and whole with its journal: opening the store shows that, as it
+        # shows a full disk without room for the memory that SQLite shares with other processes.
         if not _with_end(real, "-journal").exists() and not database.is_no_room(error):
             raise BesterError("storage-full", why(path, error)) from None
 

@@ -1,6 +1,6 @@
 """A store in memory, for simulations and for servers whose operator wants nothing on a disk.
 
-It does what the one on disk does, fault for fault, and must never be quicker to forgive.
+The store in memory behaves as the one on disk, fault for fault, and accepts nothing that the disk would refuse.
 """
 
 from __future__ import annotations
@@ -51,23 +51,24 @@ from bester.broker.wire.codes import BesterError
 from bester.broker.wire.outcomes import QUEUED
 
 MAX_NUMBER = 2**63
-"""What a file could not hold is not held here either."""
+"""Bound on numbers: a file could not hold a higher one."""
 FULL = "the store in memory is told to be full; make room in it"
 STALE_PART = 2
-"""When this part of what is to expire has ended, it is thrown out."""
+"""Share of the heap of expiries that may be of ended messages before they are thrown out."""
 STALE_LEAST = 1_000
+"""Length of the heap below which nothing is thrown out."""
 _RESULT = re.compile(r"\.[0-9]")
 
 
 def _message_of(id_: str) -> str:
-    """Return the beginning of an id of a result that all results of a message have in common, and perhaps those of
-    others: for all ids that are made here they are no others."""
+    """Return the beginning that the ids of all results of a message have in common. No other message's results share
+    it, as far as ids are made here."""
     found = _RESULT.search(id_, id_.rfind("/") + 1)
     return id_ if found is None else id_[: found.start()]
 
 
 class _Row(NamedTuple):
-    """An entry whose meta is packed, and its outcome (None: it waits)."""
+    """An entry whose meta is packed, and its outcome (None: not ended)."""
 
     entry: Entry
     meta: bytearray
@@ -81,9 +82,10 @@ class _Row(NamedTuple):
 
 
 class MemoryStore(Commits):
-    """A store that ends with the process. `open` again is a restart of the broker; `copy` is what a crash leaves.
+    """A store that ends with the process. To `open` it again is a restart of the broker; `copy` returns what a crash
+    leaves.
 
-    While `full` is set nothing can be added; while `broken` is, nothing can be written at all.
+    While `full` is set nothing can be added; while `broken` is set nothing can be written at all.
     """
 
     def __init__(self, *, epoch: str | None = None, dead_letters: int = 10_000) -> None:
@@ -91,43 +93,43 @@ class MemoryStore(Commits):
         self.full = False
         self.broken = False
         self._epoch = epoch or secrets.token_hex(8)
-        self._name = self._epoch  # that it was made with
+        self._name = self._epoch  # the epoch that the store was made with
         self._nameless = 0  # lives that could not be counted at their start
         self._unwritten: tuple[str, int] | None = None  # the epoch and number of this life, until they can be written
         self._dead_letters = dead_letters
         self._life = 0
         self._rows: dict[int, _Row] = {}
-        self._numbers: dict[tuple[str, str], int] = {}  # by id and box
-        self._waiting: dict[str, list[int]] = {}  # by box, in order
-        self._expiring: list[tuple[float, int]] = []  # a heap of what waits, and of some of what did
-        self._ended: list[int] = []  # in order; what waits elsewhere is not among it
+        self._numbers: dict[tuple[str, str], int] = {}  # by id and queue
+        self._ready: dict[str, list[int]] = {}  # by queue, in order
+        self._expiring: list[tuple[float, int]] = []  # a heap: ready messages, and some that have ended
+        self._ended: list[int] = []  # in order, without those queued at another server
         self._results: dict[str, dict[int, None]] = {}  # by what their message is called
-        self._handed: dict[str, int] = {}
-        self._arrived: dict[tuple[str, str], SaveLane] = {}
+        self._sent_upto: dict[str, int] = {}
+        self._lanes: dict[tuple[str, str], SaveLane] = {}
         self._letters: dict[str, DeadLetter] = {}  # the latest last
-        self._places: dict[str, int] = {}  # theirs
-        self._place = 0
+        self._serials: dict[str, int] = {}  # their serials
+        self._serial = 0
         self._types: dict[str, None] = {}
         self._clock: ClockState | None = None
         self._names: dict[str, None] = {}  # the latest last
         self._peers: dict[str, bool] = {}
 
     def copy(self) -> Self:
-        """Return a store that holds what is committed here, and no more."""
+        """Return a store with everything that is committed here, and nothing else."""
         other = type(self)(epoch=self._epoch, dead_letters=self._dead_letters)
         other._name, other._nameless = self._name, self._nameless
         other._life = self._life
         other._rows = dict(self._rows)
         other._numbers = dict(self._numbers)
-        other._waiting = {box: list(numbers) for box, numbers in self._waiting.items()}
+        other._ready = {key: list(numbers) for key, numbers in self._ready.items()}
         other._expiring = list(self._expiring)
         other._ended = list(self._ended)
         other._results = {message: dict(numbers) for message, numbers in self._results.items()}
-        other._handed = dict(self._handed)
-        other._arrived = dict(self._arrived)
+        other._sent_upto = dict(self._sent_upto)
+        other._lanes = dict(self._lanes)
         other._letters = dict(self._letters)
-        other._places = dict(self._places)
-        other._place = self._place
+        other._serials = dict(self._serials)
+        other._serial = self._serial
         other._types = dict(self._types)
         other._clock = self._clock
         other._names = dict(self._names)
@@ -135,8 +137,8 @@ class MemoryStore(Commits):
         return other
 
     def open(self) -> Snapshot:
-        """Count this life and return what is there. While `broken` is set that is done with the first that can be
-        written, and this life has a name of its own."""
+        """Count this life and return the contents. While `broken` is set the count waits for the first commit, and this
+        life has an epoch of its own."""
         self._let_go(list(self._held_back))
         self._unwritten = None
         if self.broken:
@@ -144,19 +146,19 @@ class MemoryStore(Commits):
             self._unwritten = f"{self._name}-{self._nameless}", self._life + 1
         else:
             self._life += 1
-            for box in self._handed.keys() - self._waiting.keys():
-                del self._handed[box]
+            for key in self._sent_upto.keys() - self._ready.keys():
+                del self._sent_upto[key]
         return self.inspect()
 
     def inspect(self) -> Snapshot:
-        """Return what the store holds now: the snapshot that `open` gives, without counting a life."""
+        """Return the contents as `open` does, without counting a life."""
         epoch, life = self._unwritten or (self._epoch, self._life)
         return Snapshot(
             epoch=epoch,
             life=life,
-            queues={box: self._state_of(box, numbers) for box, numbers in self._waiting.items()},
+            queues={key: self._state_of(key, numbers) for key, numbers in self._ready.items()},
             types=tuple(self._types),
-            lanes=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._arrived.values()),
+            lanes=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._lanes.values()),
             next_expiry_s=min(
                 (row.entry.expires_s for row in self._rows.values() if row.outcome is None), default=None
             ),
@@ -168,18 +170,18 @@ class MemoryStore(Commits):
         )
 
     def close(self) -> None:
-        """Keep all of it: `open` may come again."""
+        """Keep everything: the store may be opened again."""
 
-    def _state_of(self, box: str, numbers: list[int]) -> StoredQueue:
+    def _state_of(self, key: str, numbers: list[int]) -> StoredQueue:
         size_bytes = sum(len(self._rows[number].entry.body) for number in numbers)
-        return StoredQueue(len(numbers), size_bytes, numbers[0], self._handed.get(box, 0))
+        return StoredQueue(len(numbers), size_bytes, numbers[0], self._sent_upto.get(key, 0))
 
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
             raise BesterError("storage-full", FULL)
-        for write in writes:  # all of them are well, or none is written
+        for write in writes:  # all of them are sound, or none is written
             _check(write)
         if self._unwritten is not None:
             (self._epoch, self._life), self._unwritten = self._unwritten, None
@@ -201,15 +203,15 @@ class MemoryStore(Commits):
 
     def _write_other(self, write: Write) -> None:
         match write:
-            case MarkSent(box, upto):
-                self._handed[box] = max(upto, self._handed.get(box, 0))
+            case MarkSent(queue, upto):
+                self._sent_upto[queue] = max(upto, self._sent_upto.get(queue, 0))
             case SaveLane(peer, type_):
-                self._arrived[peer, type_] = write._replace(outcomes=dict(write.outcomes))
+                self._lanes[peer, type_] = write._replace(outcomes=dict(write.outcomes))
             case Bury(letter):
                 self._letters.pop(letter.id, None)
                 self._letters[letter.id] = letter._replace(meta=unpack(pack(letter.meta)))
-                self._place += 1
-                self._places[letter.id] = self._place
+                self._serial += 1
+                self._serials[letter.id] = self._serial
                 while len(self._letters) > self._dead_letters:
                     self._unbury(next(iter(self._letters)))
             case Unbury(id_):
@@ -244,7 +246,7 @@ class MemoryStore(Commits):
 
     def _unbury(self, id_: str) -> None:
         self._letters.pop(id_, None)
-        self._places.pop(id_, None)
+        self._serials.pop(id_, None)
 
     def _insert(self, entry: Entry, outcome: str | None, repeated: dict[int, str | None]) -> None:
         before = self._numbers.get((entry.id, entry.queue))
@@ -258,7 +260,7 @@ class MemoryStore(Commits):
         self._rows[entry.number] = _Row(entry._replace(meta={}), pack(entry.meta), outcome)
         self._results.setdefault(_message_of(entry.id), {})[entry.number] = None
         if outcome is None:
-            insort(self._waiting.setdefault(entry.queue, []), entry.number)
+            insort(self._ready.setdefault(entry.queue, []), entry.number)
             heappush(self._expiring, (entry.expires_s, entry.number))
         elif outcome != QUEUED:
             insort(self._ended, entry.number)
@@ -268,10 +270,10 @@ class MemoryStore(Commits):
         if row is None:
             return
         if row.outcome is None:
-            waiting = self._waiting[row.entry.queue]
-            _remove(waiting, number)
-            if not waiting:
-                del self._waiting[row.entry.queue]
+            ready = self._ready[row.entry.queue]
+            _remove(ready, number)
+            if not ready:
+                del self._ready[row.entry.queue]
         elif row.outcome != QUEUED:
             _remove(self._ended, number)
         if forget:
@@ -290,8 +292,8 @@ class MemoryStore(Commits):
 
     def _answer(self, read: Read) -> Any:
         match read:
-            case Fetch(box, after, limit, limit_bytes):
-                numbers = self._waiting.get(box, [])
+            case Fetch(queue, after, limit, limit_bytes):
+                numbers = self._ready.get(queue, [])
                 start = bisect_right(numbers, after)
                 return self._bounded([self._rows[number] for number in numbers[start : start + limit]], limit_bytes)
             case FindExpired():
@@ -313,14 +315,14 @@ class MemoryStore(Commits):
                 ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
             case FindDeadLetters():
-                return self._pile(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
+                return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 
-    def _pile(self, read: FindDeadLetters) -> DeadLetterPage:
-        upto = read.upto or self._place
-        there = [letter for id_, letter in self._letters.items() if read.after < self._places[id_] <= upto]
+    def _page(self, read: FindDeadLetters) -> DeadLetterPage:
+        upto = read.upto or self._serial
+        there = [letter for id_, letter in self._letters.items() if read.after < self._serials[id_] <= upto]
         letters = self._dead(read, there)
-        after = self._places[letters[-1].id] if letters else upto
-        rest = (letter for letter in there if self._places[letter.id] > after)
+        after = self._serials[letters[-1].id] if letters else upto
+        rest = (letter for letter in there if self._serials[letter.id] > after)
         return DeadLetterPage(letters, sum(_is_meant(letter, read) for letter in rest), after, upto)
 
     def _dead(self, read: FindDeadLetters, letters: Iterable[DeadLetter]) -> list[DeadLetter]:
@@ -337,29 +339,29 @@ class MemoryStore(Commits):
 
     def _expired(self, read: FindExpired) -> tuple[list[Entry], float | None]:
         heap = self._expiring
-        waiting = sum(map(len, self._waiting.values()))
-        if len(heap) > STALE_LEAST + STALE_PART * waiting:
-            heap[:] = [each for each in heap if self._waits(each)]
+        ready = sum(map(len, self._ready.values()))
+        if len(heap) > STALE_LEAST + STALE_PART * ready:
+            heap[:] = [each for each in heap if self._is_ready(each)]
             heapify(heap)
         over: list[tuple[float, int]] = []
         while heap and len(over) < read.limit and heap[0][0] <= read.at_s:
             first = heappop(heap)
-            if self._waits(first):
+            if self._is_ready(first):
                 over.append(first)
         found = self._bounded([self._rows[number] for _, number in over], read.limit_bytes)
-        while heap and not self._waits(heap[0]):
+        while heap and not self._is_ready(heap[0]):
             heappop(heap)
         next_s = over[len(found)][0] if len(found) < len(over) else heap[0][0] if heap else None
         for each in over:
             heappush(heap, each)
         return found, next_s
 
-    def _waits(self, each: tuple[float, int]) -> bool:
+    def _is_ready(self, each: tuple[float, int]) -> bool:
         row = self._rows.get(each[1])
         return row is not None and row.outcome is None and row.entry.expires_s == each[0]
 
     def _bounded(self, rows: list[_Row], limit_bytes: int) -> list[Entry]:
-        """Return the entries of the first rows, no more bytes than that, at least one."""
+        """Return the entries of the first rows, with no more than `limit_bytes` of bodies, at least one."""
         found: list[Entry] = []
         for row in rows:
             limit_bytes -= len(row.entry.body)
@@ -374,14 +376,14 @@ def _is_meant(letter: DeadLetter, read: FindDeadLetters) -> bool:
 
 
 def _remove(numbers: list[int], number: int) -> None:
-    """Take a number out of numbers in order, where it is one of them."""
-    place = bisect_left(numbers, number)
-    if numbers[place : place + 1] == [number]:
-        del numbers[place]
+    """Remove a number from a sorted list, where the list has it."""
+    index = bisect_left(numbers, number)
+    if numbers[index : index + 1] == [number]:
+        del numbers[index]
 
 
 def _check(write: Write) -> None:
-    """Raise UnwritableError for what a file could not hold."""
+    """Raise UnwritableError for a write that a file could not hold."""
     try:
         match write:
             case Enqueue(entry) | RecordRemote(entry):

@@ -1,4 +1,4 @@
-"""What is read from a store's file, one function for each question of `kept`. It must never write."""
+"""Reads from a store's file: one function for each read of `store_requests`. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _Row = tuple[Any, ...]
 
 
 def answer(db: sqlite3.Connection, read: Read) -> Any:
-    """Return the answer to a question. Raises sqlite3.Error, and ValueError for what no store has written."""
+    """Return the answer to a read. Raises sqlite3.Error, and ValueError for contents that no store has written."""
     match read:
         case Fetch():
             return _fetched(db, read)
         case FindExpired():
             return _expired(db, read)
         case FindEntry():
-            return _sought(db, read)
+            return _find_entry(db, read)
         case FindOutcomes():
             return _outcomes(db, read)
         case FindDeadLetters():
-            return _dead(db, read)
+            return _find_dead_letters(db, read)
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
@@ -77,7 +77,7 @@ def _expired(db: sqlite3.Connection, read: FindExpired) -> tuple[list[Entry], fl
     return found, next_s
 
 
-def _sought(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | None] | None:
+def _find_entry(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | None] | None:
     begin = text(lane(read.server, ""))
     row = db.execute(
         f"SELECT {_BARE}, outcome FROM entry WHERE id = ? AND box >= ? AND box < ? LIMIT 1",  # noqa: S608 (columns alone)
@@ -94,7 +94,7 @@ def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
 
 
-def _dead(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
+def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
     column, value = ("id", read.id) if read.id is not None else ("type", read.type)
     where, values = ("TRUE", ()) if value is None else (f"{column} = ?", (text(value),))
     body = "body" if read.bodies else "x''"
@@ -111,17 +111,17 @@ def _dead(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | D
 
 
 def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
-    """Return no more than may be read at once, and the place of the last one."""
+    """Return as many dead letters as may be read at once, and the serial of the last one."""
     letters: list[DeadLetter] = []
-    place, room_bytes = 0, READ_BYTES
+    last, room_bytes = 0, READ_BYTES
     for serial, id_, type_, text_, reason, at_s, meta in rows:
         room_bytes -= len(text_)
         if letters and room_bytes < 0:
             break
-        place = serial
+        last = serial
         letters.append(DeadLetter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
     rows.close()
-    return letters, place
+    return letters, last
 
 
 def _entry_of(row: _Row) -> Entry:
@@ -137,5 +137,5 @@ def _outcome_of(raw: str | None) -> str | None:
 
 
 def _after(beginning: str) -> str:
-    """Return what comes after all that begins so; the last character of a beginning is a '.' or a '/'."""
+    """Return the text that sorts behind all with this beginning, whose last character is a '.' or a '/'."""
     return beginning[:-1] + chr(ord(beginning[-1]) + 1)

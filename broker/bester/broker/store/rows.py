@@ -1,7 +1,6 @@
-"""How kept values look inside a store: text that can be written, maps packed; and how the outcomes of one message are
-summed up.
+"""Rows: the form of values inside a store (text, packed maps), and the summary of a message's outcomes.
 
-Names come from strangers: any `str` can be written, one with half a surrogate pair too, and reads back as it was.
+Names come from strangers: any `str` can be written, one with half a surrogate pair too, and reads back unchanged.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 from bester.broker.wire.outcomes import QUEUED, severity
 
 _MARK = "\ufdd0"
-"""No character, and never to be one; it stands before the digits of what UTF-8 has no bytes for, and of itself."""
+"""A code point that never is a character: precedes the digits of a code that UTF-8 cannot write, and of itself."""
 _UNWRITABLE = re.compile(f"[\ud800-\udfff{_MARK}]")
 _MARKED = re.compile(f"{_MARK}([0-9a-f]{{4}})")
 
 
 def text(value: str) -> str:
-    """Return what stands for a text. The beginning of a text stands for the beginning of what it stands for."""
+    """Return the written form of a text. The form of a beginning is the beginning of the form."""
     if value.isascii():
         return value
     return _UNWRITABLE.sub(lambda match: f"{_MARK}{ord(match[0]):04x}", value)
 
 
 def read_text(written: str) -> str:
-    """Return the text that `text` was given."""
+    """Return the text of a written form, the inverse of `text`."""
     if written.isascii():
         return written
     return _MARKED.sub(lambda match: chr(int(match[1], 16)), written)
@@ -38,17 +37,17 @@ _packer = msgpack.Packer(unicode_errors="surrogatepass", autoreset=True)
 
 
 def blob(value: bytes) -> bytearray:
-    """Return bytes as Python's SQLite takes them at once: an argument of type `bytes` costs it a microsecond more."""
+    """Return bytes as a bytearray: Python's SQLite takes a microsecond longer over an argument of type `bytes`."""
     return bytearray(value)
 
 
 def pack(value: Any) -> bytearray:
-    """Return what stands for a map of plain values; a tuple in it comes back as a list."""
+    """Return the packed form of a map of plain values; a tuple in the map reads back as a list."""
     return blob(_packer.pack(value))
 
 
 def unpack(raw: bytes | bytearray) -> dict[Any, Any]:
-    """Return what `pack` was given. Raises ValueError for what it has not made."""
+    """Return the map of a packed form. Raises ValueError for bytes that `pack` has not made."""
     try:
         value = msgpack.unpackb(raw, unicode_errors="surrogatepass", strict_map_key=False)
     except TypeError as error:  # a map with a key that no map can have
@@ -59,11 +58,11 @@ def unpack(raw: bytes | bytearray) -> dict[Any, Any]:
 
 
 def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Return the outcome of each target, the worst of several; None is that of what waits."""
+    """Return the outcome of each target, the worst of several; None counts as `queued`."""
     found: dict[str, str] = {}
-    for target, outcome in outcomes:
-        said = outcome or QUEUED
+    for target, known in outcomes:
+        outcome = known or QUEUED
         before = found.get(target)
-        if before is None or severity(said) > severity(before):
-            found[target] = said
+        if before is None or severity(outcome) > severity(before):
+            found[target] = outcome
     return found

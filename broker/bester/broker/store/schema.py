@@ -1,6 +1,6 @@
-"""The tables of a store and how an older file becomes a newer one.
+"""The tables of a store, and the steps from an older version to this one.
 
-It must never touch a file that is not a store's, or one that a newer Bester has written.
+A file that is no store, or that a newer Bester has written, is never touched.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import sqlite3
 from bester.broker.wire.codes import ConfigError
 
 APPLICATION = 0x62737472
-"""In the file's header: says that it is a store of Bester's ("bstr")."""
+"""Application id in the file's header: a store of Bester's ("bstr")."""
 
-# `outcome` is null while an entry waits; then its body goes, and `size` with it.
+# `outcome` is null until the message has ended; then its body is deleted, and `size` is 0. `box` is the queue.
 _WAITING = (
     "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, life INTEGER NOT NULL)",
     """
@@ -62,7 +62,7 @@ _DEAD_LETTERS = (
     """,
     "CREATE INDEX letter_type ON letter (type)",
 )
-# Of what is remembered the oldest goes first; what waits at another server is not counted among it.
+# The oldest outcomes are forgotten first; those queued at another server do not count.
 _REMEMBERED = ("CREATE INDEX entry_remembered ON entry (number) WHERE outcome IS NOT NULL AND outcome <> 'queued'",)
 
 _SERVER = (
@@ -80,11 +80,11 @@ _SERVER = (
 )
 
 STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER)
-"""Step n makes version n + 1 of version n. What has been released is never changed here, only added to."""
+"""Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 
 def check(db: sqlite3.Connection, where: str) -> None:
-    """Raise ConfigError where the file is somebody else's or too new; sqlite3.Error where it cannot be read."""
+    """Raise ConfigError where the file is no store or too new, sqlite3.Error where it cannot be read."""
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -119,7 +119,7 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 def rename(db: sqlite3.Connection) -> None:
-    """Give the store a new name of its own: other servers then take nothing it sends for what it has sent before."""
+    """Give the store a new epoch: other servers then take none of its messages for duplicates of earlier ones."""
     db.execute(
         "INSERT INTO state VALUES (1, ?, 0) ON CONFLICT (one) DO UPDATE SET epoch = excluded.epoch",
         (secrets.token_hex(8),),

@@ -1,8 +1,8 @@
-"""A store in one SQLite file, written ahead to a log: what is committed survives the end of the process at any point,
-and with `synchronous` full the end of the power too.
+"""A store in one SQLite file with a write-ahead log: a commit survives the end of the process at any point, and with
+`synchronous` full a power cut as well.
 
-Committing happens on the caller's thread: with the commits of a turn of the loop in one, that has been found faster
-than a thread of its own.
+Commits run on the caller's thread: with all commits of a turn of the loop in one, that was measured to be faster than a
+thread of their own.
 """
 
 from __future__ import annotations
@@ -45,53 +45,51 @@ from bester.broker.store_requests import (
 from bester.broker.wire.codes import BesterError, ConfigError
 
 PAGE_BYTES = 4096
-"""SQLite's own choice."""
+"""SQLite's default."""
 LOG_PAGES = 2_000
 LOG_PART = 4
-"""Pages (4 KiB each) in the log before they are moved to their places: more at once means fewer of them twice. But no
-more than this part of the disk's reserve, in which they must find their places where there is no other room."""
+"""Pages of the log before a checkpoint moves them into the file: the more at once, the fewer are moved twice. But no
+more than 1/LOG_PART of the disk's reserve, which must have room for them where the rest of the disk is full."""
 LOG_BYTES = 64 * 1024 * 1024
-"""To this the log is cut after it had to be longer."""
+"""Length to which the log is cut after it was longer."""
 CACHE_KIB = 16 * 1024
-"""Of the file in memory: the ends of its indexes, where almost all is written."""
+"""Part of the file in memory: the ends of the indexes, where almost all writes are."""
 RESERVE_BYTES = 16 * 1024 * 1024
 RESERVE_PART = 16
-"""So much of the disk, or this part of a small one, is left alone by what would fill it: what makes room again, and
-what says that a message was delivered, can then still be written."""
+"""Room on the disk, or share of a small disk, that writes which take room leave alone: deletions, and the ends of
+messages, can then still be written."""
 LETTERS_PART = 2
-"""Dead letters may use this part of it: the ends that make room come with them."""
+"""Share of the reserve that dead letters may use: the Ends that make room come with them."""
 FORGOTTEN_AT_ONCE = 1_000
-"""Old outcomes deleted with one commit, a few milliseconds; the rest goes with the next ones."""
+"""Old outcomes deleted with one commit, a few milliseconds; the rest is left to the next commits."""
 PLENTY = 64
-"""Times the reserve: with so much free, nobody counts what a group adds."""
+"""Multiple of the reserve: with as much free, the size of a group is not computed."""
 AGAIN_S = 1.0
-"""Where there was no room at the start, it is looked for with a commit at most so often."""
+"""Pause between two looks for room, where there was none at the start."""
 ROW_BYTES = 1000
-"""What an entry takes in the file beside its body, generously."""
+"""Room in the file for an entry beside its body, a generous estimate."""
 
 _UNWRITABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
 
 
 def room_beside(path: Path) -> tuple[int, int]:
-    """Return how many bytes are free on a file's disk, and how many it has."""
+    """Return how many bytes are free on a file's disk, and how many the disk has."""
     try:
         disk = os.statvfs(path.parent)
-    except OSError:  # then SQLite will say what is the matter
+    except OSError:  # then SQLite will report the fault
         return 1, 0
     return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
 
 
 def reserve_of(disk_bytes: int) -> int:
-    """Return how many bytes of a disk are left to what makes room."""
+    """Return the reserve of a disk: the bytes left to writes that make room."""
     return min(RESERVE_BYTES, disk_bytes // RESERVE_PART)
 
 
 class SqliteStore(Commits):
-    """A store in the file `path`, mode 0600. `synchronous` is `full` or `normal`.
-
-    Above `dead_letters` of them a new one takes the place of the oldest.
-    """
+    """A store in the file `path`, mode 0600. `synchronous` is `full` or `normal`. Above `dead_letters` a new dead
+    letter replaces the oldest."""
 
     def __init__(self, path: Path, synchronous: str = "full", *, dead_letters: int = 10_000) -> None:
         super().__init__()
@@ -100,8 +98,9 @@ class SqliteStore(Commits):
         self._dead_letters = dead_letters
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
-        self._stands_in = False  # a database in memory is open, since there is no room for the file
-        self._alone = False  # the file is open without what SQLite shares with others, for which there is no room
+        self._looked_through: tuple[int, int] | None = None  # the file that was checked, which takes up to a second
+        self._stands_in = False  # a database in memory is open: there is no room for the file
+        self._alone = False  # the file is open without shared memory: there is no room for that
         self._no_room: str | None = None  # why there was no room at the start
         self._unwritten: tuple[str, int] | None = None  # the name and count of this life, until they can be written
         self._again_at = 0.0
@@ -110,13 +109,12 @@ class SqliteStore(Commits):
     # --- opening ---
 
     def open(self) -> Snapshot:
-        """Open the file, making it where there is none and bringing it to this version where it is older.
+        """Open the file; make it where it is missing, and bring an older one to this version.
 
-        Raises ConfigError where it is no store or a newer one's, BesterError where it cannot be read or written. What
-        is there is then left as it is.
-        """
+        Raises ConfigError where the file is no store or a newer one, BesterError where it cannot be read or written,
+        and then leaves the file unchanged."""
         self.close()
-        self._alone, self._no_room = False, None
+        self._alone, self._no_room, self._looked_through = False, None, None
         self._stands_in = not file.claim(self.path) and not self._create()
         try:
             self._connect()
@@ -129,7 +127,7 @@ class SqliteStore(Commits):
             raise
 
     def _unopened(self, error: Exception) -> BesterError:
-        """Return the error for what was found at opening, with the remedy."""
+        """Return the error for a fault at opening, with the remedy."""
         if isinstance(error, BesterError):
             return error
         if isinstance(error, sqlite3.Error):
@@ -137,7 +135,7 @@ class SqliteStore(Commits):
         return BesterError("storage-full", f"{self.path}: damaged ({error}); {file.RESTORE}")
 
     def _create(self) -> bool:
-        """Make the file. False: its disk has no room for it."""
+        """Make the file. Returns False where its disk has no room."""
         try:
             database.create(self.path, schema.migrate)
         except (OSError, sqlite3.Error) as error:
@@ -149,9 +147,9 @@ class SqliteStore(Commits):
         return True
 
     def _connect(self) -> None:
-        """Open the file that is there, and bring it to this version. Where its disk has no room for what SQLite shares
-        with other processes, open it without, until there is some; where there was no room for the file itself, a
-        database in memory stands in for it, to which nothing is written."""
+        """Open the existing file, and bring it to this version. Where the disk has no room for SQLite's shared memory,
+        open the file without that, until there is some. Where there was no room for the file itself, a database in
+        memory stands in, to which nothing is written."""
         if self._stands_in:
             self._connection = sqlite3.connect(":memory:", isolation_level=None)
             schema.migrate(self._connection)
@@ -170,24 +168,27 @@ class SqliteStore(Commits):
             self._ready()
 
     def _ready(self) -> None:
-        """See that what was opened is a whole store of this version."""
+        """Check that the open file is a whole store, and bring it to this version."""
         schema.check(self._db, str(self.path))
         self._prepare()
-        damage = database.damage(self._db, self.path)
-        if damage is not None:
-            raise ValueError(damage)
+        number = database.number_of(self.path)
+        if number is None or number != self._looked_through:
+            damage = database.damage(self._db, self.path)
+            if damage is not None:
+                raise ValueError(damage)
+            self._looked_through = number
         schema.migrate(self._db)
         self._file = database.number_of(self.path)
 
     def close(self) -> None:
-        """Close the file; all that was committed is in it."""
+        """Close the file; every commit is in it."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     @property
     def _db(self) -> sqlite3.Connection:
-        if self._connection is None and self._alone:  # it could not be opened as usual, nor then without
+        if self._connection is None and self._alone:  # the file could not be opened, with or without shared memory
             raise BesterError("storage-full", self._no_room or str(self.path))
         assert self._connection is not None, "the store is not open"
         return self._connection
@@ -207,10 +208,10 @@ class SqliteStore(Commits):
             self._db.execute(f"PRAGMA {setting}")
 
     def _begin(self) -> Snapshot:
-        """Count this life. That reaches the disk before anything else does: numbers must never be given twice.
+        """Count this life, on disk before anything else: numbers must never be given twice.
 
-        Where there is no room for it now, this life has a name of its own, under which no number was given before, and
-        name and count go to the disk with the first that can be written.
+        Where there is no room for the count, this life has an epoch of its own, under which no number was given before,
+        and epoch and count are written with the first commit that succeeds.
         """
         db = self._db
         self._unwritten = None
@@ -298,14 +299,14 @@ class SqliteStore(Commits):
         return repeated
 
     def _open_as_usual(self) -> None:
-        """There was no room at the start: see whether there is now, at most once in AGAIN_S. Raises BesterError where
-        there is no file yet."""
+        """Try to open the file as usual, at most once in AGAIN_S, where there was no room at the start. Raises
+        BesterError where there is no file yet."""
         now = time.monotonic()
         if now >= self._again_at:
             self._again_at = now + AGAIN_S
             self._stands_in = self._stands_in and not self._create()
             if not self._stands_in:
-                self._alone = True  # until it is open as usual
+                self._alone = True  # until the file is open as usual
                 self.close()
                 try:
                     self._connect()
@@ -318,7 +319,7 @@ class SqliteStore(Commits):
             raise BesterError("storage-full", self._no_room or str(self.path))
 
     def _see_file(self) -> None:
-        """Raise BesterError where the file is not the one that was opened: what is written would be in no file."""
+        """Raise BesterError where the file was removed or replaced: writes would be in no file."""
         if database.number_of(self.path) != self._file:
             fault = "the file was removed or replaced while it was open"
             raise BesterError("storage-full", f"{self.path}: {fault}; restart the server")
@@ -327,14 +328,15 @@ class SqliteStore(Commits):
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error:  # then SQLite has done it
+        except sqlite3.Error:  # then SQLite has rolled back by itself
             pass
 
     def _move_log(self) -> None:
-        """After a failure: what the log holds may still find its place, and then the log can be begun anew."""
+        """Move the log's pages into the file after a failure: there may be room for them, and then the log starts
+        anew."""
         try:
             self._db.execute("PRAGMA wal_checkpoint").close()
-        except sqlite3.Error:  # it stays in the log, where it is as good
+        except sqlite3.Error:  # the pages stay in the log, where they are as safe
             pass
 
     def _carry_out(self, kind: type[Any], run: list[Any]) -> dict[int, str | None]:
@@ -350,13 +352,13 @@ class SqliteStore(Commits):
         return {}
 
     def _forget_some(self) -> int:
-        """Forget a part; the rest goes with the commits that come."""
+        """Forget some of the outcomes that are to be forgotten; the next commits forget the rest. Returns how many."""
         if self._to_forget is None:
             return 0
         return forget_some(self._db, *self._to_forget, FORGOTTEN_AT_ONCE)
 
     def _see_room(self, writes: Sequence[Write]) -> None:
-        """Raise BesterError where what these add would go to the disk's reserve."""
+        """Raise BesterError where these writes would take from the disk's reserve."""
         free_bytes, size_bytes = room_beside(self.path)
         reserve_bytes = reserve_of(size_bytes)
         if free_bytes > PLENTY * reserve_bytes:
@@ -371,10 +373,9 @@ class SqliteStore(Commits):
                 added_bytes += ROW_BYTES + len(write.letter.body)
         if not added_bytes:
             return
-        unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # what has ended has left its room in the file
-        if (
-            free_bytes + PAGE_BYTES * unused < reserve_bytes + 2 * added_bytes
-        ):  # to the log, and from there to its place
+        unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # pages of messages that have ended
+        # A page is written to the log first, and later moved into the file: twice the room.
+        if free_bytes + PAGE_BYTES * unused < reserve_bytes + 2 * added_bytes:
             fault = f"only {free_bytes // 1024:,} KiB of its disk are free"
             raise BesterError("storage-full", f"{self.path}: {fault}; {file.MAKE_ROOM}")
 
@@ -390,7 +391,7 @@ class SqliteStore(Commits):
 
 
 def _outcomes_of(raw: bytes) -> dict[int, str]:
-    """Return what was written of a lane. Raises ValueError for what no store has written."""
+    """Return the outcomes of an inbound lane. Raises ValueError for bytes that no store has written."""
     outcomes = unpack(raw)
     if not all(type(number) is int and type(outcome) is str for number, outcome in outcomes.items()):
         raise ValueError("no outcomes by number")

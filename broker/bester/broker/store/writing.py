@@ -1,6 +1,6 @@
-"""What is written to a store's file, one function for each kind of write of `kept`, many of a kind at once.
+"""Writes to a store's file: one function for each write of `store_requests`, many of a kind at once.
 
-It must never begin or end a transaction: groups of writes are made whole elsewhere.
+Nothing here begins or ends a transaction: `sqlite` makes groups of writes whole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bester.broker.store_requests import (
 )
 
 NAMED_AT_ONCE = 500
-"""Numbers in one question; SQLite's older limit for them is 999."""
+"""Numbers in one query; older versions of SQLite allow 999."""
 
 _INSERT = (
     "INSERT INTO entry (number, box, id, target, type, sender, expires_s, outcome, meta, size, body) "
@@ -58,9 +58,11 @@ _Row = tuple[Any, ...]
 
 
 def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> dict[int, str | None]:
-    """Insert entries. Those whose ids were in their boxes already are not: return their numbers, and the outcomes of
-    what is there. Of a repetition that may have been delivered, what waits there takes over that mark."""
-    if db.executemany(_INSERT, map(_row_of, run)).rowcount == len(run):  # one at a time: a copy of a body is as large
+    """Insert entries, but for duplicates, whose ids their queues have had. Returns the numbers of those, with the
+    outcomes of the first ones (None: not ended). A ready message takes over the mark `repeated` of its duplicate."""
+    if db.executemany(_INSERT, map(_row_of, run)).rowcount == len(
+        run
+    ):  # row by row: copies of all bodies would be as large
         return {}
     numbers = [write.entry.number for write in run]
     there: set[int] = set()
@@ -99,14 +101,14 @@ def _rewrite(db: sqlite3.Connection, run: list[Rewrite]) -> None:
     db.executemany("UPDATE entry SET meta = ? WHERE number = ?", [(pack(each.meta), each.number) for each in run])
 
 
-def _handed(db: sqlite3.Connection, run: list[MarkSent]) -> None:
+def _mark_sent(db: sqlite3.Connection, run: list[MarkSent]) -> None:
     db.executemany(
         "INSERT INTO handed (box, upto) VALUES (?, ?) ON CONFLICT (box) DO UPDATE SET upto = max(upto, excluded.upto)",
         [(text(each.queue), each.upto) for each in run],
     )
 
 
-def _arrived(db: sqlite3.Connection, run: list[SaveLane]) -> None:
+def _save_lane(db: sqlite3.Connection, run: list[SaveLane]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO arrived (peer, type, epoch, floor, outcomes) VALUES (?, ?, ?, ?, ?)",
         [
@@ -130,7 +132,7 @@ def _unbury(db: sqlite3.Connection, run: list[Unbury]) -> None:
     db.executemany("DELETE FROM letter WHERE id = ?", [(text(each.id),) for each in run])
 
 
-def _learn(db: sqlite3.Connection, run: list[RecordType]) -> None:
+def _record_type(db: sqlite3.Connection, run: list[RecordType]) -> None:
     names = [(text(each.type),) for each in run]
     db.executemany("INSERT INTO seen_type (name) VALUES (?) ON CONFLICT (name) DO NOTHING", names)
 
@@ -145,7 +147,9 @@ def _save_clock(db: sqlite3.Connection, run: list[SaveClock]) -> None:
 
 def _save_name(db: sqlite3.Connection, run: list[SaveName]) -> None:
     names = [(text(each.name),) for each in run]
-    db.executemany("INSERT OR REPLACE INTO server_name (name) VALUES (?)", names)  # the latest has the highest serial
+    db.executemany(
+        "INSERT OR REPLACE INTO server_name (name) VALUES (?)", names
+    )  # the latest name has the highest serial
     last = "SELECT serial FROM server_name ORDER BY serial DESC LIMIT 1 OFFSET ?"
     db.execute(f"DELETE FROM server_name WHERE serial <= ({last})", (NAMES,))  # noqa: S608 (own words)
 
@@ -158,38 +162,38 @@ def _save_peer(db: sqlite3.Connection, run: list[SavePeer]) -> None:
 CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     End: _end,
     Rewrite: _rewrite,
-    MarkSent: _handed,
-    SaveLane: _arrived,
+    MarkSent: _mark_sent,
+    SaveLane: _save_lane,
     Bury: _bury,
     Unbury: _unbury,
-    RecordType: _learn,
+    RecordType: _record_type,
     SaveClock: _save_clock,
     SaveName: _save_name,
     SavePeer: _save_peer,
 }
-"""How each kind is carried out that is not told anything in return."""
+"""The function for each kind of write without an answer."""
 
 
 def drop_oldest_letters(db: sqlite3.Connection, limit: int) -> None:
-    """Drop the oldest dead letters above so many."""
+    """Drop the oldest dead letters above `limit`."""
     db.execute(_DROP_OLDEST, (limit,))
 
 
 def drop_heavy_letters(db: sqlite3.Connection, limit_bytes: int) -> None:
-    """Drop the oldest dead letters where their bodies together are larger than that."""
+    """Drop the oldest dead letters, so that the bodies of the others have `limit_bytes` at most."""
     db.execute(_DROP_HEAVY, (limit_bytes,))
 
 
 def forget_from(db: sqlite3.Connection, forget: PurgeOutcomes) -> tuple[float, int]:
-    """Return the time such that what has ended and expired before it is to be forgotten, and the number such that what
-    has ended up to it is."""
+    """Return a time and a number: outcomes that expired before that time, or have a number up to that one, are to be
+    forgotten."""
     row = db.execute(_TOO_MANY, (forget.most,)).fetchone()
     return forget.before_s, -1 if row is None else row[0]
 
 
 def forget_some(db: sqlite3.Connection, before_s: float, upto: int, limit: int) -> int:
-    """Forget a part of that, at most so many; returns how many. What waits at another server is forgotten only when
-    its time is over, for its end is still to come."""
+    """Forget at most `limit` of these outcomes; return how many were forgotten. The outcome of a message queued at
+    another server is forgotten only when the message has expired, for its end is still to come."""
     forgotten = db.execute(_FORGET_OVER, (before_s, limit)).rowcount
     if upto >= 0 and forgotten < limit:
         forgotten += db.execute(_FORGET_OLDEST, (upto, limit - forgotten)).rowcount

@@ -20,17 +20,32 @@ _DIRECTIONS = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 def describe(error: BaseException) -> str:
     """Return an exception's class and text as a note, whatever its `str()` does."""
-    name = type(error).__name__
+    name = class_name(error)
     try:
-        text = str(error)
+        text = _beginning(str(error))
     except BaseException as broken:  # noqa: BLE001 (the exception's own code must not end this program)
-        text = f"its text cannot be had: str() raised {type(broken).__name__}"
-    return safe_note(f"{name}: {text[: 4 * NOTE_CHARACTERS + 1]}" if text else name)
+        text = f"its text cannot be had: str() raised {class_name(broken)}"
+    return safe_note(f"{name}: {text}" if text else name)
+
+
+def class_name(value: object) -> str:
+    """Return the name of a value's class, whatever its metaclass makes of `__name__`."""
+    name: str = _NAME.__get__(type(value))
+    return _beginning(name)
+
+
+_NAME = type.__dict__["__name__"]
+
+
+def _beginning(text: str) -> str:
+    """Return as much of a text as a note is made of, as a plain `str`: a subclass may have methods of its own."""
+    return str.__getitem__(text, slice(4 * NOTE_CHARACTERS + 1))
 
 
 def safe_note(text: str) -> str:
     """Return a text as a note: one line of at most NOTE_CHARACTERS, fit to be sent and shown."""
-    short = text[: 4 * NOTE_CHARACTERS]  # first of all, as the text may be megabytes long
+    text = _beginning(text)  # first of all, as the text may be megabytes long
+    short = text[: 4 * NOTE_CHARACTERS]
     short = _DIRECTIONS.sub("", _HALVES.sub("\ufffd", _BREAKS.sub(" ", short))).strip()
     if len(short) <= NOTE_CHARACTERS and len(text) <= 4 * NOTE_CHARACTERS:
         return short

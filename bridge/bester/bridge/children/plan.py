@@ -1,0 +1,101 @@
+"""The child processes that a configuration asks for: one for each worker of each handler."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from bester.broker.config import Config, HandlerConfig
+from bester.broker.wire.codes import ConfigError
+
+TYPES = "BESTER_TYPES"
+"""The variable that names the message types of a handler, separated by commas."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """Process to keep running: `argv` with these variables added to the environment.
+
+    With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
+    socket that the child will serve: the child is not started while another process serves that socket.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    lifeline: bool = False
+    serves: Path | None = None
+
+    @property
+    def types(self) -> frozenset[str]:
+        """Message types that the child serves."""
+        return frozenset(filter(None, self.environment.get(TYPES, "").split(",")))
+
+
+def plan(config: Config, fabric: str) -> list[Child]:
+    """Return a child for each worker of each handler; `fabric` is the URL that they connect to.
+
+    Raises ConfigError for a command whose program is missing, and for an app whose module is missing.
+    """
+    children = []
+    for handler in config.handlers:
+        command = _command(config, handler)
+        _look_for_module(config, handler)
+        for index in range(handler.workers):
+            name = handler.name if handler.workers == 1 else f"{handler.name}.{index}"
+            environment = {"BESTER_FABRIC": fabric, TYPES: ",".join(handler.types), "BESTER_NAME": name}
+            argv = command or _python(handler, index)
+            children.append(Child(name, argv, environment, lifeline=not command))
+        if handler.program:
+            children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
+    return children
+
+
+def _python(handler: HandlerConfig, index: int) -> tuple[str, ...]:
+    what = (handler.app,) if handler.app else ("--socket", str(handler.socket), "--order", handler.order)
+    level = ("--log-level", "debug") if logging.getLogger().isEnabledFor(logging.DEBUG) else ()
+    return (sys.executable, "-m", "bester.handlers", *what, "--log", "json", *level, "--child", str(index))
+
+
+def _command(config: Config, handler: HandlerConfig) -> tuple[str, ...]:
+    if not handler.command:
+        return ()
+    program, *arguments = handler.command
+    # As a shell in the configuration's directory would find it.
+    found = shutil.which(str(config.directory / program) if os.sep in program else program)
+    if found is None:
+        where = f"{config.path}: [handlers.{handler.name}] command"
+        raise ConfigError(f"{where}: no program {program!r} is found; install it, or write its path")
+    return (found, *arguments)
+
+
+def _look_for_module(config: Config, handler: HandlerConfig) -> None:
+    """Raise ConfigError where an app's module is missing; the child itself reports a fault inside the module."""
+    module = (handler.app or "").partition(":")[0]
+    if module and not _is_there(module, config.directory):
+        where = f"{config.path}: [handlers.{handler.name}] app"
+        what = f"there is no module {module!r} in {config.directory} or among the installed ones"
+        raise ConfigError(f"{where}: {what}; correct its name, or install it")
+
+
+def _is_there(module: str, directory: Path) -> bool:
+    """Return whether Python would find a module from `directory`, without an import; True when in doubt."""
+    importlib.invalidate_caches()
+    top, *inner = module.split(".")
+    try:
+        spec = PathFinder.find_spec(top, [str(directory), *sys.path]) or importlib.util.find_spec(top)
+        for part in inner:
+            if spec is None or spec.submodule_search_locations is None:
+                return False
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    except (ImportError, KeyError, ValueError):  # such as a folder without __init__.py inside another
+        return True
+    return spec is not None

@@ -1,0 +1,143 @@
+"""Build the units of one broker's core, and connect them: each unit is given those it works with, and builds none.
+
+Two knots are tied by late calls: commands and dead letters send messages into the dispatcher, which itself holds both;
+and queues report to mailboxes, relays and late outcomes, which all hold the queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bester.broker.core.cases import Reports
+from bester.broker.core.clock import Clock
+from bester.broker.core.commands import Commands
+from bester.broker.core.dead_letters import DeadLetters
+from bester.broker.core.deliveries import Deliveries
+from bester.broker.core.directory import Directory
+from bester.broker.core.dispatcher import Dispatcher
+from bester.broker.core.effects import Effects, Link
+from bester.broker.core.inbound_lanes import InboundLanes
+from bester.broker.core.ingress import Ingress
+from bester.broker.core.jobs import Job
+from bester.broker.core.late_outcomes import LateOutcomes
+from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.peers import Peers
+from bester.broker.core.questions import Questions
+from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.relays import Relays
+from bester.broker.core.reporters import Reporters
+from bester.broker.core.restarts import Restarts
+from bester.broker.core.settings import Settings
+from bester.broker.core.strangers import Strangers
+from bester.broker.core.timeouts import Timeouts
+from bester.broker.core.trace import Trace
+from bester.broker.core.transfers import Transfers
+from bester.broker.core.workers import Workers
+from bester.broker.store_requests import Snapshot, is_mailbox
+
+
+class Surroundings(NamedTuple):
+    """Facts and functions that the shell gives to the core.
+
+    `epoch` tells this life of the broker from earlier ones, `first_token` is where its tokens begin, `names` are those
+    that ids of its messages may begin with. `chance` returns numbers from 0 to 1; `is_account` says whether a user name
+    is known, `process_of` gives the number of the process at the other end of a link, `is_stopped` says whether a
+    process is stopped.
+    """
+
+    epoch: str
+    first_token: int
+    names: frozenset[str]
+    chance: Callable[[], float]
+    is_account: Callable[[str], bool]
+    process_of: Callable[[Link], int | None]
+    is_stopped: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units that the router itself calls."""
+
+    dispatcher: Dispatcher
+    ingress: Ingress
+    inbound_lanes: InboundLanes
+    peers: Peers
+    restarts: Restarts
+    questions: Questions
+    reports: Reports
+    directory: Directory
+    workers: Workers
+    deliveries: Deliveries
+    queues: Queues
+    mailboxes: Mailboxes
+    relays: Relays
+    reporters: Reporters
+    dead_letters: DeadLetters
+
+
+def assemble(
+    settings: Settings, out: Effects, clock: Clock, snapshot: Snapshot, around: Surroundings, now: float
+) -> Units:
+    """Build the units. All of them put their effects into `out`; `snapshot` is what the store holds."""
+    limits = settings.limits
+    bridges: dict[Link, None] = {}
+    trace = Trace(limits.trace, clock, settings.name)
+    reports = Reports(out)
+    directory = Directory(limits.max_sessions)
+    deliveries = Deliveries()
+    workers = Workers(limits.max_types)
+    timeouts = Timeouts(settings)
+
+    queues = Queues(settings, out, reports, clock, snapshot, now)
+    transfers = Transfers(limits.max_lane)
+    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, now)
+    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
+    reporters = Reporters(out, snapshot.peers)
+    relays = Relays(
+        settings, queues, transfers, reports, out, bridges, trace, reporters,
+        first_token=around.first_token, chance=around.chance, became=late_outcomes.on_ended,
+    )  # fmt: skip
+
+    def advance(queue: Queue, now: float) -> None:
+        (mailboxes if is_mailbox(queue.key) else relays).advance(queue, now)
+
+    queues.on_ready = advance
+    queues.on_expiry = late_outcomes.on_ended
+
+    def dispatch(job: Job, now: float) -> None:
+        dispatcher.dispatch(job, now)
+
+    def enter(job: Job, now: float) -> None:
+        dispatcher.enter(job, now)
+
+    def knows_type(type_: str) -> bool:
+        return dispatcher.knows_type(type_)
+
+    commands = Commands(
+        settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
+    )  # fmt: skip
+    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type)
+    dispatcher = Dispatcher(
+        settings, out, workers=workers, timeouts=timeouts, reports=reports, trace=trace, commands=commands,
+        directory=directory, deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=bridges,
+        dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
+    )  # fmt: skip
+
+    inbound_lanes = InboundLanes(out, snapshot.lanes)
+    ingress = Ingress(
+        settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
+        relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
+        strangers=Strangers(settings, reports, out),
+    )  # fmt: skip
+    restarts = Restarts(settings, dispatcher, out)
+    peers = Peers(
+        settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
+        bridges=bridges, restarts=restarts, process_of=around.process_of, is_stopped=around.is_stopped,
+    )  # fmt: skip
+    questions = Questions(settings, around.names, directory, trace, out)
+    return Units(
+        dispatcher, ingress, inbound_lanes, peers, restarts, questions, reports, directory, workers, deliveries, queues,
+        mailboxes, relays, reporters, dead_letters,
+    )  # fmt: skip

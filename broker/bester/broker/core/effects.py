@@ -1,0 +1,139 @@
+"""Links, and the effects that the core asks its shell to carry out: plain values."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from bester.broker.store_requests import Read, Write
+from bester.broker.wire.messages import Message
+
+
+class Link(NamedTuple):
+    """A way to a party.
+
+    `door` is the kind of way: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
+    (a link that this broker opened; `key` is then the server's name). `key` tells links of one door apart.
+    """
+
+    door: str
+    key: bytes
+
+
+class Verify(NamedTuple):
+    """Check a password off the loop, then call `Router.on_verified`."""
+
+    link: Link
+    session: int
+    user: str
+    password: str
+    address: str
+
+
+NoticeEvent = Literal[
+    "clock-jumped",
+    "dead-letter",
+    "handler-failed",
+    "handler-refused",
+    "handler-stuck",
+    "handler-unstuck",
+    "hello-refused",
+    "joined",
+    "kept",
+    "left",
+    "login-failed",
+    "login-slowed",
+    "lost",
+    "message-refused",
+    "refused",
+    "renamed",
+    "reports-nothing",
+    "server-lost",
+    "server-reached",
+    "storage-full",
+    "store-unreadable",
+    "suspected",
+]
+
+
+class Notice(NamedTuple):
+    """An event that an operator wants to read in the log, with its facts."""
+
+    event: NoticeEvent
+    fields: dict[str, Any]
+
+
+class LookUp(NamedTuple):
+    """Look up the names of these servers, whose addresses are in doubt, then call `Router.on_hosts_changed`."""
+
+    servers: frozenset[str]
+
+
+class Restart(NamedTuple):
+    """Have a useless handler process ended and started again by the program that started it.
+
+    `process` is the number of the process, None where the shell does not know it.
+    """
+
+    process: int | None
+    name: str
+    why: str
+
+
+class StoreRead(NamedTuple):
+    """A request for the store, and the continuation that takes its answer.
+
+    `on_answer(answer, now)` belongs to the unit that wants to know; a store sees `request` alone. The answer's type
+    stands at the request; of a question of somebody's (`FindOutcomes`, `FindDeadLetters`) it is None while the store
+    cannot be read.
+    """
+
+    request: Read
+    on_answer: Callable[[Any, float], None]
+
+
+ShellCall = Verify | Notice | LookUp | Restart
+
+
+class Effects:
+    """Effects of one call of the router, which its shell carries out in this order:
+
+    `writes`  on disk before any of the messages is sent
+    `reads`   answered afterwards, by `Router.on_read`
+    `messages`  by link, each link's in order; a message that cannot be sent is given to `Router.on_undeliverable`
+    `calls`   passwords to check, names to look up, processes to restart, lines for the log
+    """
+
+    __slots__ = ("calls", "messages", "reads", "writes")
+
+    def __init__(self) -> None:
+        self.messages: defaultdict[Link, list[Message]] = defaultdict(list)
+        self.calls: list[ShellCall] = []
+        self.writes: list[Write] = []
+        self.reads: list[StoreRead] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.calls or self.writes or self.reads)
+
+    def send(self, link: Link, message: Message) -> None:
+        """Send a message on a link."""
+        self.messages[link].append(message)
+
+    def read(self, request: Read, on_answer: Callable[[Any, float], None]) -> None:
+        """Ask the store for something; `on_answer(answer, now)` is called with the answer, in a later turn."""
+        self.reads.append(StoreRead(request, on_answer))
+
+    def notice(self, event: NoticeEvent, /, **fields: Any) -> None:
+        """Log an event that an operator wants to read, with its facts."""
+        self.calls.append(Notice(event, fields))
+
+    def take(self) -> Effects:
+        """Return all effects collected so far, and start an empty collection."""
+        taken = Effects()
+        taken.messages, self.messages = self.messages, taken.messages
+        taken.calls, self.calls = self.calls, taken.calls
+        if self.writes or self.reads:
+            taken.writes, self.writes = self.writes, taken.writes
+            taken.reads, self.reads = self.reads, taken.reads
+        return taken

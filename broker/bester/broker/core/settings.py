@@ -1,0 +1,134 @@
+"""Settings of one broker and every limit of the core, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bester.broker.store_requests import Bounds, Budget
+from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS
+
+
+class Route(NamedTuple):
+    """A configured server: its address, and the types that it may send to this one.
+
+    `accept_types` None: any type. For a native server: `reports` is False where the server is known never to report,
+    `ordered` is True where messages of one type are sent to it one after the other.
+    """
+
+    name: str
+    fabric: str | None = None
+    native: str | None = None
+    accept_types: frozenset[str] | None = None
+    reports: bool = True
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every bound of the core, with its reason."""
+
+    heartbeat_s: float = HEARTBEAT_MS / 1000
+    handler_wait_s: float = 5.0
+    """Time that a message waits for a handler of its type to come (back)."""
+    handler_again_s: float = 20.0
+    """The same for a message that a handler held when it died: longer than the pause before a handler that dies
+    repeatedly is started again."""
+    request_s: float = REQUEST_MS / 1000
+    """Time that a handler may take over one message (or its lease, where that is longer), and time that a message may
+    wait for a busy handler."""
+    max_lease_s: float = 600.0
+    """Longest lease of a handler: the time that it may be silent, and may take, over one message; senders wait no
+    longer."""
+    stuck_s: float = 5.0
+    """Time for which all credit of a handler may be held by settled messages before the handler is passed over: a
+    handler that knows its deadlines frees its credit within a second of them."""
+    fallen_s: float = 30.0
+    """Time in which a handler that fell silent may come back before its process is started again: a process that was
+    merely stopped, or busy for too long, is back by then."""
+    max_fallen: int = 1_024
+    """Such processes remembered; the oldest is forgotten first."""
+    report_s: float = 5.0
+    """Time in which a server may answer a message before the message is queued on disk, and its sender is told
+    `queued`."""
+    relay_s: float = 60.0
+    """Time in which a server may answer at all, before the message is sent again: longer than a handler there may
+    take."""
+    first_retry_s: float = 1.0
+    last_retry_s: float = 600.0
+    """Back-off of messages queued for a server doubles between these two."""
+    window: int = 64
+    """Messages of one queue in flight at once: enough to keep a link busy, few enough to send again."""
+    window_bytes: int = 1024 * 1024
+    remember_s: float = 900.0
+    """Time for which a message that comes again (from a bridge, or with a client's `dedup`) is recognized: longer than
+    a bridge holds a message."""
+    max_remembered: int = 262_144
+    """Messages remembered for that, some 200 MiB; the oldest is forgotten first."""
+    max_remembered_of_one: int = 65_536
+    """The same for one user, or for the emissions of one type."""
+    sweep_at: int = 1_024
+    """Cases of one bridge at which ended ones are first swept out."""
+    max_relayed: int = 65_536
+    """Messages of other servers remembered by id, besides the numbers of their lanes."""
+    expiries: int = 100
+    """Expired messages that are ended at once."""
+    attempts: int = 3
+    """Handlers that may die over a message, each while holding this message alone, before the message is given up."""
+    suspect_s: float = 600.0
+    """Time that a message whose handler died waits for its next attempt: hundreds of such messages may be given to
+    handlers one at a time. No longer than a bridge holds a message."""
+    max_held: int = 200_000
+    """Messages with handlers or waiting for one; above it a message is refused as overloaded."""
+    max_held_bytes: int = 512 * 1024 * 1024
+    max_waiting: int = 50_000
+    """Messages of one type that wait for a handler, so that one type cannot use up the room of all."""
+    max_frames: int = 20_000
+    """Frames that one command may become, targets times their connections: as many as are written in one turn of the
+    loop."""
+    max_lane: int = 10_000
+    """Messages of one type in transfer to one server."""
+    max_lanes: int = 4_096
+    """Types of which messages are queued for one server; each is looked at several times a second."""
+    max_parties: int = 20_000
+    max_sessions: int = 1_048_576
+    """Sessions of one bridge: as many as a process may have descriptors; above it a login is refused."""
+    max_resumes: int = 1_024
+    """Lives of bridges that have lost their link and may come back; the life without a link for longest is forgotten
+    first."""
+    max_unacked: int = 524_288
+    """Reports that a bridge has not counted yet: twice as many as may wait on its link. Where a bridge counts none, its
+    oldest are forgotten."""
+    max_types: int = 20_000
+    max_credit: int = MAX_CREDIT
+    max_strangers: int = 4_096
+    """Links that spoke before their HELLO and are remembered, so that each is answered at most once a heartbeat."""
+    max_roots: int = 65_536
+    """Roots whose results are counted at once; the oldest is forgotten first."""
+    restart_s: float = 60.0
+    """Time after the start in which a server is told `no-handler` where a client is told `unknown-type`."""
+    trace: int = 8192
+    """Steps of messages remembered for `trace`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Identity of this broker, and everything configured.
+
+    `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
+    address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
+    type.
+    """
+
+    name: str
+    open_accounts: bool = False
+    accept: str = "listed"
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unknown_hosts: frozenset[str] = frozenset()
+    declared_types: frozenset[str] = frozenset()
+    admin_info: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,112 @@
+"""Plain functions on threads: where the system has no thread, requests end at once, and later ones are carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bester.broker.wire.messages import Request
+from bester.handlers.app import Route, Runs
+from bester.handlers.message import Message
+from bester.handlers.payload import QuietError
+from bester.handlers.task_pool import Job
+from bester.handlers.threads import NO_THREAD, Threads
+
+PATIENCE_S = 20.0
+Ends = asyncio.Queue[tuple[int, Any]]
+
+
+class Starts:
+    """Lets so many threads start."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        real = threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            if self.left <= 0:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+            real(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def job(token: int, function: Callable[[Message], Any]) -> Job:
+    route = Route(function, function, "f", Runs.THREAD, False, None)
+    return Request(token, "t", b"1", None, {}), route, 0, time.monotonic()
+
+
+def threads_of(size: int, ends: Ends) -> Threads:
+    return Threads(
+        size,
+        lambda job: True,
+        lambda job, result: ends.put_nowait((job[0].token, result)),
+        lambda job, error: ends.put_nowait((job[0].token, error)),
+    )
+
+
+async def next_of(ends: Ends) -> tuple[int, Any]:
+    return await asyncio.wait_for(ends.get(), PATIENCE_S)
+
+
+async def test_without_a_thread_requests_end_at_once_and_later_ones_are_carried_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts, ends = Starts(monkeypatch, 0), Ends()
+    threads = threads_of(2, ends)
+    for token in range(5):
+        threads.add(job(token, lambda message: "done"))
+    assert ends.empty()  # not before `add` has returned: what ends may begin another
+    for token in range(5):
+        got, error = await next_of(ends)
+        assert (got, type(error), error.text) == (token, QuietError, NO_THREAD)
+    starts.left = 1
+    for token in range(5, 10):
+        threads.add(job(token, lambda message: "done"))
+    assert [await next_of(ends) for _ in range(5)] == [(token, "done") for token in range(5, 10)]
+    threads.close()
+
+
+async def test_where_one_thread_is_left_it_carries_out_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    starts, ends = Starts(monkeypatch, 1), Ends()
+    threads = threads_of(4, ends)
+    for token in range(4):
+        threads.add(job(token, lambda message: gate.wait(PATIENCE_S)))
+    gate.set()
+    assert [await next_of(ends) for _ in range(4)] == [(token, True) for token in range(4)]
+    assert starts.left == 0
+    threads.close()
+
+
+async def test_where_the_only_thread_is_late_others_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def hang(message: Message) -> bool:
+        begun.set()
+        return gate.wait(PATIENCE_S)
+
+    Starts(monkeypatch, 1)
+    ends = Ends()
+    threads = Threads(
+        2,
+        lambda job: True,
+        lambda job, result: ends.put_nowait((job[0].token, result)),
+        lambda job, error: ends.put_nowait((job[0].token, error)),
+        due=lambda job: job[3],
+    )
+    threads.add(job(1, hang))
+    assert begun.wait(PATIENCE_S)
+    assert [each[0][0].token for each in threads.overdue(time.monotonic()).running] == [1]
+    threads.add(job(2, lambda message: "done"))
+    token, error = await next_of(ends)
+    assert (token, error.text) == (2, NO_THREAD)
+    gate.set()
+    assert await next_of(ends) == (1, True)
+    threads.close()
