@@ -37,7 +37,7 @@ DRAIN_TICK_S = 0.05
 DRAIN_S = 10.0
 """Time of clients for their reports after SIGTERM."""
 FAREWELL_S = 2.0
-"""The last part of that: clients without a report are told that none will come, and have this long to read it."""
+"""The last part of that: clients without a report get `timeout`, and have this long to read it."""
 ABORT_S = 1.0
 """Time of the loop to give up connections that were cut."""
 
@@ -133,7 +133,7 @@ class Service:
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Take no more frames; wait until all reports are out. Return False where some did not come in time; their
-        clients were told so."""
+        clients got `timeout`."""
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()

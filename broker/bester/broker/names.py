@@ -169,7 +169,7 @@ class Names:
         self._threads = threads
         self._clock = clock
         self._lookups = Lookups()
-        self._labels: dict[str, str] = {}  # followed name: the place in the configuration
+        self._labels: dict[str, str] = {}  # followed name: the key in the configuration
         self._listeners: list[Callable[[], None]] = []
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._under_way: dict[str, Done] = {}
@@ -178,7 +178,7 @@ class Names:
         self._closed = False
 
     def follow(self, host: str, label: str) -> None:
-        """Keep the name of a host known from now on; `label` names the place in the configuration, for the log."""
+        """Keep the name of a host known from now on; `label` names the key in the configuration, for the log."""
         if not numeric(host):
             self._labels.setdefault(host, label)
             self._lookups.follow(host, self._clock())

@@ -146,7 +146,7 @@ def native(
 
     Without HOST:PORT it is the server that the configuration describes, with its informer.
     Where only accounts may log in, name some with --user; they share the password in BESTER_PASSWORD. What the server
-    does not have (such as a handler of type chat) is not tried, and said.
+    does not have (such as a handler of type chat) is not tried, and reported as such.
     """
     cases = _chosen("native", numbers)
     if list_only:
@@ -177,7 +177,7 @@ def native(
 
 @contextmanager
 def _guarded() -> Iterator[Callable[[str, int], None]]:
-    """Keep a process that ends the programs under test, should this one be killed; yields what tells it of them."""
+    """Keep a process that ends the programs under test, should this one be killed; yields the call that names them."""
     from bester.bridge.children import guard
 
     arguments = [sys.executable, "-I", "-S", guard.__file__]

@@ -37,7 +37,7 @@ _log = logging.getLogger("bester.bridge.children")
 
 
 class Output:
-    """Output of one life of a child; `cause` is the line that tells why the life ended."""
+    """Output of one life of a child; `cause` is the line that gives the reason of its end."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class Output:
 
     @property
     def cause(self) -> str:
-        """Return the line that best tells why the child has ended: the failure that its program logged, else the last
+        """Return the line that best explains the end of the child: the failure that its program logged, else the last
         line that reads like a complaint, else the last line; empty where there is none."""
         complaint = next((line for line in reversed(self._last) if _COMPLAINT.search(line)), "")
         last = self._last[-1] if self._last else ""

@@ -98,7 +98,7 @@ class Children:
     def served(self, name: str, types: Collection[str]) -> None:
         """Note that a handler with this name and these types serves: its child has started well.
 
-        The name tells the child. A handler with a name of its own may be any child that serves one of the types.
+        The name identifies the child. A handler with a name of its own may be any child that serves one of the types.
         """
         named = [child for child in self._children if child.name == name]
         for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
@@ -217,7 +217,7 @@ class Children:
         return True
 
     async def _run_once(self, child: Child) -> tuple[str, bool]:
-        """Run a child from start to end; return the end in words, and whether it is hopeless."""
+        """Run a child from start to end; return a description of the end, and whether it is hopeless."""
         output = Output(child.name)
         try:
             opened = Pipes()
