@@ -2,7 +2,7 @@
 
 A server sends a message again until it has an answer. Its messages of one type carry the epoch of its store and a
 rising number, and a floor below which all are settled. So only the outcomes from the floor on are remembered, and
-written: at once where a message has come again, otherwise within a tick.
+written: at once where a message was repeated, otherwise within a tick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_LANES = 20_000
 """Lanes, as many as there may be types; above it the one unused for longest is forgotten."""
 
 NOT_NOW = "not now"
-"""Stands for the outcome of a new message that must come again, after a lower one that was refused for now."""
+"""Stands for the outcome of a new message that must be sent again, after a lower one that was refused for now."""
 Key = tuple[str, str]
 """(peer, type)."""
 
@@ -36,7 +36,7 @@ class _Lane:
     """A lane of a server.
 
     `outcomes` has by number the case of a message, or the outcome from an earlier life. `refused` is the lowest number
-    that was refused for now and will come again: higher numbers stay behind.
+    that was refused for now and will be sent again: higher numbers stay behind.
     """
 
     __slots__ = ("epoch", "floor", "outcomes", "refused")
@@ -60,7 +60,7 @@ class _Lane:
             return False
         if (
             number == refused or self.floor > refused
-        ):  # the refused message has come again, or its sender has given it up
+        ):  # the refused message was sent again, or its sender has given it up
             self.refused = None
             return False
         return number > refused

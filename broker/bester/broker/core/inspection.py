@@ -75,7 +75,7 @@ class LaneState(NamedTuple):
     """An inbound lane: the messages of one type from one server, numbered under the `epoch` of that server's store.
 
     All numbers below `floor` are settled. `known` counts the numbers from there on with an outcome or a pending case,
-    `lowest` is the lowest of these. `refused` is the number that must come again before any higher one is taken.
+    `lowest` is the lowest of these. `refused` is the number that must be sent again before any higher one is taken.
     """
 
     epoch: str

@@ -62,7 +62,7 @@ class Limits:
     """Messages of one queue in flight at once: enough to keep a link busy, few enough to send again."""
     window_bytes: int = 1024 * 1024
     remember_s: float = 900.0
-    """Time for which a message that comes again (from a bridge, or with a client's `dedup`) is recognized: longer than
+    """Time for which a repeated message (from a bridge, or with a client's `dedup`) is recognized: longer than
     a bridge holds a message."""
     max_remembered: int = 262_144
     """Messages remembered for that, some 200 MiB; the oldest is forgotten first."""
