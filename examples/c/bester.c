@@ -17,7 +17,7 @@ enum { HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 
 enum { FAILED = 1, REFUSED = 2 };
 enum { MOST_FRAMES = 4096 };    /* of one ZeroMQ message: more than any broker sends */
 enum { ATTACHED_ABOVE = 16384 }; /* bytes of a body that go beside the batch */
-enum { LAST_WORDS_MS = 1000 };  /* how long the last replies may take to leave */
+enum { LINGER_MS = 1000 };  /* how long the last replies may take to leave */
 enum { NOTE_BYTES = 500 };
 
 /* Output of one turn of the loop: a batch, and the bodies beside it. */
@@ -422,7 +422,7 @@ int bester_run(const bester_options *options, bester_handler handler, void *cont
     if (link.context == NULL || !open_link(&link)) return complain(link.options.fabric, zmq_strerror(errno));
     serve(&link, handler, context);
     if (link.socket != NULL) {
-        int linger = LAST_WORDS_MS;
+        int linger = LINGER_MS;
         zmq_setsockopt(link.socket, ZMQ_LINGER, &linger, sizeof linger);
         zmq_close(link.socket);
     }

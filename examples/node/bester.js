@@ -17,7 +17,7 @@ const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusa
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
-const LAST_WORDS_MS = 1000; // how long the last replies may take to leave
+const LINGER_MS = 1000; // how long the last replies may take to leave
 
 /** Throw this to refuse a message: its sender gets the reason in the report. Any other error stays in the log. */
 class Refusal extends Error {}
@@ -221,7 +221,7 @@ class Link {
     clearTimeout(this.draining);
     await this.flushing;
     if (!this.socket.closed) {
-      this.socket.linger = LAST_WORDS_MS;
+      this.socket.linger = LINGER_MS;
       this.socket.close();
     }
   }

@@ -15,7 +15,7 @@ module Bester
   DONE, FAILED, REFUSED = 0, 1, 2
   TEMPORARY = %w[overloaded try-later unreachable].freeze # refusals that pass
   ATTACHED_ABOVE = 16_384 # bytes of a body that go beside the batch
-  LAST_WORDS_MS = 1000    # how long the last replies may take to leave
+  LINGER_MS = 1000    # how long the last replies may take to leave
   MOST_DEEP = 100         # levels of a JSON text; a server lets 64 in
 
   # Raise it to refuse a message: its sender gets the reason in the report. Any other error stays in the log.
@@ -83,7 +83,7 @@ module Bester
         turn
       end
     ensure
-      @socket&.setsockopt(ZMQ::LINGER, LAST_WORDS_MS)
+      @socket&.setsockopt(ZMQ::LINGER, LINGER_MS)
       @socket&.close
       @context.terminate
     end

@@ -259,8 +259,8 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
             link.start()
             try:
                 listen, name = ", ".join(service.addresses), link.link_client.hello.name
-                known = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
-                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=known)
+                fields = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
+                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=fields)
                 async with asyncio.TaskGroup() as group:
                     announcing = group.create_task(_announce(service, on_ready))
                     stopping = group.create_task(stop.wait())
@@ -269,8 +269,8 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     for task in (announcing, stopping, over):
                         task.cancel()
                 if not await service.drain():
-                    known = facts("drain-timeout", drain_s=DRAIN_S)
-                    log.warning("messages were still under way; their senders were told so", extra=known)
+                    fields = facts("drain-timeout", drain_s=DRAIN_S)
+                    log.warning("messages were still under way; their senders were told so", extra=fields)
             finally:
                 await link.close(timeout_s=1.0)
             if link.link_client.refusal is not None and not stop.is_set():

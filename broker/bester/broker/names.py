@@ -124,9 +124,9 @@ def _on_loop(loop: asyncio.AbstractEventLoop, done: Done) -> Done:
 
 async def find(host: str, timeout_s: float, threads: LookupThreads = LOOKUP_THREADS) -> tuple[str, ...]:
     """Return the addresses of a host, at least one. Raises OSError if none is found within `timeout_s`."""
-    known = numeric(host)
-    if known:
-        return known
+    addresses = numeric(host)
+    if addresses:
+        return addresses
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Found] = loop.create_future()
     done = _on_loop(loop, lambda found: None if future.done() else future.set_result(found))
@@ -190,8 +190,8 @@ class Names:
 
     def host_addresses(self, host: str) -> HostAddresses:
         """Return the current lookup result of a host."""
-        known = numeric(host)
-        return HostAddresses(known) if known else self._lookups.host_addresses(host, self._clock())
+        addresses = numeric(host)
+        return HostAddresses(addresses) if addresses else self._lookups.host_addresses(host, self._clock())
 
     def addresses(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host, or an empty tuple for an unknown one."""

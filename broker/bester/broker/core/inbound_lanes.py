@@ -128,17 +128,17 @@ class InboundLanes:
         if number < lane.floor:
             return failed("expired"), None  # the sender has its answer, and does not wait for this one
         again = meta.get("again") is True
-        known = lane.outcomes.get(number)
-        if known is None and lane.overtakes(number):
+        outcome = lane.outcomes.get(number)
+        if outcome is None and lane.overtakes(number):
             return NOT_NOW, None
-        if known is None:
+        if outcome is None:
             # An outcome counts down a number on the disk: processed twice, it would count as two.
             return None, LanePosition(self, key, lane, number, lasting=again or type_ == OUTCOME_TYPE)
         if again:
             self.remember(key)
-            if type(known) is Case and known.pending:
-                _watch(known, LanePosition(self, key, lane, number, lasting=True))
-        return known, None
+            if type(outcome) is Case and outcome.pending:
+                _watch(outcome, LanePosition(self, key, lane, number, lasting=True))
+        return outcome, None
 
     def add(self, position: LanePosition, case: Case) -> None:
         """Enter the case of a new message."""
@@ -171,7 +171,7 @@ class InboundLanes:
             self._later.pop(key, None)
             lane = self._lanes.get(key)
             if lane is not None:
-                ended = {number: known for number, each in lane.outcomes.items() if (known := _outcome(each))}
+                ended = {number: text for number, each in lane.outcomes.items() if (text := _outcome(each))}
                 if len(ended) > MAX_WRITTEN:
                     ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
                 self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
@@ -216,12 +216,12 @@ def _watch(case: Case, position: LanePosition) -> None:
     case.watchers = (*case.watchers, position)
 
 
-def _outcome(known: Case | str) -> str | None:
+def _outcome(entry: Case | str) -> str | None:
     """Return the outcome of a case as it is written, None of a pending one: behind a blank, how many late outcomes are
     to come."""
-    if type(known) is str:
-        return known
-    assert isinstance(known, Case)
-    if known.pending:
+    if type(entry) is str:
+        return entry
+    assert isinstance(entry, Case)
+    if entry.pending:
         return None
-    return f"{known.worst} {known.queued}" if known.worst == QUEUED else known.worst
+    return f"{entry.worst} {entry.queued}" if entry.worst == QUEUED else entry.worst

@@ -168,14 +168,14 @@ class Peers:
             for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
                 self.on_peer_lost(other, "back on another link", now)
             self._unlink(peer, now)
-            known = self.resumes.get(prefix)
-            if known is None:
+            resume = self.resumes.get(prefix)
+            if resume is None:
                 limits = self._settings.limits
-                known = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
+                resume = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
             else:
-                known.relink(link, now)
+                resume.relink(link, now)
                 self._unlinked.pop(prefix, None)
-            peer.resume = known
+            peer.resume = resume
         elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
             peer.resume.relink(link, now)
