@@ -81,7 +81,7 @@ class Service:
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
         self._epoch = secrets.token_hex(4)
-        self._name = f"bridge-{self._epoch}"  # two bridges of one server are told apart in its log, and by their ids
+        self._name = f"bridge-{self._epoch}"  # tells two bridges of one server apart in its log, and by their ids
         self._empty = asyncio.Event()
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
@@ -270,7 +270,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                         task.cancel()
                 if not await service.drain():
                     fields = facts("drain-timeout", drain_s=DRAIN_S)
-                    log.warning("messages were still under way; their senders were told so", extra=fields)
+                    log.warning("messages were still under way; their senders got `timeout`", extra=fields)
             finally:
                 await link.close(timeout_s=1.0)
             if link.link_client.refusal is not None and not stop.is_set():

@@ -5,8 +5,8 @@ The watch's thread sends them meanwhile, so that the broker knows that the proce
 as a message may take, for no heartbeat may vouch for a loop that hangs. The watch finds the function in the stack of
 the loop's thread, and logs the function once, when the loop is back.
 
-Two other causes also stop this thread, and are told apart: a C function that holds the interpreter, and a process (or
-machine) that did not run at all.
+Two other causes also stop this thread, and are distinguished: a C function that holds the interpreter, and a process
+(or machine) that did not run at all.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
-    `sender` is the user who may ask for later outcomes, `peer` the server to be told of them: those of the message that
+    `sender` is the user who may ask for later outcomes, `peer` the server that gets them: those of the message that
     entered, wherever its results are sent on to. `other_askers` sent duplicates and get the same report,
     `watchers` are called at the end.
     """
