@@ -1,4 +1,4 @@
-"""Scenes in which users and servers are away: what is for them waits, over restarts too, and comes in order, once."""
+"""Scenes in which users and servers are away: their messages wait, over restarts too, and come in order, once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def test_a_server_that_was_down_gets_everything_in_order_when_it_comes_bac
     inbox = await s2.handler({"inbox": to_bob})
     alice = await stage.user("alice", at=s1)
     assert (await alice.sends("out", 0)).recipients == {"s2": "queued"}
-    await inbox.leaves()  # or there would be two when it comes back, and two keep no order
+    await inbox.leaves()  # or two inboxes would be there when the server comes back, and two keep no order
     await s2.dies()
     reports = await queues(alice, "out", 1, 2, 3)
     assert reports[0].recipients == {"s2": "queued"}

@@ -1,4 +1,4 @@
-"""Scenes at one server: who is sent what, and what the sender is told."""
+"""Scenes at one server: the messages' recipients, and the reports to the sender."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ async def test_what_a_server_has_in_hand_when_it_dies_waits_for_it(stage: Stage)
     t, g = await stage.user("t", at=s1), await stage.user("g", at=s2)
     await archive.freezes()
     sent = t.submits("english", "hello")
-    assert (await g.receives()).data["text"] == "hello"  # so it is there, and not done with
+    assert (await g.receives()).data["text"] == "hello"  # the message is there, and not yet handled
     await s2.dies()
     report = await sent
     assert report.good and report.recipients == {"s2": "queued"}

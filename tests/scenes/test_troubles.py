@@ -1,4 +1,4 @@
-"""Scenes in which handlers fail, freeze, leave or know no measure: whoever sent something is told what became of it."""
+"""Scenes in which handlers fail, freeze, leave or send without measure: each sender learns the outcome."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_command_that_is_none_is_not_carried_out_and_nothing_beside_it(s
 
 async def test_what_a_frozen_handler_was_given_goes_to_another(stage: Stage) -> None:
     s1 = await stage.server("s1")
-    frozen = await s1.handler({"english": tell}, credit=8)  # most credit: it is given the message
+    frozen = await s1.handler({"english": tell}, credit=8)  # most credit: the message goes to this handler
     await s1.handler({"english": tell}, credit=1)
     t = await stage.user("t", at=s1)
     await frozen.freezes()

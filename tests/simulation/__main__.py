@@ -19,14 +19,14 @@ from tests.world.clock import BrokenRuleError
 PORTION = 20
 """Seeds that a process is given at once."""
 TOLD_EVERY = 1000
-"""Seeds after which whoever waits is told how far it has come."""
+"""Seeds between two lines of progress."""
 COLLECTED_EVERY = 10
-"""Seeds whose remains are thrown away at once: to do it while one is played costs more."""
+"""Seeds between two garbage collections: collecting while a seed is played costs more."""
 
 
 @dataclass
 class Tally:
-    """What some seeds came to; `broken` is the story of the first that broke a rule."""
+    """Counts over the seeds played; `broken` is the story of the first seed that broke a rule."""
 
     seeds: int = 0
     good: int = 0
@@ -45,7 +45,7 @@ class Tally:
         self.broken = self.broken or other.broken
 
     def count(self, scenario: Scenario) -> None:
-        """Count what one seed came to."""
+        """Add the counts of one seed."""
         self.seeds += 1
         self.virtual_s += scenario.world.now
         self.crashes += sum(server.crashes for server in scenario.servers)
@@ -62,7 +62,7 @@ class Tally:
 
 
 def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
-    """Play seeds, up to the first that breaks a rule. Without `collect` what is over stays in memory."""
+    """Play seeds, up to the first that breaks a rule. Without `collect` finished scenarios stay in memory."""
     counted = Tally()
     gc.freeze()
     gc.disable()  # a scenario is thrown away as a whole
@@ -80,7 +80,7 @@ def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, the way it is called."""
+    """Parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message}; say for instance `make simulate SEEDS=500`\n")
@@ -130,12 +130,12 @@ def tell(seed: int) -> int:
 
 
 def play_all(seeds: range, jobs: int) -> Tally:
-    """Play seeds on several processes; the first broken rule ends it."""
+    """Play seeds on several processes; end at the first broken rule."""
     if jobs <= 1:
         return tally(seeds)
     counted = Tally()
     portions = [seeds[start : start + PORTION] for start in range(0, len(seeds), PORTION)]
-    # Each portion has a process of its own: when that ends, what it has played is thrown away with it, for nothing.
+    # Each portion has a process of its own: the process's end frees the memory of its scenarios at no cost.
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         for part in pool.imap(partial(tally, collect=False), portions):
             counted.add(part)

@@ -1,4 +1,4 @@
-"""What a message of the simulation makes handlers do: it stands in the message, so that all it must lead to is known.
+"""Programs for the simulation's handlers: each message carries its own, so that all its results are known beforehand.
 
 A body is `{"n": number, "at": where in the tree, "do": program}`; a program is a list of steps:
     ["clients", users]                 ["servers", names, type, program]        ["handler", type, program]
@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder().decode
 Step = list[Any]
 Program = list[Step]
 Leaf = tuple[str, str, bytes]
-"""(server, user, body): who must get what; a native server's have no user."""
+"""A (server, user, body) that must arrive; the user of a native server's leaf is empty."""
 
 
 def body_of(number: int, at: str, program: Program) -> bytes:
@@ -42,7 +42,7 @@ def read(body: bytes) -> tuple[int, str, Program]:
 
 
 def commands(body: bytes, type_: str, next_server: str) -> list[Command] | None:
-    """Return what a sound handler of this type answers; None: that it failed."""
+    """Return the commands that a sound handler of this type answers with; None: the handler failed."""
     number, at, program = read(body)
     said: list[Command] = []
     for place, step in enumerate(program):
@@ -96,7 +96,7 @@ def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str,
 def reported_leaves(server: str, body: bytes) -> Iterator[tuple[str, Leaf]]:
     """Yield all leaves with the recipient that their own server reports them under.
 
-    What a handler passes on at home is reported under the names that the last one there used.
+    A message that a handler passes on at home is reported under the names that the last handler there used.
     """
     number, at, program = read(body)
     for place, step in enumerate(program):
@@ -145,5 +145,5 @@ def invent(random: Random, users: list[str], servers: list[str], types: list[str
 
 
 def kills(body: bytes) -> bool:
-    """Does whoever is given this message die over it?"""
+    """Return whether this message kills the handler that takes it."""
     return ["die"] in read(body)[2]

@@ -1,8 +1,7 @@
-"""One seed's scenario: who is there, and what they send. Everything comes from the seed.
+"""The scenario of one seed: its parties and their messages. Everything comes from the seed.
 
-Faults end at HEALED_S; then everybody who is known logs in, and the servers have PATIENCE_S to report all that was
-submitted, to deliver all that was queued, and to hold nothing any more. `faults` says what goes wrong, `rules` what
-holds whatever does.
+Faults end at HEALED_S; then all known users log in, and the servers have PATIENCE_S to report all submitted messages,
+to deliver all queued ones, and to hold nothing any more. `faults` plans the faults, `rules` checks the invariants.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ ADDRESSES = {NATIVE: "n1.example:2223", MUTE: "n2.example:2223"}
 
 
 class Scenario:
-    """Build it, `run` it; BrokenRuleError says which rule does not hold, `world.told()` is the whole story."""
+    """A scenario, played by `run`; BrokenRuleError names the broken rule, `world.told()` is the whole story."""
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)
@@ -162,7 +161,7 @@ class Scenario:
         (native_server,) = [each for each in self.natives.values() if each.address == message.address]
         native_server.take(server, message, done)
 
-    # --- what is sent ---
+    # --- messages ---
 
     def _plan_traffic(self) -> None:
         chance = self.random
@@ -215,7 +214,7 @@ class Scenario:
             client.come()
 
     def _ask(self) -> None:
-        """Somebody wants to know what became of a message: of his own, or of another's."""
+        """Ask for the outcome of a message, as its sender or as another user."""
         told = [one for one in submissions_of(self) if one.reports and one.reports[0].message]
         if not told:
             return
@@ -229,14 +228,14 @@ class Scenario:
     # --- the play ---
 
     def run(self) -> None:
-        """Let it all happen. Raises BrokenRuleError."""
+        """Play the scenario to its end. Raises BrokenRuleError."""
         world = self.world
         world.run(HEALED_S)
         world.tell("world", "IS HEALED")
         for native_server in self.natives.values():
             native_server.healed = True
         for handler in self.handlers:
-            if handler.owes:  # never answered, and never will: its operator starts it again
+            if handler.owes:  # some request was never answered: the operator restarts the handler
                 handler.die()
         for client in self.clients:
             client.come()
@@ -248,16 +247,16 @@ class Scenario:
 
 
 def play(seed: int) -> Scenario:
-    """Play a seed to its end. Raises BrokenRuleError with the whole story and how to see it again.
+    """Play a seed to its end. Raises BrokenRuleError with the whole story and the command that repeats the seed.
 
-    The story is told only where it is wanted: the seed is played a second time then, and goes the same way.
+    The story is told only where it is wanted: a seed that fails is played a second time, and goes the same way.
     """
     try:
         scenario = Scenario(seed, telling=False)
         scenario.run()
     except Exception:
         _tell(seed)
-        raise  # it went well the second time: then chance is not the seed's alone, and that is worth knowing
+        raise  # a good second run is worth knowing, too: then chance is not the seed's alone
     return scenario
 
 
@@ -274,7 +273,7 @@ def _tell(seed: int) -> None:
 
 
 def _itself(server: SimServer) -> SimServer:
-    """Return a server: it is always there, and where its process is not, what is sent waits."""
+    """Return the server itself as a door: always there; messages wait where the process is not."""
     return server
 
 

@@ -1,6 +1,6 @@
 """Mutants: each breaks one promise inside the code, and the simulation must notice.
 
-A mutant names what it breaks, private or not; no other test does.
+A mutant names the code that it breaks, private or not; no other test does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.world.clock import BrokenRuleError
 
 
 def broken_seeds(seeds: int = 60) -> str:
-    """Play seeds until a rule breaks; returns what the failure says."""
+    """Play seeds until a rule breaks; return the failure's text."""
     for seed in range(seeds):
         try:
             play(seed)

@@ -1,4 +1,4 @@
-"""Is what was said true? Reports, answers and news are held against what arrived, at the end of a scenario."""
+"""Checks at the end of a scenario that reports, answers and later outcomes agree with the arrivals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 class Said(NamedTuple):
-    """What was said of one message, and by `finals`, in the end, of what was queued (None: nobody could ask)."""
+    """The report on one message, with its final outcomes in `finals` where results were queued (None: nobody could
+    ask)."""
 
     server: str
     body: bytes
@@ -36,14 +37,14 @@ class Said(NamedTuple):
 
 
 class Truth:
-    """Of one scenario; `arrived` are the ids under which each leaf came."""
+    """The truth of one scenario; `arrived` are the ids under which each leaf came."""
 
     def __init__(self, scenario: Scenario, arrived: Mapping[Leaf, set[str]]) -> None:
         self.scenario = scenario
         self._arrived = arrived
 
     def check(self) -> None:
-        """All of it."""
+        """Check all reports, answers and later outcomes."""
         self._answers_are_right()
         for one in submissions(self.scenario.clients):
             for report in one.reports:
@@ -53,7 +54,7 @@ class Truth:
             self._has_come(said)
 
     def _answers_are_right(self) -> None:
-        """Whoever was told that something is queued learns what became of it; nobody else is told unasked."""
+        """Check that the sender of a queued result learns its outcome, and that nobody else is told unasked."""
         by_message = {
             one.reports[0].message: one
             for one in submissions(self.scenario.clients)
@@ -74,7 +75,7 @@ class Truth:
             for name in asked:
                 later = one.answers[0].get(name)
                 if later == QUEUED and name.startswith("s") and self.scenario.faults.filled:
-                    continue  # a server with a full disk could not keep the news for us
+                    continue  # a server with a full disk could not keep the outcome for us
                 if later in (None, QUEUED):
                     raise BrokenRuleError(f"{name} is still {later} in the end: {one}")
         for client in self.scenario.clients:
@@ -89,7 +90,7 @@ class Truth:
         if outcome is None:
             raise BrokenRuleError(f"{client.name} was told nothing readable: {arrival}")
         one = by_message.get(outcome.message)
-        if one is None:  # it has no report (yet): its sender is dead, or gave it up
+        if one is None:  # no report (yet): the sender is dead, or gave the message up
             return
         if (one.client.user, one.client.server) != (client.user, client.server) or not one.terms.outcome:
             raise BrokenRuleError(f"{client.name} was told what he had not asked: {arrival}, of {one}")
@@ -111,13 +112,13 @@ class Truth:
             if name in at_home and (one.terms.ttl_s is None or final != "failed:expired"):
                 raise BrokenRuleError(f"{name} was queued and is {final}: {one}")
 
-    # --- what was called good, delivered or queued ---
+    # --- results that were called good, delivered or queued ---
 
     def _all_said(self) -> Iterator[Said]:
         for one in submissions(self.scenario.clients):
             finals = (one.answers[0] if one.answers else None) or {}
             for report in one.reports:
-                unnoted = one.client.server.disk.unnoted  # of these nobody remembers all
+                unnoted = one.client.server.disk.unnoted  # results that a full disk could not note: their outcome may be unknown
                 finals = {name: each for name, each in finals.items() if (report.message, name) not in unnoted}
                 yield Said(one.client.server.name, one.body, report.good, report.recipients, finals, one)
         for peer in self.scenario.peers:
@@ -144,7 +145,8 @@ class Truth:
             raise BrokenRuleError(f"something is called sent, and all answer: {said.about}")
 
     def _has_come(self, said: Said) -> None:
-        """What was called delivered was; what was queued came, or its sender can learn that it did not."""
+        """Check that delivered results were received, and that queued ones came or that their sender can learn they did
+        not."""
         if said.good:
             promised = Counter(programs.reported_leaves(said.server, said.body))
         else:
@@ -155,7 +157,7 @@ class Truth:
             if outcome == QUEUED:
                 if said.finals is not None:
                     outcome = said.finals.get(name)
-                elif name == leaf[1]:  # nobody can ask, and it waited for a user here
+                elif name == leaf[1]:  # nobody can ask, and the message waited for a user here
                     outcome = DELIVERED
             if outcome == DELIVERED:
                 due[leaf] += times
@@ -166,7 +168,7 @@ class Truth:
 
     @cached_property
     def _left(self) -> dict[Leaf, set[str]]:
-        """What had left a bridge for somebody who does not acknowledge, and was lost on the way."""
+        """Return the leaves that left a bridge for a user without acknowledgements, and were lost on the way."""
         found: dict[Leaf, set[str]] = defaultdict(set)
         for client in self.scenario.clients:
             for data in client.lost:
@@ -184,5 +186,5 @@ def submissions(clients: Iterable[SimClient]) -> Iterator[Submission]:
 
 
 def final_outcome(one: Submission, name: str) -> str | None:
-    """Return what the sender learnt in the end of this recipient."""
+    """Return the last outcome that the sender learnt for this recipient."""
     return one.answers[0].get(name) if one.answers and one.answers[0] is not None else None

@@ -1,4 +1,4 @@
-"""A handler: a worker on a fabric link that holds requests and does with them what its behaviour says."""
+"""A handler: a worker on a fabric link that holds requests and answers them as its behaviour says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.world.servers import SimServer
 
 
 class Fate(Enum):
-    """What a request may come to instead of a reply."""
+    """Ends of a request other than a reply."""
 
     SILENT = "it is never answered"
     DIES = "the handler's process ends over it"
@@ -26,8 +26,8 @@ Behaviour = Callable[[Request], Reply | Fate]
 
 
 class SimHandler:
-    """A worker whose HELLO says `options`: types, credit, the order of types. From `fastest_s` to `slowest_s` is how
-    long it takes over a request; requests of a type that has an order it takes one after the other."""
+    """A worker whose HELLO has `options`: types, credit, the order of types. A request takes from `fastest_s` to
+    `slowest_s` seconds; requests of an ordered type are handled one after the other."""
 
     def __init__(
         self, world: World, server: SimServer, name: str, options: Meta, behaviour: Behaviour, *,
@@ -42,9 +42,9 @@ class SimHandler:
         self.on_request: Callable[[Request], None] = lambda request: None
         self.outcomes: dict[int, Outcome] = {}
         self.deaths: list[Request] = []
-        """What it died over."""
+        """The requests that the worker died over."""
         self.owes = False
-        """Did it keep silent about something that it was given?"""
+        """True when the worker has left a request without an answer."""
         self._ordered = frozenset(options.get("order", ()))
         self._tokens = count(1)
         self._took = (fastest_s, slowest_s)
@@ -70,7 +70,7 @@ class SimHandler:
         self.link.crash(self.world.random.uniform(0.1, 3.0))
 
     def freeze(self, seconds: float) -> None:
-        """The process is stopped for a while; then it goes on where it was."""
+        """Stop the process for a while; then continue where the process was."""
         self.world.tell(self.name, "FREEZES", f"for {seconds:.1f} s")
         self._thaw_at = max(self._thaw_at, self.world.now + seconds)
         self.link.party.on_sent(self._thaw_at)  # no heartbeats meanwhile
@@ -128,7 +128,7 @@ class SimHandler:
             return
         if said is Fate.SILENT:
             self.owes = True
-            if request.type in self._ordered:  # it hangs: what stands behind it has to wait
+            if request.type in self._ordered:  # the worker hangs: later requests of the type wait
                 return
         elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
             self._held.pop(request.token, None)

@@ -1,4 +1,4 @@
-"""The connecting side of a fabric link: a real Party, its timers, and a new socket whenever it asks for one."""
+"""The connecting side of a fabric link: a real Party, its timers, and a new socket whenever the party asks for one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tests.world.servers import SimServer
 
 Door = Callable[[], "SimServer | None"]
-"""Where a link leads when it is connected; None: nobody listens there, and what is sent is lost."""
+"""The server that a link reaches when it is connected; None: nobody listens there, and sends are lost."""
 
 
 class SimLink:
-    """A link to the server behind `door`. Batches of what the server says go to `on_messages`.
+    """A link to the server behind `door`. Batches from the server go to `on_messages`.
 
-    `weather` is that on the way there and back.
+    `there` and `back` are the weather of the two directions.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class SimLink:
         self._down: Pipe
         self._timer = 0
         self._away = 0  # attempts to open that a crash has overtaken
-        self._lain: list[tuple[Link, Messages]] | None = None  # while it is frozen: what has come
+        self._lain: list[tuple[Link, Messages]] | None = None  # while the link is frozen: the batches that came
         self._open()
 
     @property
     def link(self) -> Link | None:
-        """Its name at the server, None while there is no socket."""
+        """The link's name at the server, None while there is no socket."""
         return self._link
 
     # --- a BrokerPort ---
@@ -64,7 +64,7 @@ class SimLink:
         self.party.on_sent(self.world.now)
         return len(messages)
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def crash(self, down_s: float, party: LinkClient | None = None) -> None:
         """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
@@ -86,16 +86,16 @@ class SimLink:
         self._connect()
 
     def leave(self) -> None:
-        """Say goodbye, and stay until it is answered."""
+        """Send the goodbye, and stay until the answer comes."""
         self._do(self.party.leave("closing", self.world.now))
 
     def freeze(self) -> None:
-        """Neither say nor hear anything; what comes lies there until `thaw`."""
+        """Neither send nor receive anything; batches that come are stored until `thaw`."""
         if self._lain is None:
             self._lain = []
 
     def thaw(self) -> None:
-        """Hear what has come meanwhile, before any timer."""
+        """Receive the batches that came meanwhile, before any timer."""
         lain, self._lain = self._lain or (), None
         for link, messages in lain:
             self._received(link, messages)
@@ -126,7 +126,8 @@ class SimLink:
             self._server.forget(link)
 
     def _shut(self, *, politely: bool = True) -> None:
-        """Close the socket; where the server's side cannot tell (not `politely`), what it sends is swallowed."""
+        """Close the socket; where the server's side cannot tell (not `politely`), later sends to the link are
+        swallowed."""
         if self._link is None:
             return
         link, self._link = self._link, None
