@@ -1,22 +1,22 @@
-"""The ledger of a chaos run: what was sent, what was reported, what was received, and whether that is in order. Pure.
+"""The ledger of a chaos run: messages sent, reported and received, and the judgement on them. Pure.
 
 The rules, each checked for every message and every one of its recipients:
 
-- what a report calls `delivered`, `queued` or `sent` has been received, unless the sender was told later that it failed
-  for a reason that the run itself gives (see `excuses`);
-- every message has exactly one report, unless its sender was killed first or its client gave it up; it says nothing bad
-  that no fault explains;
-- nothing is received that was not sent, by somebody it was not for, or with another text;
-- of what a report calls `queued` the sender, who has asked for it, hears later what became of it;
-- what a user or a native server receives again under the same id is marked as redelivered; and of all that it receives
-  of a message, whatever its ids, one at most is not marked: a server that died with its memory of a message gives what
-  is sent again another id and the mark, and that may overtake the first. A user has one connection at a time here, and
-  all of them are in the journals: no second receipt is a copy for another device;
-- a native server that reports is never said to have been `sent` something, and one that is mute never to have got it;
-- what has to be in order comes in order (`order`); time to live is kept to, whatever the clocks show, and messages are
-  given up for what they do, not for what others do (`blame`).
+- a result that a report calls `delivered`, `queued` or `sent` has been received, unless the sender learnt later that it
+  failed for a reason that the run itself gives (see `entries`);
+- every message has exactly one report, unless its sender was killed first or its client gave the message up; a bad
+  report needs a fault that explains its reason;
+- no message is received that was not sent, by a user who is no recipient, or with another text;
+- the sender of a message with a `queued` recipient, having asked for it, learns the later outcome;
+- a message that a user or a native server receives again under the same id is marked as redelivered; and of all copies
+  of a message, whatever their ids, at most one is not marked: a server that died with its memory of a message gives
+  the message that is sent again another id and the mark, and the marked copy may overtake the first. A user has one
+  connection at a time here, and all of them are in the journals: no second receipt is a copy for another device;
+- a reporting native server never gets the outcome `sent`, and a mute one never `delivered`;
+- ordered messages come in order (`order`); time to live is kept to, whatever the clocks show, and messages are given up
+  for their own deeds, not for those of others (`blame`).
 
-It must never ask a server what happened: what clients and native servers saw counts, and dead letters.
+No server is asked for the truth: the receipts of clients and native servers count, and dead letters.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tests.chaos.letters import DeadLetter
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the ledger says in the end. `promises`: (message, user) pairs that a report vouched for. `poison`: messages
-    that killed a handler, and how often one did."""
+    """The ledger's result. `promises`: (message, user) pairs that a report vouched for. `poison`: messages that killed
+    a handler, and the number of their kills."""
 
     promises: int
     lost: list[tuple[int, str]]
@@ -55,7 +55,7 @@ class Verdict:
 
 
 class Ledger:
-    """Takes records in any order, from any journal. `happened` is what the run itself has done."""
+    """A ledger that takes records in any order, from any journal. `happened` has the faults of the run itself."""
 
     def __init__(self, happened: Happened | None = None) -> None:
         self.entries: dict[int, Entry] = {}
@@ -120,7 +120,7 @@ class Ledger:
         ]
 
     def verdict(self, letters: Iterable[DeadLetter] = ()) -> Verdict:
-        """Judge everything that was entered, and the dead letters that were left."""
+        """Judge all records, and the dead letters that were left."""
         wrong = [f"received, but never sent: {one}" for early in self._early.values() for one in early]
         wrong += [
             f"never told what became of {target}: {self.entries[number].story()}" for number, target in self.untold()
@@ -155,7 +155,7 @@ class Ledger:
 
 @dataclass
 class _Count:
-    """What there was, added up."""
+    """Sums over all messages."""
 
     promises: int = 0
     marked: int = 0

@@ -60,7 +60,7 @@ class SimClient(Device):
         self.submissions: list[Submission] = []
         self.arrivals: list[Arrival] = []
         self.outcomes: list[Arrival] = []
-        self.lost: list[bytes] = []  # bytes that left a bridge for this client and never came, of lives that did not acknowledge
+        self.lost: list[bytes] = []  # lives without acks: bytes that left a bridge and never came
         self.alien: Callable[[str, dict[str, str] | None], None] = lambda message, recipients: None
         self._waiting: dict[str, Submission] = {}
         self._asked: dict[str, Submission] = {}

@@ -167,7 +167,7 @@ class Rules:
     def _native_is_right(self, native: NativeServer, meant: Counter[Leaf], arrived: dict[Leaf, set[str]]) -> None:
         """Check a native server's messages: its own alone, repeats marked, and in order where order was asked for."""
         ids: set[str] = set()
-        unmarked: set[str] = set()  # one copy of all may be unmarked, even if another was faster
+        unmarked: set[str] = set()  # one unmarked copy is allowed, even if another was faster
         last: dict[tuple[str, str, object], object] = {}
         for handled in native.handled:
             leaf = (native.name, "", handled.body)
@@ -199,10 +199,10 @@ class Rules:
                 raise BrokenRuleError(f"{client.name} ({client.user}) got what was not for them: {arrival}")
             ids, first = seen[leaf], unmarked[leaf]
             counted = programs.read(arrival.body)[0] not in round_
-            calm = self.scenario.faults.calm and client.life == 1  # a client that leaves may have acknowledged less than it got
+            calm = self.scenario.faults.calm and client.life == 1  # a client that leaves may have acked too little
             if calm and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
                 raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
-            if not arrival.marked:  # one copy of all may be unmarked, even if another was faster
+            if not arrival.marked:  # one unmarked copy is allowed, even if another was faster
                 again = arrival.id in first or (counted and len(first) >= meant[leaf])
                 if again and not any(server.forgot for server in self.scenario.servers):
                     raise BrokenRuleError(f"{client.name} got something again, and it is not marked: {arrival}")
@@ -227,7 +227,7 @@ class Rules:
                     continue  # a dead letter for another server is that server's to explain
                 budget = server.settings.budgets.get(letter.type)
                 attempts = server.settings.limits.attempts if budget is None else budget.attempts
-                if others < attempts <= letter.meta["attempts"]:  # attempts below the limit: the message waited for a handler in vain
+                if others < attempts <= letter.meta["attempts"]:  # too few attempts: it waited for a handler in vain
                     raise BrokenRuleError(f"{server.name} gave up {letter}, and {others} handlers died of other things")
 
     def _order_is_kept(self) -> None:

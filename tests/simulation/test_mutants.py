@@ -99,7 +99,7 @@ def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     honest = Queues.enqueue
     monkeypatch.setattr(Queues, "enqueue", hasty)
-    monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # nothing is written before the next tick
+    monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # no write runs before the next tick
     monkeypatch.setattr(StoreDriver, "tick", tick)
     said = broken_seeds(500)
     assert "did not come" in said or "nobody can say" in said

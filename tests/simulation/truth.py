@@ -118,7 +118,7 @@ class Truth:
         for one in submissions(self.scenario.clients):
             finals = (one.answers[0] if one.answers else None) or {}
             for report in one.reports:
-                unnoted = one.client.server.disk.unnoted  # results that a full disk could not note: their outcome may be unknown
+                unnoted = one.client.server.disk.unnoted  # a full disk could not note all of these
                 finals = {name: each for name, each in finals.items() if (report.message, name) not in unnoted}
                 yield Said(one.client.server.name, one.body, report.good, report.recipients, finals, one)
         for peer in self.scenario.peers:
@@ -157,7 +157,7 @@ class Truth:
             if outcome == QUEUED:
                 if said.finals is not None:
                     outcome = said.finals.get(name)
-                elif name == leaf[1]:  # nobody can ask, and the message waited for a user here
+                elif name == leaf[1]:  # a native sender cannot ask, and the message waited for a user here
                     outcome = DELIVERED
             if outcome == DELIVERED:
                 due[leaf] += times
