@@ -37,12 +37,12 @@ OTHERS: list[list[Any]] = [
     [26, 1, "i", "t", b"1", [[0, 1]], None, {}], [27, 5, [], [], 5], [30, 1, "echo", b"1", {}], [31, 1, "delivered", {}],
     [32, 1, "h:1", "t", b"1", {}], [33, 1, "delivered", {}],
 ]  # fmt: skip
-"""What is not a handler's to say."""
+"""Operations that a handler may not send."""
 DEEP = b"[" * 65 + b"]" * 65
 
 
 class Attack(NamedTuple):
-    """What is sent after which HELLO (None: none at all), ZeroMQ message by ZeroMQ message, and what must be heard
+    """Operations sent after a HELLO (None: no HELLO at all), ZeroMQ message by ZeroMQ message, and the answers due
     before the next question on the same link is answered."""
 
     name: str
@@ -201,7 +201,7 @@ async def test_it_harms_nobody(server: LiveServer, attack: Attack) -> None:
             await it.send_frames(*frames)
         if attack.hello is None:
             assert await it.ask_last(HANDLER) == [*attack.hears, "WELCOME"]
-        elif attack.hello[2] == "server":  # it may ask nothing
+        elif attack.hello[2] == "server":  # a server may ask no questions
             assert await it.ask_last(OPERATOR) == [*attack.hears, "WELCOME"]
         else:
             assert await it.ask_last() == attack.hears
@@ -224,11 +224,11 @@ WRONG: list[Any] = [None, True, -1, 0, 2**53, 2**64 - 1, 1.5, float("nan"), "", 
 
 
 def wrong_rows(role: str) -> Iterator[list[Any]]:
-    """Yield each operation with each of its fields replaced by each wrong value, or left out with all behind it."""
+    """Yield each operation with each of its fields replaced by each wrong value, or cut off before the field."""
     for row in ROWS[role]:
         for index in range(1, len(row)):
             if row[0] == 4:
-                continue  # what comes behind a goodbye is another story
+                continue  # operations after a goodbye are tested elsewhere
             yield row[:index]
             yield from ([*row[:index], wrong, *row[index + 1 :]] for wrong in WRONG)
 
@@ -255,8 +255,8 @@ NUMBERS = count()
 
 @asynccontextmanager
 async def asked(server: LiveServer) -> AsyncIterator[tuple[Attacker, RawClient, int]]:
-    """An attacker that has been given a request, whoever sent it, and its token. The type is one that nobody else
-    serves: an attacker before that went without a word is not taken for dead at once."""
+    """Yield an attacker that has been given a request, the request's sender, and its token. The type is one that nobody
+    else serves: a former attacker that went without a word is not taken for dead at once."""
     type_ = f"evil{next(NUMBERS)}"
     async with attacker(server, [1, 1, "handler", "eve", {"types": [type_], "credit": 8}]) as it:
         mallory = await RawClient.login(server, "mallory")
@@ -357,7 +357,7 @@ async def test_other_kinds_of_sockets_harm_nobody(server: LiveServer, kind: int)
 
 
 async def test_ten_thousand_requests_that_nobody_answers_are_given_back(server: LiveServer) -> None:
-    """A handler takes all it may hold and leaves: whoever sent it hears of it, and nobody else waits."""
+    """Check a handler that takes all it may hold and leaves: the senders get their reports, and nobody else waits."""
     async with attacker(server, [1, 1, "handler", "eve", {"types": ["held"], "credit": 1000}]) as it:
         mallory = await RawClient.login(server, "mallory")
         for number in range(1000):

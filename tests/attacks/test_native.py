@@ -22,7 +22,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
 
 
 class Attack(NamedTuple):
-    """What is written, and what is heard: all of it where that ends with `end`, else the first frames."""
+    """The bytes to write, and the frames due: all frames where the list ends with `end`, else the first ones."""
 
     name: str
     writes: bytes
@@ -283,7 +283,7 @@ async def test_a_question_that_is_too_long_ends_the_connection(server: LiveServe
 async def test_askers_that_do_not_read_or_only_come_hold_up_nobody(server: LiveServer) -> None:
     path = str(server.directory / "informer.sock")
     for _ in range(3):
-        askers = [await asyncio.open_unix_connection(path) for _ in range(70)]  # more than it has places
+        askers = [await asyncio.open_unix_connection(path) for _ in range(70)]  # more than the server has places
         for _, writer in askers:
             writer.write(QUESTION * 200)
         await all_is_well(server)

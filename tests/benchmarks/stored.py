@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.stored`: what it costs to keep a message for somebody who is away.
+"""`python -m tests.benchmarks.stored`: the cost of storing a message for a user who is away.
 
 One build of `bester up`, one handler, the same senders (8 connections, 50 in flight each, 100 bytes): to a user who is
 here and reads, and to one who is away, in turn; the second with a store that waits for the disk (`full`) and one that
-does not (`normal`). It prints medians and ratios, and ends everything it started.
+does not (`normal`). Medians and ratios are printed, and everything that was started is ended.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run(port: int, to: str, messages: int) -> float:
 
 
 def read_all(connection: socket.socket, counted: list[int]) -> None:
-    """Read what comes, until the connection ends."""
+    """Read and count frames, until the connection ends."""
     reader = Reader()
     while data := connection.recv(READ_BYTES):
         counted[0] += reader.feed(data)

@@ -1,4 +1,4 @@
-"""One chaos run from its first process to its verdict.
+"""A chaos run from its first process to its verdict.
 
 Two servers, two sending and two receiving client processes, and two servers of the native protocol; users who listen
 from here, and a name server that the servers ask; faults for a while; then all faults end, and the ledger is balanced.

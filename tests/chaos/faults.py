@@ -53,7 +53,7 @@ class Weather:
         self.kills = 0
         self.freezes = 0
         self.counts: Counter[str] = Counter()
-        """How often machines slept and booted."""
+        """Number of sleeps and boots of machines."""
         self.story: list[tuple[float, str]] = []
         self._targets = targets
         self._happened = happened

@@ -103,5 +103,5 @@ class Natives:
             number = happened.begins(native.name, kills=True, at_s=now_s())
             if native.part.alive:
                 native.part.kill()
-            self.start(native, restless=False, says=False)  # else the last messages would wait for a server that has left
+            self.start(native, restless=False, says=False)  # else the last messages wait for a server that left
             happened.ends(number, now_s())

@@ -18,7 +18,7 @@ def test_nothing_called_good_is_lost_while_processes_are_killed() -> None:
     result = play(SEED, FAULTS_S, print)
     verdict = result.verdict
     assert verdict.clean, "\n".join(told(result))
-    # It would be easy to lose nothing where nothing happens.
+    # A run without events would lose nothing.
     assert result.kills >= 3 and verdict.promises >= 50 and verdict.good >= 30, "\n".join(told(result))
 
 

@@ -1,4 +1,4 @@
-"""Fuzzes what reads the native protocol: the splitter, and every reader of a frame, of whichever side."""
+"""Fuzzes the readers of the native protocol: the splitter, and every reader of a frame, of either side."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ REPORTS = (
     '{"header":{"status":"0"},"payload":{"data":null,"id":"1","type":"dummy"}}',
     '{"command":{"type":"isClient","data":"eve"}}',
 )
-"""What servers say to clients and to each other, and handlers to the informer."""
+"""Frames that servers send to clients and to each other, and handlers to the informer."""
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Read what each step draws. Returns how many frames that were."""
+    """Read the frames that each step draws. Returns the number of frames."""
     chance = Random()
     odd = Odd(chance)
     json_ = OddJson(odd)
@@ -62,7 +62,7 @@ def play(steps: Sequence[int], told: Told) -> int:
 
 
 def _read(body: bytes) -> None:
-    """Every reader takes every body: whatever it says of it is a value."""
+    """Check that every reader takes every body: each returns a value for any bytes."""
     later = native.later(body)
     if isinstance(later, native.Sent):
         _check_sent(later, body)
@@ -126,7 +126,7 @@ def _loads(text: bytes) -> Any:
 
 
 def _last_object(body: bytes) -> Any:
-    """Return what Python's own reader makes of a body; of a key that is there twice, the last counts."""
+    """Return the value that Python's own reader gives for a body; of a repeated key, the last counts."""
     said = _loads(body)
     must(type(said) is dict, "a frame is an object")
     must(not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", body), "and has no control characters")
@@ -142,7 +142,7 @@ def _session() -> Session:
 
 
 def _stream(json_: OddJson, told: Told) -> int:
-    """A stream says the same however it is split."""
+    """Check that a stream gives the same result however the stream is split."""
     odd = json_.odd
     data = json_.stream(first=not odd.one_in(8))
     if odd.one_in(10):
@@ -163,7 +163,8 @@ def _stream(json_: OddJson, told: Told) -> int:
 
 
 def _said(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
-    """Return what a session writes and sends for a stream; its login is accepted when all is said."""
+    """Return the bytes that a session writes and the messages it sends for a stream; its login is accepted at the
+    end."""
     session = _session()
     written, sent = b"", []
     steps: list[Step] = [session.on_bytes(piece, 0.0) for piece in pieces]
