@@ -49,7 +49,7 @@ def belongings() -> Belongings:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Fail where more is there in the end than in the beginning."""
+    """Fail where the process holds more at the end than at the beginning."""
     before = belongings()
     yield
     if not belongings() - before:

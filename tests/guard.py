@@ -22,7 +22,7 @@ PUBLIC = frozenset(
     | {"_exit", "_base_executable"}  # functions of os and sys
 )
 MUTANTS = frozenset({"tests/simulation/test_mutants.py", "tests/fuzz/test_mutants.py", "tests/chaos/breakages.py"})
-"""A mutant breaks a unit from the inside on purpose: it names what it breaks."""
+"""Files of mutants: a mutant breaks a unit from the inside on purpose, and names the code that it breaks."""
 PACKAGES = frozenset({"store"})
 """Packages that are one unit: the tests of `store` hold for every kind of store alike."""
 PATCHES = frozenset({"setattr", "getattr", "delattr", "hasattr"})

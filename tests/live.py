@@ -100,7 +100,7 @@ BESTER = str(Path(sys.executable).with_name("bester"))
 
 
 class LiveServer:
-    """A server from a bester.toml, in one process or several. `host`, `port` and `fabric` are where it is."""
+    """A server from a bester.toml, in one process or several. `host`, `port` and `fabric` are its addresses."""
 
     def __init__(self, directory: Path, processes: list[Process], address: str) -> None:
         self.directory = directory
@@ -220,7 +220,7 @@ class RawClient:
 
     @classmethod
     async def connect(cls, server: LiveServer) -> Self:
-        """Open a connection and say nothing."""
+        """Open a connection and send nothing."""
         return cls(*await asyncio.open_connection(server.host, server.port, limit=64 * 1024 * 1024))
 
     @classmethod
@@ -299,7 +299,7 @@ class RawHandler:
         """True while the broker still knows this link."""
 
     async def hello(self, role: str = "handler", name: str = "raw", version: int = 1) -> list[Any]:
-        """Say HELLO and return the answer."""
+        """Send HELLO and return the answer."""
         await self.say([1, version, role, name, self.options])
         return await self.hear(2, 5)
 
@@ -312,7 +312,7 @@ class RawHandler:
         await self.socket.send_multipart(frames)
 
     async def hear(self, *ops: int) -> list[Any]:
-        """Return the next message with one of these ops; others (heartbeats) are passed over."""
+        """Return the next message with one of these ops; skip others (heartbeats)."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 while self.inbox:

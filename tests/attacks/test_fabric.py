@@ -1,4 +1,4 @@
-"""Attacks on the fabric: who has come as far as the socket can harm nobody but himself."""
+"""Attacks on the fabric: an attacker who can reach the socket harms nobody but himself."""
 
 # ruff: noqa: E501 (each attack is a row of a table, and a row is a line)
 from __future__ import annotations
@@ -65,7 +65,7 @@ def sends(command: Any) -> list[list[bytes]]:
 
 # fmt: off
 ATTACKS = [
-    # --- nobody says HELLO ---
+    # --- without HELLO ---
     Attack("a heartbeat of nobody", None, batch([3]), ["ERROR hello-first"]),
     Attack("a thousand submits of nobody", None, batch(*([24, n, 1, "echo", b"1", {}] for n in range(1000))), ["ERROR hello-first"]),
     Attack("a reply of nobody", None, batch([11, 5, 0, [], None]), ["ERROR hello-first"]),
@@ -195,7 +195,7 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in ATTACKS])
-async def test_it_harms_nobody(server: LiveServer, attack: Attack) -> None:
+async def test_attack_harms_nobody(server: LiveServer, attack: Attack) -> None:
     async with attacker(server, attack.hello) as it:
         for frames in attack.sends:
             await it.send_frames(*frames)
@@ -280,7 +280,7 @@ async def test_a_reply_of_nonsense_ends_its_own_request_alone(server: LiveServer
     await all_is_well(server)
 
 
-async def test_who_answers_twice_or_for_others_changes_nothing(server: LiveServer) -> None:
+async def test_second_or_foreign_answer_changes_nothing(server: LiveServer) -> None:
     async with asked(server) as (it, mallory, token), attacker(server, HANDLER) as trudy:
         guesses = [[11, guess, 0, [["sendClients", ["bob"], b"1"]], None] for guess in range(token - 50, token + 50)]
         assert await trudy.ask_last(*guesses) == [f"ERROR unknown-token REPLY {guess[1]}" for guess in guesses]
@@ -314,7 +314,7 @@ async def test_links_of_one_routing_id_harm_each_other_alone(server: LiveServer)
      bytes(1_000_000), b"\xff" * 1_000_000, b"\xff" + bytes(8) + b"\x7f\3\0CURVE" + bytes(47) + b"\4\xff\x05READY" + b"\xff" * 99],
     ids=lambda data: f"{data[:12]!r} {len(data)}",
 )  # fmt: skip
-async def test_what_speaks_no_zeromq_is_cut_off(server: LiveServer, data: bytes) -> None:
+async def test_peer_without_zeromq_is_cut_off(server: LiveServer, data: bytes) -> None:
     for _ in range(20):
         reader, writer = await asyncio.open_unix_connection(server.fabric.removeprefix("ipc://"))
         writer.write(data)
@@ -356,8 +356,8 @@ async def test_other_kinds_of_sockets_harm_nobody(server: LiveServer, kind: int)
     context.term()
 
 
-async def test_ten_thousand_requests_that_nobody_answers_are_given_back(server: LiveServer) -> None:
-    """Check a handler that takes all it may hold and leaves: the senders get their reports, and nobody else waits."""
+async def test_unanswered_requests_of_a_leaving_handler_are_reported(server: LiveServer) -> None:
+    """Check a handler that takes as many requests as its credit allows and leaves: nobody else waits."""
     async with attacker(server, [1, 1, "handler", "eve", {"types": ["held"], "credit": 1000}]) as it:
         mallory = await RawClient.login(server, "mallory")
         for number in range(1000):

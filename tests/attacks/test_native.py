@@ -189,7 +189,7 @@ GOES = {
 
 @pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("writes", [pytest.param(writes, id=name) for name, writes in GOES.items()])
-async def test_who_goes_harms_nobody(server: LiveServer, writes: bytes, how: str) -> None:
+async def test_leaving_client_harms_nobody(server: LiveServer, writes: bytes, how: str) -> None:
     for _ in range(10):
         client = await RawClient.connect(server)
         client.writer.write(writes)
@@ -208,7 +208,7 @@ async def test_a_login_byte_by_byte_is_a_login(server: LiveServer) -> None:
     await client.close()
 
 
-async def test_who_is_slow_with_a_header_is_told_so_and_holds_up_nobody(server: LiveServer) -> None:
+async def test_slow_header_ends_with_an_error_and_holds_up_nobody(server: LiveServer) -> None:
     slow = [await RawClient.connect(server) for _ in range(300)]
     for client in slow:
         client.writer.write(b"\x05")
@@ -230,7 +230,7 @@ async def test_a_storm_of_logins_is_answered_to_the_last(server: LiveServer) -> 
     await all_is_well(server)
 
 
-async def test_who_does_not_read_holds_up_nobody(server: LiveServer) -> None:
+async def test_client_that_does_not_read_holds_up_nobody(server: LiveServer) -> None:
     deaf = await RawClient.connect(server)
     deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads, as all here do
     deaf.writer.write(login("deaf") + message(data=json.dumps("x" * 50_000)) * 400)

@@ -1,4 +1,4 @@
-"""The figures as a person reads them, and as JSON. Decides nothing: goals stand beside the figures."""
+"""The figures as a person reads them, and as JSON. No figure is judged: goals stand beside the figures."""
 
 from __future__ import annotations
 

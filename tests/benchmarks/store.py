@@ -28,7 +28,7 @@ BODY = b'"' + b"x" * 98 + b'"'
 
 
 class Figures(NamedTuple):
-    """Entries a second kept, and ended again; the median commit and the slowest but one in a hundred, in ms."""
+    """Entries stored and ended, per second; the median commit and the slowest but one in a hundred, in ms."""
 
     kept: float
     ended: float

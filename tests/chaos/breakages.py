@@ -90,5 +90,5 @@ BREAKAGES: dict[str, Callable[[], None]] = {each.__name__: each for each in (bla
 
 
 def named(breakage: str) -> str:
-    """Return how the prelude is told to call one."""
+    """Return the text that makes the prelude call a breakage."""
     return f"{__name__}:{breakage}"

@@ -87,7 +87,7 @@ class Clients:
         self._first_life = first_life
 
     def start_sending(self) -> None:
-        """Begin another life of the sender. Its number is no other life's, on either server."""
+        """Begin another life of the sender. Its number is unique over both servers."""
         life = self._first_life + 4 * self.sending.lives
         self.sending_journal = f"{self.sending.name}-{life}"
         journal = self._journals / f"{self.sending_journal}.journal"
@@ -185,7 +185,7 @@ class Course:
         )  # fmt: skip
 
     async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
-        """Rage and drain, while these listen; say how long the draining took."""
+        """Rage and drain, while these users listen; return the seconds that the draining took."""
         try:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
@@ -216,7 +216,7 @@ class Course:
             group.create_task(around.change(self._duration_s))
 
     async def _drain(self, listeners: list[Receiver]) -> float:
-        """Wait until the senders have their reports and the receivers their messages; say how long that took."""
+        """Wait until the senders have their reports and the receivers their messages; return the seconds that took."""
         began_s = now_s()
         self._say("the faults are over; waiting for what is on its way")
         for listener in listeners:

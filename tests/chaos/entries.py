@@ -58,8 +58,8 @@ class Entry:
         return any(_reason(later.outcome) and self.explains(later) for later in self.later.get(target, []))
 
     def _died_with_it(self, target: str, report: Told) -> bool:
-        """Return whether a mute server was killed after the message was `sent` to it: the connection's end told
-        nothing."""
+        """Return whether a mute server was killed after the message was `sent` to it: the connection's end is no sign
+        then."""
         if target not in MUTE:
             return False
         until_s = max([report.at_s, *(later.at_s for later in self.later.get(target, []))])

@@ -37,7 +37,7 @@ class Happened:
         self._clocks: dict[str, list[tuple[float, float]]] = defaultdict(lambda: [(-inf, 0.0)])
         self._boots: list[float] = []
 
-    # --- told ---
+    # --- recording ---
 
     def begins(self, where: str, *, kills: bool, at_s: float) -> int:
         """Record the start of a hit; return the number for `ends`."""

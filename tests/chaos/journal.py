@@ -51,7 +51,7 @@ class Later(msgspec.Struct, tag="later", tag_field="what", frozen=True):
 
 
 class GivenUp(msgspec.Struct, tag="given-up", tag_field="what", frozen=True):
-    """The client library says that no report will come."""
+    """The client library has given up the wait for a report."""
 
     number: int
     why: str

@@ -110,7 +110,7 @@ class Ledger:
         ]
 
     def untold(self) -> list[tuple[int, str]]:
-        """The (message, recipient) pairs that were reported as queued, and of which the sender heard no more."""
+        """The (message, recipient) pairs that were reported as queued, and whose sender got no later outcome."""
         return [
             (number, target)
             for number, entry in self.entries.items()
@@ -179,7 +179,7 @@ class _Count:
 
 
 def _told_apart(receipts: list[Got]) -> bool:
-    """Say whether a user's receipts of a message bear the marks that they must."""
+    """Return whether a user's receipts of a message bear the marks that they must."""
     known: set[str | None] = set()
     for got in sorted(receipts, key=lambda got: got.at_s):
         if got.id in known and not got.marked:

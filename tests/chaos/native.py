@@ -161,7 +161,7 @@ class Native:
             await asyncio.sleep(self.random.expovariate(1 / SAYS_S))
 
     async def _say(self, server: str, number: int, user: str) -> Told:
-        """Hand a message over; return the last report on it."""
+        """Send a message; return the last report on it."""
         id_ = f"{self.spec.name}/{number}/{user}"
         data = {"number": number, "text": text_of(number), "to": [user]}
         header = {"scope": "server", "server": self.spec.name, "id": id_}

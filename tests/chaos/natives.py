@@ -82,7 +82,7 @@ class Natives:
         native.part.start(*python("tests.chaos.native", msgspec.json.encode(spec).decode()))
 
     def come_back(self, native: NativeServer) -> None:
-        """Begin another life of one that was killed, often elsewhere; its name says so first."""
+        """Begin another life of a killed server, often at another address; the name server is told first."""
         if self._names is not None and self._random.random() < MOVES:
             native.address = self._random.choice([each for each in native.addresses if each != native.address])
             if native.host in self._names.knows:
@@ -96,7 +96,8 @@ class Natives:
                 native.part.signal(signal.SIGUSR1)
 
     def settle(self, happened: Happened) -> None:
-        """Kill them, and start them again as servers that do all well and say nothing; `happened` is told."""
+        """Kill both, and start them again without faults and without messages of their own; `happened` records the
+        kills."""
         for native in self.all:
             if self._names is not None:
                 native.says(self._names)

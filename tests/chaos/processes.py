@@ -1,7 +1,7 @@
 """The processes of a chaos run: started, killed, frozen and started again, one by one, by their process id.
 
-All that they start carries a mark in its environment, so that in the end nothing stays behind, not even what an orphan
-has started. It must never signal a process without that mark.
+All of them carry a mark in their environment, so that in the end none stays behind, not even an orphan's children.
+Invariant: no process without that mark is ever signalled.
 """
 
 from __future__ import annotations

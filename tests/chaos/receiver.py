@@ -145,7 +145,7 @@ class Receiver:
             raise EOFError(f"refused: {answer}")
 
     async def _stay(self, reading: asyncio.Task[None]) -> None:
-        """Stay for a while, or for good; no longer than the connection lasts."""
+        """Stay for a while, or to the end; no longer than the connection lasts."""
         enough = asyncio.create_task(self.enough.wait())
         steady = asyncio.create_task(self.steady.wait())
         stay_s = self.random.uniform(*STAYS_S)
@@ -167,7 +167,7 @@ class Receiver:
                 connection.send({"header": None, "payload": _command("ack", "ack", [id_])})
 
     def _put_down(self, type_: str, data: Any, id_: str | None, marked: bool, link: str) -> None:
-        if type_ == "bester.outcome":  # for a sender who has gone
+        if type_ == "bester.outcome":  # for a sender who has left
             self.journal.write(Later(data["message"], data["recipient"], data["outcome"], now_s()))
             return
         sound = data["text"] == text_of(data["number"])

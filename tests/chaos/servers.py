@@ -1,7 +1,7 @@
 """The two servers of a chaos run: one in a single process, one with every part in a process of its own.
 
-Each knows the other by name, over the fabric, and both know two native servers; their users have accounts. Where they
-listen stays the same over all their lives, so that clients find them again. Each server has a machine of its own.
+Each knows the other by name, over the fabric, and both know two native servers; their users have accounts. Their
+addresses stay the same over all their lives, so that clients find them again. Each server has a machine of its own.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Known(Protocol):
 def make_servers(
     parts: Parts, directory: Path, machines: Mapping[str, Machine], natives: Sequence[Known], more: Mapping[str, str]
 ) -> list[Server]:
-    """Write the configurations and accounts; nothing is started. `more`: of the environment of all programs."""
+    """Write the configurations and accounts; nothing is started. `more`: environment variables of all programs."""
     tcp = {name: f"127.0.0.1:{free_port()}" for name in SERVERS}
     # The first server detects the mute one, the other is configured.
     wishes = {"s1": {"n1": 'order = "type"'}, "s2": {"n2": "reports = false"}}

@@ -11,11 +11,11 @@ from random import Random
 from typing import Any, NamedTuple
 
 SERVERS = {"s1": ("ann", "amy", "art", "hal", "abe"), "s2": ("bob", "bea", "ben", "hub", "bud")}
-"""The servers, and the users on each who receive."""
+"""The servers, and the receiving users of each."""
 HERMITS = ("hal", "hub")
 """Users who are away for long."""
 SENDERS = {"s1": "sam", "s2": "sue"}
-"""The user on each server who sends."""
+"""The sending user of each server."""
 NATIVES = {"n1": True, "n2": False}
 """Servers of the native protocol, and whether each reports on its messages."""
 NUMBERS_A_LIFE = 1_000_000

@@ -54,7 +54,7 @@ GRACE_S = 700.0
 SMALL = 6
 """Upper bound of a table's entries when all who are not honest have gone, and all pending answers are given."""
 ALWAYS = 200
-"""The same while they are there: more than any of the limits above in number."""
+"""Upper bound of a table's entries while they are there: more than any of the limits above in number."""
 LONG = 50_000
 """Bytes of a text that is held: a frame and a read at most."""
 DATA = ('"hi"', "1", '{"n":1}', '"' + "x" * 500 + '"')
@@ -233,7 +233,7 @@ class World:
         self.turn()
 
     def regain(self) -> None:
-        """The link is there again."""
+        """Restore the link."""
         if not self.up:
             self.up = True
             self.bridge.on_link_ready()
@@ -371,7 +371,7 @@ class Honest:
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Play a story. Returns how many times somebody who is not honest did something."""
+    """Play a story. Returns the number of steps of the parties who are not honest."""
     world = World(told)
     honest = Honest(world)
     chance = Random()

@@ -27,7 +27,7 @@ OUTCOMES = (
     "failed:refused",
 )
 TYPES = ("a", "b", "shared", "slow", "none")
-"""The types that attackers speak of. Those of honest parties are not among them."""
+"""The types in attackers' messages. Those of honest parties are not among them."""
 ODD_TEXTS = (
     "", " ", "a,b", " a", "a\n", "a\x1b[31m", "a\u202eb", "\x00", "\x85", "\u2028", "é", "日本", "\U0001f600", "ﬀ", "İ",
     "dummy", "builtin", "bester.", "bester.auth", "bester.outcome", "unconfirmed", "timeout", "delivered", "queued",
@@ -83,7 +83,7 @@ class Odd:
         self.pick = chance.choice
 
     def one_in(self, many: int) -> bool:
-        """Say yes once in so many times."""
+        """Return true once in so many times."""
         return int(self.chance.random() * many) == 0
 
     # --- values of any kind ---
@@ -101,11 +101,11 @@ class Odd:
         return self.pick(ODD_TEXTS) if self.one_in(3) else self.pick(NAMES)
 
     def type(self) -> str:
-        """Return a message type, mostly one that somebody may serve."""
+        """Return a message type, mostly one that may have a handler."""
         return self.text() if self.one_in(8) else self.pick(TYPES)
 
     def scalar(self) -> Any:
-        """Return a value that holds no other."""
+        """Return a value that contains no other."""
         kind = self.chance.randrange(7)
         if kind == 0:
             return self.pick(PLAIN)

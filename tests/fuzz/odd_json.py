@@ -180,7 +180,7 @@ class OddJson:
 
 
 def read_frames(data: bytes) -> list[Any]:
-    """Return the frames that a program would read who knows nothing of Bester: raises where one is no JSON object."""
+    """Return the frames as a program reads them that knows nothing of Bester: raises where one is no JSON object."""
     frames, at = [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<I", data, at)

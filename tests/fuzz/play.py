@@ -41,7 +41,7 @@ def steps_of(seed: int, length: int) -> list[int]:
 
 
 def quiet(text: str) -> None:
-    """Tell nobody."""
+    """Tell nothing: the listener of a story that nobody reads."""
 
 
 def attempt(play: Play, steps: Sequence[int], told: Told = quiet) -> tuple[int, str | None]:

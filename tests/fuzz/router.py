@@ -100,7 +100,7 @@ BENTS = (
     ("handler", "bridge", "server", "operator"), ("handler",), ("handler", "handler", "bridge"), ("server", "handler"),
     ("bridge", "operator"),
 )  # fmt: skip
-"""Roles that those who are not honest mostly play, in one story."""
+"""Usual roles, in one story, of the parties who are not honest."""
 LINKED = Link("server", b"s2")
 
 
@@ -151,7 +151,7 @@ class World:
             self.take(self.router.on_server_ready("s2", self.now))
 
     def newcomer(self, odd: Odd) -> Party:
-        """Return somebody on a link that nobody had before."""
+        """Return a party on a new link."""
         party = Party(Link(odd.pick(DOORS), b"n%d" % len(self.parties)), "handler")
         self.parties[party.link] = party
         return party
@@ -159,7 +159,7 @@ class World:
     # --- calls of the router ---
 
     def say(self, link: Link, messages: Sequence[Message | Malformed]) -> None:
-        """Say a batch on a link."""
+        """Hand a batch of a link to the router."""
         self.take(self.router.receive_all(link, messages, self.now))
 
     def take(self, effects: Effects) -> None:
@@ -197,7 +197,7 @@ class World:
         party.last = [*party.last[-20:], message]
 
     def wait(self, seconds: float, *, evil: bool) -> None:
-        """Let time pass; the honest are heard meanwhile, and the others, where `evil`."""
+        """Let time pass; the honest act meanwhile, and the evil parties, where `evil`."""
         end = self.now + seconds
         while self.now < end:
             self.now += STEP_S
@@ -227,7 +227,7 @@ class Honest:
         self._said: dict[Link, list[Message]] = {}
 
     def greet(self) -> None:
-        """Say HELLO, before anybody else does."""
+        """Send the honest parties' HELLOs, before anybody else acts."""
         say = self._world.say
         say(self.bridge, [Hello(1, "bridge", "honest", {"epoch": "honest"})])
         say(self.bridge, [Open(1, "alice"), Open(2, "bob")])
@@ -271,7 +271,7 @@ class Honest:
                 must(False, f"an honest party is told {message}")
 
     def _answer(self, link: Link, message: Message) -> None:
-        """Answers are said in the next turn: the router is at work now."""
+        """Queue an answer for the next turn: the router is at work now."""
         self._said.setdefault(link, []).append(message)
 
     def turn(self) -> None:
@@ -288,7 +288,7 @@ class Honest:
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Play a story. Returns how many messages were said by those who are not honest."""
+    """Play a story. Returns the number of messages from the parties who are not honest."""
     world = World(steps[0], told)
     chance = Random()
     odd = Odd(chance)
@@ -428,7 +428,7 @@ def _row_of(party: Party, odd: Odd) -> Any:
 
 
 def _answering(party: Party, row: list[Any], odd: Odd) -> list[Any]:
-    """Have a row name a token or serial that was heard, which is its first field."""
+    """Put a received token or serial into a row, as its first field."""
     heard = odd.pick(party.last)
     if row[0] == 30 and odd.one_in(4):
         return [30, row[1], "bester.outcome", b'{"message":"%b","outcome":"%b"}' % _news(odd), {}]
@@ -447,7 +447,7 @@ def _news(odd: Odd) -> tuple[bytes, bytes]:
 
 
 def _end(world: World) -> None:
-    """The others go on living and say nothing more; then they are gone. Everybody honest has had a report."""
+    """Check the end: the evil parties live on in silence, then leave. Every honest party has its reports."""
     world.told("the others say nothing more")
     world.honest.turn()
     world.wait(GRACE_S, evil=True)

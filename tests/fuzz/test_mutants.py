@@ -58,7 +58,7 @@ class TestFaultsAreFound:
         monkeypatch.setattr(BridgeResume, "on_reports_counted", counted)
         assert "IndexError" in found("router", *range(60))
 
-    def test_text_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bytes_that_are_not_utf8(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "is_utf8", lambda text: True)
         assert "UnicodeDecodeError" in found("frames", *range(30))
 

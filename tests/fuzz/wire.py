@@ -110,7 +110,7 @@ def _check_commands(commands: list[Command]) -> None:
 
 
 def _check_fast_readers(frames: list[bytes]) -> None:
-    """The readers that are written from the table say the same as the careful one."""
+    """Check that the readers written from the table give the same as the careful one."""
     if not frames or len(frames[0]) > 50_000:
         return
     try:
@@ -130,7 +130,7 @@ class _Odd:
     """A value that MessagePack does not know."""
 
     def __repr__(self) -> str:
-        return "_Odd()"  # the same in every process: a story is told twice in the same words
+        return "_Odd()"  # the same in every process: a story is told in the same words each time
 
 
 def _value(odd: Odd) -> Any:

@@ -31,7 +31,7 @@ from tests.world.servers import SimServer
 from tests.world.users import Device
 
 AFTERMATH_S = 10.0
-"""Virtual seconds after a scene in which nothing more may come to anybody."""
+"""Virtual seconds after a scene in which no user may receive anything more."""
 LEAVING_S = 0.1
 """Virtual seconds after which a bridge has seen that a connection has ended."""
 
@@ -122,7 +122,7 @@ class CoreServer(Server):
 
 
 class CoreHandler(Handler):
-    """Calls an App's functions as the requests come, one after the other."""
+    """A handler that calls an App's functions as the requests come, one after the other."""
 
     def __init__(self, world: World, broker: SimServer, app: App) -> None:
         self._world = world

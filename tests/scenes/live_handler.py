@@ -23,7 +23,7 @@ from tests.scenes.stage import Handler
 
 T = TypeVar("T")
 NO_LEASE_MS = 1_500
-"""As long as the stage's brokers bear with anybody's silence."""
+"""The longest silence, in ms, that the stage's brokers allow a link."""
 
 
 class LiveHandler(Handler):

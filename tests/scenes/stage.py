@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A message as a user gets it."""
+    """A message as a user receives it."""
 
     data: Any
     type: str
@@ -131,7 +131,7 @@ class Stage(ABC):
 
     @abstractmethod
     async def ends(self) -> None:
-        """The scene is over. Fails where somebody was sent something that the scene did not expect."""
+        """End the scene. Fails where a user received a message that the scene did not expect."""
 
 
 def app_of(functions: Mapping[str, Function], credit: int, ordered: bool) -> App:

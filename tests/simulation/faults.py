@@ -17,7 +17,7 @@ DAY_S = 24 * HOUR_S
 
 
 class Faults:
-    """The faults of one scenario. `count` is how many there were; a calm one has none, and loses nothing."""
+    """The faults of one scenario. `count` is their number; a calm scenario has none, and loses nothing."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario

@@ -18,7 +18,7 @@ import msgspec
 from bester.broker.wire.messages import Command
 
 NATIVE, MUTE = "n1", "n2"
-"""Servers of the native protocol: they carry out nothing that a message says, and the second reports on nothing."""
+"""Servers of the native protocol: neither runs a message's program, and the second never reports."""
 NATIVES = (NATIVE, MUTE)
 
 _encode = msgspec.json.Encoder().encode
@@ -74,7 +74,7 @@ def leaves(server: str, body: bytes) -> Iterator[Leaf]:
 def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str, Leaf]]:
     """Yield leaves with the recipient they are reported under.
 
-    Not `deep`: only those whose own outcome that name tells for certain, for no handler of this server is between.
+    Not `deep`: only those whose own outcome is certain by that name, because no handler of this server is between.
     """
     number, at, program = read(body)
     for place, step in enumerate(program):

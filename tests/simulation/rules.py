@@ -55,7 +55,7 @@ class Rules:
             self._given.add(request.body)
 
     def _in_order(self, handler: SimHandler, request: Request) -> None:
-        """Whatever one client sent before was given to somebody before, or is over."""
+        """Check that earlier messages of the client were given to a handler before, or are settled."""
         for client in self.scenario.clients:
             mine = next((one for one in client.submissions if one.body == request.body), None)
             if mine is None:
@@ -271,7 +271,7 @@ def waiting(server: SimServer) -> dict[str, int]:
 
 
 def rests(server: SimServer) -> bool:
-    """Return whether a server owes no reports, keeps nothing, and waits for no answers."""
+    """Return whether a server has no pending reports, no stored messages, and waits for no answers."""
     if not server.router.idle:
         return False
     state = server.router.inspect()

@@ -37,7 +37,7 @@ LIMITS = Limits(
 )
 BRIDGE_LIMITS = BridgeLimits(drain_s=15.0)
 USERS = ["ann", "bob", "cat", "dan", "eve"]
-"""Known at each server; there is a `nobody` too, who is not."""
+"""Users known at each server; an unknown `nobody` is added."""
 CLIENTS = 20
 TYPES = ["a", "b", "o"]
 """`o` is asked for in order."""
@@ -67,7 +67,7 @@ class Scenario:
         self._plan_traffic()
         self.faults.plan(TRAFFIC_S, HEALED_S)
 
-    # --- who is there ---
+    # --- parties ---
 
     def _build(self) -> None:
         chance = self.random

@@ -38,7 +38,7 @@ def broken_seeds(seeds: int = 60) -> str:
     return ""
 
 
-def test_a_failing_seed_tells_its_story_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_seed_tells_its_story_and_the_command_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (dispatcher, commands):
         monkeypatch.setattr(module, "HOP_LIMIT", 20)
     said = broken_seeds()
@@ -77,7 +77,7 @@ def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatc
     assert "ends of" in said or "was given number" in said
 
 
-def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_loses_entries_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: MemoryStore) -> Any:
         for numbers in self._ready.values():
             numbers.clear()
@@ -131,7 +131,7 @@ def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: 
     assert "not marked" in broken_seeds(500)
 
 
-def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
@@ -149,7 +149,7 @@ def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypat
     assert "died of other things" in broken_seeds(500)
 
 
-def test_several_at_once_where_order_was_asked_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_messages_in_flight_on_an_ordered_lane_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Transfers, "has_any", lambda self, lane: False)
     assert "after number" in broken_seeds(500)
 
@@ -163,7 +163,7 @@ def tick(self: StoreDriver) -> None:
 
 
 @pytest.mark.parametrize(("kind", "method"), [(InboundLanes, "find"), (DedupCache, "find")])
-def test_a_repeat_that_is_done_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
+def test_repeat_that_is_carried_out_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
     nothing = (None, None) if kind is InboundLanes else None
     monkeypatch.setattr(kind, method, lambda self, *key: nothing)
     assert "not marked" in broken_seeds(500)

@@ -132,7 +132,7 @@ class Truth:
                 yield Said(server.name, body, outcome.status == 0, outcome.recipients, None, outcome)
 
     def _is_possible(self, said: Said) -> None:
-        """A failure is not called good, and only who answers nothing is called sent; who answers never is."""
+        """Check that no failure is called good, and that `sent` is the outcome of mute servers alone."""
         _, _, program = programs.read(said.body)
         outcomes = set(said.recipients.values())
         if said.recipients.get(NATIVE) == SENT or (said.finals or {}).get(NATIVE) == SENT:

@@ -1,6 +1,6 @@
-"""The clock of a world, its one source of chance, and the story of everything that happened in it.
+"""The clock of a world, its one source of chance, and the story of its events.
 
-Nothing here waits, and nothing depends on anything but the seed: the same seed is the same story, event for event.
+Nothing here waits, and everything depends on the seed alone: the same seed is the same story, event for event.
 """
 
 from __future__ import annotations

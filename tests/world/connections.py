@@ -121,7 +121,7 @@ class Connection:
             self.core.on_connection_gone(self)
 
     def died(self) -> None:
-        """The bridge's process is gone; the client's system is told so."""
+        """Note that the bridge's process has ended; the client's system is told."""
         self._over = True
         if not self._cut:
             self._break()

@@ -67,7 +67,7 @@ class SimLink:
     # --- faults ---
 
     def crash(self, down_s: float, party: LinkClient | None = None) -> None:
-        """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
+        """End the process at this end and start it again: a new party on a new socket, without any memory."""
         self._shut(politely=self.world.random.random() < 0.5)
         hello = self.party.hello
         self.party = party or LinkClient(hello.role, hello.name, hello.options)

@@ -29,7 +29,7 @@ TICK_S = 0.5
 EPOCH_S = 1_700_000_000.0
 """The wall clock's time at the beginning, in seconds since 1970."""
 TRAP_S = 3.0
-"""A trap that nothing falls into for so long is none: the process ends all the same."""
+"""Seconds after which a trap that nothing has fallen into ends the process all the same."""
 
 
 class Life(NamedTuple):
@@ -62,7 +62,7 @@ class SimServer(Process):
         self.out: dict[str, SimLink] = {}  # to other servers
         self.direct: dict[Link, Callable[[Messages], None]] = {}
         self.processes: dict[Link, int] = {}
-        """The numbers of the processes at the other ends, as far as the system tells."""
+        """The process numbers at the other ends, as far as the system knows them."""
         self.stopped: set[int] = set()
         """The processes among them that a signal has stopped."""
         self.on_crash: list[Callable[[float], None]] = []
@@ -143,7 +143,7 @@ class SimServer(Process):
         )
 
     def forget(self, link: Link) -> None:
-        """The socket at the other end is closed, and can be seen to be."""
+        """Forget a link: the socket at the other end is closed, visibly to the server."""
         del self.links[link]
         del self.pipes[link]
 
@@ -168,7 +168,7 @@ class SimServer(Process):
             self.end_turn(tick=True)
 
     def lay_trap(self, trap: str, down_s: float) -> None:
-        """Crash at that point of the next commit that somebody waits for; without one, soon."""
+        """Crash at that point of the next commit that somebody waits for; with no such commit, soon."""
         if not self.up:
             return
         self._trap, self._down_s = trap, down_s

@@ -160,7 +160,7 @@ class Device:
         self._wake()
 
     def _hear(self, core: Core, body: bytes) -> None:
-        """Tell of every message that comes, those too that the core passes over because they came before."""
+        """Tell the story of every message that comes, also of repeats that the core skips."""
         value = parse(body)
         if isinstance(value, Message):
             self.seen(value, core.state is State.READY)
