@@ -65,8 +65,8 @@ def framed(body: bytes | str, length: int | None = None) -> bytes:
 
 def login(user: str = "eve", password: str = "p", **header: Any) -> bytes:
     """Return the frame of a login."""
-    said = {"scope": "client", "authentication": {"username": user, "password": password}, **header}
-    return framed(json.dumps({"header": said, "payload": None}))
+    fields = {"scope": "client", "authentication": {"username": user, "password": password}, **header}
+    return framed(json.dumps({"header": fields, "payload": None}))
 
 
 def words_of(body: bytes) -> str:
@@ -83,13 +83,13 @@ def words_of(body: bytes) -> str:
 
 async def heard_of(client: RawClient, count: int | None = None) -> list[str]:
     """Return the server's frames in words: so many, or all up to the end of the connection (`end`)."""
-    heard: list[str] = []
-    while count is None or len(heard) < count:
+    words: list[str] = []
+    while count is None or len(words) < count:
         try:
-            heard.append(words_of(await client.receive_bytes()))
+            words.append(words_of(await client.receive_bytes()))
         except (asyncio.IncompleteReadError, ConnectionError):
-            return [*heard, "end"]
-    return heard
+            return [*words, "end"]
+    return words
 
 
 def reset(client: RawClient) -> None:
@@ -131,16 +131,16 @@ class Attacker(RawHandler):
         """Ask a question; return the operations received before its answer, in words. `hello` is sent before the
         question."""
         await self.say(*hello, [14, LAST, "listClients"])
-        heard: list[str] = []
+        words: list[str] = []
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 while self.inbox:
                     message = self.inbox.pop(0)
                     if message[0] == 15 and message[1] == LAST:
                         assert message[2] == 0, message
-                        return heard
+                        return words
                     if message[0] != 3:
-                        heard.append(said(message))
+                        words.append(said(message))
                 frame, *self.attachments = await self.socket.recv_multipart()
                 self.inbox.extend(msgpack.unpackb(frame))
 
@@ -170,11 +170,11 @@ def said(message: list[Any]) -> str:
 @asynccontextmanager
 async def attacker(server: LiveServer, hello: list[Any] | None = None) -> AsyncIterator[Attacker]:
     """Yield an attacker on a link of its own; `hello` is the first operation, which gets its WELCOME."""
-    it = Attacker(server)
+    eve = Attacker(server)
     try:
         if hello:
-            await it.say(hello)
-            await it.hear(2)
-        yield it
+            await eve.say(hello)
+            await eve.hear(2)
+        yield eve
     finally:
-        it.close()
+        eve.close()

@@ -264,19 +264,19 @@ INFORMER = [
 
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in INFORMER])
 async def test_an_asker_harms_nobody(server: LiveServer, attack: Attack) -> None:
-    async with unix_client(server.directory / "informer.sock") as it:
-        it.writer.write(attack.writes)
-        assert [(await it.receive())["status"] for _ in attack.hears] == attack.hears
-        it.writer.write(QUESTION)
-        assert (await it.receive())["status"] == "0"
+    async with unix_client(server.directory / "informer.sock") as asker:
+        asker.writer.write(attack.writes)
+        assert [(await asker.receive())["status"] for _ in attack.hears] == attack.hears
+        asker.writer.write(QUESTION)
+        assert (await asker.receive())["status"] == "0"
     await all_is_well(server)
 
 
 @pytest.mark.parametrize("length", [64 * 1024 + 1, 2**31, 2**32 - 1])
 async def test_a_question_that_is_too_long_ends_the_connection(server: LiveServer, length: int) -> None:
-    async with unix_client(server.directory / "informer.sock") as it:
-        it.writer.write(struct.pack("<I", length))
-        assert await it.at_end()
+    async with unix_client(server.directory / "informer.sock") as asker:
+        asker.writer.write(struct.pack("<I", length))
+        assert await asker.at_end()
     await all_is_well(server)
 
 

@@ -51,14 +51,14 @@ def main() -> int:
     parser.add_argument(
         "--break", dest="breakage", default="", choices=sorted(BREAKAGES), help="break this, to see that it is found"
     )
-    said = parser.parse_args()
-    seed = secrets.randbelow(1_000_000) if said.seed is None else said.seed
-    if said.keep is not None:
-        said.keep.mkdir(parents=True)
+    options = parser.parse_args()
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    if options.keep is not None:
+        options.keep.mkdir(parents=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        result = play(seed, said.minutes * 60, lambda text: print(text, flush=True), said.keep, said.breakage)
+        result = play(seed, options.minutes * 60, lambda text: print(text, flush=True), options.keep, options.breakage)
     except StuckError as error:
         print(error)
         return 1

@@ -42,7 +42,7 @@ def faults(entries: Mapping[int, Entry], letters: Iterable[DeadLetter], happened
         yield from _letter_faults(entry, letter, happened)
     for number, entry in entries.items():
         given_up = any(report.reason == "handler-lost" for report in entry.told) or any(
-            later.outcome == "failed:handler-lost" for news in entry.later.values() for later in news
+            later.outcome == "failed:handler-lost" for outcomes in entry.later.values() for later in outcomes
         )
         if given_up and number not in buried:
             yield f"given up, and there is no dead letter: {entry.story()}"

@@ -75,9 +75,9 @@ def names() -> None:
 
     def once(ended: Callable[..., Any]) -> Callable[..., Any]:
         def end(self: Any, host: str, *given: Any) -> Any:
-            news = ended(self, host, *given)
+            answer = ended(self, host, *given)
             self._names[host].due = inf
-            return news
+            return answer
 
         return end
 

@@ -65,12 +65,12 @@ class Entry:
         until_s = max([report.at_s, *(later.at_s for later in self.later.get(target, []))])
         return self.happened.deaths(target, self.sent.at_s - AROUND_S, until_s + AROUND_S) > 0
 
-    def explains(self, said: Later) -> bool:
+    def explains(self, later: Later) -> bool:
         """Return whether the run explains a failure that the sender learnt later."""
-        reason = _reason(said.outcome)
+        reason = _reason(later.outcome)
         if reason == "expired":
-            return self.over(said.at_s)
-        return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(said.at_s))
+            return self.over(later.at_s)
+        return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(later.at_s))
 
     def over(self, at_s: float) -> bool:
         """Return whether the message's time to live was over at `at_s`."""
@@ -93,8 +93,8 @@ class Entry:
         for target, outcome in self._outcomes():
             if target in NATIVES and outcome == ("delivered" if target in MUTE else "sent"):
                 yield f"{target} is said to be {outcome}"
-        for target, news in self.later.items():
-            for later in news:
+        for target, outcomes in self.later.items():
+            for later in outcomes:
                 if later.outcome.startswith("failed") and not self.explains(later):
                     yield f"of {target} failed later"
 
@@ -110,8 +110,8 @@ class Entry:
             for target in self.sent.targets:
                 if report.good or target in report.recipients:
                     yield target, report.recipients.get(target, "delivered")
-        for target, news in self.later.items():
-            yield from ((target, later.outcome) for later in news)
+        for target, outcomes in self.later.items():
+            yield from ((target, later.outcome) for later in outcomes)
 
     def told_s(self) -> float | None:
         """When its sender had its report, None where that was never."""
@@ -121,7 +121,7 @@ class Entry:
         """Return the time at which the sender knew all outcomes, None where some never came."""
         if not self.told or any(target not in self.later for target in self.queued()):
             return None
-        known = [later.at_s for news in self.later.values() for later in news]
+        known = [later.at_s for outcomes in self.later.values() for later in outcomes]
         return max([report.at_s for report in self.told] + known)
 
     def story(self) -> str:
@@ -130,9 +130,9 @@ class Entry:
         ttl = f" within {self.sent.ttl_s:.1f} s" if self.sent.ttl_s is not None else ""
         head = f"message {self.sent.number} ({self.sent.type}{what}) of {self.journal} to {self.sent.targets}{ttl}"
         events: list[tuple[float, str]] = [(self.sent.at_s, "sent")]
-        for told in self.told:
-            verdict = "good" if told.good else f"bad {told.reason}"
-            events.append((told.at_s, f"reported {verdict} {told.recipients or ''} as {told.message}"))
+        for report in self.told:
+            verdict = "good" if report.good else f"bad {report.reason}"
+            events.append((report.at_s, f"reported {verdict} {report.recipients or ''} as {report.message}"))
         for user, receipts in self.got.items():
             for got in receipts:
                 mark = ", marked" if got.marked else ""
@@ -140,8 +140,8 @@ class Entry:
         events += [(died.at_s, f"kills a handler at {died.server}") for died in self.died]
         if self.given_up is not None:
             events.append((self.given_up.at_s, f"given up: {self.given_up.why}"))
-        for target, news in self.later.items():
-            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in news]
+        for target, outcomes in self.later.items():
+            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in outcomes]
         return "\n".join([head, *(f"    {at_s:12.3f}  {what}" for at_s, what in sorted(events))])
 
 

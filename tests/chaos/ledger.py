@@ -121,7 +121,7 @@ class Ledger:
 
     def verdict(self, letters: Iterable[DeadLetter] = ()) -> Verdict:
         """Judge all records, and the dead letters that were left."""
-        wrong = [f"received, but never sent: {one}" for early in self._early.values() for one in early]
+        wrong = [f"received, but never sent: {receipt}" for early in self._early.values() for receipt in early]
         wrong += [
             f"never told what became of {target}: {self.entries[number].story()}" for number, target in self.untold()
         ]
@@ -149,8 +149,8 @@ class Ledger:
                 yield f"received by {user} with another text: {entry.story()}"
             if not _told_apart(receipts):
                 yield f"received again by {user} without the mark: {entry.story()}"
-        for what in entry.unexplained():
-            yield f"{what}, which no fault explains: {entry.story()}"
+        for failure in entry.unexplained():
+            yield f"{failure}, which no fault explains: {entry.story()}"
 
 
 @dataclass
@@ -171,7 +171,7 @@ class _Count:
         self.unclaimed += not entry.told
         self.bad.update((report.reason or "no reason given") for report in entry.told if not report.good)
         self.good += sum(report.good for report in entry.told)
-        self.expired += sum(news[-1].outcome == "failed:expired" for news in entry.later.values())
+        self.expired += sum(outcomes[-1].outcome == "failed:expired" for outcomes in entry.later.values())
         self.poison += bool(entry.died)
         self.deaths += len(entry.died)
         for receipts in entry.got.values():

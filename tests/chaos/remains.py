@@ -22,16 +22,16 @@ def waiting(server: Path, name: str) -> list[str]:
     they concern a message that it has lost with a life, unreported; the ledger checks that each due outcome is told.
     """
     with closing(SqliteStore(server / "data" / "store.db")) as store:
-        boxes = store.open().queues
+        queues = store.open().queues
     return [
-        f"still waits at {name}: {state.messages} in {box!r}"
-        for box, state in boxes.items()
-        if state.messages and not _may_wait(box, SENDERS[name])
+        f"still waits at {name}: {state.messages} in {queue!r}"
+        for queue, state in queues.items()
+        if state.messages and not _may_wait(queue, SENDERS[name])
     ]
 
 
-def _may_wait(box: str, sender: str) -> bool:
-    return owner_of(box) == sender if is_mailbox(box) else box == lane(owner_of(box), OUTCOME_TYPE)
+def _may_wait(queue: str, sender: str) -> bool:
+    return owner_of(queue) == sender if is_mailbox(queue) else queue == lane(owner_of(queue), OUTCOME_TYPE)
 
 
 def crashes(directory: Path) -> list[str]:

@@ -145,11 +145,11 @@ def main() -> int:
     parser.add_argument("--only", choices=FUZZERS, action="append", help="play this one; may be said again")
     parser.add_argument("--seed", type=one_story, help="NAME:N: play this story alone, and tell it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
-    said = parser.parse_args()
-    if said.seed is not None:
-        return tell(*said.seed)
-    first = SystemRandom().randrange(SEEDS) if said.first is None else said.first
-    return play_for(said.minutes, said.only or list(FUZZERS), first, max(1, said.jobs))
+    options = parser.parse_args()
+    if options.seed is not None:
+        return tell(*options.seed)
+    first = SystemRandom().randrange(SEEDS) if options.first is None else options.first
+    return play_for(options.minutes, options.only or list(FUZZERS), first, max(1, options.jobs))
 
 
 if __name__ == "__main__":

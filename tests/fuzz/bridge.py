@@ -210,8 +210,8 @@ class World:
                 break
         else:
             must(False, "a turn ends")
-        said, self.said = self.said, []
-        for message in said:
+        sent, self.said = self.said, []
+        for message in sent:
             self.broker.hear(message)
 
     def wait(self, seconds: float, *, answers: bool) -> None:

@@ -90,8 +90,8 @@ def _read(body: bytes) -> None:
 
 
 def _check_sent(sent: native.Sent, body: bytes) -> None:
-    said = _last_object(body)
-    payload = said.get("payload")
+    frame = _last_object(body)
+    payload = frame.get("payload")
     must(type(payload) is dict, "a message is in a payload")
     must(sent.type == payload["type"], "its type is the one that was said")
     must(json_text.fault(sent.data) is None, f"its data is JSON, {DEPTH_LIMIT} deep at most")
@@ -117,8 +117,8 @@ def _check_claims(claims: Any) -> None:
 def _check_fault(fault: native.Fault) -> None:
     must(fault.reason in CODES, f"a code of the table, not {fault.reason!r}")
     must(type(_loads(fault.id)) in (str, type(None)), "a fault is reported under a string, or null")
-    (said,) = read_frames(native.report(fault.id, 1, fault.reason))
-    must(said["header"]["status"] == "bad", "and the report can be read")
+    (report,) = read_frames(native.report(fault.id, 1, fault.reason))
+    must(report["header"]["status"] == "bad", "and the report can be read")
 
 
 def _loads(text: bytes) -> Any:
@@ -127,10 +127,10 @@ def _loads(text: bytes) -> Any:
 
 def _last_object(body: bytes) -> Any:
     """Return the value that Python's own reader gives for a body; of a repeated key, the last counts."""
-    said = _loads(body)
-    must(type(said) is dict, "a frame is an object")
+    object_ = _loads(body)
+    must(type(object_) is dict, "a frame is an object")
     must(not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", body), "and has no control characters")
-    return said
+    return object_
 
 
 # --- streams ---
@@ -158,11 +158,11 @@ def _stream(json_: OddJson, told: Told) -> int:
         taken = b"".join(frame(body) for body in bodies)
         must(data.startswith(taken), "what is cut is what came")
         must(split.waiting_bytes == len(data) - len(taken), "and nothing is lost")
-    must(_said([data]) == _said(pieces), "a session does the same however its stream is split")
+    must(_session_output([data]) == _session_output(pieces), "a session does the same however its stream is split")
     return len(bodies)
 
 
-def _said(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
+def _session_output(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
     """Return the bytes that a session writes and the messages it sends for a stream; its login is accepted at the
     end."""
     session = _session()

@@ -196,19 +196,19 @@ class Odd:
 
     def options(self) -> dict[Any, Any]:
         """Return the options of a HELLO or WELCOME."""
-        said: dict[Any, Any] = {}
+        options: dict[Any, Any] = {}
         if not self.one_in(5):
-            said["types"] = [self.type() for _ in range(self.pick((1, 1, 2, 4)))]
-            said["credit"] = self.pick((1, 2, 5, 30))
+            options["types"] = [self.type() for _ in range(self.pick((1, 1, 2, 4)))]
+            options["credit"] = self.pick((1, 2, 5, 30))
         if self.one_in(4):
-            said["epoch"] = self.pick(("x1", "x2", self.text()))
+            options["epoch"] = self.pick(("x1", "x2", self.text()))
         if self.one_in(4):
-            said["order"] = {self.type(): "user"}
+            options["order"] = {self.type(): "user"}
         if self.one_in(4):
-            said["lease_ms"] = self.pick((0, 500, 60_000, 600_001, -1))
+            options["lease_ms"] = self.pick((0, 500, 60_000, 600_001, -1))
         if self.one_in(6):
-            said[self.pick(OPTIONS)] = self.value()
-        return said
+            options[self.pick(OPTIONS)] = self.value()
+        return options
 
     def failed_rows(self) -> list[Any]:
         """Return the failures of a CONFIRM."""

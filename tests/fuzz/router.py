@@ -277,8 +277,8 @@ class Honest:
     def turn(self) -> None:
         """Send the waiting answers, until there are no more."""
         while self._said:
-            said, self._said = self._said, {}
-            for link, messages in said.items():
+            answers, self._said = self._said, {}
+            for link, messages in answers.items():
                 self._world.say(link, messages)
 
     def _ended(self, link: Link, token: int, *, good: bool) -> None:
@@ -429,15 +429,15 @@ def _row_of(party: Party, odd: Odd) -> Any:
 
 def _answering(party: Party, row: list[Any], odd: Odd) -> list[Any]:
     """Put a received token or serial into a row, as its first field."""
-    heard = odd.pick(party.last)
+    received = odd.pick(party.last)
     if row[0] == 30 and odd.one_in(4):
         return [30, row[1], "bester.outcome", b'{"message":"%b","outcome":"%b"}' % _news(odd), {}]
-    if len(row) > 1 and type(row[1]) is int and type(heard) in (Request, Relay, Forward, Deliver, LoggedIn):
-        row[1] = heard[0]
+    if len(row) > 1 and type(row[1]) is int and type(received) in (Request, Relay, Forward, Deliver, LoggedIn):
+        row[1] = received[0]
         if row[0] in (31, 33) and odd.one_in(2):
             return [*row[:2], "queued", {"queued": 1, "reported": True}]
         if row[0] == 27 and len(row) > 3:
-            row[2], row[3] = [heard[0]], [[heard[0], 0, odd.pick(("not-connected", "unconfirmed", odd.text()))]]
+            row[2], row[3] = [received[0]], [[received[0], 0, odd.pick(("not-connected", "unconfirmed", odd.text()))]]
     return row
 
 

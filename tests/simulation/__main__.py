@@ -50,14 +50,14 @@ class Tally:
         self.virtual_s += scenario.world.now
         self.crashes += sum(server.crashes for server in scenario.servers)
         self.crashes += sum(bridge.crashes for bridge in scenario.bridges if not bridge.direct)
-        for one in submissions_of(scenario):
-            if not one.reports:
+        for submission in submissions_of(scenario):
+            if not submission.reports:
                 self.unreported += 1
-            elif one.reports[0].good:
+            elif submission.reports[0].good:
                 self.good += 1
             else:
                 self.bad += 1
-            self.queued += sum("queued" in report.recipients.values() for report in one.reports)
+            self.queued += sum("queued" in report.recipients.values() for report in submission.reports)
         self.repeated += sum(arrival.marked for client in scenario.clients for arrival in client.arrivals)
 
 
@@ -99,11 +99,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
-    said = parser.parse_args()
-    if said.seed is not None:
-        return tell(said.seed)
+    options = parser.parse_args()
+    if options.seed is not None:
+        return tell(options.seed)
     started = time.monotonic()
-    counted = play_all(range(said.first, said.first + said.seeds), said.jobs)
+    counted = play_all(range(options.first, options.first + options.seeds), options.jobs)
     took_s = time.monotonic() - started
     if counted.broken:
         print(counted.broken)

@@ -31,8 +31,8 @@ class Submission:
     answers: list[dict[str, str] | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        said = [(report.good, report.reason, report.message, report.recipients) for report in self.reports]
-        end = "forgiven" if self.forgiven else self.failed or said
+        reports = [(report.good, report.reason, report.message, report.recipients) for report in self.reports]
+        end = "forgiven" if self.forgiven else self.failed or reports
         return (
             f"number {self.number} of {self.client.name} ({self.client.user} at {self.client.server.name}), "
             f"{self.type} {self.body.decode()} {self.terms}: {end}, and then {self.answers}"

@@ -37,32 +37,32 @@ def body_of(number: int, at: str, program: Program) -> bytes:
 
 def read(body: bytes) -> tuple[int, str, Program]:
     """Return number, place and program of a body."""
-    said = _decode(body)
-    return said["n"], said["at"], said["do"]
+    fields = _decode(body)
+    return fields["n"], fields["at"], fields["do"]
 
 
 def commands(body: bytes, type_: str, next_server: str) -> list[Command] | None:
     """Return the commands that a sound handler of this type answers with; None: the handler failed."""
     number, at, program = read(body)
-    said: list[Command] = []
+    reply: list[Command] = []
     for place, step in enumerate(program):
         here = f"{at}.{place}"
         match step:
             case ["clients", users]:
-                said.append(Command("sendClients", list(users), body_of(number, here, [])))
+                reply.append(Command("sendClients", list(users), body_of(number, here, [])))
             case ["servers", names, as_type, inner]:
-                said.append(Command("sendServers", list(names), body_of(number, here, inner), as_type))
+                reply.append(Command("sendServers", list(names), body_of(number, here, inner), as_type))
             case ["handler", target, inner]:
-                said.append(Command("sendHandler", [target], body_of(number, here, inner)))
+                reply.append(Command("sendHandler", [target], body_of(number, here, inner)))
             case ["loop"]:
-                said.append(Command("sendHandler", [type_], body))
+                reply.append(Command("sendHandler", [type_], body))
             case ["ring"]:
-                said.append(Command("sendServers", [next_server], body))
+                reply.append(Command("sendServers", [next_server], body))
             case ["bad"]:
-                said.append(Command("sendAll", [], b"1"))
+                reply.append(Command("sendAll", [], b"1"))
             case _:
                 return None
-    return said
+    return reply
 
 
 def leaves(server: str, body: bytes) -> Iterator[Leaf]:

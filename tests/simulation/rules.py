@@ -57,16 +57,16 @@ class Rules:
     def _in_order(self, handler: SimHandler, request: Request) -> None:
         """Check that earlier messages of the client were given to a handler before, or are settled."""
         for client in self.scenario.clients:
-            mine = next((one for one in client.submissions if one.body == request.body), None)
+            mine = next((submission for submission in client.submissions if submission.body == request.body), None)
             if mine is None:
                 continue
-            for one in client.submissions:
-                if one is mine:
+            for submission in client.submissions:
+                if submission is mine:
                     break
-                if one.type != "o" or one.life != mine.life or one.body in self._given:
+                if submission.type != "o" or submission.life != mine.life or submission.body in self._given:
                     continue
-                if not (one.reports or one.failed or one.body in handler.server.refused):
-                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {one.number}")
+                if not (submission.reports or submission.failed or submission.body in handler.server.refused):
+                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {submission.number}")
 
     def pried(self, message: str, recipients: dict[str, str] | None) -> None:
         """Fail where a user got the outcome of another user's message."""
@@ -84,14 +84,16 @@ class Rules:
 
     def ask_what_became(self) -> None:
         """Let each sender with a queued result ask for its outcome."""
-        for one in self._submissions():
-            if one.reports and QUEUED in one.reports[0].recipients.values():
-                one.answers.clear()
-                one.client.learn(one)
+        for submission in self._submissions():
+            if submission.reports and QUEUED in submission.reports[0].recipients.values():
+                submission.answers.clear()
+                submission.client.learn(submission)
 
     def all_answered(self) -> bool:
         return all(
-            one.answers for one in self._submissions() if one.reports and QUEUED in one.reports[0].recipients.values()
+            submission.answers
+            for submission in self._submissions()
+            if submission.reports and QUEUED in submission.reports[0].recipients.values()
         )
 
     # --- in the end -------------------------------------------------------------------------------------------------
@@ -112,10 +114,10 @@ class Rules:
         for client in self.scenario.clients:
             if not client.ready:
                 raise BrokenRuleError(f"{client.name} is not logged in")
-        for one in self._submissions():
-            ends = len(one.reports) + (one.failed is not None) + one.forgiven
+        for submission in self._submissions():
+            ends = len(submission.reports) + (submission.failed is not None) + submission.forgiven
             if ends != 1:
-                raise BrokenRuleError(f"{one.client.name}: {ends} ends of {one}")
+                raise BrokenRuleError(f"{submission.client.name}: {ends} ends of {submission}")
         for peer in self.scenario.peers:
             if len(peer.reports) > 1:
                 raise BrokenRuleError(f"a server was told twice: {peer}")
@@ -137,7 +139,7 @@ class Rules:
 
     def _sources(self) -> list[tuple[str, bytes]]:
         scenario = self.scenario
-        sent = [(one.client.server.name, one.body) for one in self._submissions()]
+        sent = [(submission.client.server.name, submission.body) for submission in self._submissions()]
         sent += [(peer.server, peer.body) for peer in scenario.peers]
         return sent + [(server.name, body) for _, server, _, body in scenario.emissions]
 
@@ -237,9 +239,10 @@ class Rules:
         new ones arrive elsewhere.
         """
         senders: dict[int, tuple[str, int]] = {}
-        for one in self._submissions():
-            if one.type == "o" and not endless(one.body):  # messages of a loop or ring come again, and late
-                senders[one.number] = (one.client.name, one.life)
+        for submission in self._submissions():
+            # Messages of a loop or ring come again, and late.
+            if submission.type == "o" and not endless(submission.body):
+                senders[submission.number] = (submission.client.name, submission.life)
         for client in self.scenario.clients:
             last: dict[tuple[str, int], int] = {}
             came: set[bytes] = set()

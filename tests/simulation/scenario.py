@@ -73,8 +73,8 @@ class Scenario:
         chance = self.random
         routes = {name: Route(name, fabric=f"ipc:///{name}") for name in self._names}
         for name, address in ADDRESSES.items():
-            said = name == MUTE and chance.random() < 0.3
-            routes[name] = Route(name, native=address, reports=not said, ordered=chance.random() < 0.3)
+            is_known_mute = name == MUTE and chance.random() < 0.3
+            routes[name] = Route(name, native=address, reports=not is_known_mute, ordered=chance.random() < 0.3)
         self.ordered = {name for name in ADDRESSES if routes[name].ordered}
         accounts = frozenset(USERS)
         for name in self._names:
@@ -151,8 +151,8 @@ class Scenario:
                 return Fate.DIES
             if luck < dies + mute:
                 return Fate.SILENT
-            said = programs.commands(request.body, request.type, next_server)
-            return Reply(request.token, 1, [], "failed") if said is None else Reply(request.token, 0, said)
+            commands = programs.commands(request.body, request.type, next_server)
+            return Reply(request.token, 1, [], "failed") if commands is None else Reply(request.token, 0, commands)
 
         return behave
 
@@ -192,18 +192,18 @@ class Scenario:
         """A native server's message."""
         chance = self.random
         body = self._body()
-        said = self.neighbour.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
-        self.peers.append(said)
+        peer = self.neighbour.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
+        self.peers.append(peer)
 
     def _emit(self) -> None:
         chance = self.random
         handler = chance.choice(self.handlers)
         body = self._body()
-        said = programs.commands(body, "a", handler.server.name)
-        if said is None:
+        commands = programs.commands(body, "a", handler.server.name)
+        if commands is None:
             return
         for _ in range(chance.choice((1, 1, 2))):  # the second is a resend
-            token = handler.emit(handler.types[0], said, f"{handler.name}/{self._numbers}")
+            token = handler.emit(handler.types[0], commands, f"{handler.name}/{self._numbers}")
             self.emissions.append((handler, handler.server, token, body))
 
     def _come_or_go(self) -> None:
@@ -215,10 +215,10 @@ class Scenario:
 
     def _ask(self) -> None:
         """Ask for the outcome of a message, as its sender or as another user."""
-        told = [one for one in submissions_of(self) if one.reports and one.reports[0].message]
-        if not told:
+        reported = [one for one in submissions_of(self) if one.reports and one.reports[0].message]
+        if not reported:
             return
-        submission = self.random.choice(told)
+        submission = self.random.choice(reported)
         asker = self.random.choice(self.clients)
         if asker.user == submission.client.user and asker.server is submission.client.server:
             asker.learn(submission)
@@ -279,4 +279,4 @@ def _itself(server: SimServer) -> SimServer:
 
 def submissions_of(scenario: Scenario) -> list[Submission]:
     """Return all that clients submitted."""
-    return [one for client in scenario.clients for one in client.submissions]
+    return [submission for client in scenario.clients for submission in client.submissions]

@@ -41,10 +41,10 @@ def broken_seeds(seeds: int = 60) -> str:
 def test_failing_seed_tells_its_story_and_the_command_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (dispatcher, commands):
         monkeypatch.setattr(module, "HOP_LIMIT", 20)
-    said = broken_seeds()
-    assert "steps" in said
-    assert "again: python -m tests.simulation --seed " in said
-    assert "Submit(" in said
+    failure = broken_seeds()
+    assert "steps" in failure
+    assert "again: python -m tests.simulation --seed " in failure
+    assert "Submit(" in failure
 
 
 def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,8 @@ def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "failed", lambda code: "delivered")
     monkeypatch.setattr(dispatcher, "failed", lambda code: "delivered")
-    said = broken_seeds()
-    assert "did not come" in said or "cannot be" in said
+    failure = broken_seeds()
+    assert "did not come" in failure or "cannot be" in failure
 
 
 # The three that the promise stands or falls with.
@@ -73,8 +73,8 @@ def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatc
         self._held.clear()
 
     monkeypatch.setattr(Submissions, "on_link_lost", forget)
-    said = broken_seeds(500)
-    assert "ends of" in said or "was given number" in said
+    failure = broken_seeds(500)
+    assert "ends of" in failure or "was given number" in failure
 
 
 def test_store_that_loses_entries_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,8 @@ def test_store_that_loses_entries_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
     honest = MemoryStore.open
     monkeypatch.setattr(MemoryStore, "open", forget)
-    said = broken_seeds(500)
-    assert "did not come" in said or "still queued" in said or "still keeps" in said
+    failure = broken_seeds(500)
+    assert "did not come" in failure or "still queued" in failure or "still keeps" in failure
 
 
 def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +101,8 @@ def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Queues, "enqueue", hasty)
     monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # no write runs before the next tick
     monkeypatch.setattr(StoreDriver, "tick", tick)
-    said = broken_seeds(500)
-    assert "did not come" in said or "nobody can say" in said
+    failure = broken_seeds(500)
+    assert "did not come" in failure or "nobody can say" in failure
 
 
 def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +111,14 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
 
     honest = Clock.__init__
     monkeypatch.setattr(Clock, "__init__", believing)
-    said = broken_seeds(500)
-    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+    failure = broken_seeds(500)
+    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None"))
 
 
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "stored", Clock.wall)
-    said = broken_seeds(500)
-    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+    failure = broken_seeds(500)
+    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None"))
 
 
 def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

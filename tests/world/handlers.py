@@ -75,10 +75,10 @@ class SimHandler:
         self._thaw_at = max(self._thaw_at, self.world.now + seconds)
         self.link.party.on_sent(self._thaw_at)  # no heartbeats meanwhile
 
-    def emit(self, type_: str, said: list[Command], id_: str | None = None) -> int:
+    def emit(self, type_: str, commands: list[Command], id_: str | None = None) -> int:
         """Act of its own initiative; returns the token that the outcome will have."""
         token = next(self._tokens)
-        self.link.send(Emit(token, type_, said, {} if id_ is None else {"id": id_}))
+        self.link.send(Emit(token, type_, commands, {} if id_ is None else {"id": id_}))
         return token
 
     def _received(self, messages: Messages) -> None:
@@ -120,19 +120,19 @@ class SimHandler:
         self.world.after(delay_s, when_awake)
 
     def _work(self, request: Request, life: int) -> None:
-        said = self.behaviour(request)
-        if said is Fate.DIES:
+        answer = self.behaviour(request)
+        if answer is Fate.DIES:
             if life == self._life:
                 self.deaths.append(request)
                 self.die()
             return
-        if said is Fate.SILENT:
+        if answer is Fate.SILENT:
             self.owes = True
             if request.type in self._ordered:  # the worker hangs: later requests of the type wait
                 return
         elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
             self._held.pop(request.token, None)
-            self.link.send(said)
+            self.link.send(answer)
         if life == self._life and request.type in self._ordered:
             self._line.popleft()
             if self._line:

@@ -42,7 +42,7 @@ class SimLink:
         self._down: Pipe
         self._timer = 0
         self._away = 0  # attempts to open that a crash has overtaken
-        self._lain: list[tuple[Link, Messages]] | None = None  # while the link is frozen: the batches that came
+        self._stored: list[tuple[Link, Messages]] | None = None  # while the link is frozen: the batches that came
         self._open()
 
     @property
@@ -71,7 +71,7 @@ class SimLink:
         self._shut(politely=self.world.random.random() < 0.5)
         hello = self.party.hello
         self.party = party or LinkClient(hello.role, hello.name, hello.options)
-        self._lain = None
+        self._stored = None
         self._away += 1
         away = self._away
         self._on_lost("crashed")
@@ -91,13 +91,13 @@ class SimLink:
 
     def freeze(self) -> None:
         """Neither send nor receive anything; batches that come are stored until `thaw`."""
-        if self._lain is None:
-            self._lain = []
+        if self._stored is None:
+            self._stored = []
 
     def thaw(self) -> None:
         """Receive the batches that came meanwhile, before any timer."""
-        lain, self._lain = self._lain or (), None
-        for link, messages in lain:
+        stored, self._stored = self._stored or (), None
+        for link, messages in stored:
             self._received(link, messages)
         if self._link is None:
             self._open()
@@ -107,7 +107,7 @@ class SimLink:
     # --- its shell ---
 
     def _open(self) -> None:
-        if self._link is None and self.party.state is State.DOWN and self._lain is None:
+        if self._link is None and self.party.state is State.DOWN and self._stored is None:
             self._connect()
             self._do(self.party.on_opened(self.world.now))
 
@@ -138,8 +138,8 @@ class SimLink:
             self._up.closed = True
 
     def _received(self, link: Link, messages: Messages) -> None:
-        if self._lain is not None:
-            self._lain.append((link, messages))
+        if self._stored is not None:
+            self._stored.append((link, messages))
             return
         if link != self._link:
             return
@@ -186,5 +186,5 @@ class SimLink:
         self.world.at(when, lambda: self._on_timer(number))
 
     def _on_timer(self, number: int) -> None:
-        if number == self._timer and self._link is not None and self._lain is None:
+        if number == self._timer and self._link is not None and self._stored is None:
             self._do(self.party.tick(self.world.now))
