@@ -169,7 +169,7 @@ class Rules:
     def _native_is_right(self, native: NativeServer, meant: Counter[Leaf], arrived: dict[Leaf, set[str]]) -> None:
         """Check a native server's messages: its own alone, repeats marked, and in order where order was asked for."""
         ids: set[str] = set()
-        unmarked: set[str] = set()  # one unmarked copy is allowed, even if another was faster
+        unmarked: set[str] = set()  # an unmarked copy is allowed, even if another was faster
         last: dict[tuple[str, str, object], object] = {}
         for handled in native.handled:
             leaf = (native.name, "", handled.body)
@@ -204,7 +204,7 @@ class Rules:
             calm = self.scenario.faults.calm and client.life == 1  # a client that leaves may have acked too little
             if calm and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
                 raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
-            if not arrival.marked:  # one unmarked copy is allowed, even if another was faster
+            if not arrival.marked:  # an unmarked copy is allowed, even if another was faster
                 again = arrival.id in first or (counted and len(first) >= meant[leaf])
                 if again and not any(server.forgot for server in self.scenario.servers):
                     raise BrokenRuleError(f"{client.name} got something again, and it is not marked: {arrival}")
