@@ -242,6 +242,25 @@ def test_stuck_worker_is_not_waited_for_by_suspects() -> None:
     assert [request.body for request in ward.hands[replacement]] == [b"1"]
 
 
+def test_message_that_could_not_be_sent_to_a_dead_worker_uses_up_no_attempt() -> None:
+    ward = Ward(3, attempts=2)
+    ward.submit(b"1")
+    first = next(link for link, held in ward.hands.items() if held)
+    ward.kill(first)
+    for _ in range(3):  # the next workers are dead, too, and their links say so when the message is sent
+        link = next(link for link, held in ward.hands.items() if held)
+        (request,) = ward.hands.pop(link)
+        assert request.meta["attempt"] == 2
+        ward.join()
+        ward.stand.alive.pop(link, None)
+        ward.stand.take(ward.stand.router.on_undeliverable(link, request, ward.stand.now))
+        ward.listen()
+    (last,) = [link for link, held in ward.hands.items() if held]
+    ward.answer(last)
+    assert ward.reports() == {b"1": [None]}
+    ward.is_well()
+
+
 def test_suspect_is_given_to_the_last_worker_beside_messages_that_are_over() -> None:
     ward = Ward(1, credit=64)
     ward.submit(b"hangs")

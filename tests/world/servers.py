@@ -367,6 +367,7 @@ class SimServer(Process):
 
         def tell() -> None:
             if self.life == life:
-                self.carry_out(self.router.on_undeliverable(link, message, self.now))
+                waiting = self._outgoing.pop(link, ())
+                self.carry_out(self.router.on_undeliverable(link, message, self.now, waiting))
 
         self.world.after(0.0, lambda: self.when_awake(tell))

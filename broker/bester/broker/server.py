@@ -346,7 +346,9 @@ class Broker:
             for frames in batches(messages, partial(self._cannot_send, link)):
                 socket.send([identity, *frames])
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
-            self._carry_out(self.router.on_undeliverable(link, messages[0], time.monotonic()))
+            # Of several batches the first may have been sent; the last message was not.
+            waiting = self._outgoing.pop(link, ())
+            self._carry_out(self.router.on_undeliverable(link, messages[-1], time.monotonic(), waiting))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
         """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if

@@ -313,6 +313,14 @@ class Dispatcher:
         event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
         self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
+    def on_request_unsent(self, worker: Worker, token: int, now: float) -> None:
+        """Requeue a message whose REQUEST could not be sent: no handler has begun it, so it uses up no attempt."""
+        job = self._workers.complete(worker, token)
+        if job is not None and not job.is_settled:
+            job.attempt -= 1
+            job.since = now
+            self._workers.enqueue(job, first=True)
+
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
         used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""

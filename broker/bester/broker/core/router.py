@@ -53,6 +53,7 @@ from bester.broker.wire.messages import (
     Relay,
     Relayed,
     Reply,
+    Request,
     Submit,
 )
 from bester.broker.wire.outcomes import failed
@@ -195,10 +196,14 @@ class Router:
                 self._send(link, Close(session))
         return self._take()
 
-    def on_undeliverable(self, link: Link, message: Message, now: float) -> Effects:
-        """Take in that a message could not be sent: the peer is gone, or does not read."""
+    def on_undeliverable(self, link: Link, message: Message, now: float, waiting: Sequence[Message] = ()) -> Effects:
+        """Take in that a message could not be sent: the peer is gone, or does not read. `waiting` are the messages that
+        were to follow on the link."""
         peer = self._by_link.get(link)
         if peer is not None:
+            for unsent in (message, *waiting):
+                if peer.worker is not None and type(unsent) is Request:
+                    self._dispatcher.on_request_unsent(peer.worker, unsent.token, now)
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
