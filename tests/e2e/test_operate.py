@@ -107,7 +107,7 @@ async def test_list_is_a_table(shell: Shell, broker: StandIn) -> None:
     assert broker.hellos[0].role == "operator"
 
 
-async def test_list_is_limited_and_tells_of_more(shell: Shell, broker: StandIn) -> None:
+async def test_list_is_limited_and_names_the_rest(shell: Shell, broker: StandIn) -> None:
     rows = [LETTER | {"id": str(number)} for number in range(3)]
     command = "list --type chat --limit 2 --json"
     status, lines = await answered(shell, broker, command, "deadList", {"type": "chat", "limit": 3}, rows)
