@@ -469,7 +469,7 @@ def test_reports_are_counted_in_the_next_confirmation() -> None:
     scene.broker(*(Report(token, 0, None, "s/1", {}) for token in tokens[:2]))
     assert scene.take(Confirm) == [Confirm(0, [], [], 2)]
     scene.broker(Deliver(1, "s/3.0", "t", b"1", [[0, connection.session.number]], tokens[2], {"message": "s/3"}))
-    assert scene.take(Confirm) == [Confirm(1, [], [], 2)]  # that report was no message of the broker's
+    assert scene.take(Confirm) == [Confirm(1, [], [], 2)]  # the bridge made that report itself
     scene.broker(Report(99, 0, None, "s/9", {}))
     assert scene.take(Confirm) == [Confirm(1, [], [], 3)]
     scene.broker(

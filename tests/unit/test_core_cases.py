@@ -56,8 +56,8 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
         assert relay.answer(7) == Relayed(7, outcome, {"carried": True} if status else {})
 
 
-def test_relayed_counts_queued_results_and_says_carried() -> None:
-    """A server may send the message again where nothing was carried out; otherwise that would be done twice."""
+def test_relayed_counts_queued_results_and_has_the_carried_mark() -> None:
+    """A server may send the message again where nothing was carried out; otherwise the work would be done twice."""
     refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
     refused.record(None, failed("no-handler"))
     assert refused.answer(1) == Relayed(1, "failed:no-handler", {})

@@ -165,14 +165,14 @@ def test_each_type_has_a_timeout() -> None:
     ward = Ward(Limits(request_s=10.0), quick=Budget(1.0, 3), slow=Budget(40.0, 3))
     ward.stand.handler("quick", "slow", "other")
     tokens = {type_: ward.stand.submit(ward.bridge, type_) for type_ in ("slow", "other", "quick")}
-    told: dict[int, float] = {}
+    ended: dict[int, float] = {}
     start = ward.stand.now
     while ward.stand.now < start + 45.0:
         ward.stand.wait(0.5)
         for report in ward.stand.heard_of(ward.bridge, Report):
             assert report.reason == "timeout"
-            told[report.token] = ward.stand.now - start
-    assert told == {tokens["quick"]: 1.0, tokens["other"]: 10.0, tokens["slow"]: 40.0}
+            ended[report.token] = ward.stand.now - start
+    assert ended == {tokens["quick"]: 1.0, tokens["other"]: 10.0, tokens["slow"]: 40.0}
 
 
 def test_configured_timeout_is_stronger_than_a_longer_lease() -> None:
@@ -200,11 +200,11 @@ def test_lease_counts_where_attempts_alone_are_configured() -> None:
 def test_request_carries_a_configured_timeout() -> None:
     ward = Ward(quick=Budget(2.0, 3))
     worker = ward.stand.handler("quick", "other")
-    told: list[Any] = []
+    deadlines: list[Any] = []
     for type_, meta in (("quick", {}), ("quick", {"ttl_s": 1.5}), ("quick", {"ttl_s": 9}), ("other", {"ttl_s": 9})):
         ward.stand.submit(ward.bridge, type_, **meta)
-        told.append(ward.stand.answer(worker).meta["deadline_ms"])
-    assert told == [2000, 1500, 2000, 9000]
+        deadlines.append(ward.stand.answer(worker).meta["deadline_ms"])
+    assert deadlines == [2000, 1500, 2000, 9000]
     ward.stand.submit(ward.bridge, "other")
     assert "deadline_ms" not in ward.stand.request(worker).meta
 
@@ -369,8 +369,8 @@ def test_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
 def test_every_dead_letter_gives_a_notice() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(times=1)
-    told = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
-    assert told == [Notice("dead-letter", {"id": id_, "type": "t", "reason": "handler-lost"})]
+    notices = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
+    assert notices == [Notice("dead-letter", {"id": id_, "type": "t", "reason": "handler-lost"})]
     ward.stand.notices.clear()
     ward.stand.restart()
     ward.stand.wait(0.5)
@@ -523,7 +523,7 @@ def test_letter_without_room_in_its_lane_stays_a_dead_letter(trouble: str) -> No
 
 
 def test_message_in_a_mailbox_becomes_no_dead_letter() -> None:
-    """The sender has the outcome, and nobody but the user could want the message."""
+    """The sender has the outcome, and no one but the user could want the message."""
     ward = Ward()
     chat = ward.stand.handler("chat")
     ward.stand.submit(ward.bridge, "chat")

@@ -85,7 +85,7 @@ def test_a_server_that_is_not_configured(target: str, accept: str, code: str) ->
     finished(stand)
 
 
-def test_another_address_is_tried_where_everybody_is_welcome() -> None:
+def test_unlisted_address_is_tried_where_accept_is_open() -> None:
     stand = federated("open")
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")

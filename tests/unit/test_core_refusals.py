@@ -178,7 +178,7 @@ ERROR = WireError("malformed", "a text has half a surrogate pair in it")
 
 
 def end(stand: Stand, link: Link, message: Message) -> None:
-    """The shell could not send this."""
+    """Let the shell report this message as unsendable."""
     answer = expected_answer(message, ERROR)
     assert answer is not None
     stand.say(link, answer)
