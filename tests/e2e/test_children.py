@@ -251,6 +251,21 @@ async def test_child_without_descriptors_is_restarted_and_stops_no_other(
         assert children.pids["b"] == other
 
 
+async def test_socket_that_cannot_be_looked_at_stops_no_other_child(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_served(path: Path) -> bool:
+        monkeypatch.undo()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("bester.bridge.children.supervisor.is_served", is_served)
+    program = Child("p", (sys.executable, "-c", STEADY), {}, serves=directory / "p.sock")
+    async with running(directory, program, python("a", STEADY)) as children:
+        await until(lambda: "a | here" in caplog.text and "p | here" in caplog.text)
+        assert "handler p cannot be kept running: OSError: " in caplog.text
+        assert children.lives["a"].count == 1
+
+
 @pytest.mark.parametrize("error", [RuntimeError("odd"), OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
 async def test_any_fault_in_one_life_ends_that_life_alone(
     directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -192,7 +192,7 @@ class World:
         if not peer.gone:
             peer.gone = True
             peer.out.drop()
-            self.bridge.on_connection_gone(peer)
+            self.bridge.on_connection_lost(peer)
         self.peers = [each for each in self.peers if not each.gone]
 
     def turn(self) -> None:

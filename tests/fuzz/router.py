@@ -14,10 +14,10 @@ from typing import Any
 from bester.broker.core.clock import Clock
 from bester.broker.core.effects import Effects, Link, Notice, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.settings import Limits, Route, Settings
+from bester.broker.core.settings import Budget, Limits, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import Bounds, Budget
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.codec import decode
 from bester.broker.wire.messages import (
     MAX_BATCH,

@@ -12,8 +12,7 @@ from functools import partial
 from random import Random
 
 from bester.bridge.limits import Limits as BridgeLimits
-from bester.broker.core.settings import Limits, Route, Settings
-from bester.broker.store_requests import Budget
+from bester.broker.core.settings import Budget, Limits, Route, Settings
 from bester.broker.wire.messages import Forward, Meta, Reply, Request
 from bester.client.frames import Terms
 from tests.simulation import programs

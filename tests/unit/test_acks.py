@@ -158,7 +158,7 @@ class TestAcks:
         connection.blocked = True
         scene.broker(deliver(3, connection))
         scene.take(Confirm)
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.turn()
         assert scene.take(Confirm) == [Confirm(3, [], [[2, 0, "unconfirmed"], [3, 0, "unconfirmed"]])]
 
@@ -174,7 +174,7 @@ class TestAcks:
         scene.now += scene.limits.stalled_s + 1
         scene.bridge.tick()
         assert connection.abort_code == "overloaded"
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.turn()
         failed = [row for confirm in scene.take(Confirm) for row in confirm.failed]
         assert failed == [[1, 0, "unconfirmed"], [4, 0, "unconfirmed"], [5, 0, "overloaded"]]
@@ -191,9 +191,9 @@ class TestAcks:
             scene.now = scene.limits.ack_s
             scene.bridge.tick()
         else:
-            scene.bridge.on_connection_gone(one)
+            scene.bridge.on_connection_lost(one)
         slow.abort_code = abort_code
-        scene.bridge.on_connection_gone(slow)
+        scene.bridge.on_connection_lost(slow)
         scene.turn()
         assert scene.take(Confirm) == [Confirm(2, [], [[1, 0, "unconfirmed"], [2, 0, became]])]
 
@@ -208,7 +208,7 @@ class TestAcks:
         scene.bridge.tick()
         for connection in (cut, slow):
             connection.abort_code = "overloaded"
-            scene.bridge.on_connection_gone(connection)
+            scene.bridge.on_connection_lost(connection)
         scene.turn()
         (confirm,) = scene.take(Confirm)
         assert confirm.failed == [[1, 0, "unconfirmed"], [2, 1, "overloaded"], [2, 0, "timeout"]]
@@ -340,7 +340,7 @@ class TestOutcomes:
         scene.command(connection, "outcome", "s/1")
         scene.command(waiting, "outcome", "s/1")
         first, second = scene.take(Ask)
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.bridge.on_peer_ended(waiting)
         scene.now += scene.limits.drain_s
         scene.bridge.tick()

@@ -67,7 +67,7 @@ class TestDeliveries:
         )
         assert connection.lines() == ["s/1.0.0=10"]
         assert scene.take(Confirm) == []
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.turn()
         (confirm,) = scene.take(Confirm)
         assert confirm.failed == [[1, 0, "unconfirmed"]]
@@ -94,7 +94,7 @@ class TestDeliveries:
         scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, one.session.number, two.session.number]]))
         assert two.lines() == ["s/1.0.0=1"]
         assert scene.take(Confirm) == [Confirm(1, [], [])]
-        scene.bridge.on_connection_gone(one)
+        scene.bridge.on_connection_lost(one)
         scene.turn()
         assert scene.take(Confirm) == []
 
@@ -119,7 +119,7 @@ class TestDeliveries:
             Deliver(2, "s/2.0", "t", b"1", [[0, carol.session.number]]),
         )
         assert scene.take(Confirm) == [Confirm(0, [2], [])]
-        scene.bridge.on_connection_gone(bob)
+        scene.bridge.on_connection_lost(bob)
         scene.turn()
         assert scene.take(Confirm) == [Confirm(2, [], [[1, 0, "unconfirmed"]])]
         assert scene.take(Close) == [Close(bob.session.number)]
@@ -128,7 +128,7 @@ class TestDeliveries:
         scene = Scene()
         connection = scene.log_in()
         token = scene.submit(connection)
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, connection.session.number]], token, {"message": "s/1"}))
         assert scene.take(Confirm) == [Confirm(1, [], [[1, 0, "not-connected"]])]
         scene.broker(Report(token, 1, "not-connected", "s/1", {}))
@@ -234,7 +234,7 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is not None
         assert "more than it took" in bob.aborted
-        scene.bridge.on_connection_gone(bob)
+        scene.bridge.on_connection_lost(bob)
         scene.turn()
         failed = [row for confirm in scene.take(Confirm) for row in confirm.failed]
         assert sorted(failed) == [[1, 0, "unconfirmed"], *([serial, 0, "overloaded"] for serial in (2, 3, 4))]
@@ -251,7 +251,7 @@ class TestSlowReaders:
         assert len(bodies[0]) < bob.out.taken_bytes < len(bodies[1])
         assert b"s/2.0" in bob.written
         bob.abort_code = "overloaded"
-        scene.bridge.on_connection_gone(bob)
+        scene.bridge.on_connection_lost(bob)
         scene.turn()
         (confirm,) = scene.take(Confirm)
         assert confirm.failed == [[1, 0, "unconfirmed"], [2, 0, "overloaded"], [3, 0, "overloaded"]]
@@ -315,7 +315,7 @@ class TestBounds:
         scene = Scene(max_connections=2)
         connections = [scene.connect(), scene.connect()]
         assert not scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
-        scene.bridge.on_connection_gone(connections[0])
+        scene.bridge.on_connection_lost(connections[0])
         assert scene.bridge.admit(ListConnection(scene.bridge), "127.0.0.1")
 
     def test_connections_of_an_address_are_bounded_but_not_of_loopback(self) -> None:
@@ -326,7 +326,7 @@ class TestBounds:
         for host in ("127.0.0.1", "::1", "unix"):
             scene.connect(host)
             scene.connect(host)
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         assert scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
 
     def test_connections_of_a_user_are_bounded(self) -> None:
@@ -337,7 +337,7 @@ class TestBounds:
         assert second.lines() == ["bad auth_special overloaded"]
         assert scene.take(Close) == [Close(second.session.number)]
         scene.log_in("alice")
-        scene.bridge.on_connection_gone(first)
+        scene.bridge.on_connection_lost(first)
         scene.log_in("bob")
 
     def test_pending_logins_are_bounded(self) -> None:
@@ -351,7 +351,7 @@ class TestBounds:
         scene = Scene()
         one, two = scene.log_in("a"), scene.log_in("b")
         scene.full = True
-        scene.bridge.on_connection_gone(one)
+        scene.bridge.on_connection_lost(one)
         scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, two.session.number]]))
         scene.full = False
         scene.bridge.tick()
@@ -410,7 +410,7 @@ class TestBrokerLink:
     def test_client_that_goes_during_its_login(self) -> None:
         scene = Scene()
         connection = scene.start_login()
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         assert scene.take(Close) == [Close(connection.session.number)]
         scene.broker(LoggedIn(connection.session.number, 0))
         assert scene.take(Close) == [Close(connection.session.number)]
@@ -454,7 +454,7 @@ def test_gone_connection_leaves_nothing() -> None:
     scene.broker(Deliver(1, "s/1.0", "t", b"1", [[0, connection.session.number]]))
     there = scene.bridge.inspect()
     assert (there.connections, there.hosts, there.sessions, there.users, there.submissions.waiting) == (1, 1, 1, 1, 1)
-    scene.bridge.on_connection_gone(connection)
+    scene.bridge.on_connection_lost(connection)
     scene.turn()
     assert scene.bridge.connections == 0
     assert empty == [True]

@@ -9,8 +9,8 @@ import pytest
 from bester.broker.core import dead_letters as letters_module
 from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.core.effects import Link, Notice
-from bester.broker.core.settings import Limits, Route, Settings
-from bester.broker.store_requests import Bounds, Budget, Bury, DeadLetter, FindDeadLetters, lane
+from bester.broker.core.settings import Budget, Limits, Route, Settings
+from bester.broker.store_requests import Bounds, Bury, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import (
     Answer,
     Ask,

@@ -10,8 +10,8 @@ import pytest
 
 from bester.broker.core.effects import Link, Restart
 from bester.broker.core.restarts import STUCK_WHY
-from bester.broker.core.settings import Limits, Settings
-from bester.broker.store_requests import Budget, Bury
+from bester.broker.core.settings import Budget, Limits, Settings
+from bester.broker.store_requests import Bury
 from bester.broker.wire.messages import Command, Error, Goodbye, Heartbeat, Hello, Report, Request, Welcome
 from tests.unit.core_stand import Stand, clients
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bester.broker.core.effects import Link
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import DRAIN_S
-from bester.broker.store_requests import Budget, DeadLetter
+from bester.broker.store_requests import DeadLetter
 from bester.broker.wire.messages import Goodbye, Heartbeat, Relayed, Report, Request
 from tests.unit.core_stand import Stand, clients
 

@@ -129,7 +129,7 @@ class TestLinkLost:
         scene.turn()
         assert (connection.lines(), connection.session.is_unanswered) == ([], True)
         assert connection.aborted == "its message has no report yet, and goes on without it"
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.turn()
         if broker == "away":
             scene.now = scene.limits.hold_s - 1
@@ -153,7 +153,7 @@ class TestLinkLost:
         scene.now += scene.limits.server_s
         scene.bridge.tick()
         scene.broker(*good(submit.token))
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.turn()
         left = scene.bridge.inspect().submissions
         assert (connection.lines(), left.waiting, left.departed, left.unreported_bytes) == ([], 0, 0, 0)
@@ -268,8 +268,8 @@ class TestBounds:
         write(scene, alice, "a", "b")
         write(scene, carol, "c")
         tokens = [submit.token for submit in scene.take(Submit)]
-        scene.bridge.on_connection_gone(alice)
-        scene.bridge.on_connection_gone(carol)
+        scene.bridge.on_connection_lost(alice)
+        scene.bridge.on_connection_lost(carol)
         scene.command(bob, "nothing", None)
         assert not bob.reading
         assert scene.bridge.inspect().paused == 1
@@ -298,7 +298,7 @@ class TestBounds:
         write(scene, alice, "a", data=LARGE)
         scene.command(bob, "nothing", None)
         assert not bob.reading
-        scene.bridge.on_connection_gone(alice)
+        scene.bridge.on_connection_lost(alice)
         scene.turn()
         assert bob.reading
 
@@ -345,7 +345,7 @@ class TestBounds:
         write(scene, alice, "a", data=LARGE)
         scene.command(bob, "nothing", None)
         reading = [bob.reading]
-        scene.bridge.on_connection_gone(alice)
+        scene.bridge.on_connection_lost(alice)
         scene.turn()
         assert [*reading, bob.reading] == [False, True]
         scene.bridge.on_link_ready()
@@ -396,7 +396,7 @@ class TestDeparted:
         scene = Scene()
         alice, bob = scene.log_in("alice"), scene.log_in("bob")
         tokens = [scene.submit(connection) for connection in (alice, bob, alice, bob)]
-        scene.bridge.on_connection_gone(alice)
+        scene.bridge.on_connection_lost(alice)
         assert scene.take(Close) == [Close(alice.session.number)]
         scene.bridge.on_link_lost("gone")
         scene.sent.clear()
@@ -419,7 +419,7 @@ class TestDeparted:
         token = scene.submit(connection)
         scene.bridge.on_link_lost("gone")
         write(scene, connection, "b")
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.sent.clear()
         scene.bridge.on_link_ready()
         number = connection.session.number
@@ -430,7 +430,7 @@ class TestDeparted:
         connection = scene.log_in()
         scene.full = True
         write(scene, connection, "a")
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.full = False
         scene.sent.clear()
         scene.bridge.tick()
@@ -441,7 +441,7 @@ class TestDeparted:
         scene = Scene(**limits)
         connection = scene.log_in()
         tokens = [scene.submit(connection) for _ in range(4)]
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.bridge.on_link_lost("gone")
         scene.bridge.on_link_ready()
         assert [message.token for message in scene.take(Submit)] == tokens[:2]
@@ -451,7 +451,7 @@ class TestDeparted:
         for end in ("report", "delivery", "time"):
             connection = scene.log_in()
             token = scene.submit(connection)
-            scene.bridge.on_connection_gone(connection)
+            scene.bridge.on_connection_lost(connection)
             scene.bridge.on_link_lost("gone")
             scene.bridge.on_link_ready()
             assert attempts(scene.take(Submit)) == [(token, 2)], end
@@ -463,7 +463,7 @@ class TestDeparted:
             else:
                 scene.now += scene.limits.hold_s
                 scene.bridge.tick()
-            scene.bridge.on_connection_gone(other)
+            scene.bridge.on_connection_lost(other)
             scene.bridge.on_link_lost("gone")
             scene.bridge.on_link_ready()
             assert scene.take(Submit) == [], end
@@ -473,7 +473,7 @@ class TestDeparted:
         connection = scene.connect()
         scene.bridge.on_bytes(connection, frame(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"m"}}'))
         (first,) = scene.take(Submit)
-        scene.bridge.on_connection_gone(connection)
+        scene.bridge.on_connection_lost(connection)
         scene.bridge.on_link_ready()
         assert scene.sent == [first._replace(meta={**first.meta, "attempt": 2})]
 
@@ -494,7 +494,7 @@ class TestGiveUp:
         assert connection.lines() == [f"bad {id_} unreachable" for id_ in "abcde"]
         assert (server.lines(), server.session.is_unanswered) == ([], True), "another server says it again"
         assert (connection.session.state, server.session.state) == (State.CLOSING, State.CLOSED)
-        scene.bridge.on_connection_gone(server)
+        scene.bridge.on_connection_lost(server)
         scene.bridge.on_link_ready()
         assert [submit.session for submit in scene.take(Submit)] == [None]
 
@@ -527,8 +527,8 @@ def test_size_returns_to_zero(end: str) -> None:
             scene.bridge.tick()
             scene.bridge.on_link_lost("gone")
     elif end.startswith("gone"):
-        scene.bridge.on_connection_gone(connection)
-        scene.bridge.on_connection_gone(server)
+        scene.bridge.on_connection_lost(connection)
+        scene.bridge.on_connection_lost(server)
         assert scene.bridge.inspect().submissions.unreported_bytes > 4000
     for _ in range(3):
         if end == "gone":

@@ -84,7 +84,7 @@ def test_no_order_of_events_breaks_the_table(actions: list[str]) -> None:
             case "report" | "report old" if sent:
                 scene.broker(*good(sent.pop(-1 if action == "report" else 0)))
             case "client gone":
-                scene.bridge.on_connection_gone(connection)
+                scene.bridge.on_connection_lost(connection)
                 scene.bridge.tick()
                 connection = scene.connect() if scene.full or not scene.bridge.is_ready else scene.log_in()
             case "later":

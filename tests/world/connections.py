@@ -116,7 +116,7 @@ class Connection:
         if not self._over:
             self._over = True
             self.bridge.connections.pop(self, None)
-            self.core.on_connection_gone(self)
+            self.core.on_connection_lost(self)
 
     def died(self) -> None:
         """The bridge's process is gone; the client's system is told so."""

@@ -102,7 +102,7 @@ class Acks:
                     ended.append(frame.delivery)
         return ended
 
-    def on_connection_gone(self, connection: ClientConnection, begun: int, reason: str) -> list[Delivery]:
+    def on_connection_lost(self, connection: ClientConnection, begun: int, reason: str) -> list[Delivery]:
         """Count every frame of a gone connection as missed. Frames that have left, and the next `begun` ones, may have
         arrived; the others have failed for `reason`."""
         client = self._clients.pop(connection, None)

@@ -228,10 +228,10 @@ class Bridge:
         """Note that the socket of a connection takes no more for now."""
         self._outbound.on_blocked(connection)
 
-    def on_connection_gone(self, connection: ClientConnection) -> None:
+    def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection, but for its unreported messages."""
         session = connection.session
-        last_held = self._submissions.on_connection_gone(session.window.submitted, session.user)
+        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user)
         for message in session.on_connection_lost().send:
             if type(message) is Close:
                 self._submissions.close(message, last_held)
@@ -241,8 +241,8 @@ class Bridge:
         if self._paused:  # messages of this connection may have filled the bound
             self._paused.pop(connection, None)
             self._wake()
-        self._outbound.on_connection_gone(connection)
-        self._deliveries.on_connection_gone(connection)
+        self._outbound.on_connection_lost(connection)
+        self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:
             self.on_empty()
 

@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
             self._transport = None
-            self._bridge.on_connection_gone(self)
+            self._bridge.on_connection_lost(self)
 
     # --- from the bridge ------------------------------------------------------------------------------------------
 

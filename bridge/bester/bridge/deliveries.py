@@ -136,7 +136,7 @@ class Deliveries:
             if delivery.on_sent(target):
                 self.on_delivery_ended(delivery)
 
-    def on_connection_gone(self, connection: ClientConnection) -> None:
+    def on_connection_lost(self, connection: ClientConnection) -> None:
         """Count frames that have not left, or were not acknowledged, as failed. Frames that the socket was given may
         have arrived all the same; `abort_code` is the reason of the others alone."""
         reason = connection.abort_code if connection.abort_code not in (None, "not-connected") else UNCONFIRMED
@@ -144,7 +144,7 @@ class Deliveries:
         marks = connection.out.drop()
         if connection.session.acks:
             begun = sum(mark.end <= taken for mark in marks)
-            for delivery in self._acks.on_connection_gone(connection, begun, reason):
+            for delivery in self._acks.on_connection_lost(connection, begun, reason):
                 self.on_delivery_ended(delivery)
             return
         for mark in marks:

@@ -90,7 +90,7 @@ class Outbound:
             self._blocked.add(connection)
             self._blocked_bytes += connection.out.queued_bytes
 
-    def on_connection_gone(self, connection: ClientConnection) -> None:
+    def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection."""
         self._blocked.discard(connection)
         self._full.pop(connection, None)

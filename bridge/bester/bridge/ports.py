@@ -14,7 +14,7 @@ Waiting = tuple[Delivery, int]
 
 class ClientConnection(Protocol):
     """Connection with its session. Its shell calls the bridge's `on_bytes`, `on_peer_ended`, `on_bytes_sent`,
-    `on_blocked`, `on_all_sent` and, in the end, `on_connection_gone`."""
+    `on_blocked`, `on_all_sent` and, in the end, `on_connection_lost`."""
 
     session: Session
     out: OutQueue[Waiting]
@@ -37,5 +37,5 @@ class ClientConnection(Protocol):
         """Return how many bytes of the chunk in flight the socket has not taken over."""
 
     def abort(self, why: str) -> None:
-        """Cut the connection; `on_connection_gone` follows, later. `why` is for the log; empty where there is nothing
+        """Cut the connection; `on_connection_lost` follows, later. `why` is for the log; empty where there is nothing
         to log."""

@@ -163,7 +163,7 @@ class Submissions:
         if self._closes and (close := self._closes.pop(token, None)) is not None:
             self._broker_link.send(close)
 
-    def on_connection_gone(self, tokens: Collection[int], user: str | None) -> int | None:
+    def on_connection_lost(self, tokens: Collection[int], user: str | None) -> int | None:
         """Keep the unreported messages of a client that has gone, as far as there is room for them. Return the token
         of the last held one."""
         last = None

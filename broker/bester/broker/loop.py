@@ -11,8 +11,8 @@ from typing import Any
 
 import uvloop
 
-from bester.broker.hangups import hung_up, outlive_terminals
 from bester.broker.logs import facts
+from bester.broker.terminals import hung_up, outlive_terminals
 
 log = logging.getLogger("bester")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
-from bester.broker.core.settings import Route, Settings
+from bester.broker.core.settings import Budget, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
 from bester.broker.logs import facts
@@ -20,7 +20,6 @@ from bester.broker.names import Followed, Names
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
-from bester.broker.store_requests import Budget
 
 DRAIN_S = 10.0
 """Time that messages have to finish after SIGTERM."""

@@ -335,14 +335,6 @@ class Bounds:
     """Above it a new one replaces the oldest: all of their senders have had their reports."""
 
 
-class Budget(NamedTuple):
-    """Budget of a type for one message: `timeout_s` of each handler (None: not configured), and `attempts`, the
-    handlers that may die over it."""
-
-    timeout_s: float | None
-    attempts: int
-
-
 class Committed(NamedTuple):
     """The result of a group of writes. `ok` is False where nothing was written (no room, a broken disk, a value that no
     store can hold), and `why` says so for people: its Enqueues, RecordRemotes and SaveLanes are given up, the others

@@ -129,7 +129,7 @@ def _program() -> str:
 def _begin(log_format: str, log_level: str) -> None:
     """Set up signals, streams and a log that never blocks a program that serves."""
     from bester.broker import logs
-    from bester.broker.hangups import outlive_terminals
+    from bester.broker.terminals import outlive_terminals
 
     outlive_terminals()
     forgive()

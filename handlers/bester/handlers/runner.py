@@ -23,8 +23,8 @@ from typing import Any
 import zmq
 
 from bester.broker import logs
-from bester.broker.hangups import hung_up, outlive_terminals
 from bester.broker.streams import forgive, secure
+from bester.broker.terminals import hung_up, outlive_terminals
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.messages import spelling_fault
 from bester.handlers.app import App

@@ -139,11 +139,11 @@ class Children:
         lives = self.lives[child.name]
         clock = asyncio.get_running_loop().time
         while not self._stopping.is_set():
-            if child.serves is not None and not await self._has_socket(child.name, child.serves):
-                return
             before, files = lives.state, seen(child.argv, self._directory)
-            lives.started(clock())
             try:
+                if child.serves is not None and not await self._has_socket(child.name, child.serves):
+                    return
+                lives.started(clock())
                 ended, hopeless = await self._run_once(child)
             except Exception as error:  # noqa: BLE001 (a fault of one life ends that life; the other children go on)
                 ended, hopeless = f"cannot be kept running: {type(error).__name__}: {error}", False

@@ -101,8 +101,10 @@ class Commands:
                 self._to_clients(job, number, command, now, alone=len(commands) == 1)
             elif command.command == "sendServers":
                 self._to_servers(job, number, command, now)
-            else:
+            elif command.command == "sendHandler":
                 self._to_handler(job, number, command, now)
+            else:
+                raise AssertionError(f"{command.command} was found sound, and nobody carries it out")
 
     def _to_clients(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
         case, names = job.case, command.targets

@@ -1,7 +1,8 @@
 """The way of a message through the broker: enter → dispatch → assign → reply → (commands) → settle.
 
 `commands` begins the results that a handler's reply asks for, and counts them on the message's case; here every ending
-of a result settles one count, and the last one sends the report. Links, roles and liveness belong to the router.
+of a result settles one count, and the last one sends the report. The router checks roles, and `peers` who is alive; the
+jobs of a lost worker and the deliveries of a lost bridge are settled here.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.workers import Workers
-from bester.broker.store_requests import Budget, RecordType
+from bester.broker.store_requests import RecordType
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.messages import (
     DONE,

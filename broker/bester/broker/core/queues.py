@@ -1,8 +1,8 @@
 """Queues: the messages that are kept on disk for a user or for another server, as the core sees them.
 
 A queue is counts, bounds and a cursor: bodies stay on disk until they are fetched. `records` has the states of a
-message. A new message counts at once, and its case is settled when its group has been committed. Mailboxes and relays
-decide what is done with a message; nothing here does.
+message. A new message counts at once, and its case is settled when its group has been committed. `_no_room` decides
+whether there is room; commands and relays decide that a message is queued, mailboxes and relays when it is sent.
 """
 
 from __future__ import annotations

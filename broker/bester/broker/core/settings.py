@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bester.broker.store_requests import Bounds, Budget
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS
 
 
@@ -110,6 +110,14 @@ class Limits:
     """Time after the start in which a server is told `no-handler` where a client is told `unknown-type`."""
     trace: int = 8192
     """Steps of messages remembered for `trace`."""
+
+
+class Budget(NamedTuple):
+    """Budget of a type for one message: `timeout_s` of each handler (None: not configured), and `attempts`, the
+    handlers that may die over it."""
+
+    timeout_s: float | None
+    attempts: int
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 The fields of a message stand in wire order. Bodies are `bytes` of JSON text and are never interpreted. The codec checks
 the types of fields by the table `OPERATIONS`; a message made by the program is trusted.
+
+A new operation also needs its role in `policy.MAY_SEND`, its function in `Router` (or at its receiver),
+`readers._INSIDE` where a field is a list or a map, and `unsendable` where somebody waits for it.
 """
 
 from __future__ import annotations
