@@ -448,7 +448,7 @@ def test_replay_as_another_type_reaches_the_recipients_of_the_first_attempt() ->
     ward.asks("deadReplay", {"as": "mended"})
     assert ward.stand.request(bad).meta["id"].startswith(f"{id_}.")
     ward.kill(bad)
-    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # still one letter
+    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # still one dead letter
     well = ward.stand.handler("other")
     ward.asks("deadReplay", {"as": "other"})
     ward.stand.answer(well, clients("bob"))
