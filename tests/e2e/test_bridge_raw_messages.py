@@ -204,7 +204,7 @@ class TestServers:
         play(story)
 
     @pytest.mark.parametrize("more", [OPEN_TO_SERVERS, LISTED])
-    def test_a_server_may_send_more_than_a_stranger(self, play: Play, more: dict[str, Any]) -> None:
+    def test_first_frame_of_a_server_may_be_longer_than_a_login(self, play: Play, more: dict[str, Any]) -> None:
         async def story(it: Scene) -> None:
             server = await it.connect()
             data = '"' + "x" * 100_000 + '"'

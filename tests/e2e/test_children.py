@@ -438,7 +438,7 @@ async def test_restart_finds_a_child_by_its_grandchildren(
         assert not alive(inner()[1])
 
 
-async def test_restart_of_a_stranger_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_restart_of_a_foreign_process_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.DEVNULL)
     try:
         async with running(directory, python("a", STEADY)) as children:

@@ -1,6 +1,4 @@
-"""A disk that fills up under load: senders get reports, other users are served, no file is damaged, and the server
-recovers.
-"""
+"""A disk that fills up under load: senders get reports, others are served, no file is damaged, the server recovers."""
 
 from __future__ import annotations
 

@@ -202,9 +202,8 @@ async def test_large_message_that_is_partly_read_is_not_sent() -> None:
 
 
 async def test_message_to_a_server_that_closes_unread_is_not_sent() -> None:
-    """The end of the stream comes before the message has gone through: only a moment later is a reset told from a
-    close.
-    """
+    """The end of the stream comes before the message has gone through: a reset shows only
+    a moment later."""
     outcomes = Outcomes()
     forwarder = Forwarder(Limits(), outcomes.done)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -245,7 +244,7 @@ async def test_reset_behind_the_end_of_a_stream_is_found_at_once(size: int) -> N
     assert not any(outcomes.meta.values())
 
 
-async def test_waiting_messages_fail_together_when_nobody_listens() -> None:
+async def test_waiting_messages_fail_together_without_a_listener() -> None:
     """A socket with a full backlog, whose server is stopped, takes nothing and refuses nothing."""
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), connect_s=0.5), outcomes.done)

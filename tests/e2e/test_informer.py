@@ -64,7 +64,7 @@ async def test_server_info_names_the_listeners(it: Scene) -> None:
     assert info["data"]["listeners"]["listener2"] == {"address": f"unix://{it.directory}/n"}
 
 
-async def test_many_questions_in_one_write_are_answered_in_their_order(it: Scene) -> None:
+async def test_many_questions_in_one_write_are_answered_in_order(it: Scene) -> None:
     asker = await informer(it)
     asker.write(*[b'{"command":{"type":"isClient","data":"x"}}', b"{}"] * 1000)
     assert [await asker.read() for _ in range(2000)] == [{"data": False, "status": "0"}, {"status": "1"}] * 1000

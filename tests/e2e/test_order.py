@@ -148,7 +148,7 @@ async def test_handler_at_a_socket_without_order_has_concurrent_messages() -> No
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("kind", ["chat", "old"])
 async def test_order_holds_over_the_death_of_a_worker(kind: str, victim: int) -> None:
-    """alice's messages are with either worker."""
+    """Alice's messages are with either worker."""
     async with (
         short_directory() as directory,
         old_handler(directory) as path,

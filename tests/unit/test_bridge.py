@@ -151,7 +151,7 @@ class TestDeliveries:
 
 
 class TestSlowReaders:
-    def test_full_out_queue_fails_frames_and_cuts_nobody(self) -> None:
+    def test_full_out_queue_fails_frames_and_cuts_no_connection(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         bob.blocked = True
@@ -166,7 +166,7 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is None
 
-    def test_burst_to_a_reader_cuts_nobody(self) -> None:
+    def test_burst_to_a_reader_cuts_no_connection(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         body = json.dumps("x" * 900).encode()
@@ -275,7 +275,7 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is not None
 
-    def test_last_frame_to_a_stalled_reader_blocks_nobody(self) -> None:
+    def test_last_frame_to_a_stalled_reader_blocks_no_other(self) -> None:
         scene = Scene()
         connection = scene.connect()
         connection.blocked = True

@@ -88,7 +88,7 @@ def test_bad_report_without_recipients_promises_nothing() -> None:
 
 
 @pytest.mark.parametrize("reason", ["expired", "mailbox-full", "unknown-user", "timeout", "not-connected"])
-def test_a_later_failure_that_no_fault_explains_is_wrong_and_forgives_nothing(reason: str) -> None:
+def test_late_failure_without_a_fault_is_wrong_and_ends_no_promise(reason: str) -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     verdict = judged(SENT, report, Later("s1/e/1", "s2", f"failed:{reason}", 3.0), got("ann"))
     assert verdict.lost == [(1, "bob"), (1, "bea")]
@@ -236,7 +236,7 @@ def test_given_up_message_is_a_dead_letter_and_poison_is_not_good() -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 86_400.0, -86_400.0, 60.0])
-def test_a_letter_has_the_date_that_its_servers_clock_showed(ahead_s: float) -> None:
+def test_dead_letter_has_the_date_of_its_servers_clock(ahead_s: float) -> None:
     def dated(at_s: float) -> Verdict:
         happened = killed("s1", *THRICE)
         happened.clock_set("s1", ahead_s, 1.0)

@@ -1,6 +1,4 @@
-"""State of the broker that a party can make grow is bounded: above a bound the oldest is forgotten, or the party
-refused.
-"""
+"""State that a party can make grow is bounded: above a bound the oldest is forgotten, or the party refused."""
 
 from __future__ import annotations
 
@@ -212,7 +210,7 @@ def test_an_order_that_is_served_or_waited_for_is_not_forgotten() -> None:
     assert sorted(len(stand.heard_of(worker, Request)) for worker in crew) == [0, 1]
 
 
-def test_a_handler_that_serves_ever_other_types_leaves_nothing_behind() -> None:
+def test_handler_that_keeps_changing_its_types_leaves_no_state() -> None:
     stand = town(Limits(max_types=3))
     bridge = stand.bridge("alice")
     fickle = stand.handler("t0")

@@ -18,13 +18,13 @@ def case(kind: Kind = Kind.SUBMIT) -> Case:
     return Case(kind, HERE, 7, "m", "m")
 
 
-def test_all_delivered_names_nobody() -> None:
+def test_report_of_full_delivery_has_no_recipients() -> None:
     one = case()
     one.record("alice", "delivered")
     assert one.answer(7) == Report(7, 0, None, "m", {})
 
 
-def test_outcome_other_than_delivered_names_everybody() -> None:
+def test_outcome_other_than_delivered_names_every_recipient() -> None:
     one = case()
     one.record("alice", "delivered")
     one.record("s2", "sent")
@@ -41,7 +41,7 @@ def test_the_first_failure_is_the_reason() -> None:
     assert report.recipients == {"a": "queued", "b": "failed:unreachable", "c": "failed:timeout"}
 
 
-def test_the_message_itself_may_fail_and_names_nobody() -> None:
+def test_failed_message_itself_has_no_recipients() -> None:
     one = case()
     one.record(None, failed("unknown-type"))
     assert one.answer(7) == Report(7, 1, "unknown-type", "m", {})

@@ -302,7 +302,7 @@ def test_dead_letters_are_dropped_by_id_by_type_or_all(argument: Any, dropped: i
 # --- replays --------------------------------------------------------------------------------------------------------
 
 
-def test_replayed_letter_reaches_a_handler_unchanged_and_is_dropped_after_success() -> None:
+def test_replayed_dead_letter_reaches_a_handler_unchanged_and_is_dropped_after_success() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(body=b"[7]", times=1)
     well = ward.stand.handler("t")
@@ -323,7 +323,7 @@ def test_replayed_letter_reaches_a_handler_unchanged_and_is_dropped_after_succes
     assert ward.stand.router.idle
 
 
-def test_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
+def test_dead_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
     ward = Ward(Limits(attempts=1, request_s=3.0))
     id_ = ward.murder(times=1)
     bad = ward.stand.handler("t")
@@ -337,7 +337,7 @@ def test_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
     assert ward.stand.router.idle
 
 
-def test_letter_is_not_replayed_twice_at_once() -> None:
+def test_dead_letter_is_not_replayed_twice_at_once() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     well = ward.stand.handler("t")
@@ -347,7 +347,7 @@ def test_letter_is_not_replayed_twice_at_once() -> None:
     assert ward.asks("deadReplay", {}).value == {"replayed": 0, "left": 0}
 
 
-def test_letter_is_replayed_as_another_type() -> None:
+def test_dead_letter_is_replayed_as_another_type() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(body=b"[7]", times=1)
     mended = ward.stand.handler("mended")
@@ -357,7 +357,7 @@ def test_letter_is_replayed_as_another_type() -> None:
 
 
 @pytest.mark.parametrize("as_", ["bester.x", "dummy", "nobody"])
-def test_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
+def test_dead_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     answer = ward.asks("deadReplay", {"as": as_})
@@ -423,7 +423,7 @@ def test_one_question_replays_a_bounded_number() -> None:
     assert [letter.id for letter in ward.letters()] == ["later", letters[MAX_REPLAYED - 1].id]
 
 
-def test_all_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_dead_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(letters_module, "MAX_LISTED", 2)
     ward = Ward()
     ward.stand.store.commit([Bury(DeadLetter(f"{number}", "t", b"1", "timeout", START, {})) for number in range(5)])
@@ -473,7 +473,7 @@ def unwanted(ward: Ward) -> DeadLetter:
     return ward.letters()[0]
 
 
-def test_letter_that_a_server_refused_goes_to_that_server_again() -> None:
+def test_dead_letter_that_a_server_refused_goes_to_that_server_again() -> None:
     ward = Ward()
     letter = unwanted(ward)
     assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
@@ -486,7 +486,7 @@ def test_letter_that_a_server_refused_goes_to_that_server_again() -> None:
     assert ward.letters() == []
 
 
-def test_letter_that_is_refused_again_is_one_dead_letter() -> None:
+def test_dead_letter_that_is_refused_again_is_still_one() -> None:
     ward = Ward()
     letter = unwanted(ward)
     for _ in range(2):
@@ -497,7 +497,7 @@ def test_letter_that_is_refused_again_is_one_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full", "bounds"])
-def test_letter_without_room_in_its_lane_stays_a_dead_letter(trouble: str) -> None:
+def test_dead_letter_without_room_in_its_lane_stays(trouble: str) -> None:
     ward = Ward(messages=1)
     letter = unwanted(ward)
     bob = ward.stand.bridge("bob")

@@ -202,7 +202,7 @@ def test_confirmations_that_repeat_or_run_ahead_change_nothing() -> None:
 # --- handlers that fail -----------------------------------------------------------------------------------------------
 
 
-def test_a_type_nobody_ever_served_is_unknown_at_once() -> None:
+def test_type_without_any_handler_so_far_is_unknown_at_once() -> None:
     stand = Stand()
     bridge = stand.bridge("alice")
     token = stand.submit(bridge, "nonsense")

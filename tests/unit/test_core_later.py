@@ -211,7 +211,7 @@ def test_late_outcome_of_an_earlier_life_counts_when_the_message_is_sent_again()
     assert stand.one(peer, Relayed) == Relayed(token, "delivered", {}), "nobody asks for it"
 
 
-def test_late_outcome_of_an_earlier_life_holds_up_no_other() -> None:
+def test_late_outcome_of_an_earlier_life_delays_no_other() -> None:
     """The outcome is refused for now as long as the message may be sent again; others of the lane are not held up."""
     stand = town()
     reach(stand)
@@ -225,7 +225,7 @@ def test_late_outcome_of_an_earlier_life_holds_up_no_other() -> None:
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
 
 
-def test_refused_late_outcome_holds_up_no_other_at_the_sender() -> None:
+def test_refused_late_outcome_delays_no_other_at_the_sender() -> None:
     stand = town()
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")

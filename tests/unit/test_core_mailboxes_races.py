@@ -232,7 +232,7 @@ Mail.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_coun
 TestMail = Mail.TestCase
 
 
-def test_notice_says_why_nothing_can_be_written() -> None:
+def test_notice_names_the_reason_of_a_failed_write() -> None:
     stand = town()
     post = Post(stand)
     stand.store.full = True

@@ -502,7 +502,7 @@ def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
     assert stand.ask(chat, "isClient", "alice").value is True
 
 
-def test_a_refused_password_opens_nothing() -> None:
+def test_refused_password_opens_no_session() -> None:
     stand = Stand()
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))

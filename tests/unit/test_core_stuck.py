@@ -1,6 +1,4 @@
-"""Handlers that are useless though they live: settled messages hold their credit, or they fell silent. No message waits
-for them.
-"""
+"""Useless handlers that live: settled messages hold their credit, or they fell silent. No message waits for them."""
 
 from __future__ import annotations
 
@@ -381,7 +379,7 @@ def test_oldest_fallen_handlers_are_forgotten() -> None:
     assert sorted(restart.name for restart in stand.restarts) == ["h2", "h3", "h4"]
 
 
-def test_a_process_that_fell_silent_on_two_links_holds_up_no_other() -> None:
+def test_process_that_fell_silent_on_two_links_delays_no_other() -> None:
     stand = Stand()
     links = [stand.link() for _ in range(3)]
     for link, process in zip(links, (1, 2, 1), strict=True):
