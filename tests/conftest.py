@@ -15,25 +15,26 @@ import pytest
 import uvloop
 
 PROC = Path("/proc/self")
-"""Where there is none, nothing is checked."""
+"""The process's entries in /proc; on a system without /proc nothing is checked."""
 KINDS = ("socket:", "pipe:", "anon_inode:")
-"""What a descriptor is, as /proc shows it; regular files are closed by whoever collects the garbage."""
+"""Kinds of descriptors that count, as /proc shows them; regular files are closed by the garbage collector."""
 DEADLINE_S = 5.0
-"""What ends by itself (a thread that closes its pipe, a child that is reaped) has so long; a good test needs none."""
+"""Time in seconds for self-ending leftovers (a thread that closes its pipe, a child that is reaped); a good test needs
+none."""
 STEP_S = 0.01
 
 Belongings = set[tuple[str, str]]
 
 
 def belongings() -> Belongings:
-    """Return what this process holds that a test could leave behind: (what, which)."""
+    """Return the leftovers that a test could leave behind in this process: (kind, name)."""
     found: Belongings = set()
     if not PROC.exists():
         return found
     for name in os.listdir(PROC / "fd"):
         try:
             what = os.readlink(PROC / "fd" / name)
-        except OSError:  # it was the directory itself
+        except OSError:  # the descriptor was the directory listing itself
             continue
         if what.startswith(KINDS):
             found.add((f"descriptor {name}", what))
@@ -48,7 +49,7 @@ def belongings() -> Belongings:
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """Fail where more is there in the end than in the beginning."""
+    """Fail where the process holds more at the end than at the beginning."""
     before = belongings()
     yield
     if not belongings() - before:
@@ -56,14 +57,14 @@ def nothing_left() -> Iterator[None]:
     gc.collect()
     deadline = time.monotonic() + DEADLINE_S
     while (left := belongings() - before) and time.monotonic() < deadline:
-        time.sleep(STEP_S)  # there is no event for it: looked at until it is gone or the deadline is there
+        time.sleep(STEP_S)  # no event tells of the end: poll until the leftovers are gone or the deadline is reached
     if left:
         pytest.fail("left behind: " + ", ".join(f"{what} ({which})" for what, which in sorted(left)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _libuv_is_there() -> None:
-    """The first uvloop of a process opens a pipe that is kept for all later ones; it is nobody's in particular."""
+    """Make uvloop's one pipe beforehand: the first loop of a process opens the pipe, and all later loops keep it."""
     uvloop.new_event_loop().close()
 
 
@@ -81,11 +82,11 @@ def _nothing_left_of_the_module() -> Iterator[None]:
 
 @pytest.fixture
 async def _no_task_left() -> AsyncIterator[None]:
-    """On the test's own loop: set up before all that the test asks for, looked at after all of it has ended."""
+    """Check the test's own loop: set up before the fixtures that the test asks for, checked after all of them ended."""
     before, held = asyncio.all_tasks(), belongings()
     yield
     deadline = time.monotonic() + DEADLINE_S
-    # What was told to end, a task or a transport, ends in one of the next turns of the loop.
+    # A task or a transport that was asked to end does so in one of the next turns of the loop.
     while (left := asyncio.all_tasks() - before - {asyncio.current_task()}) or belongings() - held:
         if time.monotonic() >= deadline:
             break

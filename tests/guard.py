@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 600
 """A test file above this length is about more than one topic."""
 PUBLIC = frozenset(
-    {"_replace", "_asdict", "_fields", "_field_defaults", "_make"}  # of a NamedTuple
-    | {"_exit", "_base_executable"}  # of os and sys
+    {"_replace", "_asdict", "_fields", "_field_defaults", "_make"}  # methods of a NamedTuple
+    | {"_exit", "_base_executable"}  # functions of os and sys
 )
 MUTANTS = frozenset({"tests/simulation/test_mutants.py", "tests/fuzz/test_mutants.py", "tests/chaos/breakages.py"})
-"""A mutant breaks a unit from the inside on purpose: it names what it breaks."""
+"""Files of mutants: a mutant breaks a unit from the inside on purpose, and names the code that it breaks."""
 PACKAGES = frozenset({"store"})
 """Packages that are one unit: the tests of `store` hold for every kind of store alike."""
 PATCHES = frozenset({"setattr", "getattr", "delattr", "hasattr"})
@@ -98,7 +98,7 @@ def _ends(path: Path, name: str) -> bool:
 
 
 def breaches(path: Path, root: Path) -> Iterator[str]:
-    """Yield what is wrong with one file of tests, a line each."""
+    """Yield the faults of one file of tests, a line each."""
     text = path.read_text(encoding="utf-8")
     where = path.relative_to(root).as_posix()
     lines = text.count("\n")

@@ -1,7 +1,7 @@
 """Real servers in processes of their own, and raw clients and handlers to try them with.
 
-A raw client speaks the native protocol and a raw handler the fabric protocol with nothing of Bester's own code, so
-that what they see is the wire.
+A raw client speaks the native protocol and a raw handler the fabric protocol with nothing of Bester's own code, so that
+both see the bare protocol.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import zmq.asyncio
 DEADLINE_S = 20.0
 """For anything that is waited for; never waited out on a good day."""
 LAYOUTS = ("up", "apart")
-"""One process, or broker, bridge and handlers each in their own."""
+"""Layouts: one process, or broker, bridge and handlers in a process each."""
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ async def short_directory() -> AsyncIterator[Path]:
 
 
 class Process:
-    """A child process whose output is kept; it is ended by pid."""
+    """A child process whose output is kept; the process is ended by pid."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -83,7 +83,7 @@ class Process:
         self.process.send_signal(number)
 
     async def end(self, number: int = signal.SIGTERM) -> int:
-        """End it and return its exit status."""
+        """End the process and return its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         try:
@@ -100,7 +100,7 @@ BESTER = str(Path(sys.executable).with_name("bester"))
 
 
 class LiveServer:
-    """A server from a bester.toml, in one process or several. `host`, `port` and `fabric` are where it is."""
+    """A server from a bester.toml, in one process or several. `host`, `port` and `fabric` are its addresses."""
 
     def __init__(self, directory: Path, processes: list[Process], address: str) -> None:
         self.directory = directory
@@ -162,7 +162,7 @@ class LiveServer:
 async def live_server(
     toml: str = "", layout: str = "up", handlers: tuple[str, ...] = (), *, name: str = "s1", native: str = ""
 ) -> AsyncIterator[LiveServer]:
-    """A server with open accounts on a free port of 127.0.0.1, ended in the end; it must end well."""
+    """Run a server with open accounts on a free port of 127.0.0.1; end the server at exit and check its exit status."""
     async with short_directory() as directory:
         head = (
             f'[server]\nname = "{name}"\ndata_dir = "data"\n'
@@ -181,7 +181,7 @@ async def live_server(
 def shared_server(
     toml: str = "", layout: str = "up", handlers: tuple[str, ...] = (), *, name: str = "s1", native: str = ""
 ) -> Iterator[LiveServer]:
-    """The same for a whole module of tests: it is looked after on a thread with a loop of its own."""
+    """Run `live_server` for a whole module of tests, on a thread with a loop of its own."""
     ready: Future[LiveServer] = Future()
     loop = asyncio.new_event_loop()
     enough = asyncio.Event()
@@ -220,7 +220,7 @@ class RawClient:
 
     @classmethod
     async def connect(cls, server: LiveServer) -> Self:
-        """Open a connection and say nothing."""
+        """Open a connection and send nothing."""
         return cls(*await asyncio.open_connection(server.host, server.port, limit=64 * 1024 * 1024))
 
     @classmethod
@@ -271,7 +271,7 @@ class RawClient:
             before.append(frame)
 
     async def at_end(self) -> bool:
-        """Wait for the other end to close; true when it did so without another byte."""
+        """Wait for the other end to close; return true when no byte came before the end."""
         async with asyncio.timeout(DEADLINE_S):
             return await self.reader.read(1) == b""
 
@@ -296,10 +296,10 @@ class RawHandler:
         self.inbox: list[list[Any]] = []
         self.attachments: list[bytes] = []
         self.welcome = True
-        """Whether the broker still knows this link."""
+        """True while the broker still knows this link."""
 
     async def hello(self, role: str = "handler", name: str = "raw", version: int = 1) -> list[Any]:
-        """Say HELLO and return the answer."""
+        """Send HELLO and return the answer."""
         await self.say([1, version, role, name, self.options])
         return await self.hear(2, 5)
 
@@ -312,7 +312,7 @@ class RawHandler:
         await self.socket.send_multipart(frames)
 
     async def hear(self, *ops: int) -> list[Any]:
-        """Return the next message with one of these ops; others (heartbeats) are passed over."""
+        """Return the next message with one of these ops; skip others (heartbeats)."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 while self.inbox:

@@ -1,4 +1,4 @@
-"""A user whom modes keep from files, also where the tests are root's, whom nothing does."""
+"""A user with plain file permissions, also where the tests run as root, whom no file mode stops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ NOBODY = 65534
 
 @contextmanager
 def plain_user(*theirs: Path) -> Iterator[None]:
-    """Be one for a while; these files and directories are his. What is used meanwhile has been imported before."""
+    """Be a plain user for a while, who owns these files and directories. Modules used meanwhile must be imported
+    before."""
     if os.geteuid() != 0:
         yield
         return

@@ -17,21 +17,21 @@ enum { HELLO = 1, WELCOME = 2, HEARTBEAT = 3, GOODBYE = 4, ERROR = 5, REQUEST = 
 enum { FAILED = 1, REFUSED = 2 };
 enum { MOST_FRAMES = 4096 };    /* of one ZeroMQ message: more than any broker sends */
 enum { ATTACHED_ABOVE = 16384 }; /* bytes of a body that go beside the batch */
-enum { LAST_WORDS_MS = 1000 };  /* how long the last replies may take to leave */
+enum { LINGER_MS = 1000 };  /* how long the last replies may take to leave */
 enum { NOTE_BYTES = 500 };
 
-/* What one turn of the loop says: a batch, and the bodies beside it. */
+/* Output of one turn of the loop: a batch, and the bodies beside it. */
 typedef struct {
     msgpack_sbuffer batch;
     size_t messages;
     zmq_msg_t *attached;
     size_t attachments;
-} outbox;
+} outgoing;
 
 struct bester_reply {
     msgpack_sbuffer commands;
     size_t count;
-    outbox *out;
+    outgoing *out;
     size_t attachments; /* those before this reply; a failed one takes its own back */
     int status;
     char note[NOTE_BYTES + 1];
@@ -41,11 +41,11 @@ typedef struct {
     bester_options options;
     char types[1024], name[160], secret[41], public[41];
     void *context, *socket;
-    outbox out;
-    int64_t heard_ms, said_ms, heartbeat_ms;
-    bool left; /* GOODBYE is said */
+    outgoing out;
+    int64_t received_ms, sent_ms, heartbeat_ms;
+    bool left; /* GOODBYE was sent */
     bool over; /* and was echoed, or there is nothing left to do */
-    bool refused; /* the broker does not take this handler, and has said why */
+    bool refused; /* the broker does not take this handler, and has given the reason */
 } handler_link;
 
 static volatile sig_atomic_t stopping;
@@ -60,7 +60,7 @@ static int64_t now_ms(void) {
 
 /* --- what goes out --- */
 
-static void clear(outbox *out) {
+static void clear(outgoing *out) {
     msgpack_sbuffer_clear(&out->batch);
     for (size_t n = 0; n < out->attachments; n++) zmq_msg_close(&out->attached[n]);
     out->messages = out->attachments = 0;
@@ -74,7 +74,7 @@ static void pack_text(msgpack_packer *packer, const char *text, size_t size) {
 /* Sends the batch, if there is something in it. What cannot be sent is dropped: the link is lost then, and its requests
  * are given to another handler. */
 static void flush(handler_link *link) {
-    outbox *out = &link->out;
+    outgoing *out = &link->out;
     if (out->messages == 0) return;
     msgpack_sbuffer frame;
     msgpack_packer packer;
@@ -90,7 +90,7 @@ static void flush(handler_link *link) {
     }
     msgpack_sbuffer_destroy(&frame);
     clear(out);
-    link->said_ms = now_ms();
+    link->sent_ms = now_ms();
 }
 
 static msgpack_packer begin(handler_link *link, size_t fields, int op) {
@@ -130,7 +130,7 @@ static void say_hello(handler_link *link) {
 
 static int command(bester_reply *reply, const char *name, const bester_text *targets, size_t count, const char *json,
                    size_t size, const char *type) {
-    outbox *out = reply->out;
+    outgoing *out = reply->out;
     msgpack_packer packer;
     msgpack_packer_init(&packer, &reply->commands, msgpack_sbuffer_write);
     msgpack_pack_array(&packer, type != NULL ? 4 : 3);
@@ -240,7 +240,7 @@ static void on_request(handler_link *link, const msgpack_object *fields, uint32_
     }
     const char *fault = message.body.data == NULL ? "the body is not there" : NULL;
     answer(link, fields[1].via.i64, &message, fault, handler, context);
-    if (now_ms() - link->said_ms >= link->heartbeat_ms / 2) flush(link); /* a long batch must not look like silence */
+    if (now_ms() - link->sent_ms >= link->heartbeat_ms / 2) flush(link); /* a long batch must not look like silence */
 }
 
 static void on_message(handler_link *link, const msgpack_object *message, zmq_msg_t *frames, size_t frame_count,
@@ -312,7 +312,7 @@ static bool receive(handler_link *link, bester_handler handler, void *context) {
         msgpack_unpacked batch;
         msgpack_unpacked_init(&batch);
         size_t end = 0;
-        link->heard_ms = now_ms();
+        link->received_ms = now_ms();
         if (msgpack_unpack_next(&batch, zmq_msg_data(&frames[0]), zmq_msg_size(&frames[0]), &end) ==
                 MSGPACK_UNPACK_SUCCESS &&
             batch.data.type == MSGPACK_OBJECT_ARRAY)
@@ -340,7 +340,7 @@ static bool open_link(handler_link *link) {
          zmq_setsockopt(link->socket, ZMQ_CURVE_SERVERKEY, link->options.server_key, 41) != 0))
         return false;
     if (zmq_connect(link->socket, link->options.fabric) != 0) return false;
-    link->heard_ms = link->said_ms = now_ms();
+    link->received_ms = link->sent_ms = now_ms();
     say_hello(link);
     flush(link);
     return true;
@@ -359,12 +359,12 @@ static void serve(handler_link *link, bester_handler handler, void *context) {
         for (int n = 0; n < 64 && !link->over && receive(link, handler, context); n++) flush(link);
         flush(link);
         int64_t now = now_ms();
-        if (now - link->heard_ms >= 3 * link->heartbeat_ms) { /* three heartbeats of silence: begin anew */
+        if (now - link->received_ms >= 3 * link->heartbeat_ms) { /* three heartbeats of silence: begin anew */
             link->over = link->left;
             zmq_close(link->socket);
             if (!link->over && !open_link(link)) link->over = true;
             if (link->over) link->socket = NULL;
-        } else if (now - link->said_ms >= link->heartbeat_ms / 2) {
+        } else if (now - link->sent_ms >= link->heartbeat_ms / 2) {
             begin(link, 1, HEARTBEAT);
             flush(link);
         }
@@ -372,8 +372,8 @@ static void serve(handler_link *link, bester_handler handler, void *context) {
 }
 
 static const char *chosen(const char *given, const char *variable, const char *otherwise) {
-    const char *said = given != NULL ? given : getenv(variable);
-    return said != NULL && said[0] != 0 ? said : otherwise;
+    const char *value = given != NULL ? given : getenv(variable);
+    return value != NULL && value[0] != 0 ? value : otherwise;
 }
 
 static int complain(const char *what, const char *why) {
@@ -422,7 +422,7 @@ int bester_run(const bester_options *options, bester_handler handler, void *cont
     if (link.context == NULL || !open_link(&link)) return complain(link.options.fabric, zmq_strerror(errno));
     serve(&link, handler, context);
     if (link.socket != NULL) {
-        int linger = LAST_WORDS_MS;
+        int linger = LINGER_MS;
         zmq_setsockopt(link.socket, ZMQ_LINGER, &linger, sizeof linger);
         zmq_close(link.socket);
     }

@@ -17,9 +17,9 @@ const TEMPORARY = new Set(["overloaded", "try-later", "unreachable"]); // refusa
 const ATTACHED_ABOVE = 16384; // bytes of a body that go beside the batch
 const MOST_MESSAGES = 1024; // of a batch
 const DRAIN_MS = 10000; // how long what is under way may take at SIGTERM; then it is given to another handler
-const LAST_WORDS_MS = 1000; // how long the last replies may take to leave
+const LINGER_MS = 1000; // how long the last replies may take to leave
 
-/** Throw this to refuse a message: its sender is told so, with these words. Any other error stays in the log. */
+/** Throw this to refuse a message: its sender gets the reason in the report. Any other error stays in the log. */
 class Refusal extends Error {}
 
 /** One message. `data` is its payload, `user` who sent it (null where no user of this server did). */
@@ -86,7 +86,7 @@ class Link {
     this.life = 0; // rises when the link is lost: what came before is not answered any more
     this.outstanding = 0;
     this.queue = []; // replies that leave in the next batch: [message, attachments]
-    this.left = false; // GOODBYE is said
+    this.left = false; // GOODBYE was sent
     this.echoed = false; // and was echoed
     this.over = new Promise((resolve) => { this.end = resolve; });
   }
@@ -95,7 +95,7 @@ class Link {
     const { fabric, curve } = this.options;
     this.socket = new zmq.Dealer({ linger: 0, ipv6: fabric.includes("["), sendHighWaterMark: 0, ...curve });
     this.socket.connect(fabric);
-    this.heard = Date.now();
+    this.receivedAt = Date.now();
     this.listen(this.socket).catch((error) => this.end(error));
     this.hello();
     this.timer = setTimeout(() => this.tick(), this.heartbeat / 2);
@@ -104,7 +104,7 @@ class Link {
   async listen(socket) {
     for await (const [frame, ...attached] of socket) {
       if (socket !== this.socket) return;
-      this.heard = Date.now();
+      this.receivedAt = Date.now();
       for (const message of read(frame)) this.receive(message, attached);
     }
   }
@@ -165,7 +165,7 @@ class Link {
     this.flushing ??= this.flush(this.socket);
   }
 
-  /** Send what is said until nothing more is; one batch a turn of the loop. */
+  /** Send queued messages until none is left; one batch a turn of the loop. */
   async flush(socket) {
     await new Promise(setImmediate);
     while (this.queue.length > 0 && socket === this.socket) {
@@ -179,9 +179,8 @@ class Link {
       try {
         await socket.send([encode(batch), ...attached]);
       } catch {
-        break; // the socket was closed; what was said on it is void
+        break; // the socket was closed; its queued messages are void
       }
-      this.said = Date.now();
     }
     if (socket === this.socket) this.flushing = undefined;
   }
@@ -194,7 +193,7 @@ class Link {
   }
 
   tick() {
-    if (Date.now() - this.heard >= 3 * this.heartbeat) { // three heartbeats of silence: begin anew
+    if (Date.now() - this.receivedAt >= 3 * this.heartbeat) { // three heartbeats of silence: begin anew
       this.lose();
       this.flushing = undefined;
       this.socket.close();
@@ -222,7 +221,7 @@ class Link {
     clearTimeout(this.draining);
     await this.flushing;
     if (!this.socket.closed) {
-      this.socket.linger = LAST_WORDS_MS;
+      this.socket.linger = LINGER_MS;
       this.socket.close();
     }
   }

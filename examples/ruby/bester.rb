@@ -15,10 +15,10 @@ module Bester
   DONE, FAILED, REFUSED = 0, 1, 2
   TEMPORARY = %w[overloaded try-later unreachable].freeze # refusals that pass
   ATTACHED_ABOVE = 16_384 # bytes of a body that go beside the batch
-  LAST_WORDS_MS = 1000    # how long the last replies may take to leave
+  LINGER_MS = 1000    # how long the last replies may take to leave
   MOST_DEEP = 100         # levels of a JSON text; a server lets 64 in
 
-  # Raise it to refuse a message: its sender is told so, with these words. Any other error stays in the log.
+  # Raise it to refuse a message: its sender gets the reason in the report. Any other error stays in the log.
   class Refusal < StandardError; end
 
   # One message: raw is its payload as JSON text, user who sent it (nil where no user of this server did), id the same
@@ -66,7 +66,7 @@ module Bester
       @server_key = options[:server_key] || ENV["BESTER_SERVER_KEY"]
       @context = ZMQ::Context.new
       @heartbeat = 2.0 # seconds
-      @said = []
+      @outgoing = []
       @attached = []
     end
 
@@ -83,7 +83,7 @@ module Bester
         turn
       end
     ensure
-      @socket&.setsockopt(ZMQ::LINGER, LAST_WORDS_MS)
+      @socket&.setsockopt(ZMQ::LINGER, LINGER_MS)
       @socket&.close
       @context.terminate
     end
@@ -103,7 +103,7 @@ module Bester
       check(@socket.connect(@fabric))
       @poller = ZMQ::Poller.new
       @poller.register_readable(@socket)
-      @heard = @spoke = now
+      @received = @sent = now
       hello
       flush
     end
@@ -118,16 +118,16 @@ module Bester
     def turn
       @poller.poll((@heartbeat * 500).ceil)
       while (frames = receive)
-        @heard = now
-        read(frames.shift).each { |message| heard(message, frames) }
+        @received = now
+        read(frames.shift).each { |message| handle(message, frames) }
         flush
         return if @over
       end
-      if now - @heard >= 3 * @heartbeat # three heartbeats of silence: begin anew
+      if now - @received >= 3 * @heartbeat # three heartbeats of silence: begin anew
         @socket.close
         @socket = nil
         @left ? @over = true : open
-      elsif now - @spoke >= @heartbeat / 2
+      elsif now - @sent >= @heartbeat / 2
         say(HEARTBEAT)
         flush
       end
@@ -146,7 +146,7 @@ module Bester
       []
     end
 
-    def heard(message, attached)
+    def handle(message, attached)
       case message
       in [REQUEST, Integer => token, type, body, user, meta, *]
         request(token, type, body, user, meta || {}, attached)
@@ -156,7 +156,7 @@ module Bester
       in [GOODBYE, *]
         @over = @left
       in [ERROR, "hello-first", *]
-        @said.clear # what was asked before is void
+        @outgoing.clear # replies queued before are void
         @attached.clear
         @left ? @over = true : hello
       in [ERROR, code, text, HELLO, *] unless TEMPORARY.include?(code)
@@ -180,7 +180,7 @@ module Bester
       warn "bester: #{type} failed on message #{meta["id"] if meta.is_a?(Hash)}: #{error.full_message(highlight: false)}"
       fail(token, FAILED, error, places)
     ensure
-      flush if now - @spoke >= @heartbeat / 2 # a long batch must not look like silence
+      flush if now - @sent >= @heartbeat / 2 # a long batch must not look like silence
     end
 
     def fail(token, status, error, places)
@@ -199,16 +199,16 @@ module Bester
 
     def hello = say(HELLO, 1, "handler", @name, @hello)
 
-    def say(*message) = @said << message
+    def say(*message) = @outgoing << message
 
-    # Sends what is said as one batch. What cannot be sent is dropped: the link is lost then.
+    # Sends the queued messages as one batch. A batch that cannot be sent is dropped: the link is lost then.
     def flush
-      return if @said.empty?
+      return if @outgoing.empty?
 
-      @socket.send_strings([MessagePack.pack(@said), *@attached], ZMQ::DONTWAIT)
-      @said.clear
+      @socket.send_strings([MessagePack.pack(@outgoing), *@attached], ZMQ::DONTWAIT)
+      @outgoing.clear
       @attached.clear
-      @spoke = now
+      @sent = now
     end
   end
 end

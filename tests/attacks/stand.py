@@ -1,4 +1,4 @@
-"""What all attacks have in common: one server, those who attack it, and the honest who must not notice.
+"""The common parts of all attacks: one server, the attackers, and the honest users who must not notice.
 
 Attackers speak to the sockets with nothing of Bester's own code.
 """
@@ -26,12 +26,12 @@ OPS = {
     25: "REPORT", 26: "DELIVER", 27: "CONFIRM", 30: "RELAY", 31: "RELAYED", 32: "FORWARD", 33: "FORWARDED",
 }  # fmt: skip
 LAST = 999_999
-"""The token of the question that an attacker asks at the end: its answer says that all before it was looked at."""
+"""The token of an attacker's last question: the answer says that everything before the question was read."""
 
 
 @contextmanager
 def attacked(layout: str) -> Iterator[LiveServer]:
-    """A server for many attacks. In the end its log must hold no traceback, and it must end well."""
+    """Run a server for many attacks. At the end its log must hold no traceback, and its exit status must be good."""
     with shared_server(TOML, layout, HANDLERS) as server:
         yield server
     lines = [line for process in server.processes for line in process.lines]
@@ -40,7 +40,7 @@ def attacked(layout: str) -> Iterator[LiveServer]:
 
 
 async def all_is_well(server: LiveServer) -> None:
-    """The honest are answered: alice's message comes back to her, and what she writes to bob comes to bob."""
+    """Check that the honest are served: alice's message comes back to her, and her message to bob comes to bob."""
     alice, bob = await RawClient.login(server, "alice"), await RawClient.login(server, "bob")
     alice.submit("echo", {"n": 1}, "m1")
     report, before = await alice.until_report("m1")
@@ -58,19 +58,19 @@ async def all_is_well(server: LiveServer) -> None:
 
 
 def framed(body: bytes | str, length: int | None = None) -> bytes:
-    """Return a frame; `length`: what its header says instead of the truth."""
+    """Return a frame; `length`: a false length for its header."""
     body = body.encode() if isinstance(body, str) else body
     return struct.pack("<I", len(body) if length is None else length) + body
 
 
 def login(user: str = "eve", password: str = "p", **header: Any) -> bytes:
     """Return the frame of a login."""
-    said = {"scope": "client", "authentication": {"username": user, "password": password}, **header}
-    return framed(json.dumps({"header": said, "payload": None}))
+    fields = {"scope": "client", "authentication": {"username": user, "password": password}, **header}
+    return framed(json.dumps({"header": fields, "payload": None}))
 
 
 def words_of(body: bytes) -> str:
-    """Say what a frame of the server says, in words."""
+    """Return a frame of the server in words."""
     frame = json.loads(body.decode(), parse_int=str)  # Python reads no longer ones than 4,300 digits
     header, payload = frame["header"], frame["payload"]
     if header.get("messageType") == "receivedMessage":
@@ -82,14 +82,14 @@ def words_of(body: bytes) -> str:
 
 
 async def heard_of(client: RawClient, count: int | None = None) -> list[str]:
-    """Return what the server says, in words: so many frames, or all up to the end of the connection (`end`)."""
-    heard: list[str] = []
-    while count is None or len(heard) < count:
+    """Return the server's frames in words: so many, or all up to the end of the connection (`end`)."""
+    words: list[str] = []
+    while count is None or len(words) < count:
         try:
-            heard.append(words_of(await client.receive_bytes()))
+            words.append(words_of(await client.receive_bytes()))
         except (asyncio.IncompleteReadError, ConnectionError):
-            return [*heard, "end"]
-    return heard
+            return [*words, "end"]
+    return words
 
 
 def reset(client: RawClient) -> None:
@@ -118,7 +118,7 @@ def pack(*rows: Any) -> bytes:
 
 
 class Attacker(RawHandler):
-    """A DEALER that says what it likes."""
+    """A DEALER that sends arbitrary operations."""
 
     def __init__(self, server: LiveServer, routing_id: bytes | None = None) -> None:
         super().__init__(server.fabric, [])
@@ -128,24 +128,25 @@ class Attacker(RawHandler):
             self.socket.connect(server.fabric)
 
     async def ask_last(self, *hello: Any) -> list[str]:
-        """Ask a question; return what is heard before its answer, in words. `hello` is said before it."""
+        """Ask a question; return the operations received before its answer, in words. `hello` is sent before the
+        question."""
         await self.say(*hello, [14, LAST, "listClients"])
-        heard: list[str] = []
+        words: list[str] = []
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 while self.inbox:
                     message = self.inbox.pop(0)
                     if message[0] == 15 and message[1] == LAST:
                         assert message[2] == 0, message
-                        return heard
+                        return words
                     if message[0] != 3:
-                        heard.append(said(message))
+                        words.append(said(message))
                 frame, *self.attachments = await self.socket.recv_multipart()
                 self.inbox.extend(msgpack.unpackb(frame))
 
 
 def said(message: list[Any]) -> str:
-    """Say what the broker says, in words: what is the same in each run."""
+    """Return an operation of the broker in words, without the parts that differ from run to run."""
     op, *fields = message
     name = OPS[op]
     if name == "ERROR":
@@ -168,12 +169,12 @@ def said(message: list[Any]) -> str:
 
 @asynccontextmanager
 async def attacker(server: LiveServer, hello: list[Any] | None = None) -> AsyncIterator[Attacker]:
-    """An attacker on a link of its own; `hello` is what it says first, and is welcomed for."""
-    it = Attacker(server)
+    """Yield an attacker on a link of its own; `hello` is the first operation, which gets its WELCOME."""
+    eve = Attacker(server)
     try:
         if hello:
-            await it.say(hello)
-            await it.hear(2)
-        yield it
+            await eve.say(hello)
+            await eve.hear(2)
+        yield eve
     finally:
-        it.close()
+        eve.close()

@@ -1,4 +1,4 @@
-"""Attacks on the fabric: who has come as far as the socket can harm nobody but himself."""
+"""Attacks on the fabric: an attacker who can reach the socket harms nobody but himself."""
 
 # ruff: noqa: E501 (each attack is a row of a table, and a row is a line)
 from __future__ import annotations
@@ -37,12 +37,12 @@ OTHERS: list[list[Any]] = [
     [26, 1, "i", "t", b"1", [[0, 1]], None, {}], [27, 5, [], [], 5], [30, 1, "echo", b"1", {}], [31, 1, "delivered", {}],
     [32, 1, "h:1", "t", b"1", {}], [33, 1, "delivered", {}],
 ]  # fmt: skip
-"""What is not a handler's to say."""
+"""Operations that a handler may not send."""
 DEEP = b"[" * 65 + b"]" * 65
 
 
 class Attack(NamedTuple):
-    """What is sent after which HELLO (None: none at all), ZeroMQ message by ZeroMQ message, and what must be heard
+    """Operations sent after a HELLO (None: no HELLO at all), ZeroMQ message by ZeroMQ message, and the answers due
     before the next question on the same link is answered."""
 
     name: str
@@ -65,7 +65,7 @@ def sends(command: Any) -> list[list[bytes]]:
 
 # fmt: off
 ATTACKS = [
-    # --- nobody says HELLO ---
+    # --- without HELLO ---
     Attack("a heartbeat of nobody", None, batch([3]), ["ERROR hello-first"]),
     Attack("a thousand submits of nobody", None, batch(*([24, n, 1, "echo", b"1", {}] for n in range(1000))), ["ERROR hello-first"]),
     Attack("a reply of nobody", None, batch([11, 5, 0, [], None]), ["ERROR hello-first"]),
@@ -195,16 +195,16 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in ATTACKS])
-async def test_it_harms_nobody(server: LiveServer, attack: Attack) -> None:
-    async with attacker(server, attack.hello) as it:
+async def test_attack_harms_nobody(server: LiveServer, attack: Attack) -> None:
+    async with attacker(server, attack.hello) as eve:
         for frames in attack.sends:
-            await it.send_frames(*frames)
+            await eve.send_frames(*frames)
         if attack.hello is None:
-            assert await it.ask_last(HANDLER) == [*attack.hears, "WELCOME"]
-        elif attack.hello[2] == "server":  # it may ask nothing
-            assert await it.ask_last(OPERATOR) == [*attack.hears, "WELCOME"]
+            assert await eve.ask_last(HANDLER) == [*attack.hears, "WELCOME"]
+        elif attack.hello[2] == "server":  # a server may ask no questions
+            assert await eve.ask_last(OPERATOR) == [*attack.hears, "WELCOME"]
         else:
-            assert await it.ask_last() == attack.hears
+            assert await eve.ask_last() == attack.hears
     await all_is_well(server)
 
 
@@ -224,22 +224,22 @@ WRONG: list[Any] = [None, True, -1, 0, 2**53, 2**64 - 1, 1.5, float("nan"), "", 
 
 
 def wrong_rows(role: str) -> Iterator[list[Any]]:
-    """Yield each operation with each of its fields replaced by each wrong value, or left out with all behind it."""
+    """Yield each operation with each of its fields replaced by each wrong value, or cut off before the field."""
     for row in ROWS[role]:
         for index in range(1, len(row)):
             if row[0] == 4:
-                continue  # what comes behind a goodbye is another story
+                continue  # operations after a goodbye are tested elsewhere
             yield row[:index]
             yield from ([*row[:index], wrong, *row[index + 1 :]] for wrong in WRONG)
 
 
 @pytest.mark.parametrize("role", ROWS)
 async def test_wrong_values_in_every_field_of_every_operation_harm_nobody(server: LiveServer, role: str) -> None:
-    async with attacker(server, HELLOS[role]) as it:
+    async with attacker(server, HELLOS[role]) as eve:
         for row in wrong_rows(role):
-            await it.send_frames(pack(row))
-        heard = await it.ask_last(HELLOS[role], OPERATOR)
-        refused = [line for line in heard if line.startswith("ERROR")]
+            await eve.send_frames(pack(row))
+        answers = await eve.ask_last(HELLOS[role], OPERATOR)
+        refused = [line for line in answers if line.startswith("ERROR")]
         assert len(refused) > len(ROWS[role]) * len(WRONG) / 2
         assert {line.split()[1] for line in refused} <= {
             "malformed", "unknown-op", "unknown-token", "not-allowed", "version", "reserved",
@@ -255,13 +255,13 @@ NUMBERS = count()
 
 @asynccontextmanager
 async def asked(server: LiveServer) -> AsyncIterator[tuple[Attacker, RawClient, int]]:
-    """An attacker that has been given a request, whoever sent it, and its token. The type is one that nobody else
-    serves: an attacker before that went without a word is not taken for dead at once."""
+    """Yield an attacker that has been given a request, the request's sender, and its token. The type is one that nobody
+    else serves: a former attacker that went without a word is not taken for dead at once."""
     type_ = f"evil{next(NUMBERS)}"
-    async with attacker(server, [1, 1, "handler", "eve", {"types": [type_], "credit": 8}]) as it:
+    async with attacker(server, [1, 1, "handler", "eve", {"types": [type_], "credit": 8}]) as eve:
         mallory = await RawClient.login(server, "mallory")
         mallory.submit(type_, 1, "m")
-        yield it, mallory, (await it.hear(10))[1]
+        yield eve, mallory, (await eve.hear(10))[1]
         await mallory.close()
 
 
@@ -273,20 +273,20 @@ async def asked(server: LiveServer) -> AsyncIterator[tuple[Attacker, RawClient, 
     ids=lambda commands: str(commands)[:40],
 )  # fmt: skip
 async def test_a_reply_of_nonsense_ends_its_own_request_alone(server: LiveServer, commands: Any) -> None:
-    async with asked(server) as (it, mallory, token):
-        await it.say([11, token, 0, commands, None])
+    async with asked(server) as (eve, mallory, token):
+        await eve.say([11, token, 0, commands, None])
         report, _ = await mallory.until_report("m")
         assert report["payload"]["reason"] in ("bad-reply", "unknown-command")
     await all_is_well(server)
 
 
-async def test_who_answers_twice_or_for_others_changes_nothing(server: LiveServer) -> None:
-    async with asked(server) as (it, mallory, token), attacker(server, HANDLER) as trudy:
+async def test_second_or_foreign_answer_changes_nothing(server: LiveServer) -> None:
+    async with asked(server) as (eve, mallory, token), attacker(server, HANDLER) as trudy:
         guesses = [[11, guess, 0, [["sendClients", ["bob"], b"1"]], None] for guess in range(token - 50, token + 50)]
         assert await trudy.ask_last(*guesses) == [f"ERROR unknown-token REPLY {guess[1]}" for guess in guesses]
         answer = [11, token, 0, [["sendClients", ["mallory"], b"2"]], None]
-        heard = await it.ask_last(answer, answer, [11, token, 1, [], "x"])
-        assert heard == [f"ERROR unknown-token REPLY {token}"] * 2
+        answers = await eve.ask_last(answer, answer, [11, token, 1, [], "x"])
+        assert answers == [f"ERROR unknown-token REPLY {token}"] * 2
         report, before = await mallory.until_report("m")
         assert report["header"]["status"] == "good"
         assert [frame["payload"]["data"] for frame in before] == [2]
@@ -294,7 +294,7 @@ async def test_who_answers_twice_or_for_others_changes_nothing(server: LiveServe
 
 
 async def test_links_of_one_routing_id_harm_each_other_alone(server: LiveServer) -> None:
-    async with asked(server) as (it, mallory, token):
+    async with asked(server) as (eve, mallory, token):
         twins = [Attacker(server, b"twin"), Attacker(server, b"twin")]
         try:
             for twin in twins:
@@ -303,7 +303,7 @@ async def test_links_of_one_routing_id_harm_each_other_alone(server: LiveServer)
         finally:
             for twin in twins:
                 twin.close()
-        await it.say([11, token, 0, [], None])
+        await eve.say([11, token, 0, [], None])
         assert (await mallory.until_report("m"))[0]["header"]["status"] == "good"
     await all_is_well(server)
 
@@ -314,7 +314,7 @@ async def test_links_of_one_routing_id_harm_each_other_alone(server: LiveServer)
      bytes(1_000_000), b"\xff" * 1_000_000, b"\xff" + bytes(8) + b"\x7f\3\0CURVE" + bytes(47) + b"\4\xff\x05READY" + b"\xff" * 99],
     ids=lambda data: f"{data[:12]!r} {len(data)}",
 )  # fmt: skip
-async def test_what_speaks_no_zeromq_is_cut_off(server: LiveServer, data: bytes) -> None:
+async def test_peer_without_zeromq_is_cut_off(server: LiveServer, data: bytes) -> None:
     for _ in range(20):
         reader, writer = await asyncio.open_unix_connection(server.fabric.removeprefix("ipc://"))
         writer.write(data)
@@ -356,16 +356,16 @@ async def test_other_kinds_of_sockets_harm_nobody(server: LiveServer, kind: int)
     context.term()
 
 
-async def test_ten_thousand_requests_that_nobody_answers_are_given_back(server: LiveServer) -> None:
-    """A handler takes all it may hold and leaves: whoever sent it hears of it, and nobody else waits."""
-    async with attacker(server, [1, 1, "handler", "eve", {"types": ["held"], "credit": 1000}]) as it:
+async def test_leaving_handler_with_a_thousand_requests_harms_nobody(server: LiveServer) -> None:
+    """Check a handler that leaves with all the requests that its credit allows."""
+    async with attacker(server, [1, 1, "handler", "eve", {"types": ["held"], "credit": 1000}]) as eve:
         mallory = await RawClient.login(server, "mallory")
         for number in range(1000):
             mallory.submit("held", number, str(number))
         for _ in range(1000):
-            await it.hear(10)
+            await eve.hear(10)
         await all_is_well(server)
-        await it.say([4, "bye"])
-        await it.hear(4)
+        await eve.say([4, "bye"])
+        await eve.hear(4)
         await mallory.close()
     await all_is_well(server)

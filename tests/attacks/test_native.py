@@ -22,7 +22,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
 
 
 class Attack(NamedTuple):
-    """What is written, and what is heard: all of it where that ends with `end`, else the first frames."""
+    """The bytes to write, and the frames due: all frames where the list ends with `end`, else the first ones."""
 
     name: str
     writes: bytes
@@ -189,7 +189,7 @@ GOES = {
 
 @pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("writes", [pytest.param(writes, id=name) for name, writes in GOES.items()])
-async def test_who_goes_harms_nobody(server: LiveServer, writes: bytes, how: str) -> None:
+async def test_leaving_client_harms_nobody(server: LiveServer, writes: bytes, how: str) -> None:
     for _ in range(10):
         client = await RawClient.connect(server)
         client.writer.write(writes)
@@ -208,7 +208,7 @@ async def test_a_login_byte_by_byte_is_a_login(server: LiveServer) -> None:
     await client.close()
 
 
-async def test_who_is_slow_with_a_header_is_told_so_and_holds_up_nobody(server: LiveServer) -> None:
+async def test_slow_header_ends_with_an_error_and_holds_up_nobody(server: LiveServer) -> None:
     slow = [await RawClient.connect(server) for _ in range(300)]
     for client in slow:
         client.writer.write(b"\x05")
@@ -230,7 +230,7 @@ async def test_a_storm_of_logins_is_answered_to_the_last(server: LiveServer) -> 
     await all_is_well(server)
 
 
-async def test_who_does_not_read_holds_up_nobody(server: LiveServer) -> None:
+async def test_client_that_does_not_read_holds_up_nobody(server: LiveServer) -> None:
     deaf = await RawClient.connect(server)
     deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads, as all here do
     deaf.writer.write(login("deaf") + message(data=json.dumps("x" * 50_000)) * 400)
@@ -264,26 +264,26 @@ INFORMER = [
 
 @pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in INFORMER])
 async def test_an_asker_harms_nobody(server: LiveServer, attack: Attack) -> None:
-    async with unix_client(server.directory / "informer.sock") as it:
-        it.writer.write(attack.writes)
-        assert [(await it.receive())["status"] for _ in attack.hears] == attack.hears
-        it.writer.write(QUESTION)
-        assert (await it.receive())["status"] == "0"
+    async with unix_client(server.directory / "informer.sock") as asker:
+        asker.writer.write(attack.writes)
+        assert [(await asker.receive())["status"] for _ in attack.hears] == attack.hears
+        asker.writer.write(QUESTION)
+        assert (await asker.receive())["status"] == "0"
     await all_is_well(server)
 
 
 @pytest.mark.parametrize("length", [64 * 1024 + 1, 2**31, 2**32 - 1])
 async def test_a_question_that_is_too_long_ends_the_connection(server: LiveServer, length: int) -> None:
-    async with unix_client(server.directory / "informer.sock") as it:
-        it.writer.write(struct.pack("<I", length))
-        assert await it.at_end()
+    async with unix_client(server.directory / "informer.sock") as asker:
+        asker.writer.write(struct.pack("<I", length))
+        assert await asker.at_end()
     await all_is_well(server)
 
 
 async def test_askers_that_do_not_read_or_only_come_hold_up_nobody(server: LiveServer) -> None:
     path = str(server.directory / "informer.sock")
     for _ in range(3):
-        askers = [await asyncio.open_unix_connection(path) for _ in range(70)]  # more than it has places
+        askers = [await asyncio.open_unix_connection(path) for _ in range(70)]  # more than the server has places
         for _, writer in askers:
             writer.write(QUESTION * 200)
         await all_is_well(server)

@@ -1,7 +1,8 @@
 """`python -m tests.benchmarks`: Bester beside nats-server and nats-py, in turn, on this machine.
 
-It installs and compiles what it needs, starts every side once, gives each the same jobs in turn (A B A B …), prints
-a table and ends everything it started. The exit status says whether it could measure, never how the figures look.
+The benchmark installs and compiles missing programs, starts every side once, gives each the same jobs in turn (A B A B
+…), prints a table and ends everything that was started. The exit status says whether measuring worked, never how the
+figures look.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Measured = dict[Job, dict[str, list[Run]]]  # by job and name of the side
 
 def jobs(messages: int, payloads: Sequence[int]) -> list[Job]:
     """Return the pipelined and the closed-loop job for each size; a tenth as many messages again warm up."""
-    alone = max(messages // 10, 100)  # one at a time takes about ten times as long
+    alone = max(messages // 10, 100)  # a closed loop takes about ten times as long
     return [
         Job(body_bytes, connections, depth, count, count // 10)
         for body_bytes in payloads

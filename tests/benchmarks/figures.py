@@ -1,6 +1,6 @@
-"""What a run measured, and what several runs amount to. Pure.
+"""The figures of a run, and the spread over several runs. Pure.
 
-It must never judge: a goal is shown beside a figure, nothing passes or fails by it.
+No figure is judged: a goal is shown beside a figure, nothing passes or fails by it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 
 
 class Job(NamedTuple):
-    """What the load generator is asked to do: `depth` messages in flight on each of `connections`."""
+    """A job of the load generator: `depth` messages in flight on each of `connections`."""
 
     body_bytes: int
     connections: int
@@ -23,7 +23,7 @@ class Job(NamedTuple):
 
     @property
     def closed_loop(self) -> bool:
-        """Whether each message waits for the one before it, so that latency alone is measured."""
+        """True where each message waits for the one before it, so that latency alone is measured."""
         return self.connections * self.depth == 1
 
     @property
@@ -33,7 +33,7 @@ class Job(NamedTuple):
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One run, as the load generator prints it. Processor seconds are those of the measured span, by process."""
+    """A run, as the load generator prints it. Processor seconds are those of the measured span, by process."""
 
     protocol: str
     connections: int
@@ -52,7 +52,7 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.messages / self.seconds
 
     def busy(self, process: str) -> float:
-        """Return the share of one core that a process used; above 1 where it has several threads."""
+        """Return the share of one core that a process used; above 1 for a process with several threads."""
         return self.cpu_s[process] / self.seconds
 
 
@@ -65,7 +65,7 @@ class Spread(NamedTuple):
 
 
 def parse_run(line: str | bytes) -> Run:
-    """Return the run that a line of the load generator tells of; ValueError when it is no such line."""
+    """Return the run in a line of the load generator; raise ValueError for any other line."""
     try:
         run = msgspec.json.decode(line, type=Run)
     except msgspec.MsgspecError as error:
@@ -86,7 +86,7 @@ def over_runs(runs: Sequence[Run], figure: Callable[[Run], float]) -> Spread:
 
 
 def compared_figure(job: Job) -> Callable[[Run], float]:
-    """Return what two sides are compared by: the rate, or in a closed loop the median latency."""
+    """Return the figure that compares two sides: the rate, or in a closed loop the median latency."""
     return (lambda run: run.p50_us) if job.closed_loop else (lambda run: run.rate)
 
 

@@ -1,7 +1,7 @@
 """The peer's handler: a nats-py subscriber that answers each request with the request's own bytes.
 
-Run as a process of its own, on uvloop, exactly as a Bester handler process is; it prints one line when it is
-subscribed. It must do nothing a plain nats-py program would not: no batching of its own, no parsing of bodies.
+Run as a process of its own, on uvloop, exactly as a Bester handler process is; one printed line says that the handler
+is subscribed. Invariant: only a plain nats-py program's means, without batching of its own or parsing of bodies.
 """
 
 # mypy: disable-error-code="import-not-found"

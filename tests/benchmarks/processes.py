@@ -1,7 +1,7 @@
 """Processes of the benchmark: started, watched and ended one by one, by their process id.
 
-Each writes to a log of its own, whose last line explains a death. It must never end what it did not start, and
-never leave what it did.
+Each writes to a log of its own, whose last line explains a death. Invariant: only started processes are ended, and none
+of them is left.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def children(pid: int) -> list[int]:
     """Return the process ids of all living descendants of a process, parents first."""
     by_parent: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended while we looked
+        with suppress(OSError):  # the process ended while we looked
             fields = stat.read_text().rpartition(")")[2].split()
             if fields[0] != "Z":
                 by_parent.setdefault(int(fields[1]), []).append(int(stat.parent.name))
@@ -48,13 +48,13 @@ def free_port() -> int:
 
 
 class Running:
-    """One process and its descendants, from `with` to its end."""
+    """A process and its descendants, from `with` to its end."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self.name = name
         self._log = folder / f"{name.replace(' ', '-')}.log"
         with self._log.open("wb") as log:
-            # In a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends it in order.
+            # In a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends the process in order.
             self._process = subprocess.Popen(
                 command,
                 cwd=folder,
@@ -66,11 +66,11 @@ class Running:
         self.pid = self._process.pid
 
     def log(self) -> str:
-        """Return all it has written so far."""
+        """Return the log up to now."""
         return self._log.read_text(errors="replace")
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Wait until it is ready; BenchmarkError when it dies or stays silent."""
+        """Wait until `ready` returns true; raise BenchmarkError when the process dies or stays silent."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             last = (self.log().strip().splitlines() or ["(it wrote nothing)"])[-1][:LAST_WORDS]

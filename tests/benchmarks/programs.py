@@ -1,7 +1,7 @@
-"""What the benchmark needs beside this project: a compiler, nats-server, nats-py. Missing ones are installed.
+"""Programs that the benchmark needs beside this project: a compiler, nats-server, nats-py. Missing ones are installed.
 
-Debian's packages through apt-get, where we are root; nats-py from PyPI into this very environment. Everything is
-bounded in time; what cannot be had ends the benchmark with one line that says how to get it.
+Debian's packages through apt-get, where we are root; nats-py from PyPI into this very environment. Each step is bounded
+in time; a missing program ends the benchmark with one line that says how to get it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_TIMEOUT_S = 300.0  # a slow mirror; a hanging one is given up
 COMPILE_TIMEOUT_S = 60.0  # takes one second; a loaded machine many
-ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # where Debian puts servers, outside many users' PATH
+ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian's directories for servers, outside many users' PATH
 
 
 class BenchmarkError(Exception):
-    """The benchmark cannot go on; its text is one line, what and how to mend."""
+    """The benchmark cannot go on; the text is one line: the fault and its mend."""
 
 
 def _succeeds(command: Sequence[str]) -> bool:
@@ -47,7 +47,7 @@ def _program(name: str) -> str | None:
 
 
 def _debian_program(name: str, *packages: str) -> str:
-    """Return the path of a program, installing Debian's packages for it when it is not there."""
+    """Return the path of a program; install Debian's packages for a missing one."""
     found = _program(name)
     if found:
         return found
@@ -76,7 +76,7 @@ def require_nats_py() -> None:
         return
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted: list[str] = project["project"]["optional-dependencies"]["bench"]
-    # An environment made without pip is served by the pip of the Python it was made from.
+    # An environment made without pip uses the pip of the Python that made the environment.
     outer = getattr(sys, "_base_executable", sys.executable)
     inside = [sys.executable, "-m", "pip", "install", *wanted]
     outside = [outer, "-m", "pip", "--python", sys.executable, "install", *wanted]

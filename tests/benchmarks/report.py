@@ -1,4 +1,4 @@
-"""The figures as a person reads them, and as JSON. Decides nothing: goals stand beside the figures."""
+"""The figures as a person reads them, and as JSON. No figure is judged: goals stand beside the figures."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.benchmarks.figures import Job, Run, Spread, over_runs, ratio, spread
 
 PEER = "nats"
 PIPED_WIDTH = 130  # columns where the output is no terminal and so has no width of its own
-GENERATOR_IN_DOUBT = 0.8  # share of a core above which the load generator may have been what was measured
-GOALS = {  # (side, closed loop): what it should reach against the peer of the same run
+GENERATOR_IN_DOUBT = 0.8  # share of a core above which the load generator itself may limit the figures
+GOALS = {  # (side, closed loop): the goal against the peer of the same run
     ("bester up", False): "≥ 1.5 ×",
     ("bester up", True): "≤ 1.25 ×",
     ("bester split", False): "≥ 1.2 ×",
@@ -35,7 +35,7 @@ Results = Mapping[Job, Mapping[str, Sequence[Run]]]
 
 
 def machine(nats_version: str) -> dict[str, str]:
-    """Return what the figures were taken on."""
+    """Return the machine and versions that the figures were taken on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cores": f"{os.cpu_count()} × {models[0].partition(':')[2].strip() if models else platform.machine()}",

@@ -1,7 +1,7 @@
 """The sides of the comparison: each a server and one Python echo handler in a process of its own, on loopback.
 
-A side is entered once and serves all runs. It must do for one side nothing that it does not do for the other:
-same machine, same body, same load generator, uvloop in every Python process.
+A side is entered once and serves all runs. All sides are treated alike: same machine, same body, same load generator,
+uvloop in every Python process.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import NamedTuple
 from tests.benchmarks.processes import Running, children, free_port
 from tests.benchmarks.programs import nats_server
 
-PROBE_TIMEOUT_S = 6.0  # one answer of a server that waits up to 5 s for its handler to come
+PROBE_TIMEOUT_S = 6.0  # time for one answer of a server that waits up to 5 s for its handler to come
 
 
 class Side(NamedTuple):
-    """Where one side listens, and the processes whose time counts as its own."""
+    """A side: its address, and the processes whose time counts as its own."""
 
     name: str
-    protocol: str  # as the load generator calls it
+    protocol: str  # the protocol's name in the load generator
     port: int
     processes: dict[str, Running]
 
     def watched(self) -> list[str]:
-        """Return `label=pid` of every process as they are now; what a server starts is its handler."""
+        """Return `label=pid` of every process as they are now; a child of the server is its handler."""
         found = []
         for label, process in self.processes.items():
             found.append(f"{label}={process.pid}")
@@ -40,7 +40,7 @@ class Side(NamedTuple):
 
 @contextmanager
 def nats(folder: Path) -> Iterator[Side]:
-    """nats-server on a port it picks itself, and a nats-py subscriber."""
+    """Run nats-server on a port of its own choice, and a nats-py subscriber."""
     ports = folder / "ports"
     ports.mkdir()
     command = [nats_server(), "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(ports)]
@@ -55,7 +55,7 @@ def nats(folder: Path) -> Iterator[Side]:
 
         server.wait_until(lambda: port() is not None)
         chosen = port() or 0
-        # By path, so that it needs no working directory of ours.
+        # By path: no working directory of ours is needed.
         script = str(Path(__file__).with_name("nats_echo.py"))
         command = [sys.executable, script, f"nats://127.0.0.1:{chosen}"]
         handler = stack.enter_context(Running("nats-py", command, folder))

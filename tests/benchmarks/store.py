@@ -1,9 +1,9 @@
-"""What keeping costs: the store on disk, by how far each commit goes and how many writes are in one.
+"""The cost of storing: the store on disk, by how far each commit goes and how many writes each has.
 
     python -m tests.benchmarks.store [DIRECTORY]
 
 DIRECTORY is on the disk to be measured, the system's temporary one if not given. Bodies have 100 bytes; the rounds are
-interleaved, the figures medians. It measures one thread of one process that does nothing else.
+interleaved, the figures medians. One thread of one process that does nothing else is measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BODY = b'"' + b"x" * 98 + b'"'
 
 
 class Figures(NamedTuple):
-    """Entries a second kept, and ended again; the median commit and the slowest but one in a hundred, in ms."""
+    """Entries stored and ended, per second; the median commit and the slowest but one in a hundred, in ms."""
 
     kept: float
     ended: float

@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.stored`: what it costs to keep a message for somebody who is away.
+"""`python -m tests.benchmarks.stored`: the cost of storing a message for a user who is away.
 
 One build of `bester up`, one handler, the same senders (8 connections, 50 in flight each, 100 bytes): to a user who is
 here and reads, and to one who is away, in turn; the second with a store that waits for the disk (`full`) and one that
-does not (`normal`). It prints medians and ratios, and ends everything it started.
+does not (`normal`). Medians and ratios are printed, and everything that was started is ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONNECTIONS = 8
 DEPTH = 50
 PASSWORD = "a password for a benchmark"
 READ_BYTES = 256 * 1024
-PATIENCE_S = 60.0  # for one run; a server that answers nothing is given up
+PATIENCE_S = 60.0  # for one run; a server without an answer in that time is given up
 
 
 def frame(content: object) -> bytes:
@@ -61,7 +61,7 @@ class Reader:
 
 
 def connect(port: int, user: str) -> socket.socket:
-    """Log in, and return the connection once the server has said yes."""
+    """Log in, and return the connection once the server has accepted the login."""
     connection = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     header = {"scope": "client", "authentication": {"username": user, "password": PASSWORD}}
@@ -101,7 +101,7 @@ def run(port: int, to: str, messages: int) -> float:
 
 
 def read_all(connection: socket.socket, counted: list[int]) -> None:
-    """Read what comes, until the connection ends."""
+    """Read and count frames, until the connection ends."""
     reader = Reader()
     while data := connection.recv(READ_BYTES):
         counted[0] += reader.feed(data)
@@ -130,7 +130,7 @@ def serve(stack: ExitStack, folder: Path, synchronous: str) -> int:
 @click.option("--messages", type=click.IntRange(1000, 100_000), default=20_000, show_default=True, help="Of each run.")
 @click.option("--runs", type=click.IntRange(1, 20), default=5, show_default=True, help="Of each kind, in turn.")
 def main(messages: int, runs: int) -> None:
-    """Compare sending to a user who is here with sending to one who is away."""
+    """Compare sending to a user who is here with sending to an absent one."""
     rates: dict[str, list[float]] = {"here": [], "away, full": [], "away, normal": []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-")))

@@ -1,7 +1,7 @@
-"""`python -m tests.chaos --minutes 10`: kill and freeze real processes for so long, then see whether anything is lost.
+"""`python -m tests.chaos --minutes 10`: kill and freeze real processes for a time, then check that no message is lost.
 
-Prints `0 of N lost, D redelivered and marked, K kills, seed S` and ends with 0; or tells what went wrong, and ends
-with 1. The seed chooses the messages and the faults; what comes of them, real time decides.
+Prints `0 of N lost, D redelivered and marked, K kills, seed S` and ends with 0; or tells the faults found, and ends
+with 1. The seed chooses the messages and the faults; real time decides their course.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.chaos.breakages import BREAKAGES
 from tests.chaos.course import Result, StuckError, play
 
 SHOWN = 20
-"""So many wrongs are told in full."""
+"""Number of wrongs that are printed in full."""
 BEFORE_S, AFTER_S = 5.0, 15.0
 """Faults from so long before a lost message was sent until so long after are part of its story."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, the way it is called."""
+    """Parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message}; say for instance `make chaos MINUTES=10`\n")
@@ -51,14 +51,14 @@ def main() -> int:
     parser.add_argument(
         "--break", dest="breakage", default="", choices=sorted(BREAKAGES), help="break this, to see that it is found"
     )
-    said = parser.parse_args()
-    seed = secrets.randbelow(1_000_000) if said.seed is None else said.seed
-    if said.keep is not None:
-        said.keep.mkdir(parents=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    options = parser.parse_args()
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    if options.keep is not None:
+        options.keep.mkdir(parents=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        result = play(seed, said.minutes * 60, lambda text: print(text, flush=True), said.keep, said.breakage)
+        result = play(seed, options.minutes * 60, lambda text: print(text, flush=True), options.keep, options.breakage)
     except StuckError as error:
         print(error)
         return 1

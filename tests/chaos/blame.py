@@ -1,10 +1,10 @@
-"""Who is given up for what in a chaos run, and when: dead letters, poison, and time to live. Pure.
+"""Blame in a chaos run: dead letters, poison, and time to live. Pure.
 
 - An innocent message is never given up for the deaths of its handlers, unless those were killed from outside as often
-  as one message deserves, while it was under way.
-- Poison that was given up has killed as many handlers as it deserves, and not many more; there is a letter of it.
-- A dead letter has the date that its server's clock showed when it was made.
-- Nothing is received after its time is over, whatever the clocks show. (That nothing fails before, is in `entries`.)
+  as one message deserves, while the message was under way.
+- Poison that was given up has killed as many handlers as it deserves, and not many more; a dead letter tells of it.
+- A dead letter has the date that its server's clock showed when the letter was made.
+- No message is received after its time to live, whatever the clocks show. (`entries` checks that none fails earlier.)
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tests.chaos.letters import DeadLetter
 from tests.chaos.traffic import ATTEMPTS, SERVERS
 
 COMPANY_DEATHS = 3
-"""So many more than it deserves poison may kill: deaths in company tell nothing of who it was. One at first, and one
-for each time that it was taken for innocent because other poison was with it."""
+"""Extra handlers that poison may kill beyond its limit: deaths in company do not tell the guilty message. One at first,
+and one for each time that the poison was taken for innocent because other poison was with it."""
 DATED_S = 3.0
-"""By so much a letter's date may be off: how long a slow machine takes to look at a clock that was set."""
+"""Seconds by which a dead letter's date may be off: the time a slow machine takes to look at a clock that was set."""
 LATE_S = 30.0
-"""So long after its time something may be received: it had left its server, and lay with a frozen or dead process, or
-on the way to another server. Far less than what clocks are set by."""
+"""Seconds after its time to live in which a message may still be received: the message had left its server, and lay
+with a frozen or dead process, or on the way to another server. Far less than the steps by which clocks are set."""
 BOOT_S = 75.0
-"""The same for each boot meanwhile: of a clock that went back it is known only what it had shown a minute before."""
+"""The same allowance for each boot meanwhile: after a clock went back, only the time shown a minute before is known."""
 
 
 def faults(entries: Mapping[int, Entry], letters: Iterable[DeadLetter], happened: Happened) -> Iterator[str]:
-    """Say who was blamed for what others did, and what came too late."""
+    """Yield messages that were blamed for the deeds of others, and messages that came too late."""
     buried: set[int] = set()
     for letter in letters:
         entry = entries.get(letter.number)
@@ -42,7 +42,7 @@ def faults(entries: Mapping[int, Entry], letters: Iterable[DeadLetter], happened
         yield from _letter_faults(entry, letter, happened)
     for number, entry in entries.items():
         given_up = any(report.reason == "handler-lost" for report in entry.told) or any(
-            later.outcome == "failed:handler-lost" for news in entry.later.values() for later in news
+            later.outcome == "failed:handler-lost" for outcomes in entry.later.values() for later in outcomes
         )
         if given_up and number not in buried:
             yield f"given up, and there is no dead letter: {entry.story()}"
@@ -82,7 +82,7 @@ def _poison_faults(entry: Entry, happened: Happened, *, given_up: bool) -> Itera
 
 
 def _late(entry: Entry, happened: Happened) -> Iterator[str]:
-    """Its time began at its server before its report came at the latest."""
+    """Yield late receipts; the time to live began at the server before the report came at the latest."""
     told_s = entry.told_s()
     if told_s is None or entry.sent.ttl_s is None:
         return

@@ -1,10 +1,10 @@
 """Deliberate breakages of the servers of a chaos run, to see that the run finds each of them: `--break NAME`.
 
-    blame      all that a handler held when it died has used up an attempt, and is given on in company
+    blame      each job that a handler held when it died has used up an attempt, and is given on in company
     sent       a connection that was cut counts as closed in peace
-    clock      what the wall clock shows is read once, at the start
-    wall       what waits expires by the wall clock
-    unmarked   what may have been delivered before comes again from a box without the mark
+    clock      the wall clock is read once, at the start
+    wall       waiting messages expire by the wall clock
+    unmarked   a message that may have been delivered before comes again from a queue without the mark
     names      a name is looked up once
 
 Each is called in every server process before its program begins (`prelude` does that).
@@ -75,9 +75,9 @@ def names() -> None:
 
     def once(ended: Callable[..., Any]) -> Callable[..., Any]:
         def end(self: Any, host: str, *given: Any) -> Any:
-            news = ended(self, host, *given)
+            answer = ended(self, host, *given)
             self._names[host].due = inf
-            return news
+            return answer
 
         return end
 
@@ -90,5 +90,5 @@ BREAKAGES: dict[str, Callable[[], None]] = {each.__name__: each for each in (bla
 
 
 def named(breakage: str) -> str:
-    """Return how the prelude is told to call one."""
+    """Return the text that makes the prelude call a breakage."""
     return f"{__name__}:{breakage}"

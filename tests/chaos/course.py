@@ -1,8 +1,8 @@
-"""One chaos run from its first process to its verdict.
+"""A chaos run from its first process to its verdict.
 
 Two servers, two sending and two receiving client processes, and two servers of the native protocol; users who listen
-from here, and a name server that the servers ask; faults for a while; then everybody is well again, and the ledger is
-balanced. Nothing that it started outlives it, nor does its directory.
+from here, and a name server that the servers ask; faults for a while; then all faults end, and the ledger is balanced.
+No process outlives the run, nor does its directory.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ from tests.chaos.traffic import NATIVES, SENDERS, SERVERS
 START_S = 60.0
 """For everything to be there at first; a good machine takes three seconds."""
 DRAIN_S = 90.0
-"""After the faults all that was promised arrives within so long. News of a message that a server does not know, and
-what is behind them, are refused for the first 60 s of its life: the message may come again."""
+"""Seconds after the faults within which all promised messages arrive. A later outcome for a message that a server does
+not know, and the messages behind that one, are refused for the first 60 s of the server's life: the message may come
+again."""
 SETTLE_S = 2.0
-"""Then nothing more comes; what would come twice is given a moment for it."""
+"""Seconds after the last arrival, in which a second copy would still come."""
 LISTENING = 1
-"""So many users of each server listen without acknowledgements, from a process that nothing happens to."""
+"""Users of each server that listen without acknowledgements, from a process that suffers no faults."""
 NOT_ROOT = "names do not come and go, and no machine boots: that takes root, and unshare (util-linux)"
 
 
 class StuckError(Exception):
-    """The run could not be made; the text says what did not happen."""
+    """The run could not be made; the text names the missing event."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `counts`: what happened beside kills and freezes, and how often; `story`: the faults, by the
-    clock of the journals."""
+    """The result of a run. `counts`: events beside kills and freezes, and how often; `story`: the faults, by the clock
+    of the journals."""
 
     seed: int
     verdict: Verdict
@@ -86,7 +87,7 @@ class Clients:
         self._first_life = first_life
 
     def start_sending(self) -> None:
-        """Begin another life of the sender. Its number is no other life's, on either server."""
+        """Begin another life of the sender. Its number is unique over both servers."""
         life = self._first_life + 4 * self.sending.lives
         self.sending_journal = f"{self.sending.name}-{life}"
         journal = self._journals / f"{self.sending_journal}.journal"
@@ -98,14 +99,14 @@ class Clients:
         life = self.receiving.lives
         journal = self._journals / f"{self.receiving.name}-{life}.journal"
         users = list(SERVERS[self._server.name][LISTENING:])
-        if manner == "steady":  # what the senders were to be told, and had gone before
+        if manner == "steady":  # reports and outcomes that the senders had left before they came
             users.insert(0, SENDERS[self._server.name])
         arguments = (self._server.address, str(journal), f"{self._seed}/{life}", manner, *users)
         self.receiving.start(*python("tests.chaos.receiver", *arguments))
 
 
 class Course:
-    """The run itself; `say` is told how far it is. `breakage` names what is broken in the servers, if anything."""
+    """The run itself; `say` is called with the progress. `breakage` names the part of the servers to break, if any."""
 
     def __init__(
         self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str
@@ -158,7 +159,7 @@ class Course:
         return targets
 
     async def run(self) -> Result:
-        """Play it; what it returns says nothing of dead letters so far. Raises StuckError where it cannot be played."""
+        """Play the run; the result has no dead letters yet. Raises StuckError where the run cannot be played."""
         async with AsyncExitStack() as stack:
             names = await stack.enter_async_context(name_server(self._resolver)) if may_mount() else None
             if names is None:
@@ -184,7 +185,7 @@ class Course:
         )  # fmt: skip
 
     async def _listened_to(self, listeners: list[Receiver], around: Surroundings) -> float:
-        """Rage and drain, while these listen; say how long the draining took."""
+        """Rage and drain, while these users listen; return the seconds that the draining took."""
         try:
             async with asyncio.TaskGroup() as group:
                 for listener in listeners:
@@ -215,7 +216,7 @@ class Course:
             group.create_task(around.change(self._duration_s))
 
     async def _drain(self, listeners: list[Receiver]) -> float:
-        """Wait until the senders have their reports and the receivers their messages; say how long that took."""
+        """Wait until the senders have their reports and the receivers their messages; return the seconds that took."""
         began_s = now_s()
         self._say("the faults are over; waiting for what is on its way")
         for listener in listeners:
@@ -230,7 +231,7 @@ class Course:
         senders = [clients.sending for clients in self._clients]
         await _until(lambda: not any(part.alive for part in senders) and self._paid(), DRAIN_S, None)
         for clients in self._clients:
-            if clients.sending.alive:  # it waits for reports that should have come
+            if clients.sending.alive:  # the sender waits for reports that should have come
                 self._ledger.take(clients.sending_journal, Closed(now_s()))
         drained_s = now_s() - began_s
         await asyncio.sleep(SETTLE_S)
@@ -241,7 +242,8 @@ class Course:
             self._ledger.take(journal, record)
 
     def _flows(self) -> bool:
-        """Has each sender a good report, and does each server know of the native server that reports that it does?"""
+        """Return whether each sender has a good report, and each server knows that the reporting native server
+        reports."""
         self._read()
         good = [entry for entry in self._ledger.entries.values() if any(told.good for told in entry.told)]
         senders = {entry.journal for entry in good}
@@ -277,7 +279,8 @@ def _asleep(parts: list[Part]) -> str:
 
 
 async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callable[[], str] | None) -> None:
-    """Look until it is true. After the deadline: StuckError with the complaint, or nothing where there is none."""
+    """Poll until `true` returns true. After the deadline: raise StuckError with the complaint, or return without
+    one."""
     end_s = now_s() + deadline_s
     while not true():
         if now_s() > end_s:
@@ -290,8 +293,8 @@ async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callabl
 def play(
     seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = ""
 ) -> Result:
-    """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: what is
-    broken in the servers (see `breakages`), to see whether it is found."""
+    """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: a part of
+    the servers to break (see `breakages`), to test that the run finds the fault."""
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))

@@ -1,11 +1,11 @@
-"""What is known of one message of a chaos run, what was promised of it, and what the run itself explains. Pure.
+"""The records of one message in a chaos run, the promises of its reports, and the run's own explanations. Pure.
 
-What explains a failure:
+Explanations of a failure:
 
-    expired       the sender gave the message so long, and so long had passed
-    handler-lost  it is poison; or handlers were killed from outside as often as one message deserves
-    no-handler, overloaded, unreachable, hello-first     in a report: nobody was there to take it
-    loss of what was `sent` to a mute server: it was killed in the meantime, with the message in its hands
+    expired       the sender gave the message a time to live, and that time had passed
+    handler-lost  the message is poison; or handlers were killed from outside as often as one message deserves
+    no-handler, overloaded, unreachable, hello-first     in a report: nobody was there to take the message
+    loss of a message `sent` to a mute server: the server was killed meanwhile, with the message in its hands
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ PROMISES = ("delivered", "queued", "sent")
 NOBODY_THERE = frozenset({"no-handler", "overloaded", "unreachable"})
 """Reasons of a bad report that any fault explains."""
 EARLY_S = 1.0
-"""So much earlier than it must something may expire: clocks are looked at some times a second."""
+"""Seconds before its time at which a message may expire: clocks are looked at some times a second."""
 AROUND_S = 1.0
-"""What was hit shortly before a message was sent, or is hit when it has just ended, may have had it in hand."""
+"""Seconds around a message's life in which a process that is hit may have had the message in hand."""
 MUTE = frozenset(name for name, reports in NATIVES.items() if not reports)
 
 
 @dataclass
 class Entry:
-    """Everything known of one message."""
+    """All records of one message."""
 
     sent: Sent
     journal: str
@@ -42,7 +42,7 @@ class Entry:
     died: list[Died] = field(default_factory=list)
 
     def promised(self) -> Iterator[str]:
-        """The users who must have it, by what its reports say."""
+        """Yield the users who must receive the message, by its reports."""
         for report in self.told:
             for target, users in self.sent.targets.items():
                 outcome = report.recipients.get(target, "delivered" if report.good else "failed")
@@ -50,7 +50,7 @@ class Entry:
                     yield from users
 
     def queued(self) -> Iterator[str]:
-        """The recipients of which the sender is to be told later what became."""
+        """Yield the recipients whose later outcome the sender is to learn."""
         for report in self.told:
             yield from (target for target, outcome in report.recipients.items() if outcome == "queued")
 
@@ -58,32 +58,33 @@ class Entry:
         return any(_reason(later.outcome) and self.explains(later) for later in self.later.get(target, []))
 
     def _died_with_it(self, target: str, report: Told) -> bool:
-        """It was `sent` to a mute server that was killed meanwhile: the end of its connection said nothing of that."""
+        """Return whether a mute server was killed after the message was `sent` to it: the connection's end is no sign
+        then."""
         if target not in MUTE:
             return False
         until_s = max([report.at_s, *(later.at_s for later in self.later.get(target, []))])
         return self.happened.deaths(target, self.sent.at_s - AROUND_S, until_s + AROUND_S) > 0
 
-    def explains(self, said: Later) -> bool:
-        """Whether a failure that the sender heard of later is one that the run has brought about."""
-        reason = _reason(said.outcome)
+    def explains(self, later: Later) -> bool:
+        """Return whether the run explains a failure that the sender learnt later."""
+        reason = _reason(later.outcome)
         if reason == "expired":
-            return self.over(said.at_s)
-        return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(said.at_s))
+            return self.over(later.at_s)
+        return reason == "handler-lost" and (self.sent.kills or self.killed_from_outside(later.at_s))
 
     def over(self, at_s: float) -> bool:
-        """Whether its time was over then."""
+        """Return whether the message's time to live was over at `at_s`."""
         return self.sent.ttl_s is not None and at_s >= self.sent.at_s + self.sent.ttl_s - EARLY_S
 
     def killed_from_outside(self, until_s: float, server: str | None = None) -> bool:
-        """Whether handlers were killed from outside, by then, as often as one message deserves: at one server, or this
-        one."""
+        """Return whether handlers were killed from outside, by `until_s`, as often as one message deserves: at any
+        server, or at this one."""
         since_s = self.sent.at_s - AROUND_S
         servers = SERVERS if server is None else (server,)
         return any(self.happened.deaths(name, since_s, until_s + AROUND_S) >= ATTEMPTS for name in servers)
 
     def unexplained(self) -> Iterator[str]:
-        """What its sender was told and the run does not explain."""
+        """Yield the failures that the sender learnt and the run does not explain."""
         for report in self.told:
             if not report.good and not self._bad_is_explained(report):
                 yield f"reported bad, {report.reason}"
@@ -92,8 +93,8 @@ class Entry:
         for target, outcome in self._outcomes():
             if target in NATIVES and outcome == ("delivered" if target in MUTE else "sent"):
                 yield f"{target} is said to be {outcome}"
-        for target, news in self.later.items():
-            for later in news:
+        for target, outcomes in self.later.items():
+            for later in outcomes:
                 if later.outcome.startswith("failed") and not self.explains(later):
                     yield f"of {target} failed later"
 
@@ -109,29 +110,29 @@ class Entry:
             for target in self.sent.targets:
                 if report.good or target in report.recipients:
                     yield target, report.recipients.get(target, "delivered")
-        for target, news in self.later.items():
-            yield from ((target, later.outcome) for later in news)
+        for target, outcomes in self.later.items():
+            yield from ((target, later.outcome) for later in outcomes)
 
     def told_s(self) -> float | None:
         """When its sender had its report, None where that was never."""
         return max((report.at_s for report in self.told), default=None)
 
     def ended_s(self) -> float | None:
-        """When its sender knew all of what became of it, None where that was never."""
+        """Return the time at which the sender knew all outcomes, None where some never came."""
         if not self.told or any(target not in self.later for target in self.queued()):
             return None
-        known = [later.at_s for news in self.later.values() for later in news]
+        known = [later.at_s for outcomes in self.later.values() for later in outcomes]
         return max([report.at_s for report in self.told] + known)
 
     def story(self) -> str:
-        """What happened to it, for people."""
+        """Return the message's story, for people."""
         what = ", which kills" if self.sent.kills else ""
         ttl = f" within {self.sent.ttl_s:.1f} s" if self.sent.ttl_s is not None else ""
         head = f"message {self.sent.number} ({self.sent.type}{what}) of {self.journal} to {self.sent.targets}{ttl}"
         events: list[tuple[float, str]] = [(self.sent.at_s, "sent")]
-        for told in self.told:
-            verdict = "good" if told.good else f"bad {told.reason}"
-            events.append((told.at_s, f"reported {verdict} {told.recipients or ''} as {told.message}"))
+        for report in self.told:
+            verdict = "good" if report.good else f"bad {report.reason}"
+            events.append((report.at_s, f"reported {verdict} {report.recipients or ''} as {report.message}"))
         for user, receipts in self.got.items():
             for got in receipts:
                 mark = ", marked" if got.marked else ""
@@ -139,8 +140,8 @@ class Entry:
         events += [(died.at_s, f"kills a handler at {died.server}") for died in self.died]
         if self.given_up is not None:
             events.append((self.given_up.at_s, f"given up: {self.given_up.why}"))
-        for target, news in self.later.items():
-            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in news]
+        for target, outcomes in self.later.items():
+            events += [(later.at_s, f"told later of {target}: {later.outcome}") for later in outcomes]
         return "\n".join([head, *(f"    {at_s:12.3f}  {what}" for at_s, what in sorted(events))])
 
 

@@ -1,6 +1,6 @@
-"""What is done to the processes of a chaos run, and when: a seed chooses, real time and real processes answer.
+"""Faults of the processes in a chaos run: a seed chooses, real time and real processes answer.
 
-It must never touch a process that the run has not started, and leaves nothing frozen.
+Invariant: only processes of the run are touched, and none stays frozen.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from tests.chaos.processes import Part, signal_one
 MEAN_PAUSE_S = 1.3
 """Between two faults, on average: a program has time to come back and to work before its next death, mostly."""
 FROZEN_S = {(0.1, 1.0): 5, (1.0, 4.0): 3, (6.5, 9.0): 1}
-"""How long something is frozen, and how often: a party silent for 6 s is taken for dead, and wakes up to that."""
+"""Spans of a freeze in seconds, and their weights: a party silent for 6 s is taken for dead, and wakes up to that."""
 DEAD_S = {(0.0, 0.0): 4, (0.2, 2.0): 4, (3.0, 7.0): 1}
-"""How long until it is started again: also longer than a message waits for a handler."""
+"""Spans in seconds until a killed part is started again: also longer than a message waits for a handler."""
 KILLS, FREEZES = 3, 2
-"""How often one and the other."""
+"""Weights of kills and of freezes."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that can be hit: one part or several at once, and how to start it again. `weight`: how often.
+    """A target that can be hit: one part or several at once, and how to start them again. `weight`: how often.
 
-    `where`: the servers whose handlers may be lost by that, or the native server that is hit. `workers`: hit one of the
-    handler processes below the part instead, which somebody else starts again. `machines`: the parts are all that runs
-    on these.
+    `where`: the servers whose handlers may be lost by a hit, or the native server that is hit. `workers`: hit one of
+    the handler processes below the part instead, whose parent starts another. `machines`: the machines on which these
+    parts are all that runs.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Target:
 
 
 class Weather:
-    """Chooses and carries out faults until it is told to stop. `happened` is told of them."""
+    """Weather that chooses and carries out faults until its end. `happened` records the faults."""
 
     def __init__(self, targets: Sequence[Target], happened: Happened, random: Random) -> None:
         self.kills = 0
         self.freezes = 0
         self.counts: Counter[str] = Counter()
-        """How often machines slept and booted."""
+        """Number of sleeps and boots of machines."""
         self.story: list[tuple[float, str]] = []
         self._targets = targets
         self._happened = happened
@@ -63,7 +63,7 @@ class Weather:
         self._calm = asyncio.Event()
 
     async def rage(self, duration_s: float) -> None:
-        """Let faults happen for so long; when it returns, everything has been thawed and started again."""
+        """Let faults happen for so long; on return, everything has been thawed and started again."""
         end_s = now_s() + duration_s
         while (pause_s := self._random.expovariate(1 / MEAN_PAUSE_S)) < end_s - now_s():
             await asyncio.sleep(pause_s)
@@ -74,14 +74,14 @@ class Weather:
             await asyncio.gather(*self._tasks)
 
     def _strike(self) -> None:
-        """Begin one fault. The choices don't depend on what is alive: the same seed chooses alike."""
+        """Begin one fault. The choices don't depend on the parts alive: the same seed chooses alike."""
         target = self._random.choices(self._targets, [target.weight for target in self._targets])[0]
         kills = self._random.choices((True, False), (KILLS, FREEZES))[0]
         table = DEAD_S if kills else FROZEN_S
         for_s = self._random.uniform(*self._random.choices(list(table), list(table.values()))[0])
         which = self._random.random()
         if any(part.name in self._hit for part in target.parts):
-            return  # it is down already
+            return  # the target is down already
         work = self._worker(target, kills, for_s, which) if target.workers else self._part(target, kills, for_s)
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -123,7 +123,7 @@ class Weather:
 
     @contextmanager
     def _recorded(self, target: Target, *, kills: bool) -> Iterator[None]:
-        """Have it known where something is hit, and for how long."""
+        """Record a hit on a target, and its duration."""
         numbers = [self._happened.begins(where, kills=kills, at_s=now_s()) for where in target.where]
         try:
             yield

@@ -25,7 +25,7 @@ slow = App("slow")
 
 
 def taste(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what a message says of poison for whoever is next, or die of it here."""
+    """Return the message's poison for the next handler, or die of the poison here."""
     poison = data.get("poison")
     if poison is None:
         return {}
@@ -44,13 +44,13 @@ def taste(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def deliver(message: Message, data: dict[str, Any]) -> Command:
-    """Send the text to the users it is for here."""
+    """Send the text to the message's users at this server."""
     taste(data)
     return message.send_clients(data["to"], {"number": data["number"], "text": data["text"]})
 
 
 def forward(message: Message, data: dict[str, Any]) -> Command:
-    """Send it to the other server, for its users."""
+    """Send the message to the other server, for its users."""
     there = {"number": data["number"], "text": data["text"], "to": data["there"]}
     return message.send_servers([data["server"]], there | taste(data), as_type=data["as"])
 

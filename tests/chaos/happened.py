@@ -1,7 +1,7 @@
-"""What the run itself has done to whom, and what the clocks of the servers showed. Pure: it is told, and answers.
+"""The faults of the run itself, by target, and the times that the servers' clocks showed. Pure.
 
-The ledger asks it what a failure may come of: an innocent message may be given up once its handlers were killed, from
-outside, as often as a message deserves, and a server's clock may be wrong only by as much as it was set.
+The ledger asks for the possible causes of a failure: an innocent message may be given up once its handlers were killed,
+from outside, as often as a message deserves, and a server's clock may be wrong only by as much as it was set.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from math import inf
 
 SILENT_S = 4.0
-"""A process that is frozen for less is taken for dead by nobody; for more it may be, on a slow machine."""
+"""Seconds of a freeze below which no process is taken for dead; above, a process may be, on a slow machine."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """Something was killed or frozen, from `at_s` until it was there again. `where`: a server whose handlers may have
-    died of that, or a server of the native protocol."""
+    """A kill or freeze, from `at_s` until the process was there again. `where`: a server whose handlers may have died
+    of the hit, or a server of the native protocol."""
 
     where: str
     kills: bool
@@ -27,7 +27,7 @@ class Hit:
 
 
 class Happened:
-    """Of one run. Times are monotonic seconds. `epoch_s`: what the true clock showed when those began."""
+    """The faults of one run. Times are monotonic seconds. `epoch_s`: the true clock's time when the run began."""
 
     def __init__(self, epoch_s: float = 0.0) -> None:
         self.epoch_s = epoch_s
@@ -37,16 +37,16 @@ class Happened:
         self._clocks: dict[str, list[tuple[float, float]]] = defaultdict(lambda: [(-inf, 0.0)])
         self._boots: list[float] = []
 
-    # --- told ---
+    # --- recording ---
 
     def begins(self, where: str, *, kills: bool, at_s: float) -> int:
-        """Something is hit; returns what `ends` is told."""
+        """Record the start of a hit; return the number for `ends`."""
         self._serial += 1
         self._under_way[self._serial] = where, kills, at_s
         return self._serial
 
     def ends(self, number: int, at_s: float) -> None:
-        """What was hit is there again."""
+        """Record that the target of a hit is there again."""
         where, kills, since_s = self._under_way.pop(number)
         self._hits.append(Hit(where, kills, since_s, at_s))
 
@@ -61,16 +61,16 @@ class Happened:
     # --- asked ---
 
     def deaths(self, where: str, since_s: float, until_s: float) -> int:
-        """How many times handlers there, or that native server, may have been lost in this time: by what came from
+        """Count the times in this span at which handlers there, or that native server, may have been lost to a hit from
         outside."""
         return sum(1 for hit in self._near(where, since_s, until_s) if hit.kills or hit.until_s - hit.at_s >= SILENT_S)
 
     def frozen_s(self, where: str, since_s: float, until_s: float) -> float:
-        """For how long anything there was frozen or down, at most, in what overlaps this time."""
+        """Return the seconds for which anything there was frozen or down, at most, in hits that overlap this span."""
         return sum(hit.until_s - hit.at_s for hit in self._near(where, since_s, until_s))
 
     def settled(self, server: str, for_s: float, at_s: float) -> bool:
-        """Has a server run for so long, without anything happening to it, since its clock was set?"""
+        """Return whether a server has run for so long since its clock was set, without a hit."""
         calm = self.frozen_s(server, at_s - for_s, at_s) == 0.0
         return calm and not self._under_way_at(server) and self._clocks[server][-1][0] < at_s - for_s
 
@@ -84,12 +84,12 @@ class Happened:
                 yield Hit(name, kills, at_s, until_s)
 
     def boots(self, since_s: float, until_s: float) -> int:
-        """How many machines began another run in this time."""
+        """Return the number of boots in this span."""
         return sum(1 for at_s in self._boots if since_s <= at_s <= until_s)
 
     def shown(self, server: str, wall_s: float, slack_s: float) -> list[tuple[float, float]]:
-        """Return when a server's clock showed this, from when to when, `slack_s` more on both sides; and as long again
-        as the server was frozen when its clock was set, for it went on with the old time then."""
+        """Return the spans in which a server's clock showed this time, `slack_s` wider on both sides; and wider by as
+        long as the server was frozen when its clock was set, for it went on with the old time then."""
         times: list[tuple[float, float]] = []
         history = self._clocks[server]
         for number, (since_s, ahead_s) in enumerate(history):

@@ -1,7 +1,7 @@
-"""What the processes of a chaos run put down: one file each, one record a line, which outlives a killed process.
+"""Journals of the processes in a chaos run: one file each, one record a line, which outlives a killed process.
 
 A record is with the kernel before anything follows from it; a process that dies leaves whole records, and at most one
-torn line at the end. It must never be kept back in a buffer, and never be changed once written.
+torn line at the end. Invariant: no record is buffered, and none changes once written.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import msgspec
 
 
 class Sent(msgspec.Struct, tag="sent", tag_field="what", frozen=True):
-    """A message is about to be submitted. `targets`: who is to get it, by the name its report will use.
+    """A message is about to be submitted. `targets`: the users to receive it, by the recipient's name in the report.
 
-    `ttl_s`: how long it may wait, where its sender says so. `kills`: it kills whoever handles it. `asks`: its sender is
-    to hear later what became of what was queued.
+    `ttl_s`: how long the message may wait, where its sender says so. `kills`: the message kills its handlers. `asks`:
+    the sender is to learn later outcomes of queued recipients.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Sent(msgspec.Struct, tag="sent", tag_field="what", frozen=True):
 
 
 class Told(msgspec.Struct, tag="told", tag_field="what", frozen=True):
-    """The report on a message came. `recipients` as in the report; `message` is the server's id of it."""
+    """The report on a message came. `recipients` as in the report; `message` is the server's id of the message."""
 
     number: int
     good: bool
@@ -42,7 +42,7 @@ class Told(msgspec.Struct, tag="told", tag_field="what", frozen=True):
 
 
 class Later(msgspec.Struct, tag="later", tag_field="what", frozen=True):
-    """What became of something that had been queued, as the server told it afterwards."""
+    """The later outcome of a queued recipient, as the server sent it."""
 
     message: str
     recipient: str
@@ -51,7 +51,7 @@ class Later(msgspec.Struct, tag="later", tag_field="what", frozen=True):
 
 
 class GivenUp(msgspec.Struct, tag="given-up", tag_field="what", frozen=True):
-    """The client library says that no report will come."""
+    """The client library has given up the wait for a report."""
 
     number: int
     why: str
@@ -59,12 +59,12 @@ class GivenUp(msgspec.Struct, tag="given-up", tag_field="what", frozen=True):
 
 
 Place = tuple[str, str, str, int]
-"""Where a message stands in a lane: which server's, of which type, in which numbering, and its number."""
+"""A message's place in a lane: the lane's server, type and numbering, and the message's number."""
 
 
 class Got(msgspec.Struct, tag="got", tag_field="what", frozen=True):
-    """A user or a native server received a message. `sound`: its text is the one that was sent. `link`: which
-    connection it came on. `place`: of what a native server received, its place in the lane."""
+    """A user or a native server received a message. `sound`: the text is the one that was sent. `link`: the connection
+    that the message came on. `place`: the place in the lane, of a message to a native server."""
 
     number: int
     user: str
@@ -85,7 +85,7 @@ class Died(msgspec.Struct, tag="died", tag_field="what", frozen=True):
 
 
 class Closed(msgspec.Struct, tag="closed", tag_field="what", frozen=True):
-    """The process ended in good order: everything it had sent was reported on, or given up."""
+    """The process ended in good order: each message that it had sent was reported on, or given up."""
 
     at_s: float
 
@@ -114,7 +114,7 @@ class Journal:
         os.close(self._file)
 
     def write(self, record: Record) -> None:
-        """Put a record down; it is safe from anything but the machine's own end when this returns."""
+        """Write a record; on return the record is safe from anything but the machine's own end."""
         line = _encode(record) + b"\n"
         if os.write(self._file, line) != len(line):
             raise OSError("the disk is full: a chaos run cannot go on without its journals")

@@ -1,22 +1,22 @@
-"""The ledger of a chaos run: what was sent, what was reported, what was received, and whether that is in order. Pure.
+"""The ledger of a chaos run: messages sent, reported and received, and the judgement on them. Pure.
 
 The rules, each checked for every message and every one of its recipients:
 
-- what a report calls `delivered`, `queued` or `sent` has been received, unless the sender was told later that it failed
-  for a reason that the run itself gives (see `excuses`);
-- every message has exactly one report, unless its sender was killed first or its client gave it up; it says nothing bad
-  that no fault explains;
-- nothing is received that was not sent, by somebody it was not for, or with another text;
-- of what a report calls `queued` the sender, who has asked for it, hears later what became of it;
-- what a user or a native server receives again under the same id is marked as redelivered; and of all that it receives
-  of a message, whatever its ids, one at most is not marked: a server that died with its memory of a message gives what
-  is sent again another id and the mark, and that may overtake the first. A user has one connection at a time here, and
-  all of them are in the journals: no second receipt is a copy for another device;
-- a native server that reports is never said to have been `sent` something, and one that is mute never to have got it;
-- what has to be in order comes in order (`order`); time to live is kept to, whatever the clocks show, and messages are
-  given up for what they do, not for what others do (`blame`).
+- a result that a report calls `delivered`, `queued` or `sent` has been received, unless the sender learnt later that it
+  failed for a reason that the run itself gives (see `entries`);
+- every message has exactly one report, unless its sender was killed first or its client gave the message up; a bad
+  report needs a fault that explains its reason;
+- no message is received that was not sent, by a user who is no recipient, or with another text;
+- the sender of a message with a `queued` recipient, having asked for it, learns the later outcome;
+- a message that a user or a native server receives again under the same id is marked as redelivered; and of all copies
+  of a message, whatever their ids, at most one is not marked: a server that died with its memory of a message gives
+  the message that is sent again another id and the mark, and the marked copy may overtake the first. A user has one
+  connection at a time here, and all of them are in the journals: no second receipt is a copy for another device;
+- a reporting native server never gets the outcome `sent`, and a mute one never `delivered`;
+- ordered messages come in order (`order`); time to live is kept to, whatever the clocks show, and messages are given up
+  for their own deeds, not for those of others (`blame`).
 
-It must never ask a server what happened: what clients and native servers saw counts, and dead letters.
+No server is asked for the truth: the receipts of clients and native servers count, and dead letters.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tests.chaos.letters import DeadLetter
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the ledger says in the end. `promises`: (message, user) pairs that a report vouched for. `poison`: messages
-    that killed a handler, and how often one did."""
+    """The ledger's result. `promises`: (message, user) pairs that a report vouched for. `poison`: messages that killed
+    a handler, and the number of their kills."""
 
     promises: int
     lost: list[tuple[int, str]]
@@ -55,7 +55,7 @@ class Verdict:
 
 
 class Ledger:
-    """Takes records in any order, from any journal. `happened` is what the run itself has done."""
+    """A ledger that takes records in any order, from any journal. `happened` has the faults of the run itself."""
 
     def __init__(self, happened: Happened | None = None) -> None:
         self.entries: dict[int, Entry] = {}
@@ -110,7 +110,7 @@ class Ledger:
         ]
 
     def untold(self) -> list[tuple[int, str]]:
-        """The (message, recipient) pairs that were reported as queued, and of which the sender heard no more."""
+        """The (message, recipient) pairs that were reported as queued, and whose sender got no later outcome."""
         return [
             (number, target)
             for number, entry in self.entries.items()
@@ -120,8 +120,8 @@ class Ledger:
         ]
 
     def verdict(self, letters: Iterable[DeadLetter] = ()) -> Verdict:
-        """Judge everything that was entered, and the dead letters that were left."""
-        wrong = [f"received, but never sent: {one}" for early in self._early.values() for one in early]
+        """Judge all records, and the dead letters that were left."""
+        wrong = [f"received, but never sent: {receipt}" for early in self._early.values() for receipt in early]
         wrong += [
             f"never told what became of {target}: {self.entries[number].story()}" for number, target in self.untold()
         ]
@@ -149,13 +149,13 @@ class Ledger:
                 yield f"received by {user} with another text: {entry.story()}"
             if not _told_apart(receipts):
                 yield f"received again by {user} without the mark: {entry.story()}"
-        for what in entry.unexplained():
-            yield f"{what}, which no fault explains: {entry.story()}"
+        for failure in entry.unexplained():
+            yield f"{failure}, which no fault explains: {entry.story()}"
 
 
 @dataclass
 class _Count:
-    """What there was, added up."""
+    """Sums over all messages."""
 
     promises: int = 0
     marked: int = 0
@@ -171,7 +171,7 @@ class _Count:
         self.unclaimed += not entry.told
         self.bad.update((report.reason or "no reason given") for report in entry.told if not report.good)
         self.good += sum(report.good for report in entry.told)
-        self.expired += sum(news[-1].outcome == "failed:expired" for news in entry.later.values())
+        self.expired += sum(outcomes[-1].outcome == "failed:expired" for outcomes in entry.later.values())
         self.poison += bool(entry.died)
         self.deaths += len(entry.died)
         for receipts in entry.got.values():
@@ -179,7 +179,7 @@ class _Count:
 
 
 def _told_apart(receipts: list[Got]) -> bool:
-    """Say whether a user's receipts of a message bear the marks that they must."""
+    """Return whether a user's receipts of a message bear the marks that they must."""
     known: set[str | None] = set()
     for got in sorted(receipts, key=lambda got: got.at_s):
         if got.id in known and not got.marked:

@@ -1,7 +1,4 @@
-"""The dead letters that a chaos run leaves in the stores of its servers, once all processes have ended.
-
-It must never be asked while a server runs.
-"""
+"""Dead letters that a chaos run leaves in the stores of its servers, to be read once all processes have ended."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ MOST = 10_000
 
 
 class DeadLetter(NamedTuple):
-    """One: at which server, of which message (by the run's number), why, its date in seconds since 1970, and the server
-    that it was for, where it was on its way to one."""
+    """A dead letter: its server, its message (by the run's number), the reason, its date in seconds since 1970, and the
+    server to which the message was on its way, where there was one."""
 
     server: str
     number: int

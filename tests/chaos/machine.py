@@ -1,8 +1,8 @@
-"""The machine of one server in a chaos run: its wall clock, the name of its run, and how it looks up names.
+"""The machine of one server in a chaos run: its wall clock, its boot id, and its name lookups.
 
 Where the test may mount (root on Linux), each program of the server runs in a mount namespace with an /etc/hosts, an
-/etc/resolv.conf and an /etc/nsswitch.conf of the run's, and with a boot id of the machine's own. The namespaces go with
-the programs. Elsewhere the machine has a clock alone.
+/etc/resolv.conf and an /etc/nsswitch.conf of the run's, and with a boot id of the machine's own. The namespaces end
+with the programs. Elsewhere the machine has a clock alone.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from tests.wall_clock import WallClock
 
 HOUR_S = 3600.0
 SPANS_S = (HOUR_S, 24 * HOUR_S, 60 * 24 * HOUR_S)
-"""How far a clock is off, at most: each as often as the others."""
+"""Upper bounds of a clock's error in seconds: each as often as the others."""
 SETTLED_S = 4.0
-"""A machine boots only so long after its clock was set: time that no disk knows of is as if it had been off."""
+"""Seconds between a set of the clock and a boot: time that no disk knows of looks as if the machine had been off."""
 SLEEPS, BOOTS = 0.6, 0.6
-"""How often a whole server that is frozen sleeps, and how often one that was killed comes back after a boot."""
+"""Shares of the frozen servers that sleep, and of the killed ones that come back after a boot."""
 HELD_S = 20.0
-"""From a boot until its programs have seen their clock; until then it is not set ahead, for the same reason."""
+"""Seconds from a boot until the programs have seen their clock; until then the clock is not set ahead, for the same
+reason."""
 SHOWN = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/proc/sys/kernel/random/boot_id")
 HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
 SWITCH = "hosts: files dns\n"
 RESOLVER = "nameserver {address}\noptions timeout:4 attempts:1\n"
-"""A question that is not answered takes 4 s, longer than anybody waits for it."""
+"""Resolver settings: a lost question takes 4 s, longer than anybody waits for its answer."""
 
 
 @cache
 def may_mount() -> bool:
-    """Whether the programs may be given files of their own."""
+    """Return whether the programs may be given files of their own."""
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() != 0:
         return False
@@ -47,7 +48,7 @@ def may_mount() -> bool:
 
 
 class Machine:
-    """One server's. `directory` is for its files; `resolver` is the address of the name server that it asks."""
+    """The machine of one server. `directory` is for its files; `resolver` is the address of the name server to ask."""
 
     def __init__(self, server: str, directory: Path, resolver: str, happened: Happened, random: Random) -> None:
         self.server = server
@@ -69,7 +70,7 @@ class Machine:
 
     @property
     def env(self) -> dict[str, str]:
-        """What the programs have in their environment."""
+        """The environment variables of the programs."""
         return self._clock.env
 
     def program(self, *argv: str) -> tuple[str, ...]:
@@ -81,10 +82,10 @@ class Machine:
         files = [part for file, path in self._mounts for part in (str(file), path)]
         return ("unshare", "-m", "sh", "-c", script, "sh", *files, *argv)
 
-    # --- what happens to it ---
+    # --- faults ---
 
     def jumps(self) -> str:
-        """Its clock is set, forwards or back, or is right again; returns what to tell."""
+        """Set the clock forwards or back, or right again; return the text for the story."""
         span_s = self._random.choice(SPANS_S)
         ahead_s = self._random.choice((0.0, self._random.uniform(-span_s, span_s)))
         if self._held is not None and now_s() < self._held[1]:
@@ -101,16 +102,18 @@ class Machine:
         return f"{self.server} sleeps, {self.jumps()}" if self._random.random() < SLEEPS else None
 
     def may_boot(self) -> bool:
-        """Whether it would be known what its clock was at the end. If so, it is not set ahead before `boots`."""
+        """Return whether the clock's time at the end would be known. If so, hold the clock until `boots`."""
         may = bool(self._mounts) and self._happened.settled(self.server, SETTLED_S, now_s())
         if may:
             self._held = self._clock.ahead_s, inf
         return may
 
     def boots(self) -> str | None:
-        """All of its programs are down: often it begins another run, and its clock is as before, or back by some time.
+        """Begin another run of the machine, often, when all its programs are down: its clock is as before, or goes
+        back.
 
-        Never ahead: that is as if the machine had been off for so long, and costs what waits its life by right.
+        Never ahead: a clock ahead looks as if the machine had been off for so long, and rightly ends the lives of
+        waiting messages.
         """
         ahead_s = self._clock.ahead_s
         self._held = ahead_s, now_s() + HELD_S

@@ -1,7 +1,7 @@
 """A name server of a chaos run's own, on loopback: names that are known, are not, or get no answer, and that move.
 
-It answers questions for IPv4 addresses (RFC 1035), says that a name has no others, and that what it does not know does
-not exist. Answers may be kept for no time at all.
+Questions for IPv4 addresses are answered (RFC 1035); a known name has no other records, and an unknown name does not
+exist. Answers may be kept for no time at all.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 def _name(packet: bytes, at: int) -> tuple[str, int]:
-    """Read a name; returns it, and where it ends."""
+    """Read a name; return the name, and the offset behind it."""
     labels: list[str] = []
     while length := packet[at]:
         if length > LONGEST_LABEL:

@@ -1,9 +1,10 @@
 """A server of the native protocol that is no Bester: `python -m tests.chaos.native SPEC`, SPEC being JSON (see `Spec`).
 
-It takes what the servers of the run send it, and sends messages to their users. One that reports puts a message down,
-then reports on it; one that is mute puts it down and closes in peace, as besterd does. While it is restless, either
-resets connections, before or after it has put a message down, closes them unread, says `come again`, or hangs. It may
-be killed at any time: what it has put down it has received. SIGUSR1: it is restless from now on. SIGTERM ends it.
+The server takes messages from the servers of the run, and sends messages to their users. A reporting server writes a
+message to its journal, then reports; a mute one writes the message and closes in peace, as besterd does. While
+restless, either resets connections, before or after the journal entry, closes them unread, answers `come again`, or
+hangs. The process may be killed at any time: an entry in the journal is a receipt. SIGUSR1 makes the server restless.
+SIGTERM ends the process.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ HEADER = struct.Struct("<I")
 READ_LIMIT_BYTES = 1 << 20
 NEWS = "bester.outcome"
 MANNERS = {"well": 75, "slam": 4, "reset": 6, "reset after": 6, "mum": 4, "refuse": 4, "hang": 1}
-"""What a restless one does with a message, and how often. `mum`: it puts it down and closes without a word."""
+"""Manners of a restless server with a message, and their weights. `mum`: enter the message and close without a word."""
 REFUSALS = ("no-handler", "overloaded", "unreachable")
 IN_HAND_S = 0.2
-"""It works so long over a message, at the longest: often it is killed meanwhile."""
+"""Longest time in seconds that a server works over a message: often the process is killed meanwhile."""
 BACKLOG = 128
 SAYS_S = 0.7
 """Between two messages of its own, on average."""
 REPORT_S = 20.0
-"""It waits so long for the report on one: as long as a handler may take, and then some."""
+"""Seconds that a server waits for the report on a message: as long as a handler may take, and then some."""
 ASKS_AGAIN_S = 0.5
-"""After it was told to come again: its name was not known, or no handler was there."""
+"""Seconds before a message is sent again after `come again`: the name was not known, or no handler was there."""
 TRIES = 20
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """Its command line. `servers`: the native addresses of the run's servers; `users`: of each, who receive. `life`
-    numbers what it sends, `journal` is its file."""
+    """The command line. `servers`: the native addresses of the run's servers; `users`: the receiving users of each.
+    `life` numbers the messages, `journal` is the server's file."""
 
     name: str
     host: str
@@ -72,7 +73,7 @@ class Native:
         self._talks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Serve and send until it is enough."""
+        """Serve and send until the end is asked for."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.enough.set)
         loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(self, "restless", True))
@@ -86,14 +87,14 @@ class Native:
                 task.cancel()
             await asyncio.gather(*tasks, *self._talks, return_exceptions=True)
 
-    # --- what comes ---
+    # --- receiving ---
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             connection, _ = await loop.sock_accept(listener)
             manner = self.random.choices(list(MANNERS), list(MANNERS.values()))[0] if self.restless else "well"
-            if manner == "slam":  # nothing of what it is sent was read: its system resets the connection
+            if manner == "slam":  # no byte was read: the system resets the connection
                 connection.close()
                 continue
             talk = asyncio.create_task(self._serve(connection, manner))
@@ -136,7 +137,7 @@ class Native:
 
     def _put_down(self, frame: Any, link: str) -> None:
         header, data, type_ = frame["header"], frame["payload"]["data"], frame["payload"]["type"]
-        if type_ == NEWS:  # what became of what this one had sent; it had written the recipient into the id
+        if type_ == NEWS:  # a later outcome of a message from this server, whose id ends with the recipient
             self.journal.write(Later(data["message"], data["message"].rpartition("/")[2], data["outcome"], now_s()))
             return
         epoch, number, _ = header["lane"]
@@ -145,7 +146,7 @@ class Native:
         marked = header.get("again") is True
         self.journal.write(Got(data["number"], self.spec.name, header["id"], marked, sound, link, now_s(), place))
 
-    # --- what it says ---
+    # --- sending ---
 
     async def _says(self, server: str) -> None:
         """Send messages to users of a server, one after the other."""
@@ -155,12 +156,12 @@ class Native:
             self.journal.write(Sent(number, "talk", {user: [user]}, now_s(), asks=self.spec.reports))
             try:
                 self.journal.write(await self._say(server, number, user))
-            except (OSError, EOFError, TimeoutError) as error:  # it may have arrived, and is not said again
+            except (OSError, EOFError, TimeoutError) as error:  # the message may have arrived, and is not sent again
                 self.journal.write(GivenUp(number, f"no report: {error}", now_s()))
             await asyncio.sleep(self.random.expovariate(1 / SAYS_S))
 
     async def _say(self, server: str, number: int, user: str) -> Told:
-        """Hand a message over; return the last report on it."""
+        """Send a message; return the last report on it."""
         id_ = f"{self.spec.name}/{number}/{user}"
         data = {"number": number, "text": text_of(number), "to": [user]}
         header = {"scope": "server", "server": self.spec.name, "id": id_}

@@ -26,11 +26,11 @@ SUFFIX = "chaos.test"
 PLACES = 3
 """Each may be at so many addresses."""
 MOVES = 0.4
-"""How often one that comes back does so elsewhere."""
+"""Share of the returning servers that come back at another address."""
 
 
 class NativeServer:
-    """One of them. `host` is how the servers know it."""
+    """A native server. `host` is its name at the servers."""
 
     def __init__(self, name: str, number: int, network: str, part: Part) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class NativeServer:
 
 
 class Natives:
-    """Both. `lives` numbers what they send: every fourth is one's own, from `first_life` on."""
+    """Both native servers. `lives` numbers their messages: every fourth is one server's own, from `first_life` on."""
 
     def __init__(self, parts: Parts, directory: Path, network: str, seed: int, first_life: int) -> None:
         self._directory = directory
@@ -62,7 +62,7 @@ class Natives:
         ]
 
     def know(self, servers: list[Server], names: NameServer | None) -> None:
-        """They send to these servers; the name server tells where they are."""
+        """Send to these servers from now on; the name server tells them the addresses."""
         self._servers = servers
         self._names = names
         if names is not None:
@@ -70,7 +70,7 @@ class Natives:
                 native.says(names)
 
     def start(self, native: NativeServer, *, restless: bool, says: bool = True) -> None:
-        """Begin another life of one, where it is now. `says`: it sends messages of its own."""
+        """Begin another life of a server, at its present address. `says`: the server sends messages of its own."""
         number = self.all.index(native)
         life = self._first_life + number + 4 * native.part.lives
         spec = Spec(
@@ -82,7 +82,7 @@ class Natives:
         native.part.start(*python("tests.chaos.native", msgspec.json.encode(spec).decode()))
 
     def come_back(self, native: NativeServer) -> None:
-        """Begin another life of one that was killed, often elsewhere; its name says so first."""
+        """Begin another life of a killed server, often at another address; the name server is told first."""
         if self._names is not None and self._random.random() < MOVES:
             native.address = self._random.choice([each for each in native.addresses if each != native.address])
             if native.host in self._names.knows:
@@ -90,18 +90,19 @@ class Natives:
         self.start(native, restless=True)
 
     def turn_restless(self) -> None:
-        """They behaved well so far, so that they could be known for what they are."""
+        """Turn the servers restless. Until now they behaved well, so that each could be known as reporting or mute."""
         for native in self.all:
             if native.part.alive:
                 native.part.signal(signal.SIGUSR1)
 
     def settle(self, happened: Happened) -> None:
-        """Kill them, and start them again as servers that do all well and say nothing; `happened` is told."""
+        """Kill both, and start them again without faults and without messages of their own; `happened` records the
+        kills."""
         for native in self.all:
             if self._names is not None:
                 native.says(self._names)
             number = happened.begins(native.name, kills=True, at_s=now_s())
             if native.part.alive:
                 native.part.kill()
-            self.start(native, restless=False, says=False)  # what came last would wait for whoever has left
+            self.start(native, restless=False, says=False)  # else the last messages wait for a server that left
             happened.ends(number, now_s())

@@ -1,8 +1,8 @@
-"""Order in a chaos run: what comes in order, where order was asked for. Pure.
+"""Order in a chaos run: messages come in order, where order was asked for. Pure.
 
-Two orders are promised: what one user sends of the type `line`, to each of its recipients; and a native server's lane
-whose `order` is "type". What is marked is left out: a message that may have arrived comes again when it is known that
-it may not have, and others have come meanwhile.
+Two orders are promised: the messages of type `line` from one user, to each of its recipients; and a native server's
+lane whose `order` is "type". Marked messages are left out: a message that may have arrived comes again once known to be
+missing, and others have come meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ORDERED_LANES = frozenset({("s1", "n1")})
 
 
 def faults(entries: Iterable[Entry]) -> Iterator[str]:
-    """Say what has overtaken what."""
+    """Yield the messages that have overtaken another."""
     sequences: dict[tuple[object, ...], list[tuple[float, int, Entry]]] = defaultdict(list)
     for entry in entries:
         for user, receipts in entry.got.items():
@@ -36,7 +36,7 @@ def faults(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _sequence(entry: Entry, user: str, got: Got) -> tuple[object, ...] | None:
-    """Return what a receipt stands in order with, None where nothing."""
+    """Return the key of the sequence that a receipt belongs to, None where the receipt has no order."""
     if got.place is not None:
         server, type_, epoch, _ = got.place
         return (user, server, type_, epoch) if (server, user) in ORDERED_LANES else None

@@ -1,7 +1,7 @@
 """The processes of a chaos run: started, killed, frozen and started again, one by one, by their process id.
 
-All that they start carries a mark in its environment, so that in the end nothing stays behind, not even what an orphan
-has started. It must never signal a process without that mark.
+All of them carry a mark in their environment, so that in the end none stays behind, not even an orphan's children.
+Invariant: no process without that mark is ever signalled.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tests.wall_clock import path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = path(str(ROOT))
-"""Where our processes find the modules of the run, and the prelude."""
+"""PYTHONPATH with which our processes find the modules of the run, and the prelude."""
 BESTER = str(Path(sys.executable).with_name("bester"))
 MARK = "BESTER_CHAOS_RUN"
 END_S = 15.0
 """From SIGTERM to SIGKILL in the end: a server drains for 10 s at most."""
 LOOK_S = 0.02
-"""Between two looks at something that tells nobody when it happens."""
+"""Seconds between two polls for a change that no event tells of."""
 
 
 class Part:
-    """One program of the run, over all its lives. Its output goes into `NAME.log`."""
+    """A program of the run, over all its lives. Its output goes into `NAME.log`."""
 
     def __init__(self, name: str, directory: Path, mark: str, *, ready: str = "") -> None:
         self.name = name
@@ -44,7 +44,7 @@ class Part:
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self.environment: dict[str, str] = {}
-        """What its next lives have in their environment beside what all have."""
+        """Environment variables of the next lives, beside those of all programs."""
 
     @property
     def alive(self) -> bool:
@@ -52,11 +52,11 @@ class Part:
 
     @property
     def status(self) -> int | None:
-        """The exit status of the last life, None while it lives."""
+        """The exit status of the last life, None while the process lives."""
         return None if self._process is None else self._process.poll()
 
     def reap(self) -> None:
-        """Take note of its end, where it has ended."""
+        """Take note of the process's end, where it has ended."""
         if self._process is not None:
             self._process.poll()
 
@@ -85,23 +85,23 @@ class Part:
 
     @property
     def ready(self) -> bool:
-        """Whether this life has said in its log what it says when it is of use."""
+        """Return whether this life has logged that it is ready."""
         return all(word in self.log() for word in self._ready.split("|"))
 
     def log(self) -> str:
-        """Return what this life has written."""
+        """Return the log of this life."""
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
     def offspring(self) -> list[int]:
-        """Return the handler processes that it has started."""
+        """Return the handler processes that this part has started."""
         if self._process is None or not self.alive:
             return []
         return [pid for pid in children(self._process.pid) if "bester.handlers" in _command_line(pid)]
 
     def kill(self) -> None:
-        """SIGKILL, also while it is frozen; returns when it is gone."""
+        """Send SIGKILL, also to a frozen process; return when the process is gone."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -117,12 +117,12 @@ class Part:
         self.frozen = False
 
     def signal(self, number: int) -> None:
-        """Send a signal, where it lives."""
+        """Send a signal, where the process lives."""
         if self._process is not None and self.alive:
             self._process.send_signal(number)
 
     def ask_to_end(self) -> None:
-        """SIGTERM, where it lives."""
+        """Send SIGTERM, where the process lives."""
         self.signal(signal.SIGTERM)
 
 
@@ -143,7 +143,7 @@ class Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not leave half of it behind
+        ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the clean-up
         try:
             self._end_all()
         finally:
@@ -176,7 +176,7 @@ def marked(mark: str) -> list[int]:
     """Return every living process that carries this run's mark."""
     wanted, found = f"{MARK}={mark}".encode(), []
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it is gone, or another user's
+        with suppress(OSError):  # the process is gone, or another user's
             if wanted in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
     return found

@@ -1,8 +1,9 @@
-"""Users who receive, on the bare protocol: what they put down is what was on the wire. One has the client library.
+"""Receiving users, on the bare protocol: their journal is the frames' content. One user has the client library.
 
 `python -m tests.chaos.receiver ADDRESS JOURNAL SEED restless|steady USER…` runs users who ask for acknowledgements:
-each message is put down before it is acknowledged, so that the process may be killed at any time. The restless come and
-go, sometimes without a word, and hermits are away for long; the steady stay. SIGTERM: they leave, and the process ends.
+each message is written down before its ack, so that the process may be killed at any time. The restless come and go,
+sometimes without a word, and hermits are away for long; the steady stay. On SIGTERM the users leave, and the process
+ends.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ RETRY_S = 0.2
 STAYS_S = (1.0, 8.0)
 AWAY_S = (0.0, 4.0)
 HERMITS_AWAY_S = (10.0, 60.0)
-"""How long the restless are here and away."""
+"""Seconds for which the restless are here and away."""
 LEAVE_S = 5.0
-"""How long a server may take over a goodbye."""
+"""Seconds that a server may take over a goodbye."""
 HEADER = struct.Struct("<I")
 READ_LIMIT_BYTES = 1 << 20
 
 
 class Connection:
-    """One native connection."""
+    """A native connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -68,7 +69,7 @@ async def connected(address: str) -> AsyncIterator[Connection]:
 
 
 class Receiver:
-    """One user at one server. Without `acks`, goodbyes are always said: then nothing may be lost on the way either."""
+    """A user at one server. Without `acks`, goodbyes are always said: then no message may be lost on the way either."""
 
     def __init__(self, user: str, address: str, journal: Journal, random: Random, *, acks: bool = True) -> None:
         self.user = user
@@ -82,7 +83,7 @@ class Receiver:
         self._away_s = HERMITS_AWAY_S if user in HERMITS else AWAY_S
 
     async def run(self) -> None:
-        """Come and go until it is enough."""
+        """Come and go until the end is asked for."""
         if self.user in HERMITS and not self.steady.is_set():  # each life of this process would have them come
             await self._wait(self.random.uniform(*self._away_s))
         while not self.enough.is_set():
@@ -96,7 +97,7 @@ class Receiver:
                 await self._wait(self.random.uniform(*self._away_s))
 
     async def run_with_library(self) -> None:
-        """The same with the client library: what its application is given, and leaves without a word, is not lost."""
+        """Come and go with the client library, at times without a goodbye: no message is lost by that."""
         while not self.enough.is_set():
             client = Client(self.address, user=self.user, password=PASSWORD, ack=True)
             try:
@@ -144,7 +145,7 @@ class Receiver:
             raise EOFError(f"refused: {answer}")
 
     async def _stay(self, reading: asyncio.Task[None]) -> None:
-        """Stay for a while, or for good; no longer than the connection lasts."""
+        """Stay for a while, or to the end; no longer than the connection lasts."""
         enough = asyncio.create_task(self.enough.wait())
         steady = asyncio.create_task(self.steady.wait())
         stay_s = self.random.uniform(*STAYS_S)
@@ -166,7 +167,7 @@ class Receiver:
                 connection.send({"header": None, "payload": _command("ack", "ack", [id_])})
 
     def _put_down(self, type_: str, data: Any, id_: str | None, marked: bool, link: str) -> None:
-        if type_ == "bester.outcome":  # for a sender who has gone
+        if type_ == "bester.outcome":  # for a sender who has left
             self.journal.write(Later(data["message"], data["recipient"], data["outcome"], now_s()))
             return
         sound = data["text"] == text_of(data["number"])

@@ -1,7 +1,4 @@
-"""What a chaos run leaves on disk once all its processes have ended: there must be nothing that still waits.
-
-It must never be asked while a server runs.
-"""
+"""Remains on disk of a chaos run, once all its processes have ended: no message may still wait."""
 
 from __future__ import annotations
 
@@ -15,30 +12,30 @@ from tests.chaos.traffic import SENDERS
 
 CRASH = "Traceback (most recent call last)"
 SHOWN_LINES = 30
-"""Of a crash: its place and its error, mostly."""
+"""Lines of a crash that are shown: its place and its error, mostly."""
 
 
 def waiting(server: Path, name: str) -> list[str]:
-    """Say what still waits in a server's store.
+    """Yield the messages that still wait in a server's store.
 
-    A sender who has gone is told later outcomes when it returns. News for another server wait for a minute where they
-    are of a message that it has lost with a life, unreported; that all that must be told is told, the ledger sees.
+    A sender who has gone is told later outcomes when it returns. Outcomes for another server wait for a minute where
+    they concern a message that it has lost with a life, unreported; the ledger checks that each due outcome is told.
     """
     with closing(SqliteStore(server / "data" / "store.db")) as store:
-        boxes = store.open().queues
+        queues = store.open().queues
     return [
-        f"still waits at {name}: {state.messages} in {box!r}"
-        for box, state in boxes.items()
-        if state.messages and not _may_wait(box, SENDERS[name])
+        f"still waits at {name}: {state.messages} in {queue!r}"
+        for queue, state in queues.items()
+        if state.messages and not _may_wait(queue, SENDERS[name])
     ]
 
 
-def _may_wait(box: str, sender: str) -> bool:
-    return owner_of(box) == sender if is_mailbox(box) else box == lane(owner_of(box), OUTCOME_TYPE)
+def _may_wait(queue: str, sender: str) -> bool:
+    return owner_of(queue) == sender if is_mailbox(queue) else queue == lane(owner_of(queue), OUTCOME_TYPE)
 
 
 def crashes(directory: Path) -> list[str]:
-    """Return what the logs of a run say of programs that fell over their own feet."""
+    """Return the crashes in the logs of a run."""
     found = []
     for log in sorted(directory.rglob("*.log")):
         before, crash, after = log.read_text(errors="replace").partition(CRASH)

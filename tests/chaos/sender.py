@@ -1,7 +1,7 @@
 """A client process that sends: `python -m tests.chaos.sender SERVER ADDRESS USER JOURNAL LIFE SEED`.
 
-It puts each message down before it is submitted, and each report when it comes. SIGTERM: it sends no more, waits for
-the reports on what it sent, puts down that it is done, and ends.
+Each message is written down before it is submitted, and each report when it comes. On SIGTERM the sender submits no
+more, waits for its reports, writes down that it is done, and ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ RATE_PER_S = 20.0
 BURSTS_PER_S = 0.07
 """Poison with its company. Each costs a few lives of a handler; after many of them the next is put off for long."""
 UNREPORTED = 400
-"""So many at most are under way: while a server is away, its clients do not pile up messages without end."""
+"""Upper bound of submissions without a report: while a server is away, its clients pile up no messages without end."""
 PASSWORD = "secret"
 RETRY_S = 0.2
 """Between two attempts to log in for the first time."""
 
 
 class Sender:
-    """One user at one server, with the client library."""
+    """A user at one server, with the client library."""
 
     def __init__(self, server: str, address: str, user: str, journal: Journal, life: int, random: Random) -> None:
         self.server = server
@@ -40,9 +40,9 @@ class Sender:
         self.enough = asyncio.Event()
 
     async def run(self) -> None:
-        """Send until it is enough, with a client made anew whenever one ends for good."""
+        """Send until the end is asked for, with a new client whenever one ends for good."""
         while not self.enough.is_set():
-            # With acknowledgements: what a killed sender was told is told to the next.
+            # With acknowledgements: outcomes that a killed sender missed go to the next one.
             client = Client(self.address, user=self.user, password=PASSWORD, ack=True, on_outcome=self._came_later)
             try:
                 await client.start()
@@ -64,7 +64,7 @@ class Sender:
             pass
 
     async def _send(self, client: Client, hearing: asyncio.Task[None]) -> None:
-        """Send until it is enough, then wait for all reports; or until the client has ended."""
+        """Send until the end is asked for, then wait for all reports; or until the client has ended."""
         while not self.enough.is_set() and not hearing.done():
             if client.unreported < UNREPORTED:
                 poison = self.random.random() < BURSTS_PER_S / RATE_PER_S
@@ -92,7 +92,7 @@ class Sender:
         self.journal.write(Told(number, report.good, report.reason, report.recipients, report.message, now_s()))
 
     async def _hear(self, client: Client) -> None:
-        """Take what comes, so that reports come too; ends with the client. Nobody writes to a sender."""
+        """Read the client's messages, so that reports are read too; end with the client. Nobody writes to a sender."""
         try:
             async for message in client:
                 raise AssertionError(f"a message for a sender: {message}")

@@ -1,7 +1,7 @@
 """The two servers of a chaos run: one in a single process, one with every part in a process of its own.
 
-Each knows the other by name, over the fabric, and both know two native servers; their users have accounts. Where they
-listen stays the same over all their lives, so that clients find them again. Each server has a machine of its own.
+Each knows the other by name, over the fabric, and both know two native servers; their users have accounts. Their
+addresses stay the same over all their lives, so that clients find them again. Each server has a machine of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tests.chaos.traffic import ATTEMPTS, SENDERS, SERVERS
 
 QUICK = ("talk", "pipe", "far", "both", "line", "out")
 TTL_S = 24 * 3600
-"""Nothing expires during a run unless its sender said so: what is queued must arrive."""
+"""No message expires during a run unless its sender said so: queued messages must arrive."""
 PORTS = range(20_000, 32_000)
-"""Below what the kernel gives to outgoing connections: none of those takes a port while its server is dead."""
+"""Ports below the kernel's range for outgoing connections: none of those takes a port while its server is dead."""
 CONFIG = """
 [server]
 name = "{name}"
@@ -55,7 +55,7 @@ native = "{host}:{port}"
 
 
 class Program:
-    """A part of a server, and the command that runs it on the server's machine. `more`: of its environment."""
+    """A part of a server, and the command that runs the part on the server's machine. `more`: environment variables."""
 
     def __init__(self, part: Part, machine: Machine, more: Mapping[str, str], *command: str) -> None:
         self.part = part
@@ -105,9 +105,9 @@ class Known(Protocol):
 def make_servers(
     parts: Parts, directory: Path, machines: Mapping[str, Machine], natives: Sequence[Known], more: Mapping[str, str]
 ) -> list[Server]:
-    """Write the configurations and accounts; nothing is started. `more`: of the environment of all programs."""
+    """Write the configurations and accounts; nothing is started. `more`: environment variables of all programs."""
     tcp = {name: f"127.0.0.1:{free_port()}" for name in SERVERS}
-    # Of the mute one the first server finds out by itself, and the other is told.
+    # The first server detects the mute one, the other is configured.
     wishes = {"s1": {"n1": 'order = "type"'}, "s2": {"n2": "reports = false"}}
     for name, peer in (("s1", "s2"), ("s2", "s1")):
         known = [

@@ -1,6 +1,6 @@
-"""What changes around the servers of a chaos run, whose processes go on: their clocks are set, and names come and go.
+"""Changes around the servers of a chaos run, whose processes go on: their clocks are set, and names come and go.
 
-It must leave every name known and at its right address when it has ended.
+Invariant: at the end every name is known and at its right address.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.chaos.natives import NativeServer
 MEAN_PAUSE_S = 3.0
 """Between two changes, on average."""
 AWAY_S = (1.0, 8.0)
-"""How long a name is missing, or gets no answer. What waits for it is tried again after as long at the latest."""
+"""Seconds for which a name is missing, or gets no answer. A failed lookup is repeated after as long at the latest."""
 
 
 class Surroundings:
@@ -37,7 +37,7 @@ class Surroundings:
         self._calm = asyncio.Event()
 
     async def change(self, duration_s: float) -> None:
-        """Let things change for so long; when it returns, all names are right again."""
+        """Let things change for so long; on return, all names are right again."""
         end_s = now_s() + duration_s
         async with asyncio.TaskGroup() as group:
             while (pause_s := self._random.expovariate(1 / MEAN_PAUSE_S)) < end_s - now_s():
@@ -53,7 +53,7 @@ class Surroundings:
             self._calm.set()
 
     async def _name_goes(self, names: NameServer, native: NativeServer, silent: bool, away_s: float) -> None:
-        """A name is missing, or nobody answers for it; then it is known again, wherever its server is by then."""
+        """Let a name be missing, or unanswered; then restore the name, at the present address of its server."""
         if native.host in names.silent or native.host not in names.knows:
             return
         what = "gets no answer" if silent else "is missing"

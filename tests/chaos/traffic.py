@@ -1,8 +1,8 @@
-"""What is sent in a chaos run: which type, to whom, with which text. Pure; the choices are the caller's `Random`'s.
+"""The traffic of a chaos run: types, recipients and texts. Pure; the choices are the caller's `Random`'s.
 
-A message's text follows from its number, so that whoever receives it can tell whether it is whole. Some messages are
-poison: the process of whatever handler they are given to ends over them. They are sent in the middle of a burst, so
-that it holds others.
+A message's text follows from its number, so that its receiver can tell whether the text is whole. Some messages are
+poison: the process of each handler that they are given to ends over them. They are sent in the middle of a burst, so
+that the handler holds others.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 SERVERS = {"s1": ("ann", "amy", "art", "hal", "abe"), "s2": ("bob", "bea", "ben", "hub", "bud")}
-"""The servers, and the users on each who receive."""
+"""The servers, and the receiving users of each."""
 HERMITS = ("hal", "hub")
-"""Of them, those who are away for long."""
+"""Users who are away for long."""
 SENDERS = {"s1": "sam", "s2": "sue"}
-"""The user on each server who sends."""
+"""The sending user of each server."""
 NATIVES = {"n1": True, "n2": False}
-"""Servers of the native protocol, and whether they report on what they are sent."""
+"""Servers of the native protocol, and whether each reports on its messages."""
 NUMBERS_A_LIFE = 1_000_000
 """Each life of a sending process numbers its messages from a multiple of this: no two are alike."""
 
@@ -34,16 +34,16 @@ SIZES = {0: 4, 100: 10, 5_000: 2, 40_000: 1}
 """Bytes of text, and how often: the largest travel as attachments."""
 MOST_RECIPIENTS = 3
 SHORT_TTL_S, LONG_TTL_S = (2.0, 6.0), (3_600.0, 7_200.0)
-"""What the sender says that a message may wait: less than hermits are away, or more than a run takes and far less than
-clocks are set by."""
+"""Times to live in seconds: less than hermits are away, or more than a run takes and far less than the steps by which
+clocks are set."""
 TTLS = {None: 14, SHORT_TTL_S: 3, LONG_TTL_S: 3}
 COMPANY = (4, 30)
-"""So many messages of other kinds surround poison, half of them before it: up to what fills a handler's hands."""
+"""Number of other messages that surround poison, half of them before the poison: up to a handler's credit."""
 
 
 class Message(NamedTuple):
-    """A message to be sent: `data` is for its handler, `targets` says who is to receive it, by the names in reports.
-    `ttl_s`: how long it may wait, None where its sender says nothing of that."""
+    """A message to be sent: `data` is for its handler, `targets` are the users to receive it, by the names in reports.
+    `ttl_s`: how long the message may wait, None where its sender gives no time."""
 
     number: int
     type: str
@@ -80,7 +80,7 @@ def compose(number: int, server: str, random: Random, *, kills: bool = False) ->
         data |= {"server": other, "there": far, "as": random.choice(("talk", "slow"))}
         targets[other] = far
     if kills:
-        # `pipe` and `far` themselves pass it on; whoever is next dies of it.
+        # handlers of `pipe` and `far` pass the poison on; the next handler dies of it
         data["poison"] = {"how": random.choice(WAYS_TO_DIE), "steps": 1 if type_ in ("pipe", "far") else 0}
         targets = {other: []} if type_ == "far" else {}
     return Message(number, type_, data, targets, ttl_s, kills)

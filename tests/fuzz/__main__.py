@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --minutes 10`: play stories for so long; `--seed NAME:N`: play one of them, and tell it."""
+"""`python -m tests.fuzz --minutes 10`: play stories for a time; `--seed NAME:N`: play and print one story."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Portion(NamedTuple):
 
 
 class Played(NamedTuple):
-    """What came of a portion: how many messages or frames it tried, and the first story that broke a rule."""
+    """The result of a portion: the number of messages or frames tried, and the first story that broke a rule."""
 
     name: str
     tried: int
@@ -101,7 +101,7 @@ def play_for(minutes: float, names: list[str], first: int, jobs: int) -> int:
 
 
 def tell(name: str, seed: int) -> int:
-    """Play one story and print what it does; where it breaks a rule, its shortest form."""
+    """Play one story and print its steps; where the story breaks a rule, its shortest form."""
     fuzzer = FUZZERS[name]
     steps = steps_of(seed, fuzzer.length)
     failure = failure_of(name, seed, fuzzer.play, steps)
@@ -113,7 +113,7 @@ def tell(name: str, seed: int) -> int:
 
 
 def one_story(text: str) -> tuple[str, int]:
-    """Return the name and the number in NAME:N. Raises ArgumentTypeError where it is none."""
+    """Return the name and the number in NAME:N. Raises ArgumentTypeError for any other text."""
     name, _, number = text.partition(":")
     if name not in FUZZERS or not (number.isascii() and number.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is no story: NAME:N, NAME one of {', '.join(FUZZERS)}")
@@ -132,7 +132,7 @@ def how_long(text: str) -> float:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, the way it is called."""
+    """Parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message}; say for instance `make fuzz MINUTES=10`, or `make fuzz SEED=wire:7`\n")
@@ -145,11 +145,11 @@ def main() -> int:
     parser.add_argument("--only", choices=FUZZERS, action="append", help="play this one; may be said again")
     parser.add_argument("--seed", type=one_story, help="NAME:N: play this story alone, and tell it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
-    said = parser.parse_args()
-    if said.seed is not None:
-        return tell(*said.seed)
-    first = SystemRandom().randrange(SEEDS) if said.first is None else said.first
-    return play_for(said.minutes, said.only or list(FUZZERS), first, max(1, said.jobs))
+    options = parser.parse_args()
+    if options.seed is not None:
+        return tell(*options.seed)
+    first = SystemRandom().randrange(SEEDS) if options.first is None else options.first
+    return play_for(options.minutes, options.only or list(FUZZERS), first, max(1, options.jobs))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Fuzzes a whole bridge: connections that write anything, end anywhere and do not read, beside alice's and bob's, whose
-every message must have its one report. The broker behind it keeps to the protocol, answers late, and is lost at times.
-"""
+"""Fuzzes a whole bridge: connections that write anything, end anywhere and do not read, beside those of alice and bob,
+whose every message must have its one report. The broker behind the bridge keeps to the protocol, answers late, and is
+lost at times."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ HONEST_EVERY = 8
 GRACE_S = 700.0
 """Longer than a message is held for a broker that does not answer."""
 SMALL = 6
-"""Entries that a table may have when all who are not honest have gone, and what was owed is said."""
+"""Upper bound of a table's entries when all who are not honest have gone, and all pending answers are given."""
 ALWAYS = 200
-"""The same while they are there: more than any of the limits above in number."""
+"""Upper bound of a table's entries while they are there: more than any of the limits above in number."""
 LONG = 50_000
 """Bytes of a text that is held: a frame and a read at most."""
 DATA = ('"hi"', "1", '{"n":1}', '"' + "x" * 500 + '"')
@@ -64,11 +64,11 @@ FLOODS = (
     b'{"payload":{"type":"dummy","data":null,"id":"p"}}',
     b'{"payload":{"type":"echo","data":1,"id":"e"}}',
 )
-"""What is well said once, and is said many times over."""
+"""Frames that are valid once, and are sent many times over."""
 
 
 class Peer:
-    """Somebody's connection: the wire that the bridge writes to, and the network before it."""
+    """A peer's connection: the wire that the bridge writes to, and the network before the wire."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -88,7 +88,7 @@ class Peer:
     # --- the bridge calls ---
 
     def flush(self) -> None:
-        """Hand what is queued to the socket."""
+        """Hand queued bytes to the socket."""
         while not self.gone and (chunk := self.out.take(LIMITS.write_chunk)):
             self.written += chunk
             if self.blocked:
@@ -104,17 +104,17 @@ class Peer:
         self.reading = on
 
     def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over."""
+        """Return the bytes that the socket has not yet taken over."""
         return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:
-        """Cut the connection; the bridge hears of it in the next turn."""
+        """Cut the connection; the bridge is told in the next turn."""
         self.world.cut.append(self)
 
     # --- the world calls ---
 
     def pump(self) -> None:
-        """Let the bridge read what has come, as far as it reads."""
+        """Let the bridge read the bytes that have come, as far as the bridge reads."""
         while self.unread and self.reading and not self.gone:
             self.world.bridge.on_bytes(self, self.unread.pop(0))
 
@@ -126,13 +126,13 @@ class Peer:
             self.flush()
 
     def frames(self) -> list[Any]:
-        """Return what was written since the last time, as frames; each can be read by anybody."""
+        """Return the frames written since the last call; each must be readable."""
         written, self.written = self.written, b""
         return read_frames(written)
 
 
 class World:
-    """A bridge with everybody around it, and a clock that is moved by hand."""
+    """A bridge with its broker and peers, and a clock that is moved by hand."""
 
     def __init__(self, told: Told) -> None:
         self.told = told
@@ -169,13 +169,13 @@ class World:
         return len(messages)
 
     def forward(self, message: Forward) -> None:
-        """Nothing is forwarded here."""
+        """Fail: no message is forwarded here."""
         raise AssertionError(f"the broker of this world forwards nothing: {message}")
 
-    # --- what happens ---
+    # --- events ---
 
     def connect(self, host: str) -> Peer | None:
-        """Somebody comes; None where there is no place."""
+        """Open a connection; return None where the bridge has no place."""
         peer = Peer(self)
         if not self.bridge.admit(peer, host):
             return None
@@ -196,7 +196,7 @@ class World:
         self.peers = [each for each in self.peers if not each.gone]
 
     def turn(self) -> None:
-        """Let the loop turn until nothing is left to do but what waits for somebody."""
+        """Turn the loop until only events from outside can go on."""
         for _ in range(200):
             for peer in self.peers:
                 peer.pump()
@@ -210,8 +210,8 @@ class World:
                 break
         else:
             must(False, "a turn ends")
-        said, self.said = self.said, []
-        for message in said:
+        sent, self.said = self.said, []
+        for message in sent:
             self.broker.hear(message)
 
     def wait(self, seconds: float, *, answers: bool) -> None:
@@ -225,7 +225,7 @@ class World:
                 self.broker.answer(len(self.broker.waiting))
 
     def lose(self) -> None:
-        """The link to the broker is lost, and what was on its way with it."""
+        """Lose the link to the broker, and all messages on the way."""
         self.up = False
         self.said.clear()
         self.broker.forget()
@@ -233,7 +233,7 @@ class World:
         self.turn()
 
     def regain(self) -> None:
-        """The link is there again."""
+        """Restore the link."""
         if not self.up:
             self.up = True
             self.bridge.on_link_ready()
@@ -241,7 +241,7 @@ class World:
 
 
 class Broker:
-    """A broker that keeps to the protocol. `waiting` is what it has still to answer, oldest first."""
+    """A broker that keeps to the protocol. `waiting` lists the messages to be answered, oldest first."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -260,7 +260,7 @@ class Broker:
         self.waiting.clear()
 
     def hear(self, message: Message) -> None:
-        """Look at what the bridge says: it is what a bridge may say, whatever its peers write."""
+        """Check a message of the bridge: a bridge may send it, whatever its peers write."""
         check_message(message)
         match message:
             case Login():
@@ -290,7 +290,7 @@ class Broker:
         self.waiting.append(message)
 
     def answer(self, count: int) -> None:
-        """Answer what has waited for longest."""
+        """Answer the oldest messages."""
         asked, self.waiting = self.waiting[:count], self.waiting[count:]
         answers = [each for message in asked for each in self._answers(message)]
         self._world.bridge.receive(answers)
@@ -331,7 +331,7 @@ class Broker:
 
 
 class Honest:
-    """Alice and bob, who read what they are sent."""
+    """The honest users alice and bob, who read all frames they get."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -349,7 +349,7 @@ class Honest:
             must(answer["header"]["status"] == "good", "an honest user is let in")
 
     def submit(self, odd: Odd) -> None:
-        """One of them sends something."""
+        """Send a message from one of the honest users."""
         self._number += 1
         index, type_ = odd.chance.randrange(2), odd.pick(("echo", "echo", "all", "hold"))
         self.waiting[index, str(self._number)] = type_
@@ -358,7 +358,7 @@ class Honest:
         self._world.write(self.peers[index], [frame(body.encode())])
 
     def read(self) -> None:
-        """Look at what came."""
+        """Check the frames that came."""
         for index, peer in enumerate(self.peers):
             must(not peer.gone, "an honest client is never cut off")
             for came in peer.frames():
@@ -371,7 +371,7 @@ class Honest:
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Play a story. Returns how many times somebody who is not honest did something."""
+    """Play a story. Returns the number of steps of the parties who are not honest."""
     world = World(told)
     honest = Honest(world)
     chance = Random()
@@ -448,7 +448,7 @@ def _write(world: World, peer: Peer, json_: OddJson, *, first: bool) -> None:
 
 
 def _read_all(world: World, honest: Honest) -> None:
-    """What is written to anybody can be read, and begins with the answer to the first frame."""
+    """Check that each peer's frames are readable, and begin with the answer to the first frame."""
     for peer in world.peers:
         if peer not in honest.peers and not peer.out.in_flight:
             for came in peer.frames():
@@ -457,7 +457,8 @@ def _read_all(world: World, honest: Honest) -> None:
 
 
 def _end(world: World, honest: Honest) -> None:
-    """Everybody reads, the broker answers, time passes: the honest have their reports. Then the others are gone."""
+    """Check the end: everybody reads, the broker answers, time passes, and the honest have their reports. Then the
+    others leave."""
     world.told("the others do nothing more")
     world.full = False
     world.regain()

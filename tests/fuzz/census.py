@@ -1,6 +1,6 @@
-"""Counts what an object holds: the entries of every container that can be reached from it, by the way there.
+"""Census of an object's contents: the entries of every container that can be reached from the object, by path.
 
-So a table without a bound is found wherever it is, and one that is made tomorrow as well.
+A table without a bound is found wherever the table is, and a new one as well.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ OURS = ("bester.", "tests.")
 
 
 def census(root: object, passed_over: Collection[type] = ()) -> dict[str, int]:
-    """Return how many entries the containers below `root` have, and how long its texts are: the largest for each way
-    that leads to one.
+    """Return the number of entries of the containers below `root`, and the length of its texts: the largest of each
+    path.
 
-    A way names attributes, and `[]` for being in a container: `_exchange.workers._queues[]`. Objects of the types
-    `passed_over`, and what is not of Bester, are not looked into.
+    A path names attributes, and `[]` for an entry of a container: `_dispatcher.workers._queues[]`. Objects of the types
+    `passed_over`, and of types from outside Bester, are not entered.
     """
     sizes: dict[str, int] = {}
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Fuzzes what reads the native protocol: the splitter, and every reader of a frame, of whichever side."""
+"""Fuzzes the readers of the native protocol: the splitter, and every reader of a frame, of either side."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ REPORTS = (
     '{"header":{"status":"0"},"payload":{"data":null,"id":"1","type":"dummy"}}',
     '{"command":{"type":"isClient","data":"eve"}}',
 )
-"""What servers say to clients and to each other, and handlers to the informer."""
+"""Frames that servers send to clients and to each other, and handlers to the informer."""
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Read what each step draws. Returns how many frames that were."""
+    """Read the frames that each step draws. Returns the number of frames."""
     chance = Random()
     odd = Odd(chance)
     json_ = OddJson(odd)
@@ -62,7 +62,7 @@ def play(steps: Sequence[int], told: Told) -> int:
 
 
 def _read(body: bytes) -> None:
-    """Every reader takes every body: whatever it says of it is a value."""
+    """Check that every reader takes every body: each returns a value for any bytes."""
     later = native.later(body)
     if isinstance(later, native.Sent):
         _check_sent(later, body)
@@ -90,8 +90,8 @@ def _read(body: bytes) -> None:
 
 
 def _check_sent(sent: native.Sent, body: bytes) -> None:
-    said = _last_object(body)
-    payload = said.get("payload")
+    frame = _last_object(body)
+    payload = frame.get("payload")
     must(type(payload) is dict, "a message is in a payload")
     must(sent.type == payload["type"], "its type is the one that was said")
     must(json_text.fault(sent.data) is None, f"its data is JSON, {DEPTH_LIMIT} deep at most")
@@ -117,8 +117,8 @@ def _check_claims(claims: Any) -> None:
 def _check_fault(fault: native.Fault) -> None:
     must(fault.reason in CODES, f"a code of the table, not {fault.reason!r}")
     must(type(_loads(fault.id)) in (str, type(None)), "a fault is reported under a string, or null")
-    (said,) = read_frames(native.report(fault.id, 1, fault.reason))
-    must(said["header"]["status"] == "bad", "and the report can be read")
+    (report,) = read_frames(native.report(fault.id, 1, fault.reason))
+    must(report["header"]["status"] == "bad", "and the report can be read")
 
 
 def _loads(text: bytes) -> Any:
@@ -126,11 +126,11 @@ def _loads(text: bytes) -> Any:
 
 
 def _last_object(body: bytes) -> Any:
-    """Return what Python's own reader makes of a body; of a key that is there twice, the last counts."""
-    said = _loads(body)
-    must(type(said) is dict, "a frame is an object")
+    """Return the value that Python's own reader gives for a body; of a repeated key, the last counts."""
+    object_ = _loads(body)
+    must(type(object_) is dict, "a frame is an object")
     must(not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", body), "and has no control characters")
-    return said
+    return object_
 
 
 # --- streams ---
@@ -142,7 +142,7 @@ def _session() -> Session:
 
 
 def _stream(json_: OddJson, told: Told) -> int:
-    """A stream says the same however it is split."""
+    """Check that a stream gives the same result however the stream is split."""
     odd = json_.odd
     data = json_.stream(first=not odd.one_in(8))
     if odd.one_in(10):
@@ -158,12 +158,13 @@ def _stream(json_: OddJson, told: Told) -> int:
         taken = b"".join(frame(body) for body in bodies)
         must(data.startswith(taken), "what is cut is what came")
         must(split.waiting_bytes == len(data) - len(taken), "and nothing is lost")
-    must(_said([data]) == _said(pieces), "a session does the same however its stream is split")
+    must(_session_output([data]) == _session_output(pieces), "a session does the same however its stream is split")
     return len(bodies)
 
 
-def _said(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
-    """Return what a session writes and sends for a stream; its login is accepted when all is said."""
+def _session_output(pieces: list[bytes]) -> tuple[bytes, list[Any], str]:
+    """Return the bytes that a session writes and the messages it sends for a stream; its login is accepted at the
+    end."""
     session = _session()
     written, sent = b"", []
     steps: list[Step] = [session.on_bytes(piece, 0.0) for piece in pieces]

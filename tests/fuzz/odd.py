@@ -16,7 +16,7 @@ Row = list[Any]
 
 NAMES = ("eve", "mallory", "carol", "bob", "s2", "n1", "10.0.0.9:5", "10.0.0.8:5", "h")
 USERS = ("eve", "mallory", "carol")
-"""Those that attackers log in as. Honest users are not among them."""
+"""User names of attackers. Honest users are not among them."""
 OUTCOMES = (
     "delivered",
     "queued",
@@ -27,7 +27,7 @@ OUTCOMES = (
     "failed:refused",
 )
 TYPES = ("a", "b", "shared", "slow", "none")
-"""The types that attackers speak of. Those of honest parties are not among them."""
+"""The types in attackers' messages. Those of honest parties are not among them."""
 ODD_TEXTS = (
     "", " ", "a,b", " a", "a\n", "a\x1b[31m", "a\u202eb", "\x00", "\x85", "\u2028", "é", "日本", "\U0001f600", "ﬀ", "İ",
     "dummy", "builtin", "bester.", "bester.auth", "bester.outcome", "unconfirmed", "timeout", "delivered", "queued",
@@ -83,7 +83,7 @@ class Odd:
         self.pick = chance.choice
 
     def one_in(self, many: int) -> bool:
-        """Say yes once in so many times."""
+        """Return true once in so many times."""
         return int(self.chance.random() * many) == 0
 
     # --- values of any kind ---
@@ -101,11 +101,11 @@ class Odd:
         return self.pick(ODD_TEXTS) if self.one_in(3) else self.pick(NAMES)
 
     def type(self) -> str:
-        """Return a message type, mostly one that somebody may serve."""
+        """Return a message type, mostly one that may have a handler."""
         return self.text() if self.one_in(8) else self.pick(TYPES)
 
     def scalar(self) -> Any:
-        """Return a value that holds no other."""
+        """Return a value that contains no other."""
         kind = self.chance.randrange(7)
         if kind == 0:
             return self.pick(PLAIN)
@@ -140,10 +140,10 @@ class Odd:
             value = {"k": value} if depth % 2 else [value]
         return value
 
-    # --- what is meant ---
+    # --- meaningful values ---
 
     def body(self) -> Any:
-        """Return a body: JSON text, what is none, or the number of an attachment."""
+        """Return a body: JSON text, an invalid text, or the number of an attachment."""
         if self.one_in(12):
             return self.pick((1, 2, 3, 0, -1, 2**40, "1", '{"a":"é"}', "\ud800"))
         return self.pick(BODIES) if self.one_in(2) else b'{"n":%d}' % self.chance.randrange(100)
@@ -195,23 +195,23 @@ class Odd:
         return f"s2/e-1/{self.chance.randrange(20)}" if key in ("id", "root", "dedup") else self.text()
 
     def options(self) -> dict[Any, Any]:
-        """Return what a HELLO or WELCOME says besides."""
-        said: dict[Any, Any] = {}
+        """Return the options of a HELLO or WELCOME."""
+        options: dict[Any, Any] = {}
         if not self.one_in(5):
-            said["types"] = [self.type() for _ in range(self.pick((1, 1, 2, 4)))]
-            said["credit"] = self.pick((1, 2, 5, 30))
+            options["types"] = [self.type() for _ in range(self.pick((1, 1, 2, 4)))]
+            options["credit"] = self.pick((1, 2, 5, 30))
         if self.one_in(4):
-            said["epoch"] = self.pick(("x1", "x2", self.text()))
+            options["epoch"] = self.pick(("x1", "x2", self.text()))
         if self.one_in(4):
-            said["order"] = {self.type(): "user"}
+            options["order"] = {self.type(): "user"}
         if self.one_in(4):
-            said["lease_ms"] = self.pick((0, 500, 60_000, 600_001, -1))
+            options["lease_ms"] = self.pick((0, 500, 60_000, 600_001, -1))
         if self.one_in(6):
-            said[self.pick(OPTIONS)] = self.value()
-        return said
+            options[self.pick(OPTIONS)] = self.value()
+        return options
 
     def failed_rows(self) -> list[Any]:
-        """Return what a CONFIRM says has failed."""
+        """Return the failures of a CONFIRM."""
         return [[self.integer(), self.integer(), self.text()] for _ in range(self.chance.randrange(4))]
 
     def argument(self) -> Any:
@@ -241,14 +241,14 @@ class Odd:
     # --- rows ---
 
     def row(self, spec: Operation | None = None) -> Row:
-        """Return a message of an operation as it is packed; all its fields are of the right kind."""
+        """Return a message of an operation as a row for the packer; all its fields are of the right kind."""
         spec = spec or self.pick(OPERATIONS)
         names = spec.message._fields
         count = self.chance.randint(spec.required, len(names)) if self.one_in(3) else len(names)
         return [spec.op, *(self.field(names[index], spec, index) for index in range(count))]
 
     def mutated(self, row: Row) -> Any:
-        """Return a row with something in it replaced, left out, added, swapped or wrapped."""
+        """Return a row with a part replaced, left out, added, swapped or wrapped."""
         row = list(row)
         for _ in range(self.pick((1, 1, 2))):
             at, kind = self.chance.randrange(len(row) + 1), self.chance.randrange(6)
@@ -265,7 +265,7 @@ class Odd:
         return self.pick((self.value(), {"op": row}, [row], tuple(row))) if self.one_in(30) else row
 
     def frames(self, rows: list[Any]) -> list[bytes]:
-        """Return the frames of a batch of rows; seldom with something in it that no packer would write."""
+        """Return the frames of a batch of rows; seldom with a frame that no packer would write."""
         packed = [pack(row) for row in rows]
         if self.one_in(30):
             packed.insert(self.chance.randrange(len(packed) + 1), self.raw())
@@ -298,7 +298,7 @@ class Odd:
 _USUAL: dict[int, tuple[str, ...]] = {
     12: ("id",), 24: ("address", "attempt"), 30: ("id", "lane"), 31: ("queued",), 33: ("reported", "unsent"),
 }  # fmt: skip
-"""What the metas of an operation mostly hold."""
+"""Usual metas of an operation."""
 _FIELDS: dict[str, Any] = {
     "session": lambda odd: odd.chance.randrange(1, 5) if not odd.one_in(10) else odd.integer(),
     "user": lambda odd: odd.pick(USERS) if not odd.one_in(10) else odd.pick(ODD_TEXTS),
@@ -325,7 +325,7 @@ _FIELDS: dict[str, Any] = {
 
 
 def pack(row: Any) -> bytes:
-    """Return a row in MessagePack, whatever it holds; a packer that will not have it packs a word about it."""
+    """Return a row in MessagePack; a row that the packer refuses becomes a word about that."""
     try:
         return bytes(_packer.pack(row))
     except (ValueError, TypeError, OverflowError):

@@ -41,7 +41,7 @@ SPOILT = (b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\0", b"\
 
 
 def frame(body: bytes, length: int | None = None) -> bytes:
-    """Return a frame; `length`: what its header says instead of the truth."""
+    """Return a frame; `length`: a false length for its header."""
     return struct.pack("<I", len(body) if length is None else length) + body
 
 
@@ -115,7 +115,7 @@ class OddJson:
         return self.top({**self.own("header", "null"), "payload": self.payload(odd.pick(TYPES[:4]), self.text())})
 
     def command(self) -> str:
-        """Return what is asked of the server itself."""
+        """Return a command for the server itself."""
         odd = self.odd
         kind = odd.pick(("ack", "ack", "outcome", "outcome", "close", "none"))
         ids = [odd.pick(self.ids) if self.ids and not odd.one_in(4) else odd.pick(ODD_TEXTS)[:200] for _ in range(3)]
@@ -157,7 +157,7 @@ class OddJson:
         return odd.spoiled(body) if odd.one_in(60) else body
 
     def stream(self, first: bool) -> bytes:
-        """Return what a peer may write: frames, mostly."""
+        """Return the bytes that a peer may write: frames, mostly."""
         odd = self.odd
         frames = [self.first()] if first else []
         frames += [self.later() for _ in range(odd.pick((0, 1, 1, 2, 5) if first else (1, 1, 2, 5)))]
@@ -169,7 +169,7 @@ class OddJson:
         return odd.spoiled(out) if odd.one_in(80) else out
 
     def pieces(self, data: bytes) -> list[bytes]:
-        """Return data as the network may bring it."""
+        """Return data in pieces, as the network may bring the bytes."""
         odd = self.odd
         if not odd.one_in(3) or not data:
             return [data]
@@ -180,7 +180,7 @@ class OddJson:
 
 
 def read_frames(data: bytes) -> list[Any]:
-    """Return the frames that a program would read who knows nothing of Bester: raises where one is no JSON object."""
+    """Return the frames as a program reads them that knows nothing of Bester: raises where one is no JSON object."""
     frames, at = [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<I", data, at)

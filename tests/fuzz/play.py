@@ -1,7 +1,7 @@
-"""What all fuzzers have in common: a story is a list of numbers, each the seed of one step.
+"""The common parts of all fuzzers: a story is a list of numbers, each the seed of one step.
 
-What a step does depends on its number and on what is there when it is played. So every part of a story is a story, and
-one that breaks a rule is made shorter by leaving steps out.
+A step depends on its number and on the state when the step is played. So every part of a story is a story, and one that
+breaks a rule is made shorter by leaving steps out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 Told = Callable[[str], None]
 Play = Callable[[Sequence[int], Told], int]
-"""Plays a story, tells what it does, and returns how many messages or frames it tried. Raises what went wrong."""
+"""Plays a story, tells each step, and returns the number of messages or frames tried. Raises any failure."""
 
 SHRINKS = 400
 """Stories that are tried to make one shorter."""
@@ -23,13 +23,13 @@ class FoundError(AssertionError):
 
 
 def must(true: bool, rule: str) -> None:
-    """Raise FoundError, with the rule that is broken, unless it is true."""
+    """Raise FoundError, with the broken rule, where `true` is false."""
     if not true:
         raise FoundError(rule)
 
 
 class Failure(NamedTuple):
-    """A story that breaks a rule: its `steps`, and all there is to say about it."""
+    """A story that breaks a rule: its `steps`, and the text about the failure."""
 
     steps: list[int]
     text: str
@@ -41,11 +41,11 @@ def steps_of(seed: int, length: int) -> list[int]:
 
 
 def quiet(text: str) -> None:
-    """Tell nobody."""
+    """Tell nothing: the listener of a story that nobody reads."""
 
 
 def attempt(play: Play, steps: Sequence[int], told: Told = quiet) -> tuple[int, str | None]:
-    """Play a story; return how much it tried, and what went wrong, None where nothing did."""
+    """Play a story; return the number of tries, and the failure's text, None where the story kept all rules."""
     try:
         return play(steps, told), None
     except Exception as error:  # noqa: BLE001 (whatever it is, it is what was looked for)
@@ -53,7 +53,7 @@ def attempt(play: Play, steps: Sequence[int], told: Told = quiet) -> tuple[int, 
 
 
 def shortened(play: Play, steps: Sequence[int]) -> list[int]:
-    """Return a shorter story that goes wrong as well: parts of it are left out, ever smaller ones."""
+    """Return a shorter story that fails as well: parts of the story are left out, ever smaller ones."""
     steps, tries, part = list(steps), 0, max(1, len(steps) // 2)
     while part and tries < SHRINKS:
         at = 0
@@ -69,7 +69,8 @@ def shortened(play: Play, steps: Sequence[int]) -> list[int]:
 
 
 def failure_of(name: str, seed: int, play: Play, steps: Sequence[int]) -> Failure | None:
-    """Play a story; where it goes wrong, return it shortened, with what it did and how to play it again."""
+    """Play a story; where the story fails, return its shortened form, with the steps told and the command to repeat
+    it."""
     if attempt(play, steps)[1] is None:
         return None
     short = shortened(play, steps)

@@ -1,8 +1,8 @@
-"""Fuzzes the broker's core: parties that say anything, beside honest ones that must not notice.
+"""Fuzzes the broker's core: parties that send anything, beside honest ones that must not notice.
 
 The honest ones are a bridge with the users alice and bob, a handler of the type `good`, and a listed server s3. Each of
 their messages must have its one report, and a good one, whatever the others do. In the end these fall silent, and then
-nothing may be left of them but what is bounded by number.
+only leftovers bounded by number may remain.
 """
 
 from __future__ import annotations
@@ -67,16 +67,17 @@ SMALL = 200
 """Entries that a table may have when all is over: more than any of the limits above."""
 MOST = {
     "_peers.resumes[]._cases": 5_000,  # tidied when more comes
-    "_peers.resumes[]._sent[][][] (length)": 5_000,  # of a bridge that does not count its reports
+    "_peers.resumes[]._sent[][][] (length)": 5_000,  # from a bridge that does not count its reports
     "_peers.resumes[]._unacked[][][] (length)": 5_000,
 }
 """The same of some tables."""
 TRUSTED = ("_dispatcher.deliveries.",)
-"""What a bridge fills that does not confirm: it is let in where the server's own user is, and is trusted with that."""
+"""Tables that a bridge without confirmations fills: such a bridge is let in as the server's own, and trusted with
+them."""
 SHORT = 1200
 """Characters of a text that is remembered: an id of 512 that was sent on as often as may be."""
 GRACE_S = 60.0
-"""Longer than any message, and any memory of it, may last by these limits."""
+"""Seconds that outlast, by these limits, any message and any memory of a message."""
 STEP_S = 0.5
 HONEST_EVERY = 8
 GOOD = "good"
@@ -88,24 +89,24 @@ SAYS: dict[str, frozenset[type[Any]]] = {
     "operator": frozenset({Answer}),
     "linked": frozenset({Relay}),
 }
-"""What a broker says to whom, besides what it says to strangers."""
+"""Messages that a broker sends to each role, besides those to strangers."""
 DOORS = ("ipc", "ipc", "tcp", "tcp")
 FORWARDED: tuple[tuple[str, Meta], ...] = (
     ("delivered", {"reported": True}), ("sent", {}), ("failed:unreachable", {"unsent": True}),
     ("queued", {"queued": 1}), ("failed:unreachable", {}), ("failed:refused", {"reported": True, "note": "no"}),
 )  # fmt: skip
-"""What becomes of messages to native servers."""
+"""Outcomes of messages to native servers."""
 BENTS = (
     ("handler", "bridge", "server", "operator"), ("handler",), ("handler", "handler", "bridge"), ("server", "handler"),
     ("bridge", "operator"),
 )  # fmt: skip
-"""Roles that those who are not honest mostly play, in one story."""
+"""Usual roles, in one story, of the parties who are not honest."""
 LINKED = Link("server", b"s2")
 
 
 class Party:
-    """Somebody on a link. `bent` is the role it mostly plays, `roles` are those it has ever asked for, and `last` is
-    what was said to it lately, for it to answer, rightly or wrongly."""
+    """A party on a link. `bent` is the role that the party mostly plays, `roles` are those ever asked for, and `last`
+    holds the latest messages from the router, to be answered rightly or wrongly."""
 
     def __init__(self, link: Link, bent: str) -> None:
         self.link = link
@@ -115,7 +116,7 @@ class Party:
 
 
 class World:
-    """A router with everybody around it. `now` is moved by hand."""
+    """A router with honest and evil parties. `now` is moved by hand."""
 
     def __init__(self, seed: int, told: Told) -> None:
         chance = Random(seed)
@@ -150,19 +151,19 @@ class World:
             self.take(self.router.on_server_ready("s2", self.now))
 
     def newcomer(self, odd: Odd) -> Party:
-        """Return somebody on a link that nobody had before."""
+        """Return a party on a new link."""
         party = Party(Link(odd.pick(DOORS), b"n%d" % len(self.parties)), "handler")
         self.parties[party.link] = party
         return party
 
-    # --- what the router is told ---
+    # --- calls of the router ---
 
     def say(self, link: Link, messages: Sequence[Message | Malformed]) -> None:
-        """Say a batch on a link."""
+        """Hand a batch of a link to the router."""
         self.take(self.router.receive_all(link, messages, self.now))
 
     def take(self, effects: Effects) -> None:
-        """Carry out the router's effects, until it has no more."""
+        """Carry out the router's effects, until there are no more."""
         waiting = [effects]
         while waiting:
             effects = waiting.pop(0)
@@ -181,7 +182,7 @@ class World:
                     must(len(repr(call)) < 10**9 and call.event.isprintable(), "a notice can be written")
 
     def _heard(self, link: Link, message: Message) -> None:
-        """Look at what is said to somebody, and let the honest answer."""
+        """Check a message of the router's, and let the honest answer."""
         check_message(message)
         if link in self.honest.links:
             self.honest.hear(link, message)
@@ -196,7 +197,7 @@ class World:
         party.last = [*party.last[-20:], message]
 
     def wait(self, seconds: float, *, evil: bool) -> None:
-        """Let time pass; the honest are heard meanwhile, and the others, where `evil`."""
+        """Let time pass; the honest act meanwhile, and the evil parties, where `evil`."""
         end = self.now + seconds
         while self.now < end:
             self.now += STEP_S
@@ -226,7 +227,7 @@ class Honest:
         self._said: dict[Link, list[Message]] = {}
 
     def greet(self) -> None:
-        """Say HELLO, before anybody else does."""
+        """Send the honest parties' HELLOs, before anybody else acts."""
         say = self._world.say
         say(self.bridge, [Hello(1, "bridge", "honest", {"epoch": "honest"})])
         say(self.bridge, [Open(1, "alice"), Open(2, "bob")])
@@ -246,7 +247,7 @@ class Honest:
         self._world.say(link, [message])
 
     def hear(self, link: Link, message: Message) -> None:
-        """Answer as the protocol has it."""
+        """Answer as the protocol prescribes."""
         match message:
             case Request():
                 must(message.type == GOOD, "a handler is given its own types")
@@ -270,14 +271,14 @@ class Honest:
                 must(False, f"an honest party is told {message}")
 
     def _answer(self, link: Link, message: Message) -> None:
-        """Answers are said in the next turn: the router is at work now."""
+        """Queue an answer for the next turn: the router is at work now."""
         self._said.setdefault(link, []).append(message)
 
     def turn(self) -> None:
-        """Say what is to be answered, until nobody has anything more to say."""
+        """Send the waiting answers, until there are no more."""
         while self._said:
-            said, self._said = self._said, {}
-            for link, messages in said.items():
+            answers, self._said = self._said, {}
+            for link, messages in answers.items():
                 self._world.say(link, messages)
 
     def _ended(self, link: Link, token: int, *, good: bool) -> None:
@@ -287,7 +288,7 @@ class Honest:
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Play a story. Returns how many messages were said by those who are not honest."""
+    """Play a story. Returns the number of messages from the parties who are not honest."""
     world = World(steps[0], told)
     chance = Random()
     odd = Odd(chance)
@@ -307,7 +308,7 @@ def play(steps: Sequence[int], told: Told) -> int:
 
 
 def _evil(world: World, odd: Odd) -> int:
-    """Somebody says something."""
+    """Let an evil party act."""
     if odd.one_in(40):
         return _happens(world, odd)
     if odd.one_in(60):
@@ -326,7 +327,8 @@ def _evil(world: World, odd: Odd) -> int:
 
 
 def _as_honest(message: Message | Malformed) -> bool:
-    """A bridge that says it holds an honest user gets what is for that user: nobody else may be one over tcp."""
+    """Return whether a bridge's message claims an honest user, who may come over tcp from nobody but the honest
+    bridge."""
     return isinstance(message, Open | Login) and message.user in ("alice", "bob")
 
 
@@ -375,12 +377,12 @@ FLOODS: dict[str, tuple[str, Flood]] = {
     "types of relays": ("server", lambda n: Relay(n, f"t{n}", b"1", {"id": f"s2/e-1/{n}"})),
     "letters": ("operator", lambda n: Ask(n, "deadReplay", None)),
 }
-"""What may be said many times over, each time a little different, and by whom."""
+"""Messages to be sent many times over, each a little different, and the role that may send them."""
 FLOOD = 250
 
 
 def _flood(world: World, odd: Odd) -> int:
-    """Somebody says one thing again and again; or many come and say something once."""
+    """Send one message again and again from one party; or let many parties come and send one each."""
     name = odd.pick(sorted(FLOODS))
     role, make = FLOODS[name]
     start = odd.chance.randrange(10_000)
@@ -411,7 +413,7 @@ _BY_ROLE: dict[str, tuple[int, ...]] = {
 
 
 def _row_of(party: Party, odd: Odd) -> Any:
-    """Return what a party says: an answer to what it heard, something of its role, or anything."""
+    """Return a row for a party: an answer to a received message, an operation of its role, or anything."""
     spec: Operation | None = None
     if not party.roles and not odd.one_in(3):
         spec = SPECS[1]
@@ -426,26 +428,26 @@ def _row_of(party: Party, odd: Odd) -> Any:
 
 
 def _answering(party: Party, row: list[Any], odd: Odd) -> list[Any]:
-    """Have a row name a token or serial that was heard, which is its first field."""
-    heard = odd.pick(party.last)
+    """Put a received token or serial into a row, as its first field."""
+    received = odd.pick(party.last)
     if row[0] == 30 and odd.one_in(4):
         return [30, row[1], "bester.outcome", b'{"message":"%b","outcome":"%b"}' % _news(odd), {}]
-    if len(row) > 1 and type(row[1]) is int and type(heard) in (Request, Relay, Forward, Deliver, LoggedIn):
-        row[1] = heard[0]
+    if len(row) > 1 and type(row[1]) is int and type(received) in (Request, Relay, Forward, Deliver, LoggedIn):
+        row[1] = received[0]
         if row[0] in (31, 33) and odd.one_in(2):
             return [*row[:2], "queued", {"queued": 1, "reported": True}]
         if row[0] == 27 and len(row) > 3:
-            row[2], row[3] = [heard[0]], [[heard[0], 0, odd.pick(("not-connected", "unconfirmed", odd.text()))]]
+            row[2], row[3] = [received[0]], [[received[0], 0, odd.pick(("not-connected", "unconfirmed", odd.text()))]]
     return row
 
 
 def _news(odd: Odd) -> tuple[bytes, bytes]:
-    """Return what a server may say became of a message: its id, and the outcome."""
+    """Return a later outcome that a server may send: the message's id, and the outcome."""
     return b"s1/emit-e/%d.0.0" % odd.chance.randrange(1, 60), odd.pick(OUTCOMES).encode()
 
 
 def _end(world: World) -> None:
-    """The others go on living and say nothing more; then they are gone. Everybody honest has had a report."""
+    """Check the end: the evil parties live on in silence, then leave. Every honest party has its reports."""
     world.told("the others say nothing more")
     world.honest.turn()
     world.wait(GRACE_S, evil=True)

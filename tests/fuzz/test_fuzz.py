@@ -18,7 +18,7 @@ SHORT = [(name, seed) for name, fuzzer in FUZZERS.items() for seed in range(fuzz
 
 
 @pytest.mark.parametrize(("name", "seed"), SHORT)
-def test_the_rules_hold_whatever_is_said(name: str, seed: int) -> None:
+def test_rules_hold_for_any_input(name: str, seed: int) -> None:
     fuzzer = FUZZERS[name]
     failure = failure_of(name, seed, fuzzer.play, steps_of(seed, fuzzer.length))
     assert failure is None, failure.text
@@ -34,7 +34,7 @@ def test_a_story_is_the_same_each_time(name: str) -> None:
     assert first == second
 
 
-def test_a_story_that_goes_wrong_is_told_in_its_shortest_form() -> None:
+def test_failing_story_is_told_in_its_shortest_form() -> None:
     def play(steps: Sequence[int], told: Told) -> int:
         told(f"{len(steps)} steps")
         must(not {3, 90} <= set(steps), "3 and 90 never meet")
@@ -77,7 +77,7 @@ def run(*argv: str, hash_seed: str = "random") -> subprocess.CompletedProcess[st
     )  # fmt: skip
 
 
-def test_the_command_plays_for_a_while_and_says_with_which_seeds() -> None:
+def test_command_plays_for_a_while_and_prints_its_seeds() -> None:
     done = run("--minutes", "0.01", "--first", "1234", "--jobs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--first 1234" in done.stderr
@@ -85,7 +85,7 @@ def test_the_command_plays_for_a_while_and_says_with_which_seeds() -> None:
 
 
 @pytest.mark.parametrize("argv", [["--minutes", "0"], ["--minutes", "x"], ["--seed", "wire"], ["--seed", "nobody:1"]])
-def test_the_command_says_what_is_wrong_in_one_line(argv: list[str]) -> None:
+def test_command_reports_an_error_in_one_line(argv: list[str]) -> None:
     done = run(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
@@ -93,7 +93,7 @@ def test_the_command_says_what_is_wrong_in_one_line(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", FUZZERS)
-def test_the_command_tells_one_story_and_another_process_the_same(name: str) -> None:
+def test_command_tells_the_same_story_in_every_process(name: str) -> None:
     first, second = (run("--seed", f"{name}:7", hash_seed=seed) for seed in ("1", "2"))
     assert first.returncode == 0, first.stdout + first.stderr
     assert len(first.stdout) > 1000

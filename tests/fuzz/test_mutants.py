@@ -19,7 +19,7 @@ from tests.fuzz.play import attempt, steps_of
 
 
 def found(name: str, *seeds: int) -> str:
-    """Return what is said of the first of these stories that breaks a rule; empty where none does."""
+    """Return the failure of the first of these stories that breaks a rule; empty where none does."""
     fuzzer = FUZZERS[name]
     for seed in seeds:
         _, wrong = attempt(fuzzer.play, steps_of(seed, fuzzer.length))
@@ -33,7 +33,7 @@ class TestFaultsAreFound:
 
     def test_a_reader_that_trusts_what_it_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def trusting(row: Any, frames: Sequence[bytes]) -> Any:
-            return len(row[2])  # that is the fault
+            return len(row[2])  # the fault of this mutant
 
         monkeypatch.setitem(readers.READERS, 10, trusting)
         assert "Error" in found("wire", *range(4))
@@ -58,7 +58,7 @@ class TestFaultsAreFound:
         monkeypatch.setattr(BridgeResume, "on_reports_counted", counted)
         assert "IndexError" in found("router", *range(60))
 
-    def test_text_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bytes_that_are_not_utf8(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "is_utf8", lambda text: True)
         assert "UnicodeDecodeError" in found("frames", *range(30))
 

@@ -30,12 +30,12 @@ from tests.fuzz.play import Told, must
 
 SPECS: dict[int, Operation] = {row.op: row for row in OPERATIONS}
 LONGEST_TEXT = 4000
-"""Characters of what is said about something unreadable: it goes back to whoever sent it, and into the log."""
+"""Upper bound of an error text about unreadable input, in characters: the text goes to the sender and into the log."""
 _NO_MESSAGEPACK = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
 
 def play(steps: Sequence[int], told: Told) -> int:
-    """Read and write what each step draws. Returns how many messages that were."""
+    """Read and write the messages that each step draws. Returns their number."""
     chance = Random()
     odd = Odd(chance)
     count = 0
@@ -75,7 +75,7 @@ def _check_refusal(refused: Malformed) -> None:
 
 
 def check_message(message: Any) -> None:
-    """Look whether a message is what OPERATIONS promises, and arrives as it is where it is sent on."""
+    """Check that a message keeps to OPERATIONS, and survives being sent on."""
     spec = SPECS[OP_OF[type(message)]]
     must(len(message) == len(spec.fields), "all fields are there")
     for value, kinds, name in zip(message, spec.fields, message._fields, strict=True):
@@ -110,7 +110,7 @@ def _check_commands(commands: list[Command]) -> None:
 
 
 def _check_fast_readers(frames: list[bytes]) -> None:
-    """The readers that are written from the table say the same as the careful one."""
+    """Check that the readers written from the table give the same as the careful one."""
     if not frames or len(frames[0]) > 50_000:
         return
     try:
@@ -127,10 +127,10 @@ def _check_fast_readers(frames: list[bytes]) -> None:
 
 
 class _Odd:
-    """Nothing that MessagePack knows."""
+    """A value that MessagePack does not know."""
 
     def __repr__(self) -> str:
-        return "_Odd()"  # the same in every process: a story is told twice in the same words
+        return "_Odd()"  # the same in every process: a story is told in the same words each time
 
 
 def _value(odd: Odd) -> Any:

@@ -1,7 +1,7 @@
 """The core's stage: the servers of a world in virtual time, without a socket.
 
-Brokers, bridges, clients and links are the real cores in what stands for their shells in `tests.world`; handlers are
-the SDK's functions without its worker.
+Brokers, bridges, clients and links are the real cores in the simulated shells of `tests.world`; handlers are the SDK's
+functions without its worker.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.world.servers import SimServer
 from tests.world.users import Device
 
 AFTERMATH_S = 10.0
-"""Virtual seconds after a scene in which nothing more may come to anybody."""
+"""Virtual seconds after a scene in which no user may receive anything more."""
 LEAVING_S = 0.1
 """Virtual seconds after which a bridge has seen that a connection has ended."""
 
@@ -40,7 +40,7 @@ class CoreStage(Stage):
     def __init__(self) -> None:
         self.world = World()
         self.servers: dict[str, CoreServer] = {}
-        self._lives: dict[str, CoreServer] = {}  # the last one of each name, whether it lives or not
+        self._lives: dict[str, CoreServer] = {}  # the last server of each name, alive or dead
         self._users: list[CoreUser] = []
 
     async def server(
@@ -76,9 +76,9 @@ class CoreStage(Stage):
 
 
 class CoreServer(Server):
-    """A broker and a bridge in one process, and the handlers and users that came to it.
+    """A broker and a bridge in one process, and the handlers and users that came to the server.
 
-    `before` is the server of that name that has died: its broker begins another life, with what its store holds.
+    `before` is the dead server of that name: its broker begins another life, with the store's contents.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class CoreServer(Server):
     async def dies(self) -> None:
         del self._stage.servers[self.name]
         self.broker.end()
-        for handler in self._handlers:  # they belong to this life
+        for handler in self._handlers:  # handlers and users belong to this life
             handler.link.freeze()
         for user in self.users:
             user.device.die()
 
 
 class CoreHandler(Handler):
-    """Calls an App's functions as the requests come, one after the other."""
+    """A handler that calls an App's functions as the requests come, one after the other."""
 
     def __init__(self, world: World, broker: SimServer, app: App) -> None:
         self._world = world
@@ -155,7 +155,7 @@ class CoreHandler(Handler):
 
 
 class _Device(Device):
-    """A device that keeps what it is given."""
+    """A device that keeps the messages it receives."""
 
     def __init__(self, world: World, bridge: SimBridge, user: str) -> None:
         super().__init__(world, [bridge], user, user, host="127.0.0.1")

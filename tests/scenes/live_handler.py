@@ -1,7 +1,8 @@
-"""A handler of the live stage: the SDK's worker on a thread and loop of its own, so that it can be stopped alone.
+"""A handler of the live stage: the SDK's worker on a thread and loop of its own, so that the handler can be stopped
+alone.
 
-Frozen is a whole process: its loop stands, and nobody in it vouches for that. It has no lease, for whoever looks sees
-that the process (the test's) runs.
+A freeze stops the loop alone and stands for a frozen process. The handler has no lease, because a look at its process
+(the test's) would show a running one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.scenes.stage import Handler
 
 T = TypeVar("T")
 NO_LEASE_MS = 1_500
-"""As long as the stage's brokers bear with anybody's silence."""
+"""The longest silence, in ms, that the stage's brokers allow a link."""
 
 
 class LiveHandler(Handler):
@@ -55,7 +56,7 @@ class LiveHandler(Handler):
         await worker.stop()
 
     async def start(self) -> None:
-        """Return when the broker knows it."""
+        """Return when the broker knows the handler."""
         self._thread.start()
         await _within_deadline(self._ready)
 

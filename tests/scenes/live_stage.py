@@ -166,7 +166,7 @@ class LiveServer(Server):
 
 
 class LiveUser(User):
-    """Reads its socket when it is asked for something, and keeps what it was not asked for."""
+    """A user that reads its socket on request, and keeps frames that nobody has asked for yet."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -174,7 +174,7 @@ class LiveUser(User):
         self._reports: dict[str, Report] = {}
         self._ids = count(1)
         self.gone = False
-        """Whether its connection has ended, by its own wish or its server's."""
+        """True once the connection has ended, by the user's own wish or the server's."""
 
     async def log_in(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -239,7 +239,7 @@ class _Sending:
 
 
 class _Log(logging.Handler):
-    """What the brokers say of links that come up; they say it in the order in which it happens."""
+    """The brokers' log lines about links that come up, counted in the order of the events."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -262,7 +262,7 @@ class _Log(logging.Handler):
         self._news.set()
 
     async def says(self, text: str, times: int) -> None:
-        """Wait until it was said so many times."""
+        """Wait until `text` was logged so many times."""
         async with asyncio.timeout(DEADLINE_S):
             while self._said[text] < times:
                 self._news.clear()

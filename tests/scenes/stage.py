@@ -1,7 +1,7 @@
-"""What a scene is played on: servers, users and handlers, and what can be asked of them.
+"""The stage of a scene: servers, users and handlers, and the questions that a scene asks them.
 
 A scene is written once and played on every stage: `core_stage` is the pure core in virtual time, `live_stage` real
-servers on real sockets. Nothing here knows which of them it is.
+servers on real sockets. Nothing here depends on the kind of stage.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Function = Callable[[Message], Command | Sequence[Command] | None]
 """A handler's function, as a user of the SDK writes it."""
 
 HANDLER_WAIT_S = 1.0
-"""How long, on every stage, a message waits for a handler of its type to come back."""
+"""Time in seconds, on every stage, that a message waits for a handler of its type to come back."""
 
 
 class Report(NamedTuple):
-    """What became of a message; `recipients` is empty where every outcome is `delivered`, `note` says why it was
-    refused."""
+    """The report on a message; `recipients` is empty where every outcome is `delivered`, `note` is the reason for a
+    refusal."""
 
     good: bool
     reason: str | None
@@ -34,7 +34,7 @@ class Report(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A message as a user gets it."""
+    """A message as a user receives it."""
 
     data: Any
     type: str
@@ -44,14 +44,14 @@ class Received(NamedTuple):
 
 
 class User(ABC):
-    """One connection of a user."""
+    """A user with one connection."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
     def submits(self, type_: str, data: Any) -> Awaitable[Report]:
-        """Send a message now; what is returned can be awaited for its report."""
+        """Send a message now; await the result for its report."""
 
     async def sends(self, type_: str, data: Any) -> Report:
         """Send a message and wait for its report."""
@@ -67,7 +67,7 @@ class User(ABC):
 
     @abstractmethod
     async def unread(self) -> list[Any]:
-        """Return what has arrived and was not looked at."""
+        """Return the messages that have arrived and were not looked at."""
 
 
 class Handler(ABC):
@@ -75,19 +75,19 @@ class Handler(ABC):
 
     @abstractmethod
     async def freezes(self) -> None:
-        """Stop in the middle of things: it is silent from now on, and what it is sent lies there."""
+        """Stop in the middle of things: the process is silent from now on, and input waits in its sockets."""
 
     @abstractmethod
     async def thaws(self) -> None:
-        """Go on where it was stopped."""
+        """Go on at the point of the freeze."""
 
     @abstractmethod
     async def leaves(self) -> None:
-        """Finish what it has, say goodbye and end."""
+        """Finish the requests in hand, say goodbye and end."""
 
     @abstractmethod
     async def emits(self, type_: str, *commands: Command) -> Outcome:
-        """Say something of its own accord, and wait for what became of it."""
+        """Emit commands without a request, and wait for their outcome."""
 
 
 class Server(ABC):
@@ -103,11 +103,11 @@ class Server(ABC):
 
     @abstractmethod
     async def dies(self) -> None:
-        """End, whoever still waits for it."""
+        """End at once, with requests still waiting."""
 
 
 class Stage(ABC):
-    """Where a scene is played."""
+    """A stage, on which scenes are played."""
 
     async def begins(self) -> None:
         """Set the stage."""
@@ -121,9 +121,9 @@ class Stage(ABC):
         peers: Sequence[str] = (),
         residents: Sequence[str] = (),
     ) -> Server:
-        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in;
-        `residents` are users it knows though they may be away. One that died and is started again finds what it had
-        kept. When this returns, the links between servers that are there and know each other are up."""
+        """Start a server, with a process for each handler. `peers` are the servers it knows, and lets in; `residents`
+        are users it knows though they may be away. A dead server that is started again finds its stored messages. On
+        return, the links between running servers that know each other are up."""
 
     @abstractmethod
     async def user(self, name: str, at: Server) -> User:
@@ -131,7 +131,7 @@ class Stage(ABC):
 
     @abstractmethod
     async def ends(self) -> None:
-        """The scene is over. Fails where somebody was sent something that the scene did not expect."""
+        """End the scene. Fails where a user received a message that the scene did not expect."""
 
 
 def app_of(functions: Mapping[str, Function], credit: int, ordered: bool) -> App:

@@ -1,4 +1,4 @@
-"""Scenes in which users and servers are away: what is for them waits, over restarts too, and comes in order, once."""
+"""Scenes in which users and servers are away: their messages wait, over restarts too, and come in order, once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def receives(user: User, *letters: int, on_the_way: int = 0) -> None:
     assert not any(each.redelivered for each in got[on_the_way:])
 
 
-async def test_who_was_away_gets_everything_in_order_and_then_what_is_new(stage: Stage) -> None:
+async def test_returning_user_gets_queued_messages_in_order_and_then_new_ones(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": to_bob}, residents=["alice", "bob"])
     alice = await stage.user("alice", at=s1)
     reports = await queues(alice, "chat", 1, 2, 3, 4, 5)
@@ -45,7 +45,7 @@ async def test_who_was_away_gets_everything_in_order_and_then_what_is_new(stage:
     await receives(bob, 6)
 
 
-async def test_more_than_fits_on_the_way_at_once_comes_in_order_too(stage: Stage) -> None:
+async def test_more_messages_than_fit_in_flight_come_in_order(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": to_bob}, residents=["alice", "bob"])
     alice = await stage.user("alice", at=s1)
     await queues(alice, "chat", *range(150))
@@ -53,7 +53,7 @@ async def test_more_than_fits_on_the_way_at_once_comes_in_order_too(stage: Stage
     await receives(bob, *range(150))
 
 
-async def test_who_comes_and_goes_gets_each_once(stage: Stage) -> None:
+async def test_user_who_comes_and_goes_gets_each_message_once(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": to_bob}, residents=["alice", "bob"])
     alice = await stage.user("alice", at=s1)
     for day in range(3):
@@ -65,7 +65,7 @@ async def test_who_comes_and_goes_gets_each_once(stage: Stage) -> None:
         await bob.leaves()
 
 
-async def test_what_waits_is_there_after_a_restart(stage: Stage) -> None:
+async def test_queued_messages_survive_a_restart(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": to_bob}, residents=["alice", "bob"])
     alice = await stage.user("alice", at=s1)
     before = await queues(alice, "chat", 1, 2, 3)
@@ -85,7 +85,7 @@ async def test_a_server_that_was_down_gets_everything_in_order_when_it_comes_bac
     inbox = await s2.handler({"inbox": to_bob})
     alice = await stage.user("alice", at=s1)
     assert (await alice.sends("out", 0)).recipients == {"s2": "queued"}
-    await inbox.leaves()  # or there would be two when it comes back, and two keep no order
+    await inbox.leaves()  # or two inboxes would be there when the server comes back, and two keep no order
     await s2.dies()
     reports = await queues(alice, "out", 1, 2, 3)
     assert reports[0].recipients == {"s2": "queued"}

@@ -1,4 +1,4 @@
-"""Scenes at one server: who is sent what, and what the sender is told."""
+"""Scenes at one server: the messages' recipients, and the reports to the sender."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_chat_to_two(stage: Stage) -> None:
         assert (await user.receives()).data == {"from": "t", "text": "hi"}
 
 
-async def test_whoever_is_named_twice_gets_it_twice(stage: Stage) -> None:
+async def test_recipient_named_twice_gets_two_copies(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": chat})
     t, g = [await stage.user(name, at=s1) for name in "tg"]
     assert (await t.sends("chat", {"to": ["g", "g"], "text": "hi"})).good
@@ -43,14 +43,14 @@ async def test_whoever_is_named_twice_gets_it_twice(stage: Stage) -> None:
     assert first.id != second.id
 
 
-async def test_every_connection_of_a_user_gets_it(stage: Stage) -> None:
+async def test_every_connection_of_a_user_gets_the_message(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": chat})
     t, g, g_too = [await stage.user(name, at=s1) for name in "tgg"]
     assert (await t.sends("chat", {"to": ["g"], "text": "hi"})).good
     assert await g.receives() == await g_too.receives()
 
 
-async def test_a_user_who_closes_one_of_two_connections_is_still_there(stage: Stage) -> None:
+async def test_user_who_closes_one_of_two_connections_stays_present(stage: Stage) -> None:
     s1 = await stage.server("s1", {"chat": chat})
     t, g, g_too = [await stage.user(name, at=s1) for name in "tgg"]
     await g.leaves()
@@ -77,13 +77,13 @@ async def test_a_pipeline_keeps_its_sender(stage: Stage) -> None:
     assert (got.data, got.type) == (["HI", "t", ["s1/shout"]], "sign")
 
 
-async def test_what_is_consumed_is_good(stage: Stage) -> None:
+async def test_message_handled_without_commands_is_good(stage: Stage) -> None:
     s1 = await stage.server("s1", {"log": lambda message: None})
     t = await stage.user("t", at=s1)
     assert (await t.sends("log", "hi")).good
 
 
-async def test_nobody_handles_an_unknown_type(stage: Stage) -> None:
+async def test_unknown_type_is_reported(stage: Stage) -> None:
     s1 = await stage.server("s1", {"echo": echo})
     t = await stage.user("t", at=s1)
     report = await t.sends("ehco", "hi")
@@ -103,7 +103,7 @@ async def test_a_user_s_messages_keep_their_order_though_two_handlers_share_them
     assert all([(await report).good for report in sent])
 
 
-async def test_a_handler_speaks_of_its_own_accord(stage: Stage) -> None:
+async def test_handler_emits_without_a_request(stage: Stage) -> None:
     s1 = await stage.server("s1")
     kitchen = await s1.handler({"kitchen": lambda message: None})
     g = await stage.user("g", at=s1)

@@ -1,4 +1,4 @@
-"""Scenes in which a handler refuses: its sender learns why, wherever the handler is, and learns nothing else."""
+"""Scenes in which a handler refuses: the sender learns the reason, wherever the handler is, and no more."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_refusal_and_broken_data_come_with_their_reason_and_a_note(stage
     assert (await t.receives()).data == "hi"
 
 
-async def test_what_an_exception_says_stays_here(stage: Stage) -> None:
+async def test_text_of_an_exception_stays_at_its_server(stage: Stage) -> None:
     s1 = await stage.server("s1", {"careless": careless, "wrong": wrong})
     t = await stage.user("t", at=s1)
     report = await t.sends("careless", "hello")
@@ -60,7 +60,7 @@ async def test_what_an_exception_says_stays_here(stage: Stage) -> None:
     assert (report.reason, report.note) == ("bad-reply", None)
 
 
-async def test_a_note_is_a_short_line_whatever_was_said(stage: Stage) -> None:
+async def test_note_is_a_short_line_for_any_text(stage: Stage) -> None:
     def talkative(message: Message) -> Command:
         raise HandlerError("no\x1b[2J such\r\nfile: \udcff " + "x" * 100_000)
 
@@ -115,7 +115,7 @@ async def test_the_note_comes_back_over_two_servers(stage: Stage) -> None:
     assert (report.reason, report.note) == ("handler-failed", None)
 
 
-async def test_what_a_handler_says_of_its_own_accord_is_refused_with_a_note_too(stage: Stage) -> None:
+async def test_emitted_message_is_refused_with_a_note_too(stage: Stage) -> None:
     s1 = await stage.server("s1", {"full": full})
     clock = await s1.handler({"clock": lambda message: None})
     outcome = await clock.emits("clock", send_handler("full", "tick"))

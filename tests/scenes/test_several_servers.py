@@ -21,7 +21,7 @@ def to_g(message: Message) -> Command:
     return send_clients(["g"], message.data | {"by way of": message.peer, "path": message.path})
 
 
-async def test_a_letter_in_portuguese_is_read_in_english_on_another_server(stage: Stage) -> None:
+async def test_message_in_portuguese_is_read_in_english_on_another_server(stage: Stage) -> None:
     s1 = await stage.server("s1", {"portuguese": portuguese, "english": to_s2}, peers=["s2"])
     s2 = await stage.server("s2", {"english": to_g}, peers=["s1"])
     t, g = await stage.user("t", at=s1), await stage.user("g", at=s2)
@@ -66,7 +66,7 @@ async def test_a_user_who_is_not_there_is_reported_across_servers(stage: Stage) 
     assert report.recipients == {"s2": "failed:not-connected"}
 
 
-async def test_for_the_dead_one_of_two_servers_it_waits_and_the_other_is_served(stage: Stage) -> None:
+async def test_message_to_two_servers_is_queued_for_the_dead_one_alone(stage: Stage) -> None:
     both = {"english": lambda message: send_servers(["s3", "s2"], {"text": message.data})}
     s1 = await stage.server("s1", both, peers=["s2", "s3"])
     s2 = await stage.server("s2", {"english": to_g}, peers=["s1"])
@@ -78,7 +78,7 @@ async def test_for_the_dead_one_of_two_servers_it_waits_and_the_other_is_served(
     assert (await g.receives()).data["text"] == "hello"
 
 
-async def test_what_a_server_has_in_hand_when_it_dies_waits_for_it(stage: Stage) -> None:
+async def test_unsettled_transfer_waits_for_a_server_that_died(stage: Stage) -> None:
     def to_g_and_the_archive(message: Message) -> list[Command]:
         return [to_g(message), send_handler("archive", message.data)]
 
@@ -88,20 +88,20 @@ async def test_what_a_server_has_in_hand_when_it_dies_waits_for_it(stage: Stage)
     t, g = await stage.user("t", at=s1), await stage.user("g", at=s2)
     await archive.freezes()
     sent = t.submits("english", "hello")
-    assert (await g.receives()).data["text"] == "hello"  # so it is there, and not done with
+    assert (await g.receives()).data["text"] == "hello"  # the message is there, and not yet handled
     await s2.dies()
     report = await sent
     assert report.good and report.recipients == {"s2": "queued"}
 
 
-async def test_a_server_nobody_knows_is_unreachable(stage: Stage) -> None:
+async def test_unknown_server_is_unreachable(stage: Stage) -> None:
     s1 = await stage.server("s1", {"english": to_s2})
     t = await stage.user("t", at=s1)
     report = await t.sends("english", "hello")
     assert report.recipients == {"s2": "failed:unreachable"}
 
 
-async def test_a_server_that_does_not_know_us_lets_nothing_in(stage: Stage) -> None:
+async def test_server_that_does_not_know_us_takes_no_message(stage: Stage) -> None:
     s2 = await stage.server("s2", {"english": to_g})
     s1 = await stage.server("s1", {"english": to_s2}, peers=["s2"])
     t, g = await stage.user("t", at=s1), await stage.user("g", at=s2)

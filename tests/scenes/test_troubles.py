@@ -1,4 +1,4 @@
-"""Scenes in which handlers fail, freeze, leave or know no measure: whoever sent something is told what became of it."""
+"""Scenes in which handlers fail, freeze, leave or send without measure: each sender learns the outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_handler_that_fails_harms_one_message_alone(stage: Stage) -> Non
     assert (await t.receives()).data == "sense"
 
 
-async def test_a_command_that_is_none_is_not_carried_out_and_nothing_beside_it(stage: Stage) -> None:
+async def test_unknown_command_voids_its_whole_reply(stage: Stage) -> None:
     reply = [send_clients(["t"], "hi"), Command("sendEverybody", ["t"], b'"hi"')]
     s1 = await stage.server("s1", {"english": lambda message: reply})
     t = await stage.user("t", at=s1)
@@ -37,9 +37,9 @@ async def test_a_command_that_is_none_is_not_carried_out_and_nothing_beside_it(s
     assert not report.good and report.reason == "unknown-command"
 
 
-async def test_what_a_frozen_handler_was_given_goes_to_another(stage: Stage) -> None:
+async def test_job_of_a_frozen_handler_goes_to_another(stage: Stage) -> None:
     s1 = await stage.server("s1")
-    frozen = await s1.handler({"english": tell}, credit=8)  # most credit: it is given the message
+    frozen = await s1.handler({"english": tell}, credit=8)  # most credit: the message goes to this handler
     await s1.handler({"english": tell}, credit=1)
     t = await stage.user("t", at=s1)
     await frozen.freezes()
@@ -48,7 +48,7 @@ async def test_what_a_frozen_handler_was_given_goes_to_another(stage: Stage) -> 
     assert (await t.receives()).data == {"text": "hello", "id": report.message, "attempt": 2}
 
 
-async def test_a_handler_that_thaws_has_nothing_more_to_say_and_is_welcome_again(stage: Stage) -> None:
+async def test_thawed_handler_loses_its_job_and_serves_again(stage: Stage) -> None:
     s1 = await stage.server("s1")
     frozen = await s1.handler({"english": tell}, credit=8)
     other = await s1.handler({"english": tell}, credit=1)
@@ -73,7 +73,7 @@ async def test_a_user_s_messages_keep_their_order_when_their_handler_freezes(sta
     assert all([(await report).good for report in sent])
 
 
-async def test_a_frozen_handler_with_nobody_beside_it_costs_its_message(stage: Stage) -> None:
+async def test_frozen_handler_without_a_second_costs_its_message(stage: Stage) -> None:
     s1 = await stage.server("s1")
     only = await s1.handler({"english": tell})
     t = await stage.user("t", at=s1)
@@ -129,7 +129,7 @@ async def test_an_endless_pipeline_is_cut(stage: Stage) -> None:
     assert calls == [f"{report.message}{'.0.0' * n}" for n in range(HOP_LIMIT)]
 
 
-async def test_results_beyond_all_measure_are_cut(stage: Stage) -> None:
+async def test_results_beyond_the_bound_are_cut(stage: Stage) -> None:
     consumed: list[int] = []
     many = [send_handler("sink", number) for number in range(MAX_RESULTS + 1)]
     s1 = await stage.server(

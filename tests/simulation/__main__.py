@@ -19,14 +19,14 @@ from tests.world.clock import BrokenRuleError
 PORTION = 20
 """Seeds that a process is given at once."""
 TOLD_EVERY = 1000
-"""Seeds after which whoever waits is told how far it has come."""
+"""Seeds between two lines of progress."""
 COLLECTED_EVERY = 10
-"""Seeds whose remains are thrown away at once: to do it while one is played costs more."""
+"""Seeds between two garbage collections: collecting while a seed is played costs more."""
 
 
 @dataclass
 class Tally:
-    """What some seeds came to; `broken` is the story of the first that broke a rule."""
+    """Counts over the seeds played; `broken` is the story of the first seed that broke a rule."""
 
     seeds: int = 0
     good: int = 0
@@ -45,24 +45,24 @@ class Tally:
         self.broken = self.broken or other.broken
 
     def count(self, scenario: Scenario) -> None:
-        """Count what one seed came to."""
+        """Add the counts of one seed."""
         self.seeds += 1
         self.virtual_s += scenario.world.now
         self.crashes += sum(server.crashes for server in scenario.servers)
         self.crashes += sum(bridge.crashes for bridge in scenario.bridges if not bridge.direct)
-        for one in submissions_of(scenario):
-            if not one.reports:
+        for submission in submissions_of(scenario):
+            if not submission.reports:
                 self.unreported += 1
-            elif one.reports[0].good:
+            elif submission.reports[0].good:
                 self.good += 1
             else:
                 self.bad += 1
-            self.queued += sum("queued" in report.recipients.values() for report in one.reports)
+            self.queued += sum("queued" in report.recipients.values() for report in submission.reports)
         self.repeated += sum(arrival.marked for client in scenario.clients for arrival in client.arrivals)
 
 
 def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
-    """Play seeds, up to the first that breaks a rule. Without `collect` what is over stays in memory."""
+    """Play seeds, up to the first that breaks a rule. Without `collect` finished scenarios stay in memory."""
     counted = Tally()
     gc.freeze()
     gc.disable()  # a scenario is thrown away as a whole
@@ -80,7 +80,7 @@ def tally(seeds: Iterable[int], *, collect: bool = True) -> Tally:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, the way it is called."""
+    """Parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message}; say for instance `make simulate SEEDS=500`\n")
@@ -99,11 +99,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="play this one alone, and print its story")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that play (all cores)")
-    said = parser.parse_args()
-    if said.seed is not None:
-        return tell(said.seed)
+    options = parser.parse_args()
+    if options.seed is not None:
+        return tell(options.seed)
     started = time.monotonic()
-    counted = play_all(range(said.first, said.first + said.seeds), said.jobs)
+    counted = play_all(range(options.first, options.first + options.seeds), options.jobs)
     took_s = time.monotonic() - started
     if counted.broken:
         print(counted.broken)
@@ -130,12 +130,12 @@ def tell(seed: int) -> int:
 
 
 def play_all(seeds: range, jobs: int) -> Tally:
-    """Play seeds on several processes; the first broken rule ends it."""
+    """Play seeds on several processes; end at the first broken rule."""
     if jobs <= 1:
         return tally(seeds)
     counted = Tally()
     portions = [seeds[start : start + PORTION] for start in range(0, len(seeds), PORTION)]
-    # Each portion has a process of its own: when that ends, what it has played is thrown away with it, for nothing.
+    # Each portion has a process of its own: the process's end frees the memory of its scenarios at no cost.
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         for part in pool.imap(partial(tally, collect=False), portions):
             counted.add(part)

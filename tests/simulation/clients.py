@@ -15,8 +15,7 @@ from tests.world.users import Device
 
 @dataclass
 class Submission:
-    """A message that was submitted, and how it ended: by reports, or by `failed`, or by nothing (`forgiven`: whoever
-    submitted it is dead)."""
+    """A message that was submitted, and its end: reports, `failed`, or nothing (`forgiven`: its sender is dead)."""
 
     client: SimClient
     life: int
@@ -32,8 +31,8 @@ class Submission:
     answers: list[dict[str, str] | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        said = [(report.good, report.reason, report.message, report.recipients) for report in self.reports]
-        end = "forgiven" if self.forgiven else self.failed or said
+        reports = [(report.good, report.reason, report.message, report.recipients) for report in self.reports]
+        end = "forgiven" if self.forgiven else self.failed or reports
         return (
             f"number {self.number} of {self.client.name} ({self.client.user} at {self.client.server.name}), "
             f"{self.type} {self.body.decode()} {self.terms}: {end}, and then {self.answers}"
@@ -42,7 +41,8 @@ class Submission:
 
 @dataclass
 class Arrival:
-    """What came on a connection: the result's id, its type and body, and whether it is marked as a repetition."""
+    """A message that came on a connection: the result's id, its type and body, and whether it is marked as
+    redelivered."""
 
     at: float
     life: int
@@ -53,14 +53,14 @@ class Arrival:
 
 
 class SimClient(Device):
-    """A device; `alien` is told what was answered to a question about somebody else's message."""
+    """A device; `alien` takes the answers to questions about another user's messages."""
 
     def __init__(self, world: World, bridges: list[SimBridge], name: str, user: str, *, ack: bool) -> None:
         super().__init__(world, bridges, name, user, host=f"10.1.0.{name[1:]}", ack=ack)
         self.submissions: list[Submission] = []
         self.arrivals: list[Arrival] = []
         self.outcomes: list[Arrival] = []
-        self.lost: list[bytes] = []  # what had left a bridge for it and never came, of lives that did not acknowledge
+        self.lost: list[bytes] = []  # lives without acks: bytes that left a bridge and never came
         self.alien: Callable[[str, dict[str, str] | None], None] = lambda message, recipients: None
         self._waiting: dict[str, Submission] = {}
         self._asked: dict[str, Submission] = {}
@@ -68,11 +68,11 @@ class SimClient(Device):
 
     @property
     def unreported(self) -> int:
-        """How many of its messages wait for their end."""
+        """The number of this client's messages that wait for their end."""
         return len(self._waiting)
 
     def die(self) -> None:
-        """Its process ends: nobody waits for the reports any more."""
+        """End the client's process: nobody waits for the reports any more."""
         if self.here:
             for submission in self._waiting.values():
                 submission.forgiven = True
@@ -82,7 +82,7 @@ class SimClient(Device):
         super().die()
 
     def say(self, number: int, type_: str, body: bytes, terms: Terms) -> None:
-        """Submit a message, if it may."""
+        """Submit a message, where the client may."""
         if not self.may_submit:
             return
         crashes = self.server.crashes + sum(bridge.crashes for bridge in self.bridges)
@@ -91,7 +91,7 @@ class SimClient(Device):
         self._waiting[self.submit(type_, body, terms)] = submission
 
     def learn(self, submission: Submission) -> bool:
-        """Ask what became of a message of this user's."""
+        """Ask for the outcome of a message of this user's; return whether the question was sent."""
         message = submission.reports[0].message
         if not self.ready or message is None:
             return False
@@ -99,11 +99,11 @@ class SimClient(Device):
         return True
 
     def pry(self, message: str) -> None:
-        """Ask what became of somebody else's message."""
+        """Ask for the outcome of another user's message."""
         if self.ready:
             self._aliens[self.ask(message)] = message
 
-    # --- what happens to it ---
+    # --- callbacks ---
 
     def reported(self, id_: str, report: Report) -> None:
         submission = self._waiting.pop(id_, None)
@@ -131,7 +131,7 @@ class SimClient(Device):
     def seen(self, message: Message, listening: bool) -> None:
         if message.id is None:
             raise BrokenRuleError(f"{self.name} got a message without an id: {message}")
-        if not listening:  # who has said goodbye is given what comes no more
+        if not listening:  # a client that has said goodbye is given no messages any more
             self.world.tell(self.name, "passes over", message)
             if not self.ack:
                 self.lost.append(frame(message.frame))
@@ -144,4 +144,4 @@ class SimClient(Device):
     def dropped(self, connection: Connection) -> None:
         if not self.ack:
             self.lost += connection.lost
-            connection.lost = self.lost  # what follows
+            connection.lost = self.lost  # later losses of the connection are counted, too

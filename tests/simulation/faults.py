@@ -1,4 +1,4 @@
-"""What goes wrong in a scenario, and when: processes, networks, disks, clocks. All is over when it is healed."""
+"""Faults of a scenario, planned ahead: processes, networks, disks, clocks. All faults end when the world is healed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DAY_S = 24 * HOUR_S
 
 
 class Faults:
-    """The faults of one scenario. `count` is how many there were; a calm one has none, and loses nothing."""
+    """The faults of one scenario. `count` is their number; a calm scenario has none, and loses nothing."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -26,10 +26,10 @@ class Faults:
         self.count = 0
         self.healed_s = 0.0
         self.filled = False
-        """Was any disk full?"""
+        """True when any disk was full."""
 
     def plan(self, until_s: float, healed_s: float) -> None:
-        """Decide what happens when; no fault lasts beyond `healed_s`."""
+        """Plan the faults; no fault lasts beyond `healed_s`."""
         self.healed_s = healed_s
         chance = self.random
         faults = [
@@ -62,7 +62,7 @@ class Faults:
 
     @property
     def calm(self) -> bool:
-        """Is there nothing that goes wrong on the way?"""
+        """Return whether the scenario has no faults, neither planned nor on any link."""
         quiet = all(not (each.loss or each.repeats or each.shuffle) for each in self.scenario.weathers)
         return self.count == 0 and quiet
 

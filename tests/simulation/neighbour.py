@@ -1,7 +1,7 @@
-"""A server of the native protocol as a neighbour that calls: where it is, who knows that, and what it says.
+"""A server of the native protocol as a calling neighbour: its address, the servers that know it, and its messages.
 
-The servers list it by the name of its host. They look that up as their shells do: at the start, when the core asks for
-it, and now and then; the name server may be silent, and the host may move.
+The servers list the neighbour by the name of its host. They look the name up as their shells do: at the start, when the
+core asks for a lookup, and now and then; the name server may be silent, and the host may move.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ SLOWEST_S = 0.5
 
 
 class Neighbour:
-    """`address` is where it is now. `random` is its own: what it does must not change what others do."""
+    """A calling native server, at `address` for now. `random` is its own generator, so that its choices change no
+    others."""
 
     def __init__(self, world: World, random: Random) -> None:
         self.world = world
         self.random = random
         self.address = ADDRESSES[0]
         self.coming = 0
-        """Messages that it will send again in a moment."""
+        """Messages that the neighbour will send again in a moment."""
         self._silent_until = 0.0
         self._under_way: set[SimServer] = set()
 
     # --- names ---
 
     def listed_by(self, server: SimServer) -> None:
-        """This server looks up where it is, from now on."""
+        """List this neighbour at a server, which looks its name up from now on."""
         server.on_look_up = partial(self._look_up, server)
         server.on_start.append(partial(self._started, server))
         self._started(server)
@@ -75,17 +76,17 @@ class Neighbour:
         self.world.tell(server.name, "looks up", place)
         server.hosts_changed(hosts_of({NATIVE: place}))
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def plan_faults(self, until_s: float) -> None:
-        """Decide when its host moves, and when names cannot be looked up. What it says is not lost by that."""
+        """Plan when the host moves, and when names cannot be looked up. Neither loses a message of the neighbour's."""
         chance = self.random
         for _ in range(chance.choice((0, 0, 1, 2, 4))):
             fault = chance.choice((self._move, partial(self._silence, chance.uniform(0.1, 7.0))))
             self.world.after(chance.uniform(0.5, until_s), fault)
 
     def _move(self) -> None:
-        """Its host gets another address."""
+        """Move the host to another address."""
         self.address = self.random.choice([each for each in ADDRESSES if each != self.address])
         self.world.tell(NATIVE, "MOVES", self.address)
 
@@ -94,10 +95,10 @@ class Neighbour:
         self.world.tell("names", "ARE SILENT", f"for {seconds:.1f} s")
         self._silent_until = max(self._silent_until, self.world.now + seconds)
 
-    # --- what it says ---
+    # --- messages ---
 
     def says(self, bridge: SimBridge, number: int, type_: str, body: bytes) -> Peer:
-        """It sends a message, and sends it again as long as it is not taken; returns who has its last report."""
+        """Send a message, again and again until a server takes it; return the peer that has its last report."""
         peer = Peer(bridge.server.name, body)
         meta: Meta = {"id": f"{NATIVE}/{number}"} | ({"server": NATIVE} if self.random.random() < 0.7 else {})
         self._try(bridge, peer, partial(native.to_server, number, type_, body), meta)
@@ -111,12 +112,12 @@ class Neighbour:
     ) -> None:  # fmt: skip
         told = json.loads(peer.reports[-1])["payload"]
         reason = told.get("reason")
-        moved = address != self.address  # by now its connection is gone, and it has heard nothing
+        moved = address != self.address  # the neighbour's connection is gone by now, without a report
         if reason == "not-allowed" and "recipients" not in told and not moved:
             raise BrokenRuleError(f"a listed server is refused for good: {peer}")
         if moved or (reason in AGAIN and "recipients" not in told):
             peer.reports.pop()
-            if moved or reason == "unreachable":  # it may have been carried out
+            if moved or reason == "unreachable":  # the message may have been carried out
                 meta = {**meta, "again": True}
             self.coming += 1
             self.world.after(self.random.uniform(0.5, 1.0), partial(self._again, bridge, peer, frame, meta))

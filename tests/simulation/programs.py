@@ -1,4 +1,4 @@
-"""What a message of the simulation makes handlers do: it stands in the message, so that all it must lead to is known.
+"""Programs for the simulation's handlers: each message carries its own, so that all its results are known beforehand.
 
 A body is `{"n": number, "at": where in the tree, "do": program}`; a program is a list of steps:
     ["clients", users]                 ["servers", names, type, program]        ["handler", type, program]
@@ -18,7 +18,7 @@ import msgspec
 from bester.broker.wire.messages import Command
 
 NATIVE, MUTE = "n1", "n2"
-"""Servers of the native protocol: they carry out nothing that a message says, and the second reports on nothing."""
+"""Servers of the native protocol: neither runs a message's program, and the second never reports."""
 NATIVES = (NATIVE, MUTE)
 
 _encode = msgspec.json.Encoder().encode
@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder().decode
 Step = list[Any]
 Program = list[Step]
 Leaf = tuple[str, str, bytes]
-"""(server, user, body): who must get what; a native server's have no user."""
+"""A (server, user, body) that must arrive; the user of a native server's leaf is empty."""
 
 
 def body_of(number: int, at: str, program: Program) -> bytes:
@@ -37,32 +37,32 @@ def body_of(number: int, at: str, program: Program) -> bytes:
 
 def read(body: bytes) -> tuple[int, str, Program]:
     """Return number, place and program of a body."""
-    said = _decode(body)
-    return said["n"], said["at"], said["do"]
+    fields = _decode(body)
+    return fields["n"], fields["at"], fields["do"]
 
 
 def commands(body: bytes, type_: str, next_server: str) -> list[Command] | None:
-    """Return what a sound handler of this type answers; None: that it failed."""
+    """Return the commands that a sound handler of this type answers with; None: the handler failed."""
     number, at, program = read(body)
-    said: list[Command] = []
+    reply: list[Command] = []
     for place, step in enumerate(program):
         here = f"{at}.{place}"
         match step:
             case ["clients", users]:
-                said.append(Command("sendClients", list(users), body_of(number, here, [])))
+                reply.append(Command("sendClients", list(users), body_of(number, here, [])))
             case ["servers", names, as_type, inner]:
-                said.append(Command("sendServers", list(names), body_of(number, here, inner), as_type))
+                reply.append(Command("sendServers", list(names), body_of(number, here, inner), as_type))
             case ["handler", target, inner]:
-                said.append(Command("sendHandler", [target], body_of(number, here, inner)))
+                reply.append(Command("sendHandler", [target], body_of(number, here, inner)))
             case ["loop"]:
-                said.append(Command("sendHandler", [type_], body))
+                reply.append(Command("sendHandler", [type_], body))
             case ["ring"]:
-                said.append(Command("sendServers", [next_server], body))
+                reply.append(Command("sendServers", [next_server], body))
             case ["bad"]:
-                said.append(Command("sendAll", [], b"1"))
+                reply.append(Command("sendAll", [], b"1"))
             case _:
                 return None
-    return said
+    return reply
 
 
 def leaves(server: str, body: bytes) -> Iterator[Leaf]:
@@ -74,7 +74,7 @@ def leaves(server: str, body: bytes) -> Iterator[Leaf]:
 def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str, Leaf]]:
     """Yield leaves with the recipient they are reported under.
 
-    Not `deep`: only those whose own outcome that name tells for certain, for no handler of this server is between.
+    Not `deep`: only those whose own outcome is certain by that name, because no handler of this server is between.
     """
     number, at, program = read(body)
     for place, step in enumerate(program):
@@ -96,7 +96,7 @@ def named_leaves(server: str, body: bytes, *, deep: bool) -> Iterator[tuple[str,
 def reported_leaves(server: str, body: bytes) -> Iterator[tuple[str, Leaf]]:
     """Yield all leaves with the recipient that their own server reports them under.
 
-    What a handler passes on at home is reported under the names that the last one there used.
+    A message that a handler passes on at home is reported under the names that the last handler there used.
     """
     number, at, program = read(body)
     for place, step in enumerate(program):
@@ -145,5 +145,5 @@ def invent(random: Random, users: list[str], servers: list[str], types: list[str
 
 
 def kills(body: bytes) -> bool:
-    """Does whoever is given this message die over it?"""
+    """Return whether this message kills the handler that takes it."""
     return ["die"] in read(body)[2]

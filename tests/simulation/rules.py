@@ -1,7 +1,6 @@
-"""The rules that hold whatever goes wrong; each is looked at while a scenario is played, or at its end.
+"""The rules that hold under every fault; each is checked while a scenario is played, or at its end.
 
-What handlers are given, what arrives, and what is left over is looked at here; whether what was said of it is true, in
-`truth`.
+Requests to handlers, arrivals and remains are checked here; `truth` checks whether reports and answers were true.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 ENDLESS = ("loop", "ring")
 EVERY_LETTER = FindDeadLetters(None, None, 1_000_000)
 RESUBMITTED = 6
-"""How often a link of a bridge breaks, at most, in one scenario."""
+"""Upper bound of a bridge link's breaks in one scenario."""
 
 
 class Rules:
-    """Those of one scenario. Each raises BrokenRuleError."""
+    """The rules of one scenario. Each raises BrokenRuleError."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -47,7 +46,7 @@ class Rules:
             raise BrokenRuleError(f"{handler.name} was given {id_} after {len(path)} steps")
         budget = handler.server.settings.budgets.get(request.type)
         attempts = budget.attempts if budget is not None else handler.server.settings.limits.attempts
-        # Those of before a bridge submitted it again count, too.
+        # Attempts before a bridge submitted the message again count, too.
         if not 1 <= request.meta["attempt"] <= attempts + RESUBMITTED:
             raise BrokenRuleError(f"{handler.name} was given {id_} as attempt {request.meta['attempt']}")
         if not path and request.meta["scope"] == "client":
@@ -56,26 +55,26 @@ class Rules:
             self._given.add(request.body)
 
     def _in_order(self, handler: SimHandler, request: Request) -> None:
-        """Whatever one client sent before was given to somebody before, or is over."""
+        """Check that earlier messages of the client were given to a handler before, or are settled."""
         for client in self.scenario.clients:
-            mine = next((one for one in client.submissions if one.body == request.body), None)
+            mine = next((submission for submission in client.submissions if submission.body == request.body), None)
             if mine is None:
                 continue
-            for one in client.submissions:
-                if one is mine:
+            for submission in client.submissions:
+                if submission is mine:
                     break
-                if one.type != "o" or one.life != mine.life or one.body in self._given:
+                if submission.type != "o" or submission.life != mine.life or submission.body in self._given:
                     continue
-                if not (one.reports or one.failed or one.body in handler.server.refused):
-                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {one.number}")
+                if not (submission.reports or submission.failed or submission.body in handler.server.refused):
+                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {submission.number}")
 
     def pried(self, message: str, recipients: dict[str, str] | None) -> None:
-        """Somebody asked what became of a message that is not his."""
+        """Fail where a user got the outcome of another user's message."""
         if recipients is not None:
             raise BrokenRuleError(f"somebody else was told what became of {message}: {recipients}")
 
     def quiet(self) -> bool:
-        """Is everything reported, delivered and forgotten?"""
+        """Return whether everything is reported, delivered and forgotten."""
         scenario = self.scenario
         return (
             all(client.ready and not client.unreported for client in scenario.clients)
@@ -84,15 +83,17 @@ class Rules:
         )  # fmt: skip
 
     def ask_what_became(self) -> None:
-        """All who were told that something is queued ask what became of it."""
-        for one in self._submissions():
-            if one.reports and QUEUED in one.reports[0].recipients.values():
-                one.answers.clear()
-                one.client.learn(one)
+        """Let each sender with a queued result ask for its outcome."""
+        for submission in self._submissions():
+            if submission.reports and QUEUED in submission.reports[0].recipients.values():
+                submission.answers.clear()
+                submission.client.learn(submission)
 
     def all_answered(self) -> bool:
         return all(
-            one.answers for one in self._submissions() if one.reports and QUEUED in one.reports[0].recipients.values()
+            submission.answers
+            for submission in self._submissions()
+            if submission.reports and QUEUED in submission.reports[0].recipients.values()
         )
 
     # --- in the end -------------------------------------------------------------------------------------------------
@@ -113,10 +114,10 @@ class Rules:
         for client in self.scenario.clients:
             if not client.ready:
                 raise BrokenRuleError(f"{client.name} is not logged in")
-        for one in self._submissions():
-            ends = len(one.reports) + (one.failed is not None) + one.forgiven
+        for submission in self._submissions():
+            ends = len(submission.reports) + (submission.failed is not None) + submission.forgiven
             if ends != 1:
-                raise BrokenRuleError(f"{one.client.name}: {ends} ends of {one}")
+                raise BrokenRuleError(f"{submission.client.name}: {ends} ends of {submission}")
         for peer in self.scenario.peers:
             if len(peer.reports) > 1:
                 raise BrokenRuleError(f"a server was told twice: {peer}")
@@ -128,24 +129,24 @@ class Rules:
             left = waiting(server)
             if left:
                 raise BrokenRuleError(f"{server.name} still keeps {left}")
-            for link in list(server.links):  # those who never answer keep what they were given until they are gone
+            for link in list(server.links):  # handlers that never answer hold their requests until they are gone
                 server.router.on_undeliverable(link, Heartbeat(), server.now)
             held = holds(server)
             if held:
                 raise BrokenRuleError(f"{server.name} still holds {held}")
 
-    # --- what arrived, and what was meant to ---
+    # --- arrivals, and the results that were due ---
 
     def _sources(self) -> list[tuple[str, bytes]]:
         scenario = self.scenario
-        sent = [(one.client.server.name, one.body) for one in self._submissions()]
+        sent = [(submission.client.server.name, submission.body) for submission in self._submissions()]
         sent += [(peer.server, peer.body) for peer in scenario.peers]
         return sent + [(server.name, body) for _, server, _, body in scenario.emissions]
 
     def _arrivals_are_right(self) -> dict[Leaf, set[str]]:
-        """Nobody gets what was not addressed to them; nothing comes twice unmarked, nor without a reason.
+        """Check that a message reaches only its recipients, and is repeated only with a mark and a reason.
 
-        Returns under which ids each leaf came.
+        Return the ids under which each leaf came.
         """
         meant: Counter[Leaf] = Counter()
         round_: set[int] = set()
@@ -166,9 +167,9 @@ class Rules:
         return arrived
 
     def _native_is_right(self, native: NativeServer, meant: Counter[Leaf], arrived: dict[Leaf, set[str]]) -> None:
-        """A native server is given what was for it, what comes again marked, and in order where that was asked for."""
+        """Check a native server's messages: its own alone, repeats marked, and in order where order was asked for."""
         ids: set[str] = set()
-        unmarked: set[str] = set()  # of all copies one may be, even if another was faster
+        unmarked: set[str] = set()  # an unmarked copy is allowed, even if another was faster
         last: dict[tuple[str, str, object], object] = {}
         for handled in native.handled:
             leaf = (native.name, "", handled.body)
@@ -200,10 +201,10 @@ class Rules:
                 raise BrokenRuleError(f"{client.name} ({client.user}) got what was not for them: {arrival}")
             ids, first = seen[leaf], unmarked[leaf]
             counted = programs.read(arrival.body)[0] not in round_
-            calm = self.scenario.faults.calm and client.life == 1  # one who goes may have acknowledged less than it got
+            calm = self.scenario.faults.calm and client.life == 1  # a client that leaves may have acked too little
             if calm and (arrival.id in ids or (counted and len(ids) >= meant[leaf])):
                 raise BrokenRuleError(f"{client.name} got something again, and nothing had happened: {arrival}")
-            if not arrival.marked:  # of all copies that one may be, even if another was faster
+            if not arrival.marked:  # an unmarked copy is allowed, even if another was faster
                 again = arrival.id in first or (counted and len(first) >= meant[leaf])
                 if again and not any(server.forgot for server in self.scenario.servers):
                     raise BrokenRuleError(f"{client.name} got something again, and it is not marked: {arrival}")
@@ -213,9 +214,10 @@ class Rules:
             arrived[leaf] |= ids
 
     def _nobody_is_blamed_for_another(self) -> None:
-        """A message is only given up for its handlers' deaths if it kills, or if enough have died of something else.
+        """Check that a message is only given up for its handlers' deaths if it kills, or if enough died for other
+        reasons.
 
-        A message that kills may take others along once; from then on it is alone with whom it kills.
+        A message that kills may take others along once; from then on such a message is alone with its next worker.
         """
         for server in self.scenario.servers:
             handlers = [handler for handler in self.scenario.handlers if handler.server is server]
@@ -224,22 +226,23 @@ class Rules:
             )
             for letter in server.store.read(EVERY_LETTER):
                 if letter.reason != "handler-lost" or programs.kills(letter.body) or "server" in letter.meta:
-                    continue  # one that was for another server is that one's to explain
+                    continue  # a dead letter for another server is that server's to explain
                 budget = server.settings.budgets.get(letter.type)
                 attempts = server.settings.limits.attempts if budget is None else budget.attempts
-                if others < attempts <= letter.meta["attempts"]:  # given less often, it has waited for one in vain
+                if others < attempts <= letter.meta["attempts"]:  # too few attempts: it waited for a handler in vain
                     raise BrokenRuleError(f"{server.name} gave up {letter}, and {others} handlers died of other things")
 
     def _order_is_kept(self) -> None:
-        """What one client sent in order to one user comes in that order.
+        """Check that messages of one client to one user come in order.
 
-        What is marked may come late: until a broken connection is seen to be broken, what went there is under way, and
-        what is new arrives elsewhere.
+        Marked messages may come late: until a broken connection is seen to be broken, messages on it are in flight, and
+        new ones arrive elsewhere.
         """
         senders: dict[int, tuple[str, int]] = {}
-        for one in self._submissions():
-            if one.type == "o" and not endless(one.body):  # what goes round comes again, and late
-                senders[one.number] = (one.client.name, one.life)
+        for submission in self._submissions():
+            # Messages of a loop or ring come again, and late.
+            if submission.type == "o" and not endless(submission.body):
+                senders[submission.number] = (submission.client.name, submission.life)
         for client in self.scenario.clients:
             last: dict[tuple[str, int], int] = {}
             came: set[bytes] = set()
@@ -260,18 +263,18 @@ class Rules:
 
 
 def endless(body: bytes) -> bool:
-    """Does a message go on for ever, but for the bounds?"""
+    """Return whether only the bounds end a message."""
     return any(step[0] in ENDLESS for step in programs.steps(programs.read(body)[2]))
 
 
 def waiting(server: SimServer) -> dict[str, int]:
-    """Return how much waits in which queue; the core and its store must agree on it."""
+    """Return the number of messages in each queue; the core and its store must agree on the numbers."""
     kept = {key: state.messages for key, state in server.store.inspect().queues.items()}
     return kept | {key: state.messages for key, state in server.router.inspect().queues.table.items()}
 
 
 def rests(server: SimServer) -> bool:
-    """Return whether a server owes no reports, keeps nothing, and waits for no answers."""
+    """Return whether a server has no pending reports, no stored messages, and waits for no answers."""
     if not server.router.idle:
         return False
     state = server.router.inspect()
@@ -281,7 +284,7 @@ def rests(server: SimServer) -> bool:
 
 
 def holds(server: SimServer) -> str:
-    """Say what a broker has in its memory that it should not, with nothing to do and nobody linked."""
+    """Return the leftovers in a broker's memory, with nothing to do and nobody linked; empty where there are none."""
     state = server.router.inspect()
     counts = {
         "deliveries": state.deliveries,

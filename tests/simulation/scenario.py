@@ -1,8 +1,7 @@
-"""One seed's scenario: who is there, and what they send. Everything comes from the seed.
+"""The scenario of one seed: its parties and their messages. Everything comes from the seed.
 
-Faults end at HEALED_S; then everybody who is known logs in, and the servers have PATIENCE_S to report all that was
-submitted, to deliver all that was queued, and to hold nothing any more. `faults` says what goes wrong, `rules` what
-holds whatever does.
+Faults end at HEALED_S; then all known users log in, and the servers have PATIENCE_S to report all submitted messages,
+to deliver all queued ones, and to hold nothing any more. `faults` plans the faults, `rules` checks the invariants.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ LIMITS = Limits(
 )
 BRIDGE_LIMITS = BridgeLimits(drain_s=15.0)
 USERS = ["ann", "bob", "cat", "dan", "eve"]
-"""Known at each server; there is a `nobody` too, who is not."""
+"""Users known at each server; an unknown `nobody` is added."""
 CLIENTS = 20
 TYPES = ["a", "b", "o"]
 """`o` is asked for in order."""
@@ -45,7 +44,7 @@ ADDRESSES = {NATIVE: "n1.example:2223", MUTE: "n2.example:2223"}
 
 
 class Scenario:
-    """Build it, `run` it; BrokenRuleError says which rule does not hold, `world.told()` is the whole story."""
+    """A scenario, played by `run`; BrokenRuleError names the broken rule, `world.told()` is the whole story."""
 
     def __init__(self, seed: int, *, telling: bool = True) -> None:
         self.world = World(seed, telling=telling)
@@ -67,14 +66,14 @@ class Scenario:
         self._plan_traffic()
         self.faults.plan(TRAFFIC_S, HEALED_S)
 
-    # --- who is there ---
+    # --- parties ---
 
     def _build(self) -> None:
         chance = self.random
         routes = {name: Route(name, fabric=f"ipc:///{name}") for name in self._names}
         for name, address in ADDRESSES.items():
-            said = name == MUTE and chance.random() < 0.3
-            routes[name] = Route(name, native=address, reports=not said, ordered=chance.random() < 0.3)
+            is_known_mute = name == MUTE and chance.random() < 0.3
+            routes[name] = Route(name, native=address, reports=not is_known_mute, ordered=chance.random() < 0.3)
         self.ordered = {name for name in ADDRESSES if routes[name].ordered}
         accounts = frozenset(USERS)
         for name in self._names:
@@ -151,8 +150,8 @@ class Scenario:
                 return Fate.DIES
             if luck < dies + mute:
                 return Fate.SILENT
-            said = programs.commands(request.body, request.type, next_server)
-            return Reply(request.token, 1, [], "failed") if said is None else Reply(request.token, 0, said)
+            commands = programs.commands(request.body, request.type, next_server)
+            return Reply(request.token, 1, [], "failed") if commands is None else Reply(request.token, 0, commands)
 
         return behave
 
@@ -161,7 +160,7 @@ class Scenario:
         (native_server,) = [each for each in self.natives.values() if each.address == message.address]
         native_server.take(server, message, done)
 
-    # --- what is sent ---
+    # --- messages ---
 
     def _plan_traffic(self) -> None:
         chance = self.random
@@ -192,18 +191,18 @@ class Scenario:
         """A native server's message."""
         chance = self.random
         body = self._body()
-        said = self.neighbour.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
-        self.peers.append(said)
+        peer = self.neighbour.says(chance.choice(self.bridges), self._numbers, chance.choice(TYPES), body)
+        self.peers.append(peer)
 
     def _emit(self) -> None:
         chance = self.random
         handler = chance.choice(self.handlers)
         body = self._body()
-        said = programs.commands(body, "a", handler.server.name)
-        if said is None:
+        commands = programs.commands(body, "a", handler.server.name)
+        if commands is None:
             return
         for _ in range(chance.choice((1, 1, 2))):  # the second is a resend
-            token = handler.emit(handler.types[0], said, f"{handler.name}/{self._numbers}")
+            token = handler.emit(handler.types[0], commands, f"{handler.name}/{self._numbers}")
             self.emissions.append((handler, handler.server, token, body))
 
     def _come_or_go(self) -> None:
@@ -214,11 +213,11 @@ class Scenario:
             client.come()
 
     def _ask(self) -> None:
-        """Somebody wants to know what became of a message: of his own, or of another's."""
-        told = [one for one in submissions_of(self) if one.reports and one.reports[0].message]
-        if not told:
+        """Ask for the outcome of a message, as its sender or as another user."""
+        reported = [one for one in submissions_of(self) if one.reports and one.reports[0].message]
+        if not reported:
             return
-        submission = self.random.choice(told)
+        submission = self.random.choice(reported)
         asker = self.random.choice(self.clients)
         if asker.user == submission.client.user and asker.server is submission.client.server:
             asker.learn(submission)
@@ -228,14 +227,14 @@ class Scenario:
     # --- the play ---
 
     def run(self) -> None:
-        """Let it all happen. Raises BrokenRuleError."""
+        """Play the scenario to its end. Raises BrokenRuleError."""
         world = self.world
         world.run(HEALED_S)
         world.tell("world", "IS HEALED")
         for native_server in self.natives.values():
             native_server.healed = True
         for handler in self.handlers:
-            if handler.owes:  # never answered, and never will: its operator starts it again
+            if handler.owes:  # some request was never answered: the operator restarts the handler
                 handler.die()
         for client in self.clients:
             client.come()
@@ -247,16 +246,16 @@ class Scenario:
 
 
 def play(seed: int) -> Scenario:
-    """Play a seed to its end. Raises BrokenRuleError with the whole story and how to see it again.
+    """Play a seed to its end. Raises BrokenRuleError with the whole story and the command that repeats the seed.
 
-    The story is told only where it is wanted: the seed is played a second time then, and goes the same way.
+    The story is told only where it is wanted: a seed that fails is played a second time, and goes the same way.
     """
     try:
         scenario = Scenario(seed, telling=False)
         scenario.run()
     except Exception:
         _tell(seed)
-        raise  # it went well the second time: then chance is not the seed's alone, and that is worth knowing
+        raise  # a good second run is worth knowing, too: then chance is not the seed's alone
     return scenario
 
 
@@ -273,10 +272,10 @@ def _tell(seed: int) -> None:
 
 
 def _itself(server: SimServer) -> SimServer:
-    """Return a server: it is always there, and where its process is not, what is sent waits."""
+    """Return the server itself as a door: always there; messages wait where the process is not."""
     return server
 
 
 def submissions_of(scenario: Scenario) -> list[Submission]:
     """Return all that clients submitted."""
-    return [one for client in scenario.clients for one in client.submissions]
+    return [submission for client in scenario.clients for submission in client.submissions]

@@ -1,6 +1,6 @@
 """Mutants: each breaks one promise inside the code, and the simulation must notice.
 
-A mutant names what it breaks, private or not; no other test does.
+A mutant names the code that it breaks, private or not; no other test does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.world.clock import BrokenRuleError
 
 
 def broken_seeds(seeds: int = 60) -> str:
-    """Play seeds until a rule breaks; returns what the failure says."""
+    """Play seeds until a rule breaks; return the failure's text."""
     for seed in range(seeds):
         try:
             play(seed)
@@ -38,13 +38,13 @@ def broken_seeds(seeds: int = 60) -> str:
     return ""
 
 
-def test_a_failing_seed_tells_its_story_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_seed_tells_its_story_and_the_command_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (dispatcher, commands):
         monkeypatch.setattr(module, "HOP_LIMIT", 20)
-    said = broken_seeds()
-    assert "steps" in said
-    assert "again: python -m tests.simulation --seed " in said
-    assert "Submit(" in said
+    failure = broken_seeds()
+    assert "steps" in failure
+    assert "again: python -m tests.simulation --seed " in failure
+    assert "Submit(" in failure
 
 
 def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +61,8 @@ def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "failed", lambda code: "delivered")
     monkeypatch.setattr(dispatcher, "failed", lambda code: "delivered")
-    said = broken_seeds()
-    assert "did not come" in said or "cannot be" in said
+    failure = broken_seeds()
+    assert "did not come" in failure or "cannot be" in failure
 
 
 # The three that the promise stands or falls with.
@@ -73,11 +73,11 @@ def test_a_bridge_that_forgets_to_hold_is_noticed(monkeypatch: pytest.MonkeyPatc
         self._held.clear()
 
     monkeypatch.setattr(Submissions, "on_link_lost", forget)
-    said = broken_seeds(500)
-    assert "ends of" in said or "was given number" in said
+    failure = broken_seeds(500)
+    assert "ends of" in failure or "was given number" in failure
 
 
-def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_loses_entries_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: MemoryStore) -> Any:
         for numbers in self._ready.values():
             numbers.clear()
@@ -86,8 +86,8 @@ def test_a_store_that_forgets_what_it_holds_is_noticed(monkeypatch: pytest.Monke
 
     honest = MemoryStore.open
     monkeypatch.setattr(MemoryStore, "open", forget)
-    said = broken_seeds(500)
-    assert "did not come" in said or "still queued" in said or "still keeps" in said
+    failure = broken_seeds(500)
+    assert "did not come" in failure or "still queued" in failure or "still keeps" in failure
 
 
 def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +99,10 @@ def test_a_report_before_the_commit_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     honest = Queues.enqueue
     monkeypatch.setattr(Queues, "enqueue", hasty)
-    monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # nothing is written before the next tick
+    monkeypatch.setattr(StoreDriver, "run", lambda self: None)  # no write runs before the next tick
     monkeypatch.setattr(StoreDriver, "tick", tick)
-    said = broken_seeds(500)
-    assert "did not come" in said or "nobody can say" in said
+    failure = broken_seeds(500)
+    assert "did not come" in failure or "nobody can say" in failure
 
 
 def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +111,14 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
 
     honest = Clock.__init__
     monkeypatch.setattr(Clock, "__init__", believing)
-    said = broken_seeds(500)
-    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+    failure = broken_seeds(500)
+    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None"))
 
 
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "stored", Clock.wall)
-    said = broken_seeds(500)
-    assert any(what in said for what in ("is failed:expired", "nobody can say", "is still None"))
+    failure = broken_seeds(500)
+    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None"))
 
 
 def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: 
     assert "not marked" in broken_seeds(500)
 
 
-def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempt_counted_for_every_job_of_a_dead_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def blaming(self: Dispatcher, worker: Worker, now: float) -> None:
         held = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
@@ -149,7 +149,7 @@ def test_an_attempt_for_everything_that_a_dead_handler_held_is_noticed(monkeypat
     assert "died of other things" in broken_seeds(500)
 
 
-def test_several_at_once_where_order_was_asked_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_messages_in_flight_on_an_ordered_lane_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Transfers, "has_any", lambda self, lane: False)
     assert "after number" in broken_seeds(500)
 
@@ -163,7 +163,7 @@ def tick(self: StoreDriver) -> None:
 
 
 @pytest.mark.parametrize(("kind", "method"), [(InboundLanes, "find"), (DedupCache, "find")])
-def test_a_repeat_that_is_done_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
+def test_repeat_that_is_carried_out_twice_is_noticed(monkeypatch: pytest.MonkeyPatch, kind: Any, method: str) -> None:
     nothing = (None, None) if kind is InboundLanes else None
     monkeypatch.setattr(kind, method, lambda self, *key: nothing)
     assert "not marked" in broken_seeds(500)

@@ -1,4 +1,4 @@
-"""A server's bridge: the real core, its way to the broker, and the connections it has."""
+"""A server's bridge: the real core, a link to the broker, and the client connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TICK_S = 0.5
 
 @dataclass(frozen=True)
 class Peer:
-    """A server that speaks the native protocol and says one message; `reports` are the frames it was answered."""
+    """A server that speaks the native protocol and sends one message; `reports` are the frames that came in answer."""
 
     server: str
     body: bytes
@@ -31,8 +31,8 @@ class Peer:
 
 
 class SimBridge:
-    """One bridge. `direct`: it runs in its broker's process, and dies with it. `slow_s` is the longest a chunk takes
-    to leave."""
+    """A bridge. `direct`: the bridge runs in its broker's process, and dies with the broker. `slow_s`: the longest time
+    in seconds that a chunk takes to leave."""
 
     def __init__(
         self, world: World, server: SimServer, name: str, limits: Limits, *, direct: bool = False,
@@ -101,10 +101,10 @@ class SimBridge:
             self.core.tick()
         self.world.after(TICK_S, self._tick)
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def crash(self, down_s: float) -> None:
-        """Its process ends: connections are cut, and nothing is remembered."""
+        """End the process: cut its connections and forget its state. Start again after `down_s` seconds."""
         if self.core is None:
             return
         self.world.tell(self.name, "CRASHES", f"for {down_s:.1f} s")
@@ -125,7 +125,8 @@ class SimBridge:
         return Connection(self, host, on_bytes=on_bytes, on_lost=on_lost, slow_s=self.slow_s)
 
     def say(self, host: str, peer: Peer, frame: bytes, told: Callable[[], None]) -> None:
-        """A native server says its one message and waits for the report; `told` is called when the peer has it."""
+        """Let a native server send its one message and wait for the report; `told` is called when the peer has the
+        report."""
         splitter = Splitter(1 << 20)
         connection: list[Connection] = []
 

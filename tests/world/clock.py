@@ -1,6 +1,6 @@
-"""The clock of a world, its one source of chance, and the story of everything that happened in it.
+"""The clock of a world, its one source of chance, and the story of its events.
 
-Nothing here waits, and nothing depends on anything but the seed: the same seed is the same story, event for event.
+Nothing here waits, and everything depends on the seed alone: the same seed is the same story, event for event.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from random import Random
 from typing import Any
 
 LOOK_S = 0.25
-"""How often `run` looks whether it is enough."""
+"""Virtual seconds between two calls of `enough` in `run`."""
 PATIENCE_S = 120.0
 """Virtual seconds until something must have happened: more than any timeout of the core."""
 MAX_EVENTS = 1_000_000
-"""So much in one moment is a loop that nothing ends."""
+"""Events in one moment: more are a loop without end."""
 
 
 class BrokenRuleError(AssertionError):
@@ -24,7 +24,7 @@ class BrokenRuleError(AssertionError):
 
 
 class World:
-    """Virtual time and chance. `story` lists what happened, as (at, who, what, about); nothing where not `telling`."""
+    """Virtual time and chance. `story` lists the events as (at, who, what, about); empty unless `telling`."""
 
     def __init__(self, seed: int = 0, *, telling: bool = False, start_s: float = 0.0) -> None:
         self.seed = seed
@@ -36,20 +36,20 @@ class World:
         self._numbers = count()
         self._keys = count(1)
 
-    # --- what is to happen ---
+    # --- events to come ---
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Call it that much later; of two calls at one time the first that was asked for comes first."""
+        """Call `call` after `delay_s` seconds; calls at the same time run in the order in which they were scheduled."""
         heapq.heappush(self._events, (self.now + delay_s, next(self._numbers), call))
 
     def at(self, when: float, call: Callable[[], None]) -> None:
-        """Call it then, or now if that is past."""
+        """Call `call` at that time, or now if the time is past."""
         heapq.heappush(self._events, (max(when, self.now), next(self._numbers), call))
 
     # --- time passes ---
 
     def run(self, until: float, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let events happen until that time, or until it is enough (looked at once every LOOK_S)."""
+        """Let events happen until that time, or until `enough` returns true (asked once every LOOK_S)."""
         look = self.now
         events, pop = self._events, heapq.heappop
         while events and events[0][0] <= until:

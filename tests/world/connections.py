@@ -1,4 +1,4 @@
-"""A client's connection to a bridge: bytes both ways, as slow and as breakable as the bridge that has it is told."""
+"""A client's connection to a bridge: bytes both ways, with the delays and faults that its bridge is given."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """A `Wire`, and the client's socket at its other end: bytes in both directions, in order, until it is cut.
+    """A `Wire`, and the client's socket at its other end: bytes in both directions, in order, until the connection is
+    cut.
 
-    `lost` gathers what had left the bridge and never came to the client.
+    `lost` gathers the bytes that had left the bridge and never came to the client.
     """
 
     __slots__ = (
@@ -61,7 +62,7 @@ class Connection:
         self.lost: list[bytes] = []
         self._under_way: list[bytes] = []  # to the client
         self._held: list[bytes] = []  # to the bridge, which does not read
-        self._cut = False  # nothing passes any more
+        self._cut = False  # true once nothing passes any more
         self._over = False  # the bridge knows
         self._ending = False
         self._last_down = self._last_up = 0.0
@@ -74,7 +75,7 @@ class Connection:
         self.core.admit(self, host)
         bridge.connections[self] = None
 
-    # --- what the client does ---
+    # --- the client's side ---
 
     def write(self, data: bytes) -> None:
         """Bytes for the bridge."""
@@ -97,10 +98,11 @@ class Connection:
         else:
             self._held.append(data)
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def cut(self, bridge_notices_s: float, client_notices_s: float) -> None:
-        """The network between them is gone; what is on its way is lost, and each notices in its time."""
+        """Cut the network between the two ends; bytes on the way are lost, and each end notices in its time
+        (seconds)."""
         if self._cut:
             return
         self._break()
@@ -119,23 +121,23 @@ class Connection:
             self.core.on_connection_lost(self)
 
     def died(self) -> None:
-        """The bridge's process is gone; the client's system is told so."""
+        """Note that the bridge's process has ended; the client's system is told."""
         self._over = True
         if not self._cut:
             self._break()
             self.world.after(self.world.random.choice((0.0, 0.01, 1.0)), self.on_lost)
 
-    # --- what the bridge does ---
+    # --- the bridge's side ---
 
     def flush(self) -> None:
-        """Hand what is queued to the socket, a chunk at a time."""
+        """Hand the queued bytes to the socket, a chunk at a time."""
         if self._over or self._ending:
             return
         chunk = self.out.take(self.core.limits.write_chunk)
         while chunk:
             if self.slow_s and self.world.random.random() < 0.5:
                 self.core.on_blocked(self)
-                arrives = self.world.random.random() < 0.5  # before it is known to have left, or after
+                arrives = self.world.random.random() < 0.5  # before the bridge knows that the chunk has left, or after
                 if arrives:
                     self._send(chunk)
                 self.world.after(
@@ -190,7 +192,7 @@ class Connection:
                 self.world.after(0.0, partial(self._arrive_up, data))
 
     def unsent_bytes(self) -> int:
-        """Return what the socket has not yet taken over of the chunk in flight."""
+        """Return the bytes of the chunk in flight that the socket has not yet taken over."""
         return self.out.taken_bytes - self.out.sent_bytes
 
     def abort(self, why: str) -> None:

@@ -16,11 +16,11 @@ TRAPS = (BEFORE, AFTER, MEANWHILE)
 
 
 class CrashedError(Exception):
-    """The process has ended in the middle of what it was doing."""
+    """The process has ended in the middle of a turn."""
 
 
 class Disk:
-    """A Store, for the shell of one server: tells the story of what is written to `store` and read from it.
+    """A Store, for the shell of one server: tells the story of every write to `store` and read from it.
 
     A crash may fall right before or after a commit that somebody waits for: the server falls into its traps here.
     """
@@ -28,7 +28,7 @@ class Disk:
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
         self.unnoted: set[tuple[Any, str]] = set()
-        """What waits elsewhere, and there was no room to remember that: (message, target)."""
+        """Results that wait elsewhere and that a full disk could not note: (message, target)."""
         self._server = server
 
     def open(self) -> Snapshot:
@@ -58,10 +58,10 @@ class Disk:
         return answer
 
     def close(self) -> None:
-        """Keep all of it."""
+        """Keep the store open: its rows outlive the process."""
 
     def fill(self, seconds: float, *, wholly: bool) -> None:
-        """It is full for a while; `wholly`: there is no room even to say what has ended."""
+        """Fill the disk for a while; `wholly`: not even the end of a message can be written."""
         world, name = self._server.world, self._server.name
         world.tell(name, "DISK IS FULL", f"for {seconds:.1f} s{', wholly' if wholly else ''}")
         self.store.full, self.store.broken = True, wholly

@@ -1,4 +1,4 @@
-"""A handler: a worker on a fabric link that holds requests and does with them what its behaviour says."""
+"""A handler: a worker on a fabric link that holds requests and answers them as its behaviour says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.world.servers import SimServer
 
 
 class Fate(Enum):
-    """What a request may come to instead of a reply."""
+    """Ends of a request other than a reply."""
 
     SILENT = "it is never answered"
     DIES = "the handler's process ends over it"
@@ -26,8 +26,8 @@ Behaviour = Callable[[Request], Reply | Fate]
 
 
 class SimHandler:
-    """A worker whose HELLO says `options`: types, credit, the order of types. From `fastest_s` to `slowest_s` is how
-    long it takes over a request; requests of a type that has an order it takes one after the other."""
+    """A worker whose HELLO has `options`: types, credit, the order of types. A request takes from `fastest_s` to
+    `slowest_s` seconds; requests of an ordered type are handled one after the other."""
 
     def __init__(
         self, world: World, server: SimServer, name: str, options: Meta, behaviour: Behaviour, *,
@@ -42,9 +42,9 @@ class SimHandler:
         self.on_request: Callable[[Request], None] = lambda request: None
         self.outcomes: dict[int, Outcome] = {}
         self.deaths: list[Request] = []
-        """What it died over."""
+        """The requests that the worker died over."""
         self.owes = False
-        """Did it keep silent about something that it was given?"""
+        """True when the worker has left a request without an answer."""
         self._ordered = frozenset(options.get("order", ()))
         self._tokens = count(1)
         self._took = (fastest_s, slowest_s)
@@ -70,15 +70,15 @@ class SimHandler:
         self.link.crash(self.world.random.uniform(0.1, 3.0))
 
     def freeze(self, seconds: float) -> None:
-        """The process is stopped for a while; then it goes on where it was."""
+        """Stop the process for a while; then continue where the process was."""
         self.world.tell(self.name, "FREEZES", f"for {seconds:.1f} s")
         self._thaw_at = max(self._thaw_at, self.world.now + seconds)
         self.link.party.on_sent(self._thaw_at)  # no heartbeats meanwhile
 
-    def emit(self, type_: str, said: list[Command], id_: str | None = None) -> int:
+    def emit(self, type_: str, commands: list[Command], id_: str | None = None) -> int:
         """Act of its own initiative; returns the token that the outcome will have."""
         token = next(self._tokens)
-        self.link.send(Emit(token, type_, said, {} if id_ is None else {"id": id_}))
+        self.link.send(Emit(token, type_, commands, {} if id_ is None else {"id": id_}))
         return token
 
     def _received(self, messages: Messages) -> None:
@@ -120,19 +120,19 @@ class SimHandler:
         self.world.after(delay_s, when_awake)
 
     def _work(self, request: Request, life: int) -> None:
-        said = self.behaviour(request)
-        if said is Fate.DIES:
+        answer = self.behaviour(request)
+        if answer is Fate.DIES:
             if life == self._life:
                 self.deaths.append(request)
                 self.die()
             return
-        if said is Fate.SILENT:
+        if answer is Fate.SILENT:
             self.owes = True
-            if request.type in self._ordered:  # it hangs: what stands behind it has to wait
+            if request.type in self._ordered:  # the worker hangs: later requests of the type wait
                 return
         elif life == self._life or self.world.random.random() < 0.5:  # a confused one answers on the new link
             self._held.pop(request.token, None)
-            self.link.send(said)
+            self.link.send(answer)
         if life == self._life and request.type in self._ordered:
             self._line.popleft()
             if self._line:

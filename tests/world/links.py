@@ -1,4 +1,4 @@
-"""The connecting side of a fabric link: a real Party, its timers, and a new socket whenever it asks for one."""
+"""The connecting side of a fabric link: a real Party, its timers, and a new socket whenever the party asks for one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tests.world.servers import SimServer
 
 Door = Callable[[], "SimServer | None"]
-"""Where a link leads when it is connected; None: nobody listens there, and what is sent is lost."""
+"""The server that a link reaches when it is connected; None: nobody listens there, and sends are lost."""
 
 
 class SimLink:
-    """A link to the server behind `door`. Batches of what the server says go to `on_messages`.
+    """A link to the server behind `door`. Batches from the server go to `on_messages`.
 
-    `weather` is that on the way there and back.
+    `there` and `back` are the weather of the two directions.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class SimLink:
         self._down: Pipe
         self._timer = 0
         self._away = 0  # attempts to open that a crash has overtaken
-        self._lain: list[tuple[Link, Messages]] | None = None  # while it is frozen: what has come
+        self._stored: list[tuple[Link, Messages]] | None = None  # while the link is frozen: the batches that came
         self._open()
 
     @property
     def link(self) -> Link | None:
-        """Its name at the server, None while there is no socket."""
+        """The link's name at the server, None while there is no socket."""
         return self._link
 
     # --- a BrokerPort ---
@@ -64,14 +64,14 @@ class SimLink:
         self.party.on_sent(self.world.now)
         return len(messages)
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def crash(self, down_s: float, party: LinkClient | None = None) -> None:
-        """The process at this end dies and is started again: a new party on a new socket, that knows nothing."""
+        """End the process at this end and start it again: a new party on a new socket, without any memory."""
         self._shut(politely=self.world.random.random() < 0.5)
         hello = self.party.hello
         self.party = party or LinkClient(hello.role, hello.name, hello.options)
-        self._lain = None
+        self._stored = None
         self._away += 1
         away = self._away
         self._on_lost("crashed")
@@ -86,18 +86,18 @@ class SimLink:
         self._connect()
 
     def leave(self) -> None:
-        """Say goodbye, and stay until it is answered."""
+        """Send the goodbye, and stay until the answer comes."""
         self._do(self.party.leave("closing", self.world.now))
 
     def freeze(self) -> None:
-        """Neither say nor hear anything; what comes lies there until `thaw`."""
-        if self._lain is None:
-            self._lain = []
+        """Neither send nor receive anything; batches that come are stored until `thaw`."""
+        if self._stored is None:
+            self._stored = []
 
     def thaw(self) -> None:
-        """Hear what has come meanwhile, before any timer."""
-        lain, self._lain = self._lain or (), None
-        for link, messages in lain:
+        """Receive the batches that came meanwhile, before any timer."""
+        stored, self._stored = self._stored or (), None
+        for link, messages in stored:
             self._received(link, messages)
         if self._link is None:
             self._open()
@@ -107,7 +107,7 @@ class SimLink:
     # --- its shell ---
 
     def _open(self) -> None:
-        if self._link is None and self.party.state is State.DOWN and self._lain is None:
+        if self._link is None and self.party.state is State.DOWN and self._stored is None:
             self._connect()
             self._do(self.party.on_opened(self.world.now))
 
@@ -126,7 +126,8 @@ class SimLink:
             self._server.forget(link)
 
     def _shut(self, *, politely: bool = True) -> None:
-        """Close the socket; where the server's side cannot tell (not `politely`), what it sends is swallowed."""
+        """Close the socket; where the server's side cannot tell (not `politely`), later sends to the link are
+        swallowed."""
         if self._link is None:
             return
         link, self._link = self._link, None
@@ -137,8 +138,8 @@ class SimLink:
             self._up.closed = True
 
     def _received(self, link: Link, messages: Messages) -> None:
-        if self._lain is not None:
-            self._lain.append((link, messages))
+        if self._stored is not None:
+            self._stored.append((link, messages))
             return
         if link != self._link:
             return
@@ -185,5 +186,5 @@ class SimLink:
         self.world.at(when, lambda: self._on_timer(number))
 
     def _on_timer(self, number: int) -> None:
-        if number == self._timer and self._link is not None and self._lain is None:
+        if number == self._timer and self._link is not None and self._stored is None:
             self._do(self.party.tick(self.world.now))

@@ -1,6 +1,5 @@
-"""Servers of the native protocol in the simulation: one that reports on what it is sent, and one like besterd, which
-never does. They die with messages in their hands, and the end of the connection is all that tells.
-"""
+"""Servers of the native protocol in the simulation: one that reports on each message, and a mute one like besterd. A
+server may die with messages in its hands, and the end of the connection is then the only sign."""
 
 from __future__ import annotations
 
@@ -18,11 +17,12 @@ if TYPE_CHECKING:
     from tests.world.servers import SimServer
 
 Done = Callable[[str, Meta], None]
-"""Is told how a connection has ended: the outcome and meta of a Forwarded."""
+"""Callback for the end of a connection: the outcome and meta of a Forwarded."""
 UNSENT: Meta = {"unsent": True}
 WORD: Meta = {"reported": True}
 LONGEST_S, HEALED_LONGEST_S = 1.0, 0.02
-"""How long it works over a message at the longest; one that takes them one by one has hundreds, in a bad case."""
+"""Longest time in seconds that a native server works over a message, before and after the world is healed. The healed
+time is short because a server that takes messages one by one may have hundreds."""
 REFUSALS = ("failed:no-handler", "failed:overloaded", "failed:handler-failed", "failed:not-allowed")
 
 
@@ -39,7 +39,7 @@ class Handled:
 
 
 class NativeServer:
-    """One server, at `address`. `mute`: it never reports. `handled` is what it has carried out, in order."""
+    """A server, at `address`. `mute`: the server never reports. `handled` lists the messages carried out, in order."""
 
     def __init__(self, world: World, name: str, address: str, *, mute: bool) -> None:
         self.world = world
@@ -59,11 +59,11 @@ class NativeServer:
 
     @property
     def busy(self) -> bool:
-        """Has it anything in its hands?"""
+        """Return whether the server has a message in its hands."""
         return bool(self._in_hand)
 
     def take(self, server: SimServer, message: Forward, done: Done) -> None:
-        """A server of the simulation hands a message over; nobody hears of it more than once."""
+        """Take a message from a server of the simulation; `done` is called once at most."""
         chance = self.world.random
         if message.type == OUTCOME_TYPE:
             done(*(("sent", {}) if self.mute else ("delivered", WORD)))
@@ -79,7 +79,7 @@ class NativeServer:
         elif chance.random() < 0.7:
             refusal = chance.choice(REFUSALS)
             self.world.after(chance.uniform(0.0, self._longest_s), lambda: self._end(number, refusal, WORD))
-        else:  # it hangs, and its connection is given up
+        else:  # the server hangs, and its connection is given up
             wait_s = message.meta["wait_s"]
             self.world.after(wait_s, lambda: self._end(number, "failed:unreachable", {}))
 
@@ -101,10 +101,10 @@ class NativeServer:
             held[2](outcome, meta)
 
     def die(self, down_s: float) -> None:
-        """Its process ends. Its system closes the connections in peace, or resets those it had not read to the end.
+        """End the process. The system closes the connections in peace, or resets those that were not read to the end.
 
-        A server takes it for a mute one at the third silent end of one message, or at the tenth where it has had a
-        report of it; it dies less often over one.
+        A peer takes a native server for a mute one at the third silent end of one message, or at the tenth where a
+        report was received before; the process dies less often over one message than that.
         """
         if not self._up:
             return

@@ -13,11 +13,11 @@ Messages = Sequence[Message | Malformed]
 
 @dataclass
 class Weather:
-    """What happens to messages on their way. They take from `least_s` to `most_s`; `loss`, `repeats` and `shuffle` are
-    shares of them, `cut` drops all. As it is made, everything arrives at once and in order.
+    """Faults and delays of messages on the way: from `least_s` to `most_s` seconds each; `loss`, `repeats` and
+    `shuffle` are shares of the messages, `cut` drops all. The defaults deliver everything at once and in order.
 
-    A link between servers may lose, repeat and shuffle. That of a bridge or handler does none of it unless it breaks,
-    but it may stall: nothing arrives before `stalled_until`.
+    A link between servers may lose, repeat and shuffle. The link of a bridge or handler does so only when it breaks,
+    but may stall: nothing arrives before `stalled_until`.
     """
 
     least_s: float = 0.0
@@ -30,7 +30,7 @@ class Weather:
 
 
 class Pipe:
-    """One direction of a link: in order, unless its weather shuffles; nothing arrives once it is closed."""
+    """A direction of a link: in order, unless its weather shuffles; nothing arrives once the pipe is closed."""
 
     __slots__ = ("_arrive", "_last", "_weather", "_world", "closed")
 

@@ -1,7 +1,7 @@
-"""A server's broker: the real core, around it what its shell would do, and beneath it a store that survives.
+"""A server's broker: the real core, a simulated shell around it, and a store beneath it that survives.
 
-What is said waits until what is written is on disk. The process may end at any point of that, its disk may be full for
-a while, and its clocks may jump.
+Messages are sent only after the writes before them are on disk. The process may end at any point of a turn, its disk
+may be full for a while, and its clocks may jump.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.world.processes import Process
 
 TICK_S = 0.5
 EPOCH_S = 1_700_000_000.0
-"""What the wall clock shows at the beginning."""
+"""The wall clock's time at the beginning, in seconds since 1970."""
 TRAP_S = 3.0
-"""A trap that nothing falls into for so long is none: the process ends all the same."""
+"""Seconds after which a trap that nothing has fallen into ends the process all the same."""
 
 
 class Life(NamedTuple):
-    """What one life of a broker is given by chance."""
+    """Values that chance gives one life of a broker."""
 
     epoch: str
     first_token: int
@@ -41,10 +41,10 @@ class Life(NamedTuple):
 
 
 class SimServer(Process):
-    """One server's broker. `accounts` are the users it knows; `password` is everybody's, None: whoever comes is let in.
+    """A server's broker. `accounts` are the users it knows; `password` is everybody's, None: any login is accepted.
 
-    `turn_s` is how long it gathers before it writes, `tick_s` how often it looks at its clock; None: only when it is
-    told to, by `end_turn` and `tick`.
+    `turn_s` is how long the broker gathers effects before a commit, `tick_s` the time between two looks at its clock;
+    None: only on a call of `end_turn` and `tick`.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class SimServer(Process):
         self.accounts = accounts
         self.store = store or MemoryStore(epoch=f"{self.name}-disk")
         self.disk = Disk(self, self.store)
-        self.links: dict[Link, SimLink] = {}  # of those who connected here
-        self.pipes: dict[Link, Pipe] = {}  # to them; one whose other end is gone unnoticed takes what is sent
+        self.links: dict[Link, SimLink] = {}  # links that connected here
+        self.pipes: dict[Link, Pipe] = {}  # to those links; a pipe whose other end is gone unnoticed still takes sends
         self.out: dict[str, SimLink] = {}  # to other servers
         self.direct: dict[Link, Callable[[Messages], None]] = {}
         self.processes: dict[Link, int] = {}
-        """The numbers of the processes at the other ends, as far as the system tells."""
+        """The process numbers at the other ends, as far as the system knows them."""
         self.stopped: set[int] = set()
-        """Those of them that are stopped by a signal."""
+        """The processes among them that a signal has stopped."""
         self.on_crash: list[Callable[[float], None]] = []
         self.on_start: list[Callable[[], None]] = []
         self.on_look_up: Callable[[], None] = lambda: None
         self.crashes = 0
         self.handlers_lost = 0
-        """So many handlers were gone, for whatever reason."""
+        """Number of handlers that were lost, for any reason."""
         self.forgot = False
-        """Did it die while its full disk had not taken what was to be marked as sent out?"""
+        """True when the process died before its full disk had taken a mark that a message was sent."""
         self.refused: set[bytes] = set()  # bodies of messages that were reported as bad
         self.skew_s = 0.0
         self.wall_offset_s = wall_offset_s
@@ -92,7 +92,7 @@ class SimServer(Process):
             world.after(world.random.uniform(0, tick_s / 2), self._tick)
 
     def start(self) -> None:
-        """The process begins a life, with what the store holds."""
+        """Begin a life of the process, with the store's contents."""
         self.life += 1
         self.up = True
         snapshot = self.disk.open()
@@ -110,18 +110,18 @@ class SimServer(Process):
         self.go_on()
 
     def new_life(self) -> Life:
-        """Return what chance gives the next life."""
+        """Return the values that chance gives the next life."""
         chance = self.world.random
         return Life(f"e{self.life}", chance.randrange(2**51), chance.random)
 
     @property
     def now(self) -> float:
-        """Its own monotonic clock."""
+        """The server's own monotonic clock."""
         return self.world.now + self.skew_s
 
     @property
     def wall_s(self) -> float:
-        """What its wall clock shows."""
+        """The wall clock's time, in seconds since 1970."""
         return self.now + self.wall_offset_s
 
     # --- links ---
@@ -143,7 +143,7 @@ class SimServer(Process):
         )
 
     def forget(self, link: Link) -> None:
-        """The socket at the other end is closed, and can be seen to be."""
+        """Forget a link: the socket at the other end is closed, visibly to the server."""
         del self.links[link]
         del self.pipes[link]
 
@@ -151,16 +151,16 @@ class SimServer(Process):
         """A lookup has ended."""
         self.when_awake(lambda: self.carry_out(self.router.on_hosts_changed(hosts, self.now)))
 
-    # --- what befalls it ---
+    # --- faults ---
 
     def jump(self, seconds: float) -> None:
-        """Its monotonic clock goes on so much later: the machine was suspended."""
+        """Advance the monotonic clock by `seconds`: the machine was suspended."""
         self.world.tell(self.name, "SLEEPS", f"for {seconds:.1f} s of its own")
         self.skew_s += seconds
 
     def set_clock(self, by_s: float) -> None:
-        """Its wall clock is put forward or back; it runs then, and can write that down: a boot after a jump that no
-        disk knows of is as if the machine had been off for so long."""
+        """Set the wall clock forward or back by `by_s`. The broker runs then, and can write the new time down: a boot
+        after a jump that is not on disk looks as if the machine had been off for so long."""
         if not self.frozen and not self.store.broken:
             self.world.tell(self.name, "CLOCK IS SET", f"{by_s:+.0f} s")
             self.wall_offset_s += by_s
@@ -168,7 +168,7 @@ class SimServer(Process):
             self.end_turn(tick=True)
 
     def lay_trap(self, trap: str, down_s: float) -> None:
-        """Crash at that point of the next commit that somebody waits for; without one, soon."""
+        """Crash at that point of the next commit that somebody waits for; with no such commit, soon."""
         if not self.up:
             return
         self._trap, self._down_s = trap, down_s
@@ -189,8 +189,8 @@ class SimServer(Process):
     def crash(self, down_s: float, wall_s: float | None = None) -> None:
         """Die, and start again later with nothing but the store; every link has a new identity.
 
-        Until then what is sent here waits in the senders' sockets. With `wall_s` it is the whole machine, and that is
-        by how much its wall clock is off when it has booted.
+        Until then messages to the server wait in the senders' sockets. With `wall_s` the whole machine crashes, and its
+        wall clock is off by so many seconds when the machine has booted.
         """
         if not self.up:
             return
@@ -211,7 +211,7 @@ class SimServer(Process):
         self.world.after(down_s, self.start)
 
     def gone(self) -> None:
-        """The process has ended: of what it had in memory nothing is left."""
+        """Note that the process has ended: its memory is lost."""
         super().gone()
         self._trap = None
         self._turning = False
@@ -219,7 +219,7 @@ class SimServer(Process):
         self.direct.clear()
 
     def end(self) -> None:
-        """End in peace: everybody is told, and what is written is on disk. `start` begins another life."""
+        """End in peace: all links are told, and all writes are on disk. `start` begins another life."""
         self.carry_out(self.router.dismiss("the broker ends"))
         self.end_turn(tick=True)
         for out in self.out.values():
@@ -245,7 +245,7 @@ class SimServer(Process):
         effects = self.router.receive_all(link, messages, self.now)
         if effects:
             self.carry_out(effects)
-            if self._turn_s == 0.0 and link.door != "direct":  # who speaks to us in our own process is in a turn, too
+            if self._turn_s == 0.0 and link.door != "direct":  # a caller in our own process is in a turn, too
                 self.end_turn()
 
     def _tick(self) -> None:
@@ -255,7 +255,7 @@ class SimServer(Process):
         self.world.after(self._tick_s, self._tick)
 
     def tick(self) -> None:
-        """Look at the clocks, and settle what could wait."""
+        """Look at the clocks, and settle deferred work."""
         self._turning = True
         self.carry_out(self.router.tick(self.now, self.wall_s))
         self.end_turn(tick=True)
@@ -319,7 +319,8 @@ class SimServer(Process):
         self.world.after(self._turn_s, end)
 
     def end_turn(self, *, tick: bool = False) -> None:
-        """Write, read, and only then speak; the process may end at any point of it. `tick`: what could wait, too."""
+        """Write, read, and only then send; the process may end at any point of the turn. `tick`: run deferred work,
+        too."""
         if not self.up:
             return
         self._turning = False

@@ -14,15 +14,15 @@ from tests.world.clock import World
 from tests.world.connections import Connection
 
 AGAIN_S = 1.0
-"""A client that never was logged in is told so, and whoever runs it tries again."""
+"""Seconds until a client that never was logged in is started again by its application."""
 MAX_FRAME_BYTES = 1 << 24
 """More than any message of a test has."""
 
 
 class Device:
-    """One device of a user, at `host`. `ack`: it acknowledges what it got, after a while.
+    """A device of a user, at `host`. `ack`: the device acknowledges received messages, after a while.
 
-    Whoever wants to know what happens overrides `reported`, `failed`, `answered` and `seen`.
+    Override `reported`, `failed`, `answered` and `seen` to observe the device.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class Device:
 
     @property
     def here(self) -> bool:
-        """Is its process running?"""
+        """Return whether the device's process is running."""
         return self._core is not None
 
     @property
     def ready(self) -> bool:
-        """Is it logged in?"""
+        """Return whether the device is logged in."""
         return self._core is not None and self._core.state is State.READY
 
     @property
     def may_submit(self) -> bool:
-        """Is it running, was it logged in, and has it room for one more message?"""
+        """Return whether the device is running, was logged in, and has room for one more message."""
         return self._core is not None and self._core.open and self._core.room > 0 and self.was_ready
 
     def come(self) -> None:
-        """Its process starts."""
+        """Start the device's process."""
         if self._core is not None:
             return
         self.life += 1
@@ -72,14 +72,14 @@ class Device:
         self._dial_later(core, 0.0)
 
     def go(self) -> None:
-        """The user leaves, politely: what was sent is still reported."""
+        """Leave politely: submitted messages are still reported."""
         if self._core is not None:
             self.world.tell(self.name, "goes")
             self._act(self._core, self._core.leave(self.world.now, 5.0))
             self._wake()
 
     def die(self) -> None:
-        """Its process ends: nobody waits for the reports any more."""
+        """End the device's process: nobody waits for the reports any more."""
         if self._core is None:
             return
         self.world.tell(self.name, "DIES")
@@ -87,15 +87,15 @@ class Device:
         self._drop()
 
     def cut(self, bridge_notices_s: float, client_notices_s: float) -> None:
-        """Its connection breaks."""
+        """Cut the device's connection."""
         if self._connection is not None:
             self.world.tell(self.name, "IS CUT OFF")
             self._connection.cut(bridge_notices_s, client_notices_s)
 
-    # --- what the application does ---
+    # --- the application's calls ---
 
     def submit(self, type_: str, body: bytes, terms: Terms = NO_TERMS) -> str:
-        """Submit a message, where it may; returns the id under which it is reported."""
+        """Submit a message (see `may_submit`); return the id under which the message is reported."""
         assert self._core is not None
         id_ = self._core.submit(type_, body, terms)
         self.world.tell(self.name, f"submits {id_}", (type_, body, terms))
@@ -103,13 +103,13 @@ class Device:
         return id_
 
     def ask(self, message: str) -> str:
-        """Ask what became of a message, where it is logged in; returns the id under which it is answered."""
+        """Ask for the outcome of a message, where the device is logged in; return the id of the question."""
         assert self._core is not None
         id_ = self._core.outcome(message)
         self._wake()
         return id_
 
-    # --- what happens to it ---
+    # --- callbacks ---
 
     def reported(self, id_: str, report: Report) -> None:
         """A message is reported."""
@@ -121,10 +121,11 @@ class Device:
         """A question is answered."""
 
     def seen(self, message: Message, listening: bool) -> None:
-        """A message has come, perhaps once more; `listening`: it was taken in."""
+        """Take a received message, perhaps a repeat; `listening`: the application took the message in."""
 
     def dropped(self, connection: Connection) -> None:
-        """A connection is no more; its `lost` gathers what had left the bridge and never came, and what still does."""
+        """Take note of a connection's end; its `lost` gathers the bytes that left the bridge and never came, also later
+        ones."""
 
     # --- its shell ---
 
@@ -159,7 +160,7 @@ class Device:
         self._wake()
 
     def _hear(self, core: Core, body: bytes) -> None:
-        """Tell of every message that comes, those too that the core passes over because they came before."""
+        """Tell the story of every message that comes, also of repeats that the core skips."""
         value = parse(body)
         if isinstance(value, Message):
             self.seen(value, core.state is State.READY)

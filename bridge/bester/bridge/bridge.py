@@ -163,7 +163,7 @@ class Bridge:
             case Welcome():  # on a direct link; a FabricLink calls `on_link_ready` itself
                 self.on_link_ready()
             case Goodbye():
-                self.on_link_lost("it said goodbye")
+                self.on_link_lost("it sent GOODBYE")
             case Heartbeat():
                 pass
             case _:

@@ -1,3 +1,3 @@
-"""The command line at its old place; import `bester.cli`."""
+"""The command line under its old import path; import `bester.cli`."""
 
-from bester.cli import main  # noqa: F401 (for whoever imports it from here)
+from bester.cli import main  # noqa: F401 (for programs that import it from here)

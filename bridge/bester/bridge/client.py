@@ -1,3 +1,3 @@
-"""The client at its old place; import `bester.client`."""
+"""The client under its old import path; import `bester.client`."""
 
 from bester.client import *  # noqa: F403 (everything that is public there)

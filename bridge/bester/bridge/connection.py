@@ -74,8 +74,8 @@ class Connection(asyncio.Protocol):
         if self._bridge.admit(self, host):
             self._transport = transport
         else:
-            known = facts("connection-refused", address=host)
-            log.warning("connection from %s refused: no room for it", host, extra=known)
+            fields = facts("connection-refused", address=host)
+            log.warning("connection from %s refused: no room for it", host, extra=fields)
             transport.write(_NO_ROOM)
             transport.close()
 
@@ -165,9 +165,9 @@ class Connection(asyncio.Protocol):
         """Cut the connection."""
         if why:
             session = self.session
-            known = facts("connection-cut", why=why, address=session.address, user=session.user)
+            fields = facts("connection-cut", why=why, address=session.address, user=session.user)
             who = f"{session.user} at {session.address}" if session.user else session.address
-            log.warning("connection of %s cut: %s", who, why, extra=known)
+            log.warning("connection of %s cut: %s", who, why, extra=fields)
         if self._transport is not None:
             if self.session.is_unanswered:
                 _reset_at_close(self._transport)

@@ -11,16 +11,16 @@ from bester.broker.hosts import Hosts
 from bester.broker.names import Followed
 
 COME_AGAIN_S = 60.0
-"""Time during which a host that was told to come again is remembered: several attempts of a server."""
+"""Time during which a host that was refused for now is remembered: several attempts of a server."""
 MAX_COME_AGAIN = 1024
-"""Remembered hosts; above the bound the oldest one is forgotten, and told to come again once more."""
+"""Remembered hosts; above the bound the oldest one is forgotten, and refused for now once more."""
 
 
 class FirstFrames:
     """Bounds of first frames: a server's is its message, a stranger's a login.
 
     A stranger with a larger frame may be a listed server whose address is not known yet, or has changed. Such a
-    stranger is told to come again, and refused for good only if the names were looked up since its first attempt.
+    stranger is refused for now, and for good only if the names were looked up since its first attempt.
     """
 
     def __init__(self, config: Config, limits: Limits, followed: Followed) -> None:
@@ -28,7 +28,7 @@ class FirstFrames:
         self._limits = limits
         self._followed = followed
         self._hosts = followed.table()
-        self._came: OrderedDict[str, float] = OrderedDict()  # hosts told to come again, and when they came first
+        self._came: OrderedDict[str, float] = OrderedDict()  # hosts refused for now, and the time of the first attempt
 
     def start(self) -> None:
         """Follow the names of the listed servers from now on."""
@@ -51,7 +51,7 @@ class FirstFrames:
         return bool(self._hosts.not_looked_up(since if now - since < COME_AGAIN_S else now))
 
     def put_off(self, host: str) -> None:
-        """Look up the names of all servers that a stranger at this host may be; the stranger is told to come again."""
+        """Look up the names of all servers that a stranger at this host may be; the stranger is refused for now."""
         now = time.monotonic()
         since = self._came.pop(host, now)
         self._came[host] = since = since if now - since < COME_AGAIN_S else now

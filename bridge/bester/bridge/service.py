@@ -37,7 +37,7 @@ DRAIN_TICK_S = 0.05
 DRAIN_S = 10.0
 """Time of clients for their reports after SIGTERM."""
 FAREWELL_S = 2.0
-"""The last part of that: clients without a report are told that none will come, and have this long to read it."""
+"""The last part of that: clients without a report get `timeout`, and have this long to read it."""
 ABORT_S = 1.0
 """Time of the loop to give up connections that were cut."""
 
@@ -81,7 +81,7 @@ class Service:
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
         self._epoch = secrets.token_hex(4)
-        self._name = f"bridge-{self._epoch}"  # two bridges of one server are told apart in its log, and by their ids
+        self._name = f"bridge-{self._epoch}"  # tells two bridges of one server apart in its log, and by their ids
         self._empty = asyncio.Event()
         self.has_broker = asyncio.Event()
         """Set when a broker has answered for the first time."""
@@ -133,7 +133,7 @@ class Service:
 
     async def drain(self, timeout_s: float = DRAIN_S) -> bool:
         """Take no more frames; wait until all reports are out. Return False where some did not come in time; their
-        clients were told so."""
+        clients got `timeout`."""
         self.refuse_new()
         self._empty.clear()
         self.bridge.shut_down()
@@ -259,8 +259,8 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
             link.start()
             try:
                 listen, name = ", ".join(service.addresses), link.link_client.hello.name
-                known = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
-                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=known)
+                fields = facts("bridge-started", name=name, listen=listen, broker=link.endpoint)
+                log.info("%s on %s, broker at %s", name, listen, link.endpoint, extra=fields)
                 async with asyncio.TaskGroup() as group:
                     announcing = group.create_task(_announce(service, on_ready))
                     stopping = group.create_task(stop.wait())
@@ -269,8 +269,8 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     for task in (announcing, stopping, over):
                         task.cancel()
                 if not await service.drain():
-                    known = facts("drain-timeout", drain_s=DRAIN_S)
-                    log.warning("messages were still under way; their senders were told so", extra=known)
+                    fields = facts("drain-timeout", drain_s=DRAIN_S)
+                    log.warning("messages were still under way; their senders got `timeout`", extra=fields)
             finally:
                 await link.close(timeout_s=1.0)
             if link.link_client.refusal is not None and not stop.is_set():

@@ -155,7 +155,7 @@ class Session:
     def on_peer_ended(self, now: float) -> Step:
         """Handle the end of the peer's stream; the peer may still read."""
         self.peer_ended = True
-        if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its place sooner
+        if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its slot sooner
             self.deadline = min(self.deadline, now + self._limits.drain_s)
         step = _nothing()
         self._stop(None, step, now)

@@ -40,9 +40,9 @@ MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
 """Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
-MAX_KEPT = 1_000_000_000
-"""Messages; above this, and above MAX_KEPT_BYTES, a bound is a slip of the keyboard."""
-MAX_KEPT_BYTES = 2**50
+MAX_MESSAGES = 1_000_000_000
+"""Messages; above this, and above MAX_STORE_BYTES, a bound is a slip of the keyboard."""
+MAX_STORE_BYTES = 2**50
 MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.1, 24 * 3600
 """A busy machine delays any handler by less than the first; a day is longer than any sender waits for a report."""
 MAX_ATTEMPTS = 100
@@ -318,25 +318,25 @@ class _Reader:
         return f"tcp://{HostPort(host, endpoint.tcp.port)}"
 
     def _store(self, data_dir: Path) -> StoreConfig:
-        table, known = self._section("store"), Bounds()
+        table, defaults = self._section("store"), Bounds()
         bounds = {
             key: table.number(key, default, low, high)
             for key, default, low, high in (
-                ("user_messages", known.user_messages, 1, MAX_KEPT),
-                ("user_bytes", known.user_bytes, 1, MAX_KEPT_BYTES),
-                ("server_messages", known.server_messages, 1, MAX_KEPT),
-                ("server_bytes", known.server_bytes, 1, MAX_KEPT_BYTES),
-                ("messages", known.messages, 1, MAX_KEPT),
-                ("outcomes", known.outcomes, 1, MAX_KEPT),
-                ("dead_letters", known.dead_letters, 1, MAX_KEPT),
+                ("user_messages", defaults.user_messages, 1, MAX_MESSAGES),
+                ("user_bytes", defaults.user_bytes, 1, MAX_STORE_BYTES),
+                ("server_messages", defaults.server_messages, 1, MAX_MESSAGES),
+                ("server_bytes", defaults.server_bytes, 1, MAX_STORE_BYTES),
+                ("messages", defaults.messages, 1, MAX_MESSAGES),
+                ("outcomes", defaults.outcomes, 1, MAX_MESSAGES),
+                ("dead_letters", defaults.dead_letters, 1, MAX_MESSAGES),
             )
         }
         return StoreConfig(
             path=self._store_path(table, data_dir),
             synchronous=table.choice("synchronous", "full", ("full", "normal")),
             bounds=Bounds(
-                ttl_s=table.decimal("ttl_s", known.ttl_s, MIN_TTL_S, MAX_TTL_S),
-                total_bytes=table.number("bytes", known.total_bytes, 1, MAX_KEPT_BYTES),
+                ttl_s=table.decimal("ttl_s", defaults.ttl_s, MIN_TTL_S, MAX_TTL_S),
+                total_bytes=table.number("bytes", defaults.total_bytes, 1, MAX_STORE_BYTES),
                 **bounds,
             ),
         )

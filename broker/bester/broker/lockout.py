@@ -40,7 +40,7 @@ PACE_S = LONGEST_WAIT_S
 """Seconds from a user's latest failure at an address to the next check there while the reserve is used up, doubled by
 each check that fails: one guess a minute is no attack, and of many addresses each gets a few before it is forgotten."""
 PUT_OFF_S = 1.0
-"""Seconds after which a password that was put off may be repeated; the client is told whole seconds."""
+"""Seconds after which a password that was put off may be repeated; the client gets whole seconds."""
 RETRY_WITHIN_S = 120.0
 """Seconds within which the login must be repeated, else the password is put off again."""
 TURN_S = 2.0

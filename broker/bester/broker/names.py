@@ -124,9 +124,9 @@ def _on_loop(loop: asyncio.AbstractEventLoop, done: Done) -> Done:
 
 async def find(host: str, timeout_s: float, threads: LookupThreads = LOOKUP_THREADS) -> tuple[str, ...]:
     """Return the addresses of a host, at least one. Raises OSError if none is found within `timeout_s`."""
-    known = numeric(host)
-    if known:
-        return known
+    addresses = numeric(host)
+    if addresses:
+        return addresses
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Found] = loop.create_future()
     done = _on_loop(loop, lambda found: None if future.done() else future.set_result(found))
@@ -169,7 +169,7 @@ class Names:
         self._threads = threads
         self._clock = clock
         self._lookups = Lookups()
-        self._labels: dict[str, str] = {}  # followed name: the place in the configuration
+        self._labels: dict[str, str] = {}  # followed name: the key in the configuration
         self._listeners: list[Callable[[], None]] = []
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._under_way: dict[str, Done] = {}
@@ -178,7 +178,7 @@ class Names:
         self._closed = False
 
     def follow(self, host: str, label: str) -> None:
-        """Keep the name of a host known from now on; `label` names the place in the configuration, for the log."""
+        """Keep the name of a host known from now on; `label` names the key in the configuration, for the log."""
         if not numeric(host):
             self._labels.setdefault(host, label)
             self._lookups.follow(host, self._clock())
@@ -190,8 +190,8 @@ class Names:
 
     def host_addresses(self, host: str) -> HostAddresses:
         """Return the current lookup result of a host."""
-        known = numeric(host)
-        return HostAddresses(known) if known else self._lookups.host_addresses(host, self._clock())
+        addresses = numeric(host)
+        return HostAddresses(addresses) if addresses else self._lookups.host_addresses(host, self._clock())
 
     def addresses(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host, or an empty tuple for an unknown one."""

@@ -95,7 +95,7 @@ class Broker:
         self.restart: Callable[[int, str], bool] = lambda process, why: False
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
-        self._keeping = StoreDriver(self.router, store, self._carry_out)
+        self._driver = StoreDriver(self.router, store, self._carry_out)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
         self._bound: list[UnixSocket] = []
@@ -130,7 +130,7 @@ class Broker:
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
-        self._keeping.tick()
+        self._driver.tick()
         if self._flush_handle is not None:
             self._flush_handle.cancel()
         self._flush()
@@ -140,7 +140,7 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         await self._group.__aexit__(None, None, None)
-        self._keeping.tick()
+        self._driver.tick()
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
@@ -242,8 +242,8 @@ class Broker:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
         for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
-        self._keeping.tick()
-        if self._keeping.is_idle:
+        self._driver.tick()
+        if self._driver.is_idle:
             self._removed_accounts.strike_off_ended(self.router.users)
 
     async def _verify(self, login: Verify) -> None:
@@ -268,8 +268,8 @@ class Broker:
     def _carry_out(self, effects: Effects) -> None:
         """Carry out what the core decided; messages leave at the end of this turn of the loop, after the writes."""
         if effects.writes or effects.reads:
-            self._keeping.add(effects.writes, effects.reads)
-            if self._keeping.due:
+            self._driver.add(effects.writes, effects.reads)
+            if self._driver.due:
                 self._flush_soon()
         for link, messages in effects.messages.items():
             queued = self._outgoing.get(link)
@@ -324,8 +324,8 @@ class Broker:
         """Send the messages of this turn of the loop, one batch a destination, after the writes on which they
         depend."""
         self._flush_handle = None
-        if self._keeping.due:
-            self._keeping.run()
+        if self._driver.due:
+            self._driver.run()
         outgoing, self._outgoing = self._outgoing, {}
         for link, messages in outgoing.items():
             if link.door == "direct":
@@ -336,7 +336,7 @@ class Broker:
                 self._send(link, messages)
         for socket in self._sockets:
             socket.look_again()
-        if self._keeping.due:
+        if self._driver.due:
             self._flush_soon()
 
     def _send(self, link: Link, messages: list[Message]) -> None:

@@ -10,12 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from bester.broker.streams import secure
-
-INTERRUPTED = 130
-"""Exit status of a program ended by Ctrl-C, as shells show it."""
-
-PACKAGES = {"zmq": "pyzmq", "argon2": "argon2-cffi"}
-"""Names in pip of modules whose package is called otherwise."""
+from bester.cli.start import INTERRUPTED, missing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +24,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return run(arguments)
-
-
-def missing(error: ModuleNotFoundError) -> str:
-    """Return a line that names the missing module and its installation."""
-    module = (error.name or str(error.msg).rpartition("'")[0].rpartition("'")[2]).partition(".")[0]
-    return f"{error.msg}; `make clean setup`, or pip install {PACKAGES.get(module, module)}, installs the module"

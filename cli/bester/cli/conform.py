@@ -98,13 +98,13 @@ def handler(
 
     sample = None if data is None else Sample(data, bad)
 
-    def played(told: Callable[[Result], None]) -> list[Result]:
+    def played(on_result: Callable[[Result], None]) -> list[Result]:
         with _guarded() as watch:
             return _run(
                 play(
                     command,
                     cases,
-                    told,
+                    on_result,
                     within_s=timeout_s,
                     jobs=jobs,
                     curve=curve,
@@ -146,7 +146,7 @@ def native(
 
     Without HOST:PORT it is the server that the configuration describes, with its informer.
     Where only accounts may log in, name some with --user; they share the password in BESTER_PASSWORD. What the server
-    does not have (such as a handler of type chat) is not tried, and said.
+    does not have (such as a handler of type chat) is not tried, and reported as such.
     """
     cases = _chosen("native", numbers)
     if list_only:
@@ -162,8 +162,8 @@ def native(
         raise click.UsageError("a user, a type or the password is not UTF-8; write it so")
     server = Server(host, port, tuple(dict.fromkeys(users)), password, echo, chat, informer, slow)
 
-    def played(told: Callable[[Result], None]) -> list[Result]:
-        return _run(play(server, cases, told, within_s=timeout_s))
+    def played(on_result: Callable[[Result], None]) -> list[Result]:
+        return _run(play(server, cases, on_result, within_s=timeout_s))
 
     try:
         return _reported(played, json_lines, junit, "native")
@@ -177,7 +177,7 @@ def native(
 
 @contextmanager
 def _guarded() -> Iterator[Callable[[str, int], None]]:
-    """Keep a process that ends the programs under test, should this one be killed; yields what tells it of them."""
+    """Keep a process that ends the programs under test, should this one be killed; yields the call that names them."""
     from bester.bridge.children import guard
 
     arguments = [sys.executable, "-I", "-S", guard.__file__]
@@ -246,23 +246,25 @@ def _listed(cases: Sequence[Case]) -> int:
 def _reported(
     played: Callable[[Callable[[Result], None]], list[Result]], json_lines: bool, junit_file: Path | None, name: str
 ) -> int:
-    def told(result: Result) -> None:
+    def on_result(result: Result) -> None:
         for line in [as_json(result)] if json_lines else lines(result):
             out(line)
 
     if junit_file is not None:
-        junit_file.touch()  # what cannot be written is told before the run, not after it
-    results = _single(played, told)
+        junit_file.touch()  # a file that cannot be written is reported before the run, not after it
+    results = _single(played, on_result)
     if junit_file is not None:
         junit_file.write_bytes(junit(results, f"bester.conform.{name}"))
     (err if json_lines else out)(summary(results))
     return 1 if any(result.breaks for result in results) else 0
 
 
-def _single(played: Callable[[Callable[[Result], None]], list[Result]], told: Callable[[Result], None]) -> list[Result]:
+def _single(
+    played: Callable[[Callable[[Result], None]], list[Result]], on_result: Callable[[Result], None]
+) -> list[Result]:
     """Play, and raise the first error alone where several tasks have ended with one."""
     try:
-        return played(told)
+        return played(on_result)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):

@@ -82,7 +82,7 @@ def show(config_path: Path | None, json_lines: bool, id_: str) -> None:
 @click.option("--as", "as_type", metavar="TYPE", help="Replay it to the handlers of this type instead.")
 @id_argument
 def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, as_type: str | None) -> None:
-    """Replay: ID, those of a type, or all. A letter whose replay ends well is a dead letter no more."""
+    """Replay: ID, those of a type, or all. A dead letter whose replay ends well is removed."""
     selected = _selected(id_, type_, all_)
     _check_type(as_type)
     count = _done(config_path, "deadReplay", selected | ({"as": as_type} if as_type else {}), "replayed")
@@ -100,7 +100,7 @@ def replay(config_path: Path | None, id_: str | None, type_: str | None, all_: b
 @click.option("--yes", is_flag=True, help="Drop without a question.")
 @id_argument
 def drop(config_path: Path | None, id_: str | None, type_: str | None, all_: bool, yes: bool) -> None:
-    """Drop: ID, those of a type, or all. A dropped letter is lost for good."""
+    """Drop: ID, those of a type, or all. A dropped dead letter is lost for good."""
     selected = _selected(id_, type_, all_)
     if not yes and not id_:
         if not sys.stdin.isatty():
@@ -140,7 +140,7 @@ def _asked(config_path: Path | None, question: str, argument: object, *, may_be_
 
 
 def _done(config_path: Path | None, question: str, selected: Selection, key: str) -> int:
-    """Act on all selected letters that are there now, oldest first, a part with each question; return their number."""
+    """Act on all selected dead letters, oldest first, a part with each question; return their number."""
     count, start = 0, None
     while True:
         answer: Row = _asked(config_path, question, {**selected, **({"from": start} if start else {})})

@@ -9,7 +9,7 @@ import click
 
 from bester.broker.streams import OutputError, abandon
 from bester.broker.wire.codes import BesterError, ConfigError
-from bester.cli import INTERRUPTED, missing
+from bester.cli.start import INTERRUPTED, missing
 
 FAILED = 1
 MISUSED = 2

@@ -173,8 +173,8 @@ async def send_once(
         cause = unshown.__cause__
         assert cause is not None
         report = report or unshown.report
-        known = "its report had not come by then" if report is None else f"its report is {report_line(report)}"
-        cause.add_note(f"the message was sent, and {known}")
+        status = "its report had not come by then" if report is None else f"its report is {report_line(report)}"
+        cause.add_note(f"the message was sent, and {status}")
         raise cause from None
     except ClientError as error:
         echo(_shown(str(error)), err=True)

@@ -157,7 +157,7 @@ def _greet(config: Config, addresses: Sequence[str]) -> None:
 
     lines = banner(config, addresses)
     if logs.is_json():
-        known = logs.facts("serves", server=config.server.name, addresses=addresses)
-        logging.getLogger("bester").info(lines[0], extra=known)
+        fields = logs.facts("serves", server=config.server.name, addresses=addresses)
+        logging.getLogger("bester").info(lines[0], extra=fields)
     else:
         logs.say(lines)

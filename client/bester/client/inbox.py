@@ -1,6 +1,6 @@
 """Ids of the messages that a client has received, and the acknowledgements that are due. Pure.
 
-A duplicate is told from a new message by its id, over any number of connections. An acknowledgement counts only on the
+The id tells a duplicate from a new message, over any number of connections. An acknowledgement counts only on the
 connection that delivered the message: after a loss the server redelivers unacknowledged messages, and the duplicate is
 acknowledged at once if the application is done with the message, or else as soon as the application is done. A message
 is never acknowledged before the application is done with it.

@@ -260,12 +260,12 @@ class Window:
 
     def _lowest_limit(self) -> int:
         """Return the least of the known limits on a frame, in bytes."""
-        known = [
+        limits = [
             self._limits.send_limit_bytes,
             self._server_limit,
             None if self._refused is None else self._refused - 1,
         ]
-        return min((limit for limit in known if limit is not None), default=UNSAID_BYTES)
+        return min((limit for limit in limits if limit is not None), default=UNSAID_BYTES)
 
     def _too_large(self, size: int, *, sent: bool = False) -> MessageTooLarge:
         limit, text = self._limit, f"the message makes a frame of {size} bytes"

@@ -25,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Runs(Enum):
-    """Place in which a handler's function runs."""
+    """Way in which a handler's function runs."""
 
     LOOP = "loop"  # an async def, beside others
     THREAD = "thread"  # a plain def

@@ -127,8 +127,8 @@ class Overtime:
                 del self._running_on[key]
                 request, name, id_ = job[0], job[1].name, job[0].meta.get("id")
                 took = f"after {now - job[3]:.1f} s; the credit is back"
-                known = facts("handler-ended-late", type=request.type, function=name, id=id_)
-                log.info("%s: %s has ended with message %s %s", request.type, name, id_, took, extra=known)
+                fields = facts("handler-ended-late", type=request.type, function=name, id=id_)
+                log.info("%s: %s has ended with message %s %s", request.type, name, id_, took, extra=fields)
 
     def _pass_over(self, job: Job) -> None:
         """Note a request that is over while its handler goes on: the next request of its group begins."""
@@ -143,8 +143,8 @@ class Overtime:
     def _log(self, job: Job, now: float, state: str) -> None:
         request, name, id_ = job[0], job[1].name, job[0].meta.get("id")
         text = "%s: %s has had message %s for %.1f s, over its time limit: %s"
-        known = facts("handler-late", type=request.type, function=name, id=id_)
-        log.warning(text, request.type, name, id_, now - job[3], state, extra=known)
+        fields = facts("handler-late", type=request.type, function=name, id=id_)
+        log.warning(text, request.type, name, id_, now - job[3], state, extra=fields)
 
     @property
     def hung(self) -> int:
@@ -179,8 +179,8 @@ class Overtime:
     def on_hang(self, position: Position | None, held_s: float) -> None:
         """Log a loop that hangs; no more heartbeats are sent for it."""
         text = "%s: %s has held the loop for %.0f s, over its time limit: no other handler runs until it ends"
-        known = facts("loop-hangs", name=self.name, at=str(position or "something"), held_s=round(held_s, 1))
-        log.error(text, self.name, position or "something", held_s, extra=known)
+        fields = facts("loop-hangs", name=self.name, at=str(position or "something"), held_s=round(held_s, 1))
+        log.error(text, self.name, position or "something", held_s, extra=fields)
         self.on_hung()
 
 

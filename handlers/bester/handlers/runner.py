@@ -175,8 +175,8 @@ def _uncaught(
     """Log an uncaught exception as one record, where the interpreter would print many lines."""
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
-    known = logs.facts(event)
-    log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=known)
+    fields = logs.facts(event)
+    log.error("%s is not caught", kind.__name__, exc_info=(kind, error or kind(), traceback), extra=fields)
 
 
 @contextlib.contextmanager
@@ -344,8 +344,8 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
         except (OSError, RuntimeError) as error:  # no process, descriptor or thread just now: the others go on
             delay_s = min(delay_s * 2, LAST_RESTART_S)
             why = getattr(error, "strerror", None) or str(error)
-            known = logs.facts("worker-not-started", worker=f"{name}.{index}", why=why, again_in_s=delay_s)
-            log.error("%s.%d cannot be started: %s; trying again in %g s", name, index, why, delay_s, extra=known)
+            fields = logs.facts("worker-not-started", worker=f"{name}.{index}", why=why, again_in_s=delay_s)
+            log.error("%s.%d cannot be started: %s; trying again in %g s", name, index, why, delay_s, extra=fields)
             if await _is_set_within(stop, delay_s):
                 return 0
             continue
@@ -360,8 +360,8 @@ async def _keep_running(command: Sequence[str], name: str, index: int, stop: asy
             return 1 if await ended else 0
         status = await ended
         delay_s = FIRST_RESTART_S if loop.time() - begun >= STEADY_S else min(delay_s * 2, LAST_RESTART_S)
-        known = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
-        log.error("%s.%d ended with status %d; restarting it in %g s", name, index, status, delay_s, extra=known)
+        fields = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
+        log.error("%s.%d ended with status %d; restarting it in %g s", name, index, status, delay_s, extra=fields)
         if await _is_set_within(stop, delay_s):
             return 0
 

@@ -165,7 +165,7 @@ class Threads:
             self._has_ended(job, result, failure)
 
     def _has_ended(self, job: Job, result: Any, failure: BaseException | None) -> None:
-        """Have the loop told of the end of a request; on any thread."""
+        """Notify the loop of the end of a request; on any thread."""
         self._ended.append((job, result, failure))
         if not self._called:
             self._called = True

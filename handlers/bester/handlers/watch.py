@@ -5,8 +5,8 @@ The watch's thread sends them meanwhile, so that the broker knows that the proce
 as a message may take, for no heartbeat may vouch for a loop that hangs. The watch finds the function in the stack of
 the loop's thread, and logs the function once, when the loop is back.
 
-Two other causes also stop this thread, and are told apart: a C function that holds the interpreter, and a process (or
-machine) that did not run at all.
+Two other causes also stop this thread, and are distinguished: a C function that holds the interpreter, and a process
+(or machine) that did not run at all.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Watch:
         """Log once the function that held the loop, after the hold."""
         advice = "no other handler ran meanwhile; make it a plain def, or await what takes so long"
         name, function = self._worker.name, str(position or "something")
-        known = facts("loop-held", name=name, function=function, held_s=round(held_s, 1))
-        log.warning("%s: %s held the loop for %.1f s: %s", name, function, held_s, advice, extra=known)
+        fields = facts("loop-held", name=name, function=function, held_s=round(held_s, 1))
+        log.warning("%s: %s held the loop for %.1f s: %s", name, function, held_s, advice, extra=fields)
 
     # --- on the thread ---
 
@@ -168,8 +168,8 @@ class Watch:
         """Log why this thread could not run: a function held the interpreter, or the whole process stood."""
         if cpu_s < stall_s * RUNNING:
             text = "%s: this process did not run for %.1f s: it was stopped, or the machine had no time for it"
-            known = facts("process-stood", name=self._worker.name, stood_s=round(stall_s, 1))
-            log.warning(text, self._worker.name, stall_s, extra=known)
+            fields = facts("process-stood", name=self._worker.name, stood_s=round(stall_s, 1))
+            log.warning(text, self._worker.name, stall_s, extra=fields)
             self._last_turn += stall_s  # the stall was no fault of the loop
             return
         self._stall_s += stall_s
@@ -178,5 +178,5 @@ class Watch:
         who = " or ".join(at) or "something"
         advice = "no other thread could run; where that is intended, set App(lease_ms=…)"
         name = self._worker.name
-        known = facts("interpreter-held", name=name, function=who, held_s=round(stall_s, 1))
-        log.warning("%s: %s kept the interpreter to itself for %.1f s: %s", name, who, stall_s, advice, extra=known)
+        fields = facts("interpreter-held", name=name, function=who, held_s=round(stall_s, 1))
+        log.warning("%s: %s kept the interpreter to itself for %.1f s: %s", name, who, stall_s, advice, extra=fields)

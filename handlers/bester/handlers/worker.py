@@ -181,12 +181,12 @@ class Worker:
         if self._outstanding:
             hung = self._outstanding <= self._overtime.hung
             why = "they hang, or wait for a thread that hangs" if hung else f"they did not end in {drain_s:g} s"
-            known = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
-            log.warning("%s: %d requests are outstanding: %s", self.name, self._outstanding, why, extra=known)
+            fields = facts("drain-timeout", name=self.name, requests=self._outstanding, drain_s=drain_s)
+            log.warning("%s: %d requests are outstanding: %s", self.name, self._outstanding, why, extra=fields)
         self._abandon("the worker is stopping")
         if not await self._pool.close():
-            known = facts("handlers-left", name=self.name)
-            log.warning("%s: handlers did not end when they were cancelled, and are abandoned", self.name, extra=known)
+            fields = facts("handlers-left", name=self.name)
+            log.warning("%s: handlers did not end when they were cancelled, and are abandoned", self.name, extra=fields)
         self._threads.close()
         self._watch.stop()
         await self._link.close(0)
@@ -204,8 +204,8 @@ class Worker:
             restarted = before != self._broker_life
             again = " again: " + ("the broker has restarted" if restarted else "the link between them was given up")
         server = client.server or self.endpoint
-        known = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
-        log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=known)
+        fields = facts("handler-serves", name=self.name, types=list(self._routes), server=server)
+        log.info("%s serves %s at %s%s", self.name, ", ".join(self._routes), server, again, extra=fields)
         self._logged_away_at = float("-inf")
         self._calls.set_ready()
         self._ready.set()
@@ -216,9 +216,9 @@ class Worker:
         self._abandon(why)
         if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
             self._logged_away_at = self.loop.time()
-            known = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
+            fields = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
             log.warning(
-                "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=known
+                "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=fields
             )
 
     def _abandon(self, why: str) -> None:
@@ -257,8 +257,8 @@ class Worker:
     def _on_fault(self, message: WireMessage | Malformed, life: int, error: Exception) -> None:
         """End a message over which the worker itself has failed."""
         why = f"the worker failed over it: {describe(error)}"
-        known = facts("worker-failed", name=self.name, message=class_name(message), why=why)
-        log.error("%s: %s: %s", self.name, class_name(message).upper(), why, extra=known)
+        fields = facts("worker-failed", name=self.name, message=class_name(message), why=why)
+        log.error("%s: %s: %s", self.name, class_name(message).upper(), why, extra=fields)
         if type(message) is Request and message.type in self._routes and life == self._life:
             self._link.send(Reply(message.token, FAILED, [], safe_note(why)))
             self._count_down()
@@ -270,12 +270,12 @@ class Worker:
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):
-            known = facts("unreadable", name=self.name, why=message.text)
-            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=known)
+            fields = facts("unreadable", name=self.name, why=message.text)
+            log.warning("%s: cannot read a message of the broker: %s", self.name, message.text, extra=fields)
         elif not self._calls.settle(message) and isinstance(message, Error):
             code, text = message.code, message.text
-            known = facts("refused", name=self.name, code=code, why=text)
-            log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=known)
+            fields = facts("refused", name=self.name, code=code, why=text)
+            log.warning("%s: the broker refused a message: %s: %s", self.name, code, text, extra=fields)
 
     # --- requests ---
 
@@ -339,23 +339,23 @@ class Worker:
     def _log_failure(self, job: Job, error: BaseException | None, status: int, note: str | None) -> None:
         request, route = job[0], job[1]
         id_, name = request.meta.get("id"), route.name
-        known = facts("handler-failed", type=request.type, function=name, id=id_)
+        fields = facts("handler-failed", type=request.type, function=name, id=id_)
         if status == REFUSED and error is not None:
             cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
-            known = facts("message-refused", type=request.type, id=id_, why=note)
-            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause, extra=known)
+            fields = facts("message-refused", type=request.type, id=id_, why=note)
+            log.info("%s: message %s refused: %s%s", request.type, id_, note, cause, extra=fields)
         elif note is not None:
-            log.error("%s: %s failed on message %s: %s", request.type, name, id_, note, extra=known)
+            log.error("%s: %s failed on message %s: %s", request.type, name, id_, note, extra=fields)
         else:
-            log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=known)
+            log.error("%s: %s failed on message %s", request.type, name, id_, exc_info=error, extra=fields)
 
     def _not_begun(self, job: Job) -> None:
         """Answer a request whose deadline passed before it was begun, which returns its credit."""
         if job[2] == self._life:
             request, id_ = job[0], job[0].meta.get("id")
-            known = facts("message-not-begun", type=request.type, id=id_)
+            fields = facts("message-not-begun", type=request.type, id=id_)
             text = "%s: message %s: %s; the worker was busy with others"
-            log.warning(text, request.type, id_, NOT_BEGUN, extra=known)
+            log.warning(text, request.type, id_, NOT_BEGUN, extra=fields)
             self._link.send(Reply(request.token, FAILED, [], NOT_BEGUN))
             self._count_down()
 
@@ -365,8 +365,8 @@ class Worker:
             self._drained.set()
 
     def _on_useless(self, why: str) -> None:
-        known = facts("worker-useless", name=self.name, why=why)
-        log.error("%s: %s; this worker cannot serve any more and ends", self.name, why, extra=known)
+        fields = facts("worker-useless", name=self.name, why=why)
+        log.error("%s: %s; this worker cannot serve any more and ends", self.name, why, extra=fields)
         self.failure = why
         self._over.set()
 

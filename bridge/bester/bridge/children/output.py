@@ -23,7 +23,7 @@ RECORD_LIMIT = 256 * 1024
 READ_BYTES = 16 * 1024
 LAST_LINES = 20
 """Last lines of a child, in which the cause is looked for."""
-LAST_WORDS = ("failed", "uncaught")
+ENDINGS = ("failed", "uncaught")
 """Events after which Bester's own handler program ends."""
 CAUSE_CHARACTERS = 300
 """Characters of the cause that are repeated in the log."""
@@ -37,7 +37,7 @@ _log = logging.getLogger("bester.bridge.children")
 
 
 class Output:
-    """Output of one life of a child; `cause` is the line that tells why the life ended."""
+    """Output of one life of a child; `cause` is the line that gives the reason of its end."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class Output:
 
     @property
     def cause(self) -> str:
-        """Return the line that best tells why the child has ended: the failure that its program logged, else the last
+        """Return the line that best explains the end of the child: the failure that its program logged, else the last
         line that reads like a complaint, else the last line; empty where there is none."""
         complaint = next((line for line in reversed(self._last) if _COMPLAINT.search(line)), "")
         last = self._last[-1] if self._last else ""
@@ -79,23 +79,23 @@ class Output:
         text = line.decode(errors="replace").rstrip()
         for start in range(0, len(text), LINE_LIMIT):
             piece = text[start : start + LINE_LIMIT]
-            known = facts("output", handler=self._name) | {"sentence": piece} | PACED
-            _log.info("%s | %s", self._name, piece, extra=known)
+            fields = facts("output", handler=self._name) | {"sentence": piece} | PACED
+            _log.info("%s | %s", self._name, piece, extra=fields)
         if text:
             self._last.append(text[-LINE_LIMIT:])
 
     def _log_record(self, record: dict[str, Any]) -> None:
         event, text, error = record["event"], record.get("text"), record.get("error")
-        known = {f"{key}_" if key == "handler" else key: value for key, value in record.items() if key not in _OURS}
+        fields = {f"{key}_" if key == "handler" else key: value for key, value in record.items() if key not in _OURS}
         if record.get("from") not in (None, "bester", "handlers"):  # a logger of the user's own
-            known["logger"] = record["from"]
+            fields["logger"] = record["from"]
         sentence = text if isinstance(text, str) else ""
         traceback = error if isinstance(error, str) else ""
-        if event in LAST_WORDS:
+        if event in ENDINGS:
             self._failure = traceback.rstrip().rpartition("\n")[2] or sentence
         level = _LEVELS[record["level"]]
-        extra = facts(event, handler=self._name, **known) | {"sentence": sentence, "traceback": traceback} | PACED
-        _log.log(level, "%s | %s", self._name, sentence or with_facts(event, known), extra=extra)
+        extra = facts(event, handler=self._name, **fields) | {"sentence": sentence, "traceback": traceback} | PACED
+        _log.log(level, "%s | %s", self._name, sentence or with_facts(event, fields), extra=extra)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ FREE_LOOKS = 3
 """Looks in a row at a socket that nobody serves: a user about to start the program again gets this long."""
 CHANGE_LOOK_S = 1.0
 """Time between two looks for a change that may bring back a child that was given up."""
-LAST_WORDS_S = 1.0
+LAST_OUTPUT_S = 1.0
 """Time for the output of a child that has ended; a process that left its group may hold the pipe for ever."""
 HOPELESS_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC})
 """Errors with which a program cannot be started until somebody mends it; all others may pass."""
@@ -85,8 +85,8 @@ class Children:
             done, _ = await asyncio.wait([self._running], timeout=grace_s)
             if not done:
                 for name in list(self.pids):
-                    known = facts("handler-killed", handler=name, grace_s=grace_s)
-                    _log.warning("handler %s did not end within %g s and is killed", name, grace_s, extra=known)
+                    fields = facts("handler-killed", handler=name, grace_s=grace_s)
+                    _log.warning("handler %s did not end within %g s and is killed", name, grace_s, extra=fields)
                     self._signal(name, signal.SIGKILL)
             await self._running
             self._running = None
@@ -98,7 +98,7 @@ class Children:
     def served(self, name: str, types: Collection[str]) -> None:
         """Note that a handler with this name and these types serves: its child has started well.
 
-        The name tells the child. A handler with a name of its own may be any child that serves one of the types.
+        The name identifies the child. A handler with a name of its own may be any child that serves one of the types.
         """
         named = [child for child in self._children if child.name == name]
         for child in named or [child for child in self._children if not child.types.isdisjoint(types)]:
@@ -123,8 +123,8 @@ class Children:
         if name is None or self._stopping.is_set():
             return name is not None
         if name not in self._restarting:
-            known = facts("handler-ended", handler=name, why=why)
-            _log.warning("handler %s is ended, to be started again: %s", name, why, extra=known)
+            fields = facts("handler-ended", handler=name, why=why)
+            _log.warning("handler %s is ended, to be started again: %s", name, why, extra=fields)
             self._signal(name, signal.SIGTERM)
             loop = asyncio.get_running_loop()
             self._restarting[name] = loop.call_later(RESTART_GRACE_S, self._signal, name, signal.SIGKILL)
@@ -151,9 +151,9 @@ class Children:
             wait_s = lives.on_exit(clock(), ended, hopeless=hopeless)
             if self._stopping.is_set():
                 return
-            known = facts("handler-ended", handler=child.name, why=ended, again_in_s=wait_s)
+            fields = facts("handler-ended", handler=child.name, why=ended, again_in_s=wait_s)
             if lives.state is not State.GIVEN_UP:
-                _log.warning("handler %s %s; starting it again in %g s", child.name, ended, wait_s, extra=known)
+                _log.warning("handler %s %s; starting it again in %g s", child.name, ended, wait_s, extra=fields)
                 await self._stopped_within(wait_s)
                 continue
             if before is not State.GIVEN_UP:
@@ -170,17 +170,17 @@ class Children:
         """
         if not is_served(path):
             return True
-        known = facts("socket-served", handler=name, socket=str(path))
+        fields = facts("socket-served", handler=name, socket=str(path))
         _log.warning(
-            "handler %s is not started: a process serves %s already, and is used instead", name, path, extra=known
+            "handler %s is not started: a process serves %s already, and is used instead", name, path, extra=fields
         )
         free = 0
         while free < FREE_LOOKS:
             if await self._stopped_within(SOCKET_LOOK_S):
                 return False
             free = 0 if is_served(path) else free + 1
-        known = facts("socket-free", handler=name, socket=str(path))
-        _log.warning("handler %s is started: nobody serves %s any more", name, path, extra=known)
+        fields = facts("socket-free", handler=name, socket=str(path))
+        _log.warning("handler %s is started: nobody serves %s any more", name, path, extra=fields)
         return True
 
     def _give_up(self, name: str, lives: Lives) -> None:
@@ -217,7 +217,7 @@ class Children:
         return True
 
     async def _run_once(self, child: Child) -> tuple[str, bool]:
-        """Run a child from start to end; return the end in words, and whether it is hopeless."""
+        """Run a child from start to end; return a description of the end, and whether it is hopeless."""
         output = Output(child.name)
         try:
             opened = Pipes()
@@ -254,7 +254,7 @@ class Children:
                 self._signal(child.name, signal.SIGKILL)  # processes that the child has left behind in its group
                 del self.pids[child.name]
                 self._tell_guard(b"-", process.pid)
-                await asyncio.wait([reading], timeout=LAST_WORDS_S)
+                await asyncio.wait([reading], timeout=LAST_OUTPUT_S)
                 reading.cancel()
         if status < 0:
             return f"was ended by {_signal_name(-status)}", False

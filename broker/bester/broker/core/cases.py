@@ -1,4 +1,4 @@
-"""A case is the one report that is owed for a message that entered, due when everything the message led to has ended.
+"""A case is the one report on a message that entered, due when everything the message led to has ended.
 
 A handler's commands may fan out into many results, and those into more: each is counted in `pending` at its begin, and
 counted out at its end. The last one ends the case.
@@ -22,8 +22,8 @@ NAME_COST = 32
 MAX_KEPT = 1024
 """The same for a report that is remembered for a duplicate; longer lists of names are sent once."""
 MAX_ASKERS = 16
-"""Senders of duplicates of one message under way: a sender repeats only messages without a report. Above it the sender
-that has waited longest is told to ask later."""
+"""Senders of duplicates of one message under way: a sender repeats only messages without a report. Above the bound the
+sender that has waited longest is answered `overloaded`."""
 
 
 class Kind(Enum):
@@ -51,9 +51,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
-    `sender` is the user who may ask for later outcomes, `peer` the server to be told of them: those of the message that
-    entered, wherever its results are sent on to. `other_askers` sent duplicates and are owed the same report,
-    `watchers` are told of the end.
+    `sender` is the user who may ask for later outcomes, `peer` the server that gets them: those of the message that
+    entered, wherever its results are sent on to. `other_askers` sent duplicates and get the same report,
+    `watchers` are called at the end.
     """
 
     kind: Kind
@@ -77,8 +77,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     watchers: tuple[Watcher, ...] = ()
 
     def completes_on(self, link: Link) -> bool:
-        """Return whether one good delivery on this link would be all that the asker, on the same link, is to be
-        told."""
+        """Return whether one good delivery on this link would be all that the report to the asker, on the same
+        link, has to state."""
         return (
             self.pending == 1 and self.worst == DELIVERED and self.kind is _SUBMIT
             and self.other_askers is None and self.link == link
@@ -137,7 +137,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 
 class Reports:
-    """Reports that are owed for cases, and to whom. `open` counts the cases under way."""
+    """Reports on cases, and their recipients. `open` counts the cases under way."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
@@ -169,7 +169,7 @@ class Reports:
                 self._end(case, silent=silent)
 
     def add_asker(self, case: Case, link: Link, token: int) -> None:
-        """Owe the report also to the sender of a duplicate: at once, if the case has ended."""
+        """Send the report also to the sender of a duplicate: at once, if the case has ended."""
         if case.pending == 0:
             self._out.send(link, case.answer(token))
         elif case.other_askers is None:

@@ -16,26 +16,26 @@ MAYBE = frozenset({UNCONFIRMED, "timeout"})
 
 
 class Share:
-    """A target with sessions on several bridges: delivered when one bridge delivers. `owed` bridges have not
-    answered."""
+    """A target with sessions on several bridges: delivered when one bridge delivers. `pending` bridges have
+    not answered."""
 
-    __slots__ = ("delivered", "owed", "reason")
+    __slots__ = ("delivered", "pending", "reason")
 
-    def __init__(self, owed: int) -> None:
-        self.owed = owed
+    def __init__(self, pending: int) -> None:
+        self.pending = pending
         self.delivered = False
         self.reason = "not-connected"
 
     def end(self, reason: str | None) -> bool:
         """Count the answer of one bridge, a failure where it gives a `reason`; return whether it was the last."""
-        self.owed -= 1
+        self.pending -= 1
         if reason is None:
             self.delivered = True
         elif (
             self.reason == "not-connected" or reason in MAYBE
         ):  # a single session that may have had the message is enough
             self.reason = reason
-        return self.owed == 0
+        return self.pending == 0
 
 
 class Delivery(Struct, eq=False, gc=False):  # a Struct, for most messages have one; it is in no cycle

@@ -296,7 +296,7 @@ class Dispatcher:
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
         """Return the code of a failure that comes after the message's time: a handler that knows its deadline gives up
-        then, and may be heard before this broker looks at its clock."""
+        then, and its answer may arrive before this broker looks at its clock."""
         if now - job.since >= self._timeouts.of(worker, job.type):
             self._dead_letters.bury(job, "timeout", now)
             return "timeout"

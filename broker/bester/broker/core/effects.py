@@ -11,7 +11,7 @@ from bester.broker.wire.messages import Message
 
 
 class Link(NamedTuple):
-    """A way to a party.
+    """A way to a peer.
 
     `door` is the kind of way: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
     (a link that this broker opened; `key` is then the server's name). `key` tells links of one door apart.

@@ -2,7 +2,7 @@
 
 A server sends a message again until it has an answer. Its messages of one type carry the epoch of its store and a
 rising number, and a floor below which all are settled. So only the outcomes from the floor on are remembered, and
-written: at once where a message has come again, otherwise within a tick.
+written: at once where a message was repeated, otherwise within a tick.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_LANES = 20_000
 """Lanes, as many as there may be types; above it the one unused for longest is forgotten."""
 
 NOT_NOW = "not now"
-"""Stands for the outcome of a new message that must come again, after a lower one that was refused for now."""
+"""Stands for the outcome of a new message that must be sent again, after a lower one that was refused for now."""
 Key = tuple[str, str]
 """(peer, type)."""
 
@@ -36,7 +36,7 @@ class _Lane:
     """A lane of a server.
 
     `outcomes` has by number the case of a message, or the outcome from an earlier life. `refused` is the lowest number
-    that was refused for now and will come again: higher numbers stay behind.
+    that was refused for now and will be sent again: higher numbers stay behind.
     """
 
     __slots__ = ("epoch", "floor", "outcomes", "refused")
@@ -60,7 +60,7 @@ class _Lane:
             return False
         if (
             number == refused or self.floor > refused
-        ):  # the refused message has come again, or its sender has given it up
+        ):  # the refused message was sent again, or its sender has given it up
             self.refused = None
             return False
         return number > refused
@@ -128,17 +128,17 @@ class InboundLanes:
         if number < lane.floor:
             return failed("expired"), None  # the sender has its answer, and does not wait for this one
         again = meta.get("again") is True
-        known = lane.outcomes.get(number)
-        if known is None and lane.overtakes(number):
+        outcome = lane.outcomes.get(number)
+        if outcome is None and lane.overtakes(number):
             return NOT_NOW, None
-        if known is None:
+        if outcome is None:
             # An outcome counts down a number on the disk: processed twice, it would count as two.
             return None, LanePosition(self, key, lane, number, lasting=again or type_ == OUTCOME_TYPE)
         if again:
             self.remember(key)
-            if type(known) is Case and known.pending:
-                _watch(known, LanePosition(self, key, lane, number, lasting=True))
-        return known, None
+            if type(outcome) is Case and outcome.pending:
+                _watch(outcome, LanePosition(self, key, lane, number, lasting=True))
+        return outcome, None
 
     def add(self, position: LanePosition, case: Case) -> None:
         """Enter the case of a new message."""
@@ -171,7 +171,7 @@ class InboundLanes:
             self._later.pop(key, None)
             lane = self._lanes.get(key)
             if lane is not None:
-                ended = {number: known for number, each in lane.outcomes.items() if (known := _outcome(each))}
+                ended = {number: text for number, each in lane.outcomes.items() if (text := _outcome(each))}
                 if len(ended) > MAX_WRITTEN:
                     ended = {number: ended[number] for number in heapq.nlargest(MAX_WRITTEN, ended)}
                 self._out.writes.append(SaveLane(*key, lane.epoch, lane.floor, ended))
@@ -216,12 +216,12 @@ def _watch(case: Case, position: LanePosition) -> None:
     case.watchers = (*case.watchers, position)
 
 
-def _outcome(known: Case | str) -> str | None:
+def _outcome(entry: Case | str) -> str | None:
     """Return the outcome of a case as it is written, None of a pending one: behind a blank, how many late outcomes are
     to come."""
-    if type(known) is str:
-        return known
-    assert isinstance(known, Case)
-    if known.pending:
+    if type(entry) is str:
+        return entry
+    assert isinstance(entry, Case)
+    if entry.pending:
         return None
-    return f"{known.worst} {known.queued}" if known.worst == QUEUED else known.worst
+    return f"{entry.worst} {entry.queued}" if entry.worst == QUEUED else entry.worst

@@ -47,8 +47,8 @@ _SUBMIT = Kind.SUBMIT
 
 
 class Ingress:
-    """Entrances to the dispatcher. `epoch` tells the ids of this life from those of earlier ones; `names` are those
-    that ids of this server's messages may begin with."""
+    """Entry of messages into the broker. `epoch` tells the ids of this life from those of earlier ones; `names` are
+    those that ids of this server's messages may begin with."""
 
     def __init__(
         self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
@@ -149,7 +149,7 @@ class Ingress:
         self._dispatcher.enter(job, now)
 
     def _is_known(self, peer: Peer, token: int) -> bool:
-        """Return whether a message that a bridge submits again is known, so that only its report is owed."""
+        """Return whether a message that a bridge submits again is known, so that only its report is due."""
         assert peer.resume is not None
         earlier = peer.resume.find(token)
         if earlier is None:

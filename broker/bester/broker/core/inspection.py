@@ -75,7 +75,7 @@ class LaneState(NamedTuple):
     """An inbound lane: the messages of one type from one server, numbered under the `epoch` of that server's store.
 
     All numbers below `floor` are settled. `known` counts the numbers from there on with an outcome or a pending case,
-    `lowest` is the lowest of these. `refused` is the number that must come again before any higher one is taken.
+    `lowest` is the lowest of these. `refused` is the number that must be sent again before any higher one is taken.
     """
 
     epoch: str
@@ -127,10 +127,10 @@ class DeadLettersState(NamedTuple):
 class Inspection(NamedTuple):
     """The contents of one broker.
 
-    `peers` counts the parties that have said HELLO by role, `strangers` the links that spoke before that, `users` and
+    `peers` counts the peers that have sent HELLO by role, `strangers` the links that sent something else, `users` and
     `sessions` who is connected by way of the bridges. `logins` counts the passwords that are being checked.
 
-    `cases` counts the messages that are owed a report, `jobs` those of their messages that handlers hold or that wait
+    `cases` counts the messages whose report is due, `jobs` those of their messages that handlers hold or that wait
     for one (`job_bytes`: their bodies), `unplaced` the native servers' messages that wait for a name to be looked up.
     `deliveries` counts what bridges have not confirmed yet, `transfers` what other servers have not answered yet, by
     lane (the key of the queue in which it would wait).

@@ -1,4 +1,4 @@
-"""Late outcomes: the outcomes of messages after a report of `queued`, sent to whoever is to have them, and received
+"""Late outcomes: the outcomes of messages after a report of `queued`, sent to their recipients, and received
 from other servers. Pure.
 
 The sender may ask for the outcome, and gets a message of type `bester.outcome` where it wished so. A server that sent
@@ -57,7 +57,7 @@ class LateOutcomes:
         self._counted: OrderedDict[int, tuple[int, str]] = OrderedDict()
 
     def on_ended(self, entry: Entry, outcome: str, now: float, *, amended: bool = False) -> None:
-        """Send the outcome of a queued message that has ended to whoever is to have it; bury a message that a server
+        """Send the outcome of a queued message that has ended to its recipient; bury a message that a server
         has refused. `amended`: another outcome was sent before."""
         meta, number = entry.meta, int(amended)
         if not is_mailbox(entry.queue) and outcome not in (DELIVERED, SENT) and entry.body:

@@ -1,4 +1,4 @@
-"""A party on a link, and the rules of its HELLO."""
+"""A peer on a link, and the rules of its HELLO."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HELLO_OP = 1
 
 
 class Peer:
-    """A party that has said HELLO.
+    """Party on a link that has sent HELLO.
 
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
@@ -54,8 +54,7 @@ class Peer:
         self.process: int | None = None
 
     def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
-        """Return whether nothing was heard from the party for too long. A direct link is this process, and never
-        silent.
+        """Return whether nothing came from the peer for too long. A direct link is this process, and never silent.
 
         A lease is for a handler that works and cannot speak meanwhile: a handler whose process is stopped has none.
         """

@@ -1,5 +1,4 @@
-"""Parties that are connected: they greet, fall silent, leave and come back; the dispatcher knows their messages.
-Pure."""
+"""Connected peers: HELLO, silence, GOODBYE, return. The dispatcher knows the peers' messages. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ MAX_EPOCH = 64
 
 
 class Peers:
-    """The parties of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes."""
+    """The peers of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes."""
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
@@ -87,10 +86,10 @@ class Peers:
             self._answer_unknown(link, message, now)
 
     def _answer_unknown(self, link: Link, message: Message | Malformed, now: float) -> None:
-        """Answer a link that has not said HELLO, or said it wrong: at most once a heartbeat.
+        """Answer a link that has not sent HELLO, or a faulty one: at most once a heartbeat.
 
-        The answer to bytes that cannot be decoded says why: they may have been meant as a HELLO. A link that is merely
-        not known any more is answered at once, even after such an answer.
+        The answer to bytes that cannot be decoded gives the reason: the bytes may have been meant as a HELLO. A link
+        that is merely not known any more is answered at once, even after such an answer.
         """
         unreadable = isinstance(message, Malformed) and message.op in (None, OP_OF[Hello])
         last, was_unreadable = self._unknown.get(link, (None, False))
@@ -113,7 +112,7 @@ class Peers:
             parsed = handler_options(self._settings.limits, hello.options)
             error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
-            error = Error("overloaded", "too many parties", OP_OF[Hello])
+            error = Error("overloaded", "too many peers", OP_OF[Hello])
         if error is not None:
             self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
             self._out.send(link, error)
@@ -169,14 +168,14 @@ class Peers:
             for other in [other for other in self.by_link.values() if other.prefix == prefix and other is not peer]:
                 self.on_peer_lost(other, "back on another link", now)
             self._unlink(peer, now)
-            known = self.resumes.get(prefix)
-            if known is None:
+            resume = self.resumes.get(prefix)
+            if resume is None:
                 limits = self._settings.limits
-                known = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
+                resume = self.resumes[prefix] = BridgeResume(link, limits.sweep_at, limits.max_unacked)
             else:
-                known.relink(link, now)
+                resume.relink(link, now)
                 self._unlinked.pop(prefix, None)
-            peer.resume = known
+            peer.resume = resume
         elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
             peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
             peer.resume.relink(link, now)
@@ -197,7 +196,7 @@ class Peers:
     # --- going ---
 
     def on_goodbye(self, peer: Peer, now: float) -> None:
-        """Let a party leave; a handler first ends its messages in flight."""
+        """Let a peer leave; a handler first ends its messages in flight."""
         self._out.send(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
@@ -207,13 +206,13 @@ class Peers:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
-        """Forget a leaving handler that owes no reply any more."""
+        """Forget a leaving handler once it has answered all its messages."""
         if peer.leaving and peer.worker is not None and not peer.worker.inflight:
             self.by_link.pop(peer.link, None)
             self._out.notice("left", role=peer.role, name=peer.name)
 
     def on_peer_lost(self, peer: Peer, why: str, now: float) -> None:
-        """Forget a party that is gone, with or without GOODBYE; messages that a handler held go to others."""
+        """Forget a peer that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
             self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
@@ -236,7 +235,7 @@ class Peers:
     # --- time ---
 
     def tick(self, now: float) -> bool:
-        """Give up silent parties and send heartbeats; returns whether another party's silence proves anything now."""
+        """Give up silent peers and send heartbeats; returns whether another peer's silence proves anything now."""
         limits = self._settings.limits
         if now - self._ticked > limits.heartbeat_s:  # pause of this process itself
             self._resumed = now
@@ -256,7 +255,7 @@ class Peers:
         )  # messages that arrived meanwhile are read before any is held to be late
 
     def say_to_all(self, message: Message) -> None:
-        """Send a message to every party on the fabric."""
+        """Send a message to every peer on the fabric."""
         for link in self.by_link:
             if link.door != "direct":
                 self._out.send(link, message)

@@ -57,7 +57,7 @@ TRUSTED_DOORS = ("ipc", "direct")
 
 
 def may_ask(role: str, question: str) -> bool:
-    """Return whether a party of this role may ask this question; nobody may ask one that does not exist."""
+    """Return whether a peer of this role may ask this question; nobody may ask one that does not exist."""
     return role in MAY_ASK.get(question, ())
 
 
@@ -85,7 +85,7 @@ def may_keep(type_: str) -> bool:
 
 
 def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
-    """Return the reason why a party of this role may not come in by this door, None where it may."""
+    """Return the reason why a peer of this role may not come in by this door, None where it may."""
     if role not in ROLES:
         return f"the role is one of {', '.join(ROLES)}"
     if role == "server":

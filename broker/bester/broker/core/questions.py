@@ -1,4 +1,4 @@
-"""Questions that a party may ask (ASK) about this broker, and their answers."""
+"""Questions that a peer may ask (ASK) about this broker, and their answers."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Restarts:
         self._fallen[peer.process] = (now, peer.name)
 
     def on_process_seen(self, process: int | None) -> None:
-        """Forget a process: it has said HELLO."""
+        """Forget a process that has sent HELLO."""
         if process is not None:
             self._fallen.pop(process, None)
 

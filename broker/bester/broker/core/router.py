@@ -6,7 +6,7 @@
 The shell commits the effects' writes before it sends any of their messages, then calls `on_committed`; it reads their
 reads, and calls `on_read` with each answer. Both return more effects.
 
-The router knows the parties, the permissions of each, and which have fallen silent; the way of a message is the
+The router knows the peers, the permissions of each, and which have fallen silent; the way of a message is the
 dispatcher's. Bad input from a link never raises here.
 """
 
@@ -196,7 +196,7 @@ class Router:
         return self._take()
 
     def on_undeliverable(self, link: Link, message: Message, now: float) -> Effects:
-        """Take in that a message could not be sent: the party is gone, or does not read."""
+        """Take in that a message could not be sent: the peer is gone, or does not read."""
         peer = self._by_link.get(link)
         if peer is not None:
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
@@ -257,7 +257,7 @@ class Router:
         return self._take()
 
     def dismiss(self, reason: str) -> Effects:
-        """Send GOODBYE to every party on the fabric, because this broker ends."""
+        """Send GOODBYE to every peer on the fabric, because this broker ends."""
         self._inbound_lanes.tick()
         self._peers.say_to_all(Goodbye(reason))
         return self._take()

@@ -50,7 +50,7 @@ class Limits:
     max_fallen: int = 1_024
     """Such processes remembered; the oldest is forgotten first."""
     report_s: float = 5.0
-    """Time in which a server may answer a message before the message is queued on disk, and its sender is told
+    """Time in which a server may answer a message before the message is queued on disk, and its sender gets
     `queued`."""
     relay_s: float = 60.0
     """Time in which a server may answer at all, before the message is sent again: longer than a handler there may
@@ -62,7 +62,7 @@ class Limits:
     """Messages of one queue in flight at once: enough to keep a link busy, few enough to send again."""
     window_bytes: int = 1024 * 1024
     remember_s: float = 900.0
-    """Time for which a message that comes again (from a bridge, or with a client's `dedup`) is recognized: longer than
+    """Time for which a repeated message (from a bridge, or with a client's `dedup`) is recognized: longer than
     a bridge holds a message."""
     max_remembered: int = 262_144
     """Messages remembered for that, some 200 MiB; the oldest is forgotten first."""
@@ -107,7 +107,7 @@ class Limits:
     max_roots: int = 65_536
     """Roots whose results are counted at once; the oldest is forgotten first."""
     restart_s: float = 60.0
-    """Time after the start in which a server is told `no-handler` where a client is told `unknown-type`."""
+    """Time after the start in which a server gets `no-handler` where a client gets `unknown-type`."""
     trace: int = 8192
     """Steps of messages remembered for `trace`."""
 

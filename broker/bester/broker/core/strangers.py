@@ -2,7 +2,7 @@
 
 A listed server may be at an address that is not known here yet, or has changed. A peer that might be a listed server is
 not refused for good, since that would end a message in the peer's own queue: the message is held for a moment, while
-the names are looked up. Where they cannot be looked up, the peer is told to send the message again.
+the names are looked up. Where they cannot be looked up, the peer is refused for now.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAIT_S = 2.0
 """Time for a lookup: longer than the pause between two of one name, far shorter than a server waits for a report."""
 MAX_WAITING = 256
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""Bounds on the messages that are held; above them a stranger is told to send its message again."""
+"""Bounds on the messages that are held; above them a stranger is refused for now."""
 COME_AGAIN = "no-handler"
 """Reason for a peer that may be a listed server: every version of Bester sends a message again after it."""
 COME_AGAIN_MARKED = "unreachable"

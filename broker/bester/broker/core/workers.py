@@ -45,13 +45,13 @@ class Workers:
     # --- joining and leaving ---
 
     def join(self, link: Link, types: frozenset[str], credit: int, ordered: frozenset[str]) -> Worker:
-        """Add the worker of a handler that has said HELLO."""
+        """Add the worker of a handler that has sent HELLO."""
         worker = Worker(link, credit)
         self._enlist(worker, types, ordered)
         return worker
 
     def rejoin(self, worker: Worker, types: frozenset[str], credit: int, ordered: frozenset[str]) -> None:
-        """Replace the options of a worker whose handler has said HELLO again; messages in flight stay with the
+        """Replace the options of a worker whose handler has sent HELLO again; messages in flight stay with the
         worker."""
         alone = worker.is_isolated and bool(worker.inflight)
         self.leave(worker)

@@ -1,7 +1,7 @@
 """Backups: a whole copy of a server's data, taken while the server serves or not.
 
-A backup never overwrites a file. The copied store gets a name of its own: under one name, other servers would take the
-messages of the copy for duplicates of the original's.
+A backup never overwrites a file. The copied store gets an epoch of its own: under a shared epoch, other servers would
+take the messages of the copy for duplicates of the original's.
 """
 
 from __future__ import annotations

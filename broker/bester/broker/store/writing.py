@@ -73,8 +73,8 @@ def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> d
     repeated: dict[int, str | None] = {}
     for number, entry in zip(numbers, (write.entry for write in run), strict=True):
         if number not in there:
-            known = "SELECT number, outcome, meta FROM entry WHERE id = ? AND box = ?"
-            before, outcome, meta = db.execute(known, (text(entry.id), text(entry.queue))).fetchone()
+            select = "SELECT number, outcome, meta FROM entry WHERE id = ? AND box = ?"
+            before, outcome, meta = db.execute(select, (text(entry.id), text(entry.queue))).fetchone()
             repeated[number] = outcome
             if outcome is None and entry.meta.get("repeated"):
                 _rewrite(db, [Rewrite(before, unpack(meta) | {"repeated": True})])

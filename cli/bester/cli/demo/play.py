@@ -107,7 +107,7 @@ async def _scene(story: Story, links: str, count: int, directory: Path) -> Async
                         sent = await people[sending.sender].rehearse(sending.type, sending.data(called), servers.check)
                         await people[sending.receiver].has([sent.root])
             except TimeoutError:
-                raise BesterError("timeout", f"not up within {START_S:g} s; {servers.last_words()}") from None
+                raise BesterError("timeout", f"not up within {START_S:g} s; {servers.last_log_lines()}") from None
             yield Scene(configs, called, people)
         finally:
             await asyncio.gather(*(person.close() for person in people.values()))

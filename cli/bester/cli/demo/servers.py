@@ -81,10 +81,10 @@ class Servers:
         for name, process in self._running.items():
             if process.returncode is not None:
                 raise BesterError(
-                    "unreachable", f"{name} ended with exit status {process.returncode}; {self.last_words()}"
+                    "unreachable", f"{name} ended with exit status {process.returncode}; {self.last_log_lines()}"
                 )
 
-    def last_words(self) -> str:
+    def last_log_lines(self) -> str:
         """Return the last line of every server's log, as one line."""
         return "; ".join(f"{config.server.name}: {_last_line(_log(config))}" for config in self._configs)
 
