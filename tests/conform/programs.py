@@ -1,4 +1,4 @@
-"""Handler programs to try: the one printed in the protocol's page, and the same with one thing broken."""
+"""Handler programs under test: the one printed in the protocol's page, and copies with one fault each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bester.conform.result import Result
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "fabric-protocol.md"
 WITHIN_S = 20.0
-"""What a case waits for each thing: a machine under load may take long; nothing is waited for on a good day."""
+"""Deadline of each wait in a case: a machine under load may take long; on a fast machine each wait is short."""
 JOBS = 24
-"""Programs at once: most wait for a heartbeat, and a whole run is hardly longer than its longest case."""
+"""Programs at once: most wait for a heartbeat, and a whole run is hardly longer than the longest case."""
 CAUGHT_WITHIN_S = 3.0
-"""The same where something will never come."""
+"""Deadline of waits for an event that never comes."""
 
 
 def published() -> str:
@@ -27,7 +27,7 @@ def published() -> str:
     return printed[1]
 
 
-# What is broken: the number of the case that finds it, and what is replaced in the program by what.
+# Faults: the number of the case that finds the fault, the text of the program, and its faulty replacement.
 BROKEN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
     "no heartbeat": (601, (("packb(said or [[3]])", "packb(said)) if said else (None"),)),
     "answers after reconnect with old tokens": (
@@ -50,7 +50,7 @@ BROKEN: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
 
 
 def broken(how: str) -> str:
-    """Return the program with one thing broken."""
+    """Return the program with this fault."""
     program = published()
     for old, new in BROKEN[how][1]:
         assert old in program, f"the page's program has no {old!r} any more"

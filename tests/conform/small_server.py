@@ -1,6 +1,6 @@
-"""A small native server with the types echo and chat, right but for what it is told to do wrong.
+"""A small native server with the types echo and chat, correct but for the fault that a test chooses.
 
-It is no server of Bester's: what the cases find in it they find on the wire.
+The server shares no code with Bester: the cases find its faults on the wire.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def report(id_: Any, reason: str | None = None, **more: Any) -> dict[str, Any]:
 
 
 class SmallServer:
-    """`breaks` is what it does wrong: one of BREAKS, or an empty text; `old` has it answer as the first daemon."""
+    """`breaks` is the server's fault: one of BREAKS, or an empty text; `old` makes the server answer as the first
+    daemon.
+    """
 
     def __init__(self, breaks: str = "", old: bool = False) -> None:
         self.breaks = breaks
@@ -130,12 +132,12 @@ BREAKS: dict[str, int] = {
     "sends to one connection of a user": 220,
     "names no recipients": 403,
 }
-"""What it can do wrong, and the number of the case that finds it."""
+"""Faults of the server, each with the number of the case that finds it."""
 
 
 @asynccontextmanager
 async def small_server(breaks: str = "", old: bool = False) -> AsyncIterator[int]:
-    """Run one on a free port of 127.0.0.1; yields the port."""
+    """Run a server on a free port of 127.0.0.1; yield the port."""
     small = SmallServer(breaks, old)
     tasks: set[asyncio.Task[None]] = set()
 

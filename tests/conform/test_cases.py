@@ -1,4 +1,4 @@
-"""The cases are complete, well-formed and true to the pages; the page of cases shows them as they are."""
+"""The cases are complete, well-formed and true to the pages; the page of cases shows them unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERBS = {"handler": handler_steps.verb_of, "native": native_steps.verb_of}
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_there_are_enough_and_each_is_well_formed(side: str) -> None:
+def test_cases_are_complete_and_well_formed(side: str) -> None:
     cases = load(side)
     assert len(cases) >= LEAST[side]
     assert len({case.title for case in cases}) == len(cases)
@@ -59,7 +59,7 @@ def test_the_page_shows_the_cases() -> None:
         assert shown[1] == table(side), "python -m bester.conform.table docs/conformance.md writes it anew"
 
 
-def test_a_wheel_has_the_cases_where_they_are_looked_for() -> None:
+def test_installed_wheel_has_the_cases() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     for side in SIDES:
         assert build["force-include"][f"conformance/{side}"] == f"bester/conform/cases/{side}"
@@ -77,7 +77,7 @@ def test_a_wheel_has_the_cases_where_they_are_looked_for() -> None:
         ('[[case]]\nnumber = 1\ntitle = "t"\nwhy = "w"\nrule = "r"\nseen = "s"\nsever = 1\nsteps = [{x = 1}]', "sever"),
     ],
 )
-def test_a_wrong_file_is_told(tmp_path: Path, text: str, why: str) -> None:
+def test_malformed_case_file_is_an_error(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "x.toml").write_text(text)
     with pytest.raises(CaseError, match=why):
         read(tmp_path / "x.toml", "handler")

@@ -46,7 +46,7 @@ def test_a_line_a_case_and_status_0(good: str) -> None:
     ]
 
 
-def test_a_failure_says_what_why_and_status_1(bad: str) -> None:
+def test_failure_shows_case_reason_and_status_1(bad: str) -> None:
     result = said("handler", "--timeout", "3", "--case", "303", "--case", "302", "--", sys.executable, bad)
     assert result.return_value == 1
     lines = result.output.splitlines()
@@ -93,7 +93,7 @@ def test_the_list(side: str) -> None:
         (["native", "127.0.0.1:1"], "see that the server runs there"),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments: list[str], what: str) -> None:
+def test_mistake_is_one_line(arguments: list[str], what: str) -> None:
     result = said(*arguments)
     assert result.exception is not None
     message = result.exception.format_message() if hasattr(result.exception, "format_message") else ""
@@ -130,7 +130,7 @@ time.sleep(600)
 
 
 def is_there(pid: int) -> bool:
-    """Return whether a process runs; a dead one that nobody has waited for yet does not."""
+    """Return whether a process runs; a dead process that has not been waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -156,7 +156,7 @@ async def test_no_program_is_left_behind(number: int) -> None:
     assert status == (-signal.SIGKILL if number == signal.SIGKILL else 130)
 
 
-def test_what_a_program_wrote_cannot_move_the_cursor(tmp_path: Path) -> None:
+def test_output_of_a_program_cannot_move_the_cursor(tmp_path: Path) -> None:
     (tmp_path / "good.py").write_text("print('\\x1b[2J\\a here', flush=True)\n" + broken("ignores attachments"))
     result = said("handler", "--timeout", "3", "--case", "303", "--", sys.executable, str(tmp_path / "good.py"))
     assert result.return_value == 1 and "\ufffd[2J\ufffd here" in result.output and "\x1b" not in result.output

@@ -1,4 +1,4 @@
-"""Python handlers pass every case, and handlers that are broken in one way are caught by the case for it."""
+"""Python handlers pass every case; a handler with one fault fails the case for that fault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_the_program_of_the_page_passes(tmp_path: Path) -> None:
     results = await tried([sys.executable, str(tmp_path / "shout.py")])
     assert not failures(results)
     assert sum(result.state == "pass" for result in results) >= 60
-    assert [result.case.number for result in results if result.state == "skip"] == [801]  # it knows no CURVE
+    assert [result.case.number for result in results if result.state == "skip"] == [801]  # no CURVE in this program
 
 
 async def test_an_app_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ async def test_an_app_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(result.state == "pass" for result in results) >= 60
 
 
-async def test_broken_handlers_are_caught_by_their_numbers(tmp_path: Path) -> None:
+async def test_faulty_handler_fails_the_case_for_its_fault(tmp_path: Path) -> None:
     async def found(how: str) -> dict[int, str]:
         program = tmp_path / f"{how.replace(' ', '-')}.py"
         program.write_text(broken(how))
@@ -50,7 +50,7 @@ async def test_broken_handlers_are_caught_by_their_numbers(tmp_path: Path) -> No
         assert all(result.detail for result in results if result.state == "fail")
         return {result.case.number: result.state for result in results}
 
-    # Side by side: each waits in vain for what its program never does.
+    # Side by side: each waits in vain for a message that its program never sends.
     states = dict(zip(BROKEN, await asyncio.gather(*map(found, BROKEN)), strict=True))
     assert states == {how: {101: "pass", 302: "pass", number: "fail"} for how, (number, _) in BROKEN.items()}
 
@@ -72,9 +72,7 @@ async def test_any_other_handler_is_tried_with_its_own_data() -> None:
     assert [result.state for result in wrong] == ["fail"]
 
 
-async def test_what_a_handler_says_of_its_own_accord_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_emit_and_ask_of_a_handler_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chatty = """
 from bester.handlers import send_clients
 

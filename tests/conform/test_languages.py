@@ -1,4 +1,4 @@
-"""The examples in other languages pass every case, where what they are written in is installed."""
+"""The examples in other languages pass every case, where the language is installed."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the cases see: patterns, the strict reading of what a handler says, and replies held against requests."""
+"""Patterns, the strict reading of a handler's messages, and the comparison of replies with requests."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
 from bester.conform import fabric
@@ -26,12 +26,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("pattern", "value"), GOOD)
-def test_what_matches(pattern: Any, value: Any) -> None:
+def test_matching_values(pattern: Any, value: Any) -> None:
     assert fault(pattern, value) is None
 
 
 @pytest.mark.parametrize(("pattern", "value", "where"), BAD)
-def test_what_does_not_match_is_told_with_its_place(pattern: Any, value: Any, where: str) -> None:
+def test_mismatch_names_its_path(pattern: Any, value: Any, where: str) -> None:
     assert str(fault(pattern, value)).startswith(f"{where}: ")
 
 
@@ -54,7 +54,7 @@ def read(*messages: Any) -> list[fabric.Heard]:
         [14, 1, "listClients", None],
     ],
 )
-def test_what_a_handler_may_say(message: list[Any]) -> None:
+def test_valid_messages_of_a_handler(message: list[Any]) -> None:
     (heard,) = read(message)
     assert heard.fields == message[1:] and fabric.OPS[heard.name] == message[0]
 
@@ -79,7 +79,7 @@ def test_what_a_handler_may_say(message: list[Any]) -> None:
         (msgpack.packb([[4, msgpack.ExtType(5, b"x")]]), "reason"),
     ],
 )
-def test_what_a_handler_may_not_say(frame: bytes, why: str) -> None:
+def test_invalid_messages_of_a_handler(frame: bytes, why: str) -> None:
     with pytest.raises(Unseen, match=why):
         fabric.read(b"link", [frame])
 
@@ -101,7 +101,7 @@ def test_what_a_handler_may_not_say(frame: bytes, why: str) -> None:
         ([1, 1, [], "no"], [], "status 1"),
     ],
 )
-def test_a_reply_is_held_against_its_request(fields: list[Any], attached: list[bytes], why: str | None) -> None:
+def test_reply_is_compared_with_its_request(fields: list[Any], attached: list[bytes], why: str | None) -> None:
     heard = fabric.Heard("REPLY", fields, b"link", attached)
     expected = Expected(b"link", "ann", "A", "shout")
     if why is None:

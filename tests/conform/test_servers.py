@@ -1,4 +1,4 @@
-"""Bester's own native side passes every case, in one process and in several; servers that are broken are caught."""
+"""Bester's own native side passes every case, in one process and in several; servers with a fault fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def tried(server: Server, *numbers: int, within_s: float = WITHIN_S) -> di
 
 
 def needs(results: dict[int, Result]) -> set[str]:
-    """Return what was needed by those that were skipped."""
+    """Return the prerequisites of the skipped cases."""
     return {need for result in results.values() if result.state == "skip" for need in result.case.needs}
 
 
@@ -48,7 +48,7 @@ async def test_broker_and_bridge_apart_pass() -> None:
     assert needs(results) - {"bester", "chat", "echo"} == {"accounts", "federation", "informer", "slow"}
 
 
-async def test_what_needs_accounts_passes_with_three() -> None:
+async def test_cases_with_accounts_pass_with_three_users() -> None:
     async with short_directory() as directory:
         toml = '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
         live = await LiveServer.start(directory, toml, "up", HANDLERS)
@@ -69,17 +69,17 @@ async def test_what_needs_accounts_passes_with_three() -> None:
     assert statuses == [0] * len(statuses)
     assert len(numbers) >= 7
     assert {result.state for result in results.values()} == {"pass"}, failures(list(results.values()))
-    assert [two[405].state, two[603].state] == ["pass", "skip"]  # that one needs three users
+    assert [two[405].state, two[603].state] == ["pass", "skip"]  # the case needs three users
 
 
-async def test_broken_servers_are_caught_by_their_numbers() -> None:
+async def test_faulty_server_fails_the_case_for_its_fault() -> None:
     async def found(breaks: str) -> dict[int, str]:
         async with small_server(breaks) as port:
             results = await tried(Server("127.0.0.1", port), 101, 310, BREAKS[breaks], within_s=CAUGHT_WITHIN_S)
         assert results[BREAKS[breaks]].detail.startswith("step ")
         return {n: result.state for n, result in results.items()}
 
-    # Side by side: some wait in vain for what their server never does.
+    # Side by side: some wait in vain for a frame that their server never sends.
     states = dict(zip(BREAKS, await asyncio.gather(*map(found, BREAKS)), strict=True))
     assert states == {breaks: {101: "pass", 310: "pass", number: "fail"} for breaks, number in BREAKS.items()}
 
@@ -90,20 +90,20 @@ async def test_the_small_server_is_right_otherwise() -> None:
     assert not failures(list(results.values())) and len(results) == 2 + len(BREAKS)
 
 
-async def test_what_a_server_has_not_is_not_tried() -> None:
+async def test_cases_of_missing_capabilities_are_skipped() -> None:
     async with live_server() as live:
         results = await tried(Server(live.host, live.port), 301, 304, 405)
     assert {n: result.state for n, result in results.items()} == {301: "pass", 304: "skip", 405: "skip"}
     assert "--echo names another" in results[304].detail
 
 
-async def test_a_server_of_the_first_kind_is_not_tried_with_what_came_later() -> None:
+async def test_later_cases_are_skipped_for_a_server_like_the_first_daemon() -> None:
     async with small_server(old=True) as port:
         results = await tried(Server("127.0.0.1", port), 116, 304, 405, 407)
     assert {n: result.state for n, result in results.items()} == {116: "skip", 304: "pass", 405: "pass", 407: "skip"}
 
 
-async def test_a_server_that_is_not_there() -> None:
+async def test_missing_server_is_an_error() -> None:
     async with small_server() as port:
         pass
     with pytest.raises(OSError, match="Connect"):

@@ -1,4 +1,4 @@
-"""How a bridge on real sockets is played, on either event loop."""
+"""Play stories on a real bridge, on either event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Play = Callable[..., None]
 
 
 def player(kind: str) -> Play:
-    """Return what plays a story, in a scene of its own, on this kind of event loop."""
+    """Return a function that plays a story, in a scene of its own, on this kind of event loop."""
     factory = uvloop.new_event_loop if kind == "uvloop" else asyncio.new_event_loop
 
     def run(story: Story, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""A real bridge on real sockets, with a broker that is a fake: it speaks the messages and keeps what it is told.
+"""A real bridge on real sockets, with a fake broker that records the messages it receives.
 
 The fake's message types are its handlers: `echo` (delivered to the sender, the delivery brings the report), `copy`
 (delivered to the sender, reported when that is confirmed), `to` (delivered to the users named in the data), `hold`
@@ -49,8 +49,8 @@ class FakeBroker:
         self._answers: list[Message] = []
         self._serial = 0
         self._changed = asyncio.Event()
-        self._reports: dict[int, tuple[int, Report]] = {}  # by serial: how many deliveries, and what then
-        self.told: list[Message] = []
+        self._reports: dict[int, tuple[int, Report]] = {}  # by serial: token, and report on confirmation
+        self.received: list[Message] = []
         self.sessions: dict[int, str] = {}
         self.held: list[Submit] = []
         self.outcomes: dict[tuple[str, str], dict[str, str]] = {}  # by user and message
@@ -60,7 +60,7 @@ class FakeBroker:
     def say(self, message: Message) -> bool:
         if not self.open:
             return False
-        self.told.append(message)
+        self.received.append(message)
         self._changed.set()
         match message:
             case Hello():
@@ -117,7 +117,7 @@ class FakeBroker:
             self._answer(Report(submit.token, 1, "unknown-type", message, {}))
 
     def of(self, user: str) -> list[int]:
-        """The sessions of a user."""
+        """Return the sessions of a user."""
         return [session for session, name in self.sessions.items() if name == user]
 
     def deliver(self, message: str, body: bytes, targets: list[list[int]], token: int | None = None) -> None:
@@ -132,7 +132,7 @@ class FakeBroker:
                 self._answer(waiting[1])
 
     def release(self) -> None:
-        """Report on everything that is held."""
+        """Report on all held submissions."""
         held, self.held = self.held, []
         self._answer(*(Report(submit.token, 0, None, f"s1/e/{submit.token}", {}) for submit in held))
 
@@ -151,7 +151,7 @@ class FakeBroker:
                 return Answer(ask.token, 0, {"adminInfo": {"name": "x"}, "clientCount": str(len(users))})
 
     def part(self) -> None:
-        """The link is lost."""
+        """Break the link."""
         self.open = False
         self._answers.clear()
         self.sessions.clear()
@@ -162,21 +162,21 @@ class FakeBroker:
         self._bridge.on_link_ready()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something the bridge said makes the condition true."""
+        """Wait until a message from the bridge makes the condition true."""
         async with asyncio.timeout(DEADLINE_S):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
     def of_kind(self, kind: type[Any]) -> list[Any]:
-        return [message for message in self.told if type(message) is kind]
+        return [message for message in self.received if type(message) is kind]
 
     def forwarded(self) -> dict[int, str]:
         return {message.token: message.outcome for message in self.of_kind(Forwarded)}
 
 
 class Raw:
-    """A client that knows frames and nothing else."""
+    """A client that reads and writes frames, and no more."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -194,7 +194,7 @@ class Raw:
         return json.loads(await self.body())
 
     async def end(self) -> None:
-        """Nothing more comes, and the stream ends."""
+        """Check that no frame comes before the end of the stream."""
         async with asyncio.timeout(DEADLINE_S):
             assert await self.reader.read(1) == b""
 
@@ -203,7 +203,7 @@ class Raw:
         assert await self.read() == GOOD_LOGIN
 
     def reset(self) -> None:
-        """Go without a word: the other side finds the connection broken."""
+        """Abort the connection: the other side finds the connection broken."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()

@@ -1,4 +1,4 @@
-"""A ROUTER that speaks BFP/1 to handlers under test, as a broker would; it hands out what the test says and no more."""
+"""A ROUTER that speaks BFP/1 to handlers under test, and sends only the requests of the test."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PATIENCE_S = 10.0
 
 
 class StandIn:
-    """Answers HELLO with WELCOME (`options` beside the heartbeat) and GOODBYE with GOODBYE; `expect` returns what else
-    comes. `heartbeats` counts those that came."""
+    """Answers HELLO with WELCOME (`options` beside the heartbeat) and GOODBYE with GOODBYE; `expect` returns the other
+    messages. `heartbeats` counts those that came.
+    """
 
     def __init__(self, endpoint: str, *, heartbeat_ms: int = 200, refuse: Error | None = None, **options: Any) -> None:
         self.endpoint = endpoint
@@ -79,20 +80,20 @@ class StandIn:
             self._inbox.put_nowait(message)
 
     def send(self, *messages: Message) -> None:
-        """Send as one batch, or as few as there is room for."""
+        """Send as one batch, or as the fewest batches with enough room."""
         assert self.peer is not None
         for frames in batches(messages):
             self._socket.send([self.peer, *frames])
         self._socket.look_again()
 
     async def expect(self, kind: type[M]) -> M:
-        """Return the next message, which is to be of this kind."""
+        """Return the next message, which must be of this kind."""
         message = await self.next()
         assert isinstance(message, kind), message
         return message
 
     async def next(self) -> Message:
-        """Return the next message, of whatever kind, but for heartbeats."""
+        """Return the next message, of any kind but HEARTBEAT."""
         async with asyncio.timeout(PATIENCE_S):
             message = await self._inbox.get()
         assert not isinstance(message, Malformed), message

@@ -12,7 +12,7 @@ from tests.live import BESTER, Process, short_directory
 
 @asynccontextmanager
 async def demo(*arguments: str) -> AsyncIterator[Process]:
-    """Run a demo in a temporary directory of the test's; nothing may be left at its end."""
+    """Run a demo in a temporary directory of the test; no process may be left at its end."""
     async with short_directory() as directory:
         process = await Process.start(BESTER, "demo", *arguments, cwd=directory, env={"TMPDIR": str(directory)})
         try:

@@ -1,4 +1,4 @@
-"""A small server of the native protocol that does what a test tells it to, on real sockets."""
+"""A small server of the native protocol with behaviour set by each test, on real sockets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, cast
 from bester.bridge.frames import Splitter, frame
 
 DEADLINE_S = 10.0
-"""How long a test waits for anything that must happen."""
+"""Deadline of events that must happen."""
 
 Json = dict[str, Any]
 
 
 async def within(awaitable: Any) -> Any:
-    """Wait for something that must happen, and fail when it does not."""
+    """Wait for an event that must happen, and fail at the deadline."""
     async with asyncio.timeout(DEADLINE_S):
         return await awaitable
 
@@ -32,12 +32,12 @@ def message_frame(data: Any, id_: str | None = None, type_: str = "chat", **head
 
 
 def outcome_frame(message: str, recipient: str, outcome: str, id_: str | None = None) -> Json:
-    """What became of a message, as it is pushed."""
+    """Return an outcome as a server pushes it."""
     return message_frame({"message": message, "recipient": recipient, "outcome": outcome}, id_, "bester.outcome")
 
 
 class Peer(asyncio.Protocol):
-    """One client's connection, as the server sees it."""
+    """A client's connection, as the server sees it."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
@@ -115,8 +115,9 @@ class Peer(asyncio.Protocol):
 
 
 class FakeServer:
-    """Listens on a free port (or `unix`, or IPv6) and obeys its `on_…`; by default it reports everything good
-    and knows nothing of any message later."""
+    """Listens on a free port (or `unix`, or IPv6) and obeys its `on_…`; by default every report is good, and no later
+    question finds a message.
+    """
 
     def __init__(self, *, unix: str | None = None, host: str = "127.0.0.1") -> None:
         self.unix = unix
@@ -149,7 +150,7 @@ class FakeServer:
         self.address = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     async def stop(self) -> None:
-        """Go away at once, connections and all; `listen` comes back at the same address."""
+        """Abort all connections and stop listening; `listen` takes the same address again."""
         self.listener.close()
         for peer in self.peers:
             if not peer.transport.is_closing():
@@ -171,7 +172,7 @@ class FakeServer:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return cast(int, probe.getsockname()[1])

@@ -121,7 +121,7 @@ async def test_concurrent_guesses_stay_within_the_budget(accounts: Accounts, nam
     assert {answer.reason for answer in answers} == {"authentication-failed", "try-later"}
 
 
-async def test_guesses_from_many_addresses_are_put_off_and_the_right_password_is_admitted(
+async def test_guesses_from_many_addresses_are_deferred_and_the_right_password_is_admitted(
     accounts: Accounts, clock: Clock
 ) -> None:
     guesses = [accounts.verify("tim", f"guess {i}", f"10.0.0.{i}") for i in range(BUDGET + 30)]
@@ -164,9 +164,7 @@ async def test_too_many_waiting_logins_are_overloaded(accounts: Accounts) -> Non
     elsewhere = asyncio.ensure_future(accounts.verify("tim", "secret", "192.0.2.8"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert [check.result() for check in checks if check.done()] == [
-        OVERLOADED
-    ]  # one of the waiting logins is turned away for this one
+    assert [check.result() for check in checks if check.done()] == [OVERLOADED]  # displaced by this login
     for check in checks[4:]:
         check.cancel()
     assert await elsewhere == LET_IN
@@ -175,10 +173,10 @@ async def test_too_many_waiting_logins_are_overloaded(accounts: Accounts) -> Non
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-async def test_without_a_thread_a_login_is_put_off_and_counts_for_nothing(
+async def test_without_a_thread_a_login_is_deferred_and_not_counted(
     accounts: Accounts, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(kept):  # one thread is there already
+    for _ in range(kept):  # the thread that is there already
         assert await accounts.verify("tim", "secret", HERE) == LET_IN
 
     def start(thread: threading.Thread) -> None:
@@ -194,7 +192,7 @@ async def test_without_a_thread_a_login_is_put_off_and_counts_for_nothing(
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), argon2.exceptions.VerificationError(NO_MEMORY)])
-async def test_without_memory_a_right_password_is_put_off_and_not_called_wrong(
+async def test_without_memory_a_right_password_is_deferred_and_not_called_wrong(
     accounts: Accounts, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def verify(hasher: object, hash_: str, password: str) -> bool:

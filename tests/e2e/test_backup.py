@@ -1,4 +1,4 @@
-"""`bester backup`: what it copies, from a server that runs and from one that does not, and what it refuses."""
+"""`bester backup`: the files copied, from a running server and from a stopped one, and refusals."""
 
 import errno
 import stat
@@ -43,7 +43,7 @@ def waiting_in(path: Path) -> int:
 
 
 def keep_one(path: Path) -> str:
-    """Have something wait in a store, and return the store's own name."""
+    """Queue a message in a store, and return the store's own name."""
     store = SqliteStore(path)
     epoch = store.open().epoch
     assert store.commit([Enqueue(ENTRY)]).ok
@@ -59,7 +59,7 @@ def names_in(data_dir: Path) -> list[str]:
         accounts.close()
 
 
-def test_accounts_and_what_waits_are_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accounts_and_queued_messages_are_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_dir = directory / "bester-data"
     add_user(data_dir)
     epoch = keep_one(data_dir / STORE_FILE)
@@ -85,7 +85,7 @@ def test_a_store_elsewhere_is_copied_too(directory: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.startswith("copy/store.db  ")
 
 
-def test_what_is_in_memory_cannot_be_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_store_in_memory_is_not_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "bester.toml").write_text('[store]\nurl = "memory:"\n')
     add_user(directory / "bester-data")
     assert main(["backup", "copy"]) == 0
@@ -94,20 +94,22 @@ def test_what_is_in_memory_cannot_be_copied(directory: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [("full", "full: there is something in it; name a directory that is empty"), ("file", "file: is no directory")],
 )
-def test_nothing_is_written_over(target: str, said: str, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_are_not_overwritten(
+    target: str, message: str, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     add_user(directory / "bester-data")
     (directory / "full").mkdir()
     (directory / "full/mine").write_text("mine")
     (directory / "file").write_text("mine")
     assert main(["backup", target]) == 2
-    assert capsys.readouterr().err.startswith(f"bester: {said}")
+    assert capsys.readouterr().err.startswith(f"bester: {message}")
     assert [path.name for path in (directory / "full").iterdir()] == ["mine"]
 
 
-def test_without_anything_to_copy_it_says_so(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_backup_without_databases_is_an_error(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backup", "copy"]) == 2
     assert "nothing is kept there" in capsys.readouterr().err
     assert not (directory / "copy").exists()
@@ -116,12 +118,12 @@ def test_without_anything_to_copy_it_says_so(directory: Path, capsys: pytest.Cap
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Return the status and the one line with which a command ends."""
     status = main(list(arguments))
-    out, said = capsys.readouterr()
-    assert (out, said.count("\n")) == ("", 1)
-    return status, said.removeprefix("bester: ").strip()
+    out, message = capsys.readouterr()
+    assert (out, message.count("\n")) == ("", 1)
+    return status, message.removeprefix("bester: ").strip()
 
 
-def test_data_that_another_user_keeps_to_himself(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_another_user_is_not_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_dir = directory / "bester-data"
     add_user(data_dir)
     with plain_user(directory, data_dir, data_dir / FILE):
@@ -136,7 +138,7 @@ def test_data_that_another_user_keeps_to_himself(directory: Path, capsys: pytest
     assert not (directory / "copy").exists()
 
 
-def test_where_no_directory_can_be_made_that_is_said(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_impossible_directory_is_an_error(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_user(directory / "bester-data")
     (directory / "closed").mkdir(mode=0o555)
     remedy = "name another place for the copies"
@@ -147,8 +149,8 @@ def test_where_no_directory_can_be_made_that_is_said(directory: Path, capsys: py
         for place in ("closed/copy", "closed/monday/copy"):
             fault = "no directory can be made there (Permission denied)"
             assert refused(capsys, "backup", place) == (2, f"{directory}/closed: {fault}; {remedy}")
-        status, said = refused(capsys, "backup", "closed")
-        assert (status, said.count("closed"), "Errno" in said) == (1, 1, False)
+        status, message = refused(capsys, "backup", "closed")
+        assert (status, message.count("closed"), "Errno" in message) == (1, 1, False)
         (directory / "closed").chmod(0)
         named = "closed: Permission denied; name a directory of your own"
         assert refused(capsys, "backup", "closed") == (2, named)
@@ -156,11 +158,11 @@ def test_where_no_directory_can_be_made_that_is_said(directory: Path, capsys: py
 
 def test_a_store_that_is_no_file_is_not_copied(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (directory / "bester.toml").write_text('[store]\nurl = "sqlite:."\n')
-    status, said = refused(capsys, "backup", "copy")
-    assert (status, said.partition(": ")[2]) == (2, "is no file; see what [server] data_dir and [store] url name")
+    status, message = refused(capsys, "backup", "copy")
+    assert (status, message.partition(": ")[2]) == (2, "is no file; see what [server] data_dir and [store] url name")
 
 
-def test_a_file_that_is_closed_to_a_command_is_no_matter_of_ports() -> None:
+def test_unreadable_file_is_not_reported_as_a_port() -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", "some/file")
     assert describe(denied) == (
         "some/file: Permission denied; use a path that is yours, or run this as the user whose it is",
@@ -169,7 +171,7 @@ def test_a_file_that_is_closed_to_a_command_is_no_matter_of_ports() -> None:
     assert "ports below 1024" in describe(PermissionError(errno.EACCES, "Permission denied"))[0]
 
 
-async def test_a_server_goes_on_meanwhile_and_its_copy_serves_as_well(directory: Path) -> None:
+async def test_server_goes_on_during_a_backup_and_its_copy_serves(directory: Path) -> None:
     add_user(directory / "data", "tim", "tom")
     toml = '[server]\ndata_dir = "{}"\n[native]\ntcp4 = "127.0.0.1:0"\n'
     toml += '[handlers.chat]\napp = "bester.handlers.stock.chat:app"\n'

@@ -1,4 +1,4 @@
-"""A bridge and its broker over the fabric: the broker dies with messages in hand, and another comes in its place."""
+"""A bridge and its broker over the fabric: the broker dies with messages in flight, and another takes its place."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def log_in(service: Service, broker: StandIn, user: str) -> tuple[Raw, int
     return client, asked.session
 
 
-async def test_a_killed_broker_costs_a_client_time_and_nothing_else() -> None:
+async def test_killed_broker_costs_a_client_only_time() -> None:
     async with bridge() as (service, endpoint):
         async with StandIn(endpoint) as broker:
             await broker.expect(Hello)
@@ -67,14 +67,14 @@ async def test_a_killed_broker_costs_a_client_time_and_nothing_else() -> None:
             assert await broker.expect(Open) == Open(session, "alice")
             again = [await broker.expect(Submit) for _ in range(3)]
             assert again[:2] == [submit._replace(meta={"attempt": 2}) for submit in submits[2:]]
-            assert again[2].body == b"4"  # it may have been said to nobody, or been held: who could tell?
+            assert again[2].body == b"4"  # marked or not: the first submission may have gone into the lost link
             broker.send(*(Report(submit.token, 0, None, "s1/x", {}) for submit in again))
             assert [(await alice.read())["payload"]["id"] for _ in range(3)] == ["2", "3", "4"]
             assert await broker.expect(Confirm) == Confirm(0, [], [], 3)
         await alice.close()
 
 
-async def test_what_a_client_said_who_has_gone_is_submitted_to_the_next_broker() -> None:
+async def test_message_of_a_gone_client_is_submitted_to_the_next_broker() -> None:
     async with bridge() as (service, endpoint):
         async with StandIn(endpoint) as broker:
             await broker.expect(Hello)
@@ -95,12 +95,12 @@ async def test_what_a_client_said_who_has_gone_is_submitted_to_the_next_broker()
             assert await broker.expect(Confirm) == Confirm(0, [], [], 1)
 
 
-@pytest.mark.parametrize("said", ["client", "server"])
-async def test_a_bridge_that_is_ended_without_a_broker_tells_its_clients_in_time(said: str) -> None:
+@pytest.mark.parametrize("sender", ["client", "server"])
+async def test_bridge_that_ends_without_a_broker_reports_to_its_clients_in_time(sender: str) -> None:
     async with bridge() as (service, endpoint):
         async with StandIn(endpoint) as broker:
             await broker.expect(Hello)
-            if said == "client":
+            if sender == "client":
                 client, _ = await log_in(service, broker, "alice")
                 client.write(message("t", "1"))
             else:
@@ -108,11 +108,11 @@ async def test_a_bridge_that_is_ended_without_a_broker_tells_its_clients_in_time
                 client.write(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"t","id":"1"}}')
             await broker.expect(Submit)
         draining = asyncio.create_task(service.drain(4.0))
-        if said == "client":
+        if sender == "client":
             frame = await client.read()
             assert (frame["payload"]["id"], frame["payload"]["reason"]) == ("1", "unreachable")
             await client.end()
-        else:  # it sends the message again
+        else:  # the server sends the message again
             with pytest.raises(ConnectionResetError):
                 await client.end()
         await client.close()

@@ -34,7 +34,7 @@ class TestFirstFrame:
                 b'{"header":{"messageType":"statusReport","status":"good"},"payload":{"id":"auth_special","max_frame":1048576}}'
             )
             (asked,) = it.broker.of_kind(Login)
-            # A Unix socket has none: one's wrong passwords slow nobody else down.
+            # A Unix socket has no address: wrong passwords there delay no other user.
             assert asked.address == {"tcp4": "127.0.0.1", "tcp6": "::1", "unix": ""}[kind]
 
         play(story)
@@ -72,7 +72,7 @@ class TestFirstFrame:
 
         play(story)
 
-    def test_everything_in_one_write_is_answered_in_order(self, play: Play) -> None:
+    def test_frames_of_one_write_are_answered_in_order(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             client = await it.connect()
             payload = '{"data":"first","type":"echo","id":"0"}'
@@ -96,7 +96,7 @@ class TestFirstFrame:
         play(story)
 
     @pytest.mark.parametrize("length", [4097, 2**32 - 1])
-    def test_a_stranger_is_refused_from_the_length_alone(self, play: Play, length: int) -> None:
+    def test_client_before_its_login_is_refused_from_the_length_alone(self, play: Play, length: int) -> None:
         async def story(it: Scene) -> None:
             client = await it.connect()
             client.writer.write(struct.pack("<I", length))
@@ -112,7 +112,7 @@ ODD_DATA = ["0.1", "-0", "1e400", "1" * 30, '{"a":1,"a":2}', r'"\u0061\/\ud83d\u
 class TestLaterFrames:
     @pytest.mark.parametrize("kind", ["echo", "copy"])
     @pytest.mark.parametrize("header", ["null", "{}"])
-    def test_data_stays_as_it_is_and_comes_before_the_report(self, play: Play, kind: str, header: str) -> None:
+    def test_data_is_unchanged_and_comes_before_the_report(self, play: Play, kind: str, header: str) -> None:
         async def story(it: Scene) -> None:
             client = await it.client()
             for data in ODD_DATA:
@@ -157,7 +157,7 @@ class TestLaterFrames:
 
         play(story)
 
-    def test_more_than_may_be_unreported_wait_and_none_is_lost(self, play: Play) -> None:
+    def test_messages_above_the_bound_of_unreported_ones_wait_and_none_is_lost(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             client = await it.client()
             many = 5000
@@ -209,7 +209,7 @@ class TestLaterFrames:
         [b"nonsense", b"[]", b'{"payload":{}} x', b'{"a":01}', b'{"a":1,}', b'"\xff"', b'{"a":' + b"[" * 100_000],
         ids=lambda body: str(body[:12]),
     )
-    def test_a_frame_that_is_no_json_object_ends_it(self, play: Play, body: bytes) -> None:
+    def test_frame_without_a_json_object_ends_the_connection(self, play: Play, body: bytes) -> None:
         async def story(it: Scene) -> None:
             client = await it.client()
             client.write(body, message("dummy"))
@@ -219,7 +219,7 @@ class TestLaterFrames:
         play(story)
 
     @pytest.mark.parametrize(("length", "reason"), [(0, "malformed"), (1024 * 1024 + 1, "frame-too-large")])
-    def test_a_length_that_cannot_be_ends_it_though_the_peer_still_writes(
+    def test_impossible_length_ends_the_connection_though_the_peer_still_writes(
         self, play: Play, length: int, reason: str
     ) -> None:
         async def story(it: Scene) -> None:
@@ -230,7 +230,7 @@ class TestLaterFrames:
 
         play(story)
 
-    def test_a_frame_as_large_as_it_may_be(self, play: Play) -> None:
+    def test_largest_frame(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             client = await it.client()
             size = 1024 * 1024 - len(message("echo", "x", '""'))
@@ -253,7 +253,7 @@ class TestEnds:
 
         play(story)
 
-    def test_one_who_stops_sending_gets_the_reports_that_are_outstanding(self, play: Play) -> None:
+    def test_half_closed_client_gets_its_outstanding_reports(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             client = await it.connect()
             client.write(login(), message("hold", "1"), message("hold", "2"))
@@ -269,7 +269,7 @@ class TestEnds:
 
         play(story)
 
-    def test_a_reset_leaves_nothing_behind(self, play: Play) -> None:
+    def test_reset_connection_leaves_no_state(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             client = await it.client()
             client.write(message("hold", "1"))
@@ -284,7 +284,7 @@ class TestEnds:
 
         play(story)
 
-    def test_a_stranger_who_goes_is_forgotten(self, play: Play) -> None:
+    def test_client_that_leaves_before_its_login_is_forgotten(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             for _ in range(3):
                 client = await it.connect()
@@ -295,7 +295,7 @@ class TestEnds:
         play(story)
 
 
-def test_one_too_many_is_told_so(play: Play) -> None:
+def test_connection_above_the_bound_is_refused(play: Play) -> None:
     async def story(it: Scene) -> None:
         await it.client()
         await it.client("bob")

@@ -32,7 +32,7 @@ class TestDelivering:
 
         play(story)
 
-    def test_one_who_does_not_read_holds_nobody_up(self, play: Play) -> None:
+    def test_client_that_does_not_read_delays_no_other(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice, bob, slow = await it.client(), await it.client("bob"), await it.client("slow")
             slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
@@ -50,7 +50,7 @@ class TestDelivering:
 
         play(story)
 
-    def test_a_reader_that_is_only_slow_gets_everything_and_only_then_it_is_confirmed(self, play: Play) -> None:
+    def test_slow_reader_gets_every_message_and_each_is_confirmed_only_then(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             slow = await it.client("slow")
             slow.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a stream's transport can
@@ -73,7 +73,7 @@ class TestDelivering:
 
 
 class TestAcknowledging:
-    def test_the_report_waits_for_the_clients_word(self, play: Play) -> None:
+    def test_report_waits_for_the_ack(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice, bob = await it.client(), await it.connect()
             bob.write(login("bob", ack=True))
@@ -90,7 +90,7 @@ class TestAcknowledging:
 
         play(story)
 
-    def test_one_who_goes_without_it_has_not_got_it(self, play: Play) -> None:
+    def test_message_without_an_ack_is_unconfirmed(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             bob = await it.connect()
             bob.write(login("bob", ack=True))
@@ -104,8 +104,8 @@ class TestAcknowledging:
         play(story)
 
 
-class TestWordsOfAMessage:
-    def test_they_reach_the_broker(self, play: Play) -> None:
+class TestOptionsOfAMessage:
+    def test_options_reach_the_broker(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice = await it.client()
             alice.write(
@@ -122,7 +122,7 @@ class TestWordsOfAMessage:
 
         play(story)
 
-    def test_what_became_of_it(self, play: Play) -> None:
+    def test_question_for_an_outcome(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice, bob = await it.client(), await it.client("bob")
             it.broker.outcomes["alice", "s1/e/9"] = {"carol": "queued"}
@@ -173,7 +173,7 @@ class TestServers:
 
         play(story)
 
-    def test_one_that_closes_without_reading_is_heard(self, play: Play) -> None:
+    def test_message_of_a_server_that_closes_without_reading(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             server = await it.connect()
             server.write(b'{"header":{"scope":"server"},"payload":{"data":1,"type":"server"}}')
@@ -204,7 +204,7 @@ class TestServers:
         play(story)
 
     @pytest.mark.parametrize("more", [OPEN_TO_SERVERS, LISTED])
-    def test_a_server_may_send_more_than_a_stranger(self, play: Play, more: dict[str, Any]) -> None:
+    def test_first_frame_of_a_server_may_be_longer_than_a_login(self, play: Play, more: dict[str, Any]) -> None:
         async def story(it: Scene) -> None:
             server = await it.connect()
             data = '"' + "x" * 100_000 + '"'
@@ -216,7 +216,7 @@ class TestServers:
         play(story, **more)
 
 
-class TestTheBrokerComesAndGoes:
+class TestLossOfTheBroker:
     def test_clients_stay_and_their_reports_are_late_not_lost(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice = await it.client()
@@ -240,7 +240,7 @@ class TestTheBrokerComesAndGoes:
 
         play(story)
 
-    def test_what_one_said_who_has_gone_is_carried_out(self, play: Play) -> None:
+    def test_message_of_a_gone_client_is_carried_out(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice = await it.client()
             alice.write(message("hold", "1"))
@@ -250,15 +250,15 @@ class TestTheBrokerComesAndGoes:
             await alice.read()
             alice.reset()
             await it.empty()
-            it.broker.told.clear()
+            it.broker.received.clear()
             it.broker.come_back()
-            assert [type(message) for message in it.broker.told] == [Open, Submit, Submit, Close]
+            assert [type(message) for message in it.broker.received] == [Open, Submit, Submit, Close]
             assert [submit.meta for submit in it.broker.held[1:]] == [{"attempt": 2}, {}]
             assert it.broker.sessions == {}
 
         play(story)
 
-    def test_a_bridge_that_ends_without_a_broker_tells_everybody(self, play: Play) -> None:
+    def test_bridge_that_ends_without_a_broker_reports_to_every_client(self, play: Play) -> None:
         async def story(it: Scene) -> None:
             alice = await it.client()
             alice.write(message("hold", "1"))

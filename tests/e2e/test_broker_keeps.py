@@ -1,4 +1,4 @@
-"""The broker's shell and its store: nothing is said before it is on disk, and what is there outlives the broker."""
+"""The broker's shell and its store: each report follows its write to disk, and the disk outlives the broker."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ ALICE, BOB = 1, 2
 
 
 class Accounts(OpenAccounts):
-    """Everybody has an account but those who are `gone`. `left` are removals that are not struck off, which `locked`
-    makes impossible."""
+    """Accounts of all names but those in `gone`. `left` are removals that are not struck off; `locked` makes striking
+    off fail.
+    """
 
     def __init__(self) -> None:
         self.gone: set[str] = set()
@@ -65,7 +66,7 @@ class Accounts(OpenAccounts):
 
 
 class Recorded(MemoryStore):
-    """A store that writes down, in `story`, each kind that was committed, a group at a time."""
+    """A store that records, in `story`, each kind that was committed, a group at a time."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__(**fields)
@@ -78,12 +79,12 @@ class Recorded(MemoryStore):
 
 
 class Bridge:
-    """A bridge in the broker's process: says what a test says, and puts what it hears into the same story."""
+    """A bridge in the broker's process: sends a test's messages, and appends those received to the same story."""
 
     handler: RawHandler
 
     def __init__(self, broker: Broker, story: list[Any]) -> None:
-        self.heard: list[Message] = []
+        self.inbox: list[Message] = []
         self._story = story
         self._news = asyncio.Event()
         self._say = broker.attach(self._receive)
@@ -94,19 +95,19 @@ class Bridge:
 
     def _receive(self, messages: list[Message]) -> None:
         self._story += messages
-        self.heard += messages
+        self.inbox += messages
         self._news.set()
 
     async def hears(self, kind: type[Any], count: int = 1) -> list[Any]:
-        """Wait for so many messages of a kind; returns them, and they are not heard again."""
+        """Wait for so many messages of a kind; return them, each once."""
         return [await self._hear(kind) for _ in range(count)]
 
     async def _hear(self, kind: type[Any]) -> Any:
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                for message in self.heard:
+                for message in self.inbox:
                     if type(message) is kind:
-                        self.heard.remove(message)
+                        self.inbox.remove(message)
                         return message
                 self._news.clear()
                 await self._news.wait()
@@ -122,7 +123,7 @@ async def until(true: Callable[[], object]) -> None:
 async def served(
     store: MemoryStore, budget: Budget | None = None, accounts: Accounts | None = None, *, answers: bool = True
 ) -> AsyncIterator[tuple[Broker, Bridge]]:
-    """A broker with a bridge beside it and a handler of `to`, which sends what it gets to bob."""
+    """A broker with a bridge beside it and a handler of `to`, which sends each body to bob."""
     async with short_directory() as directory:
         endpoint = f"ipc://{directory}/f"
         settings = Settings("s1", budgets={"to": budget} if budget else {})
@@ -146,11 +147,11 @@ def submit(token: int) -> Submit:
 
 
 def kinds(story: Sequence[Any]) -> list[list[Any]]:
-    """Return a story with everything as its kind: a group as all of its, what was said as one."""
+    """Return the kinds in a story: a committed group as all of its kinds, a message as one."""
     return [each if isinstance(each, list) else [type(each)] for each in story]
 
 
-async def test_queued_is_said_after_it_is_on_disk() -> None:
+async def test_queued_is_reported_after_the_write() -> None:
     store = Recorded()
     async with served(store) as (_, bridge):
         bridge.say(submit(7))
@@ -161,7 +162,7 @@ async def test_queued_is_said_after_it_is_on_disk() -> None:
         assert story.index(keep) < story.index([Report])
 
 
-async def test_a_dead_letter_is_on_disk_before_its_sender_is_told() -> None:
+async def test_dead_letter_is_on_disk_before_its_report() -> None:
     store = Recorded()
     async with served(store, Budget(30.0, attempts=1), answers=False) as (_, bridge), asyncio.timeout(DEADLINE_S):
         bridge.say(submit(7))
@@ -183,7 +184,7 @@ async def test_a_turn_of_the_loop_is_one_group() -> None:
         assert len(groups) < 25  # a handler's replies come in batches
 
 
-async def test_what_waits_is_delivered_in_the_next_life_and_ends_within_a_tick() -> None:
+async def test_queued_message_is_delivered_in_the_next_life_and_ends_within_a_tick() -> None:
     store = Recorded()
     async with served(store) as (_, bridge):
         for number in (1, 2, 3):
@@ -200,7 +201,7 @@ async def test_what_waits_is_delivered_in_the_next_life_and_ends_within_a_tick()
     assert again.copy().open().queues == {}
 
 
-async def test_what_the_core_has_said_at_the_very_end_is_written_too() -> None:
+async def test_last_writes_of_the_core_are_committed() -> None:
     store = Recorded()
     async with served(store) as (_, bridge):
         bridge.say(submit(1))
@@ -211,7 +212,7 @@ async def test_what_the_core_has_said_at_the_very_end_is_written_too() -> None:
     assert store.copy().open().queues == {}
 
 
-async def test_a_store_that_is_full_is_told_and_said_once_and_the_rest_goes_on(
+async def test_full_store_is_reported_and_logged_once_and_other_messages_go_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "bester.broker")
@@ -243,7 +244,7 @@ async def test_a_store_that_is_full_is_told_and_said_once_and_the_rest_goes_on(
     assert len([line for line in caplog.messages if line.startswith("storage-full")]) == 1
 
 
-async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
+async def test_queued_messages_of_a_removed_account_end() -> None:
     store, accounts = Recorded(), Accounts()
     async with served(store, accounts=accounts) as (broker, bridge):
         bridge.say(submit(1))
@@ -254,13 +255,13 @@ async def test_what_waits_for_an_account_that_is_removed_ends() -> None:
     assert store.copy().open().queues == {}
 
 
-async def test_a_removal_is_struck_off_when_the_end_of_what_waited_is_on_disk() -> None:
+async def test_removal_is_struck_off_when_the_end_of_the_mailbox_is_on_disk() -> None:
     store, accounts = Recorded(), Accounts()
     async with served(store, accounts=accounts) as (_, bridge):
         bridge.say(submit(1))
         await bridge.hears(Report)
         store.broken = True
-        accounts.left.add("bob")  # and he has a new account already
+        accounts.left.add("bob")  # and bob has a new account already
         story = len(store.story)
         await until(lambda: len(store.story) > story + 3)
         assert accounts.left == {"bob"}
@@ -269,7 +270,7 @@ async def test_a_removal_is_struck_off_when_the_end_of_what_waited_is_on_disk() 
     assert store.copy().open().queues == {}
 
 
-async def test_until_a_removal_is_struck_off_nothing_is_kept_under_the_name_and_nobody_let_in() -> None:
+async def test_until_a_removal_is_struck_off_the_name_has_no_mailbox_and_no_login() -> None:
     store, accounts = Recorded(), Accounts()
     async with served(store, accounts=accounts) as (_, bridge):
         accounts.locked = True
@@ -284,13 +285,13 @@ async def test_until_a_removal_is_struck_off_nothing_is_kept_under_the_name_and_
         assert await bridge.hears(LoggedIn) == [LoggedIn(BOB, 0, None)]
 
 
-async def test_a_removal_is_not_struck_off_while_a_connection_of_the_account_is_there() -> None:
+async def test_removal_is_not_struck_off_while_the_account_has_a_session() -> None:
     store, accounts = Recorded(), Accounts()
     async with served(store, accounts=accounts) as (broker, bridge):
         bridge.say(Open(BOB, "bob"))
         await until(lambda: "bob" in broker.router.users())
         accounts.left.add("bob")
-        assert await bridge.hears(Close, 2) == [Close(BOB), Close(BOB)]  # again with each tick
+        assert await bridge.hears(Close, 2) == [Close(BOB), Close(BOB)]  # with each tick anew
         assert accounts.left == {"bob"}
         bridge.say(Close(BOB))
         await until(lambda: not accounts.left)
@@ -307,7 +308,7 @@ def config(directory: Path, **store: Any) -> Config:
     )  # fmt: skip
 
 
-async def test_the_store_is_in_the_data_directory_and_nothing_else_is_left_there() -> None:
+async def test_store_is_the_only_file_left_in_the_data_directory() -> None:
     async with short_directory() as directory:
         for _ in range(2):
             async with serving(config(directory, path=directory / "data" / "store.db")):
@@ -315,7 +316,7 @@ async def test_the_store_is_in_the_data_directory_and_nothing_else_is_left_there
             assert sorted(each.name for each in (directory / "data").iterdir()) == ["server.lock", "store.db"]
 
 
-async def test_a_store_elsewhere_is_one_servers_as_well() -> None:
+async def test_store_outside_the_data_directory_is_locked_too() -> None:
     async with short_directory() as directory:
         (directory / "else").mkdir()
         there = directory / "else" / "kept.db"
@@ -328,7 +329,7 @@ async def test_a_store_elsewhere_is_one_servers_as_well() -> None:
             pass
 
 
-async def test_the_store_of_another_server_is_that_servers() -> None:
+async def test_store_of_another_server_is_refused() -> None:
     async with short_directory() as directory:
         first = config(directory, path=directory / "data" / "store.db")
         (directory / "link").symlink_to(directory / "data")
@@ -340,7 +341,7 @@ async def test_the_store_of_another_server_is_that_servers() -> None:
                         pass
 
 
-async def test_a_store_that_cannot_be_opened_is_one_line_and_gives_everything_back() -> None:
+async def test_unusable_store_is_one_line_and_releases_locks_and_sockets() -> None:
     async with short_directory() as directory:
         path = directory / "data" / "store.db"
         for broken in (True, False):
@@ -366,7 +367,7 @@ def database(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, text_file, database])
-async def test_what_a_mistake_names_stays_as_it_is(make: Callable[[Path], None]) -> None:
+async def test_file_named_by_mistake_stays_unchanged(make: Callable[[Path], None]) -> None:
     async with short_directory() as directory:
         there = directory / "else" / "thing"
         there.parent.mkdir()
@@ -381,7 +382,7 @@ async def test_what_a_mistake_names_stays_as_it_is(make: Callable[[Path], None])
         assert [each.name for each in there.parent.iterdir()] == ["thing"]
 
 
-async def test_a_file_that_is_no_lock_is_not_taken_for_one() -> None:
+async def test_file_that_is_no_lock_is_refused() -> None:
     async with short_directory() as directory:
         (directory / "else").mkdir()
         theirs = directory / "else" / "cargo.lock"
@@ -395,7 +396,7 @@ async def test_a_file_that_is_no_lock_is_not_taken_for_one() -> None:
         assert [each.name for each in theirs.parent.iterdir()] == ["cargo.lock"]
 
 
-async def test_a_store_in_no_directory_is_told_which() -> None:
+async def test_store_in_a_missing_directory_names_the_directory() -> None:
     async with short_directory() as directory:
         with pytest.raises(BesterError) as caught:
             async with serving(config(directory, path=directory / "nowhere" / "kept.db")):
@@ -406,5 +407,5 @@ async def test_a_store_in_no_directory_is_told_which() -> None:
         with plain_user(*theirs), pytest.raises(BesterError) as caught:
             async with serving(config(directory, path=directory / "closed" / "kept.db")):
                 pass
-        said = "Permission denied; name a place of your own as [store] url"
-        assert caught.value.text == f"{directory}/closed: {said}"
+        text = "Permission denied; name a place of your own as [store] url"
+        assert caught.value.text == f"{directory}/closed: {text}"

@@ -1,6 +1,6 @@
-"""Handlers that are busy, stopped or stuck, in real processes: each is taken for what it is.
+"""Handlers that are busy, stopped or stuck, in real processes: each is recognized.
 
-All of it is played on one server, side by side: what is waited for are heartbeats, and they are seconds apart.
+The tests play all of them on one server, side by side: each waits for heartbeats, which are seconds apart.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from tests.live import DEADLINE_S, LiveServer, RawClient, live_server, raw_handler
 
 BUSY_S = 6.8
-"""Longer than three heartbeats: who is silent for so long is dead."""
+"""Longer than three heartbeats: a handler that is silent for so long counts as dead."""
 GREEDY_S = 9.5
-"""The same for what cannot be timed well: how long a call in C takes that other processes share the machine with."""
+"""The same for a call in C, whose time depends on other processes of the machine."""
 BUSY = f"""
 import asyncio, os, time
 from bester.handlers import App
@@ -94,7 +94,7 @@ timeout_s = 1
 
 
 async def one(server: LiveServer, *sent: tuple[str, Any]) -> list[dict[str, Any]]:
-    """Send messages on a connection of their own; returns their reports, in their order."""
+    """Send messages on a connection of their own; return the reports in the order of the messages."""
     client = await RawClient.login(server, "-".join(type_ for type_, _ in sent))
     for number, (type_, data) in enumerate(sent):
         client.submit(type_, data, str(number))
@@ -109,7 +109,7 @@ async def one(server: LiveServer, *sent: tuple[str, Any]) -> list[dict[str, Any]
 
 
 async def freeze(directory: Path) -> int:
-    """Stop the process that has begun with the message of type `stopped`, once it has."""
+    """Wait until a process has begun with the message of type `stopped`, and stop that process."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             lines = (directory / "done").read_text().splitlines() if (directory / "done").exists() else []
@@ -120,7 +120,7 @@ async def freeze(directory: Path) -> int:
             await asyncio.sleep(0.01)
 
 
-async def test_each_is_taken_for_what_it_is() -> None:
+async def test_busy_stopped_and_stuck_handlers_are_recognized() -> None:
     async with live_server() as bare:  # the modules must be there before the handlers start
         directory = bare.directory
         await bare.stop()
@@ -161,7 +161,7 @@ async def test_each_is_taken_for_what_it_is() -> None:
         assert lines.count("fallen silent") == 1
 
 
-async def test_one_that_is_not_declared_is_passed_over_until_it_answers() -> None:
+async def test_undeclared_stuck_handler_is_passed_over_until_its_answer() -> None:
     async with live_server(
         '[handlers.other]\ncommand = ["sleep", "600"]\ntypes = ["stuck"]\ntimeout_s = 1\n'
     ) as server:

@@ -364,7 +364,7 @@ async def test_where_descriptors_are_short_a_child_is_tried_again_and_the_others
 async def test_where_a_thread_is_missing_a_child_is_tried_again_and_the_others_go_on(
     directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the loops of asyncio has a thread for each process."""
+    """The loop of asyncio that has a thread for each process."""
 
     async def start(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
         monkeypatch.undo()
@@ -438,7 +438,7 @@ async def test_restart_finds_a_child_by_its_grandchildren(
         assert not alive(inner()[1])
 
 
-async def test_restart_of_a_stranger_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_restart_of_a_foreign_process_is_refused(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", STEADY], stdout=subprocess.DEVNULL)
     try:
         async with running(directory, python("a", STEADY)) as children:

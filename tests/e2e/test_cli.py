@@ -250,7 +250,7 @@ async def test_two_servers_in_one_directory_are_refused(directory: Path) -> None
 async def test_server_started_while_another_drains_takes_over(directory: Path) -> None:
     first, address = await start(directory)
     host, _, port = address.rpartition(":")
-    _, writer = await asyncio.open_connection(host, int(port))  # the draining server gives it a moment to read the end
+    _, writer = await asyncio.open_connection(host, int(port))  # the draining server waits for this reader a moment
     first.process.send_signal(signal.SIGTERM)
     await first.says("finishing the messages under way")
     second, _ = await start(directory)

@@ -111,26 +111,26 @@ async def test_message_in_hand_of_a_killed_receiver_is_redelivered_marked() -> N
             again = await within(bob.receive())
             assert (again.data, again.id, again.redelivered) == (first.data, first.id, True)
             await bob.ack(again)
-            told = await within(alice.receive())
-        assert told.outcome == Outcome(report.message or "", "bob", "delivered")
+            pushed = await within(alice.receive())
+        assert pushed.outcome == Outcome(report.message or "", "bob", "delivered")
         async with client_of(server, "bob") as bob:
             assert (await within(alice.send("chat", {"to": "bob", "text": "the next"}))).good
             assert (await within(bob.receive())).data["text"] == "the next"
 
 
 async def test_outcome_of_a_queued_message_is_pushed_and_answered() -> None:
-    told: asyncio.Queue[Outcome] = asyncio.Queue()
-    async with serving("up") as server, client_of(server, "alice", on_outcome=told.put_nowait) as alice:
+    outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+    async with serving("up") as server, client_of(server, "alice", on_outcome=outcomes.put_nowait) as alice:
         kept = await within(alice.send("chat", {"to": "bob", "text": "kept"}, outcome=True))
         brief = await within(alice.send("chat", {"to": "bob", "text": "brief"}, ttl_s=0.2, outcome=True))
         assert kept.recipients == brief.recipients == {"bob": "queued"}
-        assert await within(told.get()) == Outcome(brief.message, "bob", "failed:expired")
+        assert await within(outcomes.get()) == Outcome(brief.message, "bob", "failed:expired")
         assert await within(alice.outcome(kept.message)) == {"bob": "queued"}
         assert await within(alice.outcome("s1/nobody/1")) is None
         async with client_of(server, "bob") as bob:
             assert (await within(bob.receive())).data["text"] == "kept"
-            assert await within(bob.outcome(kept.message)) is None, "only the sender is told"
-        assert await within(told.get()) == Outcome(kept.message, "bob", "delivered")
+            assert await within(bob.outcome(kept.message)) is None, "only the sender may know"
+        assert await within(outcomes.get()) == Outcome(kept.message, "bob", "delivered")
         assert await within(alice.outcome(kept.message)) == {"bob": "delivered"}
         to = f"--to unix:{server.directory}/n.sock --user alice"
         assert await shell(server.directory, f"{BESTER} outcome {to} {kept.message}") == ["bob delivered"]

@@ -140,7 +140,7 @@ async def test_dead_letter_is_replayed_as_another_type_or_dropped(scene: Scene) 
     assert (status, len(lines)) == (1, 1)
 
 
-async def test_letter_that_fails_again_stays(scene: Scene) -> None:
+async def test_dead_letter_that_fails_again_stays(scene: Scene) -> None:
     assert (await scene.send("fragile", {"n": 1}))[0] == 1
     (before,) = await scene.letters()
     assert (await scene.bester("dead", "replay", "--all"))[0] == 0
@@ -151,7 +151,7 @@ async def test_letter_that_fails_again_stays(scene: Scene) -> None:
     assert after[0]["at_ms"] > before["at_ms"]
 
 
-async def test_more_letters_than_fit_one_question_are_replayed_oldest_first(scene: Scene) -> None:
+async def test_more_dead_letters_than_fit_one_question_are_replayed_oldest_first(scene: Scene) -> None:
     count = MAX_REPLAYED + 3
     await scene.server.stop()
     store = SqliteStore(scene.directory / "data" / "store.db")

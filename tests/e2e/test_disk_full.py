@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of load: senders are told, the rest goes on, nothing is damaged, it recovers."""
+"""A disk that fills up under load: senders get reports, others are served, no file is damaged, the server recovers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.live import BESTER, DEADLINE_S, LiveServer, Process, RawClient, short
 
 DISK_MIB = 16
 BALLAST_BYTES = 4 * 1024 * 1024
-"""Of which so much is another's from the beginning."""
+"""Bytes of the disk that another file takes from the beginning."""
 LIMIT_BYTES = 4 * 1024 * 1024
 PAD = "x" * 10_000
 BURST = 25
-"""Messages on their way at once."""
+"""Messages in flight at once."""
 
 TOML = """
 [server]
@@ -69,27 +69,27 @@ print(*sqlite3.connect(sys.argv[1]).execute("PRAGMA integrity_check").fetchone()
 
 
 class Disk(Protocol):
-    """Where a server's data is. `prefix` stands before a command that is to see it."""
+    """The disk of a server's data. `prefix` stands before a command that must see this disk."""
 
     prefix: tuple[str, ...]
     full: tuple[str, ...]
-    """The same, with no room at all from the start."""
+    """Prefix of a command for which the disk is full from the start."""
 
     def bound(self, server: Process) -> None:
-        """A server has been started on it."""
+        """Note that a server has been started on this disk."""
 
     def fill(self) -> None:
-        """See that there is no room at all."""
+        """Fill the disk up."""
 
     def fill_before(self) -> None:
-        """See to the same for a server that is to be started with the prefix `full`."""
+        """Fill the disk up for a server that is started with the prefix `full`."""
 
     def make_room(self) -> None:
-        """See that there is some again."""
+        """Make room on the disk again."""
 
 
 class Small:
-    """A small disk of its own, in memory, seen by those in the namespace of one process; a file fills it."""
+    """A small disk in memory, seen by the processes in the namespace of `holder`; a file fills the disk."""
 
     def __init__(self, holder: int, directory: Path) -> None:
         self.prefix: tuple[str, ...] = (*_enter(holder), f"--wd={directory}")
@@ -98,7 +98,7 @@ class Small:
         self._ballast.write_bytes(b"x" * BALLAST_BYTES)
 
     def bound(self, server: Process) -> None:
-        """It has bounds of its own."""
+        """Do nothing: the disk has a size of its own."""
 
     def fill(self) -> None:
         with self._ballast.open("ab", buffering=0) as file:
@@ -116,7 +116,7 @@ class Small:
 
 
 class Limited:
-    """The kernel's limit to what the server may make of a file: all its writes beyond it fail."""
+    """The kernel's limit on the size of the server's files: all writes beyond the limit fail."""
 
     prefix: tuple[str, ...] = ()
     full: tuple[str, ...] = ("sh", "-c", 'ulimit -S -f 0 && exec "$@"', "sh")
@@ -130,7 +130,7 @@ class Limited:
         self._limit(0)
 
     def fill_before(self) -> None:
-        """It is the new process that has the limit."""
+        """Do nothing: the prefix sets the limit of the new process."""
 
     def make_room(self) -> None:
         self._limit(resource.RLIM_INFINITY)
@@ -141,7 +141,7 @@ class Limited:
 
 
 def _hold(size: str, directory: Path) -> tuple[str, ...]:
-    """Return a command that mounts a disk for itself and those that enter, and holds it until its input ends."""
+    """Return a command that mounts a disk for its own namespace, and holds the disk until its input ends."""
     script = 'mount -t tmpfs -o mode=700,size="$1" tmpfs "$2" && echo ready && exec cat'
     return ("unshare", "-rm", "sh", "-c", script, "sh", size, str(directory))
 
@@ -159,12 +159,12 @@ def _may_mount() -> bool:
                     return False
                 entered = subprocess.run([*_enter(holder.pid), "true"], check=False, stderr=DEVNULL, timeout=DEADLINE_S)
                 return entered.returncode == 0
-        except OSError:  # there are no such programs
+        except OSError:  # no such programs on this machine
             return False
 
 
 WAYS = ["limited", "small"] if _may_mount() else ["limited"]
-"""What this machine allows: some let nobody mount anything."""
+"""Ways that this machine allows: some forbid mounts."""
 
 
 @asynccontextmanager
@@ -188,7 +188,9 @@ async def disk(way: str, directory: Path) -> AsyncIterator[Disk]:
 
 
 class Scene:
-    """A server whose disk is small, and ann, who writes to others. `queued` are numbers reported so, in order."""
+    """A server whose disk is small, and ann, who writes to other users. `queued` are numbers reported as queued, in
+    order.
+    """
 
     def __init__(self, disk: Disk, directory: Path) -> None:
         self.disk = disk
@@ -197,7 +199,7 @@ class Scene:
         self._number = 0
 
     async def run(self, program: str, *arguments: str) -> str:
-        """Run a few lines of Python on the disk."""
+        """Run a program in Python on the disk."""
         process = await Process.start(*self.disk.prefix, sys.executable, "-c", program, *arguments, cwd=self.directory)
         await process.process.wait()
         assert await process.end() == 0, process.lines
@@ -217,7 +219,7 @@ class Scene:
         await self.ann.close()
 
     async def burst(self, to: str, pad: str = PAD) -> list[int]:
-        """Send some messages at once; returns those reported good."""
+        """Send some messages at once; return those reported good."""
         waiting = {str(self._number + each): self._number + each for each in range(1, BURST + 1)}
         self._number += BURST
         for id_, number in waiting.items():
@@ -244,7 +246,7 @@ class Scene:
     async def until_taken(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while len(await self.burst("bob")) < BURST:
-                await asyncio.sleep(0.1)  # what is refused is refused at once
+                await asyncio.sleep(0.1)  # refusals come at once
 
     async def others_are_served(self) -> None:
         eve = await RawClient.login(self.server, "eve")
@@ -260,14 +262,14 @@ class Scene:
         assert [frame["payload"]["data"]["number"] for frame in got] == self.queued
         assert len({frame["header"]["id"] for frame in got}) == len(got)
         self.queued.clear()
-        last = await self.burst("bob", pad="")  # and nothing is between those and this
+        last = await self.burst("bob", pad="")  # no message comes between those and this
         assert [(await bob.receive())["payload"]["data"]["number"] for _ in last] == last
         await bob.close()
 
 
 @asynccontextmanager
 async def scene(way: str, *, full: bool = False) -> AsyncIterator[Scene]:
-    """`full`: there is no room from the beginning, and nothing was ever kept."""
+    """Run a scene; with `full`, the disk is full from the beginning, and no message was ever queued."""
     async with short_directory() as directory, disk(way, directory) as there:
         (directory / "bester.toml").write_text(TOML)
         (directory / "post.py").write_text(APP)
@@ -288,7 +290,7 @@ async def scene(way: str, *, full: bool = False) -> AsyncIterator[Scene]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_disk_that_is_full_under_load_is_told_harms_nobody_else_and_recovers(way: str) -> None:
+async def test_disk_that_fills_up_is_reported_harms_no_other_user_and_recovers(way: str) -> None:
     async with scene(way) as there:
         await there.until_refused()
         assert there.queued
@@ -305,7 +307,7 @@ async def test_a_disk_that_is_full_under_load_is_told_harms_nobody_else_and_reco
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_whoever_takes_his_messages_makes_room_himself(way: str) -> None:
+async def test_delivered_mailbox_makes_room(way: str) -> None:
     async with scene(way) as there:
         await there.until_refused()
         await there.bob_gets_all_once_and_in_order()
@@ -315,7 +317,7 @@ async def test_whoever_takes_his_messages_makes_room_himself(way: str) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_server_started_on_a_full_disk_serves_what_needs_no_room(way: str, end: int) -> None:
+async def test_server_started_on_a_full_disk_delivers_to_connected_users(way: str, end: int) -> None:
     async with scene(way) as there:
         assert len(await there.burst("bob")) == BURST
         await there.ends(end)
@@ -335,7 +337,7 @@ async def test_a_server_started_on_a_full_disk_serves_what_needs_no_room(way: st
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_so_does_one_that_never_kept_anything(way: str) -> None:
+async def test_server_without_a_store_starts_on_a_full_disk(way: str) -> None:
     async with scene(way, full=True) as there:
         await there.process.says("storage-full")
         assert not (there.directory / "data" / "store.db").exists()

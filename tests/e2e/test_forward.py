@@ -202,8 +202,8 @@ async def test_large_message_that_is_partly_read_is_not_sent() -> None:
 
 
 async def test_message_to_a_server_that_closes_unread_is_not_sent() -> None:
-    """The end of the stream comes before the message has gone through: whether it is a peaceful one is known a moment
-    later."""
+    """The end of the stream comes before the message has gone through: a reset shows only
+    a moment later."""
     outcomes = Outcomes()
     forwarder = Forwarder(Limits(), outcomes.done)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -224,7 +224,7 @@ async def test_message_to_a_server_that_closes_unread_is_not_sent() -> None:
 
 @pytest.mark.parametrize("size", [1, 100, 100_000])
 async def test_reset_behind_the_end_of_a_stream_is_found_at_once(size: int) -> None:
-    """A connection closed before the message came refuses the message; nobody waits for a report until the deadline."""
+    """A connection closed before the message came refuses the message; no report is awaited until the deadline."""
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), forward_s=3600), outcomes.done)
 
@@ -244,7 +244,7 @@ async def test_reset_behind_the_end_of_a_stream_is_found_at_once(size: int) -> N
     assert not any(outcomes.meta.values())
 
 
-async def test_waiting_messages_fail_together_when_nobody_listens() -> None:
+async def test_waiting_messages_fail_together_without_a_listener() -> None:
     """A socket with a full backlog, whose server is stopped, takes nothing and refuses nothing."""
     outcomes = Outcomes()
     forwarder = Forwarder(replace(Limits(), connect_s=0.5), outcomes.done)
@@ -262,7 +262,7 @@ async def test_waiting_messages_fail_together_when_nobody_listens() -> None:
 
 
 async def test_servers_in_a_ring_get_through() -> None:
-    """A message that goes round needs a connection for each round, while those of the rounds before are open."""
+    """A message in a ring needs a connection for each round, while those of earlier rounds are open."""
     ended: dict[int, asyncio.Future[str]] = {}
     forwarder = Forwarder(Limits(), lambda token, outcome, meta: ended[token].set_result(outcome))
 
@@ -295,7 +295,7 @@ async def test_broker_names_the_time_for_a_report() -> None:
     async with server(slow) as address:
         forwarder.forward(Forward(1, address, "m", b"1", {"wait_s": 60.0}))
         forwarder.forward(Forward(2, address, "m", b"1", {}))
-        await outcomes.all(1)  # the second one's time is over; that of the first is not
+        await outcomes.all(1)  # the deadline of the second message is over; that of the first is not
         answered.set()
         assert await outcomes.all(2) == {1: "delivered", 2: "failed:unreachable"}
 
@@ -502,7 +502,7 @@ def test_connection_closed_by_the_loop_counts_as_reset(runner: Callable[[Any], N
 async def test_connection_given_up_while_it_is_made_has_sent_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A message that is tried again is not marked, so that it must not have been sent before."""
+    """A message that is tried again is not marked, so an earlier copy must not have been sent."""
     frames: list[bytes] = []
     ended = asyncio.Event()
     tries = 0

@@ -1,4 +1,4 @@
-"""Whatever answers a message without a report is no answer; and the end of a forwarder begins nothing."""
+"""An answer that is no report counts as no answer; and a forwarder that ends starts no connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.e2e.test_forward import Outcomes, server
         report(b"null", 0, None, "s2/1", {f"{number:0100}": "queued" for number in range(20)}),  # above the limit
     ],
 )
-async def test_words_that_are_no_report_are_no_answer(words: bytes) -> None:
+async def test_foreign_bytes_are_no_report(words: bytes) -> None:
     async def say(peer: Raw) -> None:
         await peer.read()
         peer.writer.write(words)
@@ -43,7 +43,7 @@ async def test_words_that_are_no_report_are_no_answer(words: bytes) -> None:
     assert outcomes.meta == {3: {}}, "no report, and no proof that nothing has arrived"
 
 
-async def test_report_behind_foreign_words_counts() -> None:
+async def test_report_behind_foreign_bytes_counts() -> None:
     async def say(peer: Raw) -> None:
         await peer.read()
         peer.writer.write(b"\x05\0\0\0hello" + report(b"null", 0))
@@ -54,8 +54,8 @@ async def test_report_behind_foreign_words_counts() -> None:
         assert await outcomes.all(1) == {3: "delivered"}
 
 
-async def test_closed_forwarder_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection whose time is over in the moment of the end is not tried anew."""
+async def test_closed_forwarder_starts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose deadline passes at the end is not tried anew."""
     tries = 0
     tried = asyncio.Event()
 

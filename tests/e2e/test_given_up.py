@@ -1,4 +1,4 @@
-"""`bester up` with handlers that do not come up: what the log says, what senders are told, and how they come back."""
+"""`bester up` with handlers that fail to start: the log, the reports to senders, and recovery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GOOD = "from bester.handlers import App\napp = App()\n@app.handler('shop')\ndef 
 AT_ONCE = "import os\n" + GOOD + "@app.task\nasync def once(): os._exit(2)\n"
 
 
-async def test_a_sender_is_told_and_the_mended_file_is_served() -> None:
+async def test_sender_has_the_reason_and_the_repaired_handler_serves() -> None:
     async with live_server() as server:
         toml = (server.directory / "bester.toml").read_text()
         other = server.directory / "other"
@@ -46,7 +46,7 @@ async def test_a_sender_is_told_and_the_mended_file_is_served() -> None:
         assert all(line.startswith("{") for line in up.lines), "nothing but records is in it"
 
 
-async def test_one_that_dies_after_it_has_served_is_started_again_and_again() -> None:
+async def test_handler_that_has_served_is_restarted_after_each_death() -> None:
     async with short_directory() as directory:
         (directory / "shop.py").write_text(AT_ONCE)
         (directory / "bester.toml").write_text('[native]\ntcp4 = "127.0.0.1:0"\n[handlers.shop]\napp = "shop:app"\n')
@@ -58,7 +58,7 @@ async def test_one_that_dies_after_it_has_served_is_started_again_and_again() ->
         assert not [line for line in up.lines if "given up" in line]
 
 
-async def test_two_bridges_of_one_server_are_told_apart_in_its_log_as_in_its_ids() -> None:
+async def test_two_bridges_of_one_server_differ_in_the_log_and_in_ids() -> None:
     async with live_server(layout="apart", handlers=("bester.handlers.stock.echo:app",)) as server:
         text = (server.directory / "bester.toml").read_text()
         (server.directory / "second.toml").write_text(text)
@@ -102,7 +102,7 @@ async def test_a_handler_of_its_own_process_logs_json_too() -> None:
         assert len(shop.lines) == 2, "what is less urgent is left out, and a traceback is one record"
 
 
-async def test_a_login_while_the_broker_is_away_is_told_so() -> None:
+async def test_login_without_a_broker_is_refused_with_the_reason() -> None:
     async with live_server(layout="apart") as server:
         await server.processes[1].end()
         await server.processes[0].says("link to the broker lost")
@@ -111,9 +111,9 @@ async def test_a_login_while_the_broker_is_away_is_told_so() -> None:
             BESTER, "send", "--to", server.address, "--user", "a", "echo", "1",
             env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        _, said = await sending.communicate()
+        _, stderr = await sending.communicate()
         assert sending.returncode == 1
-        assert said.decode() == (
+        assert stderr.decode() == (
             f"bester: {server.address} cannot log anybody in now: its accounts are out of reach, "
             "perhaps during a restart; try again in a moment\n"
         )

@@ -49,18 +49,18 @@ class NamelessType(type):
 
 
 class NamelessError(Exception, metaclass=NamelessType):
-    """Its class is one that raises."""
+    """Object whose class raises."""
 
 
 class ClosedError(Exception):
-    """Its attributes are not to be had."""
+    """Object whose attributes raise."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError(f"no {name}")
 
 
 class ClosedRefusalError(HandlerError):
-    """The same of a refusal."""
+    """Refusal whose text raises."""
 
     def __getattribute__(self, name: str) -> Any:
         raise NamelessError("closed")

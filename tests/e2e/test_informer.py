@@ -64,7 +64,7 @@ async def test_server_info_names_the_listeners(it: Scene) -> None:
     assert info["data"]["listeners"]["listener2"] == {"address": f"unix://{it.directory}/n"}
 
 
-async def test_many_questions_in_one_write_are_answered_in_their_order(it: Scene) -> None:
+async def test_many_questions_in_one_write_are_answered_in_order(it: Scene) -> None:
     asker = await informer(it)
     asker.write(*[b'{"command":{"type":"isClient","data":"x"}}', b"{}"] * 1000)
     assert [await asker.read() for _ in range(2000)] == [{"data": False, "status": "0"}, {"status": "1"}] * 1000
@@ -78,7 +78,7 @@ async def test_quit(it: Scene) -> None:
     await asker.end()
 
 
-async def test_the_last_questions_of_one_who_stops_asking_are_answered(it: Scene) -> None:
+async def test_questions_before_a_half_close_are_answered(it: Scene) -> None:
     asker = await informer(it)
     asker.write(b'{"command":{"type":"listClients"}}')
     asker.writer.write_eof()
@@ -99,7 +99,7 @@ async def test_without_a_broker_nothing_is_known(it: Scene) -> None:
     assert await asker.read() == {"data": None, "status": "1"}
 
 
-async def test_only_so_many_may_ask_at_once(it: Scene) -> None:
+async def test_connections_are_bounded(it: Scene) -> None:
     bound = it.service.bridge.limits.informer_connections
     askers = [await informer(it) for _ in range(bound)]
     for asker in askers:
@@ -108,11 +108,11 @@ async def test_only_so_many_may_ask_at_once(it: Scene) -> None:
     await (await informer(it)).end()
 
 
-async def test_its_socket_is_for_its_owner_alone(it: Scene) -> None:
+async def test_socket_is_private(it: Scene) -> None:
     assert stat.S_IMODE((it.directory / "i").stat().st_mode) == 0o600
 
 
-async def test_one_who_does_not_read_the_answers_is_not_asked_for_more() -> None:
+async def test_questions_of_a_client_that_does_not_read_wait() -> None:
     """With answers a thousand times as long as the questions, an asker must not fill the server's memory."""
     many, users = 500, ["x" * 100] * 1000
     unread: list[int] = []
@@ -131,4 +131,4 @@ async def test_one_who_does_not_read_the_answers_is_not_asked_for_more() -> None
         assert [await asker.read() for _ in range(many)] == [{"data": users, "status": "0"}] * many
         await asker.close()
         server.close()
-    assert max(unread) <= 64 * 1024  # what a transport holds before it says that it is full
+    assert max(unread) <= 64 * 1024  # the bytes that a transport holds before it pauses its writer

@@ -1,4 +1,4 @@
-"""Servers, brokers and handlers that die by SIGKILL: what a report vouched for arrives all the same."""
+"""Servers, brokers and handlers that die by SIGKILL: each message with a good report arrives all the same."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def poison(message):
 """
 TYPES = ("post", "far", "take", "hold", "poison")
 ATTEMPTS = 2
-"""A death is noticed after three heartbeats, and the tests wait for each."""
+"""Few, since each death is noticed only after three heartbeats."""
 
 
 class Killed(LiveServer):
@@ -67,7 +67,7 @@ class Killed(LiveServer):
 
     @classmethod
     async def again(cls, directory: Path, layout: str, toml: str) -> Killed:
-        """Start on what is in the directory."""
+        """Start on the files in the directory."""
         server = await cls.start(directory, toml, layout, ("post:app",) if layout == "apart" else ())
         server.layout = layout
         for type_ in TYPES:
@@ -75,12 +75,12 @@ class Killed(LiveServer):
         return server
 
     async def dies(self) -> None:
-        """All of its processes are killed."""
+        """Kill all of the server's processes."""
         for process in self.processes:
             await process.end(signal.SIGKILL)
 
     async def returns(self) -> Killed:
-        """Return the server's next life."""
+        """Start the server again on the same data."""
         toml = (self.directory / "bester.toml").read_text()
         return await self.again(self.directory, self.layout, toml)
 
@@ -95,7 +95,7 @@ def _toml(name: str, peer: Path | None) -> str:
 
 
 class Servers:
-    """The servers of a test, all of which have ended when it has."""
+    """The servers of a test, all of which have ended at its end."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -126,7 +126,7 @@ async def _servers() -> AsyncIterator[Servers]:
 
 
 async def submit_all(client: RawClient, type_: str, datas: list[Any]) -> list[Any]:
-    """Send all of them and return their reports, in the order sent; there is one for each."""
+    """Send all data and return their reports, in the order sent; each message has one report."""
     for number, data in enumerate(datas):
         client.submit(type_, data, str(number))
     reports: dict[str, Any] = {}
@@ -151,7 +151,7 @@ async def all_that_waits(client: RawClient) -> list[Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_what_was_queued_for_an_absent_user_comes_once_and_in_order(layout: str) -> None:
+async def test_mailbox_of_a_killed_server_is_delivered_once_and_in_order(layout: str) -> None:
     count = 500
     async with _servers() as servers:
         server = await servers.begin("s1", layout)
@@ -176,7 +176,7 @@ async def test_what_was_queued_for_an_absent_user_comes_once_and_in_order(layout
         await ann.close()
 
 
-async def test_what_was_queued_for_a_server_that_is_down_arrives_though_ours_dies_too() -> None:
+async def test_lane_to_a_dead_server_is_delivered_though_ours_dies_too() -> None:
     count = 200
     async with _servers() as servers:
         there = await servers.begin("s2", peer="s1")
@@ -193,7 +193,7 @@ async def test_what_was_queued_for_a_server_that_is_down_arrives_though_ours_die
         await servers.returns(here)
         async with asyncio.timeout(DEADLINE_S * 2):
             while len(taken := _taken(there)) < count:
-                await asyncio.sleep(0.05)  # a file tells nobody that it grows
+                await asyncio.sleep(0.05)  # the growth of a file gives no event
         assert sorted(int(line.split()[0]) for line in taken) == list(range(count))
         assert len({line.split()[1] for line in taken}) == count
         assert [int(line.split()[0]) for line in taken] == list(range(count))
@@ -227,8 +227,8 @@ async def test_a_broker_that_dies_under_load_means_late_reports_and_none_lost() 
             assert not all(report.done() for report in reports)
             server.processes[1] = await Process.start(BESTER, "broker", cwd=server.directory)
             async with asyncio.timeout(DEADLINE_S * 2):
-                told = await asyncio.gather(*reports)
-                assert [report for report in told if not report.good] == []
+                answers = await asyncio.gather(*reports)
+                assert [report for report in answers if not report.good] == []
                 while len(came) < count:
                     await asyncio.sleep(0.05)
             assert links == [True]
@@ -246,7 +246,7 @@ async def _listen(client: Client, came: dict[int, list[Any]]) -> None:
 # --- a handler dies ---------------------------------------------------------------------------------------------------
 
 
-async def test_what_a_killed_handler_held_goes_to_the_next() -> None:
+async def test_message_of_a_killed_handler_goes_to_the_next() -> None:
     async with _servers() as servers:
         server = await servers.begin("s1")
         bob = await RawClient.login(server, "bob")
@@ -259,7 +259,7 @@ async def test_what_a_killed_handler_held_goes_to_the_next() -> None:
         await bob.close()
 
 
-async def test_what_kills_every_handler_ends_as_a_dead_letter_that_can_be_operated_on() -> None:
+async def test_message_that_kills_every_handler_is_a_dead_letter_with_commands() -> None:
     async with _servers() as servers:
         server = await servers.begin("s1")
         bob = await RawClient.login(server, "bob")
@@ -277,7 +277,7 @@ async def test_what_kills_every_handler_ends_as_a_dead_letter_that_can_be_operat
         letters = [json.loads(line) for line in await _bester(server, "dead", "list", "--json")]
         assert {letter["id"] for letter in letters} == {first, second}
         assert {(letter["type"], letter["reason"]) for letter in letters} == {("poison", "handler-lost")}
-        # Each killed alone so often as is allowed, and before that perhaps both at once, for which neither is blamed.
+        # Each killed alone as often as allowed, and before that perhaps both at once, which counts against neither.
         assert {letter["attempts"] for letter in letters} <= {ATTEMPTS, ATTEMPTS + 1}
         (shown,) = [json.loads(line) for line in await _bester(server, "dead", "show", first, "--json")]
         assert json.loads(shown["body"]) == body
@@ -288,7 +288,7 @@ async def test_what_kills_every_handler_ends_as_a_dead_letter_that_can_be_operat
         assert came["payload"]["data"] == 7
         async with asyncio.timeout(DEADLINE_S):
             while len(letters := await _bester(server, "dead", "list", "--json")) > 1:
-                pass  # it goes when its replay has ended
+                pass  # the letter goes when its replay has ended
         assert json.loads(letters[0])["id"] == second
         await _bester(server, "dead", "drop", second)
         assert await _bester(server, "dead", "list", "--json") == []
@@ -296,7 +296,7 @@ async def test_what_kills_every_handler_ends_as_a_dead_letter_that_can_be_operat
 
 
 async def _bester(server: LiveServer, *arguments: str) -> list[str]:
-    """Run a command in the server's directory and return its lines; it must end well."""
+    """Run a command in the server's directory, which must succeed; return its lines."""
     process = await asyncio.create_subprocess_exec(
         BESTER,
         *arguments,

@@ -1,4 +1,4 @@
-"""What one part of Bester lets through every other part lets through, byte for byte; and a refusal ends one message."""
+"""Data that one part of Bester accepts passes every other part, byte for byte; and a refusal ends one message."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DEEP = [
     b'[{"[[[[":' * 31 + b'[{"x":"]]]]"}]' + b"}]" * 31,
     b"[1," * 63 + b"{}" + b"]" * 63,
 ]
-"""As deep as may be."""
+"""The deepest data that is allowed."""
 TOO_DEEP = [b"[" + body + b"]" for body in DEEP]
 ODD = [
     b"-0", b"-0.0", b"0.10", b"1E+5", b"1e999", b"-1e-999", b"18446744073709551616", b"-9223372036854775809",
     b"9" * 5000, b"0.1000000000000000055511151231257827", b'"\\u0000"', b'"\\ud83d\\ude00"', b'"\\u00E9\\/"',
     '"\u2028\ufeff\U0001f600\x7f"'.encode(), b'{"a":1,"a":2,"":null}', b' [ 1 ,\t{ } ] ', b"null", b'""', b"[]",
 ]  # fmt: skip
-"""JSON that parsers like to change, or to trip over."""
+"""JSON that parsers change easily, or fail on."""
 HALVES = [b'"\\ud83d"', b'["\\udE00"]', b'{"\\uD800x":1e999}']
-"""Surrogates without the other half: JSON by its grammar, and nothing that could be passed on to every parser."""
+"""Lone surrogates: JSON by its grammar, but unreadable for some parsers."""
 
 APP = """
 from bester.handlers import App
@@ -69,7 +69,7 @@ HANDLERS = (
 
 
 async def echo_as_the_reference_does(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A handler of besterd's kind: the data goes back to alice."""
+    """Play a handler of besterd's kind: the data goes back to alice."""
     length = int.from_bytes(await reader.readexactly(4), "little")
     data = await reader.readexactly(length)
     answer = b'{"header":{"status":"0","command":{"type":"sendClients","data":["alice"]}},"data":%b}' % data
@@ -107,8 +107,8 @@ def data_of(frame: bytes) -> bytes:
     return rest[: rest.rindex(b',"type":')]
 
 
-class TestWhatPassesEverywhere:
-    async def test_it_passes_untouched_through_every_part(self) -> None:
+class TestEveryPart:
+    async def test_valid_data_passes_every_part_unchanged(self) -> None:
         """Client → bridge → handler (async, in a thread, of the reference's kind, on another server by either way)."""
         async with (
             app_server('[federation]\naccept = "open"\n', name="s2") as s2,
@@ -133,7 +133,7 @@ class TestWhatPassesEverywhere:
             await alice.close()
             await bob.close()
 
-    async def test_so_it_does_where_every_part_is_a_process(self) -> None:
+    async def test_valid_data_passes_parts_in_processes_unchanged(self) -> None:
         async with live_server(layout="apart", handlers=("bester.handlers.stock.echo:app",)) as server:
             alice = await RawClient.login(server, "alice")
             for body in DEEP + ODD:
@@ -145,7 +145,7 @@ class TestWhatPassesEverywhere:
                 assert (await alice.until_report("i"))[0]["payload"]["reason"] == "malformed"
             await alice.close()
 
-    async def test_what_does_not_ends_that_message_wherever_it_enters(self) -> None:
+    async def test_invalid_data_ends_its_message_wherever_it_enters(self) -> None:
         async with app_server() as server:
             alice = await RawClient.login(server, "alice")
             for body in TOO_DEEP + HALVES:
@@ -167,7 +167,7 @@ class TestWhatPassesEverywhere:
 class TestTheClient:
     """The Python client, asyncio and blocking, and the command line."""
 
-    async def test_it_sends_what_servers_take_and_refuses_the_rest_itself(self) -> None:
+    async def test_client_sends_valid_data_and_refuses_invalid_data_itself(self) -> None:
         loop: list[Any] = []
         loop.append(loop)
         deep: Any = 1
@@ -226,7 +226,7 @@ class TestTheClient:
             (line,) = process.lines
             assert "and the server takes 2048; send less" in line
 
-    async def test_a_server_that_takes_less_after_a_loss_ends_only_what_does_not_fit(self) -> None:
+    async def test_lower_limit_after_a_reconnect_fails_only_larger_messages(self) -> None:
         limits = iter([65536, 4096, 65536])
         held: list[Json] = []
 
@@ -258,7 +258,7 @@ class TestTheClient:
                 assert (await small).good
                 assert (await fits).good
 
-    async def test_of_a_server_that_does_not_say_what_it_takes_one_connection_is_lost(self) -> None:
+    async def test_unannounced_limit_costs_one_connection(self) -> None:
         lost: list[str] = []
 
         def read(peer: Peer, payload: Json) -> None:
@@ -286,7 +286,7 @@ class TestTheClient:
 
 
 class TestBetweenServers:
-    async def test_a_server_that_takes_less_ends_that_message_for_good_and_alone(self) -> None:
+    async def test_message_above_the_limit_of_the_other_server_fails_for_good_and_alone(self) -> None:
         async with (
             app_server('[federation]\naccept = "open"\n', name="s2", native="max_frame = 4096") as s2,
             app_server(f'[servers.s2]\nnative = "{s2.address}"\n') as s1,
@@ -298,19 +298,19 @@ class TestBetweenServers:
                 assert [report.recipients for report in reports] == [{}, {"s2": "failed:frame-too-large"}, {}]
                 assert sorted([len((await bob.receive()).data) for _ in range(2)]) == [10, 20]
 
-    async def test_what_waited_for_it_and_does_not_fit_ends_then(self) -> None:
+    async def test_queued_message_above_the_limit_of_the_other_server_fails_at_its_return(self) -> None:
         port = free_port()
-        told: asyncio.Queue[Outcome] = asyncio.Queue()
+        received: asyncio.Queue[Outcome] = asyncio.Queue()
         async with (
             app_server(f'[servers.s2]\nnative = "127.0.0.1:{port}"\n') as s1,
-            Client(s1.address, user="alice", password="x", on_outcome=told.put_nowait) as alice,
+            Client(s1.address, user="alice", password="x", on_outcome=received.put_nowait) as alice,
         ):
             reports = [await alice.send("native-x", size, outcome=True) for size in (10, 5000, 20)]
             assert [report.recipients for report in reports] == [{"s2": "queued"}] * 3
             native = f'tcp4 = "127.0.0.1:{port}"\nmax_frame = 4096'
             async with app_server('[federation]\naccept = "open"\n', name="s2", native=native):
-                outcomes = [await asyncio.wait_for(told.get(), DEADLINE_S) for _ in reports]
-        said = {outcome.message: outcome.outcome for outcome in outcomes}
-        # bob has no connection there, and with open accounts nobody keeps anything for him
+                outcomes = [await asyncio.wait_for(received.get(), DEADLINE_S) for _ in reports]
+        by_message = {outcome.message: outcome.outcome for outcome in outcomes}
+        # bob has no connection there, and with open accounts no mailbox
         expected = ["failed:not-connected", "failed:frame-too-large", "failed:not-connected"]
-        assert [said[str(report.message)] for report in reports] == expected
+        assert [by_message[str(report.message)] for report in reports] == expected

@@ -1,4 +1,4 @@
-"""Listening: what is there already, what may not be, and what the operator is told."""
+"""Listening: sockets and ports that are taken, addresses that are refused, and the messages for the operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refused(text: str) -> pytest.RaisesExc[ConfigError]:
 
 
 class TestTcp:
-    async def test_it_says_which_port_it_took(self) -> None:
+    async def test_listener_names_its_port(self) -> None:
         listener = await listen_tcp("tcp4", LOOPBACK, asyncio.Protocol, family=socket.AF_INET)
         assert re.fullmatch(r"tcp4://127\.0\.0\.1:[1-9]\d+", listener.url)
         host, port = listener.address.split(":")
@@ -38,7 +38,7 @@ class TestTcp:
             pass
         listener.close()
 
-    async def test_v6_stands_in_brackets(self) -> None:
+    async def test_ipv6_address_is_in_brackets(self) -> None:
         listener = await listen_tcp("tcp6", HostPort("::1", 0), asyncio.Protocol, family=socket.AF_INET6)
         assert re.fullmatch(r"tcp6://\[::1\]:[1-9]\d+", listener.url)
         listener.close()
@@ -54,32 +54,32 @@ class TestTcp:
         with refused("this machine has no such address"):
             await listen_tcp("k", HostPort("192.0.2.1", 0), asyncio.Protocol, family=socket.AF_INET, insecure=True)
 
-    async def test_a_name_nobody_knows(self) -> None:
+    async def test_unknown_name(self) -> None:
         with refused("'nonesuch.invalid' is no IPv4 address of this machine"):
             await listen_tcp(
                 "k", HostPort("nonesuch.invalid", 0), asyncio.Protocol, family=socket.AF_INET, insecure=True
             )
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-    async def test_plain_text_beyond_loopback_wants_saying_so(self, host: str) -> None:
+    async def test_plain_text_beyond_loopback_needs_insecure(self, host: str) -> None:
         with refused("insecure = true"):
             await listen_tcp("[native] tcp4", HostPort(host, 0), asyncio.Protocol, family=socket.AF_INET)
         check_plaintext("[native] tcp4", HostPort(host, 0), insecure=True)
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-    def test_loopback_is_loopback(self, host: str) -> None:
+    def test_loopback_needs_no_insecure(self, host: str) -> None:
         check_plaintext("[native] tcp4", HostPort(host, 0), insecure=False)
 
 
 class TestUnix:
-    async def test_the_file_goes_with_the_listener(self, directory: Path) -> None:
+    async def test_socket_is_removed_with_its_listener(self, directory: Path) -> None:
         path = str(directory / "s")
         listener = await listen_unix("unix", path, asyncio.Protocol, mode=0o600)
         assert (listener.url, listener.address) == (f"unix://{path}", path)
         listener.close()
         assert not os.path.exists(path)
 
-    async def test_that_of_a_dead_server_is_replaced(self, directory: Path) -> None:
+    async def test_socket_of_a_dead_server_is_replaced(self, directory: Path) -> None:
         path = str(directory / "s")
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(path)
@@ -89,7 +89,7 @@ class TestUnix:
             client.connect(path)
         listener.close()
 
-    async def test_that_of_a_living_one_is_not(self, directory: Path) -> None:
+    async def test_socket_of_a_living_server_is_not_replaced(self, directory: Path) -> None:
         path = str(directory / "s")
         first = await listen_unix("unix", path, asyncio.Protocol)
         with refused("another server listens there"):
@@ -98,7 +98,7 @@ class TestUnix:
             client.connect(path)
         first.close()
 
-    async def test_nor_that_of_one_who_came_after_us(self, directory: Path) -> None:
+    async def test_socket_of_a_later_listener_is_not_removed(self, directory: Path) -> None:
         path = str(directory / "s")
         first = await listen_unix("unix", path, asyncio.Protocol)
         os.unlink(path)
@@ -107,17 +107,17 @@ class TestUnix:
         assert os.path.exists(path)
         second.close()
 
-    async def test_a_file_that_is_no_socket_is_left_alone(self, directory: Path) -> None:
+    async def test_file_without_a_socket_stays_unchanged(self, directory: Path) -> None:
         path = directory / "s"
         path.write_text("precious")
         with refused("is a file, not a socket"):
             await listen_unix("unix", str(path), asyncio.Protocol)
         assert path.read_text() == "precious"
 
-    async def test_a_folder_that_is_not_there(self, directory: Path) -> None:
+    async def test_missing_directory(self, directory: Path) -> None:
         with refused("cannot listen there"):
             await listen_unix("unix", str(directory / "no" / "s"), asyncio.Protocol)
 
-    async def test_a_path_too_long(self, directory: Path) -> None:
+    async def test_too_long_path(self, directory: Path) -> None:
         with refused("107 bytes"):
             await listen_unix("unix", str(directory / ("x" * 108)), asyncio.Protocol)

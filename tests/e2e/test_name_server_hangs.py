@@ -134,14 +134,14 @@ async def test_hanging_name_server_delays_neither_start_nor_others_nor_the_end(l
                         seen.add(report["payload"]["id"])
                     await s1.processes[-1 if layout == "up" else 1].says("bad5.test cannot be looked up")
                     await alice.close()
-            said = [line for process in s1.processes for line in process.lines if "bad0.test cannot be" in line]
-            assert len(said) == (1 if layout == "up" else 2)
+            logged = [line for process in s1.processes for line in process.lines if "bad0.test cannot be" in line]
+            assert len(logged) == (1 if layout == "up" else 2)
 
 
 async def test_command_ends_while_the_name_server_hangs() -> None:
     async with short_directory() as here:
         with names(here, hangs=True) as shown:
-            for command, said in (
+            for command, expected in (
                 (
                     ["send", "--user", "alice", "--timeout", "0.3", "chat", "1"],
                     "no connection with s2.test:2223 within 0.3 s",
@@ -152,7 +152,7 @@ async def test_command_ends_while_the_name_server_hangs() -> None:
                 process = await Process.start(*argv, cwd=here, env={**HUNG, "BESTER_PASSWORD": "x"})
                 status = await asyncio.wait_for(process.process.wait(), DEADLINE_S)
                 assert status == 1
-                assert said in "\n".join(process.lines)
+                assert expected in "\n".join(process.lines)
                 await process.end()
 
 
@@ -180,7 +180,7 @@ async def come_again(address: str, to: LiveServer, claimed: str | None, data: An
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_listed_server_is_told_to_retry_until_its_name_is_known(layout: str) -> None:
+async def test_listed_server_must_retry_until_its_name_is_known(layout: str) -> None:
     large = "x" * 100_000
     async with short_directory() as here:
         with names(here, hangs=False) as shown:
@@ -202,7 +202,7 @@ async def test_listed_server_is_told_to_retry_until_its_name_is_known(layout: st
                 assert await come_again("127.0.0.78", s1, None, large) == "frame-too-large"
 
 
-async def test_moved_server_is_followed_in_both_directions() -> None:
+async def test_moved_server_sends_and_receives_at_its_new_address() -> None:
     async with short_directory() as here, short_directory() as there:
         with names(here, hangs=False) as shown:
             async with server_with(there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\n', name="s2") as s2:

@@ -107,7 +107,7 @@ async def test_list_is_a_table(shell: Shell, broker: StandIn) -> None:
     assert broker.hellos[0].role == "operator"
 
 
-async def test_list_is_limited_and_tells_of_more(shell: Shell, broker: StandIn) -> None:
+async def test_list_is_limited_and_names_the_rest(shell: Shell, broker: StandIn) -> None:
     rows = [LETTER | {"id": str(number)} for number in range(3)]
     command = "list --type chat --limit 2 --json"
     status, lines = await answered(shell, broker, command, "deadList", {"type": "chat", "limit": 3}, rows)
@@ -121,7 +121,7 @@ async def test_empty_list_is_a_line(shell: Shell, broker: StandIn) -> None:
     assert printed == (0, ["no dead letters of type news"])
 
 
-async def test_shown_letter_is_whole_without_control_characters(shell: Shell, broker: StandIn) -> None:
+async def test_shown_dead_letter_is_whole_without_control_characters(shell: Shell, broker: StandIn) -> None:
     status, lines = await answered(shell, broker, "show s1/b/7.0.0", "deadShow", "s1/b/7.0.0", WHOLE)
     assert (status, lines) == (
         0,
@@ -144,7 +144,7 @@ async def test_shown_letter_is_whole_without_control_characters(shell: Shell, br
     assert json.loads("".join(lines[11:])) == json.loads(WHOLE["body"], strict=False)
 
 
-async def test_letter_as_json_is_whole(shell: Shell, broker: StandIn) -> None:
+async def test_dead_letter_as_json_is_whole(shell: Shell, broker: StandIn) -> None:
     status, lines = await answered(shell, broker, "show --json x", "deadShow", "x", WHOLE)
     assert (status, [json.loads(line) for line in lines]) == (0, [WHOLE])
 
@@ -191,7 +191,7 @@ async def test_replay_and_drop(
     assert lines[0].startswith(printed)
 
 
-async def test_unknown_letter_or_question_is_one_line(shell: Shell, broker: StandIn) -> None:
+async def test_unknown_dead_letter_or_question_is_one_line(shell: Shell, broker: StandIn) -> None:
     unknown = await answered(shell, broker, "show x", "deadShow", "x", None, status=1)
     assert unknown == (1, ["bester: no dead letter x; `bester dead list` shows those there are"])
     ended, lines = await answered(shell, broker, "list", "deadList", {"limit": 101}, None, status=1)

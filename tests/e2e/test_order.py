@@ -29,8 +29,8 @@ async def serve(reader, writer):
     data = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "little"))
     await asyncio.sleep(0.004 * (seen % 4 == 1))
     at_once -= 1
-    told = b'{"said":%b,"most":%d}' % (data, most)
-    answer = b'{"header":{"status":"0","command":{"type":"sendClients","data":["bob"]}},"data":%b}' % told
+    content = b'{"said":%b,"most":%d}' % (data, most)
+    answer = b'{"header":{"status":"0","command":{"type":"sendClients","data":["bob"]}},"data":%b}' % content
     writer.write(len(answer).to_bytes(4, "little") + answer)
     writer.close()
 
@@ -72,8 +72,8 @@ async def reads(client: RawClient, count: int) -> list[Any]:
     return [(await client.receive())["payload"]["data"] for _ in range(count)]
 
 
-def lines_of(said: list[Any], user: str) -> list[Any]:
-    return [each["text"] for each in said if each["from"] == user]
+def lines_of(texts: list[Any], user: str) -> list[Any]:
+    return [each["text"] for each in texts if each["from"] == user]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -91,19 +91,19 @@ async def test_the_stock_chat_keeps_each_users_order_with_several_workers(layout
             await server.processes[-1].says(f"name='chat.{index}'")
         bob = await RawClient.login(server, "bob")
         users = ("alice", "carol")
-        said, *statuses = await asyncio.gather(
+        texts, *statuses = await asyncio.gather(
             reads(bob, len(users) * COUNT),
             *(sends(server, user, "chat", [{"to": "bob", "text": str(n)} for n in range(COUNT)]) for user in users),
         )
         assert statuses == [["good"] * COUNT] * len(users)
         for user in users:
-            assert lines_of(said, user) == [str(n) for n in range(COUNT)]
+            assert lines_of(texts, user) == [str(n) for n in range(COUNT)]
         await bob.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_a_handler_at_a_socket_keeps_each_users_order(layout: str, workers: int) -> None:
+async def test_handler_at_a_socket_keeps_each_users_order(layout: str, workers: int) -> None:
     async with short_directory() as directory, old_handler(directory) as path, AsyncExitStack() as stack:
         declared = f'[handlers.old]\nsocket = "{path}"\nworkers = {workers}\n'
         server = await stack.enter_async_context(live_server(declared if layout == "up" else "", layout))
@@ -117,18 +117,18 @@ async def test_a_handler_at_a_socket_keeps_each_users_order(layout: str, workers
             await server.processes[-1].says(f"name='old.{index}'" if workers > 1 else "['old']")
         bob = await RawClient.login(server, "bob")
         users = ("alice", "carol")
-        said, *statuses = await asyncio.gather(
+        texts, *statuses = await asyncio.gather(
             reads(bob, len(users) * COUNT),
             *(sends(server, user, "old", [{"from": user, "text": n} for n in range(COUNT)]) for user in users),
         )
         assert statuses == [["good"] * COUNT] * len(users)
         for user in users:
-            assert lines_of([each["said"] for each in said], user) == list(range(COUNT))
-        assert said[-1]["most"] <= len(users)  # one at a time of each
+            assert lines_of([each["said"] for each in texts], user) == list(range(COUNT))
+        assert texts[-1]["most"] <= len(users)  # each user's messages one at a time
         await bob.close()
 
 
-async def test_a_handler_at_a_socket_that_wants_no_order_is_asked_side_by_side() -> None:
+async def test_handler_at_a_socket_without_order_has_concurrent_messages() -> None:
     async with (
         short_directory() as directory,
         old_handler(directory) as path,
@@ -136,19 +136,19 @@ async def test_a_handler_at_a_socket_that_wants_no_order_is_asked_side_by_side()
     ):
         await server.has_type("old")
         bob = await RawClient.login(server, "bob")
-        said, statuses = await asyncio.gather(
+        texts, statuses = await asyncio.gather(
             reads(bob, COUNT), sends(server, "alice", "old", [{"from": "alice", "text": n} for n in range(COUNT)])
         )
         assert statuses == ["good"] * COUNT
-        assert said[-1]["most"] > 1
-        assert sorted(lines_of([each["said"] for each in said], "alice")) == list(range(COUNT))
+        assert texts[-1]["most"] > 1
+        assert sorted(lines_of([each["said"] for each in texts], "alice")) == list(range(COUNT))
         await bob.close()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("kind", ["chat", "old"])
-async def test_a_worker_that_dies_in_between_takes_nothing_out_of_its_place(kind: str, victim: int) -> None:
-    """Either may be the one that alice's messages are with."""
+async def test_order_holds_over_the_death_of_a_worker(kind: str, victim: int) -> None:
+    """Alice's messages are with either worker."""
     async with (
         short_directory() as directory,
         old_handler(directory) as path,
@@ -185,7 +185,7 @@ async def test_a_worker_that_dies_in_between_takes_nothing_out_of_its_place(kind
         await bob.close()
 
 
-async def test_what_servers_send_is_in_nobodys_order_and_waits_for_nobody() -> None:
+async def test_messages_from_servers_are_in_no_message_group() -> None:
     async with short_directory() as directory, old_handler(directory) as path:
         toml = f'[handlers.old]\nsocket = "{path}"\nworkers = 2\n[federation]\naccept = "open"\n'
         async with live_server(toml) as server:
@@ -201,13 +201,13 @@ async def test_what_servers_send_is_in_nobodys_order_and_waits_for_nobody() -> N
                 await peer.close()
                 return str(report["header"]["status"])
 
-            said, statuses, reports = await asyncio.gather(
+            texts, statuses, reports = await asyncio.gather(
                 reads(bob, 2 * 40),
                 sends(server, "alice", "old", [{"from": "alice", "text": n} for n in range(40)]),
                 asyncio.gather(*(from_a_server(number) for number in range(40))),
             )
             assert statuses == reports == ["good"] * 40
-            told = [each["said"] for each in said]
-            assert lines_of(told, "alice") == list(range(40))
-            assert sorted(lines_of(told, "s2")) == list(range(40))
+            messages = [each["said"] for each in texts]
+            assert lines_of(messages, "alice") == list(range(40))
+            assert sorted(lines_of(messages, "s2")) == list(range(40))
             await bob.close()

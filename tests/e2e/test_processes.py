@@ -1,4 +1,4 @@
-"""Which process is at the other end of a link, and what the system says of it."""
+"""The process at the other end of a link, and its state by the system."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
 
 @contextmanager
 def dealer(endpoint: str, *name: str) -> Iterator[int]:
-    """A process that says two things on a link; its number."""
+    """A process that sends two messages on a link; yields its process id."""
     with subprocess.Popen([sys.executable, "-c", DEALER, endpoint, *name], stdin=subprocess.PIPE) as process:
         yield process.pid
 
 
 @pytest.mark.parametrize(("transport", "name"), [("ipc", ()), ("ipc", ("chosen",)), ("tcp", ())])
-async def test_the_system_says_whose_process_speaks_over_ipc(transport: str, name: tuple[str, ...]) -> None:
+async def test_process_of_a_link_is_known_over_ipc(transport: str, name: tuple[str, ...]) -> None:
     came: asyncio.Queue[list[bytes]] = asyncio.Queue()
     async with short_directory() as directory:
         with zmq.Context() as context:
@@ -47,7 +47,7 @@ async def test_the_system_says_whose_process_speaks_over_ipc(transport: str, nam
                 socket.remember_processes()
                 endpoint = str(socket.socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
                 socket.register()
-                for _ in range(2):  # one that is started again under its own name is another process
+                for _ in range(2):  # a process that is started again under the same name is another process
                     with dealer(endpoint, *name) as pid:
                         frames = [await asyncio.wait_for(came.get(), DEADLINE_S) for _ in range(2)]
                         assert [frame[1:] for frame in frames] == [[b"one", b"two"]] * 2
@@ -58,7 +58,7 @@ async def test_the_system_says_whose_process_speaks_over_ipc(transport: str, nam
                 socket.close()
 
 
-def test_a_process_is_stopped_by_a_signal_and_goes_on_by_another() -> None:
+def test_stopped_process_is_recognized() -> None:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
         assert not is_stopped(process.pid)
         os.kill(process.pid, signal.SIGSTOP)
@@ -72,7 +72,7 @@ def test_a_process_is_stopped_by_a_signal_and_goes_on_by_another() -> None:
     assert not exists(process.pid)
 
 
-def test_a_name_with_brackets_does_not_pass_for_a_state() -> None:
+def test_process_name_with_brackets_is_no_state() -> None:
     program = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'x) T 1'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The README's handler and its program run as they stand there; only the port is another one."""
+"""The README's handler and program run as printed; only the port differs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def files() -> dict[str, str]:
 
 
 async def ended(directory: Path, *command: str, given: str = "") -> str:
-    """Run a program to its good end; return what it printed."""
+    """Run a program that must succeed; return its output."""
     process = await asyncio.create_subprocess_exec(
         *command, cwd=directory, env={"BESTER_PASSWORD": "secret"}, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -30,7 +30,7 @@ async def ended(directory: Path, *command: str, given: str = "") -> str:
     return out.decode()
 
 
-async def test_the_second_section_and_the_program_after_it() -> None:
+async def test_second_section_and_the_program_after_it() -> None:
     printed = files()
     assert set(printed) == {"shout.py", "bester.toml", "hello.py"}
     (command,) = re.findall(r"^\.venv/bin/bester send .* shout '(.*)'$", README, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A sender is told why his message was refused: by programs, in both layouts, over two servers' native protocol."""
+"""The reason of a refusal reaches the sender: by programs, in both layouts, over two servers' native protocol."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_the_note_reaches_the_sender(layout: str) -> None:
         async with Client(s2.address, user="bob", password="x") as client:
             report = await client.send("direct", {"to": []})
             assert (report.reason, report.note) == ("refused", "nobody lives here: \ufffd")
-        assert any("under the mat" in line for process in s2.processes for line in process.lines)  # in the log it is
+        assert any("under the mat" in line for process in s2.processes for line in process.lines)  # in the log alone
 
         async def send(*more: str) -> tuple[int, list[str]]:
             argv = (BESTER, "send", "--to", s1.address, "--user", "alice", *more, "near", '{"to": [7]}')

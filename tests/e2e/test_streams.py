@@ -141,7 +141,7 @@ def test_server_outlives_its_start_directory(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["up", "user list", "send --user a t 1", "handler talk:app --fabric ipc:///x"])
-def test_command_in_a_removed_directory_says_so(command: str, directory: Path) -> None:
+def test_command_in_a_removed_directory_names_the_fault(command: str, directory: Path) -> None:
     ended = subprocess.run(
         ["bash", "-c", f"mkdir gone; cd gone; rmdir ../gone; exec {BESTER} {command}"],
         cwd=directory, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
@@ -212,8 +212,12 @@ CLOSED = b"bester: standard output: it is closed; give it a file, a pipe or a te
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "user --help", "user list", "dead list"])
-@pytest.mark.parametrize(("streams", "said"), [(">/dev/full", FULL), (">&-", CLOSED), ("| true", b""), ("2>&-", b"")])
-def test_command_that_cannot_print_ends_with_one_line(command: str, streams: str, said: bytes, directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("streams", "expected"), [(">/dev/full", FULL), (">&-", CLOSED), ("| true", b""), ("2>&-", b"")]
+)
+def test_command_that_cannot_print_ends_with_one_line(
+    command: str, streams: str, expected: bytes, directory: Path
+) -> None:
     shell(directory, "bester user add tim --password-stdin", input=b"secret\n")
     if command == "dead list":
         with group(directory, f"exec {BESTER} up 2>err.txt"):
@@ -223,20 +227,20 @@ def test_command_that_cannot_print_ends_with_one_line(command: str, streams: str
         return
     ended = shell(directory, f"bester {command} {streams}; exit ${{PIPESTATUS[0]}}")
     noise = b"" if command != "user list" or streams == "2>&-" else ended.stderr[: ended.stderr.find(b"\n") + 1]
-    assert ended.stderr.removeprefix(noise) == (said and said + b"\n")
+    assert ended.stderr.removeprefix(noise) == (expected and expected + b"\n")
     assert ended.returncode == (0 if streams == "2>&-" else 1) or streams == "| true"
 
 
 def test_failed_print_names_what_was_done(directory: Path) -> None:
-    for streams, said in ((">/dev/full", FULL), (">&-", CLOSED)):
+    for streams, expected in ((">/dev/full", FULL), (">&-", CLOSED)):
         ended = shell(directory, f"bester user add tim --password-stdin {streams}", input=b"secret\n")
         assert ended.returncode == 1
-        assert said + b"; user tim added\n" in ended.stderr
+        assert expected + b"; user tim added\n" in ended.stderr
         assert b"user tim removed" in shell(directory, "bester user remove tim").stdout
 
 
 @pytest.mark.parametrize(
-    ("command", "given", "said"),
+    ("command", "given", "expected"),
     [
         ("user add tim --password-stdin <&-", b"", "standard input is closed; give it a file or a pipe"),
         ("user add tim --password-stdin", b"\xff\xfe\n", "the password on standard input is not UTF-8; write it"),
@@ -256,11 +260,11 @@ def test_failed_print_names_what_was_done(directory: Path) -> None:
         ("backup $'d\\xff'", b"", "nothing is kept there"),
     ],
 )
-def test_argument_that_is_no_text_is_a_usage_error(command: str, given: bytes, said: str, directory: Path) -> None:
+def test_argument_that_is_no_text_is_a_usage_error(command: str, given: bytes, expected: str, directory: Path) -> None:
     ended = shell(directory, f"bester {command}", input=given)
     lines = [line for line in ended.stderr.decode().splitlines() if "auth =" not in line]
     assert (ended.returncode, len(lines)) == (2, 1), ended.stderr
-    assert said in lines[0]
+    assert expected in lines[0]
     assert shell(directory, f"BESTER_PASSWORD=$'\\xff' bester {command}", input=given).returncode == 2
 
 
@@ -304,8 +308,8 @@ async def test_message_that_cannot_be_printed_is_not_acknowledged_and_the_report
         await within(peer.gone.wait())
         assert peer.acks.empty()
     assert status == 1
-    told = b"its report is good: message m7\n" if comes else b"its report had not come by then\n"
-    assert err.endswith(b"; the message was sent, and " + told)
+    ending = b"its report is good: message m7\n" if comes else b"its report had not come by then\n"
+    assert err.endswith(b"; the message was sent, and " + ending)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1251", "utf-16", "utf-8"])

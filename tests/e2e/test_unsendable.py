@@ -1,4 +1,4 @@
-"""What cannot be sent never stays at the head of a queue: on a bridge's link, on a server's, or at the broker."""
+"""An unsendable message never stays at the head of a queue: on a bridge's link, on a server's, or at the broker."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ SOUND = Submit(9, 1, "t", b"1")
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, tuple) else each,
 )
-async def test_a_link_answers_for_what_it_cannot_send_and_sends_the_rest(role: str, bad: Any, code: str) -> None:
+async def test_link_answers_for_unsendable_messages_and_sends_the_others(role: str, bad: Any, code: str) -> None:
     came: asyncio.Queue[Any] = asyncio.Queue()
-    told: list[Message] = []
+    unsent: list[Message] = []
 
     def received(messages: list[Any]) -> None:
         for each in messages:
@@ -69,28 +69,28 @@ async def test_a_link_answers_for_what_it_cannot_send_and_sends_the_rest(role: s
                 on_messages=received,
                 on_ready=welcomed.set,
                 on_lost=pytest.fail,
-                on_unsendable=lambda message, error: told.append(message),
+                on_unsendable=lambda message, error: unsent.append(message),
             )
             link.start()
             await welcomed.wait()
             await broker.expect(Hello)
             for each in (SOUND, bad, SOUND._replace(token=10)):
                 assert link.send(each)
-            refused = await came.get()
-            assert (refused.code, refused.op, refused.token) == (code, OP_OF[type(bad)], 7)
+            error = await came.get()
+            assert (error.code, error.op, error.token) == (code, OP_OF[type(bad)], 7)
             assert [(await broker.expect(Submit)).token for _ in range(2)] == [9, 10]
-            assert told == [bad]
+            assert unsent == [bad]
             await link.close(0)
             assert came.empty()
 
 
-async def test_a_client_whose_message_cannot_be_passed_on_is_told_and_so_is_nobody_else(
+async def test_unsendable_submission_has_a_bad_report_and_others_are_submitted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read = native.later
 
     def careless(body: bytes) -> native.Sent | native.Fault:
-        """Let through what no reader of ours does."""
+        """Let through a type that no reader of ours accepts."""
         sent = read(body)
         return sent._replace(type=HALF) if isinstance(sent, native.Sent) and sent.data == b'"odd"' else sent
 
@@ -112,13 +112,13 @@ async def test_a_client_whose_message_cannot_be_passed_on_is_told_and_so_is_nobo
         await bob.close()
 
 
-async def test_a_broker_ends_what_it_cannot_send_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """A bridge in its own process is not read from bytes, so it could bring in what cannot be written."""
-    heard: asyncio.Queue[Any] = asyncio.Queue()
+async def test_broker_ends_unsendable_messages_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    """A bridge in its own process is not decoded from bytes, so unencodable values could come in."""
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
 
     def received(messages: list[Message]) -> None:
         for each in messages:
-            heard.put_nowait(each)
+            inbox.put_nowait(each)
 
     async with short_directory() as directory:
         endpoint = f"ipc://{directory}/f"
@@ -130,27 +130,27 @@ async def test_a_broker_ends_what_it_cannot_send_and_goes_on(caplog: pytest.LogC
         ):
             say = broker.attach(received)
             say([Hello(1, "bridge", "b", {}), Open(1, "alice"), Open(2, HALF), Open(3, "bob")])
-            await heard.get()  # WELCOME
+            await inbox.get()  # WELCOME
             say([Submit(token, session, "t", b"%d" % token) for token, session in ((1, 1), (2, 2), (3, 3), (4, 2))])
-            reports = [await heard.get() for _ in range(2)]
+            reports = [await inbox.get() for _ in range(2)]
             assert {each[:3] for each in reports} == {(2, 1, "handler-failed"), (4, 1, "handler-failed")}
             for _ in range(2):
                 request = await handler.hear(10)
                 assert request[3] in (b"1", b"3")
                 await handler.say([11, request[1], 0, [["sendClients", ["bob"], b"1"]]])
-                delivered = await heard.get()
+                delivered = await inbox.get()
                 assert type(delivered) is Deliver
             await handler.say([14, 1, "listClients"])
             answer = await handler.hear(15)
-            assert answer == [15, 1, 1, None]  # one of the users has a name that nobody can be told
+            assert answer == [15, 1, 1, None]  # the name of a user cannot be encoded
             await handler.say([14, 2, "isClient", "bob"])
             assert await handler.hear(15) == [15, 2, 0, True]
     lines = [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()]
     assert [line.split()[0] for line in lines] == ["REQUEST", "REQUEST", "ANSWER"]
 
 
-async def test_a_message_whose_code_fails_in_somebodys_hands_does_not_deafen_the_link() -> None:
-    """The descriptor wakes once for all that is there: what stands behind a failure must be read all the same."""
+async def test_failing_callback_of_a_message_does_not_block_the_link() -> None:
+    """The descriptor wakes once for all waiting messages: those behind a failure must be read all the same."""
     came: asyncio.Queue[Any] = asyncio.Queue()
     welcomed = asyncio.Event()
     failures: list[Any] = []
@@ -183,15 +183,15 @@ async def test_a_message_whose_code_fails_in_somebodys_hands_does_not_deafen_the
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_a_claim_that_no_fabric_carries_is_the_trouble_of_him_who_makes_it(layout: str) -> None:
-    """An array that no broker reads would take along all that leaves the bridge with it."""
+async def test_unsendable_claim_harms_its_sender_alone(layout: str) -> None:
+    """An array that no broker reads would take along every message in the bridge's batch."""
     async with (
         live_server('[federation]\naccept = "open"\n', layout) as server,
         raw_handler(server.fabric, "t") as handler,
     ):
         bob = await RawClient.login(server, "bob")
         for claim in ({"path": [""] * 200_000}, {"lane": ["e", 10**30, 1]}, {"ttl_s": 10**400}):
-            known = "path" not in claim  # of the others the claim is left out
+            known = "path" not in claim  # the other claims are left out
             peer = await RawClient.connect(server)
             peer.send({"header": {"scope": "server"} | claim, "payload": {"type": "t", "data": 2, "id": "p"}})
             for _ in range(10):

@@ -1,4 +1,4 @@
-"""docs/architecture.md draws a message's way through the code: every module that one message enters, in its order."""
+"""docs/architecture.md draws a message's way through the code: every module that a message enters, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def drawn() -> tuple[list[str], list[str]]:
     return first, second
 
 
-async def test_way_of_a_message_is_the_one_that_the_page_draws() -> None:
+async def test_way_of_a_message_is_drawn_on_the_page() -> None:
     with tempfile.TemporaryDirectory(prefix="b-") as directory:  # a Unix socket's path is short
         way = await walk(Path(directory))
     turn = way.index(HANDLER)

@@ -18,9 +18,9 @@ from tests.wall_clock import WallClock
 
 DAY_S = 24 * 3600.0
 LONG_S, SHORT_S = 3600.0, 1.0
-"""Far less than the clock is set by, and so little that a test can wait for its end."""
+"""Far less than each change of the clock, and short enough for a test to wait for."""
 APART_S = 2.0
-"""From a death to its letter, and from a look at this clock to one at that: milliseconds, on a good day."""
+"""Longest time from a death to its dead letter, or between two reads of the clock: in practice milliseconds."""
 HANDLERS = """
 import os
 from bester.handlers import App
@@ -47,12 +47,12 @@ attempts = 1
 
 
 class Town:
-    """The server, over its lives, and what alice does there."""
+    """The server, over its lives, and alice's messages there."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.clock = WallClock(directory / "clock")
-        self._died: dict[str, tuple[float, float]] = {}  # between when and when by the clock, by message
+        self._died: dict[str, tuple[float, float]] = {}  # by message: the clock before and after the death
         (directory / "h.py").write_text(HANDLERS)
         (directory / "bester.toml").write_text(CONFIG)
         with closing(Accounts(directory / "data")) as accounts:
@@ -69,7 +69,7 @@ class Town:
         return Client(self.address, user=user, password="secret")
 
     async def queue(self, text: str, ttl_s: float) -> str:
-        """Have a message wait for bob; return the server's id of it."""
+        """Queue a message for bob; return the server's id of the message."""
         async with self.client("alice") as alice:
             report = await alice.send("note", text, ttl_s=ttl_s)
         assert report.recipients == {"bob": "queued"}
@@ -86,7 +86,7 @@ class Town:
         await until(self.became, message, "failed:expired")
 
     async def die(self) -> None:
-        """A handler dies over a message, which becomes a dead letter."""
+        """Let a handler die over a message, which becomes a dead letter."""
         async with self.client("alice") as alice:
             before_s = self.clock.now_s()
             report: Report = await alice.send("die", 1)
@@ -96,7 +96,7 @@ class Town:
         self._died[report.message] = before_s, after_s
 
     async def letters_are_dated(self) -> None:
-        """The dead letters have the dates that the clock showed when their handlers died."""
+        """Check that the dead letters have the dates that the clock showed when their handlers died."""
         listing = await Process.start(BESTER, "dead", "list", "--json", cwd=self.directory)
         await asyncio.wait_for(listing.process.wait(), DEADLINE_S)
         await listing.end()
@@ -107,7 +107,7 @@ class Town:
 
 
 async def until(ask: Callable[[str], Awaitable[str]], of: str, answer: str) -> None:
-    """Ask until the answer is this one."""
+    """Ask until the answer is `answer`."""
     async with asyncio.timeout(DEADLINE_S):
         while await ask(of) != answer:
             await asyncio.sleep(0.1)
@@ -126,7 +126,7 @@ async def town() -> AsyncIterator[Town]:
 
 
 @pytest.mark.parametrize("ahead_s", [30 * DAY_S, -30 * DAY_S], ids=["forwards", "back"])
-async def test_what_waits_keeps_its_life_and_letters_have_true_dates(ahead_s: float) -> None:
+async def test_queued_messages_keep_their_time_to_live_and_dead_letters_have_true_dates(ahead_s: float) -> None:
     async with town() as there:
         kept, over = await there.queue("kept", LONG_S), await there.queue("over", SHORT_S)
 

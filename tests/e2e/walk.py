@@ -1,7 +1,7 @@
-"""Records a message's way through the code: which modules of Bester it enters, in which order.
+"""Record a message's way through the code: the modules of Bester that the message enters, in order.
 
 Bridge, broker and a handler run in this process, with a direct call between bridge and broker and the fabric between
-broker and handler, as in `bester up`. What a profiler sees while one message goes there and back is the way.
+broker and handler, as in `bester up`. A profiler sees one message go there and back.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bester.handlers.worker import Worker
 
 DEADLINE_S = 20.0
 HANDLER = "the handler works"
-"""What stands in a way where the user's function is."""
+"""Station of the user's function in a way."""
 TIMERS = ("_turn", "_tick", "tick")
-"""Functions that a timer calls, whether a message is under way or not."""
+"""Functions that a timer calls, with or without a message under way."""
 
 
 class Recorder:
@@ -35,7 +35,7 @@ class Recorder:
         self.way: list[str] = []
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Take in one event of the interpreter."""
+        """Record one event of the interpreter."""
         if event != "call":
             return
         name = frame.f_globals.get("__name__", "")
@@ -75,7 +75,7 @@ async def walk(directory: Path) -> list[str]:
         reader, writer = await asyncio.open_connection(host, int(port))
 
         async def exchange(answers: int, header: dict[str, Any], payload: dict[str, Any]) -> None:
-            """Write a frame and read as many as answer it."""
+            """Write a frame and read so many answers."""
             body = json.dumps({"header": {"scope": "client"} | header, "payload": payload}).encode()
             writer.write(struct.pack("<I", len(body)) + body)
             for _ in range(answers):
@@ -83,7 +83,7 @@ async def walk(directory: Path) -> list[str]:
                 await reader.readexactly(size)
 
         await exchange(1, {"authentication": {"username": "alice", "password": "x"}}, {})
-        await exchange(2, {}, {"type": "echo", "data": 1, "id": "first"})  # what is loaded or made once is there
+        await exchange(2, {}, {"type": "echo", "data": 1, "id": "first"})  # loads and makes all that is made once
         sys.setprofile(recorder)
         try:
             await exchange(2, {}, {"type": "echo", "data": 2, "id": "second"})

@@ -1,4 +1,4 @@
-"""What `bester user` changes holds on a running server at once."""
+"""Changes by `bester user` take effect on a running server at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guessers at a live server, and those who know their passwords: the first get nothing, the others get in, soon."""
+"""Guessers at a live server get nothing; users who know their passwords log in, and soon."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def guesses(server: LiveServer, rows: list[tuple[str, str, str]]) -> list[
 
 
 async def comes_through(server: LiveServer, user: str, address: str = "127.0.0.1") -> int:
-    """Log in with the right password, as often as it takes; return after how many refusals."""
+    """Log in with the right password, with retries; return the number of refusals."""
     refusals = 0
     async with asyncio.timeout(DEADLINE_S):
         while "reason" in (payload := await login(server, user, user, address)):
@@ -88,11 +88,11 @@ def other(number: int) -> str:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-async def test_a_user_is_slowed_down_where_passwords_are_guessed_and_told_for_how_long(layout: str) -> None:
+async def test_guessed_user_is_deferred_with_the_time(layout: str) -> None:
     async with guarded(layout) as server:
-        told = [(await login(server, "bob", f"guess {number}"))["reason"] for number in range(5)]
-        assert told == ["authentication-failed"] * 5
-        # Far below the wait: the machine may be slow, so it is looked at until a wait is long enough to be seen.
+        reasons = [(await login(server, "bob", f"guess {number}"))["reason"] for number in range(5)]
+        assert reasons == ["authentication-failed"] * 5
+        # Far below the wait: the machine may be slow, so the test retries until a wait is long enough to be measured.
         payload: dict[str, Any] = {}
         async with asyncio.timeout(DEADLINE_S):
             for number in range(5, 10_000):
@@ -129,17 +129,17 @@ async def test_guesses_at_one_user_from_many_addresses() -> None:
         reasons = await attack
         assert reasons.count("authentication-failed") < len(rows) / 2
         assert set(reasons) <= {"authentication-failed", "try-later", "overloaded"}
-        assert await login(server, "alice", "alice") == LET_IN  # where she was before
+        assert await login(server, "alice", "alice") == LET_IN  # from her earlier address
 
 
 async def test_guesses_at_all_names_from_one_address() -> None:
-    """Such as that of a proxy on this machine, behind which everybody is."""
+    """Addresses such as that of a proxy on this machine, behind which all users are."""
     async with guarded() as server:
         names = ["alice", *(f"user {number}" for number in range(MORE_THAN_THE_BUDGET))]
         assert await comes_through(server, "bob") == 0
         reasons = await guesses(server, [(name, "guess", "127.0.0.1") for name in names])
         assert "try-later" in reasons or "overloaded" in reasons
-        assert await login(server, "bob", "bob") == LET_IN  # he was there before
+        assert await login(server, "bob", "bob") == LET_IN  # from his earlier address
         await comes_through(server, "alice")
         assert await login(server, "alice", "alice") == LET_IN
 
@@ -156,7 +156,7 @@ async def test_empty_and_impossible_logins_count_for_nothing() -> None:
         assert await login(server, "alice", "alice") == LET_IN
 
 
-async def test_our_client_waits_as_long_as_it_is_told_and_does_not_hammer() -> None:
+async def test_our_client_waits_as_long_as_deferred() -> None:
     async with guarded() as server:
         for number in range(5):
             await login(server, "bob", f"guess {number}")
@@ -167,7 +167,7 @@ async def test_our_client_waits_as_long_as_it_is_told_and_does_not_hammer() -> N
                 pass
 
 
-async def test_a_login_that_is_put_off_for_long_is_an_error_that_says_for_how_long() -> None:
+async def test_long_deferral_of_a_login_is_an_error_with_the_time() -> None:
     async def put_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (length,) = struct.unpack("<I", await reader.readexactly(4))
         await reader.readexactly(length)

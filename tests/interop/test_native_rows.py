@@ -59,7 +59,7 @@ async def test_before_login_the_limit_is_lower(server: LiveServer) -> None:
         b'{"payload":{"type":"echo","data":"\xff","id":"1"}}', b'{"header":{},"payload":' + b"[" * 100_000,
     ],
 )  # fmt: skip
-async def test_what_is_no_json_object_ends_the_connection(server: LiveServer, body: bytes) -> None:
+async def test_frame_without_a_json_object_ends_the_connection(server: LiveServer, body: bytes) -> None:
     bob = await RawClient.login(server, "bob")
     bob.send(body)
     assert await bob.receive() == bad(None, "malformed")
@@ -263,7 +263,7 @@ async def test_recipients_are_named_where_not_all_were_reached(server: LiveServe
     await bob.close()
 
 
-async def test_a_half_closed_client_still_gets_what_it_asked_for(server: LiveServer) -> None:
+async def test_half_closed_client_still_gets_its_answers(server: LiveServer) -> None:
     bob = await RawClient.login(server, "half")
     for number in range(50):
         bob.submit("echo", number, str(number))
@@ -274,7 +274,7 @@ async def test_a_half_closed_client_still_gets_what_it_asked_for(server: LiveSer
     await bob.close()
 
 
-async def test_a_reset_connection_harms_nobody(server: LiveServer) -> None:
+async def test_reset_connection_harms_no_other(server: LiveServer) -> None:
     gone = await RawClient.login(server, "gone")
     for number in range(50):
         gone.submit("echo", "x" * 1000, str(number))
@@ -285,7 +285,7 @@ async def test_a_reset_connection_harms_nobody(server: LiveServer) -> None:
     await gone.close()
     bob = await RawClient.login(server, "bob")
     report: Any = None
-    for attempt in range(200):  # until its end has been noticed
+    for attempt in range(200):  # until the server has noticed the end
         bob.submit("chat", {"to": "gone", "text": "?"}, str(attempt))
         report, _ = await bob.until_report(str(attempt))
         if report["header"]["status"] == "bad":
@@ -294,7 +294,7 @@ async def test_a_reset_connection_harms_nobody(server: LiveServer) -> None:
     await bob.close()
 
 
-async def test_one_who_does_not_read_holds_up_nobody(server: LiveServer) -> None:
+async def test_client_that_does_not_read_delays_no_other(server: LiveServer) -> None:
     lazy = await RawClient.login(server, "lazy")
     lazy.writer.transport.pause_reading()  # type: ignore[attr-defined]  # the stream's transport reads too
     bob = await RawClient.login(server, "bob")
@@ -308,7 +308,7 @@ async def test_one_who_does_not_read_holds_up_nobody(server: LiveServer) -> None
         frame = await bob.receive()
         if "status" in frame["header"]:
             reports[frame["payload"]["id"]] = frame
-    await lazy.close()  # what waits for him is known then, and not before
+    await lazy.close()  # the count of his queued messages is known only then
     while len(reports) < 120:
         frame = await bob.receive()
         if "status" in frame["header"]:
@@ -339,7 +339,7 @@ async def test_a_message_from_another_server(server: LiveServer) -> None:
     await carol.close()
 
 
-async def test_a_server_that_does_not_wait_for_the_report_is_heard(server: LiveServer) -> None:
+async def test_message_of_a_server_that_does_not_wait_for_the_report(server: LiveServer) -> None:
     async with raw_handler(server.fabric, "news") as handler:
         other = await RawClient.connect(server)
         other.send({"header": {"scope": "server"}, "payload": {"data": 1, "type": "news"}})

@@ -1,4 +1,4 @@
-"""The handler printed in the fabric protocol's page is a program that works, as it stands there."""
+"""The handler printed in the fabric protocol's page works as printed."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ import asyncio
 import json
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
 from tests.live import LAYOUTS, LiveServer, RawClient, RawHandler, live_server, raw_handler
 
 
 def to_sender(request: list[Any]) -> list[Any]:
-    """Answer the sender with what he sent."""
+    """Answer the sender with the data received."""
     return [["sendClients", [request[4]], request[3]]]
 
 
@@ -113,7 +113,7 @@ async def test_several_commands_and_consumption(server: LiveServer) -> None:
         ([0, [["sendClients", ["nobody"], b"1"]]], "not-connected"),
     ],
 )
-async def test_what_goes_wrong_is_reported(server: LiveServer, reply: list[Any], reason: str) -> None:
+async def test_failures_are_reported(server: LiveServer, reply: list[Any], reason: str) -> None:
     async with raw_handler(server.fabric, "chat") as handler:
         bob = await RawClient.login(server, "bob")
         bob.submit("chat", {}, "m1")
@@ -150,7 +150,7 @@ async def test_emit_and_its_resend(server: LiveServer) -> None:
         await handler.say([12, 3, "other", tick, {}])
         assert (await handler.hear(5))[1:2] == ["not-allowed"]
         bob.submit("dummy", None, "ping")
-        assert (await bob.receive())["payload"]["id"] == "ping"  # nothing came twice
+        assert (await bob.receive())["payload"]["id"] == "ping"  # no message came twice
         await bob.close()
 
 
@@ -171,7 +171,7 @@ async def test_a_frozen_handler_loses_its_messages_to_another(layout: str) -> No
     async with live_server(layout=layout) as server, raw_handler(server.fabric, "chat", credit=8) as frozen:
         bob = await RawClient.login(server, "bob")
         bob.submit("chat", {}, "m1")
-        first = await frozen.hear(10)  # and from now on it says nothing, not even a heartbeat
+        first = await frozen.hear(10)  # and from now on the handler sends nothing, not even a heartbeat
         async with raw_handler(server.fabric, "chat", credit=1) as other:
             beats = asyncio.create_task(heartbeats(other))
             second = await other.hear(10)
@@ -188,7 +188,7 @@ async def test_a_frozen_handler_loses_its_messages_to_another(layout: str) -> No
 
 
 async def heartbeats(handler: Any) -> None:
-    """Beat as a living handler does."""
+    """Send heartbeats as a living handler does."""
     pause = asyncio.Event()
     while True:
         await handler.say([3])
@@ -247,7 +247,7 @@ GARBAGE: list[tuple[str, list[bytes], str]] = [
 ]  # fmt: skip
 
 
-async def test_garbage_gets_an_error_each_and_harms_nobody(server: LiveServer) -> None:
+async def test_garbage_gets_an_error_each_and_harms_no_link(server: LiveServer) -> None:
     async with raw_handler(server.fabric, "chat") as good, raw_handler(server.fabric, "junk") as hostile:
         bob = await RawClient.login(server, "bob")
         for what, frames, code in GARBAGE:
@@ -264,7 +264,7 @@ async def test_garbage_gets_an_error_each_and_harms_nobody(server: LiveServer) -
         await bob.close()
 
 
-async def test_strangers_are_told_to_say_hello_and_not_twice(server: LiveServer) -> None:
+async def test_unknown_link_gets_hello_first_once(server: LiveServer) -> None:
     async with raw_handler(server.fabric, "x") as handler:
         stranger = RawHandler(server.fabric, ["x"])
         await stranger.say([3], [3], [14, 1, "listClients", None])
@@ -276,7 +276,7 @@ async def test_strangers_are_told_to_say_hello_and_not_twice(server: LiveServer)
         assert await handler.hear(15) == [15, 1, 0, []]
 
 
-async def test_goodbye_is_echoed_and_what_crossed_it_is_finished(server: LiveServer) -> None:
+async def test_goodbye_is_echoed_and_requests_that_crossed_are_finished(server: LiveServer) -> None:
     async with raw_handler(server.fabric, "x", credit=2) as handler:
         bob = await RawClient.login(server, "bob")
         bob.submit("x", 1, "m1")
@@ -289,13 +289,13 @@ async def test_goodbye_is_echoed_and_what_crossed_it_is_finished(server: LiveSer
         await handler.say([3])
         assert (await handler.hear(5))[1] == "hello-first"
         handler.welcome = False
-        bob.submit("x", 2, "m2")  # a type that was seen, with nobody to serve it
+        bob.submit("x", 2, "m2")  # a type that is known, without a handler
         report, _ = await bob.until_report("m2")
         assert report["payload"]["reason"] == "no-handler"
         await bob.close()
 
 
-async def test_unknown_type_is_said_at_once(server: LiveServer) -> None:
+async def test_unknown_type_is_reported_at_once(server: LiveServer) -> None:
     bob = await RawClient.login(server, "bob")
     bob.submit("never-heard-of", 1, "m1")
     report, _ = await bob.until_report("m1")

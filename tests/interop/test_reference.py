@@ -1,4 +1,4 @@
-"""What was written for the reference daemon works unchanged: its handlers, its informer, its clients, its file."""
+"""Programs written for the reference daemon work unchanged: handlers, informer, clients, configuration file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def frame(body: bytes) -> bytes:
 
 @asynccontextmanager
 async def reference_handler(path: Path, answer: Callable[[bytes], bytes]) -> AsyncIterator[None]:
-    """A handler as the reference has them: one connection a message, `data` in, a reply out."""
+    """A handler in the reference's style: one connection a message, `data` in, a reply out."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         data = await read_frame(reader)
@@ -95,7 +95,7 @@ async def directory() -> AsyncIterator[Path]:
         yield path
 
 
-async def test_the_reference_kind(directory: Path) -> None:
+async def test_handlers_of_the_reference(directory: Path) -> None:
     seen: list[bytes] = []
 
     def chat(data: bytes) -> bytes:
@@ -208,7 +208,7 @@ async def on_file(directory: Path, conf: dict[str, Any]) -> AsyncIterator[LiveSe
 
 
 async def said_by_server(to: LiveServer, type_: str, data: Any, **header: Any) -> dict[str, Any]:
-    """Say one message as another server, with no id, and return the answer; then comes the end."""
+    """Send one message as another server, with no id, and return the answer; then comes the end."""
     peer = await RawClient.connect(to)
     peer.send({"header": {"scope": "server", **header}, "payload": {"data": data, "type": type_}})
     answer: dict[str, Any] = await peer.receive()
@@ -221,7 +221,7 @@ OPEN_ACCOUNTS = {"accounts": {"auth": "open"}}
 
 
 async def test_two_servers_federate_on_the_references_own_file(directory: Path) -> None:
-    """Outgoing to host:port and incoming from anybody, as it does; the start says what that means."""
+    """Outgoing to host:port and incoming from any server, as in the reference; the start logs the consequences."""
     async with short_directory() as there:
         target: list[str] = []
         async with (
@@ -250,7 +250,7 @@ async def test_two_servers_federate_on_the_references_own_file(directory: Path) 
             await near.processes[0].says("any server may send messages here")
 
 
-async def test_who_names_the_servers_closes_the_door_both_ways(directory: Path) -> None:
+async def test_listed_servers_alone_may_send_and_receive(directory: Path) -> None:
     closed = {"federation": {"accept": "listed"}, "servers": {"far": {"native": "127.0.0.3:1"}}, **OPEN_ACCOUNTS}
     async with (
         reference_handler(directory / "chat.sock", lambda data: reply("sendServers", ["127.0.0.2:1"], data)),
@@ -282,11 +282,13 @@ while True:
     connection.sendall(struct.pack("<I", len(answer)) + answer)
     connection.close()
 """
-"""A handler as the reference has them: it takes the socket from whoever had it, and ends when it is only knocked at."""
+"""A handler in the reference's style: a new process takes the path of the socket, and a connection without data
+ends the process.
+"""
 
 
 def program(directory: Path, who: str) -> Path:
-    """Write such a handler, which answers its own name."""
+    """Write such a handler, which answers with its own name."""
     path = directory / who
     path.write_text(HANDLER.format(python=sys.executable, who=who))
     path.chmod(0o755)
@@ -300,7 +302,7 @@ async def answers(client: RawClient) -> str:
     return str(before[0]["payload"]["data"]) if before else str(report["payload"].get("reason"))
 
 
-async def test_a_handler_that_somebody_runs_already_is_left_to_them(directory: Path) -> None:
+async def test_handler_that_runs_already_is_not_started(directory: Path) -> None:
     ours, theirs = program(directory, "ours"), program(directory, "theirs")
     running = await Process.start(str(theirs), "chat.sock", cwd=directory)
     async with asyncio.timeout(DEADLINE_S):
@@ -318,7 +320,7 @@ async def test_a_handler_that_somebody_runs_already_is_left_to_them(directory: P
         await bob.close()
 
 
-async def test_a_handler_that_nobody_runs_is_started_whatever_was_left_behind(directory: Path) -> None:
+async def test_handler_that_does_not_run_is_started_despite_a_stale_socket(directory: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(directory / "chat.sock"))
     left.close()  # the file stays
@@ -346,7 +348,7 @@ unix = "bInformer"
 """
 
 
-async def test_the_reference_kind_with_broker_bridge_and_handler_apart(directory: Path) -> None:
+async def test_handlers_of_the_reference_with_broker_bridge_and_handler_apart(directory: Path) -> None:
     async with reference_handler(
         directory / "chat.sock", lambda data: reply("sendClients", ["bob"], b"[1e400, " + data + b"]")
     ):

@@ -20,7 +20,7 @@ def federated(accept: str = "listed", **limits: float) -> Stand:
     stand = Stand(
         Settings(
             "s1", open_accounts=True, accept=accept, routes=routes, hosts={"10.0.0.3": ("s3",)},
-            limits=Limits(**limits),  # type: ignore[arg-type]  # the names and kinds are those of the caller
+            limits=Limits(**limits),  # type: ignore[arg-type]  # the caller gives names and kinds
         )
     )  # fmt: skip
     stand.take(stand.router.on_server_ready("s2", stand.now))
@@ -28,7 +28,7 @@ def federated(accept: str = "listed", **limits: float) -> Stand:
 
 
 def finished(stand: Stand) -> None:
-    """Nothing is owed, nothing is held, nobody has anything left to say."""
+    """Check that no result is pending, no job held, and no report or outcome unread."""
     state = stand.state
     assert stand.router.idle
     assert (state.jobs, state.job_bytes, state.workers.waiting) == (0, 0, {})

@@ -13,7 +13,7 @@ ACCOUNTS = frozenset({"alice", "bob", "carol"})
 
 
 class Net:
-    """Servers of these names, each with the same three accounts, a while after their start. No link is up yet."""
+    """Servers of these names, each with the same three accounts, a while after their start, without any link."""
 
     def __init__(self, *names: str, ttl_s: float = 600.0) -> None:
         self.stands: dict[str, Stand] = {}

@@ -42,14 +42,14 @@ class Office:
         self.stand.answer(self.one, servers(*targets, body=body))
         return token
 
-    def told(self, token: int | None = None) -> dict[str, str]:
+    def outcomes(self, token: int | None = None) -> dict[str, str]:
         return self.stand.report(self.bridge, token).recipients
 
     def queues(self, *bodies: bytes, type_: str = "one", **meta: Any) -> None:
         """Send these bodies to s2, which is not reachable."""
         for body in bodies:
             self.sends("s2", type_=type_, body=body, **meta)
-            assert self.told() == {"s2": "queued"}
+            assert self.outcomes() == {"s2": "queued"}
 
     def up(self) -> list[Relay]:
         """Open the link to s2; return the relays that are sent on it."""

@@ -33,7 +33,7 @@ class Post:
         self.stand.answer(self.chat, clients(*users, body=body))
         return token
 
-    def told(self, token: int | None = None) -> dict[str, str]:
+    def outcomes(self, token: int | None = None) -> dict[str, str]:
         """Return the outcomes of the only report."""
         return self.stand.report(self.bridge, token).recipients
 
@@ -41,7 +41,7 @@ class Post:
         """Send these bodies to bob, who is away."""
         for body in bodies:
             self.sends("bob", body=body, **meta)
-            assert self.told() == {"bob": "queued"}
+            assert self.outcomes() == {"bob": "queued"}
 
 
 def numbered(count: int, start: int = 0) -> list[bytes]:

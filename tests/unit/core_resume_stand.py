@@ -1,4 +1,4 @@
-"""A bridge that loses its link and resumes, and the server it belongs to."""
+"""A bridge that loses its link and resumes, and the server of that bridge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.core_stand import START, Stand
 
 
 class Bridge:
-    """A bridge that may lose its link and come back on another in the same life, with alice's and bob's sessions."""
+    """A bridge that may lose its link and return on another in the same life, with alice's and bob's sessions."""
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
@@ -23,7 +23,7 @@ class Bridge:
         self.stand.say(self.link, Open(2, "bob"))
 
     def goes(self) -> None:
-        """Lose the link, and every message on it that was not looked at."""
+        """Lose the link, and every message on the link that was not read."""
         self.stand.say(self.link, Goodbye(None))
         del self.stand.alive[self.link]
         self.stand.heard(self.link)

@@ -1,7 +1,7 @@
 """A stand for the broker's core: one server of a world, whose parties a test plays by hand.
 
-The router's writes are committed before its messages are read by the test, as its shell does; `commits = False` holds
-them back until `commit` is called.
+The router's writes are committed before a test reads the messages, as in the broker's shell; `commits = False` holds
+writes back until `commit` is called.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def handler(type_: str, body: bytes = b'"hi"') -> Command:
 
 
 class Stand(SimServer):
-    """One server of a world whose parties are played by hand, with all its messages sorted by link.
+    """A server of a world whose parties are played by hand, with all messages sorted by link.
 
-    `inbox` holds the messages not looked at yet. Links are silent and timers stand still but for the methods here. With
-    `commits` False, writes wait in `writes` and reads in `reads` until `commit`.
+    `inbox` holds the messages that were not read yet. Links are silent and timers stand still but for the methods here.
+    With `commits` False, writes wait in `writes` and reads in `reads` until `commit`.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Stand(SimServer):
             turn_s=None, tick_s=None, store=store or MemoryStore(epoch="store"), wall_offset_s=wall_offset_s, boot=boot,
         )  # fmt: skip
 
-    # --- what happens ---
+    # --- events ---
 
     @property
     def now(self) -> float:
-        """The server's own monotonic clock. Setting this clock leaves the other servers of the world as they are."""
+        """The server's own monotonic clock. A change of this clock leaves the world's other servers as they are."""
         return self.world.now + self.skew_s
 
     @now.setter
@@ -111,7 +111,7 @@ class Stand(SimServer):
         self.start()
 
     def tick(self) -> None:
-        """Let the router take in the time."""
+        """Pass the time to the router."""
         self.take(self.router.tick(self.now, self.wall_s))
 
     def take(self, effects: Effects) -> None:
@@ -173,7 +173,7 @@ class Stand(SimServer):
             self.say(link, Heartbeat())
         self.tick()
 
-    # --- what is on the disk ---
+    # --- the disk ---
 
     def kept(self, queue: str) -> list[Entry]:
         """Return the entries of a queue on the disk."""
@@ -186,12 +186,12 @@ class Stand(SimServer):
 
     @property
     def state(self) -> Inspection:
-        """Counts of everything the router holds."""
+        """Return counts of all state in the router."""
         return self.router.inspect()
 
     @property
     def queued(self) -> tuple[int, int]:
-        """Number of messages in all queues as the router counts them, and of bytes."""
+        """Return the number of messages in all queues as the router counts them, and of bytes."""
         queues = self.state.queues
         return queues.messages, queues.size_bytes
 
@@ -200,7 +200,7 @@ class Stand(SimServer):
         letters: list[DeadLetter] = self.store.read(FindDeadLetters(None, None, 10_000))
         return letters
 
-    # --- what was said ---
+    # --- messages sent ---
 
     def heard(self, link: Link) -> list[Message]:
         """Return and forget the messages sent to a link, heartbeats aside."""
@@ -244,7 +244,7 @@ class Stand(SimServer):
     def server(self, name: str, door: str = "ipc") -> Link:
         return self.join("server", name, door=door)
 
-    # --- what parties do ---
+    # --- acts of the parties ---
 
     def submit(self, bridge: Link, type_: str, body: bytes = b"1", *, session: int | None = 1, **meta: Any) -> int:
         token = next(self._tokens)
@@ -285,7 +285,7 @@ class Stand(SimServer):
         return answer
 
     def deliver(self, bridge: Link, *failed: tuple[int, str]) -> Deliver:
-        """Let the bridge make its only delivery, all targets but (t, reason)."""
+        """Let the bridge confirm its only delivery, with these failures as (t, reason)."""
         delivery = self.one(bridge, Deliver)
         self.say(bridge, Confirm(delivery.serial, [], [[delivery.serial, t, reason] for t, reason in failed]))
         return delivery

@@ -27,7 +27,7 @@ LETTERS = 3
 
 
 class Stand:
-    """A store of either kind; `again` kills the process and starts the next."""
+    """A store of either kind; `again` ends the process without a close and starts the next."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self._path = directory / "store.db"
@@ -43,7 +43,7 @@ class Stand:
         if isinstance(self.store, MemoryStore):
             self.store = self.store.copy()
         else:
-            self._old.append(self.store)  # still open: a killed process tidies nothing up
+            self._old.append(self.store)  # still open: a killed process closes no file
             self.store = SqliteStore(self._path, dead_letters=LETTERS)
         return self.store.open()
 

@@ -25,7 +25,7 @@ def test_any_text_is_an_address_or_refused_with_a_reason(text: str) -> None:
         try:
             parse(text)
         except ValueError as refusal:
-            assert repr(text)[1:-1][:5] in str(refusal)  # noqa: PT017 (either outcome is right; a refusal names the text)
+            assert repr(text)[1:-1][:5] in str(refusal)  # noqa: PT017 (either is right; a refusal names the text)
     is_loopback(text)
     if is_host_port(text):
         assert str(parse_host_port(text)).rpartition(":")[0] == text.rpartition(":")[0]

@@ -152,7 +152,7 @@ def test_a_process_is_ended_with_its_children(tmp_path: Path) -> None:
     assert children(parent.pid) == []
 
 
-def test_a_process_that_dies_is_told_by_its_last_line(tmp_path: Path) -> None:
+def test_dead_process_is_reported_with_its_last_line(tmp_path: Path) -> None:
     dying = Running(
         "dying", [sys.executable, "-c", "import sys; print('one', flush=True); sys.exit('port in use')"], tmp_path
     )

@@ -151,7 +151,7 @@ class TestDeliveries:
 
 
 class TestSlowReaders:
-    def test_full_out_queue_fails_frames_and_cuts_nobody(self) -> None:
+    def test_full_out_queue_fails_frames_and_cuts_no_connection(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         bob.blocked = True
@@ -166,7 +166,7 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is None
 
-    def test_burst_to_a_reader_cuts_nobody(self) -> None:
+    def test_burst_to_a_reader_cuts_no_connection(self) -> None:
         scene = Scene(out_queue=3000)
         bob = scene.log_in("bob")
         body = json.dumps("x" * 900).encode()
@@ -275,7 +275,7 @@ class TestSlowReaders:
         scene.bridge.tick()
         assert bob.aborted is not None
 
-    def test_last_frame_to_a_stalled_reader_blocks_nobody(self) -> None:
+    def test_last_frame_to_a_stalled_reader_blocks_no_other(self) -> None:
         scene = Scene()
         connection = scene.connect()
         connection.blocked = True
@@ -469,7 +469,7 @@ def test_reports_are_counted_in_the_next_confirmation() -> None:
     scene.broker(*(Report(token, 0, None, "s/1", {}) for token in tokens[:2]))
     assert scene.take(Confirm) == [Confirm(0, [], [], 2)]
     scene.broker(Deliver(1, "s/3.0", "t", b"1", [[0, connection.session.number]], tokens[2], {"message": "s/3"}))
-    assert scene.take(Confirm) == [Confirm(1, [], [], 2)]  # that report was no message of the broker's
+    assert scene.take(Confirm) == [Confirm(1, [], [], 2)]  # the bridge made that report itself
     scene.broker(Report(99, 0, None, "s/9", {}))
     assert scene.take(Confirm) == [Confirm(1, [], [], 3)]
     scene.broker(

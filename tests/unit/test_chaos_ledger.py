@@ -1,4 +1,4 @@
-"""The ledger of chaos runs finds what is wrong: each rule, broken once."""
+"""The ledger of chaos runs finds faults: each rule, broken once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL = (got("ann"), got("bob"), got("bea"))
 
 
 EPOCH_S = 1_000_000.0
-"""What the true clock showed at 0.0 of the journals."""
+"""Reading of the true clock at 0.0 of the journals."""
 
 
 def judged(*records: Record, happened: Happened | None = None, letters: Sequence[DeadLetter] = ()) -> Verdict:
@@ -43,7 +43,7 @@ def judged(*records: Record, happened: Happened | None = None, letters: Sequence
 
 
 def killed(where: str, *times: tuple[float, float], kills: bool = True) -> Happened:
-    """What happened where something there was killed (or frozen) from then until then."""
+    """Return the kills (or freezes) of a process at `where`, each from one time until another."""
     happened = Happened(EPOCH_S)
     for from_s, until_s in times:
         happened.ends(happened.begins(where, kills=kills, at_s=from_s), until_s)
@@ -59,7 +59,7 @@ def one_wrong(verdict: Verdict) -> str:
     return wrong
 
 
-def test_what_everybody_received_once_is_in_order() -> None:
+def test_messages_received_once_are_clean() -> None:
     verdict = judged(SENT, GOOD, *ALL, Closed(9.0))
     assert verdict.clean
     assert (verdict.promises, verdict.marked, verdict.good, verdict.unclaimed) == (3, 0, 1, 0)
@@ -69,26 +69,26 @@ def test_a_receipt_that_is_read_before_its_message_is_known_counts() -> None:
     assert judged(*ALL, GOOD, SENT).clean
 
 
-def test_what_was_reported_good_and_did_not_come_is_lost() -> None:
+def test_message_with_a_good_report_and_no_receipt_is_lost() -> None:
     verdict = judged(SENT, GOOD, got("ann"), got("bea"))
     assert not verdict.clean
     assert verdict.lost == [(1, "bob")]
 
 
 @pytest.mark.parametrize("outcome", ["delivered", "queued", "sent"])
-def test_a_bad_report_promises_what_it_names(outcome: str) -> None:
+def test_bad_report_promises_the_recipients_that_did_not_fail(outcome: str) -> None:
     report = Told(1, False, "not-connected", {"ann": "failed:not-connected", "s2": outcome}, "s1/e/1", 2.0)
     assert judged(SENT, report, TOLD_LATER).lost == [(1, "bob"), (1, "bea")]
 
 
-def test_a_bad_report_that_names_nobody_promises_nothing() -> None:
+def test_bad_report_without_recipients_promises_nothing() -> None:
     verdict = judged(SENT, Told(1, False, "no-handler", {}, "s1/e/1", 2.0), got("ann"))
     assert verdict.clean
     assert (verdict.promises, verdict.bad) == (0, {"no-handler": 1})
 
 
 @pytest.mark.parametrize("reason", ["expired", "mailbox-full", "unknown-user", "timeout", "not-connected"])
-def test_a_later_failure_that_no_fault_explains_is_wrong_and_forgives_nothing(reason: str) -> None:
+def test_late_failure_without_a_fault_is_wrong_and_ends_no_promise(reason: str) -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     verdict = judged(SENT, report, Later("s1/e/1", "s2", f"failed:{reason}", 3.0), got("ann"))
     assert verdict.lost == [(1, "bob"), (1, "bea")]
@@ -96,7 +96,7 @@ def test_a_later_failure_that_no_fault_explains_is_wrong_and_forgives_nothing(re
     assert "of s2 failed later, which no fault explains" in wrong
 
 
-def test_what_a_later_outcome_calls_failed_by_a_fault_is_promised_no_longer() -> None:
+def test_late_failure_by_a_fault_ends_the_promise() -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     later = Later("s1/e/1", "s2", "failed:handler-lost", 3.0)
     happened = killed("s2", *THRICE)
@@ -107,7 +107,7 @@ def test_what_a_later_outcome_calls_failed_by_a_fault_is_promised_no_longer() ->
     assert judged(SENT, report, TOLD_LATER, got("ann")).lost == [(1, "bob"), (1, "bea")]
 
 
-def test_who_asked_what_became_of_the_queued_must_hear_it() -> None:
+def test_requested_late_outcome_must_come() -> None:
     report = Told(1, True, None, {"ann": "delivered", "s2": "queued"}, "s1/e/1", 2.0)
     assert judged(SENT, report, TOLD_LATER, *ALL).clean
     assert "never told what became of s2" in judged(SENT, report, *ALL).wrong[0]
@@ -119,15 +119,15 @@ def test_two_reports_are_wrong() -> None:
 
 def test_a_message_without_a_report_is_wrong_where_its_sender_ended_well() -> None:
     assert "never reported" in judged(SENT, Closed(9.0)).wrong[0]
-    assert judged(SENT).clean  # it was killed
+    assert judged(SENT).clean  # the sender was killed
     assert judged(SENT, GivenUp(1, "connection lost", 4.0), Closed(9.0)).clean
 
 
-def test_what_nobody_sent_is_wrong() -> None:
+def test_message_that_was_not_sent_is_wrong() -> None:
     assert "never sent" in judged(got("ann")).wrong[0]
 
 
-def test_a_user_it_was_not_for_is_wrong() -> None:
+def test_receipt_of_another_user_is_wrong() -> None:
     assert "whom it was not for" in judged(SENT, GOOD, *ALL, got("amy")).wrong[0]
 
 
@@ -146,7 +146,7 @@ def test_a_repetition_is_marked_whatever_its_id() -> None:
         assert unmarked.marked == 0
 
 
-def test_what_was_sent_again_may_overtake_the_first_under_another_id_but_not_under_its_own() -> None:
+def test_repeat_may_overtake_the_first_under_another_id_alone() -> None:
     others = got("ann"), got("bea")
     overtaking = got("bob", "new", marked=True, at_s=2.5)
     assert judged(SENT, GOOD, *others, got("bob"), overtaking).clean
@@ -226,7 +226,7 @@ def test_poison_is_given_up_after_three_deaths_and_not_many_more() -> None:
     assert "poison kills 7 handlers" in one_wrong(late)
 
 
-def test_what_is_given_up_leaves_a_letter_and_poison_is_not_good() -> None:
+def test_given_up_message_is_a_dead_letter_and_poison_is_not_good() -> None:
     assert "there is no dead letter" in one_wrong(judged(POISON, BLAMED, *deaths(3), happened=killed("s1")))
     assert "reported good, and it kills" in one_wrong(judged(POISON, GOOD))
     assert "never sent" in one_wrong(judged(happened=killed("s1"), letters=[letter()]))
@@ -236,7 +236,7 @@ def test_what_is_given_up_leaves_a_letter_and_poison_is_not_good() -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 86_400.0, -86_400.0, 60.0])
-def test_a_letter_has_the_date_that_its_servers_clock_showed(ahead_s: float) -> None:
+def test_dead_letter_has_the_date_of_its_servers_clock(ahead_s: float) -> None:
     def dated(at_s: float) -> Verdict:
         happened = killed("s1", *THRICE)
         happened.clock_set("s1", ahead_s, 1.0)
@@ -278,11 +278,11 @@ def out(native: str) -> Sent:
     return Sent(1, "out", {native: [native]}, 1.0)
 
 
-def test_a_native_server_that_reports_is_never_only_sent_to_nor_a_mute_one_delivered_to() -> None:
+def test_native_server_with_reports_is_never_sent_and_a_mute_one_never_delivered() -> None:
     for native, good, bad in (("n1", "delivered", "sent"), ("n2", "sent", "delivered")):
         for outcome, clean in ((good, True), (bad, False)):
-            told = Told(1, True, None, {native: outcome}, "s1/e/1", 2.0)
-            assert judged(out(native), told, got(native)).clean is clean
+            report = Told(1, True, None, {native: outcome}, "s1/e/1", 2.0)
+            assert judged(out(native), report, got(native)).clean is clean
             queued = Told(1, True, None, {native: "queued"}, "s1/e/1", 2.0)
             assert judged(out(native), queued, Later("s1/e/1", native, outcome, 3.0), got(native)).clean is clean
     assert "n1 is said to be sent" in one_wrong(
@@ -290,21 +290,23 @@ def test_a_native_server_that_reports_is_never_only_sent_to_nor_a_mute_one_deliv
     )
 
 
-def test_what_a_mute_server_was_sent_and_did_not_get_is_lost_unless_it_was_killed_meanwhile() -> None:
-    told = Told(1, True, None, {"n2": "sent"}, "s1/e/1", 2.0)
-    assert judged(out("n2"), told).lost == [(1, "n2")]
-    assert judged(out("n2"), told, happened=killed("n2", (1.5, 3.0))).clean
+def test_message_sent_to_a_mute_server_without_a_receipt_is_lost_unless_the_server_was_killed() -> None:
+    report = Told(1, True, None, {"n2": "sent"}, "s1/e/1", 2.0)
+    assert judged(out("n2"), report).lost == [(1, "n2")]
+    assert judged(out("n2"), report, happened=killed("n2", (1.5, 3.0))).clean
     for where, times in (("n1", (1.5, 3.0)), ("s1", (1.5, 3.0)), ("n2", (10.0, 11.0))):
-        assert judged(out("n2"), told, happened=killed(where, times)).lost == [(1, "n2")]
+        assert judged(out("n2"), report, happened=killed(where, times)).lost == [(1, "n2")]
     reporting = Told(1, True, None, {"n1": "delivered"}, "s1/e/1", 2.0)
     assert judged(out("n1"), reporting, happened=killed("n1", (1.5, 3.0))).lost == [(1, "n1")]
 
 
-def test_a_native_server_tells_what_comes_again_by_its_mark() -> None:
-    told = Told(1, True, None, {"n1": "delivered"}, "s1/e/1", 2.0)
+def test_repeat_to_a_native_server_needs_the_mark() -> None:
+    report = Told(1, True, None, {"n1": "delivered"}, "s1/e/1", 2.0)
     again = got("n1", "id", marked=True, at_s=4.0)
-    assert judged(out("n1"), told, got("n1"), again).clean
-    assert "received again by n1 without the mark" in one_wrong(judged(out("n1"), told, got("n1"), got("n1", at_s=4.0)))
+    assert judged(out("n1"), report, got("n1"), again).clean
+    assert "received again by n1 without the mark" in one_wrong(
+        judged(out("n1"), report, got("n1"), got("n1", at_s=4.0))
+    )
 
 
 # --- order ----------------------------------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def test_a_lane_whose_order_is_by_type_comes_in_order() -> None:
         assert judged(*sent, placed(1, 4.0, 7, **free), placed(2, 3.0, 8)).clean
 
 
-def test_what_one_user_says_in_line_comes_in_order() -> None:
+def test_ordered_messages_of_one_user_come_in_order() -> None:
     sent = [Sent(number, "line", {"ann": ["ann"]}, float(number)) for number in (1, 2)]
     first, second = (Got(number, "ann", f"id-{number}", False, True, "ann#1", 0.0) for number in (1, 2))
     assert judged(*sent, replace(first, at_s=3.0), replace(second, at_s=4.0)).clean
@@ -332,10 +334,10 @@ def test_what_one_user_says_in_line_comes_in_order() -> None:
     assert judged(*talk, replace(first, at_s=4.0), replace(second, at_s=3.0)).clean
 
 
-# --- what is left on disk -------------------------------------------------------------------------------------------
+# --- messages left on disk ---
 
 
-def test_what_still_waits_in_a_store_is_told_but_for_a_sender(tmp_path: Path) -> None:
+def test_messages_left_in_a_store_are_listed_except_those_to_senders(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with closing(SqliteStore(tmp_path / "data" / "store.db")) as store:
         store.open()
@@ -359,5 +361,5 @@ def test_a_crash_is_found_in_the_logs(tmp_path: Path) -> None:
     (tmp_path / "up.log").write_text("s1 serves\n")
     assert crashes(tmp_path) == []
     (tmp_path / "s1" / "up.log").write_text("broken:\nTraceback (most recent call last):\n  File x\nKeyError: 1\n")
-    (told,) = crashes(tmp_path)
-    assert told.startswith("a crash in up.log:\nbroken:\n") and "KeyError: 1" in told
+    (crash,) = crashes(tmp_path)
+    assert crash.startswith("a crash in up.log:\nbroken:\n") and "KeyError: 1" in crash

@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,7 +152,7 @@ def assert_only_messages(answer: Sequence[object]) -> None:
         if isinstance(message, Malformed):
             assert message.token is None or 0 <= message.token <= MAX_TOKEN
         else:
-            encode([message])  # type: ignore[list-item]  # it is of one of the classes of the table, or this fails
+            encode([message])  # type: ignore[list-item]  # of a class in the table, or this fails
 
 
 @given(st.lists(st.binary(max_size=200), max_size=3))

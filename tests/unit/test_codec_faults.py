@@ -1,5 +1,4 @@
-"""A message that cannot be sent costs nothing but itself: all others keep their order, and a waiting requester is
-answered."""
+"""An unsendable message costs nothing but itself: all others keep their order, and a waiting requester is answered."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import random
 import struct
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 import pytest
 
 from bester.broker.wire import codec
@@ -72,10 +71,10 @@ UNSENDABLE: dict[str, Message] = {
     "a body that is no bytes": Reply(1, 0, [to("bob", 7)]),
     "a long body that is no bytes": Reply(1, 0, [to("bob", "x" * (INLINE_BYTES + 1))]),
     "a body without a length": Reply(1, 0, [to("bob", Unsized())]),
-    "commands that are none": Reply(1, 0, [5]),  # type: ignore[list-item]  # the point of the test
-    "no commands at all": Reply(1, 0, None),  # type: ignore[arg-type]  # the same
+    "commands that are none": Reply(1, 0, [5]),  # type: ignore[list-item]  # wrong on purpose
+    "no commands at all": Reply(1, 0, None),  # type: ignore[arg-type]  # wrong on purpose
     "a half in an address": Login(1, "u", "p", HALF),
-    "no message": 5,  # type: ignore[dict-item]  # the same
+    "no message": 5,  # type: ignore[dict-item]  # wrong on purpose
 }
 
 

@@ -55,6 +55,6 @@ def test_ready_message_takes_over_the_mark_of_its_duplicate() -> None:
     submits()  # ready, and never sent
     stand.restart()
     assert [each.meta.get("repeated") for each in stand.kept("user/bob")] == [None]
-    submits(attempt=2)  # the same message is submitted again by a bridge without a report on it
+    submits(attempt=2)  # a bridge without a report on the message submits it again
     bob = stand.bridge("bob")
     assert stand.one(bob, Deliver).meta.get("redelivered") is True

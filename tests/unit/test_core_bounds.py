@@ -1,5 +1,4 @@
-"""What a party may make the broker remember is bounded: whoever says ever new things has the oldest forgotten, or is
-told so."""
+"""State that a party can make grow is bounded: above a bound the oldest is forgotten, or the party refused."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ def town(limits: Limits, users: frozenset[str] = frozenset({"alice", "bob"})) ->
 # --- sessions of a bridge ---
 
 
-def test_a_bridge_has_so_many_sessions_and_no_more() -> None:
+def test_sessions_of_a_bridge_are_bounded() -> None:
     directory = Directory(max_sessions=2)
     assert [directory.open(HERE, number, "alice") for number in (1, 2, 3, 2, 1)] == [True, True, False, True, True]
     assert directory.places("alice") == {HERE: {1: None, 2: None}}
@@ -78,7 +77,7 @@ def test_a_session_above_the_bound_is_closed_and_a_login_refused() -> None:
 
 
 @pytest.mark.parametrize("epoch", ["x" * 65, "x" * 100_000, "a\nb", "\x00", "\x1b[31m", "\ud800", "", 7, None, ["x"]])
-def test_an_epoch_that_no_id_may_hold_is_replaced_by_one_of_the_brokers_own(epoch: object) -> None:
+def test_invalid_epoch_is_replaced_by_one_of_the_brokers_own(epoch: object) -> None:
     stand = town(Limits())
     bridge = stand.join("bridge", "b", {"epoch": epoch})
     stand.say(bridge, Open(1, "alice"))
@@ -107,7 +106,7 @@ class Life:
         self.stand.say(self.link, Submit(token, 1, "chat", b"1", meta))
 
 
-def test_of_bridges_that_are_gone_the_one_that_went_first_is_forgotten() -> None:
+def test_bridge_that_has_been_gone_longest_is_forgotten() -> None:
     stand = town(Limits(max_resumes=2))
     chat = stand.handler("chat")
     lives = [Life(stand, epoch) for epoch in "abc"]
@@ -116,17 +115,17 @@ def test_of_bridges_that_are_gone_the_one_that_went_first_is_forgotten() -> None
         life.submits(1)
         stand.answer(chat)
         life.goes()
-    for life in (lives[1], lives[2]):  # what was reported to these, and may not have been heard, is told again
+    for life in (lives[1], lives[2]):  # unacknowledged reports of these lives are sent again
         life.comes()
         life.submits(1, attempt=2)
         assert stand.one(life.link, Report).token == 1
         assert stand.heard_of(chat, Request) == []
-    lives[0].comes()  # of this one nothing is known any more: its message is done again, marked
+    lives[0].comes()  # the first life is forgotten: its message is processed again, marked
     lives[0].submits(1, attempt=2)
     assert stand.answer(chat).meta["attempt"] == 2
 
 
-def test_bridges_that_are_there_are_never_forgotten() -> None:
+def test_linked_bridges_are_never_forgotten() -> None:
     stand = town(Limits(max_resumes=1))
     chat = stand.handler("chat")
     lives = [Life(stand, f"x{number}") for number in range(5)]
@@ -154,8 +153,8 @@ def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool)
         if relinks:
             life.goes()
             life.comes()
-    told = {way: size for way, size in census(stand.router, (Settings, MemoryStore)).items() if way.endswith("._sent")}
-    assert set(told.values()) == {0 if relinks else 3}
+    kept = {way: size for way, size in census(stand.router, (Settings, MemoryStore)).items() if way.endswith("._sent")}
+    assert set(kept.values()) == {0 if relinks else 3}
     life.goes()
     life.comes()
     for token in range(1, 7):
@@ -186,7 +185,7 @@ def test_a_bridge_that_counts_its_reports_loses_none_however_many_there_are() ->
 # --- types ---
 
 
-def test_types_asked_for_in_order_that_nobody_serves_make_room_for_those_that_are_served() -> None:
+def test_ordered_types_without_a_handler_make_room_for_served_ones() -> None:
     stand = town(Limits(max_types=3))
     bridge = stand.bridge("alice")
     fickle = stand.handler("t0", order={"t0": "user"})
@@ -211,7 +210,7 @@ def test_an_order_that_is_served_or_waited_for_is_not_forgotten() -> None:
     assert sorted(len(stand.heard_of(worker, Request)) for worker in crew) == [0, 1]
 
 
-def test_a_handler_that_serves_ever_other_types_leaves_nothing_behind() -> None:
+def test_handler_that_keeps_changing_its_types_leaves_no_state() -> None:
     stand = town(Limits(max_types=3))
     bridge = stand.bridge("alice")
     fickle = stand.handler("t0")
@@ -220,7 +219,7 @@ def test_a_handler_that_serves_ever_other_types_leaves_nothing_behind() -> None:
     sizes = census(stand.router, (Settings, MemoryStore))
     assert [way for way, size in sizes.items() if size >= 100 and not way.endswith(LENGTH)] == []
     stand.heard(fickle)
-    stand.submit(bridge, "t199")  # and what it serves now is served
+    stand.submit(bridge, "t199")  # and the type served now is served
     assert stand.request(fickle).type == "t199"
 
 

@@ -18,13 +18,13 @@ def case(kind: Kind = Kind.SUBMIT) -> Case:
     return Case(kind, HERE, 7, "m", "m")
 
 
-def test_all_delivered_names_nobody() -> None:
+def test_report_of_full_delivery_has_no_recipients() -> None:
     one = case()
     one.record("alice", "delivered")
     assert one.answer(7) == Report(7, 0, None, "m", {})
 
 
-def test_outcome_other_than_delivered_names_everybody() -> None:
+def test_outcome_other_than_delivered_names_every_recipient() -> None:
     one = case()
     one.record("alice", "delivered")
     one.record("s2", "sent")
@@ -41,7 +41,7 @@ def test_the_first_failure_is_the_reason() -> None:
     assert report.recipients == {"a": "queued", "b": "failed:unreachable", "c": "failed:timeout"}
 
 
-def test_the_message_itself_may_fail_and_names_nobody() -> None:
+def test_failed_message_itself_has_no_recipients() -> None:
     one = case()
     one.record(None, failed("unknown-type"))
     assert one.answer(7) == Report(7, 1, "unknown-type", "m", {})
@@ -56,8 +56,8 @@ def test_an_emission_gets_an_outcome_and_a_relay_its_worst() -> None:
         assert relay.answer(7) == Relayed(7, outcome, {"carried": True} if status else {})
 
 
-def test_relayed_counts_queued_results_and_says_carried() -> None:
-    """A server may send the message again where nothing was carried out; otherwise that would be done twice."""
+def test_relayed_counts_queued_results_and_has_the_carried_mark() -> None:
+    """A server may send the message again where nothing was carried out; otherwise the work would be done twice."""
     refused, waits, mixed = case(Kind.RELAY), case(Kind.RELAY), case(Kind.RELAY)
     refused.record(None, failed("no-handler"))
     assert refused.answer(1) == Relayed(1, "failed:no-handler", {})

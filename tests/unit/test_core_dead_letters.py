@@ -165,14 +165,14 @@ def test_each_type_has_a_timeout() -> None:
     ward = Ward(Limits(request_s=10.0), quick=Budget(1.0, 3), slow=Budget(40.0, 3))
     ward.stand.handler("quick", "slow", "other")
     tokens = {type_: ward.stand.submit(ward.bridge, type_) for type_ in ("slow", "other", "quick")}
-    told: dict[int, float] = {}
+    ended: dict[int, float] = {}
     start = ward.stand.now
     while ward.stand.now < start + 45.0:
         ward.stand.wait(0.5)
         for report in ward.stand.heard_of(ward.bridge, Report):
             assert report.reason == "timeout"
-            told[report.token] = ward.stand.now - start
-    assert told == {tokens["quick"]: 1.0, tokens["other"]: 10.0, tokens["slow"]: 40.0}
+            ended[report.token] = ward.stand.now - start
+    assert ended == {tokens["quick"]: 1.0, tokens["other"]: 10.0, tokens["slow"]: 40.0}
 
 
 def test_configured_timeout_is_stronger_than_a_longer_lease() -> None:
@@ -200,11 +200,11 @@ def test_lease_counts_where_attempts_alone_are_configured() -> None:
 def test_request_carries_a_configured_timeout() -> None:
     ward = Ward(quick=Budget(2.0, 3))
     worker = ward.stand.handler("quick", "other")
-    told: list[Any] = []
+    deadlines: list[Any] = []
     for type_, meta in (("quick", {}), ("quick", {"ttl_s": 1.5}), ("quick", {"ttl_s": 9}), ("other", {"ttl_s": 9})):
         ward.stand.submit(ward.bridge, type_, **meta)
-        told.append(ward.stand.answer(worker).meta["deadline_ms"])
-    assert told == [2000, 1500, 2000, 9000]
+        deadlines.append(ward.stand.answer(worker).meta["deadline_ms"])
+    assert deadlines == [2000, 1500, 2000, 9000]
     ward.stand.submit(ward.bridge, "other")
     assert "deadline_ms" not in ward.stand.request(worker).meta
 
@@ -302,7 +302,7 @@ def test_dead_letters_are_dropped_by_id_by_type_or_all(argument: Any, dropped: i
 # --- replays --------------------------------------------------------------------------------------------------------
 
 
-def test_replayed_letter_reaches_a_handler_unchanged_and_is_dropped_after_success() -> None:
+def test_replayed_dead_letter_reaches_a_handler_unchanged_and_is_dropped_after_success() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(body=b"[7]", times=1)
     well = ward.stand.handler("t")
@@ -323,7 +323,7 @@ def test_replayed_letter_reaches_a_handler_unchanged_and_is_dropped_after_succes
     assert ward.stand.router.idle
 
 
-def test_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
+def test_dead_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
     ward = Ward(Limits(attempts=1, request_s=3.0))
     id_ = ward.murder(times=1)
     bad = ward.stand.handler("t")
@@ -337,7 +337,7 @@ def test_letter_that_fails_again_stays_once_with_the_new_reason() -> None:
     assert ward.stand.router.idle
 
 
-def test_letter_is_not_replayed_twice_at_once() -> None:
+def test_dead_letter_is_not_replayed_twice_at_once() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     well = ward.stand.handler("t")
@@ -347,7 +347,7 @@ def test_letter_is_not_replayed_twice_at_once() -> None:
     assert ward.asks("deadReplay", {}).value == {"replayed": 0, "left": 0}
 
 
-def test_letter_is_replayed_as_another_type() -> None:
+def test_dead_letter_is_replayed_as_another_type() -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(body=b"[7]", times=1)
     mended = ward.stand.handler("mended")
@@ -357,7 +357,7 @@ def test_letter_is_replayed_as_another_type() -> None:
 
 
 @pytest.mark.parametrize("as_", ["bester.x", "dummy", "nobody"])
-def test_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
+def test_dead_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
     ward = Ward(Limits(attempts=1))
     ward.murder(times=1)
     answer = ward.asks("deadReplay", {"as": as_})
@@ -369,8 +369,8 @@ def test_letter_is_not_replayed_as_a_type_without_handlers(as_: str) -> None:
 def test_every_dead_letter_gives_a_notice() -> None:
     ward = Ward(Limits(attempts=1))
     id_ = ward.murder(times=1)
-    told = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
-    assert told == [Notice("dead-letter", {"id": id_, "type": "t", "reason": "handler-lost"})]
+    notices = [notice for notice in ward.stand.notices if notice.event == "dead-letter"]
+    assert notices == [Notice("dead-letter", {"id": id_, "type": "t", "reason": "handler-lost"})]
     ward.stand.notices.clear()
     ward.stand.restart()
     ward.stand.wait(0.5)
@@ -423,7 +423,7 @@ def test_one_question_replays_a_bounded_number() -> None:
     assert [letter.id for letter in ward.letters()] == ["later", letters[MAX_REPLAYED - 1].id]
 
 
-def test_all_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_dead_letters_are_dropped_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(letters_module, "MAX_LISTED", 2)
     ward = Ward()
     ward.stand.store.commit([Bury(DeadLetter(f"{number}", "t", b"1", "timeout", START, {})) for number in range(5)])
@@ -448,7 +448,7 @@ def test_replay_as_another_type_reaches_the_recipients_of_the_first_attempt() ->
     ward.asks("deadReplay", {"as": "mended"})
     assert ward.stand.request(bad).meta["id"].startswith(f"{id_}.")
     ward.kill(bad)
-    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # still one letter
+    assert [(letter.id, letter.type) for letter in ward.letters()] == [(id_, "mended")]  # still one dead letter
     well = ward.stand.handler("other")
     ward.asks("deadReplay", {"as": "other"})
     ward.stand.answer(well, clients("bob"))
@@ -473,7 +473,7 @@ def unwanted(ward: Ward) -> DeadLetter:
     return ward.letters()[0]
 
 
-def test_letter_that_a_server_refused_goes_to_that_server_again() -> None:
+def test_dead_letter_that_a_server_refused_goes_to_that_server_again() -> None:
     ward = Ward()
     letter = unwanted(ward)
     assert ward.asks("deadReplay", {"id": letter.id}).value == {"replayed": 1, "left": 0}
@@ -486,7 +486,7 @@ def test_letter_that_a_server_refused_goes_to_that_server_again() -> None:
     assert ward.letters() == []
 
 
-def test_letter_that_is_refused_again_is_one_dead_letter() -> None:
+def test_dead_letter_that_is_refused_again_is_still_one() -> None:
     ward = Ward()
     letter = unwanted(ward)
     for _ in range(2):
@@ -497,7 +497,7 @@ def test_letter_that_is_refused_again_is_one_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("trouble", ["full", "bounds"])
-def test_letter_without_room_in_its_lane_stays_a_dead_letter(trouble: str) -> None:
+def test_dead_letter_without_room_in_its_lane_stays(trouble: str) -> None:
     ward = Ward(messages=1)
     letter = unwanted(ward)
     bob = ward.stand.bridge("bob")
@@ -523,7 +523,7 @@ def test_letter_without_room_in_its_lane_stays_a_dead_letter(trouble: str) -> No
 
 
 def test_message_in_a_mailbox_becomes_no_dead_letter() -> None:
-    """The sender has the outcome, and nobody but the user could want the message."""
+    """The sender has the outcome, and no one but the user could want the message."""
     ward = Ward()
     chat = ward.stand.handler("chat")
     ward.stand.submit(ward.bridge, "chat")

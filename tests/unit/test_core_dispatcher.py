@@ -1,4 +1,4 @@
-"""The way of a message: one report each, with the outcome of every result, whichever way the message ends."""
+"""The way of a message: one report each, with the outcome of every result, at each possible end."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_confirmations_that_repeat_or_run_ahead_change_nothing() -> None:
 # --- handlers that fail -----------------------------------------------------------------------------------------------
 
 
-def test_a_type_nobody_ever_served_is_unknown_at_once() -> None:
+def test_type_without_any_handler_so_far_is_unknown_at_once() -> None:
     stand = Stand()
     bridge = stand.bridge("alice")
     token = stand.submit(bridge, "nonsense")
@@ -212,7 +212,7 @@ def test_a_type_nobody_ever_served_is_unknown_at_once() -> None:
 
 
 @pytest.mark.parametrize(("after_s", "code"), [(1.0, "no-handler"), (61.0, "unknown-type")])
-def test_after_a_start_servers_are_told_to_try_again(after_s: float, code: str) -> None:
+def test_after_a_start_servers_must_retry(after_s: float, code: str) -> None:
     stand = federated(accept="open")
     peer = stand.server("s2")
     bridge = stand.bridge("alice")

@@ -178,7 +178,7 @@ def test_long_outcome_is_sent_in_full_once_and_remembered_in_short() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "a\nb", "nul\0"])
-def test_a_type_is_a_name(name: str) -> None:
+def test_invalid_type_name_is_refused(name: str) -> None:
     stand = federated()
     link = stand.link()
     stand.say(link, Hello(1, "handler", "h", {"types": [name]}))

@@ -85,7 +85,7 @@ def test_a_server_that_is_not_configured(target: str, accept: str, code: str) ->
     finished(stand)
 
 
-def test_another_address_is_tried_where_everybody_is_welcome() -> None:
+def test_unlisted_address_is_tried_where_accept_is_open() -> None:
     stand = federated("open")
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")
@@ -192,7 +192,7 @@ def test_answer_on_another_link_is_ignored() -> None:
     finished(stand)
 
 
-def test_relay_without_room_in_its_lane_is_queued_and_holds_up_no_other() -> None:
+def test_relay_without_room_in_its_lane_is_queued_and_delays_no_other() -> None:
     stand = federated(max_lane=1)
     bridge, one = stand.bridge("alice"), stand.handler("one")
     stand.submit(bridge, "one")

@@ -1,4 +1,4 @@
-"""How long what became of a message can be asked for: its time to live, and seven days."""
+"""An outcome can be asked for until the message's time to live and seven more days are over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_an_outcome_is_known_for_the_time_to_live_and_seven_days_more() -> None:
     message = stand.report(bridge).message
     stand.wait(12.0)
     assert stand.ask(bridge, "outcome", [1, message]).value == {"bob": "failed:expired"}
-    stand.now += 6.9 * DAY_S  # as a server that was asleep: nobody is heard, and nobody is given up for that
+    stand.now += 6.9 * DAY_S  # as a server that was asleep: silent peers are not given up for that
     stand.wait(700.0, step_s=1.0)
     assert stand.ask(bridge, "outcome", [1, message]).value == {"bob": "failed:expired"}
     stand.now += 0.2 * DAY_S

@@ -1,4 +1,4 @@
-"""Native servers whose names are looked up: until one is known it is told to come again, and nothing of it ends."""
+"""Native servers whose names are looked up: a server must retry until its name is known, and loses no message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bester.broker.wire.outcomes import AGAIN, OUTCOME_TYPE
 from tests.unit.core_stand import START, Stand, servers
 
 AWAY = "10.0.0.99"
-"""An address of nobody's."""
+"""An address of no server."""
 
 
 class Gate:
@@ -38,7 +38,7 @@ class Gate:
         self.handler = self.stand.handler("one", "two")
 
     def knows(self, *, at: float = START, **addresses: str) -> None:
-        """The table is known anew: server=address; who is not named is not known."""
+        """Pass a new table, server=address, to the router; the other names are unknown."""
         where: dict[str, tuple[str, ...]] = {"10.0.0.1": ("fixed",)}
         for name, address in addresses.items():
             where[address] = (*where.get(address, ()), name)
@@ -47,41 +47,41 @@ class Gate:
         self.stand.take(self.stand.router.on_hosts_changed(hosts, self.stand.now))
 
     def comes(self, claimed: str | None, address: str = AWAY, type_: str = "two", **meta: Any) -> str:
-        """A native server sends a message; returns what becomes of it at once: see `now`."""
+        """Let a native server send a message; return the immediate result, as `now` does."""
         if claimed is not None:
             meta["server"] = claimed
         self.token = self.stand.submit(self.bridge, type_, session=None, scope="server", address=address, **meta)
         return self.now()
 
     def now(self) -> str:
-        """Return "in" where a message was taken, "waits" where nothing was said of it, else the code it was told."""
+        """Return "in" for a message that was taken, "waits" for one without a report, else the reason of its report."""
         if self.stand.heard_of(self.handler, Request):
             return "in"
         reports = self.stand.heard_of(self.bridge, Report)
         return (reports[-1].reason or "good") if reports else "waits"
 
     def in_the_end(self) -> str:
-        """Return the same after a while in which no name could be looked up."""
+        """Return the result after a time in which no name could be looked up."""
         self.stand.wait(WAIT_S)
         return self.now()
 
     def doubts(self) -> list[set[str]]:
-        """Whom the shell was asked to look up since this was last asked."""
+        """Return the names that the shell was asked to look up since the last call."""
         asked, self.stand.looked_up = self.stand.looked_up, []
         return [set(each) for each in asked]
 
 
 @pytest.mark.parametrize(
-    ("claimed", "address", "type_", "told"),
+    ("claimed", "address", "type_", "result"),
     [
         ("named", AWAY, "two", COME_AGAIN),
         ("only", AWAY, "one", COME_AGAIN),
-        ("only", AWAY, "two", "not-allowed"),  # wherever it is: it may not send this
-        ("other", AWAY, "two", COME_AGAIN),  # `named`, perhaps, under its own name
+        ("only", AWAY, "two", "not-allowed"),  # refused at any address: `only` may not send this type
+        ("other", AWAY, "two", COME_AGAIN),  # perhaps `named`, under its own name
         (None, AWAY, "two", COME_AGAIN),
         (None, AWAY, "one", COME_AGAIN),
         ("fixed", AWAY, "two", "not-allowed"),
-        ("named", "10.0.0.1", "two", COME_AGAIN),  # on the host of another
+        ("named", "10.0.0.1", "two", COME_AGAIN),  # at the address of `fixed`
         ("other", "10.0.0.1", "two", "in"),
         (None, "10.0.0.1", "two", "in"),
         ("fixed", "10.0.0.1", "two", "in"),
@@ -89,20 +89,20 @@ class Gate:
         ("named", AWAY, "builtin", "reserved"),
     ],
 )
-def test_until_a_name_is_known_who_may_be_it_comes_again(
-    claimed: str | None, address: str, type_: str, told: str
+def test_server_that_may_have_an_unknown_name_must_retry(
+    claimed: str | None, address: str, type_: str, result: str
 ) -> None:
     gate = Gate()
     at_once = gate.comes(claimed, address, type_)
-    assert at_once == ("waits" if told == COME_AGAIN else told)
-    assert bool(gate.doubts()) == (told == COME_AGAIN)
+    assert at_once == ("waits" if result == COME_AGAIN else result)
+    assert bool(gate.doubts()) == (result == COME_AGAIN)
     if at_once == "waits":
-        assert gate.in_the_end() == told
+        assert gate.in_the_end() == result
     assert gate.stand.router.idle or at_once == "in"
     assert COME_AGAIN in AGAIN  # a sending server keeps the message
 
 
-def test_who_waits_is_taken_in_or_refused_as_soon_as_the_names_are_known() -> None:
+def test_waiting_message_is_taken_or_refused_once_the_names_are_known() -> None:
     gate = Gate()
     for claimed in ("named", None, "other"):
         assert gate.comes(claimed, "10.0.0.2") == "waits"
@@ -111,7 +111,7 @@ def test_who_waits_is_taken_in_or_refused_as_soon_as_the_names_are_known() -> No
     gate = Gate()
     for claimed in ("named", None, "other"):
         assert gate.comes(claimed) == "waits"
-    gate.knows(named="10.0.0.2", at=START + 1)  # `only` may still be anywhere, but may not send this
+    gate.knows(named="10.0.0.2", at=START + 1)  # `only` may still be at any address, but may not send this
     assert [report.reason for report in gate.stand.heard_of(gate.bridge, Report)] == ["not-allowed"] * 3
 
 
@@ -119,7 +119,7 @@ def test_when_all_names_are_known_a_stranger_is_refused_for_good() -> None:
     gate = Gate()
     gate.knows(named="10.0.0.2", only="10.0.0.3")
     for claimed in ("named", "only", "other", None):
-        assert gate.comes(claimed, type_="one") == "waits"  # they may have moved
+        assert gate.comes(claimed, type_="one") == "waits"  # each may have moved
         assert gate.doubts()
         gate.stand.wait(0.5)
         gate.knows(named="10.0.0.2", only="10.0.0.3", at=gate.stand.now)
@@ -131,7 +131,7 @@ def test_when_all_names_are_known_a_stranger_is_refused_for_good() -> None:
     assert gate.doubts() == []
 
 
-def test_where_names_cannot_be_looked_up_again_nobody_is_refused_for_good() -> None:
+def test_without_another_lookup_no_server_is_refused_for_good() -> None:
     gate = Gate()
     gate.knows(named="10.0.0.2", only="10.0.0.3")
     for claimed in ("named", "other", None):
@@ -140,7 +140,7 @@ def test_where_names_cannot_be_looked_up_again_nobody_is_refused_for_good() -> N
     assert gate.comes("fixed") == "not-allowed"
 
 
-def test_the_message_that_was_put_off_is_taken_once_its_server_is_known() -> None:
+def test_deferred_message_is_taken_once_its_server_is_known() -> None:
     gate = Gate()
     lane: dict[str, Any] = {"id": "named/e/1", "lane": ["e", 1, 1]}
     assert gate.comes("named", "10.0.0.2", **lane) == "waits"
@@ -148,10 +148,10 @@ def test_the_message_that_was_put_off_is_taken_once_its_server_is_known() -> Non
     gate.knows(named="10.0.0.2")
     assert gate.comes("named", "10.0.0.2", **lane, again=True) == "in"
     gate.knows(only="10.0.0.2")
-    assert gate.comes("named", "10.0.0.2", **lane) == "waits"  # it is not known where that one is now
+    assert gate.comes("named", "10.0.0.2", **lane) == "waits"  # the address of `named` is unknown again
 
 
-def test_a_server_that_moved_is_let_in_by_the_lookup_that_it_caused() -> None:
+def test_moved_server_is_accepted_after_the_lookup_for_its_message() -> None:
     gate = Gate()
     gate.knows(named="10.0.0.2", only="10.0.0.3")
     gate.stand.wait(1.0)
@@ -172,14 +172,14 @@ def test_an_answer_that_is_older_than_the_question_proves_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "type_", "told"),
+    ("accept", "type_", "result"),
     [("none", "two", "not-allowed"), ("open", "two", "in"), ("open", OUTCOME_TYPE, "waits")],
 )
-def test_what_is_refused_or_let_in_whoever_it_is(accept: str, type_: str, told: str) -> None:
-    assert Gate(accept).comes("named", type_=type_) == told
+def test_policy_that_needs_no_name(accept: str, type_: str, result: str) -> None:
+    assert Gate(accept).comes("named", type_=type_) == result
 
 
-def test_a_bridge_that_submits_again_is_answered_once_where_it_is_now() -> None:
+def test_resubmitted_message_is_reported_once_on_the_present_link() -> None:
     gate = Gate()
     stand = gate.stand
     assert gate.comes("named", "10.0.0.2") == "waits"
@@ -191,7 +191,7 @@ def test_a_bridge_that_submits_again_is_answered_once_where_it_is_now() -> None:
     stand.say(second, Submit(9, None, "two", b"1", meta))
     gate.knows(named="10.0.0.2")
     requests = stand.heard_of(gate.handler, Request)
-    assert len(requests) == 2  # of each bridge one
+    assert len(requests) == 2  # from each bridge a request
     for request in requests:
         stand.reply(gate.handler, request.token)
     assert [report.token for report in stand.heard_of(second, Report)] == [9]
@@ -199,15 +199,15 @@ def test_a_bridge_that_submits_again_is_answered_once_where_it_is_now() -> None:
     assert stand.router.idle
 
 
-def test_what_may_have_been_carried_out_before_is_put_off_by_a_code_that_says_so() -> None:
-    """A bridge says again what a broker that died may have done: the sender must mark it when it comes again."""
+def test_message_that_may_have_been_processed_is_deferred_by_a_code_of_its_own() -> None:
+    """A bridge submits again messages that a dead broker may have processed: the sender must mark its next attempt."""
     gate = Gate()
     assert gate.comes("named", attempt=2) == "waits"
     assert gate.in_the_end() == COME_AGAIN_MARKED
     assert COME_AGAIN_MARKED in AGAIN
 
 
-def test_as_many_wait_as_may_and_the_others_come_again() -> None:
+def test_waiting_messages_are_bounded_and_others_must_retry() -> None:
     gate = Gate()
     assert [gate.comes("named") for _ in range(MAX_WAITING)] == ["waits"] * MAX_WAITING
     assert gate.comes("named") == COME_AGAIN
@@ -215,14 +215,14 @@ def test_as_many_wait_as_may_and_the_others_come_again() -> None:
     gate.stand.wait(WAIT_S)
     assert len(gate.stand.heard_of(gate.bridge, Report)) == MAX_WAITING
     body = b'"' + b"x" * (MAX_WAITING_BYTES // 4) + b'"'
-    told = []
+    results = []
     for _ in range(5):
         gate.stand.submit(gate.bridge, "two", body, session=None, scope="server", address=AWAY, server="named")
-        told.append(gate.now())
-    assert told == ["waits"] * 3 + [COME_AGAIN] * 2
+        results.append(gate.now())
+    assert results == ["waits"] * 3 + [COME_AGAIN] * 2
 
 
-def test_the_log_names_who_it_may_have_been() -> None:
+def test_log_names_the_possible_servers() -> None:
     gate = Gate()
     gate.comes(None, type_="one")
     gate.in_the_end()
@@ -241,14 +241,14 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_each_message_is_taken_in_or_told_once_and_never_refused_for_good_at_a_true_address(
+def test_each_message_is_taken_or_reported_once_and_not_refused_for_good_at_a_true_address(
     steps: list[tuple[str, str | None, str]],
 ) -> None:
     gate = Gate()
     stand = gate.stand
     sent: dict[int, tuple[str | None, str]] = {}
     known: dict[str, str] = {}
-    told: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     inside = 0
     for what, server, address in steps:
         if what == "comes":
@@ -264,8 +264,8 @@ def test_each_message_is_taken_in_or_told_once_and_never_refused_for_good_at_a_t
             inside += 1
             stand.reply(gate.handler, request.token)
         for report in stand.heard_of(gate.bridge, Report):
-            assert report.token not in told
-            told[report.token] = report.reason or "good"
+            assert report.token not in reasons
+            reasons[report.token] = report.reason or "good"
             claimed, came_from = sent[report.token]
             if report.reason == "not-allowed" and claimed is not None:
                 assert known.get(claimed) != came_from
@@ -273,18 +273,18 @@ def test_each_message_is_taken_in_or_told_once_and_never_refused_for_good_at_a_t
     for request in stand.heard_of(gate.handler, Request):
         inside += 1
         stand.reply(gate.handler, request.token)
-    told.update((report.token, report.reason or "good") for report in stand.heard_of(gate.bridge, Report))
-    assert set(told) == set(sent)
-    assert list(told.values()).count("good") == inside
+    reasons.update((report.token, report.reason or "good") for report in stand.heard_of(gate.bridge, Report))
+    assert set(reasons) == set(sent)
+    assert list(reasons.values()).count("good") == inside
     assert stand.router.idle
 
 
-def test_what_waits_for_a_server_is_tried_soon_after_its_address_is_found() -> None:
+def test_queued_messages_are_tried_soon_after_the_address_is_found() -> None:
     gate = Gate()
     stand, bridge = gate.stand, gate.bridge
 
     def tried(seconds: float) -> int:
-        """Let time pass; return how often the message went out. Nobody can be reached."""
+        """Let time pass without a reachable server; return the number of attempts."""
         count = 0
         for _ in range(round(seconds)):
             for forward in stand.heard_of(bridge, Forward):
@@ -297,11 +297,11 @@ def test_what_waits_for_a_server_is_tried_soon_after_its_address_is_found() -> N
     stand.answer(gate.handler, servers("named"))
     assert tried(250) > 5
     assert stand.one(bridge, Report).recipients == {"named": "queued"}
-    while tried(1):  # the pause is minutes long by now
+    while tried(1):  # by now the back-off is minutes long
         pass
     assert tried(2) == 0
     gate.knows(only="10.0.0.3")
-    assert tried(3) == 0  # another one's address is no news of this one
+    assert tried(3) == 0  # the address of another server does not count
     gate.knows(named="10.0.0.2", only="10.0.0.3")
     assert tried(3) >= 1
 

@@ -284,7 +284,7 @@ def test_no_message_overtakes_one_refused_for_now() -> None:
     assert dock.requests() == [b"2", b"3", b"4"]
 
 
-def test_message_given_up_by_its_sender_holds_up_no_other() -> None:
+def test_message_given_up_by_its_sender_delays_no_other() -> None:
     dock = Dock(Limits(handler_wait_s=1.0))
     dock.stand.say(dock.chat, Goodbye(None))
     dock.gets(1)

@@ -134,7 +134,7 @@ def test_outcome_is_forgotten_a_week_after_the_time_to_live() -> None:
     assert stand.ask(chain.bridge, "outcome", [1, message])[1:] == (1, None)
 
 
-def test_sender_who_wished_so_has_the_late_outcome() -> None:
+def test_sender_with_the_outcome_option_has_the_late_outcome() -> None:
     chain = Chain("s1")
     message = chain.sends("bob", "carol", outcome=True)
     quiet = chain.sends("bob")

@@ -37,7 +37,7 @@ def queue_elsewhere(stand: Stand, bridge: Link, chat: Link, count: int) -> Repor
     return stand.report(bridge, token)
 
 
-def news(stand: Stand, peer: Link, message: str, outcome: str, number: int, **meta: bool) -> int:
+def late_outcome(stand: Stand, peer: Link, message: str, outcome: str, number: int, **meta: bool) -> int:
     body = json.dumps({"message": message, "outcome": outcome}).encode()
     return stand.relay(peer, "bester.outcome", body, lane=["d2", number, 1], **meta)
 
@@ -62,9 +62,9 @@ def test_message_of_a_server_through_the_own_server_has_its_outcome_there() -> N
     stand.answer(room, clients("bob"))
     assert stand.one(peer, Relayed).outcome == "queued"
     stand.deliver(stand.bridge("bob"))
-    told = stand.one(S2, Relay)
-    assert told.type == "bester.outcome"
-    assert json.loads(told.body) == {"message": "s2/x/1", "outcome": "delivered"}
+    relay = stand.one(S2, Relay)
+    assert relay.type == "bester.outcome"
+    assert json.loads(relay.body) == {"message": "s2/x/1", "outcome": "delivered"}
 
 
 def test_late_outcomes_of_one_turn_all_count() -> None:
@@ -74,7 +74,7 @@ def test_late_outcomes_of_one_turn_all_count() -> None:
     report = queue_elsewhere(stand, bridge, chat, 3)
     stand.commits = False
     for number in (1, 2, 3):
-        news(stand, peer, f"{report.message}.0.0", "delivered", number)
+        late_outcome(stand, peer, f"{report.message}.0.0", "delivered", number)
     stand.commits = True
     stand.commit()
     assert [relayed.outcome for relayed in stand.heard_of(peer, Relayed)] == ["delivered"] * 3
@@ -87,9 +87,9 @@ def test_late_outcomes_count_while_the_disk_is_full() -> None:
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
     report = queue_elsewhere(stand, bridge, chat, 2)
     stand.store.broken = True
-    news(stand, peer, f"{report.message}.0.0", "failed:expired", 1)
+    late_outcome(stand, peer, f"{report.message}.0.0", "failed:expired", 1)
     stand.store.broken = False
-    news(stand, peer, f"{report.message}.0.0", "delivered", 2)
+    late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 2)
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 
@@ -98,13 +98,13 @@ def test_late_outcome_after_a_crash_counts_once() -> None:
     reach(stand)
     bridge, chat, peer = stand.bridge("alice"), stand.handler("chat"), stand.server("s2")
     report = queue_elsewhere(stand, bridge, chat, 2)
-    news(stand, peer, f"{report.message}.0.0", "delivered", 1)
+    late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 1)
     stand.restart()
     bridge, peer = stand.bridge("alice"), stand.server("s2")
-    news(stand, peer, f"{report.message}.0.0", "delivered", 1, again=True)
+    late_outcome(stand, peer, f"{report.message}.0.0", "delivered", 1, again=True)
     assert stand.one(peer, Relayed).outcome == "delivered"
     assert outcome_of(stand, bridge, report.message) == {"s2": "queued"}
-    news(stand, peer, f"{report.message}.0.0", "failed:expired", 2)
+    late_outcome(stand, peer, f"{report.message}.0.0", "failed:expired", 2)
     assert outcome_of(stand, bridge, report.message) == {"s2": "failed:expired"}
 
 
@@ -137,7 +137,7 @@ def test_relayed_duplicate_whose_first_has_ended_is_not_reported_as_queued() -> 
     stand = town()
     peer, first, id_ = send_on(stand, 1)
     assert first[1:] == ("queued", {"queued": 1})
-    news(stand, peer, id_, "delivered", 1)
+    late_outcome(stand, peer, id_, "delivered", 1)
     stand.restart()
     _, second, _ = send_on(stand, 2)
     assert second[1:] == ("delivered", {})
@@ -204,14 +204,14 @@ def test_late_outcome_of_an_earlier_life_counts_when_the_message_is_sent_again()
     stand = town()
     reach(stand)
     peer = stand.server("s2")
-    said = news(stand, peer, "s9/x/1.0.0", "delivered", 1)
-    assert stand.one(peer, Relayed) == Relayed(said, "failed:overloaded", {}), "to be told again"
+    token = late_outcome(stand, peer, "s9/x/1.0.0", "delivered", 1)
+    assert stand.one(peer, Relayed) == Relayed(token, "failed:overloaded", {}), "to be sent again"
     stand.wait(stand.settings.limits.restart_s)
-    said = news(stand, peer, "s9/x/1.0.0", "delivered", 1, again=True)
-    assert stand.one(peer, Relayed) == Relayed(said, "delivered", {}), "nobody asks for it"
+    token = late_outcome(stand, peer, "s9/x/1.0.0", "delivered", 1, again=True)
+    assert stand.one(peer, Relayed) == Relayed(token, "delivered", {}), "nobody asks for it"
 
 
-def test_late_outcome_of_an_earlier_life_holds_up_no_other() -> None:
+def test_late_outcome_of_an_earlier_life_delays_no_other() -> None:
     """The outcome is refused for now as long as the message may be sent again; others of the lane are not held up."""
     stand = town()
     reach(stand)
@@ -219,13 +219,13 @@ def test_late_outcome_of_an_earlier_life_holds_up_no_other() -> None:
     report = queue_elsewhere(stand, bridge, chat, 2)
     outcomes = []
     for number, message in enumerate(["s1/old/1.0.0", f"{report.message}.0.0", f"{report.message}.0.0"], 1):
-        news(stand, peer, message, "delivered", number)
+        late_outcome(stand, peer, message, "delivered", number)
         outcomes.append(stand.one(peer, Relayed).outcome)
     assert outcomes == ["failed:overloaded", "delivered", "delivered"]
     assert outcome_of(stand, bridge, report.message) == {"s2": "delivered"}
 
 
-def test_refused_late_outcome_holds_up_no_other_at_the_sender() -> None:
+def test_refused_late_outcome_delays_no_other_at_the_sender() -> None:
     stand = town()
     reach(stand)
     peer, chat = stand.server("s2"), stand.handler("chat")

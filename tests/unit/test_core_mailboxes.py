@@ -54,7 +54,7 @@ def test_user_named_twice_has_two_messages_in_the_mailbox() -> None:
     stand = town()
     post = Post(stand)
     post.sends("bob", "bob")
-    assert post.told() == {"bob": "queued"}
+    assert post.outcomes() == {"bob": "queued"}
     assert [entry.id[-4:] for entry in stand.kept(BOB)] == [".0.0", ".0.1"]
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_queued_with_open_accounts() -> None:
     stand = Stand()
     post = Post(stand)
     post.sends("bob")
-    assert post.told() == {"bob": "failed:not-connected"}
+    assert post.outcomes() == {"bob": "failed:not-connected"}
     assert stand.mail("bob") == []
 
 
@@ -153,7 +153,7 @@ def test_new_message_is_delivered_at_once_when_all_others_are_in_flight() -> Non
     assert bodies_of(deliveries) == numbered(3)
     assert len(stand.kept(BOB)) == 2
     stand.say(bob, Confirm(3))
-    assert post.told(token) == {}
+    assert post.outcomes(token) == {}
     assert stand.mail("bob") == []
 
 
@@ -192,9 +192,9 @@ def test_undelivered_message_is_queued_under_its_own_number() -> None:
     delivery = stand.one(bob, Deliver)
     stand.say(bob, Close(1))
     late = post.sends("bob", body=b"2")
-    assert post.told(late) == {"bob": "queued"}
+    assert post.outcomes(late) == {"bob": "queued"}
     stand.say(bob, Confirm(delivery.serial, [], [[delivery.serial, 0, "not-connected"]]))
-    assert post.told(early) == {"bob": "queued"}
+    assert post.outcomes(early) == {"bob": "queued"}
     assert stand.mail("bob") == [b"1", b"2"]
     stand.say(bob, Open(2, "bob"))
     again = stand.heard_of(bob, Deliver)
@@ -214,7 +214,7 @@ def test_undelivered_message_comes_before_later_ones_in_flight() -> None:
     stand.say(bob, Open(2, "bob"))
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"2", b"3"]
     stand.say(bob, Confirm(delivery.serial, [], [[delivery.serial, 0, "not-connected"]]))
-    assert post.told(early) == {"bob": "queued"}
+    assert post.outcomes(early) == {"bob": "queued"}
     assert stand.one(bob, Deliver).body == b"1"
 
 
@@ -235,7 +235,7 @@ def test_reason_of_a_failed_delivery_decides_whether_to_queue(reason: str, outco
     post.sends("bob", "alice")
     stand.deliver(post.bridge)
     stand.deliver(bob, (0, reason))
-    assert post.told() == {"bob": outcome, "alice": "delivered"}
+    assert post.outcomes() == {"bob": outcome, "alice": "delivered"}
     again = stand.heard_of(bob, Deliver)
     assert [each.meta.get("redelivered", False) for each in again] == ([] if marked is None else [marked])
 
@@ -247,7 +247,7 @@ def test_unconfirmed_delivery_of_a_lost_bridge_is_marked() -> None:
     token = post.sends("bob")
     first = stand.one(bob, Deliver)
     stand.say(bob, Goodbye(None))
-    assert post.told(token) == {"bob": "queued"}
+    assert post.outcomes(token) == {"bob": "queued"}
     again = stand.one(stand.bridge("bob"), Deliver)
     assert (again.id, again.body, again.meta) == (first.id, first.body, {"origin": "s1", "redelivered": True})
 
@@ -260,7 +260,7 @@ def test_broker_reports_queued_where_the_bridge_would_have_reported() -> None:
     assert delivery.token == token
     stand.say(post.bridge, Close(1))
     stand.say(post.bridge, Confirm(1, [], [[1, 0, "not-connected"]]))
-    assert post.told(token) == {"alice": "queued"}
+    assert post.outcomes(token) == {"alice": "queued"}
     assert stand.mail("alice") == [b'"hi"']
 
 

@@ -31,12 +31,12 @@ def test_full_mailbox_is_refused_until_a_message_has_ended(bounds: dict[str, int
     report = stand.report(post.bridge)
     assert (report.status, report.reason, report.recipients) == (1, code, {"bob": f"failed:{code}"})
     post.sends("carol", body=b'"345"')
-    assert post.told() == {"carol": "queued" if code == "mailbox-full" else "failed:storage-full"}
+    assert post.outcomes() == {"carol": "queued" if code == "mailbox-full" else "failed:storage-full"}
     bob = stand.bridge("bob")
     stand.say(bob, Confirm(1))
     stand.say(bob, Goodbye(None))
     post.sends("bob", body=b'"345"')
-    assert post.told() == {"bob": "queued"}
+    assert post.outcomes() == {"bob": "queued"}
     assert stand.mail("bob") == [b'"2"', b'"345"']
 
 
@@ -115,7 +115,7 @@ def test_failed_commit_is_reported_and_later_ones_go_on() -> None:
     assert (queues.messages, queues.size_bytes, queues.table) == (0, 0, {})
     stand.store.full = False
     post.sends("bob")
-    assert post.told() == {"bob": "failed:storage-full"}, "not tried again at once"
+    assert post.outcomes() == {"bob": "failed:storage-full"}, "not tried again at once"
     assert stand.mail("bob") == []
     post.sends("alice")
     stand.deliver(post.bridge)
@@ -134,7 +134,7 @@ def test_mailbox_is_delivered_while_the_disk_is_full() -> None:
     assert stand.mail("bob") == []
     post.sends("bob", body=b"2")
     assert stand.deliver(bob).body == b"2"
-    assert post.told() == {}
+    assert post.outcomes() == {}
 
 
 def test_ended_message_is_not_delivered_again_on_a_broken_disk() -> None:
@@ -204,6 +204,6 @@ def test_account_is_removed_during_a_write_to_its_mailbox(full: bool) -> None:
     stand.take(stand.router.on_account_removed("bob", stand.now))
     stand.commits = True
     stand.commit()
-    assert post.told() == {"bob": "failed:storage-full" if full else "queued"}
+    assert post.outcomes() == {"bob": "failed:storage-full" if full else "queued"}
     assert stand.mail("bob") == []
     assert stand.queued == (0, 0)

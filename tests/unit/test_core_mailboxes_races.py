@@ -28,7 +28,7 @@ def test_login_during_a_write_has_the_message_behind_ready_ones() -> None:
     stand.say(bob, Open(1, "bob"))
     stand.commits = True
     stand.commit()
-    assert post.told() == {"bob": "queued"}
+    assert post.outcomes() == {"bob": "queued"}
     assert bodies_of(stand.heard_of(bob, Deliver)) == [b"1", b"2"]
 
 
@@ -41,12 +41,12 @@ def test_login_during_the_first_write_has_the_message() -> None:
     stand.commits = False
     stand.reply(post.chat, request.token, clients("bob"))
     writes, stand.writes = stand.writes, []
-    result = stand.store.commit(writes)  # on disk; the core does not know yet
+    result = stand.store.commit(writes)  # on disk; the core has no commit yet
     stand.say(bob, Open(1, "bob"))
     stand.take(stand.router.on_committed(writes, result, stand.now))
     stand.commits = True
     stand.commit()
-    assert post.told() == {"bob": "queued"}
+    assert post.outcomes() == {"bob": "queued"}
     stand.deliver(bob)
     assert stand.mail("bob") == []
 
@@ -87,7 +87,7 @@ def test_expired_message_is_ended_once_in_a_turn() -> None:
     stand = town(ttl_s=10.0)
     post = Post(stand)
     post.sends("bob", body=b"1", ttl_s=1)
-    post.told()
+    post.outcomes()
     bob = stand.bridge()
     stand.submit(post.bridge, "chat")
     request = stand.request(post.chat)
@@ -232,7 +232,7 @@ Mail.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_coun
 TestMail = Mail.TestCase
 
 
-def test_notice_says_why_nothing_can_be_written() -> None:
+def test_notice_names_the_reason_of_a_failed_write() -> None:
     stand = town()
     post = Post(stand)
     stand.store.full = True
@@ -249,5 +249,5 @@ def test_requests_and_mailbox_of_one_user_do_not_mix() -> None:
     request = stand.one(post.chat, Request)
     stand.say(post.bridge, Close(1))
     stand.reply(post.chat, request.token, clients("alice", "bob"))
-    assert post.told() == {"alice": "queued", "bob": "queued"}
+    assert post.outcomes() == {"alice": "queued", "bob": "queued"}
     assert [entry.sender for entry in stand.kept(mailbox("alice")) + stand.kept(BOB)] == ["alice", "alice"]

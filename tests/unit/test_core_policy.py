@@ -131,7 +131,7 @@ def test_types_of_servers_that_may_enter(accept: str, peer: str | None, type_: s
     ("host", "claimed", "type_", "name"),
     [
         ("10.0.0.2", None, "chat", "s2"),
-        ("10.0.0.2", "s3", "chat", "s2"),  # a claim of a name that is not at this address is no claim
+        ("10.0.0.2", "s3", "chat", "s2"),  # a claim of a name that is not at this address does not count
         ("10.0.0.9", None, "chat", "s2"),
         ("10.0.0.9", None, "mail", "s3"),
         ("10.0.0.9", "s3", "chat", "s3"),

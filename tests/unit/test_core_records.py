@@ -189,7 +189,7 @@ def test_mark_of_a_message_that_was_not_delivered_lasts_until_it_is_sent(unsent:
     desk.queues.requeue(entry.number, unsent=unsent)
     assert desk.counts == (2, 0, int(unsent))
     desk.fetch(entry)
-    desk.queues.requeue(entry.number)  # fetched, and not sent: nothing new is known
+    desk.queues.requeue(entry.number)  # fetched and not sent: the delivery is as unknown as before
     desk.fetch(entry, other)
     assert desk.mark(entry, other) == (set() if unsent else {entry.number})
     desk.queues.requeue(entry.number)
@@ -330,7 +330,7 @@ def test_messages_that_are_being_written_are_not_lost_with_those_that_the_disk_h
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_expired_message_that_was_not_counted_is_ended_all_the_same(others: int) -> None:
-    """A disk that has more than was counted must not be asked for the same expired message at every tick."""
+    """A disk with more messages than were counted must not be asked for the same expired message at every tick."""
     desk = Desk()
     entry = desk.entry(expires_s=5.0)
     for _ in range(others):
@@ -366,11 +366,11 @@ def test_highest_sent_number_is_written_once() -> None:
     assert desk.commit() == [MarkSent(LANE, second.number)]
 
 
-# --- at random ---
+# --- random steps ---
 
 
 class Model:
-    """A lane against a disk in memory, and sets that say which messages there are. A step has a number to pick by."""
+    """A lane against a disk in memory, and a model of sets of messages. A step has a number to choose by."""
 
     def __init__(self) -> None:
         self.desk = Desk()

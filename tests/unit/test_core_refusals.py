@@ -178,7 +178,7 @@ ERROR = WireError("malformed", "a text has half a surrogate pair in it")
 
 
 def end(stand: Stand, link: Link, message: Message) -> None:
-    """The shell could not send this."""
+    """Let the shell report this message as unsendable."""
     answer = expected_answer(message, ERROR)
     assert answer is not None
     stand.say(link, answer)
@@ -212,7 +212,7 @@ def test_unsendable_delivery_harms_no_other() -> None:
 
 
 @pytest.mark.parametrize("way", ELSEWHERE)
-def test_unsendable_relay_is_a_dead_letter_and_does_not_hold_up_its_lane(way: str) -> None:
+def test_unsendable_relay_is_a_dead_letter_and_does_not_block_its_lane(way: str) -> None:
     stand = Stand(ELSEWHERE[way])
     bridge, worker = stand.bridge("alice"), stand.handler("t")
     link = Link("server", b"s2") if way == "fabric" else bridge

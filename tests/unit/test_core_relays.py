@@ -86,7 +86,7 @@ def test_new_message_goes_behind_ready_ones_and_at_once_without_any() -> None:
     assert fourth.body == b"4"
     assert numbers_of([*first, *second, *third, fourth]) == sorted(numbers_of([*first, *second, *third, fourth]))
     office.answers(fourth)
-    assert office.told(token) == {}
+    assert office.outcomes(token) == {}
 
 
 def test_lanes_do_not_hold_each_other_up() -> None:
@@ -94,10 +94,10 @@ def test_lanes_do_not_hold_each_other_up() -> None:
     office.up()
     office.sends("s2", type_="one", body=b"1")
     office.answers(office.relay(), "failed:no-handler")
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     token = office.sends("s2", type_="two", body=b"2")
     office.answers(office.relay())
-    assert office.told(token) == {}
+    assert office.outcomes(token) == {}
     assert (office.waiting("one"), office.waiting("two")) == ([b"1"], [])
 
 
@@ -107,10 +107,10 @@ def test_bounds_of_a_server_count_all_its_lanes() -> None:
     office.queues(b"3", type_="two")
     for type_ in ("one", "two"):
         office.sends("s2", type_=type_)
-        assert office.told() == {"s2": "failed:overloaded"}
+        assert office.outcomes() == {"s2": "failed:overloaded"}
     office.restarts()
     office.sends("s2")
-    assert office.told() == {"s2": "failed:overloaded"}
+    assert office.outcomes() == {"s2": "failed:overloaded"}
     for relay in office.up():
         office.answers(relay)
     office.down()
@@ -122,7 +122,7 @@ def test_full_lane_is_refused(bounds: dict[str, int]) -> None:
     office = Office(None, **bounds)
     office.queues(b'"1"', b'"2"')
     office.sends("s2", body=b'"345"')
-    assert office.told() == {"s2": "failed:overloaded"}
+    assert office.outcomes() == {"s2": "failed:overloaded"}
     office.answers(office.up()[0])
     office.down()
     office.queues(b'"345"')
@@ -132,7 +132,7 @@ def test_lanes_of_one_server_are_bounded() -> None:
     office = Office(Limits(max_lanes=1))
     office.queues(b"1")
     office.sends("s2", type_="two")
-    assert office.told() == {"s2": "failed:overloaded"}
+    assert office.outcomes() == {"s2": "failed:overloaded"}
     office.queues(b"2")
 
 
@@ -157,7 +157,7 @@ def test_unanswered_message_is_sent_again_under_its_id_and_number() -> None:
     office.sends("s2")
     first = office.relay()
     office.stand.wait(5.0)
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     office.stand.wait(59.5)
     assert office.relays() == []
     office.stand.wait(2.0)
@@ -182,7 +182,7 @@ def test_late_refusal_for_now_leads_to_another_try() -> None:
     office.sends("s2")
     first = office.relay()
     office.stand.wait(5.0)
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     office.answers(first, "failed:no-handler")
     office.stand.wait(1.0)
     again = office.relay()
@@ -200,7 +200,7 @@ def test_answer_during_the_write_ends_the_message() -> None:
     office.answers(relay)
     office.stand.commits = True
     office.stand.commit()
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     assert office.waiting() == []
     assert office.stand.queued == (0, 0)
     office.stand.wait(70.0)
@@ -213,7 +213,7 @@ def test_answer_during_a_failed_write_uncounts_the_message_once() -> None:
     office.sends("s2", body=b"1")
     kept = office.relay()
     office.stand.wait(5.0)
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     office.sends("s2", body=b"2")
     relay = office.relay()
     office.stand.wait(4.5)
@@ -223,7 +223,7 @@ def test_answer_during_a_failed_write_uncounts_the_message_once() -> None:
     office.answers(relay)
     office.stand.commits = True
     office.stand.commit()
-    assert office.told() == {}, "it was delivered, and need not wait"
+    assert office.outcomes() == {}, "it was delivered, and need not wait"
     assert office.waiting() == [b"1"]
     assert office.stand.queued == (1, 1)
     office.answers(kept)
@@ -236,7 +236,7 @@ def test_messages_on_a_lost_link_are_sent_again_in_order_and_marked() -> None:
     tokens = [office.sends("s2", body=body) for body in numbered(3)]
     first = office.relays()
     office.answers(first[0])
-    assert office.told(tokens[0]) == {}
+    assert office.outcomes(tokens[0]) == {}
     office.down()
     reports = office.stand.heard_of(office.bridge, Report)
     assert [(report.token, report.recipients) for report in reports] == [
@@ -259,7 +259,7 @@ def test_message_refused_for_now_is_queued_and_tried_again(code: str) -> None:
     office.sends("s2")
     first = office.relay()
     office.answers(first, f"failed:{code}")
-    assert office.told() == {"s2": "queued"}
+    assert office.outcomes() == {"s2": "queued"}
     assert office.waiting() == [b'"hi"']
     office.stand.wait(1.0)
     again = office.relay()
@@ -276,7 +276,7 @@ def test_final_refusal_is_reported_at_once(code: str) -> None:
     office.up()
     office.sends("s2")
     office.answers(office.relay(), f"failed:{code}")
-    assert office.told() == {"s2": f"failed:{code}"}
+    assert office.outcomes() == {"s2": f"failed:{code}"}
     assert (office.waiting(), office.dead()) == ([], [])
 
 
@@ -285,7 +285,7 @@ def test_message_carried_out_in_part_is_not_sent_again() -> None:
     office.up()
     office.sends("s2")
     office.answers(office.relay(), "failed:mailbox-full", carried=True)
-    assert office.told() == {"s2": "failed:mailbox-full"}
+    assert office.outcomes() == {"s2": "failed:mailbox-full"}
     assert office.waiting() == []
 
 

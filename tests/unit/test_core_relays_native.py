@@ -73,7 +73,7 @@ def test_unreachable_native_server_is_tried_again_and_contact_shortens_the_back_
         forward = stand.one(office.bridge, Forward)
         assert forward.meta.get("again", False) == (seconds == 8.0), "a broken connection says nothing of what it took"
         stand.say(office.bridge, Forwarded(forward.token, f"failed:{code}", meta))
-    assert office.told() == {"s3": "queued"}
+    assert office.outcomes() == {"s3": "queued"}
     stand.submit(office.bridge, "one", session=None, scope="server", address="10.0.0.3")
     stand.wait(0.5)
     assert stand.heard_of(office.bridge, Forward) == []

@@ -80,7 +80,7 @@ def test_new_message_is_queued_during_the_back_off() -> None:
     office.up()
     office.sends("s2", body=b"0")
     office.answers(office.relay(), "failed:no-handler")
-    office.told()
+    office.outcomes()
     office.queues(b"1")
     assert office.waiting() == [b"0", b"1"]
 
@@ -90,7 +90,7 @@ def test_new_message_is_queued_during_the_try_after_a_failure() -> None:
     office.up()
     office.sends("s2", body=b"0")
     office.answers(office.relay(), "failed:no-handler")
-    office.told()
+    office.outcomes()
     office.stand.wait(1.0)
     tried = office.relay()
     office.queues(b"1")

@@ -48,7 +48,7 @@ class Post:
         self.stand.say(self.bridge, Forwarded(forward.token, outcome, dict(meta)))
         return forward
 
-    def told(self) -> dict[str, str]:
+    def outcomes(self) -> dict[str, str]:
         return self.stand.report(self.bridge).recipients
 
     def warned(self) -> list[dict[str, object]]:
@@ -59,10 +59,10 @@ def test_silent_end_of_a_server_that_has_reported_is_no_answer() -> None:
     post = Post()
     post.sends()
     post.ends("delivered", reported=True)
-    assert post.told() == {}
+    assert post.outcomes() == {}
     post.sends()
     assert "again" not in post.ends().meta
-    assert post.told() == {"s3": "queued"}
+    assert post.outcomes() == {"s3": "queued"}
     wait_s = 1.0
     for _ in range(SILENT_ENDS + 2):
         post.stand.wait(wait_s)
@@ -77,7 +77,7 @@ def test_address_that_has_reported_is_unlearned_at_the_tenth_silent_end_of_one_m
     post = Post()
     post.sends()
     post.ends("delivered", reported=True)
-    assert post.told() == {}
+    assert post.outcomes() == {}
     for body in (b"1", b"2", b"3"):
         post.sends(body=body)
     for forward in post.stand.heard_of(post.bridge, Forward):
@@ -96,10 +96,10 @@ def test_address_that_has_reported_is_unlearned_at_the_tenth_silent_end_of_one_m
     assert f"does another program serve {AT} now?" in str(warned["say"])
     post.sends()
     post.ends("delivered", reported=True)
-    assert post.told() == {}
+    assert post.outcomes() == {}
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "queued"}, "it reports again, and is believed to"
+    assert post.outcomes() == {"s3": "queued"}, "it reports again, and is believed to"
 
 
 @pytest.mark.parametrize("between", [("delivered", WORD), ("failed:no-handler", WORD), ("sent", WORD)])
@@ -134,21 +134,21 @@ def test_any_report_counts(outcome: str, meta: Meta) -> None:
     post.stand.heard(post.bridge)
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "queued"}
+    assert post.outcomes() == {"s3": "queued"}
 
 
 def test_reported_sent_stays_sent() -> None:
     post = Post()
     post.sends()
     post.ends("sent", reported=True)
-    assert post.told() == {"s3": "sent"}
+    assert post.outcomes() == {"s3": "sent"}
 
 
 def test_third_silent_end_of_one_message_shows_a_server_that_never_reports() -> None:
     post = Post()
     post.sends()
     first = post.ends()
-    assert post.told() == {"s3": "queued"}
+    assert post.outcomes() == {"s3": "queued"}
     post.stand.wait(1.0)
     second = post.ends()
     assert post.warned() == []
@@ -159,7 +159,7 @@ def test_third_silent_end_of_one_message_shows_a_server_that_never_reports() -> 
     assert post.stand.kept(lane("s3", "t")) == []
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "sent"}, "it is known now"
+    assert post.outcomes() == {"s3": "sent"}, "it is known now"
 
 
 def test_silent_ends_of_several_messages_do_not_add_up() -> None:
@@ -190,21 +190,21 @@ def test_server_configured_without_reports_is_believed() -> None:
     post = Post(reports=False)
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "sent"}
+    assert post.outcomes() == {"s3": "sent"}
     post.sends()
     post.ends("failed:unreachable")
-    assert post.told() == {"s3": "queued"}, "a connection that was cut is no `sent`, whoever it was to"
+    assert post.outcomes() == {"s3": "queued"}, "a connection that was cut is no `sent`, whoever it was to"
 
 
 def test_finding_on_a_server_survives_a_restart() -> None:
     post = Post()
     post.sends()
     post.ends("delivered", reported=True)
-    post.told()
+    post.outcomes()
     post.restarts()
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "queued"}
+    assert post.outcomes() == {"s3": "queued"}
 
     post = Post()
     post.sends()
@@ -214,14 +214,14 @@ def test_finding_on_a_server_survives_a_restart() -> None:
     post.restarts()
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "sent"}
+    assert post.outcomes() == {"s3": "sent"}
     post.sends()
     post.ends("delivered", reported=True)
-    assert post.told() == {}
+    assert post.outcomes() == {}
     post.restarts()
     post.sends()
     post.ends()
-    assert post.told() == {"s3": "queued"}, "it has been replaced by one that reports"
+    assert post.outcomes() == {"s3": "queued"}, "it has been replaced by one that reports"
 
 
 def test_server_at_another_address_is_another_one() -> None:
@@ -237,16 +237,16 @@ def test_silent_end_of_a_stranger_is_sent() -> None:
     post = Post(accept="open")
     post.sends("10.9.9.9:1")
     post.ends()
-    assert post.told() == {"10.9.9.9:1": "sent"}
+    assert post.outcomes() == {"10.9.9.9:1": "sent"}
     post.sends("10.9.9.9:1")
     post.ends("delivered", reported=True)
-    assert post.told() == {}
+    assert post.outcomes() == {}
     post.sends("10.9.9.9:1")
     post.ends()
-    assert post.told() == {"10.9.9.9:1": "failed:unreachable"}
+    assert post.outcomes() == {"10.9.9.9:1": "failed:unreachable"}
     post.sends("10.9.9.9:2")
     post.ends()
-    assert post.told() == {"10.9.9.9:2": "sent"}
+    assert post.outcomes() == {"10.9.9.9:2": "sent"}
 
 
 def test_findings_are_bounded() -> None:

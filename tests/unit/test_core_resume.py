@@ -49,7 +49,7 @@ def test_draining_broker_refuses_new_messages_and_leaves_resubmitted_ones_to_the
     stand, bridge, chat = town()
     stand.router.drain()
     bridge.submits(7)
-    bridge.submits(8, attempt=2)  # an earlier life had it, and may have given it to a handler
+    bridge.submits(8, attempt=2)  # an earlier life had this message, and may have given it to a handler
     assert [(report.token, report.status, report.reason) for report in bridge.reports()] == [(7, 1, "overloaded")]
     assert stand.heard_of(chat, Request) == []
     stand.restart()
@@ -98,18 +98,18 @@ def test_acknowledged_report_is_forgotten() -> None:
     bridge.relinks()
     bridge.submits(9, attempt=2)
     assert bridge.reports() == [good(9)]
-    bridge.submits(7, attempt=2)  # a bridge never does: the report was acknowledged
+    bridge.submits(7, attempt=2)  # no real bridge does so: the report was acknowledged
     assert stand.request(chat).meta["attempt"] == 2
 
 
 def test_every_report_on_a_link_counts_as_acknowledged() -> None:
-    """Or what the bridge has heard would be taken for what it has not."""
+    """Each report on the link counts: otherwise the acknowledged number would stand for other reports."""
     stand, bridge, chat = town()
     bridge.submits(1, dedup="k")
     stand.answer(chat)
-    bridge.submits(2, dedup="k")  # ended before: told at once
+    bridge.submits(2, dedup="k")  # ended before: reported at once
     bridge.submits(3, dedup="l")
-    bridge.submits(4, dedup="l")  # under way: told with it
+    bridge.submits(4, dedup="l")  # pending: reported with the first
     stand.answer(chat)
     stand.say(bridge.link, Submit(5, None, "chat", b"5", {"scope": "server", "address": "10.9.9.9"}))  # refused at once
     stand.say(bridge.link, Submit(6, 1, "bester.x", b"6"))

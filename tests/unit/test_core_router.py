@@ -152,11 +152,11 @@ def test_welcome_names_the_server_and_its_limits() -> None:
         ({"types": [str(number) for number in range(20_001)]}, "malformed"),
     ],
 )
-def test_a_handler_whose_options_make_no_sense_is_refused(options: dict[str, Any], code: str) -> None:
+def test_handler_with_invalid_options_is_refused(options: dict[str, Any], code: str) -> None:
     assert refused("handler", options=options).code == code
 
 
-def test_a_type_that_no_list_can_name_is_refused_with_a_plain_word() -> None:
+def test_type_with_commas_is_refused_with_its_fault() -> None:
     text = refused("handler", options={"types": ["t", "chat,news"]}).text
     assert text == "'chat,news': a type is 1 to 128 printable characters without commas or blanks at its ends"
     assert len(refused("handler", options={"types": ["," * 100_000]}).text) < 200
@@ -253,7 +253,7 @@ def test_two_bridges_never_give_out_the_same_id() -> None:
 # --- strangers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_stranger_is_told_to_say_hello_once_a_heartbeat() -> None:
+def test_unknown_link_gets_hello_first_once_a_heartbeat() -> None:
     stand = Stand()
     link = stand.link()
     for at in (0.0, 0.0, 1.9, 2.0, 3.9, 4.1):
@@ -339,7 +339,7 @@ def test_silence_after_a_pause_of_the_broker_proves_nothing() -> None:
     bridge, one = stand.bridge("alice"), stand.handler("t")
     stand.submit(bridge, "t")
     request = stand.request(one)
-    stand.now += 3600.0  # suspended, say
+    stand.now += 3600.0  # suspended, for example
     stand.tick()
     assert not [notice for notice in stand.notices if notice.event == "lost"]
     stand.reply(one, request.token, clients("alice"))
@@ -424,7 +424,7 @@ def test_an_idle_handler_is_forgotten_at_its_goodbye() -> None:
     assert "handler" not in stand.state.peers
 
 
-def test_the_broker_says_goodbye_to_everyone() -> None:
+def test_broker_sends_goodbye_to_every_peer() -> None:
     stand = Stand()
     links = [stand.bridge(), stand.handler("t")]
     stand.take(stand.router.dismiss("the end"))
@@ -462,7 +462,7 @@ SAMPLES: dict[type[Any], Any] = {
 
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("role", MAY)
-def test_each_role_says_its_own_and_nothing_else(role: str, kind: type[Any]) -> None:
+def test_each_role_sends_its_own_operations_alone(role: str, kind: type[Any]) -> None:
     stand = Stand(Settings("s1", open_accounts=True, routes={"n": Route("n")}))
     link = stand.join(role, "n", HANDLER)
     stand.say(link, SAMPLES[kind])
@@ -502,7 +502,7 @@ def test_a_session_is_a_target_before_its_bridge_is_told() -> None:
     assert stand.ask(chat, "isClient", "alice").value is True
 
 
-def test_a_refused_password_opens_nothing() -> None:
+def test_refused_password_opens_no_session() -> None:
     stand = Stand()
     bridge, chat = stand.bridge(), stand.handler("t")
     stand.say(bridge, Login(7, "alice", "wrong", "10.0.0.1"))

@@ -40,7 +40,7 @@ FIELD = {int: INTS, str: TEXTS, bytes: st.just(b"1"), type(None): st.none(), dic
 
 
 def messages() -> st.SearchStrategy[Any]:
-    """Anything the codec would let through."""
+    """Draw any value that the codec would let through."""
     kinds: list[st.SearchStrategy[Any]] = []
     for spec in OPERATIONS:
         if spec.message in (Reply, Emit, Confirm, Deliver):

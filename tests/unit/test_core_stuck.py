@@ -1,5 +1,4 @@
-"""Handlers that are useless though they live: settled messages hold their credit, or they fell silent. Nobody waits for
-them."""
+"""Useless handlers that live: settled messages hold their credit, or they fell silent. No message waits for them."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ class Ward:
         self.handler = self.stand.handler(*self.types, credit=credit, name="h", **options)
 
     def hang(self, number: int, type_: str = "job") -> list[int]:
-        """Let so many messages time out at the handler; returns the tokens that it owes answers to."""
+        """Let so many messages time out at the handler; return the tokens of the unanswered requests."""
         for _ in range(number):
             self.stand.submit(self.bridge, type_)
         tokens = [request.token for request in self.stand.heard_of(self.handler, Request)]
@@ -46,7 +45,7 @@ class Ward:
 
 
 def report_after(stand: Stand, bridge: Link, seconds: float) -> tuple[str | None, float]:
-    """Wait for one report, so long at most; returns its reason, and how long it took."""
+    """Wait for one report, so long at most; return its reason, and the time it took."""
     start = stand.now
     while stand.now < start + seconds:
         reports = stand.heard_of(bridge, Report)
@@ -160,7 +159,7 @@ def test_handler_stuck_twice_is_logged_twice() -> None:
     assert len(ward.notices("handler-stuck")) == len(ward.notices("handler-unstuck")) == 2
 
 
-def test_stuck_handler_that_says_hello_with_more_credit_is_used_again() -> None:
+def test_stuck_handler_that_sends_hello_with_more_credit_is_used_again() -> None:
     ward = Ward()
     ward.hang(2)
     ward.stand.wait(6.0)
@@ -270,7 +269,7 @@ def test_a_deadline_is_never_later_than_the_broker_waits() -> None:
         assert stand.answer(worker).meta["deadline_ms"] == deadline_ms
 
 
-def test_a_welcome_says_how_long_messages_may_take() -> None:
+def test_welcome_names_the_time_for_one_message() -> None:
     stand = stand_of(slow=Budget(90.0, 3), tough=Budget(None, 9))
     for options, expected in (
         ({"types": ["plain"]}, {"request_ms": 30_000}),
@@ -380,7 +379,7 @@ def test_oldest_fallen_handlers_are_forgotten() -> None:
     assert sorted(restart.name for restart in stand.restarts) == ["h2", "h3", "h4"]
 
 
-def test_a_process_that_fell_silent_on_two_links_holds_up_no_other() -> None:
+def test_process_that_fell_silent_on_two_links_delays_no_other() -> None:
     stand = Stand()
     links = [stand.link() for _ in range(3)]
     for link, process in zip(links, (1, 2, 1), strict=True):

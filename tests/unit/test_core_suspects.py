@@ -316,7 +316,7 @@ def test_deaths_of_a_suspect_are_remembered_where_messages_that_are_over_die_wit
     ward.stand.wait(31.0)
     assert ward.reports() == {POISON: ["timeout"]}
     ward.submit(POISON)
-    ward.kill(survivor)  # beside one that is over: nobody can tell which of them it was
+    ward.kill(survivor)  # beside one that is over: any of them may be the cause
     for _ in range(2):
         ward.kill(ward.join())
     assert ward.reports() == {POISON: ["handler-lost"]}

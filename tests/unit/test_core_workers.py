@@ -295,7 +295,7 @@ class Crews(RuleBasedStateMachine):
         self.submitted = 0
         self.ordered: set[str] = set()
         self.dead_tokens: list[tuple[Link, int]] = []
-        self.patient = False  # does time pass?
+        self.patient = False  # true if time passes
 
     # --- the router's messages, as the model takes them in ---
 
@@ -537,7 +537,7 @@ class Crews(RuleBasedStateMachine):
         assert not any(hand.held for hand in self.hands.values()) or not state.workers.isolated
 
 
-# Minutes of shrinking would say little more than the first failure: its steps are printed, and they are few.
+# Minutes of shrinking would add little to the first failure: its steps are printed, and they are few.
 Crews.TestCase.settings = hypothesis_settings(
     max_examples=100, stateful_step_count=40, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
 )

@@ -1,4 +1,4 @@
-"""The guard of the tests' own rules: it lets through what is a test's own, and names what is not."""
+"""The guard of the tests' own rules: each breach is named with its line, and all else is let through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNIT = "class Case:\n    def __init__(self):\n        self._owed = {}\n"
 
 
 def breaches(root: Path, name: str, text: str) -> list[str]:
-    """Put one file of tests beside one unit, bester.broker.core.cases; return what the guard says."""
+    """Put one file of tests beside one unit, bester.broker.core.cases; return the guard's breaches."""
     unit = root / "broker/bester/broker/core/cases.py"
     unit.parent.mkdir(parents=True)
     unit.write_text(UNIT)
@@ -26,7 +26,7 @@ def breaches(root: Path, name: str, text: str) -> list[str]:
     "text",
     [
         "router._exchange.boxes\n",
-        "def check(self):\n    assert self._owed\n",  # no method, whatever it calls its argument
+        "def check(self):\n    assert self._owed\n",  # no method, even with an argument of that name
         "patch.setattr(Case, 'find', lambda self: self._owed)\n",
         "patch.setattr(case, '_owed', 1)\n",
         "getattr(case, '_owed')\n",
@@ -53,7 +53,7 @@ def test_private_state_of_another_unit_is_named_with_its_line(tmp_path: Path, te
         "object.__new__(Stand)\n",
     ],
 )
-def test_what_is_a_tests_own_or_the_languages_is_let_through(tmp_path: Path, text: str) -> None:
+def test_own_and_language_names_are_let_through(tmp_path: Path, text: str) -> None:
     assert breaches(tmp_path, "tests/unit/test_core_other.py", text) == []
 
 
@@ -68,8 +68,8 @@ def test_a_units_own_file_may_not_look_inside_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("lines", "long"), [(guard.MAX_LINES, False), (guard.MAX_LINES + 1, True)])
 def test_a_file_that_is_too_long_is_named_with_its_length(tmp_path: Path, lines: int, long: bool) -> None:
-    said = breaches(tmp_path, "tests/unit/test_core_other.py", "1\n" * lines)
-    assert said == [f"tests/unit/test_core_other.py: {lines} lines, at most 600 are allowed: split it by topic"][:long]
+    found = breaches(tmp_path, "tests/unit/test_core_other.py", "1\n" * lines)
+    assert found == [f"tests/unit/test_core_other.py: {lines} lines, at most 600 are allowed: split it by topic"][:long]
 
 
 def test_the_tests_of_this_project_keep_both_rules() -> None:

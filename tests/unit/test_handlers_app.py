@@ -41,7 +41,7 @@ class Caller:
     def method(self, message: Message) -> None: ...
 
 
-def test_kind_of_function_sets_where_it_runs() -> None:
+def test_kind_of_function_selects_loop_or_thread() -> None:
     app = App()
     assert app.handler("a")(takes_message) is takes_message
     app.handler("b", "c")(plainly)

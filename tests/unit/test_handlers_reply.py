@@ -60,7 +60,7 @@ def test_accepted_results_of_a_handler() -> None:
 
 
 def test_message_holds_the_meta_of_its_request() -> None:
-    told = message(
+    received = message(
         body=b'{"text":"hi"}',
         id="s1/a/1.0.0",
         root="s1/a/1",
@@ -70,12 +70,12 @@ def test_message_holds_the_meta_of_its_request() -> None:
         attempt=2,
         path=["s1/x"],
     )
-    assert told.data == {"text": "hi"}
-    assert told.data is told.data
-    assert (told.type, told.user, told.raw) == ("english", "t", b'{"text":"hi"}')
-    assert (told.id, told.root, told.origin, told.peer) == ("s1/a/1.0.0", "s1/a/1", "s0", "s2")
-    assert (told.scope, told.attempt, told.path) == ("server", 2, ["s1/x"])
-    assert "hi" not in repr(told)
+    assert received.data == {"text": "hi"}
+    assert received.data is received.data
+    assert (received.type, received.user, received.raw) == ("english", "t", b'{"text":"hi"}')
+    assert (received.id, received.root, received.origin, received.peer) == ("s1/a/1.0.0", "s1/a/1", "s0", "s2")
+    assert (received.scope, received.attempt, received.path) == ("server", 2, ["s1/x"])
+    assert "hi" not in repr(received)
     bare = message()
     assert (bare.id, bare.peer, bare.scope, bare.attempt, bare.path) == ("", None, "client", 1, [])
 

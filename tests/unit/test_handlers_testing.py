@@ -1,4 +1,4 @@
-"""Apps without sockets: the Tester, and the stock handlers through it."""
+"""Apps without sockets: the Tester, and the stock handlers with the Tester."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def test_without_a_thread_requests_end_at_once_and_later_ones_are_carried_
     threads = threads_of(2, ends)
     for token in range(5):
         threads.add(job(token, lambda message: "done"))
-    assert ends.empty()  # not before `add` has returned: what ends may begin another
+    assert ends.empty()  # not before `add` has returned: a request that ends may begin another
     for token in range(5):
         got, error = await next_of(ends)
         assert (got, type(error), error.text) == (token, QuietError, NO_THREAD)

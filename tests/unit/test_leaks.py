@@ -1,4 +1,4 @@
-"""The check that no test leaves anything behind can fail: tests of an inner run that leave something are told so."""
+"""The check that no test leaves anything behind can fail: an inner run with such tests reports them."""
 
 from __future__ import annotations
 

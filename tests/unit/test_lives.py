@@ -82,7 +82,7 @@ def test_change_gives_all_lives_again() -> None:
     assert waits[-1] is None
 
 
-# --- what a change is -------------------------------------------------------------------------------------------------
+# --- changes of files ---
 
 APP = ("python", "-m", "bester.handlers", "shop.chat:app", "--child", "0")
 
@@ -126,8 +126,8 @@ def test_large_folder_is_not_read_whole(directory: Path) -> None:
 
 
 def test_every_wait_is_shorter_than_that_of_a_dead_handlers_messages() -> None:
-    """Otherwise a few deaths over one message that kills would cost all the others that were held."""
-    lives, now, longest_s = Lives(), 0.0, LAST_RESTART_S  # of `bester up`, and of several workers
+    """Longer waits would cost, after a few deaths over one message, all the other messages that were held."""
+    lives, now, longest_s = Lives(), 0.0, LAST_RESTART_S  # the waits of `bester up`, and of several workers
     for _ in range(20):
         lives.started(now)
         lives.served()

@@ -211,7 +211,7 @@ def test_guesses_at_an_honest_user_from_the_same_address(world: World) -> None:
     assert world.checks < 100
 
 
-def test_user_who_has_logged_in_from_an_address_is_not_put_off_there(world: World) -> None:
+def test_user_who_has_logged_in_from_an_address_is_not_deferred_there(world: World) -> None:
     assert world.log_in("tim", HERE) == Allowed(2)
     for number in range(3000):
         world.guess("tim", f"10.0.{number // 250}.{number % 250}")
@@ -311,7 +311,7 @@ def test_end_of_an_attack_is_soon_forgotten(world: World) -> None:
     assert world.log_in("tim", THERE) == Allowed(2)
 
 
-def test_password_put_off_may_be_repeated_for_a_while(world: World) -> None:
+def test_deferred_password_may_be_repeated_for_a_while(world: World) -> None:
     for number in range(200):
         world.guess(f"user {number}", HERE)
     assert world.log_in("ann") == Refused(PUT_OFF_S)

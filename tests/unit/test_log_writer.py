@@ -156,7 +156,7 @@ def test_without_a_thread_lines_are_written_all_the_same(pipe: tuple[int, int], 
     assert everything(read, write, writer) == ["three"]
 
 
-def test_without_a_thread_a_reader_that_has_stopped_holds_nobody_up(
+def test_without_a_thread_a_stopped_reader_blocks_no_writer(
     pipe: tuple[int, int], no_threads: pytest.MonkeyPatch
 ) -> None:
     read, write = pipe
@@ -171,7 +171,7 @@ def test_without_a_thread_a_reader_that_has_stopped_holds_nobody_up(
     assert lost == f"{count - len(kept)} lost: {NOT_READ}"
 
 
-def test_without_a_thread_what_cannot_be_written_is_counted(
+def test_without_a_thread_unwritable_lines_are_counted(
     pipe: tuple[int, int], no_threads: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, write = pipe
@@ -187,7 +187,7 @@ def test_without_a_thread_what_cannot_be_written_is_counted(
     os_write = os.write
     monkeypatch.setattr("bester.broker.log_writer.os.write", refuse)
     writer = writer_to(write)
-    writer.put("x" * (PIPE_BUF + 1))  # its second part finds no room
+    writer.put("x" * (PIPE_BUF + 1))  # no room for the second part
     writer.put("waits")
     room = 100
     writer.put("room again")

@@ -28,7 +28,7 @@ def test_followed_name_is_looked_up_at_once_and_then_once_a_minute() -> None:
     lookups = Lookups()
     lookups.follow("a", 0.0)
     assert lookups.start(0.0) == ["a"]
-    assert lookups.start(1.0) == []  # one at a time
+    assert lookups.start(1.0) == []  # no second lookup at once
     assert lookups.on_found("a", HERE, 1.0) == []
     assert lookups.addresses("a", 1.0) == HERE
     assert lookups.host_addresses("a", 1.0) == (HERE, 0.0)  # an answer requested then may be out of date

@@ -22,7 +22,7 @@ class TestOutQueue:
         assert queue.in_flight is True
         queue.push(b"ef")
         queue.mark("second")
-        assert queue.take(100) == b""  # one chunk at a time
+        assert queue.take(100) == b""  # a single chunk at a time
         assert [mark.what for mark in queue.on_sent()] == ["first"]
         assert queue.queued_bytes == 2
         assert queue.take(100) == b"ef"

@@ -59,7 +59,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
 
 
 def missing(readme: Path, folders: list[Path]) -> list[str]:
-    """Return the modules of these folders that a README does not name, and those it names that do not exist."""
+    """Return the modules of these folders that a README omits, and those in the README that do not exist."""
     text = readme.read_text(encoding="utf-8")
     modules = {module.stem for folder in folders for module in folder.glob("*.py") if not module.name.startswith("__")}
     everywhere = {module.name for module in readme.parent.rglob("*.py")}

@@ -392,7 +392,7 @@ class TestMessages:
         session = new_session(unreported=100, unreported_bytes=1000)
         session.on_bytes(HELLO, 0.0)
         session.on_login_answer(0, None, 0.0)
-        assert len(session.on_bytes(message("x" * 100) * 5, 0.0).send) == 3  # each one counts 356 and its own size
+        assert len(session.on_bytes(message("x" * 100) * 5, 0.0).send) == 3  # each counts 356 and its own size
 
 
 class TestEnds:

@@ -1,4 +1,4 @@
-"""Position of a thread: the user's function, and never one of the kit's own."""
+"""Position of a thread: the user's function, and never a function of the kit."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def broken(stand: Stand) -> Callable[[], None]:
     return lambda: db.execute("PRAGMA query_only = 0").close()
 
 
-def test_failed_group_is_not_written_and_says_why(stand: Stand) -> None:
+def test_failed_group_is_not_written_and_has_its_reason(stand: Stand) -> None:
     stand.write(keep(1))
     mend = broken(stand)
     result = stand.store.commit([keep(2), SaveLane("s2", "t", "e", 1, {}), RecordRemote(entry(3), "queued")])

@@ -36,7 +36,7 @@ OUTCOMES = FindOutcomes("m", "alice")
 
 
 def reads(*requests: Read) -> list[StoreRead]:
-    """Reads of the core, whose answers nothing follows from."""
+    """Reads of the core whose answers have no effects."""
     return [StoreRead(request, lambda answer, now: None) for request in requests]
 
 

@@ -41,8 +41,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 
 
 def found_at(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Return the modes and contents of a file and of the files beside it, but for -shm, where SQLite notes its
-    users."""
+    """Return the modes and contents of a file and of the files beside it, without -shm, SQLite's own."""
     return {each.name: (each.stat().st_mode, content(each)) for each in path.parent.iterdir()}
 
 

@@ -142,7 +142,7 @@ def test_file_is_looked_through_once_however_often_it_is_opened_again(
             assert store.commit([keep(number)]).ok
         assert looks == 1
         path.with_name("other").write_bytes(path.read_bytes())
-        path.with_name("other").replace(path)  # somebody has put another in its place
+        path.with_name("other").replace(path)  # a file of another inode at the same path
         assert store.commit([keep(4)]).ok
         assert looks == 2
         room = True

@@ -1,4 +1,4 @@
-"""A store of an earlier version is opened, brought to this one, and goes on: nothing in it is lost or sent unmarked.
+"""A store of an earlier version is opened, upgraded, and goes on: no message in it is lost or sent unmarked.
 
 `tests/vectors/store-3.db` is the store of a broker of commit 0633e54, stopped when its clock stood at 1010 s, with
 messages in every state: see `tests/vectors/README.md`.

@@ -1,7 +1,7 @@
-"""A scripted broker: one ROUTER socket that sends what a case tells it to send, and checks what a handler sends.
+"""Script a broker: one ROUTER socket that sends the messages of a case and checks the handler's.
 
-The broker tracks outstanding REQUESTs and checks every REPLY: its token is outstanding, it arrives once, on the link of
-its REQUEST, and never after the handler has started over with a new HELLO.
+The broker tracks outstanding REQUESTs and checks every REPLY: the token is outstanding, the REPLY arrives once, on the
+link of its REQUEST, and never after the handler has started over with a new HELLO.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from bester.conform.result import Unseen
 COMMANDS = ("sendClients", "sendServers", "sendHandler")
 HEARTBEAT_MS = 2000
 STEP_S = 0.005
-"""Between two attempts to bind: a tcp port is free again only when ZeroMQ has closed it."""
+"""Pause between two attempts to bind: ZeroMQ frees a tcp port only after the socket is closed."""
 BIND_S = 5.0
 BEAT_STEP_S = 0.1
-"""At most so long until a heartbeat that a WELCOME has changed is kept to."""
+"""Longest delay until a heartbeat interval that a WELCOME has changed takes effect."""
 
 
 class Expected:
-    """A REQUEST that is out: what its REPLY must be. `answer` is `shout`, `good` (whatever its commands), `fails`,
-    `bad` (failed or refused) or `any`."""
+    """An outstanding REQUEST and the required REPLY. `answer` is `shout`, `good` (whatever its commands), `fails`,
+    `bad` (failed or refused) or `any`.
+    """
 
     __slots__ = ("answer", "data", "link", "user")
 
@@ -53,20 +54,20 @@ class Broker:
         self._news = asyncio.Event()
         self.inbox: list[Heard] = []
         self.first: Heard | None = None
-        """The first message that was heard at all."""
+        """First message received, of any kind."""
         self.link = b""
         self.types: list[str] = []
         self.credit = 1
         self.life = "life-1"
         self.beats = 0
-        """HEARTBEATs heard so far."""
+        """Number of HEARTBEATs received."""
         self.signs = 0
-        """The same with what was said of its own accord: a HEARTBEAT is due where nothing else is sent."""
+        """Number of HEARTBEATs, EMITs and ASKs received: a HEARTBEAT is due only where nothing else is sent."""
         self.replies = 0
-        """REPLYs heard so far that were awaited."""
+        """Number of REPLYs received to outstanding REQUESTs."""
         self.out: dict[int, Expected] = {}
         self.void: set[int] = set()
-        """Tokens of requests whose link is lost; `fresh` says that the handler has begun anew since."""
+        """Tokens of requests whose link is lost; `fresh` is true once the handler has sent a new HELLO."""
         self.fresh = False
         self.wrong: Unseen | None = None
         self.muted = False
@@ -77,7 +78,7 @@ class Broker:
     # --- the socket ---
 
     async def bind(self) -> None:
-        """Open the socket and begin to listen and to beat. Raises Unseen where the endpoint cannot be had."""
+        """Open the socket, listen, and start the heartbeats. Raises Unseen where the endpoint cannot be bound."""
         deadline = time.monotonic() + BIND_S
         while True:
             socket = self._context.socket(zmq.ROUTER)
@@ -103,7 +104,7 @@ class Broker:
         self._tasks = [asyncio.create_task(self._listen(socket)), asyncio.create_task(self._beat())]
 
     async def close(self) -> None:
-        """Close the socket without a word."""
+        """Close the socket without a GOODBYE."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -126,7 +127,7 @@ class Broker:
                 try:
                     await self.say(*answers)
                 except Unseen:
-                    continue  # the handler is gone; whoever waits for it says so
+                    continue  # the handler is gone; the waiting step reports this
 
     async def _beat(self) -> None:
         while True:
@@ -135,14 +136,14 @@ class Broker:
                 try:
                     await self.say([fabric.OPS["HEARTBEAT"]])
                 except Unseen:
-                    continue  # the handler is gone; whoever waits for it says so
+                    continue  # the handler is gone; the waiting step reports this
 
     async def say(self, *messages: list[Any], attached: Sequence[bytes] = ()) -> None:
-        """Send a batch to the handler. Raises Unseen where it is gone."""
+        """Send a batch to the handler. Raises Unseen where the handler is gone."""
         await self.send([fabric.pack(messages), *attached])
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send the frames of one ZeroMQ message to the handler. Raises Unseen where it is gone."""
+        """Send the frames of one ZeroMQ message to the handler. Raises Unseen where the handler is gone."""
         assert self._socket is not None
         self._said_at = time.monotonic()
         try:
@@ -150,7 +151,7 @@ class Broker:
         except zmq.ZMQError as error:
             raise Unseen(f"the handler's connection is gone: {error}") from None
 
-    # --- what the handler says ---
+    # --- messages of the handler ---
 
     def _take(self, heard: Heard) -> None:
         self.first = self.first or heard
@@ -161,7 +162,7 @@ class Broker:
         if heard.name == "REPLY":
             self._reply(heard)
             return
-        if heard.name in ("EMIT", "ASK"):  # of its own accord; nothing that a case is about
+        if heard.name in ("EMIT", "ASK"):  # messages of the handler's own accord are no part of a case
             self.signs += 1
             self._answers.append(answer_to(heard))
             return
@@ -185,13 +186,13 @@ class Broker:
         check(heard, expected)
 
     def forget(self) -> None:
-        """The link is lost, or was given up: whatever is out must not be answered once the handler has begun anew."""
+        """Give up all outstanding requests: their link is lost or abandoned, and no REPLY may follow a new HELLO."""
         self.void |= self.out.keys()
         self.out.clear()
         self.fresh = False
 
     def hello(self, heard: Heard) -> None:
-        """Take over what a HELLO says."""
+        """Store the link and the options of a HELLO."""
         self.link = heard.link
         options = heard.fields[3] if len(heard.fields) > 3 and heard.fields[3] else {}
         types = options.get("types")
@@ -202,7 +203,7 @@ class Broker:
     # --- waiting ---
 
     async def until(self, done: Callable[[], bool], within_s: float) -> bool:
-        """Wait until `done()`; False where it was not within the time. Raises Unseen for whatever breaks a rule."""
+        """Wait until `done()`; return False when the time is over. Raises Unseen for a message that breaks a rule."""
         deadline = time.monotonic() + within_s
         while True:
             if self.wrong is not None:
@@ -220,7 +221,7 @@ class Broker:
 
 
 def answer_to(heard: Heard) -> list[Any]:
-    """Return what a broker says to an EMIT (it is delivered) or to an ASK."""
+    """Return the broker's message to an EMIT (a report of delivery) or to an ASK (an answer)."""
     token = heard.fields[0]
     if heard.name == "EMIT":
         return [fabric.OPS["OUTCOME"], token, 0, {}]
@@ -230,7 +231,7 @@ def answer_to(heard: Heard) -> list[Any]:
 
 
 def check(heard: Heard, expected: Expected) -> None:
-    """Hold a REPLY against its REQUEST. Raises Unseen."""
+    """Compare a REPLY with its REQUEST. Raises Unseen."""
     token, status, commands = heard.fields[:3]
     where = f"REPLY {token}"
     if expected.answer == "any":
@@ -258,7 +259,7 @@ def check(heard: Heard, expected: Expected) -> None:
 
 
 def check_command(where: str, command: Any, attached: Sequence[bytes]) -> None:
-    """Hold a command against the page: its name, its targets, its body and its type. Raises Unseen."""
+    """Check a command against the page: name, targets, body and type. Raises Unseen."""
     if not isinstance(command, list) or len(command) not in (3, 4) or command[0] not in COMMANDS:
         raise Unseen(f"{where}: {shown(command)} is no command")
     targets, type_ = command[1], command[3] if len(command) == 4 else None

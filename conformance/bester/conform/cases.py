@@ -22,16 +22,15 @@ _KEYS = frozenset({"number", "severity", "needs", "start", "users", "steps", *_T
 
 
 class CaseError(ValueError):
-    """A case file that is not well-formed."""
+    """Raised for a case file that is not well-formed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One case. `rule` is a sentence of the protocol's page, word for word; `seen` describes the expected behaviour.
-
-    `needs` lists prerequisites (such as `chat`); `users` is how many users a native case logs in. `start` of a handler
-    case is `welcomed` (any program that has been welcomed), `new` (a program that was just started) or `none` (the
-    script starts it).
+    """A case. `rule` is a sentence of the protocol's page, word for word; `seen` describes the expected behaviour.
+    `needs` lists prerequisites (such as `chat`); `users` is how many users a native case logs in. `start` of a
+    handler case is `welcomed` (any program that has been welcomed), `new` (a program that was just started) or
+    `none` (the script starts the program).
     """
 
     side: str
@@ -48,12 +47,12 @@ class Case:
 
     @property
     def required(self) -> bool:
-        """Whether a failure makes the whole run fail."""
+        """Return whether a failure makes the whole run fail."""
         return self.severity == "required"
 
 
 def directory(side: str) -> Path:
-    """Return where the cases of a side are: in the installed package, else in the checkout beside it."""
+    """Return the directory of a side's cases: in the installed package, else in the checkout beside the package."""
     here = Path(__file__).parent
     installed = here / "cases" / side
     return installed if installed.is_dir() else here.parents[1] / side

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgpack  # type: ignore[import-untyped]  # it ships no types
+import msgpack  # type: ignore[import-untyped]  # msgpack ships no types
 
 from bester.conform.match import shown
 from bester.conform.result import Unseen
@@ -24,7 +24,7 @@ MOST_MESSAGES = 1024
 MOST_INTEGER = 2**53 - 1
 INLINE_BYTES = 16 * 1024
 MAX_BODY = 16 * 1024 * 1024
-"""What the scripted broker says is the longest body."""
+"""Longest body in bytes, as the scripted broker's WELCOME announces."""
 
 
 def _integer(value: Any) -> bool:
@@ -48,7 +48,7 @@ def _map(value: Any) -> bool:
 
 
 _Check = Callable[[Any], bool]
-# What a handler says: how many fields it needs at least, and what each must be.
+# Fields of a handler's messages: the least number, and a check for each.
 FIELDS: dict[str, tuple[int, tuple[tuple[str, _Check], ...]]] = {
     "HELLO": (3, (("version", _integer), ("role", _text), ("name", _text), ("options", _nil_or(_map)))),
     "HEARTBEAT": (0, ()),
@@ -62,7 +62,7 @@ FIELDS: dict[str, tuple[int, tuple[tuple[str, _Check], ...]]] = {
 
 
 class Heard(NamedTuple):
-    """One message of a handler: its name, its fields, the link it came by, and the attachments beside it."""
+    """A message of a handler: name, fields, the link by which the message came, and the attachments beside it."""
 
     name: str
     fields: list[Any]
@@ -71,7 +71,7 @@ class Heard(NamedTuple):
 
 
 def read(link: bytes, frames: Sequence[bytes]) -> list[Heard]:
-    """Return the messages of one ZeroMQ message. Raises Unseen where it is not what the page says."""
+    """Return the messages of one ZeroMQ message. Raises Unseen where the frames break the page's format."""
     try:
         batch = msgpack.unpackb(frames[0], raw=False, strict_map_key=False)
     except Exception as error:  # noqa: BLE001 (msgpack raises a dozen kinds)
@@ -132,7 +132,7 @@ def pack(messages: Sequence[Any]) -> bytes:
 
 
 def pack_widely(messages: Sequence[Any]) -> bytes:
-    """Return the same with every header and integer of the messages themselves in its longest form."""
+    """Return frame 0 with every header and integer of the messages themselves in its longest form."""
     whole = b"\xdd" + struct.pack(">I", len(messages))
     for each in messages:
         whole += b"\xdd" + struct.pack(">I", len(each))
@@ -147,7 +147,7 @@ def pack_widely(messages: Sequence[Any]) -> bytes:
 
 
 def value(written: Any, names: dict[str, Any]) -> Any:
-    """Return what a case file writes in JSON as the value that goes out.
+    """Return the value to send for a value that a case file writes in JSON.
 
     `"$name"` is a variable, `{"bin": "text"}` and `{"hex": "00ff"}` are bytes, `{"fill": ["A", 1000]}` repeats a text.
     """
@@ -167,7 +167,7 @@ def value(written: Any, names: dict[str, Any]) -> Any:
 
 
 def message(written: Any, names: dict[str, Any]) -> Any:
-    """Return a message whose op is written by name, or as its number; what is no array goes out as it is."""
+    """Return a message whose op is written by name or as its number; a value that is no array is returned unchanged."""
     if not isinstance(written, list) or not written:
         return written
     op = OPS.get(written[0], written[0]) if isinstance(written[0], str) else written[0]

@@ -24,20 +24,20 @@ from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
 
 Watch = Callable[[str, int], None]
-"""Told `+` and `-` with a process group that must not outlive this process."""
+"""Callback that receives `+` or `-` and a process group that must not outlive this process."""
 LOOK_S = 0.05
 LATE_S = 0.2
-"""A look that comes later than this was held up: of the shortest heartbeat in the cases three are 0.6 s."""
+"""Delay after which a look counts as held up: three of the shortest heartbeats in the cases are 0.6 s."""
 TRIES = 3
-"""Of a case that fails while this machine cannot keep time."""
+"""Attempts at a case that fails while this machine cannot keep time."""
 DEEPEST = 70
-"""Characters of a directory in which Unix sockets are put: a socket's path has 107 at most."""
+"""Longest path, in characters, of a directory for Unix sockets: the path of a socket has 107 at most."""
 TYPE = "shout"
-"""What BESTER_TYPES tells the program to serve, unless something else is said."""
+"""Value of BESTER_TYPES for the program, by default."""
 
 
 class HandlerSide:
-    """One run's programs and brokers. `argv` starts the program under test; use it as an async context."""
+    """The programs and brokers of a run. `argv` starts the program under test; use as an async context."""
 
     def __init__(
         self,
@@ -74,11 +74,11 @@ class HandlerSide:
         self._folder.cleanup()
 
     async def play_all(self, cases: Sequence[Case], told: Callable[[Result], None], jobs: int) -> list[Result]:
-        """Play cases side by side; `told` gets each result, in the order of the numbers."""
+        """Play up to `jobs` cases at once; `told` receives each result, in the order of the numbers."""
         return await run(cases, self.play, told, jobs)
 
     async def look(self) -> None:
-        """Start the program once and wait for its HELLO. Raises Unseen where none comes, OSError as `play`."""
+        """Start the program once and wait for HELLO. Raises Unseen without a HELLO, OSError as `play`."""
         stand = self._new(frozenset())
         try:
             await self._open(stand, welcomed=True)
@@ -102,7 +102,8 @@ class HandlerSide:
     async def play(self, case: Case) -> Result:
         """Play one case. Raises OSError where the program cannot be started at all.
 
-        A failure proves nothing where this process was held up meanwhile (a machine under load): it is played again.
+        A failure proves nothing where this process was held up meanwhile (a machine under load): the case is played
+        again.
         """
         why = self._missing(case)
         if why is not None:
@@ -192,7 +193,7 @@ async def conform(
     within_s: float = 10.0, jobs: int = 8, curve: bool = False, watch: Watch = lambda word, pid: None,
     served: str = TYPE, sample: Sample | None = None,
 ) -> list[Result]:  # fmt: skip
-    """Play cases against a program. Raises OSError where it cannot be started, Unseen where it says no HELLO."""
+    """Play cases against a program. Raises OSError where the program cannot be started, Unseen without a HELLO."""
     async with HandlerSide(argv, within_s=within_s, curve=curve, watch=watch, served=served, sample=sample) as side:
         try:
             await side.look()

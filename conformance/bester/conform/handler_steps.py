@@ -1,4 +1,4 @@
-"""The steps of handler cases: what the scripted broker does, and what it waits for.
+"""Define the steps of handler cases: actions of the scripted broker, and events to wait for.
 
 A step is a table with one verb; `STEPS` lists the verbs. JSON texts (`'[…]'`) may contain `$type`, the handler's first
 type, and `$served`, the value of BESTER_TYPES. A message of the handler that no step expects fails the case.
@@ -24,19 +24,22 @@ from bester.conform.written import filled, hex_bytes
 
 FIRST_TOKEN = 901
 TEXT = '"CONFORM"'
-"""The JSON of a request whose text says nothing of importance."""
+"""The JSON of a request whose text is of no importance."""
 
 
 class Sample(NamedTuple):
-    """What the program under test takes where it is no shout: JSON that it can handle, and JSON that it fails on."""
+    """Data of requests for a program that is no shout: JSON that the program can handle, and JSON on which the program
+    fails.
+    """
 
     data: str
     bad: str | None = None
 
 
 class Stand:
-    """A broker, a program, and what one script does with them. `within_s` is how long a wait may take; `served` is what
-    BESTER_TYPES says; with a `sample`, its data are in every request, and only the form of the answers matters."""
+    """A broker, a program, and a script's work with them. `within_s` is how long a wait may take; `served` is the value
+    of BESTER_TYPES; with a `sample`, its data are in every request, and only the form of the answers matters.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Stand:
         self.within_s = within_s
         self._tokens = itertools.count(FIRST_TOKEN)
         self.reusable = True
-        """Whether the next case may have this program: no step has done anything to it that lasts."""
+        """True while the next case may use this program: no step has changed the program for good."""
 
     async def play(self, case: Case) -> None:
         """Play a case's steps. Raises Unseen."""
@@ -66,7 +69,7 @@ class Stand:
             raise self.broker.wrong
 
     def _look(self, step: Step) -> None:
-        """See that nothing has come that no step has waited for."""
+        """Check that no message has come for which no step has waited."""
         but = step.get("but", ())
         for heard in self.broker.inbox:
             if heard.name not in but and heard.name == "ERROR":
@@ -84,7 +87,7 @@ class Stand:
             return done() or (self.program is not None and self.program.status is not None)
 
         if not (await self.broker.until(over, within_s) and done()):
-            # What it had said before it ended may still be on its way.
+            # Messages sent before the program ended may still be on their way.
             if await self.broker.until(done, 0.3 if self._gone() else 0.0):
                 return
             waited = self._gone() or f" within {within_s:g} s"
@@ -112,7 +115,7 @@ class Stand:
             raise Unseen(f"the program did not end within {within_s:g} s")
         if status != step["exits"]:
             raise Unseen(f"the program ended with status {status}, expected {step['exits']}")
-        await self.broker.until(lambda: False, 0.05)  # its last words
+        await self.broker.until(lambda: False, 0.05)  # the program's last messages
 
     async def stays(self, step: Step) -> None:
         """`stays_s = 0.5`: the program does not end for so long."""
@@ -128,7 +131,7 @@ class Stand:
         await self.broker.bind()
 
     async def restart(self, step: Step) -> None:
-        """`restart_s = 0.1`: the broker goes without a word and comes back, another one, after so long."""
+        """`restart_s = 0.1`: the broker closes without GOODBYE, and another broker listens after so long."""
         self.broker.forget()
         await self.broker.close()
         self.broker.link = b""
@@ -139,19 +142,21 @@ class Stand:
         await self.broker.bind()
 
     async def down(self, step: Step) -> None:
-        """`down`: the broker goes without a word, for good."""
+        """`down`: the broker closes without GOODBYE, for good."""
         self.broker.forget()
         await self.broker.close()
         self.reusable = False
 
     async def mute(self, step: Step) -> None:
-        """`mute = true`: the broker says nothing more, not even HEARTBEAT; with false it beats again."""
+        """`mute = true`: the broker sends no more messages of its own, not even HEARTBEAT; `false` starts the
+        heartbeats again.
+        """
         self.broker.muted = bool(step["mute"])
 
-    # --- what the broker says ---
+    # --- messages of the broker ---
 
     async def welcome(self, step: Step) -> None:
-        """`welcome = {options}`: say WELCOME with these options beside the usual; `extra`: and further fields."""
+        """`welcome = {options}`: send WELCOME with these options beside the usual; `extra`: further fields."""
         options = {
             "heartbeat_ms": HEARTBEAT_MS, "max_body": fabric.MAX_BODY, "life": self.broker.life, "request_ms": 30000,
             **step["welcome"],
@@ -172,18 +177,18 @@ class Stand:
         await self.broker.send([hex_bytes(frame) for frame in step["frames"]])
 
     async def hello_first(self, step: Step) -> None:
-        """`hello_first`: say that this link is not known; whatever is out is void."""
+        """`hello_first`: send the ERROR that this link is not known; outstanding requests become void."""
         self.broker.forget()
         await self.broker.say([fabric.OPS["ERROR"], "hello-first", "say HELLO first", None, None])
 
     async def request(self, step: Step) -> None:
         """`request = [JSON, …]`: send REQUESTs in one batch.
 
-        `count` (a number, or `credit`) repeats them; `fill` puts HEARTBEATs behind them, up to so many. `as` is
-        `bin`, `str`, `attached`, `shared` (all in one attachment), `wide` (all in the longest form) or `missing` (an
-        attachment that is not there: no answer is waited for). `token` is the first token, `stride` the distance of
-        the others; `user`, `meta`, `type` and `extra` (further fields) are as given; `before` and `and` are others
-        of the batch. `answer` is `shout`, `fails` or `any`. `batches`: each goes in a ZeroMQ message of its own.
+        `count` (a number, or `credit`) repeats them; `fill` puts HEARTBEATs behind them, up to so many. `as` is `bin`,
+        `str`, `attached`, `shared` (all in one attachment), `wide` (all in the longest form) or `missing` (the
+        attachment is left out: no answer is waited for). `token` is the first token, `stride` the distance of the
+        others; `user`, `meta`, `type` and `extra` (further fields) are as given; `before` and `and` are others of the
+        batch. `answer` is `shout`, `fails` or `any`. `batches`: each goes in a ZeroMQ message of its own.
         """
         texts, way = [filled(text) for text in step["request"]], step.get("as", "bin")
         count = self.broker.credit if step.get("count") == "credit" else int(step.get("count", 1))
@@ -235,7 +240,7 @@ class Stand:
         names = {"type": next(iter(self.broker.types), "shout"), "life": self.broker.life}
         return [fabric.message(message, names) for message in json.loads(text)]
 
-    # --- what is waited for ---
+    # --- expected events ---
 
     async def first(self, step: Step) -> None:
         """`first = "HELLO"`: this was the program's first message; `where` and `check` as of `hear`."""
@@ -264,7 +269,7 @@ class Stand:
         self._hold(heard, step)
 
     def _hold(self, heard: fabric.Heard, step: Step) -> None:
-        """Hold a message against a step's pattern and rules. Raises Unseen."""
+        """Compare a message with a step's pattern and rules. Raises Unseen."""
         if "where" in step:
             wrong = fault(json.loads(step["where"].replace("$served", self._served)), _padded(heard))
             if wrong is not None:
@@ -273,7 +278,7 @@ class Stand:
             CHECKS[rule](heard)
 
     async def answered(self, step: Step) -> None:
-        """`answered = true`: everything that is out is answered, as it must be."""
+        """`answered = true`: every outstanding request is answered, by a correct REPLY."""
         out = self.broker.out
         total = len(out)
         try:
@@ -286,12 +291,12 @@ class Stand:
             ) from None
 
     async def fence(self, step: Step) -> None:
-        """`fence = true`: one more request is answered: the handler lives, and has read all that came before."""
+        """`fence = true`: one more request is answered: the handler lives, and has read all earlier messages."""
         await self.request({"request": [TEXT]})
         await self.answered(step)
 
     async def beats(self, step: Step) -> None:
-        """`beats = 3`: so many HEARTBEATs more come (or emits and questions, which say as much)."""
+        """`beats = 3`: so many more HEARTBEATs come (or EMITs and ASKs, which count as such)."""
         target = self.broker.signs + int(step["beats"])
         await self._until(lambda: self.broker.signs >= target, step, f"{step['beats']} HEARTBEATs")
 
@@ -366,7 +371,7 @@ OPTIONS = frozenset({
 
 
 def verb_of(step: Step) -> str:
-    """Return the verb of a step. Raises ValueError where it has none, several, or a key that no step knows."""
+    """Return the verb of a step. Raises ValueError for a step with no verb, with several, or with an unknown key."""
     verbs = [key for key in step if key in STEPS]
     wrong = [key for key in step if key not in STEPS and key not in OPTIONS]
     if len(verbs) != 1 or wrong:

@@ -1,8 +1,9 @@
 """Compare a value with a pattern: JSON in which some strings stand for kinds of values. Pure.
 
 `"<any>"` is anything, `"<text>"` a string that is not empty, `"<int>"` an integer, `"<list>"`, `"<map>"`; `"<absent>"`
-as a value in an object says that the key is not there; a text that begins with `<has>` is somewhere in the string. An
-object matches where each of its keys does: others may be there, as later versions add them. Arrays match whole.
+as a value in an object requires that the key is absent; a text that begins with `<has>` is somewhere in the string. An
+object matches where each of the pattern's keys does: further keys are allowed, as later versions add them. Arrays match
+whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SHOWN = 160
 
 
 def fault(pattern: Any, value: Any, where: str = "") -> str | None:
-    """Return what is wrong with a value, as `path: sentence`; None where it matches."""
+    """Return the fault of a value, as `path: sentence`; None where the value matches."""
     if isinstance(pattern, dict) and isinstance(value, dict):
         for key, wanted in pattern.items():
             path, got = f"{where}.{key}" if where else key, value.get(key, _MISSING)

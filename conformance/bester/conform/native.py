@@ -1,4 +1,4 @@
-"""One connection of the native protocol, byte by byte: four bytes of length, then JSON."""
+"""Connect by the native protocol, byte by byte: four bytes of length, then JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bester.conform.match import shown
 from bester.conform.result import Unseen
 
 MOST_BYTES = 64 * 1024 * 1024
-"""The longest frame that is read; no server sends a longer one."""
+"""The longest frame that is read, in bytes; no server sends a longer one."""
 CLOSE_S = 2.0
 
 
@@ -23,7 +23,7 @@ class Connection:
         self._writer = writer
         self.name = name
         self.max_frame: int | None = None
-        """The longest frame that the server takes, where its answer to the login says it."""
+        """The longest frame that the server takes, where the answer to the login names a limit."""
 
     @classmethod
     async def open(cls, host: str, port: int, name: str) -> Connection:
@@ -47,7 +47,7 @@ class Connection:
                 if split:
                     await asyncio.sleep(0)
         except (ConnectionError, OSError):
-            return  # what it had to say first is still there to be read
+            return  # frames that the server sent before are still there to be read
 
     async def read(self, within_s: float) -> bytes:
         """Return the body of the next frame."""
@@ -86,7 +86,7 @@ class Connection:
             raise Unseen(f"{self.name}: something came where the connection should end: {shown(more)}")
 
     async def quiet(self, for_s: float) -> None:
-        """See that nothing comes for so long, not even the end."""
+        """Check that nothing comes for so long, not even the end."""
         try:
             async with asyncio.timeout(for_s):
                 more = await self._reader.read(200)
@@ -104,7 +104,7 @@ class Connection:
             self._writer.write_eof()
 
     async def leave(self) -> None:
-        """Stop sending, and wait a while for the server's end: it has then noticed that this connection is over."""
+        """Stop sending, and wait a while for the server's end, which shows that the server has noticed."""
         try:
             self.half_close()
             async with asyncio.timeout(CLOSE_S):
@@ -115,7 +115,7 @@ class Connection:
         await self.close()
 
     async def close(self, reset: bool = False) -> None:
-        """Close the connection; with `reset`, without sending what is left."""
+        """Close the connection; `reset` drops unsent bytes."""
         if reset:
             self._writer.transport.abort()
         self._writer.close()
@@ -127,5 +127,5 @@ class Connection:
 
 
 def framed(body: bytes) -> bytes:
-    """Return a body behind its length."""
+    """Return a frame: four bytes of length, and the body."""
     return struct.pack("<I", len(body)) + body

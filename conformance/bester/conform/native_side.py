@@ -19,18 +19,19 @@ from bester.conform.result import Result, Unseen
 from bester.conform.runner import judged, run
 
 USERS = ("alice", "bob", "carol")
-"""What the cases call their users."""
+"""Names of the users in the cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the server under test is, and what it is tried with. `echo` is a type whose handler sends the data back,
-    `chat` one that takes `{"to": [USER, …], "text": TEXT}`."""
+    """The server under test, and its means. `echo` is a type whose handler sends the data back, `chat` a type that
+    takes `{"to": [USER, …], "text": TEXT}`.
+    """
 
     host: str
     port: int
     users: tuple[str, ...] = ()
-    password: str = "conform"  # noqa: S105 (where everybody may log in any will do)
+    password: str = "conform"  # noqa: S105 (with open accounts any password will do)
     echo: str = "echo"
     chat: str = "chat"
     informer: str | None = None
@@ -38,17 +39,17 @@ class Server:
 
 
 class NativeSide:
-    """One run against one server."""
+    """A run against one server."""
 
     def __init__(self, server: Server, within_s: float) -> None:
         self._server = server
         self._within_s = within_s
         self._run = secrets.token_hex(4)
         self._free = list(server.users)
-        self._dirty = set(server.users)  # those for whom something may still be kept, from this run or before it
+        self._dirty = set(server.users)  # users with messages that may still be queued, from this run or before
         self._freed = asyncio.Condition()
         self.lacks: dict[str, str] = {}
-        """What the server has not, and why a case that needs it is skipped."""
+        """Capabilities that the server lacks, each with the reason why a case that needs it is skipped."""
 
     async def _connect(self, name: str) -> Connection:
         return await Connection.open(self._server.host, self._server.port, name)
@@ -56,10 +57,10 @@ class NativeSide:
     async def _inform(self, name: str) -> Connection:
         return await Connection.open_unix(str(self._server.informer), name)
 
-    # --- what there is ---
+    # --- capabilities of the server ---
 
     async def look(self) -> None:
-        """Find out what the server has. Raises Unseen where nobody can log in, OSError where it is not there."""
+        """Find out the server's capabilities. Raises Unseen where nobody can log in, OSError where nothing listens."""
         stranger = await self._status(f"nobody-{self._run}", secrets.token_hex(8))
         self.lacks["open" if stranger != "good" else "accounts"] = (
             "only accounts may log in" if stranger != "good" else "everybody may log in, with any password"
@@ -150,7 +151,7 @@ class NativeSide:
                 self._freed.notify_all()
 
     async def _empty(self, user: str, names: dict[str, str]) -> None:
-        """Take what is kept for a user: a message to itself comes behind all of it."""
+        """Receive all queued messages of a user: a message to the user itself comes behind all of them."""
         if "chat" in self.lacks:
             return
         known = {**names, "alice": user, "own": secrets.token_hex(6)}
@@ -162,7 +163,7 @@ class NativeSide:
             )
             await script.until({"until": '{"payload":{"data":{"text":"$own"}}}'})
         except Unseen:
-            return  # the case that is to have this user will say what is wrong
+            return  # the case that is lent this user reports the fault
         finally:
             await script.finish()
         self._dirty.discard(user)
@@ -190,7 +191,7 @@ class NativeSide:
 async def conform(
     server: Server, cases: Sequence[Case], told: Callable[[Result], None], *, within_s: float = 10.0, jobs: int = 16
 ) -> list[Result]:
-    """Play cases against a server. Raises Unseen where nobody can log in, OSError where the server is not there."""
+    """Play cases against a server. Raises Unseen where nobody can log in, OSError where nothing listens."""
     side = NativeSide(server, within_s)
     await side.look()
     return await run(cases, side.play, told, jobs)

@@ -1,4 +1,5 @@
-"""The steps of native cases: what clients, or other servers, send to the server under test, and what they receive.
+"""Define the steps of native cases: frames that clients, or other servers, send to the server under test, and frames
+that they receive.
 
 A step is a table with one verb; `STEPS` lists the verbs. `on` names the connection (`alice` by default). Texts may
 contain `$alice`, `$bob` and `$carol` (users), `$echo` and `$chat` (types), `$password`, `$own` (unique to the case) and
@@ -27,11 +28,11 @@ GOOD = '{"header":{"messageType":"statusReport","status":"good"},"payload":{"id"
 
 
 class RefusedLogin(Unseen):
-    """A login that was answered, and not with the good report."""
+    """Raised for a login that was answered with anything but the good report."""
 
 
 class Script:
-    """What one case does: its connections, and the names its texts may use."""
+    """The run of a case: its connections, and the names that its texts may use."""
 
     def __init__(
         self, opener: Opener, informer: Opener, names: Mapping[str, str], within_s: float, tidy: bool = False
@@ -59,16 +60,18 @@ class Script:
             await self.finish()
 
     async def finish(self) -> None:
-        """Close what is open; `tidy`: the server must have noticed before another case has the same users."""
+        """Close open connections; with `tidy`, wait until the server has noticed, before another case has the same
+        users.
+        """
         for connection in self._connections.values():
             await (connection.leave() if self._tidy else connection.close())
 
     def knows_limit(self) -> bool:
-        """Return whether the server said how long a frame may be: the first daemon did not."""
+        """Return whether the server announced its longest frame: the first daemon did not."""
         return any(connection.max_frame is not None for connection in self._connections.values())
 
     def expect(self, written: str) -> None:
-        """See that the frame which `until` has found matches. Raises Unseen."""
+        """Check that the frame found by `until` matches. Raises Unseen."""
         wrong = fault(self._pattern(written), self._last)
         if wrong is not None:
             raise Unseen(f"{wrong}: in {shown(self._last)}")
@@ -90,7 +93,7 @@ class Script:
     # --- connecting ---
 
     async def connect(self, step: Step) -> None:
-        """`connect = "alice"`: open a connection and say nothing."""
+        """`connect = "alice"`: open a connection and send nothing."""
         self._connections[step["connect"]] = await self._open(step["connect"])
 
     async def informer(self, step: Step) -> None:
@@ -98,7 +101,7 @@ class Script:
         self._connections[step["informer"]] = await self._open_informer(step["informer"])
 
     async def login(self, step: Step) -> None:
-        """`login = "alice"`: connect and log in; `on` names the connection otherwise; `ack`: it will acknowledge."""
+        """`login = "alice"`: connect and log in; `on` may rename the connection; `ack`: the client will acknowledge."""
         name = step.get("on", step["login"])
         connection = self._connections[name] = await self._open(name)
         known = {"user": self._names[step["login"]], "ack": ',"ack":true' if step.get("ack") else ""}
@@ -115,7 +118,7 @@ class Script:
     # --- writing ---
 
     async def send(self, step: Step) -> None:
-        """`send = JSON`: send a frame, byte for byte as it is written.
+        """`send = JSON`: send a frame, byte for byte as written.
 
         `times` repeats it, `split` writes so many bytes at a time, `behind` puts other frames into the same write.
         `pad` fills `{{pad}}` so that the frame is so many bytes longer than the longest that is taken.
@@ -146,10 +149,10 @@ class Script:
         """`close`: close the connection; `reset` drops what is under way."""
         await self._connections.pop(step.get("on", FIRST)).close(bool(step.get("reset")))
 
-    # --- seeing ---
+    # --- expected frames ---
 
     async def see(self, step: Step) -> None:
-        """`see = PATTERN`: the next frame matches. `times`: so many do. `has`: texts that are in its very bytes."""
+        """`see = PATTERN`: the next frame matches. `times`: so many do. `has`: texts that the frame's bytes contain."""
         pattern = self._pattern(step["see"])
         for _ in range(int(step.get("times", 1))):
             frame, body = await self._on(step).read_json(self._within(step))
@@ -197,19 +200,19 @@ class Script:
         await self._on(step).quiet(float(step["quiet_s"]))
 
     async def ping(self, step: Step) -> None:
-        """`ping`: the very next frame is the answer to a dummy that is sent now: the connection stays, and is empty."""
+        """`ping`: the very next frame answers a dummy that is sent now: the connection stays, and is empty."""
         id_ = f"ping-{next(self._ids)}"
         await self._on(step).write(framed(b'{"payload":{"type":"dummy","data":null,"id":"%s"}}' % id_.encode()))
         await self.see({"see": f'{{"payload":{{"id":"{id_}","type":"dummy"}}}}', **_where(step)})
 
     async def differ(self, step: Step) -> None:
-        """`differ = ["one", "two"]`: these kept values are not the same."""
+        """`differ = ["one", "two"]`: these stored values are not the same."""
         one, two = (self._names[name] for name in step["differ"])
         if one == two:
             raise Unseen(f"{step['differ'][0]} and {step['differ'][1]} are both {one!r}, and should differ")
 
     async def same(self, step: Step) -> None:
-        """`same = ["one", "two"]`: these kept values are the same."""
+        """`same = ["one", "two"]`: these stored values are the same."""
         one, two = (self._names[name] for name in step["same"])
         if one != two:
             raise Unseen(f"{step['same'][0]} is {one!r} and {step['same'][1]} is {two!r}: they should be the same")
@@ -240,7 +243,7 @@ OPTIONS = frozenset({
 
 
 def verb_of(step: Step) -> str:
-    """Return the verb of a step. Raises ValueError where it has none, several, or a key that no step knows."""
+    """Return the verb of a step. Raises ValueError for a step with no verb, with several, or with an unknown key."""
     verbs = [key for key in step if key in STEPS]
     wrong = [key for key in step if key not in STEPS and key not in OPTIONS]
     if len(verbs) != 1 or wrong:

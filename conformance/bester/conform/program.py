@@ -1,4 +1,4 @@
-"""The program under test: started in its own process group, and killed together with its children."""
+"""Run the program under test in its own process group, and kill the program together with its children."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 WAITS = ("sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
-"""What becomes the program when it is told to: were this process killed before that, it would end."""
+"""Shell that becomes the program on a line of input, and ends if this process is killed before that."""
 OUTPUT_LINES = 6
-"""Of a program's output that are shown where a case fails."""
+"""Lines of a program's output that are shown where a case fails."""
 OUTPUT_BYTES = 4096
 SHUTDOWN_S = 5.0
-"""How long a killed process may take to be gone."""
+"""Longest time until a killed process is gone."""
 
 
 class Program:
-    """One running program; its output goes to a file."""
+    """A running program; its output goes to a file."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
@@ -30,7 +30,9 @@ class Program:
     async def start(
         cls, argv: Sequence[str], environment: Mapping[str, str], log: Path, known: Callable[[int], None]
     ) -> Program:
-        """Start a program; `known` is told its process id before it runs. Raises OSError where it cannot be started."""
+        """Start a program; `known` receives the process id before the program runs. Raises OSError where the start
+        fails.
+        """
         if shutil.which(argv[0]) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such program, or it may not be run", argv[0])
         with log.open("ab") as output:
@@ -51,12 +53,12 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """The process id, which is that of its group, too."""
+        """The process id, which is also the id of the process group."""
         return self._process.pid
 
     @property
     def status(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal; None while the program runs."""
         return self._process.returncode
 
     def send_signal(self, name: str) -> None:
@@ -65,14 +67,14 @@ class Program:
             self._process.send_signal(signal.Signals[f"SIG{name}"])
 
     async def exits(self, within_s: float) -> int | None:
-        """Wait for its end; return the exit status, None where it did not end."""
+        """Wait for the end; return the exit status, None where the program did not end."""
         try:
             return await asyncio.wait_for(self._process.wait(), within_s)
         except TimeoutError:
             return None
 
     async def end(self) -> None:
-        """Kill it and its children."""
+        """Kill the program and its children."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -80,7 +82,7 @@ class Program:
         await self.exits(SHUTDOWN_S)
 
     def tail(self) -> list[str]:
-        """Return the last lines of its output, without what would move a terminal's cursor."""
+        """Return the last lines of the program's output, with control characters replaced."""
         try:
             text = self._log.read_bytes()[-OUTPUT_BYTES:].decode(errors="replace")
         except OSError:

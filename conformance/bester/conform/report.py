@@ -13,7 +13,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def lines(result: Result) -> list[str]:
-    """Return the lines for a person: one a case, followed by the details of a failure."""
+    """Return the lines for a reader: a line for each case, followed by the details of a failure."""
     case = result.case
     first = f"{result.state:4} {case.number:4}  {case.title}"
     if result.state == "pass":

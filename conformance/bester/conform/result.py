@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from bester.conform.cases import Case
 
 
-class Unseen(Exception):  # noqa: N818 (it is a finding, the word reports use)
+class Unseen(Exception):  # noqa: N818 (a finding, the word that reports use)
     """An expected event was missing, or an unexpected one was observed; the text says which, in one line."""
 
 
@@ -24,5 +24,5 @@ class Result:
 
     @property
     def breaks(self) -> bool:
-        """Whether this result makes the whole run fail."""
+        """Return whether this result makes the whole run fail."""
         return self.state == "fail" and self.case.required

@@ -10,7 +10,7 @@ from bester.conform.cases import Case
 from bester.conform.result import Result, Unseen
 
 CASE_S = 60.0
-"""How long a case may take altogether: each wait in it has its own, shorter, limit."""
+"""Longest time for a case: each wait in the case has its own, shorter, limit."""
 
 
 async def run(
@@ -19,7 +19,7 @@ async def run(
     told: Callable[[Result], None],
     jobs: int,
 ) -> list[Result]:
-    """Play cases, `jobs` at once; `told` gets each result as soon as those of lower numbers are there."""
+    """Play cases, `jobs` at once; `told` receives each result as soon as those of lower numbers are there."""
     places = asyncio.Semaphore(jobs)
     done: dict[int, Result] = {}
     results: list[Result] = []
@@ -32,14 +32,14 @@ async def run(
             told(results[-1])
 
     async with asyncio.TaskGroup() as group:
-        # Those that wait longest begin first: the short ones fit in beside them.
+        # Cases that wait longest begin first: the short ones fit in beside them.
         for case in sorted(cases, key=lambda case: case.start == "welcomed" and "slow" not in case.needs):
             group.create_task(one(case))
     return results
 
 
 async def judged(case: Case, script: Callable[[], Awaitable[None]], output: Callable[[], list[str]]) -> Result:
-    """Run a script and return what it shows: an Unseen that it raises is a failure."""
+    """Run a script and return its result: an Unseen that the script raises is a failure."""
     started = time.monotonic()
     try:
         async with asyncio.timeout(CASE_S):

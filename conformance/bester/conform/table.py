@@ -23,13 +23,13 @@ _PAGES = {"handler": "fabric-protocol.md", "native": "native-protocol.md"}
 
 
 def sentences(page: str) -> list[str]:
-    """Return the sentences of a page that say must, never, always, do not or at most; programs in it do not count."""
+    """Return the sentences of a page that say must, never, always, do not or at most; programs do not count."""
     text = " ".join(_CODE.sub("", page).split())
     return [sentence for sentence in _ENDS.split(text) if _RULE.search(sentence)]
 
 
 def unseen(side: str) -> dict[str, str]:
-    """Return the quoted sentences of a side that no case can see, with the reason."""
+    """Return the quoted sentences of a side that no case can test, with the reason."""
     entries = tomllib.loads((directory(side).parent / UNSEEN).read_text(encoding="utf-8"))[side]
     return {" ".join(entry["rule"].split()): entry["why"] for entry in entries}
 
@@ -47,7 +47,7 @@ def table(side: str) -> str:
 
 
 def filled(page: str) -> str:
-    """Return the page with its tables written anew."""
+    """Return the page with its tables replaced."""
     for side in SIDES:
         count = len(load(side))
         mark = re.compile(rf"<!-- {side}: .*? -->\n.*?<!-- end -->", re.DOTALL)
