@@ -261,6 +261,20 @@ def test_message_that_could_not_be_sent_to_a_dead_worker_uses_up_no_attempt() ->
     ward.is_well()
 
 
+def test_messages_that_could_not_be_sent_keep_their_order() -> None:
+    ward = Ward(1, order={"t": "user"})
+    (link,) = ward.hands
+    for body in (b"1", b"2", b"3"):
+        ward.submit(body)
+    first, *others = ward.hands.pop(link)
+    ward.stand.alive.pop(link, None)
+    ward.stand.take(ward.stand.router.on_undeliverable(link, first, ward.stand.now, others))
+    last = ward.join()
+    assert [ward.answer(last) for _ in range(3)] == [b"1", b"2", b"3"]
+    assert ward.reports() == {b"1": [None], b"2": [None], b"3": [None]}
+    ward.is_well()
+
+
 def test_suspect_is_given_to_the_last_worker_beside_messages_that_are_over() -> None:
     ward = Ward(1, credit=64)
     ward.submit(b"hangs")

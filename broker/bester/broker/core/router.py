@@ -201,7 +201,7 @@ class Router:
         were to follow on the link."""
         peer = self._by_link.get(link)
         if peer is not None:
-            for unsent in (message, *waiting):
+            for unsent in reversed((message, *waiting)):  # requeued at the front one by one, so the last first
                 if peer.worker is not None and type(unsent) is Request:
                     self._dispatcher.on_request_unsent(peer.worker, unsent.token, now)
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
