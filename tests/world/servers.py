@@ -360,14 +360,14 @@ class SimServer(Process):
         elif link in self.links:
             self.pipes[link].send(messages)
         elif messages:
-            self._undeliverable(link, messages[0])
+            self._undeliverable(link, *messages)
 
-    def _undeliverable(self, link: Link, message: Message) -> None:
+    def _undeliverable(self, link: Link, message: Message, *rest: Message) -> None:
         life = self.life
 
         def tell() -> None:
             if self.life == life:
-                waiting = self._outgoing.pop(link, ())
+                waiting = rest if link.door == "server" else (*rest, *self._outgoing.pop(link, ()))
                 self.carry_out(self.router.on_undeliverable(link, message, self.now, waiting))
 
         self.world.after(0.0, lambda: self.when_awake(tell))

@@ -342,13 +342,15 @@ class Broker:
     def _send(self, link: Link, messages: list[Message]) -> None:
         index, _, identity = link.key.partition(b":")
         socket = self._sockets[int(index)]
+        sent = False
         try:
             for frames in batches(messages, partial(self._cannot_send, link)):
                 socket.send([identity, *frames])
+                sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
-            # Of several batches the first may have been sent; the last message was not.
-            waiting = self._outgoing.pop(link, ())
-            self._carry_out(self.router.on_undeliverable(link, messages[-1], time.monotonic(), waiting))
+            first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
+            waiting = (*rest, *self._outgoing.pop(link, ()))
+            self._carry_out(self.router.on_undeliverable(link, first, time.monotonic(), waiting))
 
     def _cannot_send(self, link: Link, message: Message, error: WireError) -> Message | None:
         """Answer a message that cannot be sent as if its receiver had refused the message; return its substitute, if
