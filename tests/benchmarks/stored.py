@@ -114,7 +114,7 @@ def serve(stack: ExitStack, folder: Path, synchronous: str) -> int:
     file = folder / "bester.toml"
     file.write_text(
         f'[server]\nname = "bench.example"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:{port}"\n'
-        f'[store]\nsynchronous = "{synchronous}"\nuser_messages = 1000000\nuser_bytes = 1073741824\n'
+        f'[store]\nsynchronous = "{synchronous}"\nuser_messages = 1000000\nuser_bytes = 1073741824\nsender_share = 1\n'
         '[handlers.chat]\napp = "bester.handlers.stock.chat:app"\n'
     )
     bester = str(Path(sys.executable).with_name("bester"))

@@ -297,5 +297,6 @@ def holds(server: SimServer) -> str:
         "uncommitted": state.queues.writing,
         "ended early": state.queues.ended_early,
         "records": state.queues.records,
+        "shares": len(state.queues.shares),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

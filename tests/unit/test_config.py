@@ -59,6 +59,7 @@ synchronous = "normal"
 ttl_s = 0x10
 user_messages = 1
 user_bytes = 2
+sender_share = 0.25
 server_messages = 3
 server_bytes = 4
 messages = 5
@@ -105,8 +106,10 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         f"ipc://{tmp_path}/here.sock",
     )
     assert config.fabric.connect == ("tcp://127.0.0.1:2225",)
-    kept = Bounds(16.0, user_messages=1, user_bytes=2, server_messages=3, server_bytes=4, messages=5, total_bytes=6)
-    assert config.store == StoreConfig(tmp_path / "data/kept/messages.db", "normal", replace(kept, dead_letters=7))
+    kept = Bounds(16.0, user_messages=1, user_bytes=2, sender_share=0.25, server_messages=3, server_bytes=4)
+    assert config.store == StoreConfig(
+        tmp_path / "data/kept/messages.db", "normal", replace(kept, messages=5, total_bytes=6, dead_letters=7)
+    )
     assert config.notices == ()
     assert config.auth == "open"
     assert config.handlers == (
@@ -214,6 +217,8 @@ MISTAKES = [
     ("[store]\nsynchronous = 'off'", "'off' is not one of full, normal"),
     ("[store]\nttl_s = 0.5", ":2: [store] ttl_s: is a number from 1 to 31536000"),
     ("[store]\nttl_s = nan", "is a number from 1 to"),
+    ("[store]\nsender_share = 0", "is a number from 0.001 to 1"),
+    ("[store]\nsender_share = 1.5", "is a number from 0.001 to 1"),
     ("[store]\nuser_messages = 0", "is a whole number from 1 to 1000000000"),
     ("[store]\ndead_letter = 1", "unknown key; did you mean dead_letters?"),
     ("[operator]\nhttp = '127.0.0.1:1'", "operator: unknown section"),

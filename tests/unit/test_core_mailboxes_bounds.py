@@ -17,8 +17,8 @@ from tests.unit.core_stand import clients
 @pytest.mark.parametrize(
     ("bounds", "code"),
     [
-        ({"user_messages": 2}, "mailbox-full"),
-        ({"user_bytes": 9}, "mailbox-full"),
+        ({"user_messages": 2, "sender_share": 1.0}, "mailbox-full"),
+        ({"user_bytes": 9, "sender_share": 1.0}, "mailbox-full"),
         ({"messages": 2}, "storage-full"),
         ({"total_bytes": 9}, "storage-full"),
     ],

@@ -68,6 +68,11 @@ def test_snapshot_has_everything_that_was_kept(path: Path) -> None:
         lane("s2", "one"): StoredQueue(3, 12, FIRST + 6, FIRST + 8),
         lane("s3", "two"): StoredQueue(1, 4, FIRST + 9, FIRST + 9),
     }
+    assert found.shares == {
+        mailbox("carol"): {mailbox("alice"): (3, 12)},
+        mailbox("dave"): {"server/s4": (1, 9)},
+        mailbox(STRANGE): {mailbox("alice"): (1, 3002)},
+    }
     assert found.types == ("chat", "one", "three", "two", "t")
     assert found.lanes == (
         SaveLane("s4", "bester.outcome", "d4", 1, {1: "delivered"}),

@@ -40,6 +40,8 @@ MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
 """Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
+MIN_SHARE = 0.001
+"""Least share of a mailbox that one sender may have: of the usual 10,000 messages, ten."""
 MAX_MESSAGES = 1_000_000_000
 """Messages; above this, and above MAX_STORE_BYTES, a bound is a slip of the keyboard."""
 MAX_STORE_BYTES = 2**50
@@ -94,6 +96,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "ttl_s": Key("259200", "seconds that a message stays queued, unless its sender names another time"),
         "user_messages": Key("10000", "messages queued for one user"),
         "user_bytes": Key("67108864", "bytes queued for one user"),
+        "sender_share": Key(
+            "0.1", "part of `user_messages` and `user_bytes` that one sender may use; 1 lets one sender use all"
+        ),
         "server_messages": Key("100000", "messages queued for one other server"),
         "server_bytes": Key("1073741824", "bytes queued for one other server"),
         "messages": Key("1000000", "messages queued in all"),
@@ -336,6 +341,7 @@ class _Reader:
             synchronous=table.choice("synchronous", "full", ("full", "normal")),
             bounds=Bounds(
                 ttl_s=table.decimal("ttl_s", defaults.ttl_s, MIN_TTL_S, MAX_TTL_S),
+                sender_share=table.decimal("sender_share", defaults.sender_share, MIN_SHARE, 1.0),
                 total_bytes=table.number("bytes", defaults.total_bytes, 1, MAX_STORE_BYTES),
                 **bounds,
             ),

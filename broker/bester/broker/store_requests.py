@@ -47,6 +47,18 @@ def is_mailbox(queue: str) -> bool:
     return queue.startswith("user/")
 
 
+def sharer_of(queue: str, sender: str | None, peer: object) -> str | None:
+    """Return the key of the sender of whose share a message takes room, by the message's queue, sender and `peer`.
+
+    A server counts as one sender, for only the server itself is known and not what it says of its users. None where no
+    share is counted: in lanes, in the sender's own mailbox, for late outcomes, and for what a handler emits by itself.
+    """
+    if not is_mailbox(queue):
+        return None
+    key = mailbox(sender) if sender is not None else f"server/{peer}" if type(peer) is str else None
+    return None if key == queue else key
+
+
 class Entry(NamedTuple):
     """A kept message: one result of a command.
 
@@ -300,13 +312,15 @@ class Snapshot:
     the starts.
 
     `next_expiry_s` is when the first message expires, in the store's time, whose saved state is `clock` (None in a new
-    store). `dead` counts the dead letters. `names` are those the server has had, `peers` says by address whether native
-    servers report. `full` says why nothing can be written now, None where it can.
+    store). `shares` has messages and bytes in each mailbox by sender (see `sharer_of`): shares must hold from the first
+    message after a restart. `dead` counts the dead letters. `names` are those the server has had, `peers` says by
+    address whether native servers report. `full` says why nothing can be written now, None where it can.
     """
 
     epoch: str = "none"
     life: int = 0
     queues: Mapping[str, StoredQueue] = field(default_factory=dict)
+    shares: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
     types: tuple[str, ...] = ()
     lanes: tuple[SaveLane, ...] = ()
     next_expiry_s: float | None = None
@@ -325,6 +339,8 @@ class Bounds:
     ttl_s: float = 3 * 24 * 3600
     user_messages: int = 10_000
     user_bytes: int = 64 * 1024 * 1024
+    sender_share: float = 0.1
+    """Part of `user_messages` and of `user_bytes` that one sender may use, so that others can still write."""
     server_messages: int = 100_000
     server_bytes: int = 1024 * 1024 * 1024
     messages: int = 1_000_000

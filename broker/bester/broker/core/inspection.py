@@ -36,7 +36,8 @@ class QueuesState(NamedTuple):
     `writing` counts the messages that are not committed yet, `ended_early` those of them that have ended already, and
     `ended` the committed ones whose end is not written yet. `recording` counts the messages that are queued at another
     server, where that is not committed yet; `records` are all messages of which more is known than that they are ready.
-    `next_number` is the number of the next message that is enqueued, `epoch` names the store that numbers belong to.
+    `shares` has messages and bytes in each mailbox by sender. `next_number` is the number of the next message that is
+    enqueued, `epoch` names the store that numbers belong to.
     """
 
     table: Mapping[str, QueueState]
@@ -50,6 +51,7 @@ class QueuesState(NamedTuple):
     records: int
     next_number: int
     epoch: str
+    shares: Mapping[str, Mapping[str, tuple[int, int]]]
 
 
 class WorkersState(NamedTuple):

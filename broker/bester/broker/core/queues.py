@@ -17,6 +17,7 @@ from bester.broker.core.effects import Effects
 from bester.broker.core.inspection import Bound, QueuesState, QueueState
 from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, step_of
 from bester.broker.core.settings import Limits, Settings
+from bester.broker.core.shares import Shares
 from bester.broker.store_requests import (
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
@@ -36,6 +37,7 @@ from bester.broker.store_requests import (
     is_mailbox,
     lane,
     owner_of,
+    sharer_of,
 )
 from bester.broker.wire.outcomes import OUTCOME_TYPE, QUEUED, failed
 
@@ -126,6 +128,7 @@ class Queues:
         self._size = 0
         self._queues: dict[str, Queue] = {}
         self._servers: dict[str, _Server] = {}
+        self._shares = Shares(settings.bounds, snapshot.shares)
         for key, state in snapshot.queues.items():
             if state.messages:
                 self._add(Queue(key, state))
@@ -187,6 +190,7 @@ class Queues:
             records=len(self._records),
             next_number=self.next_number,
             epoch=self.epoch,
+            shares=self._shares.inspect(),
         )
 
     def bounds(self) -> dict[str, Bound]:
@@ -216,15 +220,16 @@ class Queues:
         Returns a code, and leaves the case alone, where there is no room.
         """
         size = len(entry.body)
-        code = self._no_room(entry.queue, size, now)
+        sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+        code = self._no_room(entry.queue, sharer, size, now)
         if code is not None:
             return code
         queue = self._queues.get(entry.queue) or self._add(Queue(entry.queue))
         queue.cursor = min(queue.cursor, entry.number - 1)
-        self._count(queue, 1, size)
+        self._count(queue, 1, size, sharer)
         if case is not None:
             case.pending += 1
-        self._records[entry.number] = Record(entry.number, queue, size, State.WRITING, case)
+        self._records[entry.number] = Record(entry.number, queue, size, State.WRITING, case, sharer=sharer)
         if self._next_expiry_s is None or entry.expires_s < self._next_expiry_s:
             self._next_expiry_s = entry.expires_s
         self._out.writes.append(Enqueue(entry))
@@ -240,7 +245,7 @@ class Queues:
         self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
         self._out.writes.append(RecordRemote(entry, outcome))
 
-    def _no_room(self, key: str, size: int, now: float) -> str | None:
+    def _no_room(self, key: str, sharer: str | None, size: int, now: float) -> str | None:
         bounds = self._bounds
         if now < self._full_until or self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
@@ -249,7 +254,7 @@ class Queues:
             full = queue is not None and (
                 queue.messages >= bounds.user_messages or queue.size_bytes + size > bounds.user_bytes
             )
-            return "mailbox-full" if full else None
+            return "mailbox-full" if full or self._shares.is_full(key, sharer, size) else None
         server = self._servers.get(owner_of(key))
         # Other messages to a server must not keep outcomes from it.
         if server is None or key == lane(owner_of(key), OUTCOME_TYPE):
@@ -378,7 +383,10 @@ class Queues:
     def _record_of(self, entry: Entry, queue: Queue) -> Record:
         """Return the record of a message on disk; of one that has none, the record of a ready message, not kept yet."""
         record = self._records.get(entry.number)
-        return Record(entry.number, queue, len(entry.body), State.READY) if record is None else record
+        if record is None:
+            sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
+            record = Record(entry.number, queue, len(entry.body), State.READY, sharer=sharer)
+        return record
 
     def _move(self, record: Record, event: Event) -> State:
         """Apply an event to a record: count, and keep the record as long as there is anything to know."""
@@ -397,7 +405,7 @@ class Queues:
             if inflight > 0:
                 self._push(queue, record.number)
         if messages:
-            self._count(queue, messages, messages * record.size)
+            self._count(queue, messages, messages * record.size, record.sharer)
             if queue.messages <= 0:
                 self._drop(queue)
         return after
@@ -412,13 +420,15 @@ class Queues:
         """Correct the counts of a queue in which the disk has no ready message: a disk that has lost a message must not
         be asked for that again and again. Messages in flight, and those not committed yet, stay counted."""
         lost, lost_bytes = queue.ready, queue.size_bytes - queue.inflight_bytes
-        for record in [each for each in self._records.values() if each.queue is queue]:
+        records = [each for each in self._records.values() if each.queue is queue]
+        for record in records:
             if record.state is State.WRITING:
                 lost -= 1
                 lost_bytes -= record.size
             elif record.state is State.READY:
                 del self._records[record.number]
         self._count(queue, -lost, -lost_bytes)
+        self._shares.recount(queue.key, (each for each in records if each.state is not State.READY))
         if not queue.messages:
             self._drop(queue)
 
@@ -434,12 +444,13 @@ class Queues:
         self._count(queue, messages, size)
         return queue
 
-    def _count(self, queue: Queue, messages: int, size: int) -> None:
-        """Count messages and bytes more (or less) in a queue, with its server's, and in all."""
+    def _count(self, queue: Queue, messages: int, size: int, sharer: str | None = None) -> None:
+        """Count messages and bytes more (or less) in a queue, with its server's, those of one sender, and in all."""
         queue.messages += messages
         queue.size_bytes += size
         self.messages += messages
         self._size += size
+        self._shares.count(queue.key, sharer, messages, size)
         if not is_mailbox(queue.key):
             server = self._servers[owner_of(queue.key)]
             server.messages += messages
@@ -448,6 +459,7 @@ class Queues:
     def _drop(self, queue: Queue) -> None:
         """Forget a queue that is empty."""
         self._queues.pop(queue.key, None)
+        self._shares.forget(queue.key)
         if not is_mailbox(queue.key):
             server = self._servers[owner_of(queue.key)]
             del server.lanes[queue.key]

@@ -89,7 +89,8 @@ class Record(Struct, eq=False):
 
     `queue` is None where the message is queued at another server alone; `size` are the bytes of its body. `case` is
     settled at the commit of the message, None where nobody waits for that. `outcome` is that of a message that has
-    ended early. `unsent`: since the message was last sent it is known not to have been delivered.
+    ended early. `unsent`: since the message was last sent it is known not to have been delivered. `sharer` is the
+    sender of whose share the message takes room, see `sharer_of`.
     """
 
     number: int
@@ -99,6 +100,7 @@ class Record(Struct, eq=False):
     case: Case | None = None
     outcome: str | None = None
     unsent: bool = False
+    sharer: str | None = None
 
 
 def step_of(state: State, event: Event) -> Step:

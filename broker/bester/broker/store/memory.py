@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from bester.broker.store.commits import GROWING, Commits, UnwritableError
-from bester.broker.store.rows import pack, summed_up, unpack
+from bester.broker.store.rows import pack, summed_shares, summed_up, unpack
 from bester.broker.store_requests import (
     LETTER_BYTES,
     NAMES,
@@ -157,6 +157,11 @@ class MemoryStore(Commits):
             epoch=epoch,
             life=life,
             queues={key: self._state_of(key, numbers) for key, numbers in self._ready.items()},
+            shares=summed_shares(
+                (key, row.entry.sender, row.meta, 1, len(row.entry.body))
+                for key, numbers in self._ready.items()
+                for row in map(self._rows.__getitem__, numbers)
+            ),
             types=tuple(self._types),
             lanes=tuple(each._replace(outcomes=dict(each.outcomes)) for each in self._lanes.values()),
             next_expiry_s=min(

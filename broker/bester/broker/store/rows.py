@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
+from bester.broker.store_requests import is_mailbox, sharer_of
 from bester.broker.wire.outcomes import QUEUED, severity
 
 _MARK = "\ufdd0"
@@ -55,6 +56,28 @@ def unpack(raw: bytes | bytearray) -> dict[Any, Any]:
     if type(value) is not dict:
         raise ValueError("no map")
     return value
+
+
+def summed_shares(
+    rows: Iterable[tuple[str, str | None, bytes | bytearray | None, int, int]],
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return messages and bytes by queue and sender (see `sharer_of`), of rows of queue, sender, packed meta, messages
+    and bytes. The meta counts where there is no sender; a damaged one names nobody."""
+    shares: dict[str, dict[str, tuple[int, int]]] = {}
+    for queue, sender, meta, messages, size_bytes in rows:
+        sharer = sharer_of(queue, sender, _peer_of(meta) if sender is None and is_mailbox(queue) else None)
+        if sharer is not None:
+            senders = shares.setdefault(queue, {})
+            before = senders.get(sharer, (0, 0))
+            senders[sharer] = before[0] + messages, before[1] + size_bytes
+    return shares
+
+
+def _peer_of(meta: bytes | bytearray | None) -> object:
+    try:
+        return None if meta is None else unpack(meta).get("peer")
+    except ValueError:  # the reader of the message reports the damage
+        return None
 
 
 def summed_up(outcomes: Iterable[tuple[str, str | None]]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bester.broker import database
 from bester.broker.store import file, schema
 from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
 from bester.broker.store.reading import answer
-from bester.broker.store.rows import read_text, unpack
+from bester.broker.store.rows import read_text, summed_shares, unpack
 from bester.broker.store.writing import (
     CARRY_OUT,
     drop_heavy_letters,
@@ -68,6 +68,13 @@ AGAIN_S = 1.0
 """Pause between two looks for room, where there was none at the start."""
 ROW_BYTES = 1000
 """Room in the file for an entry beside its body, a generous estimate."""
+
+_IN_MAILBOX = "outcome IS NULL AND box >= 'user/' AND box < 'user0' AND sender IS"
+_SHARES = (
+    f"SELECT box, sender, NULL, count(*), sum(size) FROM entry WHERE {_IN_MAILBOX} NOT NULL GROUP BY box, sender",  # noqa: S608 (own words)
+    f"SELECT box, NULL, meta, 1, size FROM entry WHERE {_IN_MAILBOX} NULL",  # noqa: S608 (own words)
+)
+"""Reads of what each sender has in each mailbox; the server that sent a message is in the meta alone."""
 
 _UNWRITABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 _UNWRITABLE_WHY = "it cannot hold what it was given; see the reason"
@@ -246,6 +253,10 @@ class SqliteStore(Commits):
                 read_text(box): StoredQueue(messages, size_bytes, lowest, handed.get(box, 0))
                 for box, messages, size_bytes, lowest in boxes
             },
+            shares=summed_shares(
+                (read_text(box), None if sender is None else read_text(sender), meta, messages, size_bytes)
+                for box, sender, meta, messages, size_bytes in chain(*map(db.execute, _SHARES))
+            ),
             types=tuple(read_text(name) for (name,) in db.execute("SELECT name FROM seen_type ORDER BY serial")),
             lanes=tuple(
                 SaveLane(read_text(peer), read_text(type_), read_text(their_epoch), floor, _outcomes_of(outcomes))

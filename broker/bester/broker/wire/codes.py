@@ -37,7 +37,7 @@ CODES: dict[str, Code] = {
     "too-many-hops": Code(P, "the message passed more handlers than the hop limit allows"),
     "too-many-results": Code(P, "one message led to more results than the limit"),
     "overloaded": Code(T, "a queue is full; send less, or later"),
-    "mailbox-full": Code(T, "the queue of that user is full"),
+    "mailbox-full": Code(T, "the queue of that user is full, or the sender's share of it"),
     "storage-full": Code(T, "the server cannot store more now"),
     "unreachable": Code(T, "the target server cannot be reached"),
     "expired": Code(P, "not delivered within its time to live"),

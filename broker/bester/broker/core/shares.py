@@ -1,0 +1,63 @@
+"""Shares of mailboxes: how much of each mailbox is from which sender, and whether a sender has used up a share. Pure.
+
+Without shares one sender fills a mailbox within seconds, and nobody else can write to its user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from bester.broker.core.records import COUNTED, Record
+from bester.broker.store_requests import Bounds
+
+ROUNDING = 1e-6
+"""Added before the fraction is cut off: 0.29 of 100 is 29 in decimals, and a little less in binary."""
+
+
+class Shares:
+    """Messages and bytes in each mailbox by sender (see `sharer_of`).
+
+    A sender is forgotten with the last of their messages, so there are never more counts than messages in queues, which
+    `Bounds.messages` bounds. Messages in flight count until they have ended.
+    """
+
+    def __init__(self, bounds: Bounds, held: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
+        self._messages = int(bounds.sender_share * bounds.user_messages + ROUNDING)
+        self._bytes = int(bounds.sender_share * bounds.user_bytes + ROUNDING)
+        self._held = {queue: dict(senders) for queue, senders in held.items()}
+
+    def is_full(self, queue: str, sharer: str | None, size: int) -> bool:
+        """Return whether a message of `size` bytes is above the sender's share. The first message of a sender never
+        is: a small share must not keep anybody out."""
+        senders = self._held.get(queue) if sharer is not None else None
+        held = senders.get(sharer) if senders is not None and sharer is not None else None
+        return held is not None and (held[0] + 1 > self._messages or held[1] + size > self._bytes)
+
+    def count(self, queue: str, sharer: str | None, messages: int, size: int) -> None:
+        """Count messages and bytes more (or less) of a sender; those of nobody (None) are not counted."""
+        if sharer is None:
+            return
+        senders = self._held.setdefault(queue, {})
+        before = senders.get(sharer, (0, 0))
+        left = before[0] + messages
+        if left > 0:
+            senders[sharer] = left, before[1] + size
+            return
+        senders.pop(sharer, None)
+        if not senders:
+            del self._held[queue]
+
+    def recount(self, queue: str, records: Iterable[Record]) -> None:
+        """Count a mailbox anew from its records, where the disk has lost what had none."""
+        self.forget(queue)
+        for record in records:
+            if record.state in COUNTED:
+                self.count(queue, record.sharer, 1, record.size)
+
+    def forget(self, queue: str) -> None:
+        """Forget a mailbox that is empty."""
+        self._held.pop(queue, None)
+
+    def inspect(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Return messages and bytes by mailbox and sender."""
+        return {queue: dict(senders) for queue, senders in self._held.items()}
