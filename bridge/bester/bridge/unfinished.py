@@ -7,7 +7,8 @@ sent has held its bytes for moments only, so that honest frames go on beside tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from heapq import heapify, heappop, heapreplace
 
 from bester.bridge.frames import Change
 from bester.bridge.limits import Limits
@@ -20,14 +21,14 @@ Party = tuple[str | None, str]
 
 
 class _Begun:
-    """One unfinished frame: `size` bytes of it are held, `waited_s` counts the time until `seen_at`."""
+    """One unfinished frame: `size` bytes of it are held, `waited_s` of its `allowed_s` have passed until `seen_at`."""
 
-    __slots__ = ("party", "seen_at", "size", "waited_s")
+    __slots__ = ("allowed_s", "party", "seen_at", "size", "waited_s")
 
     def __init__(self, party: Party, now: float) -> None:
         self.party = party
         self.size = 0
-        self.waited_s = 0.0
+        self.waited_s = self.allowed_s = 0.0
         self.seen_at = now
 
 
@@ -61,6 +62,7 @@ class Unfinished:
             begun = self._begun[connection] = _Begun(party, now)
         self.total_bytes += size - begun.size
         begun.size = size
+        begun.allowed_s = self._limits.frame_s + session.splitter.needed_bytes / self._limits.frame_rate
 
     def forget(self, connection: ClientConnection) -> None:
         """Forget the unfinished frame of a connection, if any."""
@@ -74,16 +76,16 @@ class Unfinished:
         Time during which the bridge does not read from a connection is not the peer's, and does not count.
         """
         late = []
-        frame_s, rate = self._limits.frame_s, self._limits.frame_rate
         for connection, begun in self._begun.items():
             if connection.reading:
-                begun.waited_s += min(now - begun.seen_at, LOOK_S)
+                passed_s = now - begun.seen_at
+                begun.waited_s += min(LOOK_S, passed_s)
             begun.seen_at = now
-            if begun.waited_s > frame_s + connection.session.splitter.needed_bytes / rate:
+            if begun.waited_s > begun.allowed_s:
                 late.append(connection)
         return late
 
-    def make_way(self, now: float) -> Iterable[ClientConnection]:
+    def make_way(self, now: float) -> Iterator[ClientConnection]:
         """Yield the connections that make way, the next one after the one before has been forgotten.
 
         An eighth of the bound is freed at once, so that the weighing of all frames is paid for by many bytes.
@@ -91,17 +93,18 @@ class Unfinished:
         parties: dict[Party, list[tuple[float, int, ClientConnection]]] = {}
         for number, (connection, begun) in enumerate(self._begun.items()):
             held_s = begun.waited_s + now - begun.seen_at
-            row = (begun.size * held_s, -number, connection)  # of equals the one that began first
+            row = (-begun.size * held_s, number, connection)  # the heaviest first, of equals the one that began first
             parties.setdefault(begun.party, []).append(row)
-        weights = {}
-        for party, rows in parties.items():
-            rows.sort(key=lambda row: row[:2])
-            weights[party] = sum(weight for weight, _, _ in rows)
+        heaviest = [(sum(weight for weight, _, _ in rows), rows[0][1], rows) for rows in parties.values()]
+        for _, _, rows in heaviest:
+            heapify(rows)
+        heapify(heaviest)
         enough = self._limits.unfinished_bytes - self._limits.unfinished_bytes // 8
-        while self.total_bytes > enough and weights:
-            party = max(weights, key=weights.__getitem__)
-            weight, _, connection = parties[party].pop()
-            weights[party] -= weight
-            if not parties[party]:
-                del weights[party]
+        while self.total_bytes > enough and heaviest:
+            total, first, rows = heaviest[0]
+            weight, _, connection = heappop(rows)
+            if rows:
+                heapreplace(heaviest, (total - weight, first, rows))
+            else:
+                heappop(heaviest)
             yield connection
