@@ -45,7 +45,7 @@ LIMITS = Limits(
     max_connections_per_user=4, out_queue=20_000, out_answers=40_000, out_total=100_000, out_pause=4_000,
     write_chunk=2_000, unreported=8, unreported_bytes=16_000, held_bytes=200_000, gone_messages=32, gone_bytes=40_000,
     ahead_bytes=8_000, questions=2, unacked=8, unacked_bytes=20_000, link_backlog=2_000,
-    max_strangers=8, unfinished_bytes=400,
+    max_strangers=8, stranger_s=0.0, unfinished_bytes=400,
 )  # fmt: skip
 HOSTS = ("10.0.0.7", "10.0.0.8", "127.0.0.1", "unix")
 HONEST = ("alice", "bob")

@@ -334,10 +334,17 @@ class TestBounds:
 
     def test_strangers_have_places_of_their_own(self) -> None:
         scene = Scene(max_strangers=10)
-        strangers = [scene.connect(f"192.0.2.{n}") for n in range(1000)]
+        strangers = []
+        for n in range(1000):
+            strangers.append(scene.connect(f"192.0.2.{n}"))
+            scene.now += 0.2
         assert [stranger.aborted is not None for stranger in strangers] == [True] * 990 + [False] * 10
         alice = scene.log_in()  # by a place that the oldest stranger left
-        more = [scene.connect() for _ in range(1000)]
+        scene.now += 1
+        more = []
+        for _ in range(1000):
+            more.append(scene.connect())
+            scene.now += 0.2
         assert alice.aborted is None
         for each in strangers + more:
             scene.bridge.on_connection_lost(each)
@@ -345,10 +352,37 @@ class TestBounds:
         assert (left.connections, left.strangers, left.hosts, left.made_way) == (1, 0, 1, 1990)
         scene.submit(alice)
 
+    def test_clients_that_come_at_once_are_all_let_in(self) -> None:
+        scene = Scene(max_strangers=10)
+        clients = [scene.connect() for _ in range(300)]
+        scene.now += 0.75
+        clients += [scene.connect() for _ in range(300)]
+        assert not any(client.aborted for client in clients)
+        scene.now += 0.25
+        clients += [scene.connect() for _ in range(50)]
+        assert [client.aborted is not None for client in clients] == [True] * 100 + [False] * 550  # two for each
+        scene.now += 1
+        for _ in range(600):
+            scene.connect()
+        assert all(client.aborted for client in clients)
+        scene.now += 1
+        for _ in range(600):
+            scene.connect()
+            scene.now += 1
+        assert scene.bridge.inspect().strangers == 10
+
     def test_small_server_has_places_for_some_strangers(self) -> None:
         assert replace(Limits(), max_connections=10).stranger_places == 64
         assert replace(Limits(), max_connections=1000).stranger_places == 250
         assert Limits().stranger_places == 5000
+
+    def test_logins_under_way_leave_places_for_sessions(self) -> None:
+        scene = Scene(max_connections=200)
+        asking = [scene.start_login(f"user{n}") for n in range(101)]
+        assert [each.lines() for each in asking] == [[]] * 100 + [["bad auth_special overloaded"]]
+        scene.broker(*(LoggedIn(each.session.number, 0) for each in asking[:100]))
+        scene.start_login("more")
+        assert scene.bridge.inspect().logins == 1
 
     def test_login_under_way_keeps_its_place(self) -> None:
         scene = Scene(max_connections=2)

@@ -156,6 +156,24 @@ class TestBytes:
         assert counts(scene) == (0, 0, 0, 0)
         assert server.session.splitter.waiting_bytes == 0
 
+    def test_strangers_are_charged_by_address_and_told_so(self) -> None:
+        scene = Scene(unfinished_bytes=8000)
+        parked = [scene.connect("192.0.2.1") for _ in range(20)]
+        for connection in parked:
+            write(scene, connection, LARGE[:300])
+        scene.now = 1
+        honest = scene.connect("192.0.2.2")
+        write(scene, honest, LARGE[:900])
+        scene.now = 1.5
+        late = [scene.connect("192.0.2.3") for _ in range(20)]
+        for connection in late:
+            write(scene, connection, LARGE[:300])
+        told = [connection.lines() for connection in parked]
+        assert told == [["bad auth_special overloaded"]] * (n := len([line for line in told if line])) + [[]] * (20 - n)
+        assert n >= (20 * 300 + 900 + 20 * 300 - 8000) // 300
+        assert honest.lines() == []
+        assert not any(connection.lines() for connection in late)
+
     def test_user_of_an_unchecked_login_is_not_charged(self) -> None:
         scene = Scene(unfinished_bytes=1500)
         honest = park(scene, "alice")

@@ -50,6 +50,9 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed
 
+MAKE_WAY = 2
+"""Strangers that make way for one where all their places are taken: their excess shrinks, without many cuts a turn."""
+
 
 class Bridge:
     """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
@@ -200,17 +203,22 @@ class Bridge:
 
     def admit(self, connection: ClientConnection, host: str) -> bool:
         """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
-        while not self._registry.has_room(host):
+        now = self._clock()
+        if not self._registry.has_room(host):
             stranger = self._registry.makes_way(host)
             if stranger is None:
                 return False
             self._cut_stranger(stranger)
+        for _ in range(MAKE_WAY):
+            stranger = self._registry.lingers(now)
+            if stranger is not None:
+                self._cut_stranger(stranger)
         window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
         connection.session = Session(
-            next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes,
+            next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
         )  # fmt: skip
-        self._registry.add(connection)
+        self._registry.add(connection, now)
         self._timed.add(connection)
         return True
 
@@ -388,10 +396,7 @@ class Bridge:
             self._apply(connection, connection.session.on_answer(token, recipients, now), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
-        limits = self.limits
-        if len(self._logins) >= min(limits.logins_in_flight, limits.stranger_places) or not self._broker_link.login(
-            message
-        ):
+        if len(self._logins) >= self.limits.login_places or not self._broker_link.login(message):
             return False
         self._logins[message.session] = connection
         return True

@@ -33,8 +33,12 @@ class Limits:
     max_connections: int = 20_000
     """Twice the load that one bridge is made for. The descriptors of the process are another bound."""
     max_strangers: int = 5_000
-    """Connections that have not sent a login yet; above the bound the oldest of them makes way. More than a storm of
-    reconnecting clients, whose logins follow within a round trip."""
+    """Connections that have not sent a login yet; above the bound the oldest of them makes way. As many as the logins
+    of a storm of reconnecting clients."""
+    stranger_s: float = 1.0
+    """Time during which a stranger does not make way for that bound: clients that all come at once, after a restart,
+    have sent logins that are still to be read. Longer than a round trip and a busy turn of the loop. Where all places
+    are taken the time does not count."""
     max_connections_per_address: int = 1_000
     """No address can take all the room. Loopback and Unix peers (often proxies) are bounded by the total."""
     max_connections_per_user: int = 1_000
@@ -128,3 +132,8 @@ class Limits:
         """Places of strangers: a quarter of all at most, so that logged-in sessions keep the others; but never so few
         that a handful of clients that come at once is in each other's way."""
         return min(self.max_strangers, max(self.max_connections // 4, 64))
+
+    @property
+    def login_places(self) -> int:
+        """Logins under way at once: half of all places at most, for the same reason."""
+        return min(self.logins_in_flight, max(self.max_connections // 2, 64))

@@ -19,7 +19,7 @@ class Registry:
         self._limits = limits
         self._hosts: dict[str, int] = {}  # connections by address
         self._users: dict[str, int] = {}  # targets by user
-        self._strangers: dict[int, ClientConnection] = {}  # oldest first
+        self._strangers: dict[int, tuple[ClientConnection, float]] = {}  # with the time of its arrival, oldest first
         self._strangers_at: dict[str, dict[int, ClientConnection]] = {}  # by address, oldest first
 
     @property
@@ -39,16 +39,23 @@ class Registry:
 
     def has_room(self, host: str) -> bool:
         """Return whether there is room for a connection from this host."""
-        limits = self._limits
-        if len(self.connections) >= limits.max_connections or len(self._strangers) >= limits.stranger_places:
-            return False
-        return not self._is_full(host)
+        return len(self.connections) < self._limits.max_connections and not self._is_full(host)
+
+    def lingers(self, now: float) -> ClientConnection | None:
+        """Return the stranger that makes way because all places of strangers are taken. Strangers that came just now
+        may be more than their places: the logins of a storm of clients are still to be read."""
+        if len(self._strangers) < self._limits.stranger_places:
+            return None
+        connection, since = next(iter(self._strangers.values()))
+        return connection if now - since >= self._limits.stranger_s else None
 
     def makes_way(self, host: str) -> ClientConnection | None:
         """Return the stranger that makes way for a connection from this host: the oldest one, or the oldest one of the
         same address where that address has no room. None where there is no such stranger."""
-        strangers = self._strangers_at.get(host, {}) if self._is_full(host) else self._strangers
-        return next(iter(strangers.values()), None)
+        if self._is_full(host):
+            return next(iter(self._strangers_at.get(host, {}).values()), None)
+        connection, _ = next(iter(self._strangers.values()), (None, 0.0))
+        return connection
 
     def _is_full(self, host: str) -> bool:
         """Return whether an address has as many connections as it may have."""
@@ -56,12 +63,12 @@ class Registry:
             return False
         return self._hosts.get(host, 0) >= self._limits.max_connections_per_address
 
-    def add(self, connection: ClientConnection) -> None:
+    def add(self, connection: ClientConnection, now: float) -> None:
         """Add a connection, with its session."""
         session = connection.session
         self.connections[session.number] = connection
         self._hosts[session.address] = self._hosts.get(session.address, 0) + 1
-        self._strangers[session.number] = connection
+        self._strangers[session.number] = connection, now
         self._strangers_at.setdefault(session.address, {})[session.number] = connection
 
     def remove(self, session: Session) -> None:
