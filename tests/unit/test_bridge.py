@@ -417,9 +417,10 @@ class TestBounds:
         scene = Scene(max_connections_per_address=1)
         connection = scene.log_in(host="192.0.2.1")
         assert not scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.1")
-        other = scene.connect("192.0.2.2")
+        oldest, other = scene.connect("192.0.2.3"), scene.connect("192.0.2.2")
         assert scene.bridge.admit(ListConnection(scene.bridge), "192.0.2.2")
         assert other.aborted  # it was the stranger of that address
+        assert oldest.aborted is None
         for host in ("127.0.0.1", "::1", "unix"):
             scene.connect(host)
             scene.connect(host)

@@ -63,16 +63,18 @@ class TestBytes:
 
     def test_largest_part_held_for_longest_makes_way(self) -> None:
         scene = Scene(unfinished_bytes=2000)
+        oldest = park(scene, "carol", 20)
+        pass_time(scene, 0.5)
         parked = park(scene, "mallory")
         pass_time(scene, 5)
         small = park(scene, "bob", 20)
         honest = park(scene, "alice")
-        assert counts(scene) == (3, 1820, 0, 0)
+        assert counts(scene) == (4, 1840, 0, 0)
         write(scene, honest, b"x" * 50)
         write(scene, small, b"x" * 200)
         assert parked.lines() == ["bad None overloaded"]
-        assert honest.lines() == small.lines() == []
-        assert counts(scene) == (2, 1170, 1, 0)
+        assert honest.lines() == small.lines() == oldest.lines() == []
+        assert counts(scene) == (3, 1190, 1, 0)
         ((number, why),) = scene.ended
         assert number == parked.session.number
         assert why == "too many frames are unfinished, and it held most: 900 of 1004 bytes had come"
@@ -129,7 +131,7 @@ class TestBytes:
         assert connection.lines() == ["bad None overloaded"]
         assert counts(scene) == (0, 0, 1, 0)
 
-    @pytest.mark.parametrize("how", ["goes", "ends", "is refused", "closes"])
+    @pytest.mark.parametrize("how", ["goes", "ends", "is refused", "closes", "ends behind held frames"])
     def test_ended_stream_holds_nothing(self, how: str) -> None:
         scene = Scene()
         connection = park(scene, "alice") if how != "closes" else scene.log_in()
@@ -139,6 +141,14 @@ class TestBytes:
             scene.submit(other := scene.log_in(), "a")  # a report outstanding keeps a connection
             write(scene, other, b"\x09\x00")
             scene.bridge.on_peer_ended(other)
+            scene.bridge.on_peer_ended(connection)
+        elif how == "ends behind held frames":
+            scene.bridge.on_connection_lost(connection)
+            scene = Scene(unreported=1)
+            connection = scene.log_in()
+            scene.submit(connection, "a")
+            write(scene, connection, LARGE + LARGE[:500])
+            assert counts(scene)[:2] == (1, 500)
             scene.bridge.on_peer_ended(connection)
         elif how == "is refused":
             scene.bridge.shut_down()
@@ -175,16 +185,26 @@ class TestBytes:
         assert not any(connection.lines() for connection in late)
 
     def test_user_of_an_unchecked_login_is_not_charged(self) -> None:
-        scene = Scene(unfinished_bytes=1500)
-        honest = park(scene, "alice")
+        scene = Scene(unfinished_bytes=1000)
+        honest, other = park(scene, "alice", 300), park(scene, "bob", 400)
         liar = scene.connect("192.0.2.9")
         login = {"header": {"scope": "client", "authentication": {"username": "alice", "password": "wrong"}}}
-        pass_time(scene, 0.5)
-        write(scene, liar, frame(json.dumps(login).encode()) + LARGE[:800])
-        assert counts(scene)[2] == 1
+        write(scene, liar, frame(json.dumps(login).encode()) + LARGE[:200])
+        scene.now += 1
+        park(scene, "carol", 200)
+        assert (honest.lines(), other.lines()) == ([], ["bad None overloaded"])
         scene.broker(LoggedIn(liar.session.number, 1, "authentication-failed"))
         assert liar.lines() == ["bad auth_special authentication-failed"]
-        assert counts(scene)[0] == (0 if honest.lines() else 1)
+        assert counts(scene)[:2] == (2, 500)
+
+    def test_parties_take_turns_to_make_way(self) -> None:
+        scene = Scene(unfinished_bytes=4000)
+        first = [park(scene, "mallory", 300) for _ in range(7)]
+        second = [park(scene, "trudy", 300) for _ in range(6)]
+        scene.now += 1
+        park(scene, "alice", 300)
+        assert [each.lines() for each in first] == [["bad None overloaded"]] * 2 + [[]] * 5
+        assert [each.lines() for each in second] == [["bad None overloaded"]] + [[]] * 5
 
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 400), st.floats(0, 3)), max_size=60))
     def test_bound_holds_whatever_comes(self, story: list[tuple[int, int, float]]) -> None:

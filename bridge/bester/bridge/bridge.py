@@ -451,7 +451,7 @@ class Bridge:
         if change is None or connection.abort_code is not None:
             return
         self._unfinished.on_change(connection, change, now)
-        if self._unfinished.is_over and change != "ended":
+        if self._unfinished.is_over:
             for each in self._unfinished.make_way(now):
                 self._frames_over += 1
                 self._end_frame(each, "overloaded", now)

@@ -78,8 +78,7 @@ class Unfinished:
         late = []
         for connection, begun in self._begun.items():
             if connection.reading:
-                passed_s = now - begun.seen_at
-                begun.waited_s += min(LOOK_S, passed_s)
+                begun.waited_s += min(LOOK_S, now - begun.seen_at)
             begun.seen_at = now
             if begun.waited_s > begun.allowed_s:
                 late.append(connection)
