@@ -60,8 +60,7 @@ class Bridge:
     `first_frame_bytes` returns the largest first frame allowed from a host (another server's message is its first
     frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame of such a stranger is not
     refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection ends at the bridge's will,
-    and why. `forward` gets messages for servers that speak the native protocol;
-    `notice` gets texts for the log.
+    and why. `forward` gets messages for servers that speak the native protocol; `notice` gets texts for the log.
     """
 
     def __init__(

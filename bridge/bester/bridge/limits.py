@@ -29,7 +29,8 @@ class Limits:
     phone, and a frame of 1 MiB that is parked is gone within three minutes."""
     unfinished_bytes: int = 64 * MIB
     """Frames that have begun and not ended, over all connections; above the bound the connections that have held most
-    for longest make way. Four of the largest frames that can be configured, 64 of the usual ones. Memory."""
+    for longest make way. 64 of the largest frames, or four of the largest that can be configured: a frame is under way
+    for moments only. Memory."""
     max_connections: int = 20_000
     """Twice the load that one bridge is made for. The descriptors of the process are another bound."""
     max_strangers: int = 5_000
