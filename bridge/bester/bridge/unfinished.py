@@ -21,7 +21,7 @@ Party = tuple[str | None, str]
 
 
 class _Begun:
-    """One unfinished frame: `size` bytes of it are held, `waited_s` of its `allowed_s` have passed until `seen_at`."""
+    """Unfinished frame: `size` bytes of it are held, `waited_s` of its `allowed_s` have passed until `seen_at`."""
 
     __slots__ = ("allowed_s", "party", "seen_at", "size", "waited_s")
 
