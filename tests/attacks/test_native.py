@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.attacks.stand import all_is_well, attacked, framed, heard_of, login, reset, unix_client
-from tests.live import LAYOUTS, LiveServer, RawClient
+from tests.attacks.stand import HANDLERS, TOML, all_is_well, attacked, framed, heard_of, login, reset, unix_client
+from tests.live import LAYOUTS, LiveServer, RawClient, live_server
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -239,6 +240,50 @@ async def test_client_that_does_not_read_holds_up_nobody(server: LiveServer) -> 
     reset(deaf)
     await deaf.close()
     await all_is_well(server)
+
+
+async def test_parked_frames_make_way_for_honest_ones(server: LiveServer) -> None:
+    parked = [await RawClient.login(server, "mallory") for _ in range(100)]
+    writes = []
+    for client in parked:
+        client.writer.write(struct.pack("<I", 1_000_000) + b"x" * 999_000)
+        writes.append(asyncio.create_task(heard_of(client)))
+    alice = await RawClient.login(server, "alice")
+    for number in range(3):
+        alice.submit("echo", "y" * 900_000, f"large{number}")
+        report, _ = await alice.until_report(f"large{number}")
+        assert report["header"]["status"] == "good", report
+    least = (100 * 999_000 - 64 * 1024 * 1024) // 999_000  # what cannot be held, whatever the others do
+    for heard in itertools.islice(asyncio.as_completed(writes), least):
+        assert await heard == ["bad None overloaded", "end"]
+    await server.processes[0].says("connection of mallory at 127.0.0.1 ended: too many frames are unfinished")
+    await all_is_well(server)
+    for client in (*parked, alice):
+        reset(client)
+        await client.close()
+    await asyncio.gather(*writes)
+    await all_is_well(server)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_strangers_take_no_places_of_the_honest(layout: str) -> None:
+    async with live_server(TOML, layout, HANDLERS, native="max_connections = 280") as server:
+        early = await RawClient.login(server, "early")
+        strangers = []
+        for number in range(1000):
+            strangers.append(client := await RawClient.connect(server))
+            if number % 2:
+                client.writer.write(login("stranger")[:-5])
+        await all_is_well(server)
+        assert await heard_of(strangers[0]) == ["bad auth_special overloaded", "end"]
+        await server.processes[0].says("cut: it sent no login, and made way for a new connection")
+        early.submit("echo", 1, "i")
+        report, _ = await early.until_report("i")
+        assert report["header"]["status"] == "good"
+        for client in (*strangers, early):
+            reset(client)
+            await client.close()
+        await all_is_well(server)
 
 
 # --- the informer ---

@@ -6,11 +6,14 @@ import asyncio
 import json
 import socket
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from bester.bridge import service
 from bester.bridge.connection import Connection
+from bester.bridge.limits import Limits
 from bester.bridge.listeners import USER_TIMEOUT_MS
 from bester.broker.config import NativeConfig
 from bester.broker.wire.address import HostPort
@@ -305,6 +308,24 @@ def test_connection_above_the_bound_is_refused(play: Play) -> None:
         assert it.service.bridge.connections == 2
 
     play(story, native=NativeConfig(HostPort("127.0.0.1", 0), max_connections=2))
+
+
+def test_parked_frame_is_ended_and_nobody_else_is(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "limits_of", lambda config: replace(Limits(), frame_s=0.1, frame_rate=1 << 30))
+
+    async def story(it: Scene) -> None:
+        parked, bob = await it.client(), await it.client("bob")
+        parked.write(message("dummy", "p"))
+        parked.writer.write(struct.pack("<I", 1_000_000) + b"x" * 300_000)
+        assert (await parked.read())["payload"]["id"] == "p"
+        assert await parked.read() == report("bad", None, "timeout")
+        await parked.end()
+        bob.write(message("dummy", "q"))
+        assert (await bob.read())["payload"]["id"] == "q"
+        state = it.service.bridge.inspect()
+        assert (state.frames_late, state.unfinished_bytes, state.sessions) == (1, 0, 1)
+
+    play(story)
 
 
 def test_sockets_have_their_options(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:

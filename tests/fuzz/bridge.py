@@ -45,6 +45,7 @@ LIMITS = Limits(
     max_connections_per_user=4, out_queue=20_000, out_answers=40_000, out_total=100_000, out_pause=4_000,
     write_chunk=2_000, unreported=8, unreported_bytes=16_000, held_bytes=200_000, gone_messages=32, gone_bytes=40_000,
     ahead_bytes=8_000, questions=2, unacked=8, unacked_bytes=20_000, link_backlog=2_000,
+    max_strangers=8, stranger_s=0.0, unfinished_bytes=400,
 )  # fmt: skip
 HOSTS = ("10.0.0.7", "10.0.0.8", "127.0.0.1", "unix")
 HONEST = ("alice", "bob")
@@ -483,6 +484,12 @@ def _look(world: World, most: int, when: str) -> None:
     sizes = census(world.bridge, (World, Broker, Honest, Limits, Peer))
     large = {way: size for way, size in sizes.items() if size > (LONG if way.endswith(LENGTH) else most)}
     must(not large, f"tables are bounded {when}: {large}")
+    unfinished = sum(peer.session.splitter.waiting_bytes for peer in world.peers)
+    state = world.bridge.inspect()
+    must(
+        state.unfinished_bytes == unfinished <= LIMITS.unfinished_bytes, f"{unfinished} bytes of frames are unfinished"
+    )
+    must(state.strangers <= LIMITS.max_strangers, f"{state.strangers} strangers have places")
     for peer in world.peers:
         must(peer.out.queued_bytes <= LIMITS.out_answers + 2 * LIMITS.max_frame, "what waits for a reader is bounded")
         held = census(peer.session, (Submissions,))  # shared by all windows

@@ -83,9 +83,13 @@ class Scene:
         self.full = False
         self.sent: list[Message] = []
         self.notices: list[str] = []
+        self.ended: list[tuple[int, str]] = []
         self._soon: list[Callable[[], None]] = []
         self.limits = replace(Limits(), **limits)
-        self.bridge = Bridge(self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append)
+        self.bridge = Bridge(
+            self.limits, clock=lambda: self.now, soon=self._soon.append, notice=self.notices.append,
+            ended=lambda session, why: self.ended.append((session.number, why)),
+        )  # fmt: skip
         self.bridge.connect(self)
         self.bridge.on_link_ready()
 
@@ -126,8 +130,8 @@ class Scene:
         self.turn()
         return connection
 
-    def log_in(self, user: str = "alice", *, acks: bool = False) -> ListConnection:
-        connection = self.start_login(user, acks=acks)
+    def log_in(self, user: str = "alice", host: str = "127.0.0.1", *, acks: bool = False) -> ListConnection:
+        connection = self.start_login(user, host, acks=acks)
         self.broker(LoggedIn(connection.session.number, 0))
         assert connection.lines() == ["good auth_special"]
         return connection

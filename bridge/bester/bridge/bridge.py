@@ -13,6 +13,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from bester.bridge import native
 from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState
@@ -24,6 +25,7 @@ from bester.bridge.registry import Registry
 from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
+from bester.bridge.unfinished import Unfinished
 from bester.bridge.window import Question, Window
 from bester.broker.wire.messages import (
     OP_OF,
@@ -48,14 +50,17 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.outcomes import failed
 
+MAKE_WAY = 2
+"""Strangers that make way for one where all their places are taken: their excess shrinks, without many cuts a turn."""
+
 
 class Bridge:
     """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
 
     `first_frame_bytes` returns the largest first frame allowed from a host (another server's message is its first
     frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame of such a stranger is not
-    refused for good, and `on_doubt` gets its host. `forward` gets messages for servers that speak the native protocol;
-    `notice` gets texts for the log.
+    refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection ends at the bridge's will,
+    and why. `forward` gets messages for servers that speak the native protocol; `notice` gets texts for the log.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Bridge:
         first_frame_bytes: Callable[[str], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
+        ended: Callable[[Session, str], None] = lambda session, why: None,
         forward: Callable[[Forward], None] | None = None,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -76,6 +82,7 @@ class Bridge:
         self._soon = soon
         self._first_frame_bytes = first_frame_bytes or (lambda host: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
+        self._ended = ended
         self.forward = forward
         self._notice = notice
         self._numbers = count(1)
@@ -84,6 +91,8 @@ class Bridge:
         self._connections, self._targets = self._registry.connections, self._registry.targets  # by session number
         self._logins: dict[int, ClientConnection] = {}  # waiting for the broker, by session number
         self._timed: set[ClientConnection] = set()
+        self._unfinished = Unfinished(limits)
+        self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self._paused: dict[ClientConnection, None] = {}  # not read from: the unreported messages are at their bound
         self._broker_link = BrokerLink(limits, self._tokens, notice)
@@ -192,17 +201,39 @@ class Bridge:
     # --- connections ----------------------------------------------------------------------------------------------
 
     def admit(self, connection: ClientConnection, host: str) -> bool:
-        """Accept a new connection and give it a session; False where the registry has no room."""
+        """Accept a new connection and give it a session; False where there is no room, and no stranger to make way."""
+        now = self._clock()
         if not self._registry.has_room(host):
-            return False
+            stranger = self._registry.makes_way(host)
+            if stranger is None:
+                return False
+            self._cut_stranger(stranger)
+        for _ in range(MAKE_WAY):
+            stranger = self._registry.lingers(now)
+            if stranger is not None:
+                self._cut_stranger(stranger)
         window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
         connection.session = Session(
-            next(self._numbers), host, self.limits, self._tokens, window, self._clock(), first_bytes,
+            next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
         )  # fmt: skip
-        self._registry.add(connection)
+        self._registry.add(connection, now)
         self._timed.add(connection)
         return True
+
+    def _cut_stranger(self, connection: ClientConnection) -> None:
+        """Tell a stranger that there is no room for it, and cut its connection: its place is free at once."""
+        self._made_way += 1
+        session = connection.session
+        if session.state is State.NEW:
+            self._push(connection, native.refused("overloaded", None))
+            connection.flush()
+        connection.abort_code = "overloaded"
+        session.on_connection_lost()
+        self._registry.remove(session)
+        self._timed.discard(connection)
+        self._unfinished.forget(connection)
+        connection.abort("it sent no login, and made way for a new connection")
 
     def on_bytes(self, connection: ClientConnection, data: bytes) -> None:
         """Pass the bytes of a connection to its session."""
@@ -238,6 +269,7 @@ class Bridge:
         self._registry.remove(session)
         self._logins.pop(session.number, None)
         self._timed.discard(connection)
+        self._unfinished.forget(connection)
         if self._paused:  # messages of this connection may have filled the bound
             self._paused.pop(connection, None)
             self._wake()
@@ -254,6 +286,9 @@ class Bridge:
                 self._timed.discard(connection)
             elif now >= connection.session.deadline:
                 self._apply(connection, connection.session.tick(now), now)
+        for connection in self._unfinished.overdue(now):
+            self._frames_late += 1
+            self._end_frame(connection, "timeout", now)
         self._outbound.tick(now)
         self._deliveries.tick(now)
         for token in self._submissions.overdue(now):
@@ -301,6 +336,12 @@ class Bridge:
             logins=len(self._logins),
             timed=len(self._timed),
             paused=len(self._paused),
+            strangers=self._registry.strangers,
+            unfinished=len(self._unfinished),
+            unfinished_bytes=self._unfinished.total_bytes,
+            made_way=self._made_way,
+            frames_over=self._frames_over,
+            frames_late=self._frames_late,
             submissions=self._submissions.inspect(),
         )
 
@@ -354,7 +395,7 @@ class Bridge:
             self._apply(connection, connection.session.on_answer(token, recipients, now), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
-        if len(self._logins) >= self.limits.logins_in_flight or not self._broker_link.login(message):
+        if len(self._logins) >= self.limits.login_places or not self._broker_link.login(message):
             return False
         self._logins[message.session] = connection
         return True
@@ -398,7 +439,29 @@ class Bridge:
         session = connection.session
         if session.state is not State.OPEN:
             self._settle_state(connection, session)
+        if session.splitter.change is not None:
+            self._settle_frame(connection)
         self._settle_reading(connection)
+
+    def _settle_frame(self, connection: ClientConnection) -> None:
+        """Count the unfinished frame of a connection; above the bound, end those that have held most for longest."""
+        splitter, now = connection.session.splitter, self._clock()
+        change, splitter.change = splitter.change, None
+        if change is None or connection.abort_code is not None:
+            return
+        self._unfinished.on_change(connection, change, now)
+        if self._unfinished.is_over:
+            for each in self._unfinished.make_way(now):
+                self._frames_over += 1
+                self._end_frame(each, "overloaded", now)
+
+    def _end_frame(self, connection: ClientConnection, reason: str, now: float) -> None:
+        """End the stream of a connection at its unfinished frame."""
+        held, needed = connection.session.splitter.waiting_bytes, connection.session.splitter.needed_bytes
+        why = "its frame took too long" if reason == "timeout" else "too many frames are unfinished, and it held most"
+        self._unfinished.forget(connection)
+        self._apply(connection, connection.session.end_frame(reason, now), now)
+        self._ended(connection.session, f"{why}: {held} of {needed} bytes had come")
 
     def _settle_reading(self, connection: ClientConnection) -> None:
         """Stop or resume reading. A connection that does not read its frames is not read from. Where the unreported
@@ -421,6 +484,7 @@ class Bridge:
     def _settle_state(self, connection: ClientConnection, session: Session) -> None:
         if session.deadline is not None:
             self._timed.add(connection)
+        self._registry.on_state(session)
         if session.state is not State.AUTHENTICATING:
             self._logins.pop(session.number, None)
         if not session.is_target:

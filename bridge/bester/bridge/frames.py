@@ -7,9 +7,13 @@ unfinished frame within the limit.
 from __future__ import annotations
 
 from struct import Struct
+from typing import Literal
 
 HEADER_BYTES = 4
 _HEADER = Struct("<I")
+
+Change = Literal["begun", "grown", "ended"]
+"""Change of the unfinished frame: another one has begun, the same one has grown, or there is none now."""
 
 
 def frame(body: bytes) -> bytes:
@@ -22,15 +26,17 @@ class Splitter:
 
     `limit_bytes` bounds a body; `first_limit_bytes`, where given, the stream's first one. When a frame announces more
     than that, or nothing at all (unless `empty`), `refused` holds its length, and nothing after its header is read: the
-    frame boundary is lost.
+    frame boundary is lost. `change` tells how the unfinished frame has changed since the reader of it set None; a read
+    of whole frames leaves it alone.
     """
 
-    __slots__ = ("_least", "_limit", "_need", "_rest", "limit_bytes", "refused")
+    __slots__ = ("_least", "_limit", "_need", "_rest", "change", "limit_bytes", "refused")
 
     def __init__(self, limit_bytes: int, first_limit_bytes: int | None = None, *, empty: bool = False) -> None:
         self.limit_bytes = limit_bytes
         self._least = 0 if empty else 1
         self.refused: int | None = None
+        self.change: Change | None = None
         self._limit = limit_bytes if first_limit_bytes is None else first_limit_bytes  # bound of the current frame
         self._rest: bytes | bytearray = b""  # the beginning of the current frame, its header included
         self._need = HEADER_BYTES  # the length `_rest` must reach before there is anything to do
@@ -39,6 +45,17 @@ class Splitter:
     def waiting_bytes(self) -> int:
         """Number of bytes of an unfinished frame that are held, its header included."""
         return len(self._rest)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Number of bytes of the unfinished frame as far as it is known, its header included."""
+        return self._need
+
+    def drop(self) -> None:
+        """Drop the unfinished frame: nothing more is read of the stream."""
+        if self._rest:
+            self._rest, self._need = b"", HEADER_BYTES
+            self.change = "ended"
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream; return the bodies that they complete, in order.
@@ -63,6 +80,8 @@ class Splitter:
             rest += data[start : start + lacking]
             start += lacking
             if len(rest) < self._need:
+                if self.change is None:
+                    self.change = "grown"
                 return []
             if self._need > HEADER_BYTES:
                 break
@@ -74,6 +93,7 @@ class Splitter:
             if not length:
                 break
         self._rest, self._need, self._limit = b"", HEADER_BYTES, self.limit_bytes
+        self.change = "ended"
         bodies = [bytes(memoryview(rest)[HEADER_BYTES:])]
         return bodies if start == len(data) else bodies + self._cut(data, start)
 
@@ -95,10 +115,12 @@ class Splitter:
             start = body + length
             bodies.append(data[body:start])
             limit = self.limit_bytes
-        self._need, self._limit = need, limit
-        self._rest = data[start:]
+        self._limit = limit
+        if start != end:
+            self._need, self._rest = need, data[start:]
+            self.change = "begun"
         return bodies
 
     def _refuse(self, length: int) -> None:
         self.refused = length
-        self._rest = b""
+        self.drop()

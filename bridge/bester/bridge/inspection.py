@@ -28,8 +28,12 @@ class BridgeState(NamedTuple):
     """Counts of one bridge.
 
     `connections` come from so many `hosts`. Of these connections, `sessions` are logged in, of so many `users`;
-    `logins` wait for the broker, `timed` have a deadline, and `paused` are not read from because the unreported
-    messages are at their bound.
+    `logins` wait for the broker, `strangers` have not sent a login yet, `timed` have a deadline, and `paused` are not
+    read from because the unreported messages are at their bound. `unfinished` frames have begun and not ended,
+    `unfinished_bytes` of them are held.
+
+    Counted from the beginning: `made_way` strangers for new connections, and unfinished frames that ended their
+    connection: `frames_over` the bound of their bytes, `frames_late`.
     """
 
     connections: int
@@ -39,4 +43,10 @@ class BridgeState(NamedTuple):
     logins: int
     timed: int
     paused: int
+    strangers: int
+    unfinished: int
+    unfinished_bytes: int
+    made_way: int
+    frames_over: int
+    frames_late: int
     submissions: SubmissionsState

@@ -22,8 +22,24 @@ class Limits:
     """Time of the broker for a login: a queue of password checks, not one of them."""
     logins_in_flight: int = 4_096
     """A storm of reconnecting clients; the broker itself bounds the passwords that wait to be checked."""
+    frame_s: float = 30.0
+    """Time of a client for a frame, from its first byte: a lost packet is sent again several times meanwhile."""
+    frame_rate: int = 8 * KIB
+    """Bytes a second of the slowest link; a frame has this much more time for its length. Slower than any link of a
+    phone, and a frame of 1 MiB that is parked is gone within three minutes."""
+    unfinished_bytes: int = 64 * MIB
+    """Frames that have begun and not ended, over all connections; above the bound the connections that have held most
+    for longest make way. 64 of the largest frames, or four of the largest that can be configured: a frame is under way
+    for moments only. Memory."""
     max_connections: int = 20_000
     """Twice the load that one bridge is made for. The descriptors of the process are another bound."""
+    max_strangers: int = 5_000
+    """Connections that have not sent a login yet; above the bound the oldest of them makes way. As many as the logins
+    of a storm of reconnecting clients."""
+    stranger_s: float = 1.0
+    """Time during which a stranger does not make way for that bound: clients that all come at once, after a restart,
+    have sent logins that are still to be read. Longer than a round trip and a busy turn of the loop. Where all places
+    are taken the time does not count."""
     max_connections_per_address: int = 1_000
     """No address can take all the room. Loopback and Unix peers (often proxies) are bounded by the total."""
     max_connections_per_user: int = 1_000
@@ -111,3 +127,14 @@ class Limits:
     def fair_bytes(self) -> int:
         """Fair share of one connection, were there as many connections as allowed."""
         return self.held_bytes // self.max_connections
+
+    @property
+    def stranger_places(self) -> int:
+        """Places of strangers: a quarter of all at most, so that logged-in sessions keep the others; but never so few
+        that a handful of clients that come at once is in each other's way."""
+        return min(self.max_strangers, max(self.max_connections // 4, 64))
+
+    @property
+    def login_places(self) -> int:
+        """Logins under way at once: half of all places at most, for the same reason."""
+        return min(self.logins_in_flight, max(self.max_connections // 2, 64))

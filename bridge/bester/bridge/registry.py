@@ -1,16 +1,17 @@
-"""The connections of one bridge, and the bounds of their number: in all, by address, by user. Pure."""
+"""The connections of one bridge, and the bounds of their number: in all, of strangers, by address, by user. Pure."""
 
 from __future__ import annotations
 
 from bester.bridge.limits import Limits
 from bester.bridge.ports import ClientConnection
 from bester.bridge.session import UNIX_HOST, Session
+from bester.bridge.states import State
 from bester.broker.wire.address import is_loopback
 
 
 class Registry:
-    """Connections by the numbers of their sessions: all of them, and the `targets`, to which the broker may send
-    messages."""
+    """Connections by the numbers of their sessions: all of them, the `targets`, to which the broker may send messages,
+    and the strangers, which may have to make way: those that have not sent a login, or a message, yet."""
 
     def __init__(self, limits: Limits) -> None:
         self.connections: dict[int, ClientConnection] = {}
@@ -18,6 +19,8 @@ class Registry:
         self._limits = limits
         self._hosts: dict[str, int] = {}  # connections by address
         self._users: dict[str, int] = {}  # targets by user
+        self._strangers: dict[int, tuple[ClientConnection, float]] = {}  # with the time of its arrival, oldest first
+        self._strangers_at: dict[str, dict[int, ClientConnection]] = {}  # by address, oldest first
 
     @property
     def hosts(self) -> int:
@@ -29,26 +32,64 @@ class Registry:
         """Number of users that the targets belong to."""
         return len(self._users)
 
+    @property
+    def strangers(self) -> int:
+        """Number of connections that may have to make way."""
+        return len(self._strangers)
+
     def has_room(self, host: str) -> bool:
         """Return whether there is room for a connection from this host."""
-        limits = self._limits
-        if len(self.connections) >= limits.max_connections:
-            return False
-        if host == UNIX_HOST or is_loopback(host):
-            return True
-        return self._hosts.get(host, 0) < limits.max_connections_per_address
+        return len(self.connections) < self._limits.max_connections and not self._is_full(host)
 
-    def add(self, connection: ClientConnection) -> None:
+    def lingers(self, now: float) -> ClientConnection | None:
+        """Return the stranger that makes way because all places of strangers are taken. Strangers that came just now
+        may be more than their places: the logins of a storm of clients are still to be read."""
+        if len(self._strangers) < self._limits.stranger_places:
+            return None
+        connection, since = next(iter(self._strangers.values()))
+        return connection if now - since >= self._limits.stranger_s else None
+
+    def makes_way(self, host: str) -> ClientConnection | None:
+        """Return the stranger that makes way for a connection from this host: the oldest one, or the oldest one of the
+        same address where that address has no room. None where there is no such stranger."""
+        if self._is_full(host):
+            return next(iter(self._strangers_at.get(host, {}).values()), None)
+        connection, _ = next(iter(self._strangers.values()), (None, 0.0))
+        return connection
+
+    def _is_full(self, host: str) -> bool:
+        """Return whether an address has as many connections as it may have."""
+        if host == UNIX_HOST or is_loopback(host):
+            return False
+        return self._hosts.get(host, 0) >= self._limits.max_connections_per_address
+
+    def add(self, connection: ClientConnection, now: float) -> None:
         """Add a connection, with its session."""
         session = connection.session
         self.connections[session.number] = connection
         self._hosts[session.address] = self._hosts.get(session.address, 0) + 1
+        self._strangers[session.number] = connection, now
+        self._strangers_at.setdefault(session.address, {})[session.number] = connection
 
     def remove(self, session: Session) -> None:
         """Remove a connection."""
         self.log_out(session)
+        self._remove_stranger(session)
         if self.connections.pop(session.number, None) is not None:
             _count_down(self._hosts, session.address)
+
+    def on_state(self, session: Session) -> None:
+        """Note the state of a session that may have been a stranger's. Nobody makes way while the password is checked,
+        or while another server's message waits for its report."""
+        if session.state in (State.AUTHENTICATING, State.SERVER):
+            self._remove_stranger(session)
+
+    def _remove_stranger(self, session: Session) -> None:
+        if self._strangers.pop(session.number, None) is not None:
+            here = self._strangers_at[session.address]
+            del here[session.number]
+            if not here:
+                del self._strangers_at[session.address]
 
     def log_in(self, connection: ClientConnection) -> bool:
         """Make the connection of a known user a target; False where the user has no room for another one."""

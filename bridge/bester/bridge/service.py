@@ -21,6 +21,7 @@ from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
 from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
+from bester.bridge.session import Session
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
 from bester.broker.logs import facts
@@ -174,6 +175,12 @@ def limits_of(config: Config) -> Limits:
     )
 
 
+def _on_ended(session: Session, why: str) -> None:
+    known = facts("connection-ended", why=why, address=session.address, user=session.user)
+    who = f"{session.user} at {session.address}" if session.user else session.address
+    log.warning("connection of %s ended: %s", who, why, extra=known)
+
+
 def _notice(text: str) -> None:
     # The logged place, and the one that log limits count, is the core's line.
     log.warning("%s", text, extra=facts("broker-link"), stacklevel=2)
@@ -198,6 +205,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         first_frame_bytes=first_frames.limit_bytes,
         in_doubt=first_frames.is_in_doubt,
         on_doubt=first_frames.put_off,
+        ended=_on_ended,
         notice=_notice,
     )
     forwarder = Forwarder(limits, bridge.on_forwarded, looked_up)

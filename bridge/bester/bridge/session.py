@@ -77,7 +77,6 @@ class Session:
         "_held_bytes",
         "_in_doubt",
         "_limits",
-        "_splitter",
         "_stopping",
         "_tokens",
         "acks",
@@ -85,6 +84,7 @@ class Session:
         "deadline",
         "number",
         "peer_ended",
+        "splitter",
         "state",
         "user",
         "window",
@@ -105,7 +105,7 @@ class Session:
         self._limits = limits
         self._in_doubt = in_doubt
         self._tokens = tokens
-        self._splitter = Splitter(limits.max_frame, first_limit_bytes)
+        self.splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
         self._held_bytes = 0
         self._stopping = False  # `stop` follows the held frames
@@ -138,13 +138,13 @@ class Session:
         state = self.state
         if self._stopping or (state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING):
             return _nothing()
-        bodies = self._splitter.feed(data)
+        bodies = self.splitter.feed(data)
         step = _nothing()
         if state is State.NEW and bodies:
             self._first(bodies.pop(0), step, now)
         if bodies and self.state is not State.CLOSING:
             self._take(bodies, step, now)
-        if (refused := self._splitter.refused) is not None:
+        if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
@@ -167,6 +167,14 @@ class Session:
         self._leave("lost", step, None)
         self._held = None
         self.window.clear()
+        return step
+
+    def end_frame(self, reason: str, now: float) -> Step:
+        """End the stream at its unfinished frame, which is dropped, and report why; messages before it go on."""
+        step = _nothing()
+        self._stop(
+            native.Fault(native.AUTH_ID if self.state is State.NEW else native.NULL, True, "", reason), step, now
+        )
         return step
 
     def shut_down(self, now: float) -> Step:
@@ -393,6 +401,7 @@ class Session:
 
     def _stop(self, fault: native.Fault | None, step: Step, now: float) -> None:
         """Stop taking frames, and report the fault, if any; a stop behind held frames happens after them."""
+        self.splitter.drop()
         if self.state is State.AUTHENTICATING or self._held:
             self._stopping, self._fault = True, self._fault or fault
             return
@@ -416,6 +425,8 @@ class Session:
         if state is None:
             return False
         self.state = state
+        if state is not State.OPEN and state is not State.AUTHENTICATING:  # no more is read of the stream
+            self.splitter.drop()
         patience_s = {
             State.AUTHENTICATING: self._limits.login_s,
             State.SERVER: self._limits.server_s,
