@@ -75,6 +75,7 @@ class Dispatcher:
         self._relays = relays
         self._bridges = bridges
         self._dead_letters = dead_letters
+        self._unsent: set[Job] = set()  # of a worker that is about to be lost: jobs whose REQUEST was not sent
         self._budget = Budget(None, settings.limits.attempts)
         self._seen_types: dict[str, None] = dict.fromkeys([*settings.declared_types, *known_types])
         self._learned = set(known_types)  # seen types that the store knows; a declared one may be gone tomorrow
@@ -313,34 +314,37 @@ class Dispatcher:
         event: NoticeEvent = "handler-failed" if failed_itself else "handler-refused"
         self._out.notice(event, id=job.id, type=job.type, code=reason, note=note)
 
-    def on_request_unsent(self, worker: Worker, token: int, now: float) -> None:
-        """Requeue a message whose REQUEST could not be sent: no handler has begun it, so it uses up no attempt."""
-        job = self._workers.complete(worker, token)
-        if job is not None and not job.is_settled:
+    def on_request_unsent(self, worker: Worker, token: int) -> None:
+        """Note that a REQUEST could not be sent: its message was not begun when the worker is lost, as it is next."""
+        job = worker.inflight.get(token)
+        if job is not None and job not in self._unsent:
             job.attempt -= 1
-            job.since = now
-            self._workers.enqueue(job, first=True)
+            self._unsent.add(job)
 
     def on_worker_lost(self, worker: Worker, now: float) -> None:
         """Requeue the messages of a dead worker, before all that wait. Only a message that the worker held alone has
         used up an attempt; of several, each is next given to a worker alone, until the one that kills is found."""
         lost = self._workers.lose(worker)
         self._unserve(worker.pool.types, now)
-        if len(lost) == 1:
-            again = self._died_over(lost[0], now)
+        begun = [job for job in lost if job not in self._unsent]
+        if len(begun) == 1:
+            suspects = self._died_over(begun[0], now)
             self._workers.clear()
         else:
             group = Suspicion()
-            again = [job for job in lost if not job.is_settled]
-            for job in again:
-                if len(again) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
+            suspects = [job for job in begun if not job.is_settled]
+            for job in suspects:
+                if len(suspects) > 1 or job.suspicion is None:  # beside messages that are over it keeps its deaths
                     job.suspicion = group
+        wanted = {*suspects, *(job for job in self._unsent if not job.is_settled)}
+        again = [job for job in lost if job in wanted]  # in the order in which they were assigned
+        self._unsent.clear()
         for job in again:
             job.since = now
         for job in reversed(again):
             self._workers.enqueue(job, first=True)
-        if len(again) > 1:
-            self._out.notice("suspected", messages=len(again), types=sorted({job.type for job in again}))
+        if len(suspects) > 1:
+            self._out.notice("suspected", messages=len(suspects), types=sorted({job.type for job in suspects}))
         self._share_out(now)
         for worker in [bound for job in again if (bound := self._workers.bound_worker(job)) is not None]:
             self.feed(worker, now)

@@ -201,9 +201,9 @@ class Router:
         were to follow on the link."""
         peer = self._by_link.get(link)
         if peer is not None:
-            for unsent in reversed((message, *waiting)):  # requeued at the front one by one, so the last first
+            for unsent in (message, *waiting):
                 if peer.worker is not None and type(unsent) is Request:
-                    self._dispatcher.on_request_unsent(peer.worker, unsent.token, now)
+                    self._dispatcher.on_request_unsent(peer.worker, unsent.token)
             self._peers.on_peer_lost(peer, "gone, or not reading", now)
         elif link.door == "server" and type(message) is Relay:
             self._relays.on_answer(link, message.token, failed("unreachable"), {}, now)
