@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [folder for folder in ROOT.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))])
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))]
+    if "node_modules" not in page.parts  # packages that npm has installed beside an example
+)
 
 
 def prose(page: Path) -> str:
