@@ -79,6 +79,7 @@ class _Conversation(asyncio.Protocol):
             self._look()
 
     def data_received(self, data: bytes) -> None:
+        """Take in bytes of the peer: the report on the message, or an answer that is none."""
         self._is_through()  # a peer that answers has read
         for body in self._splitter.feed(data):
             outcome = native.outcome(body)

@@ -106,6 +106,7 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
     """Serve the fabric alone until SIGTERM. Return the exit status."""
 
     async def main(stop: asyncio.Event) -> int:
+        """Serve until `stop` is set, and finish what is in flight."""
         async with serving(config) as broker:
             listen = ", ".join(config.fabric.listen)
             extra = facts("broker-started", server=config.server.name, listen=listen)

@@ -117,6 +117,7 @@ class Dispatcher:
     # --- to a handler ---
 
     def dispatch(self, job: Job, now: float) -> None:
+        """Assign a job to a worker, queue it for one, or end it with the reason why it can do neither."""
         limits, size_bytes = self._limits, len(job.body)
         worker = None
         if len(job.path) >= HOP_LIMIT:
