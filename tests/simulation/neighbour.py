@@ -37,6 +37,8 @@ class Neighbour:
         self.address = ADDRESSES[0]
         self.coming = 0
         """Messages that the neighbour will send again in a moment."""
+        self.repeated: set[str] = set()
+        """Ids of messages that may have been carried out, and were sent again."""
         self._silent_until = 0.0
         self._under_way: set[SimServer] = set()
 
@@ -119,6 +121,7 @@ class Neighbour:
             peer.reports.pop()
             if moved or reason == "unreachable":  # the message may have been carried out
                 meta = {**meta, "again": True}
+                self.repeated.add(meta["id"])
             self.coming += 1
             self.world.after(self.random.uniform(0.5, 1.0), partial(self._again, bridge, peer, frame, meta))
 
