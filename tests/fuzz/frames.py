@@ -14,6 +14,7 @@ from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter
 from bester.bridge.informer import read_question
 from bester.bridge.limits import Limits
+from bester.bridge.senders import Sender
 from bester.bridge.session import Session, Step
 from bester.bridge.submissions import Submissions
 from bester.bridge.window import Window
@@ -138,7 +139,7 @@ def _last_object(body: bytes) -> Any:
 
 def _session() -> Session:
     submissions = Submissions(LIMITS, BrokerLink(LIMITS, count(1), lambda text: None), lambda: None)
-    return Session(1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, submissions), 0.0, LIMITS.first_frame)
+    return Session(1, "10.0.0.7", LIMITS, count(1), Window(LIMITS, submissions, Sender("alice")), 0.0, LIMITS.first_frame)
 
 
 def _stream(json_: OddJson, told: Told) -> int:

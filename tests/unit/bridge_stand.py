@@ -62,6 +62,10 @@ class ListConnection:
         """Return every frame that was written."""
         return [json.loads(body) for body in Splitter(1 << 20).feed(self.written)]
 
+    def count(self, id_: str) -> int:
+        """Return how many answers to frames with this id were written."""
+        return sum(each["payload"].get("id") == id_ for each in self.frames())
+
     def lines(self) -> list[str]:
         """Return the frames as text, and forget them."""
         lines = []
@@ -103,9 +107,15 @@ class Scene:
         return sum(self.send(message) for message in messages)
 
     def turn(self) -> None:
-        """Run one turn of the loop."""
+        """Run the loop until nothing is left to do."""
         while self._soon:
             self._soon.pop(0)()
+
+    def one_turn(self) -> None:
+        """Run one turn of the loop."""
+        calls, self._soon[:] = list(self._soon), []
+        for call in calls:
+            call()
 
     def take(self, kind: type[M]) -> list[M]:
         """Return the messages of one type that the broker got, and forget them."""

@@ -557,7 +557,7 @@ def test_gone_connection_leaves_nothing() -> None:
     assert scene.bridge.connections == 0
     assert empty == [True]
     left = scene.bridge.inspect()
-    assert (left.hosts, left.sessions, left.users, left.logins, left.timed, left.paused) == (0, 0, 0, 0, 0, 0)
+    assert (left.hosts, left.sessions, left.users, left.logins, left.timed, left.senders) == (0, 0, 0, 0, 0, 0)
 
 
 def test_reports_are_counted_in_the_next_confirmation() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.frames import Splitter, frame
 from bester.bridge.limits import Limits
+from bester.bridge.senders import Sender
 from bester.bridge.session import Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import TARGETS, TRANSITIONS, State
 from bester.bridge.submissions import Submissions
@@ -43,7 +44,7 @@ TOO_LARGE = (2001).to_bytes(4, "little")
 def new_session(now: float = 0.0, *, in_doubt: bool = False, **limits: int) -> Session:
     bounds = replace(LIMITS, **limits)
     link = BrokerLink(bounds, count(1), lambda text: None)
-    window = Window(bounds, Submissions(bounds, link, lambda: None))
+    window = Window(bounds, Submissions(bounds, link, lambda: None), Sender("alice"))
     return Session(7, "127.0.0.1", bounds, count(1), window, now, bounds.first_frame, in_doubt=in_doubt)
 
 

@@ -17,11 +17,13 @@ from bester.bridge import native
 from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
 from bester.bridge.inspection import BridgeState
+from bester.bridge.intake import Intake
 from bester.bridge.limits import Limits
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
+from bester.bridge.senders import STRANGERS, Senders
 from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
@@ -94,10 +96,11 @@ class Bridge:
         self._unfinished = Unfinished(limits)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
-        self._paused: dict[ClientConnection, None] = {}  # not read from: the unreported messages are at their bound
         self._broker_link = BrokerLink(limits, self._tokens, notice)
         self._submissions = Submissions(limits, self._broker_link, self._wake)
         self._unreported = self._submissions.by_token
+        self._senders = Senders()
+        self._intake = Intake(limits, clock, self._submissions, self._handle_waiting, self._wake)
         self._outbound = Outbound(limits, clock, self._wake)
         self._deliveries = Deliveries(
             limits, self._targets, self._unreported, self._outbound, self._report, self._wake, clock
@@ -212,7 +215,9 @@ class Bridge:
             stranger = self._registry.lingers(now)
             if stranger is not None:
                 self._cut_stranger(stranger)
-        window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
+        first_bytes = self._first_frame_bytes(host)
+        sender = self._senders.join(STRANGERS if first_bytes < self.limits.max_frame else ("host", host))
+        window = Window(self.limits, self._submissions, sender)
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
@@ -233,12 +238,36 @@ class Bridge:
         self._registry.remove(session)
         self._timed.discard(connection)
         self._unfinished.forget(connection)
+        self._forget_input(connection)
         connection.abort("it sent no login, and made way for a new connection")
 
     def on_bytes(self, connection: ClientConnection, data: bytes) -> None:
-        """Pass the bytes of a connection to its session."""
+        """Pass the bytes of a connection to its session, or let them wait for the turn of their sender."""
+        intake, session = self._intake, connection.session
+        if not self._awake:
+            self._wake()  # the next turn has a budget of its own
+        left = intake.left
+        if left <= 0 or session.is_ready:
+            session.park(data)
+            intake.add(connection)
+            self._settle_reading(connection)
+            return
+        session.window.look_again()
         now = self._clock()
-        self._apply(connection, connection.session.on_bytes(data, now), now)
+        step = session.on_bytes(data, now, left)
+        intake.left = left - session.spent
+        self._apply(connection, step, now)
+
+    def _handle_waiting(self, connection: ClientConnection, ration: int) -> int:
+        """Handle frames of a connection whose sender's turn it is; return the units used."""
+        now, session = self._clock(), connection.session
+        session.window.look_again()
+        self._apply(connection, session.proceed(now, ration), now)
+        return session.spent
+
+    def _forget_input(self, connection: ClientConnection) -> None:
+        self._intake.remove(connection)
+        self._senders.leave(connection.session.window.sender)
 
     def on_peer_ended(self, connection: ClientConnection) -> None:
         """Note that the peer of a connection will send nothing more."""
@@ -270,9 +299,8 @@ class Bridge:
         self._logins.pop(session.number, None)
         self._timed.discard(connection)
         self._unfinished.forget(connection)
-        if self._paused:  # messages of this connection may have filled the bound
-            self._paused.pop(connection, None)
-            self._wake()
+        self._forget_input(connection)
+        self._wake()  # its messages may have filled the bounds
         self._outbound.on_connection_lost(connection)
         self._deliveries.on_connection_lost(connection)
         if not self._connections and self.on_empty is not None:
@@ -335,7 +363,7 @@ class Bridge:
             users=self._registry.users,
             logins=len(self._logins),
             timed=len(self._timed),
-            paused=len(self._paused),
+            senders=len(self._senders),
             strangers=self._registry.strangers,
             unfinished=len(self._unfinished),
             unfinished_bytes=self._unfinished.total_bytes,
@@ -343,6 +371,7 @@ class Bridge:
             frames_over=self._frames_over,
             frames_late=self._frames_late,
             submissions=self._submissions.inspect(),
+            intake=self._intake.inspect(),
         )
 
     # --- deciding -------------------------------------------------------------------------------------------------
@@ -374,7 +403,7 @@ class Bridge:
                         self._deliveries.on_acks(connection, message.ids)
                     case Question():
                         if not self._ask(connection, message):
-                            steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now))
+                            steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
         self._settle(connection)
 
     def _ask(self, connection: ClientConnection, question: Question) -> bool:
@@ -387,12 +416,12 @@ class Bridge:
         if not connection.session.window.is_asking(token):
             return  # gone, or refused because its time was up
         if status == UNANSWERED:
-            self._apply(connection, connection.session.on_report(refusal(token, "unreachable"), now), now)
+            self._apply(connection, connection.session.on_report(refusal(token, "unreachable"), now, 0), now)
         elif status and value == "overloaded":
-            self._apply(connection, connection.session.on_report(refusal(token, "overloaded"), now), now)
+            self._apply(connection, connection.session.on_report(refusal(token, "overloaded"), now, 0), now)
         else:
             recipients = value if not status and type(value) is dict else None
-            self._apply(connection, connection.session.on_answer(token, recipients, now), now)
+            self._apply(connection, connection.session.on_answer(token, recipients, now, 0), now)
 
     def _login(self, message: Login, connection: ClientConnection) -> bool:
         if len(self._logins) >= self.limits.login_places or not self._broker_link.login(message):
@@ -410,7 +439,15 @@ class Bridge:
         if not status and not self._registry.log_in(connection):
             status, reason = 1, "overloaded"
             self._send(Close(message.session))
-        self._apply(connection, connection.session.on_login_answer(status, reason, now, message.retry_ms), now)
+        if not status:
+            self._change_sender(connection)
+        self._apply(connection, connection.session.on_login_answer(status, reason, now, message.retry_ms, 0), now)
+
+    def _change_sender(self, connection: ClientConnection) -> None:
+        """Let a connection that logs in share with its user's other connections: it was a stranger's until now."""
+        self._forget_input(connection)
+        window = connection.session.window
+        window.sender = self._senders.join(("user", connection.session.user))
 
     def _report(
         self,
@@ -432,7 +469,10 @@ class Bridge:
         session = connection.session
         self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
         if session.has_more:
-            self._apply(connection, session.proceed(now), now)
+            if session.has_waiting:
+                self._intake.add(connection)
+            else:
+                self._apply(connection, session.proceed(now, 0), now)
 
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""
@@ -441,6 +481,8 @@ class Bridge:
             self._settle_state(connection, session)
         if session.splitter.change is not None:
             self._settle_frame(connection)
+        if session.has_waiting:
+            self._intake.add(connection)
         self._settle_reading(connection)
 
     def _settle_frame(self, connection: ClientConnection) -> None:
@@ -464,20 +506,10 @@ class Bridge:
         self._ended(connection.session, f"{why}: {held} of {needed} bytes had come")
 
     def _settle_reading(self, connection: ClientConnection) -> None:
-        """Stop or resume reading. A connection that does not read its frames is not read from. Where the unreported
-        messages are at their bound, neither is one with a fair share of them, unless the client has frames to
-        acknowledge: a report may wait for that acknowledgement."""
+        """Stop or resume reading. A connection that does not read its frames is not read from, nor is one whose frames
+        wait."""
         out = connection.out
         wants = connection.session.wants_input and not (out.in_flight and out.queued_bytes >= self.limits.out_pause)
-        if (
-            wants
-            and self._submissions.is_full
-            and not (
-                connection.session.window.size_bytes < self.limits.fair_bytes or self._deliveries.awaits(connection)
-            )
-        ):
-            self._paused[connection] = None
-            wants = False
         if wants is not connection.reading:
             connection.read(wants)
 
@@ -503,7 +535,8 @@ class Bridge:
             self._soon(self.flush)
 
     def flush(self) -> None:
-        """Write to each connection once, then send one confirmation of everything that has ended by these writes."""
+        """Write to each connection once, then send one confirmation of everything that has ended by these writes. New
+        input comes last."""
         try:
             self._outbound.flush(self._settle_reading)  # reading alone: settled sessions must not be touched again
         finally:
@@ -512,12 +545,9 @@ class Bridge:
         if self._broker_link.keeps_up:
             for confirm in self._deliveries.confirm():
                 self._send(confirm)
+        self._intake.serve()
 
     def _drain_backlog(self) -> None:
-        """Send what waited for room on the link, and read again from connections that waited for room."""
+        """Send what waited for room on the link."""
         self._broker_link.flush()
         self._submissions.send_held()
-        if self._paused and not self._submissions.is_full:
-            paused, self._paused = self._paused, {}
-            for connection in paused:
-                self._settle_reading(connection)

@@ -24,13 +24,25 @@ class SubmissionsState(NamedTuple):
     unreported_bytes: int
 
 
+class IntakeState(NamedTuple):
+    """Input that waits.
+
+    `connections` of `senders` have frames that wait for their turn; `blocked` connections of `blocked_senders` have
+    frames that wait until their sender has fewer unreported messages.
+    """
+
+    senders: int
+    connections: int
+    blocked_senders: int
+    blocked: int
+
+
 class BridgeState(NamedTuple):
     """Counts of one bridge.
 
     `connections` come from so many `hosts`. Of these connections, `sessions` are logged in, of so many `users`;
-    `logins` wait for the broker, `strangers` have not sent a login yet, `timed` have a deadline, and `paused` are not
-    read from because the unreported messages are at their bound. `unfinished` frames have begun and not ended,
-    `unfinished_bytes` of them are held.
+    `logins` wait for the broker, `strangers` have not sent a login yet, and `timed` have a deadline. `senders` share
+    the input. `unfinished` frames have begun and not ended, `unfinished_bytes` of them are held.
 
     Counted from the beginning: `made_way` strangers for new connections, and unfinished frames that ended their
     connection: `frames_over` the bound of their bytes, `frames_late`.
@@ -42,7 +54,7 @@ class BridgeState(NamedTuple):
     users: int
     logins: int
     timed: int
-    paused: int
+    senders: int
     strangers: int
     unfinished: int
     unfinished_bytes: int
@@ -50,3 +62,4 @@ class BridgeState(NamedTuple):
     frames_over: int
     frames_late: int
     submissions: SubmissionsState
+    intake: IntakeState

@@ -68,8 +68,19 @@ class Limits:
     """Time from a message's arrival during which the message is held for a broker that does not answer: a restart takes
     seconds, a repair minutes. A broker remembers messages for longer than this, so that none is carried out twice."""
     held_bytes: int = 256 * MIB
-    """Unreported messages in all, with or without a broker; above the bound only connections with less than a fair
-    share are read from, so that the size at most doubles. Memory."""
+    """Unreported messages in all, with or without a broker. A sender (a user, with all connections) may have no more
+    than what is left of it by all: one alone half, two a third each. Senders with less than a fair share are read from
+    in any case, so that the size at most doubles. Memory."""
+    held_messages: int = 16_384
+    """The same in messages, where the broker names no other number: enough to keep every handler busy, and few enough
+    to be served within a second."""
+    turn_units: int = 256
+    """Frames handled in one turn of the loop, from all connections together (a large frame counts for several): some
+    milliseconds of work. What is more waits for the next turn, and its connection is not read from."""
+    turn_quantum: int = 32
+    """The same of one sender, before the next sender's turn where several wait."""
+    turn_s: float = 0.01
+    """Time for frames that have waited in one turn of the loop, should they be costly."""
     gone_messages: int = 65_536
     """Messages of clients that have gone, kept until their report in case the broker dies; messages above the bound are
     not submitted again. A server's whole load for a second, and no client waits for these."""

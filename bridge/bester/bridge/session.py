@@ -3,6 +3,9 @@
 A session never touches a socket, a clock or another session. The shell calls `on_bytes`, `on_peer_ended` and
 `on_connection_lost`, the bridge `on_login_answer`, `on_report` and `on_answer`; both carry out the returned `Step`:
 first write the frames, then send the messages. A peer's mistake is answered with a frame and never raises.
+
+Frames are handled as far as the caller's ration of units goes (a unit is a frame, or 4 KiB of it); the rest is held for
+`proceed`. `spent` tells the units that the last call has used.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
 from bester.broker.wire.messages import MAX_TYPE, RESERVED_TYPES, Close, Login, Meta, Report, Submit
 
+ALL = 1 << 62
+"""Ration without a bound."""
+UNIT_BYTES_LOG2 = 12
+"""Each 4 KiB of a frame cost as much as a frame: a large body is copied, decoded and written."""
 UNIX_HOST = "unix"
 """Host of a peer on a Unix socket."""
 NO_BROKER = "unreachable"
@@ -77,6 +84,7 @@ class Session:
         "_held_bytes",
         "_in_doubt",
         "_limits",
+        "_parked",
         "_stopping",
         "_tokens",
         "acks",
@@ -84,6 +92,7 @@ class Session:
         "deadline",
         "number",
         "peer_ended",
+        "spent",
         "splitter",
         "state",
         "user",
@@ -108,6 +117,8 @@ class Session:
         self.splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
         self._held_bytes = 0
+        self._parked = b""  # bytes that wait to be read, behind the held frames
+        self.spent = 0
         self._stopping = False  # `stop` follows the held frames
         self._fault: native.Fault | None = None  # the fault to report at the stop
 
@@ -116,9 +127,19 @@ class Session:
     @property
     def wants_input(self) -> bool:
         """Return whether to read on. In states that ignore bytes, reading on still finds the end of the stream."""
-        if self.state is State.AUTHENTICATING:
+        if self.state is State.AUTHENTICATING or self._parked:
             return False
         return not self._held or (self.acks and self._held_bytes < self._limits.ahead_bytes)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Return whether bytes or frames wait: for room in the window, or for their turn."""
+        return bool(self._parked) or (bool(self._held) and self.state is _OPEN)
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether bytes or frames wait that may be handled now, by `proceed`."""
+        return bool(self._parked) or (bool(self._held) and self.state is _OPEN and not self.window.is_full)
 
     @property
     def is_target(self) -> bool:
@@ -133,31 +154,49 @@ class Session:
 
     # --- what happens to the connection ---------------------------------------------------------------------------
 
-    def on_bytes(self, data: bytes, now: float) -> Step:
+    def park(self, data: bytes) -> None:
+        """Keep bytes of the peer until `proceed`: it is not their turn."""
+        self._parked = self._parked + data if self._parked else data
+
+    def on_bytes(self, data: bytes, now: float, ration: int = ALL) -> Step:
         """Handle bytes of the peer."""
-        state = self.state
-        if self._stopping or (state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING):
-            return _nothing()
-        bodies = self.splitter.feed(data)
+        self.spent = len(data) >> UNIT_BYTES_LOG2
         step = _nothing()
+        if not self._stopping:
+            self._read(data, step, now, ration)
+        return step
+
+    def _read(self, data: bytes, step: Step, now: float, ration: int) -> None:
+        state = self.state
+        if state is not State.OPEN and state is not State.NEW and state is not State.AUTHENTICATING:
+            return
+        bodies = self.splitter.feed(data)
         if state is State.NEW and bodies:
+            self.spent += 1
             self._first(bodies.pop(0), step, now)
         if bodies and self.state is not State.CLOSING:
-            self._take(bodies, step, now)
+            self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
             self._stop(native.Fault(native.NULL, True, "", reason), step, now)
-        return step
+
+    def _read_parked(self, step: Step, now: float, ration: int = 0) -> None:
+        """Read the parked bytes; their frames are handled as far as the ration goes, or held."""
+        data, self._parked = self._parked, b""
+        if data and not self._stopping:
+            self.spent += len(data) >> UNIT_BYTES_LOG2
+            self._read(data, step, now, ration)
 
     def on_peer_ended(self, now: float) -> Step:
         """Handle the end of the peer's stream; the peer may still read."""
+        step = _nothing()
+        self._read_parked(step, now)
         self.peer_ended = True
         if self.state is State.SERVER and self.deadline is not None:  # the peer may be gone: free its slot sooner
             self.deadline = min(self.deadline, now + self._limits.drain_s)
-        step = _nothing()
         self._stop(None, step, now)
         return step
 
@@ -165,13 +204,14 @@ class Session:
         """End the session of a lost connection."""
         step = _nothing()
         self._leave("lost", step, None)
-        self._held = None
+        self._held, self._parked = None, b""
         self.window.clear()
         return step
 
     def end_frame(self, reason: str, now: float) -> Step:
         """End the stream at its unfinished frame, which is dropped, and report why; messages before it go on."""
         step = _nothing()
+        self._read_parked(step, now)
         self._stop(
             native.Fault(native.AUTH_ID if self.state is State.NEW else native.NULL, True, "", reason), step, now
         )
@@ -180,8 +220,10 @@ class Session:
     def shut_down(self, now: float) -> Step:
         """Take no more frames, as if the stream had ended: the bridge shuts down."""
         step = _nothing()
+        self._read_parked(step, now)
         if self.state is State.AUTHENTICATING:
-            return self.on_login_answer(1, NO_BROKER, now)
+            refused = self.on_login_answer(1, NO_BROKER, now)
+            return Step(step.write + refused.write, step.send + refused.send)
         self._stop(None, step, now)
         return step
 
@@ -206,8 +248,9 @@ class Session:
         if self.state is State.SERVER:
             self._leave("timeout", step, now)
             return step
-        while self.window:
+        while self.window or self.is_ready:
             self._refuse_all(reason, step)
+            self.window.is_full = False  # whatever the sender has unreported elsewhere
             more = self.proceed(now)
             step.write.extend(more.write)
             step.send.extend(each for each in more.send if type(each) is Close)
@@ -226,7 +269,9 @@ class Session:
 
     # --- what the broker says -------------------------------------------------------------------------------------
 
-    def on_login_answer(self, status: int, reason: str | None, now: float, retry_ms: int | None = None) -> Step:
+    def on_login_answer(
+        self, status: int, reason: str | None, now: float, retry_ms: int | None = None, ration: int = ALL
+    ) -> Step:  # fmt: skip
         """Handle the broker's answer to the login, or the bridge's own where a bound is reached. A refused session was
         never announced, so no Close follows. `retry_ms`: wait before the next try that may succeed."""
         step = _nothing()
@@ -239,24 +284,24 @@ class Session:
             return step
         self._go("accepted", now)
         step.write.append(native.logged_in(self._limits.max_frame))
-        self._continue(step, now)
+        self._continue(step, now, ration)
         return step
 
-    def on_report(self, report: Report, now: float) -> Step:
+    def on_report(self, report: Report, now: float, ration: int = ALL) -> Step:
         """Handle a report on a message or a question: return its frame, and the frames and messages that found room by
         it."""
         frame = self.window.report(*report)
-        step = self.proceed(now)
+        step = self.proceed(now, ration)
         if frame is not None:
             step.write.insert(0, frame)
         return step
 
-    def on_answer(self, token: int, recipients: dict[str, str] | None, now: float) -> Step:
+    def on_answer(self, token: int, recipients: dict[str, str] | None, now: float, ration: int = ALL) -> Step:
         """Handle the broker's answer to a question; None: the user has no such message."""
         asked = self.window.answer(token)
         if asked is None:
             return _nothing()
-        step = self.proceed(now)
+        step = self.proceed(now, ration)
         step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
 
@@ -265,12 +310,15 @@ class Session:
         """Return whether a report may let something go on: held frames, or an end that waited for the report."""
         return self._held is not None or self.state is not _OPEN
 
-    def proceed(self, now: float) -> Step:
-        """Handle held frames after a report, or finish."""
+    def proceed(self, now: float, ration: int = ALL) -> Step:
+        """Handle held frames and parked bytes, or finish."""
+        self.spent = 0
         step = _nothing()
         if self._held is not None:
-            self._continue(step, now)
-        elif not self.window and self.state is not State.OPEN:
+            self._continue(step, now, ration)
+        if self._parked:
+            self._read_parked(step, now, max(ration - self.spent, 0))
+        elif self._held is None and not self.window and self.state is not State.OPEN:
             self._leave("finished", step, now)
         return step
 
@@ -302,17 +350,18 @@ class Session:
         else:
             self._stop(frame, step, now)
 
-    def _take(self, bodies: list[bytes], step: Step, now: float) -> None:
-        """Handle frames in order, as far as state and window allow; hold the rest."""
+    def _take(self, bodies: list[bytes], step: Step, now: float, ration: int) -> None:
+        """Handle frames in order, as far as state, window and ration allow; hold the rest."""
         handled = 0
         if self._held is None and self.state is _OPEN:
             window = self.window
-            for body in bodies:
+            for body in bodies if len(bodies) <= ration else bodies[:ration]:
                 if window.is_full:
                     break
                 if not self._message(body, step, now):
                     return
                 handled += 1
+            self.spent += handled
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
             for body in bodies[handled:] if handled else bodies:
                 if self.acks and self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
@@ -327,12 +376,13 @@ class Session:
         self._held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
 
-    def _continue(self, step: Step, now: float) -> None:
-        """Handle the held frames, and then the stop behind them."""
+    def _continue(self, step: Step, now: float, ration: int) -> None:
+        """Handle held frames as far as the ration goes, and then the stop behind them."""
         held, self._held = self._held, None
-        while held and self.state is _OPEN and not self.window.is_full:
+        while held and self.spent < ration and self.state is _OPEN and not self.window.is_full:
             body = held.popleft()
             self._held_bytes -= len(body) + OVERHEAD_BYTES
+            self.spent += 1 + (len(body) >> UNIT_BYTES_LOG2)
             if not self._message(body, step, now):
                 return
         if held:

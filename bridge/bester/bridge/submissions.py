@@ -3,8 +3,9 @@
 A message is held until the link to the broker takes it, is sent, and stays in the table until its report. A lost link
 makes every sent message a held one: the next broker gets the message again under its token (the broker derives the
 message id from the token), with `attempt` in its meta. Held messages are sent in the order of their tokens, so that the
-order of every connection is kept. Each client is bounded by its window, and all messages together by `held_bytes`; sent
-messages count like held ones, because a lost link turns all of them into held ones.
+order of every connection is kept. Each client is bounded by its window, and all messages together by `held_bytes` and
+`held_messages`, of which a sender may take no more than what is left; sent messages count like held ones, because a
+lost link turns all of them into held ones.
 
 Messages of a client that goes depart with the client: they are kept, bounded, and their reports are discarded. No
 message is held for longer than `hold_s`, and none is sent after its report.
@@ -22,6 +23,7 @@ import msgspec
 from bester.bridge.broker_link import BrokerLink
 from bester.bridge.inspection import SubmissionsState
 from bester.bridge.limits import Limits
+from bester.bridge.senders import Sender
 from bester.broker.wire.messages import Close, Open, Submit
 
 AT_ONCE = 256
@@ -92,9 +94,9 @@ class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no 
 class Submissions:
     """All unreported messages of a bridge, and the order in which a broker gets them.
 
-    `by_token` is the table, in the order of the rising tokens. `size_bytes` is the size of the messages in the table
-    and of the questions in the windows, `most_bytes` its bound. `wake` calls `send_held` at the end of the turn of the
-    loop.
+    `by_token` is the table, in the order of the rising tokens, and `most` the bound of its messages. `size_bytes` is
+    the size of the messages in the table and of the questions in the windows, `most_bytes` its bound. `wake` calls
+    `send_held` at the end of the turn of the loop.
     """
 
     __slots__ = (
@@ -106,6 +108,7 @@ class Submissions:
         "_limits",
         "_wake",
         "by_token",
+        "most",
         "most_bytes",
         "size_bytes",
     )
@@ -113,6 +116,7 @@ class Submissions:
     def __init__(self, limits: Limits, broker_link: BrokerLink, wake: Callable[[], None]) -> None:
         self.by_token: dict[int, Submission] = {}
         self.size_bytes = 0
+        self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
         self._limits = limits
         self._broker_link = broker_link
@@ -122,10 +126,11 @@ class Submissions:
         self._departed_bytes = 0
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
-    @property
-    def is_full(self) -> bool:
-        """Return whether the unreported messages have reached their bound."""
-        return self.size_bytes >= self.most_bytes
+    def is_over(self, sender: Sender) -> bool:
+        """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share."""
+        return sender.size_bytes >= self._limits.fair_bytes and (
+            sender.size_bytes + self.size_bytes >= self.most_bytes or sender.count + len(self.by_token) >= self.most
+        )
 
     def inspect(self) -> SubmissionsState:
         """Return counts of the unreported messages."""

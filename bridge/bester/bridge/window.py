@@ -1,7 +1,7 @@
 """The window of one connection: bounds of its unreported messages and unanswered questions, and their counts. Pure.
 
 Messages are in the table of `submissions`, which bounds all windows together; a window counts the messages of its
-connection, and knows their tokens.
+connection and of its sender, and knows their tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bester.bridge import native
 from bester.bridge.limits import Limits
+from bester.bridge.senders import Sender
 from bester.bridge.submissions import State, Submission, Submissions
 
 OVERHEAD_BYTES = 256
@@ -36,17 +37,16 @@ class Asked(NamedTuple):
 
 
 class Window:
-    """Unreported messages and unanswered questions of one connection, counted here and in `submissions`.
+    """Unreported messages and unanswered questions of one connection, counted here, at its `sender` and in
+    `submissions`.
 
     `size_bytes` is their size together. `is_full`: no other message may enter now; any message, however large, may
-    enter where there is any room. Where all windows together have reached their bound, a window with a fair share is
-    full.
+    enter where there is any room. Where the sender has used up its share of the room for all, its windows are full.
     """
 
     __slots__ = (
         "_asked",
         "_count",
-        "_fair_bytes",
         "_most",
         "_most_bytes",
         "_most_questions",
@@ -54,14 +54,15 @@ class Window:
         "_table",
         "_tokens",
         "is_full",
+        "sender",
         "size_bytes",
     )
 
-    def __init__(self, limits: Limits, submissions: Submissions) -> None:
+    def __init__(self, limits: Limits, submissions: Submissions, sender: Sender) -> None:
+        self.sender = sender
         self._most = limits.unreported
         self._most_bytes = limits.unreported_bytes
         self._most_questions = limits.questions
-        self._fair_bytes = limits.fair_bytes
         self._submissions = submissions
         self._table = submissions.by_token
         self._tokens: list[int] = []  # in order, with those of reported messages until these are swept out
@@ -75,14 +76,21 @@ class Window:
 
     def enter(self, token: int, submission: Submission, size: int) -> None:
         """Put a message into the table, and count it."""
-        submissions = self._submissions
-        self._table[token] = submission
+        submissions, sender, table = self._submissions, self.sender, self._table
+        table[token] = submission
         tokens = self._tokens
         tokens.append(token)
-        submissions.size_bytes += size
+        submissions.size_bytes = total = submissions.size_bytes + size
+        sender.size_bytes = of_sender = sender.size_bytes + size
+        sender.count = sent = sender.count + 1
         self.size_bytes = size = self.size_bytes + size
         self._count = count = self._count + 1
-        if size >= self._most_bytes or count >= self._most or submissions.size_bytes >= submissions.most_bytes:
+        if (
+            size >= self._most_bytes
+            or count >= self._most
+            or sent + len(table) >= submissions.most
+            or of_sender + total >= submissions.most_bytes
+        ):
             self.is_full = self._has_no_room()
         if len(tokens) > 2 * self._most:
             self._tokens = self.submitted
@@ -91,8 +99,14 @@ class Window:
         """Count a question."""
         self._asked[question.token] = Asked(question, id_, size)
         self._submissions.size_bytes += size
+        self.sender.size_bytes += size
+        self.sender.count += 1
         self.size_bytes += size
         self._count += 1
+        self.is_full = self._has_no_room()
+
+    def look_again(self) -> None:
+        """Take in that the sender may have room again, or none any more, by messages on other connections."""
         self.is_full = self._has_no_room()
 
     def _has_no_room(self) -> bool:
@@ -100,7 +114,7 @@ class Window:
             self.size_bytes >= self._most_bytes
             or self._count >= self._most
             or len(self._asked) >= self._most_questions
-            or (self._submissions.is_full and self.size_bytes >= self._fair_bytes)
+            or self._submissions.is_over(self.sender)
         )
 
     def on_report(
@@ -114,6 +128,9 @@ class Window:
             self._submissions.size_bytes -= size
         else:
             self._submissions.release(submission)
+        sender = self.sender
+        sender.size_bytes -= size
+        sender.count -= 1
         self.size_bytes -= size
         self._count = count = self._count - 1
         if not count:
@@ -140,6 +157,8 @@ class Window:
         asked = self._asked.pop(token, None)
         if asked is not None:
             self._submissions.size_bytes -= asked.size
+            self.sender.size_bytes -= asked.size
+            self.sender.count -= 1
             self.size_bytes -= asked.size
             self._count -= 1
             self.is_full = self._has_no_room()
@@ -148,6 +167,8 @@ class Window:
     def clear(self) -> None:
         """Count everything out: the connection is gone, and `submissions` keeps or drops its messages."""
         self._submissions.size_bytes -= sum(asked.size for asked in self._asked.values())
+        self.sender.size_bytes -= self.size_bytes
+        self.sender.count -= self._count
         self.size_bytes = self._count = 0
         self._tokens.clear()
         self._asked.clear()

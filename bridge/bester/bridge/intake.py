@@ -1,0 +1,117 @@
+"""The intake: shares the bridge's input among senders, by deficit round robin, within a budget a turn. Pure.
+
+Frames are handled at once while the turn has budget left and nobody waits. Otherwise their connection waits, and is
+not read from meanwhile. In each turn of the loop the senders that wait take turns, a quantum each, and so do the
+connections of one sender among themselves. Frames left over at the end of the budget go first in the next turn.
+
+Costs are counted in units: one a frame, and one for each `UNIT_BYTES` of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from bester.bridge.inspection import IntakeState
+from bester.bridge.limits import Limits
+from bester.bridge.ports import ClientConnection
+from bester.bridge.senders import Sender
+from bester.bridge.submissions import Submissions
+
+
+class Intake:
+    """Connections with frames that wait for their turn.
+
+    `handle(connection, ration)` handles waiting frames of a connection, at most `ration` units of them, and returns the
+    units used. `wake` makes one call of `serve` at the end of this turn of the loop. `left` is what this turn's budget
+    still allows to handle at once.
+    """
+
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], submissions: Submissions,
+        handle: Callable[[ClientConnection, int], int], wake: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.left = limits.turn_units
+        self._limits = limits
+        self._clock = clock
+        self._submissions = submissions
+        self._handle = handle
+        self._wake = wake
+        self._ring: OrderedDict[Sender, None] = OrderedDict()  # senders with ready connections, in turn
+        self._blocked: dict[Sender, None] = {}  # senders with blocked connections
+
+    def add(self, connection: ClientConnection) -> None:
+        """Let a connection with frames that wait take its turn: behind the other connections of its sender, as soon as
+        the sender has room for them. Frames that wait for a report on the same connection are added with that
+        report."""
+        session = connection.session
+        sender = session.window.sender
+        if session.is_ready:
+            sender.ready[connection] = None
+            self._ring.setdefault(sender)
+            self._wake()
+        elif self._submissions.is_over(sender):
+            sender.blocked[connection] = None
+            self._blocked[sender] = None
+
+    def remove(self, connection: ClientConnection) -> None:
+        """Forget a connection, which is gone or has nothing that waits."""
+        sender = connection.session.window.sender
+        sender.ready.pop(connection, None)
+        if not sender.ready:
+            self._ring.pop(sender, None)
+        sender.blocked.pop(connection, None)
+        if not sender.blocked:
+            self._blocked.pop(sender, None)
+
+    def serve(self) -> None:
+        """Begin a turn: handle frames that wait, within the budget, and leave the rest of it to frames that come."""
+        if self._blocked:
+            self._unblock()
+        self.left = self._limits.turn_units
+        ring = self._ring
+        if not ring:
+            return
+        enough = self._clock() + self._limits.turn_s
+        while ring and self.left > 0:
+            self._serve_first(ring)
+            if self._clock() >= enough:
+                break
+        if ring:  # those who come now wait behind them
+            self.left = 0
+            self._wake()
+
+    def _serve_first(self, ring: OrderedDict[Sender, None]) -> None:
+        """Handle frames of one connection of the sender whose turn it is."""
+        sender = next(iter(ring))
+        if sender.deficit <= 0:
+            sender.deficit += self._limits.turn_quantum
+        connection = next(iter(sender.ready))
+        del sender.ready[connection]
+        used = self._handle(connection, max(1, min(sender.deficit, self.left)))
+        sender.deficit -= used
+        self.left -= used
+        if connection.session.has_waiting:
+            self.add(connection)
+        if not sender.ready:
+            sender.deficit = min(sender.deficit, 0)  # nobody saves a share for later
+            ring.pop(sender, None)
+        elif sender.deficit <= 0:
+            ring.move_to_end(sender)
+
+    def _unblock(self) -> None:
+        """Let the connections of senders with room again wait for their turn."""
+        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender)]:
+            del self._blocked[sender]
+            self._ring.setdefault(sender)
+            sender.ready |= sender.blocked
+            sender.blocked.clear()
+
+    def inspect(self) -> IntakeState:
+        """Return how many senders and connections wait."""
+        return IntakeState(
+            senders=len(self._ring),
+            connections=sum(len(sender.ready) for sender in self._ring),
+            blocked_senders=len(self._blocked),
+            blocked=sum(len(sender.blocked) for sender in self._blocked),
+        )

@@ -1,0 +1,60 @@
+"""Senders: the parties among whom the bridge shares its input and the room for unreported messages. Pure.
+
+A user is one sender, with however many connections; so is a native server's host. All strangers together are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bester.bridge.ports import ClientConnection
+
+STRANGERS = ("strangers",)
+"""Key of the one sender that all strangers are."""
+
+
+class Sender:
+    """Party with a share. `count` and `size_bytes` are its unreported messages and questions, over all connections.
+
+    `ready` are its connections with frames that may be handled now, in turn; `blocked` those whose frames wait until
+    the sender has fewer unreported messages. `deficit` is what the sender may still use of its quantum (deficit round
+    robin).
+    """
+
+    __slots__ = ("blocked", "connections", "count", "deficit", "key", "ready", "size_bytes")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.connections = 0
+        self.count = 0
+        self.size_bytes = 0
+        self.deficit = 0
+        self.ready: dict[ClientConnection, None] = {}
+        self.blocked: dict[ClientConnection, None] = {}
+
+
+class Senders:
+    """The senders of all connections. A sender without a connection is forgotten, so that their number is bounded as
+    the connections are."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, Sender] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def join(self, key: Hashable) -> Sender:
+        """Return the sender of another connection."""
+        sender = self._by_key.get(key)
+        if sender is None:
+            sender = self._by_key[key] = Sender(key)
+        sender.connections += 1
+        return sender
+
+    def leave(self, sender: Sender) -> None:
+        """Count a connection out."""
+        sender.connections -= 1
+        if not sender.connections:
+            del self._by_key[sender.key]

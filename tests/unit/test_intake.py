@@ -1,0 +1,235 @@
+"""The bridge's input among senders: shares of the room for unreported messages, and turns of a loop with a budget."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.bridge.frames import frame
+from bester.bridge.limits import Limits
+from bester.bridge.window import OVERHEAD_BYTES
+from bester.broker.wire.messages import Answer, Ask, Deliver, Report, Submit
+from tests.unit.bridge_stand import ListConnection, Scene
+
+PING = frame(b'{"payload":{"type":"dummy","data":1,"id":"p"}}')
+LARGE = '"' + "x" * 2000 + '"'
+
+
+def message(id_: str, data: str = "1", type_: str = "t") -> bytes:
+    return frame(f'{{"payload":{{"type":"{type_}","data":{data},"id":"{id_}"}}}}'.encode())
+
+
+def write(scene: Scene, connection: ListConnection, *ids: str, data: str = "1") -> None:
+    scene.bridge.on_bytes(connection, b"".join(message(id_, data) for id_ in ids))
+    scene.turn()
+
+
+def write_many(scene: Scene, connection: ListConnection, count: int) -> None:
+    write(scene, connection, *map(str, range(count)))
+
+
+def good(*submits: Submit) -> list[Report]:
+    return [Report(submit.token, 0, None, f"s/{submit.token}", {}) for submit in submits]
+
+
+def crowded(**limits: int) -> Scene:
+    """Return a bridge with small bounds, at which one message is more than a fair share."""
+    return Scene(max_connections=1_000_000, **limits)
+
+
+class TestRoom:
+    def test_sender_alone_gets_half_of_the_room(self) -> None:
+        scene = crowded(held_messages=100)
+        alice = scene.log_in("alice")
+        write_many(scene, alice, 200)
+        taken = scene.take(Submit)
+        assert len(taken) == 50
+        assert not alice.reading
+        scene.broker(*good(*taken))
+        assert len(scene.take(Submit)) == 50
+
+    def test_connections_of_one_user_share(self) -> None:
+        scene = crowded(held_messages=100)
+        several = [scene.log_in("alice") for _ in range(5)]
+        for connection in several:
+            write_many(scene, connection, 100)
+        assert len(scene.take(Submit)) == 50
+        bob = scene.log_in("bob")
+        write_many(scene, bob, 100)
+        assert len(scene.take(Submit)) == 25
+
+    def test_report_on_one_connection_makes_room_for_another_of_the_user(self) -> None:
+        scene = crowded(held_messages=100)
+        first, second = scene.log_in("alice"), scene.log_in("alice")
+        write_many(scene, first, 50)
+        write_many(scene, second, 10)
+        taken = scene.take(Submit)
+        assert {submit.session for submit in taken} == {first.session.number}
+        assert (first.reading, second.reading) == (True, False)
+        scene.broker(*good(*taken[:4]))
+        assert [submit.session for submit in scene.take(Submit)] == [second.session.number] * 4
+        scene.broker(*good(*taken[4:]))
+        assert [submit.session for submit in scene.take(Submit)] == [second.session.number] * 6
+        assert second.reading
+
+    def test_report_to_one_user_makes_room_for_another(self) -> None:
+        scene = crowded(held_messages=90)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write_many(scene, alice, 90)
+        of_alice = scene.take(Submit)
+        write_many(scene, bob, 90)
+        of_bob = scene.take(Submit)
+        scene.broker(*good(*of_alice))
+        submits = scene.take(Submit)
+        assert {submit.session for submit in submits} == {alice.session.number, bob.session.number}
+        assert len(of_bob) < len(of_bob) + sum(submit.session == bob.session.number for submit in submits)
+
+    def test_bytes_are_shared_as_well(self) -> None:
+        scene = crowded(held_bytes=20_000)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, *"abcdefgh", data=LARGE)
+        assert 4 <= len(scene.take(Submit)) <= 5
+        write(scene, bob, *"abcdefgh", data=LARGE)
+        assert 2 <= len(scene.take(Submit)) <= 3
+
+    def test_sender_with_less_than_a_fair_share_is_never_kept_waiting(self) -> None:
+        scene = Scene(held_bytes=10 * OVERHEAD_BYTES, max_connections=5)
+        greedy, modest = scene.log_in("alice"), scene.log_in("bob")
+        write_many(scene, greedy, 50)
+        assert len(scene.take(Submit)) < 10
+        for name in ("carol", "dan", "eve"):
+            write_many(scene, scene.log_in(name), 50)
+        scene.take(Submit)
+        write(scene, modest, "m")
+        assert len(scene.take(Submit)) == 1
+
+    @pytest.mark.parametrize("link", ["kept", "lost"])
+    def test_messages_of_a_client_that_goes_make_room_where_they_are_dropped(self, link: str) -> None:
+        scene = crowded(held_messages=6, gone_messages=0)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        if link == "lost":
+            scene.bridge.on_link_lost("gone")
+        write_many(scene, alice, 3)
+        write_many(scene, bob, 3)
+        assert not bob.reading
+        scene.bridge.on_connection_lost(alice)
+        scene.turn()
+        assert bob.reading
+
+    def test_acknowledgements_are_read_from_a_sender_without_room(self) -> None:
+        scene = crowded(held_messages=4)
+        bob = scene.log_in("bob", acks=True)
+        write(scene, bob, "a", "b", "c")
+        first, second = scene.take(Submit)
+        targets = [[0, bob.session.number]]
+        scene.broker(Deliver(1, "s/1.0", "t", b"1", targets, first.token, {"message": "s/1"}))
+        assert "good a" not in bob.lines()
+        scene.command(bob, "ack", ["s/1.0.0"])
+        assert "good a" in bob.lines()
+        assert len(scene.take(Submit)) == 1
+        assert second.token > first.token
+
+    def test_questions_count(self) -> None:
+        scene = crowded(held_messages=100, held_bytes=8 * OVERHEAD_BYTES)
+        alice = scene.log_in("alice")
+        for number in range(10):
+            scene.command(alice, "outcome", f"s/{number}", str(number))
+        asked = scene.take(Ask)
+        assert 3 <= len(asked) < 10
+        scene.broker(*(Answer(ask.token, 0, {}) for ask in asked))
+        assert scene.take(Ask)
+
+    def test_nothing_is_left_of_senders_that_are_gone(self) -> None:
+        scene = crowded(held_messages=10)
+        connections = [scene.log_in(user) for user in ("alice", "alice", "bob")]
+        for connection in connections:
+            write_many(scene, connection, 20)
+        assert scene.bridge.inspect().intake.blocked == 3
+        for connection in connections:
+            scene.bridge.on_connection_lost(connection)
+        scene.turn()
+        left = scene.bridge.inspect()
+        assert (left.senders, *left.intake) == (0, 0, 0, 0, 0)
+
+
+class TestTurns:
+    def test_turn_handles_no_more_than_its_budget(self) -> None:
+        scene = Scene(turn_units=10, turn_quantum=4)
+        alice = scene.log_in("alice")
+        scene.bridge.on_bytes(alice, PING * 100)
+        for turn in range(1, 10):
+            assert not alice.reading
+            scene.one_turn()
+            assert alice.count("p") <= 10 * (turn + 1)
+        scene.turn()
+        assert alice.count("p") == 100
+        assert alice.reading
+
+    def test_sender_that_comes_waits_for_one_round_at_most(self) -> None:
+        scene = Scene(turn_units=10, turn_quantum=4)
+        greedy = [scene.log_in("greedy") for _ in range(20)]
+        bob = scene.log_in("bob")
+        for connection in greedy:
+            scene.bridge.on_bytes(connection, PING * 100)
+        scene.bridge.on_bytes(bob, PING)
+        calls = 0
+        while not bob.count("p"):
+            scene.one_turn()
+            calls += 1
+            assert calls <= 3
+        scene.turn()
+
+    def test_large_frames_cost_more(self) -> None:
+        scene = Scene(turn_units=64, turn_quantum=32)
+        alice = scene.log_in("alice")
+        body = "x" * 100_000
+        scene.bridge.on_bytes(alice, message("a", f'"{body}"') * 8)
+        assert len(scene.take(Submit)) < 8
+        scene.turn()
+        assert len(scene.take(Submit)) > 0
+
+    def test_end_of_the_stream_waits_behind_frames_that_wait(self) -> None:
+        scene = Scene(turn_units=3, turn_quantum=1)
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.bridge.on_bytes(alice, PING * 5)
+        scene.bridge.on_bytes(bob, message("m")[:-5])
+        scene.bridge.on_bytes(bob, message("m")[-5:])
+        scene.bridge.on_peer_ended(bob)
+        scene.turn()
+        (submit,) = scene.take(Submit)
+        scene.broker(*good(submit))
+        assert "good m" in bob.lines()
+
+    def test_limits_of_a_turn_are_sound(self) -> None:
+        limits = Limits()
+        assert 0 < limits.turn_quantum <= limits.turn_units
+
+
+def rate_of_each(scene: Scene, users: dict[str, list[ListConnection]], rounds: int) -> dict[str, int]:
+    """Let all users flood a broker that reports on 20 messages a turn; return the reports to each user."""
+    served = dict.fromkeys(users, 0)
+    waiting: list[Submit] = []
+    owner = {each.session.number: user for user, several in users.items() for each in several}
+    for _ in range(rounds):
+        for several in users.values():
+            for connection in several:
+                if connection.reading:
+                    scene.bridge.on_bytes(connection, message("m") * 60)
+        scene.one_turn()
+        waiting += scene.take(Submit)
+        done, waiting = waiting[:20], waiting[20:]
+        for submit in done:
+            assert submit.session is not None
+            served[owner[submit.session]] += 1
+        scene.bridge.receive(good(*done))
+    return served
+
+
+@pytest.mark.parametrize("connections", [(1, 1, 1), (1, 10, 40), (3, 1, 2)])
+def test_users_who_always_have_something_to_send_get_equal_shares(connections: tuple[int, ...]) -> None:
+    scene = Scene(held_messages=200, turn_units=20, turn_quantum=4, max_connections=1_000_000)
+    users = {f"u{n}": [scene.log_in(f"u{n}") for _ in range(count)] for n, count in enumerate(connections)}
+    rate_of_each(scene, users, 50)
+    for _ in range(3):  # any stretch of time
+        served = rate_of_each(scene, users, 60)
+        fair = sum(served.values()) / len(served)
+        assert all(abs(each - fair) <= 0.1 * fair for each in served.values()), served
