@@ -37,6 +37,7 @@ class Intake:
         self._submissions = submissions
         self._handle = handle
         self._wake = wake
+        self._margin = min(limits.turn_quantum, limits.held_messages // 8)
         self._ring: OrderedDict[Sender, None] = OrderedDict()  # senders with ready connections, in turn
         self._blocked: dict[Sender, None] = {}  # senders with blocked connections
 
@@ -52,15 +53,16 @@ class Intake:
             self._wake()
         elif self._submissions.is_over(sender):
             sender.blocked[connection] = None
-            self._blocked[sender] = None
+            if sender not in self._ring:
+                self._blocked[sender] = None
 
     def remove(self, connection: ClientConnection) -> None:
         """Forget a connection, which is gone or has nothing that waits."""
         sender = connection.session.window.sender
         sender.ready.pop(connection, None)
-        if not sender.ready:
-            self._ring.pop(sender, None)
         sender.blocked.pop(connection, None)
+        if not sender.ready and not sender.blocked:
+            self._ring.pop(sender, None)
         if not sender.blocked:
             self._blocked.pop(sender, None)
 
@@ -86,26 +88,27 @@ class Intake:
         sender = next(iter(ring))
         if sender.deficit <= 0:
             sender.deficit += self._limits.turn_quantum
-        connection = next(iter(sender.ready))
-        del sender.ready[connection]
+        waiting = sender.ready or sender.blocked
+        connection = next(iter(waiting))
+        del waiting[connection]
         used = self._handle(connection, max(1, min(sender.deficit, self.left)))
         sender.deficit -= used
         self.left -= used
         if connection.session.has_waiting:
             self.add(connection)
-        if not sender.ready:
+        if not sender.ready and (not sender.blocked or self._submissions.is_over(sender)):
             sender.deficit = min(sender.deficit, 0)  # nobody saves a share for later
             ring.pop(sender, None)
+            if sender.blocked:
+                self._blocked[sender] = None
         elif sender.deficit <= 0:
             ring.move_to_end(sender)
 
     def _unblock(self) -> None:
-        """Let the connections of senders with room again wait for their turn."""
-        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender)]:
+        """Let senders with room again take their turn: room for several frames, so that they are handled together."""
+        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender, self._margin)]:
             del self._blocked[sender]
             self._ring.setdefault(sender)
-            sender.ready |= sender.blocked
-            sender.blocked.clear()
 
     def inspect(self) -> IntakeState:
         """Return how many senders and connections wait."""

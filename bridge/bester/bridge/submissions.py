@@ -126,10 +126,12 @@ class Submissions:
         self._departed_bytes = 0
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
 
-    def is_over(self, sender: Sender) -> bool:
-        """Return whether a sender has as much unreported as is left of the bounds, and more than a fair share."""
+    def is_over(self, sender: Sender, margin: int = 0) -> bool:
+        """Return whether a sender has as much unreported as is left of the bounds (or will have with `margin` more
+        messages), and more than a fair share."""
         return sender.size_bytes >= self._limits.fair_bytes and (
-            sender.size_bytes + self.size_bytes >= self.most_bytes or sender.count + len(self.by_token) >= self.most
+            sender.size_bytes + self.size_bytes >= self.most_bytes
+            or sender.count + len(self.by_token) + 2 * margin >= self.most
         )
 
     def inspect(self) -> SubmissionsState:

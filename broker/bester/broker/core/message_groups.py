@@ -4,7 +4,7 @@ the rest wait."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from bester.broker.core.jobs import Job
@@ -57,3 +57,9 @@ QueueItem = Job | MessageGroup
 def oldest(item: QueueItem) -> Job:
     """Return the next job of an item."""
     return item.waiting[0] if isinstance(item, MessageGroup) else item
+
+
+def sender_of(item: QueueItem) -> Hashable:
+    """Return the sender with whom the others of a queue take turns: the user, or the server that the message is of."""
+    job = oldest(item)
+    return job.user if job.user is not None else ("server", job.origin)

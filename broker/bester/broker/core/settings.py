@@ -83,7 +83,8 @@ class Limits:
     """Messages with handlers or waiting for one; above it a message is refused as overloaded."""
     max_held_bytes: int = 512 * 1024 * 1024
     max_waiting: int = 50_000
-    """Messages of one type that wait for a handler, so that one type cannot use up the room of all."""
+    """Messages of one type that wait for a handler, so that one type cannot use up the room of all. A sender may have
+    as many of them waiting as are left by all: one alone half."""
     max_frames: int = 20_000
     """Frames that one command may become, targets times their connections: as many as are written in one turn of the
     loop."""

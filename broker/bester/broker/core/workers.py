@@ -2,20 +2,21 @@
 free.
 
 A worker is one handler process; workers that serve exactly the same types form a pool, so that a choice costs the same
-with one type or a thousand, one worker or a thousand. Messages wait in one queue a type, first come first served; of an
-ordered type each user's messages form a message group. Messages over which a worker may have died (suspects) wait
-apart, for isolated workers.
+with one type or a thousand, one worker or a thousand. Messages wait in one queue a type, in which senders take turns;
+of an ordered type each user's messages form a message group. Messages over which a worker may have died (suspects)
+wait apart, for isolated workers.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Container, Iterable
 
 from bester.broker.core.effects import Link
+from bester.broker.core.fair_queue import FairQueue
 from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
-from bester.broker.core.message_groups import MessageGroup, QueueItem, oldest
+from bester.broker.core.message_groups import MessageGroup, QueueItem, sender_of
 from bester.broker.core.pools import Pool, Worker
 from bester.broker.core.suspects import Suspects, holds_suspect
 
@@ -34,7 +35,7 @@ class Workers:
         self._max_ordered = max_ordered
         self._pools: dict[frozenset[str], Pool] = {}
         self._serving: dict[str, list[Pool]] = {}
-        self._queues: dict[str, deque[QueueItem]] = {}
+        self._queues: dict[str, FairQueue[QueueItem]] = {}
         self._waits: dict[str, int] = {}
         self._ordered: dict[str, None] = {}  # types, the one looked at last at the end
         self._groups: dict[tuple[str, str], MessageGroup] = {}
@@ -309,10 +310,10 @@ class Workers:
         group = self._groups.get((job.type, job.user)) if job.user is not None else None
         return group.worker if group is not None else None
 
-    def _queue(self, type_: str) -> deque[QueueItem]:
+    def _queue(self, type_: str) -> FairQueue[QueueItem]:
         queue = self._queues.get(type_)
         if queue is None:
-            queue = self._queues[type_] = deque()
+            queue = self._queues[type_] = FairQueue(sender_of)
             for pool in self._serving.get(type_, ()):
                 pool.queued_types[type_] = None
         return queue
@@ -353,6 +354,20 @@ class Workers:
     def queued_count(self, type_: str) -> int:
         """Return how many messages of a type wait."""
         return self._waits.get(type_, 0)
+
+    def is_full(self, job: Job, most: int) -> bool:
+        """Return whether a job may not wait: of `most` messages of its type its sender has as many as are left by all,
+        so that one sender alone gets half of them, and no sender all."""
+        waiting = self._waits.get(job.type, 0)
+        return 2 * waiting >= most and waiting + self._waiting_like(job) >= most
+
+    def _waiting_like(self, job: Job) -> int:
+        """Return how many messages of a job's type and sender wait."""
+        if job.type in self._ordered and job.user is not None:
+            group = self._groups.get((job.type, job.user))
+            return len(group.waiting) if group is not None else 0
+        queue = self._queues.get(job.type)
+        return queue.count_of(sender_of(job)) if queue is not None else 0
 
     def has_queue(self, type_: str) -> bool:
         """Return whether messages of the type wait for any free worker."""
@@ -440,14 +455,8 @@ class Workers:
         """Take out the jobs of a type that have waited since `waits_since(job)` or longer."""
         overdue: list[Job] = []
         queue = self._queues.get(type_)
-        remaining: list[QueueItem] = []  # requeued jobs at the head wait anew, and hide older ones
-        while queue:
-            head = oldest(queue[0])
-            if head.since > waits_since(head) and not head.attempt:
-                break
-            remaining += self._overdue_of(queue.popleft(), waits_since, overdue)
         if queue is not None:
-            queue.extendleft(reversed(remaining))
+            queue.sweep(lambda item: bool(self._overdue_of(item, waits_since, overdue)))
             if not queue:
                 self._drop_queue(type_)
         suspects = self._suspects.take_all(type_)
