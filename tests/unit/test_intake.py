@@ -67,7 +67,7 @@ class TestRoom:
         assert (first.reading, second.reading) == (True, False)
         scene.broker(*good(*taken[:4]))
         assert scene.take(Submit) == [], "there is room for a few alone: they are handled together, later"
-        scene.broker(*good(*taken[4:12]))
+        scene.broker(*good(*taken[4:13]))
         assert [submit.session for submit in scene.take(Submit)] == [second.session.number] * 10
         assert second.reading
 
