@@ -12,7 +12,7 @@ from bester.client import frames
 from bester.client.frames import Message, Report
 from tests.simulation import programs
 from tests.simulation.clients import Arrival, SimClient, Submission
-from tests.simulation.programs import MUTE, NATIVE, Leaf, endless
+from tests.simulation.programs import MUTE, NATIVE, Leaf
 from tests.world.clock import BrokenRuleError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Truth:
         ) or not submission.terms.outcome:
             raise BrokenRuleError(f"{client.name} was told what he had not asked: {arrival}, of {submission}")
         final = final_outcome(submission, outcome.recipient)
-        if final == QUEUED and endless(submission.body):
+        if final == QUEUED and programs.endless(submission.body):
             return  # a loop sends many messages to the same recipient: another one of them is still queued
         if outcome.outcome.startswith("failed:") and final is not None and not final.startswith("failed:"):
             raise BrokenRuleError(f"{client.name} was told {outcome}, and it is {final}: {submission}")
