@@ -149,6 +149,9 @@ def kills(body: bytes) -> bool:
     return ["die"] in read(body)[2]
 
 
+ENDLESS = ("loop", "ring")
+
+
 def endless(body: bytes) -> bool:
     """Return whether only the bounds end a message."""
     return any(step[0] in ENDLESS for step in steps(read(body)[2]))

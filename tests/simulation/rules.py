@@ -23,7 +23,6 @@ from tests.world.servers import SimServer
 if TYPE_CHECKING:
     from tests.simulation.scenario import Scenario
 
-ENDLESS = ("loop", "ring")
 EVERY_LETTER = FindDeadLetters(None, None, 1_000_000)
 RESUBMITTED = 6
 """Upper bound of a bridge link's breaks in one scenario."""
