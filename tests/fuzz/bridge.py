@@ -88,17 +88,20 @@ class Peer:
 
     # --- the bridge calls ---
 
-    def flush(self) -> None:
-        """Hand queued bytes to the socket."""
-        while not self.gone and (chunk := self.out.take(LIMITS.write_chunk)):
+    def flush(self) -> bool:
+        """Hand a chunk of the queued bytes to the socket; return whether there is more."""
+        if not self.gone and (chunk := self.out.take(LIMITS.write_chunk)):
             self.written += chunk
             if self.blocked:
                 self.world.bridge.on_blocked(self)
-                return
+                return False
             self.world.bridge.on_bytes_sent(self, self.out.on_sent())
+            if self.out.queued_bytes:
+                return True
         if self.session.state is State.CLOSING and not self.out.in_flight and not self.ending:
             self.ending = True
             self.world.bridge.on_all_sent(self)
+        return False
 
     def read(self, on: bool) -> None:
         """Read on, or let the peer wait."""
@@ -124,7 +127,7 @@ class Peer:
         self.blocked = False
         if self.out.in_flight and not self.gone:
             self.world.bridge.on_bytes_sent(self, self.out.on_sent())
-            self.flush()
+            self.world.bridge.on_unblocked(self)
 
     def frames(self) -> list[Any]:
         """Return the frames written since the last call; each must be readable."""

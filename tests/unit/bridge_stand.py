@@ -34,20 +34,23 @@ class ListConnection:
         self.aborted: str | None = None
         self.written = b""
         self.writes = 0
+        self.chunk_bytes = 1000
 
-    def flush(self) -> None:
-        while chunk := self.out.take(1000):
+    def flush(self) -> bool:
+        if chunk := self.out.take(self.chunk_bytes):
             self.writes += 1
             self.written += chunk
             if self.blocked:
                 self.bridge.on_blocked(self)
-                return
+                return False
             self.bridge.on_bytes_sent(self, self.out.on_sent())
+        return self.out.queued_bytes > 0 and not self.out.in_flight
 
     def unblock(self) -> None:
         self.blocked = False
         self.bridge.on_bytes_sent(self, self.out.on_sent())
-        self.flush()
+        self.bridge.on_unblocked(self)
+        self.bridge.flush()
 
     def read(self, on: bool) -> None:
         self.reading = on

@@ -129,12 +129,11 @@ class Connection:
 
     # --- the bridge's side ---
 
-    def flush(self) -> None:
-        """Hand the queued bytes to the socket, a chunk at a time."""
+    def flush(self) -> bool:
+        """Hand a chunk of the queued bytes to the socket; return whether there is more."""
         if self._over or self._ending:
-            return
-        chunk = self.out.take(self.core.limits.write_chunk)
-        while chunk:
+            return False
+        if chunk := self.out.take(self.core.limits.write_chunk):
             if self.slow_s and self.world.random.random() < 0.5:
                 self.core.on_blocked(self)
                 arrives = self.world.random.random() < 0.5  # before the bridge knows that the chunk has left, or after
@@ -143,22 +142,25 @@ class Connection:
                 self.world.after(
                     self.world.random.random() * self.slow_s, partial(self._left, b"" if arrives else chunk)
                 )
-                return
+                return False
             self._send(chunk)
             self.core.on_bytes_sent(self, self.out.on_sent())
-            chunk = self.out.take(self.core.limits.write_chunk)
+            if self.out.queued_bytes:
+                return True
         if self.session.state is State.CLOSING and not self.out.in_flight:
             self._end()
+        return False
 
-    def _left(self, chunk: bytes) -> None:
+    def _left(self, chunk: bytes | memoryview) -> None:
         if self._over:
             return
         if chunk:
             self._send(chunk)
         self.core.on_bytes_sent(self, self.out.on_sent())
-        self.flush()
+        self.core.on_unblocked(self)
 
-    def _send(self, chunk: bytes) -> None:
+    def _send(self, taken: bytes | memoryview) -> None:
+        chunk = bytes(taken)
         if self._cut:
             self.lost.append(chunk)
             return

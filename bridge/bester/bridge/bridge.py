@@ -8,6 +8,7 @@ left, and no connection waits for another one.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
@@ -96,6 +97,7 @@ class Bridge:
         self._unfinished = Unfinished(limits)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
+        self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
         self._broker_link = BrokerLink(limits, self._tokens, notice)
         self._submissions = Submissions(limits, self._broker_link, self._wake)
         self._unreported = self._submissions.by_token
@@ -129,6 +131,7 @@ class Bridge:
         """Hold the unreported messages of a lost link. Clients stay connected; pending logins are refused, and may be
         tried again."""
         self._broker_link.on_link_lost(why)
+        self._unhandled.clear()  # as if the link had lost them: the broker sends them again
         self._deliveries.on_link_lost()
         self._submissions.on_link_lost()
         now = self._clock()
@@ -137,12 +140,21 @@ class Bridge:
             self._apply(connection, connection.session.on_login_answer(1, NO_BROKER, now), now)
 
     def receive(self, messages: Iterable[Message | Malformed]) -> None:
-        """Handle messages of the broker, in order."""
+        """Handle messages of the broker, in order; behind deliveries to very many connections in the next turns."""
+        if self._unhandled:
+            self._unhandled.extend(messages)
+            return
         now = self._clock()
         reports = 0
-        for message in messages:
+        frames = self.limits.turn_frames
+        rest = iter(messages)
+        for message in rest:
             if type(message) is Deliver:
-                self._deliveries.deliver(message, now)
+                many = self._deliveries.deliver(message, now)
+                if many:
+                    frames -= many
+                    if frames <= 0:
+                        break
             elif type(message) is Report:
                 reports += 1
                 token, status, reason, id_, recipients, note = message
@@ -154,6 +166,15 @@ class Bridge:
                 self._receive_rarer(message, now)
         if reports:
             self._deliveries.on_reports(reports)
+        if frames <= 0:
+            self._unhandled.extend(rest)
+            if self._unhandled:
+                self._soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Handle messages of the broker that an earlier turn has left."""
+        unhandled, self._unhandled = self._unhandled, deque()
+        self.receive(unhandled)
 
     def _receive_rarer(self, message: Message | Malformed, now: float) -> None:
         match message:
@@ -287,6 +308,10 @@ class Bridge:
     def on_blocked(self, connection: ClientConnection) -> None:
         """Note that the socket of a connection takes no more for now."""
         self._outbound.on_blocked(connection)
+
+    def on_unblocked(self, connection: ClientConnection) -> None:
+        """Note that the socket of a connection has taken its chunk, and there is more to write, or an end to make."""
+        self._outbound.touch(connection)
 
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection, but for its unreported messages."""
@@ -535,12 +560,14 @@ class Bridge:
             self._soon(self.flush)
 
     def flush(self) -> None:
-        """Write to each connection once, then send one confirmation of everything that has ended by these writes. New
-        input comes last."""
+        """Write to each connection once, within the budget of a turn, then send one confirmation of everything that has
+        ended by these writes. New input comes last."""
         try:
             self._outbound.flush(self._settle_reading)  # reading alone: settled sessions must not be touched again
         finally:
             self._awake = False
+            if self._outbound.has_more:
+                self._wake()
         self._drain_backlog()
         if self._broker_link.keeps_up:
             for confirm in self._deliveries.confirm():

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from bester.bridge import native
 from bester.bridge.bridge import Bridge
-from bester.bridge.outqueue import OutQueue
+from bester.bridge.outqueue import JOIN_BYTES, OutQueue
 from bester.bridge.ports import Waiting
 from bester.bridge.session import UNIX_HOST, Session
 from bester.bridge.states import State
@@ -103,23 +103,27 @@ class Connection(asyncio.Protocol):
 
     # --- from the bridge ------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Hand queued frames to the socket; end the connection where the session is closing and everything is sent."""
+    def flush(self) -> bool:
+        """Hand a chunk of the queued frames to the socket; end the connection where the session is closing and
+        everything is sent. Return whether there is more that the socket may take."""
         transport = self._transport
         if transport is None or self._ending:
-            return
+            return False
         out = self.out
         while chunk := out.take(self._bridge.limits.write_chunk):
             transport.write(chunk)
             if transport.is_closing():
-                return  # the write found the connection broken: the chunk has not left
+                return False  # the write found the connection broken: the chunk has not left
             if transport.get_write_buffer_size():
                 self._bridge.on_blocked(self)
                 self._check_later(0)
-                return
+                return False
             self._bridge.on_bytes_sent(self, out.on_sent())
+            if len(chunk) > JOIN_BYTES and out.queued_bytes:
+                return True  # others first; behind a small chunk comes a large one, or nothing
         if self.session.state is State.CLOSING and not out.in_flight:
             self._end(transport)
+        return False
 
     def _check(self) -> None:
         """Check whether the chunk in flight has left."""
@@ -131,7 +135,8 @@ class Connection(asyncio.Protocol):
             self._check_later(CHECK_AGAIN_S)
             return
         self._bridge.on_bytes_sent(self, self.out.on_sent())
-        self.flush()
+        if self.out.queued_bytes or self.session.state is State.CLOSING:
+            self._bridge.on_unblocked(self)  # written in turn: a crowd of readers may take up their data at once
 
     def _check_later(self, delay_s: float) -> None:
         """Check later, unless the loop has paused writing and will call `resume_writing`."""

@@ -62,9 +62,10 @@ class Deliveries:
         self._confirmations.on_reports(reports)
         self._wake()
 
-    def deliver(self, message: Deliver, now: float) -> None:
-        """Write a delivery's frames. A frame on the very connection that gets the report behind it needs no mark: the
-        order of the stream is confirmation enough, unless the client may ask for the report on another connection."""
+    def deliver(self, message: Deliver, now: float) -> int:
+        """Write a delivery's frames; return their number where there are several. A frame on the very connection that
+        gets the report behind it needs no mark: the order of the stream is confirmation enough, unless the client may
+        ask for the report on another connection."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         submission = None if token is None else self._unreported.get(token)
@@ -82,7 +83,7 @@ class Deliveries:
             assert token is not None
             self._confirmations.at_once(serial)
             self._report(token, 0, None, meta.get("message"), None, now)
-            return
+            return 0
         delivery: Delivery | None = None
         message_id = meta.get("message")
         for target in targets:
@@ -103,6 +104,7 @@ class Deliveries:
                 self._report(token, 0, None, message_id, None, now)
         elif delivery.release():
             self.on_delivery_ended(delivery)
+        return len(targets[0]) - 1 if len(targets) == 1 else sum(map(len, targets)) - len(targets)
 
     def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> None:
         """Write one target's frame to its sessions, each with a mark behind it."""

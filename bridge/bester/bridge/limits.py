@@ -58,6 +58,12 @@ class Limits:
     from."""
     write_chunk: int = 256 * KIB
     """Handed to the socket at once; the bridge learns chunk by chunk which bytes have left the process."""
+    turn_bytes: int = 4 * MIB
+    """Written to all connections in one turn of the loop, each write counted as 8 KiB more: some 500 short frames, or
+    16 chunks, which take a few milliseconds. What is left is first in the next turn."""
+    turn_frames: int = 2_000
+    """Frames of deliveries to several connections that are queued in one turn, some milliseconds; one delivery always
+    passes. The broker's next messages wait."""
     stalled_s: float = 30.0
     """A reader that takes nothing, or whose queue stays full, for so long is gone, whatever TCP believes."""
     unreported: int = 1_024

@@ -1,15 +1,25 @@
 """Frames on their way out to connections: bounds, slow readers, one write a turn of the loop. Pure.
 
+A turn writes to all connections with little to write, then a chunk at a time to those with much, in turn; both within a
+budget. The remainder is first in the next turn: a large message to many connections delays nobody by more than a turn.
+
 The slow-consumer policy: frames of others to a reader who is too slow are refused; a reader who takes nothing, or whose
 queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
-from bester.bridge.limits import Limits
+from bester.bridge.limits import KIB, Limits
+from bester.bridge.outqueue import JOIN_BYTES
 from bester.bridge.ports import ClientConnection
+
+WRITE_COST = 8 * KIB
+"""Cost of a write, however short, in bytes of a long one: the call of the system, and its answer."""
+MUCH_SHARE = 4
+"""Connections with much to write have this part of a turn at least (a quarter), however many have little."""
 
 
 class Outbound:
@@ -22,7 +32,8 @@ class Outbound:
         self._limits = limits
         self._clock = clock
         self._wake = wake
-        self._dirty: list[ClientConnection] = []
+        self._dirty: deque[ClientConnection] = deque()
+        self._much: deque[ClientConnection] = deque()  # dirty ones with more than a small chunk to write
         self._blocked: set[ClientConnection] = set()
         self._blocked_bytes = 0  # queued for blocked connections; exact at each tick, never too low in between
         self._full: dict[ClientConnection, float] = {}  # since when a connection's full queue has refused frames
@@ -73,15 +84,49 @@ class Outbound:
             self._dirty.append(connection)
             self._wake()
 
+    @property
+    def has_more(self) -> bool:
+        """Return whether there is something to write in the next turn."""
+        return bool(self._dirty or self._much)
+
     def flush(self, written: Callable[[ClientConnection], None]) -> None:
-        """Write once to each connection; `written` gets those whose socket did not take everything."""
-        while self._dirty:
-            dirty, self._dirty = self._dirty, []
-            for connection in dirty:
-                connection.dirty = False
-                connection.flush()
-                if connection.out.in_flight:
-                    written(connection)
+        """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
+        everything. Call again in the next turn where `has_more`."""
+        room, dirty = self._limits.turn_bytes, self._dirty
+        while dirty and room > 0:
+            connection = dirty.popleft()
+            out = connection.out
+            size = out.pushed_bytes - out.sent_bytes
+            if size > JOIN_BYTES:
+                self._much.append(connection)
+                continue
+            room -= size + WRITE_COST
+            connection.dirty = False
+            if connection.flush():
+                self._write_again(connection)
+            elif out.taken_bytes != out.sent_bytes:
+                written(connection)
+        if self._much:
+            self._flush_much(max(room, self._limits.turn_bytes // MUCH_SHARE), written)
+
+    def _flush_much(self, room: int, written: Callable[[ClientConnection], None]) -> None:
+        """Write a chunk to each connection with much to write, in turn, as far as there is room."""
+        while self._much and room > 0:
+            connection = self._much.popleft()
+            out = connection.out
+            before = out.taken_bytes
+            connection.dirty = False
+            if connection.flush():
+                self._write_again(connection)
+            elif out.in_flight:
+                written(connection)
+            room -= out.taken_bytes - before + WRITE_COST
+
+    def _write_again(self, connection: ClientConnection) -> None:
+        """Write more to a connection when its turn comes again."""
+        if not connection.dirty:
+            connection.dirty = True
+            self._much.append(connection)
 
     def on_blocked(self, connection: ClientConnection) -> None:
         """Note that the socket of a connection takes no more for now."""

@@ -11,6 +11,10 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+JOIN_BYTES = 64 * 1024
+"""Pieces above this size are never joined with others: a piece that many queues share is copied by no queue, and a
+chunk of it is a view of the piece."""
+
 
 class Mark(NamedTuple, Generic[T]):
     """Mark behind a frame: `end` is the count of bytes that must be sent before, `what` the caller's own value."""
@@ -25,7 +29,7 @@ class OutQueue(Generic[T]):
     __slots__ = ("_frames", "_marks", "pushed_bytes", "sent_bytes", "taken_bytes")
 
     def __init__(self) -> None:
-        self._frames: list[bytes] = []
+        self._frames: list[bytes | memoryview] = []
         self._marks: list[Mark[T]] = []
         self.pushed_bytes = 0
         self.taken_bytes = 0
@@ -50,25 +54,39 @@ class OutQueue(Generic[T]):
         """Put a mark behind everything that was pushed so far."""
         self._marks.append(Mark(self.pushed_bytes, what))
 
-    def take(self, chunk_bytes: int) -> bytes:
-        """Return the next frames, joined, up to about `chunk_bytes` (one frame at least); empty where there is no
-        frame, or the last chunk is not sent."""
+    def take(self, chunk_bytes: int) -> bytes | memoryview:
+        """Return the next bytes, `chunk_bytes` at most: small pieces joined, or (a part of) a large one; empty where
+        there is nothing to send, or the last chunk is not sent."""
         frames = self._frames
         if not frames or self.taken_bytes != self.sent_bytes:
             return b""
         waiting = self.pushed_bytes - self.taken_bytes
-        if len(frames) == 1 or waiting <= chunk_bytes:
-            chunk = b"".join(frames)
+        if waiting <= chunk_bytes and waiting <= JOIN_BYTES:
+            chunk: bytes | memoryview = b"".join(frames)
             self._frames = []
         else:
-            count = size = 0
-            while size + len(frames[count]) <= chunk_bytes or not count:
-                size += len(frames[count])
-                count += 1
-            chunk = b"".join(frames[:count])
-            del frames[:count]
+            chunk = self._take_part(frames, chunk_bytes)
         self.taken_bytes += len(chunk)
         return chunk
+
+    @staticmethod
+    def _take_part(frames: list[bytes | memoryview], chunk_bytes: int) -> bytes | memoryview:
+        """Remove the first bytes from pieces that are too large, or too many, for one joined chunk."""
+        join_bytes = min(chunk_bytes, JOIN_BYTES)
+        first = frames[0]
+        if len(first) <= join_bytes:
+            count, size = 1, len(first)
+            while count < len(frames) and len(frames[count]) <= join_bytes and size + len(frames[count]) <= chunk_bytes:
+                size += len(frames[count])
+                count += 1
+            joined = b"".join(frames[:count])
+            del frames[:count]
+            return joined
+        if len(first) <= chunk_bytes:
+            return frames.pop(0)
+        view = memoryview(first)
+        frames[0] = view[chunk_bytes:]
+        return view[:chunk_bytes]
 
     def on_sent(self) -> list[Mark[T]]:
         """Count the chunk that was taken as sent; return the marks before its end."""

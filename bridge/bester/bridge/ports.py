@@ -14,12 +14,12 @@ Waiting = tuple[Delivery, int]
 
 class ClientConnection(Protocol):
     """Connection with its session. Its shell calls the bridge's `on_bytes`, `on_peer_ended`, `on_bytes_sent`,
-    `on_blocked`, `on_all_sent` and, in the end, `on_connection_lost`."""
+    `on_blocked`, `on_unblocked`, `on_all_sent` and, in the end, `on_connection_lost`."""
 
     session: Session
     out: OutQueue[Waiting]
     dirty: bool
-    """Note of the bridge: the connection is in the list for the next flush."""
+    """Note of the bridge: the connection is in a list for the next flushes."""
     reading: bool
     """The connection reads; the bridge changes this by `read`."""
     abort_code: str | None
@@ -27,8 +27,9 @@ class ClientConnection(Protocol):
     stalled_since: float
     stalled_bytes: int
 
-    def flush(self) -> None:
-        """Hand queued frames to the socket; end the connection where the session is closing and everything is sent."""
+    def flush(self) -> bool:
+        """Hand a chunk of the queued frames to the socket; end the connection where the session is closing and
+        everything is sent. Return whether there is more that the socket may take."""
 
     def read(self, on: bool) -> None:
         """Resume or pause reading."""
