@@ -34,6 +34,8 @@ data_dir = "data"
 tcp4 = "127.0.0.1:0"
 [handlers.post]
 app = "post:app"
+[store]
+sender_share = 1
 """
 APP = """
 from bester.handlers import App
