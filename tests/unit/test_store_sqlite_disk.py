@@ -153,7 +153,7 @@ def test_file_is_looked_through_once_however_often_it_is_opened_again(
 
 
 def test_free_pages_of_the_file_are_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
+    store.commit([keep(number, b"%d" % number * 50_000) for number in range(1, 101)])
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
     assert not store.commit([keep(200)]).ok
     assert store.commit([End(number, "delivered") for number in range(1, 101)]).ok

@@ -16,6 +16,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
+from bester.broker.store_groups import Groups
 from bester.broker.store_requests import Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
@@ -102,7 +103,8 @@ class SimServer(Process):
             wall_s=self.wall_s, boot=self.boot, is_account=lambda name: name in self.accounts, snapshot=snapshot,
             chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
-        self.keeping = StoreDriver(self.router, self.disk, self.carry_out, clock=lambda: self.now)
+        groups = Groups(600, 3000) if self.life % 2 else Groups()  # of a few messages in every other life
+        self.keeping = StoreDriver(self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups)
         if self.life > 1:
             self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.queues, snapshot.lanes))
         for call in self.on_start:
@@ -330,6 +332,8 @@ class SimServer(Process):
             else:
                 self.keeping.run()
             self._speak()
+            if self.keeping.due:  # messages above the bound of a group, and questions
+                self._end_turn_soon()
         except CrashedError:
             self.crash(self._down_s)
 

@@ -130,7 +130,7 @@ class Broker:
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
-        self._driver.tick()
+        self._driver.finish()
         if self._flush_handle is not None:
             self._flush_handle.cancel()
         self._flush()
@@ -140,7 +140,7 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         await self._group.__aexit__(None, None, None)
-        self._driver.tick()
+        self._driver.finish()
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:

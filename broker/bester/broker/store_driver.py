@@ -1,6 +1,7 @@
 """The store driver: carries out the writes and reads of the core on the store, once a turn.
 
-Nothing is sent before the writes that it follows from are on disk: a shell sends after `run`, not before.
+Nothing is sent before the writes that it follows from are on disk: a shell sends after `run`, not before. New messages
+above the bound of a group are written in the next turn: nothing is sent of them until the core has their commit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
+from bester.broker.store_groups import Groups
 from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
 from bester.broker.wire.codes import BesterError
 
@@ -61,7 +63,7 @@ class StoreDriver:
 
     def __init__(
         self, router: Router, store: Store, carry_out: Callable[[Effects], None], *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, groups: Groups | None = None,
     ) -> None:  # fmt: skip
         self.due = False
         self._router = router
@@ -69,6 +71,7 @@ class StoreDriver:
         self._carry_out = carry_out
         self._clock = clock
         self._writes: list[Write] = []
+        self._groups = Groups() if groups is None else groups
         self._reads: list[StoreRead] = []
         self._unread: list[StoreRead] = []
         self._questions = _Questions()
@@ -77,7 +80,7 @@ class StoreDriver:
     @property
     def is_idle(self) -> bool:
         """Return whether all writes and reads of the core are done; questions do not count."""
-        return not (self._writes or self._held_back or self._reads or self._unread)
+        return not (self._writes or self._groups or self._held_back or self._reads or self._unread)
 
     def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Add writes, and reads that are to be done after them."""
@@ -91,17 +94,17 @@ class StoreDriver:
             self.due = True
 
     def run(self) -> None:
-        """Write and read until nothing is due: all writes in one transaction, then the reads.
+        """Write and read until nothing is due: the writes in one transaction, then the reads.
 
-        Either may lead to more of both. Where questions are left, the driver is `due` again.
+        Either may lead to more of both. Where messages above the bound of a group or questions are left, the driver is
+        `due` again.
         """
         asked = 0
+        self._groups.begin_turn()
         while self.due:
-            if self._writes:
+            if self._writes or self._groups.is_due:
                 writes, self._writes = self._writes, []
-                result = self._store.commit(writes)
-                self._held_back = not result.ok
-                self._carry_out(self._router.on_committed(writes, result, self._clock()))
+                self._commit(self._groups.take(writes))
             elif self._reads:
                 reads, self._reads = self._reads, []
                 for read in reads:
@@ -111,18 +114,32 @@ class StoreDriver:
                 self._read(self._questions.take())
             else:
                 self.due = False
-        self.due = bool(self._questions)
+        self.due = bool(self._questions or self._groups)
+
+    def finish(self) -> None:
+        """Write everything, whatever the bound of a group: the process ends."""
+        self.tick()
+        while self._groups:
+            self.run()
+
+    def _commit(self, group: Sequence[Write]) -> None:
+        if group:
+            result = self._store.commit(group)
+            self._held_back = not result.ok
+            self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def tick(self) -> None:
         """Write what could wait as well, and try failed reads again; call this a few times a second."""
         if self._unread:
             self._reads, self._unread = self._unread + self._reads, []
-        self.due = self.due or bool(self._writes or self._reads or self._questions)
+        self.due = self.due or bool(self._writes or self._groups or self._reads or self._questions)
         self.run()
         if self._held_back:  # perhaps nothing else is written for long, and an ended message must not be sent again
             self._held_back = not self._store.commit(()).ok
 
     def _read(self, read: StoreRead) -> None:
+        if self._groups.concerns(read.request):
+            self._commit(self._groups.take_all())
         try:
             answer = self._store.read(read.request)
         except BesterError as error:

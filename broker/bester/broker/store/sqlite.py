@@ -377,11 +377,14 @@ class SqliteStore(Commits):
         added_bytes = 0
         if not any(type(write) in GIVEN_UP for write in writes):
             reserve_bytes //= LETTERS_PART
+        bodies: dict[bytes, None] = {}  # a body of several entries is written once
         for write in writes:
             if isinstance(write, Enqueue | RecordRemote):
-                added_bytes += ROW_BYTES + len(write.entry.body)
+                added_bytes += ROW_BYTES
+                bodies[write.entry.body] = None
             elif isinstance(write, Bury):
                 added_bytes += ROW_BYTES + len(write.letter.body)
+        added_bytes += sum(map(len, bodies))
         if not added_bytes:
             return
         unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # pages of messages that have ended
