@@ -11,7 +11,8 @@ from bester.broker.core.effects import Effects, Link, Notice, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import ASKED_AT_ONCE, MAX_ASKED, StoreDriver
+from bester.broker.store_driver import ASKED_AT_ONCE, StoreDriver
+from bester.broker.store_questions import MAX_ASKED
 from bester.broker.store_requests import (
     Committed,
     End,

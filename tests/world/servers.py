@@ -15,13 +15,13 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import StoreDriver
+from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.store_groups import Groups
 from bester.broker.store_requests import Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
-from tests.world.disks import MEANWHILE, CrashedError, Disk
+from tests.world.disks import MEANWHILE, SLOW_COMMIT_S, CrashedError, Disk
 from tests.world.links import SimLink
 from tests.world.network import Messages, Pipe, Weather
 from tests.world.processes import Process
@@ -86,6 +86,7 @@ class SimServer(Process):
         self._entered: dict[tuple[Link, int], bytes] = {}
         self._outgoing: dict[Link, list[Message]] = {}
         self._turning = False
+        self._retrying = False
         self._trap: str | None = None
         self._down_s = 0.0
         self.start()
@@ -104,7 +105,10 @@ class SimServer(Process):
             chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
         groups = Groups(600, 3000) if self.life % 2 else Groups()  # of a few messages in every other life
-        self.keeping = StoreDriver(self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups)
+        self.keeping = StoreDriver(
+            self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups, aside=self._aside,
+            pause=self.world.rest, stopwatch=lambda: self.disk.spent_s,
+        )  # fmt: skip
         if self.life > 1:
             self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.queues, snapshot.lanes))
         for call in self.on_start:
@@ -217,6 +221,7 @@ class SimServer(Process):
         super().gone()
         self._trap = None
         self._turning = False
+        self._retrying = False
         self._outgoing.clear()
         self.direct.clear()
 
@@ -331,11 +336,54 @@ class SimServer(Process):
                 self.keeping.tick()
             else:
                 self.keeping.run()
+            self._retry_soon()
             self._speak()
             if self.keeping.due:  # messages above the bound of a group, and questions
                 self._end_turn_soon()
         except CrashedError:
             self.crash(self._down_s)
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Commit beside the loop, some time from now; the loop learns of it later still. The process may end before,
+        between and after."""
+        life = self.life
+
+        def written() -> None:
+            try:
+                work()
+            except CrashedError:
+                self.crash(self._down_s)
+
+        def alive(call: Callable[[], None]) -> None:
+            if self.life == life and self.up:
+                call()
+
+        delay_s = self.world.random.uniform(0.0, SLOW_COMMIT_S if self.disk.is_slow else 0.01)
+        self.world.after(delay_s, lambda: alive(written))
+        self.world.after(delay_s + 0.001, lambda: alive(lambda: self.when_awake(lambda: alive(self._retry))))
+
+    def _retry_soon(self) -> None:
+        if self._retrying or not self.keeping.is_pending or self._tick_s is None:
+            return
+        self._retrying = True
+        life = self.life
+
+        def retry() -> None:
+            if self.life == life and self.up:
+                self._retrying = False
+                self._retry()
+
+        self.world.after(RETRY_S, lambda: self.when_awake(retry))
+
+    def _retry(self) -> None:
+        try:
+            self.keeping.retry()
+        except CrashedError:
+            self.crash(self._down_s)
+        else:
+            self._retry_soon()
+            if self.keeping.due:
+                self._end_turn_soon()
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, {}

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from bester.broker.store_requests import (
+    Bury,
     End,
     Enqueue,
     Fetch,
@@ -19,6 +20,7 @@ from bester.broker.store_requests import (
     Read,
     RecordRemote,
     Rewrite,
+    SaveLane,
     Write,
 )
 from bester.broker.wire.outcomes import OUTCOME_TYPE
@@ -28,7 +30,18 @@ GROUP_BYTES = 2 * 1024 * 1024
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on messages that wait for a later turn: more than that is committed at once, for memory must stay bounded."""
 ENTRY_BYTES = 200
-"""Size of a message in a group beside its body."""
+"""Size of a message in a group beside its body, and of any other write."""
+OUTCOME_BYTES = 40
+"""Size of an outcome of a lane."""
+
+
+def size_of(write: Write) -> int:
+    """Return about how many bytes a write takes in memory."""
+    if isinstance(write, Enqueue):
+        return ENTRY_BYTES + len(write.entry.body)
+    if isinstance(write, Bury):
+        return ENTRY_BYTES + len(write.letter.body)
+    return ENTRY_BYTES + (OUTCOME_BYTES * len(write.outcomes) if isinstance(write, SaveLane) else 0)
 
 
 class Groups:
