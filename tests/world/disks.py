@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import PRESSING, Committed, Read, RecordRemote, Snapshot, Write
+from bester.broker.store_requests import PRESSING, Committed, Enqueue, Read, RecordRemote, Snapshot, Write
 
 if TYPE_CHECKING:
     from tests.world.servers import SimServer
@@ -53,8 +53,6 @@ class Disk:
             return result
         if writes and server.world.telling:
             server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
-        if not result.ok:
-            self._give_up(writes)
         if pressing:
             server.fall_into(AFTER)
         return result
@@ -63,10 +61,11 @@ class Disk:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
         self.store.hold_back(writes)
-        self._give_up(writes)
 
-    def _give_up(self, writes: Sequence[Write]) -> None:
-        notes = [write.entry for write in writes if type(write) is RecordRemote]
+    def given_up(self, writes: Sequence[Write]) -> None:
+        """Note what was given up with a group, whether the store ever saw the group or not."""
+        # An Enqueue counts where an answer came that the message is queued over there.
+        notes = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
         self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
 
     def read(self, read: Read) -> Any:

@@ -64,6 +64,7 @@ class _Pending:
     group: Sequence[Write]
     since: float
     why: str = ""
+    told: bool = False
     aside: bool = False
     result: Committed | None = None
     took_s: float = 0.0
@@ -281,10 +282,11 @@ class StoreDriver:
             self._slow -= 1
 
     def _is_over(self, pending: _Pending, now: float) -> bool:
-        """Return whether a group has been pending for too long, or too much waits behind it; say so in the log in
-        time."""
+        """Return whether a group has been pending for too long, or too much waits behind it; tell the log
+        once."""
         waited_s = now - pending.since
-        if waited_s >= NOTICE_S:
+        if waited_s >= NOTICE_S and not pending.told:
+            pending.told = True
             self._notice(pending.why)
         return waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
 
