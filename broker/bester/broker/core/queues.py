@@ -309,9 +309,8 @@ class Queues:
         state = self._move(record, "committed" if is_new else "rejected")
         if state in COUNTED:
             touched[entry.queue] = None
-            if (
-                state is State.READY and record.queue is not None
-            ):  # a fetch may have looked beyond the message meanwhile
+            if state is State.READY and record.queue is not None:
+                # A fetch that was answered since the message was enqueued may have looked beyond its number.
                 record.queue.cursor = min(record.queue.cursor, entry.number - 1)
         if case is None:
             return
