@@ -248,6 +248,7 @@ class Broker:
         for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
         self._driver.tick()
+        self._retry_later()
         if self._driver.is_idle:
             self._removed_accounts.strike_off_ended(self.router.users)
 
@@ -331,6 +332,7 @@ class Broker:
         self._flush_handle = None
         if self._driver.due:
             self._driver.run()
+            self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
         for link, messages in outgoing.items():
             if link.door == "direct":
@@ -343,8 +345,6 @@ class Broker:
             socket.look_again()
         if self._driver.due:
             self._flush_soon()
-        elif self._driver.is_pending:
-            self._retry_later()
 
     def _aside(self, work: Callable[[], None]) -> None:
         """Run a commit beside the loop, on a thread of its own: each of them takes long. Raises RuntimeError where the
@@ -358,7 +358,7 @@ class Broker:
         threading.Thread(target=run, name="store", daemon=True).start()
 
     def _retry_later(self) -> None:
-        if self._retry_handle is None:
+        if self._driver.is_pending and self._retry_handle is None:
             self._retry_handle = self._loop.call_later(RETRY_S, self._retry)
 
     def _retry(self) -> None:
@@ -369,8 +369,7 @@ class Broker:
         self._driver.retry()
         if self._driver.due:
             self._flush_soon()
-        elif self._driver.is_pending:
-            self._retry_later()
+        self._retry_later()
 
     def _send(self, link: Link, messages: list[Message]) -> None:
         index, _, identity = link.key.partition(b":")
