@@ -54,7 +54,7 @@ def fill_store(data: Path) -> None:
     with closing(sqlite3.connect(data / "store.db")) as db, db:
         for number in range(500):
             row = (number, f"user/{number}", f"m{number}", "bob", "chat", 9e9, b"\x80", 1000, b"x" * 1000)
-            db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, NULL, ?, NULL, ?, ?, ?)", row)
+            db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, NULL, ?, NULL, ?, ?, ?, NULL)", row)
 
 
 def connect_without_cache(

@@ -48,6 +48,9 @@ class Faults:
             self._crash_server,
             self._crash_server,
             self._fill_disk,
+            self._lock_store,
+            self._lock_store,
+            self._slow_disk,
             self._kill_native,
             self._kill_native,
             self._cut_client,
@@ -141,6 +144,15 @@ class Faults:
     def _fill_disk(self) -> None:
         self.filled = True
         self._some_server().disk.fill(self._some_time(6.0), wholly=self.random.random() < 0.5)
+
+    def _lock_store(self) -> None:
+        """Another process holds the lock for writing: for a moment, some seconds, or longer than the broker waits."""
+        seconds = self._some_time(self.random.choice((0.3, 4.0, 9.0)))
+        self.filled = self.filled or seconds > 4.0
+        self._some_server().disk.lock(seconds)
+
+    def _slow_disk(self) -> None:
+        self._some_server().disk.slow_down(self._some_time(6.0))
 
     # --- networks ---
 

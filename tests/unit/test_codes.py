@@ -16,6 +16,7 @@ TEMPORARY = {
     "try-later",
     "mailbox-full",
     "storage-full",
+    "storage-unavailable",
     "unreachable",
     "hello-first",
 }

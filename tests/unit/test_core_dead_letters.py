@@ -10,7 +10,7 @@ from bester.broker.core import dead_letters as letters_module
 from bester.broker.core.dead_letters import MAX_REPLAYED
 from bester.broker.core.effects import Link, Notice
 from bester.broker.core.settings import Budget, Limits, Route, Settings
-from bester.broker.store_requests import Bounds, Bury, DeadLetter, FindDeadLetters, lane
+from bester.broker.store_requests import Bounds, Bury, Committed, DeadLetter, FindDeadLetters, lane
 from bester.broker.wire.messages import (
     Answer,
     Ask,
@@ -95,6 +95,8 @@ def test_dead_letter_is_on_disk_before_its_sender_has_the_report() -> None:
     ward.stand.submit(ward.bridge, "t")
     effects = ward.stand.router.on_undeliverable(victim, Heartbeat(), ward.stand.now)
     assert [type(write) for write in effects.writes] == [Bury]
+    assert not effects.messages[ward.bridge]
+    effects = ward.stand.router.on_committed(effects.writes, Committed(True), ward.stand.now)
     assert [type(message) for message in effects.messages[ward.bridge]] == [Report]
 
 

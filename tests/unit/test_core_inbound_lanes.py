@@ -10,7 +10,7 @@ from bester.broker.core.cases import Case, Kind
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import MAX_NUMBERS, InboundLanes, lane_of
 from bester.broker.core.settings import Limits, Route, Settings
-from bester.broker.store_requests import SaveLane
+from bester.broker.store_requests import Committed, SaveLane
 from bester.broker.wire.messages import Deliver, Goodbye, Relay, Relayed, Reply, Report, Request, Submit
 from tests.unit.core_stand import START, Stand, clients
 
@@ -322,8 +322,10 @@ def test_outcome_of_a_repeated_message_is_on_disk_before_the_answer() -> None:
     dock.gets(7, 5, again=True)
     request = dock.stand.request(dock.chat)
     effects = dock.stand.router.receive_all(dock.chat, [Reply(request.token, 0, [])], dock.stand.now)
-    assert [type(message) for messages in effects.messages.values() for message in messages] == [Relayed]
+    assert not effects.messages
     assert effects.writes == [SaveLane("s2", "chat", "d2", 5, {7: "delivered"})]
+    effects = dock.stand.router.on_committed(effects.writes, Committed(True), dock.stand.now)
+    assert [type(message) for messages in effects.messages.values() for message in messages] == [Relayed]
 
 
 def test_duplicate_over_a_restart_is_not_processed_again() -> None:

@@ -82,7 +82,12 @@ class Desk:
     def mark(self, *entries: Entry) -> set[int]:
         queue = self.queues.get(entries[0].queue)
         assert queue is not None
-        return self.queues.mark_sent(queue, entries)
+        marked: list[set[int]] = []
+        self.queues.mark_sent(queue, entries, lambda numbers, now: marked.append(numbers), 0.0)
+        if not marked:
+            marks = [write for write in self.out.writes if isinstance(write, MarkSent)]
+            self.queues.on_committed(marks, Committed(True), 0.0)
+        return marked[0]
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -413,7 +418,7 @@ class Model:
         result = self.desk.queues.on_fetched(Fetch(LANE, queue.cursor, 64, 1), found[: 1 + pick], 0.0)
         if result is not None and result[1]:
             self.inflight |= {entry.number: entry for entry in result[1]}
-            self.desk.queues.mark_sent(queue, result[1])
+            self.desk.mark(*result[1])
 
     def requeue(self, pick: int) -> None:
         if flying := sorted(self.inflight):

@@ -48,7 +48,15 @@ def test_worst_outcome_is_the_first_of_the_highest_severity() -> None:
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_only_a_refusal_that_may_pass_is_worth_another_try(code: str) -> None:
     assert set(CODES) >= AGAIN
-    later = {"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"}
+    later = {
+        "no-handler",
+        "overloaded",
+        "unreachable",
+        "mailbox-full",
+        "storage-full",
+        "hello-first",
+        "storage-unavailable",
+    }
     assert try_again(failed(code), {}) == (code in later)
     assert not try_again(failed(code), {"carried": True})
     for outcome in (DELIVERED, QUEUED, SENT):

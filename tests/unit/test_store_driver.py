@@ -11,7 +11,8 @@ from bester.broker.core.effects import Effects, Link, Notice, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import ASKED_AT_ONCE, MAX_ASKED, StoreDriver
+from bester.broker.store_driver import ASKED_AT_ONCE, StoreDriver
+from bester.broker.store_questions import MAX_ASKED
 from bester.broker.store_requests import (
     Committed,
     End,
@@ -223,3 +224,58 @@ def test_turn_costs_the_same_with_many_pending_questions(stand: Stand) -> None:
         stand.driver.run()
         assert len(stand.log) == ASKED_AT_ONCE
     assert not stand.driver.due
+
+
+# --- groups of large messages ---------------------------------------------------------------------------------------
+
+LARGE = [
+    Enqueue(Entry(n, f"user/u{n}", f"m{n}.0.0", f"u{n}", "chat", b"%d" % n * 1_000_000, None, 9e9, {}))
+    for n in range(6)
+]
+
+
+def numbers_of(log: list[Any]) -> list[list[int]]:
+    return [[write.entry.number for write in writes] for writes, ok in log if ok]
+
+
+def test_large_messages_are_written_over_several_turns(stand: Stand) -> None:
+    stand.driver.add(LARGE, [])
+    stand.driver.run()
+    assert numbers_of(stand.log) == [[0, 1, 2]]
+    assert (stand.driver.due, stand.driver.is_idle) == (True, False)
+    stand.driver.run()
+    assert numbers_of(stand.log) == [[3, 4, 5]]
+    assert (stand.driver.due, stand.driver.is_idle) == (False, True)
+
+
+def test_write_of_the_same_turn_does_not_wait_behind_large_messages(stand: Stand) -> None:
+    mark = MarkSent(BOX, 1)
+    stand.driver.add([*LARGE, mark], [])
+    stand.driver.run()
+    assert stand.log[0][0][-1] == mark
+
+
+def test_read_that_would_find_a_waiting_message_brings_it(stand: Stand) -> None:
+    fetch = Fetch("user/u5", 0, 10, 1000)
+    stand.driver.add(LARGE, reads(FETCH, fetch))
+    stand.driver.run()
+    log = stand.log
+    assert [each for each in log if each[0] == fetch] == [(fetch, [LARGE[5].entry])]
+    assert [len(each[0]) for each in log if isinstance(each[0], list)] == [3, 3]
+    assert not stand.driver.due
+
+
+def test_failed_group_leaves_the_waiting_messages_to_the_next(stand: Stand) -> None:
+    stand.driver.add(LARGE, [])
+    stand.store.full = True
+    stand.driver.run()
+    stand.store.full = False
+    stand.driver.run()
+    assert [(len(writes), ok) for writes, ok in stand.log] == [(3, False), (3, True)]
+
+
+def test_all_is_written_at_the_end_of_the_process(stand: Stand) -> None:
+    stand.driver.add(LARGE, [])
+    stand.driver.finish()
+    assert numbers_of(stand.log) == [[0, 1, 2], [3, 4, 5]]
+    assert stand.driver.is_idle

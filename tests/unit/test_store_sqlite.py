@@ -187,7 +187,7 @@ def test_failed_step_leaves_the_older_file_whole(path: Path, monkeypatch: pytest
 def test_newer_file_is_refused(store: SqliteStore, path: Path) -> None:
     store.close()
     make(path, "PRAGMA user_version = 99")
-    assert "newer Bester (version 99 of the store, this one reads up to 4)" in refusal(path)
+    assert "newer Bester (version 99 of the store, this one reads up to 5)" in refusal(path)
 
 
 @pytest.mark.parametrize("script", ["CREATE TABLE cat (name)", "PRAGMA application_id = 7", "PRAGMA user_version = 1"])
@@ -305,7 +305,7 @@ def test_file_in_use_can_be_examined(store: SqliteStore, path: Path) -> None:
 def test_file_that_its_journal_makes_whole_is_opened(store: SqliteStore, path: Path) -> None:
     store.commit([keep(1)])
     store.close()
-    grow = "INSERT INTO entry SELECT 100, 'x', 'x', 'x', 'x', 'x', 1, NULL, x'', 1, zeroblob(1000000)"
+    grow = "INSERT INTO entry SELECT 100, 'x', 'x', 'x', 'x', 'x', 1, NULL, x'', 1, zeroblob(1000000), NULL"
     leave(path, "PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 1", "BEGIN", grow)
     assert path.with_name("store.db-journal").exists()
     with path.open("r+b") as file:  # the first page as a power cut may leave it

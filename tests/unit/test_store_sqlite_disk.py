@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from bester.broker import database
-from bester.broker.store import sqlite, writing
+from bester.broker.store import file, sqlite, writing
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 from bester.broker.store_requests import (
     Bury,
@@ -153,7 +154,7 @@ def test_file_is_looked_through_once_however_often_it_is_opened_again(
 
 
 def test_free_pages_of_the_file_are_room(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.commit([keep(number, b"x" * 100_000) for number in range(1, 101)])
+    store.commit([keep(number, b"%d" % number * 50_000) for number in range(1, 101)])
     monkeypatch.setattr(sqlite, "room_beside", lambda path: (RESERVE_BYTES - 1_000_000, 2**40))
     assert not store.commit([keep(200)]).ok
     assert store.commit([End(number, "delivered") for number in range(1, 101)]).ok
@@ -197,17 +198,58 @@ def test_foreign_meta_is_a_one_line_error(store: SqliteStore) -> None:
         store.read(Fetch(BOB, 0, 1, LOTS))
 
 
-def test_another_writer_delays_a_commit_no_longer_than_allowed(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store._db.execute("PRAGMA busy_timeout = 50").close()
+@pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])
+def test_commit_waits_for_no_other_writer_and_does_nothing(store: SqliteStore, path: Path, how: str) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+        other.execute(f"BEGIN {how}")
         result = store.commit([keep(1), End(2, "delivered")])
-        assert not result.ok
-        assert "end the other process" in result.why
+        assert (result.ok, result.busy, result.code) == (False, True, "storage-unavailable")
+        assert "database is locked; end the other process that writes to it" in result.why
+        assert store.held_back == 0
+        assert store.read(Fetch(BOB, 0, 9, LOTS)) == []
+        store.hold_back([keep(3), End(2, "delivered")])
+        assert store.held_back == 1
+        assert store.commit(()).busy
         other.execute("ROLLBACK")
+    assert store.commit([keep(1)]).ok
+    assert store.held_back == 0
+    assert [entry.number for entry in store.read(Fetch(BOB, 0, 9, LOTS))] == [1]
+
+
+def test_file_that_may_only_be_read_is_no_full_disk(store: SqliteStore) -> None:
+    store.commit([keep(1)])
+    store._db.execute("PRAGMA query_only = ON").close()  # SQLite's error is that of a file without write permission
+    result = store.commit([keep(2)])
+    assert (result.ok, result.busy, result.code) == (False, False, "storage-unavailable")
+    store._db.execute("PRAGMA query_only = OFF").close()
     assert store.commit([keep(3)]).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "read_only", "code"),
+    [
+        ("SQLITE_FULL", False, "storage-full"),
+        ("SQLITE_IOERR_WRITE", False, "storage-full"),
+        ("SQLITE_IOERR_WRITE", True, "storage-unavailable"),
+        ("SQLITE_READONLY_DBMOVED", False, "storage-unavailable"),
+        ("SQLITE_BUSY_RECOVERY", False, "storage-unavailable"),
+        ("SQLITE_CORRUPT", False, "storage-unavailable"),
+    ],
+)
+def test_reason_of_a_failed_write(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, read_only: bool, code: str
+) -> None:
+    error = sqlite3.OperationalError("said SQLite")
+    error.sqlite_errorname = name
+    if read_only:
+        real = os.statvfs(path.parent)
+
+        class Mounted:
+            f_flag = real.f_flag | os.ST_RDONLY
+
+        monkeypatch.setattr(os, "statvfs", lambda where: Mounted)
+    assert file.fault_of(path, error)[0] == code
+    assert ("mounted read-only" in file.fault_of(path, error)[1]) == read_only
 
 
 # --- the cost of reads ----------------------------------------------------------------------------------------------

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import PRESSING, Committed, Read, RecordRemote, Snapshot, Write
+from bester.broker.store_requests import PRESSING, Committed, Enqueue, Read, RecordRemote, Snapshot, Write
 
 if TYPE_CHECKING:
     from tests.world.servers import SimServer
 
 BEFORE, AFTER, MEANWHILE = "before the commit", "after the commit", "while sending"
+SLOW_COMMIT_S = 0.5
 TRAPS = (BEFORE, AFTER, MEANWHILE)
 
 
-class CrashedError(Exception):
+class CrashedError(BaseException):
     """The process has ended in the middle of a turn."""
 
 
@@ -28,7 +29,11 @@ class Disk:
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
         self.unnoted: set[tuple[Any, str]] = set()
-        """Results that wait elsewhere and that a full disk could not note: (message, target)."""
+        """Results that wait elsewhere and that a full or locked disk could not note: (message, target)."""
+        self.is_slow = False
+        self.spent_s = 0.0
+        """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
+        self._locks = 0
         self._server = server
 
     def open(self) -> Snapshot:
@@ -41,15 +46,27 @@ class Disk:
         pressing = any(type(write) in PRESSING for write in writes)
         if pressing:
             server.fall_into(BEFORE)
+        if self.is_slow:
+            self.spent_s += SLOW_COMMIT_S
         result = self.store.commit(writes)
+        if result.busy:
+            return result
         if writes and server.world.telling:
             server.world.tell(server.name, "WRITES" if result.ok else "CANNOT WRITE", (writes, dict(result.repeated)))
-        if not result.ok:
-            notes = [write.entry for write in writes if type(write) is RecordRemote]
-            self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
         if pressing:
             server.fall_into(AFTER)
         return result
+
+    def hold_back(self, writes: Sequence[Write]) -> None:
+        """Take a group that was locked out for too long."""
+        self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
+        self.store.hold_back(writes)
+
+    def given_up(self, writes: Sequence[Write]) -> None:
+        """Note what was given up with a group, whether the store ever saw the group or not."""
+        # An Enqueue counts where an answer came that the message is queued over there.
+        notes = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
+        self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
 
     def read(self, read: Read) -> Any:
         """Read."""
@@ -59,6 +76,32 @@ class Disk:
 
     def close(self) -> None:
         """Keep the store open: its rows outlive the process."""
+
+    def lock(self, seconds: float) -> None:
+        """Have another process hold the lock for writing for a while; several may follow each other."""
+        world, name = self._server.world, self._server.name
+        world.tell(name, "STORE IS LOCKED", f"for {seconds:.1f} s")
+        self._locks += 1
+        self.store.locked = True
+
+        def unlock() -> None:
+            self._locks -= 1
+            self.store.locked = self._locks > 0
+            world.tell(name, "LOCK IS RELEASED", f"{self._locks} left")
+
+        world.after(seconds, unlock)
+
+    def slow_down(self, seconds: float) -> None:
+        """Let every commit take SLOW_COMMIT_S for a while."""
+        world, name = self._server.world, self._server.name
+        world.tell(name, "DISK IS SLOW", f"for {seconds:.1f} s")
+        self.is_slow = True
+
+        def speed_up() -> None:
+            world.tell(name, "DISK IS QUICK")
+            self.is_slow = False
+
+        world.after(seconds, speed_up)
 
     def fill(self, seconds: float, *, wholly: bool) -> None:
         """Fill the disk for a while; `wholly`: not even the end of a message can be written."""

@@ -15,12 +15,13 @@ from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_driver import StoreDriver
-from bester.broker.store_requests import Write
+from bester.broker.store_driver import RETRY_S, StoreDriver
+from bester.broker.store_groups import Groups
+from bester.broker.store_requests import Committed, Write
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Heartbeat, Message, Relay, Report, Submit
 from tests.world.clock import World
-from tests.world.disks import MEANWHILE, CrashedError, Disk
+from tests.world.disks import MEANWHILE, SLOW_COMMIT_S, CrashedError, Disk
 from tests.world.links import SimLink
 from tests.world.network import Messages, Pipe, Weather
 from tests.world.processes import Process
@@ -38,6 +39,18 @@ class Life(NamedTuple):
     epoch: str
     first_token: int
     chance: Callable[[], float]
+
+
+class SimRouter(Router):
+    """A router that tells the disk which groups failed."""
+
+    disk: Disk
+
+    def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
+        """Take in the result of a group of writes."""
+        if not result.ok:
+            self.disk.given_up(writes)
+        return super().on_committed(writes, result, now)
 
 
 class SimServer(Process):
@@ -85,6 +98,7 @@ class SimServer(Process):
         self._entered: dict[tuple[Link, int], bytes] = {}
         self._outgoing: dict[Link, list[Message]] = {}
         self._turning = False
+        self._retrying = False
         self._trap: str | None = None
         self._down_s = 0.0
         self.start()
@@ -97,12 +111,17 @@ class SimServer(Process):
         self.up = True
         snapshot = self.disk.open()
         life = self.new_life()
-        self.router = Router(
+        self.router = SimRouter(
             self.settings, epoch=life.epoch, first_token=life.first_token, now=self.now,
             wall_s=self.wall_s, boot=self.boot, is_account=lambda name: name in self.accounts, snapshot=snapshot,
             chance=life.chance, process_of=self.processes.get, is_stopped=self.stopped.__contains__,
         )  # fmt: skip
-        self.keeping = StoreDriver(self.router, self.disk, self.carry_out, clock=lambda: self.now)
+        self.router.disk = self.disk
+        groups = Groups(600, 3000) if self.life % 2 else Groups()  # of a few messages in every other life
+        self.keeping = StoreDriver(
+            self.router, self.disk, self.carry_out, clock=lambda: self.now, groups=groups, aside=self._aside,
+            pause=self.world.rest, stopwatch=lambda: self.disk.spent_s,
+        )  # fmt: skip
         if self.life > 1:
             self.world.tell(self.name, "STARTS AGAIN", (self.life, snapshot.queues, snapshot.lanes))
         for call in self.on_start:
@@ -215,6 +234,7 @@ class SimServer(Process):
         super().gone()
         self._trap = None
         self._turning = False
+        self._retrying = False
         self._outgoing.clear()
         self.direct.clear()
 
@@ -329,9 +349,54 @@ class SimServer(Process):
                 self.keeping.tick()
             else:
                 self.keeping.run()
+            self._retry_soon()
             self._speak()
+            if self.keeping.due:  # messages above the bound of a group, and questions
+                self._end_turn_soon()
         except CrashedError:
             self.crash(self._down_s)
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Commit beside the loop, some time from now; the loop learns of it later still. The process may end before,
+        between and after."""
+        life = self.life
+
+        def written() -> None:
+            try:
+                work()
+            except CrashedError:
+                self.crash(self._down_s)
+
+        def alive(call: Callable[[], None]) -> None:
+            if self.life == life and self.up:
+                call()
+
+        delay_s = self.world.random.uniform(0.0, SLOW_COMMIT_S if self.disk.is_slow else 0.01)
+        self.world.after(delay_s, lambda: alive(written))
+        self.world.after(delay_s + 0.001, lambda: alive(lambda: self.when_awake(lambda: alive(self._retry))))
+
+    def _retry_soon(self) -> None:
+        if self._retrying or not self.keeping.is_pending or self._tick_s is None:
+            return
+        self._retrying = True
+        life = self.life
+
+        def retry() -> None:
+            if self.life == life and self.up:
+                self._retrying = False
+                self._retry()
+
+        self.world.after(RETRY_S, lambda: self.when_awake(retry))
+
+    def _retry(self) -> None:
+        try:
+            self.keeping.retry()
+        except CrashedError:
+            self.crash(self._down_s)
+        else:
+            self._retry_soon()
+            if self.keeping.due:
+                self._end_turn_soon()
 
     def _speak(self) -> None:
         outgoing, self._outgoing = self._outgoing, {}

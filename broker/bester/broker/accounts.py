@@ -210,7 +210,8 @@ class Accounts:
                 self._db.execute("COMMIT")
             finally:
                 self._undo()
-                self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
+                if not self._serving:
+                    self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
         except sqlite3.Error:
             return False
         return True

@@ -16,9 +16,10 @@ from bester.broker import database
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 5.0
-"""Seconds that the command line waits for another process's write."""
+"""Seconds that the command line waits for another process's write. A server, which alone serves others meanwhile, waits
+for no lock once the file is open."""
 AGAIN_BUSY_S = 0.1
-"""Seconds that a server waits when reopening the file, as no other request is served meanwhile."""
+"""Seconds that a server waits when reopening the file after a full disk, as nothing else is served meanwhile."""
 LOOK_S = 1.0
 """Interval at which a server checks that the file exists and, after a full disk, that the disk has room."""
 _TABLES = (
@@ -124,7 +125,7 @@ class AccountsFile:
                 self._looked_through = self._number
             if not {"account", "removed"} <= tables:
                 _fill(db)
-            db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}").close()
+            db.execute(f"PRAGMA busy_timeout = {0 if self._serving else BUSY_S * 1000:.0f}").close()
         except BaseException:
             db.close()
             raise

@@ -33,6 +33,7 @@ _REMEDIES = {
     "SQLITE_BUSY": "end the other process that writes to it",
 }
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR")
+_BUSY = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
 
 
 def remedy(error: sqlite3.Error) -> str:
@@ -42,6 +43,11 @@ def remedy(error: sqlite3.Error) -> str:
         if name.startswith(beginning):
             return help_
     return "see that the file is yours, and that its disk is well"
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Return whether another process holds a lock that passes: nothing was done, and the same may succeed soon."""
+    return getattr(error, "sqlite_errorname", "").startswith(_BUSY)
 
 
 def is_no_room(error: sqlite3.Error | OSError) -> bool:
@@ -157,8 +163,10 @@ def _put(new: Path, real: Path) -> None:
 
 
 def connect(path: Path, timeout_s: float, *, alone: bool = False) -> sqlite3.Connection:
-    """Open an existing file. `alone` excludes other processes; reading then needs no room on the disk."""
-    db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=timeout_s, isolation_level=None)
+    """Open an existing file, for one thread at a time. `alone` excludes other processes; reading then needs no room on
+    the disk."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=rw"
+    db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     if alone:
         db.execute("PRAGMA locking_mode = EXCLUSIVE").close()
     return db

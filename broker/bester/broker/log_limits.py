@@ -11,7 +11,7 @@ from typing import Any
 PER_SECOND = 20
 """Lines of one event a second; a count describes a storm as well."""
 SELDOM_S = 10
-SELDOM = frozenset({"storage-full", "store-unreadable"})
+SELDOM = frozenset({"storage-full", "storage-unavailable", "store-unreadable", "store-waits"})
 """Events that go on until an operator acts: a line in SELDOM_S seconds, as the log may be on the full disk."""
 WARNINGS = frozenset(
     {
@@ -24,7 +24,9 @@ WARNINGS = frozenset(
         "reports-nothing",
         "server-lost",
         "storage-full",
+        "storage-unavailable",
         "store-unreadable",
+        "store-waits",
     }
 )
 """Events that an operator should look at."""

@@ -1,19 +1,21 @@
 """Shell of the broker: ROUTER sockets, the clock and the log.
 
-The shell passes received messages to the core, writes the core's requests to the store, and only then sends the core's
-messages. The shell never decides: the router processes each message, and the shell carries out the effects. The core's
-time is the monotonic clock itself, as a uvloop loop's own `time()` stands still within a turn and counts whole
-milliseconds, too coarse for a trace.
+The shell passes received messages to the core, hands the core's requests to the store driver, and sends the core's
+messages at the end of a turn. The shell never decides: the router processes each message, and the shell carries out the
+effects. The core's time is the monotonic clock itself, as a uvloop loop's own `time()` stands still within a turn and
+counts whole milliseconds, too coarse for a trace.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import math
 import random
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
@@ -34,7 +36,7 @@ from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
 from bester.broker.removed_accounts import RemovedAccounts
 from bester.broker.store import Store
-from bester.broker.store_driver import StoreDriver
+from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codec import batches, decode
@@ -95,7 +97,8 @@ class Broker:
         self.restart: Callable[[int, str], bool] = lambda process, why: False
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
-        self._driver = StoreDriver(self.router, store, self._carry_out)
+        self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
+        self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
         self._bound: list[UnixSocket] = []
@@ -130,7 +133,7 @@ class Broker:
     async def __aexit__(self, *exc: object) -> None:
         """Send GOODBYE to every peer and close. Call `drain` first to let messages finish."""
         self._carry_out(self.router.dismiss("the broker ends"))
-        self._driver.tick()
+        self._driver.finish()
         if self._flush_handle is not None:
             self._flush_handle.cancel()
         self._flush()
@@ -140,7 +143,9 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         await self._group.__aexit__(None, None, None)
-        self._driver.tick()
+        self._driver.finish()
+        if self._retry_handle is not None:
+            self._retry_handle.cancel()
         self._close_sockets()
 
     async def drain(self, timeout_s: float) -> bool:
@@ -243,6 +248,7 @@ class Broker:
         for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
         self._driver.tick()
+        self._retry_later()
         if self._driver.is_idle:
             self._removed_accounts.strike_off_ended(self.router.users)
 
@@ -266,7 +272,8 @@ class Broker:
     # --- out ---
 
     def _carry_out(self, effects: Effects) -> None:
-        """Carry out what the core decided; messages leave at the end of this turn of the loop, after the writes."""
+        """Carry out what the core decided; messages leave at the end of this turn of the loop, after the writes where
+        the store can be written at once."""
         if effects.writes or effects.reads:
             self._driver.add(effects.writes, effects.reads)
             if self._driver.due:
@@ -321,11 +328,11 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     def _flush(self) -> None:
-        """Send the messages of this turn of the loop, one batch a destination, after the writes on which they
-        depend."""
+        """Write and read, then send the messages of this turn of the loop, one batch a destination."""
         self._flush_handle = None
         if self._driver.due:
             self._driver.run()
+            self._retry_later()
         outgoing, self._outgoing = self._outgoing, {}
         for link, messages in outgoing.items():
             if link.door == "direct":
@@ -338,6 +345,31 @@ class Broker:
             socket.look_again()
         if self._driver.due:
             self._flush_soon()
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Run a commit beside the loop, on a thread of its own: each of them takes long. Raises RuntimeError where the
+        system has no thread."""
+
+        def run() -> None:
+            work()
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._retry)
+
+        threading.Thread(target=run, name="store", daemon=True).start()
+
+    def _retry_later(self) -> None:
+        if self._driver.is_pending and self._retry_handle is None:
+            self._retry_handle = self._loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        """Try the pending writes again."""
+        if self._retry_handle is not None:
+            self._retry_handle.cancel()
+            self._retry_handle = None
+        self._driver.retry()
+        if self._driver.due:
+            self._flush_soon()
+        self._retry_later()
 
     def _send(self, link: Link, messages: list[Message]) -> None:
         index, _, identity = link.key.partition(b":")

@@ -1,83 +1,122 @@
 """The store driver: carries out the writes and reads of the core on the store, once a turn.
 
-Nothing is sent before the writes that it follows from are on disk: a shell sends after `run`, not before.
+The loop waits for nothing. A commit is made at once, on the loop's thread, as long as the disk is quick; where another
+process holds the lock the group is pending and is tried again by a timer; where a commit takes long the next ones are
+made beside the loop. While a group is pending, later writes and reads wait behind it, and so does what follows from
+them: the core sends that on `Router.on_committed` and `Router.on_read`. All other messages go on.
+
+A group that is pending for longer than PATIENCE_S has failed: its new messages, and those that come until the store can
+be written again, are refused as `storage-unavailable`. New messages above the bound of a group are written in the next
+turn.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
-from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
+from bester.broker.store.commits import GIVEN_UP, LETTERS_HELD_BACK_BYTES, key_of
+from bester.broker.store_groups import Groups, size_of
+from bester.broker.store_questions import Questions
+from bester.broker.store_requests import (
+    PRESSING,
+    Bury,
+    Committed,
+    FindDeadLetters,
+    FindOutcomes,
+    MarkSent,
+    Write,
+)
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
 """Questions answered in one turn, some milliseconds each: an asker of many waits, and nobody else does."""
-MAX_ASKED = 65_536
-"""Pending questions; above it a question is answered `overloaded`."""
+PATIENCE_S = 5.0
+"""Time for which a group may be pending: longer than a copy tool or a shell holds the lock, and shorter than the time
+after which clients and other servers take the server for dead."""
+WAITING_BYTES = 16 * 1024 * 1024
+"""Bound on what may wait behind a pending group, for memory must stay bounded: above it the store counts as away."""
+RETRY_S = 0.02
+"""Pause between two tries of a pending group, some microseconds each."""
+NOTICE_S = 1.0
+"""Time after which the log says that a group is pending."""
+SLOW_S = 0.1
+"""Time of a commit after which the next SLOW_COMMITS quick ones are made beside the loop: everybody would notice the
+next one as slow as that. A thread costs more than a small commit on a quick disk."""
+SLOW_COMMITS = 20
+TOLD_S = 0.3
+"""Time of a commit after which the log says that the disk is slow."""
+FINISH_S = 2.0
+"""Time for which the end of the process waits for a lock or a disk."""
+SLOW_DISK = "a commit takes long ({:.1f} s); see that the disk of the store is well, and not busy with something else"
 _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 
-class _Questions:
-    """Reads on behalf of users and operators: each asker's in their order, and the askers in turn."""
+@dataclass
+class _Pending:
+    """A group that is not committed yet, `since` some time. `aside`: a thread is at work on it, and sets `result`."""
 
-    def __init__(self) -> None:
-        self._askers: OrderedDict[str, deque[StoreRead]] = OrderedDict()
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, read: StoreRead) -> bool:
-        """Add a question. Returns False where too many are pending."""
-        if self._count >= MAX_ASKED:
-            return False
-        request = read.request
-        asker = request.sender if isinstance(request, FindOutcomes) else ""
-        self._askers.setdefault(asker, deque()).append(read)
-        self._count += 1
-        return True
-
-    def take(self) -> StoreRead:
-        """Return and remove the next question of the next asker."""
-        asker, questions = self._askers.popitem(last=False)
-        first = questions.popleft()
-        if questions:
-            self._askers[asker] = questions
-        self._count -= 1
-        return first
+    group: Sequence[Write]
+    since: float
+    why: str = ""
+    told: bool = False
+    aside: bool = False
+    result: Committed | None = None
+    took_s: float = 0.0
 
 
 class StoreDriver:
     """Writes and reads of one router. `carry_out` gets the actions that the router answers to their results.
 
-    `due`: something must be written or read before anything is sent.
+    `due`: something can be written or read now. `aside` runs a function beside the loop, after which the shell calls
+    `retry`, and raises RuntimeError where the system has no thread; None: all commits are made at once. `pause` waits,
+    at the end of the process alone. `stopwatch` measures commits, in seconds.
     """
 
     def __init__(
         self, router: Router, store: Store, carry_out: Callable[[Effects], None], *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, groups: Groups | None = None,
+        aside: Callable[[Callable[[], None]], None] | None = None, pause: Callable[[float], None] = time.sleep,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.due = False
         self._router = router
         self._store = store
         self._carry_out = carry_out
         self._clock = clock
+        self._aside = aside
+        self._pause = pause
+        self._stopwatch = stopwatch
         self._writes: list[Write] = []
+        self._groups = Groups() if groups is None else groups
         self._reads: list[StoreRead] = []
+        self._ready: list[StoreRead] = []  # reads that wait for the pending group alone
         self._unread: list[StoreRead] = []
-        self._questions = _Questions()
+        self._questions = Questions()
         self._held_back = False  # the store may hold back writes of a group that failed
+        self._pending: _Pending | None = None
+        self._waiting_bytes = 0  # of what came since a group is pending
+        self._away = False  # a group was pending for too long, and nothing was written since
+        self._slow = 0  # commits that are still made beside the loop
 
     @property
     def is_idle(self) -> bool:
         """Return whether all writes and reads of the core are done; questions do not count."""
-        return not (self._writes or self._held_back or self._reads or self._unread)
+        waits = self._pending is not None or self._writes or self._groups or self._held_back
+        return not (waits or self._reads or self._ready or self._unread)
+
+    @property
+    def is_pending(self) -> bool:
+        """Return whether a group is pending: the shell calls `retry` every RETRY_S."""
+        return self._pending is not None
+
+    def _is_blocked(self) -> bool:
+        return self._pending is not None
 
     def add(self, writes: Sequence[Write], reads: Sequence[StoreRead]) -> None:
         """Add writes, and reads that are to be done after them."""
@@ -87,40 +126,210 @@ class StoreDriver:
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
-        if reads or any(type(write) in _PRESSING for write in writes):
+        if self._pending is not None:
+            self._waiting_bytes += sum(map(size_of, writes))
+        elif reads or any(type(write) in _PRESSING for write in writes):
             self.due = True
 
     def run(self) -> None:
-        """Write and read until nothing is due: all writes in one transaction, then the reads.
+        """Write and read until nothing is due, or a group is pending: the writes in one transaction, then the reads.
 
-        Either may lead to more of both. Where questions are left, the driver is `due` again.
+        Either may lead to more of both. Where messages above the bound of a group or questions are left, the driver is
+        `due` again.
         """
         asked = 0
-        while self.due:
-            if self._writes:
+        self._groups.begin_turn()
+        while self.due and not self._is_blocked():
+            if self._ready:
+                reads, self._ready = self._ready, []
+                self._do(reads)
+            elif self._writes or self._groups.is_due:
                 writes, self._writes = self._writes, []
-                result = self._store.commit(writes)
-                self._held_back = not result.ok
-                self._carry_out(self._router.on_committed(writes, result, self._clock()))
+                self._commit(self._groups.take(writes))
+                if self._is_blocked():
+                    self._ready, self._reads = self._reads, []
             elif self._reads:
                 reads, self._reads = self._reads, []
-                for read in reads:
-                    self._read(read)
+                self._do(reads)
             elif self._questions and asked < ASKED_AT_ONCE:
                 asked += 1
-                self._read(self._questions.take())
+                self._do([self._questions.take()])
             else:
                 self.due = False
-        self.due = bool(self._questions)
+        self.due = not self._is_blocked() and bool(self._questions or self._groups)
 
     def tick(self) -> None:
         """Write what could wait as well, and try failed reads again; call this a few times a second."""
+        self.retry()
+        if self._is_blocked():
+            return
         if self._unread:
             self._reads, self._unread = self._unread + self._reads, []
-        self.due = self.due or bool(self._writes or self._reads or self._questions)
+        self.due = self.due or bool(self._writes or self._groups or self._ready or self._reads or self._questions)
         self.run()
-        if self._held_back:  # perhaps nothing else is written for long, and an ended message must not be sent again
-            self._held_back = not self._store.commit(()).ok
+        # Perhaps nothing else is written for long, and an ended message must not be sent again.
+        if not self._is_blocked() and (self._held_back or self._away):
+            self._probe()
+
+    def finish(self) -> None:
+        """Write everything, whatever the bound of a group: the process ends. A lock is waited for, and a disk, for
+        FINISH_S at most."""
+        self.tick()
+        deadline = self._clock() + FINISH_S
+        while self._groups or self._writes or self._is_blocked():
+            if self._is_blocked():
+                self._pause(RETRY_S)
+                self._away = self._away or self._clock() >= deadline
+                self.retry()
+                if self._is_blocked() and self._clock() >= deadline:
+                    return
+            self.due = True
+            self.run()
+
+    # --- commits ---
+
+    def retry(self) -> None:
+        """Try a pending group again, or take the result of its thread; then the driver is `due`."""
+        pending, now = self._pending, self._clock()
+        if pending is None:
+            return
+        if pending.aside and pending.result is None:
+            self._wait_for_thread(pending, now)
+            return
+        if pending.aside:
+            assert pending.result is not None
+            result, pending.result, pending.aside = pending.result, None, False
+            self._time(pending.took_s)
+        elif self._slow and self._aside is not None:
+            self._start(pending)
+            return
+        else:
+            result = self._attempt(pending.group)
+        if result.busy and not self._away:
+            pending.why = result.why
+            if not self._is_over(pending, now):
+                return
+            self._away = True
+        self._pending = None
+        self._waiting_bytes = 0
+        self._conclude(pending.group, result)
+        self.due = True
+
+    def _commit(self, group: Sequence[Write]) -> None:
+        """Commit a group now, or leave it pending."""
+        if not group:
+            return
+        if self._slow and self._aside is not None:
+            self._start(_Pending(group, self._clock(), SLOW_DISK.format(SLOW_S)))
+            return
+        result = self._attempt(group)
+        if result.busy and not self._away:
+            self._pending = _Pending(group, self._clock(), result.why)
+        else:
+            self._conclude(group, result)
+
+    def _attempt(self, group: Sequence[Write]) -> Committed:
+        started = self._stopwatch()
+        result = self._store.commit(group)
+        self._time(self._stopwatch() - started)
+        return result
+
+    def _start(self, pending: _Pending) -> None:
+        """Commit a group beside the loop; where the system has no thread, on the loop."""
+
+        def work() -> None:
+            started = self._stopwatch()
+            try:
+                result = self._store.commit(pending.group)
+            except Exception as error:  # noqa: BLE001 (a fault of the store must not leave the group pending for ever)
+                self._store.hold_back(pending.group)
+                result = Committed(False, why=repr(error), code="storage-unavailable")
+            pending.took_s = self._stopwatch() - started
+            pending.result = result
+
+        pending.aside = True
+        self._pending = pending
+        assert self._aside is not None
+        try:
+            self._aside(work)
+        except RuntimeError:
+            work()
+            self.retry()
+
+    def _conclude(self, group: Sequence[Write], result: Committed) -> None:
+        """Hand the result of a group to the core. A group that was busy for too long has failed."""
+        if result.busy:
+            self._store.hold_back(group)
+        self._away = self._away and not result.ok
+        self._held_back = not result.ok
+        if group:
+            self._carry_out(self._router.on_committed(group, result, self._clock()))
+
+    def _probe(self) -> None:
+        """Write what the store holds back, and find out whether the store can be written again."""
+        if self._slow and self._aside is not None:
+            self._start(_Pending((), self._clock(), SLOW_DISK.format(SLOW_S)))
+        else:
+            self._conclude((), self._attempt(()))
+
+    def _time(self, took_s: float) -> None:
+        """Take in how long a commit took: after a slow one the next ones are made beside the loop."""
+        if took_s >= SLOW_S:
+            self._slow = SLOW_COMMITS
+            if took_s >= TOLD_S:
+                self._notice(SLOW_DISK.format(took_s))
+        elif self._slow:
+            self._slow -= 1
+
+    def _is_over(self, pending: _Pending, now: float) -> bool:
+        """Return whether a group has been pending for too long, or too much waits behind it; tell the log
+        once."""
+        waited_s = now - pending.since
+        if waited_s >= NOTICE_S and not pending.told:
+            pending.told = True
+            self._notice(pending.why)
+        return waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
+
+    def _notice(self, why: str) -> None:
+        waits = Effects()
+        waits.notice("store-waits", why=why)
+        self._carry_out(waits)
+
+    def _wait_for_thread(self, pending: _Pending, now: float) -> None:
+        """Refuse the new messages behind a commit that does not end. The cases of its own group stay open: nobody knows
+        yet whether the group will be written."""
+        if not self._is_over(pending, now):
+            return
+        self._away = True
+        refused: list[Write] = []
+        kept: dict[Hashable, Write] = {}  # the latest of each, so that their number is bounded by the contents
+        letters_bytes = 0
+        for write in reversed([*self._groups.take_all(), *self._writes]):
+            key = id(write) if isinstance(write, MarkSent) else key_of(write)
+            letters_bytes += len(write.letter.body) if isinstance(write, Bury) else 0
+            is_too_much = isinstance(write, Bury) and letters_bytes > LETTERS_HELD_BACK_BYTES
+            if type(write) in GIVEN_UP or key in kept or is_too_much:
+                refused.append(write)
+            else:
+                kept[key] = write
+        self._writes = list(kept.values())[::-1]
+        self._waiting_bytes = sum(map(size_of, self._writes))
+        result = Committed(False, why=SLOW_DISK.format(now - pending.since), code="storage-unavailable")
+        self._carry_out(self._router.on_committed(refused[::-1], result, now))
+        while self._questions:  # their askers may ask again
+            self._carry_out(self._router.on_read(self._questions.take(), None, now))
+
+    # --- reads ---
+
+    def _do(self, reads: list[StoreRead]) -> None:
+        """Do reads, as far as the messages that they would find are committed."""
+        for at, read in enumerate(reads):
+            if self._groups.concerns(read.request):
+                self._commit(self._groups.take_all())
+                if self._is_blocked():
+                    self._ready = reads[at:]
+                    return
+            self._read(read)
 
     def _read(self, read: StoreRead) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from bester.broker.wire.messages import Meta
 
@@ -351,12 +351,21 @@ class Bounds:
     """Above it a new one replaces the oldest: all of their senders have had their reports."""
 
 
+Fault = Literal["storage-full", "storage-unavailable"]
+"""Codes of a group that was not written: no room, or a store that cannot be written for another reason."""
+
+
 class Committed(NamedTuple):
     """The result of a group of writes. `ok` is False where nothing was written (no room, a broken disk, a value that no
-    store can hold), and `why` says so for people: its Enqueues, RecordRemotes and SaveLanes are given up, the others
-    are written as soon as they can be. `repeated` has the numbers of duplicates among the Enqueues and RecordRemotes,
-    with the outcomes of the first ones (None: not ended)."""
+    store can hold); `code` is the reason and `why` its text for people. Its Enqueues, RecordRemotes and SaveLanes are
+    given up, the others are written as soon as they can be. `repeated` has the numbers of duplicates among the Enqueues
+    and RecordRemotes, with the outcomes of the first ones (None: not ended).
+
+    `busy`: another process writes to the store. The store has done nothing with the group, which is to be committed
+    again, or given to `Store.hold_back`."""
 
     ok: bool
     repeated: Mapping[int, str | None] = {}
     why: str = ""
+    code: Fault = "storage-full"
+    busy: bool = False

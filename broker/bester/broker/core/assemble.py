@@ -24,6 +24,7 @@ from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.peers import Peers
+from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.questions import Questions
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.relays import Relays
@@ -64,6 +65,7 @@ class Units:
     ingress: Ingress
     inbound_lanes: InboundLanes
     peers: Peers
+    answers: PendingAnswers
     restarts: Restarts
     questions: Questions
     reports: Reports
@@ -132,12 +134,13 @@ def assemble(
         strangers=Strangers(settings, reports, out),
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
+    answers = PendingAnswers(out)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        bridges=bridges, restarts=restarts, process_of=around.process_of, is_stopped=around.is_stopped,
+        bridges=bridges, answers=answers, restarts=restarts, process_of=around.process_of, is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
-        dispatcher, ingress, inbound_lanes, peers, restarts, questions, reports, directory, workers, deliveries, queues,
-        mailboxes, relays, reporters, dead_letters,
+        dispatcher, ingress, inbound_lanes, peers, answers, restarts, questions, reports, directory, workers,
+        deliveries, queues, mailboxes, relays, reporters, dead_letters,
     )  # fmt: skip

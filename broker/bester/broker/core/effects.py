@@ -52,7 +52,9 @@ NoticeEvent = Literal[
     "server-lost",
     "server-reached",
     "storage-full",
+    "storage-unavailable",
     "store-unreadable",
+    "store-waits",
     "suspected",
 ]
 
@@ -99,9 +101,10 @@ ShellCall = Verify | Notice | LookUp | Restart
 class Effects:
     """Effects of one call of the router, which its shell carries out in this order:
 
-    `writes`  on disk before any of the messages is sent
+    `writes`  on disk as soon as the store can be written; then `Router.on_committed` has the messages that follow
     `reads`   answered afterwards, by `Router.on_read`
-    `messages`  by link, each link's in order; a message that cannot be sent is given to `Router.on_undeliverable`
+    `messages`  that depend on none of the writes, by link, each link's in order; a message that cannot be sent is given
+    to `Router.on_undeliverable`
     `calls`   passwords to check, names to look up, processes to restart, lines for the log
     """
 

@@ -132,10 +132,10 @@ class Inspection(NamedTuple):
     `peers` counts the peers that have sent HELLO by role, `strangers` the links that sent something else, `users` and
     `sessions` who is connected by way of the bridges. `logins` counts the passwords that are being checked.
 
-    `cases` counts the messages whose report is due, `jobs` those of their messages that handlers hold or that wait
-    for one (`job_bytes`: their bodies), `unplaced` the native servers' messages that wait for a name to be looked up.
-    `deliveries` counts what bridges have not confirmed yet, `transfers` what other servers have not answered yet, by
-    lane (the key of the queue in which it would wait).
+    `cases` counts the messages whose report is due, `answers` those whose answer waits for a commit, `jobs` those of
+    their messages that handlers hold or that wait for one (`job_bytes`: their bodies), `unplaced` the native servers'
+    messages that wait for a name to be looked up. `deliveries` counts what bridges have not confirmed yet, `transfers`
+    what other servers have not answered yet, by lane (the key of the queue in which it would wait).
 
     `lanes` is by (server, type), `resume` by the prefix that the ids of a bridge's messages have, `bounds` by what is
     bounded.
@@ -147,6 +147,7 @@ class Inspection(NamedTuple):
     sessions: int
     logins: int
     cases: int
+    answers: int
     jobs: int
     job_bytes: int
     unplaced: int

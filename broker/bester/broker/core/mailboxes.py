@@ -37,7 +37,7 @@ class Mailboxes:
     def must_queue(self, user: str) -> bool:
         """Return whether a new message for this user goes behind ready ones."""
         queue = self._queues.get(mailbox(user))
-        return queue is not None and queue.ready > 0
+        return queue is not None and queue.is_ahead
 
     def on_login(self, user: str, now: float) -> None:
         """Deliver a user's mailbox: they have a connection, or one more."""
@@ -67,22 +67,36 @@ class Mailboxes:
         self._queues.fetch(queue, limits.window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
-        """Deliver the messages that were fetched to every connection of their user."""
+        """Deliver the messages that were fetched, once their mark is on disk."""
         if not entries:
             self.advance(queue, now)
-            return
-        if queue.discard_as is not None:
+        elif queue.discard_as is not None:
+            self._discard(queue, entries, queue.discard_as, now)
+        elif self._directory.places(owner_of(queue.key)) is None:
             for entry in entries:
-                self._queues.end(entry, queue.discard_as)
-                self._became(entry, queue.discard_as, now)
-            self._later[owner_of(queue.key)] = None  # the rest at the next tick: other users come between
+                self._queues.requeue(entry.number)
+        else:
+            self._queues.mark_sent(
+                queue, entries, lambda marked, now: self._on_marked(queue, entries, marked, now), now
+            )
+
+    def _discard(self, queue: Queue, entries: Sequence[Entry], outcome: str, now: float) -> None:
+        for entry in entries:
+            self._queues.end(entry, outcome)
+            self._became(entry, outcome, now)
+        self._later[owner_of(queue.key)] = None  # the rest at the next tick: other users come between
+
+    def _on_marked(self, queue: Queue, entries: Sequence[Entry], marked: set[int], now: float) -> None:
+        """Deliver messages to every connection of their user. The user may have left, or the account may have been
+        removed, while the mark was written."""
+        if queue.discard_as is not None:
+            self._discard(queue, entries, queue.discard_as, now)
             return
         places = self._directory.places(owner_of(queue.key))
         if places is None:
             for entry in entries:
-                self._queues.requeue(entry.number)
+                self._queues.requeue(entry.number, unsent=entry.number not in marked)
             return
-        marked = self._queues.mark_sent(queue, entries)
         for entry in entries:
             id_, _, t = entry.id.rpartition(".")
             meta: Meta = {"origin": entry.meta.get("origin")}

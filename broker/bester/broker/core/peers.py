@@ -10,6 +10,7 @@ from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
+from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.resume import BridgeResume
@@ -38,7 +39,7 @@ class Peers:
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
-        timeouts: Timeouts, relays: Relays, bridges: dict[Link, None], restarts: Restarts,
+        timeouts: Timeouts, relays: Relays, bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
@@ -50,6 +51,7 @@ class Peers:
         self._timeouts = timeouts
         self._relays = relays
         self._bridges = bridges
+        self._answers = answers
         self._restarts = restarts
         self._process_of = process_of
         self._is_stopped = is_stopped
@@ -177,7 +179,7 @@ class Peers:
                 self._unlinked.pop(prefix, None)
             peer.resume = resume
         elif peer.resume is not None:  # HELLO again on the same link: all sent before on the link is void
-            peer.resume.on_link_lost(self._out.messages.get(link, ()), now)
+            peer.resume.on_link_lost(self._unsent(link), now)
             peer.resume.relink(link, now)
         peer.prefix = prefix
         self._bridges[link] = None
@@ -226,11 +228,15 @@ class Peers:
         """Record that a bridge has lost its link; where there are too many, forget the first of them."""
         if peer.resume is None:
             return
-        peer.resume.on_link_lost(self._out.messages.get(peer.link, ()), now)
+        peer.resume.on_link_lost(self._unsent(peer.link), now)
         self._unlinked[peer.prefix] = None
         while len(self._unlinked) > self._settings.limits.max_resumes:
             prefix = next(iter(self._unlinked))
             del self._unlinked[prefix], self.resumes[prefix]
+
+    def _unsent(self, link: Link) -> list[Message]:
+        """Return the messages for a link that is lost or void which this turn, or a commit, was about to send."""
+        return [*self._answers.take(link), *self._out.messages.get(link, ())]
 
     # --- time ---
 

@@ -50,13 +50,19 @@ SPARE_NUMBERS = 64
 time."""
 
 
+OnMarked = Callable[[set[int], float], None]
+"""Called with the numbers of those messages that may have been delivered before, and the time."""
+
+
 class Queue:
     """A queue: the mailbox of a user, or the messages of one type to one server.
 
     `messages` and `size_bytes` count all of it, `inflight` and `inflight_bytes` the messages that are sent out. All
     messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
-    was ever sent. `fetching`: a read is under way. Nothing is fetched before `retry_at`; `delay_s` is the back-off, 0
-    where the last try went well. `discard_as` is the outcome of everything in the queue, where its user was removed.
+    was ever sent. `fetching`: a read is under way. `marking` counts groups of messages that were fetched and are sent
+    as soon as the disk has their mark: a new message goes behind them. Nothing is fetched before `retry_at`; `delay_s`
+    is the back-off, 0 where the last try went well. `discard_as` is the outcome of everything in the queue, where its
+    user was removed.
     """
 
     __slots__ = (
@@ -67,6 +73,7 @@ class Queue:
         "inflight",
         "inflight_bytes",
         "key",
+        "marking",
         "messages",
         "numbers",
         "retry_at",
@@ -84,6 +91,7 @@ class Queue:
         self.inflight_bytes = 0
         self.numbers: list[int] = []  # a heap: those in flight, and some that were
         self.fetching = False
+        self.marking = 0
         self.retry_at = 0.0
         self.delay_s = 0.0
         self.discard_as: str | None = None
@@ -92,6 +100,11 @@ class Queue:
     def ready(self) -> int:
         """Count of the messages that are not in flight: a new one goes behind them."""
         return self.messages - self.inflight
+
+    @property
+    def is_ahead(self) -> bool:
+        """Return whether messages of the queue are still to be sent, so that a new one goes behind them."""
+        return self.messages > self.inflight or self.marking > 0
 
 
 class _Server:
@@ -137,6 +150,8 @@ class Queues:
         self._expiring = False
         self._forget_at = now
         self._full_until = now
+        self._full_code: str = "storage-full"
+        self._marking: dict[int, tuple[Queue, set[int], OnMarked]] = {}  # by the number up to which a queue is marked
 
     # --- asking ---
 
@@ -247,7 +262,9 @@ class Queues:
 
     def _no_room(self, key: str, sharer: str | None, size: int, now: float) -> str | None:
         bounds = self._bounds
-        if now < self._full_until or self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
+        if now < self._full_until:
+            return self._full_code
+        if self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
         if is_mailbox(key):
             queue = self._queues.get(key)
@@ -267,7 +284,7 @@ class Queues:
         """Take in that a group is on disk, or is not: settle the cases of its messages, and go on with their queues."""
         touched: dict[str, None] = {}
         if not result.ok:
-            self._full_until = now + FULL_TURN_S
+            self._full_until, self._full_code = now + FULL_TURN_S, result.code
         for write in writes:
             if type(write) is End:
                 ended = self._records.get(write.number)
@@ -275,6 +292,10 @@ class Queues:
                     self._move(ended, "end written")
             elif type(write) is Enqueue or type(write) is RecordRemote:
                 self._on_written(write, result, touched)
+            elif type(write) is MarkSent and write.upto in self._marking:
+                marked, numbers, on_marked = self._marking.pop(write.upto)
+                marked.marking -= 1
+                on_marked(numbers, now)
         for key in touched:
             queue = self._queues.get(key)
             if queue is not None:
@@ -288,12 +309,15 @@ class Queues:
         state = self._move(record, "committed" if is_new else "rejected")
         if state in COUNTED:
             touched[entry.queue] = None
+            if state is State.READY and record.queue is not None:
+                # A fetch that was answered since the message was enqueued may have looked beyond its number.
+                record.queue.cursor = min(record.queue.cursor, entry.number - 1)
         if case is None:
             return
         # A message of this id that is on disk already may have ended: its outcome stands for this one.
         outcome = result.repeated.get(entry.number) or QUEUED
         if not result.ok and type(write) is Enqueue:
-            outcome = record.outcome or failed("storage-full")
+            outcome = record.outcome or failed(result.code)
         self._reports.settle(case, entry.target, outcome)
 
     # --- taking out ---
@@ -345,20 +369,26 @@ class Queues:
                 fresh.append(entry)
         return queue, fresh, expired
 
-    def mark_sent(self, queue: Queue, entries: Sequence[Entry]) -> set[int]:
-        """Note that messages in flight are sent now. Returns the numbers of those that may have been delivered before:
-        sent once without proof of the contrary, or marked `repeated`."""
+    def mark_sent(self, queue: Queue, entries: Sequence[Entry], on_marked: OnMarked, now: float) -> None:
+        """Mark messages in flight as sent, and call `on_marked`, which sends them, when the mark is on disk or was held
+        back: a message must not be sent again unmarked after a crash.
+
+        `on_marked` gets the numbers of those that may have been delivered before: sent once without proof of the
+        contrary, or marked `repeated`."""
         before, last = queue.sent_upto, entries[-1].number
-        if last > before:
-            queue.sent_upto = last
-            self._out.writes.append(MarkSent(queue.key, last))
         numbers: set[int] = set()
         for entry in entries:
             record = self._records[entry.number]
             if entry.meta.get("repeated") or (entry.number <= before and not record.unsent):
                 numbers.add(entry.number)
             record.unsent = False
-        return numbers
+        if last <= before:
+            on_marked(numbers, now)
+            return
+        queue.sent_upto = last
+        queue.marking += 1
+        self._marking[last] = queue, numbers, on_marked
+        self._out.writes.append(MarkSent(queue.key, last))
 
     def requeue(self, number: int, *, unsent: bool = False) -> None:
         """Requeue an in-flight message at the head of its queue. `unsent`: it is known not to have been delivered."""

@@ -91,7 +91,7 @@ class Relays:
         link = self._link(route)
         queue = self._queues.get(key)
         busy = queue is not None and (
-            queue.ready or queue.delay_s or job.repeated
+            queue.is_ahead or queue.delay_s or job.repeated
         )  # a duplicate goes behind the queue, which may hold the first
         if route.ordered and not busy:
             busy = self.transfers.has_any(key)
@@ -269,17 +269,27 @@ class Relays:
             self._queues.fetch(queue, window - queue.inflight, self.on_fetched)
 
     def on_fetched(self, queue: Queue, entries: Sequence[Entry], now: float) -> None:
-        """Send the messages that were fetched."""
+        """Send the messages that were fetched, once their mark is on disk."""
         if not entries:
             self.advance(queue, now)
             return
         route = self._settings.routes.get(owner_of(queue.key))
-        link = None if route is None else self._link(route)
-        if link is None or route is None:
+        if route is None or self._link(route) is None:
             for entry in entries:
                 self._queues.requeue(entry.number)
             return
-        marked, stored_s = self._queues.mark_sent(queue, entries), self._queues.clock.stored(now)
+        self._queues.mark_sent(
+            queue, entries, lambda marked, now: self._on_marked(queue, route, entries, marked, now), now
+        )
+
+    def _on_marked(self, queue: Queue, route: Route, entries: Sequence[Entry], marked: set[int], now: float) -> None:
+        """Send messages to their server, whose link may have been lost while the mark was written."""
+        link = self._link(route)
+        if link is None:
+            for entry in entries:
+                self._queues.requeue(entry.number, unsent=entry.number not in marked)
+            return
+        stored_s = self._queues.clock.stored(now)
         for entry in entries:
             again = entry.number in marked
             transfer = Transfer(entry, entry.target, link, route, now + self._limits.relay_s, None, again)

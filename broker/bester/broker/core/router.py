@@ -3,8 +3,9 @@
     router = Router(settings, epoch="…", first_token=…, now=now, snapshot=store.open())
     effects = router.receive_all(link, messages, now)
 
-The shell commits the effects' writes before it sends any of their messages, then calls `on_committed`; it reads their
-reads, and calls `on_read` with each answer. Both return more effects.
+The shell commits the effects' writes as soon as it can, then calls `on_committed`, whose effects have what depends on
+them; it does their reads, and calls `on_read` with each answer. The messages of the effects depend on none of the
+writes.
 
 The router knows the peers, the permissions of each, and which have fallen silent; the way of a message is the
 dispatcher's. Bad input from a link never raises here.
@@ -24,6 +25,7 @@ from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
+from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -105,6 +107,7 @@ class Router:
         self._peers = units.peers
         self._by_link = units.peers.by_link
         self._relays = units.relays
+        self._answers = units.answers
         self._missing: dict[str, str] = {}
         if snapshot.queues or snapshot.dead:
             self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
@@ -154,9 +157,14 @@ class Router:
                 self._dispatcher.feed(peer.worker, now)
         return self._take()
 
-    def _take(self) -> Effects:
+    def _take(self, committed: Sequence[Write] = ()) -> Effects:
         if self._inbound_lanes.has_writes:
             self._inbound_lanes.flush()
+        if self._out.writes and self._out.messages:
+            self._answers.hold()
+        for write in committed:  # after `hold`: these answers wait for no other commit
+            if type(write) in ANSWERED_AFTER:
+                self._answers.release(write)
         if self._peers.resumes:
             self._peers.count_reports()
         return self._out.take()
@@ -252,9 +260,9 @@ class Router:
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """Take in the result of a group of writes: settle the cases that waited for the group."""
         if not result.ok:
-            self._out.notice("storage-full", why=result.why)
+            self._out.notice(result.code, why=result.why)
         self._units.queues.on_committed(writes, result, now)
-        return self._take()
+        return self._take(writes)
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
         """Hand the store's answer to the unit that wanted it."""
@@ -279,7 +287,7 @@ class Router:
     @property
     def idle(self) -> bool:
         """Return whether all reports were sent."""
-        return self._units.reports.open == 0
+        return self._units.reports.open == 0 and not self._answers.count
 
     def inspect(self) -> Inspection:
         """Return counts of everything that this broker holds. They are counted at the call, which takes longer the more
@@ -295,6 +303,7 @@ class Router:
             sessions=units.directory.session_count,
             logins=sum(len(peer.logins) for peer in peers),
             cases=units.reports.open,
+            answers=units.answers.count,
             jobs=bounds["jobs"].used,
             job_bytes=bounds["job_bytes"].used,
             unplaced=units.ingress.unplaced,

@@ -14,7 +14,7 @@ from bester.broker.store_requests import Bounds, Committed, Read, Snapshot, Writ
 
 
 class Store(Protocol):
-    """The store of one broker. All calls come from one thread."""
+    """The store of one broker. Calls come from any thread, and one at a time."""
 
     def open(self) -> Snapshot:
         """Count this life and return the contents. Raises BesterError with a remedy."""
@@ -25,7 +25,11 @@ class Store(Protocol):
         Where the commit fails, nothing of the group is written. Each Enqueue, RecordRemote and SaveLane is given up;
         the other writes are held back, and come before those of the next commit, which may have none. A Bury is held
         back with the Ends of its group, for one of them may be that of the buried message; of very many the oldest is
-        given up."""
+        given up. A group that finds the store locked by another process is returned as `busy` at once, and is still the
+        caller's."""
+
+    def hold_back(self, writes: Sequence[Write]) -> None:
+        """Take a group that was `busy` for too long as one whose commit has failed."""
 
     def read(self, read: Read) -> Any:
         """Return the answer to a read of `store_requests`. Raises BesterError where the file cannot be read."""

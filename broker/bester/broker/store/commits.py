@@ -18,6 +18,7 @@ from bester.broker.store_requests import (
     End,
     Enqueue,
     Entry,
+    Fault,
     Fetch,
     FindExpired,
     PurgeOutcomes,
@@ -39,6 +40,13 @@ LETTERS_HELD_BACK_BYTES = 16 * 1024 * 1024
 """Bounds on dead letters that wait for room in memory, and on their bodies; above them the oldest is given up."""
 LOOK_AGAIN_S = 1.0
 """Pause before expired messages are looked for again, where all that were found have ended in memory alone."""
+
+
+class BusyError(BesterError):
+    """Another process holds the lock that a write needs; nothing was written."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("storage-unavailable", text)
 
 
 class UnwritableError(BesterError):
@@ -63,26 +71,31 @@ class Commits(ABC):
         return len(self._held_back)
 
     def commit(self, writes: Sequence[Write]) -> Committed:
-        """Write a group in one transaction, after the writes that are held back."""
+        """Write a group in one transaction, after the writes that are held back. A group that finds the store locked is
+        `busy`, and nothing is done with it."""
         try:
             repeated = self._write([*self._held_back.values(), *writes] if self._held_back else writes)
+        except BusyError as error:
+            return Committed(False, why=error.text, code="storage-unavailable", busy=True)
         except BesterError as error:
             if self._held_back and isinstance(error, UnwritableError):
                 self._try_alone()
                 if not self._held_back:  # the fault was among those: this group may be sound
                     return self.commit(writes)
-            self._hold_back(writes)
+            self.hold_back(writes)
             self._try_alone()
-            return Committed(False, why=error.text)
+            code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
+            return Committed(False, why=error.text, code=code)
         self._let_go(list(self._held_back))
         return Committed(True, repeated)
 
-    def _hold_back(self, writes: Sequence[Write]) -> None:
+    def hold_back(self, writes: Sequence[Write]) -> None:
+        """Give up the writes of a failed group that add to the store, and hold back the others."""
         letter = None  # the last of the group: those before it are given up no later
         for write in writes:
             if type(write) in GIVEN_UP:
                 continue
-            key = _key_of(write)
+            key = key_of(write)
             self._let_go([key])  # the latest comes last
             self._held_back[key] = write
             if isinstance(write, Bury):
@@ -92,7 +105,7 @@ class Commits(ABC):
             elif isinstance(write, Unbury):
                 self._let_go([(Bury, write.id)])
         if letter is not None:
-            self._tied.update((_key_of(write), letter) for write in writes if isinstance(write, End))
+            self._tied.update((key_of(write), letter) for write in writes if isinstance(write, End))
         while len(self._buried) > LETTERS_HELD_BACK or self._buried_bytes > LETTERS_HELD_BACK_BYTES:
             self._let_go([next(iter(self._buried))])
 
@@ -156,11 +169,11 @@ class Commits(ABC):
 
     @abstractmethod
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
-        """Write all and return the duplicates, see `Committed`; or write none and raise BesterError, UnwritableError
-        where the fault is in a write itself."""
+        """Write all and return the duplicates, see `Committed`; or write none and raise BesterError: BusyError where
+        another process holds the lock, UnwritableError where the fault is in a write itself."""
 
 
-def _key_of(write: Write) -> Hashable:
+def key_of(write: Write) -> Hashable:
     """Return a key that is equal for writes of which only the latest counts."""
     if isinstance(write, Bury):
         return Bury, write.letter.id

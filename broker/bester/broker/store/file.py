@@ -13,10 +13,12 @@ from pathlib import Path
 
 from bester.broker import database
 from bester.broker.store import schema
+from bester.broker.store_requests import Fault
 from bester.broker.wire.codes import BesterError, ConfigError
 
 BUSY_S = 2.0
-"""Patience with another process that writes to the file, which none should: the broker stands still meanwhile."""
+"""Patience at the start with another process that writes to the file. A running broker waits for no lock: the store
+driver tries again."""
 RESTORE = database.RESTORE
 MAKE_ROOM = database.MAKE_ROOM
 _NAME_YOUR_OWN = "name a file of your own as [store] url"
@@ -28,6 +30,22 @@ def why(path: Path, error: sqlite3.Error | OSError) -> str:
         return f"{path}: {error.strerror}; {MAKE_ROOM if database.is_no_room(error) else _NAME_YOUR_OWN}"
     other = "name another file as [store] url, or " if getattr(error, "sqlite_errorname", "") == "SQLITE_NOTADB" else ""
     return f"{path}: {error}; {other}{database.remedy(error)}"
+
+
+def fault_of(path: Path, error: sqlite3.Error) -> tuple[Fault, str]:
+    """Return the code and the text for a write that failed. A disk that was mounted read-only has room."""
+    if not database.is_no_room(error):
+        return "storage-unavailable", why(path, error)
+    if _is_read_only(path.parent):
+        return "storage-unavailable", f"{path}: {error}; its disk is mounted read-only, mount it for writing"
+    return "storage-full", why(path, error)
+
+
+def _is_read_only(directory: Path) -> bool:
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def claim(path: Path) -> bool:

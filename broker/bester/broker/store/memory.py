@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
-from bester.broker.store.commits import GROWING, Commits, UnwritableError
+from bester.broker.store.commits import GROWING, BusyError, Commits, UnwritableError
 from bester.broker.store.rows import pack, summed_shares, summed_up, unpack
 from bester.broker.store_requests import (
     LETTER_BYTES,
@@ -52,6 +52,7 @@ from bester.broker.wire.outcomes import QUEUED
 
 MAX_NUMBER = 2**63
 """Bound on numbers: a file could not hold a higher one."""
+LOCKED = "the store in memory is told to be locked; end what writes to it"
 FULL = "the store in memory is told to be full; make room in it"
 STALE_PART = 2
 """Share of the heap of expiries that may be of ended messages before they are thrown out."""
@@ -85,13 +86,15 @@ class MemoryStore(Commits):
     """A store that ends with the process. To `open` it again is a restart of the broker; `copy` returns what a crash
     leaves.
 
-    While `full` is set nothing can be added; while `broken` is set nothing can be written at all.
+    While `full` is set nothing can be added; while `broken` is set nothing can be written at all; while `locked` is
+    set another process seems to hold the lock for writing.
     """
 
     def __init__(self, *, epoch: str | None = None, dead_letters: int = 10_000) -> None:
         super().__init__()
         self.full = False
         self.broken = False
+        self.locked = False
         self._epoch = epoch or secrets.token_hex(8)
         self._name = self._epoch  # the epoch that the store was made with
         self._nameless = 0  # lives that could not be counted at their start
@@ -184,6 +187,8 @@ class MemoryStore(Commits):
     # --- writing ---
 
     def _write(self, writes: Sequence[Write]) -> dict[int, str | None]:
+        if self.locked:
+            raise BusyError(LOCKED)
         if self.broken or (self.full and any(type(write) in GROWING for write in writes)):
             raise BesterError("storage-full", FULL)
         for write in writes:  # all of them are sound, or none is written

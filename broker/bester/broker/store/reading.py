@@ -20,8 +20,9 @@ from bester.broker.store_requests import (
     lane,
 )
 
-_COLUMNS = "number, box, id, target, type, body, sender, expires_s, meta"
-_BARE = _COLUMNS.replace("body", "x''")
+_BARE = "number, box, id, target, type, x'', sender, expires_s, meta"
+_BODY = "CASE WHEN shared IS NULL THEN body ELSE (SELECT body FROM body WHERE serial = shared) END"
+_COLUMNS = _BARE.replace("x''", _BODY)
 
 _Row = tuple[Any, ...]
 
@@ -126,6 +127,8 @@ def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
 
 def _entry_of(row: _Row) -> Entry:
     number, box, id_, target, type_, body, sender, expires_s, meta = row
+    if body is None:
+        raise ValueError("a body is missing")
     return Entry(
         number, read_text(box), read_text(id_), read_text(target), read_text(type_), body,
         None if sender is None else read_text(sender), expires_s, unpack(meta),

@@ -79,7 +79,25 @@ _SERVER = (
     "CREATE TABLE native_peer (address TEXT PRIMARY KEY, reports INTEGER NOT NULL) WITHOUT ROWID",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER)
+# A body of several entries is in `body`, and `shared` of each names it. The entries count the references: with the last
+# one, the body is deleted.
+_SHARED = (
+    "CREATE TABLE body (serial INTEGER PRIMARY KEY, body BLOB NOT NULL)",
+    "ALTER TABLE entry ADD COLUMN shared INTEGER",
+    "CREATE INDEX entry_shared ON entry (shared) WHERE shared IS NOT NULL",
+    """
+    CREATE TRIGGER entry_ended AFTER UPDATE OF shared ON entry WHEN OLD.shared IS NOT NULL AND NEW.shared IS NULL BEGIN
+        DELETE FROM body WHERE serial = OLD.shared AND NOT EXISTS (SELECT 1 FROM entry WHERE shared = OLD.shared);
+    END
+    """,
+    """
+    CREATE TRIGGER entry_deleted AFTER DELETE ON entry WHEN OLD.shared IS NOT NULL BEGIN
+        DELETE FROM body WHERE serial = OLD.shared AND NOT EXISTS (SELECT 1 FROM entry WHERE shared = OLD.shared);
+    END
+    """,
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER, _SHARED)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

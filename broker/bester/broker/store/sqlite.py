@@ -1,8 +1,8 @@
 """A store in one SQLite file with a write-ahead log: a commit survives the end of the process at any point, and with
 `synchronous` full a power cut as well.
 
-Commits run on the caller's thread: with all commits of a turn of the loop in one, that was measured to be faster than a
-thread of their own.
+Commits run on the caller's thread, whichever that is: the store driver commits on the loop's own as long as the disk is
+quick, for a thread costs more than a small commit. No call waits for a lock of another process once the store is open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from bester.broker import database
 from bester.broker.store import file, schema
-from bester.broker.store.commits import GIVEN_UP, Commits, UnwritableError
+from bester.broker.store.commits import GIVEN_UP, BusyError, Commits, UnwritableError
 from bester.broker.store.reading import answer
 from bester.broker.store.rows import read_text, summed_shares, unpack
 from bester.broker.store.writing import (
@@ -111,6 +111,7 @@ class SqliteStore(Commits):
         self._no_room: str | None = None  # why there was no room at the start
         self._unwritten: tuple[str, int] | None = None  # the name and count of this life, until they can be written
         self._again_at = 0.0
+        self._busy_s = file.BUSY_S  # patience with a lock of another process: none once the store is open
         self._to_forget: tuple[float, int] | None = None  # see `forget_from`
 
     # --- opening ---
@@ -122,10 +123,14 @@ class SqliteStore(Commits):
         and then leaves the file unchanged."""
         self.close()
         self._alone, self._no_room, self._looked_through = False, None, None
+        self._busy_s = file.BUSY_S
         self._stands_in = not file.claim(self.path) and not self._create()
         try:
             self._connect()
-            return self._begin()
+            snapshot = self._begin()
+            self._busy_s = 0.0
+            self._db.execute("PRAGMA busy_timeout = 0").close()
+            return snapshot
         except (sqlite3.Error, TypeError, ValueError) as error:
             self.close()
             raise self._unopened(error) from None
@@ -158,11 +163,11 @@ class SqliteStore(Commits):
         open the file without that, until there is some. Where there was no room for the file itself, a database in
         memory stands in, to which nothing is written."""
         if self._stands_in:
-            self._connection = sqlite3.connect(":memory:", isolation_level=None)
+            self._connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             schema.migrate(self._connection)
             return
         try:
-            self._connection = database.connect(self.path, file.BUSY_S)
+            self._connection = database.connect(self.path, self._busy_s)
             self._ready()
             self._alone = False
         except sqlite3.Error as error:
@@ -171,7 +176,7 @@ class SqliteStore(Commits):
             self._no_room = file.why(self.path, error)
             self._alone = True
             self.close()
-            self._connection = database.connect(self.path, file.BUSY_S, alone=True)
+            self._connection = database.connect(self.path, self._busy_s, alone=True)
             self._ready()
 
     def _ready(self) -> None:
@@ -297,8 +302,12 @@ class SqliteStore(Commits):
             if isinstance(error, _UNWRITABLE):
                 raise UnwritableError("storage-full", f"{self.path}: {_UNWRITABLE_WHY} ({error!r})") from None
             if isinstance(error, sqlite3.Error):
-                self._move_log()
-                raise BesterError("storage-full", file.why(self.path, error)) from None
+                code, why = file.fault_of(self.path, error)
+                if database.is_busy(error):
+                    raise BusyError(why) from None
+                if code == "storage-full":
+                    self._move_log()
+                raise BesterError(code, why) from None
             if isinstance(error, MemoryError):
                 raise BesterError("storage-full", f"{self.path}: no memory to write it; see what takes it") from None
             if isinstance(error, BesterError) or not isinstance(error, Exception):
@@ -325,7 +334,9 @@ class SqliteStore(Commits):
                 except (BesterError, ValueError, sqlite3.Error) as error:
                     self.close()
                     self._alone = True
-                    raise self._unopened(error) from None
+                    unopened = self._unopened(error)
+                    is_busy = isinstance(error, sqlite3.Error) and database.is_busy(error)
+                    raise (BusyError(unopened.text) if is_busy else unopened) from None
         if self._stands_in:
             raise BesterError("storage-full", self._no_room or str(self.path))
 
@@ -333,7 +344,7 @@ class SqliteStore(Commits):
         """Raise BesterError where the file was removed or replaced: writes would be in no file."""
         if database.number_of(self.path) != self._file:
             fault = "the file was removed or replaced while it was open"
-            raise BesterError("storage-full", f"{self.path}: {fault}; restart the server")
+            raise BesterError("storage-unavailable", f"{self.path}: {fault}; restart the server")
 
     def _roll_back(self) -> None:
         try:
@@ -377,11 +388,14 @@ class SqliteStore(Commits):
         added_bytes = 0
         if not any(type(write) in GIVEN_UP for write in writes):
             reserve_bytes //= LETTERS_PART
+        bodies: dict[bytes, None] = {}  # a body of several entries is written once
         for write in writes:
             if isinstance(write, Enqueue | RecordRemote):
-                added_bytes += ROW_BYTES + len(write.entry.body)
+                added_bytes += ROW_BYTES
+                bodies[write.entry.body] = None
             elif isinstance(write, Bury):
                 added_bytes += ROW_BYTES + len(write.letter.body)
+        added_bytes += sum(map(len, bodies))
         if not added_bytes:
             return
         unused = self._db.execute("PRAGMA freelist_count").fetchone()[0]  # pages of messages that have ended

@@ -6,7 +6,7 @@ Nothing here begins or ends a transaction: `sqlite` makes groups of writes whole
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.store.rows import blob, pack, text, unpack
@@ -29,12 +29,18 @@ from bester.broker.store_requests import (
 
 NAMED_AT_ONCE = 500
 """Numbers in one query; older versions of SQLite allow 999."""
+SHARED_LEAST_BYTES = 1024
+"""Least length of a body that is held once for all entries of a group: below it, a row of its own costs more than the
+copies."""
 
 _INSERT = (
     "INSERT INTO entry (number, box, id, target, type, sender, expires_s, outcome, meta, size, body) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, box) DO NOTHING"
 )
+_INSERT_SHARED = _INSERT.replace("body)", "body, shared)").replace("?, ?)", "?, x'', ?)")
+_DROP_UNUSED = "DELETE FROM body WHERE serial = ? AND NOT EXISTS (SELECT 1 FROM entry WHERE shared = body.serial)"
 _END = "UPDATE entry SET outcome = ?, body = x'', size = 0"
+_UNSHARE = ", shared = NULL"
 _DROP_OLDEST = (
     "DELETE FROM letter WHERE serial IN "
     "(SELECT serial FROM letter ORDER BY serial LIMIT max(0, (SELECT count(*) FROM letter) - ?))"
@@ -60,9 +66,11 @@ _Row = tuple[Any, ...]
 def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> dict[int, str | None]:
     """Insert entries, but for duplicates, whose ids their queues have had. Returns the numbers of those, with the
     outcomes of the first ones (None: not ended). A ready message takes over the mark `repeated` of its duplicate."""
-    if db.executemany(_INSERT, map(_row_of, run)).rowcount == len(
-        run
-    ):  # row by row: copies of all bodies would be as large
+    shared = shared_bodies(run)
+    # The rows are made one by one: copies of all bodies would be as large as these.
+    rows = map(_row_of, run)
+    inserted = _insert_sharing(db, run, shared) if shared else db.executemany(_INSERT, rows).rowcount
+    if inserted == len(run):
         return {}
     numbers = [write.entry.number for write in run]
     there: set[int] = set()
@@ -81,6 +89,39 @@ def insert(db: sqlite3.Connection, run: list[Enqueue] | list[RecordRemote]) -> d
     return repeated
 
 
+def shared_bodies(run: Sequence[Any]) -> set[bytes]:
+    """Return the bodies that several of a run of Enqueues have, and that are large enough to be held once."""
+    large = [write.entry.body for write in run if len(write.entry.body) >= SHARED_LEAST_BYTES]
+    if not large[1:] or type(run[0]) is not Enqueue:
+        return set()
+    seen: set[bytes] = set()
+    shared: set[bytes] = set()
+    for body in large:
+        (shared if body in seen else seen).add(body)  # the bodies of one command are one object, which keeps its hash
+    return shared
+
+
+def _insert_sharing(db: sqlite3.Connection, run: Sequence[Any], shared: set[bytes]) -> int:
+    """Insert entries, and each shared body once. Returns how many entries were new."""
+    inserted = 0
+    serials: dict[bytes, int] = {}
+    for write in run:
+        body = write.entry.body
+        if body not in shared:
+            inserted += db.execute(_INSERT, _row_of(write)).rowcount
+            continue
+        serial = serials.get(body)
+        if serial is None:
+            added = db.execute("INSERT INTO body (body) VALUES (?)", (blob(body),)).lastrowid
+            assert added is not None
+            serial = serials[body] = added
+        bare = Enqueue(write.entry._replace(body=b""))
+        inserted += db.execute(_INSERT_SHARED, (*_row_of(bare)[:-2], len(body), serial)).rowcount
+    if inserted < len(run):  # all entries of a body may have been duplicates
+        db.executemany(_DROP_UNUSED, [(serial,) for serial in serials.values()])
+    return inserted
+
+
 def _row_of(write: Enqueue | RecordRemote) -> _Row:
     number, box, id_, target, type_, body, sender, expires_s, meta = write.entry
     outcome: str | None = None
@@ -93,8 +134,10 @@ def _row_of(write: Enqueue | RecordRemote) -> _Row:
 
 
 def _end(db: sqlite3.Connection, run: list[End]) -> None:
-    db.executemany(f"{_END} WHERE number = ?", [(text(end.outcome), end.number) for end in run if not end.forget])
-    db.executemany("DELETE FROM entry WHERE number = ?", [(end.number,) for end in run if end.forget])
+    is_sharing = db.execute("SELECT 1 FROM body LIMIT 1").fetchone() is not None
+    end = f"{_END}{_UNSHARE if is_sharing else ''} WHERE number = ?"  # setting `shared` takes half as long again
+    db.executemany(end, [(text(each.outcome), each.number) for each in run if not each.forget])
+    db.executemany("DELETE FROM entry WHERE number = ?", [(each.number,) for each in run if each.forget])
 
 
 def _rewrite(db: sqlite3.Connection, run: list[Rewrite]) -> None:

@@ -39,6 +39,7 @@ CODES: dict[str, Code] = {
     "overloaded": Code(T, "a queue is full; send less, or later"),
     "mailbox-full": Code(T, "the queue of that user is full, or the sender's share of it"),
     "storage-full": Code(T, "the server cannot store more now"),
+    "storage-unavailable": Code(T, "the server's store cannot be written now"),
     "unreachable": Code(T, "the target server cannot be reached"),
     "expired": Code(P, "not delivered within its time to live"),
     "schema": Code(P, "the data does not fit the schema of its type"),

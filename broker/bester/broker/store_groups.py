@@ -1,0 +1,145 @@
+"""Groups of writes: which of the writes of a turn are committed now, so that no commit takes long. Pure.
+
+Large bodies would otherwise decide how long a turn takes, and everybody would wait for them. New messages above the
+bound of a group wait for the next turn, and with them their cases. All other writes are committed in their own turn:
+messages that are sent at its end may depend on them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from bester.broker.store_requests import (
+    Bury,
+    End,
+    Enqueue,
+    Fetch,
+    FindDeadLetters,
+    FindOutcomes,
+    Read,
+    RecordRemote,
+    Rewrite,
+    SaveLane,
+    Write,
+)
+from bester.broker.wire.outcomes import OUTCOME_TYPE
+
+GROUP_BYTES = 2 * 1024 * 1024
+"""New messages committed in one turn, by their bodies and ENTRY_BYTES each: some 10 milliseconds of a common disk."""
+WAITING_BYTES = 16 * 1024 * 1024
+"""Bound on messages that wait for a later turn: more than that is committed at once, for memory must stay bounded."""
+ENTRY_BYTES = 200
+"""Size of a message in a group beside its body, and of any other write."""
+OUTCOME_BYTES = 40
+"""Size of an outcome of a lane."""
+
+
+def size_of(write: Write) -> int:
+    """Return about how many bytes a write takes in memory."""
+    if isinstance(write, Enqueue):
+        return ENTRY_BYTES + len(write.entry.body)
+    if isinstance(write, Bury):
+        return ENTRY_BYTES + len(write.letter.body)
+    return ENTRY_BYTES + (OUTCOME_BYTES * len(write.outcomes) if isinstance(write, SaveLane) else 0)
+
+
+class Groups:
+    """Writes in groups. A message that waits is overtaken by no write that names it, and by no read that would find it.
+
+    `group_bytes` and `waiting_bytes` are the bounds, for tests other than GROUP_BYTES and WAITING_BYTES.
+    """
+
+    def __init__(self, group_bytes: int = GROUP_BYTES, waiting_bytes: int = WAITING_BYTES) -> None:
+        self._group_bytes = self._room_bytes = group_bytes
+        self._most_waiting_bytes = waiting_bytes
+        self._waiting: deque[tuple[Enqueue, int]] = deque()  # with their sizes
+        self._waiting_bytes = 0
+        self._named: set[int | str] = set()  # numbers and ids of those
+        self._body: bytes | None = None  # of the latest message: the next one of the same command takes no body more
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether messages wait, and this turn has room for some."""
+        return bool(self._waiting) and self._room_bytes > 0
+
+    def begin_turn(self) -> None:
+        """Give a new turn its room."""
+        self._room_bytes = self._group_bytes
+
+    def take(self, writes: Sequence[Write]) -> Sequence[Write]:
+        """Return the group to commit now: messages that wait, and then these writes but for new messages above the
+        bound."""
+        if not self._waiting:
+            size = sum([ENTRY_BYTES + len(write.entry.body) for write in writes if type(write) is Enqueue])
+            if size <= self._room_bytes:  # almost always
+                self._room_bytes -= size
+                return writes
+        group: list[Write] = []
+        self._take_waiting(group)
+        for write in writes:
+            if type(write) is Enqueue:
+                self._take_or_wait(write, group)
+                continue
+            if self._waiting and self._names(write):
+                group += self.take_all()
+            group.append(write)
+        self._body = None
+        if self._waiting_bytes > self._most_waiting_bytes:
+            self._room_bytes = self._waiting_bytes - self._most_waiting_bytes
+            self._take_waiting(group)
+        return group
+
+    def take_all(self) -> list[Write]:
+        """Return all messages that wait, for a group."""
+        waiting: list[Write] = [write for write, _ in self._waiting]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._named.clear()
+        return waiting
+
+    def concerns(self, read: Read) -> bool:
+        """Return whether the answer to a read may depend on a message that waits."""
+        if not self._waiting or isinstance(read, FindDeadLetters):
+            return False
+        entries = (write.entry for write, _ in self._waiting)
+        if isinstance(read, Fetch):
+            return any(entry.queue == read.queue for entry in entries)
+        if isinstance(read, FindOutcomes):
+            return any(entry.sender == read.sender for entry in entries)
+        return True
+
+    def _take_or_wait(self, write: Enqueue, group: list[Write]) -> None:
+        entry = write.entry
+        # The rest of a command comes with its beginning, so that the store has the body once. A late outcome comes with
+        # the end of its message: a crash must not come between the two.
+        is_rest, self._body = entry.body is self._body, entry.body
+        size = ENTRY_BYTES if is_rest else ENTRY_BYTES + len(entry.body)
+        if entry.type == OUTCOME_TYPE or (not self._waiting and (self._room_bytes > 0 or is_rest)):
+            self._room_bytes -= size
+            group.append(write)
+        else:
+            self._waiting.append((write, size))
+            self._waiting_bytes += size
+            self._named.update((entry.number, entry.id))
+
+    def _take_waiting(self, group: list[Write]) -> None:
+        """Move messages that wait into a group, oldest first, as far as the turn has room; a command's messages
+        together."""
+        waiting, body = self._waiting, None
+        while waiting and (self._room_bytes > 0 or waiting[0][0].entry.body is body):
+            write, size = waiting.popleft()
+            body = write.entry.body
+            self._room_bytes -= size
+            self._waiting_bytes -= size
+            self._named.difference_update((write.entry.number, write.entry.id))
+            group.append(write)
+
+    def _names(self, write: Write) -> bool:
+        """Return whether a write names a message that waits."""
+        if isinstance(write, RecordRemote):
+            return write.entry.number in self._named or write.entry.id in self._named
+        return isinstance(write, End | Rewrite) and write.number in self._named

@@ -1,0 +1,172 @@
+"""The core while a commit is pending: what depends on the commit waits, and all else goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.core.settings import Limits
+from bester.broker.wire.messages import Close, Confirm, Deliver, Open
+from tests.unit import core_resume_stand
+from tests.unit.core_office import Office
+from tests.unit.core_office import bodies_of as relayed
+from tests.unit.core_post import Post, bodies_of, numbered, town
+from tests.unit.core_stand import Stand
+
+
+def unlock(stand: Stand) -> None:
+    stand.store.locked = False
+    stand.commit()
+
+
+# --- mailboxes ---
+
+
+def test_mailbox_waits_for_its_mark_and_nothing_overtakes_it() -> None:
+    stand = town()
+    post = Post(stand)
+    post.queues(b"1", b"2")
+    stand.store.locked = True
+    bob = stand.bridge("bob", name="b")
+    kept = post.sends("bob", body=b"3")
+    for _ in range(3):
+        post.sends("alice")
+        stand.deliver(post.bridge)
+    assert stand.heard_of(bob, Deliver) == []
+    unlock(stand)
+    assert bodies_of(stand.heard_of(bob, Deliver)) == [b"1", b"2", b"3"]
+    assert post.outcomes(kept) == {"bob": "queued"}
+    stand.say(bob, Confirm(3, []))
+    assert stand.mail("bob") == []
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_user_who_leaves_while_the_mark_is_written_has_the_message_later(known: bool) -> None:
+    stand = town()
+    post = Post(stand)
+    post.queues(b"1")
+    if known:  # a first delivery of which nobody knows the end
+        first = stand.bridge("bob", name="x")
+        assert len(stand.heard_of(first, Deliver)) == 1
+        stand.say(first, Close(1))
+        stand.say(first, Confirm(1, [], [[1, 0, "unconfirmed"]]))
+        post.queues(b"2")
+    stand.store.locked = True
+    bob = stand.bridge("bob", name="b")
+    stand.say(bob, Close(1))
+    unlock(stand)
+    assert stand.heard_of(bob, Deliver) == []
+    stand.say(bob, Open(2, "bob"))
+    got = stand.heard_of(bob, Deliver)
+    assert [(each.body, each.meta.get("redelivered")) for each in got] == (
+        [(b"1", True), (b"2", None)] if known else [(b"1", None)]
+    )
+
+
+def test_user_who_comes_back_while_the_mark_is_written_has_the_message_once() -> None:
+    stand = town()
+    Post(stand).queues(*numbered(3))
+    stand.store.locked = True
+    bob = stand.bridge("bob", name="b")
+    stand.say(bob, Close(1))
+    stand.say(bob, Open(2, "bob"))
+    stand.say(bob, Open(3, "bob"))
+    unlock(stand)
+    got = stand.heard_of(bob, Deliver)
+    assert bodies_of(got) == numbered(3)
+    assert sorted(got[0].targets[0][1:]) == [2, 3]
+
+
+def test_account_that_is_removed_while_the_mark_is_written_has_no_messages() -> None:
+    stand = town()
+    post = Post(stand)
+    post.queues(b"1")
+    stand.store.locked = True
+    bob = stand.bridge("bob", name="b")
+    stand.take(stand.router.on_account_removed("bob", stand.now))
+    unlock(stand)
+    stand.tick()
+    assert stand.heard_of(bob, Deliver) == []
+    assert stand.state.queues.messages == 0
+
+
+# --- other servers ---
+
+
+def test_lane_waits_for_its_mark_and_keeps_its_order() -> None:
+    office = Office()
+    office.queues(b"1", b"2")
+    office.stand.store.locked = True
+    assert office.up() == []
+    kept = office.sends("s2", body=b"3")
+    assert office.relays() == []
+    unlock(office.stand)
+    assert relayed(office.relays()) == [b"1", b"2", b"3"]
+    assert office.outcomes(kept) == {"s2": "queued"}
+
+
+def test_link_that_is_lost_while_the_mark_is_written_leaves_the_messages_unmarked() -> None:
+    office = Office()
+    office.queues(b"1")
+    office.stand.store.locked = True
+    office.up()
+    office.down()
+    unlock(office.stand)
+    assert office.relays() == []
+    (relay,) = office.up()
+    assert (relay.body, relay.meta.get("again")) == (b"1", None)
+
+
+# --- answers ---
+
+
+def test_report_on_a_dead_letter_waits_and_another_report_does_not() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.request(chat)
+    stand.wait(2.0)
+    assert stand.state.answers == 1
+    bridge.submits(2)
+    stand.answer(chat)
+    assert [report.token for report in bridge.reports()] == [2]
+    unlock(stand)
+    assert [report.token for report in bridge.reports()] == [1]
+    assert stand.state.answers == 0
+    assert len(stand.dead()) == 1
+
+
+def test_report_that_waits_is_not_lost_with_its_link() -> None:
+    stand, bridge, chat = core_resume_stand.town(Limits(attempts=1, request_s=1.0))
+    stand.store.locked = True
+    bridge.submits(1)
+    stand.request(chat)
+    stand.wait(2.0)
+    bridge.relinks()
+    bridge.submits(1, attempt=2)
+    assert [(report.token, report.reason) for report in bridge.reports()] == [(1, "timeout")]
+    unlock(stand)
+    assert bridge.reports() == []
+    assert stand.heard(chat) == [], "processed once"
+    assert len(stand.dead()) == 1
+
+
+# --- refusals ---
+
+
+def test_store_that_is_away_is_the_reason_until_it_can_be_written() -> None:
+    stand = town()
+    post = Post(stand)
+    stand.store.locked = True
+    first = post.sends("bob")
+    stand.wait(6.0)
+    assert post.outcomes(first) == {"bob": "failed:storage-unavailable"}
+    assert post.outcomes(post.sends("bob")) == {"bob": "failed:storage-unavailable"}
+    stand.wait(2.0)
+    assert post.outcomes(post.sends("bob")) == {"bob": "failed:storage-unavailable"}, "at once, without a wait"
+    post.sends("alice")
+    stand.deliver(post.bridge)
+    stand.store.locked = False
+    stand.wait(2.0)
+    post.queues(b"9")
+    assert stand.mail("bob") == [b"9"]
+    assert stand.state.queues.messages == 1
