@@ -89,6 +89,18 @@ def echoes(port: int) -> bool:
     return False
 
 
+@contextmanager
+def floor(folder: Path) -> Iterator[Side]:
+    """The same libraries without bookkeeping: the least that this kind of server costs."""
+    port, endpoint = free_port(), f"ipc://{folder}/floor.sock"
+    script = str(Path(__file__).with_name("floor_server.py"))
+    with ExitStack() as stack:
+        server = stack.enter_context(Running("floor", [sys.executable, script, str(port), endpoint], folder))
+        handler = stack.enter_context(Running("floor handler", [sys.executable, script, "handler", endpoint], folder))
+        server.wait_until(lambda: echoes(port))
+        yield Side("floor", "bester", port, {"server": server, "handler": handler})
+
+
 def _bester(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("bester")), *arguments]
 
