@@ -268,8 +268,13 @@ def instructions_by_stage(
     messages = _rounds(plan.counted, batch) * batch * CONNECTIONS
     told(f"counting instructions, batches of {batch}")
     wanted = [EMPTY, WHOLE, *STAGES]
-    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1)) as pool:  # counts do not depend on what else is running
-        runs = list(pool.map(lambda stage: _under_valgrind(program, marks, batch, plan, stage), wanted))
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # counts do not depend on what else is running
+        pending = [pool.submit(_under_valgrind, program, marks, batch, plan, stage) for stage in wanted]
+        try:
+            runs = [each.result() for each in pending]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that have begun end by themselves
+            raise
     counted, visits = runs[0]
     own = counted / visits
     by_stage = {
