@@ -1,115 +1,147 @@
-"""`python -m tests.benchmarks`: Bester beside nats-server and nats-py, in turn, on this machine.
+"""`python -m tests.benchmarks`: measure Bester on this machine, and write the results to files and to the page.
 
-The benchmark installs and compiles missing programs, starts every side once, gives each the same jobs in turn (A B A B
-…), prints a table and ends everything that was started. The exit status says whether measuring worked, never how the
-figures look.
+Without a choice: Bester beside nats-server and nats-py and the floor, in turn. Everything that is started listens on
+loopback and is ended by its process id. The exit status says whether measuring worked, never how the figures look.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 
-from tests.benchmarks import report, sides
-from tests.benchmarks.figures import Job, Run, parse_run
+from tests.benchmarks import idle, overload, page, path_cost, report, results
+from tests.benchmarks.comparison import compare, jobs, makers, result_of
+from tests.benchmarks.overload_plan import FULL, SHORT, Cell, Honest
 from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, require_nats_py
-from tests.benchmarks.sides import Side
 
-SLOWEST_RATE = 500  # round trips a second below which a run is given up
-LEAST_DEADLINE_S = 60  # for short runs on a machine that stutters
-
-Measured = dict[Job, dict[str, list[Run]]]  # by job and name of the side
+Told = Callable[[str], None]
 
 
-def jobs(messages: int, payloads: Sequence[int]) -> list[Job]:
-    """Return the pipelined and the closed-loop job for each size; a tenth as many messages again warm up."""
-    alone = max(messages // 10, 100)  # a closed loop takes about ten times as long
-    return [
-        Job(body_bytes, connections, depth, count, count // 10)
-        for body_bytes in payloads
-        for connections, depth, count in ((8, 50, messages), (1, 1, alone))
-    ]
+def raise_descriptors() -> None:
+    """Take as many descriptors as the system allows: the programs started here inherit the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def measure(generator: Path, side: Side, job: Job) -> Run:
-    """Let one side do one job; BenchmarkError when an answer was wrong, missing or late."""
-    deadline_s = max(LEAST_DEADLINE_S, (job.messages + job.warm) // SLOWEST_RATE)
-    numbers = (side.port, job.connections, job.depth, job.messages, job.warm, job.body_bytes, deadline_s)
-    command = [str(generator), side.protocol, *map(str, numbers), *side.watched()]
-    try:  # the load generator bounds itself; this is for one that is broken
-        done = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s + 60, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"{side.name}, {job.title}: the load generator did not end by itself") from error
-    if done.returncode != 0:
-        raise BenchmarkError(f"{side.name}, {job.title}, {job.body_bytes} bytes: {done.stderr.strip()}")
-    return parse_run(done.stdout)
-
-
-def compare(all_jobs: Sequence[Job], rounds: int, with_split: bool, console: Console) -> Measured:
-    """Run every job on every side in turn, `rounds` times."""
-    makers: list[Callable[[Path], AbstractContextManager[Side]]] = [sides.nats, sides.bester_up]
-    if with_split:
-        makers.append(sides.bester_split)
-    with ExitStack() as stack:
-        # Short, for the path of an ipc socket must fit into 107 bytes.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-")))
-        status = stack.enter_context(console.status("compiling the load generator"))
-        generator = load_generator(folder)
-        started = []
-        for number, maker in enumerate(makers):
-            status.update(f"starting {maker.__name__.replace('_', ' ')}")
-            own = folder / str(number)
+def measure_overload(*, short: bool, apart: bool, told: Told) -> results.Overload:
+    """Measure a server under more than it can do."""
+    plan = SHORT if short else FULL
+    described = report.machine()
+    with report.short_folder() as name:
+        folder = Path(name)
+        for program in ("flood", "honest"):
+            load_generator(folder, program)
+        quiet: dict[str, Honest] = {}
+        cells: list[Cell] = []
+        for layout in ("up", "apart") if apart else ("up",):
+            own = folder / layout
             own.mkdir()
-            started.append(stack.enter_context(maker(own)))
-        results: Measured = {job: {side.name: [] for side in started} for job in all_jobs}
-        for round_number in range(1, rounds + 1):
-            for job in all_jobs:
-                for side in started:
-                    status.update(f"run {round_number} of {rounds}: {job.title}, {job.body_bytes} bytes, {side.name}")
-                    results[job][side.name].append(measure(generator, side, job))
-        return results
+            told(f"{layout}: the honest user alone")
+            quiet[layout] = overload.quiet(folder, layout, own, plan)
+            cells += overload.measure(folder, layout, own, plan, told)
+    return results.Overload(described, plan.lead_s, plan.measured_s, quiet, cells)
+
+
+def measure_idle(*, short: bool, told: Told) -> results.Idle:
+    """Measure idle clients."""
+    plan, counts = (SHORT, idle.SHORT_COUNTS) if short else (FULL, idle.COUNTS)
+    described = report.machine()
+    with report.short_folder() as name:
+        folder = Path(name)
+        for program in ("flood", "honest"):
+            load_generator(folder, program)
+        cells = list(idle.measure(folder, folder, plan, counts, told))
+    return results.Idle(described, plan.measured_s, idle.FLOOD_LOAD, cells)
+
+
+def measure_path(*, short: bool, told: Told) -> results.PathCost:
+    """Measure the stages of a message's path."""
+    plan = path_cost.SHORT_PATH if short else path_cost.PathPlan()
+    described = report.machine()
+    with report.short_folder() as name:
+        return results.PathCost(described, path_cost.measure(Path(name), plan, told))
+
+
+def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
+    """Print the tables of a result, and write the result to its file."""
+    click.echo(page.text_of(name, result))
+    click.echo(f"results: {results.write(folder, name, result)}", err=True)
 
 
 @click.command()
+@click.option("--compare", "comparing", is_flag=True, help="Compare with NATS and the floor (the default).")
+@click.option("--overload", "overloading", is_flag=True, help="Ask for more than the server can do.")
+@click.option("--idle", "idling", is_flag=True, help="Hold 5,000 and 10,000 idle clients.")
+@click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
+@click.option("--page", "publishing", is_flag=True, help="Rewrite docs/benchmarks.md and its plots from the results.")
+@click.option("--apart", is_flag=True, help="--overload: measure broker, bridge and handler apart, too.")
+@click.option("--short", is_flag=True, help="--overload, --idle, --path: a first look.")
+@click.option("--results", "folder", type=click.Path(path_type=Path), default=results.MEASURED, help="Results' folder.")
 @click.option("--messages", type=click.IntRange(1000, 10_000_000), help="Messages of a pipelined run (100,000).")
 @click.option("--runs", type=click.IntRange(1, 100), help="Runs of each job on each side (5).")
 @click.option("--payload", type=click.Choice(["100", "1024"]), multiple=True, help="Bytes of a body (both).")
 @click.option("--quick", is_flag=True, help="A first look: 20,000 messages, 3 runs, 100 bytes.")
-@click.option("--split", is_flag=True, help="Measure broker, bridge and handler in three processes, too.")
+@click.option("--split", is_flag=True, help="Compare broker, bridge and handler in three processes, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every run as JSON instead of a table.")
 def main(
-    messages: int | None, runs: int | None, payload: tuple[str, ...], quick: bool, split: bool, json_wanted: bool
-) -> None:
-    """Measure Bester beside nats-server + nats-py in the same run."""
+    comparing: bool, overloading: bool, idling: bool, tracing: bool, publishing: bool, apart: bool, short: bool,
+    folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...], quick: bool, split: bool,
+    json_wanted: bool,
+) -> None:  # fmt: skip
+    """Measure Bester: beside its peers, under overload, with idle clients, or along a message's path."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that everything started is ended
     progress = Console(stderr=True)
-    payloads = [int(size) for size in payload or (("100",) if quick else ("100", "1024"))]
+    raise_descriptors()
     try:
-        with progress.status("looking for nats-server and nats-py"):
-            require_nats_py()
-            version = [nats_server(), "--version"]
-            answer = subprocess.run(version, capture_output=True, text=True, timeout=10, check=False)
-            described = report.machine(answer.stdout.rpartition(" v")[2].strip())
-        all_jobs = jobs(messages or (20_000 if quick else 100_000), payloads)
-        results = compare(all_jobs, runs or (3 if quick else 5), split, progress)
+        with progress.status("measuring") as status:
+            if overloading:
+                finish("overload", measure_overload(short=short, apart=apart, told=status.update), folder)
+            if idling:
+                finish("idle", measure_idle(short=short, told=status.update), folder)
+            if tracing:
+                finish("path", measure_path(short=short, told=status.update), folder)
+            if comparing or not (overloading or idling or tracing or publishing):
+                measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
+        if publishing:
+            click.echo(f"docs/benchmarks.md: {', '.join(page.rewrite(folder))}", err=True)
     except BenchmarkError as error:
         progress.print(f"bench: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    if json_wanted:
-        click.echo(json.dumps(report.as_json(results, described), indent=2))
+
+
+def measure_sides(
+    messages: int | None, runs: int | None, payload: tuple[str, ...], folder: Path, told: Told, *,
+    quick: bool, split: bool, raw: bool,
+) -> None:  # fmt: skip
+    """Compare the sides; print a table, or every run as JSON."""
+    told("looking for nats-server and nats-py")
+    require_nats_py()
+    answer = subprocess.run([nats_server(), "--version"], capture_output=True, text=True, timeout=10, check=False)
+    peers = {"nats_server": answer.stdout.rpartition(" v")[2].strip(), "nats_py": version("nats-py")}
+    described = report.machine(**peers)
+    payloads = [int(size) for size in payload or (("100",) if quick else ("100", "1024"))]
+    all_jobs = jobs(messages or (20_000 if quick else 100_000), payloads)
+    found = compare(all_jobs, runs or (3 if quick else 5), makers(split=split), told)
+    written = results.write(folder, "compare", result_of(found, described))
+    click.echo(f"results: {written}", err=True)
+    if raw:
+        click.echo(json.dumps(report.as_json(found, described), indent=2))
     else:
         console = Console()
         wide = console if console.is_terminal else Console(width=report.PIPED_WIDTH)
-        report.show(wide, results, described)
+        report.show(wide, found, described)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "loadgen_process.h"
+
 enum {
     SLOT_BITS = 12,             /* a message's number is its place in the run, then its slot in the connection */
     MAX_DEPTH = 1 << SLOT_BITS, /* so no more can be in flight on one connection */
@@ -39,7 +41,6 @@ enum {
     MAX_CONNECTIONS = 1024,     /* one process's usual descriptor limit */
     MAX_BODY = 1 << 19,         /* half of the server's default frame limit */
     MIN_BODY = 40,              /* the number, the keys and a little padding */
-    MAX_WATCHED = 16,           /* processes whose time is read twice in a run */
     SLACK_BYTES = 4096,         /* headers around a body; PONGs of ours that wait to be written */
     IN_BYTES = 1 << 20,         /* what one read may bring; more than the largest frame and its headers */
     SETUP_S = 15,               /* one login may wait for a busy server */
@@ -70,13 +71,6 @@ struct text {
     size_t bytes;
 };
 
-struct watched {
-    const char *label;
-    size_t label_bytes;
-    int pid;
-    double before_s, cpu_s;
-};
-
 static struct {
     bool nats;
     unsigned port, connections, depth;
@@ -90,12 +84,9 @@ static size_t body_number_at;
 static uint64_t sent, completed;
 static int64_t *latency_ns;
 static int64_t begun_ns, ended_ns;
-static double own_before_s, own_cpu_s;
-static struct watched watched[MAX_WATCHED];
-static unsigned watched_count;
 static int poller;
 
-__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
+static void fail(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -107,62 +98,16 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
     exit(1);
 }
 
-static void *room(size_t count, size_t size)
-{
-    void *found = calloc(count, size);
-    if (!found)
-        fail("out of memory");
-    return found;
-}
-
-static int64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* ---- processor time ------------------------------------------------------------------------------------------- */
-
-static double own_cpu(void)
-{
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
-           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-}
-
-/* All threads of a process, user and system, in seconds; the kernel's ticks make it good to 10 ms. */
-static double cpu_of(int pid)
-{
-    char path[64], line[1024];
-    unsigned long user = 0, system = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "r");
-    size_t bytes = file ? fread(line, 1, sizeof line - 1, file) : 0;
-    if (file)
-        fclose(file);
-    line[bytes] = 0;
-    const char *rest = strrchr(line, ')'); /* a process may call itself anything, brackets included */
-    if (!rest || sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
-        fail("process %d is gone", pid);
-    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
-}
-
 static void begin_measuring(int64_t now)
 {
     begun_ns = now;
-    own_before_s = own_cpu();
-    for (unsigned i = 0; i < watched_count; i++)
-        watched[i].before_s = cpu_of(watched[i].pid);
+    begin_cpu();
 }
 
 static void end_measuring(int64_t now)
 {
     ended_ns = now;
-    own_cpu_s = own_cpu() - own_before_s;
-    for (unsigned i = 0; i < watched_count; i++)
-        watched[i].cpu_s = cpu_of(watched[i].pid) - watched[i].before_s;
+    end_cpu();
 }
 
 /* ---- messages in flight --------------------------------------------------------------------------------------- */
@@ -365,22 +310,9 @@ static void run(struct connection *connections)
 
 /* ---- arguments and the result ------------------------------------------------------------------------------------- */
 
-static uint64_t number_argument(const char *given, const char *name, uint64_t least, uint64_t most)
-{
-    char *end;
-    errno = 0;
-    unsigned long long value = strtoull(given, &end, 10);
-    if (errno || *end || end == given || *given == '-' || value < least || value > most) {
-        fprintf(stderr, "loadgen: %s must be between %llu and %llu, not %s\n", name, (unsigned long long)least,
-                (unsigned long long)most, given);
-        exit(2);
-    }
-    return value;
-}
-
 static void read_arguments(int count, char **given)
 {
-    if (count < 9 || (strcmp(given[1], "bester") && strcmp(given[1], "nats")) || count - 9 > MAX_WATCHED) {
+    if (count < 9 || (strcmp(given[1], "bester") && strcmp(given[1], "nats"))) {
         fputs("usage: loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
               stderr);
         exit(2);
@@ -393,16 +325,7 @@ static void read_arguments(int count, char **given)
     wanted.warm = number_argument(given[6], "WARM", 0, MAX_MESSAGES);
     wanted.body_bytes = number_argument(given[7], "BODY_BYTES", MIN_BODY, MAX_BODY);
     wanted.deadline_ns = now_ns() + (int64_t)number_argument(given[8], "DEADLINE_S", 1, 3600) * 1000000000;
-    for (int i = 9; i < count; i++) {
-        const char *equals = strchr(given[i], '=');
-        size_t label_bytes = equals ? (size_t)(equals - given[i]) : 0;
-        if (!label_bytes || strspn(given[i], "abcdefghijklmnopqrstuvwxyz0123456789-") != label_bytes) {
-            fprintf(stderr, "loadgen: LABEL=PID is expected, not %s\n", given[i]);
-            exit(2);
-        }
-        int pid = (int)number_argument(equals + 1, "PID", 1, INT32_MAX);
-        watched[watched_count++] = (struct watched){.label = given[i], .label_bytes = label_bytes, .pid = pid};
-    }
+    watch_arguments(count - 9, given + 9);
 }
 
 /* A JSON object of exactly the size asked for. */
@@ -417,50 +340,17 @@ static void write_body(void)
     strcpy(body + at, after);
 }
 
-static int by_size(const void *one, const void *other)
-{
-    int64_t a = *(const int64_t *)one, b = *(const int64_t *)other;
-    return (a > b) - (a < b);
-}
-
-/* The nearest rank: the smallest time that at least `share` of all round trips did not exceed. */
-static double latency_us(double share)
-{
-    double exact = share * (double)wanted.messages;
-    uint64_t rank = (uint64_t)exact;
-    rank += (double)rank < exact;
-    return (double)latency_ns[rank ? rank - 1 : 0] / 1e3;
-}
-
-static bool same_label(unsigned i, unsigned j)
-{
-    return watched[i].label_bytes == watched[j].label_bytes &&
-           !memcmp(watched[i].label, watched[j].label, watched[i].label_bytes);
-}
-
-/* Processes of one label are one figure, printed where the label comes first. */
-static void print_watched(unsigned i)
-{
-    double cpu_s = 0;
-    for (unsigned j = 0; j < watched_count; j++) {
-        if (same_label(i, j) && j < i)
-            return;
-        cpu_s += same_label(i, j) ? watched[j].cpu_s : 0;
-    }
-    printf(",\"%.*s\":%.3f", (int)watched[i].label_bytes, watched[i].label, cpu_s);
-}
-
 static void print_result(void)
 {
     double seconds = (double)(ended_ns - begun_ns) / 1e9;
     qsort(latency_ns, wanted.messages, sizeof *latency_ns, by_size);
     printf("{\"protocol\":\"%s\",\"connections\":%u,\"depth\":%u,\"body_bytes\":%zu,\"messages\":%llu,"
-           "\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,\"cpu_s\":{\"loadgen\":%.6f",
+           "\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,",
            wanted.nats ? "nats" : "bester", wanted.connections, wanted.depth, wanted.body_bytes,
-           (unsigned long long)wanted.messages, seconds, latency_us(0.5), latency_us(0.99), latency_us(1.0), own_cpu_s);
-    for (unsigned i = 0; i < watched_count; i++)
-        print_watched(i);
-    puts("}}");
+           (unsigned long long)wanted.messages, seconds, rank_us(latency_ns, wanted.messages, 0.5),
+           rank_us(latency_ns, wanted.messages, 0.99), rank_us(latency_ns, wanted.messages, 1.0));
+    print_cpu();
+    puts("}");
 }
 
 int main(int count, char **given)

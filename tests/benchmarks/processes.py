@@ -47,11 +47,33 @@ def free_port() -> int:
         return port
 
 
+def peak_memory_bytes(pid: int) -> int:
+    """Return the most memory that a process has had resident up to now; 0 for a process that has ended."""
+    return _memory(pid, "VmHWM:")
+
+
+def memory_bytes(pid: int) -> int:
+    """Return the memory that a process has resident now; 0 for a process that has ended."""
+    return _memory(pid, "VmRSS:")
+
+
+def _memory(pid: int, field: str) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
 class Running:
-    """A process and its descendants, from `with` to its end."""
+    """A process and its descendants, from `with` to its end.
+
+    `stop_timeout_s` is the time from SIGTERM to SIGKILL at the end.
+    """
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self.name = name
+        self.stop_timeout_s = STOP_TIMEOUT_S
         self._log = folder / f"{name.replace(' ', '-')}.log"
         with self._log.open("wb") as log:
             # In a session of its own, so that Ctrl-C reaches the benchmark alone, which then ends the process in order.
@@ -87,7 +109,7 @@ class Running:
         offspring = children(self.pid)
         self._process.terminate()
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(self.stop_timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

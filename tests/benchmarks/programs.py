@@ -85,17 +85,22 @@ def require_nats_py() -> None:
     importlib.invalidate_caches()
 
 
-def load_generator(folder: Path) -> Path:
-    """Compile the load generator into `folder` and return its path."""
+def load_generator(folder: Path, name: str = "loadgen") -> Path:
+    """Compile a load generator (`loadgen`, `flood` or `honest`) into `folder` and return its path."""
+    return compiled(folder, name, ())
+
+
+def compiled(folder: Path, name: str, flags: Sequence[str]) -> Path:
+    """Compile `name`.c of this package into `folder`, with more flags for the compiler; return the result's path."""
     compiler = _debian_program("gcc", "gcc", "libc6-dev")
-    target = folder / "loadgen"
-    source = Path(__file__).with_name("loadgen.c")
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(target), str(source)]
+    target = folder / name
+    source = Path(__file__).with_name(f"{name}.c")
+    command = [compiler, "-O2", "-Wall", "-Wextra", *flags, "-o", str(target), str(source)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise BenchmarkError(f"{compiler} did not finish within {COMPILE_TIMEOUT_S:.0f} s") from error
     if done.returncode != 0:
         first = next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
-        raise BenchmarkError(f"the load generator does not compile (apt-get install gcc libc6-dev?): {first}")
+        raise BenchmarkError(f"{name}.c does not compile (apt-get install gcc libc6-dev?): {first}")
     return target

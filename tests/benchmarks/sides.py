@@ -27,6 +27,7 @@ class Side(NamedTuple):
     protocol: str  # the protocol's name in the load generator
     port: int
     processes: dict[str, Running]
+    fabric: str = ""  # the broker's endpoint, of Bester's sides
 
     def watched(self) -> list[str]:
         """Return `label=pid` of every process as they are now; a child of the server is its handler."""
@@ -88,6 +89,18 @@ def echoes(port: int) -> bool:
     return False
 
 
+@contextmanager
+def floor(folder: Path) -> Iterator[Side]:
+    """The same libraries without bookkeeping: the least that this kind of server costs."""
+    port, endpoint = free_port(), f"ipc://{folder}/floor.sock"
+    script = str(Path(__file__).with_name("floor_server.py"))
+    with ExitStack() as stack:
+        server = stack.enter_context(Running("floor", [sys.executable, script, str(port), endpoint], folder))
+        handler = stack.enter_context(Running("floor handler", [sys.executable, script, "handler", endpoint], folder))
+        server.wait_until(lambda: echoes(port))
+        yield Side("floor", "bester", port, {"server": server, "handler": handler})
+
+
 def _bester(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("bester")), *arguments]
 
@@ -108,7 +121,7 @@ def bester_up(folder: Path) -> Iterator[Side]:
     file = _configuration(folder, port, '[handlers.echo]\napp = "bester.handlers.stock.echo:app"\n')
     with Running("bester up", _bester("up", "-c", file), folder) as server:
         server.wait_until(lambda: echoes(port))
-        yield Side("bester up", "bester", port, {"server": server})
+        yield Side("bester up", "bester", port, {"server": server}, f"ipc://{folder}/data/fabric.sock")
 
 
 @contextmanager
@@ -123,4 +136,4 @@ def bester_split(folder: Path) -> Iterator[Side]:
         command = _bester("handler", "bester.handlers.stock.echo:app", "--fabric", fabric)
         handler = stack.enter_context(Running("bester handler", command, folder))
         bridge.wait_until(lambda: echoes(port))
-        yield Side("bester split", "bester", port, {"broker": broker, "bridge": bridge, "handler": handler})
+        yield Side("bester split", "bester", port, {"broker": broker, "bridge": bridge, "handler": handler}, fabric)

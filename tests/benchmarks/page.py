@@ -1,0 +1,283 @@
+"""The measured sections of docs/benchmarks.md: tables and plots from the results files, between markers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.benchmarks.idle import IdleCell
+from tests.benchmarks.overload_plan import KINDS as FLOODS
+from tests.benchmarks.overload_plan import Cell, Honest
+from tests.benchmarks.path_rig import STAGES
+from tests.benchmarks.plot import Line, bars, lines
+from tests.benchmarks.programs import ROOT, BenchmarkError
+from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Idle, Overload, PathCost, read
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+GOAL_KEPT = 0.8
+GOAL_WORST_MS = 1000.0
+LAYOUT_NAMES = {"up": "`bester up`", "apart": "broker, bridge and handler apart"}
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, its columns padded so that a terminal shows it as well."""
+    all_rows = [list(heading), *map(list, rows)]
+    widths = [max(len(row[column]) for row in all_rows) for column in range(len(heading))]
+    lines_ = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in all_rows
+    ]
+    return "\n".join([lines_[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines_[1:]])
+
+
+def machine_line(machine: Mapping[str, str]) -> str:
+    """Return the machine and the versions in one line."""
+    return " · ".join(f"{name} {value}" for name, value in machine.items())
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1000:,.1f}" if us < 10_000 else f"{us / 1000:,.0f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
+def _honest(honest: Honest | None) -> list[str]:
+    if honest is None:
+        return ["–"] * 4
+    return [_ms(honest.p50_us), _ms(honest.p99_us), _ms(honest.worst_us), _share(honest.share_good)]
+
+
+# --- overload --------------------------------------------------------------------------------------------------------
+
+OVERLOAD_HEADING = (
+    "flood", "users", "load", "served/s", "kept", "refused/s", "honest p50 ms", "p99", "worst", "good", "memory MiB",
+    "CPU: server", "handler", "generator",
+)  # fmt: skip
+
+
+def _busy(cell: Cell, *labels: str) -> str:
+    return _share(sum(cell.flood.cpu_s.get(label, 0.0) for label in labels) / cell.flood.seconds)
+
+
+def overload_rows(cells: Iterable[Cell]) -> list[list[str]]:
+    """Return a row for each cell."""
+    return [
+        [
+            cell.kind, str(cell.users), f"{cell.load} ×", "–" if cell.served is None else f"{cell.served:,.0f}",
+            _share(cell.kept), f"{cell.refused:,.0f}", *_honest(cell.honest), f"{cell.memory_bytes / 2**20:,.0f}",
+            _busy(cell, "server", "broker", "bridge"), _busy(cell, "handler"), _busy(cell, "loadgen"),
+        ]
+        for cell in cells
+    ]  # fmt: skip
+
+
+def overload_text(result: Overload) -> str:
+    """Return the tables of the overload benchmark."""
+    parts = []
+    for layout, honest in result.quiet.items():
+        p50, p99, worst, _ = _honest(honest)
+        cells = [cell for cell in result.cells if cell.layout == layout]
+        parts.append(
+            f"{LAYOUT_NAMES.get(layout, layout)}, {result.measured_s:g} s each; the honest user alone: "
+            f"p50 {p50} ms, p99 {p99} ms, worst {worst} ms."
+        )
+        parts.append(table(OVERLOAD_HEADING, overload_rows(cells)))
+    return "\n\n".join([*parts, machine_line(result.machine)])
+
+
+def overload_plots(result: Overload) -> dict[str, str]:
+    """Return the plots of the overload benchmark, by name of the file."""
+    found = {}
+    for layout in result.quiet:
+        cells = [cell for cell in result.cells if cell.layout == layout]
+        loads = sorted({cell.load for cell in cells})
+        by = {(cell.kind, cell.users, cell.load): cell for cell in cells}
+        kept, worst = [], []
+        for colour, kind in enumerate(FLOODS):
+            for users in sorted({cell.users for cell in cells}):
+                here = [by.get((kind.name, users, load)) for load in loads]
+                name = f"{kind.name}, {users} user{'s' if users > 1 else ''}"
+                shares = [cell.kept if cell else None for cell in here]
+                if any(share is not None for share in shares):
+                    kept.append(Line(name, shares, colour, dashed=users > 1))
+                times = [cell.honest.worst_us / 1000 if cell else None for cell in here]
+                worst.append(Line(name, times, colour, dashed=users > 1))
+        places = [f"{load} ×" for load in loads]
+        where = LAYOUT_NAMES.get(layout, layout).replace("`", "")
+        found[f"overload-{layout}-kept.svg"] = lines(
+            f"Share of the peak that is kept, {where}", "served at 1 × = 1", places, kept, goal=("goal 0.8", GOAL_KEPT)
+        )
+        found[f"overload-{layout}-worst.svg"] = lines(
+            f"Longest wait of an honest user, {where}", "ms", places, worst, log=True, goal=("goal 1 s", GOAL_WORST_MS)
+        )
+    return found
+
+
+# --- idle clients ----------------------------------------------------------------------------------------------------
+
+IDLE_HEADING = (
+    "idle clients", "KiB each", "p50 ms", "p99", "worst", "good", "beside a flood: p50 ms", "p99", "worst", "good",
+    "flood served/s",
+)  # fmt: skip
+
+
+def _idle_row(cell: IdleCell) -> list[str]:
+    if cell.skipped is not None:
+        return [f"{cell.clients:,}", "not measured", *["–"] * (len(IDLE_HEADING) - 2)]
+    each = "–" if cell.client_bytes is None else f"{cell.client_bytes / 1024:.1f}"
+    return [f"{cell.clients:,}", each, *_honest(cell.quiet), *_honest(cell.flooded), f"{cell.served:,.0f}"]
+
+
+def idle_text(result: Idle) -> str:
+    """Return the table of the benchmark of idle clients."""
+    skipped = [
+        f"{cell.clients:,} idle clients were not measured: {cell.skipped}." for cell in result.cells if cell.skipped
+    ]
+    return "\n\n".join([table(IDLE_HEADING, map(_idle_row, result.cells)), *skipped, machine_line(result.machine)])
+
+
+def idle_plots(result: Idle) -> dict[str, str]:
+    """Return the plot of the benchmark of idle clients, by name of the file."""
+    cells = [cell for cell in result.cells if cell.quiet is not None and cell.flooded is not None]
+    groups = {
+        "alone": [cell.quiet.p99_us / 1000 for cell in cells if cell.quiet],
+        "beside a flood": [cell.flooded.p99_us / 1000 for cell in cells if cell.flooded],
+    }
+    places = [f"{cell.clients:,} idle" for cell in cells]
+    return {"idle.svg": bars("p99 of an honest user beside idle clients", "ms", places, groups)}
+
+
+# --- the path --------------------------------------------------------------------------------------------------------
+
+
+def path_text(result: PathCost) -> str:
+    """Return the table of the path's stages."""
+    counted = [batch for batch in result.batches if batch.instructions]
+    heading = ["stage", *(f"µs, batches of {batch.batch}" for batch in result.batches)]
+    heading += [f"instructions, batches of {batch.batch}" for batch in counted]
+    rows = [
+        [stage, *(f"{batch.cpu_us[stage]:.2f}" for batch in result.batches)]
+        + [f"{batch.instructions[stage]:,}" for batch in counted]
+        for stage in STAGES
+    ]
+    rows.append(
+        ["sum of the stages", *(f"{sum(batch.cpu_us.values()):.2f}" for batch in result.batches)]
+        + [f"{sum(batch.instructions.values()):,}" for batch in counted]
+    )
+    rows.append(
+        ["whole path, no clocks inside", *(f"{batch.whole_us:.2f}" for batch in result.batches)]
+        + [f"{batch.whole_instructions:,}" for batch in counted]
+    )
+    return "\n\n".join([table(heading, rows), machine_line(result.machine)])
+
+
+def path_plots(result: PathCost) -> dict[str, str]:
+    """Return the plot of the path's stages, by name of the file."""
+    groups = {f"batches of {batch.batch}": [batch.cpu_us[stage] for stage in STAGES] for batch in result.batches}
+    return {"path.svg": bars("CPU a message, by stage", "µs", STAGES, groups)}
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+def _job(job: Mapping[str, int]) -> str:
+    closed = job["connections"] * job["depth"] == 1
+    kind = "closed loop" if closed else f"pipelined {job['connections']} × {job['depth']}"
+    return f"{kind}, {job['body_bytes']:,} B"
+
+
+def compare_text(result: Comparison) -> str:
+    """Return the table of the comparison."""
+    peers = list(dict.fromkeys(peer for side in result.sides for peer in side.against))
+    heading = [
+        "job, body",
+        "side",
+        "round trips/s",
+        "p50 µs",
+        "p99 µs",
+        "CPU µs a round trip",
+        *(f"against {peer}" for peer in peers),
+    ]
+    rows = [
+        [
+            _job(side.job), side.side, f"{side.median_rate:,.0f} ({min(side.rates):,.0f}–{max(side.rates):,.0f})",
+            f"{side.median_p50_us:,.0f}", f"{side.median_p99_us:,.0f}",
+            ", ".join(f"{label} {cost:.1f}" for label, cost in side.cpu_us.items() if label != "loadgen"),
+            *(_ratio(side.against.get(peer)) for peer in peers),
+        ]
+        for side in result.sides
+    ]  # fmt: skip
+    return "\n\n".join([table(heading, rows), machine_line(result.machine)])
+
+
+def _ratio(found: Sequence[float] | None) -> str:
+    return "" if found is None else f"{found[0]:.2f} × ({found[1]:.2f}–{found[2]:.2f})"
+
+
+def compare_plots(result: Comparison) -> dict[str, str]:
+    """Return the plots of the comparison, by name of the file: throughput, and latency in the closed loop."""
+    found = {}
+    for closed, name, title, unit in (
+        (False, "compare-rate.svg", "Round trips a second, pipelined", "thousands a second"),
+        (True, "compare-latency.svg", "Median latency, closed loop", "µs"),
+    ):
+        chosen = [side for side in result.sides if (side.job["connections"] * side.job["depth"] == 1) is closed]
+        if not chosen:
+            continue
+        places = list(dict.fromkeys(_job(side.job) for side in chosen))
+        groups: dict[str, list[float | None]] = {side.side: [None] * len(places) for side in chosen}
+        for side in chosen:
+            figure = side.median_p50_us if closed else side.median_rate / 1000
+            groups[side.side][places.index(_job(side.job))] = figure
+        found[name] = bars(title, unit, places, groups)
+    return found
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+TEXTS: dict[str, Any] = {"compare": compare_text, "overload": overload_text, "idle": idle_text, "path": path_text}
+PLOTS: dict[str, Any] = {"compare": compare_plots, "overload": overload_plots, "idle": idle_plots, "path": path_plots}
+
+
+def text_of(name: str, result: msgspec.Struct) -> str:
+    """Return the tables of a result."""
+    text: str = TEXTS[name](result)
+    return text
+
+
+def replaced(page: str, name: str, section: str) -> str:
+    """Return a page with another section between the markers of that name; raise BenchmarkError without markers."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise BenchmarkError(f"docs/benchmarks.md needs the markers {begin} and {end} once, in that order")
+    return pattern.sub(lambda _: f"{begin}\n{section}\n{end}", page)
+
+
+def rewrite(measured: Path = MEASURED, published: Path = PUBLISHED, page: Path = PAGE) -> list[str]:
+    """Publish what was measured, and make plots and sections from everything that is published; return its names."""
+    text = page.read_text()
+    written: list[str] = []
+    for name, kind in KINDS.items():
+        if read(measured / f"{name}.json", kind) is not None:
+            published.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(measured / f"{name}.json", published / f"{name}.json")
+        result = read(published / f"{name}.json", kind)
+        if result is None:
+            continue
+        plots: dict[str, str] = PLOTS[name](result)
+        for file, drawing in plots.items():
+            (published / file).write_text(drawing)
+        pictures = [f"![{file.removesuffix('.svg').replace('-', ' ')}]({published.name}/{file})" for file in plots]
+        text = replaced(text, name, "\n\n".join([text_of(name, result), *pictures]))
+        written.append(name)
+    if not written:
+        raise BenchmarkError(f"nothing was measured yet: {measured} has no results, and neither has {published}")
+    page.write_text(text)
+    return written

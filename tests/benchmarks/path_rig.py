@@ -1,0 +1,241 @@
+"""One message's path through `bester up` in one process: the real bridge and the real broker, without sockets.
+
+Frames of clients go in, REQUESTs come out; a handler's REPLYs go in, frames for the clients come out. A meter is told
+where each stage begins and ends: a stage inside another one is counted as itself alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+
+from bester.bridge.bridge import Bridge
+from bester.bridge.limits import Limits
+from bester.bridge.outqueue import OutQueue
+from bester.bridge.ports import Waiting
+from bester.bridge.session import Session
+from bester.broker.core.effects import Effects, Link, Verify
+from bester.broker.core.router import Router
+from bester.broker.core.settings import Settings
+from bester.broker.store_requests import Committed
+from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.messages import OP_OF, VERSION, Confirm, Hello, Message, Reply, Submit
+
+CONNECTIONS = 8
+"""Connections of as many users, as in the pipelined job."""
+CHUNK_BYTES = 256 * 1024
+CREDIT = 1024
+TYPE = "echo"
+
+BRIDGE_IN = "bridge in"
+BROKER_IN = "broker in"
+ENCODE = "encode REQUEST"
+DECODE = "decode REPLY"
+REPLY = "REPLY to DELIVER"
+FRAMES = "DELIVER to frames"
+CONFIRM = "confirm"
+FLUSH = "flush"
+OTHER = "the rig"
+STAGES = (BRIDGE_IN, BROKER_IN, ENCODE, DECODE, REPLY, FRAMES, CONFIRM, FLUSH)
+_BROKER_STAGES: dict[type[Any], str] = {Submit: BROKER_IN, Reply: REPLY, Confirm: CONFIRM}
+
+
+class Meter(Protocol):
+    """A measure of stages."""
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage; the stage around it, if any, pauses."""
+
+    def leave(self) -> None:
+        """End the stage that was entered last; the one around it goes on."""
+
+
+class NoMeter:
+    """Measures nothing, and costs next to nothing."""
+
+    def enter(self, stage: str) -> None:
+        """Begin nothing."""
+
+    def leave(self) -> None:
+        """End nothing."""
+
+
+class RigConnection:
+    """Client connection whose socket takes everything at once, and counts the good reports among it."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self.session: Session
+        self.out: OutQueue[Waiting] = OutQueue()
+        self.dirty = False
+        self.reading = True
+        self.abort_code: str | None = None
+        self.stalled_since = 0.0
+        self.stalled_bytes = 0
+        self.good = 0
+
+    def flush(self) -> None:
+        """Take every frame."""
+        while chunk := self.out.take(CHUNK_BYTES):
+            self.good += chunk.count(b'"status":"good"')
+            self._bridge.on_bytes_sent(self, self.out.on_sent())
+
+    def read(self, on: bool) -> None:
+        """Note whether the bridge reads."""
+        self.reading = on
+
+    def unsent_bytes(self) -> int:
+        """Return 0: the socket has taken everything."""
+        return 0
+
+    def abort(self, why: str) -> None:
+        """Fail: no connection of this rig is ever cut."""
+        raise AssertionError(f"the bridge cut a connection: {why}")
+
+
+def frame(content: object) -> bytes:
+    """Return a frame of the native protocol."""
+    body = json.dumps(content, separators=(",", ":")).encode()
+    return len(body).to_bytes(4, "little") + body
+
+
+class Rig:
+    """Bridge and broker in one process; each `round` sends `batch` messages on each connection, and answers them.
+
+    `sent` counts the messages; `answer` makes the frames of REPLYs from those of REQUESTs, and may be wrapped.
+    """
+
+    def __init__(self, batch: int, body_bytes: int, meter: Meter) -> None:
+        self.batch = batch
+        self.sent = 0
+        self.answer: Callable[[list[bytes]], list[bytes]] = self._answers
+        self._meter: Meter = NoMeter()
+        self._to_bridge: list[Message] = []
+        self._to_handler: list[Message] = []
+        self._soon: deque[Callable[[], None]] = deque()
+        self._bridge_link, self._handler_link = Link("direct", b"0"), Link("ipc", b"0:handler")
+        self._router = Router(Settings("s1.example", open_accounts=True), epoch="e", first_token=1000, now=_now())
+        self._bridge = Bridge(Limits(), clock=time.monotonic, soon=self._soon.append)
+        self._connections = [RigConnection(self._bridge) for _ in range(CONNECTIONS)]
+        self._begin()
+        data = {"text": "x" * (body_bytes - len('{"text":""}'))}
+        self._input = [
+            b"".join(
+                frame({"header": {}, "payload": {"type": TYPE, "data": data, "id": f"{place}-{number}"}})
+                for number in range(batch)
+            )
+            for place in range(CONNECTIONS)
+        ]
+        self._pack = msgpack.Packer(autoreset=True).pack
+        self._meter = meter
+
+    def _begin(self) -> None:
+        """Introduce bridge, handler and users to the broker."""
+        self._to_broker([Hello(VERSION, "bridge", "bench", {"epoch": "e"})], self._bridge_link)
+        self._bridge.connect(self)
+        hello = Hello(VERSION, "handler", "bench", {"types": [TYPE], "credit": CREDIT})
+        self._to_broker([hello], self._handler_link)
+        self._turn()
+        if not self._bridge.is_ready:
+            self._bridge.on_link_ready()
+        for place, connection in enumerate(self._connections):
+            assert self._bridge.admit(connection, "127.0.0.1")
+            login = {"scope": "client", "authentication": {"username": f"user{place}", "password": "p"}}
+            self._bridge.on_bytes(connection, frame({"header": login, "payload": {"data": None, "type": "dummy"}}))
+            self._turn()
+        self._to_handler.clear()
+        assert self.good == CONNECTIONS, "not every login was accepted"
+
+    @property
+    def good(self) -> int:
+        """Number of good reports that clients have got, logins among them."""
+        return sum(connection.good for connection in self._connections)
+
+    def round(self) -> None:
+        """Let every connection send a batch, and the handler answer all of it, until every report is written."""
+        meter, on_bytes = self._meter, self._bridge.on_bytes
+        for connection, data in zip(self._connections, self._input, strict=True):
+            meter.enter(BRIDGE_IN)
+            on_bytes(connection, data)
+            meter.leave()
+        self.sent += self.batch * CONNECTIONS
+        self._turn()
+        while self._to_handler:
+            requests, self._to_handler = self._to_handler, []
+            meter.enter(ENCODE)
+            encoded = list(batches(requests))
+            meter.leave()
+            for frames in encoded:
+                replies = self.answer(frames)
+                meter.enter(DECODE)
+                decoded = decode(replies)
+                meter.leave()
+                self._to_broker(decoded, self._handler_link)
+                self._turn()
+
+    def _answers(self, frames: list[bytes]) -> list[bytes]:
+        """Answer REQUESTs as an echo handler in any language does; attached bodies go back as they came."""
+        rows = []
+        for row in msgpack.unpackb(frames[0]):
+            assert row[0] == _REQUEST, f"not a REQUEST: {row}"
+            rows.append([_REPLY, row[1], 0, [["sendClients", [row[4]], row[3]]]])
+        return [self._pack(rows), *frames[1:]]
+
+    # --- the bridge's way to the broker ---
+
+    def send(self, message: Message) -> bool:
+        """Take a message of the bridge."""
+        self._to_broker([message], self._bridge_link)
+        return True
+
+    def send_all(self, messages: Sequence[Message]) -> int:
+        """Take messages of the bridge."""
+        self._to_broker(messages, self._bridge_link)
+        return len(messages)
+
+    def _to_broker(self, messages: Sequence[Any], link: Link) -> None:
+        meter = self._meter
+        meter.enter(_BROKER_STAGES.get(type(messages[0]), OTHER))
+        effects = self._router.receive_all(link, messages, _now())
+        meter.leave()
+        self._carry_out(effects)
+
+    def _carry_out(self, effects: Effects) -> None:
+        for link, messages in effects.messages.items():
+            (self._to_bridge if link == self._bridge_link else self._to_handler).extend(messages)
+        if effects.writes:
+            self._carry_out(self._router.on_committed(effects.writes, Committed(ok=True), _now()))
+        for call in effects.calls:
+            if isinstance(call, Verify):
+                self._carry_out(self._router.on_verified(call.link, call.session, call.user, None, _now()))
+
+    def _turn(self) -> None:
+        """Run turns of the loop until nothing is left to do in this process."""
+        meter = self._meter
+        while self._to_bridge or self._soon:
+            messages, self._to_bridge = self._to_bridge, []
+            if messages:
+                meter.enter(FRAMES)
+                self._bridge.receive(messages)
+                meter.leave()
+            for _ in range(len(self._soon)):
+                call = self._soon.popleft()
+                meter.enter(FLUSH)
+                call()
+                meter.leave()
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _op(kind: str) -> int:
+    return next(op for message, op in OP_OF.items() if message.__name__ == kind)
+
+
+_REQUEST, _REPLY = _op("Request"), _op("Reply")

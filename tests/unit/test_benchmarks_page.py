@@ -1,0 +1,130 @@
+"""Plots, tables and sections of the benchmarks' page, from results that are made up; and the smallest real runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.parsers import expat
+
+import msgspec
+import pytest
+
+from tests.benchmarks import page, results
+from tests.benchmarks.idle import IdleCell, too_few_descriptors
+from tests.benchmarks.overload import measure_cell
+from tests.benchmarks.overload_plan import KINDS, Cell, Flood, Honest, Plan, refused_rate, served_rate
+from tests.benchmarks.path_cost import PathPlan, cpu_by_stage
+from tests.benchmarks.path_rig import STAGES, NoMeter, Rig
+from tests.benchmarks.plot import Line, bars, lines, scale
+from tests.benchmarks.programs import BenchmarkError, load_generator
+
+ECHO, UNKNOWN, STUCK = KINDS[:3]
+HONEST = Honest(100, 99, 1, 1, 0, 900.0, 1500.0, 2500.0)
+
+
+def a_flood(good: int = 0, bad: int = 0, unknown: int = 0) -> Flood:
+    return Flood(2.0, 1000, good, bad, bad - unknown, unknown, 0, good, 0, {"loadgen": 0.2, "server": 2.0})
+
+
+def a_cell(kind: str, load: int, kept: float | None) -> Cell:
+    return Cell("up", kind, 1, 8, load, 0, a_flood(good=500), HONEST, 250.0, kept, 0.0, 50 << 20)
+
+
+def an_overload() -> results.Overload:
+    cells = [a_cell("echo", 1, 1.0), a_cell("echo", 10, 0.9), a_cell("stuck type", 10, None)]
+    return results.Overload({"cores": "2"}, 1.0, 2.0, {"up": HONEST}, cells)
+
+
+def test_unknown_types_are_service_to_those_who_ask_for_them_and_refusals_to_nobody_else() -> None:
+    flood = a_flood(good=10, bad=100, unknown=60)
+    assert (served_rate(UNKNOWN, flood), refused_rate(UNKNOWN, flood)) == (30.0, 20.0)
+    assert (served_rate(STUCK, flood), refused_rate(STUCK, flood)) == (None, 50.0)
+    assert served_rate(ECHO, flood) == 5.0
+
+
+@pytest.mark.parametrize("values", [[0.3], [1.0, 7.0], [1234.0], [0.0], []])
+def test_every_value_stands_on_its_scale(values: list[float]) -> None:
+    on = scale(values)
+    assert on.least == 0.0
+    assert on.most >= max([*values, 0.0])
+    assert on.ticks[-1] == on.most
+
+
+def test_log_scale_goes_by_tens() -> None:
+    on = scale([0.0, 3.0, 450.0], log=True)
+    assert on.ticks == (1.0, 10.0, 100.0, 1000.0)
+    assert on.share(1000.0) == 1.0
+    assert on.share(0.0) == 0.0
+
+
+def test_plots_are_xml_whatever_the_names_are() -> None:
+    drawn = lines('a "title" & <more>', "ms", ["1 ×", "2 ×"], [Line("<b>", [1.0, None], 0), Line("x", [None, None], 1)])
+    for text in (drawn, bars("none", "µs", [], {}), bars("some", "µs", ["a", "b"], {"&": [1.0, None]})):
+        expat.ParserCreate().Parse(text, True)
+
+
+def test_page_gets_tables_and_plots_between_its_markers(tmp_path: Path) -> None:
+    measured, published, file = tmp_path / "measured", tmp_path / "published", tmp_path / "page.md"
+    file.write_text("before\n<!-- overload: begin -->\nold\n<!-- overload: end -->\nafter\n")
+    results.write(measured, "overload", an_overload())
+    for _ in range(2):
+        assert page.rewrite(measured, published, file) == ["overload"]
+    text = file.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("90%") == 1
+    for name in ("overload-up-kept.svg", "overload-up-worst.svg"):
+        assert f"(published/{name})" in text
+        expat.ParserCreate().Parse((published / name).read_bytes(), True)
+
+
+@pytest.mark.parametrize("text", ["", "<!-- overload: begin -->", "<!-- overload: end --><!-- overload: begin -->"])
+def test_page_without_markers_is_left_alone(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(text)
+    results.write(tmp_path, "overload", an_overload())
+    with pytest.raises(BenchmarkError, match="markers"):
+        page.rewrite(tmp_path, tmp_path / "published", file)
+    assert file.read_text() == text
+
+
+def test_unreadable_results_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "idle.json"
+    file.write_text(json.dumps({"machine": {}}))
+    with pytest.raises(BenchmarkError, match=r"idle\.json"):
+        results.read(file, results.Idle)
+
+
+def test_too_low_hard_limit_is_named() -> None:
+    assert too_few_descriptors(5000, 20_000) is None
+    assert "1,024 descriptors" in str(too_few_descriptors(5000, 1024))
+
+
+def test_idle_cell_that_was_skipped_has_a_row() -> None:
+    shown = page.idle_text(results.Idle({}, 1.0, 10, [IdleCell(5000, skipped="too few"), IdleCell(0)]))
+    assert "not measured" in shown
+    assert "too few" in shown
+
+
+@pytest.mark.parametrize(("batch", "body_bytes"), [(1, 100), (7, 1024), (50, 20_000)])
+def test_path_reports_every_message(batch: int, body_bytes: int) -> None:
+    rig = Rig(batch, body_bytes, NoMeter())
+    logins = rig.good
+    for _ in range(3):
+        rig.round()
+    assert rig.good - logins == rig.sent == 3 * 8 * batch
+
+
+def test_path_is_measured_by_stage() -> None:
+    by_stage, _ = cpu_by_stage(5, PathPlan(messages=80, repeats=1))
+    assert tuple(by_stage) == STAGES
+
+
+def test_smallest_overload_is_measured(tmp_path: Path) -> None:
+    for program in ("flood", "honest"):
+        load_generator(tmp_path, program)
+    cell = measure_cell(tmp_path, "up", tmp_path, 1, Plan((1,), (1,), 0.0, 0.3), KINDS[5], 1, 1, 0.0)
+    assert cell.flood.sent > 0
+    assert cell.honest.asked > 0
+    assert msgspec.json.decode(msgspec.json.encode(cell), type=Cell) == cell
