@@ -21,16 +21,19 @@ MAX_TO = 100
 """Recipients of a letter; each leads to a delivery and a receipt."""
 MAX_SUBJECT, MAX_TEXT = 200, 100_000
 """Characters."""
-MAX_SENT, MAX_GOT = 1_000, 1_000
+MAX_SENT, MAX_GOT = 1_000, 10_000
 """Recipients of a user's letters whose receipts are taken, and letters to a user that may be called read. The oldest
 are forgotten first."""
+MAX_A_DAY, DAY_S = 500, 86_400
+"""Letters of one writer to one user in a day; another server counts as one writer. Emits count for no sender's share of
+a mailbox, so the bound is here: what three days can bring is a sixth of a mailbox."""
 MAX_OUTCOME = 64
 """Characters of an outcome: `failed:` and the longest reason."""
 EXAMPLE = '{"to": "g@s2", "subject": "hello", "text": "how are you?"}, or {"read": ID} of a letter that you have got'
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, id TEXT, user TEXT, recipient TEXT,
     UNIQUE (id, recipient));
-CREATE TABLE IF NOT EXISTS got (number INTEGER PRIMARY KEY, id TEXT, user TEXT, server TEXT, writer TEXT,
+CREATE TABLE IF NOT EXISTS got (number INTEGER PRIMARY KEY, id TEXT, user TEXT, server TEXT, writer TEXT, at REAL,
     UNIQUE (id, user, server));
 CREATE INDEX IF NOT EXISTS sent_by ON sent (user, number);
 CREATE INDEX IF NOT EXISTS got_by ON got (user, number);
@@ -97,9 +100,12 @@ class Mail:
     ) -> None:
         """Have a letter delivered to users of this server, each on its own; the outcome is the receipt."""
         for recipient in recipients:
-            row = (letter["mail"], recipient.name, who.server, who.name)
-            fresh = db.execute("INSERT OR IGNORE INTO got (id, user, server, writer) VALUES (?, ?, ?, ?)", row)
+            now = self._clock()
+            row = (letter["mail"], recipient.name, who.server, who.name, now)
+            fresh = db.execute("INSERT OR IGNORE INTO got (id, user, server, writer, at) VALUES (?, ?, ?, ?, ?)", row)
             if fresh.rowcount:
+                if _sent_by(db, recipient.name, who, now - DAY_S) > MAX_A_DAY:
+                    raise HandlerError(f"{recipient.name} takes {MAX_A_DAY} letters a day from {who.server or who}")
                 about = {"id": letter["mail"], "to": recipient.name, "type": message.type, "writer": who}
                 command = send_clients([recipient.name], letter | {"to": recipient.name})
                 self.store.emit_later(db, message.type, command, about)
@@ -111,6 +117,13 @@ class Mail:
             how = outcome.recipients.get(about["to"], "delivered" if outcome.good else f"failed:{outcome.reason}")
             receipt = _receipt(Address(*about["writer"]), about["id"], about["to"], how)
             self.store.emit_later(db, about["type"], receipt, {})
+
+
+def _sent_by(db: sqlite3.Connection, user: str, who: Address, since: float) -> int:
+    """Return how many letters a writer, or another server, has sent to a user."""
+    row = (user, who.server, who.server, who.name, since)
+    same = "SELECT COUNT(*) FROM got WHERE user = ? AND server = ? AND (? != '' OR writer = ?) AND at > ?"
+    return int(db.execute(same, row).fetchone()[0])
 
 
 def _recipients(message: Message, to: Any) -> list[Address]:
