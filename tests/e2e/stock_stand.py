@@ -15,8 +15,8 @@ from tests.live import LiveServer, RawClient, short_directory
 USERS = {"s1": ("t", "u", "oven"), "s2": ("g", "h", "fridge")}
 
 
-def _toml(name: str, peer: str, type_: str) -> str:
-    handlers = f'[handlers.{type_}]\napp = "bester.handlers.stock.{type_}:app"\n'
+def _toml(name: str, peer: str, type_: str, app: str) -> str:
+    handlers = f'[handlers.{type_}]\napp = "{app}"\n'
     return (
         f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n{handlers}'
         f'[servers.{peer}]\nfabric = "ipc://../{peer}/data/fabric.sock"\n'
@@ -26,8 +26,9 @@ def _toml(name: str, peer: str, type_: str) -> str:
 class Pair:
     """The servers s1 and s2, with one sub-protocol; each may be killed and started again on its data."""
 
-    def __init__(self, directory: Path, type_: str) -> None:
+    def __init__(self, directory: Path, type_: str, code: str) -> None:
         self.directory = directory
+        self.code = code
         self.type = type_
         self.servers: dict[str, LiveServer] = {}
         self.seats: list[Seat] = []
@@ -37,11 +38,13 @@ class Pair:
         directory = self.directory / name
         if not directory.exists():
             directory.mkdir()
+            (directory / "mine.py").write_text(self.code)
             with closing(Accounts(directory / "data")) as accounts:
                 for user in USERS[name]:
                     accounts.add(user, "secret")
         peer = "s2" if name == "s1" else "s1"
-        server = self.servers[name] = await LiveServer.start(directory, _toml(name, peer, self.type))
+        app = "mine:app" if self.code else f"bester.handlers.stock.{self.type}:app"
+        server = self.servers[name] = await LiveServer.start(directory, _toml(name, peer, self.type, app))
         await server.has_type(self.type)
         return server
 
@@ -58,10 +61,11 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair(type_: str, *names: str) -> AsyncIterator[Pair]:
-    """Run these servers of the pair; all of them end at the exit, and all connections."""
+async def pair(type_: str, *names: str, code: str = "") -> AsyncIterator[Pair]:
+    """Run these servers of the pair; all of them end at the exit, and all connections. `code`: a module with an `app`
+    that takes the place of the stock handler."""
     async with short_directory() as directory:
-        servers = Pair(directory, type_)
+        servers = Pair(directory, type_, code)
         try:
             for name in names:
                 await servers.start(name)

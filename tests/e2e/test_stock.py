@@ -92,7 +92,7 @@ async def test_kitchen_pushes_each_change_to_three_subscribers_on_two_servers() 
         for celsius in (21, 22):
             await oven.good("kitchen", {"state": {"on": True, "celsius": celsius}})
             for seat in seats:
-                await seat.gets(lambda data, celsius=celsius: data["state"]["celsius"] == celsius)
+                assert (await seat.gets(lambda data: "device" in data))["state"]["celsius"] == celsius
         assert "does not allow" in await seats[2].refused("kitchen", {"set": "oven@s1", "state": {"on": False}})
         await oven.good("kitchen", {"allow": ["g@s2"]})  # the others' subscriptions end
         for seat in seats[:2]:
@@ -116,6 +116,34 @@ async def test_presence_is_told_on_the_other_server_at_coming_and_going() -> Non
         assert (await t.gets(lambda data: data["state"]))["state"] == {"here": True, "status": "lunch"}
         await g.close()
         assert (await t.gets(lambda data: data["state"]))["state"] == {"here": False}
+
+
+DEADLY = """
+import os
+from bester.handlers import App
+from bester.handlers.stock import chat
+
+app = App()
+
+
+@app.handler("chat", order="user", inline=True)
+def handle(message):
+    reply = chat.chat(message)
+    if message.data.get("text") == "deadly" and message.attempt == 1:
+        os.kill(os.getpid(), 9)
+    return reply
+"""
+
+
+async def test_text_whose_handler_dies_before_its_reply_counts_once() -> None:
+    async with pair("chat", "s1", code=DEADLY) as servers:
+        t = await servers.seat("s1", "t")
+        await t.good("chat", {"room": "lobby", "do": "join"})
+        await t.good("chat", {"room": "lobby", "text": "deadly"})
+        await t.good("chat", {"room": "lobby", "text": "next"})
+        assert [(await _text(t, text))["n"] for text in ("deadly", "next")] == [1, 2]
+        await t.good("chat", {"room": "lobby", "do": "history"})
+        assert len((await t.gets(lambda data: "history" in data))["history"]) == 2
 
 
 async def test_letter_that_waits_in_the_handlers_file_is_delivered_by_the_next_life() -> None:
