@@ -128,7 +128,8 @@ def test_handler_that_sends_for_nobody_is_refused(room: Post, letters: Post, dev
 
 
 def test_server_reaches_no_user_who_has_not_asked(room: Post, devices: Post) -> None:
-    for tell in ({"joined": "a@s1"}, {"history": []}, {"left": "a@s1"}):
+    tells: list[Any] = [{"joined": "a@s1"}, {"history": []}, {"left": "a@s1"}]
+    for tell in tells:
         assert room.send({"room": "x", "user": "a", "tell": tell}, peer="s2").commands == []
     said = {"room": "x", "tell": {"n": 1, "from": "g", "text": "buy!"}}
     gone = [Sent("sendServers", ["s2"], {"room": "x", "user": "-", "ask": {"do": "gone"}})]
@@ -280,7 +281,9 @@ def test_presence_ends_with_time_and_with_the_connection(store: Store) -> None:
     now[0] += 61
     people.look(["a", "b"])
     assert seen() == {"here": False}
-    for bad in ({"here": 7}, {"here": "x" * 201}, {"here": "", "ttl_s": 0}, {"here": "", "ttl_s": 1e9}, {}, []):
+    here: list[Any] = [7, "x" * 201, None]
+    ttl_s: list[Any] = [0, 1e9, True, "60", -1]
+    for bad in [{}, [], *({"here": each} for each in here), *({"here": "", "ttl_s": each} for each in ttl_s)]:
         post.note(bad, user="a")
 
 
