@@ -263,6 +263,33 @@ def test_subscriber_who_is_away_gets_one_notice_and_the_newest_state_at_the_retu
     assert store.waiting(10) == []
 
 
+@pytest.mark.parametrize(
+    ("how", "at_once", "later"),
+    [("queued", 0, 1), ("failed:refused", 0, 1), ("failed:unknown-type", 0, 0), ("failed:not-allowed", 0, 0),
+     ("delivered", 1, 0)],
+)  # fmt: skip
+def test_server_that_takes_no_notice_gets_the_newest_a_minute_later_or_none(
+    store: Store, how: str, at_once: int, later: int
+) -> None:
+    now = [9.0]
+    place = Kitchen(store, clock=lambda: now[0])
+    post = Post("kitchen", place.handle)
+    post.send({"user": "g", "ask": {"subscribe": "oven"}}, peer="s2")
+    post.send({"state": {"n": 1}}, user="oven")
+    [emit] = store.waiting(10)
+    outcome = Outcome(not how.startswith("failed"), {} if how == "delivered" else {"s2": how})
+    place.outbox.settle(emit, outcome)
+    post.send({"state": {"n": 2}}, user="oven")
+    assert len(store.waiting(10)) == at_once
+    for seconds, expected in ((59, at_once), (2, at_once + later), (60, at_once + later)):
+        now[0] += seconds
+        with store.turn() as db:
+            place.devices.back(db, [])
+        waiting = store.waiting(10)
+        assert len(waiting) == expected
+        assert not waiting or b'{"n":2}' in waiting[0].commands[0].body
+
+
 def test_presence_ends_with_time_and_with_the_connection(store: Store) -> None:
     now = [9.0]
     people = Presence(store, clock=lambda: now[0])
@@ -274,6 +301,8 @@ def test_presence_ends_with_time_and_with_the_connection(store: Store) -> None:
     assert seen() is None
     post.send({"here": "desk", "ttl_s": 60}, user="a")
     assert seen() == {"here": True, "status": "desk"}
+    people.look(["b"])
+    assert seen() == {"here": True, "status": "desk"}  # perhaps just come
     people.look(["b"])
     assert seen() == {"here": False}
     people.look(["a", "b"])

@@ -45,6 +45,7 @@ class Presence:
         self.people = Subjects(self.store, "user", clock, keeps_away=False)
         self.outbox = Outbox(self.store, self.people.on_outcome)
         self._clock = clock
+        self._absent: set[str] = set()
 
     def handle(self, message: Message) -> list[Command]:
         """Carry out a message of a user, or of another server. Raises HandlerError with the reason for a refusal."""
@@ -99,17 +100,22 @@ class Presence:
             self.people.set_state(db, type_, user, state)
 
     def look(self, connected: Iterable[str]) -> None:
-        """Take in who is connected, and whose time has run out."""
+        """Take in who is connected, and whose time has run out.
+
+        A user is away who was absent the time before, too: a user who has just come may be missing in `connected`.
+        """
         here, now = set(connected), self._clock()
         with self.store.turn() as db:
+            names = db.execute("SELECT user FROM said UNION SELECT user FROM subscribers").fetchall()
+            absent = {user for (user,) in names} - here
+            away, self._absent = absent & self._absent, absent
             for user, type_, status, until in db.execute("SELECT * FROM said").fetchall():
                 if until <= now:
                     db.execute("DELETE FROM said WHERE user = ?", (user,))
-                is_here = user in here and until > now
+                is_here = user not in away and until > now
                 self._show(db, type_, user, {"here": True, "status": status} if is_here else GONE)
-            for (user,) in db.execute("SELECT DISTINCT user FROM subscribers").fetchall():
-                if user not in here:
-                    db.execute("DELETE FROM subscribers WHERE user = ?", (user,))
+            for user in away:
+                db.execute("DELETE FROM subscribers WHERE user = ?", (user,))
             self.people.back(db, here)
         self.outbox.wake()
 

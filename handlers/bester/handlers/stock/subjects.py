@@ -23,6 +23,8 @@ AWAY_S = 60.0
 """Seconds between two notices to a server that is away: they queue, and only the newest counts."""
 MAX_SUBJECTS = 100_000
 """Subjects at home here: one for each user who has reported a state."""
+FOR_GOOD = ("failed:unknown-type", "failed:not-allowed", "failed:unreachable")
+"""Outcomes of a server that takes no notices any more: the configuration or the handler is not there."""
 ONCE, PENDING, ACTIVE = range(3)
 """States of a subscription: waits for one answer; asked of the subject's home; gets every notice. They only rise."""
 SCHEMA = """
@@ -156,7 +158,10 @@ class Subjects:
         """Learn from an emit's outcome who is away."""
         server, subject = about.get("server"), about["subject"]
         if server is not None:
-            if outcome.recipients.get(server) == "queued":
+            how = outcome.recipients.get(server, "delivered" if outcome.good else f"failed:{outcome.reason}")
+            if how in FOR_GOOD:
+                self.take_gone(db, subject, server)
+            elif how not in ("delivered", "sent"):
                 db.execute("INSERT OR REPLACE INTO away VALUES (?, ?)", (server, self._clock() + AWAY_S))
             return
         for user, how in outcome.recipients.items():
