@@ -241,6 +241,27 @@ def test_old_chat_goes_on_beside_rooms() -> None:
     assert result.commands == [Sent("sendClients", ["b"], {"from": "a", "text": "hi"})]
 
 
+def test_nothing_is_left_of_names_that_another_server_has_made_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "MAX_OF_SERVER", 2)
+    post, place = Mail(store), Kitchen(store)
+    Post("mail", post.handle).send({"id": "L", "from": "g", "to": ["nobody"], "text": "x"}, peer="s2")
+    post.outbox.settle(store.waiting(1)[0], Outcome(False, {"nobody": "failed:unknown-user"}, "unknown-user"))
+    [receipt] = store.waiting(10)
+    assert b'"outcome":"failed:unknown-user"' in receipt.commands[0].body
+    devices = Post("kitchen", place.handle)
+    for n in range(2):
+        devices.send({"user": "g", "ask": {"subscribe": f"d{n}"}}, peer="s2")
+    assert "2 subscriptions already" in devices.note({"user": "g", "ask": {"subscribe": "d2"}}, peer="s2")
+    for verb in ("get", "subscribe", "unsubscribe"):
+        devices.send({verb: "oven@s2"}, user="a")
+        devices.send({"device": "oven", "state": {}, "version": 7, "to": "a"}, peer="s2")
+    with store.turn() as db:
+        for name in ("got", "states", "subscribers"):
+            assert db.execute(f"SELECT COUNT(*) FROM {name}").fetchone() == (0,), name  # noqa: S608 (the names above)
+
+
 # --- away ---
 
 

@@ -114,9 +114,13 @@ class Mail:
     def on_outcome(self, db: sqlite3.Connection, about: dict[str, Any], outcome: Outcome) -> None:
         """Send the receipt of a letter whose delivery has an outcome."""
         if "writer" in about:
+            sender = Address(*about["writer"])
             how = outcome.recipients.get(about["to"], "delivered" if outcome.good else f"failed:{outcome.reason}")
-            receipt = _receipt(Address(*about["writer"]), about["id"], about["to"], how)
+            receipt = _receipt(sender, about["id"], about["to"], how)
             self.store.emit_later(db, about["type"], receipt, {})
+            if how == "failed:unknown-user":  # no row for a name that somebody has made up
+                row = (about["id"], about["to"], sender.server)
+                db.execute("DELETE FROM got WHERE id = ? AND user = ? AND server = ?", row)
 
 
 def _sent_by(db: sqlite3.Connection, user: str, who: Address, since: float) -> int:

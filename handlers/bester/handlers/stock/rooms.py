@@ -18,7 +18,7 @@ from bester.handlers.stock.store import Store
 
 MAX_TEXT = 4_000
 """Characters of a text."""
-MAX_ROOMS, MAX_ROOMS_OF_ONE = 10_000, 50
+MAX_ROOMS, MAX_ROOMS_OF_ONE = 1_000, 50
 """Rooms of a server, and those that one user has made."""
 MAX_MEMBERS = 500
 """Members of a room: each text costs as many deliveries."""

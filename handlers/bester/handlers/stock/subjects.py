@@ -21,6 +21,8 @@ MAX_OF_USER, MAX_OF_SUBJECT = 100, 1_000
 """Subscriptions of one user, and of one subject: a notice names at most so many users."""
 AWAY_S = 60.0
 """Seconds between two notices to a server that is away: they queue, and only the newest counts."""
+MAX_OF_SERVER = 100_000
+"""Subscriptions of another server's users."""
 MAX_SUBJECTS = 100_000
 """Subjects at home here: one for each user who has reported a state."""
 FOR_GOOD = ("failed:unknown-type", "failed:not-allowed", "failed:unreachable")
@@ -36,6 +38,9 @@ CREATE TABLE IF NOT EXISTS away (server TEXT PRIMARY KEY, until REAL);
 CREATE INDEX IF NOT EXISTS subscribers_by ON subscribers (user);
 CREATE INDEX IF NOT EXISTS subscribers_away ON subscribers (away);
 CREATE INDEX IF NOT EXISTS readers_at ON readers (server);
+CREATE TRIGGER IF NOT EXISTS forget AFTER DELETE ON subscribers
+WHEN instr(OLD.subject, '@') AND NOT EXISTS (SELECT 1 FROM subscribers WHERE subject = OLD.subject)
+BEGIN DELETE FROM states WHERE subject = OLD.subject; END;  -- of another server, and nobody here asks for it
 """
 
 
@@ -54,7 +59,7 @@ class Subjects:
 
     def set_state(self, db: sqlite3.Connection, type_: str, subject: str, state: Any) -> None:
         """Set the state of a subject of this server, and push it. Raises HandlerError where there are too many."""
-        if db.execute("SELECT COUNT(*) FROM states").fetchone()[0] >= MAX_SUBJECTS and self.state(db, subject) is None:
+        if self.state(db, subject) is None and _count(db, "states") >= MAX_SUBJECTS:
             raise HandlerError(f"{MAX_SUBJECTS:,} states are the most that this server keeps")
         version = max(self._newest(db, subject)[1] + 1, int(self._clock() * 1000))  # rises after a lost file, too
         row = (subject, type_, json.dumps(state), version)
@@ -74,13 +79,14 @@ class Subjects:
         key = str(subject)
         if who.server:  # of another server, which keeps its users' part
             if not once:
-                count = db.execute("SELECT COUNT(*) FROM readers WHERE subject = ?", (key,)).fetchone()[0]
-                if count >= MAX_OF_SUBJECT:
+                if _count(db, "readers WHERE subject = ?", key) >= MAX_OF_SUBJECT:
                     raise HandlerError(f"{key} has {MAX_OF_SUBJECT:,} subscribers at other servers already")
+                if _count(db, "readers WHERE server = ?", who.server) >= MAX_OF_SERVER:
+                    raise HandlerError(f"users of {who.server} have {MAX_OF_SERVER:,} subscriptions already")
                 db.execute("INSERT OR IGNORE INTO readers VALUES (?, ?, ?)", (key, who.name, who.server))
             return [send_servers([who.server], self._notice(db, key) | {"to": who.name})]
-        of_user = db.execute("SELECT COUNT(*) FROM subscribers WHERE user = ?", (who.name,)).fetchone()[0]
-        of_one = db.execute("SELECT COUNT(*) FROM subscribers WHERE subject = ?", (key,)).fetchone()[0]
+        of_user = _count(db, "subscribers WHERE user = ?", who.name)
+        of_one = _count(db, "subscribers WHERE subject = ?", key)
         if self._subscription(db, key, who.name) is None and (of_user >= MAX_OF_USER or of_one >= MAX_OF_SUBJECT):
             raise HandlerError(f"{MAX_OF_USER} subscriptions a user, and {MAX_OF_SUBJECT:,} a subject, are the most")
         if subject.server or not once:
@@ -99,8 +105,6 @@ class Subjects:
             db.execute("DELETE FROM readers WHERE subject = ? AND user = ? AND server = ?", row)
             return
         db.execute("DELETE FROM subscribers WHERE subject = ? AND user = ?", (str(subject), who.name))
-        if subject.server:
-            self._forget(db, str(subject))
 
     def take_notice(self, db: sqlite3.Connection, message: Message, data: dict[str, Any]) -> list[Command]:
         """Take in a notice of another server about a subject of its own: for all who have subscribed here, or for the
@@ -129,7 +133,6 @@ class Subjects:
         if anybody and newer:
             self._push_here(db, message.type, subject)
         elif not anybody:
-            self._forget(db, subject)
             gone = {"user": "-", "gone": str(data.get(self._noun))}
             return [send_servers([str(message.peer)], gone)]
         return []
@@ -215,7 +218,7 @@ class Subjects:
         row = db.execute("SELECT state FROM subscribers WHERE subject = ? AND user = ?", (subject, user)).fetchone()
         return None if row is None else int(row[0])
 
-    def _forget(self, db: sqlite3.Connection, subject: str) -> None:
-        """Forget the state of another server's subject that nobody here asks for."""
-        if db.execute("SELECT 1 FROM subscribers WHERE subject = ?", (subject,)).fetchone() is None:
-            db.execute("DELETE FROM states WHERE subject = ?", (subject,))
+
+def _count(db: sqlite3.Connection, rows: str, *values: str) -> int:
+    """Return the number of rows; `rows` is a table, and perhaps a condition."""
+    return int(db.execute(f"SELECT COUNT(*) FROM {rows}", values).fetchone()[0])  # noqa: S608 (text of this file)
