@@ -77,6 +77,8 @@ class Kitchen:
             db.execute("DELETE FROM allowed WHERE device = ?", (device.name,))
             if allow is not None:
                 names = [str(address(message, name, "an address")) for name in allow]
+                if db.execute("SELECT COUNT(*) FROM allowed").fetchone()[0] >= subjects.MAX_SUBJECTS:
+                    raise HandlerError(f"{subjects.MAX_SUBJECTS:,} devices are the most that this server keeps")
                 db.execute("INSERT INTO allowed VALUES (?, ?)", (device.name, json.dumps(names)))
                 commands = self.devices.end(db, device.name, lambda who: who in names)
         if "state" in data:

@@ -71,9 +71,9 @@ class Mail:
         id_ = data.get("id")
         if not isinstance(id_, str) or not 0 < len(id_) <= MAX_ID or not id_.isprintable():
             raise HandlerError(f'"id" is 1 to {MAX_ID} printable characters')
-        if any(recipient.server for recipient in recipients):
-            raise HandlerError("letters from other servers are for users of this one")
-        at = data["at"] if type(data.get("at")) is int else int(self._clock())
+        at = data.get("at")
+        if type(at) is not int or not 0 <= at < 1 << 53:
+            at = int(self._clock())
         self._receive(db, message, who, recipients, {"mail": id_, "from": str(who), "at": at} | letter)
         return []
 
