@@ -53,11 +53,11 @@ def deliver(db: sqlite3.Connection, room: Address, user: Any, tell: dict[str, An
         return [send_clients(names, shown)] if names else []
     key = (room.server, room.name, bare(user, '"user"'))
     state = _state(db, key)
-    if state is None:  # nobody here has asked
+    if state is None:  # no user here has asked
         return []
     if "joined" in tell and state == ASKED:
         db.execute(SET_STATE, (IN, *key))
-    if "left" in tell and state != ASKED:  # who has asked to join again since then stays
+    if "left" in tell and state != ASKED:  # a user who has asked to join again since then stays
         db.execute("DELETE FROM joined WHERE server = ? AND room = ? AND name = ?", key)
     return [send_clients([key[2]], shown)]
 

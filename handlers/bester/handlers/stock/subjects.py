@@ -77,7 +77,7 @@ class Subjects:
     ) -> list[Command]:
         """Subscribe a user, or ask for one answer; the answer is the newest state."""
         key = str(subject)
-        if who.server:  # of another server, which keeps its users' part
+        if who.server:  # a user of another server, which keeps its own users' part
             if not once:
                 if _count(db, "readers WHERE subject = ?", key) >= MAX_OF_SUBJECT:
                     raise HandlerError(f"{key} has {MAX_OF_SUBJECT:,} subscribers at other servers already")
@@ -115,7 +115,7 @@ class Subjects:
             raise HandlerError('"version" is a number')
         if user is not None:
             subscription = self._subscription(db, subject, bare(user, '"to"'))
-            if subscription is None:  # nobody here has asked
+            if subscription is None:  # no user here has asked
                 return []
             if data.get("over") is True or subscription == ONCE:
                 db.execute("DELETE FROM subscribers WHERE subject = ? AND user = ?", (subject, user))
