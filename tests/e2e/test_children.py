@@ -537,7 +537,11 @@ def test_plan_of_a_configuration(directory: Path) -> None:
     assert [child.name for child in children] == ["chat.0", "chat.1", "node", "old"]
     assert children[0].argv[1:] == ("-m", "bester.handlers", "mychat:app", "--log", "json", "--child", "0")
     assert children[2].argv == (str(directory / "run.sh"), "x")
-    assert children[2].environment == {"BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node"}
+    assert children[2].environment == {
+        "BESTER_FABRIC": "ipc:///x", "BESTER_TYPES": "a,b", "BESTER_NAME": "node",
+        "BESTER_DATA": str(directory / "bester-data/handlers/node"),
+    }  # fmt: skip
+    assert children[0].environment["BESTER_DATA"] == children[1].environment["BESTER_DATA"]  # of all workers
     assert children[3].argv[2:7] == ("bester.handlers", "--socket", str(directory / "old.sock"), "--order", "user")
 
 

@@ -51,7 +51,12 @@ def plan(config: Config, fabric: str) -> list[Child]:
         _look_for_module(config, handler)
         for index in range(handler.workers):
             name = handler.name if handler.workers == 1 else f"{handler.name}.{index}"
-            environment = {"BESTER_FABRIC": fabric, TYPES: ",".join(handler.types), "BESTER_NAME": name}
+            environment = {
+                "BESTER_FABRIC": fabric,
+                TYPES: ",".join(handler.types),
+                "BESTER_NAME": name,
+                "BESTER_DATA": str(config.server.data_dir.absolute() / "handlers" / handler.name),
+            }
             argv = command or _python(handler, index)
             children.append(Child(name, argv, environment, lifeline=not command))
         if handler.program:

@@ -1,1 +1,1 @@
-"""Handlers that come with Bester, ready to run: echo and chat."""
+"""Handlers that come with Bester, ready to run: echo, chat, mail, kitchen and presence."""
