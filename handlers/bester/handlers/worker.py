@@ -67,21 +67,27 @@ NOT_BEGUN = "the deadline passed before a handler began"
 TOO_LONG = "the handler was cancelled at the deadline"
 
 
-def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
-    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint."""
+def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "", shadow: bool = False) -> Meta:
+    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint. `shadow`: the worker
+    gets copies of messages, and none of its commands is carried out."""
     options: Meta = {
         "types": list(routes),
         "credit": app.credit,
         "software": f"bester.handlers (Python {platform.python_version()})",
     }
     lease_ms = app.lease_ms or (LEASE_MS if endpoint.startswith("ipc:") else None)
+    longest_ms = max((round(1000 * (route.timeout_s or 0)) for route in routes.values()), default=0)
+    if longest_ms > max(lease_ms or 0, REQUEST_MS):  # beyond the usual time the broker counts the lease
+        lease_ms = longest_ms
     if lease_ms is not None:
         options["lease_ms"] = lease_ms
     if app.version is not None:
         options["version"] = app.version
-    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None}
+    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None and route.contract}
     if schema:
         options["schema"] = schema
+    if shadow:
+        options["shadow"] = True
     order = {type_: "user" for type_, route in routes.items() if route.by_user}
     if order:
         options["order"] = order
@@ -90,7 +96,8 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
 
 class Worker:
     """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
-    leaves the app's timers and tasks to another process. Raises ValueError where the app does not serve a type."""
+    leaves the app's timers and tasks to another process; `shadow`: the worker gets copies of messages. Raises
+    ValueError where the app does not serve a type."""
 
     def __init__(
         self,
@@ -100,6 +107,7 @@ class Worker:
         name: str | None = None,
         types: Sequence[str] | None = None,
         background: bool = True,
+        shadow: bool = False,
     ) -> None:
         self.app = app
         self.endpoint = endpoint
@@ -107,7 +115,7 @@ class Worker:
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
         self._link = FabricLink(
             endpoint,
-            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint)),
+            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint, shadow)),
             on_messages=self._on_messages,
             on_ready=self._on_welcome,
             on_lost=self._on_link_lost,
@@ -129,6 +137,10 @@ class Worker:
         self._outstanding = 0
         self._groups = MessageGroups()
         self._logged_away_at = float("-inf")
+
+    async def prepare(self) -> None:
+        """Run the app's start hooks; to be awaited before `start`. An exception of a hook passes through."""
+        await self.app.start()
 
     def start(self) -> None:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
@@ -191,6 +203,10 @@ class Worker:
         self._watch.stop()
         await self._link.close(0)
         self.app.detach()
+        try:
+            await self.app.stop()
+        except Exception:
+            log.exception("%s: a stop hook failed", self.name, extra=facts("stop-hook-failed", name=self.name))
 
     # --- the link ---
 
@@ -325,7 +341,7 @@ class Worker:
                 self._begin_next(job)
             return
         if was_cancelled(error):
-            self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG))
+            self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG, "timeout"))
             return
         status, note, code, is_expected = verdict_on(error)
         wanted = self._is_wanted(job)
