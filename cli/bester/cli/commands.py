@@ -27,6 +27,7 @@ COMMANDS = {
     "backup": "bester.cli.backup",
     "demo": "bester.cli.demo",
     "conform": "bester.cli.conform",
+    "new": "bester.cli.new",
 }
 """Each command's module; the command is the attribute of the same name."""
 
