@@ -28,6 +28,7 @@ COMMANDS = {
     "demo": "bester.cli.demo",
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
+    "types": "bester.cli.types",
 }
 """Each command's module; the command is the attribute of the same name."""
 

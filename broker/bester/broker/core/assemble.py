@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands
+from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import Deliveries
 from bester.broker.core.directory import Directory
@@ -64,6 +65,7 @@ class Units:
     ingress: Ingress
     inbound_lanes: InboundLanes
     peers: Peers
+    contracts: Contracts
     restarts: Restarts
     questions: Questions
     reports: Reports
@@ -89,6 +91,7 @@ def assemble(
     deliveries = Deliveries()
     workers = Workers(limits.max_types)
     timeouts = Timeouts(settings)
+    contracts = Contracts(out)
 
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
@@ -120,8 +123,9 @@ def assemble(
     )  # fmt: skip
     dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type)
     dispatcher = Dispatcher(
-        settings, out, workers=workers, timeouts=timeouts, reports=reports, trace=trace, commands=commands,
-        directory=directory, deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=bridges,
+        settings, out, workers=workers, timeouts=timeouts, contracts=contracts, reports=reports,
+        trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
+        mailboxes=mailboxes, relays=relays, bridges=bridges,
         dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
     )  # fmt: skip
 
@@ -134,10 +138,11 @@ def assemble(
     restarts = Restarts(settings, dispatcher, out)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        bridges=bridges, restarts=restarts, process_of=around.process_of, is_stopped=around.is_stopped,
+        contracts=contracts, bridges=bridges, restarts=restarts, process_of=around.process_of,
+        is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
-        dispatcher, ingress, inbound_lanes, peers, restarts, questions, reports, directory, workers, deliveries, queues,
-        mailboxes, relays, reporters, dead_letters,
+        dispatcher, ingress, inbound_lanes, peers, contracts, restarts, questions, reports, directory, workers,
+        deliveries, queues, mailboxes, relays, reporters, dead_letters,
     )  # fmt: skip
