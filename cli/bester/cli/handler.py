@@ -19,7 +19,6 @@ from bester.cli.options import config_option, load, log_level_option, log_option
 )
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
 @click.option("--reload", is_flag=True, help="Start anew when a Python file of the app changes.")
-@click.option("--shadow", is_flag=True, help="Get copies of messages; no command is carried out.")
 @log_option
 @log_level_option
 @click.argument("app", metavar="MODULE:APP")
@@ -28,7 +27,6 @@ def handler(
     fabric: str | None,
     workers: int,
     reload: bool,
-    shadow: bool,
     log_format: str,
     log_level: str,
     app: str,
@@ -43,7 +41,6 @@ def handler(
         fabric=fabric,
         workers=workers,
         reload=reload,
-        shadow=shadow,
         log_format=log_format,
         log_level=log_level,
     )

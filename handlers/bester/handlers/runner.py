@@ -63,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes to run (1)")
     parser.add_argument("--reload", action="store_true", help="start anew when a Python file of the app changes")
-    parser.add_argument("--shadow", action="store_true", help="get copies of messages; no command is carried out")
     parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of log lines (text)")
     parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="least urgent lines to log (info)")
     parser.add_argument("--child", metavar="I", type=int, help=argparse.SUPPRESS)
@@ -77,7 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name=options.name,
         workers=options.workers,
         reload=options.reload,
-        shadow=options.shadow,
         child=options.child,
         log_format=options.log,
         log_level=options.log_level,
@@ -94,7 +92,6 @@ def run(
     name: str | None = None,
     workers: int = 1,
     reload: bool = False,
-    shadow: bool = False,
     child: int | None = None,
     log_format: str = "text",
     log_level: str = "info",
@@ -105,8 +102,7 @@ def run(
     `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
     `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. `workers` above 1
     runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
-    file of the app changes. `shadow` (or BESTER_SHADOW=1): the server sends copies of messages, and carries no command
-    out. `child`: number of this process among them, which ends with its
+    file of the app changes. `child`: number of this process among them, which ends with its
     standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
     `logs.LEVELS`. Returns the exit status.
     """
@@ -123,7 +119,6 @@ def run(
         parse_endpoint(endpoint)
     except ValueError as error:
         return _fail(f"--fabric (or BESTER_FABRIC): {error}")
-    shadow = shadow or environ.get("BESTER_SHADOW") == "1"
     if reload and spec is None:
         return _fail("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
     if reload and importlib.util.find_spec("watchfiles") is None:
@@ -133,7 +128,7 @@ def run(
     try:
         with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
-        worker = Worker(app, endpoint, name=name, types=types, background=not child, shadow=shadow)
+        worker = Worker(app, endpoint, name=name, types=types, background=not child)
     except ValueError as error:
         return _fail(f"{spec}: {error}")
     except LoadError as error:
@@ -143,7 +138,7 @@ def run(
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
-    command += ["--log", log_format, "--log-level", log_level] + (["--shadow"] if shadow else [])
+    command += ["--log", log_format, "--log-level", log_level]
     watched = _watched(spec) if reload else None
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
 

@@ -67,9 +67,8 @@ NOT_BEGUN = "the deadline passed before a handler began"
 TOO_LONG = "the handler was cancelled at the deadline"
 
 
-def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "", shadow: bool = False) -> Meta:
-    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint. `shadow`: the worker
-    gets copies of messages, and none of its commands is carried out."""
+def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> Meta:
+    """Return the HELLO options of an app that serves these routes, for the broker at an endpoint."""
     options: Meta = {
         "types": list(routes),
         "credit": app.credit,
@@ -86,8 +85,6 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "", sha
     schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None and route.contract}
     if schema:
         options["schema"] = schema
-    if shadow:
-        options["shadow"] = True
     order = {type_: "user" for type_, route in routes.items() if route.by_user}
     if order:
         options["order"] = order
@@ -96,8 +93,7 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "", sha
 
 class Worker:
     """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
-    leaves the app's timers and tasks to another process; `shadow`: the worker gets copies of messages. Raises
-    ValueError where the app does not serve a type."""
+    leaves the app's timers and tasks to another process. Raises ValueError where the app does not serve a type."""
 
     def __init__(
         self,
@@ -107,7 +103,6 @@ class Worker:
         name: str | None = None,
         types: Sequence[str] | None = None,
         background: bool = True,
-        shadow: bool = False,
     ) -> None:
         self.app = app
         self.endpoint = endpoint
@@ -115,7 +110,7 @@ class Worker:
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
         self._link = FabricLink(
             endpoint,
-            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint, shadow)),
+            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint)),
             on_messages=self._on_messages,
             on_ready=self._on_welcome,
             on_lost=self._on_link_lost,
