@@ -100,7 +100,7 @@ class Contracts:
                 total += len(text)
                 if total > contract_rules.MAX_SCHEMAS_BYTES:
                     raise ContractError(f"all schemas have more than {contract_rules.MAX_SCHEMAS_BYTES} bytes together")
-                found[type_] = self._compile(schemas[type_], text)
+                found[type_] = self._compile(_read(text), text)  # as JSON, whatever MessagePack carried
             except (ContractError, TypeError, ValueError, RecursionError) as error:
                 raise ContractError(f"the schema of {type_!r} {error}") from None
         return found
