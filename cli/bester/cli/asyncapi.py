@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 VERSION = "3.0.0"
 SCHEMA_FORMAT = "application/schema+json;version=draft-2020-12"
@@ -38,11 +39,17 @@ def document(server: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _payload(row: dict[str, Any]) -> dict[str, Any]:
-    schemas = row["contracts"]
+    name = quote(row["type"], safe="")
+    schemas = [_named(schema, f"urn:bester:{name}:{number}") for number, schema in enumerate(row["contracts"])]
     if not schemas:
         return {}
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"payload": {"schemaFormat": SCHEMA_FORMAT, "schema": schema}}
+
+
+def _named(schema: Any, name: str) -> Any:
+    """Return a schema with an id: the references in it lead to its own parts, not to parts of the document."""
+    return {"$id": name, **schema} if isinstance(schema, dict) else schema
 
 
 def _key(type_: str, taken: dict[str, Any]) -> str:

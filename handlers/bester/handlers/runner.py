@@ -302,7 +302,8 @@ async def _serve(worker: Worker, is_child: bool) -> int:
         await worker.stop()
     refusal = worker.refusal
     if refusal is not None:
-        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}")
+        remedy = "; contract=False in @app.on keeps the schema here" if refusal.code == "schema" else ""
+        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}{remedy}")
     status = 0 if refusal is None and worker.failure is None else 1
     last.end_within(EXIT_S, status)
     return status
