@@ -79,11 +79,12 @@ class RigConnection:
         self.stalled_bytes = 0
         self.good = 0
 
-    def flush(self) -> None:
-        """Take every frame."""
+    def flush(self) -> bool:
+        """Take every frame; return False: nothing is left."""
         while chunk := self.out.take(CHUNK_BYTES):
-            self.good += chunk.count(b'"status":"good"')
+            self.good += bytes(chunk).count(b'"status":"good"')
             self._bridge.on_bytes_sent(self, self.out.on_sent())
+        return False
 
     def read(self, on: bool) -> None:
         """Note whether the bridge reads."""

@@ -211,7 +211,7 @@ class World:
 
 CODES_SAID = frozenset(
     {"malformed", "hello-first", "unknown-op", "unknown-token", "not-allowed", "reserved", "version", "overloaded",
-     "unknown-command", "bad-reply", "frame-too-large"}
+     "unknown-command", "bad-reply", "frame-too-large", "schema"}
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from bester.bridge.children.backoff import LONGEST_S, STEADY_S
 from bester.bridge.children.changes import MAX_FILES, seen
 from bester.bridge.children.lives import HOPELESS_LIVES, MAX_LIVES, RETRY_S, Lives, State
 from bester.broker.core.settings import Limits
-from bester.handlers.runner import LAST_RESTART_S
+from bester.handlers.supervising import LAST_RESTART_S
 
 START_S = 5.0
 """From the start of a handler until it serves; mostly less than one second."""

@@ -16,6 +16,7 @@ SELDOM = frozenset({"storage-full", "storage-unavailable", "store-unreadable", "
 WARNINGS = frozenset(
     {
         "clock-jumped",
+        "contracts-differ",
         "dead-letter",
         "handler-stuck",
         "hello-refused",

@@ -27,6 +27,8 @@ COMMANDS = {
     "backup": "bester.cli.backup",
     "demo": "bester.cli.demo",
     "conform": "bester.cli.conform",
+    "new": "bester.cli.new",
+    "types": "bester.cli.types",
 }
 """Each command's module; the command is the attribute of the same name."""
 

@@ -12,15 +12,21 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from bester.broker.wire.messages import MAX_CREDIT, MAX_ID, RESERVED_TYPES, Command, spelling_fault
 from bester.handlers.message import Message
+from bester.handlers.middleware import Hooks, Middleware
 from bester.handlers.payload import typed
 from bester.handlers.reply import commands_of
+from bester.handlers.retrying import MAX_RETRIES, retried
 from bester.handlers.runtime import PATIENCE_S, Ask, Blocking, Outcome, Runtime
+from bester.handlers.states import States
 
 DEFAULT_CREDIT = 256
 """Requests held at once. Enough to fill batches both ways; each costs the memory of its body."""
 DEFAULT_THREADS = 16
 """Plain functions running at once."""
+MAX_TIMEOUT_S = 600.0
+"""Longest time limit of a handler: the broker lets no message take longer."""
 
+S = TypeVar("S")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -34,7 +40,9 @@ class Runs(Enum):
 
 class Route(NamedTuple):
     """Handling of one message type. `call` takes the Message; its result is awaited where `runs` is LOOP. `function` is
-    the app author's function, `name` its name in the log, `by_user` whether a user's messages are handled in order."""
+    the app author's function, `name` its name in the log, `by_user` whether a user's messages are handled in order.
+    `timeout_s`: seconds that a message may take (None: what the broker allows); `retries`: further calls after a
+    failure; `contract`: the schema is sent to the broker."""
 
     call: Callable[[Message], Any]
     function: Callable[..., Any]
@@ -42,6 +50,9 @@ class Route(NamedTuple):
     runs: Runs
     by_user: bool
     schema: dict[str, Any] | None
+    timeout_s: float | None = None
+    retries: int = 0
+    contract: bool = True
 
 
 class Timer(NamedTuple):
@@ -56,7 +67,7 @@ class App:
 
     `lease_ms`: how long the process may be silent while it holds a request; needed only for C code that holds the
     interpreter for seconds (30 s by default over ipc). `threads`: plain functions running at once. `version`: free text
-    that the broker shows.
+    that the broker shows. `middleware`: hooks around every message.
     """
 
     def __init__(
@@ -67,6 +78,7 @@ class App:
         lease_ms: int | None = None,
         threads: int = DEFAULT_THREADS,
         version: str | None = None,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         if not 1 <= credit <= MAX_CREDIT:
             raise ValueError(f"credit is 1 to {MAX_CREDIT}, not {credit}")
@@ -81,6 +93,8 @@ class App:
         self.version = version
         self.routes: dict[str, Route] = {}
         self.timers: list[Timer] = []
+        self.hooks = Hooks(middleware)
+        self.states = States()
         self.ask = Ask(self)
         self.blocking = Blocking(self, self.ask)
         self._runtime: Runtime | None = None
@@ -88,18 +102,33 @@ class App:
     # --- registration ---
 
     def handler(
-        self, *types: str, order: Literal["user"] | None = None, inline: bool = False
+        self,
+        *types: str,
+        order: Literal["user"] | None = None,
+        inline: bool = False,
+        timeout_s: float | None = None,
+        retries: int = 0,
+        contract: bool = True,
     ) -> Callable[[Function], Function]:
         """Register the function below as the handler of these message types.
 
         The function takes the message, and may take its data as a second parameter, checked against the annotation. An
         async def runs on the loop beside others; a plain def in a thread, or, with `inline=True`, on the loop at once
         (for functions of microseconds: every other handler waits). `order="user"`: a user's messages one at a time.
+
+        `timeout_s`: seconds that one message may take, all retries together; an async handler is cancelled then, and
+        the sender's report is `timeout`. `retries`: further calls where the function raises anything but HandlerError,
+        after 0.1 s, 0.2 s, … up to 5 s. `contract=False`: the schema of a declared payload type stays here, and the
+        broker lets every payload pass.
         """
         if not types or not all(type(type_) is str and type_ for type_ in types):
             raise TypeError('say which message types: @app.handler("english")')
         if order not in (None, "user"):
             raise ValueError(f'order is "user" or None, not {order!r}')
+        if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s is a number of seconds above 0, {MAX_TIMEOUT_S:g} at most, not {timeout_s}")
+        if not 0 <= retries <= MAX_RETRIES:
+            raise ValueError(f"retries is 0 to {MAX_RETRIES}, not {retries}")
         for type_ in types:
             fault = spelling_fault(type_)
             if fault is not None:
@@ -110,12 +139,19 @@ class App:
                 raise ValueError(f"there is a handler of {type_!r} already")
 
         def register(function: Function) -> Function:
-            route = _route(function, inline, order == "user")
+            route = _route(function, inline, order == "user")._replace(
+                timeout_s=timeout_s, retries=retries, contract=contract
+            )
+            if route.runs is Runs.INLINE and (retries or timeout_s is not None):
+                raise TypeError(f"{route.name} is inline: it cannot wait for a retry, or be cancelled at a time limit")
             for type_ in types:
                 self.routes[type_] = route
             return function
 
         return register
+
+    on = handler
+    """The same as `handler`, for short."""
 
     def every(self, seconds: float) -> Callable[[Function], Function]:
         """Call the function below every `seconds` seconds while the app runs; a slow call delays the next one."""
@@ -135,6 +171,43 @@ class App:
         self.timers.append(Timer(function, None))
         return function
 
+    def on_start(self, function: Function) -> Function:
+        """Run the function below before the app takes messages; the object that it returns is the state of its type.
+
+        An async def is awaited; a plain def runs on the loop, as nothing else does yet.
+        """
+        self.states.add_start(function)
+        return function
+
+    def on_stop(self, function: Function) -> Function:
+        """Run the function below after the app's last message. A parameter gets the state of its annotated type."""
+        self.states.add_stop(function)
+        return function
+
+    def state(self, kind: type[S]) -> S:
+        """Return the state of a type, made by a start hook. Raises LookupError where there is none."""
+        return self.states.get(kind)
+
+    async def start(self) -> None:
+        """Run the start hooks, then those of the middleware; a second call does nothing until `stop`."""
+        await self.states.start()
+        self.hooks.on_start(self)
+
+    async def stop(self) -> None:
+        """Run the stop hooks of the middleware, then the app's own."""
+        self.hooks.on_stop(self)
+        await self.states.stop()
+
+    def route(self, type_: str) -> Route:
+        """Return the route of a type, with retries and middleware around its call. Raises KeyError."""
+        route = self.routes[type_]
+        call, awaited = route.call, route.runs is Runs.LOOP
+        if route.retries:
+            call = retried(call, route.retries, route.timeout_s, self.hooks.on_retry, awaited=awaited)
+        if self.hooks:
+            call = self.hooks.around(call, awaited=awaited)
+        return route if call is route.call else route._replace(call=call)
+
     def serving(self, types: Sequence[str] | None) -> dict[str, Route]:
         """Return the routes for these types, all where it is None. Raises ValueError that names a missing type.
 
@@ -142,16 +215,14 @@ class App:
         """
         if not self.routes:
             raise ValueError('the app has no handlers: put @app.handler("TYPE") above a function')
-        if types is None:
-            return dict(self.routes)
-        routes = list(self.routes.values())
-        only = routes[0] if all(route is routes[0] for route in routes) else None
+        known = list(self.routes)
+        only = known[0] if all(self.routes[type_] is self.routes[known[0]] for type_ in known) else None
         found: dict[str, Route] = {}
-        for type_ in types:
-            route = self.routes.get(type_, only)
-            if route is None:
+        for type_ in known if types is None else types:
+            own = type_ if type_ in self.routes else only
+            if own is None:
                 raise ValueError(f"the app has no handler of {type_!r}, only of {', '.join(sorted(self.routes))}")
-            found[type_] = route
+            found[type_] = self.route(own)
         return found
 
     # --- running ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from bester.broker.wire.messages import Meta, Request
@@ -15,9 +16,11 @@ USELESS_S = 10.0
 
 
 class Deadlines:
-    """Limits of one worker's types. Times are monotonic seconds; an unknown limit is infinite."""
+    """Limits of one worker's types. Times are monotonic seconds; an unknown limit is infinite. `own_s` are the limits
+    that the worker itself has set, by type."""
 
-    def __init__(self) -> None:
+    def __init__(self, own_s: Mapping[str, float] | None = None) -> None:
+        self._own_s = dict(own_s or {})
         self._usual_s = math.inf
         self._of_type: dict[str, float] = {}
 
@@ -38,13 +41,15 @@ class Deadlines:
 
     def limit_s(self, type_: str) -> float:
         """Return the seconds that a message of this type may take."""
-        return self._of_type.get(type_, self._usual_s)
+        return min(self._of_type.get(type_, self._usual_s), self._own_s.get(type_, math.inf))
 
     def due(self, request: Request, came: float) -> float:
         """Return the deadline of a request received at `came`: its sender may have set a shorter limit."""
         limit_s = self._of_type.get(request.type, self._usual_s)
-        own = request.meta.get("deadline_ms")
-        return came + (limit_s if own is None else min(_seconds(own), limit_s)) + GRACE_S
+        sender = request.meta.get("deadline_ms")
+        due = came + (limit_s if sender is None else min(_seconds(sender), limit_s)) + GRACE_S
+        own_s = self._own_s.get(request.type)
+        return due if own_s is None else min(due, came + own_s)
 
 
 def _seconds(value: Any) -> float:

@@ -7,6 +7,7 @@ of an exception in the handler's own code (`__post_init__`) is left out.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _PLACE = re.compile(r" - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`\Z", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]+)`(?P<more>.*?)(?:, got [^,]+)?\Z", re.DOTALL)
@@ -23,6 +24,40 @@ _KINDS = {
     "bytes": "a string in base64",
 }
 """JSON's names of the types that msgspec names; other types keep msgspec's name."""
+_PYDANTIC = {
+    "missing": "required, but missing",
+    "extra_forbidden": "not a known field",
+    "string_type": "expected a string",
+    "int_type": "expected an integer",
+    "int_parsing": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "list_type": "expected an array",
+    "tuple_type": "expected an array",
+    "set_type": "expected an array",
+    "dict_type": "expected an object",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "none_required": "expected null",
+    "json_invalid": "not JSON",
+}
+"""Sentences by the type of pydantic's error; other types are spelled out as words."""
+
+
+def place_of(path: Iterable[str | int]) -> str:
+    """Return a path into the data as text: `data.to[1]`."""
+    return "data" + "".join(f"[{step}]" if type(step) is int else f".{step}" for step in path)
+
+
+def sentence_of_pydantic(kind: str, place: str) -> str:
+    """Return the sentence for an error of pydantic of this type at this place; its text may quote a handler's code, and
+    is left out."""
+    if kind in ("value_error", "assertion_error"):
+        return f"{place}: not allowed"
+    return f"{place}: {_PYDANTIC.get(kind) or 'not allowed (' + kind.replace('_', ' ') + ')'}"
 
 
 def sentence_of(error: Exception) -> str:

@@ -53,7 +53,8 @@ class Overtime:
         self._give_up = give_up
         self._begin_next = begin_next
         self._on_useless = on_useless
-        self._deadlines = Deadlines()
+        limits_s = {type_: route.timeout_s for type_, route in routes.items() if route.timeout_s is not None}
+        self._deadlines = Deadlines(limits_s)
         self._running_on: dict[int, Job] = {}  # overdue requests whose handlers go on, by id
         self._useless = False
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.finite import NOT_FINITE, see_finite
-from bester.handlers.misfit import sentence_of
+from bester.handlers.misfit import place_of, sentence_of, sentence_of_pydantic
 
 msgspec: Any
 try:
@@ -50,14 +51,16 @@ class QuietError(BesterError):
         super().__init__("handler-failed", text)
 
 
-def _dataclass_fields(value: object) -> dict[str, Any]:
+def _plain_fields(value: object) -> Any:
+    if (model := _pydantic_model(type(value))) is not None:
+        return model.model_dump(value, mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     raise TypeError(f"a {type(value).__name__} is not JSON; send dicts, lists, strings, numbers, booleans, None")
 
 
 _dump = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=True, default=_dataclass_fields
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=True, default=_plain_fields
 ).encode
 
 
@@ -69,9 +72,13 @@ def _stdlib_text(value: Any) -> bytes:
 
 
 def _msgspec_text(value: Any) -> bytes:
-    text: bytes = msgspec.json.encode(value)
-    see_finite(value, text, msgspec.to_builtins)
+    text: bytes = msgspec.json.encode(value, enc_hook=_plain_fields)
+    see_finite(value, text, _builtins)
     return text
+
+
+def _builtins(value: Any, **options: Any) -> Any:
+    return msgspec.to_builtins(value, enc_hook=_plain_fields, **options)
 
 
 text_of: Callable[[Any], bytes] = _stdlib_text if msgspec is None else _msgspec_text
@@ -95,11 +102,38 @@ class Typed(NamedTuple):
     schema: dict[str, Any]
 
 
-def typed(declared: Any) -> Typed:
-    """Return the decoder of a declared type: a msgspec Struct, a dataclass, or any type that msgspec can check.
+def _pydantic_model(declared: Any) -> Any:
+    """Return the class where it is a model of pydantic; pydantic is never imported here."""
+    pydantic = sys.modules.get("pydantic")
+    if pydantic is None or not isinstance(declared, type) or not issubclass(declared, pydantic.BaseModel):
+        return None
+    return declared
 
-    Raises TypeError without msgspec, and for a type that msgspec cannot check.
+
+def _typed_by_pydantic(model: Any) -> Typed:
+    import pydantic
+
+    def decode(text: bytes) -> Any:
+        try:
+            return model.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            cause = first.get("ctx", {}).get("error")
+            if isinstance(cause, HandlerError):  # a validator's own refusal
+                raise cause from None
+            raise SchemaError(sentence_of_pydantic(first["type"], place_of(first["loc"]))) from None
+
+    return Typed(decode, model.model_json_schema())
+
+
+def typed(declared: Any) -> Typed:
+    """Return the decoder of a declared type: a msgspec Struct, a dataclass, a pydantic model, or any type that msgspec
+    can check.
+
+    Raises TypeError without msgspec (but for a pydantic model), and for a type that msgspec cannot check.
     """
+    if (model := _pydantic_model(declared)) is not None:
+        return _typed_by_pydantic(model)
     if msgspec is None:
         raise TypeError(MSGSPEC_NEEDED)
     read = msgspec.json.Decoder(declared).decode

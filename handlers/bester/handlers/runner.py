@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import io
 import logging
 import math
@@ -24,12 +25,14 @@ import zmq
 
 from bester.broker import logs
 from bester.broker.streams import forgive, secure
-from bester.broker.terminals import hung_up, outlive_terminals
+from bester.broker.terminals import outlive_terminals
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.messages import spelling_fault
+from bester.broker.wire.notes import describe
 from bester.handlers.app import App
 from bester.handlers.loading import LoadError, load
 from bester.handlers.stacks import line_of
+from bester.handlers.supervising import stop_signals, supervise
 from bester.handlers.worker import DRAIN_S, Worker
 
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
@@ -37,12 +40,6 @@ DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
 MAX_WORKERS = 256
 ORDERS = ("user", "none")
 """Orders of a user's messages for a handler at a socket: one at a time and in order, or concurrently."""
-FIRST_RESTART_S = 0.5
-LAST_RESTART_S = 10.0
-STEADY_S = 10.0
-"""A worker process that lived so long is restarted soon; others after a delay that doubles between the two bounds. The
-longest is far below the 20 s for which a broker keeps the messages of dead workers: a message that kills all workers a
-few times must not cost the others their turn."""
 SLOW_IMPORT_S = 5.0
 """Seconds after which a running import is logged: nothing is served before its end."""
 LAST_S = DRAIN_S + 5.0
@@ -65,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--types", metavar="T,T", help="serve these message types (BESTER_TYPES, or all of the app's)")
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes to run (1)")
+    parser.add_argument("--reload", action="store_true", help="start anew when a Python file of the app changes")
     parser.add_argument("--log", choices=logs.FORMATS, default="text", help="form of log lines (text)")
     parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="least urgent lines to log (info)")
     parser.add_argument("--child", metavar="I", type=int, help=argparse.SUPPRESS)
@@ -77,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         types=options.types.split(",") if options.types else None,
         name=options.name,
         workers=options.workers,
+        reload=options.reload,
         child=options.child,
         log_format=options.log,
         log_level=options.log_level,
@@ -92,6 +91,7 @@ def run(
     types: Sequence[str] | None = None,
     name: str | None = None,
     workers: int = 1,
+    reload: bool = False,
     child: int | None = None,
     log_format: str = "text",
     log_level: str = "info",
@@ -101,7 +101,8 @@ def run(
 
     `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
     `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. `workers` above 1
-    runs so many processes, restarted when they die. `child`: number of this process among them, which ends with its
+    runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
+    file of the app changes. `child`: number of this process among them, which ends with its
     standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
     `logs.LEVELS`. Returns the exit status.
     """
@@ -118,6 +119,10 @@ def run(
         parse_endpoint(endpoint)
     except ValueError as error:
         return _fail(f"--fabric (or BESTER_FABRIC): {error}")
+    if reload and spec is None:
+        return _fail("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
+    if reload and importlib.util.find_spec("watchfiles") is None:
+        return _fail("--reload needs the module 'watchfiles': pip install watchfiles")
     if not 1 <= workers <= MAX_WORKERS:
         return _fail(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
     try:
@@ -128,13 +133,21 @@ def run(
         return _fail(f"{spec}: {error}")
     except LoadError as error:
         return _fail(str(error), error.status)
-    if workers == 1:
+    if workers == 1 and not reload:
         return _on_loop(lambda: _serve(worker, is_child=child is not None))
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
     command += ["--log", log_format, "--log-level", log_level]
-    return _on_loop(lambda: _supervise(command, name or worker.name, workers))
+    watched = _watched(spec) if reload else None
+    return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))
+
+
+def _watched(spec: str | None) -> list[str]:
+    """Return the directories whose Python files make the app: the working directory, and that of the app's module."""
+    module = sys.modules[str(spec).partition(":")[0]]
+    places = [os.getcwd(), os.path.dirname(os.path.abspath(module.__file__ or "."))]
+    return [place for place in dict.fromkeys(places) if not any(place.startswith(other + os.sep) for other in places)]
 
 
 def _app(spec: str | None, socket: str | None, order: str | None, types: Sequence[str] | None) -> App:
@@ -232,25 +245,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-@contextlib.contextmanager
-def _stop_signals(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
-    """Yield an event that SIGTERM and SIGINT set. `at_once` is called in the signal handler itself, even while a
-    function holds the loop: `at_once` must take no lock."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        at_once()
-        loop.call_soon_threadsafe(stop.set)
-
-    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: loop.call_soon_threadsafe(hung_up))
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
 class _LastResort:
     """Ends a process that cannot end by itself: a function holds its loop, or its threads hang."""
 
@@ -287,9 +281,14 @@ def _end_hung(name: str) -> None:
 
 async def _serve(worker: Worker, is_child: bool) -> int:
     last = _LastResort(worker.name)
-    with _stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
+    with stop_signals(lambda: last.end_within(LAST_S, 1)) as stop:
         if is_child:
             worker.on_hung(lambda: _end_hung(worker.name))
+        try:
+            await worker.prepare()
+        except Exception as error:
+            log.exception("%s: a start hook failed", worker.name, extra=logs.facts("start-hook-failed"))
+            return _fail(f"a start hook failed: {describe(error)}", 1)
         try:
             worker.start()
         except zmq.ZMQError as error:
@@ -303,7 +302,8 @@ async def _serve(worker: Worker, is_child: bool) -> int:
         await worker.stop()
     refusal = worker.refusal
     if refusal is not None:
-        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}")
+        remedy = "; contract=False in @app.on keeps the schema here" if refusal.code == "schema" else ""
+        _fail(f"the server at {worker.endpoint} refuses this handler: {refusal.code}: {refusal.text}{remedy}")
     status = 0 if refusal is None and worker.failure is None else 1
     last.end_within(EXIT_S, status)
     return status
@@ -321,54 +321,3 @@ class _Lifeline(asyncio.Protocol):
 
 async def _watch_input(stop: asyncio.Event) -> None:
     await asyncio.get_running_loop().connect_read_pipe(lambda: _Lifeline(stop), sys.stdin)
-
-
-# --- several processes ---
-
-
-async def _supervise(command: Sequence[str], name: str, workers: int) -> int:
-    with _stop_signals() as stop:
-        async with asyncio.TaskGroup() as group:
-            children = [group.create_task(_keep_running(command, name, index, stop)) for index in range(workers)]
-    return max(child.result() for child in children)
-
-
-async def _keep_running(command: Sequence[str], name: str, index: int, stop: asyncio.Event) -> int:
-    """Run one worker process, restarted when it dies, until the stop signal; return its exit status, 0 or 1."""
-    loop = asyncio.get_running_loop()
-    delay_s = FIRST_RESTART_S
-    while True:
-        arguments = [*command, "--name", f"{name}.{index}", "--child", str(index)]
-        try:
-            process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
-        except (OSError, RuntimeError) as error:  # no process, descriptor or thread just now: the others go on
-            delay_s = min(delay_s * 2, LAST_RESTART_S)
-            why = getattr(error, "strerror", None) or str(error)
-            fields = logs.facts("worker-not-started", worker=f"{name}.{index}", why=why, again_in_s=delay_s)
-            log.error("%s.%d cannot be started: %s; trying again in %g s", name, index, why, delay_s, extra=fields)
-            if await _is_set_within(stop, delay_s):
-                return 0
-            continue
-        begun = loop.time()
-        ended = asyncio.ensure_future(process.wait())
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if stop.is_set():
-            if not ended.done():
-                process.terminate()
-            return 1 if await ended else 0
-        status = await ended
-        delay_s = FIRST_RESTART_S if loop.time() - begun >= STEADY_S else min(delay_s * 2, LAST_RESTART_S)
-        fields = logs.facts("worker-ended", worker=f"{name}.{index}", status=status, again_in_s=delay_s)
-        log.error("%s.%d ended with status %d; restarting it in %g s", name, index, status, delay_s, extra=fields)
-        if await _is_set_within(stop, delay_s):
-            return 0
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False

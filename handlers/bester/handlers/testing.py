@@ -12,12 +12,13 @@ import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from bester.broker.wire.codec import fault
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import (
     DONE,
+    FAILED,
     MAX_BODY_BYTES,
     Ask,
     Command,
@@ -33,6 +34,8 @@ from bester.handlers.payload import text_of, value_of
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.runtime import Outcome
 from bester.handlers.threads import outcome_of
+
+TOO_LONG = "the handler was cancelled at its time limit"
 
 
 class Sent(NamedTuple):
@@ -69,6 +72,9 @@ class Emitted(NamedTuple):
 class Tester:
     """Runs an app's handlers in the test itself. `emitted` and `asked` list its emits and questions.
 
+    Start hooks run before the first message, stop hooks at the end of `async with Tester(app) as tester`, or of each
+    `run` outside of it; `app.states.provide(value)` puts a stand-in before the state that they make.
+
     `clients`: users that questions find connected. `outcome`: the outcome of each emit. `answers` overrides answers:
     question → value, or a function of the argument (which may raise BesterError).
     """
@@ -85,21 +91,24 @@ class Tester:
         self.asked: list[tuple[str, Any]] = []
         self._counter = itertools.count(1)
         self._running = 0
+        self._prepared = False
 
     async def send(
         self, type_: str, data: Any = None, *, user: str | None = None, raw: bytes | None = None, **meta: Any
     ) -> Result:
         """Send the app one message and wait for its result. `raw`: JSON text instead of `data`. `meta` may hold id,
         root, origin, peer, scope, attempt, path. Raises KeyError where the app has no handler of the type."""
-        route = self.app.routes[type_]
+        route = self.app.route(type_)
         id_ = f"{self.server}/test/{next(self._counter)}"
         scope = "server" if user is None else "client"
         meta = {"id": id_, "root": id_, "origin": self.server, "scope": scope, "attempt": 1, "path": []} | meta
         message = Message(Request(1, type_, text_of(data) if raw is None else raw, user, meta))
+        await self._prepare()
         with self._attached():
             return await self._carry_out(route, message)
 
     async def _carry_out(self, route: Route, message: Message) -> Result:
+        limit: asyncio.Timeout | None = None
         try:
             if route.runs is Runs.THREAD:
                 result, failure = await asyncio.to_thread(outcome_of, route.call, message)
@@ -108,20 +117,48 @@ class Tester:
             else:
                 result = route.call(message)
                 if route.runs is Runs.LOOP:
-                    result = await result
+                    async with asyncio.timeout(route.timeout_s) as limit:
+                        result = await result
             return Result(DONE, _sent_all(commands_of(result)))
         except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the test was cancelled, not the handler
+            if limit is not None and limit.expired():
+                return Result(FAILED, [], TOO_LONG, error, reply_code(FAILED, "timeout"))
             return _failed(error)  # any exception of the user's function is its failure
 
     def run(self, type_: str, data: Any = None, **options: Any) -> Result:
         """Send as `send` does, for tests without a loop."""
-        return asyncio.run(self.send(type_, data, **options))
+
+        async def once() -> Result:
+            try:
+                return await self.send(type_, data, **options)
+            finally:
+                await self._end()
+
+        return asyncio.run(once())
+
+    async def __aenter__(self) -> Self:
+        await self._prepare()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def _prepare(self) -> None:
+        if not self._prepared:
+            self._prepared = True
+            await self.app.start()
+
+    async def _end(self) -> None:
+        if self._prepared:
+            self._prepared = False
+            await self.app.stop()
 
     async def tick(self, function: Callable[[], Any]) -> None:
         """Call the function of a timer or task once, as the app would."""
+        await self._prepare()
         with self._attached():
             if inspect.iscoroutinefunction(function):
                 await function()

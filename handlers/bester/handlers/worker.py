@@ -75,11 +75,14 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
         "software": f"bester.handlers (Python {platform.python_version()})",
     }
     lease_ms = app.lease_ms or (LEASE_MS if endpoint.startswith("ipc:") else None)
+    longest_ms = max((round(1000 * (route.timeout_s or 0)) for route in routes.values()), default=0)
+    if longest_ms > max(lease_ms or 0, REQUEST_MS):  # beyond the usual time the broker counts the lease
+        lease_ms = longest_ms
     if lease_ms is not None:
         options["lease_ms"] = lease_ms
     if app.version is not None:
         options["version"] = app.version
-    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None}
+    schema = {type_: route.schema for type_, route in routes.items() if route.schema is not None and route.contract}
     if schema:
         options["schema"] = schema
     order = {type_: "user" for type_, route in routes.items() if route.by_user}
@@ -129,6 +132,10 @@ class Worker:
         self._outstanding = 0
         self._groups = MessageGroups()
         self._logged_away_at = float("-inf")
+
+    async def prepare(self) -> None:
+        """Run the app's start hooks; to be awaited before `start`. An exception of a hook passes through."""
+        await self.app.start()
 
     def start(self) -> None:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
@@ -191,6 +198,10 @@ class Worker:
         self._watch.stop()
         await self._link.close(0)
         self.app.detach()
+        try:
+            await self.app.stop()
+        except Exception:
+            log.exception("%s: a stop hook failed", self.name, extra=facts("stop-hook-failed", name=self.name))
 
     # --- the link ---
 
@@ -325,7 +336,7 @@ class Worker:
                 self._begin_next(job)
             return
         if was_cancelled(error):
-            self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG))
+            self._answer(job, Reply(job[0].token, FAILED, [], TOO_LONG, "timeout"))
             return
         status, note, code, is_expected = verdict_on(error)
         wanted = self._is_wanted(job)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.commands import Commands
+from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import Deliveries
 from bester.broker.core.directory import Directory
@@ -66,6 +67,7 @@ class Units:
     inbound_lanes: InboundLanes
     peers: Peers
     answers: PendingAnswers
+    contracts: Contracts
     restarts: Restarts
     questions: Questions
     reports: Reports
@@ -91,6 +93,7 @@ def assemble(
     deliveries = Deliveries()
     workers = Workers(limits.max_types)
     timeouts = Timeouts(settings)
+    contracts = Contracts(out)
 
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
@@ -122,8 +125,9 @@ def assemble(
     )  # fmt: skip
     dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type)
     dispatcher = Dispatcher(
-        settings, out, workers=workers, timeouts=timeouts, reports=reports, trace=trace, commands=commands,
-        directory=directory, deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=bridges,
+        settings, out, workers=workers, timeouts=timeouts, contracts=contracts, reports=reports,
+        trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
+        mailboxes=mailboxes, relays=relays, bridges=bridges,
         dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
     )  # fmt: skip
 
@@ -137,10 +141,11 @@ def assemble(
     answers = PendingAnswers(out)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        bridges=bridges, answers=answers, restarts=restarts, process_of=around.process_of, is_stopped=around.is_stopped,
+        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, process_of=around.process_of,
+        is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
-        dispatcher, ingress, inbound_lanes, peers, answers, restarts, questions, reports, directory, workers,
+        dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters,
     )  # fmt: skip

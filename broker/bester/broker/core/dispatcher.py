@@ -7,12 +7,14 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from functools import partial
 
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.commands import Commands, fault
+from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
@@ -50,9 +52,10 @@ class Dispatcher:
     """
 
     def __init__(
-        self, settings: Settings, out: Effects, *, workers: Workers, timeouts: Timeouts, reports: Reports, trace: Trace,
-        commands: Commands, directory: Directory, deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes,
-        relays: Relays, bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
+        self, settings: Settings, out: Effects, *, workers: Workers, timeouts: Timeouts, contracts: Contracts,
+        reports: Reports, trace: Trace, commands: Commands, directory: Directory,
+        deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes, relays: Relays,
+        bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
         first_token: int, now: float,
     ) -> None:  # fmt: skip
         self.given_up: frozenset[str] = frozenset()
@@ -64,6 +67,8 @@ class Dispatcher:
         self._out = out
         self._workers = workers
         self._timeouts = timeouts
+        self._contracts = contracts
+        self._faults = contracts.by_type
         self._timed = bool(timeouts.configured)
         self._reports = reports
         self._trace = trace
@@ -130,6 +135,11 @@ class Dispatcher:
         if code is not None:
             self._end(job, failed(code))
             return
+        if self._faults and (check := self._faults.get(job.type)) is not None:
+            wrong = check(job.body)
+            if wrong is not None:
+                self._refuse(job, wrong)
+                return
         self._held += 1
         self._held_bytes += size_bytes
         if worker is not None:
@@ -137,6 +147,22 @@ class Dispatcher:
         else:
             job.since = now
             self._workers.enqueue(job)
+
+    def _refuse(self, job: Job, wrong: str) -> None:
+        """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
+        self._notice_failure(job, "schema", wrong)
+        self._end(job, failed("schema"), wrong)
+
+    def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
+        """Assign a job that has waited. The contract of its type may be newer than the job."""
+        if self._faults and job.since <= self._contracts.since.get(job.type, -math.inf):
+            wrong = self._faults[job.type](job.body)
+            if wrong is not None:
+                self._workers.release_group(job)
+                self._let_go(job)
+                self._refuse(job, wrong)
+                return
+        self._assign(worker, job, now)
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
@@ -186,7 +212,7 @@ class Dispatcher:
     def _fill(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit."""
         while (job := self._workers.next_for(worker)) is not None:
-            self._assign(worker, job, now)
+            self._assign_waiting(worker, job, now)
 
     def _share_out(self, now: float) -> None:
         """Assign requeued messages to free workers, in turn."""
@@ -200,7 +226,7 @@ class Dispatcher:
             type_, _ = workers.requeued.popitem()
             while workers.has_queue(type_) and (worker := workers.idle(type_)) is not None:
                 while (job := workers.next_for(worker)) is not None:
-                    self._assign(worker, job, now)
+                    self._assign_waiting(worker, job, now)
                     if not worker.groups:  # a worker goes on with a message group bound to it, up to its credit
                         break
 

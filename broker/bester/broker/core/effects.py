@@ -33,6 +33,7 @@ class Verify(NamedTuple):
 
 NoticeEvent = Literal[
     "clock-jumped",
+    "contracts-differ",
     "dead-letter",
     "handler-failed",
     "handler-refused",

@@ -21,7 +21,7 @@ class Peer:
 
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
-    end, None where the shell does not know it.
+    end, None where the shell does not know it. `version` and `software` are what a handler says about its program.
     """
 
     __slots__ = (
@@ -35,7 +35,9 @@ class Peer:
         "process",
         "resume",
         "role",
+        "software",
         "types",
+        "version",
         "worker",
     )
 
@@ -52,6 +54,8 @@ class Peer:
         self.resume: BridgeResume | None = None
         self.listeners: list[str] = []
         self.process: int | None = None
+        self.version: str | None = None
+        self.software: str | None = None
 
     def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
         """Return whether nothing came from the peer for too long. A direct link is this process, and never silent.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.contracts import Contract, ContractError, Contracts
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
@@ -29,9 +30,12 @@ from bester.broker.wire.messages import (
     Message,
     Welcome,
 )
+from bester.broker.wire.notes import safe_note
 
 MAX_EPOCH = 64
 """Characters of the name that a bridge gives its life."""
+MAX_FACT = 128
+"""Characters of what a handler says about its program."""
 
 
 class Peers:
@@ -39,7 +43,8 @@ class Peers:
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
-        timeouts: Timeouts, relays: Relays, bridges: dict[Link, None], answers: PendingAnswers, restarts: Restarts,
+        timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
+        restarts: Restarts,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
@@ -50,6 +55,7 @@ class Peers:
         self._workers = workers
         self._timeouts = timeouts
         self._relays = relays
+        self._contracts = contracts
         self._bridges = bridges
         self._answers = answers
         self._restarts = restarts
@@ -113,6 +119,12 @@ class Peers:
         if error is None and hello.role == "handler":
             parsed = handler_options(self._settings.limits, hello.options)
             error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
+        contracts: dict[str, Contract] = {}
+        if options is not None:
+            try:
+                contracts = self._contracts.read(hello.options.get("schema"), options.types)
+            except ContractError as refused:
+                error = Error("schema", safe_note(str(refused)), OP_OF[Hello])
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many peers", OP_OF[Hello])
         if error is not None:
@@ -133,6 +145,8 @@ class Peers:
         self._restarts.on_process_seen(peer.process)
         self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
         if options is not None:
+            peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))
+            self._contracts.join(link, peer.name, options.types, contracts, now)
             self._employ(peer, options, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
@@ -202,6 +216,7 @@ class Peers:
         self._out.send(peer.link, Goodbye("goodbye"))
         peer.leaving = True
         if peer.worker is not None:
+            self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_leaving(peer.worker, now)
             self.forget_when_done(peer)
         else:
@@ -219,6 +234,7 @@ class Peers:
         if peer.role != "operator":
             self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
         if peer.worker is not None:
+            self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_lost(peer.worker, now)
         if peer.role == "bridge":
             self._unlink(peer, now)
@@ -280,3 +296,8 @@ class Peers:
                 resume.forget()
                 if resume.link is None:
                     del self.resumes[prefix], self._unlinked[prefix]
+
+
+def _fact(value: Any) -> str | None:
+    """Return a text that a handler says about itself, None where there is none."""
+    return safe_note(value)[:MAX_FACT] if type(value) is str else None

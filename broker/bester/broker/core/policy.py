@@ -44,6 +44,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "serverInfo": _EVERY_ASKER,
     "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
     "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
+    "types": _OPERATOR,
     "deadList": _OPERATOR,
     "deadShow": _OPERATOR,
     "deadReplay": _OPERATOR,

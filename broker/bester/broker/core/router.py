@@ -27,6 +27,7 @@ from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.settings import Settings
+from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
     Committed,
@@ -363,6 +364,9 @@ class Router:
             answer: Answer | None = Answer(ask.token, 1, None)
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
+        elif ask.question == "types":
+            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers)
+            answer = Answer(ask.token, 0, value)
         else:
             answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
         if answer is not None:

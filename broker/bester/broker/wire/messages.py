@@ -137,7 +137,11 @@ class Reply(NamedTuple):
 
 DONE, FAILED, REFUSED = 0, 1, 2
 """Statuses of a Reply; any other counts as FAILED."""
-REPLY_CODES = {(REFUSED, "schema"): "schema", (FAILED, "bad-reply"): "bad-reply"}
+REPLY_CODES = {
+    (REFUSED, "schema"): "schema",
+    (FAILED, "bad-reply"): "bad-reply",
+    (FAILED, "timeout"): "timeout",
+}
 """Reason by status and code of a Reply, where the reason differs from that of the status."""
 
 

@@ -1,0 +1,227 @@
+"""Contracts: the JSON Schemas that handlers register, by which bad payloads are refused before they are dispatched.
+
+A schema is compiled once. The validator is jsonschema-rs: it is compiled code, where fastjsonschema generates Python
+source from a stranger's schema, and its patterns can be had in linear time. Pure: nothing is read from outside.
+
+Where the workers of a type have registered different contracts, a payload is refused only where none of them takes
+it; a worker without a contract takes every payload. The contract of a type outlives its last worker, until another
+joins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+
+from bester.broker.core import contract_rules
+from bester.broker.core.effects import Effects, Link
+from bester.broker.wire.notes import describe, safe_note
+
+MAX_CONTRACTS = 2_048
+"""Contracts known at once; above it those of types without a worker are forgotten, then a HELLO is refused."""
+PATTERN_BYTES = 256 * 1024
+"""Memory of one compiled pattern."""
+_KINDS = {
+    "string": "a string", "integer": "an integer", "number": "a number", "boolean": "true or false", "null": "null",
+    "array": "an array", "object": "an object",
+}  # fmt: skip
+_read = msgspec.json.Decoder().decode
+
+
+class ContractError(Exception):
+    """A schema that cannot be a contract; the text says why."""
+
+
+class Contract:
+    """One compiled schema."""
+
+    __slots__ = ("_errors", "_is_valid", "schema", "text")
+
+    def __init__(self, schema: Any, text: bytes) -> None:
+        """Compile. Raises ContractError."""
+        wrong = contract_rules.fault(schema)
+        if wrong is not None:
+            raise ContractError(wrong)
+        options = jsonschema_rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES)
+        try:
+            validator: Any = jsonschema_rs.validator_for(schema, retriever=_retrieve_nothing, pattern_options=options)
+        except BaseException as error:  # noqa: BLE001 (a panic of the compiled library is no Exception)
+            raise ContractError(f"cannot be compiled: {describe(error)}") from None
+        self.schema = schema
+        self.text = text
+        self._is_valid: Callable[[Any], bool] = validator.is_valid
+        self._errors: Callable[[Any], Any] = validator.iter_errors
+
+    def fault(self, body: bytes) -> str | None:
+        """Return what is wrong with a payload as one sentence with its path, None where the payload is good."""
+        try:
+            value = _read(body)
+        except msgspec.DecodeError:  # JSON beyond msgspec's numbers (1e400)
+            value = json.loads(body)
+        try:
+            if self._is_valid(value):
+                return None
+            return safe_note(_sentence(next(iter(self._errors(value)))))
+        except Exception as error:  # noqa: BLE001 (a fault of the library must not cost the message)
+            return None if isinstance(error, StopIteration) else safe_note(f"data: cannot be checked: {error}")
+
+
+def _retrieve_nothing(uri: str) -> Any:
+    raise ValueError(f"{uri} is outside of the schema")
+
+
+class Contracts:
+    """The contracts of one broker's types. `by_type` is the contract that each payload of a type is checked by, None
+    where there is none; `since` the time from which that holds."""
+
+    def __init__(self, out: Effects) -> None:
+        self.by_type: dict[str, Callable[[bytes], str | None]] = {}
+        self.since: dict[str, float] = {}
+        self._out = out
+        self._compiled: dict[bytes, Contract] = {}
+        self._of_worker: dict[Link, Mapping[str, Contract | None]] = {}
+        self._workers: dict[str, dict[Link, None]] = {}
+
+    def read(self, schemas: Any, types: frozenset[str]) -> dict[str, Contract]:
+        """Return the contracts in a HELLO's option `schema`, by type. Raises ContractError, which names the type."""
+        if schemas is None:
+            return {}
+        if not isinstance(schemas, dict) or not all(type(type_) is str for type_ in schemas):
+            raise ContractError("schema is a map {type: JSON Schema}")
+        found: dict[str, Contract] = {}
+        total = 0
+        for type_ in sorted(types & schemas.keys()):
+            try:
+                text = msgspec.json.encode(schemas[type_], order="deterministic")
+                total += len(text)
+                if total > contract_rules.MAX_SCHEMAS_BYTES:
+                    raise ContractError(f"all schemas have more than {contract_rules.MAX_SCHEMAS_BYTES} bytes together")
+                found[type_] = self._compile(_read(text), text)  # as JSON, whatever MessagePack carried
+            except (ContractError, TypeError, ValueError, RecursionError) as error:
+                raise ContractError(f"the schema of {type_!r} {error}") from None
+        return found
+
+    def _compile(self, schema: Any, text: bytes) -> Contract:
+        contract = self._compiled.get(text)
+        if contract is None:
+            if len(self._compiled) >= MAX_CONTRACTS:
+                self._forget_unused()
+            if len(self._compiled) >= MAX_CONTRACTS:
+                raise ContractError(f"is one too many: {MAX_CONTRACTS} are known already")
+            contract = self._compiled[text] = Contract(schema, text)
+        return contract
+
+    def _forget_unused(self) -> None:
+        used = {contract.text for each in self._of_worker.values() for contract in each.values() if contract}
+        self._compiled = {text: contract for text, contract in self._compiled.items() if text in used}
+        for type_ in [type_ for type_ in self.by_type if type_ not in self._workers]:
+            del self.by_type[type_], self.since[type_]
+
+    # --- workers ---
+
+    def join(self, link: Link, name: str, types: frozenset[str], contracts: Mapping[str, Contract], now: float) -> None:
+        """Take in the contracts of a worker that has said HELLO, once more perhaps."""
+        before = self._of_worker.get(link)
+        if before is not None and dict(before) == {type_: contracts.get(type_) for type_ in types}:
+            return
+        self.leave(link, now)
+        self._of_worker[link] = {type_: contracts.get(type_) for type_ in types}
+        for type_ in types:
+            workers = self._workers.setdefault(type_, {})
+            workers[link] = None
+            if self._settle(type_, now) and len(workers) > 1:
+                self._out.notice("contracts-differ", type=type_, name=name, contracts=len(self.of(type_)))
+
+    def leave(self, link: Link, now: float) -> None:
+        """Take in that a worker gets no more messages."""
+        for type_ in self._of_worker.pop(link, ()):
+            workers = self._workers[type_]
+            del workers[link]
+            if workers:
+                self._settle(type_, now)
+            else:
+                del self._workers[type_]
+
+    def of(self, type_: str) -> list[Contract | None]:
+        """Return the different contracts of a type's workers; None stands for workers without one."""
+        found = [self._of_worker[link][type_] for link in self._workers.get(type_, ())]
+        return list(dict.fromkeys(found))
+
+    def at(self, link: Link, type_: str) -> Contract | None:
+        """Return a worker's contract of a type."""
+        return self._of_worker.get(link, {}).get(type_)
+
+    def _settle(self, type_: str, now: float) -> bool:
+        """Set what payloads of a type are checked by; return whether its workers differ."""
+        contracts = self.of(type_)
+        known = [each for each in contracts if each is not None]
+        if len(known) < len(contracts) or not known:
+            self.by_type.pop(type_, None)
+            self.since.pop(type_, None)
+        else:
+            self.by_type[type_] = known[0].fault if len(known) == 1 else _any_of(known)
+            self.since[type_] = now
+        return len(contracts) > 1
+
+
+def _any_of(contracts: list[Contract]) -> Callable[[bytes], str | None]:
+    def fault(body: bytes) -> str | None:
+        wrong = None
+        for contract in contracts:
+            wrong = contract.fault(body)
+            if wrong is None:
+                return None
+        return wrong
+
+    return fault
+
+
+# --- sentences ---
+
+
+def _sentence(error: Any) -> str:
+    """Return an error of the validator as path and sentence: `data.to[1]: expected a string`."""
+    kind = error.kind.as_dict()
+    name = error.kind.name
+    if name in ("anyOf", "oneOf", "oneOfNotValid") and kind.get("context"):
+        chosen = _of_branches([branch[0] for branch in error.kind.context if branch])
+        if chosen is not None:
+            return chosen
+    place = _place(error.instance_path)
+    if name == "required":
+        return f"{place}.{kind['property']}: required, but missing"
+    if name in ("additionalProperties", "falseSchema") and kind.get("unexpected"):
+        return f"{place}.{kind['unexpected'][0]}: not a known field"
+    if name == "type":
+        return f"{place}: expected {_kinds(kind['types'])}"
+    if name in ("enum", "const", "constant"):
+        return f"{place}: not one of the values allowed here"
+    limit = next((kind[key] for key in ("limit", "multiple_of") if key in kind), None)
+    words = "".join(f" {char.lower()}" if char.isupper() else char for char in name)
+    return f"{place}: not allowed ({words}{'' if limit is None else f' {limit}'})"
+
+
+def _of_branches(errors: list[Any]) -> str | None:
+    """Return the sentence for a value that fits none of several schemas: the types that were expected, or the error
+    deepest in the value."""
+    if not errors:
+        return None
+    deepest = max(errors, key=lambda error: len(error.instance_path))
+    alike = [error for error in errors if error.instance_path == deepest.instance_path]
+    if all(error.kind.name == "type" for error in alike):
+        kinds = [kind for error in alike for kind in error.kind.as_dict()["types"]]
+        return f"{_place(deepest.instance_path)}: expected {_kinds(list(dict.fromkeys(kinds)))}"
+    return _sentence(next((error for error in alike if error.kind.name != "type"), deepest))
+
+
+def _kinds(types: list[str]) -> str:
+    named = [_KINDS.get(each, each) for each in types]
+    return " or ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+
+
+def _place(path: list[Any]) -> str:
+    return "data" + "".join(f"[{step}]" if type(step) is int else f".{step}" for step in path)

@@ -1,0 +1,61 @@
+"""Answer to an operator's question `types`: message types, their workers and contracts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bester.broker.core.contracts import Contracts
+from bester.broker.core.peer import Peer
+from bester.broker.core.workers import Workers
+
+MAX_ROWS = 20_000
+"""Types in one answer; those beyond are counted."""
+MAX_CONTRACT_BYTES = 16 * 1024 * 1024
+"""Bytes of the schemas in one answer: it must pass as one message."""
+
+
+def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers) -> dict[str, Any]:
+    """Return `types`, a list of maps, by name, and `left`, the number of types that are not listed.
+
+    Each map has `type`, `waiting` (messages), `workers` (maps of `name`, `version`, `software`, `credit`, `inflight`,
+    `leaving` and `contract`, an index or None), `contracts` (schemas) and `differ`: the workers do not agree on the
+    contract.
+    """
+    by_type: dict[str, list[Peer]] = {}
+    for peer in peers:
+        if peer.worker is not None:
+            for type_ in peer.types:
+                by_type.setdefault(type_, []).append(peer)
+    rows = []
+    room = MAX_CONTRACT_BYTES
+    for type_ in sorted(by_type)[:MAX_ROWS]:
+        found = contracts.of(type_)
+        known = [each for each in found if each is not None]
+        room -= sum(len(each.text) for each in known)
+        schemas = [each.schema for each in known] if room >= 0 else []
+        numbers = {each.text: number for number, each in enumerate(known)}
+        rows.append(
+            {
+                "type": type_,
+                "waiting": workers.queued_count(type_),
+                "workers": [_worker(peer, type_, contracts, numbers) for peer in by_type[type_]],
+                "contracts": schemas,
+                "differ": len(found) > 1,
+            }
+        )
+    return {"types": rows, "left": max(0, len(by_type) - MAX_ROWS)}
+
+
+def _worker(peer: Peer, type_: str, contracts: Contracts, numbers: dict[bytes, int]) -> dict[str, Any]:
+    assert peer.worker is not None
+    contract = contracts.at(peer.link, type_)
+    return {
+        "name": peer.name,
+        "version": peer.version,
+        "software": peer.software,
+        "credit": peer.worker.credit,
+        "inflight": len(peer.worker.inflight),
+        "leaving": peer.leaving,
+        "contract": None if contract is None else numbers.get(contract.text),
+    }

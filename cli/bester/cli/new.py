@@ -1,0 +1,56 @@
+"""`bester new handler`: writes a small handler project with its test and a README.
+
+The templates stand in `templates/`, a directory a language; NAME in them is the handler's name. The libraries of other
+languages are those of the examples.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+import click
+
+from bester.cli.output import done
+
+HERE = Path(__file__).parent
+LIBRARIES = {"python": (), "node": ("node/bester.js",), "c": ("c/bester.c", "c/bester.h")}
+"""Files of the examples that a project of each language gets."""
+TAKEN = frozenset({"bester", "conftest", "pytest", "test"})
+"""Names of other modules and files of a project."""
+
+
+@click.group()
+def new() -> None:
+    """Write a small project to begin with."""
+
+
+@new.command()
+@click.option("--language", type=click.Choice(list(LIBRARIES)), default="python", show_default=True)
+@click.argument("name", metavar="NAME")
+def handler(language: str, name: str) -> None:
+    """Write the project of a handler of the message type NAME into the new directory NAME."""
+    from bester.broker.wire.codes import BesterError
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or keyword.iskeyword(name) or name in TAKEN:
+        text = f"{name!r} cannot name a module and a program; use up to 64 small letters, digits and _, a letter first"
+        raise click.UsageError(text)
+    target = Path(name)
+    try:
+        target.mkdir()
+    except FileExistsError:
+        raise BesterError("not-allowed", f"{target} exists already; choose another name, or move it away") from None
+    for template in sorted((HERE / "templates" / language).iterdir()):
+        text = template.read_text(encoding="utf-8").replace("NAME", name).replace("TYPE", name)
+        (target / template.name.replace("NAME", name).removesuffix(".txt")).write_text(text, encoding="utf-8")
+    for library in LIBRARIES[language]:
+        source = _examples() / library
+        (target / source.name).write_bytes(source.read_bytes())
+    done(f"{target}: a handler of {name!r}; {target / 'README.md'} says how to test and run it")
+
+
+def _examples() -> Path:
+    """Return the directory of the examples: in the package, or in the source tree."""
+    packaged = HERE / "examples"
+    return packaged if packaged.is_dir() else HERE.parents[2] / "examples"
