@@ -25,7 +25,9 @@ SYSTEM = re.compile(
     r"|/var/(cache|lib|local|lock|log|mail|opt|run|spool|tmp)"
 )
 """Directories shared by the whole machine, even if empty: closed to others, they would break other programs."""
-OURS = frozenset({LOCK, "fabric.sock", *(name + end for name in DATABASES for end in ("", "-wal", "-shm", "-journal"))})
+OURS = frozenset(
+    {LOCK, "fabric.sock", "server.key", *(name + end for name in DATABASES for end in ("", "-wal", "-shm", "-journal"))}
+)
 
 
 def prepare(path: Path) -> None:

@@ -17,6 +17,7 @@ WARNINGS = frozenset(
     {
         "clock-jumped",
         "dead-letter",
+        "fabric-refused",
         "handler-stuck",
         "hello-refused",
         "login-slowed",

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
-from bester.broker.core.settings import Budget, Route, Settings
+from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
+from bester.broker.keys import server_pair
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
@@ -29,9 +30,18 @@ NOWHERE = Hosts()
 log = logging.getLogger("bester.broker")
 
 
-def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
-    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
-    routes = {
+def grants_of(config: Config) -> dict[str, Grant]:
+    """Return what each known public key is good for."""
+    grants = {
+        party.key: Grant(party.role, party.name, party.types, party.commands)
+        for party in config.fabric.parties.values()
+    }
+    return grants | {peer.key: Grant("server", peer.name) for peer in config.servers.values() if peer.key is not None}
+
+
+def routes_of(config: Config) -> dict[str, Route]:
+    """Return the configured servers by name."""
+    return {
         name: Route(
             name,
             peer.fabric,
@@ -39,14 +49,20 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
             peer.accept_types,
             peer.reports,
             peer.ordered,
+            peer.key,
         )
         for name, peer in config.servers.items()
     }
+
+
+def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
+    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
     return Settings(
         name=config.server.name,
         open_accounts=config.auth == "open",
         accept=config.accept,
-        routes=routes,
+        routes=routes_of(config),
+        grants=grants_of(config),
         hosts=hosts.servers,
         unknown_hosts=hosts.unknown,
         declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
@@ -80,7 +96,15 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             names = Names()
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
-        async with Broker(settings_of(config, followed.table()), config.fabric.listen, logins, store) as broker:
+        pair = server_pair(config.key_file)
+        async with Broker(
+            settings_of(config, followed.table()),
+            config.fabric.listen,
+            logins,
+            store,
+            pair=pair,
+            curve=config.fabric.curve,
+        ) as broker:
             broker.look_up = followed.look_again
             followed.start(broker.hosts_changed)
             yield broker
