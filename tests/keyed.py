@@ -56,8 +56,7 @@ class KeyedParty(RawHandler):
         self, fabric: str, pair: Pair, server: str, types: list[str] | None = None, routing_id: bytes | None = None,
         **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(fabric, types or [], **options)
-        self.socket.disconnect(fabric)
+        super().__init__("inproc://nobody", types or [], **options)
         self.socket.close()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 500

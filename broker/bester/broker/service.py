@@ -18,9 +18,11 @@ from bester.broker.keys import server_pair
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
+from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
+from bester.broker.wire.codes import ConfigError
 
 DRAIN_S = 10.0
 """Time that messages have to finish after SIGTERM."""
@@ -126,8 +128,29 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
     return store
 
 
-def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Serve the fabric alone until SIGTERM. Return the exit status."""
+def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
+    """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
+
+    def prepare(config: Config) -> Apply:
+        """Check the servers: a native one is found by its address, which is looked up from the start on."""
+        routes, grants, before = routes_of(config), grants_of(config), broker.router.settings.routes
+        natives = [
+            name
+            for name in before.keys() | routes.keys()
+            if (before[name].native if name in before else None) != (routes[name].native if name in routes else None)
+        ]
+        if natives:
+            names = ", ".join(sorted(natives))
+            raise ConfigError(f"the native servers {names} are new, gone or moved; restart the server for that")
+        return lambda: broker.reload(routes, grants)
+
+    return ("servers", "fabric.parties"), prepare
+
+
+def run_broker(
+    config: Config, on_ready: Callable[[], None] = lambda: None, read: Callable[[], Config] | None = None
+) -> int:
+    """Serve the fabric alone until SIGTERM. Return the exit status. `read` reads the configuration again at SIGHUP."""
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is in flight."""
@@ -135,8 +158,12 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
             listen = ", ".join(config.fabric.listen)
             extra = facts("broker-started", server=config.server.name, listen=listen)
             log.info("broker %s on %s", config.server.name, listen, extra=extra)
+            reloader = Reloader(config, read)
+            reloader.add(*live_part(broker))
+            reloader.start()
             on_ready()
             await stop.wait()
+            reloader.close()
             about_to_end()
             await finish(broker.drain(DRAIN_S))
         return 0

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,10 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
             raise click.UsageError("-c and --besterd name two configurations; give one of them")
         from bester.broker.besterd import load as load_besterd
 
-        config = load_besterd(besterd)
+        read = partial(load_besterd, besterd)
     else:
-        config = load(config_path)
+        read = partial(load, config_path)
+    config = read()
     _print_notices(config)
     from bester.bridge.embedded import run_up
 
@@ -53,7 +55,7 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
         _greet(config, addresses)
         _print_note("stock-handlers-off", stock_print_note(config) if besterd is None else None)
 
-    return run_up(config, on_ready=ready)
+    return run_up(config, on_ready=ready, read=read)
 
 
 @click.command()
@@ -67,7 +69,7 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     _print_notices(config)
     from bester.broker.service import run_broker
 
-    return run_broker(config)
+    return run_broker(config, read=partial(load, config_path))
 
 
 @click.command()
