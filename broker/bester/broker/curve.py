@@ -26,6 +26,8 @@ HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
 MAX_ADDRESSES = 20_000
 """Connections whose address is remembered for the log; above the bound new ones are logged without."""
+UNSEEN = "unseen"
+"""Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
 _EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -148,7 +150,7 @@ class CurveSocket(FabricSocket):
         elif event in _FAILED:
             self._failed = (event, value)
         elif event == zmq.EVENT_DISCONNECTED:
-            address = self._addresses.pop(value, "?")
+            address = self._addresses.pop(value, UNSEEN)
             failed, self._failed = self._failed, None
             if failed is not None:
                 self._on_refused(address, "", _reason(*failed))
@@ -168,9 +170,9 @@ def _reason(event: int, value: int) -> str:
 
 
 def _address_of(descriptor: int) -> str:
-    """Return the address at the other end of a connection; `?` where it has ended meanwhile."""
+    """Return the address at the other end of a connection; UNSEEN where it has ended meanwhile."""
     try:
         with sockets.fromfd(descriptor, sockets.AF_INET, sockets.SOCK_STREAM) as connection:
             return str(connection.getpeername()[0]).removeprefix("::ffff:")
     except (OSError, IndexError, TypeError):
-        return "?"
+        return UNSEEN
