@@ -82,7 +82,7 @@ async def test_the_deployment_over_three_hosts_and_what_the_link_shows() -> None
                 await listener.end(signal.SIGKILL)
             frames = seen.read_bytes()
             assert len(frames) > 2000 and b"CURVE" in frames
-            for word in (WORDS.encode(), b"friends", b"sendServers", b"M1", b"U2"):
+            for word in (WORDS.encode(), b"friends", b"heartbeat", b"server"):
                 assert word not in frames, word
 
 
@@ -141,3 +141,29 @@ async def test_a_handler_on_another_host_serves_until_its_key_is_removed() -> No
                 assert key in await server.says("fabric-refused")
                 await handler.end()
                 assert Path(away.directory / "h.key").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_example_works_as_its_page_says() -> None:
+    example = Path(__file__).parents[2] / "examples" / "federation"
+    async with short_directory() as directory:
+        with hosts(2, directory) as (_, (t, g)):
+            blocks = {}
+            for host, name in ((t, "t"), (g, "g")):
+                (host.directory / "bester.toml").write_text((example / f"{name}.toml").read_text())
+                _, _, block = host.bester("keys").partition("\n\n")
+                assert "accept_types = []" in block
+                blocks[name] = block.replace("THIS-HOST", host.address).replace("[]", '["english"]')
+            for host, other, user in ((t, "g", "T"), (g, "t", "G")):
+                with (host.directory / "bester.toml").open("a") as file:
+                    file.write(blocks[other])
+                host.bester("user", "add", user, "--password-stdin", given="secret\n")
+            password = {"BESTER_PASSWORD": "secret"}
+            async with running(t, g) as servers:
+                await servers[0].says("server-reached")
+                await servers[1].says("joined role='server' name='t.example'")
+                await servers[1].says("'english'")
+                listener = await g.start(BESTER, "listen", "--user", "G", env=password)
+                letter = '{"to": "G@g.example", "text": "Hello, my friend!"}'
+                await asyncio.to_thread(t.bester, "send", "--user", "T", "english", letter, env=password)
+                await listener.says("Hello, my friend!")
+                await listener.end(signal.SIGKILL)

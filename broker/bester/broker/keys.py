@@ -58,17 +58,18 @@ def read_pair(path: Path) -> KeyPair:
             "`bester keys new FILE` makes a pair" if isinstance(error, FileNotFoundError) else "see that it is yours"
         )
         raise ConfigError(f"{path}: {error.strerror}; {remedy}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: is no file, so it holds no key; name the file of the secret key")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise ConfigError(f"{path}: other users may open this secret key (mode {mode:04o}); chmod 600 it")
-        try:
-            text = file.read(MAX_FILE + 1).decode("ascii").strip()
-        except UnicodeDecodeError:
-            text = "?"
+        text = os.read(descriptor, MAX_FILE).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; see that the disk is well") from None
+    finally:
+        os.close(descriptor)
     fault = "the file is empty" if not text else key_fault(text)
     if fault is not None:
         raise ConfigError(
