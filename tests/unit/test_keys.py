@@ -42,7 +42,7 @@ def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
         (b"x" * 39, "40 characters long (Z85), and not 39"),
         (b"~" * 40, "no other characters"),
         (b"#" * 40, "these 40 characters are no key"),
-        (b"\xff" * 40, "40 characters long"),
+        (b"\xff" * 40, "no other characters"),
         (b"0" * 100_000, "40 characters long"),
     ],
 )

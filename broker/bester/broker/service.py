@@ -22,7 +22,6 @@ from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
-from bester.broker.wire.codes import ConfigError
 
 DRAIN_S = 10.0
 """Time that messages have to finish after SIGTERM."""
@@ -132,17 +131,29 @@ def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
 
     def prepare(config: Config) -> Apply:
-        """Check the servers: a native one is found by its address, which is looked up from the start on."""
+        """Keep native servers that are new or have moved as they were: hosts are looked up from the start on."""
         routes, grants, before = routes_of(config), grants_of(config), broker.router.settings.routes
-        natives = [
-            name
-            for name in before.keys() | routes.keys()
-            if (before[name].native if name in before else None) != (routes[name].native if name in routes else None)
-        ]
-        if natives:
-            names = ", ".join(sorted(natives))
-            raise ConfigError(f"the native servers {names} are new, gone or moved; restart the server for that")
-        return lambda: broker.reload(routes, grants)
+        later = []
+        for name, route in list(routes.items()):
+            known = before.get(name)
+            if route.native is not None and (known is None or known.native != route.native):
+                later.append(name)
+                del routes[name]
+                if known is not None:
+                    routes[name] = known
+
+        def apply() -> None:
+            """Apply the servers and keys, and log what a restart applies."""
+            broker.reload(routes, grants)
+            if later:
+                names = ", ".join(later)
+                log.warning(
+                    "a restart applies the new addresses of the native servers %s",
+                    names,
+                    extra=facts("restart-needed", servers=later),
+                )
+
+        return apply
 
     return ("servers", "fabric.parties"), prepare
 
