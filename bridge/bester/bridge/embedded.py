@@ -51,8 +51,8 @@ def run_up(
 
     endpoint = _endpoint(config.fabric.listen)
     if config.handlers and (config.fabric.curve or not parse_endpoint(endpoint).local) and endpoint.startswith("tcp:"):
-        text = "encrypts every listener, and declared handlers have no keys"
-        raise ConfigError(f'[fabric] listen {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
+        text = "every listener is encrypted, and declared handlers have no keys"
+        raise ConfigError(f'[fabric] listen: {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is under way."""

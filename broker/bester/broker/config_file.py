@@ -88,7 +88,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '["ipc://DATA_DIR/fabric.sock"]',
             "where the broker accepts handlers, bridges and servers; DATA_DIR stands for data_dir",
         ),
-        "connect": Key("the first of `listen`", "where bridges and handlers find the broker"),
+        "connect": Key("the first ipc:// of `listen`, else its first", "where bridges and handlers find the broker"),
         "key": Key(
             '"DATA_DIR/server.key"', "the file of this program's own secret key; a server makes one at its first start"
         ),
@@ -320,7 +320,7 @@ class _Reader:
         parties = {name: self._party(name, each) for name, each in self._named("fabric.parties", table)}
         return FabricConfig(
             listen=bound,
-            connect=bound[:1] if connect is None else self._endpoints(table, "connect", connect, data_dir),
+            connect=_nearest(bound) if connect is None else self._endpoints(table, "connect", connect, data_dir),
             key=self._file(table, "key", data_dir),
             server_key=None if server_key is None else table.checked("server_key", parse_key, server_key),
             curve=table.flag("curve"),
@@ -537,6 +537,11 @@ class _Reader:
         if fault:
             table.fail(key, f"{fault}; choose a shorter one")
         return path
+
+
+def _nearest(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return where programs on this machine connect by default: by ipc, which needs no keys, if they can."""
+    return next(((each,) for each in listen if each.startswith("ipc://")), listen[:1])
 
 
 def _budget_text(value: float | None) -> str:
