@@ -22,6 +22,7 @@ from bester.broker.keys import KeyPair
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"bester"
+KEY_BYTES = 32
 HANDSHAKE_MS = 5000
 """Time of a connection for its handshake: as long as a client has for its first frame."""
 MAX_ADDRESSES = 20_000
@@ -52,10 +53,10 @@ class Zap:
         self._socket.register()
 
     def _answer(self, frames: Frames) -> None:
-        version, request, _, address, _, mechanism, *credentials = [*frames, *[b""] * 7][: max(len(frames), 7)]
+        version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
         key = ""
-        if mechanism == b"CURVE" and len(credentials) >= 1 and len(credentials[0]) == 32:
-            key = z85.encode(credentials[0]).decode()
+        if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
+            key = z85.encode(credential).decode()
         known = key in self._known
         if not known:
             self._on_refused(address.decode(errors="replace"), key, "the key is not known here")
@@ -88,9 +89,8 @@ class CurveSocket(FabricSocket):
         self.socket.curve_publickey = pair.public.encode()
         self.socket.curve_secretkey = pair.secret.encode()
         self.socket.zap_domain = DOMAIN
-        self.socket.setsockopt(
-            zmq.ZAP_ENFORCE_DOMAIN, 1
-        )  # without a ZAP handler nobody is let in, instead of everybody
+        # Without a ZAP handler nobody is let in then, instead of everybody.
+        self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._on_gone = on_gone
         self._on_refused = on_refused
@@ -125,6 +125,8 @@ class CurveSocket(FabricSocket):
             holder = self._holders.get(identity)
             if holder == came_by:
                 return frames
+            if self._monitor is not None:  # the end of an earlier connection with this descriptor comes first
+                self._monitor.read()
             if holder is not None and self._ended.get(identity) == came_by:
                 continue  # late, of a connection whose routing id has passed on: its link is gone
             if holder is not None:

@@ -87,6 +87,8 @@ async def greet(address: HostPort) -> Event:
             reader, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(_GREETING)
             greeting = await reader.readexactly(len(_GREETING))
+    except ConnectionRefusedError:
+        return "refused"  # ended meanwhile
     except (OSError, EOFError, TimeoutError):
         return "foreign"
     finally:

@@ -227,8 +227,11 @@ class Broker:
 
         def gone(identity: bytes, key: bytes) -> None:
             link = Link("curve", door + identity, key.decode())
-            self._outgoing.pop(link, None)
-            self._carry_out(self.router.on_link_lost(link, "the connection has ended", time.monotonic()))
+            unsent, now = self._outgoing.pop(link, None), time.monotonic()
+            if unsent:
+                self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
+            else:
+                self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
 
         return CurveSocket(self._context, self._pair, received, gone, self._on_refused)
 
