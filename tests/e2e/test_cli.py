@@ -72,8 +72,8 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         leaves = command.commands.values() if isinstance(command, click.Group) else [command]
         for leaf in leaves:
             assert leaf.help
-            # A demo has servers of its own, and a handler under test a broker.
-            alone = name == "demo" or (name, leaf.name) == ("conform", "handler")
+            # A demo has servers of its own, a handler under test a broker, and a new key no server yet.
+            alone = name == "demo" or (name, leaf.name) in (("conform", "handler"), ("keys", "new"))
             assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
 
 
@@ -82,7 +82,8 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
     [
         (["usr"], 2, "no command 'usr'; did you mean user?"),
         (["zzz"], 2, "no command 'zzz'; `bester --help` lists them"),
-        (["keys"], 2, "no command 'keys'"),
+        (["keys", "new", "bad.toml"], 2, "bad.toml: is there already, and a key is never replaced"),
+        (["keys", "new", "none/k"], 2, "none/k: the key cannot be written: No such file or directory"),
         (["status"], 2, "no command 'status'"),
         (["up", "--port", "1"], 2, "No such option"),
         (["up", "-c", "none.toml"], 2, "none.toml: cannot read it: No such file or directory"),

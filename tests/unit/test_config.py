@@ -185,6 +185,7 @@ def test_two_handlers_may_serve_one_type(tmp_path: Path) -> None:
     assert [handler.types for handler in config.handlers] == [("t",), ("t",)]
 
 
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 MISTAKES = [
     ("[native]\ntpc4 = '127.0.0.1:1'", ":2: [native] tpc4: unknown key; did you mean tcp4?"),
     ("[natve]\n", "natve: unknown section; did you mean native?"),
@@ -222,7 +223,29 @@ MISTAKES = [
     ("[store]\nuser_messages = 0", "is a whole number from 1 to 1000000000"),
     ("[store]\ndead_letter = 1", "unknown key; did you mean dead_letters?"),
     ("[operator]\nhttp = '127.0.0.1:1'", "operator: unknown section"),
-    ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = 'x'", ":3: [servers.g] key: unknown key"),
+    ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = 'x'", ":3: [servers.g] key: a key is 40 characters long"),
+    (f"[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = '{'~' * 40}'", "and no other characters"),
+    (f"[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nkey = '{'#' * 40}'", "these 40 characters are no key"),
+    (f"[servers.g]\nfabric = 'ipc://x'\nkey = '{KEY}'", "is for tcp://"),
+    (f"[servers.g]\nnative = 'g:1'\nkey = '{KEY}'", "is for servers with fabric"),
+    (f"[fabric.parties.h]\nkey = '{KEY}'", "[fabric.parties.h]: has no role"),
+    ("[fabric.parties.h]\nrole = 'handler'", "[fabric.parties.h]: has no key"),
+    (f"[fabric.parties.h]\nkey = '{KEY}'\nrole = 'handler'", "is empty; name at least one message type"),
+    (f"[fabric.parties.h]\nkey = '{KEY}'\nrole = 'server'", "'server' is not one of handler, bridge, operator"),
+    (f"[fabric.parties.h]\nkey = '{KEY}'\nrole = 'bridge'\ntypes = ['a']", "types: is for handlers"),
+    (
+        f"[fabric.parties.h]\nkey = '{KEY}'\nrole = 'handler'\ntypes = ['a']\ncommands = ['sendClient']",
+        "did you mean sendClients?",
+    ),
+    (
+        f"[fabric.parties.a]\nkey = '{KEY}'\nrole = 'bridge'\n[fabric.parties.b]\nkey = '{KEY}'\nrole = 'bridge'",
+        "is the key of [fabric.parties.a] too",
+    ),
+    (
+        f"[fabric.parties.a]\nkey = '{KEY}'\nrole = 'bridge'\n[servers.b]\nfabric = 'tcp://b:1'\nkey = '{KEY}'",
+        "is the key of [servers.b] too",
+    ),
+    ("[fabric]\nserver_key = 'x'", ":2: [fabric] server_key: a key is 40 characters long"),
     ("[handlers.a]\napp = 'm:a'\ntimeout_s = 0", ":3: [handlers.a] timeout_s: is a number from 0.1 to 86400"),
     ("[handlers.a]\napp = 'm:a'\ntimeout_s = true", "is a number from 0.1 to 86400"),
     ("[handlers.a]\napp = 'm:a'\ntimeout_s = inf", "is a number from 0.1 to 86400"),
@@ -272,9 +295,8 @@ MISTAKES = [
     ("[fabric]\nconnect = []", "is empty"),
     ("[fabric]\nlisten = ['127.0.0.1:5']", "is not ipc://PATH or tcp://HOST:PORT"),
     ("[fabric]\nlisten = ['inproc://x']", "is not ipc://PATH or tcp://HOST:PORT"),
-    ("[fabric]\nlisten = ['tcp://0.0.0.0:5']", "without encryption tcp stays on this machine"),
-    ("[fabric]\nlisten = ['tcp://*:5']", "without encryption tcp stays on this machine"),
-    ("[fabric]\nconnect = ['tcp://10.0.0.1:5']", "without encryption tcp stays on this machine"),
+    ("[fabric]\nlisten = ['tcp://*:5']", "listen at an address of this machine"),
+    ("[fabric]\nlisten = ['tcp://g.example:5']", "listen at an address of this machine"),
     ("[fabric]\nconnect = ['tcp://127.0.0.1:0']", "port 0 is no port to connect to"),
     ("[fabric]\nlisten = ['ipc://a', 'ipc://a']", "is named twice"),
     ("[accounts]\nauth = 'none'", "'none' is not one of accounts, open"),
@@ -299,7 +321,7 @@ MISTAKES = [
     ("[servers.g]\nfabric = 'tcp://127.0.0.1:1'\nnative = 'g:1'", "has both fabric and native"),
     ("[servers.g]\nnative = 'g'", "'g' is not HOST:PORT"),
     ("[servers.g]\nnative = 'g:0'", "port 0"),
-    ("[servers.g]\nfabric = 'tcp://g.example:1'", "without encryption tcp stays on this machine"),
+    ("[servers.g]\nfabric = 'tcp://g.example:1'", "is beyond this machine; add key"),
     ("[server]\nname = 'g'\n[servers.g]\nnative = 'g:1'", "is this server itself"),
     ("[servers.g]\nnative = 'g:1'\naccept_types = ['chat,news']", "without commas"),
     ("[handlers.a]\napp = 'a:a'\ntypes = ['a,b']", "without commas"),

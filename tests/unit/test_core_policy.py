@@ -8,7 +8,8 @@ import pytest
 
 from bester.broker.core import policy
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.settings import Route, Settings
+from bester.broker.core.effects import Link
+from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import ROLES, Relay, Reply, Submit
 
@@ -99,12 +100,43 @@ def test_roles_that_may_join(role: str, accept: str, door: str) -> None:
         "operator": door != "tcp",
         "server": accept == "open" or (accept == "listed" and door != "tcp"),
     }.get(role, False)
-    assert (policy.may_join(settings(accept), door, role, "s2") is None) == allowed
+    assert (policy.may_join(settings(accept), Link(door, b"1"), role, "s2") is None) == allowed
+
+
+@pytest.mark.parametrize(
+    ("key", "role", "name", "types", "allowed"),
+    [
+        ("H", "handler", "any label", ("a",), True),
+        ("H", "handler", "any label", ("a", "b"), True),
+        ("H", "handler", "any label", ("a", "c"), False),
+        ("H", "bridge", "b", (), False),
+        ("H", "server", "s2", (), False),
+        ("S", "server", "s2", (), True),
+        ("S", "server", "s3", (), False),
+        ("S", "handler", "s2", ("a",), False),
+        ("B", "bridge", "b", (), True),
+        ("B", "operator", "b", (), False),
+        ("", "handler", "h", ("a",), False),
+        ("X", "handler", "h", ("a",), False),
+    ],
+)
+def test_a_key_is_good_for_its_role_name_and_types(
+    key: str, role: str, name: str, types: tuple[str, ...], allowed: bool
+) -> None:
+    grants = {
+        "H": Grant("handler", "h", frozenset({"a", "b"})),
+        "S": Grant("server", "s2"),
+        "B": Grant("bridge", "b"),
+    }
+    for accept in ("listed", "open"):
+        known = Settings("s1", accept=accept, routes=LISTED, grants=grants)
+        why = policy.may_join(known, Link("curve", b"0:id", key), role, name, types)
+        assert (why is None) == allowed, why
 
 
 def test_unlisted_server_may_join_only_where_federation_is_open() -> None:
-    assert policy.may_join(settings("listed"), "ipc", "server", "stranger") is not None
-    assert policy.may_join(settings("open"), "tcp", "server", "stranger") is None
+    assert policy.may_join(settings("listed"), Link("ipc", b"1"), "server", "stranger") is not None
+    assert policy.may_join(settings("open"), Link("tcp", b"1"), "server", "stranger") is None
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ class BrokerLink:
         self._tokens = tokens
         self._notice = notice
         self._was_lost = False
+        self._why = ""
         self._backlog: deque[Message] = deque()  # messages that wait for room on the link
         self._asks: dict[int, Answered] = {}
 
@@ -52,9 +53,9 @@ class BrokerLink:
 
     def on_link_lost(self, why: str) -> None:
         """Discard what waited for room on the lost link, and answer every question with UNANSWERED."""
-        if self.is_ready or not self._was_lost:
+        if self.is_ready or not self._was_lost or why != self._why:
             self._notice(f"link to the broker lost: {why}")
-        self._was_lost = True
+        self._was_lost, self._why = True, why
         self.is_ready = False
         self._backlog.clear()
         asks, self._asks = self._asks, {}

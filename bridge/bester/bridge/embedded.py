@@ -19,6 +19,8 @@ from bester.broker import service as broker_service
 from bester.broker.config import Config
 from bester.broker.data_dir import about_to_end
 from bester.broker.names import Names
+from bester.broker.reload import Reloader
+from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import ConfigError
 
 log = logging.getLogger("bester.up")
@@ -34,18 +36,27 @@ def _endpoint(listen: tuple[str, ...]) -> str:
     return next((endpoint for endpoint in listen if endpoint.startswith("ipc://")), listen[0])
 
 
-def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
+def run_up(
+    config: Config,
+    on_ready: Callable[[list[str]], None] = lambda addresses: None,
+    read: Callable[[], Config] | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT. Return the exit status; `on_ready` gets the native addresses when the listeners
-    are open.
+    are open. `read` reads the configuration again at SIGHUP.
 
     Raises ConfigError or BesterError where something cannot be opened.
     """
     if not config.fabric.listen:
         raise ConfigError("[fabric] listen is empty; handlers could not reach this server: leave the key out")
 
+    endpoint = _endpoint(config.fabric.listen)
+    if config.handlers and (config.fabric.curve or not parse_endpoint(endpoint).local) and endpoint.startswith("tcp:"):
+        text = "every listener is encrypted, and declared handlers have no keys"
+        raise ConfigError(f'[fabric] listen: {text}; add "ipc://DATA_DIR/fabric.sock" to the list')
+
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is under way."""
-        children = Children(plan(config, _endpoint(config.fabric.listen)), config.directory)
+        children = Children(plan(config, endpoint), config.directory)
         async with AsyncExitStack() as stack:
             names = Names()
             stack.callback(names.close)
@@ -57,8 +68,12 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             broker.restart = children.restart
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
+            reloader = Reloader(config, read)
+            reloader.add(*broker_service.live_part(broker))
+            reloader.start()
             on_ready(bridge.addresses)
             await stop.wait()
+            reloader.close()
             about_to_end()
             # Clients first: no new messages, reports for the old ones; then the work of handlers and for servers. Both
             # in the same time: nobody waits for an answer after that.

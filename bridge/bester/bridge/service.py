@@ -24,6 +24,7 @@ from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_des
 from bester.bridge.session import Session
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
+from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
@@ -109,8 +110,9 @@ class Service:
         self.bridge.connect(_Direct(send))
         send((Hello(VERSION, "bridge", self._name, self._hello_options()),))
 
-    def link(self, endpoint: str) -> FabricLink:
-        """Return a link to the broker at a fabric endpoint; the caller starts and closes the link."""
+    def link(self, endpoint: str, keys: LinkKeys | None = None) -> FabricLink:
+        """Return a link to the broker at a fabric endpoint; the caller starts and closes the link. `keys` encrypt the
+        link."""
         bridge = self.bridge
 
         def ready() -> None:
@@ -123,6 +125,7 @@ class Service:
             on_messages=bridge.receive,
             on_ready=ready,
             on_lost=bridge.on_link_lost,
+            keys=keys,
         )
         bridge.connect(link)
         return link
@@ -250,6 +253,14 @@ async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> 
     on_ready(service.addresses)
 
 
+def keys_to_broker(config: Config) -> LinkKeys | None:
+    """Return the keys of an encrypted link to the broker, None where the link is not encrypted. Raises ConfigError."""
+    fabric = config.fabric
+    key = config.key_file if fabric.server_key is not None else fabric.key
+    names = ("--key FILE (or [fabric] key)", "--server-key KEY (or [fabric] server_key)")
+    return link_keys(fabric.connect[0], key, fabric.server_key, names)
+
+
 def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
     """Serve clients and servers with a broker in another process, until SIGTERM. Return the exit status.
 
@@ -260,10 +271,12 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
     if config.native.tcp4 is None and config.native.tcp6 is None and config.native.unix is None:
         raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
 
+    keys = keys_to_broker(config)
+
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, or the broker has refused this bridge for good."""
         async with serving(config) as service:
-            link = service.link(config.fabric.connect[0])
+            link = service.link(config.fabric.connect[0], keys)
             link.start()
             try:
                 listen, name = ", ".join(service.addresses), link.link_client.hello.name

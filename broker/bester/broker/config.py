@@ -24,6 +24,9 @@ NAME_LIMIT = 100
 STORE_FILE = "store.db"
 """Default name of the store's file in the data directory."""
 
+SERVER_KEY = "server.key"
+"""Default name of the key file in the data directory."""
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -48,11 +51,33 @@ class NativeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PartyConfig:
+    """Party that comes in with a key: a handler, a bridge or an operator elsewhere.
+
+    `types` are those that a handler may serve, `commands` those that the handler may use, None: every command.
+    """
+
+    name: str
+    key: str
+    role: str
+    types: frozenset[str] = frozenset()
+    commands: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FabricConfig:
-    """ZeroMQ endpoints; `connect` is never empty."""
+    """ZeroMQ endpoints and keys; `connect` is never empty.
+
+    `key` is the file of this program's own secret key, None for `server.key` of the data directory. `server_key` is the
+    public key of the broker at `connect`. With `curve`, listeners on loopback are encrypted as those beyond it are.
+    """
 
     listen: tuple[str, ...]
     connect: tuple[str, ...]
+    key: Path | None = None
+    server_key: str | None = None
+    curve: bool = False
+    parties: Mapping[str, PartyConfig] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +115,8 @@ class HandlerConfig:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type.
+    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type. `key` is the
+    server's public key, without which its fabric is not encrypted.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
     are sent one after the other.
@@ -102,6 +128,7 @@ class PeerConfig:
     accept_types: frozenset[str] | None = None
     reports: bool = True
     ordered: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +148,11 @@ class Config:
     informer: Path | None = None
     admin_info: Any = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def key_file(self) -> Path:
+        """File of this program's own key pair."""
+        return self.fabric.key or self.server.data_dir / SERVER_KEY
 
     @property
     def native_hosts(self) -> dict[str, str]:

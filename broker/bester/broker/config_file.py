@@ -13,11 +13,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bester.broker.config import (
+    SERVER_KEY,
     STORE_FILE,
     Config,
     FabricConfig,
     HandlerConfig,
     NativeConfig,
+    PartyConfig,
     PeerConfig,
     ServerConfig,
     StoreConfig,
@@ -28,9 +30,10 @@ from bester.broker.config import (
     socket_path_fault,
 )
 from bester.broker.store_requests import Bounds
-from bester.broker.toml_table import NO_HINTS, Source, Table
-from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
-from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
+from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
+from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint, parse_host_port
+from bester.broker.wire.keys import must_encrypt, parse_key
+from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, spelling_fault, type_fault
 
 FILE = Path("bester.toml")
 """Default file of every command, if present."""
@@ -52,7 +55,7 @@ MAX_ATTEMPTS = 100
 
 
 FORGETFUL = '[store] url is memory:, so queued messages are lost with this process; "sqlite:…" names a file for them'
-OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
+OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock", SERVER_KEY)
 """Other files of the data directory and of a backup, which a store must not replace."""
 
 
@@ -85,7 +88,18 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '["ipc://DATA_DIR/fabric.sock"]',
             "where the broker accepts handlers, bridges and servers; DATA_DIR stands for data_dir",
         ),
-        "connect": Key("the first of `listen`", "where bridges and handlers find the broker"),
+        "connect": Key("the first ipc:// of `listen`, else its first", "where bridges and handlers find the broker"),
+        "key": Key(
+            '"DATA_DIR/server.key"', "the file of this program's own secret key; a server makes one at its first start"
+        ),
+        "server_key": Key("none", "the public key of the broker at `connect`, for bridges and handlers elsewhere"),
+        "curve": Key("false", "true: encrypt tcp:// on loopback too; beyond loopback it always is"),
+    },
+    "fabric.parties.NAME": {
+        "key": Key("none", "the party's public key, as `bester keys` prints it; required"),
+        "role": Key("none", '"handler", "bridge" or "operator": what the key may be; required'),
+        "types": Key("[]", "the message types that a handler with this key may serve"),
+        "commands": Key("every command", "the commands that such a handler may use"),
     },
     "store": {
         "url": Key(
@@ -131,6 +145,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
+        "key": Key("none", "the public key of its fabric; required for a tcp:// beyond loopback"),
         "native": Key("none", "the server's native listener, as host:port"),
         "accept_types": Key("every type", "the message types it may send to this server"),
         "reports": Key("true", "false: a native server that sends no reports (besterd)"),
@@ -160,6 +175,8 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     },
     "server": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS},
     "native": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS, "tls": _NO_TLS},
+    "fabric": {"keys": "did you mean key?", "secret": "did you mean key?", "party": "did you mean parties?"},
+    "fabric.parties.NAME": {"type": "did you mean types?", "public_key": "did you mean key?"},
     "handlers.NAME": {"retries": "did you mean attempts?"},
     "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
 }  # fmt: skip
@@ -186,7 +203,7 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.directory = source.path.absolute().parent
-        sections = {name.partition(".")[0] for name in KEYS}
+        sections = {name.partition(".")[0] for name in KEYS}  # parties are a table inside of [fabric]
         self._top = Table(source, "", source.tables(), sections, HINTS[""])
 
     def config(self) -> Config:
@@ -197,6 +214,8 @@ class _Reader:
             self._source.fail(
                 f"servers.{server.name}", None, "is this server itself; remove it, or rename [server] name"
             )
+        fabric = self._fabric(server.data_dir)
+        self._one_owner_a_key(fabric, servers)
         informer = self._section("informer")
         store = self._store(server.data_dir)
         handlers = tuple(self._handler(name, table) for name, table in self._named("handlers"))
@@ -206,7 +225,7 @@ class _Reader:
             directory=self.directory,
             server=server,
             native=self._native(),
-            fabric=self._fabric(server.data_dir),
+            fabric=fabric,
             store=store,
             auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
             handlers=handlers,
@@ -218,12 +237,16 @@ class _Reader:
 
     def _section(self, name: str) -> Table:
         values = self._top.raw(name) if name in self._top else {}
-        return Table(self._source, name, values, KEYS[name], HINTS.get(name, NO_HINTS))
+        known = [*KEYS[name], "parties"] if name == "fabric" else KEYS[name]
+        return Table(self._source, name, values, known, HINTS.get(name, NO_HINTS))
 
-    def _named(self, name: str) -> list[tuple[str, Table]]:
-        values = self._top.raw(name) if name in self._top else {}
+    def _named(self, name: str, within: Table | None = None) -> list[tuple[str, Table]]:
+        """Return the tables of a section by their names; `name` is dotted for a section within another."""
+        outer, last = within or self._top, name.rpartition(".")[2]
+        values = outer.raw(last) if last in outer else {}
         outer = Table(self._source, name, values, values if isinstance(values, dict) else ())
-        tables, known = [], KEYS[f"{name}.NAME"]
+        tables: list[tuple[str, Table]] = []
+        known = KEYS[f"{name}.NAME"]
         for each in outer.names():
             fault = name_fault(each)
             if fault:
@@ -291,11 +314,52 @@ class _Reader:
         if not bound:
             table.fail("listen", "is empty; leave the key out for the default")
         connect = table.texts("connect")
-        if connect is None:
-            return FabricConfig(bound, bound[:1])
-        if not connect:
+        if connect == ():
             table.fail("connect", "is empty; leave the key out to connect where the broker listens")
-        return FabricConfig(bound, self._endpoints(table, "connect", connect, data_dir))
+        server_key = table.text("server_key")
+        parties = {name: self._party(name, each) for name, each in self._named("fabric.parties", table)}
+        return FabricConfig(
+            listen=bound,
+            connect=_nearest(bound) if connect is None else self._endpoints(table, "connect", connect, data_dir),
+            key=self._file(table, "key", data_dir),
+            server_key=None if server_key is None else table.checked("server_key", parse_key, server_key),
+            curve=table.flag("curve"),
+            parties=MappingProxyType(parties),
+        )
+
+    def _party(self, name: str, table: Table) -> PartyConfig:
+        for key in ("key", "role"):
+            if key not in table:
+                table.fail(None, f'has no {key}; a party has key = "…" and role = "handler"')
+        role = table.choice("role", "", ("handler", "bridge", "operator"))
+        types = self._types(table, "types", table.texts("types") or ()) if role == "handler" else ()
+        for key in ("types", "commands"):
+            if role != "handler" and key in table:
+                table.fail(key, f"is for handlers; a {role} serves no types, so leave the key out")
+        return PartyConfig(
+            name=name,
+            key=table.checked("key", parse_key, table.text("key")),
+            role=role,
+            types=frozenset(types),
+            commands=self._commands(table),
+        )
+
+    def _commands(self, table: Table) -> frozenset[str] | None:
+        commands = table.texts("commands")
+        for each in commands or ():
+            if each not in COMMANDS:
+                table.fail("commands", f"{each!r} is no command; {nearest(each, COMMANDS)}")
+        return None if commands is None else frozenset(commands)
+
+    def _one_owner_a_key(self, fabric: FabricConfig, servers: Mapping[str, PeerConfig]) -> None:
+        """Require that no two parties have one key, as the key tells them apart."""
+        owners: dict[str, str] = {}
+        keyed = [(f"servers.{peer.name}", peer.key) for peer in servers.values() if peer.key is not None]
+        keyed += [(f"fabric.parties.{party.name}", party.key) for party in fabric.parties.values()]
+        for section, key in keyed:
+            other = owners.setdefault(key, section)
+            if other != section:
+                self._source.fail(section, "key", f"is the key of [{other}] too; each party has a key of its own")
 
     def _endpoints(self, table: Table, key: str, texts: tuple[str, ...], data_dir: Path) -> tuple[str, ...]:
         found = tuple(self._endpoint(table, key, text, data_dir) for text in texts)
@@ -313,10 +377,8 @@ class _Reader:
             if fault:
                 table.fail(key, f"{fault}; set a shorter [server] data_dir, or name a shorter ipc:// path here")
             return f"ipc://{path}"
-        if not endpoint.local:
-            table.fail(
-                key, f"{text!r}: without encryption tcp stays on this machine; use tcp://127.0.0.1:PORT or ipc://"
-            )
+        if key == "listen" and endpoint.tcp.host != "localhost" and not is_numeric(endpoint.tcp.host):
+            table.fail(key, f"{text!r}: listen at an address of this machine, or at all with tcp://0.0.0.0:PORT")
         if key != "listen" and endpoint.tcp.port == 0:
             table.fail(key, f"{text!r}: port 0 is no port to connect to; write the port the other side listens on")
         host = "127.0.0.1" if endpoint.tcp.host == "localhost" else endpoint.tcp.host  # ZeroMQ binds to no names
@@ -428,6 +490,14 @@ class _Reader:
             )
             table.fail(None, remedy)
         fabric, native = table.text("fabric"), table.text("native")
+        endpoint = self._endpoint(table, "fabric", fabric, self.directory) if fabric else None
+        public = table.text("key")
+        if endpoint is None and public is not None:
+            table.fail("key", "is for servers with fabric; a native one has no key, so leave it out")
+        if endpoint is not None and endpoint.startswith("ipc://") and public is not None:
+            table.fail("key", "is for tcp://; who may open the socket's file is trusted, so leave it out")
+        if endpoint is not None and public is None and must_encrypt(endpoint):
+            table.fail("fabric", f'{fabric!r} is beyond this machine; add key = "…", which `bester keys` prints there')
         address = table.checked("native", parse_host_port, native) if native else None
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
@@ -441,16 +511,25 @@ class _Reader:
                 table.fail("accept_types", fault)
         return PeerConfig(
             name=name,
-            fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,
+            fabric=endpoint,
             native=address,
             accept_types=None if types is None else frozenset(types),
             reports=table.flag("reports", default=True),
             ordered=table.choice("order", "none", ("none", "type")) == "type",
+            key=None if public is None else table.checked("key", parse_key, public),
         )
 
     def _path(self, table: Table, key: str) -> Path | None:
         text = table.text(key)
         return None if text is None else self.directory / text
+
+    def _file(self, table: Table, key: str, data_dir: Path) -> Path | None:
+        """Return the path of a file, which may begin with DATA_DIR."""
+        text = table.text(key)
+        if text is None:
+            return None
+        first, _, rest = text.partition("/")
+        return data_dir / rest if first == "DATA_DIR" and rest else self.directory / text
 
     def _socket(self, table: Table, key: str) -> Path | None:
         path = self._path(table, key)
@@ -458,6 +537,11 @@ class _Reader:
         if fault:
             table.fail(key, f"{fault}; choose a shorter one")
         return path
+
+
+def _nearest(listen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return where programs on this machine connect by default: by ipc, which needs no keys, if they can."""
+    return next(((each,) for each in listen if each.startswith("ipc://")), listen[:1])
 
 
 def _budget_text(value: float | None) -> str:

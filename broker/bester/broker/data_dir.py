@@ -26,7 +26,8 @@ SYSTEM = re.compile(
 )
 """Directories shared by the whole machine, even if empty: closed to others, they would break other programs."""
 OURS = frozenset(
-    {LOCK, "fabric.sock", "handlers", *(name + end for name in DATABASES for end in ("", "-wal", "-shm", "-journal"))}
+    {LOCK, "fabric.sock", "handlers", "server.key"}
+    | {name + end for name in DATABASES for end in ("", "-wal", "-shm", "-journal")}
 )
 
 

@@ -15,16 +15,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import zmq
 
+from bester.broker.keys import LinkKeys
 from bester.broker.lookups import PATIENCE_S
+from bester.broker.monitor import CONNECTING, Monitor, OnEvent, event_of, greet
 from bester.broker.names import find, numeric, reason
 from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
 from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
+from bester.broker.wire.trouble import Attempt
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 HIGH_WATER_MARK = 256
@@ -60,6 +64,11 @@ class FabricSocket:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._again: asyncio.Handle | None = None
+        self._monitor: Monitor | None = None
+
+    def watch(self, events: int, on_event: OnEvent) -> None:
+        """Call back for events of the socket's connections (a sum of zmq.EVENT_…); call before bind or connect."""
+        self._monitor = Monitor(self.socket, events, on_event)
 
     def register(self) -> None:
         """Start reading on the running loop; call after bind or connect."""
@@ -76,11 +85,18 @@ class FabricSocket:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        if self._monitor is not None:
+            self._monitor.close()
         self.socket.close()
 
     def send(self, frames: Frames) -> None:
         """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
         self.socket.send_multipart(frames, zmq.NOBLOCK)
+
+    def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
+        """Send to one peer of a ROUTER; `party` is its public key, empty on a socket without keys. Raises as `send`
+        does."""
+        self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
 
     def remember_processes(self) -> None:
         """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
@@ -232,6 +248,8 @@ class FabricLink:
     A message that cannot be sent delays no other message. If the broker waits for such a message, a refusal is sent in
     its place; if this side waits for the broker's answer, `on_messages` gets a refusal as if from the broker.
     `on_unsendable(message, error)` is for the log. Raises ValueError if the HELLO of `link_client` cannot be sent.
+
+    With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`.
     """
 
     def __init__(
@@ -244,6 +262,8 @@ class FabricLink:
         on_lost: Callable[[str], None],
         on_unsendable: Callable[[Message, WireError], None] = lambda message, error: None,
         shared: bool = False,
+        keys: LinkKeys | None = None,
+        called: str = "the server",
     ) -> None:
         wrong = fault(link_client.hello)
         if wrong is not None:
@@ -251,12 +271,18 @@ class FabricLink:
         self.endpoint = endpoint
         self.link_client = link_client
         self._on_unsendable = on_unsendable
+        self.trouble = ""
+        """Why there is no link, in words for people; empty while there is one."""
+        self._keys = keys
+        self._called = called
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: FabricSocket | None = None
+        self._attempt = Attempt(endpoint, called)
+        self._probe: asyncio.Task[None] | None = None
         self._queue: list[Message] = []
         self._stuck: deque[Frames] = deque()
         self._flush_handle: asyncio.Handle | None = None
@@ -331,8 +357,9 @@ class FabricLink:
             self._flush()
             self._socket.socket.linger = CLOSING_LINGER_MS
         self._shut()
-        if self._lookup is not None:
-            self._lookup.cancel()
+        for task in (self._lookup, self._probe):
+            if task is not None:
+                task.cancel()
         if self._timer is not None:
             self._timer.cancel()
         context, self._context = self._context, None
@@ -366,7 +393,8 @@ class FabricLink:
             self._lookup = None
             if self.link_client.state is State.DOWN:
                 self.link_client.on_open_failed(self._loop.time())
-                self._on_lost(f"the name {tcp.host} cannot be looked up: {reason(error)}")
+                self.trouble = f"the name {tcp.host} cannot be looked up: {reason(error)}"
+                self._on_lost(self.trouble)
                 self._set_timer(self.link_client.retry_at)
             return
         self._lookup = None
@@ -382,10 +410,33 @@ class FabricLink:
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
-        socket.socket.connect(endpoint)
+        if self._keys is not None:
+            self._keys.set_on(socket.socket)
+        own, other = (self._keys.pair.public, self._keys.server) if self._keys is not None else (None, None)
+        self._attempt = Attempt(self.endpoint, self._called, own, other)
+        socket.watch(CONNECTING, partial(self._on_event, self._attempt, endpoint))
+        try:
+            socket.socket.connect(endpoint)
+        except zmq.ZMQError:
+            socket.close()
+            raise
         socket.register()
         self._socket = socket
         self._do(self.link_client.on_opened(self._loop.time()))
+
+    def _on_event(self, attempt: Attempt, endpoint: str, event: int, value: int) -> None:
+        """Take in what happened to the connection; after a handshake that failed wait no longer for an answer."""
+        if attempt.take(event_of(event, value)):
+            self._do(self.link_client.on_handshake_failed(self._loop.time()))
+        elif attempt.in_doubt and self._probe is None and (tcp := _tcp_of(endpoint)) is not None:
+            self._probe = self._loop.create_task(self._look_who(attempt, tcp))
+
+    async def _look_who(self, attempt: Attempt, tcp: HostPort) -> None:
+        """Ask what listens for its greeting: a Bester with another key ends a handshake in silence, as others do."""
+        found = await greet(tcp)
+        self._probe = None
+        if attempt is self._attempt and attempt.take(found):
+            self._do(self.link_client.on_handshake_failed(self._loop.time()))
 
     def _shut(self) -> None:
         if self._flush_handle is not None:
@@ -423,12 +474,14 @@ class FabricLink:
             self._queue.extend(step.send)
             self._flush()
         if step.event == "welcomed":
+            self.trouble = ""
             self._on_ready()
         elif step.event == "unknown":
             self._on_lost("the broker does not know this link any more")
         elif step.event in ("lost", "parted"):
+            self.trouble = self._why(step.event)
             self._shut()
-            self._on_lost(self._why(step.event))
+            self._on_lost(self.trouble)
             self._set_timer(self.link_client.retry_at)
             return
         elif step.event == "over":
@@ -441,7 +494,10 @@ class FabricLink:
     def _why(self, event: StepEvent) -> str:
         if self.link_client.refusal is not None:
             return f"refused: {self.link_client.refusal.text}"
-        return "the broker closed the link" if event == "parted" else f"no message from {self.endpoint}"
+        if event == "parted":
+            parting = self.link_client.parting
+            return f"the broker closed the link: {parting}" if parting else "the broker closed the link"
+        return self._attempt.why()
 
     def _set_timer(self, when: float | None) -> None:
         if when is None:

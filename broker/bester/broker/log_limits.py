@@ -18,6 +18,7 @@ WARNINGS = frozenset(
         "clock-jumped",
         "contracts-differ",
         "dead-letter",
+        "fabric-refused",
         "handler-stuck",
         "hello-refused",
         "login-slowed",

@@ -17,7 +17,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -28,9 +28,11 @@ from bester.broker import unix_socket
 from bester.broker.accounts import Logins
 from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Restart, Verify
 from bester.broker.core.router import Router
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import Grant, Route, Settings
+from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
 from bester.broker.hosts import Hosts
+from bester.broker.keys import KeyPair, LinkKeys
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
 from bester.broker.logs import bare_facts, facts, with_facts
 from bester.broker.processes import exists, is_stopped
@@ -75,8 +77,21 @@ class Broker:
     be bound, BesterError for a store that cannot be opened.
     """
 
-    def __init__(self, settings: Settings, listen: tuple[str, ...], accounts: Logins, store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listen: tuple[str, ...],
+        accounts: Logins,
+        store: Store,
+        *,
+        pair: KeyPair | None = None,
+        curve: bool = False,
+    ) -> None:
+        """`pair` are this server's keys, for links that are encrypted; with `curve`, those on loopback are, too."""
         self._listen = listen
+        self._pair = pair
+        self._curve = curve
+        self._zap: Zap | None = None
         self._accounts = accounts
         self._removed_accounts = RemovedAccounts(accounts)
         self.settings = settings
@@ -124,9 +139,8 @@ class Broker:
         except BaseException:
             self._close_sockets()
             raise
-        for name, route in self.settings.routes.items():
-            if route.fabric is not None:
-                self._connect(name, route.fabric)
+        for route in self.settings.routes.values():
+            self._connect(route)
         self._tick()
         return self
 
@@ -184,9 +198,14 @@ class Broker:
         def received(frames: Frames) -> None:
             self._received(Link(where.transport, door + frames[0]), frames[1:])
 
-        socket = FabricSocket(self._context, zmq.ROUTER, received)
+        socket: FabricSocket
+        if where.transport == "tcp" and (self._curve or not where.local):
+            socket = self._curve_socket(door)
+        else:
+            socket = FabricSocket(self._context, zmq.ROUTER, received)
         self._sockets.append(socket)
         socket.socket.router_mandatory = 1
+        socket.socket.ipv6 = "[" in endpoint
         if where.transport == "ipc":
             # Bound here, as ZeroMQ would remove any file at the path first, and at its end any file that is there then.
             bound = unix_socket.listen(f"[fabric] listen: {endpoint}", where.path, backlog=BACKLOG, mode=0o600)
@@ -200,22 +219,74 @@ class Broker:
             socket.remember_processes()
         socket.register()
 
+    def _curve_socket(self, door: bytes) -> CurveSocket:
+        """Return a socket, not bound yet, that lets in known keys alone."""
+        if self._pair is None:
+            raise ConfigError("[fabric] listen: an encrypted listener needs this server's key; set [fabric] key")
+        if self._zap is None:
+            self._zap = Zap(self._context, self.router.settings.grants, self._on_refused)
+
+        def received(frames: Frames) -> None:
+            identity, key, *rest = frames
+            self._received(Link("curve", door + identity, key.decode()), rest)
+
+        def gone(identity: bytes, key: bytes) -> None:
+            link = Link("curve", door + identity, key.decode())
+            unsent, now = self._outgoing.pop(link, None), time.monotonic()
+            if unsent:
+                self._carry_out(self.router.on_undeliverable(link, unsent[0], now, unsent[1:]))
+            else:
+                self._carry_out(self.router.on_link_lost(link, "the connection has ended", now))
+
+        return CurveSocket(self._context, self._pair, received, gone, self._on_refused)
+
+    def _on_refused(self, address: str, key: str, why: str) -> None:
+        self._carry_out(self.router.on_refused(address, key, why, time.monotonic()))
+
+    def reload(self, routes: Mapping[str, Route], grants: Mapping[str, Grant]) -> None:
+        """Take in the servers and keys of a configuration that was read again: links to servers that are new, or whose
+        address or key has changed, are opened anew."""
+        before = self.router.settings.routes
+        changed = {name for name in before.keys() | routes.keys() if _way(before.get(name)) != _way(routes.get(name))}
+        now = time.monotonic()
+        for name in changed:
+            fabric = self._servers.pop(Link("server", name.encode()), None)
+            if fabric is not None:
+                self._carry_out(self.router.on_server_lost(name, "its address or key has changed here", now))
+                task = self._group.create_task(fabric.close(timeout_s=0.5))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        self._carry_out(self.router.on_reloaded(routes, grants, now))
+        for name in changed & routes.keys():
+            self._connect(routes[name])
+
     def _process_of(self, link: Link) -> int | None:
         if link.door != "ipc":
             return None
         index, _, identity = link.key.partition(b":")
         return self._sockets[int(index)].process_of(identity)
 
-    def _connect(self, name: str, endpoint: str) -> None:
+    def _connect(self, route: Route) -> None:
+        """Open the link to a server of the fabric; a server that is reached otherwise has none."""
+        if route.fabric is None:
+            return
+        name = route.name
         link = Link("server", name.encode())
+        keys = None
+        if route.key is not None:
+            if self._pair is None:
+                raise ConfigError(f"[servers.{name}] key: an encrypted link needs this server's own key as well")
+            keys = LinkKeys(self._pair, route.key)
 
         def received(messages: list[Message | Malformed]) -> None:
             self._carry_out(self.router.receive_all(link, messages, time.monotonic()))
 
         link_client = LinkClient("server", self.settings.name, {})
         fabric = self._servers[link] = FabricLink(
-            endpoint,
+            route.fabric,
             link_client,
+            keys=keys,
+            called=name,
             on_messages=received,
             on_ready=lambda: self._carry_out(self.router.on_server_ready(name, time.monotonic())),
             on_lost=lambda why: self._carry_out(self.router.on_server_lost(name, why, time.monotonic())),
@@ -231,6 +302,8 @@ class Broker:
         for socket in self._sockets:
             socket.socket.linger = 200  # for the last GOODBYEs
             socket.close()
+        if self._zap is not None:
+            self._zap.close()
         self._context.term()
 
     # --- in ---
@@ -377,7 +450,7 @@ class Broker:
         sent = False
         try:
             for frames in batches(messages, partial(self._cannot_send, link)):
-                socket.send([identity, *frames])
+                socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read
             first, *rest = messages[-1:] if sent else messages  # after a batch that was sent, the last surely was not
@@ -397,10 +470,15 @@ class Broker:
         log.error("%s cannot be sent: %s", type(message).__name__.upper(), error.text)
 
     def _send_to_server(self, link: Link, messages: list[Message]) -> None:
-        fabric = self._servers[link]
+        fabric = self._servers.get(link)
         for message in messages:
-            if not fabric.send(message):
+            if fabric is None or not fabric.send(message):
                 self._carry_out(self.router.on_undeliverable(link, message, time.monotonic()))
+
+
+def _way(route: Route | None) -> tuple[str, str | None] | None:
+    """Return how a server of the fabric is reached, None where it is none."""
+    return None if route is None or route.fabric is None else (route.fabric, route.key)
 
 
 def _clocks() -> tuple[float, float]:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config
-from bester.broker.core.settings import Budget, Route, Settings
+from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
+from bester.broker.keys import server_pair
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
+from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
@@ -29,9 +31,18 @@ NOWHERE = Hosts()
 log = logging.getLogger("bester.broker")
 
 
-def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
-    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
-    routes = {
+def grants_of(config: Config) -> dict[str, Grant]:
+    """Return what each known public key is good for."""
+    grants = {
+        party.key: Grant(party.role, party.name, party.types, party.commands)
+        for party in config.fabric.parties.values()
+    }
+    return grants | {peer.key: Grant("server", peer.name) for peer in config.servers.values() if peer.key is not None}
+
+
+def routes_of(config: Config) -> dict[str, Route]:
+    """Return the configured servers by name."""
+    return {
         name: Route(
             name,
             peer.fabric,
@@ -39,14 +50,20 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
             peer.accept_types,
             peer.reports,
             peer.ordered,
+            peer.key,
         )
         for name, peer in config.servers.items()
     }
+
+
+def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
+    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
     return Settings(
         name=config.server.name,
         open_accounts=config.auth == "open",
         accept=config.accept,
-        routes=routes,
+        routes=routes_of(config),
+        grants=grants_of(config),
         hosts=hosts.servers,
         unknown_hosts=hosts.unknown,
         declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
@@ -80,7 +97,15 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             names = Names()
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
-        async with Broker(settings_of(config, followed.table()), config.fabric.listen, logins, store) as broker:
+        pair = server_pair(config.key_file)
+        async with Broker(
+            settings_of(config, followed.table()),
+            config.fabric.listen,
+            logins,
+            store,
+            pair=pair,
+            curve=config.fabric.curve,
+        ) as broker:
             broker.look_up = followed.look_again
             followed.start(broker.hosts_changed)
             yield broker
@@ -102,8 +127,41 @@ def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
     return store
 
 
-def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> int:
-    """Serve the fabric alone until SIGTERM. Return the exit status."""
+def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
+    """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
+
+    def prepare(config: Config) -> Apply:
+        """Keep native servers that are new or have moved as they were: hosts are looked up from the start on."""
+        routes, grants, before = routes_of(config), grants_of(config), broker.router.settings.routes
+        later = []
+        for name, route in list(routes.items()):
+            known = before.get(name)
+            if route.native is not None and (known is None or known.native != route.native):
+                later.append(name)
+                del routes[name]
+                if known is not None:
+                    routes[name] = known
+
+        def apply() -> None:
+            """Apply the servers and keys, and log what a restart applies."""
+            broker.reload(routes, grants)
+            if later:
+                names = ", ".join(later)
+                log.warning(
+                    "a restart applies the new addresses of the native servers %s",
+                    names,
+                    extra=facts("restart-needed", servers=later),
+                )
+
+        return apply
+
+    return ("servers", "fabric.parties"), prepare
+
+
+def run_broker(
+    config: Config, on_ready: Callable[[], None] = lambda: None, read: Callable[[], Config] | None = None
+) -> int:
+    """Serve the fabric alone until SIGTERM. Return the exit status. `read` reads the configuration again at SIGHUP."""
 
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, and finish what is in flight."""
@@ -111,8 +169,12 @@ def run_broker(config: Config, on_ready: Callable[[], None] = lambda: None) -> i
             listen = ", ".join(config.fabric.listen)
             extra = facts("broker-started", server=config.server.name, listen=listen)
             log.info("broker %s on %s", config.server.name, listen, extra=extra)
+            reloader = Reloader(config, read)
+            reloader.add(*live_part(broker))
+            reloader.start()
             on_ready()
             await stop.wait()
+            reloader.close()
             about_to_end()
             await finish(broker.drain(DRAIN_S))
         return 0

@@ -20,6 +20,7 @@ COMMANDS = {
     "bridge": "bester.cli.serve",
     "handler": "bester.cli.handler",
     "user": "bester.cli.user",
+    "keys": "bester.cli.keys",
     "send": "bester.cli.client",
     "listen": "bester.cli.client",
     "outcome": "bester.cli.client",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bester.cli.options import config_option, load, log_level_option, log_option
+from bester.cli.options import config_option, key_option, load, log_level_option, log_option, server_key_option
 
 
 @click.command()
@@ -17,28 +17,30 @@ from bester.cli.options import config_option, load, log_level_option, log_option
     metavar="URL",
     help="Address of the broker; by default BESTER_FABRIC, else the configuration.",
 )
+@key_option
+@server_key_option
 @click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Processes to run.")
 @click.option("--reload", is_flag=True, help="Start anew when a Python file of the app changes.")
 @log_option
 @log_level_option
 @click.argument("app", metavar="MODULE:APP")
 def handler(
-    config_path: Path | None,
-    fabric: str | None,
-    workers: int,
-    reload: bool,
-    log_format: str,
-    log_level: str,
-    app: str,
-) -> int:
+    config_path: Path | None, fabric: str | None, key: str | None, server_key: str | None, workers: int, reload: bool,
+    log_format: str, log_level: str, app: str,
+) -> int:  # fmt: skip
     """Run a Python handler: APP is an attribute of MODULE, which may be a file here."""
     if fabric is None and (config_path is not None or not os.environ.get("BESTER_FABRIC")):
-        fabric = load(config_path).fabric.connect[0]
+        config = load(config_path)
+        fabric, server_key = config.fabric.connect[0], server_key or config.fabric.server_key
+        if key is None and server_key is not None and not os.environ.get("BESTER_KEY"):
+            key = str(config.key_file)
     from bester.handlers.runner import run
 
     return run(
         app,
         fabric=fabric,
+        key=key,
+        server_key=server_key,
         workers=workers,
         reload=reload,
         log_format=log_format,

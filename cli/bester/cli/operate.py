@@ -13,6 +13,7 @@ from typing import Any
 
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
+from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.wire.address import parse_endpoint
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.link_client import LinkClient
@@ -49,6 +50,13 @@ def endpoint_of(config: Config) -> str:
     """Return the operator's endpoint: a path before a port, for only a path admits every role."""
     paths = [each for each in (*config.fabric.connect, *config.fabric.listen) if each.startswith("ipc://")]
     return paths[0] if paths else config.fabric.connect[0]
+
+
+def _keys(config: Config) -> LinkKeys | None:
+    """Return the keys for the operator's link. Raises ConfigError where keys are needed and missing."""
+    fabric = config.fabric
+    key = config.key_file if fabric.server_key is not None else None
+    return link_keys(endpoint_of(config), key, fabric.server_key, ("[fabric] key", "[fabric] server_key"))
 
 
 def knock(config: Config) -> None:
@@ -88,6 +96,7 @@ class _Round:
             on_messages=self._on_messages,
             on_ready=self._on_welcome,
             on_lost=self._on_link_lost,
+            keys=_keys(config),
         )
 
     async def answers(self) -> list[Answer]:

@@ -28,6 +28,12 @@ config_option = click.option(
     metavar="FILE",
     help="Configuration; ./bester.toml by default, if there is one.",
 )
+key_option = click.option(
+    "--key", metavar="FILE", help="File of the secret key, for an encrypted link; by default BESTER_KEY."
+)
+server_key_option = click.option(
+    "--server-key", metavar="KEY", help="Public key of the server; by default BESTER_SERVER_KEY."
+)
 log_option = click.option(
     "--log",
     "log_format",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from bester.broker.streams import forgive
-from bester.cli.options import config_option, load, log_level_option, log_option
+from bester.cli.options import config_option, key_option, load, log_level_option, log_option, server_key_option
 
 if TYPE_CHECKING:
     from bester.broker.config import Config
@@ -41,9 +44,10 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
             raise click.UsageError("-c and --besterd name two configurations; give one of them")
         from bester.broker.besterd import load as load_besterd
 
-        config = load_besterd(besterd)
+        read = partial(load_besterd, besterd)
     else:
-        config = load(config_path)
+        read = partial(load, config_path)
+    config = read()
     _print_notices(config)
     from bester.bridge.embedded import run_up
 
@@ -51,7 +55,7 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
         _greet(config, addresses)
         _print_note("stock-handlers-off", stock_print_note(config) if besterd is None else None)
 
-    return run_up(config, on_ready=ready)
+    return run_up(config, on_ready=ready, read=read)
 
 
 @click.command()
@@ -65,21 +69,51 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     _print_notices(config)
     from bester.broker.service import run_broker
 
-    return run_broker(config)
+    return run_broker(config, read=partial(load, config_path))
 
 
 @click.command()
 @config_option
+@click.option(
+    "--fabric", metavar="URL", help="Address of the broker; by default BESTER_FABRIC, else the configuration."
+)
+@key_option
+@server_key_option
 @log_option
 @log_level_option
-def bridge(config_path: Path | None, log_format: str, log_level: str) -> int:
+def bridge(
+    config_path: Path | None, fabric: str | None, key: str | None, server_key: str | None, log_format: str,
+    log_level: str,
+) -> int:  # fmt: skip
     """Serve clients and other servers; the broker runs elsewhere."""
     _begin(log_format, log_level)
-    config = load(config_path)
+    config = _elsewhere(load(config_path), fabric, key, server_key)
     _print_notices(config)
     from bester.bridge.service import run_bridge
 
     return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
+
+
+def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:
+    """Return the configuration with the broker and the keys that options or the environment name."""
+    from bester.broker.wire.address import parse_endpoint
+    from bester.broker.wire.codes import ConfigError
+
+    fabric = fabric or os.environ.get("BESTER_FABRIC")
+    key = key or os.environ.get("BESTER_KEY")
+    server_key = server_key or os.environ.get("BESTER_SERVER_KEY") or config.fabric.server_key
+    if fabric is not None:
+        try:
+            parse_endpoint(fabric)
+        except ValueError as error:
+            raise ConfigError(f"--fabric (or BESTER_FABRIC): {error}") from None
+    parts = replace(
+        config.fabric,
+        connect=(fabric,) if fabric else config.fabric.connect,
+        key=Path(key) if key else config.fabric.key,
+        server_key=server_key,
+    )
+    return replace(config, fabric=parts)
 
 
 def banner(config: Config, addresses: Sequence[str]) -> list[str]:

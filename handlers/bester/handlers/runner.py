@@ -18,15 +18,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import zmq
 
 from bester.broker import logs
+from bester.broker.keys import link_keys
 from bester.broker.streams import forgive, secure
 from bester.broker.terminals import outlive_terminals
 from bester.broker.wire.address import parse_endpoint
+from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.messages import spelling_fault
 from bester.broker.wire.notes import describe
 from bester.handlers.app import App
@@ -38,6 +41,8 @@ from bester.handlers.worker import DRAIN_S, Worker
 DEFAULT_FABRIC = "ipc://bester-data/fabric.sock"
 """Default address of a server started in this directory."""
 MAX_WORKERS = 256
+KEY_NAMES = ("--key FILE (or BESTER_KEY)", "--server-key KEY (or BESTER_SERVER_KEY)")
+"""Names of the two keys of an encrypted link, for people."""
 ORDERS = ("user", "none")
 """Orders of a user's messages for a handler at a socket: one at a time and in order, or concurrently."""
 SLOW_IMPORT_S = 5.0
@@ -59,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--order", choices=ORDERS, help="of a handler at --socket: each user's messages in order (user)"
     )
     parser.add_argument("--fabric", metavar="URL", help=f"the server's fabric (BESTER_FABRIC, or {DEFAULT_FABRIC})")
+    parser.add_argument("--key", metavar="FILE", help="this handler's secret key, for an encrypted link (BESTER_KEY)")
+    parser.add_argument("--server-key", metavar="KEY", help="the server's public key (BESTER_SERVER_KEY)")
     parser.add_argument("--types", metavar="T,T", help="serve these message types (BESTER_TYPES, or all of the app's)")
     parser.add_argument("--name", help="label at the server (BESTER_NAME)")
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes to run (1)")
@@ -72,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         socket=options.socket,
         order=options.order,
         fabric=options.fabric,
+        key=options.key,
+        server_key=options.server_key,
         types=options.types.split(",") if options.types else None,
         name=options.name,
         workers=options.workers,
@@ -88,6 +97,8 @@ def run(
     socket: str | None = None,
     order: str | None = None,
     fabric: str | None = None,
+    key: str | None = None,
+    server_key: str | None = None,
     types: Sequence[str] | None = None,
     name: str | None = None,
     workers: int = 1,
@@ -100,7 +111,8 @@ def run(
     """Run the app that `spec` (MODULE:APP) names, or a reference handler at `socket`, until SIGTERM or SIGINT.
 
     `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
-    `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME. `workers` above 1
+    `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME; so do `key` (the file
+    of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY, BESTER_SERVER_KEY. `workers` above 1
     runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
     file of the app changes. `child`: number of this process among them, which ends with its
     standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
@@ -123,12 +135,17 @@ def run(
         return _fail("--reload is for MODULE:APP; a handler at a socket is restarted by whoever runs it")
     if reload and importlib.util.find_spec("watchfiles") is None:
         return _fail("--reload needs the module 'watchfiles': pip install watchfiles")
+    key, server_key = key or environ.get("BESTER_KEY"), server_key or environ.get("BESTER_SERVER_KEY")
+    try:
+        keys = link_keys(endpoint, Path(key) if key else None, server_key or None, KEY_NAMES)
+    except ConfigError as error:
+        return _fail(error.text)
     if not 1 <= workers <= MAX_WORKERS:
         return _fail(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
     try:
         with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
-        worker = Worker(app, endpoint, name=name, types=types, background=not child)
+        worker = Worker(app, endpoint, name=name, types=types, background=not child, keys=keys)
     except ValueError as error:
         return _fail(f"{spec}: {error}")
     except LoadError as error:
@@ -138,6 +155,8 @@ def run(
     command = [sys.executable, "-m", "bester.handlers", "--fabric", endpoint]
     command += [spec] if spec else ["--socket", str(socket), "--order", order or ORDERS[0]]
     command += ["--types", ",".join(types)] if types else []
+    command += ["--key", key] if key else []
+    command += ["--server-key", server_key] if server_key else []
     command += ["--log", log_format, "--log-level", log_level]
     watched = _watched(spec) if reload else None
     return _on_loop(lambda: supervise(command, name or worker.name, workers, watched))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bester.broker.fabric import FabricLink
+from bester.broker.keys import LinkKeys
 from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.link_client import LinkClient
@@ -59,7 +60,7 @@ PARTING_S = 5.0
 MAX_UNSURE = 4096
 """Bound on emits with an id and without an answer, kept to mark a retry as one; the oldest is forgotten."""
 AWAY_AGAIN_S = 30.0
-"""Least seconds between two log lines about a broker that is away."""
+"""Least seconds between two log lines about a broker that is away, for the same reason."""
 LEASE_MS = REQUEST_MS
 """Default lease over ipc: no thread can send a heartbeat while a C function holds the interpreter. A long lease costs
 little there, for the broker sees whether a silent process is stopped."""
@@ -93,7 +94,8 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
 
 class Worker:
     """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
-    leaves the app's timers and tasks to another process. Raises ValueError where the app does not serve a type."""
+    leaves the app's timers and tasks to another process; `keys` encrypt the link. Raises ValueError where the app does
+    not serve a type."""
 
     def __init__(
         self,
@@ -103,6 +105,7 @@ class Worker:
         name: str | None = None,
         types: Sequence[str] | None = None,
         background: bool = True,
+        keys: LinkKeys | None = None,
     ) -> None:
         self.app = app
         self.endpoint = endpoint
@@ -116,6 +119,7 @@ class Worker:
             on_lost=self._on_link_lost,
             on_unsendable=self._on_unsendable,
             shared=True,
+            keys=keys,
         )
         self.failure: str | None = None
         """Why this worker has become useless; None while it is not."""
@@ -132,6 +136,7 @@ class Worker:
         self._outstanding = 0
         self._groups = MessageGroups()
         self._logged_away_at = float("-inf")
+        self._logged_why = ""
 
     async def prepare(self) -> None:
         """Run the app's start hooks; to be awaited before `start`. An exception of a hook passes through."""
@@ -225,8 +230,8 @@ class Worker:
     def _on_link_lost(self, why: str) -> None:
         self._ready.clear()
         self._abandon(why)
-        if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S:
-            self._logged_away_at = self.loop.time()
+        if self.loop.time() >= self._logged_away_at + AWAY_AGAIN_S or why != self._logged_why:
+            self._logged_away_at, self._logged_why = self.loop.time(), why
             fields = facts("broker-away", name=self.name, broker=self.endpoint, why=why)
             log.warning(
                 "%s: no link to the broker at %s (%s); trying again", self.name, self.endpoint, why, extra=fields

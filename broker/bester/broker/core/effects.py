@@ -13,12 +13,15 @@ from bester.broker.wire.messages import Message
 class Link(NamedTuple):
     """A way to a peer.
 
-    `door` is the kind of way: `ipc` or `tcp` (a listener of the fabric), `direct` (a bridge in this process), `server`
-    (a link that this broker opened; `key` is then the server's name). `key` tells links of one door apart.
+    `door` is the kind of way: `ipc`, `tcp` or `curve` (a listener of the fabric), `direct` (a bridge in this process),
+    `server` (a link that this broker opened; `key` is then the server's name). `key` tells links of one door apart.
+    `party` is the public key that was let in by the door `curve`: the routing id in `key` may pass from one party to
+    another, and a link may not.
     """
 
     door: str
     key: bytes
+    party: str = ""
 
 
 class Verify(NamedTuple):
@@ -35,6 +38,7 @@ NoticeEvent = Literal[
     "clock-jumped",
     "contracts-differ",
     "dead-letter",
+    "fabric-refused",
     "handler-failed",
     "handler-refused",
     "handler-stuck",

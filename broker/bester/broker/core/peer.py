@@ -90,10 +90,16 @@ def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
         return Error("version", f"version {hello.version} is not spoken here; {VERSION} is", _HELLO_OP)
     if not hello.name or len(hello.name) > MAX_NAME or not hello.name.isprintable():
         return Error("malformed", f"a name has 1 to {MAX_NAME} printable characters", _HELLO_OP)
-    why = policy.may_join(settings, link.door, hello.role, hello.name)
+    why = policy.may_join(settings, link, hello.role, hello.name)
     if why is not None:
         return Error("not-allowed", why, _HELLO_OP)
     return None
+
+
+def foreign_types(settings: Settings, link: Link, options: HandlerOptions) -> Error | None:
+    """Return the ERROR that answers a handler which wants to serve types that its key does not grant."""
+    why = policy.may_join(settings, link, "handler", "", options.types)
+    return None if why is None else Error("not-allowed", why, _HELLO_OP)
 
 
 def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions | Error:

@@ -10,7 +10,7 @@ from bester.broker.core.contracts import Contract, ContractError, Contracts
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
-from bester.broker.core.peer import HandlerOptions, Peer, handler_options, refusal
+from bester.broker.core.peer import HandlerOptions, Peer, foreign_types, handler_options, refusal
 from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
@@ -119,8 +119,10 @@ class Peers:
         if error is None and hello.role == "handler":
             parsed = handler_options(self._settings.limits, hello.options)
             error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
+            if options is not None:
+                error = foreign_types(self._settings, link, options)
         contracts: dict[str, Contract] = {}
-        if options is not None:
+        if error is None and options is not None:
             try:
                 contracts = self._contracts.read(hello.options.get("schema"), options.types)
             except ContractError as refused:
@@ -128,7 +130,8 @@ class Peers:
         if error is None and peer is None and len(self.by_link) >= self._settings.limits.max_parties:
             error = Error("overloaded", "too many peers", OP_OF[Hello])
         if error is not None:
-            self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text)
+            key = {"key": link.party} if link.party else {}
+            self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
             self._out.send(link, error)
             return
         if peer is not None and peer.role != hello.role:
@@ -208,6 +211,14 @@ class Peers:
         else:
             dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
         peer.worker.lease_s = options.lease_s
+
+    def on_grants_changed(self, now: float) -> None:
+        """Part from peers whose key is not known any more, or does not grant what they are."""
+        for peer in [peer for peer in self.by_link.values() if peer.link.party]:
+            why = policy.may_join(self._settings, peer.link, peer.role, peer.name, peer.types)
+            if why is not None:
+                self._out.send(peer.link, Goodbye(why))
+                self.on_peer_lost(peer, why, now)
 
     # --- going ---
 

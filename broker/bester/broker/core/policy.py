@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bester.broker.core.effects import Link
 from bester.broker.core.settings import Settings
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import (
@@ -55,6 +56,8 @@ SECRET_TYPES = frozenset({"bester.auth"})
 """Requests of these types hold passwords: their bodies are kept nowhere."""
 TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or this process itself."""
+KEYED_DOOR = "curve"
+"""The door of parties with a key, each of which is good for one role."""
 
 
 def may_ask(role: str, question: str) -> bool:
@@ -85,10 +88,14 @@ def may_keep(type_: str) -> bool:
     return type_ not in SECRET_TYPES
 
 
-def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
-    """Return the reason why a peer of this role may not come in by this door, None where it may."""
+def may_join(settings: Settings, link: Link, role: str, name: str, types: Collection[str] = ()) -> str | None:
+    """Return the reason why a peer of this role may not come in by this link, None where it may. `types` are those that
+    a handler wants to serve."""
+    door = link.door
     if role not in ROLES:
         return f"the role is one of {', '.join(ROLES)}"
+    if door == KEYED_DOOR:
+        return _may_use_key(settings, link.party, role, name, types)
     if role == "server":
         if settings.accept == "none":
             return "this server takes no messages from servers ([federation] accept)"
@@ -101,6 +108,23 @@ def may_join(settings: Settings, door: str, role: str, name: str) -> str | None:
         return None
     if door not in TRUSTED_DOORS and role != "handler":
         return f"a {role} is let in over ipc only"
+    return None
+
+
+def _may_use_key(settings: Settings, key: str, role: str, name: str, types: Collection[str]) -> str | None:
+    grant = settings.grants.get(key)
+    if grant is None:
+        return f"the key {key} is not known here"
+    if grant.role != role:
+        return f"this key is for a {grant.role}, and not for a {role}"
+    if role == "server":
+        if settings.accept == "none":
+            return "this server takes no messages from servers ([federation] accept)"
+        if name != grant.name:
+            return f"this key is that of server {grant.name!r}, and not of {name!r}"
+    foreign = sorted(set(types) - grant.types)
+    if foreign:
+        return f"this key is not for the type {foreign[0]!r}; it is for {', '.join(sorted(grant.types))}"
     return None
 
 
@@ -124,8 +148,9 @@ def may_enter(settings: Settings, peer: str | None, type_: str) -> str | None:
 
 
 def fabric_peer(door: str, name: str) -> str | None:
-    """Return the name of the server at a fabric link: the name it claims, where the door vouches for it; else None."""
-    return name if door in TRUSTED_DOORS else None
+    """Return the name of the server at a fabric link: the name it claims, where the door vouches for it (by a key,
+    which is let in with its own name alone); else None."""
+    return name if door in TRUSTED_DOORS or door == KEYED_DOOR else None
 
 
 def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str) -> str | None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bester.broker.core import policy
@@ -26,7 +27,8 @@ from bester.broker.core.effects import Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
-from bester.broker.core.settings import Settings
+from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
+from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -93,7 +95,9 @@ class Router:
         process_of: Callable[[Link], int | None] = lambda _: None,
         is_stopped: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self.settings = settings
+        # Copies that this router alone changes (see `on_reloaded`); every unit has this one object of settings.
+        self._routes, self._grants = dict(settings.routes), dict(settings.grants)
+        self.settings = settings = replace(settings, routes=self._routes, grants=self._grants)
         self._out = Effects()
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
@@ -109,7 +113,8 @@ class Router:
         self._by_link = units.peers.by_link
         self._relays = units.relays
         self._answers = units.answers
-        self._missing: dict[str, str] = {}
+        self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
+        self._refused = Refused(self._out)
         if snapshot.queues or snapshot.dead:
             self._out.notice("kept", waiting=self._units.queues.messages, dead_letters=snapshot.dead)
         if snapshot.full is not None:
@@ -227,12 +232,48 @@ class Router:
         return self._take()
 
     def on_server_lost(self, name: str, why: str, now: float) -> Effects:
-        """Take in that the link this broker opened to a server is down, or could not be opened; log each reason once
-        until the link is up again."""
+        """Take in that the link this broker opened to a server is down, or could not be opened; log a reason once in
+        LOG_AGAIN_S until the link is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
-        if self._missing.get(name) != why:
-            self._missing[name] = why
+        before, logged_at = self._missing.get(name, ("", now))
+        if before != why or now - logged_at >= LOG_AGAIN_S:
+            self._missing[name] = (why, now)
             self._out.notice("server-lost", server=name, why=why)
+        return self._take()
+
+    def on_refused(self, address: str, key: str, why: str, now: float) -> Effects:
+        """Take in that the fabric refused a connection before its HELLO; `key` is empty where it showed none."""
+        self._refused.add(address, key, why, now)
+        return self._take()
+
+    @property
+    def refused(self) -> list[Refusal]:
+        """Connections that the fabric has refused, the latest last."""
+        return self._refused.latest()
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Reasons why servers without a link have none, by the servers' names."""
+        return {name: why for name, (why, _) in self._missing.items()}
+
+    def on_link_lost(self, link: Link, why: str, now: float) -> Effects:
+        """Take in that a link of the fabric has ended, or that its routing id has passed to another key."""
+        peer = self._by_link.get(link)
+        if peer is not None:
+            self._peers.on_peer_lost(peer, why, now)
+        return self._take()
+
+    def on_reloaded(self, routes: Mapping[str, Route], grants: Mapping[str, Grant], now: float) -> Effects:
+        """Take in the servers and keys of a configuration that was read again. Peers whose key is gone are parted from
+        at once; messages queued for a server that is not listed any more wait until it is listed again."""
+        self._routes.clear()
+        self._routes.update(routes)
+        self._grants.clear()
+        self._grants.update(grants)
+        self._relays.routes.replace(routes)
+        for name in self._missing.keys() - routes.keys():
+            del self._missing[name]
+        self._peers.on_grants_changed(now)
         return self._take()
 
     def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:

@@ -12,8 +12,13 @@ class Routes:
     """Configured servers by name and by address."""
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
-        self._named = dict(routes)
+        self._named: dict[str, Route] = {}
         self._addressed: dict[HostPort, Route] = {}
+        self.replace(routes)
+
+    def replace(self, routes: Mapping[str, Route]) -> None:
+        """Find these servers from now on, and no others."""
+        self._named, self._addressed = dict(routes), {}
         for route in self._named.values():
             if route.native is not None:
                 self._addressed[canonical(parse_host_port(route.native))] = route

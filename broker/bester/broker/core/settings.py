@@ -14,7 +14,8 @@ class Route(NamedTuple):
     """A configured server: its address, and the types that it may send to this one.
 
     `accept_types` None: any type. For a native server: `reports` is False where the server is known never to report,
-    `ordered` is True where messages of one type are sent to it one after the other.
+    `ordered` is True where messages of one type are sent to it one after the other. `key` is the public key of its
+    fabric, None where the link to it is not encrypted.
     """
 
     name: str
@@ -23,6 +24,19 @@ class Route(NamedTuple):
     accept_types: frozenset[str] | None = None
     reports: bool = True
     ordered: bool = False
+    key: str | None = None
+
+
+class Grant(NamedTuple):
+    """What a public key is good for: one role; for a server its name, for a handler its types.
+
+    `name` is the party's name in the configuration. `commands` are those that a handler may use, None: every command.
+    """
+
+    role: str
+    name: str
+    types: frozenset[str] = frozenset()
+    commands: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,7 @@ class Settings:
 
     `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
-    type.
+    type. `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
     name: str
@@ -140,4 +154,5 @@ class Settings:
     admin_info: str = ""
     bounds: Bounds = field(default_factory=Bounds)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
+    grants: Mapping[str, Grant] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)

@@ -62,6 +62,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_numeric(host: str) -> bool:
+    """Return whether a host is an IP address, and no name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 def canonical(address: HostPort) -> HostPort:
     """Return the canonical form of an address: `localhost` becomes 127.0.0.1, an IPv6 address its short form."""
     if address.host == "localhost":

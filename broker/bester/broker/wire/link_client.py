@@ -24,6 +24,7 @@ from bester.broker.wire.messages import (
     Meta,
     Welcome,
 )
+from bester.broker.wire.notes import safe_note
 
 
 class State(Enum):
@@ -109,6 +110,8 @@ class LinkClient:
         self.server = ""
         self.options: Meta = {}
         self.refusal: Error | None = None
+        self.parting = ""
+        """Reason in the broker's last GOODBYE."""
         self.retry_at = 0.0
         self._retry_s = FIRST_RETRY_S
         self._greeted = 0.0
@@ -138,6 +141,14 @@ class LinkClient:
         """Schedule the next attempt at `retry_at`, as no socket could be connected."""
         self.retry_at = now + self._back_off()
 
+    def on_handshake_failed(self, now: float) -> Step:
+        """Give the socket up before GREETING_S, as its connection was refused: no answer will come."""
+        if self.state is not State.GREETING:
+            return _NOTHING
+        self._go("silent")
+        self.retry_at = now + self._back_off()
+        return Step((), "lost")
+
     def on_sent(self, now: float) -> None:
         """Record that a message was sent, which postpones the next heartbeat."""
         self._sent = now
@@ -158,6 +169,7 @@ class LinkClient:
             leaving = self.state is State.LEAVING
             if not self._go("parted"):
                 return _NOTHING
+            self.parting = safe_note(message.reason or "")  # type: ignore[union-attr]  # as above
             self.retry_at = now + self._back_off()
             return Step((), "over") if leaving else Step((Goodbye("parting"),), "parted")
         return _NOTHING

@@ -1,0 +1,180 @@
+"""Encrypted doors of the fabric: ROUTER sockets that speak CURVE, and the keys that ZAP lets in.
+
+ZAP answers each handshake with whether the key is known. libzmq asks a REP socket of the same context for that; the
+socket is read on the loop. (`zmq.auth` is not used: none of its hooks sees address and key of a refused party together,
+and it answers in a coroutine or a thread of its own.)
+
+A routing id is no identity. Once a party has left, another known party may take its routing id, and would be sent what
+was meant for the first. So the key of each message is read (ZAP's `User-Id`), a routing id whose key changes is another
+link, and nothing is sent to a routing id whose connection has ended.
+"""
+
+from __future__ import annotations
+
+import socket as sockets
+from collections.abc import Callable, Container
+
+import zmq
+from zmq.utils import z85
+
+from bester.broker.fabric import FabricSocket, Frames
+from bester.broker.keys import KeyPair
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+DOMAIN = b"bester"
+KEY_BYTES = 32
+HANDSHAKE_MS = 5000
+"""Time of a connection for its handshake: as long as a client has for its first frame."""
+MAX_ADDRESSES = 20_000
+"""Connections whose address is remembered for the log; above the bound new ones are logged without."""
+UNSEEN = "unseen"
+"""Stands for the address of a party that had left before it was looked at; it is seen at one of its next attempts."""
+_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_DISCONNECTED
+)
+_FAILED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+CRYPTOGRAPHIC = 0x11000001
+"""ZMTP error of a party that has encrypted for another key than this server's."""
+OnRefused = Callable[[str, str, str], None]
+"""Called with the address of a refused party, its key (empty where it showed none), and the reason."""
+
+
+class Zap:
+    """ZAP handler of one context: lets in the keys of `known`. Make it before any socket of the context binds."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], known: Container[str], on_refused: OnRefused) -> None:
+        self._known = known
+        self._on_refused = on_refused
+        self._socket = FabricSocket(context, zmq.REP, self._answer)
+        self._socket.socket.bind(ZAP_ENDPOINT)
+        self._socket.register()
+
+    def _answer(self, frames: Frames) -> None:
+        version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
+        key = ""
+        if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
+            key = z85.encode(credential).decode()
+        known = key in self._known
+        if not known:
+            self._on_refused(address.decode(errors="replace"), key, "the key is not known here")
+        status = (b"200", b"", key.encode()) if known else (b"400", b"the key is not known", b"")
+        self._socket.send([version, request, *status, b""])
+        self._socket.look_again()
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._socket.close()
+
+
+class CurveSocket(FabricSocket):
+    """ROUTER socket that speaks CURVE. `on_frames` gets the routing id, the party's key, and the frames of a message.
+
+    `on_gone(routing_id, key)` is called when a connection over which messages came has ended and its messages were
+    read, or when its routing id has passed to another connection.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        pair: KeyPair,
+        on_frames: Callable[[Frames], None],
+        on_gone: Callable[[bytes, bytes], None],
+        on_refused: OnRefused,
+    ) -> None:
+        super().__init__(context, zmq.ROUTER, on_frames)
+        self.socket.curve_server = True
+        self.socket.curve_publickey = pair.public.encode()
+        self.socket.curve_secretkey = pair.secret.encode()
+        self.socket.zap_domain = DOMAIN
+        # Without a ZAP handler nobody is let in then, instead of everybody.
+        self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._on_gone = on_gone
+        self._on_refused = on_refused
+        self._receive = self._receive_keyed
+        self._holders: dict[bytes, tuple[bytes, int]] = {}  # of each routing id: key, and descriptor of the connection
+        self._connections: dict[int, bytes] = {}  # routing id by descriptor
+        self._ended: dict[bytes, tuple[bytes, int]] = {}  # connections that have ended, until all messages are read
+        self._addresses: dict[int, str] = {}  # by descriptor
+        self._failed: tuple[int, int] | None = None  # event and value of a handshake; its descriptor comes next
+        self.watch(_EVENTS, self._on_event)
+
+    def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
+        """Send to a party, if the connection of its routing id is its own. Raises as `send` does."""
+        self.socket.getsockopt(zmq.EVENTS)  # ends the pipes of connections that have ended ...
+        if self._monitor is not None:
+            self._monitor.read()  # ... whose ends are in the monitor before
+        holder = self._holders.get(identity)
+        if holder is None or holder[0] != party.encode() or self._ended.get(identity) == holder:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        self.send([identity, *frames])
+
+    def _receive_keyed(self, flags: int) -> Frames:
+        """Receive a message with its party's key, as ZAP let it in."""
+        while True:
+            first = self.socket.recv(flags, copy=False)
+            identity = first.bytes
+            key = str(first.get("User-Id")).encode()
+            came_by = (key, int(first.get(zmq.SRCFD)))
+            frames = [identity, key]
+            while self.socket.getsockopt(zmq.RCVMORE):
+                frames.append(self.socket.recv(flags))
+            holder = self._holders.get(identity)
+            if holder == came_by:
+                return frames
+            if self._monitor is not None:  # the end of an earlier connection with this descriptor comes first
+                self._monitor.read()
+            if holder is not None and self._ended.get(identity) == came_by:
+                continue  # late, of a connection whose routing id has passed on: its link is gone
+            if holder is not None:
+                self._connections.pop(holder[1], None)
+                self._on_gone(identity, holder[0])
+            self._holders[identity] = came_by
+            self._connections[came_by[1]] = identity
+            return frames
+
+    def _drain(self) -> None:
+        super()._drain()
+        if self._ended and self._loop is not None and not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            ended, self._ended = self._ended, {}
+            for identity, connection in ended.items():
+                if self._holders.get(identity) == connection:
+                    del self._holders[identity]
+                    self._on_gone(identity, connection[0])
+
+    def _on_event(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            if len(self._addresses) < MAX_ADDRESSES:
+                self._addresses[value] = _address_of(value)
+        elif event in _FAILED:
+            self._failed = (event, value)
+        elif event == zmq.EVENT_DISCONNECTED:
+            address = self._addresses.pop(value, UNSEEN)
+            failed, self._failed = self._failed, None
+            if failed is not None:
+                self._on_refused(address, "", _reason(*failed))
+            identity = self._connections.pop(value, None)
+            if identity is not None:
+                self._ended[identity] = self._holders[identity]
+                if self._loop is not None and self._again is None:  # its last messages first
+                    self._again = self._loop.call_soon(self._drain)
+
+
+def _reason(event: int, value: int) -> str:
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == CRYPTOGRAPHIC:
+        return "it has another public key for this server than `bester keys` prints here"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return "it does not speak the fabric protocol with encryption"
+    return "it ended in the handshake: it does not encrypt, or is no Bester"
+
+
+def _address_of(descriptor: int) -> str:
+    """Return the address at the other end of a connection; UNSEEN where it has ended meanwhile."""
+    try:
+        with sockets.fromfd(descriptor, sockets.AF_INET, sockets.SOCK_STREAM) as connection:
+            return str(connection.getpeername()[0]).removeprefix("::ffff:")
+    except (OSError, IndexError, TypeError):
+        return UNSEEN

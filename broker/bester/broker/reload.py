@@ -1,0 +1,126 @@
+"""Reads the configuration again at SIGHUP, or once it has changed, and applies the parts that can change live.
+
+Each part checks its piece of the new configuration first, and nothing is applied before all have: a mistake keeps
+everything as it is, and is logged. What no part applies is named in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Collection
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from bester.broker.config import Config
+from bester.broker.logs import facts
+from bester.broker.terminals import hung_up
+from bester.broker.wire.codes import BesterError
+
+LOOK_S = 60.0
+"""Time between two looks at whether the file has changed: soon enough for who forgets the signal, and little work."""
+
+log = logging.getLogger("bester")
+
+Apply = Callable[[], None]
+Prepare = Callable[[Config], Apply]
+"""Checks a part of a new configuration and returns a function that applies the part. Raises BesterError or OSError for
+a mistake, before anything has changed."""
+
+
+class Reloader:
+    """Reloads one program's configuration. `read` reads the files; None: this program has none to read again.
+
+    Parts are added with `add`, then `start` is called on the running loop. `watched` are files beside the configuration
+    whose change counts as well.
+    """
+
+    def __init__(self, config: Config, read: Callable[[], Config] | None) -> None:
+        self.config = config
+        self.watched: list[Path] = [config.path] if config.path is not None else []
+        self._read = read
+        self._parts: list[Prepare] = []
+        self._live: set[str] = set()
+        self._seen: tuple[object, ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, keys: Collection[str], prepare: Prepare) -> None:
+        """Add a part, which applies these keys of the configuration, as in `fabric.parties` or `servers`."""
+        self._live.update(keys)
+        self._parts.append(prepare)
+
+    def start(self) -> None:
+        """Reload at SIGHUP and at changes from now on."""
+        if self._read is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._seen = self._look()
+        self._timer = loop.call_later(LOOK_S, self._tick)
+
+    def close(self) -> None:
+        """Reload no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
+
+    def reload(self) -> bool:
+        """Read and apply the configuration; return whether it could be. The log says what became of it."""
+        assert self._read is not None
+        self._seen = self._look()
+        try:
+            new = self._read()
+            steps = [prepare(new) for prepare in self._parts]
+        except (BesterError, OSError) as error:
+            why = error.text if isinstance(error, BesterError) else str(error)
+            fields_ = facts("not-reloaded", why=why)
+            log.error("the configuration is not reloaded, and stays as it was: %s", why, extra=fields_)
+            return False
+        for apply in steps:
+            apply()
+        changed = changes(self.config, new)
+        later = [key for key in changed if key not in self._live]
+        text = "the configuration was read again"
+        fields_ = facts("reloaded", changed=changed, restart=later)
+        if later:
+            text += f"; a restart applies {', '.join(later)}"
+        log.log(logging.WARNING if later else logging.INFO, "%s", text, extra=fields_)
+        if not later:  # else the next reload names them again
+            self.config = new
+        return True
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._tick)
+        if self._look() != self._seen:
+            self.reload()
+
+    def _look(self) -> tuple[object, ...]:
+        """Return what tells a changed file from the present one."""
+        seen: list[object] = []
+        for path in self.watched:
+            try:
+                status = path.stat()
+                seen.append((status.st_mtime_ns, status.st_size, status.st_ino))
+            except OSError:
+                seen.append(None)
+        return tuple(seen)
+
+
+def changes(old: Config, new: Config) -> list[str]:
+    """Return the keys whose values differ: `SECTION.KEY` where a section has keys of its own."""
+    found = []
+    for field in fields(Config):
+        if field.name in ("path", "directory", "notices"):
+            continue
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if is_dataclass(before) and is_dataclass(after) and type(before) is type(after):
+            found += [
+                f"{field.name}.{inner.name}"
+                for inner in fields(before)
+                if getattr(before, inner.name) != getattr(after, inner.name)
+            ]
+        elif before != after:
+            found.append(field.name)
+    return found

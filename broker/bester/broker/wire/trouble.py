@@ -1,0 +1,108 @@
+"""What became of one attempt to connect, from the events of its socket: why there is no link, in a sentence. Pure."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal
+
+
+class Found(Enum):
+    SILENT = "silent"  # no answer at all to the attempt to connect
+    REFUSED = "refused"  # nothing listens
+    OPEN = "open"  # connected; no handshake yet
+    SECURED = "secured"  # the handshake is complete
+    CUT = "cut"  # the other side has ended the connection in the handshake
+    UNKNOWN_KEY = "unknown key"  # the other side does not know our key
+    OTHER_KEY = "other key"  # the other side has another key than the one configured
+    OTHER_SECURITY = "other security"  # one side encrypts, and the other does not
+    FOREIGN = "foreign"  # no ZeroMQ
+
+
+Event = Literal["connected", "refused", "secured", "ended", "cut", "auth", "mechanism", "protocol", "curve", "foreign"]
+
+# What is known after an event. An event that is not listed changes nothing.
+#
+#   event      connected  the transport is connected
+#              refused    nothing listens there
+#              secured    the handshake is complete
+#              ended      the connection has ended after the handshake, or before any
+#              cut        the connection was ended within the handshake
+#              auth       the other side has refused our key
+#              mechanism  the other side has another security mechanism
+#              protocol   the handshake broke the protocol
+#              curve      after `cut`: what listens there says that it speaks CURVE
+#              foreign    after `cut`: what listens there does not greet as ZeroMQ does
+FINDINGS: dict[tuple[Found, Event], Found] = {
+    (Found.SILENT, "connected"): Found.OPEN,
+    (Found.REFUSED, "connected"): Found.OPEN,
+    (Found.CUT, "connected"): Found.CUT,
+    (Found.SILENT, "refused"): Found.REFUSED,
+    (Found.CUT, "refused"): Found.REFUSED,
+    (Found.OPEN, "secured"): Found.SECURED,
+    (Found.CUT, "secured"): Found.SECURED,
+    (Found.OPEN, "ended"): Found.FOREIGN,
+    (Found.SECURED, "ended"): Found.SILENT,
+    (Found.OPEN, "cut"): Found.CUT,
+    (Found.OPEN, "auth"): Found.UNKNOWN_KEY,
+    (Found.CUT, "auth"): Found.UNKNOWN_KEY,
+    (Found.OPEN, "mechanism"): Found.OTHER_SECURITY,
+    (Found.CUT, "mechanism"): Found.OTHER_SECURITY,
+    (Found.OPEN, "protocol"): Found.FOREIGN,
+    (Found.CUT, "protocol"): Found.FOREIGN,
+    (Found.CUT, "curve"): Found.OTHER_KEY,
+    (Found.CUT, "foreign"): Found.FOREIGN,
+}
+FINAL = frozenset({Found.UNKNOWN_KEY, Found.OTHER_KEY, Found.OTHER_SECURITY, Found.FOREIGN})
+"""After these no answer comes on this socket, however long it is waited for."""
+
+
+class Attempt:
+    """One socket's attempt to connect.
+
+    `called` is the other side's name for people. `own` and `other` are the public keys of an encrypted link, None where
+    the link is not encrypted.
+    """
+
+    def __init__(self, endpoint: str, called: str, own: str | None = None, other: str | None = None) -> None:
+        self.found = Found.SILENT
+        self.cuts = 0
+        self._endpoint = endpoint
+        self._called = called
+        self._own = own
+        self._other = other
+
+    def take(self, event: Event) -> bool:
+        """Take in an event; return whether the attempt has failed for good."""
+        self.cuts += event == "cut"
+        found = FINDINGS.get((self.found, event), self.found)
+        is_news = found is not self.found
+        self.found = found
+        return is_news and found in FINAL
+
+    @property
+    def in_doubt(self) -> bool:
+        """Return whether the greeting of what listens there would tell why the handshake is cut, repeatedly."""
+        return self.found is Found.CUT and self.cuts >= 2 and self._own is not None
+
+    def why(self) -> str:
+        """Return why there is no link."""
+        where, called = self._endpoint, self._called
+        if self.found is Found.UNKNOWN_KEY:
+            return f"{called} at {where} does not know our key {self._own}; its owner must list that key there"
+        if self.found is Found.OTHER_KEY:
+            return f"that is not the key of {called}: what listens at {where} has another one than {self._other}"
+        if self.found is Found.OTHER_SECURITY and self._own is None:
+            return f"{called} at {where} encrypts, and this side has no keys: give its public key, and a key file"
+        if self.found is Found.OTHER_SECURITY:
+            return f"what listens at {where} does not encrypt, so it is not {called} with the key {self._other}"
+        if self.found is Found.FOREIGN:
+            return f"something listens at {where}, but not a Bester fabric"
+        if self.found is Found.REFUSED:
+            return f"nothing listens at {where}"
+        if self.found is Found.OPEN:
+            return f"something listens at {where} and does not answer: not a Bester fabric, or one that is stopped"
+        if self.found is Found.CUT:
+            return f"the connection to {where} is ended in the handshake"
+        if self.found is Found.SILENT:
+            return f"no answer from {where}: the address may be wrong, the machine down, or a firewall in the way"
+        return f"no message from {where}"

@@ -1,0 +1,102 @@
+"""Key files: made whole or not at all, read with care, and never shown."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import zmq
+
+from bester.broker.keys import LinkKeys, link_keys, new_pair, read_pair, server_pair, write_secret
+from bester.broker.wire.codes import ConfigError
+from bester.broker.wire.keys import key_fault
+
+NAMES = ("KEY", "SERVER-KEY")
+
+
+def test_a_pair_is_made_once(tmp_path: Path) -> None:
+    file = tmp_path / "server.key"
+    first = server_pair(file)
+    assert server_pair(file) == first == read_pair(file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["server.key"]
+    assert first.secret not in repr(LinkKeys(first, first.public))
+
+
+def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "k"
+    write_secret(file, new_pair().secret)
+    before = file.read_bytes()
+    with pytest.raises(FileExistsError):
+        write_secret(file, new_pair().secret)
+    assert file.read_bytes() == before and os.listdir(tmp_path) == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\n", "the file is empty"),
+        (b"x" * 39, "40 characters long (Z85), and not 39"),
+        (b"~" * 40, "no other characters"),
+        (b"#" * 40, "these 40 characters are no key"),
+        (b"\xff" * 40, "no other characters"),
+        (b"0" * 100_000, "40 characters long"),
+    ],
+)
+def test_a_damaged_file_is_one_line_without_its_content(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "server.key"
+    file.touch(0o600)
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        server_pair(file)
+    assert said in caught.value.text and "\n" not in caught.value.text
+    assert len(content) < 39 or content.decode("latin-1") not in caught.value.text
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666, 0o610])
+def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "server.key"
+    server_pair(file)
+    file.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_pair(file)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    (tmp_path / "dir").mkdir(0o700)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("fifo", "dir", "dangling", "gone"):
+        with pytest.raises(ConfigError):
+            read_pair(tmp_path / name)
+
+
+def test_keys_of_a_link(tmp_path: Path) -> None:
+    file, server = tmp_path / "k", new_pair().public
+    pair = server_pair(file)
+    far, near = "tcp://10.0.0.1:2225", "tcp://127.0.0.1:2225"
+    assert link_keys(far, file, f" {server}\n", NAMES) == LinkKeys(pair, server)
+    assert link_keys(near, file, server, NAMES) == LinkKeys(pair, server)
+    assert link_keys(near, None, None, NAMES) is None
+    assert link_keys("ipc://x", file, server, NAMES) is None
+    for endpoint, key, other in ((far, None, None), (far, file, None), (far, None, server), (far, file, "x")):
+        with pytest.raises(ConfigError, match="KEY"):
+            link_keys(endpoint, key, other, NAMES)
+
+
+def test_faults_of_keys_are_those_of_zeromq() -> None:
+    chance = random.Random(7)
+    alphabet = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    for _ in range(200):
+        text = "".join(chance.choice(alphabet) for _ in range(40))
+        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+            try:
+                socket.curve_serverkey = text.encode()
+                good = True
+            except zmq.ZMQError:
+                good = False
+        assert (key_fault(text) is None) == good, text

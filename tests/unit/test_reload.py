@@ -1,0 +1,67 @@
+"""Reloading a configuration: all parts or none, and a line that names what a restart applies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bester.broker.config import Config, defaults
+from bester.broker.reload import Reloader, changes
+from bester.broker.wire.codes import ConfigError
+
+
+def config(tmp_path: Path) -> Config:
+    return defaults(tmp_path)
+
+
+def test_changed_keys_are_named(tmp_path: Path) -> None:
+    old = config(tmp_path)
+    new = replace(
+        old,
+        auth="open",
+        native=replace(old.native, max_frame=2048),
+        fabric=replace(old.fabric, curve=True),
+        notices=("x",),
+    )
+    assert changes(old, new) == ["native.max_frame", "fabric.curve", "auth"]
+    assert changes(old, old) == []
+
+
+@pytest.mark.parametrize("mistaken", ["first", "second", "reader"])
+def test_a_mistake_in_one_part_applies_none(tmp_path: Path, mistaken: str, caplog: pytest.LogCaptureFixture) -> None:
+    applied: list[str] = []
+
+    def read() -> Config:
+        if mistaken == "reader":
+            raise ConfigError("bester.toml:3: a mistake")
+        return replace(config(tmp_path), auth="open")
+
+    def part(name: str) -> Callable[[Config], Callable[[], None]]:
+        def prepare(new: Config) -> Callable[[], None]:
+            if name == mistaken:
+                raise OSError(2, "No such file", "cert.pem")
+            return lambda: applied.append(name)
+
+        return prepare
+
+    reloader = Reloader(config(tmp_path), read)
+    reloader.add(["auth"], part("first"))
+    reloader.add(["servers"], part("second"))
+    with caplog.at_level(logging.INFO, "bester"):
+        assert not reloader.reload()
+    assert applied == [] and "stays as it was" in caplog.text and reloader.config.auth == "accounts"
+
+
+def test_what_no_part_applies_is_named_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    new = replace(config(tmp_path), auth="open", accept="none")
+    reloader = Reloader(config(tmp_path), lambda: new)
+    reloader.add(["auth"], lambda new: lambda: None)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "bester"):
+            assert reloader.reload()
+        assert "a restart applies accept" in caplog.text and "auth" not in caplog.text

@@ -1,0 +1,53 @@
+"""Why a link cannot be had: every finding has a sentence, and events after the last word change nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.wire.trouble import FINAL, FINDINGS, Attempt, Event, Found
+
+
+def attempt(*events: Event, keys: bool = True) -> Attempt:
+    tried = Attempt("tcp://h:1", "s2", *(("OWN", "OTHER") if keys else ()))
+    for event in events:
+        tried.take(event)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("events", "found", "says"),
+    [
+        ((), Found.SILENT, "no answer from tcp://h:1"),
+        (("refused", "refused"), Found.REFUSED, "nothing listens at tcp://h:1"),
+        (("refused", "connected"), Found.OPEN, "does not answer"),
+        (("connected", "auth"), Found.UNKNOWN_KEY, "does not know our key OWN"),
+        (("connected", "cut", "connected", "cut", "curve"), Found.OTHER_KEY, "not the key of s2"),
+        (("connected", "cut", "connected", "cut", "foreign"), Found.FOREIGN, "not a Bester fabric"),
+        (("connected", "cut", "refused"), Found.REFUSED, "nothing listens"),
+        (("connected", "cut"), Found.CUT, "ended in the handshake"),
+        (("connected", "mechanism"), Found.OTHER_SECURITY, "does not encrypt"),
+        (("connected", "ended"), Found.FOREIGN, "not a Bester fabric"),
+        (("connected", "secured"), Found.SECURED, "no message from tcp://h:1"),
+        (("connected", "secured", "ended", "refused"), Found.REFUSED, "nothing listens"),
+        (("connected", "auth", "connected", "secured"), Found.UNKNOWN_KEY, "does not know our key"),
+    ],
+)
+def test_events_end_in_a_sentence(events: tuple[Event, ...], found: Found, says: str) -> None:
+    tried = attempt(*events)
+    assert tried.found is found and says in tried.why()
+
+
+def test_a_plain_link_is_told_of_the_keys_it_lacks() -> None:
+    assert "this side has no keys" in attempt("connected", "mechanism", keys=False).why()
+
+
+def test_the_greeting_is_asked_for_once_a_keyed_handshake_was_cut_twice() -> None:
+    assert not attempt("connected", "cut").in_doubt
+    assert attempt("connected", "cut", "connected", "cut").in_doubt
+    assert not attempt("connected", "cut", "connected", "cut", keys=False).in_doubt
+
+
+def test_only_news_of_a_final_finding_end_the_wait() -> None:
+    tried = attempt("connected")
+    assert tried.take("auth") and not tried.take("auth")
+    assert not any(before in FINAL for before, _ in FINDINGS)
