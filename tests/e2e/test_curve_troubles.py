@@ -127,7 +127,8 @@ async def test_another_server_listens_there() -> None:
 
 async def test_one_side_encrypts_and_the_other_does_not() -> None:
     async with fabric(curve=False) as endpoint:
-        assert "does not encrypt" in await trouble_at(endpoint, SERVER.public)
+        why = await trouble_at(endpoint, SERVER.public)
+    assert "does not encrypt" in why or "not one that encrypts" in why
     async with fabric(curve=True) as endpoint:
         assert "this side has no keys" in await trouble_at(endpoint, None)
 
@@ -144,7 +145,7 @@ async def test_something_else_listens_there(
 ) -> None:
     async with program(talk) as endpoint:
         why = await trouble_at(endpoint, SERVER.public)
-    assert why == f"something listens at {endpoint}, but not a Bester fabric"
+    assert why.startswith(f"something listens at {endpoint}, but not a Bester fabric")
 
 
 async def test_something_listens_there_and_is_silent() -> None:

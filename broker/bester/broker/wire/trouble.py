@@ -96,7 +96,8 @@ class Attempt:
         if self.found is Found.OTHER_SECURITY:
             return f"what listens at {where} does not encrypt, so it is not {called} with the key {self._other}"
         if self.found is Found.FOREIGN:
-            return f"something listens at {where}, but not a Bester fabric"
+            or_plain = "" if self._own is None else ", or not one that encrypts"  # libzmq does not always tell which
+            return f"something listens at {where}, but not a Bester fabric{or_plain}"
         if self.found is Found.REFUSED:
             return f"nothing listens at {where}"
         if self.found is Found.OPEN:
