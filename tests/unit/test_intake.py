@@ -63,12 +63,12 @@ class TestRoom:
         write_many(scene, first, 50)
         write_many(scene, second, 10)
         taken = scene.take(Submit)
-        assert {submit.session for submit in taken} == {first.session.number}
+        assert len(taken) == 51, "one message may enter before the share of the sender is looked at"
         assert (first.reading, second.reading) == (True, False)
         scene.broker(*good(*taken[:4]))
         assert scene.take(Submit) == [], "there is room for a few alone: they are handled together, later"
-        scene.broker(*good(*taken[4:13]))
-        assert [submit.session for submit in scene.take(Submit)] == [second.session.number] * 10
+        scene.broker(*good(*taken[4:14]))
+        assert [submit.session for submit in scene.take(Submit)] == [second.session.number] * 9
         assert second.reading
 
     def test_report_to_one_user_makes_room_for_another(self) -> None:

@@ -265,15 +265,16 @@ class Bridge:
     def on_bytes(self, connection: ClientConnection, data: bytes) -> None:
         """Pass the bytes of a connection to its session, or let them wait for the turn of their sender."""
         intake, session = self._intake, connection.session
-        if not self._awake:
-            self._wake()  # the next turn has a budget of its own
         left = intake.left
+        if left < self.limits.turn_units // 2:
+            self._wake()  # the next turn has a budget of its own
         if left <= 0 or session.is_ready:
             session.park(data)
             intake.add(connection)
             self._settle_reading(connection)
             return
-        session.window.look_again()
+        if session.window.sender.blocked:
+            session.window.look_again()
         now = self._clock()
         step = session.on_bytes(data, now, left)
         intake.left = left - session.spent

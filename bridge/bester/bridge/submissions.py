@@ -104,6 +104,7 @@ class Submissions:
         "_closes",
         "_departed",
         "_departed_bytes",
+        "_fair_bytes",
         "_held",
         "_limits",
         "_wake",
@@ -118,6 +119,7 @@ class Submissions:
         self.size_bytes = 0
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
+        self._fair_bytes = limits.fair_bytes
         self._limits = limits
         self._broker_link = broker_link
         self._wake = wake
@@ -129,7 +131,7 @@ class Submissions:
     def is_over(self, sender: Sender, margin: int = 0) -> bool:
         """Return whether a sender has as much unreported as is left of the bounds (or will have with `margin` more
         messages), and more than a fair share."""
-        return sender.size_bytes >= self._limits.fair_bytes and (
+        return sender.size_bytes >= self._fair_bytes and (
             sender.size_bytes + self.size_bytes >= self.most_bytes
             or sender.count + len(self.by_token) + 2 * margin >= self.most
         )
