@@ -186,8 +186,8 @@ async def test_workers_end_when_their_parent_is_killed(folder: Path) -> None:
 
 SHORT_OF_PROCESSES = """
 import asyncio, errno, sys
-from bester.handlers import runner
-runner.FIRST_RESTART_S = 0.05
+from bester.handlers import runner, supervising
+supervising.FIRST_RESTART_S = 0.05
 real, calls = asyncio.create_subprocess_exec, 0
 async def start(*arguments, **options):
     global calls

@@ -27,6 +27,7 @@ from bester.broker.wire.messages import (
 )
 from tests.fuzz.census import LENGTH, census
 from tests.unit.core_stand import Stand
+from tests.world.disks import Disk
 
 HERE = Link("ipc", b"h")
 
@@ -153,7 +154,9 @@ def test_a_bridge_that_counts_no_reports_has_the_oldest_forgotten(relinks: bool)
         if relinks:
             life.goes()
             life.comes()
-    kept = {way: size for way, size in census(stand.router, (Settings, MemoryStore)).items() if way.endswith("._sent")}
+    kept = {
+        way: size for way, size in census(stand.router, (Settings, MemoryStore, Disk)).items() if way.endswith("._sent")
+    }
     assert set(kept.values()) == {0 if relinks else 3}
     life.goes()
     life.comes()
@@ -216,7 +219,7 @@ def test_handler_that_keeps_changing_its_types_leaves_no_state() -> None:
     fickle = stand.handler("t0")
     for number in range(1, 200):
         stand.say(fickle, Hello(1, "handler", "h", {"types": [f"t{number}"]}))
-    sizes = census(stand.router, (Settings, MemoryStore))
+    sizes = census(stand.router, (Settings, MemoryStore, Disk))
     assert [way for way, size in sizes.items() if size >= 100 and not way.endswith(LENGTH)] == []
     stand.heard(fickle)
     stand.submit(bridge, "t199")  # and the type served now is served
@@ -229,7 +232,7 @@ def test_a_type_that_no_handler_can_have_is_not_remembered(length: int) -> None:
     server = stand.server("s2")
     token = stand.relay(server, "x" * length, id="s2/e-1/1", path=["y" * length])
     assert stand.one(server, Relayed) == Relayed(token, "failed:unknown-type")
-    sizes = census(stand.router, (Settings, MemoryStore))
+    sizes = census(stand.router, (Settings, MemoryStore, Disk))
     assert [way for way, size in sizes.items() if size >= length] == []
     stand.handler("x" * MAX_TYPE)
     stand.relay(server, "x" * MAX_TYPE, id="s2/e-1/2")
