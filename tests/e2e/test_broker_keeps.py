@@ -313,7 +313,11 @@ async def test_store_is_the_only_file_left_in_the_data_directory() -> None:
         for _ in range(2):
             async with serving(config(directory, path=directory / "data" / "store.db")):
                 assert (directory / "data" / "store.db").exists()
-            assert sorted(each.name for each in (directory / "data").iterdir()) == ["server.key", "server.lock", "store.db"]
+            assert sorted(each.name for each in (directory / "data").iterdir()) == [
+                "server.key",
+                "server.lock",
+                "store.db",
+            ]
 
 
 async def test_store_outside_the_data_directory_is_locked_too() -> None:
