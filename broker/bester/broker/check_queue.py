@@ -1,9 +1,10 @@
 """Queue of password checks: which check is next, and which login is turned away from a full queue. Pure.
 
-The lowest rank goes first; in one rank users take turns, and each user's oldest login is first. A user with many logins
-in the queue goes two ranks behind: a storm of one user's clients, with the right password, keeps nobody else waiting. In a
-full queue a newcomer of a better rank replaces one login of the worst rank. Within one rank, the login goes whose user,
-or whose address, has most logins in the queue: a flood of logins for one user, or from one address, turns away its own.
+The lowest rank goes first; in one rank users take turns, and each user's oldest login is first. A user with many
+logins in the queue goes two ranks behind: a storm of one user's clients, with the right password, keeps nobody else
+waiting. In a full queue a newcomer of a better rank replaces one login of the worst rank. Within one rank, the login
+goes whose user, or whose address, has most logins in the queue: a flood of logins for one user, or from one address,
+turns away its own.
 """
 
 from __future__ import annotations
