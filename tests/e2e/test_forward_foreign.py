@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bester.bridge.forward import Forwarder
+from bester.bridge.forward import MAX_OTHER, Forwarder
 from bester.bridge.limits import Limits
 from bester.bridge.native import report
 from bester.broker.wire.messages import Forward
@@ -47,6 +47,34 @@ async def test_report_behind_foreign_bytes_counts() -> None:
     async def say(peer: Raw) -> None:
         await peer.read()
         peer.writer.write(b"\x05\0\0\0hello" + report(b"null", 0))
+
+    outcomes = Outcomes()
+    async with server(say) as address:
+        Forwarder(Limits(), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
+        assert await outcomes.all(1) == {3: "delivered"}
+
+
+@pytest.mark.parametrize("other", [b'{"header":{"messageType":"x"},"payload":null}', b"[]", b"hello", b"{}"])
+async def test_answer_without_an_end_is_cut_off(other: bytes) -> None:
+    async def say(peer: Raw) -> None:
+        await peer.read()
+        while not peer.writer.is_closing():
+            peer.writer.write(len(other).to_bytes(4, "little") + other)
+            await peer.writer.drain()
+
+    outcomes = Outcomes()
+    async with server(say) as address:
+        Forwarder(replace(Limits(), forward_s=3600), outcomes.done).forward(Forward(3, address, "m", b"1", {}))
+        assert await outcomes.all(1) == {3: "failed:unreachable"}
+    assert outcomes.meta == {3: {}}, "the message may have been carried out"
+
+
+async def test_report_behind_some_other_frames_counts() -> None:
+    other = b'{"header":{"messageType":"x"},"payload":null}'
+
+    async def say(peer: Raw) -> None:
+        await peer.read()
+        peer.writer.write((len(other).to_bytes(4, "little") + other) * (MAX_OTHER - 1) + report(b"null", 0))
 
     outcomes = Outcomes()
     async with server(say) as address:

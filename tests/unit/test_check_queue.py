@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bester.broker.check_queue import RANKS, CheckQueue
+from bester.broker.check_queue import MANY, MAX_WAITING, CheckQueue
+
+RANKS = 4
 
 
 def popped(queue: CheckQueue[str]) -> list[str]:
@@ -74,3 +77,33 @@ def test_queue_never_exceeds_its_limit_and_returns_each_login_once(steps: list[t
         if turned_away is not None:
             assert inside.pop(turned_away) == worst
         assert len(queue) == len(inside) <= 5
+
+
+def test_users_of_one_rank_take_turns() -> None:
+    queue: CheckQueue[str] = CheckQueue()
+    for number in range(4):
+        queue.add(0, "alice", "net", f"a{number}")
+    queue.add(0, "bob", "net", "b")
+    order = [waiting.item for _ in range(5) if (waiting := queue.pop()) is not None]
+    assert order == ["a0", "b", "a1", "a2", "a3"]
+
+
+@pytest.mark.parametrize("storm", [1_500, 5_000])
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_storm_of_one_user_neither_delays_nor_turns_away_others(rank: int, storm: int) -> None:
+    """Of one user or address, even with the right password: others, of whom less is known, have their turn."""
+    queue: CheckQueue[str] = CheckQueue()
+    away: list[str] = []
+    checked: list[str] = []
+    honest = ["carol", "dan", "eve"]
+    for number in range(storm):
+        turned_away = queue.add(rank, "greedy", "net", f"greedy {number}")
+        if number % 500 == 250:
+            away += [each for each in [queue.add(2, honest[number // 500 % 3], "net", f"honest {number}")] if each]
+        away += [turned_away] if turned_away is not None else []
+        if number % 20 == 0 and (waiting := queue.pop()) is not None:
+            checked.append(waiting.item)
+    assert not [each for each in away if each.startswith("honest")]
+    assert len([each for each in checked if each.startswith("honest")]) >= storm // 500 - (rank < 2)
+    assert len(queue) <= MAX_WAITING
+    assert MANY < MAX_WAITING

@@ -43,6 +43,9 @@ CUT: Outcome = (failed("unreachable"), {})
 UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
 OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
 UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
+MAX_OTHER = 64
+"""Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
+must cost its own message alone."""
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
@@ -66,6 +69,7 @@ class _Conversation(asyncio.Protocol):
         self._looking: asyncio.TimerHandle | None = None
         self._parted = False
         self._foreign = False  # what came is not the native protocol: a peaceful end proves nothing
+        self._others = 0  # frames that were no report
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
@@ -87,7 +91,10 @@ class _Conversation(asyncio.Protocol):
                 self._end(outcome)
                 return
             self._foreign = self._foreign or not native.is_object(body)
-        if self._splitter.refused is not None:
+            self._others += 1
+            if self._others >= MAX_OTHER:
+                break
+        if self._splitter.refused is not None or self._others >= MAX_OTHER:
             self._end(CUT)
 
     def eof_received(self) -> bool:

@@ -54,8 +54,8 @@ LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-f
 """Log events of refused logins, by their codes."""
 BACKLOG = 1024
 """Waiting ipc connections: all handlers of a busy machine at once, at its start."""
-MAX_LOGINS = 1024
-"""Passwords waiting for a check; the accounts refuse earlier."""
+MAX_LOGINS = 8192
+"""Logins whose check was begun: far more than the queue of checks, which chooses whom it turns away. Memory."""
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Linux; on other systems the wall clock is used after each start."""

@@ -337,14 +337,21 @@ class Bounds:
     must not take all of it."""
 
     ttl_s: float = 3 * 24 * 3600
+    """Seconds for which a message is kept, where its sender asks for no other time; then it has expired."""
     user_messages: int = 10_000
+    """Messages in the mailbox of one user; above it the sender has `mailbox-full`."""
     user_bytes: int = 64 * 1024 * 1024
+    """The same in bytes."""
     sender_share: float = 0.1
     """Part of `user_messages` and of `user_bytes` that one sender may use, so that others can still write."""
     server_messages: int = 100_000
+    """Messages kept for one server; above it the sender has `mailbox-full`."""
     server_bytes: int = 1024 * 1024 * 1024
+    """The same in bytes."""
     messages: int = 1_000_000
+    """Messages in all queues; above it every sender has `storage-full`."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
+    """The same in bytes."""
     outcomes: int = 1_000_000
     """Outcomes that can be asked for, some 400 bytes each; above it the oldest is forgotten."""
     dead_letters: int = 10_000

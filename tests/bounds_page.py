@@ -1,0 +1,79 @@
+"""The page of bounds, made from the code that holds them: `python -m tests.bounds_page` writes docs/bounds.md anew."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from bester.bridge.limits import Limits as BridgeLimits
+from bester.broker.core.settings import Limits as BrokerLimits
+from bester.broker.store_requests import Bounds
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "bounds.md"
+KIB, MIB = 1024, 1024 * 1024
+BEGIN = """# Bounds
+
+Everything that a party can make Bester keep, or do in one turn, has a bound. The bounds are listed here with their
+reasons and with what happens at each. `python -m tests.bounds_page` writes this page from the code, and a test
+compares the two.
+
+At a bound one of three things happens. **Waiting** comes first: a connection above its share is not read from, so
+that TCP tells its program to slow down. A **refusal** is a report with a temporary reason (`overloaded`, `mailbox-
+full`, `storage-full`), of what cannot be held. A **cut** ends a connection that takes nothing, or never finishes what
+it began.
+
+Of what several senders share, a sender (a user with all connections, or a native server's host) gets no more than
+what is left by all: one alone half, two a third each, and so on. A sender that has little is served in any case.
+
+"""
+PARTS: tuple[tuple[str, str, type[Any], Path, str], ...] = (
+    ("The bridge", "Sizes in bytes, times in seconds; `bridge/bester/bridge/limits.py`.", BridgeLimits,
+     ROOT / "bridge/bester/bridge/limits.py", "Limits"),
+    ("The broker", "Times in seconds; `broker/bester/broker/core/settings.py`.", BrokerLimits,
+     ROOT / "broker/bester/broker/core/settings.py", "Limits"),
+    ("The store", "Set under `[store]`, see the [configuration](configuration.md).", Bounds,
+     ROOT / "broker/bester/broker/store_requests.py", "Bounds"),
+)  # fmt: skip
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [BEGIN]
+    for title, about, limits, source, name in PARTS:
+        parts += [f"## {title}\n\n{about}\n\n| bound | value | reason, and what happens |\n|---|---|---|\n"]
+        texts, values = texts_of(source, name), limits()
+        fields = getattr(limits, "_fields", None) or list(limits.__dataclass_fields__)
+        parts += [f"| `{field}` | {shown(getattr(values, field))} | {texts.get(field, '')} |\n" for field in fields]
+        parts += ["\n"]
+    return "".join(parts).rstrip() + "\n"
+
+
+def texts_of(source: Path, name: str) -> dict[str, str]:
+    """Return the texts behind the fields of a class. A field without a text shares that of the next one that has it."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    texts: dict[str, str] = {}
+    waiting: list[str] = []
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            waiting.append(node.target.id)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and waiting:
+            text = " ".join(textwrap.dedent(str(node.value.value)).split()).replace("|", "\\|")
+            texts |= dict.fromkeys(waiting, text)
+            waiting = []
+    return texts
+
+
+def shown(value: Any) -> str:
+    """Return a value as a person writes it."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= KIB and value % KIB == 0:
+        exact = f"{value:,}"
+        return f"{exact} ({value // MIB} Mi)" if value % MIB == 0 else f"{exact} ({value // KIB} Ki)"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
