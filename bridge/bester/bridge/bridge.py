@@ -57,10 +57,11 @@ MAKE_WAY = 2
 class Bridge:
     """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
 
-    `first_frame_bytes` returns the largest first frame allowed from a host (another server's message is its first
-    frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame of such a stranger is not
-    refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection ends at the bridge's will,
-    and why. `forward` gets messages for servers that speak the native protocol; `notice` gets texts for the log.
+    `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
+    server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
+    of such a stranger is not refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection
+    ends at the bridge's will, and why. `forward` gets messages for servers that speak the native protocol; `notice`
+    gets texts for the log.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Bridge:
         *,
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
-        first_frame_bytes: Callable[[str], int] | None = None,
+        first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
         ended: Callable[[Session, str], None] = lambda session, why: None,
@@ -80,7 +81,7 @@ class Bridge:
         self.on_empty: Callable[[], None] | None = None
         self._clock = clock
         self._soon = soon
-        self._first_frame_bytes = first_frame_bytes or (lambda host: limits.first_frame)
+        self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self._ended = ended
         self.forward = forward
@@ -212,7 +213,7 @@ class Bridge:
             stranger = self._registry.lingers(now)
             if stranger is not None:
                 self._cut_stranger(stranger)
-        window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
+        window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host, ())
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
             in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
@@ -220,6 +221,12 @@ class Bridge:
         self._registry.add(connection, now)
         self._timed.add(connection)
         return True
+
+    def on_certificate(self, connection: ClientConnection, certificate: tuple[str, ...]) -> None:
+        """Note the names in a peer's verified certificate, before any byte of its stream; empty without one."""
+        session = connection.session
+        if session.state is State.NEW:
+            session.on_certificate(certificate, self._first_frame_bytes(session.address, certificate))
 
     def _cut_stranger(self, connection: ClientConnection) -> None:
         """Tell a stranger that there is no room for it, and cut its connection: its place is free at once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -57,6 +58,7 @@ def run_up(config: Config, on_ready: Callable[[list[str]], None] = lambda addres
             broker.restart = children.restart
             stack.push_async_exit(lambda kind, *_: children.stop(HURRY_S if kind else GRACE_S))
             await children.start()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, bridge.reload)
             on_ready(bridge.addresses)
             await stop.wait()
             about_to_end()

@@ -69,7 +69,8 @@ def refusal(token: int, reason: str) -> Report:
 class Session:
     """State of one connection. `number` is unique in the bridge's life, `address` the peer's host, `tokens` the
     bridge's rising tokens; unreported messages are counted in `window`. `in_doubt`: the first frame may come from a
-    listed server. The page docs/session.md lists the fields."""
+    listed server. `certificate` are the names for which the peer of a TLS connection has shown a certificate. The page
+    docs/session.md lists the fields."""
 
     __slots__ = (
         "_fault",
@@ -81,6 +82,7 @@ class Session:
         "_tokens",
         "acks",
         "address",
+        "certificate",
         "deadline",
         "number",
         "peer_ended",
@@ -96,6 +98,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.number = number
         self.address = address
+        self.certificate: tuple[str, ...] | None = None
         self.state = State.NEW
         self.user: str | None = None
         self.acks = False  # the client acknowledges deliveries
@@ -130,6 +133,11 @@ class Session:
         """Return whether this is a native server's connection that ended before its report: the peer must not take the
         end for a peaceful one, and sends the message again."""
         return self.state is State.CLOSED and bool(self.window)
+
+    def on_certificate(self, certificate: tuple[str, ...], first_limit_bytes: int) -> None:
+        """Note the certificate of the peer after the TLS handshake, and the bound of the first frame by it."""
+        self.certificate = certificate
+        self.splitter = Splitter(self._limits.max_frame, first_limit_bytes)
 
     # --- what happens to the connection ---------------------------------------------------------------------------
 
@@ -294,6 +302,8 @@ class Session:
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
+            if self.certificate is not None:
+                meta["certificate"] = list(self.certificate)
             type_, data, id_, _ = frame.sent
             submit = Submit(next(self._tokens), None, type_, data, meta)
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES

@@ -34,6 +34,20 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Certificate and key of this server, and its TLS listeners.
+
+    `listen` is empty where the certificate is shown to other servers alone. `client_ca` holds the authorities whose
+    certificates prove which server a peer is; None: nobody is asked for a certificate.
+    """
+
+    cert: Path
+    key: Path
+    listen: tuple[HostPort, ...] = ()
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NativeConfig:
     """Listeners for clients and servers, and their limits."""
 
@@ -45,6 +59,7 @@ class NativeConfig:
     max_connections: int = 20_000
     max_connections_per_user: int = 1_000
     max_connections_per_address: int = 1_000
+    tls: TlsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +108,8 @@ class PeerConfig:
     """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
-    are sent one after the other.
+    are sent one after the other; `tls` is True if the server speaks TLS, and `ca` holds the authorities trusted for its
+    certificate (None: those of the system).
     """
 
     name: str
@@ -102,6 +118,8 @@ class PeerConfig:
     accept_types: frozenset[str] | None = None
     reports: bool = True
     ordered: bool = False
+    tls: bool = False
+    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +144,13 @@ class Config:
     def native_hosts(self) -> dict[str, str]:
         """Hosts of the servers that speak the native protocol, by the servers' names."""
         return {name: peer.native.host for name, peer in self.servers.items() if peer.native is not None}
+
+    @property
+    def certified_servers(self) -> frozenset[str]:
+        """Names of the servers that prove themselves by a certificate, so that their address proves nothing."""
+        if self.native.tls is None or self.native.tls.client_ca is None:
+            return frozenset()
+        return frozenset(name for name, peer in self.servers.items() if peer.tls)
 
 
 STOCK_HANDLERS = tuple(
@@ -182,5 +207,5 @@ def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:
     if key == "tcp6" and not numeric_v6 and re.fullmatch(r"[\d.]+", address.host):
         return f"{address} is IPv4, which belongs under tcp4"
     if not insecure and not is_loopback(address.host):
-        return f"{address} is beyond loopback and the listener speaks plain text"
+        return f"{address} is beyond loopback and the listener speaks plain text; listen there in [native.tls]"
     return None

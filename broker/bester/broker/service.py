@@ -39,6 +39,8 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
             peer.accept_types,
             peer.reports,
             peer.ordered,
+            peer.tls,
+            name in config.certified_servers,
         )
         for name, peer in config.servers.items()
     }

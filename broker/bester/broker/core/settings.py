@@ -14,7 +14,8 @@ class Route(NamedTuple):
     """A configured server: its address, and the types that it may send to this one.
 
     `accept_types` None: any type. For a native server: `reports` is False where the server is known never to report,
-    `ordered` is True where messages of one type are sent to it one after the other.
+    `ordered` is True where messages of one type are sent to it one after the other. `tls`: messages to it go over TLS;
+    `certified`: it proves itself by a certificate, and its address proves nothing.
     """
 
     name: str
@@ -23,6 +24,8 @@ class Route(NamedTuple):
     accept_types: frozenset[str] | None = None
     reports: bool = True
     ordered: bool = False
+    tls: bool = False
+    certified: bool = False
 
 
 @dataclass(frozen=True)

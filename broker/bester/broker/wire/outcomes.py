@@ -22,9 +22,12 @@ FAILED = "failed:"
 OUTCOME_TYPE = "bester.outcome"
 """Type of the messages that carry a later outcome, to a client or to a server."""
 
-AGAIN = frozenset({"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first"})
-"""Reasons for which another server refuses a message that it may take later. A message that failed with a handler there
-is among that server's dead letters: sending it again would process it twice."""
+AGAIN = frozenset(
+    {"no-handler", "overloaded", "unreachable", "mailbox-full", "storage-full", "hello-first", "tls-required"}
+)
+"""Reasons for which another server refuses a message that it may take later, or once its operator has seen to it. A
+message that failed with a handler there is among that server's dead letters: sending it again would process it
+twice."""
 MAX_MESSAGE_ID = 1024
 """Characters of a message's id in a question for its outcomes: several times as many as servers give."""
 
