@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -92,7 +93,6 @@ class Scene:
         if self.ends:
             await self.ends[-1].until(lambda end: end.opened)
         return client
-
 
     async def clean(self) -> None:
         """Cut every connection, and wait until it is gone."""
@@ -188,7 +188,9 @@ def test_end_without_notice_is_cut_off(kind: str, scene: Scene) -> None:
         server = await scene.serve(scene.context())
         client = await scene.dial()
         client.transport.write(b"half")
-        client.transport.get_extra_info("socket").shutdown(1)  # the system's end of the stream, and none of TLS
+        descriptor = os.dup(client.transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=descriptor) as same:
+            same.shutdown(socket.SHUT_WR)  # the system's end of the stream, and none of TLS
         await scene.ends[0].until(lambda end: end.peer_ended)
         assert scene.ends[0].transport.get_extra_info("truncated") is True
         assert scene.ends[0].data == b"half"

@@ -207,5 +207,5 @@ def listener_fault(key: str, address: HostPort, insecure: bool) -> str | None:
     if key == "tcp6" and not numeric_v6 and re.fullmatch(r"[\d.]+", address.host):
         return f"{address} is IPv4, which belongs under tcp4"
     if not insecure and not is_loopback(address.host):
-        return f"{address} is beyond loopback and the listener speaks plain text; listen there in [native.tls]"
+        return f"{address} is beyond loopback and the listener speaks plain text"
     return None

@@ -308,7 +308,10 @@ class _Reader:
         address = table.checked(key, parse_host_port, text)
         fault = listener_fault(key, address, insecure)
         if fault:
-            table.fail(key, f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true")
+            table.fail(
+                key,
+                f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true",
+            )
         return address
 
     def _fabric(self, data_dir: Path) -> FabricConfig:
