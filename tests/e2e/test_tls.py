@@ -76,6 +76,7 @@ async def test_clients_and_their_refusals(tmp_path: Path) -> None:
         await log.says("it speaks plain text to a listener of TLS")
         with pytest.raises(ConnectFailed, match="plain text is spoken there, and not TLS"):
             await client_of(f"tls://{server.address}", ca=authority.ca).start()
+        await log.says("it speaks TLS to a listener of plain text")
 
         host, _, port = tls.removeprefix("tls://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

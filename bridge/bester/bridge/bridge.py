@@ -22,7 +22,7 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
-from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
+from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, SpokeTls, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
 from bester.bridge.unfinished import Unfinished
@@ -375,14 +375,21 @@ class Bridge:
                             steps.append(connection.session.on_login_answer(1, reason, now))
                     case Close():
                         self._send(message)
-                    case Doubted():
-                        self._on_doubt(message.host)
+                    case Doubted() | SpokeTls():
+                        self._on_stranger(connection, message)
                     case Acknowledged():
                         self._deliveries.on_acks(connection, message.ids)
                     case Question():
                         if not self._ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now))
         self._settle(connection)
+
+    def _on_stranger(self, connection: ClientConnection, notice: Doubted | SpokeTls) -> None:
+        """Pass on what a session has noticed in the first bytes of a stranger."""
+        if isinstance(notice, Doubted):
+            self._on_doubt(notice.host)
+        else:
+            self._ended(connection.session, "it speaks TLS to a listener of plain text")
 
     def _ask(self, connection: ClientConnection, question: Question) -> bool:
         """Send the broker a client's question; False where there is no broker, or no room on the link."""

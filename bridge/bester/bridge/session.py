@@ -23,6 +23,8 @@ UNIX_HOST = "unix"
 """Host of a peer on a Unix socket."""
 NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
+TLS_HANDSHAKE = 0x0316
+"""First two bytes of TLS, as the low half of a frame's length."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
@@ -40,11 +42,15 @@ class Doubted(NamedTuple):
     host: str
 
 
+class SpokeTls(NamedTuple):
+    """Notice of a handshake of TLS at a listener of plain text."""
+
+
 class Step(NamedTuple):
     """Result of an event: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question | Doubted]
+    send: list[Login | Submit | Close | Acknowledged | Question | Doubted | SpokeTls]
 
 
 def _nothing() -> Step:
@@ -154,6 +160,8 @@ class Session:
             self._take(bodies, step, now)
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if self.state is State.NEW and refused & 0xFFFF == TLS_HANDSHAKE:
+                step.send.append(SpokeTls())
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
