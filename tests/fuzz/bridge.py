@@ -149,7 +149,7 @@ class World:
         self.peers: list[Peer] = []
         self.bridge = Bridge(
             LIMITS, clock=lambda: self.now, soon=self.soon.append, forward=self.forward,
-            first_frame_bytes=lambda host: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
+            first_frame_bytes=lambda host, certificate: LIMITS.max_frame if host == HOSTS[1] else LIMITS.first_frame,
             in_doubt=lambda host: host == HOSTS[0],
         )  # fmt: skip
         self.broker = Broker(self)

@@ -199,10 +199,10 @@ MISTAKES = [
     ("[servers.b.example]\nnative = 'h:1'", ":1: [servers.b.example]: a name with dots stands in quotes; write"),
     ("[servers.b.example.org]\nnative = 'h:1'", 'stands in quotes; write [servers."b.example.org"]'),
     ("[handlers.my.chat]\napp = 'm:a'", 'stands in quotes; write [handlers."my.chat"]'),
-    ("[servers.b]\nnative = 'h:1'\n[servers.b.c]\nnative = 'h:1'", "[servers.b] c: unknown key; known are"),
+    ("[servers.b]\nnative = 'h:1'\n[servers.b.zzz]\nnative = 'h:1'", "[servers.b] zzz: unknown key; known are"),
     ("[servers]\nnative = 'h:1'", ":2: [servers] native: belongs below a name; write [servers.NAME] above it"),
     ("[native]\nwebsocket = '127.0.0.1:2226'", "websocket: unknown key"),
-    ("[native.tls]\nlisten = 'x'", "tls: unknown key"),
+    ("[native.tls]\nlisten = 'x:1'", "[native.tls]: needs cert"),
     (
         "[store]\nurl = 'redis://127.0.0.1'",
         ":2: [store] url: 'redis://127.0.0.1': redis cannot be used yet; write \"sqlite:",

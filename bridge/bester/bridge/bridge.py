@@ -25,7 +25,7 @@ from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
 from bester.bridge.senders import STRANGERS, Senders
-from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
+from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, SpokeTls, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
 from bester.bridge.unfinished import Unfinished
@@ -60,10 +60,11 @@ MAKE_WAY = 2
 class Bridge:
     """The bridge of one broker. `clock` returns monotonic seconds; `soon` makes a call in the next turn of the loop.
 
-    `first_frame_bytes` returns the largest first frame allowed from a host (another server's message is its first
-    frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame of such a stranger is not
-    refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection ends at the bridge's will,
-    and why. `forward` gets messages for servers that speak the native protocol; `notice` gets texts for the log.
+    `first_frame_bytes` returns the largest first frame allowed from a host whose certificate has these names (another
+    server's message is its first frame). `in_doubt` returns whether a stranger may be a listed server: a larger frame
+    of such a stranger is not refused for good, and `on_doubt` gets its host. `ended` gets a session whose connection
+    ends at the bridge's will, and why. `forward` gets messages for servers that speak the native protocol; `notice`
+    gets texts for the log.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Bridge:
         *,
         clock: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
-        first_frame_bytes: Callable[[str], int] | None = None,
+        first_frame_bytes: Callable[[str, tuple[str, ...]], int] | None = None,
         in_doubt: Callable[[str], bool] = lambda host: False,
         on_doubt: Callable[[str], None] = lambda host: None,
         ended: Callable[[Session, str], None] = lambda session, why: None,
@@ -83,7 +84,7 @@ class Bridge:
         self.on_empty: Callable[[], None] | None = None
         self._clock = clock
         self._soon = soon
-        self._first_frame_bytes = first_frame_bytes or (lambda host: limits.first_frame)
+        self._first_frame_bytes = first_frame_bytes or (lambda host, certificate: limits.first_frame)
         self._in_doubt, self._on_doubt = in_doubt, on_doubt
         self._ended = ended
         self.forward = forward
@@ -236,7 +237,7 @@ class Bridge:
             stranger = self._registry.lingers(now)
             if stranger is not None:
                 self._cut_stranger(stranger)
-        first_bytes = self._first_frame_bytes(host)
+        first_bytes = self._first_frame_bytes(host, ())
         sender = self._senders.join(STRANGERS if first_bytes < self.limits.max_frame else ("host", host))
         window = Window(self.limits, self._submissions, sender)
         connection.session = Session(
@@ -246,6 +247,12 @@ class Bridge:
         self._registry.add(connection, now)
         self._timed.add(connection)
         return True
+
+    def on_certificate(self, connection: ClientConnection, certificate: tuple[str, ...]) -> None:
+        """Note the names in a peer's verified certificate, before any byte of its stream; empty without one."""
+        session = connection.session
+        if session.state is State.NEW:
+            session.on_certificate(certificate, self._first_frame_bytes(session.address, certificate))
 
     def _cut_stranger(self, connection: ClientConnection) -> None:
         """Tell a stranger that there is no room for it, and cut its connection: its place is free at once."""
@@ -423,14 +430,21 @@ class Bridge:
                             steps.append(connection.session.on_login_answer(1, reason, now))
                     case Close():
                         self._send(message)
-                    case Doubted():
-                        self._on_doubt(message.host)
+                    case Doubted() | SpokeTls():
+                        self._on_stranger(connection, message)
                     case Acknowledged():
                         self._deliveries.on_acks(connection, message.ids)
                     case Question():
                         if not self._ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
         self._settle(connection)
+
+    def _on_stranger(self, connection: ClientConnection, notice: Doubted | SpokeTls) -> None:
+        """Pass on what a session has noticed in the first bytes of a stranger."""
+        if isinstance(notice, Doubted):
+            self._on_doubt(notice.host)
+        else:
+            self._ended(connection.session, "it speaks TLS to a listener of plain text")
 
     def _ask(self, connection: ClientConnection, question: Question) -> bool:
         """Send the broker a client's question; False where there is no broker, or no room on the link."""

@@ -19,6 +19,7 @@ from bester.bridge.ports import Waiting
 from bester.bridge.session import UNIX_HOST, Session
 from bester.bridge.states import State
 from bester.broker.logs import facts
+from bester.broker.tls_stream import TlsStream
 
 log = logging.getLogger("bester.bridge")
 
@@ -78,6 +79,12 @@ class Connection(asyncio.Protocol):
             log.warning("connection from %s refused: no room for it", host, extra=fields)
             transport.write(_NO_ROOM)
             transport.close()
+
+    def secured(self, stream: TlsStream) -> None:
+        """Note the end of the TLS handshake."""
+        certificate = stream.certificate
+        if certificate is not None and self._transport is not None:
+            self._bridge.on_certificate(self, certificate)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is not None:

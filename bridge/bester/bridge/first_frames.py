@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from bester.bridge.limits import Limits
 from bester.broker.config import Config
-from bester.broker.hosts import Hosts
+from bester.broker.hosts import Hosts, is_named
 from bester.broker.names import Followed
 
 COME_AGAIN_S = 60.0
@@ -28,6 +28,7 @@ class FirstFrames:
         self._limits = limits
         self._followed = followed
         self._hosts = followed.table()
+        self._names = tuple(config.native_hosts.values())
         self._came: OrderedDict[str, float] = OrderedDict()  # hosts refused for now, and the time of the first attempt
 
     def start(self) -> None:
@@ -37,9 +38,12 @@ class FirstFrames:
     def _changed(self, hosts: Hosts) -> None:
         self._hosts = hosts
 
-    def limit_bytes(self, host: str) -> int:
-        """Return the bound for a host, in bytes."""
-        is_server = self._accept == "open" or (self._accept == "listed" and self._hosts.at(host))
+    def limit_bytes(self, host: str, certificate: tuple[str, ...] = ()) -> int:
+        """Return the bound for a host, in bytes; `certificate` are the names in its certificate."""
+        is_server = self._accept == "open" or (
+            self._accept == "listed"
+            and (self._hosts.at(host) or any(is_named(name, certificate) for name in self._names if certificate))
+        )
         return self._limits.max_frame if is_server else self._limits.first_frame
 
     def is_in_doubt(self, host: str) -> bool:

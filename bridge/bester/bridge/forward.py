@@ -4,7 +4,7 @@ Connections are bounded in all, for each address, and in time. The outcome of a 
 an end of the connection without a report is passed on as it is, and the broker decides:
 
     sent                  the other end has read the message and closed in peace, without a report
-    failed:unreachable    with `unsent`: no connection was made, so nothing can have arrived
+    failed:unreachable    with `unsent`: no connection was made, or TLS has failed (`why`), so nothing can have arrived
     failed:unreachable    without `unsent`: the connection was cut, no report came in time, or the answer was not the
                           native protocol (a proxy's error page, half a report, a report above the limit); the message
                           may have arrived
@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import socket
+import ssl
 import struct
 import sys
 import termios
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -31,8 +33,11 @@ from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
+from bester.broker.logs import facts
 from bester.broker.names import Names, connect
-from bester.broker.wire.address import HostPort, parse_host_port
+from bester.broker.tls_faults import TlsError
+from bester.broker.tls_stream import connect_tls
+from bester.broker.wire.address import HostPort, canonical, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 from bester.broker.wire.outcomes import SENT, failed
 
@@ -50,6 +55,12 @@ FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
 """No event tells that the other end has taken in the frame: the shell looks after the first time, then after twice as
 long each time, up to the second: a round trip on a local network, and one over continents."""
+LOG_S = 60.0
+"""Time between two lines of the log on the same fault of TLS with the same server."""
+MAX_LOGGED = 256
+"""Such faults remembered; the oldest is forgotten first, and may be logged once more."""
+
+log = logging.getLogger("bester.bridge")
 
 
 class _Conversation(asyncio.Protocol):
@@ -68,6 +79,7 @@ class _Conversation(asyncio.Protocol):
         self._look_s = FIRST_LOOK_S
         self._looking: asyncio.TimerHandle | None = None
         self._parted = False
+        self.fault: TlsError | None = None
         self._foreign = False  # what came is not the native protocol: a peaceful end proves nothing
         self._others = 0  # frames that were no report
 
@@ -108,9 +120,11 @@ class _Conversation(asyncio.Protocol):
     def _peaceful(self) -> Outcome:
         """Return the outcome of a peaceful end: CUT where the peer does not speak the native protocol, or has sent a
         part of a frame."""
-        return CUT if self._foreign or self._splitter.waiting_bytes else READ
+        cut_off = self._transport is not None and self._transport.get_extra_info("truncated") is True
+        return CUT if self._foreign or self._splitter.waiting_bytes or cut_off else READ
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.fault = exc if isinstance(exc, TlsError) else None
         self._end(CUT)
 
     def _look(self) -> None:
@@ -177,13 +191,18 @@ class _Address:
 class Forwarder:
     """Carrier of Forwards; `done(token, outcome, meta)` is called once for each, in the loop.
 
-    `names` looks hosts up.
+    `names` looks hosts up; `tls` returns the context for an address, given whether the message asks for TLS.
     """
 
-    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None) -> None:
+    def __init__(
+        self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None,
+        tls: Callable[[str, bool], ssl.SSLContext | None] = lambda address, tls: None,
+    ) -> None:  # fmt: skip
         self._limits = limits
         self._done = done
         self._names = names or Names()
+        self._tls = tls
+        self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()  # faults of TLS by address: when logged
         self._tasks: set[asyncio.Task[Outcome | None]] = set()
         self._addresses: dict[str, _Address] = {}  # addresses with messages or connections
         self._queued = 0
@@ -235,12 +254,24 @@ class Forwarder:
             self._fail(address)
             self._forget(address)
 
-    def _fail(self, address: _Address) -> None:
+    def _secured_not(self, address: str, fault: TlsError) -> Outcome:
+        """Return the outcome of a message that TLS has stopped, and log the reason once a minute."""
+        key, now = (address, str(fault)), asyncio.get_running_loop().time()
+        if now - self._logged.get(key, -LOG_S) >= LOG_S:
+            self._logged.pop(key, None)
+            self._logged[key] = now
+            extra = facts("tls-failed", address=address, why=str(fault))
+            log.warning("TLS with the server at %s failed: %s", address, fault, extra=extra)
+        while len(self._logged) > MAX_LOGGED:
+            self._logged.popitem(last=False)
+        return CUT[0], {"why": str(fault), **({"unsent": True} if fault.unread else {})}
+
+    def _fail(self, address: _Address, outcome: Outcome = UNREACHABLE) -> None:
         """Fail the messages that wait for an address."""
         waiting, address.waiting = address.waiting, deque()
         self._queued -= len(waiting)
         for queued in waiting:
-            self._done(queued.message.token, *UNREACHABLE)
+            self._done(queued.message.token, *outcome)
 
     def _forget(self, address: _Address) -> None:
         """Forget an address without messages and connections."""
@@ -309,13 +340,24 @@ class Forwarder:
             done: asyncio.Future[Outcome] = loop.create_future()
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(queued.connect_by - began_s, openings.patience_s)
-            conversation = await connect(make, addresses, to.port, patience_s)
+            context = self._tls(str(canonical(to)), queued.message.meta.get("tls") is True)
+            if context is None:
+                conversation = await connect(make, addresses, to.port, patience_s)
+            else:
+                shake_s = queued.connect_by - began_s
+                conversation = await connect_tls(make, addresses, to.port, patience_s, context, to.host, shake_s)
             conversation.begin()
             async with asyncio.timeout_at(queued.deadline):
-                return await done
+                outcome = await done
+            if outcome == CUT and conversation.fault is not None:
+                outcome = self._secured_not(address.key, conversation.fault)
+            return outcome
         except OSError as error:  # a TimeoutError is one
             if conversation is not None:
                 return CUT
+            if isinstance(error, TlsError):
+                self._fail(address, outcome := self._secured_not(address.key, error))
+                return outcome
             if isinstance(error, TimeoutError) and loop.time() < queued.connect_by:
                 return None
             self._names.hint(to.host)  # the host may have moved

@@ -45,8 +45,8 @@ class Listener(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Address as `host:port`, or the path of a Unix socket."""
-        return self.url.partition("://")[2]
+        """Address as `host:port`, the path of a Unix socket, or `tls://host:port`."""
+        return self.url if self.url.startswith("tls://") else self.url.partition("://")[2]
 
     def close(self) -> None:
         """Stop listening; connections stay. The file of a Unix socket is removed if it still belongs to this
@@ -56,13 +56,23 @@ class Listener(NamedTuple):
         self.server.close()
 
 
+TLS_KEY = "[native.tls] listen"
+
+
 def check_plaintext(key: str, address: HostPort, insecure: bool) -> None:
     """Refuse a listener without TLS that other machines can reach. Raises ConfigError."""
     if not insecure and not is_loopback(address.host):
         raise ConfigError(
             f"{key} = {str(address)!r} would take passwords in plain text from other machines: "
-            'listen on 127.0.0.1 or "[::1]", or set insecure = true if the network is yours'
+            'listen on 127.0.0.1 or "[::1]", with [native.tls] there, or set insecure = true if the network is yours'
         )
+
+
+async def listen_tls(address: HostPort, factory: Factory) -> Listener:
+    """Listen on a TCP address for the protocols of TLS that `factory` makes. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = await listen_tcp(TLS_KEY, address, factory, family=family, insecure=True)
+    return listener._replace(url=f"tls://{listener.address}")
 
 
 async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False) -> Listener:

@@ -9,18 +9,21 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bester.bridge import native
 from bester.bridge.bridge import Bridge
+from bester.bridge.certificates import Certificates, Watch
 from bester.bridge.connection import Connection
 from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
-from bester.bridge.listeners import Listener, listen_tcp, listen_unix, raise_descriptor_limit
+from bester.bridge.listeners import Listener, listen_tcp, listen_tls, listen_unix, raise_descriptor_limit
 from bester.bridge.session import Session
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
@@ -28,6 +31,9 @@ from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
+from bester.broker.terminals import hung_up
+from bester.broker.tls_faults import TlsError
+from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.codes import ConfigError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import VERSION, Hello, Message
@@ -42,6 +48,9 @@ FAREWELL_S = 2.0
 """The last part of that: clients without a report get `timeout`, and have this long to read it."""
 ABORT_S = 1.0
 """Time of the loop to give up connections that were cut."""
+
+PLAIN_ANSWER = native.refused("tls-required")
+"""Answer to plain text at a listener of TLS."""
 
 log = logging.getLogger("bester.bridge")
 
@@ -78,8 +87,9 @@ class _Ticker:
 class Service:
     """The core and its listeners inside `serving`."""
 
-    def __init__(self, bridge: Bridge, forwarder: Forwarder) -> None:
+    def __init__(self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates) -> None:
         self.bridge = bridge
+        self.certificates = certificates
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
         self._epoch = secrets.token_hex(4)
@@ -129,6 +139,19 @@ class Service:
         )
         bridge.connect(link)
         return link
+
+    def reload(self) -> None:
+        """Read the certificates again, after a SIGHUP; connections stay. The log names the result."""
+        if not self.certificates.is_used:
+            hung_up()
+        elif self.certificates.reload():
+            text = "SIGHUP: certificates and keys alone were read again; restart the program to apply other changes"
+            log.info(text, extra=facts("reloaded", signal="SIGHUP"))
+
+    def reload_certificates(self) -> None:
+        """Read the certificates again, where there are any; connections stay."""
+        if self.certificates.is_used:
+            self.certificates.reload()
 
     def refuse_new(self) -> None:
         """Accept no more connections."""
@@ -198,6 +221,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     `drain` first to let them finish.
     """
     loop = asyncio.get_running_loop()
+    certificates = Certificates(config)
     limits = limits_of(config)
     looked_up = names or Names()
     first_frames = FirstFrames(config, limits, Followed(config.native_hosts, looked_up))
@@ -211,9 +235,9 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         ended=_on_ended,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up)
+    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server)
     bridge.forward = forwarder.forward
-    service = Service(bridge, forwarder)
+    service = Service(bridge, forwarder, certificates)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:
@@ -226,25 +250,43 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
             stack.callback(asking.close)
         ticker = _Ticker(loop, bridge)
         stack.callback(ticker.stop)
+        if certificates.is_used:
+            stack.callback(Watch(certificates).stop)
         first_frames.start()
         yield service
 
 
 async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-    native = config.native
+    listeners = config.native
 
     def connection() -> Connection:
         return Connection(service.bridge, loop)
 
     for key, address, family in (
-        ("[native] tcp4", native.tcp4, socket.AF_INET),
-        ("[native] tcp6", native.tcp6, socket.AF_INET6),
+        ("[native] tcp4", listeners.tcp4, socket.AF_INET),
+        ("[native] tcp6", listeners.tcp6, socket.AF_INET6),
     ):
         if address is not None:
-            listener = await listen_tcp(key, address, connection, family=family, insecure=native.insecure)
+            listener = await listen_tcp(key, address, connection, family=family, insecure=listeners.insecure)
             service.listeners.append(listener)
-    if native.unix is not None:
-        service.listeners.append(await listen_unix("[native] unix", str(native.unix), connection))
+    if listeners.unix is not None:
+        service.listeners.append(await listen_unix("[native] unix", str(listeners.unix), connection))
+    for address in () if listeners.tls is None else listeners.tls.listen:
+        service.listeners.append(await listen_tls(address, lambda: _secure(service, loop)))
+
+
+def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:
+    """Return the protocol of a connection to a listener of TLS."""
+    connection = Connection(service.bridge, loop)
+
+    def failed(fault: TlsError) -> None:
+        address = connection.session.address if hasattr(connection, "session") else "?"
+        log.warning(
+            "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
+        )
+
+    context = service.certificates.listener
+    return TlsStream(connection, context, plain_answer=PLAIN_ANSWER, opened=connection.secured, failed=failed)
 
 
 async def _announce(service: Service, on_ready: Callable[[list[str]], None]) -> None:
@@ -268,7 +310,9 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
     """
     if len(config.fabric.connect) != 1:
         raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
-    if config.native.tcp4 is None and config.native.tcp6 is None and config.native.unix is None:
+    native_config, tls = config.native, config.native.tls
+    plain = (native_config.tcp4, native_config.tcp6, native_config.unix)
+    if all(each is None for each in plain) and (tls is None or not tls.listen):
         raise ConfigError('[native] names no listener; set tcp4 = "127.0.0.1:2223", tcp6 or unix')
 
     keys = keys_to_broker(config)
@@ -276,6 +320,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, or the broker has refused this bridge for good."""
         async with serving(config) as service:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
             link = service.link(config.fabric.connect[0], keys)
             link.start()
             try:

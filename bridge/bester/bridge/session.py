@@ -30,6 +30,8 @@ UNIX_HOST = "unix"
 """Host of a peer on a Unix socket."""
 NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
+TLS_HANDSHAKE = 0x0316
+"""First two bytes of TLS, as the low half of a frame's length."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
@@ -47,11 +49,15 @@ class Doubted(NamedTuple):
     host: str
 
 
+class SpokeTls(NamedTuple):
+    """Notice of a handshake of TLS at a listener of plain text."""
+
+
 class Step(NamedTuple):
     """Result of an event: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question | Doubted]
+    send: list[Login | Submit | Close | Acknowledged | Question | Doubted | SpokeTls]
 
 
 def _nothing() -> Step:
@@ -76,7 +82,8 @@ def refusal(token: int, reason: str) -> Report:
 class Session:
     """State of one connection. `number` is unique in the bridge's life, `address` the peer's host, `tokens` the
     bridge's rising tokens; unreported messages are counted in `window`. `in_doubt`: the first frame may come from a
-    listed server. The page docs/session.md lists the fields."""
+    listed server. `certificate` are the names for which the peer of a TLS connection has shown a certificate. The page
+    docs/session.md lists the fields."""
 
     __slots__ = (
         "_fault",
@@ -89,6 +96,7 @@ class Session:
         "_tokens",
         "acks",
         "address",
+        "certificate",
         "deadline",
         "number",
         "peer_ended",
@@ -105,6 +113,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.number = number
         self.address = address
+        self.certificate: tuple[str, ...] | None = None
         self.state = State.NEW
         self.user: str | None = None
         self.acks = False  # the client acknowledges deliveries
@@ -152,6 +161,11 @@ class Session:
         end for a peaceful one, and sends the message again."""
         return self.state is State.CLOSED and bool(self.window)
 
+    def on_certificate(self, certificate: tuple[str, ...], first_limit_bytes: int) -> None:
+        """Note the certificate of the peer after the TLS handshake, and the bound of the first frame by it."""
+        self.certificate = certificate
+        self.splitter = Splitter(self._limits.max_frame, first_limit_bytes)
+
     # --- what happens to the connection ---------------------------------------------------------------------------
 
     def park(self, data: bytes) -> None:
@@ -178,6 +192,8 @@ class Session:
             self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if self.state is State.NEW and refused & 0xFFFF == TLS_HANDSHAKE:
+                step.send.append(SpokeTls())
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
@@ -342,6 +358,8 @@ class Session:
         elif isinstance(frame, native.Server):
             self._go("server", now)
             meta: Meta = {**frame.claims, "scope": "server", "address": self.address}
+            if self.certificate is not None:
+                meta["certificate"] = list(self.certificate)
             type_, data, id_, _ = frame.sent
             submit = Submit(next(self._tokens), None, type_, data, meta)
             size = len(data) + len(id_) + len(type_) + OVERHEAD_BYTES

@@ -37,6 +37,20 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """Certificate and key of this server, and its TLS listeners.
+
+    `listen` is empty where the certificate is shown to other servers alone. `client_ca` holds the authorities whose
+    certificates prove which server a peer is; None: nobody is asked for a certificate.
+    """
+
+    cert: Path
+    key: Path
+    listen: tuple[HostPort, ...] = ()
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NativeConfig:
     """Listeners for clients and servers, and their limits."""
 
@@ -48,6 +62,7 @@ class NativeConfig:
     max_connections: int = 20_000
     max_connections_per_user: int = 1_000
     max_connections_per_address: int = 1_000
+    tls: TlsConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +134,8 @@ class PeerConfig:
     server's public key, without which its fabric is not encrypted.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
-    are sent one after the other.
+    are sent one after the other; `tls` is True if the server speaks TLS, and `ca` holds the authorities trusted for its
+    certificate (None: those of the system).
     """
 
     name: str
@@ -129,6 +145,8 @@ class PeerConfig:
     reports: bool = True
     ordered: bool = False
     key: str | None = None
+    tls: bool = False
+    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +176,13 @@ class Config:
     def native_hosts(self) -> dict[str, str]:
         """Hosts of the servers that speak the native protocol, by the servers' names."""
         return {name: peer.native.host for name, peer in self.servers.items() if peer.native is not None}
+
+    @property
+    def certified_servers(self) -> frozenset[str]:
+        """Names of the servers that prove themselves by a certificate, so that their address proves nothing."""
+        if self.native.tls is None or self.native.tls.client_ca is None:
+            return frozenset()
+        return frozenset(name for name, peer in self.servers.items() if peer.tls)
 
 
 STOCK_HANDLERS = tuple(

@@ -23,6 +23,7 @@ from bester.broker.config import (
     PeerConfig,
     ServerConfig,
     StoreConfig,
+    TlsConfig,
     defaults,
     host_name,
     listener_fault,
@@ -82,6 +83,12 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections": Key("20000", "connections at once; a quarter of them, up to 5000, before a login"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
+    },
+    "native.tls": {
+        "listen": Key("none", 'a listener with TLS, as "0.0.0.0:2224", or a list of them'),
+        "cert": Key("none", "the file of this server's certificate, and of the authorities below the root, in PEM"),
+        "key": Key("none", "the file of the private key of `cert`, which nobody else may read"),
+        "client_ca": Key("none", "the file of the authorities whose certificates prove which server a peer is"),
     },
     "fabric": {
         "listen": Key(
@@ -147,6 +154,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
         "key": Key("none", "the public key of its fabric; required for a tcp:// beyond loopback"),
         "native": Key("none", "the server's native listener, as host:port"),
+        "tls": Key("false", "true: the server's native listener speaks TLS; its certificate must be for the host"),
+        "ca": Key("the system's", "the file of the authorities trusted for that certificate, or that certificate"),
         "accept_types": Key("every type", "the message types it may send to this server"),
         "reports": Key("true", "false: a native server that sends no reports (besterd)"),
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
@@ -166,15 +175,17 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
 
 _LOG = "the log is set on the command line, with --log and --log-level"
 _ADDRESS = 'addresses are written as tcp4 = "HOST:PORT" in [native]'
-_NO_TLS = "there is no TLS yet"
+_TLS = "the keys of TLS stand in [native.tls]"
 HINTS: Mapping[str, Mapping[str, str]] = {
     "": {
-        "log": _LOG, "logs": _LOG, "logging": _LOG, "tls": _NO_TLS, "ssl": _NO_TLS, "peers": "did you mean servers?",
+        "log": _LOG, "logs": _LOG, "logging": _LOG, "tls": _TLS, "ssl": _TLS, "peers": "did you mean servers?",
         "handler": "did you mean handlers?", "users": "`bester user add NAME` makes accounts",
         "user": "`bester user add NAME` makes accounts", "network": "besterd's own file is read with --besterd",
     },
     "server": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS},
-    "native": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS, "tls": _NO_TLS},
+    "native": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS, "ssl": _TLS,
+               "cert": _TLS, "certificate": _TLS, "key": _TLS, "client_ca": _TLS},
+    "native.tls": {"certificate": "did you mean cert?", "ca": "did you mean client_ca?"},
     "fabric": {"keys": "did you mean key?", "secret": "did you mean key?", "party": "did you mean parties?"},
     "fabric.parties.NAME": {"type": "did you mean types?", "public_key": "did you mean key?"},
     "handlers.NAME": {"retries": "did you mean attempts?"},
@@ -280,11 +291,13 @@ class _Reader:
         return ServerConfig(name or host_name(), self._path(table, "data_dir") or self.directory / "bester-data")
 
     def _native(self) -> NativeConfig:
-        table = self._section("native")
+        values = self._top.raw("native") if "native" in self._top else {}
+        table = Table(self._source, "native", values, (*KEYS["native"], "tls"), HINTS["native"])
         insecure = table.flag("insecure")
         tcp4, tcp6 = (self._listener(table, key, insecure) for key in ("tcp4", "tcp6"))
         unix = self._socket(table, "unix")
-        if tcp4 is None and tcp6 is None and unix is None:
+        tls = self._tls(table.raw("tls")) if "tls" in table else None
+        if tcp4 is None and tcp6 is None and unix is None and (tls is None or not tls.listen):
             tcp4 = HostPort("127.0.0.1", 2223)
         limits = {
             key: table.number(key, int(KEYS["native"][key].default), low, high)
@@ -295,7 +308,21 @@ class _Reader:
                 ("max_connections_per_address", 1, MAX_CONNECTIONS),
             )
         }
-        return NativeConfig(tcp4, tcp6, unix, insecure, **limits)
+        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, tls=tls)
+
+    def _tls(self, values: object) -> TlsConfig:
+        table = Table(self._source, "native.tls", values, KEYS["native.tls"], HINTS["native.tls"])
+        listen = table.raw("listen")
+        texts = (table.text("listen"),) if isinstance(listen, str) else table.texts("listen") or ()
+        addresses = tuple(table.checked("listen", parse_host_port, text) for text in texts)
+        cert, key = self._path(table, "cert"), self._path(table, "key")
+        if cert is None or key is None:
+            missing = "cert" if cert is None else "key"
+            table.fail(None, f'needs {missing} = "FILE": cert is the certificate of this server, key its private key')
+        client_ca = self._path(table, "client_ca")
+        if client_ca is not None and not addresses:
+            table.fail("client_ca", "is for a listener; add listen, or leave this key out")
+        return TlsConfig(cert, key, addresses, client_ca)
 
     def _listener(self, table: Table, key: str, insecure: bool) -> HostPort | None:
         text = table.text(key)
@@ -304,7 +331,10 @@ class _Reader:
         address = table.checked(key, parse_host_port, text)
         fault = listener_fault(key, address, insecure)
         if fault:
-            table.fail(key, f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true")
+            table.fail(
+                key,
+                f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true",
+            )
         return address
 
     def _fabric(self, data_dir: Path) -> FabricConfig:
@@ -498,11 +528,20 @@ class _Reader:
             table.fail("key", "is for tcp://; who may open the socket's file is trusted, so leave it out")
         if endpoint is not None and public is None and must_encrypt(endpoint):
             table.fail("fabric", f'{fabric!r} is beyond this machine; add key = "…", which `bester keys` prints there')
+        tls = table.flag("tls")
+        if native and native.startswith("tls://"):
+            if "tls" in table and not tls:
+                table.fail("native", f"{native!r} says TLS, and tls = false says none; remove one of them")
+            native, tls = native.removeprefix("tls://"), True
+        if not tls and "ca" in table:
+            table.fail("ca", "is for a server with TLS; add tls = true, or leave this key out")
         address = table.checked("native", parse_host_port, native) if native else None
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
         types = table.texts("accept_types")
-        for key, habit in (("reports", "always reports"), ("order", "always keeps the order of a type")):
+        for key, habit in (
+            ("reports", "always reports"), ("order", "always keeps the order of a type"), ("tls", "is known by its key")
+        ):  # fmt: skip
             if fabric and key in table:
                 table.fail(key, f"is for native servers: a fabric one {habit}; leave the key out")
         for each in types or ():
@@ -517,6 +556,8 @@ class _Reader:
             reports=table.flag("reports", default=True),
             ordered=table.choice("order", "none", ("none", "type")) == "type",
             key=None if public is None else table.checked("key", parse_key, public),
+            tls=tls,
+            ca=self._path(table, "ca"),
         )
 
     def _path(self, table: Table, key: str) -> Path | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from bester.broker.wire.address import is_loopback
+from bester.broker.wire.address import HostPort, canonical, is_loopback
 
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
@@ -85,6 +85,17 @@ def hosts_of(found_by_server: Mapping[str, HostAddresses]) -> Hosts:
             if found.addresses and found.looked_up is not None
         },
     )
+
+
+def is_named(host: str, certificate: Iterable[str]) -> bool:
+    """Return whether a certificate with these names is one of this host. A name with a wildcard is that of no server:
+    its certificate may be on any host of a domain."""
+    wanted = _spelled(host)
+    return any(_spelled(name) == wanted for name in certificate)
+
+
+def _spelled(host: str) -> str:
+    return host.lower().rstrip(".") if host.lower() == "localhost" else canonical(HostPort(host.rstrip("."), 0)).host
 
 
 def _with_loopback(addresses: Iterable[str]) -> set[str]:

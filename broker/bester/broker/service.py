@@ -51,6 +51,8 @@ def routes_of(config: Config) -> dict[str, Route]:
             peer.reports,
             peer.ordered,
             peer.key,
+            peer.tls,
+            name in config.certified_servers,
         )
         for name, peer in config.servers.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,17 @@ from bester.cli.options import client_password, config_option, given_json, load,
 from bester.cli.output import err as print_err
 from bester.cli.output import interruptible, out, reader_watched
 
+CA_VARIABLE = "BESTER_CA"
 to_option = click.option(
-    "--to", metavar="HOST:PORT", help="Server, or unix:PATH; by default the one in the configuration."
+    "--to",
+    metavar="HOST:PORT",
+    help="Server, as HOST:PORT, tls://HOST:PORT or unix:PATH; by default the one in the configuration.",
+)
+ca_option = click.option(
+    "--ca",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    help="Authorities trusted with TLS, or the server's certificate; by default BESTER_CA, else the system's.",
 )
 user_option = click.option("--user", required=True, metavar="NAME", callback=written, help="User who logs in.")
 timeout_option = click.option(
@@ -39,6 +49,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 @click.command()
 @config_option
 @to_option
+@ca_option
 @user_option
 @json_option
 @click.option("--wait", "wait_s", type=click.FloatRange(0), default=0.2, show_default=True, metavar="SECONDS",
@@ -55,6 +66,7 @@ def _checked(context: click.Context, option: click.Parameter, value: Any) -> Any
 def send(
     config_path: Path | None,
     to: str | None,
+    ca: Path | None,
     user: str,
     json_lines: bool,
     wait_s: float,
@@ -85,6 +97,7 @@ def send(
             client_password(user),
             type_,
             text,
+            ca=_trusted(ca, address),
             terms=Terms(dedup, ttl_s, outcome),
             wait_s=wait_s,
             timeout_s=timeout_s,
@@ -97,6 +110,7 @@ def send(
 @click.command()
 @config_option
 @to_option
+@ca_option
 @user_option
 @json_option
 @click.option(
@@ -105,7 +119,9 @@ def send(
 @click.option("--ack/--no-ack", default=True, show_default=True,
               help="Count a message as delivered once its line is written, or once it has left the server.",
 )  # fmt: skip
-def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool, count: int | None, ack: bool) -> int:
+def listen(
+    config_path: Path | None, to: str | None, ca: Path | None, user: str, json_lines: bool, count: int | None, ack: bool
+) -> int:
     """Show messages for a user as they arrive, until Ctrl-C.
 
     Queued messages come first. Messages not shown, after --count or Ctrl-C, stay queued and are delivered again.
@@ -116,20 +132,24 @@ def listen(config_path: Path | None, to: str | None, user: str, json_lines: bool
 
     address = _address(to, config_path)
     password = client_password(user)
-    listening = messaging.listen(address, user, password, json_lines=json_lines, echo=_echo, count=count, ack=ack)
+    listening = messaging.listen(
+        address, user, password, ca=_trusted(ca, address), json_lines=json_lines, echo=_echo, count=count, ack=ack
+    )
     return _run(_while_read(listening))
 
 
 @click.command()
 @config_option
 @to_option
+@ca_option
 @user_option
 @click.option("--json", "json_lines", is_flag=True, help="Print the answer as one line of JSON.")
 @timeout_option
 @click.argument("message", metavar="MESSAGE", callback=written)
 def outcome(
-    config_path: Path | None, to: str | None, user: str, json_lines: bool, timeout_s: float, message: str
-) -> int:
+    config_path: Path | None, to: str | None, ca: Path | None, user: str, json_lines: bool, timeout_s: float,
+    message: str,
+) -> int:  # fmt: skip
     """Show the outcomes of a message that was queued.
 
     MESSAGE is the server's own id of the message, from its report; only its sender may ask. Messages queued for the
@@ -142,7 +162,16 @@ def outcome(
     address = _address(to, config_path)
     password = client_password(user)
     return _run(
-        messaging.show_outcome(address, user, password, message, json_lines=json_lines, timeout_s=timeout_s, echo=_echo)
+        messaging.show_outcome(
+            address,
+            user,
+            password,
+            message,
+            ca=_trusted(ca, address),
+            json_lines=json_lines,
+            timeout_s=timeout_s,
+            echo=_echo,
+        )
     )
 
 
@@ -151,7 +180,17 @@ def _address(to: str | None, config_path: Path | None) -> str:
         return to
     native = load(config_path).native
     address = native.tcp4 or native.tcp6
+    if address is None and native.unix is None:
+        raise click.UsageError(
+            "the configured listener speaks TLS; name it by --to tls://NAME:PORT as its certificate does"
+        )
     return str(address) if address else f"unix:{native.unix}"
+
+
+def _trusted(ca: Path | None, address: str) -> Path | None:
+    """Return the file of trusted authorities: the option's, or for an address with TLS that of the environment."""
+    named = os.environ.get(CA_VARIABLE) if address.startswith("tls://") else None
+    return ca or (Path(named) if named else None)
 
 
 def _echo(message: str, /, *, err: bool = False) -> None:

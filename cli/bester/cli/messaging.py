@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from bester.broker.wire import json_text
@@ -125,6 +126,7 @@ async def send_once(
     type_: str,
     json_text_: bytes | str,
     *,
+    ca: Path | None = None,
     terms: Terms = NO_TERMS,
     wait_s: float,
     timeout_s: float,
@@ -151,7 +153,9 @@ async def send_once(
     try:
         terms.check()
         following = Following()
-        client = Client(address, user=user, password=password, ack=True, manual_ack=True, on_link=following.on_link)
+        client = Client(
+            address, user=user, password=password, ca=ca, ack=True, manual_ack=True, on_link=following.on_link
+        )
         async with asyncio.timeout(timeout_s) as deadline, client:
             stage = "report"
             showing = asyncio.create_task(show.messages(client, following))
@@ -213,8 +217,9 @@ def _check_showing(showing: asyncio.Task[None]) -> None:
 
 
 async def show_outcome(
-    address: str, user: str, password: str, message: str, *, json_lines: bool, timeout_s: float, echo: Echo
-) -> int:
+    address: str, user: str, password: str, message: str, *, ca: Path | None = None, json_lines: bool, timeout_s: float,
+    echo: Echo,
+) -> int:  # fmt: skip
     """Show the outcomes of a message up to now, one recipient a line.
 
     Messages for the asker stay with the server. With `json_lines` the answer is one line of JSON. Returns 0 where the
@@ -223,7 +228,7 @@ async def show_outcome(
     try:
         async with (
             asyncio.timeout(timeout_s),
-            Client(address, user=user, password=password, ack=True, manual_ack=True, give_up_s=0) as client,
+            Client(address, user=user, password=password, ca=ca, ack=True, manual_ack=True, give_up_s=0) as client,
         ):
             leaving = asyncio.create_task(_receive_unacked(client))
             try:
@@ -260,6 +265,7 @@ async def listen(
     user: str,
     password: str,
     *,
+    ca: Path | None = None,
     json_lines: bool,
     echo: Echo,
     count: int | None = None,
@@ -282,7 +288,7 @@ async def listen(
         lost = not connected
 
     try:
-        client = Client(address, user=user, password=password, ack=ack, on_link=on_link)
+        client = Client(address, user=user, password=password, ca=ca, ack=ack, on_link=on_link)
         async with client:
             shown = 0
             while count is None or shown < count:

@@ -123,6 +123,8 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     option = f" -c {shlex.quote(file)}" if file != DEFAULT_FILE else ""
     first = next(iter(addresses), DEFAULT_ADDRESS)
     address = f"unix:{first}" if first.startswith("/") else first
+    if first.startswith("tls://"):  # a certificate is for a name, seldom for the address of a listener
+        address = f"tls://{config.server.name}:{first.rpartition(':')[2]}"
     to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
     type_ = config.handlers[0].types[0] if config.handlers else "TYPE"
     who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"

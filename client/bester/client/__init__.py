@@ -38,6 +38,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bester.client.core import Core
@@ -84,13 +85,15 @@ CLOSE_S = 5.0
 class Client:
     """Connection of one user to one server, made anew when it is lost.
 
-    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH` (ValueError otherwise). `resend`: send unreported messages again
-    after a loss. `ack`, `manual_ack`: acknowledge received messages, see above. `give_up_s`: end with ConnectionLost
-    after so many seconds without a connection; None: never, since a listener outlives its server's repairs.
-    `on_link(connected, why)` is called when a connection is made, and when one is lost that will be made anew; an error
-    that ends the client is raised instead, where something is awaited. `on_outcome(outcome)` is called with the later
-    outcomes of messages submitted with `outcome=True`; without `on_outcome` these are received as messages of type
-    `bester.outcome`. `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in tests.
+    `address`: `HOST:PORT`, `[V6]:PORT`, `tls://HOST:PORT` or `unix:PATH` (ValueError otherwise). `ca`: file of the
+    authorities that are trusted with TLS, or of the server's own certificate; None: those of the system. `resend`: send
+    unreported messages again after a loss. `ack`, `manual_ack`: acknowledge received messages, see above. `give_up_s`:
+    end with ConnectionLost after so many seconds without a connection; None: never, since a listener outlives its
+    server's repairs. `on_link(connected, why)` is called when a connection is made, and when one is lost that will be
+    made anew; an error that ends the client is raised instead, where something is awaited. `on_outcome(outcome)` is
+    called with the later outcomes of messages submitted with `outcome=True`; without `on_outcome` these are received as
+    messages of type `bester.outcome`. `random` (0 to 1) and `clock` (seconds, monotonic) are there to be replaced in
+    tests.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Client:
         *,
         user: str,
         password: str,
+        ca: Path | str | None = None,
         resend: bool = True,
         ack: bool = False,
         manual_ack: bool = False,
@@ -127,7 +131,7 @@ class Client:
             give_up_s=give_up_s,
             limits=limits,
         )
-        self._link = Link(address, self._core, self._handle, clock)
+        self._link = Link(address, self._core, self._handle, clock, None if ca is None else Path(ca))
         self._first: asyncio.Future[None] | None = None
         self._error: ClientError | None = None
         self._unreadable = 0

@@ -20,6 +20,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bester import client as asynchronous
@@ -48,6 +49,7 @@ class Client:
         *,
         user: str,
         password: str,
+        ca: Path | str | None = None,
         resend: bool = True,
         ack: bool = False,
         manual_ack: bool = False,
@@ -58,6 +60,7 @@ class Client:
             address,
             user=user,
             password=password,
+            ca=ca,
             resend=resend,
             ack=ack,
             manual_ack=manual_ack,

@@ -221,9 +221,10 @@ class Core:
             events += self.on_disconnected(f"the server announced a frame of {length} bytes", now)
         return events
 
-    def on_disconnected(self, why: str, now: float) -> list[Event]:
-        """Handle a failed or broken connection; `why` in a few words."""
-        error = self._reasons.loss(self.state, why)
+    def on_disconnected(self, why: str, now: float, *, is_there: bool = False) -> list[Event]:
+        """Handle a failed or broken connection; `why` in a few words. `is_there`: a server answered, and `why` says all
+        about the failure."""
+        error = self._reasons.loss(self.state, why, is_there)
         lasted_s = now - self._since if self.state is State.READY else 0.0
         if self.state is State.READY:
             self._since = now

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 from bester.broker.names import connect, find
+from bester.broker.tls_faults import TlsError
+from bester.broker.tls_files import client_context
+from bester.broker.tls_stream import connect_tls
 from bester.broker.wire.address import parse_host_port
+from bester.broker.wire.codes import ConfigError
 from bester.client.core import Core
 from bester.client.events import Ended, Event, Lost
 from bester.client.states import State
 
+TLS = "tls://"
+"""Beginning of the address of a server that speaks TLS."""
 LOOKUP_SHARE = 0.8
 """Share of the time to connect that the lookup of the server's name may use up."""
 
@@ -48,7 +56,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.link is not None:
-            self.link.on_socket_closed("the server closed it" if error is None else reason(error))
+            why = "the server closed it" if error is None else reason(error)
+            self.link.on_socket_closed(why, is_there=isinstance(error, TlsError))
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -57,6 +66,8 @@ def reason(error: BaseException) -> str:
     """Return a system error in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer"
+    if isinstance(error, TlsError):
+        return str(error)
     if isinstance(error, OSError):
         if error.errno is not None and error.errno > 0:
             return os.strerror(error.errno).lower()
@@ -64,20 +75,36 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _context(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return client_context("ca", ca)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
 class Link:
     """Sockets and timers of one client.
 
-    `address`: `HOST:PORT`, `[V6]:PORT` or `unix:PATH`; raises ValueError. `on_events` is called with the core's events.
-    `clock` returns monotonic seconds; None: the loop's own time.
+    `address`: `HOST:PORT`, `[V6]:PORT`, `tls://HOST:PORT` or `unix:PATH`; raises ValueError. `on_events` is called with
+    the core's events. `clock` returns monotonic seconds; None: the loop's own time. `ca` is a file of the authorities
+    that are trusted with TLS, None: those of the system.
     """
 
     def __init__(
-        self, address: str, core: Core, on_events: Callable[[list[Event]], None], clock: Callable[[], float] | None
+        self,
+        address: str,
+        core: Core,
+        on_events: Callable[[list[Event]], None],
+        clock: Callable[[], float] | None,
+        ca: Path | None = None,
     ) -> None:
         self._unix = address.removeprefix("unix:") if address.startswith("unix:") else None
-        self._tcp = None if self._unix is not None else parse_host_port(address)
+        self._tcp = None if self._unix is not None else parse_host_port(address.removeprefix(TLS))
         if self._unix == "" or (self._tcp is not None and not self._tcp.port):
-            raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT or unix:PATH")
+            raise ValueError(f"{address!r} is not HOST:PORT, [V6]:PORT, tls://HOST:PORT or unix:PATH")
+        if ca is not None and not address.startswith(TLS):
+            raise ValueError(f"a ca is for TLS, and {address!r} is plain text: write {TLS}HOST:PORT")
+        self._tls = _context(ca) if address.startswith(TLS) else None
         self._name = address
         self._core = core
         self._on_events = on_events
@@ -145,8 +172,8 @@ class Link:
         self.act(self._core.receive(data, self.now()))
         self.wake()  # a duplicate makes no event, but its ack is due
 
-    def on_socket_closed(self, why: str) -> None:
-        self.act(self._core.on_disconnected(why, self.now()))
+    def on_socket_closed(self, why: str, *, is_there: bool = False) -> None:
+        self.act(self._core.on_disconnected(why, self.now(), is_there=is_there))
 
     async def _run(self) -> None:
         while self._core.state is not State.OVER:
@@ -156,7 +183,7 @@ class Link:
             try:
                 connection = await self._connect()
             except (OSError, TimeoutError) as error:
-                self.on_socket_closed(reason(error))
+                self.on_socket_closed(reason(error), is_there=isinstance(error, TlsError))
                 continue
             self._connection = connection
             self._core.on_connected(self.now())
@@ -168,6 +195,9 @@ class Link:
         async with asyncio.timeout(connect_s):
             if self._tcp is not None:
                 addresses = await find(self._tcp.host, connect_s * LOOKUP_SHARE)
+                if self._tls is not None:
+                    host, port = self._tcp
+                    return await connect_tls(lambda: _Connection(self), addresses, port, connect_s, self._tls, host)
                 return await connect(lambda: _Connection(self), addresses, self._tcp.port, connect_s)
             loop = asyncio.get_running_loop()
             return (await loop.create_unix_connection(lambda: _Connection(self), self._unix))[1]

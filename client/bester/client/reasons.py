@@ -35,12 +35,18 @@ class Reasons:
             why = "its accounts are out of reach, perhaps during a restart; try again in a moment"
             return ServerRefused(reason, f"{self._server} cannot log anybody in now: {why}")
         later = "" if retry_s is None else f" of {self._user!r} for another {retry_s:g} s"
+        if reason == "tls-required":
+            why = f"speaks TLS there: write tls://{self._server}"
+            return ServerRefused(reason, f"{self._server} {why}")
         refused = ServerRefused(*known(reason, f"{self._server} refuses the login{later}"))
         refused.retry_s = retry_s
         return refused
 
-    def loss(self, state: State, why: str) -> ClientError:
-        """Return the error of a connection that failed or broke in `state`; `why` in a few words."""
+    def loss(self, state: State, why: str, is_there: bool = False) -> ClientError:
+        """Return the error of a connection that failed or broke in `state`; `why` in a few words. `is_there`: the
+        server answered, and the failure has no other reason."""
+        if is_there and state in (State.DIALLING, State.GREETING):
+            return ConnectFailed("unreachable", f"cannot connect to {self._server}: {why}")
         if state is State.DIALLING:
             return ConnectFailed("unreachable", f"cannot connect to {self._server}: {why}; is it running there?")
         if state is State.GREETING:

@@ -163,7 +163,7 @@ class Ingress:
     # --- servers ---
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
-        """Enter a message by the native protocol: its sender is known by the address, not by the header."""
+        """Enter a message by the native protocol: its sender is known by certificate or address, not by the header."""
         again = peer.resume is not None and _attempt(submit.meta) > 1
         if again and (self._is_known(peer, submit.token) or self.draining):
             return
@@ -176,7 +176,8 @@ class Ingress:
     ) -> None:
         token, meta = submit.token, submit.meta
         host, claimed = _text(meta.get("address")) or "", _text(meta.get("server"))
-        name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type)
+        certificate = _texts(meta.get("certificate"))
+        name = policy.native_peer(self._settings, self._hosts, host, claimed, submit.type, certificate)
         case = self._from_server(
             Kind.SUBMIT, link, token, submit.type, submit.body, meta, f"{prefix}{token}", name or host, name, now
         )
@@ -351,6 +352,11 @@ def _body_fault(body: bytes) -> str | None:
 
 def _text(value: Any) -> str | None:
     return value if type(value) is str and 0 < len(value) <= MAX_ID and value.isprintable() else None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Read the names in a peer's certificate; what cannot be read names nobody."""
+    return tuple(each for each in value if type(each) is str) if isinstance(value, list | tuple) else ()
 
 
 def _path(meta: Meta) -> list[str]:

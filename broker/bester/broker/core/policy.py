@@ -12,7 +12,8 @@ from typing import Any
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Settings
-from bester.broker.hosts import Hosts
+from bester.broker.hosts import Hosts, is_named
+from bester.broker.wire.address import parse_host_port
 from bester.broker.wire.messages import (
     ROLES,
     Ask,
@@ -153,13 +154,19 @@ def fabric_peer(door: str, name: str) -> str | None:
     return name if door in TRUSTED_DOORS or door == KEYED_DOOR else None
 
 
-def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str) -> str | None:
-    """Return the name of the configured server at this address, None where there is none.
+def native_peer(
+    settings: Settings, hosts: Hosts, host: str, claimed: str | None, type_: str, certificate: Collection[str] = ()
+) -> str | None:
+    """Return the name of the configured server that a native peer is, None where it is none.
 
-    Where several servers share the address, the header's claim picks one of them; without a claim (the reference makes
-    none) the first that may send this type.
+    A peer with a certificate is a server whose host the certificate names, and a peer without one is a server at its
+    address, unless that server has to show a certificate. Where several servers share name or address, the header's
+    claim picks one of them; without a claim (the reference makes none) the first that may send this type.
     """
-    names = hosts.at(host)
+    if certificate:
+        names = certified(settings, certificate)
+    else:
+        names = tuple(name for name in hosts.at(host) if not _is_certified(settings, name))
     if claimed in names:
         return claimed
     for name in names:
@@ -169,7 +176,7 @@ def native_peer(settings: Settings, hosts: Hosts, host: str, claimed: str | None
 
 
 def is_stranger(settings: Settings, hosts: Hosts, peer: str | None, claimed: str | None, type_: str) -> bool:
-    """Return whether a native peer could be a listed server whose address is not known yet.
+    """Return whether a native peer without a certificate could be a listed server whose address is not known yet.
 
     `peer` is the server at the peer's address. Such a peer must not be refused this type for good, nor pass for another
     server, before the listed names have been looked up.
@@ -180,8 +187,25 @@ def is_stranger(settings: Settings, hosts: Hosts, peer: str | None, claimed: str
 
 
 def that_may(settings: Settings, servers: frozenset[str], type_: str) -> frozenset[str]:
-    """Return those of the given listed servers that may send this type."""
-    return frozenset(name for name in servers if may_enter(settings, name, type_) is None)
+    """Return those of the given listed servers that may send this type without a certificate."""
+    return frozenset(
+        name for name in servers if not _is_certified(settings, name) and may_enter(settings, name, type_) is None
+    )
+
+
+def certified(settings: Settings, certificate: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the native servers whose host is one of the names in a verified certificate."""
+    return tuple(
+        name
+        for name, route in settings.routes.items()
+        if route.native is not None and is_named(parse_host_port(route.native).host, certificate)
+    )
+
+
+def _is_certified(settings: Settings, server: str) -> bool:
+    """Return whether a server proves itself by its certificate alone."""
+    route = settings.routes.get(server)
+    return route is not None and route.certified
 
 
 def may_send_to_stranger(settings: Settings) -> bool:

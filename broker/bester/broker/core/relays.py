@@ -150,6 +150,8 @@ class Relays:
         else:
             assert transfer.route.native is not None
             meta["server"] = self._settings.name
+            if transfer.route.tls:
+                meta["tls"] = True
             if transfer.route.name:
                 meta["wait_s"] = self._limits.relay_s
             self._out.send(transfer.link, Forward(token, transfer.route.native, entry.type, entry.body, meta))
@@ -182,6 +184,8 @@ class Relays:
             if route.name not in self._away:
                 self._away.add(route.name)
                 why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+                if isinstance(reason := meta.get("why"), str):
+                    why = f"{why}: {safe_note(reason)}"
                 self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
         elif route.name in self._away and not unsent:  # any other unsent message was refused by the bridge itself
             self._away.remove(route.name)

@@ -14,7 +14,8 @@ class Route(NamedTuple):
     """A configured server: its address, and the types that it may send to this one.
 
     `accept_types` None: any type. For a native server: `reports` is False where the server is known never to report,
-    `ordered` is True where messages of one type are sent to it one after the other. `key` is the public key of its
+    `ordered` is True where messages of one type are sent to it one after the other; `tls`: messages to it go over TLS;
+    `certified`: it proves itself by a certificate, and its address proves nothing. `key` is the public key of its
     fabric, None where the link to it is not encrypted.
     """
 
@@ -25,6 +26,8 @@ class Route(NamedTuple):
     reports: bool = True
     ordered: bool = False
     key: str | None = None
+    tls: bool = False
+    certified: bool = False
 
 
 class Grant(NamedTuple):

@@ -71,6 +71,8 @@ class Strangers:
     def hold(self, peer: Peer, submit: Submit, host: str, claimed: str | None, hosts: Hosts, now: float) -> bool:
         """Hold a message, or answer it, where its sender may be a listed server. Returns False where the table of
         servers is certain, and decides."""
+        if submit.meta.get("certificate"):  # names a server, or none, whatever its address
+            return False
         perhaps = self._perhaps(submit.type, host, claimed, hosts, now)
         if not perhaps:
             return False

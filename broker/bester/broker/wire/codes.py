@@ -46,6 +46,7 @@ CODES: dict[str, Code] = {
     "hello-first": Code(T, "this link is not known; say HELLO"),
     "unknown-op": Code(P, "no such operation, or not for this role"),
     "unknown-token": Code(P, "no request with this token waits on this link"),
+    "tls-required": Code(P, "the listener speaks TLS, and plain text came"),
     "reserved": Code(P, "a message type of this name belongs to Bester itself"),
     "version": Code(P, "a protocol version that this server does not speak"),
 }

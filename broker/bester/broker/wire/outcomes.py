@@ -31,10 +31,12 @@ AGAIN = frozenset(
         "storage-full",
         "storage-unavailable",
         "hello-first",
+        "tls-required",
     }
 )
-"""Reasons for which another server refuses a message that it may take later. A message that failed with a handler there
-is among that server's dead letters: sending it again would process it twice."""
+"""Reasons for which another server refuses a message that it may take later, or once its operator has seen to it. A
+message that failed with a handler there is among that server's dead letters: sending it again would process it
+twice."""
 MAX_MESSAGE_ID = 1024
 """Characters of a message's id in a question for its outcomes: several times as many as servers give."""
 

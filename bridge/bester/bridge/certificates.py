@@ -1,0 +1,150 @@
+"""TLS of one bridge: the contexts of its listeners and of its connections to other servers, read again after changes.
+
+Files with a fault are refused at the start; later the contexts that are in use stay, and the log says why. Connections
+keep the context that they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bester.broker.config import Config
+from bester.broker.logs import facts
+from bester.broker.tls_files import Pair, Validity, client_context, day, server_context
+from bester.broker.wire.address import canonical
+from bester.broker.wire.codes import ConfigError
+
+LOOK_S = 60.0
+"""Time between two looks at the files: programs that renew certificates do not tell the server."""
+SOON_S = 14 * 24 * 3600.0
+"""Time before the end of a certificate from which the log warns: programs that renew do so a month before."""
+REMIND_S = 24 * 3600.0
+
+log = logging.getLogger("bester.bridge")
+
+Signature = tuple[tuple[int, int, int, int] | None, ...]
+
+
+class Contexts(NamedTuple):
+    """Contexts of one reading: of the listeners, and of each server with TLS by its address."""
+
+    listener: ssl.SSLContext | None
+    validity: Validity | None
+    servers: dict[str, ssl.SSLContext]
+
+
+class Certificates:
+    """Contexts in use. Raises ConfigError where a file cannot be used. `clock` returns seconds since 1970."""
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._clock = clock
+        self._seen = self._signature()
+        self._contexts = self._read()
+        self._reminded: float | None = None
+        self._any_server: ssl.SSLContext | None = None
+
+    @property
+    def listener(self) -> ssl.SSLContext:
+        """Context of new connections to the TLS listeners, which there are."""
+        assert self._contexts.listener is not None
+        return self._contexts.listener
+
+    def of_server(self, address: str, tls: bool) -> ssl.SSLContext | None:
+        """Return the context for a server at `host:port`; None where it speaks plain text. `tls` is the broker's word,
+        for a server that this bridge's own configuration does not list."""
+        context = self._contexts.servers.get(address)
+        if context is None and tls:
+            context = self._any_server = self._any_server or client_context("", None)
+        return context
+
+    def reload(self) -> bool:
+        """Read all files again. Return False, and keep everything as it was, where a file cannot be used."""
+        self._seen = self._signature()
+        try:
+            self._contexts = self._read()
+        except ConfigError as error:
+            text = "the certificates were not read again, and those before stay in use: %s"
+            log.error(text, error, extra=facts("certificates-refused", why=str(error)))
+            return False
+        self._reminded = None
+        validity = self._contexts.validity
+        until = "" if validity is None else f"; this server's is valid until {day(validity.end)}"
+        log.info("the certificates were read again%s", until, extra=facts("certificates-read"))
+        self._remind()
+        return True
+
+    def look(self) -> None:
+        """Read the files again if one has changed, and warn before the own certificate ends; call once a minute."""
+        if self._signature() != self._seen:
+            self.reload()
+        self._remind()
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether there is any file to read."""
+        return bool(self._files())
+
+    def _files(self) -> list[Path]:
+        tls = self._config.native.tls
+        own = [] if tls is None else [tls.cert, tls.key, *([] if tls.client_ca is None else [tls.client_ca])]
+        return own + [peer.ca for peer in self._config.servers.values() if peer.ca is not None]
+
+    def _signature(self) -> Signature:
+        """Return what changes when a file does."""
+        return tuple(map(_stamp, self._files()))
+
+    def _read(self) -> Contexts:
+        tls, now = self._config.native.tls, self._clock()
+        pair = None if tls is None else Pair(tls.cert, tls.key)
+        listener = validity = None
+        if tls is not None and pair is not None:
+            listener, validity = server_context(pair, tls.client_ca, now)
+        servers = {
+            str(canonical(peer.native)): client_context(f"[servers.{name}] ca", peer.ca, pair, now)
+            for name, peer in self._config.servers.items()
+            if peer.tls and peer.native is not None
+        }
+        return Contexts(listener, validity, servers)
+
+    def _remind(self) -> None:
+        validity, now = self._contexts.validity, self._clock()
+        if validity is None or validity.end - now > SOON_S:
+            return
+        if self._reminded is None or now - self._reminded >= REMIND_S:
+            self._reminded = now
+            state = "has expired" if now > validity.end else "expires"
+            extra = facts("certificate-expires", until=day(validity.end))
+            log.warning("this server's certificate %s on %s; renew it", state, day(validity.end), extra=extra)
+
+
+class Watch:
+    """Looks at the files every `look_s` seconds, until `stop`."""
+
+    def __init__(self, certificates: Certificates, look_s: float = LOOK_S) -> None:
+        self._certificates = certificates
+        self._look_s = look_s
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(self._look_s, self._look)
+        self._certificates.look()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode

@@ -1,0 +1,337 @@
+"""TLS on an asyncio transport: a protocol to the transport below, a transport to the protocol above. A shell.
+
+The ssl module works on memory, and the stream carries the bytes: the event loop's own TLS is not used. So encrypted
+bytes are always in the transport below, whose buffer is empty when everything has left; a stream ends towards the other
+side alone, as TCP does; a peer that speaks plain text is recognized; and the protocol of a listener has its connection
+from the beginning, so that its bounds of number and time hold for the handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar, cast
+
+from bester.broker.names import connect
+from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
+
+RECORD_BYTES = 16 * 1024
+"""Longest record of TLS."""
+PARTING_S = 1.0
+"""Time of a peer to read why the handshake failed, before the connection is closed."""
+_ALERT, _HANDSHAKE = 0x15, 0x16
+_HEAD_BYTES = 3
+_NO_ROOM = b"\x15\x03\x03\x00\x02\x02\x50"
+"""Alert internal_error, as a whole record: the handshake cannot go on."""
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class Phase(Enum):
+    SHAKING = "shaking"  # the handshake is under way
+    OPEN = "open"  # both directions carry data
+    ENDED = "ended"  # this side has ended the stream: bytes that arrive are dropped
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+class TlsStream(asyncio.Protocol, asyncio.Transport):
+    """One TLS connection. `host` is the name that the server's certificate must have; None at the server's side.
+
+    At the server's side `above` gets its connection before the handshake, and what it writes before the end of the
+    handshake ends the connection; at the client's side `above` gets its connection after the handshake. `opened` is
+    called after the handshake, `failed` once where TLS ends the connection. `plain_answer` is sent to a peer that
+    speaks plain text.
+    """
+
+    __slots__ = (
+        "_above", "_below", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
+        "_peer_ended", "_phase", "_plain_answer", "_ssl", "_truncated", "waiter",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        above: asyncio.Protocol,
+        context: ssl.SSLContext,
+        *,
+        host: str | None = None,
+        plain_answer: bytes = b"",
+        opened: Callable[[TlsStream], None] = _ignore,
+        failed: Callable[[TlsError], None] = _ignore,
+    ) -> None:
+        super().__init__()
+        self._above = above
+        self._host = host
+        self._plain_answer = plain_answer
+        self._opened = opened
+        self._failed = failed
+        self._below: asyncio.Transport | None = None
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
+        self._phase = Phase.SHAKING
+        self._head: bytes | None = b""  # the first bytes of the peer, until there are enough to tell what they are
+        self._connected = False  # `above` has its connection
+        self._fault: TlsError | None = None
+        self._peer_ended = self._truncated = False
+        self.waiter: asyncio.Future[None] | None = None
+
+    @property
+    def certificate(self) -> tuple[str, ...] | None:
+        """Names in the verified certificate of the peer: hosts, addresses. Empty where the peer has shown none; None
+        where none was asked for."""
+        if self._ssl.context.verify_mode is ssl.CERT_NONE:
+            return None
+        shown = self._ssl.getpeercert() or {}
+        rows = cast(tuple[tuple[str, str], ...], shown.get("subjectAltName", ()))
+        return tuple(value for kind, value in rows if kind in ("DNS", "IP Address"))
+
+    # --- from the transport below -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        if self._host is None:
+            self._connect_above()
+        else:
+            self._shake()
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is Phase.OPEN:
+            self._in.write(data)
+            self._read()
+        elif self._phase is Phase.SHAKING:
+            if self._head is not None:
+                data = self._head + data
+                if len(data) < _HEAD_BYTES:
+                    self._head = data
+                    return
+                self._head = None
+                if data[0] not in (_ALERT, _HANDSHAKE) or data[1] != 3 or data[2] > 4:
+                    self._on_plain_text()
+                    return
+            self._in.write(data)
+            self._shake()
+
+    def eof_received(self) -> bool:
+        """Handle the end of the peer's bytes: without the notice of TLS before, the stream may be cut off."""
+        if self._phase is Phase.SHAKING:
+            self._fail(TlsError("the other side closed the connection during the TLS handshake", unread=True))
+        if self._phase is Phase.ENDED:
+            return False
+        if self._peer_ended:
+            return True
+        self._peer_ended = self._truncated = True
+        return bool(self._above.eof_received())
+
+    def pause_writing(self) -> None:
+        if self._connected:
+            self._above.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._connected:
+            self._above.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._phase is Phase.SHAKING:
+            why = "was lost" if exc is not None else "was closed"
+            self._fail(TlsError(f"the connection {why} during the TLS handshake", unread=True))
+        self._phase = Phase.ENDED
+        if self._connected:
+            self._connected = False
+            self._above.connection_lost(self._fault or exc)
+
+    # --- the handshake, and what comes behind -------------------------------------------------------------------
+
+    def _connect_above(self) -> None:
+        self._connected = True
+        self._above.connection_made(self)
+
+    def _shake(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._pump()
+            return
+        except ssl.SSLError as error:
+            self._pump()  # the alert that tells the peer why
+            self._fail(fault_of(error, self._host))
+            return
+        self._phase = Phase.OPEN
+        self._pump()
+        if self._host is not None:
+            self._connect_above()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+        self._opened(self)
+        if self._phase is Phase.OPEN:
+            self._read()
+
+    def _read(self) -> None:
+        """Decrypt what has come, and pass it on as one piece."""
+        pieces: list[bytes] = []
+        fault = None
+        notified = False
+        read = self._ssl.read
+        try:
+            while piece := read(RECORD_BYTES):
+                pieces.append(piece)
+            notified = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            fault = fault_of(error, self._host)
+        self._pump()
+        if pieces:
+            self._above.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if fault is not None:
+            self._fail(fault)
+        elif notified and not self._peer_ended and self._phase is Phase.OPEN:
+            self._peer_ended = True
+            if not self._above.eof_received():
+                self.close()
+
+    def _pump(self) -> None:
+        """Hand encrypted bytes to the transport below."""
+        if self._out.pending and self._below is not None:
+            self._below.write(self._out.read())
+
+    def _on_plain_text(self) -> None:
+        if self._host is None and self._below is not None:
+            self._below.write(self._plain_answer)
+            self._fail(TlsError("it speaks plain text to a listener of TLS", unread=True))
+        else:
+            self._fail(TlsError(PLAIN_TEXT, unread=True))
+
+    def _fail(self, fault: TlsError) -> None:
+        """End the connection because of TLS; a client has a moment to read the reason."""
+        if self._fault is not None or self._phase is Phase.ENDED:
+            return
+        self._fault, self._phase = fault, Phase.ENDED
+        below = self._below
+        if below is not None and not below.is_closing():
+            if self._host is None and below.can_write_eof():
+                below.write_eof()
+                asyncio.get_running_loop().call_later(PARTING_S, below.close)
+            else:
+                below.close()
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(fault)
+        self._failed(fault)
+
+    # --- from the protocol above --------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Encrypt data, and hand it to the transport below."""
+        if self._phase is Phase.OPEN:
+            try:
+                done = self._ssl.write(data)
+                while done < len(data):
+                    done += self._ssl.write(memoryview(data)[done:])
+            except ssl.SSLError as error:
+                self._fail(fault_of(error, self._host))
+                return
+            self._pump()
+        elif self._phase is Phase.SHAKING and self._below is not None:
+            self._below.write(_NO_ROOM)
+            self._fail(TlsError("the connection was ended before the TLS handshake", unread=True))
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """End the stream towards the peer; bytes of the peer that still come are dropped."""
+        self._notify()
+        if self._below is not None and not self._below.is_closing():
+            self._below.write_eof()
+
+    def close(self) -> None:
+        """Close the connection behind everything that was written."""
+        self._notify()
+        if self._below is not None:
+            self._below.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._phase = Phase.ENDED
+        if self._below is not None:
+            self._below.abort()
+
+    def _notify(self) -> None:
+        """Tell the peer that the stream ends here, and was not cut off."""
+        if self._phase is Phase.OPEN:
+            with contextlib.suppress(ssl.SSLError):  # the peer's own notice is not waited for
+                self._ssl.unwrap()
+            self._pump()
+        self._phase = Phase.ENDED
+
+    def is_closing(self) -> bool:
+        return self._phase is Phase.ENDED or self._below is None or self._below.is_closing()
+
+    def pause_reading(self) -> None:
+        if self._below is not None:
+            self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._below is not None:
+            self._below.resume_reading()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self._below is not None:
+            self._below.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many encrypted bytes have not left; 0 means that everything written has left."""
+        return 0 if self._below is None else self._below.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return a fact of the transport below; `ssl_object`, and `truncated`: the peer's bytes ended without the
+        notice of TLS."""
+        if name == "ssl_object":
+            return self._ssl
+        if name == "truncated":
+            return self._truncated
+        return default if self._below is None else self._below.get_extra_info(name, default)
+
+
+async def connect_tls(
+    protocol: Callable[[], P],
+    addresses: tuple[str, ...],
+    port: int,
+    timeout_s: float,
+    context: ssl.SSLContext,
+    host: str,
+    handshake_s: float | None = None,
+) -> P:
+    """Connect to the first address that accepts, and shake hands within `handshake_s` (None: the rest of `timeout_s`).
+
+    Raises OSError: TlsError where TLS is the reason.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    made: list[P] = []
+
+    def make() -> TlsStream:
+        above = protocol()
+        made[:] = [above]
+        stream = TlsStream(above, context, host=host.rstrip("."))
+        stream.waiter = loop.create_future()
+        stream.waiter.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
+        return stream
+
+    stream = await connect(make, addresses, port, timeout_s)
+    assert stream.waiter is not None
+    allowed_s = max(0.0, deadline - loop.time()) if handshake_s is None else handshake_s
+    try:
+        async with asyncio.timeout(allowed_s):
+            await stream.waiter
+    except TimeoutError:
+        stream.abort()
+        raise TlsError("the TLS handshake was not answered in time; is TLS spoken there?", unread=True) from None
+    except BaseException:
+        stream.abort()
+        raise
+    return made[0]
