@@ -151,8 +151,10 @@ def test_named_listener_replaces_the_default(tmp_path: Path) -> None:
     assert load(tmp_path, "[native]\nmax_frame = 4096\n").native.tcp4 == HostPort("127.0.0.1", 2223)
 
 
-def test_bridges_and_handlers_connect_where_the_broker_listens_first(tmp_path: Path) -> None:
+def test_bridges_and_handlers_connect_where_no_key_is_needed_or_the_broker_listens_first(tmp_path: Path) -> None:
     fabric = load(tmp_path, '[fabric]\nlisten = ["tcp://127.0.0.1:2225", "ipc://DATA_DIR/f.sock"]\n').fabric
+    assert fabric.connect == (f"ipc://{tmp_path}/bester-data/f.sock",)
+    fabric = load(tmp_path, '[fabric]\nlisten = ["tcp://127.0.0.1:2225", "tcp://127.0.0.1:2226"]\n').fabric
     assert fabric.connect == ("tcp://127.0.0.1:2225",)
 
 
