@@ -14,7 +14,7 @@ from bester.broker.config import Config
 from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
-from bester.broker.keys import server_pair
+from bester.broker.keys import KeyPair, server_pair
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
@@ -22,6 +22,7 @@ from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.server import Broker
 from bester.broker.store import Store, open_store
 from bester.broker.store.file import examine
+from bester.broker.wire.codes import ConfigError
 
 DRAIN_S = 10.0
 """Time that messages have to finish after SIGTERM."""
@@ -99,7 +100,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             names = Names()
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
-        pair = server_pair(config.key_file)
+        pair = _pair_of(config.key_file)
         async with Broker(
             settings_of(config, followed.table()),
             config.fabric.listen,
@@ -111,6 +112,22 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             broker.look_up = followed.look_again
             followed.start(broker.hosts_changed)
             yield broker
+
+
+def _pair_of(path: Path) -> KeyPair | None:
+    """Return this server's keys; None where the disk has no room for new ones: what needs no key is served.
+
+    Raises ConfigError for a key file that cannot be read.
+    """
+    try:
+        return server_pair(path)
+    except ConfigError as error:
+        if os.path.lexists(path):
+            raise
+        log.warning(
+            "%s; until a start with a key nothing is encrypted", error.text, extra=facts("no-key", why=error.text)
+        )
+        return None
 
 
 def _store_of(config: Config, stack: contextlib.ExitStack) -> Store:
