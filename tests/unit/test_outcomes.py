@@ -56,6 +56,7 @@ def test_only_a_refusal_that_may_pass_is_worth_another_try(code: str) -> None:
         "storage-full",
         "hello-first",
         "storage-unavailable",
+        "tls-required",
     }
     assert try_again(failed(code), {}) == (code in later)
     assert not try_again(failed(code), {"carried": True})
