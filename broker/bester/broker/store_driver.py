@@ -238,6 +238,7 @@ class StoreDriver:
         """Commit a group beside the loop; where the system has no thread, on the loop."""
 
         def work() -> None:
+            """Commit the group, and leave the result for the next try."""
             started = self._stopwatch()
             try:
                 result = self._store.commit(pending.group)

@@ -100,6 +100,7 @@ class TlsStream(asyncio.Protocol, asyncio.Transport):
             self._shake()
 
     def data_received(self, data: bytes) -> None:
+        """Take in bytes of the peer: of the handshake, or encrypted ones of the stream."""
         if self._phase is Phase.OPEN:
             self._in.write(data)
             self._read()
