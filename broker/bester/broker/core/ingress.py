@@ -15,7 +15,7 @@ from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
-from bester.broker.core.jobs import Job
+from bester.broker.core.jobs import Job, attempt_of
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
@@ -116,11 +116,12 @@ class Ingress:
     def _submit_with_options(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a client's message with options, or one from a bridge that may lose its link and submit again."""
         token, session, type_, body, meta = submit
-        resume, attempt = peer.resume, _attempt(meta)
+        resume, attempt = peer.resume, attempt_of(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
+        case.resubmitted = attempt > 1
         if resume is not None:
             resume.add(token, case)
         assert session is not None
@@ -164,7 +165,7 @@ class Ingress:
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a message by the native protocol: its sender is known by certificate or address, not by the header."""
-        again = peer.resume is not None and _attempt(submit.meta) > 1
+        again = peer.resume is not None and attempt_of(submit.meta) > 1
         if again and (self._is_known(peer, submit.token) or self.draining):
             return
         host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
@@ -253,6 +254,7 @@ class Ingress:
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
             self._relays.on_contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
+        case.resubmitted = kind is Kind.SUBMIT and attempt_of(meta) > 1
         code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
         if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
             code = "unknown-type"
@@ -283,7 +285,7 @@ class Ingress:
         case.expires = _expiry(meta, now)
         job = Job(
             case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
-            repeated=_attempt(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
+            repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
         )  # fmt: skip
         self._dispatcher.enter(job, now)
         return case
@@ -328,11 +330,6 @@ class Ingress:
         code = self._late_outcomes.receive(peer, body, case)
         if code is not None:
             self._reports.settle(case, None, failed(code))
-
-
-def _attempt(meta: Meta) -> int:
-    attempt = meta.get("attempt", 1)
-    return min(attempt, 1_000_000) if type(attempt) is int and attempt > 1 else 1
 
 
 def _expiry(meta: Meta, now: float) -> float | None:

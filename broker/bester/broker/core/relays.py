@@ -196,7 +196,7 @@ class Relays:
         if transfer.case is None:
             self._ended_kept(transfer, outcome, meta, now, again=again)
         elif again:
-            if self._enqueue(transfer, now, repeated=_may_have_arrived(transfer, meta)):
+            if self._enqueue(transfer, now, repeated=_may_have_arrived(transfer, outcome, meta)):
                 self._back_off(self._queue(transfer), now)
         else:
             self._record_remote(transfer, outcome, meta)
@@ -214,7 +214,7 @@ class Relays:
         if queue is None or not self._queues.is_inflight(entry.number):
             return
         if again:
-            self._queues.requeue(entry.number, unsent=not _may_have_arrived(transfer, meta))
+            self._queues.requeue(entry.number, unsent=not _may_have_arrived(transfer, outcome, meta))
             self._back_off(queue, now)
             return
         queue.delay_s = 0.0
@@ -348,12 +348,15 @@ class Relays:
             self.advance(queue, now)
 
 
-def _may_have_arrived(transfer: Transfer, meta: Meta) -> bool:
+def _may_have_arrived(transfer: Transfer, outcome: str, meta: Meta) -> bool:
     """Return whether a server that is tried again may have processed the message. A refusal proves that it did not, and
-    so does a connection that was never made; one that has ended without a report proves nothing."""
+    so does a connection that was never made. An end without a report proves nothing, and neither does a report of
+    `unreachable`: that server may have lost its broker with the message in hand."""
     if transfer.again:
         return True
-    return transfer.route.fabric is None and meta.get("reported") is not True and meta.get("unsent") is not True
+    if transfer.route.fabric is not None or meta.get("unsent") is True:
+        return False
+    return meta.get("reported") is not True or outcome == UNREACHABLE
 
 
 def _note_of(meta: Meta) -> str | None:
