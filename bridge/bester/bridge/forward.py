@@ -32,7 +32,7 @@ from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.bridge.openings import Openings
 from bester.broker.names import Names, connect
-from bester.broker.wire.address import HostPort, parse_host_port
+from bester.broker.wire.address import HostPort, Network, is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 from bester.broker.wire.outcomes import SENT, failed
 
@@ -42,6 +42,7 @@ READ: Outcome = (SENT, {})
 CUT: Outcome = (failed("unreachable"), {})
 UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
 OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
+REFUSED: Outcome = (failed("not-allowed"), {"unsent": True})
 UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
 FIRST_LOOK_S = 0.001
 LAST_LOOK_S = 0.05
@@ -170,11 +171,19 @@ class _Address:
 class Forwarder:
     """Carrier of Forwards; `done(token, outcome, meta)` is called once for each, in the loop.
 
-    `names` looks hosts up.
+    `names` looks hosts up. A message for a server that is not configured (`stranger` in its meta) goes to no address of
+    this machine or its link, but for those in the `reachable` networks.
     """
 
-    def __init__(self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        done: Callable[[int, str, Meta], None],
+        names: Names | None = None,
+        reachable: tuple[Network, ...] = (),
+    ) -> None:
         self._limits = limits
+        self._reachable = reachable
         self._done = done
         self._names = names or Names()
         self._tasks: set[asyncio.Task[Outcome | None]] = set()
@@ -299,6 +308,10 @@ class Forwarder:
                 return UNWRITABLE
             if not addresses:  # forgotten while the message waited for a connection
                 return UNREACHABLE
+            if queued.message.meta.get("stranger") is True:
+                addresses = tuple(each for each in addresses if not self._is_near(each))
+                if not addresses:
+                    return REFUSED
             done: asyncio.Future[Outcome] = loop.create_future()
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(queued.connect_by - began_s, openings.patience_s)
@@ -321,6 +334,11 @@ class Forwarder:
             if conversation is not None:
                 conversation.close()
 
+    def _is_near(self, address: str) -> bool:
+        """Return whether an address is this machine's own or on its link, and not `reachable`: a message must not make
+        the server talk to its neighbours. A name may be looked up as any address."""
+        return not is_within(address, self._reachable) and (is_neighbour(address) or is_own(address))
+
     async def close(self) -> None:
         """Cancel everything under way; such messages, and later ones, fail as unreachable."""
         self._closed = True
@@ -338,6 +356,17 @@ def frame_of(message: Forward) -> bytes | None:
         return native.to_server(message.token, message.type, message.body, message.meta)
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def is_own(address: str) -> bool:
+    """Return whether an IP address is one of this machine's own: the system would send from it to itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # nothing is sent: the system chooses a way
+            probe.connect((address, 9))
+            return str(probe.getsockname()[0]) == address
+    except OSError:
+        return False
 
 
 def unacknowledged_bytes(transport: asyncio.Transport) -> int:

@@ -208,7 +208,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         ended=_on_ended,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up)
+    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, config.reachable)
     bridge.forward = forwarder.forward
     service = Service(bridge, forwarder)
     informer = Informer(limits, bridge.ask, lambda: service.urls)

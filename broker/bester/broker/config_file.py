@@ -7,7 +7,7 @@ module opens no socket, starts no program and makes no directory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -28,9 +28,9 @@ from bester.broker.config import (
     socket_path_fault,
 )
 from bester.broker.store_requests import Bounds
-from bester.broker.toml_table import NO_HINTS, Source, Table
-from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port
-from bester.broker.wire.messages import MAX_BODY_BYTES, spelling_fault, type_fault
+from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
+from bester.broker.wire.address import HostPort, parse_endpoint, parse_host_port, parse_network
+from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, type_fault
 
 FILE = Path("bester.toml")
 """Default file of every command, if present."""
@@ -51,6 +51,10 @@ MAX_ATTEMPTS = 100
 """A message over which so many handlers have died will not spare the next."""
 
 
+EVERY = "*"
+"""Stands for every public type in `accept_types` and `send_types`."""
+ANY = "any"
+"""Stands for every user in `users`."""
 FORGETFUL = '[store] url is memory:, so queued messages are lost with this process; "sqlite:…" names a file for them'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock")
 """Other files of the data directory and of a backup, which a store must not replace."""
@@ -128,11 +132,16 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "attempts": Key(
             "3", "handlers that may die with one message alone in flight before the message is a dead letter"
         ),
+        "commands": Key("every command", "the commands that it may use: of sendClients, sendServers and sendHandler"),
+    },
+    "types.NAME": {
+        "users": Key('"any"', "the users who may send messages of this type; handlers may pass on to it all the same"),
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
         "native": Key("none", "the server's native listener, as host:port"),
-        "accept_types": Key("every type", "the message types it may send to this server"),
+        "accept_types": Key("[]", 'the message types it may send to this server; "*" is every public type'),
+        "send_types": Key('["*"]', 'the message types that handlers may send to it; "*" is every public type'),
         "reports": Key("true", "false: a native server that sends no reports (besterd)"),
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
@@ -141,6 +150,11 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '"listed"',
             'servers that may send here: "listed" ones, "open" for all, or "none"; only with "open" may handlers send '
             "to a host:port that is not listed",
+        ),
+        "reachable": Key(
+            "[]",
+            "addresses and networks of this machine or its link that handlers may send to as a bare host:port, where "
+            '`accept` is "open"',
         ),
     },
     "informer": {
@@ -161,6 +175,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     "server": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS},
     "native": {"port": _ADDRESS, "host": _ADDRESS, "address": _ADDRESS, "listen": _ADDRESS, "tls": _NO_TLS},
     "handlers.NAME": {"retries": "did you mean attempts?"},
+    "types.NAME": {"user": "did you mean users?", "allow": "did you mean users?"},
     "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
 }  # fmt: skip
 """Remedies for keys that users expect and Bester does not have."""
@@ -200,6 +215,8 @@ class _Reader:
         informer = self._section("informer")
         store = self._store(server.data_dir)
         handlers = tuple(self._handler(name, table) for name, table in self._named("handlers"))
+        federation = self._section("federation")
+        users = {name: self._users_of(name, table) for name, table in self._named("types", type_fault)}
         self._one_budget_a_type(handlers)
         return Config(
             path=self._source.path,
@@ -211,7 +228,11 @@ class _Reader:
             auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
             handlers=handlers,
             servers=MappingProxyType(servers),
-            accept=self._section("federation").choice("accept", "listed", ("listed", "open", "none")),
+            accept=federation.choice("accept", "listed", ("listed", "open", "none")),
+            type_users=MappingProxyType({name: each for name, each in users.items() if each is not None}),
+            reachable=tuple(
+                federation.checked("reachable", parse_network, text) for text in federation.texts("reachable") or ()
+            ),
             informer=self._socket(informer, "unix"),
             notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
         )
@@ -220,7 +241,7 @@ class _Reader:
         values = self._top.raw(name) if name in self._top else {}
         return Table(self._source, name, values, KEYS[name], HINTS.get(name, NO_HINTS))
 
-    def _named(self, name: str) -> list[tuple[str, Table]]:
+    def _named(self, name: str, name_fault: Callable[[str], str | None] = name_fault) -> list[tuple[str, Table]]:
         values = self._top.raw(name) if name in self._top else {}
         outer = Table(self._source, name, values, values if isinstance(values, dict) else ())
         tables, known = [], KEYS[f"{name}.NAME"]
@@ -371,13 +392,13 @@ class _Reader:
         for handler in handlers:
             for type_ in handler.types:
                 other = first.setdefault(type_, handler)
-                for key in ("timeout_s", "attempts"):
+                for key in ("timeout_s", "attempts", "commands"):
                     here, there = getattr(handler, key), getattr(other, key)
                     if here != there:
                         self._source.fail(
                             f"handlers.{handler.name}",
                             key,
-                            f"is {_budget_text(here)} here and {_budget_text(there)} in [handlers.{other.name}], "
+                            f"is {_value_text(here)} here and {_value_text(there)} in [handlers.{other.name}], "
                             f"which handles {type_!r} too; write the same in both",
                         )
 
@@ -409,7 +430,24 @@ class _Reader:
             order=table.choice("order", "user", ("user", "none")),
             timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
+            commands=self._commands(table),
         )
+
+    def _commands(self, table: Table) -> frozenset[str] | None:
+        commands = table.texts("commands")
+        for each in commands or ():
+            if each not in COMMANDS:
+                table.fail("commands", f"{each!r} is no command; {nearest(each, COMMANDS)}")
+        return None if commands is None else frozenset(commands)
+
+    def _users_of(self, type_: str, table: Table) -> frozenset[str] | None:
+        """Return the users who may send a type, None for all."""
+        if table.raw("users") in (None, ANY):
+            return None
+        users = table.texts("users") if isinstance(table.raw("users"), list) else None
+        if users is None:
+            table.fail("users", f'is a list of user names, or "{ANY}"; write users = ["…"]')
+        return frozenset(users)
 
     def _types(self, table: Table, key: str, types: tuple[str, ...]) -> tuple[str, ...]:
         if not types:
@@ -431,22 +469,29 @@ class _Reader:
         address = table.checked("native", parse_host_port, native) if native else None
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
-        types = table.texts("accept_types")
         for key, habit in (("reports", "always reports"), ("order", "always keeps the order of a type")):
             if fabric and key in table:
                 table.fail(key, f"is for native servers: a fabric one {habit}; leave the key out")
-        for each in types or ():
-            fault = spelling_fault(each)
-            if fault:
-                table.fail("accept_types", fault)
         return PeerConfig(
             name=name,
             fabric=self._endpoint(table, "fabric", fabric, self.directory) if fabric else None,
             native=address,
-            accept_types=None if types is None else frozenset(types),
+            accept_types=self._types_of_peer(table, "accept_types", frozenset()),
+            send_types=self._types_of_peer(table, "send_types", None),
             reports=table.flag("reports", default=True),
             ordered=table.choice("order", "none", ("none", "type")) == "type",
         )
+
+    def _types_of_peer(self, table: Table, key: str, default: frozenset[str] | None) -> frozenset[str] | None:
+        """Return the types that a server may send or be sent, None for every public type."""
+        types = table.texts(key)
+        if types is None:
+            return default
+        for each in types:
+            fault = None if each == EVERY else type_fault(each)
+            if fault:
+                table.fail(key, fault)
+        return None if EVERY in types else frozenset(types)
 
     def _path(self, table: Table, key: str) -> Path | None:
         text = table.text(key)
@@ -460,5 +505,7 @@ class _Reader:
         return path
 
 
-def _budget_text(value: float | None) -> str:
-    return "not written" if value is None else f"{value:g}"
+def _value_text(value: float | frozenset[str] | None) -> str:
+    if value is None:
+        return "not written"
+    return str(sorted(value)) if isinstance(value, frozenset) else f"{value:g}"

@@ -181,7 +181,9 @@ class DeadLetters:
             {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
         )  # fmt: skip
         self._reports.begin(case)
-        code = self._queues.enqueue(entry, case, now)
+        route = self._settings.routes.get(server)
+        code = None if route is None else policy.may_send(self._settings, route, server, letter.type)
+        code = code or self._queues.enqueue(entry, case, now)
         if code is not None:
             case.record(server, failed(code))
         self._reports.settle_one(case)

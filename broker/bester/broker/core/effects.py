@@ -49,6 +49,7 @@ NoticeEvent = Literal[
     "refused",
     "renamed",
     "reports-nothing",
+    "send-refused",
     "server-lost",
     "server-reached",
     "storage-full",

@@ -58,6 +58,7 @@ class Ingress:
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
         self._settings = settings
+        self._guarded = policy.guarded_types(settings)
         self._names = names
         self._out = out
         self._epoch = epoch
@@ -109,6 +110,8 @@ class Ingress:
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+        elif type_ in self._guarded and self._refuses(user, type_, case):
+            return
         else:
             case.sender = user
             self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
@@ -127,6 +130,8 @@ class Ingress:
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+            return
+        if type_ in self._guarded and self._refuses(user, type_, case):
             return
         dedup = meta.get("dedup")
         if type(dedup) is str and 0 < len(dedup) <= MAX_DEDUP:
@@ -147,6 +152,16 @@ class Ingress:
             repeated=before > 0 or meta.get("resent") is True,
         )  # fmt: skip
         self._dispatcher.enter(job, now)
+
+    def _refuses(self, user: str, type_: str, case: Case) -> bool:
+        """Refuse a message of a guarded type where the policy does not let the user send it. Returns whether it was
+        refused."""
+        code = policy.may_submit(self._settings, user, type_)
+        if code is None:
+            return False
+        self._out.notice("message-refused", user=user, type=type_, code=code)
+        self._reports.refuse(case, code)
+        return True
 
     def _is_known(self, peer: Peer, token: int) -> bool:
         """Return whether a message that a bridge submits again is known, so that only its report is due."""
@@ -220,6 +235,10 @@ class Ingress:
         refused = policy.may_emit(peer.types, emit.type)
         if refused is not None:
             return Error("not-allowed", refused, OP_OF[Emit], emit.token)
+        if peer.worker is not None and peer.worker.limited:
+            denied = self._dispatcher.may_not_command(peer.worker, emit.type, emit.commands)
+            if denied is not None:
+                return Error(*denied, OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
         key = ("emit", emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
         earlier = self._dedup.find(key, now) if key is not None else None

@@ -192,6 +192,7 @@ class Peers:
         else:
             dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
         peer.worker.lease_s = options.lease_s
+        peer.worker.limited = policy.is_limited(self._settings, peer.worker.commands, types)
 
     # --- going ---
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
@@ -141,6 +142,8 @@ class Relays:
             if queue is not None:
                 floor = min(floor, self._queues.ack_floor(queue))
             meta["lane"] = [self._queues.epoch, entry.number, floor]
+        else:
+            meta["stranger"] = True  # the bridge looks at the addresses of its name
         if ttl_s is not None:
             meta["ttl_s"] = ttl_s
         if again:
@@ -278,6 +281,12 @@ class Relays:
         if link is None or route is None:
             for entry in entries:
                 self._queues.requeue(entry.number)
+            return
+        code = policy.may_send(self._settings, route, route.name, entries[0].type)
+        if code is not None:  # the configuration has changed since they were queued
+            for entry in entries:
+                self._queues.end(entry, failed(code))
+                self._became(entry, failed(code), now)
             return
         marked, stored_s = self._queues.mark_sent(queue, entries), self._queues.clock.stored(now)
         for entry in entries:
