@@ -107,6 +107,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "server_bytes": Key("1073741824", "bytes queued for one other server"),
         "messages": Key("1000000", "messages queued in all"),
         "bytes": Key("8589934592", "bytes queued in all"),
+        "server_outcomes": Key(
+            "50000",
+            "notes kept of messages that are queued at one other server; a new one above the bound replaces the oldest",
+        ),
         "outcomes": Key(
             "1000000",
             "outcomes kept for questions of their senders; a new one above the bound replaces the oldest",
@@ -353,6 +357,7 @@ class _Reader:
                 ("server_messages", defaults.server_messages, 1, MAX_MESSAGES),
                 ("server_bytes", defaults.server_bytes, 1, MAX_STORE_BYTES),
                 ("messages", defaults.messages, 1, MAX_MESSAGES),
+                ("server_outcomes", defaults.server_outcomes, 1, MAX_MESSAGES),
                 ("outcomes", defaults.outcomes, 1, MAX_MESSAGES),
                 ("dead_letters", defaults.dead_letters, 1, MAX_MESSAGES),
             )

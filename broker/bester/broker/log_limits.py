@@ -16,6 +16,7 @@ SELDOM = frozenset({"storage-full", "store-unreadable"})
 WARNINGS = frozenset(
     {
         "clock-jumped",
+        "damaged",
         "dead-letter",
         "handler-stuck",
         "hello-refused",

@@ -81,6 +81,11 @@ class Entry(NamedTuple):
     meta: Meta
 
 
+DAMAGED = "damaged"
+"""Key in the meta of an Entry or DeadLetter that the store could not read whole: its value says why. The other fields
+are as far as they could be read."""
+
+
 class DeadLetter(NamedTuple):
     """A dead letter: a message that was given up, with the reason, a code.
 
@@ -194,6 +199,30 @@ class SavePeer(NamedTuple):
     reports: bool
 
 
+class SaveHeld(NamedTuple):
+    """Record that messages to a server are held back by its operator, or are not any more."""
+
+    server: str
+    held: bool
+
+
+class ForgetRemote(NamedTuple):
+    """Forget the notes of messages that are queued at a server, but for the latest `keep`: their later outcomes are
+    unknown here then."""
+
+    server: str
+    keep: int
+
+
+class Disown(NamedTuple):
+    """Record that all messages of a user up to number `upto`, and all dead letters up to `at_s` of the wall clock, are
+    those of a removed account: their outcomes are for nobody, and for no new account of the name."""
+
+    user: str
+    upto: int
+    at_s: float
+
+
 class PurgeOutcomes(NamedTuple):
     """Forget the outcomes of messages that expired before `before_s`, and the oldest of the others, by number, above
     `most`: `queued` ones, which are at another server, are neither counted nor forgotten. Drop the oldest dead letters
@@ -216,10 +245,13 @@ Write = (
     | SaveClock
     | SaveName
     | SavePeer
+    | SaveHeld
+    | ForgetRemote
+    | Disown
     | PurgeOutcomes
 )
 
-PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury)
+PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury, SaveHeld, Disown)
 """Writes that must be on disk before anything that follows from them is sent. The others may wait for the next of
 these, or for a tick: losing them leads to a duplicate at worst."""
 
@@ -314,7 +346,9 @@ class Snapshot:
     `next_expiry_s` is when the first message expires, in the store's time, whose saved state is `clock` (None in a new
     store). `shares` has messages and bytes in each mailbox by sender (see `sharer_of`): shares must hold from the first
     message after a restart. `dead` counts the dead letters. `names` are those the server has had, `peers` says by
-    address whether native servers report. `full` says why nothing can be written now, None where it can.
+    address whether native servers report. `held` are the servers to which messages are held
+    back, `remote` counts the notes of messages that are queued at a server, `disowned` has number and time of each
+    `Disown` by user. `full` says why nothing can be written now, None where it can.
     """
 
     epoch: str = "none"
@@ -328,6 +362,9 @@ class Snapshot:
     clock: ClockState | None = None
     names: tuple[str, ...] = ()
     peers: Mapping[str, bool] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    remote: Mapping[str, int] = field(default_factory=dict)
+    disowned: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     full: str | None = None
 
 
@@ -345,6 +382,9 @@ class Bounds:
     server_bytes: int = 1024 * 1024 * 1024
     messages: int = 1_000_000
     total_bytes: int = 8 * 1024 * 1024 * 1024
+    server_outcomes: int = 50_000
+    """Notes of messages that are queued at one other server, some 1.3 KB each; above it the oldest is forgotten. A
+    server that answers `queued` for ever must not fill the disk."""
     outcomes: int = 1_000_000
     """Outcomes that can be asked for, some 400 bytes each; above it the oldest is forgotten."""
     dead_letters: int = 10_000

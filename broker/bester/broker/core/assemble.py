@@ -27,6 +27,7 @@ from bester.broker.core.peers import Peers
 from bester.broker.core.questions import Questions
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.relays import Relays
+from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
@@ -75,6 +76,8 @@ class Units:
     relays: Relays
     reporters: Reporters
     dead_letters: DeadLetters
+    late_outcomes: LateOutcomes
+    notes: RemoteNotes
 
 
 def assemble(
@@ -92,11 +95,12 @@ def assemble(
 
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
-    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, now)
+    notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
+    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
     reporters = Reporters(out, snapshot.peers)
     relays = Relays(
-        settings, queues, transfers, reports, out, bridges, trace, reporters,
+        settings, queues, transfers, reports, out, bridges, trace, reporters, notes,
         first_token=around.first_token, chance=around.chance, became=late_outcomes.on_ended,
     )  # fmt: skip
 
@@ -105,6 +109,7 @@ def assemble(
 
     queues.on_ready = advance
     queues.on_expiry = late_outcomes.on_ended
+    queues.on_damaged = late_outcomes.on_damaged
 
     def dispatch(job: Job, now: float) -> None:
         dispatcher.dispatch(job, now)
@@ -118,7 +123,7 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type)
+    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter)
     dispatcher = Dispatcher(
         settings, out, workers=workers, timeouts=timeouts, reports=reports, trace=trace, commands=commands,
         directory=directory, deliveries=deliveries, queues=queues, mailboxes=mailboxes, relays=relays, bridges=bridges,
@@ -139,5 +144,5 @@ def assemble(
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, restarts, questions, reports, directory, workers, deliveries, queues,
-        mailboxes, relays, reporters, dead_letters,
+        mailboxes, relays, reporters, dead_letters, late_outcomes, notes,
     )  # fmt: skip

@@ -375,6 +375,12 @@ class Dispatcher:
         self._end(job, failed("handler-lost"))
         return []
 
+    def on_account_removed(self, user: str, workers: list[Worker]) -> None:
+        """Have nobody get the later outcomes of a removed user's messages that handlers hold or that wait for one."""
+        for job in self._workers.jobs(workers):
+            if job.case.sender == user:
+                job.case.sender, job.case.push = None, False
+
     # --- endings ---
 
     def on_confirm(self, link: Link, confirm: Confirm, now: float) -> None:

@@ -33,6 +33,7 @@ class Verify(NamedTuple):
 
 NoticeEvent = Literal[
     "clock-jumped",
+    "damaged",
     "dead-letter",
     "handler-failed",
     "handler-refused",

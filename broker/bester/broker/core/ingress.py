@@ -175,6 +175,10 @@ class Ingress:
             self._out.send(peer.link, earlier)
         return True
 
+    def on_account_removed(self, user: str) -> None:
+        """Forget a removed user's keys: a new account of the name must not get the report on an older message."""
+        self._dedup.forget(("dedup", user))
+
     # --- servers ---
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
@@ -319,9 +323,10 @@ class Ingress:
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
-        """Return the id by which a server's message is known here: its own, with the server's name in front where it
-        looks like an id of this server. Otherwise the message could pass for one of this server's clients'."""
-        return f"{peer}/{id_}" if id_.partition("/")[0] in self._names else id_
+        """Return the id by which a server's message is known here: its own, with the server's name in front where the
+        id does not begin with that name. Otherwise the message could pass for one of this server's clients', or for one
+        of a third server, whose own message would then be taken for a duplicate."""
+        return id_ if id_.partition("/")[0] == peer else f"{peer}/{id_}"
 
     def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""

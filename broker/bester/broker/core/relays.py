@@ -14,6 +14,7 @@ from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Route, Settings
@@ -48,6 +49,7 @@ class Relays:
         bridges: Mapping[Link, None],
         trace: Trace,
         reporters: Reporters,
+        notes: RemoteNotes,
         *,
         first_token: int,
         chance: Callable[[], float],
@@ -68,6 +70,7 @@ class Relays:
         self._became = became
         self._trace = trace
         self._reporters = reporters
+        self._notes = notes
 
     # --- going out ---
 
@@ -220,6 +223,8 @@ class Relays:
         self._queues.end(entry, outcome)
         if outcome == QUEUED:
             self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": _left(meta)}))
+            if entry.sender is not None or entry.meta.get("peer") is not None:
+                self._notes.add(owner_of(entry.queue))
         else:
             self._became(entry, outcome, now)
         self.advance(queue, now)
@@ -232,6 +237,7 @@ class Relays:
             self._settle(transfer, outcome, _note_of(meta) if reason_of(outcome) is not None else None)
             return
         transfer.case = None
+        self._notes.add(owner_of(entry.queue))
         self._queues.record_remote(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
 
     def _enqueue(self, transfer: Transfer, now: float, *, repeated: bool) -> bool:

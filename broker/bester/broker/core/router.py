@@ -191,6 +191,9 @@ class Router:
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""
         self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
+        self._units.late_outcomes.on_account_removed(user, now)
+        self._ingress.on_account_removed(user)
+        self._dispatcher.on_account_removed(user, [each.worker for each in self._by_link.values() if each.worker])
         for link, sessions in (self._units.directory.places(user) or {}).items():
             for session in sessions:
                 self._send(link, Close(session))
@@ -303,6 +306,7 @@ class Router:
             transfers=units.relays.transfers.inspect(),
             queues=units.queues.inspect(),
             dedup=units.ingress.dedup(),
+            notes=dict(units.notes.counts),
             lanes=units.inbound_lanes.inspect(),
             resume={prefix: resume.inspect() for prefix, resume in units.peers.resumes.items()},
             reporters=units.reporters.inspect(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
@@ -23,6 +24,7 @@ from bester.broker.store_requests import (
     ClockState,
     DeadLetter,
     DeadLetterPage,
+    Disown,
     End,
     Enqueue,
     Entry,
@@ -31,6 +33,7 @@ from bester.broker.store_requests import (
     FindEntry,
     FindExpired,
     FindOutcomes,
+    ForgetRemote,
     MarkSent,
     PurgeOutcomes,
     Read,
@@ -38,6 +41,7 @@ from bester.broker.store_requests import (
     RecordType,
     Rewrite,
     SaveClock,
+    SaveHeld,
     SaveLane,
     SaveName,
     SavePeer,
@@ -46,6 +50,7 @@ from bester.broker.store_requests import (
     Unbury,
     Write,
     lane,
+    owner_of,
 )
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.outcomes import QUEUED
@@ -113,6 +118,8 @@ class MemoryStore(Commits):
         self._clock: ClockState | None = None
         self._names: dict[str, None] = {}  # the latest last
         self._peers: dict[str, bool] = {}
+        self._held: set[str] = set()
+        self._disowned: dict[str, tuple[int, float]] = {}
 
     def copy(self) -> Self:
         """Return a store with everything that is committed here, and nothing else."""
@@ -134,6 +141,8 @@ class MemoryStore(Commits):
         other._clock = self._clock
         other._names = dict(self._names)
         other._peers = dict(self._peers)
+        other._held = set(self._held)
+        other._disowned = dict(self._disowned)
         return other
 
     def open(self) -> Snapshot:
@@ -171,6 +180,9 @@ class MemoryStore(Commits):
             clock=self._clock,
             names=tuple(self._names),
             peers=dict(self._peers),
+            held=frozenset(self._held),
+            remote=dict(Counter(owner_of(row.entry.queue) for row in self._rows.values() if row.outcome == QUEUED)),
+            disowned=dict(self._disowned),
             full=FULL if self.broken else None,
         )
 
@@ -234,6 +246,22 @@ class MemoryStore(Commits):
                 self._peers[address] = reports
             case PurgeOutcomes(before_s, most):
                 self._forget(before_s, most)
+            case SaveHeld() | ForgetRemote() | Disown():
+                self._write_of_federation(write)
+
+    def _write_of_federation(self, write: SaveHeld | ForgetRemote | Disown) -> None:
+        match write:
+            case SaveHeld(server, held):
+                (self._held.add if held else self._held.discard)(server)
+            case ForgetRemote(server, keep):
+                rows, begin = self._rows.items(), lane(server, "")
+                notes = sorted(
+                    number for number, row in rows if row.outcome == QUEUED and row.entry.queue.startswith(begin)
+                )
+                for number in notes[: max(0, len(notes) - keep)]:
+                    self._end(number, "", True)
+            case Disown(user, upto, at_s):
+                self._disowned[user] = upto, at_s
 
     def _forget(self, before_s: float, most: int) -> None:
         rows = self._rows.items()
@@ -315,6 +343,7 @@ class MemoryStore(Commits):
                     row
                     for row in self._results_of(begin + "0")
                     if row.entry.sender == sender
+                    and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
                     and row.entry.id.startswith(begin)
                     and _RESULT.match(row.entry.id, len(message))
                 ]
