@@ -312,6 +312,12 @@ class FabricLink:
         if self._socket is not None:
             self._socket.look_again()
 
+    def retry(self) -> None:
+        """Try at once to connect, where the link is down and waits for its next attempt."""
+        if self.link_client.state is State.DOWN and self._lookup is None and self._timer is not None:
+            self.link_client.retry_at = self._loop.time()
+            self._set_timer(self.link_client.retry_at)
+
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Send GOODBYE and wait for its echo (or `timeout_s`), after which no request comes.
 

@@ -24,7 +24,7 @@ import zmq
 
 from bester.broker import unix_socket
 from bester.broker.accounts import Logins
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Restart, Verify
+from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Reconnect, Restart, Verify
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Settings
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
@@ -288,6 +288,8 @@ class Broker:
             elif type(call) is LookUp:
                 if self.look_up is not None:
                     self.look_up(call.servers)
+            elif type(call) is Reconnect:
+                self._servers[Link("server", call.server.encode())].retry()
             elif type(call) is Restart:
                 self._start_again(call)
 

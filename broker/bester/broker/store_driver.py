@@ -13,7 +13,7 @@ from typing import Any
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
-from bester.broker.store_requests import PRESSING, FindDeadLetters, FindOutcomes, Write
+from bester.broker.store_requests import PRESSING, FindOutcomes, Question, Write
 from bester.broker.wire.codes import BesterError
 
 ASKED_AT_ONCE = 8
@@ -83,7 +83,7 @@ class StoreDriver:
         """Add writes, and reads that are to be done after them."""
         self._writes += writes
         for read in reads:
-            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, Question):
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
@@ -129,7 +129,7 @@ class StoreDriver:
             unreadable = Effects()
             unreadable.notice("store-unreadable", why=error.text)
             self._carry_out(unreadable)
-            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, Question):
                 self._unread.append(read)  # no message may be passed over: its queue stands still until then
                 return
             answer = None  # the asker may ask again

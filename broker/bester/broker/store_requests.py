@@ -66,8 +66,9 @@ class Entry(NamedTuple):
     named them, `sender` the user who may ask for the outcome (None: nobody may). `expires_s` is in the store's time.
     meta: `origin`, `root`, `path`, `message` (id of the message that led to the result), `peer` (the server that sent
     that message, and is to have the outcome), `push` (the sender is to have the outcome), `repeated` (the result may
-    have been delivered before), `left` and `worst` (where the message is queued at another server: how many outcomes
-    are still to come from there, and the worst so far).
+    have been delivered before), `at_s` (in a lane: when the message was sent, in the store's time), `left` and `worst`
+    (where the message is queued at another server: how many outcomes are still to come from there, and the worst so
+    far).
     """
 
     number: int
@@ -322,7 +323,14 @@ class DeadLetterPage(NamedTuple):
     upto: int
 
 
-Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters
+class FindOldest(NamedTuple):
+    """Ask for the oldest message of each lane: `dict[lane, meta]`, without lanes that are empty. A meta that cannot be
+    read is empty."""
+
+
+Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest
+Question = FindOutcomes | FindDeadLetters | FindOldest
+"""Reads on behalf of a user or operator: their answer is None where the store cannot be read."""
 
 
 # --- at the start ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.cockpit import Cockpit
 from bester.broker.core.commands import Commands
 from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import Deliveries
@@ -31,6 +32,7 @@ from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
+from bester.broker.core.standing import Standing
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
@@ -78,6 +80,8 @@ class Units:
     dead_letters: DeadLetters
     late_outcomes: LateOutcomes
     notes: RemoteNotes
+    standing: Standing
+    cockpit: Cockpit
 
 
 def assemble(
@@ -99,8 +103,9 @@ def assemble(
     late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
     reporters = Reporters(out, snapshot.peers)
+    standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
-        settings, queues, transfers, reports, out, bridges, trace, reporters, notes,
+        settings, queues, transfers, reports, out, bridges, trace, reporters, notes, standing,
         first_token=around.first_token, chance=around.chance, became=late_outcomes.on_ended,
     )  # fmt: skip
 
@@ -144,5 +149,6 @@ def assemble(
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, restarts, questions, reports, directory, workers, deliveries, queues,
-        mailboxes, relays, reporters, dead_letters, late_outcomes, notes,
+        mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
+        Cockpit(settings, out, queues, relays, standing, notes),
     )  # fmt: skip

@@ -51,8 +51,10 @@ NoticeEvent = Literal[
     "renamed",
     "reports-nothing",
     "send-refused",
+    "server-held",
     "server-lost",
     "server-reached",
+    "server-released",
     "storage-full",
     "store-unreadable",
     "suspected",
@@ -70,6 +72,12 @@ class LookUp(NamedTuple):
     """Look up the names of these servers, whose addresses are in doubt, then call `Router.on_hosts_changed`."""
 
     servers: frozenset[str]
+
+
+class Reconnect(NamedTuple):
+    """Try at once to open the link to a server of the fabric, where it is down."""
+
+    server: str
 
 
 class Restart(NamedTuple):
@@ -95,7 +103,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | Notice | LookUp | Restart
+ShellCall = Verify | Notice | LookUp | Reconnect | Restart
 
 
 class Effects:

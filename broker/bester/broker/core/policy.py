@@ -51,6 +51,11 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "deadShow": _OPERATOR,
     "deadReplay": _OPERATOR,
     "deadDrop": _OPERATOR,
+    "peers": _OPERATOR,
+    "peerRetry": _OPERATOR,
+    "peerHold": _OPERATOR,
+    "peerRelease": _OPERATOR,
+    "peerDrop": _OPERATOR,
 }
 """Roles by question."""
 SECRET_TYPES = frozenset({"bester.auth"})

@@ -60,12 +60,14 @@ class Queue:
     messages up to `cursor` have been fetched, and are in flight or have ended. `sent_upto` is the highest number that
     was ever sent. `fetching`: a read is under way. Nothing is fetched before `retry_at`; `delay_s` is the back-off, 0
     where the last try went well. `discard_as` is the outcome of everything in the queue, where its user was removed.
+    Messages up to number `discard_upto` of a lane were dropped by the operator, and are ended instead of sent.
     """
 
     __slots__ = (
         "cursor",
         "delay_s",
         "discard_as",
+        "discard_upto",
         "fetching",
         "inflight",
         "inflight_bytes",
@@ -90,6 +92,7 @@ class Queue:
         self.retry_at = 0.0
         self.delay_s = 0.0
         self.discard_as: str | None = None
+        self.discard_upto = 0
 
     @property
     def ready(self) -> int:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bester.broker.core import policy
+from bester.broker.core import cockpit, policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
@@ -216,6 +216,7 @@ class Router:
         """Take in that the link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
+        self._units.standing.on_reached(name, now)
         self._out.notice("server-reached", server=name)
         self._relays.on_contact(name, now, linked=True)
         return self._take()
@@ -224,6 +225,7 @@ class Router:
         """Take in that the link this broker opened to a server is down, or could not be opened; log each reason once
         until the link is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
+        self._units.standing.on_lost(name, why, now)
         if self._missing.get(name) != why:
             self._missing[name] = why
             self._out.notice("server-lost", server=name, why=why)
@@ -358,6 +360,8 @@ class Router:
             answer: Answer | None = Answer(ask.token, 1, None)
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
+        elif ask.question in cockpit.QUESTIONS:
+            answer = self._units.cockpit.on_question(peer.link, ask, self._by_link.values(), now)
         else:
             answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
         if answer is not None:

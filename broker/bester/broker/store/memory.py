@@ -32,6 +32,7 @@ from bester.broker.store_requests import (
     FindDeadLetters,
     FindEntry,
     FindExpired,
+    FindOldest,
     FindOutcomes,
     ForgetRemote,
     MarkSent,
@@ -348,6 +349,12 @@ class MemoryStore(Commits):
                     and _RESULT.match(row.entry.id, len(message))
                 ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
+            case FindOldest():
+                return {
+                    key: self._rows[numbers[0]].whole().meta
+                    for key, numbers in self._ready.items()
+                    if key.startswith("lane/")
+                }
             case FindDeadLetters():
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 

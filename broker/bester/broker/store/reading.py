@@ -17,6 +17,7 @@ from bester.broker.store_requests import (
     FindDeadLetters,
     FindEntry,
     FindExpired,
+    FindOldest,
     FindOutcomes,
     Read,
     lane,
@@ -49,6 +50,8 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
             return _outcomes(db, read)
         case FindDeadLetters():
             return _find_dead_letters(db, read)
+        case FindOldest():
+            return _oldest(db)
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
@@ -129,6 +132,17 @@ def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
         (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
     )
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
+
+
+def _oldest(db: sqlite3.Connection) -> dict[str, dict[Any, Any]]:
+    lanes = "SELECT min(number) FROM entry WHERE outcome IS NULL AND box >= 'lane/' AND box < 'lane0' GROUP BY box"
+    found: dict[str, dict[Any, Any]] = {}
+    for box, meta in db.execute(f"SELECT box, meta FROM entry WHERE number IN ({lanes})"):  # noqa: S608 (own words)
+        try:
+            found[read_text(box)] = unpack(meta)
+        except _DECODE:
+            found[str(box)] = {}
+    return found
 
 
 def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
