@@ -16,8 +16,9 @@ from typing import Any
 from bester.bridge import native
 from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
-from bester.bridge.inspection import BridgeState
+from bester.bridge.inspection import BridgeState, Refused
 from bester.bridge.limits import Limits
+from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
@@ -92,6 +93,7 @@ class Bridge:
         self._logins: dict[int, ClientConnection] = {}  # waiting for the broker, by session number
         self._timed: set[ClientConnection] = set()
         self._unfinished = Unfinished(limits)
+        self._meter = Meter(limits.messages_per_s)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self._paused: dict[ClientConnection, None] = {}  # not read from: the unreported messages are at their bound
@@ -206,6 +208,7 @@ class Bridge:
         if not self._registry.has_room(host):
             stranger = self._registry.makes_way(host)
             if stranger is None:
+                self._meter.connections += 1
                 return False
             self._cut_stranger(stranger)
         for _ in range(MAKE_WAY):
@@ -215,7 +218,7 @@ class Bridge:
         window, first_bytes = Window(self.limits, self._submissions), self._first_frame_bytes(host)
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
-            in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
+            in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host), meter=self._meter,
         )  # fmt: skip
         self._registry.add(connection, now)
         self._timed.add(connection)
@@ -291,6 +294,7 @@ class Bridge:
             self._end_frame(connection, "timeout", now)
         self._outbound.tick(now)
         self._deliveries.tick(now)
+        self._meter.tick(now)
         for token in self._submissions.overdue(now):
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
@@ -342,6 +346,9 @@ class Bridge:
             made_way=self._made_way,
             frames_over=self._frames_over,
             frames_late=self._frames_late,
+            refused=Refused(
+                self._meter.connections, self._meter.first_frames, self._meter.sessions, self._meter.messages
+            ),
             submissions=self._submissions.inspect(),
         )
 
@@ -409,6 +416,7 @@ class Bridge:
         status, reason = message.status, message.reason
         if not status and not self._registry.log_in(connection):
             status, reason = 1, "overloaded"
+            self._meter.sessions += 1
             self._send(Close(message.session))
         self._apply(connection, connection.session.on_login_answer(status, reason, now, message.retry_ms), now)
 

@@ -24,6 +24,16 @@ class SubmissionsState(NamedTuple):
     unreported_bytes: int
 
 
+class Refused(NamedTuple):
+    """Counted from the beginning: `connections` without a place, in all or for their address, `first_frames` that were
+    too large or unreadable, `sessions` of users who had too many, and `messages` above their user's rate."""
+
+    connections: int
+    first_frames: int
+    sessions: int
+    messages: int
+
+
 class BridgeState(NamedTuple):
     """Counts of one bridge.
 
@@ -49,4 +59,5 @@ class BridgeState(NamedTuple):
     made_way: int
     frames_over: int
     frames_late: int
+    refused: Refused
     submissions: SubmissionsState

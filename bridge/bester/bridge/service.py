@@ -170,6 +170,7 @@ def limits_of(config: Config) -> Limits:
         Limits(),
         max_frame=native.max_frame,
         max_connections=min(native.max_connections, raise_descriptor_limit()),
+        messages_per_s=native.messages_per_s,
         max_connections_per_user=native.max_connections_per_user,
         max_connections_per_address=native.max_connections_per_address,
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.bridge.meter import Meter
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
@@ -77,6 +78,7 @@ class Session:
         "_held_bytes",
         "_in_doubt",
         "_limits",
+        "_meter",
         "_stopping",
         "_tokens",
         "acks",
@@ -92,7 +94,7 @@ class Session:
 
     def __init__(
         self, number: int, address: str, limits: Limits, tokens: Iterator[int], window: Window, now: float,
-        first_limit_bytes: int, *, in_doubt: bool = False,
+        first_limit_bytes: int, *, in_doubt: bool = False, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.address = address
@@ -104,6 +106,7 @@ class Session:
         self.window = window
         self._limits = limits
         self._in_doubt = in_doubt
+        self._meter = meter
         self._tokens = tokens
         self.splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
@@ -146,6 +149,8 @@ class Session:
             self._take(bodies, step, now)
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if self._meter is not None and self.state is State.NEW:
+                self._meter.first_frames += 1
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
@@ -348,6 +353,10 @@ class Session:
             if type_ not in RESERVED_TYPES:
                 if (type_size := len(type_)) > MAX_TYPE:
                     step.write.append(native.report(id_, 1, "unknown-type"))
+                    return True
+                meter = self._meter
+                if meter is not None and meter.limits and not meter.take(self.user or "", now):
+                    step.write.append(native.report(id_, 1, "overloaded"))
                     return True
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))

@@ -45,6 +45,7 @@ class NativeConfig:
     max_connections: int = 20_000
     max_connections_per_user: int = 1_000
     max_connections_per_address: int = 1_000
+    messages_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

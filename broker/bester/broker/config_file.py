@@ -38,6 +38,8 @@ MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""
 MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
+MAX_RATE = 1_000_000.0
+"""Messages a second; no server is as fast."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
 """Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
 MIN_SHARE = 0.001
@@ -83,6 +85,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections": Key("20000", "connections at once; a quarter of them, up to 5000, before a login"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
+        "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
     },
     "fabric": {
         "listen": Key(
@@ -297,7 +300,8 @@ class _Reader:
                 ("max_connections_per_address", 1, MAX_CONNECTIONS),
             )
         }
-        return NativeConfig(tcp4, tcp6, unix, insecure, **limits)
+        rate = table.decimal("messages_per_s", 0.0, 0.0, MAX_RATE)
+        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, messages_per_s=rate)
 
     def _listener(self, table: Table, key: str, insecure: bool) -> HostPort | None:
         text = table.text(key)

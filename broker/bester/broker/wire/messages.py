@@ -25,6 +25,9 @@ MAX_FRAME_BYTES = 4 * MAX_BODY_BYTES
 """Longest frame; ZeroMQ drops the peer that sends a longer one. Bodies between MAX_BODY_BYTES and this are refused by a
 report."""
 MAX_TOKEN = 2**53 - 1
+MAX_FRAMES = 16_384
+"""Frames of one ZeroMQ message: more than the bodies of a reply with as many commands as it may have targets. A message
+of a million tiny frames would stop the loop of its receiver for a second."""
 HOP_LIMIT = 16
 MAX_RESULTS = 1000
 
