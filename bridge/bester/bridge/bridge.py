@@ -23,7 +23,7 @@ from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
-from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, Step, refusal
+from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, NewPassword, Session, Step, refusal
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
 from bester.bridge.unfinished import Unfinished
@@ -119,7 +119,7 @@ class Bridge:
         self._broker_link.on_link_ready()
         for number, connection in self._targets.items():
             assert connection.session.user is not None
-            self._send(Open(number, connection.session.user))
+            self._send(Open(number, connection.session.user, connection.session.account))
         for announcement in self._submissions.on_link_ready():
             self._send(announcement)
         self._drain_backlog()
@@ -265,7 +265,7 @@ class Bridge:
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection, but for its unreported messages."""
         session = connection.session
-        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user)
+        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user, session.account)
         for message in session.on_connection_lost().send:
             if type(message) is Close:
                 self._submissions.close(message, last_held)
@@ -379,15 +379,34 @@ class Bridge:
                         self._on_doubt(message.host)
                     case Acknowledged():
                         self._deliveries.on_acks(connection, message.ids)
-                    case Question():
+                    case Question() | NewPassword():
                         if not self._ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now))
         self._settle(connection)
 
-    def _ask(self, connection: ClientConnection, question: Question) -> bool:
+    def _ask(self, connection: ClientConnection, question: Question | NewPassword) -> bool:
         """Send the broker a client's question; False where there is no broker, or no room on the link."""
+        if isinstance(question, NewPassword):
+            return self._change_password(connection, question)
         token, session, message = question
         return self._broker_link.ask("outcome", [session, message], partial(self._on_answer, connection, token))
+
+    def _change_password(self, connection: ClientConnection, wish: NewPassword) -> bool:
+        """Pass a client's wish for another password on; False where there is no broker, or no room on the link."""
+        token, session, _ = wish.question
+        argument = [session, wish.old, wish.new, wish.address]
+        return self._broker_link.ask("passwd", argument, partial(self._on_password_answer, connection, token))
+
+    def _on_password_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
+        now = self._clock()
+        if not connection.session.window.is_asking(token):
+            return  # gone, or refused because its time was up
+        if not status:
+            self._apply(connection, connection.session.on_password_changed(token, now), now)
+            return
+        known = type(value) is list and value and type(value[0]) is str
+        reason = "unreachable" if status == UNANSWERED else value[0] if known else "overloaded"
+        self._apply(connection, connection.session.on_report(refusal(token, reason), now), now)
 
     def _on_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
         now = self._clock()
@@ -414,6 +433,7 @@ class Bridge:
                 self._send(Close(message.session))
             return
         status, reason = message.status, message.reason
+        connection.session.account = message.account
         if not status and not self._registry.log_in(connection):
             status, reason = 1, "overloaded"
             self._meter.sessions += 1

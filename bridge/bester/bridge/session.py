@@ -35,6 +35,20 @@ class Acknowledged(NamedTuple):
     ids: list[str]
 
 
+class NewPassword(NamedTuple):
+    """Wish of a client for another password, counted as a question. It is never shown."""
+
+    question: Question
+    old: str
+    new: str
+    address: str
+
+    @property
+    def token(self) -> int:
+        """Return the token under which the answer comes."""
+        return self.question.token
+
+
 class Doubted(NamedTuple):
     """Notice of a first frame too large for a stranger, from a host that may be a listed server."""
 
@@ -45,7 +59,7 @@ class Step(NamedTuple):
     """Result of an event: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question | Doubted]
+    send: list[Login | Submit | Close | Acknowledged | Question | NewPassword | Doubted]
 
 
 def _nothing() -> Step:
@@ -81,6 +95,7 @@ class Session:
         "_meter",
         "_stopping",
         "_tokens",
+        "account",
         "acks",
         "address",
         "deadline",
@@ -100,6 +115,7 @@ class Session:
         self.address = address
         self.state = State.NEW
         self.user: str | None = None
+        self.account: str | None = None
         self.acks = False  # the client acknowledges deliveries
         self.deadline: float | None = now + limits.first_frame_s
         self.peer_ended = False
@@ -265,6 +281,15 @@ class Session:
         step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
 
+    def on_password_changed(self, token: int, now: float) -> Step:
+        """Handle the broker's answer that a password was changed."""
+        asked = self.window.answer(token)
+        if asked is None:
+            return _nothing()
+        step = self.proceed(now)
+        step.write.insert(0, native.done(asked.id))
+        return step
+
     @property
     def has_more(self) -> bool:
         """Return whether a report may let something go on: held frames, or an end that waited for the report."""
@@ -400,6 +425,16 @@ class Session:
                     size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
                     self.window.ask(question, sent.id, size)
                     step.send.append(question)
+            case "passwd":
+                assert command is not None
+                passwords = native.passwords(command.data)
+                if passwords is None:
+                    fault = "malformed"
+                else:
+                    question = Question(next(self._tokens), self.number, "")
+                    self.window.ask(question, sent.id, len(sent.data) + len(sent.id) + OVERHEAD_BYTES)
+                    address = "" if self.address == UNIX_HOST else self.address
+                    step.send.append(NewPassword(question, *passwords, address))
             case _:
                 fault = "unknown-command"
         if fault is not None:

@@ -47,6 +47,7 @@ NoticeEvent = Literal[
     "login-slowed",
     "lost",
     "message-refused",
+    "password-changed",
     "refused",
     "renamed",
     "reports-nothing",
@@ -59,6 +60,17 @@ NoticeEvent = Literal[
     "store-unreadable",
     "suspected",
 ]
+
+
+class ChangePassword(NamedTuple):
+    """Change a password off the loop, if the old one is right, then call `Router.on_password_changed`."""
+
+    link: Link
+    token: int
+    user: str
+    old: str
+    new: str
+    address: str
 
 
 class Notice(NamedTuple):
@@ -103,7 +115,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | Notice | LookUp | Reconnect | Restart
+ShellCall = Verify | ChangePassword | Notice | LookUp | Reconnect | Restart
 
 
 class Effects:

@@ -45,6 +45,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "listClients": _EVERY_ASKER,
     "isClient": _EVERY_ASKER,
     "serverInfo": _EVERY_ASKER,
+    "passwd": frozenset({"bridge"}),  # for one of its sessions, about that user's own password
     "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
     "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
     "deadList": _OPERATOR,

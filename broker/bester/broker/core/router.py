@@ -21,7 +21,7 @@ from bester.broker.core import cockpit, policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.effects import Effects, Link, StoreRead, Verify
+from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.settings import Settings
@@ -72,7 +72,7 @@ class Router:
 
     `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
     link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
-    debugger).
+    debugger); `may_open` whether a session that a bridge announces, of this user and account, may go on.
     """
 
     def __init__(
@@ -89,8 +89,10 @@ class Router:
         chance: Callable[[], float] = lambda: 0.5,
         process_of: Callable[[Link], int | None] = lambda _: None,
         is_stopped: Callable[[int], bool] = lambda _: False,
+        may_open: Callable[[str, str | None], bool] = lambda user, account: True,
     ) -> None:
         self.settings = settings
+        self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
@@ -169,8 +171,9 @@ class Router:
             self._relays.on_answer(link, message.token, failed(message.code), {}, now)
 
     def on_verified(
-        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
-    ) -> Effects:
+        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None,
+        account: str | None = None,
+    ) -> Effects:  # fmt: skip
         """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
         `retry_s`: seconds after which a refused client may try again."""
         peer = self._by_link.get(link)
@@ -179,10 +182,33 @@ class Router:
             if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
-            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
+            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms, account))
             if reason is None:
                 self._units.mailboxes.on_login(user, now)
         return self._take()
+
+    def on_password_changed(
+        self, link: Link, token: int, reason: str | None, retry_s: float | None, now: float
+    ) -> Effects:
+        """Take in the result of a change of password: `reason` is the code of a refusal."""
+        if link in self._by_link:
+            retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
+            self._send(link, Answer(token, 0 if reason is None else 1, [reason, retry_ms]))
+        return self._take()
+
+    def is_connected(self, user: str) -> bool:
+        """Return whether a user has a session."""
+        return self._units.directory.places(user) is not None
+
+    def on_account_disabled(self, user: str) -> Effects:
+        """Close the sessions of a user whose account is disabled; queued messages stay."""
+        self._close_sessions(user)
+        return self._take()
+
+    def _close_sessions(self, user: str) -> None:
+        for link, sessions in (self._units.directory.places(user) or {}).items():
+            for session in sessions:
+                self._send(link, Close(session))
 
     def users(self) -> list[str]:
         """Return the users with a session, and those for whom messages are queued."""
@@ -194,9 +220,7 @@ class Router:
         self._units.late_outcomes.on_account_removed(user, now)
         self._ingress.on_account_removed(user)
         self._dispatcher.on_account_removed(user, [each.worker for each in self._by_link.values() if each.worker])
-        for link, sessions in (self._units.directory.places(user) or {}).items():
-            for session in sessions:
-                self._send(link, Close(session))
+        self._close_sessions(user)
         return self._take()
 
     def on_undeliverable(self, link: Link, message: Message, now: float, waiting: Sequence[Message] = ()) -> Effects:
@@ -358,6 +382,8 @@ class Router:
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
         if not policy.may_ask(peer.role, ask.question):
             answer: Answer | None = Answer(ask.token, 1, None)
+        elif ask.question == "passwd":
+            answer = self._change_password(peer, ask)
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
         elif ask.question in cockpit.QUESTIONS:
@@ -367,6 +393,17 @@ class Router:
         if answer is not None:
             self._send(peer.link, answer)
 
+    def _change_password(self, peer: Peer, ask: Ask) -> Answer | None:
+        """Have the password of one of a bridge's sessions changed. The argument is never shown: it has passwords."""
+        argument = ask.argument
+        if type(argument) is list and len(argument) == 4 and type(argument[0]) is int:
+            session, *texts = argument
+            user = self._units.directory.user(peer.link, session)
+            if user is not None and all(type(text) is str for text in texts):
+                self._out.calls.append(ChangePassword(peer.link, ask.token, user, *texts))
+                return None
+        return Answer(ask.token, 1, ["not-allowed", None])
+
     # --- bridges ---
 
     def _login(self, peer: Peer, login: Login, now: float) -> None:
@@ -374,7 +411,9 @@ class Router:
         self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        if self._units.directory.open(peer.link, message.session, message.user):
+        if self._may_open(message.user, message.account) and self._units.directory.open(
+            peer.link, message.session, message.user
+        ):
             self._units.mailboxes.on_login(message.user, now)
         else:
             self._send(peer.link, Close(message.session))
