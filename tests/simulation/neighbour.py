@@ -37,6 +37,9 @@ class Neighbour:
         self.address = ADDRESSES[0]
         self.coming = 0
         """Messages that the neighbour will send again in a moment."""
+        self.repeated: set[str] = set()
+        """Ids of messages that may have been carried out, and were sent again."""
+        self._moves = 0
         self._silent_until = 0.0
         self._under_way: set[SimServer] = set()
 
@@ -87,6 +90,7 @@ class Neighbour:
 
     def _move(self) -> None:
         """Move the host to another address."""
+        self._moves += 1
         self.address = self.random.choice([each for each in ADDRESSES if each != self.address])
         self.world.tell(NATIVE, "MOVES", self.address)
 
@@ -105,20 +109,21 @@ class Neighbour:
         return peer
 
     def _try(self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta) -> None:
-        bridge.say(self.address, peer, frame(meta), partial(self._told, bridge, peer, frame, meta, self.address))
+        bridge.say(self.address, peer, frame(meta), partial(self._told, bridge, peer, frame, meta, self._moves))
 
     def _told(
-        self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta, address: str
+        self, bridge: SimBridge, peer: Peer, frame: Callable[[Meta], bytes], meta: Meta, moves: int
     ) -> None:  # fmt: skip
         told = json.loads(peer.reports[-1])["payload"]
         reason = told.get("reason")
-        moved = address != self.address  # the neighbour's connection is gone by now, without a report
+        moved = moves != self._moves  # the neighbour's connection is gone by now, without a report
         if reason == "not-allowed" and "recipients" not in told and not moved:
             raise BrokenRuleError(f"a listed server is refused for good: {peer}")
         if moved or (reason in AGAIN and "recipients" not in told):
             peer.reports.pop()
             if moved or reason == "unreachable":  # the message may have been carried out
                 meta = {**meta, "again": True}
+                self.repeated.add(meta["id"])
             self.coming += 1
             self.world.after(self.random.uniform(0.5, 1.0), partial(self._again, bridge, peer, frame, meta))
 

@@ -147,3 +147,11 @@ def invent(random: Random, users: list[str], servers: list[str], types: list[str
 def kills(body: bytes) -> bool:
     """Return whether this message kills the handler that takes it."""
     return ["die"] in read(body)[2]
+
+
+ENDLESS = ("loop", "ring")
+
+
+def endless(body: bytes) -> bool:
+    """Return whether only the bounds end a message."""
+    return any(step[0] in ENDLESS for step in steps(read(body)[2]))
