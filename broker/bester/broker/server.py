@@ -283,7 +283,7 @@ class Broker:
         """Return whether a session that outlived a broker may go on: its account is still there, and is the one with
         which it logged in (None: a bridge that does not tell)."""
         now = self._accounts.token(user)
-        return now is not None and (account is None or account == now or now == UNREADABLE)
+        return now is not None and (account == now or account in (None, UNREADABLE) or now == UNREADABLE)
 
     async def _change_password(self, change: ChangePassword) -> None:
         try:
