@@ -93,6 +93,7 @@ class Session:
         "_in_doubt",
         "_limits",
         "_meter",
+        "_rates",
         "_stopping",
         "_tokens",
         "account",
@@ -123,6 +124,7 @@ class Session:
         self._limits = limits
         self._in_doubt = in_doubt
         self._meter = meter
+        self._rates = meter if meter is not None and meter.limits else None  # None: no look at each message
         self._tokens = tokens
         self.splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
@@ -379,8 +381,7 @@ class Session:
                 if (type_size := len(type_)) > MAX_TYPE:
                     step.write.append(native.report(id_, 1, "unknown-type"))
                     return True
-                meter = self._meter
-                if meter is not None and meter.limits and not meter.take(self.user or "", now):
+                if self._rates is not None and not self._rates.take(self.user or "", now):
                     step.write.append(native.report(id_, 1, "overloaded"))
                     return True
                 token = next(self._tokens)
