@@ -114,7 +114,8 @@ def list_(config_path: Path | None) -> None:
         for row in rows
     ]
     if cells and sys.stdout.isatty():
-        tables.show(cells, COLUMNS)
+        any_disabled = any(row.disabled for row in rows)
+        tables.show(cells if any_disabled else [cell[:2] for cell in cells], COLUMNS if any_disabled else COLUMNS[:2])
     else:
         for name, since, state in cells:
             out(f"{name}\t{since}" + (f"\t{state}" if state else ""))  # a script cuts at the tabs
