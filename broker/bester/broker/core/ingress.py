@@ -323,10 +323,17 @@ class Ingress:
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
-        """Return the id by which a server's message is known here: its own, with the server's name in front where the
-        id does not begin with that name. Otherwise the message could pass for one of this server's clients', or for one
-        of a third server, whose own message would then be taken for a duplicate."""
-        return id_ if id_.partition("/")[0] == peer else f"{peer}/{id_}"
+        """Return the id by which a server's message is known here: its own, marked with the server's name where it does
+        not begin with that name.
+
+        In front, where it looks like an id of this server: the message could pass for one of this server's clients'.
+        Otherwise behind, so that the id still begins with its root: the message could pass for one of a third server,
+        whose own message would then be taken for a duplicate.
+        """
+        owner = id_.partition("/")[0]
+        if owner in self._names:
+            return f"{peer}/{id_}"
+        return id_ if owner == peer else f"{id_}~{peer}"
 
     def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""
