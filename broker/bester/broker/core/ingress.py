@@ -58,6 +58,7 @@ class Ingress:
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
         self._settings = settings
+        self._guarded = policy.guarded_types(settings)
         self._names = names
         self._out = out
         self._epoch = epoch
@@ -109,6 +110,8 @@ class Ingress:
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+        elif type_ in self._guarded and self._refuses(user, type_, case):
+            return
         else:
             case.sender = user
             self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
@@ -128,6 +131,8 @@ class Ingress:
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+            return
+        if type_ in self._guarded and self._refuses(user, type_, case):
             return
         dedup = meta.get("dedup")
         if type(dedup) is str and 0 < len(dedup) <= MAX_DEDUP:
@@ -149,6 +154,16 @@ class Ingress:
         )  # fmt: skip
         self._dispatcher.enter(job, now)
 
+    def _refuses(self, user: str, type_: str, case: Case) -> bool:
+        """Refuse a message of a guarded type where the policy does not let the user send it. Returns whether it was
+        refused."""
+        code = policy.may_submit(self._settings, user, type_)
+        if code is None:
+            return False
+        self._out.notice("message-refused", user=user, type=type_, code=code)
+        self._reports.refuse(case, code)
+        return True
+
     def _is_known(self, peer: Peer, token: int) -> bool:
         """Return whether a message that a bridge submits again is known, so that only its report is due."""
         assert peer.resume is not None
@@ -160,6 +175,10 @@ class Ingress:
         else:
             self._out.send(peer.link, earlier)
         return True
+
+    def on_account_removed(self, user: str) -> None:
+        """Forget a removed user's keys: a new account of the name must not get the report on an older message."""
+        self._dedup.forget(("dedup", user))
 
     # --- servers ---
 
@@ -222,6 +241,10 @@ class Ingress:
         refused = policy.may_emit(peer.types, emit.type)
         if refused is not None:
             return Error("not-allowed", refused, OP_OF[Emit], emit.token)
+        if peer.worker is not None and peer.worker.limited:
+            denied = self._dispatcher.may_not_command(peer.worker, emit.type, emit.commands)
+            if denied is not None:
+                return Error(*denied, OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
         key = ("emit", emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
         earlier = self._dedup.find(key, now) if key is not None else None
@@ -303,9 +326,17 @@ class Ingress:
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
-        """Return the id by which a server's message is known here: its own, with the server's name in front where it
-        looks like an id of this server. Otherwise the message could pass for one of this server's clients'."""
-        return f"{peer}/{id_}" if id_.partition("/")[0] in self._names else id_
+        """Return the id by which a server's message is known here: its own, marked with the server's name where it does
+        not begin with that name.
+
+        In front, where it looks like an id of this server: the message could pass for one of this server's clients'.
+        Otherwise behind, so that the id still begins with its root: the message could pass for one of a third server,
+        whose own message would then be taken for a duplicate.
+        """
+        owner = id_.partition("/")[0]
+        if owner in self._names:
+            return f"{peer}/{id_}"
+        return id_ if owner == peer else f"{id_}~{peer}"
 
     def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""
