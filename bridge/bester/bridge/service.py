@@ -40,6 +40,8 @@ from bester.broker.wire.messages import VERSION, Hello, Message
 
 TICK_S = 0.5
 """Time between two looks of the core at its deadlines, which are seconds long."""
+FIGURES_S = 2.0
+"""Time between two messages to the broker with the counts of this bridge: a display shows them soon enough."""
 DRAIN_TICK_S = 0.05
 """The same during the drain: the end of the process waits for the last connection."""
 DRAIN_S = 10.0
@@ -73,11 +75,16 @@ class _Ticker:
         self._loop = loop
         self._bridge = bridge
         self._period_s = period_s
+        self._until_figures = 0
         self._timer = loop.call_later(period_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_s, self._tick)
         self._bridge.tick()
+        self._until_figures -= 1
+        if self._until_figures <= 0 and self._bridge.is_ready:
+            self._until_figures = round(FIGURES_S / self._period_s)
+            self._bridge.tell_figures()
 
     def stop(self) -> None:
         """Make no more calls."""

@@ -155,6 +155,14 @@ class PeerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """The operator's HTTP side: its address, None for none, and the file of the token that lets in."""
+
+    http: HostPort | None = None
+    token: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start.
 
@@ -175,6 +183,7 @@ class Config:
     type_users: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     reachable: tuple[Network, ...] = ()
     informer: Path | None = None
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     admin_info: Any = None
     notices: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ from bester.broker.config import (
     FabricConfig,
     HandlerConfig,
     NativeConfig,
+    OperatorConfig,
     PartyConfig,
     PeerConfig,
     ServerConfig,
@@ -32,7 +33,7 @@ from bester.broker.config import (
 )
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
-from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint, parse_host_port, parse_network
+from bester.broker.wire.address import HostPort, is_loopback, is_numeric, parse_endpoint, parse_host_port, parse_network
 from bester.broker.wire.keys import must_encrypt, parse_key
 from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, type_fault
 
@@ -191,6 +192,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     "informer": {
         "unix": Key("none", "the Unix socket for questions of handlers made for besterd"),
     },
+    "operator": {
+        "http": Key("none", 'the address of the operator\'s page, metrics and API, as "127.0.0.1:2227"'),
+        "token": Key("none", "the file of the secret that lets in, mode 0600; needed beyond loopback, and for acts"),
+    },
 }
 
 
@@ -271,6 +276,7 @@ class _Reader:
                 federation.checked("reachable", parse_network, text) for text in federation.texts("reachable") or ()
             ),
             informer=self._socket(informer, "unix"),
+            operator=self._operator(),
             notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
         )
 
@@ -367,6 +373,16 @@ class _Reader:
                 f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true",
             )
         return address
+
+    def _operator(self) -> OperatorConfig:
+        table = self._section("operator")
+        text, token = table.text("http"), self._path(table, "token")
+        http = None if text is None else table.checked("http", parse_host_port, text)
+        if http is None and token is not None:
+            table.fail("token", 'is for the page; add http = "127.0.0.1:2227"')
+        if http is not None and not is_loopback(http.host) and token is None:
+            table.fail("http", "is beyond this machine, where everybody could look; add token = FILE, or use 127.0.0.1")
+        return OperatorConfig(http, token)
 
     def _fabric(self, data_dir: Path) -> FabricConfig:
         table = self._section("fabric")

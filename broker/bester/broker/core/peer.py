@@ -21,10 +21,12 @@ class Peer:
 
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
-    end, None where the shell does not know it. `version` and `software` are what a handler says about its program.
+    end, None where the shell does not know it. `version` and `software` are what a handler says about its program,
+    `figures` the counts that a bridge tells.
     """
 
     __slots__ = (
+        "figures",
         "last_heard",
         "leaving",
         "link",
@@ -54,6 +56,7 @@ class Peer:
         self.resume: BridgeResume | None = None
         self.listeners: list[str] = []
         self.process: int | None = None
+        self.figures: dict[str, int] = {}
         self.version: str | None = None
         self.software: str | None = None
 
