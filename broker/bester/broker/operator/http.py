@@ -37,13 +37,13 @@ LIVE_S = 1.0
 """Time between two statuses of a page: a handler that stops shows within it, and its heartbeats' time."""
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-OPEN = ("/health", "/ready")
-"""Paths that need no token: they tell nothing but whether the server works."""
+OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
+"""Paths that need no token: they tell nothing but whether the server works, and the page itself is no secret."""
 PEER_ACTS = {"retry": "peerRetry", "hold": "peerHold", "release": "peerRelease", "drop": "peerDrop"}
 DEAD_ACTS = {"replay": "deadReplay", "drop": "deadDrop"}
 

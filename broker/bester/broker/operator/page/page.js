@@ -105,7 +105,7 @@ function facts(status) {
 
 // Columns from left to right: clients, bridges, the broker, types, handlers; the other servers stand below the bridges.
 function way(status) {
-  const served = Object.entries(status.types).filter(([name, row]) => name !== "(others)" || row.received);
+  const served = Object.entries(status.types).filter(([name]) => name !== "(others)");
   const columns = [
     [{ title: status.users + " users", note: status.sessions + " sessions", kind: "good" }],
     [...status.bridges.map((each) => ({ title: short(each.name, 16), note: (each.figures.connections || 0) + " connections", kind: "good" })), ...status.servers.map((each) => ({ title: short(each.name, 16), note: each.state + (each.held ? ", held" : "") + (each.queued ? ", " + each.queued + " queued" : ""), kind: each.state === "up" ? "good" : each.state === "down" ? "bad" : "" }))],
@@ -202,6 +202,11 @@ live.addEventListener("message", (event) => {
   plots(status);
   lists(status);
   before = status;
+  state();
+});
+live.addEventListener("error", async () => {
+  const answer = await fetch(withToken("api/status")).catch(() => null);
+  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token";
   state();
 });
 setInterval(state, 1000);
