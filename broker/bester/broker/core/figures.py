@@ -5,12 +5,12 @@ Plain integers, counted where things happen; `status` makes one value of them, w
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's buckets, in seconds; longer times are in one more."""
+SHORTEST_S = BUCKETS_S[0]
 MAX_TYPES = 2_000
 """Types with figures of their own. Those beyond share the figures of OTHERS: a peer may name any number of types."""
 OTHERS = "(others)"
@@ -19,16 +19,15 @@ OTHERS = "(others)"
 class TypeFigures:
     """Figures of one message type.
 
-    `received` counts the messages that entered, `answered` the replies of handlers, `results` the commands in these.
-    `failed` counts messages by the code of their failure; `again` the requests after the first of a message, `dead` the
-    dead letters. `took` is the histogram of the handlers' times, `took_s` their sum.
+    `received` counts the messages that entered, `results` the commands in the replies of handlers. `failed` counts
+    messages by the code of their failure; `again` the requests after the first of a message, `dead` the dead letters.
+    `took` is the histogram of the handlers' times, with a count for each reply, `took_s` their sum.
     """
 
-    __slots__ = ("again", "answered", "dead", "failed", "received", "results", "took", "took_s")
+    __slots__ = ("again", "dead", "failed", "received", "results", "took", "took_s")
 
     def __init__(self) -> None:
         self.received = 0
-        self.answered = 0
         self.results = 0
         self.again = 0
         self.dead = 0
@@ -36,17 +35,10 @@ class TypeFigures:
         self.took = [0] * (len(BUCKETS_S) + 1)
         self.took_s = 0.0
 
-    def answer(self, results: int, took_s: float) -> None:
-        """Count a handler's reply with so many commands, after so many seconds."""
-        self.answered += 1
-        self.results += results
-        self.took[bisect_left(BUCKETS_S, took_s)] += 1
-        self.took_s += took_s
-
     def as_map(self) -> dict[str, Any]:
         """Return the figures as a map of plain values."""
         return {
-            "received": self.received, "answered": self.answered, "results": self.results, "again": self.again,
+            "received": self.received, "answered": sum(self.took), "results": self.results, "again": self.again,
             "dead": self.dead, "failed": dict(self.failed), "took": list(self.took), "took_s": round(self.took_s, 6),
         }  # fmt: skip
 
