@@ -18,7 +18,7 @@ import msgpack  # type: ignore[import-untyped]  # it ships no types
 
 from tests.live import DEADLINE_S, LiveServer, RawClient, RawHandler, shared_server
 
-TOML = '[informer]\nunix = "informer.sock"\n[servers.s2]\nfabric = "ipc://nobody.sock"\n'
+TOML = '[informer]\nunix = "informer.sock"\n[servers.s2]\nfabric = "ipc://nobody.sock"\naccept_types = ["*"]\n'
 HANDLERS = ("bester.handlers.stock.echo:app", "bester.handlers.stock.chat:app")
 OPS = {
     1: "HELLO", 2: "WELCOME", 3: "HEARTBEAT", 4: "GOODBYE", 5: "ERROR", 10: "REQUEST", 11: "REPLY", 12: "EMIT",

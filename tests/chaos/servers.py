@@ -45,11 +45,13 @@ workers = 2
 attempts = {attempts}
 [servers.{peer}]
 fabric = "ipc://{peer_directory}/data/fabric.sock"
+accept_types = ["*"]
 {natives}
 """
 NATIVE = """
 [servers.{name}]
 native = "{host}:{port}"
+accept_types = ["*"]
 {more}
 """
 

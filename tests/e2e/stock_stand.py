@@ -19,7 +19,7 @@ def _toml(name: str, peer: str, type_: str, app: str) -> str:
     handlers = f'[handlers.{type_}]\napp = "{app}"\n'
     return (
         f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n{handlers}'
-        f'[servers.{peer}]\nfabric = "ipc://../{peer}/data/fabric.sock"\n'
+        f'[servers.{peer}]\nfabric = "ipc://../{peer}/data/fabric.sock"\naccept_types = ["{type_}"]\n'
     )
 
 

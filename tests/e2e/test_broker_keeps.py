@@ -282,7 +282,7 @@ async def test_until_a_removal_is_struck_off_the_name_has_no_mailbox_and_no_logi
         accounts.locked = False
         await until(lambda: not accounts.left)
         bridge.say(Login(BOB, "bob", "secret", ""))
-        assert await bridge.hears(LoggedIn) == [LoggedIn(BOB, 0, None)]
+        assert await bridge.hears(LoggedIn) == [LoggedIn(BOB, 0, None, account="")]
 
 
 async def test_removal_is_not_struck_off_while_the_account_has_a_session() -> None:

@@ -90,7 +90,7 @@ def _toml(name: str, peer: Path | None) -> str:
     return (
         f'[server]\nname = "{name}"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n'
         f'[handlers.post]\napp = "post:app"\ntypes = [{types}]\nattempts = {ATTEMPTS}\n'
-        + (f'[servers.{peer.name}]\nfabric = "ipc://{peer}/data/fabric.sock"\n' if peer else "")
+        + (f'[servers.{peer.name}]\nfabric = "ipc://{peer}/data/fabric.sock"\naccept_types = ["*"]\n' if peer else "")
     )
 
 

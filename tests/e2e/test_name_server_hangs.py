@@ -115,7 +115,9 @@ async def test_hanging_name_server_delays_neither_start_nor_others_nor_the_end(l
     async with short_directory() as here, short_directory() as there:
         with names(here, hangs=True) as shown:
             shown.says(healthy_test="127.0.0.1")
-            async with server_with(there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\n', name="s2") as s2:
+            async with server_with(
+                there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\naccept_types = ["*"]\n', name="s2"
+            ) as s2:
                 listed = f'{bad}[servers.s2]\nnative = "healthy.test:{s2.port}"\n'
                 async with server_with(here, shown, listed, layout) as s1:
                     alice = await RawClient.login(s1, "alice")
@@ -184,7 +186,10 @@ async def test_listed_server_must_retry_until_its_name_is_known(layout: str) -> 
     large = "x" * 100_000
     async with short_directory() as here:
         with names(here, hangs=False) as shown:
-            listed = '[servers.s2]\nnative = "s2.test:2223"\n[servers.s3]\nnative = "127.0.0.3:2223"\n'
+            listed = "".join(
+                f'[servers.{server}]\nnative = "{host}:2223"\naccept_types = ["*"]\n'
+                for server, host in (("s2", "s2.test"), ("s3", "127.0.0.3"))
+            )
             async with server_with(here, shown, listed, layout) as s1:
                 for claimed, data, reason in (
                     ("s2", 1, "no-handler"),
@@ -205,9 +210,11 @@ async def test_listed_server_must_retry_until_its_name_is_known(layout: str) -> 
 async def test_moved_server_sends_and_receives_at_its_new_address() -> None:
     async with short_directory() as here, short_directory() as there:
         with names(here, hangs=False) as shown:
-            async with server_with(there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\n', name="s2") as s2:
+            async with server_with(
+                there, shown, '[servers.s1]\nnative = "127.0.0.1:1"\naccept_types = ["*"]\n', name="s2"
+            ) as s2:
                 shown.says(s2_test="127.0.0.9")  # no listener
-                listed = f'[servers.s2]\nnative = "s2.test:{s2.port}"\n'
+                listed = f'[servers.s2]\nnative = "s2.test:{s2.port}"\naccept_types = ["*"]\n'
                 async with server_with(here, shown, listed) as s1:
                     assert await come_again("127.0.0.9", s1, "s2") is None
                     alice = await RawClient.login(s1, "alice")

@@ -222,13 +222,14 @@ OPEN_ACCOUNTS = {"accounts": {"auth": "open"}}
 
 async def test_two_servers_federate_on_the_references_own_file(directory: Path) -> None:
     """Outgoing to host:port and incoming from any server, as in the reference; the start logs the consequences."""
+    reachable = {"federation": {"reachable": ["127.0.0.1"]}}
     async with short_directory() as there:
         target: list[str] = []
         async with (
             reference_handler(there / "chat.sock", lambda data: reply("sendClients", ["bob"], data)),
             reference_handler(directory / "chat.sock", lambda data: reply("sendServers", target, data)),
             on_file(there, conf_of(0, bester={"server": {"name": "far"}, **OPEN_ACCOUNTS})) as far,
-            on_file(directory, conf_of(0, bester={"server": {"name": "near"}, **OPEN_ACCOUNTS})) as near,
+            on_file(directory, conf_of(0, bester={"server": {"name": "near"}, **reachable, **OPEN_ACCOUNTS})) as near,
         ):
             target.append(f"127.0.0.1:{far.port}")
             bob = await RawClient.login(far, "bob")

@@ -130,7 +130,7 @@ def test_sent_for_a_connection_that_a_dying_server_has_closed_is_noticed(monkeyp
 
 
 def test_a_native_servers_repetition_that_is_not_marked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, meta: transfer.again)
+    monkeypatch.setattr(relays, "_may_have_arrived", lambda transfer, outcome, meta: transfer.again)
     assert "not marked" in broken_seeds(500)
 
 

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, Restart, ShellCall, StoreRead, Verify
+from bester.broker.core.effects import (
+    ChangePassword,
+    Effects,
+    Link,
+    LookUp,
+    Notice,
+    Reconnect,
+    Restart,
+    ShellCall,
+    StoreRead,
+    Verify,
+)
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.store.memory import MemoryStore
@@ -74,6 +85,8 @@ class Stand(SimServer):
         self.verifies: list[Verify] = []
         self.looked_up: list[frozenset[str]] = []
         self.restarts: list[Restart] = []
+        self.reconnects: list[str] = []
+        self.changes: list[ChangePassword] = []
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[StoreRead] = []
@@ -153,6 +166,10 @@ class Stand(SimServer):
             self.verifies.append(call)
         elif isinstance(call, LookUp):
             self.looked_up.append(call.servers)
+        elif isinstance(call, ChangePassword):
+            self.changes.append(call)
+        elif isinstance(call, Reconnect):
+            self.reconnects.append(call.server)
         else:
             self.restarts.append(call)
 

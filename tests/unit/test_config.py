@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,6 +73,7 @@ workers = 4
 app = "shop.chat:app"
 timeout_s = 2.5
 attempts = 1
+commands = ["sendClients"]
 [handlers.node]
 types = ["a", "b c"]
 command = ["node", "chat.js"]
@@ -83,10 +85,18 @@ socket = "older.sock"
 [servers.g]
 fabric = "tcp://127.0.0.1:3000"
 accept_types = ["english"]
+send_types = ["*"]
 [servers."far.example"]
 native = "far.example:2223"
+accept_types = ["*", "a"]
+send_types = ["a", "b"]
+[types."a/b c"]
+users = ["ann", "bob"]
+[types.free]
+users = "any"
 [federation]
 accept = "open"
+reachable = ["127.0.0.1", "fd00::/8"]
 [informer]
 unix = "bInformer"
 """
@@ -113,15 +123,21 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert config.notices == ()
     assert config.auth == "open"
     assert config.handlers == (
-        HandlerConfig("chat", ("chat",), 4, app="shop.chat:app", timeout_s=2.5, attempts=1),
+        HandlerConfig(
+            "chat", ("chat",), 4, app="shop.chat:app", timeout_s=2.5, attempts=1, commands=frozenset({"sendClients"})
+        ),
         HandlerConfig("node", ("a", "b c"), command=("node", "chat.js")),
         HandlerConfig("old", ("old",), socket=tmp_path / "old.sock", order="none"),
         HandlerConfig("older", ("older",), socket=tmp_path / "older.sock", order="user"),
     )
     assert config.servers == {
         "g": PeerConfig("g", fabric="tcp://127.0.0.1:3000", accept_types=frozenset({"english"})),
-        "far.example": PeerConfig("far.example", native=HostPort("far.example", 2223)),
+        "far.example": PeerConfig(
+            "far.example", native=HostPort("far.example", 2223), send_types=frozenset({"a", "b"})
+        ),
     }
+    assert config.type_users == {"a/b c": {"ann", "bob"}}
+    assert config.reachable == (ip_network("127.0.0.1/32"), ip_network("fd00::/8"))
     assert (config.accept, config.informer) == ("open", tmp_path / "bInformer")
 
 
@@ -197,7 +213,7 @@ MISTAKES = [
     ("[native]\ntcp = '127.0.0.1:1'", ":2: [native] tcp: unknown key; did you mean tcp4 or tcp6?"),
     ("[native]\nTCP4 = '127.0.0.1:1'", "TCP4: unknown key; did you mean tcp4?"),
     ("[native]\nport = 1", 'port: unknown key; addresses are written as tcp4 = "HOST:PORT" in [native]'),
-    ("[handlers.a]\napp = 'm:a'\nzzz = 3", "unknown key; known are app, attempts, command, order, socket,"),
+    ("[handlers.a]\napp = 'm:a'\nzzz = 3", "unknown key; known are app, attempts, command, commands, order, socket,"),
     ("[servers.b.example]\nnative = 'h:1'", ":1: [servers.b.example]: a name with dots stands in quotes; write"),
     ("[servers.b.example.org]\nnative = 'h:1'", 'stands in quotes; write [servers."b.example.org"]'),
     ("[handlers.my.chat]\napp = 'm:a'", 'stands in quotes; write [handlers."my.chat"]'),
@@ -328,6 +344,13 @@ MISTAKES = [
     ("[servers.g]\nnative = 'g:1'\naccept_types = ['chat,news']", "without commas"),
     ("[handlers.a]\napp = 'a:a'\ntypes = ['a,b']", "without commas"),
     ("[servers.g]\nnative = 'g:1'\naccept_types = 'a'", "is a list of texts"),
+    ("[servers.g]\nnative = 'g:1'\naccept_types = ['bester.auth']", "is reserved for Bester itself"),
+    ("[servers.g]\nnative = 'g:1'\nsend_types = ['dummy']", "is reserved for Bester itself"),
+    ("[types.dummy]\nusers = []", "is reserved for Bester itself"),
+    ("[types.a]\nusers = 'all'", 'is a list of user names, or "any"'),
+    ("[types.a.b]\nusers = []", 'write [types."a.b"]'),
+    ("[handlers.a]\napp = 'm:a'\ncommands = ['sendClient']", "did you mean sendClients?"),
+    ("[federation]\nreachable = ['s2.example']", "is no IP address and no network"),
     ("[federation]\naccept = 'all'", "'all' is not one of listed, open, none"),
 ]
 

@@ -256,7 +256,7 @@ def test_unlisted_server_that_does_not_answer_is_given_up() -> None:
 
 @pytest.mark.parametrize(
     ("claimed", "known"),
-    [("s2/b-1/7.0.0", "s2/b-1/7.0.0"), ("s9/b-1/7.0.0", "s9/b-1/7.0.0"), ("s1/b-x1/3", "s2/s1/b-x1/3")],
+    [("s2/b-1/7.0.0", "s2/b-1/7.0.0"), ("s9/b-1/7.0.0", "s9/b-1/7.0.0~s2"), ("s1/b-x1/3", "s2/s1/b-x1/3")],
 )
 def test_a_listed_servers_ids_and_origin_are_taken_over_and_ours_cannot_be_forged(claimed: str, known: str) -> None:
     stand = federated()

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bester.broker.core.cases import MAY_HAVE_ARRIVED
 from bester.broker.core.effects import LookUp
 from bester.broker.core.settings import Route, Settings
-from bester.broker.core.strangers import COME_AGAIN, COME_AGAIN_MARKED, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
+from bester.broker.core.strangers import COME_AGAIN, MAX_WAITING, MAX_WAITING_BYTES, WAIT_S
 from bester.broker.hosts import Hosts
 from bester.broker.wire.messages import Forward, Forwarded, Report, Request, Submit
 from bester.broker.wire.outcomes import AGAIN, OUTCOME_TYPE
@@ -203,8 +204,8 @@ def test_message_that_may_have_been_processed_is_deferred_by_a_code_of_its_own()
     """A bridge submits again messages that a dead broker may have processed: the sender must mark its next attempt."""
     gate = Gate()
     assert gate.comes("named", attempt=2) == "waits"
-    assert gate.in_the_end() == COME_AGAIN_MARKED
-    assert COME_AGAIN_MARKED in AGAIN
+    assert gate.in_the_end() == MAY_HAVE_ARRIVED
+    assert MAY_HAVE_ARRIVED in AGAIN
 
 
 def test_waiting_messages_are_bounded_and_others_must_retry() -> None:

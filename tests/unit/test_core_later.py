@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+import pytest
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Route, Settings
-from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Relay, Relayed, Report
+from bester.broker.wire.messages import Ask, Confirm, Deliver, Forward, Forwarded, Goodbye, Relay, Relayed, Report
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -175,6 +178,26 @@ def test_native_servers_message_that_is_resubmitted_is_marked() -> None:
     stand.submit(bridge, "chat", session=None, scope="server", address="10.0.0.9", attempt=2)
     stand.answer(chat, clients("alice"))
     assert stand.one(bridge, Deliver).meta["redelivered"] is True
+
+
+@pytest.mark.parametrize("scope", ["server", "client"])
+@pytest.mark.parametrize("busy", [False, True], ids=["no handler", "busy handler"])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_resubmitted_message_that_waits_in_vain_is_not_called_refused(scope: str, busy: bool, attempt: int) -> None:
+    """An earlier life of the broker may have processed it: by `unreachable` its sender knows to mark the next one."""
+    stand = town()
+    bridge, chat = stand.bridge("alice"), stand.handler("chat", credit=1)
+    if busy:
+        stand.submit(bridge, "chat")
+    else:
+        stand.say(chat, Goodbye(None))
+    native = scope == "server"
+    meta: dict[str, Any] = {"scope": "server", "address": "10.0.0.9"} if native else {}
+    asked = stand.submit(bridge, "chat", session=None if native else 1, attempt=attempt, **meta)
+    stand.wait(60.0)
+    report = next(each for each in stand.heard_of(bridge, Report) if each.token == asked)
+    refused = "overloaded" if busy else "no-handler"
+    assert (report.reason, report.recipients) == (refused if attempt == 1 else "unreachable", {})
 
 
 def test_expired_message_is_not_sent_before_the_next_tick() -> None:

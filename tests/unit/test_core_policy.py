@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from bester.broker.core import policy
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import Link
+from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.hosts import Hosts
-from bester.broker.wire.messages import ROLES, Relay, Reply, Submit
+from bester.broker.wire.messages import ROLES, Command, Relay, Reply, Submit
 
 LISTED = {"s2": Route("s2", native="10.0.0.2:2223", accept_types=frozenset({"chat"})), "s3": Route("s3")}
 
@@ -173,3 +176,85 @@ def test_types_of_servers_that_may_enter(accept: str, peer: str | None, type_: s
 )
 def test_a_native_server_is_known_by_its_address(host: str, claimed: str | None, type_: str, name: str | None) -> None:
     assert policy.native_peer(settings(), Hosts(settings().hosts), host, claimed, type_) == name
+
+
+GUARDED = Settings(
+    "s1", accept="open", type_users={"chat": frozenset({"ann"}), "nobody": frozenset()},
+    type_commands={"chat": frozenset({"sendClients"}), "sink": frozenset()},
+    routes={"s2": Route("s2", native="127.0.0.1:1", send_types=frozenset({"chat"})), "s3": Route("s3", native="h:1")},
+    reachable=(ip_network("127.0.0.5"), ip_network("fe80::/16")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("user", "type_", "code"),
+    [
+        ("ann", "chat", None),
+        ("bob", "chat", "not-allowed"),
+        ("ann", "nobody", "not-allowed"),
+        ("ann", "bester.auth", "reserved"),
+        ("ann", "mail", None),
+    ],
+)
+def test_users_that_may_send_a_type(user: str, type_: str, code: str | None) -> None:
+    assert policy.may_submit(GUARDED, user, type_) == code
+    assert policy.guarded_types(GUARDED) == {"chat", "nobody", "bester.auth"}
+    assert code is None or type_ in policy.guarded_types(GUARDED)
+
+
+@pytest.mark.parametrize(
+    ("granted", "type_", "commands", "allowed"),
+    [
+        (None, "mail", ("sendServers", "sendClients"), True),
+        (None, "chat", ("sendClients",), True),
+        (None, "chat", ("sendClients", "sendHandler"), False),
+        (None, "sink", (), True),
+        (None, "sink", ("sendClients",), False),
+        (frozenset({"sendServers"}), "mail", ("sendServers",), True),
+        (frozenset({"sendServers"}), "mail", ("sendClients",), False),
+        (frozenset({"sendServers"}), "chat", ("sendServers",), False),
+        (frozenset(), "mail", (), True),
+    ],
+)
+def test_commands_that_a_handler_may_use(
+    granted: frozenset[str] | None, type_: str, commands: tuple[str, ...], allowed: bool
+) -> None:
+    said = [Command(name, ["x"], b"1") for name in commands]
+    assert (policy.may_command(GUARDED, granted, type_, said) is None) == allowed
+    assert allowed or policy.is_limited(GUARDED, granted, frozenset({type_, "mail"}))
+    assert not policy.is_limited(GUARDED, None, frozenset({"mail"}))
+
+
+@pytest.mark.parametrize(
+    ("target", "type_", "code"),
+    [
+        ("s2", "chat", None),
+        ("s2", "mail", "not-allowed"),
+        ("s2", "bester.auth", "reserved"),
+        ("s2", "bester.outcome", None),
+        ("s3", "mail", None),
+        ("127.0.0.1:1", "chat", None),  # listed, by its address
+        ("127.0.0.1:2", "chat", "not-allowed"),
+        ("127.0.0.5:2", "chat", None),
+        ("localhost:2", "chat", "not-allowed"),
+        ("[::1]:2", "chat", "not-allowed"),
+        ("[fe80::1]:2", "chat", None),
+        ("[fe81::1]:2", "chat", "not-allowed"),
+        ("[::ffff:127.0.0.1]:2", "chat", "not-allowed"),
+        ("[64:ff9b::7f00:1]:2", "chat", "not-allowed"),
+        ("[2002:7f00:1::]:2", "chat", "not-allowed"),
+        ("169.254.169.254:80", "chat", "not-allowed"),
+        ("0.0.0.0:2", "chat", "not-allowed"),
+        ("0.1.2.3:2", "chat", "not-allowed"),
+        ("224.0.0.1:2", "chat", "not-allowed"),
+        ("192.0.2.7:2", "chat", None),
+        ("far.example:2", "chat", None),
+        ("far.example:2", "bester.outcome", "reserved"),
+    ],
+)
+def test_servers_that_may_be_sent_a_type(target: str, type_: str, code: str | None) -> None:
+    route = Routes(GUARDED.routes).find(target)
+    assert route is not None
+    assert policy.may_send(GUARDED, route, target, type_) == code
+    if not route.name:
+        assert policy.may_send(replace(GUARDED, accept="listed"), route, target, type_) is not None

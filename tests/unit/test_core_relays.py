@@ -44,7 +44,7 @@ def test_entry_has_everything_about_the_message() -> None:
     entry = office.stand.kept(LANE)[1]
     assert entry == Entry(
         entry.number, LANE, f"{message}.0.1", "s2", "one", b"-0", "alice", START + 100.0,
-        {"origin": "s1", "root": message, "message": message, "path": ["s1/one"]},
+        {"origin": "s1", "root": message, "message": message, "path": ["s1/one"], "at_s": START},
     )  # fmt: skip
 
 

@@ -38,6 +38,24 @@ def test_repeated_message_goes_behind_the_first_in_flight_and_both_are_one() -> 
     assert office.waiting() == []
 
 
+@pytest.mark.parametrize(
+    ("reason", "marked"), [("unreachable", True), ("overloaded", None), ("no-handler", None), ("storage-full", None)]
+)
+def test_message_that_a_native_server_did_not_simply_refuse_is_marked_when_it_is_sent_again(
+    reason: str, marked: bool | None
+) -> None:
+    """A server reports `unreachable` for a message that an earlier life of its broker may have processed."""
+    office = Office()
+    clock = office.stand.handler("clock", name="clock")
+    office.stand.emit(clock, "clock", servers("s3", body=b"1"))
+    first = office.stand.one(office.bridge, Forward)
+    office.stand.say(office.bridge, Forwarded(first.token, f"failed:{reason}", {"reported": True}))
+    office.stand.commit()
+    office.stand.wait(5.0)
+    second = office.stand.one(office.bridge, Forward)
+    assert (second.meta["id"], second.meta.get("again"), first.meta.get("again")) == (first.meta["id"], marked, None)
+
+
 def test_message_to_a_native_server_is_queued_until_a_bridge_links() -> None:
     office = Office()
     stand = office.stand
@@ -66,7 +84,7 @@ def test_unreachable_native_server_is_tried_again_and_contact_shortens_the_back_
     office.sends("s3")
     word: Meta = {"reported": True}
     for seconds, code, meta in (
-        (0.0, "no-handler", word), (1.0, "unreachable", word), (2.0, "unreachable", {"unsent": True}),
+        (0.0, "no-handler", word), (1.0, "overloaded", word), (2.0, "unreachable", {"unsent": True}),
         (4.0, "unreachable", {}), (8.0, "no-handler", word),
     ):  # fmt: skip
         stand.wait(seconds)

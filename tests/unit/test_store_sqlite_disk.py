@@ -16,6 +16,7 @@ from bester.broker import database
 from bester.broker.store import file, sqlite, writing
 from bester.broker.store.sqlite import RESERVE_BYTES, SqliteStore
 from bester.broker.store_requests import (
+    DAMAGED,
     Bury,
     DeadLetter,
     End,
@@ -191,11 +192,41 @@ def test_damage_of_an_open_file_is_reported(store: SqliteStore, path: Path) -> N
     assert "malformed; " in result.why
 
 
-def test_foreign_meta_is_a_one_line_error(store: SqliteStore) -> None:
-    store.commit([keep(1)])
-    store._db.execute("UPDATE entry SET meta = x'c1'").close()
-    with pytest.raises(BesterError, match=r"damaged .*; stop the server"):
-        store.read(Fetch(BOB, 0, 1, LOTS))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "meta = x'c1'",
+        "meta = x''",
+        "meta = 'text'",
+        "meta = x'9101'",
+        "id = x'ff00'",
+        "id = CAST(x'ff00' AS TEXT)",
+        "type = CAST(x'c328' AS TEXT)",
+        "target = 5, sender = x'00'",
+        "body = 'text'",
+        "body = 7",
+        "expires_s = 'soon'",
+    ],
+)
+def test_damaged_row_stops_its_own_message_alone(store: SqliteStore, damage: str) -> None:
+    store.commit([keep(1), keep(2), keep(3)])
+    whole = store.read(Fetch(BOB, 0, 10, LOTS))
+    store._db.execute(f"UPDATE entry SET {damage} WHERE number = 2").close()  # noqa: S608 (own words)
+    for entries in (store.read(Fetch(BOB, 0, 10, LOTS)), store.read(FindExpired(1e12, 10, LOTS))[0]):
+        found = {entry.number: entry for entry in entries}
+        assert (found[1], found[3]) == (whole[0], whole[2])
+        if damage != "target = 5, sender = x'00'":  # SQLite makes text of a number
+            assert found[2].meta.keys() == {DAMAGED}
+        assert (found[2].number, found[2].queue) == (2, BOB)
+    assert store.commit([End(2, "failed:malformed")]).ok
+
+
+def test_damaged_dead_letter_is_shown_beside_the_others(store: SqliteStore) -> None:
+    store.commit([Bury(DeadLetter(f"s1/b/{number}", "chat", b"1", "timeout", 1.0, {})) for number in range(3)])
+    store._db.execute("UPDATE letter SET meta = x'c1' WHERE id = 's1/b/1'").close()
+    letters = store.read(FindDeadLetters(None, None, 10))
+    assert [letter.id for letter in letters] == ["s1/b/2", "s1/b/1", "s1/b/0"]
+    assert letters[1].meta.keys() == {DAMAGED}
 
 
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE"])

@@ -17,15 +17,25 @@ from typing import Any
 from bester.bridge import native
 from bester.bridge.broker_link import UNANSWERED, Answered, BrokerLink, BrokerPort
 from bester.bridge.deliveries import Deliveries
-from bester.bridge.inspection import BridgeState
+from bester.bridge.inspection import BridgeState, Refused
 from bester.bridge.intake import Intake
 from bester.bridge.limits import Limits
+from bester.bridge.meter import Meter
 from bester.bridge.outbound import Outbound
 from bester.bridge.outqueue import Mark
 from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.registry import Registry
 from bester.bridge.senders import STRANGERS, Senders
-from bester.bridge.session import NO_BROKER, Acknowledged, Doubted, Session, SpokeTls, Step, refusal
+from bester.bridge.session import (
+    NO_BROKER,
+    Acknowledged,
+    Doubted,
+    NewPassword,
+    Session,
+    SpokeTls,
+    Step,
+    refusal,
+)
 from bester.bridge.states import State
 from bester.bridge.submissions import Submissions
 from bester.bridge.unfinished import Unfinished
@@ -96,6 +106,7 @@ class Bridge:
         self._logins: dict[int, ClientConnection] = {}  # waiting for the broker, by session number
         self._timed: set[ClientConnection] = set()
         self._unfinished = Unfinished(limits)
+        self._meter = Meter(limits.messages_per_s)
         self._made_way = self._frames_over = self._frames_late = 0
         self._awake = False
         self._unhandled: deque[Message | Malformed] = deque()  # of the broker, for the next turns
@@ -123,7 +134,7 @@ class Bridge:
         self._broker_link.on_link_ready()
         for number, connection in self._targets.items():
             assert connection.session.user is not None
-            self._send(Open(number, connection.session.user))
+            self._send(Open(number, connection.session.user, connection.session.account))
         for announcement in self._submissions.on_link_ready():
             self._send(announcement)
         self._drain_backlog()
@@ -231,6 +242,7 @@ class Bridge:
         if not self._registry.has_room(host):
             stranger = self._registry.makes_way(host)
             if stranger is None:
+                self._meter.connections += 1
                 return False
             self._cut_stranger(stranger)
         for _ in range(MAKE_WAY):
@@ -242,7 +254,7 @@ class Bridge:
         window = Window(self.limits, self._submissions, sender)
         connection.session = Session(
             next(self._numbers), host, self.limits, self._tokens, window, now, first_bytes,
-            in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host),
+            in_doubt=first_bytes < self.limits.max_frame and self._in_doubt(host), meter=self._meter,
         )  # fmt: skip
         self._registry.add(connection, now)
         self._timed.add(connection)
@@ -324,7 +336,7 @@ class Bridge:
     def on_connection_lost(self, connection: ClientConnection) -> None:
         """Forget a connection, but for its unreported messages."""
         session = connection.session
-        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user)
+        last_held = self._submissions.on_connection_lost(session.window.submitted, session.user, session.account)
         for message in session.on_connection_lost().send:
             if type(message) is Close:
                 self._submissions.close(message, last_held)
@@ -352,6 +364,7 @@ class Bridge:
             self._end_frame(connection, "timeout", now)
         self._outbound.tick(now)
         self._deliveries.tick(now)
+        self._meter.tick(now)
         for token in self._submissions.overdue(now):
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
@@ -403,6 +416,9 @@ class Bridge:
             made_way=self._made_way,
             frames_over=self._frames_over,
             frames_late=self._frames_late,
+            refused=Refused(
+                self._meter.connections, self._meter.first_frames, self._meter.sessions, self._meter.messages
+            ),
             submissions=self._submissions.inspect(),
             intake=self._intake.inspect(),
         )
@@ -434,7 +450,7 @@ class Bridge:
                         self._on_stranger(connection, message)
                     case Acknowledged():
                         self._deliveries.on_acks(connection, message.ids)
-                    case Question():
+                    case Question() | NewPassword():
                         if not self._ask(connection, message):
                             steps.append(connection.session.on_report(refusal(message.token, "unreachable"), now, 0))
         self._settle(connection)
@@ -446,10 +462,29 @@ class Bridge:
         else:
             self._ended(connection.session, "it speaks TLS to a listener of plain text")
 
-    def _ask(self, connection: ClientConnection, question: Question) -> bool:
+    def _ask(self, connection: ClientConnection, question: Question | NewPassword) -> bool:
         """Send the broker a client's question; False where there is no broker, or no room on the link."""
+        if isinstance(question, NewPassword):
+            return self._change_password(connection, question)
         token, session, message = question
         return self._broker_link.ask("outcome", [session, message], partial(self._on_answer, connection, token))
+
+    def _change_password(self, connection: ClientConnection, wish: NewPassword) -> bool:
+        """Pass a client's wish for another password on; False where there is no broker, or no room on the link."""
+        token, session, _ = wish.question
+        argument = [session, wish.old, wish.new, wish.address]
+        return self._broker_link.ask("passwd", argument, partial(self._on_password_answer, connection, token))
+
+    def _on_password_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
+        now = self._clock()
+        if not connection.session.window.is_asking(token):
+            return  # gone, or refused because its time was up
+        if not status:
+            self._apply(connection, connection.session.on_password_changed(token, now), now)
+            return
+        known = type(value) is list and value and type(value[0]) is str
+        reason = "unreachable" if status == UNANSWERED else value[0] if known else "overloaded"
+        self._apply(connection, connection.session.on_report(refusal(token, reason), now), now)
 
     def _on_answer(self, connection: ClientConnection, token: int, status: int, value: Any) -> None:
         now = self._clock()
@@ -476,8 +511,10 @@ class Bridge:
                 self._send(Close(message.session))
             return
         status, reason = message.status, message.reason
+        connection.session.account = message.account
         if not status and not self._registry.log_in(connection):
             status, reason = 1, "overloaded"
+            self._meter.sessions += 1
             self._send(Close(message.session))
         if not status:
             self._change_sender(connection)

@@ -43,6 +43,7 @@ class Deliveries:
         self._targets = targets
         self._unreported = unreported
         self._offer = outbound.offer
+        self._offer_to_others = outbound.offer_to_others
         self._report = report
         self._wake = wake
         self._clock = clock
@@ -63,9 +64,9 @@ class Deliveries:
         self._wake()
 
     def deliver(self, message: Deliver, now: float) -> int:
-        """Write a delivery's frames; return their number where there are several. A frame on the very connection that
-        gets the report behind it needs no mark: the order of the stream is confirmation enough, unless the client may
-        ask for the report on another connection."""
+        """Write a delivery's frames; return the number of copies that were made for connections, where there are
+        several. A frame on the very connection that gets the report behind it needs no mark: the order of the stream
+        is confirmation enough, unless the client may ask for the report on another connection."""
         serial, id_, type_, body, targets, token, meta = message
         head, tail = native.envelope(id_, type_, body, meta)
         submission = None if token is None else self._unreported.get(token)
@@ -86,14 +87,13 @@ class Deliveries:
             return 0
         delivery: Delivery | None = None
         message_id = meta.get("message")
+        frames = 0
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in target[1:] and self._offer(owner, frame):
-                for session in target[1:]:
-                    connection = self._targets.get(session)
-                    if connection is not None and connection is not owner:
-                        self._offer(connection, frame)
+            if owner is not None and number in (sessions := target[1:]) and self._offer(owner, frame):
+                frames += self._offer_to_others(owner, sessions, self._targets, frame)
                 continue
+            frames += len(target) - 1
             if delivery is None:
                 delivery = self._confirmations.begin(serial, token, message_id)
             self._expect(delivery, id_, target, frame)
@@ -104,7 +104,7 @@ class Deliveries:
                 self._report(token, 0, None, message_id, None, now)
         elif delivery.release():
             self.on_delivery_ended(delivery)
-        return len(targets[0]) - 1 if len(targets) == 1 else sum(map(len, targets)) - len(targets)
+        return frames
 
     def _expect(self, delivery: Delivery, id_: str, target: list[int], frame: tuple[bytes, ...]) -> None:
         """Write one target's frame to its sessions, each with a mark behind it."""

@@ -37,7 +37,7 @@ from bester.broker.logs import facts
 from bester.broker.names import Names, connect
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import connect_tls
-from bester.broker.wire.address import HostPort, canonical, parse_host_port
+from bester.broker.wire.address import HostPort, Network, canonical, is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import Forward, Meta
 from bester.broker.wire.outcomes import SENT, failed
 
@@ -47,6 +47,7 @@ READ: Outcome = (SENT, {})
 CUT: Outcome = (failed("unreachable"), {})
 UNREACHABLE: Outcome = (failed("unreachable"), {"unsent": True})
 OVERLOADED: Outcome = (failed("overloaded"), {"unsent": True})
+REFUSED: Outcome = (failed("not-allowed"), {"unsent": True})
 UNWRITABLE: Outcome = (failed("malformed"), {"unsent": True})
 MAX_OTHER = 64
 """Frames of a server before its report that are none: messages of its own may come first, and an answer without an end
@@ -191,14 +192,18 @@ class _Address:
 class Forwarder:
     """Carrier of Forwards; `done(token, outcome, meta)` is called once for each, in the loop.
 
-    `names` looks hosts up; `tls` returns the context for an address, given whether the message asks for TLS.
+    `names` looks hosts up; `tls` returns the context for an address, given whether the message asks for TLS. A message
+    for a server that is not configured (`stranger` in its meta) goes to no address of this machine or its link, but for
+    those in the `reachable` networks.
     """
 
     def __init__(
         self, limits: Limits, done: Callable[[int, str, Meta], None], names: Names | None = None,
         tls: Callable[[str, bool], ssl.SSLContext | None] = lambda address, tls: None,
+        reachable: tuple[Network, ...] = (),
     ) -> None:  # fmt: skip
         self._limits = limits
+        self._reachable = reachable
         self._done = done
         self._names = names or Names()
         self._tls = tls
@@ -332,11 +337,12 @@ class Forwarder:
         if queued.connect_by is None:
             queued.connect_by = min(queued.deadline, began_s + self._limits.connect_s)
         try:
-            addresses, frame = self._names.addresses(to.host), frame_of(queued.message)
+            frame = frame_of(queued.message)
             if frame is None:
                 return UNWRITABLE
-            if not addresses:  # forgotten while the message waited for a connection
-                return UNREACHABLE
+            addresses, refused = self._addresses_for(queued.message, to.host)
+            if refused is not None:
+                return refused
             done: asyncio.Future[Outcome] = loop.create_future()
             make = partial(_Conversation, frame, self._limits.forward_report, done, through)
             patience_s = min(queued.connect_by - began_s, openings.patience_s)
@@ -370,6 +376,20 @@ class Forwarder:
             if conversation is not None:
                 conversation.close()
 
+    def _addresses_for(self, message: Forward, host: str) -> tuple[tuple[str, ...], Outcome | None]:
+        """Return the addresses to which a message may go, and the outcome where there are none."""
+        addresses = self._names.addresses(host)
+        if not addresses:  # forgotten while the message waited for a connection
+            return (), UNREACHABLE
+        if message.meta.get("stranger") is True:
+            addresses = tuple(each for each in addresses if not self._is_near(each))
+        return addresses, None if addresses else REFUSED
+
+    def _is_near(self, address: str) -> bool:
+        """Return whether an address is this machine's own or on its link, and not `reachable`: a message must not make
+        the server talk to its neighbours. A name may be looked up as any address."""
+        return not is_within(address, self._reachable) and (is_neighbour(address) or is_own(address))
+
     async def close(self) -> None:
         """Cancel everything under way; such messages, and later ones, fail as unreachable."""
         self._closed = True
@@ -387,6 +407,17 @@ def frame_of(message: Forward) -> bytes | None:
         return native.to_server(message.token, message.type, message.body, message.meta)
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def is_own(address: str) -> bool:
+    """Return whether an IP address is one of this machine's own: the system would send from it to itself."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # nothing is sent: the system chooses a way
+            probe.connect((address, 9))
+            return str(probe.getsockname()[0]) == address
+    except OSError:
+        return False
 
 
 def unacknowledged_bytes(transport: asyncio.Transport) -> int:

@@ -37,6 +37,16 @@ class IntakeState(NamedTuple):
     blocked: int
 
 
+class Refused(NamedTuple):
+    """Counted from the beginning: `connections` without a place, in all or for their address, `first_frames` that were
+    too large or unreadable, `sessions` of users who had too many, and `messages` above their user's rate."""
+
+    connections: int
+    first_frames: int
+    sessions: int
+    messages: int
+
+
 class BridgeState(NamedTuple):
     """Counts of one bridge.
 
@@ -61,5 +71,6 @@ class BridgeState(NamedTuple):
     made_way: int
     frames_over: int
     frames_late: int
+    refused: Refused
     submissions: SubmissionsState
     intake: IntakeState

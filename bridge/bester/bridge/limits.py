@@ -42,6 +42,8 @@ class Limits:
     are taken the time does not count."""
     max_connections_per_address: int = 1_000
     """No address can take all the room. Loopback and Unix peers (often proxies) are bounded by the total."""
+    messages_per_s: float = 0.0
+    """Messages a second of one user, over all of their connections; 0: as many as the window lets through."""
     max_connections_per_user: int = 1_000
     """Each connection gets a copy of each message to the user: the factor by which one message may grow."""
     out_queue: int = 4 * MIB

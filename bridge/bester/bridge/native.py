@@ -294,6 +294,23 @@ def texts(data: bytes) -> list[str] | None:
         return None
 
 
+class _Passwords(msgspec.Struct, gc=False):
+    old: str
+    new: str
+
+
+_passwords = msgspec.json.Decoder(_Passwords).decode
+
+
+def passwords(data: bytes) -> tuple[str, str] | None:
+    """Return the old and the new password of a `passwd` command; None where the text has none."""
+    try:
+        both = _passwords(data)
+    except _BAD_JSON:
+        return None
+    return both.old, both.new
+
+
 class _ReportHeader(msgspec.Struct, gc=False):
     status: str
     messageType: str  # noqa: N815 (the protocol's spelling)
@@ -396,6 +413,11 @@ def refused(reason: str, retry_ms: int | None = None) -> bytes:
 def pong(id_: bytes) -> bytes:
     """Return the frame that answers a `dummy`."""
     return frame(b'{"header":{"status":"0"},"payload":{"data":null,"id":%b,"type":"dummy"}}' % id_)
+
+
+def done(id_: bytes) -> bytes:
+    """Return the frame that answers a command to the server itself which was carried out."""
+    return frame(b'{"header":{"status":"0"},"payload":{"data":null,"id":%b,"type":"builtin"}}' % id_)
 
 
 def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> bytes:

@@ -10,16 +10,33 @@ queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from bester.bridge.limits import KIB, Limits
 from bester.bridge.outqueue import JOIN_BYTES
 from bester.bridge.ports import ClientConnection
+from bester.bridge.shared_log import SharedLog
 
 WRITE_COST = 8 * KIB
 """Cost of a write, however short, in bytes of a long one: the call of the system, and its answer."""
 MUCH_SHARE = 4
 """Connections with much to write have this part of a turn at least (a quarter), however many have little."""
+
+FEW = 8
+"""Connections of a user up to which each gets its own copy of a frame: a log for so few costs more than it saves."""
+LOG_BYTES = 1024 * KIB
+"""Bytes of one log; the frames after these go into another one."""
+
+
+class _Group:
+    """The connections of one user in this turn: those that follow a log, and those `apart`, which read too slowly."""
+
+    __slots__ = ("apart", "followers", "log")
+
+    def __init__(self, log: SharedLog) -> None:
+        self.log = log
+        self.followers: list[ClientConnection] = []
+        self.apart: list[ClientConnection] = []
 
 
 class Outbound:
@@ -32,6 +49,7 @@ class Outbound:
         self._limits = limits
         self._clock = clock
         self._wake = wake
+        self._groups: dict[int, _Group] = {}  # by the first session of the user
         self._dirty: deque[ClientConnection] = deque()
         self._much: deque[ClientConnection] = deque()  # dirty ones with more than a small chunk to write
         self._blocked: set[ClientConnection] = set()
@@ -43,6 +61,8 @@ class Outbound:
         if connection.abort_code is not None:
             return False
         out = connection.out
+        if out.log is not None:
+            out.catch_up()
         queued = out.pushed_bytes - out.sent_bytes
         if queued:
             limits, size = self._limits, sum(map(len, frame))
@@ -59,11 +79,60 @@ class Outbound:
             self.touch(connection)
         return True
 
+    def offer_to_others(
+        self, owner: ClientConnection, sessions: Sequence[int], targets: Mapping[int, ClientConnection],
+        frame: tuple[bytes, ...],
+    ) -> int:  # fmt: skip
+        """Queue a frame for all connections of a user but for the `owner`, who has it. Return the number of those that
+        got a copy of their own."""
+        if len(sessions) <= FEW or sum(map(len, frame)) > JOIN_BYTES:
+            others = [targets[session] for session in sessions if session in targets]
+        else:
+            group = self._groups.get(sessions[0])
+            if group is None or group.log.sessions != sessions or group.log.size_bytes > LOG_BYTES:
+                group = self._open(sessions, targets)
+            group.log.append(b"".join(frame))
+            owner.out.pass_over(group.log)
+            others = group.apart
+        for connection in others:
+            if connection is not owner:
+                self.offer(connection, frame)
+        return len(others)
+
+    def _open(self, sessions: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
+        """Begin a log for the connections of a user."""
+        earlier = self._groups.get(sessions[0])
+        if earlier is not None:
+            self._close(earlier)
+        group = self._groups[sessions[0]] = _Group(SharedLog(sessions))
+        for session in sessions:
+            connection = targets.get(session)
+            if connection is None or connection.abort_code is not None:
+                continue
+            out = connection.out
+            out.catch_up()
+            if out.in_flight or out.queued_bytes > self._limits.out_queue // 2:
+                group.apart.append(connection)
+            else:
+                out.follow(group.log)
+                group.followers.append(connection)
+                self.touch(connection)
+        return group
+
+    @staticmethod
+    def _close(group: _Group) -> None:
+        for connection in group.followers:
+            if connection.out.log is group.log:
+                connection.out.catch_up()
+                connection.out.follow(None)
+
     def push(self, connection: ClientConnection, frame: bytes) -> None:
         """Queue an answer to the connection's own frames."""
         if connection.abort_code is not None:
             return
         out = connection.out
+        if out.log is not None:
+            out.catch_up()
         queued = out.pushed_bytes - out.sent_bytes
         if queued and queued + len(frame) > self._limits.out_answers:
             self.cut_off(connection, f"does not read: {queued} bytes are queued")
@@ -92,6 +161,10 @@ class Outbound:
     def flush(self, written: Callable[[ClientConnection], None]) -> None:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
         everything. Call again in the next turn where `has_more`."""
+        if self._groups:
+            for group in self._groups.values():
+                self._close(group)
+            self._groups.clear()
         room, dirty = self._limits.turn_bytes, self._dirty
         while dirty and room > 0:
             connection = dirty.popleft()

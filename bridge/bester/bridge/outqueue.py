@@ -2,12 +2,14 @@
 
 Bytes are counted from the connection's beginning: frames are pushed, taken by the shell in chunks, and sent once the
 socket has taken the whole chunk over. A mark stands behind a frame, and is returned when everything before the mark has
-been sent, never earlier.
+been sent, never earlier. A queue may follow a log of frames that it shares with others: what is new there comes first.
 """
 
 from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
+
+from bester.bridge.shared_log import SharedLog
 
 T = TypeVar("T")
 
@@ -24,9 +26,10 @@ class Mark(NamedTuple, Generic[T]):
 
 
 class OutQueue(Generic[T]):
-    """Queue of frames that is emptied in chunks, one at a time."""
+    """Queue of frames that is emptied in chunks, one at a time. `log` is the shared log that it follows, if any: call
+    `catch_up` before anything else is pushed, and before the counts of bytes are read."""
 
-    __slots__ = ("_frames", "_marks", "pushed_bytes", "sent_bytes", "taken_bytes")
+    __slots__ = ("_frames", "_marks", "_place", "log", "pushed_bytes", "sent_bytes", "taken_bytes")
 
     def __init__(self) -> None:
         self._frames: list[bytes | memoryview] = []
@@ -34,6 +37,8 @@ class OutQueue(Generic[T]):
         self.pushed_bytes = 0
         self.taken_bytes = 0
         self.sent_bytes = 0
+        self.log: SharedLog | None = None
+        self._place = 0
 
     @property
     def queued_bytes(self) -> int:
@@ -49,6 +54,24 @@ class OutQueue(Generic[T]):
         """Append a frame."""
         self._frames.append(frame)
         self.pushed_bytes += len(frame)
+
+    def follow(self, log: SharedLog | None) -> None:
+        """Take what is appended to a log from now on; None: follow none any more."""
+        self.log = log
+        self._place = 0 if log is None else len(log)
+
+    def catch_up(self) -> None:
+        """Push what is new in the log."""
+        log = self.log
+        if log is not None and self._place < len(log):
+            run = log.since(self._place)
+            self._place = len(log)
+            self.push(run)
+
+    def pass_over(self, log: SharedLog) -> None:
+        """Leave out what is new in a log: the frame was pushed already."""
+        if self.log is log:
+            self._place = len(log)
 
     def mark(self, what: T) -> None:
         """Put a mark behind everything that was pushed so far."""
@@ -108,5 +131,6 @@ class OutQueue(Generic[T]):
         """Forget the frames of a gone connection; return the marks that will never be passed."""
         marks, self._marks = self._marks, []
         self._frames = []
+        self.log = None
         self.pushed_bytes = self.taken_bytes = self.sent_bytes
         return marks

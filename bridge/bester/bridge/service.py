@@ -196,6 +196,7 @@ def limits_of(config: Config) -> Limits:
         Limits(),
         max_frame=native.max_frame,
         max_connections=min(native.max_connections, raise_descriptor_limit()),
+        messages_per_s=native.messages_per_s,
         max_connections_per_user=native.max_connections_per_user,
         max_connections_per_address=native.max_connections_per_address,
     )
@@ -235,7 +236,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         ended=_on_ended,
         notice=_notice,
     )
-    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server)
+    forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
     bridge.forward = forwarder.forward
     service = Service(bridge, forwarder, certificates)
     informer = Informer(limits, bridge.ask, lambda: service.urls)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from bester.bridge import native
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
+from bester.bridge.meter import Meter
 from bester.bridge.states import ANNOUNCED, TARGETS, TRANSITIONS, Event, State
 from bester.bridge.submissions import Submission
 from bester.bridge.window import OVERHEAD_BYTES, Question, Window
@@ -43,6 +44,20 @@ class Acknowledged(NamedTuple):
     ids: list[str]
 
 
+class NewPassword(NamedTuple):
+    """Wish of a client for another password, counted as a question. It is never shown."""
+
+    question: Question
+    old: str
+    new: str
+    address: str
+
+    @property
+    def token(self) -> int:
+        """Return the token under which the answer comes."""
+        return self.question.token
+
+
 class Doubted(NamedTuple):
     """Notice of a first frame too large for a stranger, from a host that may be a listed server."""
 
@@ -57,7 +72,7 @@ class Step(NamedTuple):
     """Result of an event: frames to write, in order, and then messages for the broker, in order."""
 
     write: list[bytes]
-    send: list[Login | Submit | Close | Acknowledged | Question | Doubted | SpokeTls]
+    send: list[Login | Submit | Close | Acknowledged | Question | NewPassword | Doubted | SpokeTls]
 
 
 def _nothing() -> Step:
@@ -91,9 +106,12 @@ class Session:
         "_held_bytes",
         "_in_doubt",
         "_limits",
+        "_meter",
         "_parked",
+        "_rates",
         "_stopping",
         "_tokens",
+        "account",
         "acks",
         "address",
         "certificate",
@@ -109,19 +127,22 @@ class Session:
 
     def __init__(
         self, number: int, address: str, limits: Limits, tokens: Iterator[int], window: Window, now: float,
-        first_limit_bytes: int, *, in_doubt: bool = False,
+        first_limit_bytes: int, *, in_doubt: bool = False, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         self.number = number
         self.address = address
         self.certificate: tuple[str, ...] | None = None
         self.state = State.NEW
         self.user: str | None = None
+        self.account: str | None = None
         self.acks = False  # the client acknowledges deliveries
         self.deadline: float | None = now + limits.first_frame_s
         self.peer_ended = False
         self.window = window
         self._limits = limits
         self._in_doubt = in_doubt
+        self._meter = meter
+        self._rates = meter if meter is not None and meter.limits else None  # None: no look at each message
         self._tokens = tokens
         self.splitter = Splitter(limits.max_frame, first_limit_bytes)
         self._held: deque[bytes] | None = None  # frames not handled yet: during login, or with the window full
@@ -192,8 +213,11 @@ class Session:
             self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
-            if self.state is State.NEW and refused & 0xFFFF == TLS_HANDSHAKE:
-                step.send.append(SpokeTls())
+            if self.state is State.NEW:
+                if self._meter is not None:
+                    self._meter.first_frames += 1
+                if refused & 0xFFFF == TLS_HANDSHAKE:
+                    step.send.append(SpokeTls())
             if self._in_doubt and self.state is State.NEW and 0 < refused <= self._limits.max_frame:
                 reason = "overloaded"  # a server that is listed keeps its message, and tries again
                 step.send.append(Doubted(self.address))
@@ -321,6 +345,15 @@ class Session:
         step.write.insert(0, native.outcomes(asked.id, asked.question.message, recipients))
         return step
 
+    def on_password_changed(self, token: int, now: float) -> Step:
+        """Handle the broker's answer that a password was changed."""
+        asked = self.window.answer(token)
+        if asked is None:
+            return _nothing()
+        step = self.proceed(now)
+        step.write.insert(0, native.done(asked.id))
+        return step
+
     @property
     def has_more(self) -> bool:
         """Return whether a report may let something go on: held frames, or an end that waited for the report."""
@@ -417,6 +450,9 @@ class Session:
                 if (type_size := len(type_)) > MAX_TYPE:
                     step.write.append(native.report(id_, 1, "unknown-type"))
                     return True
+                if self._rates is not None and not self._rates.take(self.user or "", now):
+                    step.write.append(native.report(id_, 1, "overloaded"))
+                    return True
                 token = next(self._tokens)
                 submit = _new(Submit, (token, self.number, type_, data, meta))
                 size = len(data) + len(id_) + type_size + OVERHEAD_BYTES
@@ -459,6 +495,16 @@ class Session:
                     size = len(sent.data) + len(sent.id) + OVERHEAD_BYTES
                     self.window.ask(question, sent.id, size)
                     step.send.append(question)
+            case "passwd":
+                assert command is not None
+                passwords = native.passwords(command.data)
+                if passwords is None:
+                    fault = "malformed"
+                else:
+                    question = Question(next(self._tokens), self.number, "")
+                    self.window.ask(question, sent.id, len(sent.data) + len(sent.id) + OVERHEAD_BYTES)
+                    address = "" if self.address == UNIX_HOST else self.address
+                    step.send.append(NewPassword(question, *passwords, address))
             case _:
                 fault = "unknown-command"
         if fault is not None:

@@ -72,7 +72,7 @@ _SENT = State.SENT
 class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no cycle to collect
     """Unreported message. `id` is the JSON text that the client reads in its report, `size` in bytes counts everything
     that the message costs, `since_s` is the time of its arrival. `session` is the number of the session that gets the
-    report, `user` the user of a client that has gone (None of another server)."""
+    report, `user` and `account` those of a client that has gone (None of another server)."""
 
     submit: Submit
     id: bytes
@@ -81,6 +81,7 @@ class Submission(msgspec.Struct, eq=False, gc=False):  # plain values alone: no 
     session: int
     state: State = _SENT
     user: str | None = None
+    account: str | None = None
 
     def on(self, event: Event) -> None:
         """Change to the state that follows `event`. Raises AssertionError for an event that the table does not list for
@@ -172,7 +173,7 @@ class Submissions:
         if self._closes and (close := self._closes.pop(token, None)) is not None:
             self._broker_link.send(close)
 
-    def on_connection_lost(self, tokens: Collection[int], user: str | None) -> int | None:
+    def on_connection_lost(self, tokens: Collection[int], user: str | None, account: str | None = None) -> int | None:
         """Keep the unreported messages of a client that has gone, as far as there is room for them. Return the token
         of the last held one."""
         last = None
@@ -184,7 +185,7 @@ class Submissions:
                 and self._departed_bytes + size <= self._limits.gone_bytes
             ):
                 submission.on("departed")
-                submission.user = user
+                submission.user, submission.account = user, account
                 self._departed[token] = submission
                 self._departed_bytes += size
                 if token in self._held:
@@ -216,12 +217,12 @@ class Submissions:
     def on_link_ready(self) -> list[Open]:
         """Return the sessions that have gone and left held messages: the broker gets their Opens before the messages.
         The Close of such a session follows its last message."""
-        last: dict[tuple[int, str], int] = {}
+        last: dict[tuple[int, str, str | None], int] = {}
         for token, submission in self._held.items():
             if submission.user is not None:
-                last[submission.session, submission.user] = token
-        self._closes = {token: Close(session) for (session, _), token in last.items()}
-        return [Open(session, user) for session, user in last]
+                last[submission.session, submission.user, submission.account] = token
+        self._closes = {token: Close(session) for (session, *_), token in last.items()}
+        return [Open(*each) for each in last]
 
     def send_held(self) -> None:
         """Send held messages, as far as there is room on the link."""

@@ -7,6 +7,7 @@ password is never stored or logged, and an unknown name takes as long as a wrong
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import time
@@ -19,21 +20,25 @@ import argon2
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.config import Config
 from bester.broker.data_dir import prepare
-from bester.broker.verifying import HASHER, LET_IN, WRONG, Verdict, Verifying
+from bester.broker.verifying import HASHER, LET_IN, OVERLOADED, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import MAX_USER
 
 FILE = "accounts.db"
 PASSWORD_LIMIT_BYTES = 1024
 """Longer passwords only make checking slow."""
+UNREADABLE = "unreadable"
+"""Token of any account while the database cannot be read: nobody is cut off for that."""
+_ENABLED = "name NOT IN (SELECT name FROM disabled)"
 _log = logging.getLogger(__name__)
 
 
 class Account(NamedTuple):
-    """Account of a user; `created_s` is in seconds of the wall clock since 1970."""
+    """Account of a user; `created_s` is in seconds of the wall clock since 1970; nobody may log in if `disabled`."""
 
     name: str
     created_s: int
+    disabled: bool = False
 
 
 class Logins(Protocol):
@@ -44,6 +49,16 @@ class Logins(Protocol):
 
     def exists(self, name: str) -> bool:
         """Return whether an account has this name."""
+
+    def token(self, name: str) -> str | None:
+        """Return a text that tells an account from an earlier or later one of its name; None where there is none, or
+        where it is disabled."""
+
+    async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
+        """Change a user's password, if the old one is right."""
+
+    def disabled(self) -> set[str]:
+        """Return the names of disabled accounts."""
 
     def changed(self) -> bool:
         """Return whether another process may have added or removed accounts since the last call."""
@@ -97,6 +112,18 @@ class OpenAccounts:
         """Return False, as no account exists."""
         return False
 
+    def token(self, name: str) -> str | None:
+        """Return one text for all, as any name is good."""
+        return ""
+
+    async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
+        """Refuse, as there is no password."""
+        return Verdict("not-allowed")
+
+    def disabled(self) -> set[str]:
+        """Return an empty set, as no account exists."""
+        return set()
+
     def changed(self) -> bool:
         """Return False, as no account exists."""
         return False
@@ -142,7 +169,7 @@ class Accounts:
         fault = name_fault(name) or password_fault(password)
         if fault:
             raise BesterError("malformed", fault)
-        row = (name, HASHER.hash(password), int(time.time()))
+        row = (name, HASHER.hash(password), time.time())  # the fraction tells two accounts of one name apart
         if not self._change("INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row):
             raise BesterError(
                 "not-allowed", f"there is a user {name} already; `bester user passwd` changes the password"
@@ -158,13 +185,33 @@ class Accounts:
 
     def remove(self, name: str) -> None:
         """Remove an account and record the removal. Raises BesterError for an unknown account."""
-        if not self._both(("DELETE FROM account WHERE name = ?", "INSERT OR IGNORE INTO removed VALUES (?)"), name):
+        first, *others = (
+            "DELETE FROM account WHERE name = ?",
+            "INSERT OR IGNORE INTO removed VALUES (?)",
+            "DELETE FROM disabled WHERE name = ?",
+        )
+        if not self._all((first, *others), name):
+            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+
+    def disable(self, name: str) -> None:
+        """Let nobody log in to an account, and change nothing else. Raises BesterError for an unknown account."""
+        known = "UPDATE account SET name = name WHERE name = ?"
+        if not self._all((known, "INSERT OR IGNORE INTO disabled VALUES (?)"), name):
+            raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
+
+    def enable(self, name: str) -> None:
+        """Let its user log in to an account again. Raises BesterError for an unknown account."""
+        known = "UPDATE account SET name = name WHERE name = ?"
+        if not self._all((known, "DELETE FROM disabled WHERE name = ?"), name):
             raise BesterError("unknown-user", f"there is no user {name!r}; `bester user list` shows them")
 
     def list(self) -> list[Account]:
         """Return all accounts, ordered by name."""
         try:
-            return [Account(*row) for row in self._db.execute("SELECT name, created_s FROM account ORDER BY name")]
+            rows = self._db.execute(
+                "SELECT name, created_s, name IN (SELECT name FROM disabled) FROM account ORDER BY name"
+            )
+            return [Account(name, int(created_s), bool(disabled)) for name, created_s, disabled in rows]
         except sqlite3.Error as error:
             raise self._broken(error) from None
 
@@ -177,6 +224,51 @@ class Accounts:
         except sqlite3.Error as error:
             _log.error("%s", self._broken(error).text)
             return True  # `unknown-user` would be permanent
+
+    def token(self, name: str) -> str | None:
+        """Return the time at which an account was made, in full; None for an unknown or disabled account. While the
+        database cannot be read, return UNREADABLE."""
+        try:
+            row = self._db.execute(f"SELECT created_s FROM account WHERE name = ? AND {_ENABLED}", (name,)).fetchone()  # noqa: S608 (own words)
+        except UnicodeEncodeError:
+            return None
+        except sqlite3.Error as error:
+            _log.error("%s", self._broken(error).text)
+            return UNREADABLE
+        return None if row is None else repr(float(row[0]))
+
+    def disabled(self) -> set[str]:
+        """Return the names of disabled accounts; an empty set while the database cannot be read."""
+        try:
+            return {str(name) for (name,) in self._db.execute("SELECT name FROM disabled")}
+        except sqlite3.Error as error:
+            _log.error("%s", self._broken(error).text)
+            return set()
+
+    async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
+        """Change a user's password, if the old one is right: wrong ones count as at a login. The new password is
+        written only where nobody has changed it meanwhile."""
+        if password_fault(new):
+            return Verdict("malformed")
+        try:
+            stored = self._hash_of(user)
+        except BesterError:  # the database cannot be read, as its error in the log says
+            return OVERLOADED
+        verdict = await self.verify(user, old, address)
+        if verdict.reason is not None or stored is None:
+            return verdict if verdict.reason is not None else WRONG
+        made = await asyncio.to_thread(HASHER.hash, new)
+        statement = f"UPDATE account SET hash = ? WHERE name = ? AND hash = ? AND {_ENABLED}"  # noqa: S608 (own words)
+        try:
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                changed = self._db.execute(statement, (made, user, stored)).rowcount > 0
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
+        except sqlite3.Error as error:
+            _log.error("the password of user %r cannot be changed now: %s", user, self._broken(error).text)
+            return OVERLOADED
+        return LET_IN if changed else WRONG
 
     def changed(self) -> bool:
         """Return whether another process has written since the last call; cheap, as no table is read."""
@@ -224,7 +316,7 @@ class Accounts:
 
     def _hash_of(self, user: str) -> str | None:
         try:
-            row = self._db.execute("SELECT hash FROM account WHERE name = ?", (user,)).fetchone()
+            row = self._db.execute(f"SELECT hash FROM account WHERE name = ? AND {_ENABLED}", (user,)).fetchone()  # noqa: S608 (own words)
         except sqlite3.Error as error:
             unreadable = self._broken(error)
             _log.error("%s", unreadable.text)
@@ -236,7 +328,7 @@ class Accounts:
             raise BesterError("storage-full", f"{self.path}: {text}")
         return stored
 
-    def _change(self, statement: str, values: tuple[str | int, ...]) -> bool:
+    def _change(self, statement: str, values: tuple[str | float, ...]) -> bool:
         try:
             return self._db.execute(statement, values).rowcount > 0
         except UnicodeEncodeError:
@@ -244,15 +336,14 @@ class Accounts:
         except sqlite3.Error as error:
             raise self._broken(error) from None
 
-    def _both(self, statements: tuple[str, str], name: str) -> bool:
-        """Carry out both statements or neither; the second runs only if the first changed a row. Return whether it
-        did."""
+    def _all(self, statements: tuple[str, ...], name: str) -> bool:
+        """Carry out all statements or none; the others run only if the first changed a row. Return whether it did."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 found = self._change(statements[0], (name,))
-                if found:
-                    self._change(statements[1], (name,))
+                for statement in statements[1:] if found else ():
+                    self._change(statement, (name,))
                 self._db.execute("COMMIT")
             finally:
                 self._undo()

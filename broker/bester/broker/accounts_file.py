@@ -27,6 +27,7 @@ _TABLES = (
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, hash TEXT NOT NULL, created_s INTEGER NOT NULL) WITHOUT ROWID
 """,
     "CREATE TABLE IF NOT EXISTS removed (name TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS disabled (name TEXT PRIMARY KEY) WITHOUT ROWID",
 )
 _ELSEWHERE = "move it away, or name another [server] data_dir"
 _DAMAGED = f"see that the file is yours and Bester's; {database.RESTORE}, or move it away and add the users again"

@@ -15,7 +15,7 @@ from typing import Any
 
 from bester.broker.store_requests import Bounds
 from bester.broker.unix_socket import PATH_BYTES
-from bester.broker.wire.address import HostPort, is_loopback
+from bester.broker.wire.address import HostPort, Network, is_loopback
 from bester.broker.wire.codes import ConfigError
 
 NAME_LIMIT = 100
@@ -63,6 +63,7 @@ class NativeConfig:
     max_connections_per_user: int = 1_000
     max_connections_per_address: int = 1_000
     tls: TlsConfig | None = None
+    messages_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class HandlerConfig:
 
     `program` listens on `socket`, if started by the server. `order` is the order of a user's messages: one at a time
     ("user") or in parallel ("none"). A message fails after `timeout_s` with a handler (None: 30 s, or a longer lease of
-    the handler), and becomes a dead letter after the death of `attempts` handlers.
+    the handler), and becomes a dead letter after the death of `attempts` handlers. `commands` are those it may use
+    (None: every command).
     """
 
     name: str
@@ -126,12 +128,14 @@ class HandlerConfig:
     order: str = "user"
     timeout_s: float | None = None
     attempts: int = 3
+    commands: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` None: every type. `key` is the
-    server's public key, without which its fabric is not encrypted.
+    """Another server, by name: exactly one of `fabric` and `native`. `accept_types` are the types that it may send
+    here, `send_types` those that it may be sent; None: every public type. `key` is the server's public key, without
+    which its fabric is not encrypted.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
     are sent one after the other; `tls` is True if the server speaks TLS, and `ca` holds the authorities trusted for its
@@ -147,11 +151,16 @@ class PeerConfig:
     key: str | None = None
     tls: bool = False
     ca: Path | None = None
+    send_types: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start."""
+    """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start.
+
+    `type_users` are the users who may send a type, by type. `reachable` are networks of this machine and its link that
+    handlers may send to without a listed server there.
+    """
 
     directory: Path
     server: ServerConfig
@@ -163,6 +172,8 @@ class Config:
     handlers: tuple[HandlerConfig, ...] = ()
     servers: Mapping[str, PeerConfig] = field(default_factory=lambda: MappingProxyType({}))
     accept: str = "listed"
+    type_users: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+    reachable: tuple[Network, ...] = ()
     informer: Path | None = None
     admin_info: Any = None
     notices: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ module opens no socket, starts no program and makes no directory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -32,9 +32,9 @@ from bester.broker.config import (
 )
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
-from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint, parse_host_port
+from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint, parse_host_port, parse_network
 from bester.broker.wire.keys import must_encrypt, parse_key
-from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, spelling_fault, type_fault
+from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, type_fault
 
 FILE = Path("bester.toml")
 """Default file of every command, if present."""
@@ -42,6 +42,8 @@ MAX_WORKERS = 256
 """Processes of one handler; more than any machine runs well."""
 MAX_CONNECTIONS = 1_000_000
 """Above this a limit is a slip of the keyboard."""
+MAX_RATE = 1_000_000.0
+"""Messages a second; no server is as fast."""
 MIN_TTL_S, MAX_TTL_S = 1, 365 * 24 * 3600
 """Bounds of the time that messages wait: less than a second is no waiting, and after a year no user needs a message."""
 MIN_SHARE = 0.001
@@ -55,6 +57,10 @@ MAX_ATTEMPTS = 100
 """A message over which so many handlers have died will not spare the next."""
 
 
+EVERY = "*"
+"""Stands for every public type in `accept_types` and `send_types`."""
+ANY = "any"
+"""Stands for every user in `users`."""
 FORGETFUL = '[store] url is memory:, so queued messages are lost with this process; "sqlite:…" names a file for them'
 OTHERS_FILES = ("accounts.db", "server.lock", "fabric.sock", SERVER_KEY)
 """Other files of the data directory and of a backup, which a store must not replace."""
@@ -83,6 +89,7 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections": Key("20000", "connections at once; a quarter of them, up to 5000, before a login"),
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
+        "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
     },
     "native.tls": {
         "listen": Key("none", 'a listener with TLS, as "0.0.0.0:2224", or a list of them'),
@@ -124,6 +131,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "server_bytes": Key("1073741824", "bytes queued for one other server"),
         "messages": Key("1000000", "messages queued in all"),
         "bytes": Key("8589934592", "bytes queued in all"),
+        "server_outcomes": Key(
+            "50000",
+            "notes kept of messages that are queued at one other server; a new one above the bound replaces the oldest",
+        ),
         "outcomes": Key(
             "1000000",
             "outcomes kept for questions of their senders; a new one above the bound replaces the oldest",
@@ -149,6 +160,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "attempts": Key(
             "3", "handlers that may die with one message alone in flight before the message is a dead letter"
         ),
+        "commands": Key("every command", "the commands that it may use: of sendClients, sendServers and sendHandler"),
+    },
+    "types.NAME": {
+        "users": Key('"any"', "the users who may send messages of this type; handlers may pass on to it all the same"),
     },
     "servers.NAME": {
         "fabric": Key("none", "the server's fabric, as tcp:// or ipc://; one of fabric and native is given"),
@@ -156,7 +171,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "native": Key("none", "the server's native listener, as host:port"),
         "tls": Key("false", "true: the server's native listener speaks TLS; its certificate must be for the host"),
         "ca": Key("the system's", "the file of the authorities trusted for that certificate, or that certificate"),
-        "accept_types": Key("every type", "the message types it may send to this server"),
+        "accept_types": Key("[]", 'the message types it may send to this server; "*" is every public type'),
+        "send_types": Key('["*"]', 'the message types that handlers may send to it; "*" is every public type'),
         "reports": Key("true", "false: a native server that sends no reports (besterd)"),
         "order": Key('"none"', '"type": the messages of one type go to a native server one after the other'),
     },
@@ -165,6 +181,11 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             '"listed"',
             'servers that may send here: "listed" ones, "open" for all, or "none"; only with "open" may handlers send '
             "to a host:port that is not listed",
+        ),
+        "reachable": Key(
+            "[]",
+            "addresses and networks of this machine or its link that handlers may send to as a bare host:port, where "
+            '`accept` is "open"',
         ),
     },
     "informer": {
@@ -189,6 +210,7 @@ HINTS: Mapping[str, Mapping[str, str]] = {
     "fabric": {"keys": "did you mean key?", "secret": "did you mean key?", "party": "did you mean parties?"},
     "fabric.parties.NAME": {"type": "did you mean types?", "public_key": "did you mean key?"},
     "handlers.NAME": {"retries": "did you mean attempts?"},
+    "types.NAME": {"user": "did you mean users?", "allow": "did you mean users?"},
     "servers.NAME": {"address": "did you mean fabric or native?", "host": "did you mean fabric or native?"},
 }  # fmt: skip
 """Remedies for keys that users expect and Bester does not have."""
@@ -230,6 +252,8 @@ class _Reader:
         informer = self._section("informer")
         store = self._store(server.data_dir)
         handlers = tuple(self._handler(name, table) for name, table in self._named("handlers"))
+        federation = self._section("federation")
+        users = {name: self._users_of(name, table) for name, table in self._named("types", name_fault=type_fault)}
         self._one_budget_a_type(handlers)
         return Config(
             path=self._source.path,
@@ -241,7 +265,11 @@ class _Reader:
             auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
             handlers=handlers,
             servers=MappingProxyType(servers),
-            accept=self._section("federation").choice("accept", "listed", ("listed", "open", "none")),
+            accept=federation.choice("accept", "listed", ("listed", "open", "none")),
+            type_users=MappingProxyType({name: each for name, each in users.items() if each is not None}),
+            reachable=tuple(
+                federation.checked("reachable", parse_network, text) for text in federation.texts("reachable") or ()
+            ),
             informer=self._socket(informer, "unix"),
             notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
         )
@@ -251,7 +279,9 @@ class _Reader:
         known = [*KEYS[name], "parties"] if name == "fabric" else KEYS[name]
         return Table(self._source, name, values, known, HINTS.get(name, NO_HINTS))
 
-    def _named(self, name: str, within: Table | None = None) -> list[tuple[str, Table]]:
+    def _named(
+        self, name: str, within: Table | None = None, name_fault: Callable[[str], str | None] = name_fault
+    ) -> list[tuple[str, Table]]:
         """Return the tables of a section by their names; `name` is dotted for a section within another."""
         outer, last = within or self._top, name.rpartition(".")[2]
         values = outer.raw(last) if last in outer else {}
@@ -308,7 +338,8 @@ class _Reader:
                 ("max_connections_per_address", 1, MAX_CONNECTIONS),
             )
         }
-        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, tls=tls)
+        rate = table.decimal("messages_per_s", 0.0, 0.0, MAX_RATE)
+        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, tls=tls, messages_per_s=rate)
 
     def _tls(self, values: object) -> TlsConfig:
         table = Table(self._source, "native.tls", values, KEYS["native.tls"], HINTS["native.tls"])
@@ -424,6 +455,7 @@ class _Reader:
                 ("server_messages", defaults.server_messages, 1, MAX_MESSAGES),
                 ("server_bytes", defaults.server_bytes, 1, MAX_STORE_BYTES),
                 ("messages", defaults.messages, 1, MAX_MESSAGES),
+                ("server_outcomes", defaults.server_outcomes, 1, MAX_MESSAGES),
                 ("outcomes", defaults.outcomes, 1, MAX_MESSAGES),
                 ("dead_letters", defaults.dead_letters, 1, MAX_MESSAGES),
             )
@@ -463,13 +495,13 @@ class _Reader:
         for handler in handlers:
             for type_ in handler.types:
                 other = first.setdefault(type_, handler)
-                for key in ("timeout_s", "attempts"):
+                for key in ("timeout_s", "attempts", "commands"):
                     here, there = getattr(handler, key), getattr(other, key)
                     if here != there:
                         self._source.fail(
                             f"handlers.{handler.name}",
                             key,
-                            f"is {_budget_text(here)} here and {_budget_text(there)} in [handlers.{other.name}], "
+                            f"is {_value_text(here)} here and {_value_text(there)} in [handlers.{other.name}], "
                             f"which handles {type_!r} too; write the same in both",
                         )
 
@@ -501,7 +533,17 @@ class _Reader:
             order=table.choice("order", "user", ("user", "none")),
             timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
+            commands=self._commands(table),
         )
+
+    def _users_of(self, type_: str, table: Table) -> frozenset[str] | None:
+        """Return the users who may send a type, None for all."""
+        if table.raw("users") in (None, ANY):
+            return None
+        users = table.texts("users") if isinstance(table.raw("users"), list) else None
+        if users is None:
+            table.fail("users", f'is a list of user names, or "{ANY}"; write users = ["…"]')
+        return frozenset(users)
 
     def _types(self, table: Table, key: str, types: tuple[str, ...]) -> tuple[str, ...]:
         if not types:
@@ -538,27 +580,34 @@ class _Reader:
         address = table.checked("native", parse_host_port, native) if native else None
         if address and address.port == 0:
             table.fail("native", "port 0 is no port to connect to; write the port the server listens on")
-        types = table.texts("accept_types")
         for key, habit in (
             ("reports", "always reports"), ("order", "always keeps the order of a type"), ("tls", "is known by its key")
         ):  # fmt: skip
             if fabric and key in table:
                 table.fail(key, f"is for native servers: a fabric one {habit}; leave the key out")
-        for each in types or ():
-            fault = spelling_fault(each)
-            if fault:
-                table.fail("accept_types", fault)
         return PeerConfig(
             name=name,
             fabric=endpoint,
             native=address,
-            accept_types=None if types is None else frozenset(types),
+            accept_types=self._types_of_peer(table, "accept_types", frozenset()),
+            send_types=self._types_of_peer(table, "send_types", None),
             reports=table.flag("reports", default=True),
             ordered=table.choice("order", "none", ("none", "type")) == "type",
             key=None if public is None else table.checked("key", parse_key, public),
             tls=tls,
             ca=self._path(table, "ca"),
         )
+
+    def _types_of_peer(self, table: Table, key: str, default: frozenset[str] | None) -> frozenset[str] | None:
+        """Return the types that a server may send or be sent, None for every public type."""
+        types = table.texts(key)
+        if types is None:
+            return default
+        for each in types:
+            fault = None if each == EVERY else type_fault(each)
+            if fault:
+                table.fail(key, fault)
+        return None if EVERY in types else frozenset(types)
 
     def _path(self, table: Table, key: str) -> Path | None:
         text = table.text(key)
@@ -585,5 +634,7 @@ def _nearest(listen: tuple[str, ...]) -> tuple[str, ...]:
     return next(((each,) for each in listen if each.startswith("ipc://")), listen[:1])
 
 
-def _budget_text(value: float | None) -> str:
-    return "not written" if value is None else f"{value:g}"
+def _value_text(value: float | frozenset[str] | None) -> str:
+    if value is None:
+        return "not written"
+    return str(sorted(value)) if isinstance(value, frozenset) else f"{value:g}"

@@ -19,6 +19,7 @@ from zmq.utils import z85
 
 from bester.broker.fabric import FabricSocket, Frames
 from bester.broker.keys import KeyPair
+from bester.broker.wire.messages import MAX_FRAMES
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"bester"
@@ -113,7 +114,10 @@ class CurveSocket(FabricSocket):
         self.send([identity, *frames])
 
     def _receive_keyed(self, flags: int) -> Frames:
-        """Receive a message with its party's key, as ZAP let it in."""
+        """Receive a message with its party's key, as ZAP let it in; an empty list while the rest of a message of too
+        many frames is skipped."""
+        if self._skipping and not self._skip():
+            return []
         while True:
             first = self.socket.recv(flags, copy=False)
             identity = first.bytes
@@ -122,6 +126,9 @@ class CurveSocket(FabricSocket):
             frames = [identity, key]
             while self.socket.getsockopt(zmq.RCVMORE):
                 frames.append(self.socket.recv(flags))
+                if len(frames) > MAX_FRAMES + 2:
+                    self._cut()
+                    break
             holder = self._holders.get(identity)
             if holder == came_by:
                 return frames

@@ -27,7 +27,7 @@ from bester.broker.wire.address import HostPort, parse_endpoint
 from bester.broker.wire.codec import batches, decode, fault
 from bester.broker.wire.codes import WireError
 from bester.broker.wire.link_client import LINK_MESSAGES, LinkClient, State, Step, StepEvent
-from bester.broker.wire.messages import MAX_FRAME_BYTES, Heartbeat, Malformed, Message
+from bester.broker.wire.messages import MAX_FRAME_BYTES, MAX_FRAMES, Heartbeat, Malformed, Message
 from bester.broker.wire.trouble import Attempt
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -35,6 +35,8 @@ HIGH_WATER_MARK = 256
 """Queued ZeroMQ messages (each a batch) for one peer; credit keeps a healthy peer far below."""
 DRAIN_AT_ONCE = 64
 """ZeroMQ messages read before other sockets get their turn."""
+SKIPPED_AT_ONCE = 1_000
+"""Frames of a message of too many that are dropped before anything else gets its turn, about a millisecond."""
 DRAIN_S = 0.005
 """Seconds of reading before other sockets get their turn, as some messages are costly to carry out."""
 MAX_QUEUED = 65536
@@ -59,7 +61,10 @@ class FabricSocket:
         self.socket.linger = 0
         self.socket.set_hwm(HIGH_WATER_MARK)
         self.socket.maxmsgsize = MAX_FRAME_BYTES
-        self._receive: Callable[[int], Frames] = self.socket.recv_multipart
+        self._receive: Callable[[int], Frames] = self._receive_whole
+        self._skipping = False  # the rest of a message of too many frames is still to be read
+        self.overlong = 0
+        """Count of the messages of too many frames, which are cut: `decode` refuses them."""
         self._met: dict[bytes, int | None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
@@ -107,8 +112,37 @@ class FabricSocket:
         """Return the process id of a peer that has sent a message; None if the system does not report the id."""
         return None if self._met is None else self._met.get(identity)
 
+    def _receive_whole(self, flags: int) -> Frames:
+        """Receive one message; an empty list while the rest of a message of too many frames is skipped."""
+        if self._skipping and not self._skip():
+            return []
+        receive, more = self.socket.recv, self.socket.getsockopt
+        frames = [receive(flags)]
+        while more(zmq.RCVMORE):
+            frames.append(receive(flags))
+            if len(frames) > MAX_FRAMES + 1:
+                self._cut()
+                break
+        return frames
+
+    def _cut(self) -> None:
+        """Leave the rest of a message of too many frames to later turns of the loop."""
+        self._skipping = bool(self.socket.getsockopt(zmq.RCVMORE))
+        self.overlong += 1
+
+    def _skip(self) -> bool:
+        """Read and drop some frames of a message that was cut. Return whether it has ended."""
+        for _ in range(SKIPPED_AT_ONCE):
+            if not self.socket.getsockopt(zmq.RCVMORE):
+                self._skipping = False
+                return True
+            self.socket.recv(zmq.NOBLOCK)
+        return False
+
     def _receive_from(self, flags: int) -> Frames:
-        """Receive like recv_multipart, and look up the process of a new peer."""
+        """Receive one message as `_receive_whole` does, and look up the process of a new peer."""
+        if self._skipping and not self._skip():
+            return []
         receive, more = self.socket.recv, self.socket.getsockopt
         identity = receive(flags)
         assert self._met is not None
@@ -117,11 +151,19 @@ class FabricSocket:
         frames = [identity]
         while more(zmq.RCVMORE):
             frames.append(receive(flags))
+            if len(frames) > MAX_FRAMES + 1:
+                self._cut()
+                break
         return frames
 
     def _meet(self, identity: bytes) -> Frames:
         """Receive the rest of a message as objects that carry the kernel's data on the sender."""
-        rest = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        rest = [self.socket.recv(zmq.NOBLOCK, copy=False)]
+        while self.socket.getsockopt(zmq.RCVMORE):
+            rest.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+            if len(rest) > MAX_FRAMES:
+                self._cut()
+                break
         assert self._met is not None
         if len(self._met) >= MAX_MET:
             self._met.clear()
@@ -142,7 +184,9 @@ class FabricSocket:
         empty = False
         try:
             for _ in range(DRAIN_AT_ONCE):
-                self._on_frames(receive(zmq.NOBLOCK))
+                frames = receive(zmq.NOBLOCK)
+                if frames:
+                    self._on_frames(frames)
                 if self._loop is None:  # closed by a callback
                     return
                 if time.monotonic() >= enough:
@@ -208,7 +252,9 @@ class SharedSocket(FabricSocket):
             self._release()
         full, enough = len(came) >= DRAIN_AT_ONCE, time.monotonic() + DRAIN_S
         while came:
-            self._on_frames(came.popleft())
+            frames = came.popleft()
+            if frames:
+                self._on_frames(frames)
             if self._loop is None:  # closed by a callback
                 return
             if came and time.monotonic() >= enough:
@@ -337,6 +383,12 @@ class FabricLink:
     def _look_again(self) -> None:
         if self._socket is not None:
             self._socket.look_again()
+
+    def retry(self) -> None:
+        """Try at once to connect, where the link is down and waits for its next attempt."""
+        if self.link_client.state is State.DOWN and self._lookup is None and self._timer is not None:
+            self.link_client.retry_at = self._loop.time()
+            self._set_timer(self.link_client.retry_at)
 
     async def leave(self, timeout_s: float = 5.0) -> None:
         """Send GOODBYE and wait for its echo (or `timeout_s`), after which no request comes.

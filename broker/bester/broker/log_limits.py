@@ -17,6 +17,7 @@ WARNINGS = frozenset(
     {
         "clock-jumped",
         "contracts-differ",
+        "damaged",
         "dead-letter",
         "fabric-refused",
         "handler-stuck",

@@ -22,6 +22,7 @@ class RemovedAccounts:
     def __init__(self, accounts: Logins) -> None:
         self._accounts = accounts
         self._names: set[str] = set()
+        self._disabled: set[str] = set()
         self._changed = False
 
     def check(self) -> None:
@@ -29,6 +30,12 @@ class RemovedAccounts:
         if self._accounts.changed():
             self._changed = True
             self._names.update(self._accounts.removed())
+            self._disabled = self._accounts.disabled()
+
+    def shut_out(self, is_connected: Callable[[str], bool]) -> list[str]:
+        """Return the users of disabled accounts who are connected; repeatedly, as a bridge may bring back a
+        connection."""
+        return sorted(filter(is_connected, self._disabled))
 
     def is_under_removal(self, name: str) -> bool:
         """Return whether connections or messages of a removed account may be left under this name."""

@@ -25,8 +25,18 @@ from typing import Self
 import zmq
 
 from bester.broker import unix_socket
-from bester.broker.accounts import Logins
-from bester.broker.core.effects import Effects, Link, LookUp, Notice, NoticeEvent, Restart, Verify
+from bester.broker.accounts import UNREADABLE, Logins
+from bester.broker.core.effects import (
+    ChangePassword,
+    Effects,
+    Link,
+    LookUp,
+    Notice,
+    NoticeEvent,
+    Reconnect,
+    Restart,
+    Verify,
+)
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.curve import CurveSocket, Zap
@@ -108,6 +118,7 @@ class Broker:
             chance=random.random,
             process_of=self._process_of,
             is_stopped=is_stopped,
+            may_open=self._may_open,
         )
         self.restart: Callable[[int, str], bool] = lambda process, why: False
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
@@ -320,6 +331,8 @@ class Broker:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
         for user in self._removed_accounts.due(self.router.users):
             self._carry_out(self.router.on_account_removed(user, time.monotonic()))
+        for user in self._removed_accounts.shut_out(self.router.is_connected):
+            self._carry_out(self.router.on_account_disabled(user))
         self._driver.tick()
         self._retry_later()
         if self._driver.is_idle:
@@ -339,8 +352,31 @@ class Broker:
             self._end_removals()  # usually enough to end the removal
             if self._removed_accounts.is_under_removal(login.user):
                 reason = "overloaded"
+        account = self._accounts.token(login.user) if reason is None else None
+        if reason is None and account is None:  # disabled or removed meanwhile
+            reason = "authentication-failed"
         now = time.monotonic()
-        self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s))
+        self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s, account))
+
+    def _may_open(self, user: str, account: str | None) -> bool:
+        """Return whether a session that outlived a broker may go on: its account is still there, and is the one with
+        which it logged in (None: a bridge that does not tell)."""
+        now = self._accounts.token(user)
+        return now is not None and (account == now or account in (None, UNREADABLE) or now == UNREADABLE)
+
+    async def _change_password(self, change: ChangePassword) -> None:
+        try:
+            reason, retry_s = await self._accounts.change(change.user, change.old, change.new, change.address)
+        except Exception as error:  # noqa: BLE001 (the fault of one change must not end the server)
+            log.error("the password of user %r cannot be changed now: %s", change.user, describe(error))
+            reason, retry_s = "overloaded", None
+        fields = {"user": change.user, "address": change.address or "a Unix socket"}
+        if reason is None:
+            self._write(Notice("password-changed", fields))
+        elif reason in LOGIN_EVENTS:
+            self._write(Notice(LOGIN_EVENTS[reason], fields))
+        now = time.monotonic()
+        self._carry_out(self.router.on_password_changed(change.link, change.token, reason, retry_s, now))
 
     # --- out ---
 
@@ -361,6 +397,8 @@ class Broker:
         for call in effects.calls:
             if type(call) is Verify:
                 self._start_verifying(call)
+            elif type(call) is ChangePassword:
+                self._start_changing(call)
             elif type(call) is Notice:
                 self._write(call)
                 if call.event == "joined" and call.fields["role"] == "handler":
@@ -368,6 +406,8 @@ class Broker:
             elif type(call) is LookUp:
                 if self.look_up is not None:
                     self.look_up(call.servers)
+            elif type(call) is Reconnect:
+                self._servers[Link("server", call.server.encode())].retry()
             elif type(call) is Restart:
                 self._start_again(call)
 
@@ -397,6 +437,15 @@ class Broker:
             self._carry_out(self.router.on_verified(login.link, login.session, login.user, "overloaded", now))
             return
         task = self._group.create_task(self._verify(login))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_changing(self, change: ChangePassword) -> None:
+        if len(self._tasks) >= MAX_LOGINS:
+            now = time.monotonic()
+            self._carry_out(self.router.on_password_changed(change.link, change.token, "overloaded", None, now))
+            return
+        task = self._group.create_task(self._change_password(change))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

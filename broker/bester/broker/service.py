@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
-from bester.broker.config import Config
+from bester.broker.config import Config, PeerConfig
 from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
@@ -48,12 +48,13 @@ def routes_of(config: Config) -> dict[str, Route]:
             name,
             peer.fabric,
             None if peer.native is None else str(peer.native),
-            peer.accept_types,
+            _entering(config, peer),
             peer.reports,
             peer.ordered,
             peer.key,
             peer.tls,
             name in config.certified_servers,
+            peer.send_types,
         )
         for name, peer in config.servers.items()
     }
@@ -73,7 +74,26 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
         admin_info=config.admin_info,
         bounds=config.store.bounds,
         budgets=_budgets(config),
+        type_users=config.type_users,
+        type_commands=_commands(config),
+        reachable=config.reachable,
     )
+
+
+def _entering(config: Config, peer: PeerConfig) -> frozenset[str] | None:
+    """Return the types that a server may send here: where federation is open, a listed server without `accept_types`
+    may send what an unlisted one may."""
+    return None if config.accept == "open" and not peer.accept_types else peer.accept_types
+
+
+def _commands(config: Config) -> dict[str, frozenset[str]]:
+    """Return the commands that the handlers of each type may use, where a handler of the type has `commands`."""
+    return {
+        type_: handler.commands
+        for handler in config.handlers
+        if handler.commands is not None
+        for type_ in handler.types
+    }
 
 
 def _budgets(config: Config) -> dict[str, Budget]:

@@ -27,9 +27,8 @@ from bester.broker.store_requests import (
     PRESSING,
     Bury,
     Committed,
-    FindDeadLetters,
-    FindOutcomes,
     MarkSent,
+    Question,
     Write,
 )
 from bester.broker.wire.codes import BesterError
@@ -122,7 +121,7 @@ class StoreDriver:
         """Add writes, and reads that are to be done after them."""
         self._writes += writes
         for read in reads:
-            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, Question):
                 self._reads.append(read)
             elif not self._questions.add(read):
                 self._carry_out(self._router.on_read(read, None, self._clock()))
@@ -339,7 +338,7 @@ class StoreDriver:
             unreadable = Effects()
             unreadable.notice("store-unreadable", why=error.text)
             self._carry_out(unreadable)
-            if not isinstance(read.request, FindOutcomes | FindDeadLetters):
+            if not isinstance(read.request, Question):
                 self._unread.append(read)  # no message may be passed over: its queue stands still until then
                 return
             answer = None  # the asker may ask again

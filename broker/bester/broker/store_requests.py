@@ -66,8 +66,9 @@ class Entry(NamedTuple):
     named them, `sender` the user who may ask for the outcome (None: nobody may). `expires_s` is in the store's time.
     meta: `origin`, `root`, `path`, `message` (id of the message that led to the result), `peer` (the server that sent
     that message, and is to have the outcome), `push` (the sender is to have the outcome), `repeated` (the result may
-    have been delivered before), `left` and `worst` (where the message is queued at another server: how many outcomes
-    are still to come from there, and the worst so far).
+    have been delivered before), `at_s` (in a lane: when the message was sent, in the store's time), `left` and `worst`
+    (where the message is queued at another server: how many outcomes are still to come from there, and the worst so
+    far).
     """
 
     number: int
@@ -79,6 +80,11 @@ class Entry(NamedTuple):
     sender: str | None
     expires_s: float
     meta: Meta
+
+
+DAMAGED = "damaged"
+"""Key in the meta of an Entry or DeadLetter that the store could not read whole: its value says why. The other fields
+are as far as they could be read."""
 
 
 class DeadLetter(NamedTuple):
@@ -194,6 +200,30 @@ class SavePeer(NamedTuple):
     reports: bool
 
 
+class SaveHeld(NamedTuple):
+    """Record that messages to a server are held back by its operator, or are not any more."""
+
+    server: str
+    held: bool
+
+
+class ForgetRemote(NamedTuple):
+    """Forget the notes of messages that are queued at a server, but for the latest `keep`: their later outcomes are
+    unknown here then."""
+
+    server: str
+    keep: int
+
+
+class Disown(NamedTuple):
+    """Record that all messages of a user up to number `upto`, and all dead letters up to `at_s` of the wall clock, are
+    those of a removed account: their outcomes are for nobody, and for no new account of the name."""
+
+    user: str
+    upto: int
+    at_s: float
+
+
 class PurgeOutcomes(NamedTuple):
     """Forget the outcomes of messages that expired before `before_s`, and the oldest of the others, by number, above
     `most`: `queued` ones, which are at another server, are neither counted nor forgotten. Drop the oldest dead letters
@@ -216,10 +246,13 @@ Write = (
     | SaveClock
     | SaveName
     | SavePeer
+    | SaveHeld
+    | ForgetRemote
+    | Disown
     | PurgeOutcomes
 )
 
-PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury)
+PRESSING = (Enqueue, RecordRemote, Rewrite, MarkSent, SaveLane, Bury, Unbury, SaveHeld, Disown)
 """Writes that must be on disk before anything that follows from them is sent. The others may wait for the next of
 these, or for a tick: losing them leads to a duplicate at worst."""
 
@@ -290,7 +323,14 @@ class DeadLetterPage(NamedTuple):
     upto: int
 
 
-Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters
+class FindOldest(NamedTuple):
+    """Ask for the oldest message of each lane: `dict[lane, meta]`, without lanes that are empty. A meta that cannot be
+    read is empty."""
+
+
+Read = Fetch | FindExpired | FindEntry | FindOutcomes | FindDeadLetters | FindOldest
+Question = FindOutcomes | FindDeadLetters | FindOldest
+"""Reads on behalf of a user or operator: their answer is None where the store cannot be read."""
 
 
 # --- at the start ---------------------------------------------------------------------------------------------------
@@ -314,7 +354,9 @@ class Snapshot:
     `next_expiry_s` is when the first message expires, in the store's time, whose saved state is `clock` (None in a new
     store). `shares` has messages and bytes in each mailbox by sender (see `sharer_of`): shares must hold from the first
     message after a restart. `dead` counts the dead letters. `names` are those the server has had, `peers` says by
-    address whether native servers report. `full` says why nothing can be written now, None where it can.
+    address whether native servers report. `held` are the servers to which messages are held
+    back, `remote` counts the notes of messages that are queued at a server, `disowned` has number and time of each
+    `Disown` by user. `full` says why nothing can be written now, None where it can.
     """
 
     epoch: str = "none"
@@ -328,6 +370,9 @@ class Snapshot:
     clock: ClockState | None = None
     names: tuple[str, ...] = ()
     peers: Mapping[str, bool] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
+    remote: Mapping[str, int] = field(default_factory=dict)
+    disowned: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     full: str | None = None
 
 
@@ -352,6 +397,9 @@ class Bounds:
     """Messages in all queues; above it every sender has `storage-full`."""
     total_bytes: int = 8 * 1024 * 1024 * 1024
     """The same in bytes."""
+    server_outcomes: int = 50_000
+    """Notes of messages that are queued at one other server, some 1.3 KB each; above it the oldest is forgotten. A
+    server that answers `queued` for ever must not fill the disk."""
     outcomes: int = 1_000_000
     """Outcomes that can be asked for, some 400 bytes each; above it the oldest is forgotten."""
     dead_letters: int = 10_000

@@ -25,6 +25,7 @@ COMMANDS = {
     "listen": "bester.cli.client",
     "outcome": "bester.cli.client",
     "dead": "bester.cli.dead",
+    "peers": "bester.cli.peers",
     "backup": "bester.cli.backup",
     "demo": "bester.cli.demo",
     "conform": "bester.cli.conform",

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from bester.broker.accounts import Accounts
     from bester.broker.config import Config
 
-COLUMNS = ("NAME", "SINCE")
+COLUMNS = ("NAME", "SINCE", "STATE")
 
 password_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
 
 @click.group()
 def user() -> None:
-    """Add, change, remove and list accounts."""
+    """Add, change, disable, remove and list accounts."""
 
 
 @user.command()
@@ -74,6 +74,30 @@ def remove(config_path: Path | None, name: str) -> None:
     done(f"user {name} removed")
 
 
+@user.command()
+@config_option
+@click.argument("name")
+def disable(config_path: Path | None, name: str) -> None:
+    """Let nobody log in as NAME. Connections end at once; messages for NAME go on being queued."""
+    config = load(config_path)
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
+        accounts.disable(name)
+    done(f"user {name} disabled")
+
+
+@user.command()
+@config_option
+@click.argument("name")
+def enable(config_path: Path | None, name: str) -> None:
+    """Let NAME log in again."""
+    config = load(config_path)
+    _must_be_there(config, name)
+    with _accounts(config) as accounts:
+        accounts.enable(name)
+    done(f"user {name} enabled")
+
+
 @user.command("list")
 @config_option
 def list_(config_path: Path | None) -> None:
@@ -85,12 +109,16 @@ def list_(config_path: Path | None) -> None:
             rows = accounts.list()
     if not rows:
         err(f"no users in {config.server.data_dir}; if the server is elsewhere, name its file with -c")
-    cells = [(row.name, time.strftime("%Y-%m-%d", time.localtime(row.created_s))) for row in rows]
+    cells = [
+        (row.name, time.strftime("%Y-%m-%d", time.localtime(row.created_s)), "disabled" if row.disabled else "")
+        for row in rows
+    ]
     if cells and sys.stdout.isatty():
-        tables.show(cells, COLUMNS)
+        any_disabled = any(row.disabled for row in rows)
+        tables.show(cells if any_disabled else [cell[:2] for cell in cells], COLUMNS if any_disabled else COLUMNS[:2])
     else:
-        for name, since in cells:
-            out(f"{name}\t{since}")  # a script cuts at the tabs
+        for name, since, state in cells:
+            out(f"{name}\t{since}" + (f"\t{state}" if state else ""))  # a script cuts at the tabs
 
 
 @contextmanager

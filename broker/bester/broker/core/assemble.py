@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
+from bester.broker.core.cockpit import Cockpit
 from bester.broker.core.commands import Commands
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.dead_letters import DeadLetters
@@ -29,9 +30,11 @@ from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.questions import Questions
 from bester.broker.core.queues import Queue, Queues
 from bester.broker.core.relays import Relays
+from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
+from bester.broker.core.standing import Standing
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
@@ -79,6 +82,10 @@ class Units:
     relays: Relays
     reporters: Reporters
     dead_letters: DeadLetters
+    late_outcomes: LateOutcomes
+    notes: RemoteNotes
+    standing: Standing
+    cockpit: Cockpit
 
 
 def assemble(
@@ -97,11 +104,13 @@ def assemble(
 
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
-    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, now)
+    notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
+    late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
     mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
     reporters = Reporters(out, snapshot.peers)
+    standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
-        settings, queues, transfers, reports, out, bridges, trace, reporters,
+        settings, queues, transfers, reports, out, bridges, trace, reporters, notes, standing,
         first_token=around.first_token, chance=around.chance, became=late_outcomes.on_ended,
     )  # fmt: skip
 
@@ -110,6 +119,7 @@ def assemble(
 
     queues.on_ready = advance
     queues.on_expiry = late_outcomes.on_ended
+    queues.on_damaged = late_outcomes.on_damaged
 
     def dispatch(job: Job, now: float) -> None:
         dispatcher.dispatch(job, now)
@@ -123,7 +133,7 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type)
+    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter)
     dispatcher = Dispatcher(
         settings, out, workers=workers, timeouts=timeouts, contracts=contracts, reports=reports,
         trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
@@ -147,5 +157,6 @@ def assemble(
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
-        deliveries, queues, mailboxes, relays, reporters, dead_letters,
+        deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
+        Cockpit(settings, out, queues, relays, standing, notes),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from bester.broker.core.effects import Effects, Link
 from bester.broker.wire.messages import Message, Outcome, Relayed, Report
-from bester.broker.wire.outcomes import DELIVERED, QUEUED, failed, reason_of, severity
+from bester.broker.wire.outcomes import AGAIN, DELIVERED, QUEUED, failed, reason_of, severity
 
 MAX_NAMED = 8 * 1024 * 1024
 """Characters of recipients' names (and NAME_COST more for each) in one report: a longer report would not pass on the
@@ -24,6 +24,11 @@ MAX_KEPT = 1024
 MAX_ASKERS = 16
 """Senders of duplicates of one message under way: a sender repeats only messages without a report. Above the bound the
 sender that has waited longest is answered `overloaded`."""
+
+
+MAY_HAVE_ARRIVED = "unreachable"
+"""Reason of a refusal for now where the message may have been processed before: by this code, another server marks the
+message when it sends the message again."""
 
 
 class Kind(Enum):
@@ -51,6 +56,9 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     `reason` the first failure's code, `note` the handler's text for it. `queued` counts the results queued on disk,
     `expires` is when the message expires, `push` asks for later outcomes to be sent.
 
+    `resubmitted`: a bridge submitted the message again, and an earlier life of this broker may have processed it; the
+    report never says that the message was merely refused.
+
     `sender` is the user who may ask for later outcomes, `peer` the server that gets them: those of the message that
     entered, wherever its results are sent on to. `other_askers` sent duplicates and get the same report,
     `watchers` are called at the end.
@@ -70,6 +78,7 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
     queued: int = 0
     expires: float | None = None
     push: bool = False
+    resubmitted: bool = False
     sender: str | None = None
     peer: str | None = None
     claimed_id: str | None = None
@@ -125,7 +134,8 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
         recipients = {} if self.worst == DELIVERED else self.recipients
         if self.kind is Kind.EMIT:
             return Outcome(token, status, recipients, self.reason, self.note)
-        return Report(token, status, self.reason, self.id, recipients, self.note)
+        reason = MAY_HAVE_ARRIVED if self.resubmitted and not self.carried and self.reason in AGAIN else self.reason
+        return Report(token, status, reason, self.id, recipients, self.note)
 
     def later_answer(self, token: int) -> Message:
         """Return the message that tells one of too many askers to ask later."""

@@ -223,8 +223,10 @@ class Commands:
         route = self._relays.routes.find(target)
         if route is None:
             return "unreachable"
-        if not route.name and not policy.may_send_to_stranger(self._settings):
-            return "not-allowed"
+        code = policy.may_send(self._settings, route, target, type_)
+        if code is not None:
+            self._out.notice("send-refused", server=target, type=type_, code=code, handler=job.type)
+            return code
         return self._relays.send(job, route, target, type_, body, id_, now)
 
     def _to_handler(self, job: Job, number: int, command: Command, now: float) -> None:

@@ -73,11 +73,11 @@ class _Question(NamedTuple):
 
 class DeadLetters:
     """The dead letters of a broker. `enter` dispatches a job again; `knows` returns whether a type has, or had,
-    handlers."""
+    handlers, `owns` whether its sender still has the account with which it was sent."""
 
     def __init__(
         self, settings: Settings, queues: Queues, reports: Reports, out: Effects, enter: Callable[[Job, float], None],
-        knows: Callable[[str], bool],
+        knows: Callable[[str], bool], owns: Callable[[DeadLetter], bool],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._queues = queues
@@ -85,6 +85,7 @@ class DeadLetters:
         self._out = out
         self._enter = enter
         self._knows = knows
+        self._owns = owns
         self._replayed: set[str] = set()  # ids of the letters that are being replayed
         self._renamed: dict[str, str] = {}  # by the id of a replay that has an id of its own, that of its letter
 
@@ -181,7 +182,9 @@ class DeadLetters:
             {key: meta.get(key) for key in ("root", "origin", "path")} | {"message": letter.id, "repeated": True},
         )  # fmt: skip
         self._reports.begin(case)
-        code = self._queues.enqueue(entry, case, now)
+        route = self._settings.routes.get(server)
+        code = None if route is None else policy.may_send(self._settings, route, server, letter.type)
+        code = code or self._queues.enqueue(entry, case, now)
         if code is not None:
             case.record(server, failed(code))
         self._reports.settle_one(case)
@@ -189,7 +192,7 @@ class DeadLetters:
 
     def _second_chance(self, letter: DeadLetter) -> tuple[Case, _Replay]:
         case = Case(Kind.REPLAY, NOWHERE, 0, letter.id, letter.meta.get("root") or letter.id)
-        case.sender, case.peer = letter.meta.get("user"), letter.meta.get("peer")
+        case.sender, case.peer = letter.meta.get("user") if self._owns(letter) else None, letter.meta.get("peer")
         watch = _Replay(letter.id, self._out, self._replayed, self._renamed)
         case.watchers = (watch,)
         return case, watch

@@ -54,6 +54,11 @@ class DedupCache:
         if len(self._cases) > self._most:
             self._drop(next(iter(self._cases)))
 
+    def forget(self, owner: tuple[str, str]) -> None:
+        """Forget the cases of one owner."""
+        for key in list(self._owned.get(owner, ())):
+            self._drop(key)
+
     def _drop(self, key: Key) -> None:
         del self._cases[key]
         own = self._owned[key[:2]]

@@ -296,13 +296,21 @@ class Dispatcher:
                 if late is None:
                     self._notice_failure(job, reason, note)
                 self._end(job, failed(reason), note if late is None and status == REFUSED and note else None)
-            elif (wrong := fault(commands, job.body)) is not None:
+            elif (wrong := fault(commands, job.body)) is not None or (
+                worker.limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None
+            ):
                 self._end(job, failed(wrong[0]))
             else:
                 self._commands.carry_out(job, commands, now)
                 job.is_settled = True  # as `_end`, inline for speed
                 self._reports.settle_one(job.case)
         return wrong
+
+    def may_not_command(self, worker: Worker, type_: str, commands: list[Command]) -> tuple[str, str] | None:
+        """Return (code, text) where the policy refuses a handler these commands, None where the handler may use
+        them."""
+        refused = policy.may_command(self._settings, worker.commands, type_, commands)
+        return None if refused is None else ("not-allowed", refused)
 
     def on_malformed_reply(self, worker: Worker, token: int, now: float) -> None:
         """End the message whose reply could not be decoded."""
@@ -392,6 +400,12 @@ class Dispatcher:
         self._let_go(job)
         self._end(job, failed("handler-lost"))
         return []
+
+    def on_account_removed(self, user: str, workers: list[Worker]) -> None:
+        """Have nobody get the later outcomes of a removed user's messages that handlers hold or that wait for one."""
+        for job in self._workers.jobs(workers):
+            if job.case.sender == user:
+                job.case.sender, job.case.push = None, False
 
     # --- endings ---
 

@@ -37,6 +37,7 @@ class Verify(NamedTuple):
 NoticeEvent = Literal[
     "clock-jumped",
     "contracts-differ",
+    "damaged",
     "dead-letter",
     "fabric-refused",
     "handler-failed",
@@ -51,17 +52,32 @@ NoticeEvent = Literal[
     "login-slowed",
     "lost",
     "message-refused",
+    "password-changed",
     "refused",
     "renamed",
     "reports-nothing",
+    "send-refused",
+    "server-held",
     "server-lost",
     "server-reached",
+    "server-released",
     "storage-full",
     "storage-unavailable",
     "store-unreadable",
     "store-waits",
     "suspected",
 ]
+
+
+class ChangePassword(NamedTuple):
+    """Change a password off the loop, if the old one is right, then call `Router.on_password_changed`."""
+
+    link: Link
+    token: int
+    user: str
+    old: str
+    new: str
+    address: str
 
 
 class Notice(NamedTuple):
@@ -75,6 +91,12 @@ class LookUp(NamedTuple):
     """Look up the names of these servers, whose addresses are in doubt, then call `Router.on_hosts_changed`."""
 
     servers: frozenset[str]
+
+
+class Reconnect(NamedTuple):
+    """Try at once to open the link to a server of the fabric, where it is down."""
+
+    server: str
 
 
 class Restart(NamedTuple):
@@ -100,7 +122,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | Notice | LookUp | Restart
+ShellCall = Verify | ChangePassword | Notice | LookUp | Reconnect | Restart
 
 
 class Effects:

@@ -15,7 +15,7 @@ from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inbound_lanes import NOT_NOW, InboundLanes, LanePosition
 from bester.broker.core.inspection import Bound, DedupState
-from bester.broker.core.jobs import Job
+from bester.broker.core.jobs import Job, attempt_of
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.peer import Peer
 from bester.broker.core.relays import Relays
@@ -58,6 +58,7 @@ class Ingress:
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
         self._settings = settings
+        self._guarded = policy.guarded_types(settings)
         self._names = names
         self._out = out
         self._epoch = epoch
@@ -109,6 +110,8 @@ class Ingress:
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+        elif type_ in self._guarded and self._refuses(user, type_, case):
+            return
         else:
             case.sender = user
             self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
@@ -116,17 +119,20 @@ class Ingress:
     def _submit_with_options(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a client's message with options, or one from a bridge that may lose its link and submit again."""
         token, session, type_, body, meta = submit
-        resume, attempt = peer.resume, _attempt(meta)
+        resume, attempt = peer.resume, attempt_of(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
         id_ = f"{peer.prefix}{token}"
         case = Case(_SUBMIT, peer.link, token, id_, id_)
+        case.resubmitted = attempt > 1
         if resume is not None:
             resume.add(token, case)
         assert session is not None
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
+            return
+        if type_ in self._guarded and self._refuses(user, type_, case):
             return
         dedup = meta.get("dedup")
         if type(dedup) is str and 0 < len(dedup) <= MAX_DEDUP:
@@ -148,6 +154,16 @@ class Ingress:
         )  # fmt: skip
         self._dispatcher.enter(job, now)
 
+    def _refuses(self, user: str, type_: str, case: Case) -> bool:
+        """Refuse a message of a guarded type where the policy does not let the user send it. Returns whether it was
+        refused."""
+        code = policy.may_submit(self._settings, user, type_)
+        if code is None:
+            return False
+        self._out.notice("message-refused", user=user, type=type_, code=code)
+        self._reports.refuse(case, code)
+        return True
+
     def _is_known(self, peer: Peer, token: int) -> bool:
         """Return whether a message that a bridge submits again is known, so that only its report is due."""
         assert peer.resume is not None
@@ -160,11 +176,15 @@ class Ingress:
             self._out.send(peer.link, earlier)
         return True
 
+    def on_account_removed(self, user: str) -> None:
+        """Forget a removed user's keys: a new account of the name must not get the report on an older message."""
+        self._dedup.forget(("dedup", user))
+
     # --- servers ---
 
     def _submit_of_server(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a message by the native protocol: its sender is known by certificate or address, not by the header."""
-        again = peer.resume is not None and _attempt(submit.meta) > 1
+        again = peer.resume is not None and attempt_of(submit.meta) > 1
         if again and (self._is_known(peer, submit.token) or self.draining):
             return
         host, claimed = _text(submit.meta.get("address")) or "", _text(submit.meta.get("server"))
@@ -221,6 +241,10 @@ class Ingress:
         refused = policy.may_emit(peer.types, emit.type)
         if refused is not None:
             return Error("not-allowed", refused, OP_OF[Emit], emit.token)
+        if peer.worker is not None and peer.worker.limited:
+            denied = self._dispatcher.may_not_command(peer.worker, emit.type, emit.commands)
+            if denied is not None:
+                return Error(*denied, OP_OF[Emit], emit.token)
         given = emit.meta.get("id")
         key = ("emit", emit.type, given) if type(given) is str and len(given) <= MAX_ID else None
         earlier = self._dedup.find(key, now) if key is not None else None
@@ -253,6 +277,7 @@ class Ingress:
             root, origin = _text(meta.get("root")), _text(meta.get("origin"))
             self._relays.on_contact(listed, now)
         case = Case(kind, link, token, id_, root or id_)
+        case.resubmitted = kind is Kind.SUBMIT and attempt_of(meta) > 1
         code = "overloaded" if self.draining else policy.may_enter(self._settings, listed, type_)
         if code is None and len(type_) > MAX_TYPE:  # no handler can serve the type, and no table shall remember it
             code = "unknown-type"
@@ -283,7 +308,7 @@ class Ingress:
         case.expires = _expiry(meta, now)
         job = Job(
             case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
-            repeated=_attempt(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
+            repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
         )  # fmt: skip
         self._dispatcher.enter(job, now)
         return case
@@ -301,9 +326,17 @@ class Ingress:
         return earlier
 
     def _not_ours(self, id_: str, peer: str) -> str:
-        """Return the id by which a server's message is known here: its own, with the server's name in front where it
-        looks like an id of this server. Otherwise the message could pass for one of this server's clients'."""
-        return f"{peer}/{id_}" if id_.partition("/")[0] in self._names else id_
+        """Return the id by which a server's message is known here: its own, marked with the server's name where it does
+        not begin with that name.
+
+        In front, where it looks like an id of this server: the message could pass for one of this server's clients'.
+        Otherwise behind, so that the id still begins with its root: the message could pass for one of a third server,
+        whose own message would then be taken for a duplicate.
+        """
+        owner = id_.partition("/")[0]
+        if owner in self._names:
+            return f"{peer}/{id_}"
+        return id_ if owner == peer else f"{id_}~{peer}"
 
     def _answer_duplicate(self, kind: Kind, earlier: Case | str, link: Link, token: int, id_: str) -> None:
         """Send the outcome of an earlier message to the sender of its duplicate, now or at its end."""
@@ -328,11 +361,6 @@ class Ingress:
         code = self._late_outcomes.receive(peer, body, case)
         if code is not None:
             self._reports.settle(case, None, failed(code))
-
-
-def _attempt(meta: Meta) -> int:
-    attempt = meta.get("attempt", 1)
-    return min(attempt, 1_000_000) if type(attempt) is int and attempt > 1 else 1
 
 
 def _expiry(meta: Meta, now: float) -> float | None:

@@ -137,8 +137,8 @@ class Inspection(NamedTuple):
     messages that wait for a name to be looked up. `deliveries` counts what bridges have not confirmed yet, `transfers`
     what other servers have not answered yet, by lane (the key of the queue in which it would wait).
 
-    `lanes` is by (server, type), `resume` by the prefix that the ids of a bridge's messages have, `bounds` by what is
-    bounded.
+    `notes` counts, by server, the notes of messages that are queued there. `lanes` is by (server, type), `resume` by
+    the prefix that the ids of a bridge's messages have, `bounds` by what is bounded.
     """
 
     peers: Mapping[str, int]
@@ -156,6 +156,7 @@ class Inspection(NamedTuple):
     transfers: Mapping[str, int]
     queues: QueuesState
     dedup: DedupState
+    notes: Mapping[str, int]
     lanes: Mapping[tuple[str, str], LaneState]
     resume: Mapping[str, ResumeState]
     reporters: ReportersState

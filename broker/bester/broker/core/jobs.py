@@ -67,3 +67,9 @@ class Job(Struct, eq=False, gc=False):  # a Struct, since every message has one;
     def onward_path(self, server: str) -> list[str]:
         """Return the path of its results: one step longer."""
         return [*self.path, f"{server}/{self.type}"]
+
+
+def attempt_of(meta: Meta) -> int:
+    """Return which attempt at a message its meta states, from 1: a bridge counts earlier ones."""
+    attempt = meta.get("attempt", 1)
+    return min(attempt, 1_000_000) if type(attempt) is int and attempt > 1 else 1

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from bester.broker.core import dead_letters
 from bester.broker.core.cases import Case, Reports
 from bester.broker.core.effects import Effects
-from bester.broker.core.queues import Queues
+from bester.broker.core.queues import DAMAGED_CODE, Queues
+from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.settings import Settings
 from bester.broker.core.transfers import Transfers
 from bester.broker.store_requests import (
     OUTCOME_KEPT_S,
     DeadLetter,
+    Disown,
     End,
     Entry,
     FindEntry,
@@ -46,9 +49,12 @@ class LateOutcomes:
     """
 
     def __init__(
-        self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects, now: float
-    ) -> None:
+        self, settings: Settings, queues: Queues, transfers: Transfers, reports: Reports, out: Effects,
+        notes: RemoteNotes, disowned: Mapping[str, tuple[int, float]], now: float,
+    ) -> None:  # fmt: skip
         self._settings = settings
+        self._notes = notes
+        self._disowned = dict(disowned)
         self._started = now
         self._queues = queues
         self._transfers = transfers
@@ -63,7 +69,7 @@ class LateOutcomes:
         if not is_mailbox(entry.queue) and outcome not in (DELIVERED, SENT) and entry.body:
             self._bury(entry, outcome, now)
         message, peer = meta.get("message"), meta.get("peer")
-        if entry.sender is not None and meta.get("push") and message is not None:
+        if entry.sender is not None and meta.get("push") and message is not None and self._owns(entry):
             report = {"message": message, "recipient": entry.target, "outcome": outcome}
             until_s = self._queues.clock.stored(now) + self._settings.bounds.ttl_s
             self._enqueue(mailbox(entry.sender), entry, entry.sender, report, until_s, number, now)
@@ -84,6 +90,32 @@ class LateOutcomes:
             until_s, meta,
         )  # fmt: skip
         self._queues.enqueue(late, None, now)  # without room for it, the outcome can still be asked for
+
+    def on_account_removed(self, user: str, now: float) -> None:
+        """Keep the outcomes of all messages of a removed account so far from a new account of its name."""
+        upto, at_s = self._queues.next_number - 1, self._queues.clock.wall(now)
+        if self._disowned.get(user, (-1, 0.0))[0] != upto:
+            self._disowned[user] = upto, at_s
+            self._out.writes.append(Disown(user, upto, at_s))
+
+    def _owns(self, entry: Entry) -> bool:
+        """Return whether the sender of a message has the account with which the message was sent."""
+        return entry.number > self._disowned.get(entry.sender or "", (-1, 0.0))[0]
+
+    def owns_letter(self, letter: DeadLetter) -> bool:
+        """Return the same for the sender of a dead letter."""
+        user = letter.meta.get("user")
+        return type(user) is not str or user not in self._disowned or letter.at_s > self._disowned[user][1]
+
+    def on_damaged(self, entry: Entry, why: str, now: float) -> None:
+        """Bury a message that the store cannot read whole, as far as it can be read."""
+        self._out.notice("damaged", queue=entry.queue, number=entry.number, id=entry.id, why=why)
+        meta: Meta = {"user": entry.sender, "scope": "handler", "attempts": 0, "bytes": len(entry.body)}
+        if not is_mailbox(entry.queue):
+            meta["server"] = owner_of(entry.queue)
+        at_s = self._queues.clock.wall(now)
+        letter = DeadLetter(f"{entry.id}.damaged.{entry.number}", entry.type, entry.body, DAMAGED_CODE, at_s, meta)
+        dead_letters.bury(letter, self._out)
 
     def _bury(self, entry: Entry, outcome: str, now: float) -> None:
         if entry.type == OUTCOME_TYPE:
@@ -118,7 +150,9 @@ class LateOutcomes:
             return "malformed"
         self._out.read(
             FindEntry(message, peer),
-            lambda answer, now: self._reports.settle(case, None, self._on_entry_found(message, outcome, answer, now)),
+            lambda answer, now: self._reports.settle(
+                case, None, self._on_entry_found(peer, message, outcome, answer, now)
+            ),
         )
         return None
 
@@ -131,7 +165,9 @@ class LateOutcomes:
             self._out.writes.append(End(entry.number, outcome))
             self.on_ended(entry, outcome, now, amended=True)
 
-    def _on_entry_found(self, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float) -> str:
+    def _on_entry_found(
+        self, peer: str, id_: str, outcome: str, answer: tuple[Entry, str | None] | None, now: float
+    ) -> str:
         """Take in the message that an outcome is about, None where there is none. Returns the outcome for the server
         that sent it: a failure that is tried again, where it came before the message was recorded."""
         if answer is None:
@@ -153,6 +189,7 @@ class LateOutcomes:
             self._counted.popitem(last=False)
         self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": left, "worst": so_far}))
         if not left:
+            self._notes.remove(peer)
             self._out.writes.append(End(entry.number, so_far))
             self.on_ended(entry, so_far, now)
         return DELIVERED

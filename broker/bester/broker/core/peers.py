@@ -12,6 +12,7 @@ from bester.broker.core.effects import Effects, Link
 from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, foreign_types, handler_options, refusal
 from bester.broker.core.pending_answers import PendingAnswers
+from bester.broker.core.pools import Worker
 from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.resume import BridgeResume
@@ -211,14 +212,24 @@ class Peers:
         else:
             dispatcher.on_worker_rejoined(peer.worker, types, credit, ordered, now)
         peer.worker.lease_s = options.lease_s
+        self._limit(peer.worker, peer.link, types)
+
+    def _limit(self, worker: Worker, link: Link, types: frozenset[str]) -> None:
+        """Bind a worker to the commands that its key grants, and its types allow."""
+        grant = self._settings.grants.get(link.party)
+        worker.commands = None if grant is None else grant.commands
+        worker.limited = policy.is_limited(self._settings, worker.commands, types)
 
     def on_grants_changed(self, now: float) -> None:
-        """Part from peers whose key is not known any more, or does not grant what they are."""
+        """Part from peers whose key is not known any more, or does not grant what they are; bind the others to what
+        their keys grant now."""
         for peer in [peer for peer in self.by_link.values() if peer.link.party]:
             why = policy.may_join(self._settings, peer.link, peer.role, peer.name, peer.types)
             if why is not None:
                 self._out.send(peer.link, Goodbye(why))
                 self.on_peer_lost(peer, why, now)
+            elif peer.worker is not None:
+                self._limit(peer.worker, peer.link, peer.types)
 
     # --- going ---
 

@@ -1,4 +1,5 @@
-"""Permissions: which role may send and ask which message, who may join, which types may enter, be served and be named.
+"""Permissions: which role may send and ask which message, who may join, which types may enter, be served and be named,
+which commands a handler may use, and where messages may be sent.
 
 Every path through the broker asks here; no other module decides. Identity comes from the edge: the door by which a link
 came in, the address that a bridge saw, the name for which a key or a listing vouches. A message's claims about itself
@@ -11,13 +12,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bester.broker.core.effects import Link
-from bester.broker.core.settings import Settings
+from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts, is_named
-from bester.broker.wire.address import parse_host_port
+from bester.broker.wire.address import is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import (
     ROLES,
     Ask,
     Close,
+    Command,
     Confirm,
     Emit,
     Forwarded,
@@ -44,6 +46,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "listClients": _EVERY_ASKER,
     "isClient": _EVERY_ASKER,
     "serverInfo": _EVERY_ASKER,
+    "passwd": frozenset({"bridge"}),  # for one of its sessions, about that user's own password
     "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
     "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
     "types": _OPERATOR,
@@ -51,6 +54,11 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "deadShow": _OPERATOR,
     "deadReplay": _OPERATOR,
     "deadDrop": _OPERATOR,
+    "peers": _OPERATOR,
+    "peerRetry": _OPERATOR,
+    "peerHold": _OPERATOR,
+    "peerRelease": _OPERATOR,
+    "peerDrop": _OPERATOR,
 }
 """Roles by question."""
 SECRET_TYPES = frozenset({"bester.auth"})
@@ -82,6 +90,38 @@ def may_emit(types: Collection[str], type_: str) -> str | None:
 def may_name(type_: str) -> str | None:
     """Return the code of the refusal where a message or a command may not name this type, None where it may."""
     return "reserved" if is_reserved(type_) else None
+
+
+def guarded_types(settings: Settings) -> frozenset[str]:
+    """Return the types that not every user may send; `may_submit` decides on these alone."""
+    return frozenset(settings.type_users) | SECRET_TYPES
+
+
+def may_submit(settings: Settings, user: str, type_: str) -> str | None:
+    """Return the code of the refusal where a user may not send a guarded type, None where the user may."""
+    if is_reserved(type_):
+        return "reserved"
+    users = settings.type_users.get(type_)
+    return None if users is None or user in users else "not-allowed"
+
+
+def may_command(settings: Settings, granted: frozenset[str] | None, type_: str, commands: list[Command]) -> str | None:
+    """Return the reason why the handler of a type may not use these commands, None where it may.
+
+    `granted` are the commands that the handler's key grants, None where every command is.
+    """
+    declared = settings.type_commands.get(type_)
+    for command in commands:
+        if granted is not None and command.command not in granted:
+            return f"this handler may not use {command.command}"
+        if declared is not None and command.command not in declared:
+            return f"handlers of {type_!r} may not use {command.command} ([handlers] commands)"
+    return None
+
+
+def is_limited(settings: Settings, granted: frozenset[str] | None, types: frozenset[str]) -> bool:
+    """Return whether a handler of these types may be refused a command; `may_command` decides on no other handler."""
+    return granted is not None or not types.isdisjoint(settings.type_commands)
 
 
 def may_keep(type_: str) -> bool:
@@ -208,6 +248,17 @@ def _is_certified(settings: Settings, server: str) -> bool:
     return route is not None and route.certified
 
 
-def may_send_to_stranger(settings: Settings) -> bool:
-    """Return whether a handler may send to a `host:port` that is not configured."""
-    return settings.accept == "open"
+def may_send(settings: Settings, route: Route, target: str, type_: str) -> str | None:
+    """Return the code of the refusal where a message of this type may not be sent to a server, None where it may.
+
+    A server that is not configured (`route` has no name) is sent to only where federation is open, and never at an
+    address of this machine or its link; a bridge looks at the addresses of a name in the same way.
+    """
+    if is_reserved(type_):
+        return None if type_ == OUTCOME_TYPE and route.name else "reserved"
+    if route.name:
+        return None if route.send_types is None or type_ in route.send_types else "not-allowed"
+    host = parse_host_port(target).host
+    host = "127.0.0.1" if host == "localhost" else host
+    near = is_neighbour(host) and not is_within(host, settings.reachable)
+    return "not-allowed" if settings.accept != "open" or near else None

@@ -18,11 +18,15 @@ class Worker:
     is next, not the queues'. While `leaving`, the worker gets no new messages; while `is_isolated`, suspects alone, one
     at a time.
 
+    `commands` are those that the worker's key grants, None for every one; a worker that is `limited` may not use every
+    command on every type that it serves.
+
     `overdue` counts the messages in flight that were settled without an answer (they took too long). Since `full_since`
     such messages hold all credit; a `stuck` worker is passed over until it answers one.
     """
 
     __slots__ = (
+        "commands",
         "credit",
         "free",
         "full_since",
@@ -32,6 +36,7 @@ class Worker:
         "is_isolated",
         "lease_s",
         "leaving",
+        "limited",
         "link",
         "overdue",
         "pool",
@@ -46,6 +51,8 @@ class Worker:
         self.free = credit
         self.inflight: dict[int, Job] = {}
         self.lease_s = 0.0
+        self.commands: frozenset[str] | None = None
+        self.limited = False
         self.leaving = False
         self.is_isolated = False
         self.groups: dict[MessageGroup, None] = {}

@@ -19,6 +19,7 @@ from bester.broker.core.records import COUNTED, SENT_OUT, Event, Record, State, 
 from bester.broker.core.settings import Limits, Settings
 from bester.broker.core.shares import Shares
 from bester.broker.store_requests import (
+    DAMAGED,
     NUMBERS_A_LIFE,
     OUTCOME_KEPT_S,
     Committed,
@@ -45,6 +46,8 @@ FORGET_EVERY_S = 60.0
 """Period at which old outcomes are purged, and the store's time is saved."""
 FULL_TURN_S = 1.0
 """Pause after a failed commit in which nothing is enqueued: each try on a full disk stops the loop for a moment."""
+DAMAGED_CODE = "malformed"
+"""Reason of a message that the store cannot read whole."""
 SPARE_NUMBERS = 64
 """Stale numbers that a queue's heap may hold, beside twice as many as are in flight: rebuilding stays cheap, a few at a
 time."""
@@ -62,13 +65,15 @@ class Queue:
     was ever sent. `fetching`: a read is under way. `marking` counts groups of messages that were fetched and are sent
     as soon as the disk has their mark: a new message goes behind them. Nothing is fetched before `retry_at`; `delay_s`
     is the back-off, 0 where the last try went well. `discard_as` is the outcome of everything in the queue, where its
-    user was removed.
+    user was removed. Messages up to number `discard_upto` of a lane were dropped by the operator, and are ended instead
+    of sent.
     """
 
     __slots__ = (
         "cursor",
         "delay_s",
         "discard_as",
+        "discard_upto",
         "fetching",
         "inflight",
         "inflight_bytes",
@@ -95,6 +100,7 @@ class Queue:
         self.retry_at = 0.0
         self.delay_s = 0.0
         self.discard_as: str | None = None
+        self.discard_upto = 0
 
     @property
     def ready(self) -> int:
@@ -130,6 +136,7 @@ class Queues:
     ) -> None:
         self.on_ready: Callable[[Queue, float], None] = lambda queue, now: None
         self.on_expiry: Callable[[Entry, str, float], None] = lambda entry, outcome, now: None
+        self.on_damaged: Callable[[Entry, str, float], None] = lambda entry, why, now: None
         self.limits: Limits = settings.limits
         self.epoch = snapshot.epoch
         self.messages = 0
@@ -362,6 +369,8 @@ class Queues:
             record = self._record_of(entry, queue)
             if record.state is not State.READY:
                 step_of(record.state, "fetched")  # legal where the message is in flight, or has ended
+            elif entry.meta.get(DAMAGED) is not None:
+                self._set_aside(entry, now)
             elif entry.expires_s <= stored_s:
                 expired.append(entry)
             else:
@@ -513,8 +522,16 @@ class Queues:
     def _expire(self, entries: Sequence[Entry], now: float) -> None:
         """End messages whose time is over."""
         for entry in entries:
+            if entry.meta.get(DAMAGED) is not None:
+                self._set_aside(entry, now)
+                continue
             self.end(entry, failed("expired"))
             self.on_expiry(entry, failed("expired"), now)
+
+    def _set_aside(self, entry: Entry, now: float) -> None:
+        """End a message that the store cannot read whole: it must not stop its queue."""
+        self.on_damaged(entry, str(entry.meta[DAMAGED]), now)
+        self.end(entry, failed(DAMAGED_CODE))
 
     def on_expired(self, entries: Sequence[Entry], next_s: float | None, now: float) -> list[Entry]:
         """Take in the expired messages that a read has found, and when the next one expires.

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bester.broker.core import policy
 from bester.broker.core.cases import Reports
 from bester.broker.core.effects import Effects, Link, Notice
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.routes import Routes
 from bester.broker.core.settings import Route, Settings
+from bester.broker.core.standing import Standing
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfer, Transfers
 from bester.broker.store_requests import Entry, Rewrite, lane, owner_of
@@ -26,6 +29,8 @@ from bester.broker.wire.outcomes import DELIVERED, OUTCOME_TYPE, QUEUED, SENT, f
 
 UNREACHABLE = failed("unreachable")
 """Outcome from a bridge where a server has not answered; its meta says whether a connection was made."""
+DROPPED_AT_ONCE = 1_000
+"""Messages of a lane that are dropped in one tick: their dead letters are written with one commit."""
 OnEnded = Callable[[Entry, str, float], None]
 
 
@@ -47,6 +52,8 @@ class Relays:
         bridges: Mapping[Link, None],
         trace: Trace,
         reporters: Reporters,
+        notes: RemoteNotes,
+        standing: Standing,
         *,
         first_token: int,
         chance: Callable[[], float],
@@ -67,6 +74,8 @@ class Relays:
         self._became = became
         self._trace = trace
         self._reporters = reporters
+        self._notes = notes
+        self._standing = standing
 
     # --- going out ---
 
@@ -88,7 +97,10 @@ class Relays:
             self._queues.expires_at(case, now),
             self.meta_of(job),
         )
+        entry.meta["at_s"] = self._queues.clock.stored(now)
         link = self._link(route)
+        if self._standing.held and route.name in self._standing.held:
+            link = None
         queue = self._queues.get(key)
         busy = queue is not None and (
             queue.is_ahead or queue.delay_s or job.repeated
@@ -141,6 +153,8 @@ class Relays:
             if queue is not None:
                 floor = min(floor, self._queues.ack_floor(queue))
             meta["lane"] = [self._queues.epoch, entry.number, floor]
+        else:
+            meta["stranger"] = True  # the bridge looks at the addresses of its name
         if ttl_s is not None:
             meta["ttl_s"] = ttl_s
         if again:
@@ -164,11 +178,13 @@ class Relays:
         if transfer is not None:
             silent = False
             if transfer.route.name and transfer.route.native is not None:
-                self._look_at(transfer.route, outcome, meta)
+                self._look_at(transfer.route, outcome, meta, now)
             if transfer.route.fabric is None:
                 silent = outcome == SENT and not self._reporters.knows(transfer.route)
                 outcome = self._reporters.judge(transfer.route, transfer.entry.id, outcome, meta)
             known = outcome in (DELIVERED, SENT, QUEUED) or reason_of(outcome) in CODES
+            if transfer.route.name and try_again(outcome, meta) and outcome != UNREACHABLE:
+                self._standing.on_refused(transfer.route.name, reason_of(outcome) or outcome, now)
             if transfer.route.name and not try_again(outcome, meta):
                 self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
             self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target))
@@ -176,18 +192,23 @@ class Relays:
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)
 
-    def _look_at(self, route: Route, outcome: str, meta: Meta) -> None:
+    def _look_at(self, route: Route, outcome: str, meta: Meta, now: float) -> None:
         """Give notice once when a native server stops answering, and once when it answers again. A native server has no
         link whose loss would show either. `outcome` is the bridge's."""
         unsent = meta.get("unsent") is True
         if outcome == UNREACHABLE and meta.get("reported") is not True:
+            why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
+            self._standing.on_lost(route.name, why, now)
             if route.name not in self._away:
                 self._away.add(route.name)
                 why = f"nobody answers at {route.native}" if unsent else f"no report came from {route.native}"
                 if isinstance(reason := meta.get("why"), str):
                     why = f"{why}: {safe_note(reason)}"
                 self._out.calls.append(Notice("server-lost", {"server": route.name, "why": why}))
-        elif route.name in self._away and not unsent:  # any other unsent message was refused by the bridge itself
+        elif not unsent:  # any other unsent message was refused by the bridge itself
+            self._standing.on_reached(route.name, now)
+            if route.name not in self._away:
+                return
             self._away.remove(route.name)
             self._out.calls.append(Notice("server-reached", {"server": route.name}))
 
@@ -196,7 +217,7 @@ class Relays:
         if transfer.case is None:
             self._ended_kept(transfer, outcome, meta, now, again=again)
         elif again:
-            if self._enqueue(transfer, now, repeated=_may_have_arrived(transfer, meta)):
+            if self._enqueue(transfer, now, repeated=_may_have_arrived(transfer, outcome, meta)):
                 self._back_off(self._queue(transfer), now)
         else:
             self._record_remote(transfer, outcome, meta)
@@ -214,13 +235,15 @@ class Relays:
         if queue is None or not self._queues.is_inflight(entry.number):
             return
         if again:
-            self._queues.requeue(entry.number, unsent=not _may_have_arrived(transfer, meta))
+            self._queues.requeue(entry.number, unsent=not _may_have_arrived(transfer, outcome, meta))
             self._back_off(queue, now)
             return
         queue.delay_s = 0.0
         self._queues.end(entry, outcome)
         if outcome == QUEUED:
             self._out.writes.append(Rewrite(entry.number, entry.meta | {"left": _left(meta)}))
+            if entry.sender is not None or entry.meta.get("peer") is not None:
+                self._notes.add(owner_of(entry.queue))
         else:
             self._became(entry, outcome, now)
         self.advance(queue, now)
@@ -233,6 +256,7 @@ class Relays:
             self._settle(transfer, outcome, _note_of(meta) if reason_of(outcome) is not None else None)
             return
         transfer.case = None
+        self._notes.add(owner_of(entry.queue))
         self._queues.record_remote(entry._replace(body=b"", meta=entry.meta | {"left": _left(meta)}), outcome, case)
 
     def _enqueue(self, transfer: Transfer, now: float, *, repeated: bool) -> bool:
@@ -259,10 +283,16 @@ class Relays:
 
     def advance(self, queue: Queue, now: float) -> None:
         """Fetch more of a lane, where its server is reachable, its back-off is over, and the window has room."""
-        if queue.ready <= 0 or queue.fetching or now < queue.retry_at:
+        if queue.ready <= 0 or queue.fetching:
             return
-        route = self._settings.routes.get(owner_of(queue.key))
-        if route is None or self._link(route) is None:
+        if queue.discard_upto > queue.cursor:
+            self._queues.fetch(queue, DROPPED_AT_ONCE, self.on_fetched)
+            return
+        if now < queue.retry_at:
+            return
+        server = owner_of(queue.key)
+        route = self._settings.routes.get(server)
+        if route is None or self._link(route) is None or server in self._standing.held:
             return
         if (queue.delay_s and queue.inflight) or (route.ordered and self.transfers.has_any(queue.key)):
             return
@@ -277,10 +307,18 @@ class Relays:
         if not entries:
             self.advance(queue, now)
             return
+        if queue.discard_upto and (entries := self._end_dropped(queue, entries, now)) == []:
+            return  # the rest at the next tick: other messages come between
         route = self._settings.routes.get(owner_of(queue.key))
-        if route is None or self._link(route) is None:
+        if route is None or self._link(route) is None or route.name in self._standing.held:
             for entry in entries:
                 self._queues.requeue(entry.number)
+            return
+        code = policy.may_send(self._settings, route, route.name, entries[0].type)
+        if code is not None:  # the configuration has changed since they were queued
+            for entry in entries:
+                self._queues.end(entry, failed(code))
+                self._became(entry, failed(code), now)
             return
         self._queues.mark_sent(
             queue, entries, lambda marked, now: self._on_marked(queue, route, entries, marked, now), now
@@ -289,7 +327,7 @@ class Relays:
     def _on_marked(self, queue: Queue, route: Route, entries: Sequence[Entry], marked: set[int], now: float) -> None:
         """Send messages to their server, whose link may have been lost while the mark was written."""
         link = self._link(route)
-        if link is None:
+        if link is None or route.name in self._standing.held:
             for entry in entries:
                 self._queues.requeue(entry.number, unsent=entry.number not in marked)
             return
@@ -298,6 +336,21 @@ class Relays:
             again = entry.number in marked
             transfer = Transfer(entry, entry.target, link, route, now + self._limits.relay_s, None, again)
             self._send(transfer, entry, max(0.0, entry.expires_s - stored_s), again=again)
+
+    def discard(self, server: str, now: float) -> None:
+        """End all messages queued for a server: they become dead letters, except late outcomes. A message in flight
+        ends by its answer, or as soon as it would be sent again."""
+        for queue in self._queues.lanes_to(server):
+            queue.discard_upto = self._queues.next_number - 1
+            self.advance(queue, now)
+
+    def _end_dropped(self, queue: Queue, entries: Sequence[Entry], now: float) -> list[Entry]:
+        """End the dropped ones of some messages; return the others."""
+        for entry in entries:
+            if entry.number <= queue.discard_upto:
+                self._queues.end(entry, UNREACHABLE)
+                self._became(entry, UNREACHABLE, now)
+        return [entry for entry in entries if entry.number > queue.discard_upto]
 
     def _back_off(self, queue: Queue, now: float) -> None:
         if now < queue.retry_at:  # another message in flight had the same failure
@@ -348,12 +401,15 @@ class Relays:
             self.advance(queue, now)
 
 
-def _may_have_arrived(transfer: Transfer, meta: Meta) -> bool:
+def _may_have_arrived(transfer: Transfer, outcome: str, meta: Meta) -> bool:
     """Return whether a server that is tried again may have processed the message. A refusal proves that it did not, and
-    so does a connection that was never made; one that has ended without a report proves nothing."""
+    so does a connection that was never made. An end without a report proves nothing, and neither does a report of
+    `unreachable`: that server may have lost its broker with the message in hand."""
     if transfer.again:
         return True
-    return transfer.route.fabric is None and meta.get("reported") is not True and meta.get("unsent") is not True
+    if transfer.route.fabric is not None or meta.get("unsent") is True:
+        return False
+    return meta.get("reported") is not True or outcome == UNREACHABLE
 
 
 def _note_of(meta: Meta) -> str | None:

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bester.broker.core import policy
+from bester.broker.core import cockpit, policy
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
-from bester.broker.core.effects import Effects, Link, StoreRead, Verify
+from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
@@ -77,7 +77,7 @@ class Router:
 
     `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
     link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
-    debugger).
+    debugger); `may_open` whether a session that a bridge announces, of this user and account, may go on.
     """
 
     def __init__(
@@ -94,10 +94,12 @@ class Router:
         chance: Callable[[], float] = lambda: 0.5,
         process_of: Callable[[Link], int | None] = lambda _: None,
         is_stopped: Callable[[int], bool] = lambda _: False,
+        may_open: Callable[[str, str | None], bool] = lambda user, account: True,
     ) -> None:
         # Copies that this router alone changes (see `on_reloaded`); every unit has this one object of settings.
         self._routes, self._grants = dict(settings.routes), dict(settings.grants)
         self.settings = settings = replace(settings, routes=self._routes, grants=self._grants)
+        self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
@@ -183,8 +185,9 @@ class Router:
             self._relays.on_answer(link, message.token, failed(message.code), {}, now)
 
     def on_verified(
-        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None
-    ) -> Effects:
+        self, link: Link, session: int, user: str, reason: str | None, now: float, retry_s: float | None = None,
+        account: str | None = None,
+    ) -> Effects:  # fmt: skip
         """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
         `retry_s`: seconds after which a refused client may try again."""
         peer = self._by_link.get(link)
@@ -193,10 +196,33 @@ class Router:
             if reason is None and not self._units.directory.open(link, session, user):
                 reason = "overloaded"
             retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
-            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms))
+            self._send(link, LoggedIn(session, 0 if reason is None else 1, reason, retry_ms, account))
             if reason is None:
                 self._units.mailboxes.on_login(user, now)
         return self._take()
+
+    def on_password_changed(
+        self, link: Link, token: int, reason: str | None, retry_s: float | None, now: float
+    ) -> Effects:
+        """Take in the result of a change of password: `reason` is the code of a refusal."""
+        if link in self._by_link:
+            retry_ms = None if retry_s is None else math.ceil(retry_s * 1000)
+            self._send(link, Answer(token, 0 if reason is None else 1, [reason, retry_ms]))
+        return self._take()
+
+    def is_connected(self, user: str) -> bool:
+        """Return whether a user has a session."""
+        return self._units.directory.places(user) is not None
+
+    def on_account_disabled(self, user: str) -> Effects:
+        """Close the sessions of a user whose account is disabled; queued messages stay."""
+        self._close_sessions(user)
+        return self._take()
+
+    def _close_sessions(self, user: str) -> None:
+        for link, sessions in (self._units.directory.places(user) or {}).items():
+            for session in sessions:
+                self._send(link, Close(session))
 
     def users(self) -> list[str]:
         """Return the users with a session, and those for whom messages are queued."""
@@ -205,9 +231,10 @@ class Router:
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""
         self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
-        for link, sessions in (self._units.directory.places(user) or {}).items():
-            for session in sessions:
-                self._send(link, Close(session))
+        self._units.late_outcomes.on_account_removed(user, now)
+        self._ingress.on_account_removed(user)
+        self._dispatcher.on_account_removed(user, [each.worker for each in self._by_link.values() if each.worker])
+        self._close_sessions(user)
         return self._take()
 
     def on_undeliverable(self, link: Link, message: Message, now: float, waiting: Sequence[Message] = ()) -> Effects:
@@ -227,6 +254,7 @@ class Router:
         """Take in that the link this broker opened to a server is up."""
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
+        self._units.standing.on_reached(name, now)
         self._out.notice("server-reached", server=name)
         self._relays.on_contact(name, now, linked=True)
         return self._take()
@@ -235,6 +263,7 @@ class Router:
         """Take in that the link this broker opened to a server is down, or could not be opened; log a reason once in
         LOG_AGAIN_S until the link is up again."""
         self._relays.on_link_lost(Link("server", name.encode()), now)
+        self._units.standing.on_lost(name, why, now)
         before, logged_at = self._missing.get(name, ("", now))
         if before != why or now - logged_at >= LOG_AGAIN_S:
             self._missing[name] = (why, now)
@@ -354,6 +383,7 @@ class Router:
             transfers=units.relays.transfers.inspect(),
             queues=units.queues.inspect(),
             dedup=units.ingress.dedup(),
+            notes=dict(units.notes.counts),
             lanes=units.inbound_lanes.inspect(),
             resume={prefix: resume.inspect() for prefix, resume in units.peers.resumes.items()},
             reporters=units.reporters.inspect(),
@@ -403,15 +433,30 @@ class Router:
     def _ask(self, peer: Peer, ask: Ask, now: float) -> None:
         if not policy.may_ask(peer.role, ask.question):
             answer: Answer | None = Answer(ask.token, 1, None)
+        elif ask.question == "passwd":
+            answer = self._change_password(peer, ask)
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
         elif ask.question == "types":
             value = types_of(self._by_link.values(), self._units.contracts, self._units.workers)
             answer = Answer(ask.token, 0, value)
+        elif ask.question in cockpit.QUESTIONS:
+            answer = self._units.cockpit.on_question(peer.link, ask, self._by_link.values(), now)
         else:
             answer = self._units.questions.answer(peer.link, ask, self._by_link.values())
         if answer is not None:
             self._send(peer.link, answer)
+
+    def _change_password(self, peer: Peer, ask: Ask) -> Answer | None:
+        """Have the password of one of a bridge's sessions changed. The argument is never shown: it has passwords."""
+        argument = ask.argument
+        if type(argument) is list and len(argument) == 4 and type(argument[0]) is int:
+            session, *texts = argument
+            user = self._units.directory.user(peer.link, session)
+            if user is not None and all(type(text) is str for text in texts):
+                self._out.calls.append(ChangePassword(peer.link, ask.token, user, *texts))
+                return None
+        return Answer(ask.token, 1, ["not-allowed", None])
 
     # --- bridges ---
 
@@ -420,7 +465,9 @@ class Router:
         self._out.calls.append(Verify(peer.link, login.session, login.user, login.password, login.address))
 
     def _open(self, peer: Peer, message: Open, now: float) -> None:
-        if self._units.directory.open(peer.link, message.session, message.user):
+        if self._may_open(message.user, message.account) and self._units.directory.open(
+            peer.link, message.session, message.user
+        ):
             self._units.mailboxes.on_login(message.user, now)
         else:
             self._send(peer.link, Close(message.session))

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bester.broker.store_requests import Bounds
+from bester.broker.wire.address import Network
 from bester.broker.wire.messages import HEARTBEAT_MS, MAX_CREDIT, REQUEST_MS
 
 
 class Route(NamedTuple):
-    """A configured server: its address, and the types that it may send to this one.
+    """A configured server: its address, the types that it may send to this one, and those that it may be sent.
 
-    `accept_types` None: any type. For a native server: `reports` is False where the server is known never to report,
-    `ordered` is True where messages of one type are sent to it one after the other; `tls`: messages to it go over TLS;
-    `certified`: it proves itself by a certificate, and its address proves nothing. `key` is the public key of its
-    fabric, None where the link to it is not encrypted.
+    `accept_types` and `send_types` None: every public type. For a native server: `reports` is False where the server is
+    known never to report, `ordered` is True where messages of one type are sent to it one after the other; `tls`:
+    messages to it go over TLS; `certified`: it proves itself by a certificate, and its address proves nothing. `key` is
+    the public key of its fabric, None where the link to it is not encrypted.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Route(NamedTuple):
     key: str | None = None
     tls: bool = False
     certified: bool = False
+    send_types: frozenset[str] | None = None
 
 
 class Grant(NamedTuple):
@@ -144,7 +146,10 @@ class Settings:
 
     `hosts` maps an IP address to the names of the native servers there, and `unknown_hosts` are the servers whose
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
-    type. `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
+    type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
+    `type_commands` are the commands that the handlers of a type may use; handlers of a type without an entry may use
+    every command. `reachable` are addresses and networks of this machine and its link that unlisted targets may have.
+    `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
     name: str
@@ -158,4 +163,7 @@ class Settings:
     bounds: Bounds = field(default_factory=Bounds)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     grants: Mapping[str, Grant] = field(default_factory=dict)
+    type_users: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    type_commands: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    reachable: tuple[Network, ...] = ()
     limits: Limits = field(default_factory=Limits)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.effects import Effects, Link, LookUp, Notice
+from bester.broker.core.jobs import attempt_of
 from bester.broker.core.peer import Peer
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
@@ -26,9 +27,6 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Bounds on the messages that are held; above them a stranger is refused for now."""
 COME_AGAIN = "no-handler"
 """Reason for a peer that may be a listed server: every version of Bester sends a message again after it."""
-COME_AGAIN_MARKED = "unreachable"
-"""Reason where a bridge submits the message again: it may have been processed before the broker was restarted, and by
-this code the sending server marks it when it is sent again."""
 
 
 class Stranger(NamedTuple):
@@ -114,11 +112,12 @@ class Strangers:
         return policy.that_may(self._settings, hosts.may_be(claimed, since), type_)
 
     def _put_off(self, stranger: Stranger, perhaps: frozenset[str]) -> None:
-        code = COME_AGAIN if stranger.submit.meta.get("attempt", 1) == 1 else COME_AGAIN_MARKED
-        fields = {"server": stranger.host, "type": stranger.submit.type, "code": code}
+        fields = {"server": stranger.host, "type": stranger.submit.type, "code": COME_AGAIN}
         self._out.calls.append(Notice("message-refused", {**fields, "perhaps": ", ".join(sorted(perhaps))}))
         case = stranger.case
-        self._reports.refuse(Case(Kind.SUBMIT, case.link, case.token, case.id, case.id), code)
+        refused = Case(Kind.SUBMIT, case.link, case.token, case.id, case.id)
+        refused.resubmitted = attempt_of(stranger.submit.meta) > 1
+        self._reports.refuse(refused, COME_AGAIN)
 
     def _let_go(self, number: int) -> Stranger:
         """Release a message, and end its stand-in case without a report: the caller answers the message."""

@@ -54,6 +54,10 @@ class Suspects:
         """Return the types with waiting suspects."""
         return list(self._queues)
 
+    def queues(self) -> list[deque[QueueItem]]:
+        """Return the queues of suspects, of all types."""
+        return list(self._queues.values())
+
     def queue(self, type_: str) -> deque[QueueItem]:
         """Return the queue of a type's suspects; every item put into it must be suspected, a message group by its first
         message."""

@@ -10,7 +10,7 @@ wait apart, for isolated workers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from bester.broker.core.effects import Link
 from bester.broker.core.fair_queue import FairQueue
@@ -391,6 +391,20 @@ class Workers:
             isolated=len(self._suspects.isolated),
             unshared=len(self.requeued),
         )
+
+    def jobs(self, workers: Iterable[Worker]) -> Iterator[Job]:
+        """Yield the jobs in flight at these workers, and those that wait."""
+        for worker in workers:
+            yield from worker.inflight.values()
+            for bound in worker.groups:
+                yield from bound.waiting
+        queues: list[Iterable[QueueItem]] = [*self._queues.values(), *self._suspects.queues()]
+        for queue in queues:
+            for item in queue:
+                if isinstance(item, MessageGroup):
+                    yield from item.waiting
+                else:
+                    yield item
 
     def next_for(self, worker: Worker) -> Job | None:
         """Return the next waiting job for this worker, None where the worker is full or no job waits for it.

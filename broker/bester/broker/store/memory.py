@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
@@ -23,6 +24,7 @@ from bester.broker.store_requests import (
     ClockState,
     DeadLetter,
     DeadLetterPage,
+    Disown,
     End,
     Enqueue,
     Entry,
@@ -30,7 +32,9 @@ from bester.broker.store_requests import (
     FindDeadLetters,
     FindEntry,
     FindExpired,
+    FindOldest,
     FindOutcomes,
+    ForgetRemote,
     MarkSent,
     PurgeOutcomes,
     Read,
@@ -38,6 +42,7 @@ from bester.broker.store_requests import (
     RecordType,
     Rewrite,
     SaveClock,
+    SaveHeld,
     SaveLane,
     SaveName,
     SavePeer,
@@ -46,6 +51,7 @@ from bester.broker.store_requests import (
     Unbury,
     Write,
     lane,
+    owner_of,
 )
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.outcomes import QUEUED
@@ -116,6 +122,8 @@ class MemoryStore(Commits):
         self._clock: ClockState | None = None
         self._names: dict[str, None] = {}  # the latest last
         self._peers: dict[str, bool] = {}
+        self._held: set[str] = set()
+        self._disowned: dict[str, tuple[int, float]] = {}
 
     def copy(self) -> Self:
         """Return a store with everything that is committed here, and nothing else."""
@@ -137,6 +145,8 @@ class MemoryStore(Commits):
         other._clock = self._clock
         other._names = dict(self._names)
         other._peers = dict(self._peers)
+        other._held = set(self._held)
+        other._disowned = dict(self._disowned)
         return other
 
     def open(self) -> Snapshot:
@@ -174,6 +184,9 @@ class MemoryStore(Commits):
             clock=self._clock,
             names=tuple(self._names),
             peers=dict(self._peers),
+            held=frozenset(self._held),
+            remote=dict(Counter(owner_of(row.entry.queue) for row in self._rows.values() if row.outcome == QUEUED)),
+            disowned=dict(self._disowned),
             full=FULL if self.broken else None,
         )
 
@@ -239,6 +252,22 @@ class MemoryStore(Commits):
                 self._peers[address] = reports
             case PurgeOutcomes(before_s, most):
                 self._forget(before_s, most)
+            case SaveHeld() | ForgetRemote() | Disown():
+                self._write_of_federation(write)
+
+    def _write_of_federation(self, write: SaveHeld | ForgetRemote | Disown) -> None:
+        match write:
+            case SaveHeld(server, held):
+                (self._held.add if held else self._held.discard)(server)
+            case ForgetRemote(server, keep):
+                rows, begin = self._rows.items(), lane(server, "")
+                notes = sorted(
+                    number for number, row in rows if row.outcome == QUEUED and row.entry.queue.startswith(begin)
+                )
+                for number in notes[: max(0, len(notes) - keep)]:
+                    self._end(number, "", True)
+            case Disown(user, upto, at_s):
+                self._disowned[user] = upto, at_s
 
     def _forget(self, before_s: float, most: int) -> None:
         rows = self._rows.items()
@@ -320,10 +349,17 @@ class MemoryStore(Commits):
                     row
                     for row in self._results_of(begin + "0")
                     if row.entry.sender == sender
+                    and row.entry.number > self._disowned.get(sender, (0, 0.0))[0]
                     and row.entry.id.startswith(begin)
                     and _RESULT.match(row.entry.id, len(message))
                 ]
                 return summed_up((row.entry.target, row.outcome) for row in mine)
+            case FindOldest():
+                return {
+                    key: self._rows[numbers[0]].whole().meta
+                    for key, numbers in self._ready.items()
+                    if key.startswith("lane/")
+                }
             case FindDeadLetters():
                 return self._page(read) if read.oldest_first else self._dead(read, reversed(self._letters.values()))
 

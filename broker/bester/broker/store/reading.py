@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 from bester.broker.store.rows import read_text, summed_up, text, unpack
 from bester.broker.store_requests import (
+    DAMAGED,
     READ_BYTES,
     DeadLetter,
     DeadLetterPage,
@@ -15,6 +17,7 @@ from bester.broker.store_requests import (
     FindDeadLetters,
     FindEntry,
     FindExpired,
+    FindOldest,
     FindOutcomes,
     Read,
     lane,
@@ -23,6 +26,12 @@ from bester.broker.store_requests import (
 _BARE = "number, box, id, target, type, x'', sender, expires_s, meta"
 _BODY = "CASE WHEN shared IS NULL THEN body ELSE (SELECT body FROM body WHERE serial = shared) END"
 _COLUMNS = _BARE.replace("x''", _BODY)
+_AS_BYTES = (
+    "number, CAST(box AS BLOB), CAST(id AS BLOB), CAST(target AS BLOB), CAST(type AS BLOB), "
+    f"{_BODY}, CAST(sender AS BLOB), expires_s, meta"
+)
+_TEXT_PLACES = (1, 2, 3, 4, 6)
+_DECODE = (ValueError, TypeError, AttributeError)  # of a column that is no text, or no packed map
 
 _Row = tuple[Any, ...]
 
@@ -40,13 +49,13 @@ def answer(db: sqlite3.Connection, read: Read) -> Any:
             return _outcomes(db, read)
         case FindDeadLetters():
             return _find_dead_letters(db, read)
+        case FindOldest():
+            return _oldest(db)
 
 
 def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM entry WHERE box = ? AND outcome IS NULL AND number > ? ORDER BY number LIMIT ?",  # noqa: S608 (columns alone)
-        (text(read.queue), read.after, read.limit),
-    )
+    where = "FROM entry WHERE box = ? AND outcome IS NULL AND number > ? ORDER BY number LIMIT ?"
+    rows = _whole_rows(db, where, (text(read.queue), read.after, read.limit))
     found: list[Entry] = []
     left_bytes = read.limit_bytes
     for row in rows:
@@ -55,15 +64,44 @@ def _fetched(db: sqlite3.Connection, read: Fetch) -> list[Entry]:
         if found and left_bytes < 0:
             break
         found.append(entry)
-    rows.close()
     return found
 
 
+def _whole_rows(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Iterator[_Row]:
+    """Yield the rows of entries; each is read by itself where SQLite cannot read all of them, since a text that is not
+    UTF-8 must stop its own entry alone."""
+    seen: set[int] = set()
+    rows = db.execute(f"SELECT {_COLUMNS} {where}", values)
+    try:
+        for row in rows:
+            seen.add(row[0])
+            yield row
+        return
+    except sqlite3.OperationalError as error:
+        if "decode" not in str(error).lower():
+            raise
+    finally:
+        rows.close()
+    for (number,) in db.execute(f"SELECT number {where}", values).fetchall():
+        if number not in seen:
+            select = f"SELECT {_AS_BYTES} FROM entry WHERE number = ?"  # noqa: S608 (columns alone)
+            yield tuple(_texts(db.execute(select, (number,)).fetchone()))
+
+
+def _texts(row: _Row) -> Iterator[Any]:
+    """Yield the columns of a row whose texts were read as bytes; a text that is not UTF-8 stays as bytes."""
+    for place, value in enumerate(row):
+        if place in _TEXT_PLACES and type(value) is bytes:
+            try:
+                yield value.decode()
+            except UnicodeDecodeError:
+                yield value
+        else:
+            yield value
+
+
 def _expired(db: sqlite3.Connection, read: FindExpired) -> tuple[list[Entry], float | None]:
-    rows = db.execute(
-        f"SELECT {_COLUMNS} FROM entry WHERE outcome IS NULL ORDER BY expires_s, number LIMIT ?",  # noqa: S608 (columns alone)
-        (read.limit + 1,),
-    )
+    rows = _whole_rows(db, "FROM entry WHERE outcome IS NULL ORDER BY expires_s, number LIMIT ?", (read.limit + 1,))
     found: list[Entry] = []
     next_s: float | None = None
     left_bytes = read.limit_bytes
@@ -74,7 +112,6 @@ def _expired(db: sqlite3.Connection, read: FindExpired) -> tuple[list[Entry], fl
             next_s = entry.expires_s
             break
         found.append(entry)
-    rows.close()
     return found, next_s
 
 
@@ -89,10 +126,22 @@ def _find_entry(db: sqlite3.Connection, read: FindEntry) -> tuple[Entry, str | N
 
 def _outcomes(db: sqlite3.Connection, read: FindOutcomes) -> dict[str, str]:
     rows = db.execute(
-        "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ? ORDER BY number",
+        "SELECT target, outcome FROM entry WHERE id >= ? AND id < ? AND sender = ?3 "
+        "AND number > coalesce((SELECT upto FROM disowned WHERE name = ?3), 0) ORDER BY number",
         (text(read.message + ".0"), text(read.message + ".:"), text(read.sender)),  # a number comes next
     )
     return summed_up((read_text(target), _outcome_of(outcome)) for target, outcome in rows)
+
+
+def _oldest(db: sqlite3.Connection) -> dict[str, dict[Any, Any]]:
+    lanes = "SELECT min(number) FROM entry WHERE outcome IS NULL AND box >= 'lane/' AND box < 'lane0' GROUP BY box"
+    found: dict[str, dict[Any, Any]] = {}
+    for box, meta in db.execute(f"SELECT box, meta FROM entry WHERE number IN ({lanes})"):  # noqa: S608 (own words)
+        try:
+            found[read_text(box)] = unpack(meta)
+        except _DECODE:
+            found[str(box)] = {}
+    return found
 
 
 def _find_dead_letters(db: sqlite3.Connection, read: FindDeadLetters) -> list[DeadLetter] | DeadLetterPage:
@@ -120,18 +169,37 @@ def _letters(rows: sqlite3.Cursor) -> tuple[list[DeadLetter], int]:
         if letters and room_bytes < 0:
             break
         last = serial
-        letters.append(DeadLetter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta)))
+        try:
+            letter = DeadLetter(read_text(id_), read_text(type_), text_, read_text(reason), at_s, unpack(meta))
+        except _DECODE as error:
+            letter = DeadLetter(str(id_), str(type_), text_, str(reason), at_s, {DAMAGED: str(error)})
+        letters.append(letter)
     rows.close()
     return letters, last
 
 
 def _entry_of(row: _Row) -> Entry:
     number, box, id_, target, type_, body, sender, expires_s, meta = row
-    if body is None:
-        raise ValueError("a body is missing")
+    try:
+        if body is None:
+            raise ValueError("a body is missing")
+        if type(body) is not bytes or not all(type(each) is str for each in (box, id_, target, type_, sender or "")):
+            raise ValueError("a column of the wrong kind")
+        return Entry(
+            number, read_text(box), read_text(id_), read_text(target), read_text(type_), body,
+            None if sender is None else read_text(sender), float(expires_s), unpack(meta),
+        )  # fmt: skip
+    except _DECODE as error:
+        return _damaged(row, str(error) or type(error).__name__)
+
+
+def _damaged(row: _Row, why: str) -> Entry:
+    """Return as much of an entry as can be read. Its queue must be known: it stands in an index."""
+    number, box, id_, target, type_, body, sender, expires_s, _ = row
+    id_, target, type_ = (each if type(each) is str else f"damaged/{number}" for each in (id_, target, type_))
     return Entry(
-        number, read_text(box), read_text(id_), read_text(target), read_text(type_), body,
-        None if sender is None else read_text(sender), expires_s, unpack(meta),
+        number, read_text(box), id_, target, type_, body if type(body) is bytes else b"",
+        sender if type(sender) is str else None, expires_s if type(expires_s) is float else 0.0, {DAMAGED: why},
     )  # fmt: skip
 
 

@@ -96,8 +96,13 @@ _SHARED = (
     END
     """,
 )
+_FEDERATION = (
+    "CREATE TABLE held_server (name TEXT PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE disowned (name TEXT PRIMARY KEY, upto INTEGER NOT NULL, at_s REAL NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX entry_remote ON entry (box, number) WHERE outcome = 'queued'",
+)
 
-STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER, _SHARED)
+STEPS: tuple[tuple[str, ...], ...] = (_WAITING, _DEAD_LETTERS, _REMEMBERED, _SERVER, _SHARED, _FEDERATION)
 """Step n makes version n + 1 of version n. A released step is never changed: steps are only added."""
 
 

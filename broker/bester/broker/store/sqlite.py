@@ -11,7 +11,8 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from bester.broker.store_requests import (
     Snapshot,
     StoredQueue,
     Write,
+    owner_of,
 )
 from bester.broker.wire.codes import BesterError, ConfigError
 
@@ -277,6 +279,12 @@ class SqliteStore(Commits):
                 read_text(address): bool(reports)
                 for address, reports in db.execute("SELECT address, reports FROM native_peer")
             },
+            held=frozenset(read_text(name) for (name,) in db.execute("SELECT name FROM held_server")),
+            remote=_summed_up(db.execute("SELECT box, count(*) FROM entry WHERE outcome = 'queued' GROUP BY box")),
+            disowned={
+                read_text(name): (upto, at_s)
+                for name, upto, at_s in db.execute("SELECT name, upto, at_s FROM disowned")
+            },
             full=self._no_room,
         )
 
@@ -413,6 +421,14 @@ class SqliteStore(Commits):
             raise BesterError("storage-full", file.why(self.path, error)) from None
         except ValueError as error:
             raise BesterError("storage-full", f"{self.path}: damaged ({error}); {file.RESTORE}") from None
+
+
+def _summed_up(rows: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return counts by server, of counts by lane."""
+    counts: Counter[str] = Counter()
+    for box, count in rows:
+        counts[owner_of(read_text(box))] += count
+    return dict(counts)
 
 
 def _outcomes_of(raw: bytes) -> dict[int, str]:

@@ -13,18 +13,22 @@ from bester.broker.store.rows import blob, pack, text, unpack
 from bester.broker.store_requests import (
     NAMES,
     Bury,
+    Disown,
     End,
     Enqueue,
+    ForgetRemote,
     MarkSent,
     PurgeOutcomes,
     RecordRemote,
     RecordType,
     Rewrite,
     SaveClock,
+    SaveHeld,
     SaveLane,
     SaveName,
     SavePeer,
     Unbury,
+    lane,
 )
 
 NAMED_AT_ONCE = 500
@@ -58,6 +62,13 @@ _FORGET_OVER = (
 _FORGET_OLDEST = (
     "DELETE FROM entry WHERE number IN "  # noqa: S608 (own words)
     f"(SELECT number FROM entry WHERE {_REMEMBERED} AND number <= ? ORDER BY number LIMIT ?)"
+)
+_FORGET_REMOTE = (
+    "DELETE FROM entry WHERE number IN (SELECT number FROM entry "
+    "WHERE outcome = 'queued' AND box >= ? AND box < ? ORDER BY number DESC LIMIT -1 OFFSET ?)"
+)
+_FORGET_DISOWNED = (
+    "DELETE FROM disowned WHERE upto < (SELECT min(number) FROM entry) AND at_s < (SELECT min(at_s) FROM letter)"
 )
 
 _Row = tuple[Any, ...]
@@ -202,6 +213,26 @@ def _save_peer(db: sqlite3.Connection, run: list[SavePeer]) -> None:
     db.executemany("INSERT OR REPLACE INTO native_peer (address, reports) VALUES (?, ?)", rows)
 
 
+def _save_held(db: sqlite3.Connection, run: list[SaveHeld]) -> None:
+    for server, held in run:
+        db.execute(
+            "INSERT OR IGNORE INTO held_server VALUES (?)" if held else "DELETE FROM held_server WHERE name = ?",
+            (text(server),),
+        )
+
+
+def _forget_remote(db: sqlite3.Connection, run: list[ForgetRemote]) -> None:
+    for server, keep in run:
+        begin = text(lane(server, ""))
+        db.execute(_FORGET_REMOTE, (begin, begin[:-1] + chr(ord(begin[-1]) + 1), keep))
+
+
+def _disown(db: sqlite3.Connection, run: list[Disown]) -> None:
+    rows = [(text(user), upto, at_s) for user, upto, at_s in run]
+    db.executemany("INSERT OR REPLACE INTO disowned (name, upto, at_s) VALUES (?, ?, ?)", rows)
+    db.execute(_FORGET_DISOWNED)
+
+
 CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     End: _end,
     Rewrite: _rewrite,
@@ -213,6 +244,9 @@ CARRY_OUT: dict[type[Any], Callable[[sqlite3.Connection, list[Any]], None]] = {
     SaveClock: _save_clock,
     SaveName: _save_name,
     SavePeer: _save_peer,
+    SaveHeld: _save_held,
+    ForgetRemote: _forget_remote,
+    Disown: _disown,
 }
 """The function for each kind of write without an answer."""
 

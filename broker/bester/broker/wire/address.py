@@ -81,6 +81,47 @@ def canonical(address: HostPort) -> HostPort:
         return HostPort(address.host.lower(), address.port)
 
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_THIS_HOST = ipaddress.IPv4Network("0.0.0.0/8")
+_EMBEDDED_V4 = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv6 addresses that a gateway translates to the IPv4 address in their last four bytes (NAT64)."""
+
+
+def parse_network(text: str) -> Network:
+    """Parse an IP address or a network (`10.0.0.0/8`). Raises ValueError with the fault."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no IP address and no network, as 10.0.0.5 or 10.0.0.0/8") from None
+
+
+def is_within(address: str, networks: tuple[Network, ...]) -> bool:
+    """Return whether a text is an IP address in one of these networks."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return any(ip in network for network in networks)
+
+
+def is_neighbour(address: str) -> bool:
+    """Return whether a text is an IP address of this machine or its link (loopback, link-local), or one of no single
+    host (0.0.0.0, multicast)."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _EMBEDDED_V4:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_neighbour(str(inner))
+    elif ip in _THIS_HOST:
+        return True
+    return ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast or ip.is_reserved
+
+
 class Endpoint(NamedTuple):
     """ZeroMQ endpoint: transport `ipc` (with a path) or `tcp` (with a HostPort)."""
 

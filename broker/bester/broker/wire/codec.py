@@ -17,6 +17,7 @@ from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
     MAX_FRAME_BYTES,
+    MAX_FRAMES,
     OPERATIONS,
     Command,
     Malformed,
@@ -251,6 +252,8 @@ def decode(frames: Sequence[bytes]) -> list[Message | Malformed]:
     """Decode the frames of one ZeroMQ message into its messages, in order."""
     if not frames:
         return [Malformed("malformed", "an empty ZeroMQ message; frame 0 is an array of messages")]
+    if len(frames) > MAX_FRAMES:
+        return [Malformed("malformed", f"a ZeroMQ message of more than {MAX_FRAMES} frames")]
     first = frames[0]
     size = len(first)
     if size > HARMLESS_BYTES and _suspect(first) and not _complete(first):

@@ -25,6 +25,9 @@ MAX_FRAME_BYTES = 4 * MAX_BODY_BYTES
 """Longest frame; ZeroMQ drops the peer that sends a longer one. Bodies between MAX_BODY_BYTES and this are refused by a
 report."""
 MAX_TOKEN = 2**53 - 1
+MAX_FRAMES = 16_384
+"""Frames of one ZeroMQ message: more than the bodies of a reply with as many commands as it may have targets. A message
+of a million tiny frames would stop the loop of its receiver for a second."""
 HOP_LIMIT = 16
 MAX_RESULTS = 1000
 
@@ -191,19 +194,23 @@ class Login(NamedTuple):
 
 
 class LoggedIn(NamedTuple):
-    """Answer to a Login. `retry_ms`: time that the client has to wait, with reason `try-later`."""
+    """Answer to a Login. `retry_ms`: time that the client has to wait, with reason `try-later`. `account` tells the
+    account from an earlier or later one of the name; the bridge returns it with each Open."""
 
     session: int
     status: int
     reason: str | None = None
     retry_ms: int | None = None
+    account: str | None = None
 
 
 class Open(NamedTuple):
-    """Announcement of a session that logged in earlier, after a bridge has repeated its HELLO."""
+    """Announcement of a session that logged in earlier, after a bridge has repeated its HELLO. `account` is that of its
+    LoggedIn."""
 
     session: int
     user: str
+    account: str | None = None
 
 
 class Close(NamedTuple):
@@ -382,8 +389,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(14, Ask, (INT, TEXT, ANY), 2),
     Operation(15, Answer, (INT, INT, ANY), 2),
     Operation(20, Login, (INT, TEXT, TEXT, TEXT), 4),
-    Operation(21, LoggedIn, (INT, INT, TEXT_OR_NIL, INT_OR_NIL), 2),
-    Operation(22, Open, (INT, TEXT), 2),
+    Operation(21, LoggedIn, (INT, INT, TEXT_OR_NIL, INT_OR_NIL, TEXT_OR_NIL), 2, rare=True),
+    Operation(22, Open, (INT, TEXT, TEXT_OR_NIL), 2, rare=True),
     Operation(23, Close, (INT,), 1),
     Operation(24, Submit, (INT, INT_OR_NIL, TEXT, BODY, MAP), 4, body=3),
     Operation(25, Report, (INT, INT, TEXT_OR_NIL, TEXT_OR_NIL, MAP, TEXT_OR_NIL), 5, rare=True),

@@ -1,0 +1,74 @@
+"""The standing of each configured server, for its operator: reached or not, since when, the last error in words, and
+whether its operator holds messages to it back. Pure.
+
+    unknown     not tried yet
+    up          the link is open, or the last message was answered
+    down        the link is lost, or nobody has answered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from bester.broker.core.effects import Effects
+from bester.broker.store_requests import SaveHeld
+from bester.broker.wire.codes import CODES
+
+State = Literal["unknown", "up", "down"]
+MAX_WHY = 500
+"""Characters of an error that are kept: another owner's server may have written it."""
+
+
+class Server:
+    """Standing of one server; `since` and `error_at` are in seconds of `now`."""
+
+    __slots__ = ("error", "error_at", "since", "state")
+
+    def __init__(self, now: float) -> None:
+        self.state: State = "unknown"
+        self.since = now
+        self.error: str | None = None
+        self.error_at: float | None = None
+
+
+class Standing:
+    """The configured servers by name. `held` are those to which messages are held back; the store keeps them."""
+
+    def __init__(self, out: Effects, servers: Iterable[str], held: frozenset[str], now: float) -> None:
+        self._out = out
+        self._servers = {name: Server(now) for name in servers}
+        self.held = set(held)
+
+    def of(self, name: str, now: float) -> Server:
+        """Return the standing of a server."""
+        return self._servers.setdefault(name, Server(now))
+
+    def on_reached(self, name: str, now: float) -> None:
+        """Take in that a server has answered, or its link is open."""
+        self._change(name, "up", now)
+
+    def on_lost(self, name: str, why: str, now: float) -> None:
+        """Take in that a server cannot be reached."""
+        self._change(name, "down", now)
+        self._note(name, why, now)
+
+    def on_refused(self, name: str, code: str, now: float) -> None:
+        """Take in that a server has refused a message for now."""
+        self._note(name, f"{code}: {CODES[code].meaning}" if code in CODES else code, now)
+
+    def hold(self, name: str, *, held: bool) -> None:
+        """Hold messages to a server back, or release them; the messages themselves are the caller's matter."""
+        if held != (name in self.held):
+            (self.held.add if held else self.held.discard)(name)
+            self._out.writes.append(SaveHeld(name, held))
+            self._out.notice("server-held" if held else "server-released", server=name)
+
+    def _change(self, name: str, state: State, now: float) -> None:
+        server = self.of(name, now)
+        if server.state != state:
+            server.state, server.since = state, now
+
+    def _note(self, name: str, why: str, now: float) -> None:
+        server = self.of(name, now)
+        server.error, server.error_at = why[:MAX_WHY], now
