@@ -30,8 +30,8 @@ class Flood:
     """Users with random numbers of connections, sizes and types who always have something to say, and one who comes
     and goes. `units` counts the units that the intake charged to each user.
 
-    Each user has two connections at least. A connection that was parked is read from again in the next turn, which here
-    is a long time: its user would have nothing to say at the end of each batch, and others work off their debts then."""
+    Each user has two connections at least. A connection that was parked is read from again in the next turn, which is
+    a long time here: its user would have nothing to say at the end of a batch, and others work off their debts then."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
