@@ -219,7 +219,9 @@ MISTAKES = [
     ("[handlers.my.chat]\napp = 'm:a'", 'stands in quotes; write [handlers."my.chat"]'),
     ("[servers.b]\nnative = 'h:1'\n[servers.b.zzz]\nnative = 'h:1'", "[servers.b] zzz: unknown key; known are"),
     ("[servers]\nnative = 'h:1'", ":2: [servers] native: belongs below a name; write [servers.NAME] above it"),
-    ("[native]\nwebsocket = '127.0.0.1:2226'", "websocket: unknown key"),
+    ("[native]\nwebsocket = '0.0.0.0:1'", "[native] websocket: would take passwords in plain text from other machines"),
+    ("[native]\nwebsocket = 'here'", "'here' is not HOST:PORT"),
+    ("[native]\nwebsockets = '127.0.0.1:2226'", "websockets: unknown key"),
     ("[native.tls]\nlisten = 'x:1'", "[native.tls]: needs cert"),
     (
         "[store]\nurl = 'redis://127.0.0.1'",

@@ -64,6 +64,8 @@ class NativeConfig:
     max_connections_per_address: int = 1_000
     tls: TlsConfig | None = None
     messages_per_s: float = 0.0
+    websocket: HostPort | None = None
+    websocket_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
         "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
+        "websocket": Key("none", "a listener for browsers, as HOST:PORT; with [native.tls] it speaks TLS (wss)"),
+        "websocket_origins": Key("[]", 'the pages that may connect beside those of this host; "*" is every page'),
     },
     "native.tls": {
         "listen": Key("none", 'a listener with TLS, as "0.0.0.0:2224", or a list of them'),
@@ -333,7 +335,15 @@ class _Reader:
         tcp4, tcp6 = (self._listener(table, key, insecure) for key in ("tcp4", "tcp6"))
         unix = self._socket(table, "unix")
         tls = self._tls(table.raw("tls")) if "tls" in table else None
-        if tcp4 is None and tcp6 is None and unix is None and (tls is None or not tls.listen):
+        text = table.text("websocket")
+        websocket = None if text is None else table.checked("websocket", parse_host_port, text)
+        if websocket is not None and not (insecure or tls is not None or is_loopback(websocket.host)):
+            table.fail(
+                "websocket",
+                "would take passwords in plain text from other machines; add [native.tls], or use 127.0.0.1",
+            )
+        origins = table.texts("websocket_origins") or ()
+        if tcp4 is None and tcp6 is None and unix is None and websocket is None and (tls is None or not tls.listen):
             tcp4 = HostPort("127.0.0.1", 2223)
         limits = {
             key: table.number(key, int(KEYS["native"][key].default), low, high)
@@ -345,7 +355,10 @@ class _Reader:
             )
         }
         rate = table.decimal("messages_per_s", 0.0, 0.0, MAX_RATE)
-        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, tls=tls, messages_per_s=rate)
+        return NativeConfig(
+            tcp4, tcp6, unix, insecure, **limits, tls=tls, messages_per_s=rate,
+            websocket=websocket, websocket_origins=origins,
+        )  # fmt: skip
 
     def _tls(self, values: object) -> TlsConfig:
         table = Table(self._source, "native.tls", values, KEYS["native.tls"], HINTS["native.tls"])
