@@ -31,6 +31,8 @@ COMMANDS = {
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
     "types": "bester.cli.types",
+    "record": "bester.cli.record",
+    "replay": "bester.cli.replay",
 }
 """Each command's module; the command is the attribute of the same name."""
 

@@ -22,6 +22,7 @@ from bester.broker.core.effects import Effects, Link, NoticeEvent
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.observers import Observers
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
@@ -52,7 +53,8 @@ class Dispatcher:
     """
 
     def __init__(
-        self, settings: Settings, out: Effects, *, workers: Workers, timeouts: Timeouts, contracts: Contracts,
+        self, settings: Settings, out: Effects, *, observers: Observers,
+        workers: Workers, timeouts: Timeouts, contracts: Contracts,
         reports: Reports, trace: Trace, commands: Commands, directory: Directory,
         deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes, relays: Relays,
         bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
@@ -65,6 +67,7 @@ class Dispatcher:
         self._settings = settings
         self._limits = settings.limits
         self._out = out
+        self._observers = observers
         self._workers = workers
         self._timeouts = timeouts
         self._contracts = contracts
@@ -290,6 +293,9 @@ class Dispatcher:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
         if not job.is_settled:
+            if self._observers:
+                for observe in self._observers.get(job.type, ()):
+                    observe(job, reply, now)
             if status != DONE:
                 late = self._too_late(worker, job, now)
                 reason, note = late or reply_code(status, code), safe_note(note or "")
