@@ -213,7 +213,7 @@ MISTAKES = [
     ("[native]\ntcp = '127.0.0.1:1'", ":2: [native] tcp: unknown key; did you mean tcp4 or tcp6?"),
     ("[native]\nTCP4 = '127.0.0.1:1'", "TCP4: unknown key; did you mean tcp4?"),
     ("[native]\nport = 1", 'port: unknown key; addresses are written as tcp4 = "HOST:PORT" in [native]'),
-    ("[handlers.a]\napp = 'm:a'\nzzz = 3", "unknown key; known are app, attempts, command, commands, order, socket,"),
+    ("[handlers.a]\napp = 'm:a'\nzzz = 3", "unknown key; known are app, attempts, command, commands, order, shadow,"),
     ("[servers.b.example]\nnative = 'h:1'", ":1: [servers.b.example]: a name with dots stands in quotes; write"),
     ("[servers.b.example.org]\nnative = 'h:1'", 'stands in quotes; write [servers."b.example.org"]'),
     ("[handlers.my.chat]\napp = 'm:a'", 'stands in quotes; write [handlers."my.chat"]'),

@@ -117,7 +117,7 @@ class HandlerConfig:
     `program` listens on `socket`, if started by the server. `order` is the order of a user's messages: one at a time
     ("user") or in parallel ("none"). A message fails after `timeout_s` with a handler (None: 30 s, or a longer lease of
     the handler), and becomes a dead letter after the death of `attempts` handlers. `commands` are those it may use
-    (None: every command).
+    (None: every command). A `shadow` gets copies of messages that other handlers have answered.
     """
 
     name: str
@@ -131,6 +131,7 @@ class HandlerConfig:
     timeout_s: float | None = None
     attempts: int = 3
     commands: frozenset[str] | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             "3", "handlers that may die with one message alone in flight before the message is a dead letter"
         ),
         "commands": Key("every command", "the commands that it may use: of sendClients, sendServers and sendHandler"),
+        "shadow": Key(
+            "false", "true: it gets copies of what other handlers have answered, and its commands are only compared"
+        ),
     },
     "types.NAME": {
         "users": Key('"any"', "the users who may send messages of this type; handlers may pass on to it all the same"),
@@ -521,7 +524,7 @@ class _Reader:
         """Require that handlers of one type have the same limits, as the broker does not distinguish handlers of a
         type."""
         first: dict[str, HandlerConfig] = {}
-        for handler in handlers:
+        for handler in [each for each in handlers if not each.shadow]:
             for type_ in handler.types:
                 other = first.setdefault(type_, handler)
                 for key in ("timeout_s", "attempts", "commands"):
@@ -563,7 +566,17 @@ class _Reader:
             timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
             commands=self._commands(table),
+            shadow=self._shadow(table),
         )
+
+    def _shadow(self, table: Table) -> bool:
+        """Return whether a handler is a shadow; limits on what is carried out mean nothing for one."""
+        shadow = table.flag("shadow")
+        for key in ("workers", "timeout_s", "attempts", "commands") if shadow else ():
+            if key in table:
+                why = "several would share the copies" if key == "workers" else "nothing of a shadow is carried out"
+                table.fail(key, f"is not for a shadow: {why}; leave the key out")
+        return shadow
 
     def _users_of(self, type_: str, table: Table) -> frozenset[str] | None:
         """Return the users who may send a type, None for all."""

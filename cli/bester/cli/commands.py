@@ -35,6 +35,8 @@ COMMANDS = {
     "sessions": "bester.cli.status",
     "top": "bester.cli.status",
     "trace": "bester.cli.trace",
+    "record": "bester.cli.record",
+    "replay": "bester.cli.replay",
 }
 """Each command's module; the command is the attribute of the same name."""
 

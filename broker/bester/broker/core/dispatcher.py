@@ -24,6 +24,7 @@ from bester.broker.core.figures import BUCKETS_S, OTHERS, SHORTEST_S, Figures, T
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.observers import Observers
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
@@ -54,8 +55,9 @@ class Dispatcher:
     """
 
     def __init__(
-        self, settings: Settings, out: Effects, *, figures: Figures, workers: Workers, timeouts: Timeouts,
-        contracts: Contracts, reports: Reports, trace: Trace, commands: Commands, directory: Directory,
+        self, settings: Settings, out: Effects, *, figures: Figures, observers: Observers, workers: Workers,
+        timeouts: Timeouts, contracts: Contracts,
+        reports: Reports, trace: Trace, commands: Commands, directory: Directory,
         deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes, relays: Relays,
         bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
         first_token: int, now: float,
@@ -69,6 +71,7 @@ class Dispatcher:
         self._settings = settings
         self._limits = settings.limits
         self._out = out
+        self._observers = observers
         self._workers = workers
         self._timeouts = timeouts
         self._contracts = contracts
@@ -308,6 +311,9 @@ class Dispatcher:
         figures.took_s += took_s
         figures.results += len(commands)
         if not job.is_settled:
+            if self._observers:
+                for observe in self._observers.get(job.type, ()):
+                    observe(job, reply, now)
             if status != DONE:
                 late = self._too_late(worker, job, now)
                 reason, note = late or reply_code(status, code), safe_note(note or "")

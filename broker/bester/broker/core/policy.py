@@ -53,6 +53,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "status": _OPERATOR,
     "sessions": _OPERATOR,
     "figures": frozenset({"bridge"}),  # tells, and asks nothing
+    "record": _OPERATOR,  # shows the messages of others
     "deadList": _OPERATOR,
     "deadShow": _OPERATOR,
     "deadReplay": _OPERATOR,

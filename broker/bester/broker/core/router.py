@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bester.broker.core import cockpit, policy
+from bester.broker.core import cockpit, policy, recordings
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
@@ -325,6 +325,8 @@ class Router:
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
             self._units.restarts.tick(self._by_link.values(), now)
+        self._units.shadows.tick(now)
+        self._units.recordings.tick(now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
         return self._take()
@@ -421,6 +423,9 @@ class Router:
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
                 self._dispatcher.on_malformed_reply(peer.worker, message.token, now)
                 self._peers.forget_when_done(peer)
+            elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
+                self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)
+                self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
             op = OP_OF[type(message)]
@@ -433,15 +438,23 @@ class Router:
     # --- handlers ---
 
     def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
-        assert peer.worker is not None
-        wrong = self._dispatcher.on_reply(peer.worker, reply, now)
+        worker = peer.worker
+        if worker is not None:
+            wrong = self._dispatcher.on_reply(worker, reply, now)
+        else:
+            assert peer.shadow is not None
+            wrong = self._units.shadows.on_reply(peer.shadow, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         if peer.leaving:  # after its last reply its message groups are for other workers
-            self._dispatcher.feed(peer.worker, now)
+            if worker is not None:
+                self._dispatcher.feed(worker, now)
             self._peers.forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
+        if peer.shadow is not None:
+            self._units.shadows.on_emit(peer.shadow, emit)
+            return
         error = self._ingress.emit(peer, emit, now)
         if error is not None:
             self._refuse(peer, error)
@@ -454,7 +467,7 @@ class Router:
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
         elif ask.question == "types":
-            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers)
+            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers, self._units.shadows)
             answer = Answer(ask.token, 0, value)
         elif ask.question == "status":
             answer = Answer(ask.token, 0, self.status(now))
@@ -464,6 +477,8 @@ class Router:
             told = figures_of(ask.argument)
             peer.figures = peer.figures if told is None else told
             answer = Answer(ask.token, int(told is None), None)
+        elif ask.question == recordings.QUESTION:
+            answer = Answer(ask.token, *self._units.recordings.on_question(peer.link, ask.argument, now))
         elif ask.question in cockpit.QUESTIONS:
             answer = self._units.cockpit.on_question(peer.link, ask, self._by_link.values(), now)
         else:
