@@ -72,7 +72,7 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         leaves = command.commands.values() if isinstance(command, click.Group) else [command]
         for leaf in leaves:
             assert leaf.help
-            # A demo has servers of its own, a handler under test a broker, a replay none; a new key or handler has none yet.
+            # A demo has its own servers, a handler under test a broker, a replay none; a new key or handler none yet.
             without = (("conform", "handler"), ("keys", "new"), ("new", "handler"))
             alone = name in ("demo", "replay") or (name, leaf.name) in without
             assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
