@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument(
         "--break", dest="breakage", default="", choices=sorted(BREAKAGES), help="break this, to see that it is found"
     )
+    parser.add_argument("--flood", action="store_true", help="let a user of each server flood it meanwhile")
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     if options.keep is not None:
@@ -58,7 +59,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        result = play(seed, options.minutes * 60, lambda text: print(text, flush=True), options.keep, options.breakage)
+        result = play(
+            seed, options.minutes * 60, lambda text: print(text, flush=True), options.keep, options.breakage,
+            flood=options.flood,
+        )  # fmt: skip
     except StuckError as error:
         print(error)
         return 1

@@ -32,7 +32,7 @@ from tests.chaos.receiver import Receiver
 from tests.chaos.remains import crashes, waiting
 from tests.chaos.servers import Program, Server, make_servers
 from tests.chaos.surroundings import Surroundings
-from tests.chaos.traffic import NATIVES, SENDERS, SERVERS
+from tests.chaos.traffic import FLOODER, NATIVES, SENDERS, SERVERS
 
 START_S = 60.0
 """For everything to be there at first; a good machine takes three seconds."""
@@ -80,6 +80,7 @@ class Clients:
     def __init__(self, parts: Parts, directory: Path, server: Server, seed: int, first_life: int) -> None:
         self.sending = parts.part(f"sender-{server.name}", directory)
         self.receiving = parts.part(f"receiver-{server.name}", directory)
+        self.flooding = parts.part(f"flooder-{server.name}", directory)
         self.sending_journal = ""
         self._journals = directory
         self._server = server
@@ -95,6 +96,10 @@ class Clients:
         arguments = (name, address, SENDERS[name], str(journal), str(life), str(self._seed))
         self.sending.start(*python("tests.chaos.sender", *arguments))
 
+    def start_flooding(self) -> None:
+        """Begin the flood beside the others."""
+        self.flooding.start(*python("tests.chaos.flooder", self._server.address, FLOODER, str(self._seed)))
+
     def start_receiving(self, manner: str = "restless") -> None:
         life = self.receiving.lives
         journal = self._journals / f"{self.receiving.name}-{life}.journal"
@@ -109,11 +114,13 @@ class Course:
     """The run itself; `say` is called with the progress. `breakage` names the part of the servers to break, if any."""
 
     def __init__(
-        self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str
-    ) -> None:
+        self, seed: int, duration_s: float, directory: Path, parts: Parts, say: Callable[[str], None], breakage: str,
+        flood: bool = False,
+    ) -> None:  # fmt: skip
         self._seed = seed
         self._duration_s = duration_s
         self._say = say
+        self._flood = flood
         self._happened = Happened(time.time() - now_s())
         self._ledger = Ledger(self._happened)
         self._journals = Journals(directory)
@@ -211,6 +218,9 @@ class Course:
         await _until(self._flows, START_S, lambda: "not every server has its first messages reported good")
         self._say(f"messages flow; {self._duration_s:.0f} s of faults begin (seed {self._seed})")
         self._natives.turn_restless()
+        if self._flood:
+            for clients in self._clients:
+                clients.start_flooding()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._weather.rage(self._duration_s))
             group.create_task(around.change(self._duration_s))
@@ -223,6 +233,8 @@ class Course:
             listener.steady.set()
         self._natives.settle(self._happened)
         for clients in self._clients:
+            if self._flood:
+                clients.flooding.ask_to_end()
             clients.sending.ask_to_end()
             clients.receiving.ask_to_end()
         for clients in self._clients:
@@ -291,15 +303,17 @@ async def _until(true: Callable[[], bool], deadline_s: float, complaint: Callabl
 
 
 def play(
-    seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = ""
-) -> Result:
+    seed: int, duration_s: float, say: Callable[[str], None], keep: Path | None = None, breakage: str = "", *,
+    flood: bool = False,
+) -> Result:  # fmt: skip
     """Make a run with so many seconds of faults. `keep`: a directory for its files, which stays. `breakage`: a part of
-    the servers to break (see `breakages`), to test that the run finds the fault."""
+    the servers to break (see `breakages`), to test that the run finds the fault. `flood`: a user of each server floods
+    it meanwhile."""
     with ExitStack() as stack:
         if keep is None:
             keep = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp")))
         with Parts() as parts:
-            result = asyncio.run(Course(seed, duration_s, keep, parts, say, breakage).run())
+            result = asyncio.run(Course(seed, duration_s, keep, parts, say, breakage, flood).run())
         letters = [letter for name in SERVERS for letter in dead_letters(keep / name, name)]
         verdict = result.ledger.verdict(letters)
         verdict.wrong.extend(wrong for name in SERVERS for wrong in waiting(keep / name, name))

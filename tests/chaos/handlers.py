@@ -80,6 +80,11 @@ def out(message: Message) -> Command:
     return message.send_servers([message.data["native"]], {key: message.data[key] for key in ("number", "text")})
 
 
+@quick.handler("flood", inline=True)
+def flood(message: Message) -> None:
+    """Answer nothing: what the sender asks for is work."""
+
+
 @quick.handler("both")
 async def both(message: Message) -> list[Command]:
     return [deliver(message, message.data), forward(message, message.data)]

@@ -18,9 +18,9 @@ from bester.broker.accounts import Accounts
 from tests.chaos.machine import Machine
 from tests.chaos.processes import BESTER, Part, Parts
 from tests.chaos.sender import PASSWORD
-from tests.chaos.traffic import ATTEMPTS, SENDERS, SERVERS
+from tests.chaos.traffic import ATTEMPTS, FLOODER, SENDERS, SERVERS
 
-QUICK = ("talk", "pipe", "far", "both", "line", "out")
+QUICK = ("talk", "pipe", "far", "both", "line", "out", "flood")
 TTL_S = 24 * 3600
 """No message expires during a run unless its sender said so: queued messages must arrive."""
 PORTS = range(20_000, 32_000)
@@ -147,5 +147,5 @@ def _configure(directory: Path, name: str, peer: str, tcp: str, natives: str) ->
     )  # fmt: skip
     (own / "bester.toml").write_text(text)
     with closing(Accounts(own / "data")) as accounts:
-        for user in (SENDERS[name], *SERVERS[name]):
+        for user in (SENDERS[name], *SERVERS[name], FLOODER):
             accounts.add(user, PASSWORD)

@@ -16,6 +16,8 @@ HERMITS = ("hal", "hub")
 """Users who are away for long."""
 SENDERS = {"s1": "sam", "s2": "sue"}
 """The sending user of each server."""
+FLOODER = "flo"
+"""A user of both servers, who floods them where that is asked for."""
 NATIVES = {"n1": True, "n2": False}
 """Servers of the native protocol, and whether each reports on its messages."""
 NUMBERS_A_LIFE = 1_000_000
