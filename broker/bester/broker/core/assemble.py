@@ -36,6 +36,8 @@ from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
 from bester.broker.core.standing import Standing
 from bester.broker.core.strangers import Strangers
+from bester.broker.core.stuck_types import StuckTypes
+from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfers
@@ -86,6 +88,8 @@ class Units:
     notes: RemoteNotes
     standing: Standing
     cockpit: Cockpit
+    credit: SubmitCredit
+    stuck_types: StuckTypes
 
 
 def assemble(
@@ -149,14 +153,15 @@ def assemble(
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
+    credit = SubmitCredit(limits)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, process_of=around.process_of,
-        is_stopped=around.is_stopped,
+        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, credit=credit,
+        process_of=around.process_of, is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes),
+        Cockpit(settings, out, queues, relays, standing, notes), credit, StuckTypes(limits),
     )  # fmt: skip
