@@ -148,7 +148,7 @@ class TestRoom:
             scene.bridge.on_connection_lost(connection)
         scene.turn()
         left = scene.bridge.inspect()
-        assert (left.senders, *left.intake) == (0, 0, 0, 0, 0)
+        assert (left.senders, *left.intake) == (0, 0, 0, 0, 0, 0)
 
 
 class TestTurns:

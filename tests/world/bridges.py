@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bester.bridge.bridge import Bridge
+from bester.bridge.credit import hello_options
 from bester.bridge.frames import Splitter
 from bester.bridge.limits import Limits
 from bester.broker.core.effects import Link
@@ -66,10 +67,10 @@ class SimBridge:
             core.connect(_Direct(self, core))
             return
         if self.link is None:
-            self.link = SimLink(
+            link = self.link = SimLink(
                 self.world, lambda: self.server, self._party(), self._weather, self._weather,
                 on_messages=lambda messages: self._alive(lambda core: core.receive(messages)),
-                on_ready=lambda: self._alive(lambda core: core.on_link_ready()),
+                on_ready=lambda: self._alive(lambda core: core.on_link_ready(link.party.options)),
                 on_lost=lambda why: self._alive(lambda core: core.on_link_lost(why)),
             )  # fmt: skip
         core.connect(self.link)
@@ -79,7 +80,7 @@ class SimBridge:
             call(self.core)
 
     def _party(self) -> LinkClient:
-        return LinkClient("bridge", self.name, {"epoch": self.world.new_key().decode()})
+        return LinkClient("bridge", self.name, {"epoch": self.world.new_key().decode(), **hello_options(self._limits)})
 
     def _soon(self, call: Callable[[], None]) -> None:
         self.world.after(0.0, call)
@@ -157,7 +158,8 @@ class _Direct:
                 core.receive(messages)
 
         self._server.direct[self._link] = lambda messages: world.after(0.0, lambda: hear(messages))
-        self._server.receive(self._link, (Hello(VERSION, "bridge", bridge.name, {"epoch": world.new_key().decode()}),))
+        options = {"epoch": world.new_key().decode(), **hello_options(core.limits)}
+        self._server.receive(self._link, (Hello(VERSION, "bridge", bridge.name, options),))
 
     def send(self, message: Message) -> bool:
         return self.send_all((message,)) == 1

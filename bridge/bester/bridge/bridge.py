@@ -127,11 +127,13 @@ class Bridge:
         """Use this way to the broker, from `on_link_ready` on."""
         self._broker_link.port = port
 
-    def on_link_ready(self) -> None:
-        """Announce the sessions to a broker that has answered (again), and send the held messages."""
+    def on_link_ready(self, options: Meta = {}) -> None:  # noqa: B006 (it is never written to)
+        """Announce the sessions to a broker that has answered (again), and send the held messages. `options` are those
+        of its WELCOME."""
         if self.is_ready:
             self.on_link_lost("the broker was started again")
         self._broker_link.on_link_ready()
+        self._on_credit(options)
         for number, connection in self._targets.items():
             assert connection.session.user is not None
             self._send(Open(number, connection.session.user, connection.session.account))
@@ -146,6 +148,8 @@ class Bridge:
         self._unhandled.clear()  # as if the link had lost them: the broker sends them again
         self._deliveries.on_link_lost()
         self._submissions.on_link_lost()
+        self._submissions.credit.clear()
+        self._on_credit({})
         now = self._clock()
         logins, self._logins = self._logins, {}
         for connection in logins.values():
@@ -178,6 +182,8 @@ class Bridge:
                 self._receive_rarer(message, now)
         if reports:
             self._deliveries.on_reports(reports)
+            if self._submissions.has_held:  # for credit, which there is again
+                self._wake()
         if frames <= 0:
             self._unhandled.extend(rest)
             if self._unhandled:
@@ -206,13 +212,20 @@ class Bridge:
             case Error():
                 self._on_error(message, now)
             case Welcome():  # on a direct link; a FabricLink calls `on_link_ready` itself
-                self.on_link_ready()
+                self.on_link_ready(message.options)
             case Goodbye():
                 self.on_link_lost("it sent GOODBYE")
             case Heartbeat():
-                pass
+                if message.options:
+                    self._on_credit(message.options)
             case _:
                 self._notice(f"the broker sent a message that is not for a bridge: {type(message).__name__}")
+
+    def _on_credit(self, options: Meta) -> None:
+        """Take in what the broker tells of its credit; without options, that there is none to keep to."""
+        if self._submissions.credit.take(options) or not options:
+            self._submissions.on_credit()
+            self._intake.on_credit()
 
     def _on_error(self, error: Error, now: float) -> None:
         """Report a message, a login or a question that the broker could not take to its sender."""
@@ -368,6 +381,9 @@ class Bridge:
         for token in self._submissions.overdue(now):
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
+        report = self._submissions.report(more=self._intake.has_more) if self.is_ready else None
+        if report is not None:
+            self._send(Heartbeat(report))
 
     def tell_figures(self) -> None:
         """Tell the broker the counts of this bridge, for its operator; call every few seconds. An older broker refuses
@@ -386,6 +402,8 @@ class Bridge:
     def give_up(self) -> None:
         """Refuse every unreported message, as `timeout` or, without a broker, `unreachable`."""
         now = self._clock()
+        self._submissions.credit.clear()  # no type waits any more
+        self._on_credit({})
         reason = "timeout" if self.is_ready else "unreachable"
         for connection in list(self._connections.values()):
             self._apply(connection, connection.session.give_up(reason, now), now)

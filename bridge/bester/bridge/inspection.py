@@ -28,13 +28,15 @@ class IntakeState(NamedTuple):
     """Input that waits.
 
     `connections` of `senders` have frames that wait for their turn; `blocked` connections of `blocked_senders` have
-    frames that wait until their sender has fewer unreported messages.
+    frames that wait until their sender has fewer unreported messages; the next message of `stuck` connections has a
+    type of which the broker takes no more now.
     """
 
     senders: int
     connections: int
     blocked_senders: int
     blocked: int
+    stuck: int
 
 
 class Refused(NamedTuple):

@@ -37,9 +37,9 @@ class Intake:
         self._submissions = submissions
         self._handle = handle
         self._wake = wake
-        self._margin = min(limits.turn_quantum, limits.held_messages // 8)
         self._ring: OrderedDict[Sender, None] = OrderedDict()  # senders with ready connections, in turn
         self._blocked: dict[Sender, None] = {}  # senders with blocked connections
+        self._stuck: dict[ClientConnection, None] = {}  # connections whose next message has a stuck type
 
     def add(self, connection: ClientConnection) -> None:
         """Let a connection with frames that wait take its turn: behind the other connections of its sender, as soon as
@@ -55,12 +55,28 @@ class Intake:
             sender.blocked[connection] = None
             if sender not in self._ring:
                 self._blocked[sender] = None
+        elif session.window.waits_for is not None:
+            self._stuck[connection] = None
+
+    def on_credit(self) -> None:
+        """Let connections whose next message had a stuck type take their turn, where the type is stuck no more."""
+        stuck, self._stuck = self._stuck, {}
+        for connection in stuck:
+            connection.session.window.look_again()
+            if connection.session.has_waiting:
+                self.add(connection)
+
+    @property
+    def has_more(self) -> bool:
+        """Return whether frames wait for their sender's room, so that more credit would be of use."""
+        return bool(self._blocked)
 
     def remove(self, connection: ClientConnection) -> None:
         """Forget a connection, which is gone or has nothing that waits."""
         sender = connection.session.window.sender
         sender.ready.pop(connection, None)
         sender.blocked.pop(connection, None)
+        self._stuck.pop(connection, None)
         if not sender.ready and not sender.blocked:
             self._ring.pop(sender, None)
         if not sender.blocked:
@@ -109,7 +125,8 @@ class Intake:
 
     def _unblock(self) -> None:
         """Let senders with room again take their turn: room for several frames, so that they are handled together."""
-        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender, self._margin)]:
+        margin = min(self._limits.turn_quantum, self._submissions.most // 8)
+        for sender in [sender for sender in self._blocked if not self._submissions.is_over(sender, margin)]:
             del self._blocked[sender]
             self._ring.setdefault(sender)
 
@@ -120,4 +137,5 @@ class Intake:
             connections=sum(len(sender.ready) for sender in self._ring),
             blocked_senders=len(self._blocked),
             blocked=sum(len(sender.blocked) for sender in self._blocked),
+            stuck=len(self._stuck),
         )

@@ -19,6 +19,7 @@ from bester.bridge import native
 from bester.bridge.bridge import Bridge
 from bester.bridge.certificates import Certificates, Watch
 from bester.bridge.connection import Connection
+from bester.bridge.credit import hello_options
 from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
@@ -127,7 +128,8 @@ class Service:
         return {f"listener{number}": listener.url for number, listener in enumerate(self.listeners)}
 
     def _hello_options(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "listeners": [listener.url for listener in self.listeners]}
+        listeners = [listener.url for listener in self.listeners]
+        return {"epoch": self._epoch, "listeners": listeners, **hello_options(self.bridge.limits)}
 
     def attach(self, send: Callable[[Sequence[Message]], int]) -> None:
         """Use a broker in this process: `send` sends messages to the broker and returns how many were taken.
@@ -143,10 +145,10 @@ class Service:
         bridge = self.bridge
 
         def ready() -> None:
-            bridge.on_link_ready()
+            bridge.on_link_ready(fabric.link_client.options)
             self.has_broker.set()
 
-        link = FabricLink(
+        fabric = FabricLink(
             endpoint,
             LinkClient("bridge", self._name, self._hello_options()),
             on_messages=bridge.receive,
@@ -154,8 +156,8 @@ class Service:
             on_lost=bridge.on_link_lost,
             keys=keys,
         )
-        bridge.connect(link)
-        return link
+        bridge.connect(fabric)
+        return fabric
 
     def reload(self) -> None:
         """Read the certificates again, after a SIGHUP; connections stay. The log names the result."""

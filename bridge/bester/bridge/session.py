@@ -406,8 +406,9 @@ class Session:
         handled = 0
         if self._held is None and self.state is _OPEN:
             window = self.window
+            stuck = window.stuck
             for body in bodies if len(bodies) <= ration else bodies[:ration]:
-                if window.is_full:
+                if window.is_full or (stuck and self._must_wait(body)):
                     break
                 if not self._message(body, step, now):
                     return
@@ -431,6 +432,8 @@ class Session:
         """Handle held frames as far as the ration goes, and then the stop behind them."""
         held, self._held = self._held, None
         while held and self.spent < ration and self.state is _OPEN and not self.window.is_full:
+            if self.window.stuck and self._must_wait(held[0]):
+                break
             body = held.popleft()
             self._held_bytes -= len(body) + OVERHEAD_BYTES
             self.spent += 1 + (len(body) >> UNIT_BYTES_LOG2)
@@ -440,6 +443,14 @@ class Session:
             self._held = held
         elif self._stopping:
             self._stop(self._fault, step, now)
+
+    def _must_wait(self, body: bytes) -> bool:
+        """Return whether a frame is a message of a stuck type; the window is full then."""
+        sent = native.later(body)
+        if type(sent) is not _Sent or sent.type not in self.window.stuck:
+            return False
+        self.window.wait_for(sent.type)
+        return True
 
     def _message(self, body: bytes, step: Step, now: float) -> bool:
         """Handle a frame of a client; False where it was the last one."""

@@ -14,24 +14,27 @@ message is held for longer than `hold_s`, and none is sent after its report.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import Enum
 from typing import Literal
 
 import msgspec
 
 from bester.bridge.broker_link import BrokerLink
+from bester.bridge.credit import Credit
 from bester.bridge.inspection import SubmissionsState
 from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
-from bester.broker.wire.messages import Close, Open, Submit
+from bester.broker.wire.messages import Close, Meta, Open, Submit
 
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
 
 class State(Enum):
-    HELD = "held"  # not on the link: there is no broker, no room, or the link was lost with the message on it
+    HELD = (
+        "held"  # not on the link: there is no broker, no room, no credit, or the link was lost with the message on it
+    )
     SENT = "sent"  # on the link, and not reported
     HELD_DEPARTED = "held-departed"  # held, and the client has gone
     SENT_DEPARTED = "sent-departed"  # sent, and the client has gone
@@ -44,7 +47,7 @@ Event = Literal["refused", "sent", "lost", "reported", "departed", "dropped"]
 # the bridge, and raises. A message begins as `sent`: the link is offered every new message in the same call, and
 # seldom refuses.
 #
-#   refused    the link did not take the message: there is no broker, no room, or older messages are held
+#   refused    the link did not take the message: there is no broker, no room, no credit, or older messages are held
 #   sent       the link has taken a held message
 #   lost       the link with the message on it is lost: the next time counts as another attempt
 #   reported   the broker has reported, or the bridge itself does (`timeout`, `unreachable`)
@@ -107,9 +110,11 @@ class Submissions:
         "_departed_bytes",
         "_fair_bytes",
         "_held",
+        "_held_bytes",
         "_limits",
         "_wake",
         "by_token",
+        "credit",
         "most",
         "most_bytes",
         "size_bytes",
@@ -118,6 +123,7 @@ class Submissions:
     def __init__(self, limits: Limits, broker_link: BrokerLink, wake: Callable[[], None]) -> None:
         self.by_token: dict[int, Submission] = {}
         self.size_bytes = 0
+        self.credit = Credit()
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
         self._fair_bytes = limits.fair_bytes
@@ -125,6 +131,7 @@ class Submissions:
         self._broker_link = broker_link
         self._wake = wake
         self._held: OrderedDict[int, Submission] = OrderedDict()  # messages to be sent, by token and in its order
+        self._held_bytes = 0
         self._departed: dict[int, Submission] = {}  # messages whose client has gone, by token
         self._departed_bytes = 0
         self._closes: dict[int, Close] = {}  # by the token of the last held message of a session that has gone
@@ -142,7 +149,7 @@ class Submissions:
         return SubmissionsState(
             waiting=len(self.by_token) - len(self._departed),
             queued=len(self._held),
-            queued_bytes=sum(held.size for held in self._held.values()),
+            queued_bytes=self._held_bytes,
             departed=len(self._departed),
             departed_bytes=self._departed_bytes,
             unreported_bytes=self.size_bytes,
@@ -152,12 +159,53 @@ class Submissions:
 
     def submit(self, messages: Sequence[Submit]) -> None:
         """Send messages that were just put into the table, or hold them."""
-        taken = 0 if self._held else self._broker_link.submit(messages)
+        credit = self.credit
+        if self._held:
+            taken = 0
+        elif len(self.by_token) <= credit.messages and self.size_bytes <= credit.size_bytes:
+            taken = self._broker_link.submit(messages)
+        else:
+            taken = self._broker_link.submit(messages[: self._within_credit(messages)])
         if taken < len(messages):
             for message in messages[taken:]:
                 submission = self._held[message.token] = self.by_token[message.token]
                 submission.on("refused")
+                self._held_bytes += submission.size
             self._wake()
+
+    def _within_credit(self, messages: Sequence[Submit]) -> int:
+        """Return how many of these new messages the broker's credit allows to send."""
+        sizes = [self.by_token[message.token].size for message in messages]
+        return self._allowed(sizes, len(self.by_token) - len(messages), self.size_bytes - sum(sizes))
+
+    def _allowed(self, sizes: Iterable[int], sent: int, sent_bytes: int) -> int:
+        """Return how many messages of these sizes may follow those that are sent. A message of any size may follow
+        where there is any room."""
+        allowed = 0
+        for size in sizes:
+            if sent + allowed >= self.credit.messages or sent_bytes >= self.credit.size_bytes:
+                break
+            allowed += 1
+            sent_bytes += size
+        return allowed
+
+    def on_credit(self) -> None:
+        """Take in that the broker's credit has changed: hold no more than it allows to send, and send held messages
+        where there is more room."""
+        self.most = min(self._limits.held_messages, self.credit.messages)
+        self.most_bytes = min(self._limits.held_bytes, self.credit.size_bytes)
+        self._wake()
+
+    @property
+    def has_held(self) -> bool:
+        """Return whether messages wait for the broker."""
+        return bool(self._held)
+
+    def report(self, *, more: bool) -> Meta | None:
+        """Return what the broker is to know of the use of its credit, None where there is nothing new; `more`: clients
+        have more to send."""
+        sent = len(self.by_token) - len(self._held)
+        return self.credit.report(sent, self.size_bytes - self._held_bytes, more=more or bool(self._held))
 
     def release(self, submission: Submission) -> None:
         """Count a reported message out, which is no longer in the table."""
@@ -167,7 +215,8 @@ class Submissions:
     def _forget(self, submission: Submission) -> None:
         token = submission.submit.token
         self.size_bytes -= submission.size
-        self._held.pop(token, None)
+        if self._held.pop(token, None) is not None:
+            self._held_bytes -= submission.size
         if self._departed.pop(token, None) is not None:
             self._departed_bytes -= submission.size
         if self._closes and (close := self._closes.pop(token, None)) is not None:
@@ -212,6 +261,7 @@ class Submissions:
                 submission.on("lost")
                 submission.submit = _again(submission.submit)
         self._held = OrderedDict(self.by_token)
+        self._held_bytes = sum(submission.size for submission in self.by_token.values())
         self._closes.clear()
 
     def on_link_ready(self) -> list[Open]:
@@ -225,7 +275,7 @@ class Submissions:
         return [Open(*each) for each in last]
 
     def send_held(self) -> None:
-        """Send held messages, as far as there is room on the link."""
+        """Send held messages, as far as there is room on the link, and credit."""
         while self._held and self._broker_link.has_room:
             batch: list[Submission] = []
             close = None
@@ -234,10 +284,13 @@ class Submissions:
                 close = self._closes.get(token) if self._closes else None
                 if close is not None or len(batch) == AT_ONCE:
                     break
-            taken = self._broker_link.submit([submission.submit for submission in batch])
+            sent, sent_bytes = len(self.by_token) - len(self._held), self.size_bytes - self._held_bytes
+            allowed = self._allowed((submission.size for submission in batch), sent, sent_bytes)
+            taken = self._broker_link.submit([submission.submit for submission in batch[:allowed]]) if allowed else 0
             for submission in batch[:taken]:
                 submission.on("sent")
                 del self._held[submission.submit.token]
+                self._held_bytes -= submission.size
             if taken < len(batch):
                 return
             if close is not None:

@@ -42,6 +42,9 @@ class Window:
 
     `size_bytes` is their size together. `is_full`: no other message may enter now; any message, however large, may
     enter where there is any room. Where the sender has used up its share of the room for all, its windows are full.
+
+    `stuck` are the types that the broker can take no more of now. `waits_for` is the one of them that the connection's
+    next message has: the window is full then, because messages keep their order.
     """
 
     __slots__ = (
@@ -56,6 +59,8 @@ class Window:
         "is_full",
         "sender",
         "size_bytes",
+        "stuck",
+        "waits_for",
     )
 
     def __init__(self, limits: Limits, submissions: Submissions, sender: Sender) -> None:
@@ -65,6 +70,8 @@ class Window:
         self._most_questions = limits.questions
         self._submissions = submissions
         self._table = submissions.by_token
+        self.stuck = submissions.credit.stuck
+        self.waits_for: str | None = None
         self._tokens: list[int] = []  # in order, with those of reported messages until these are swept out
         self._asked: dict[int, Asked] = {}  # by token
         self._count = 0
@@ -105,13 +112,21 @@ class Window:
         self._count += 1
         self.is_full = self._has_no_room()
 
+    def wait_for(self, type_: str) -> None:
+        """Be full until a type is stuck no more."""
+        self.waits_for = type_
+        self.is_full = True
+
     def look_again(self) -> None:
         """Take in that the sender may have room again, or none any more, by messages on other connections."""
         self.is_full = self._has_no_room()
 
     def _has_no_room(self) -> bool:
+        if self.waits_for is not None and self.waits_for not in self.stuck:
+            self.waits_for = None
         return (
-            self.size_bytes >= self._most_bytes
+            self.waits_for is not None
+            or self.size_bytes >= self._most_bytes
             or self._count >= self._most
             or len(self._asked) >= self._most_questions
             or self._submissions.is_over(self.sender)

@@ -40,6 +40,8 @@ from bester.broker.core.settings import Settings
 from bester.broker.core.shadows import Shadows
 from bester.broker.core.standing import Standing
 from bester.broker.core.strangers import Strangers
+from bester.broker.core.stuck_types import StuckTypes
+from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
 from bester.broker.core.transfers import Transfers
@@ -93,6 +95,8 @@ class Units:
     figures: Figures
     recordings: Recordings
     shadows: Shadows
+    credit: SubmitCredit
+    stuck_types: StuckTypes
 
 
 def assemble(
@@ -161,14 +165,16 @@ def assemble(
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
+    credit = SubmitCredit(limits)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
         contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
-        shadows=shadows, process_of=around.process_of, is_stopped=around.is_stopped,
+        shadows=shadows, credit=credit, process_of=around.process_of, is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows,
+        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
+        StuckTypes(limits),
     )  # fmt: skip

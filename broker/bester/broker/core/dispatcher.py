@@ -184,7 +184,7 @@ class Dispatcher:
         return type_ in self._seen_types or self._workers.serves(type_)
 
     def _may_not_wait(self, job: Job, now: float) -> str | None:
-        full = self._workers.is_full(job, self._limits.max_waiting)
+        full = self._workers.is_full(job, self._limits.max_waiting, self._limits.max_waiting_bytes)
         code = self._never_served(job, now) or ("overloaded" if full else None)
         if code is None and job.type in self.given_up and not self._workers.serves(job.type):
             return "no-handler"

@@ -19,6 +19,7 @@ from bester.broker.core.restarts import Restarts
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.shadows import Shadows
+from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
@@ -47,7 +48,7 @@ class Peers:
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
-        restarts: Restarts, recordings: Recordings, shadows: Shadows,
+        restarts: Restarts, recordings: Recordings, shadows: Shadows, credit: SubmitCredit,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
@@ -64,6 +65,7 @@ class Peers:
         self._restarts = restarts
         self._recordings = recordings
         self._shadows = shadows
+        self._credit = credit
         self._process_of = process_of
         self._is_stopped = is_stopped
         self._unknown: dict[
@@ -153,7 +155,10 @@ class Peers:
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
         self._restarts.on_process_seen(peer.process)
-        self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
+        welcome = self._welcome_options(options)
+        if hello.role == "bridge":
+            welcome |= self._credit.join(link, hello.options)
+        self._out.send(link, Welcome(VERSION, self._settings.name, welcome))
         if options is not None:
             peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))
             self._employ(peer, options, None if is_shadow else contracts, now)
@@ -277,6 +282,7 @@ class Peers:
         if peer.role == "operator":
             self._recordings.on_peer_lost(peer.link)
         if peer.role == "bridge":
+            self._credit.leave(peer.link)
             self._unlink(peer, now)
             self._dispatcher.on_bridge_lost(peer.link, now)
 

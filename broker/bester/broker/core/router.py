@@ -329,7 +329,15 @@ class Router:
         self._units.recordings.tick(now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
+        self._share_credit(now)
         return self._take()
+
+    def _share_credit(self, now: float) -> None:
+        """Tell the bridges how much more this broker can take, where that has changed."""
+        workers = self._units.workers
+        stuck = self._units.stuck_types.look(workers.waiting_by_type(), workers.front, now)
+        for link, options in self._units.credit.share(stuck):
+            self._send(link, Heartbeat(options))
 
     # --- the store ---
 
@@ -371,6 +379,7 @@ class Router:
         units, peers = self._units, self._by_link.values()
         bounds = {
             **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
+            **units.credit.bounds(),
         }  # fmt: skip
         return Inspection(
             peers=dict(Counter(peer.role for peer in peers)),
@@ -416,6 +425,8 @@ class Router:
 
     def _receive_common(self, peer: Peer, message: Message | Malformed, now: float) -> None:
         if isinstance(message, Heartbeat):
+            if message.options:
+                self._units.credit.on_report(peer.link, message.options)
             return
         if isinstance(message, Goodbye):
             self._peers.on_goodbye(peer, now)

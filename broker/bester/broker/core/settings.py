@@ -104,6 +104,17 @@ class Limits:
     max_waiting: int = 50_000
     """Messages of one type that wait for a handler, so that one type cannot use up the room of all. A sender may have
     as many of them waiting as are left by all: one alone half."""
+    max_waiting_bytes: int = 256 * 1024 * 1024
+    """The same in bytes, of all senders: half of `max_held_bytes`, so that one stuck type leaves room for others.
+    Bridges together have half of these bytes, and of `max_waiting` messages, as credit: they wait before the broker has
+    to refuse."""
+    stuck_waiting: int = 256
+    """Messages of one type that wait and do not move, above which the type counts as stuck: bridges send no more of it,
+    and wait. Fewer harm nobody."""
+    stuck_waiting_bytes: int = 8 * 1024 * 1024
+    """The same in bytes, for large messages."""
+    stuck_waiting_s: float = 1.0
+    """Time without any movement after which a type counts as stuck: a handler that is merely busy moves some."""
     max_frames: int = 20_000
     """Frames that one command may become, targets times their connections: as many as are written in one turn of the
     loop."""

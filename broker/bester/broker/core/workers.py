@@ -18,6 +18,7 @@ from bester.broker.core.inspection import WorkersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.message_groups import MessageGroup, QueueItem, sender_of
 from bester.broker.core.pools import Pool, Worker
+from bester.broker.core.stuck_types import Front
 from bester.broker.core.suspects import Suspects, holds_suspect
 
 MAX_LOOKS = 16
@@ -37,6 +38,7 @@ class Workers:
         self._serving: dict[str, list[Pool]] = {}
         self._queues: dict[str, FairQueue[QueueItem]] = {}
         self._waits: dict[str, int] = {}
+        self._wait_bytes: dict[str, int] = {}
         self._ordered: dict[str, None] = {}  # types, the one looked at last at the end
         self._groups: dict[tuple[str, str], MessageGroup] = {}
         self._suspects = Suspects()
@@ -212,6 +214,7 @@ class Workers:
         """Queue a job; `first`: before all others of its type (it had its turn, and its worker died)."""
         type_ = job.type
         self._waits[type_] = self._waits.get(type_, 0) + 1
+        self._wait_bytes[type_] = self._wait_bytes.get(type_, 0) + len(job.body)
         if first:
             self.requeued[type_] = None
         item: QueueItem = job
@@ -289,7 +292,7 @@ class Workers:
         if item is None:
             return None
         job = self._bind(item, worker)
-        self._count_out(job.type, 1)
+        self._count_out(job.type, 1, len(job.body))
         return job
 
     def _bind(self, item: QueueItem, worker: Worker) -> Job:
@@ -355,10 +358,29 @@ class Workers:
         """Return how many messages of a type wait."""
         return self._waits.get(type_, 0)
 
-    def is_full(self, job: Job, most: int) -> bool:
+    def waiting_by_type(self) -> dict[str, tuple[int, int]]:
+        """Return messages that wait, and their bytes, by type."""
+        return {type_: (count, self._wait_bytes[type_]) for type_, count in self._waits.items()}
+
+    def front(self, type_: str) -> Front:
+        """Return the messages of a type that are next: in its queue, and in the first message group of the type at each
+        worker. Any of them that moves makes another tuple."""
+        queue = self._queues.get(type_)
+        first: list[object] = [] if queue is None else [next(iter(queue))]
+        if type_ in self._ordered:
+            for pool in self._serving.get(type_, ()):
+                for worker in pool.workers:
+                    group = next((group for group in worker.groups if group.key[0] == type_), None)
+                    if group is not None:
+                        first.append(group.waiting[0])
+        return tuple(first)
+
+    def is_full(self, job: Job, most: int, most_bytes: int) -> bool:
         """Return whether a job may not wait: of `most` messages of its type its sender has as many as are left by all,
-        so that one sender alone gets half of them, and no sender all."""
+        so that one sender alone gets half of them, and no sender all; or all have `most_bytes` of the type."""
         waiting = self._waits.get(job.type, 0)
+        if waiting and self._wait_bytes[job.type] + len(job.body) > most_bytes:
+            return True
         return 2 * waiting >= most and waiting + self._waiting_like(job) >= most
 
     def _waiting_like(self, job: Job) -> int:
@@ -433,7 +455,7 @@ class Workers:
             job = self._pop(next(iter(types)), worker)
         else:
             return None
-        self._count_out(job.type, 1)
+        self._count_out(job.type, 1, len(job.body))
         return job
 
     def _next_group(self, worker: Worker) -> MessageGroup | None:
@@ -452,12 +474,13 @@ class Workers:
             self._drop_queue(type_)
         return self._bind(item, worker)
 
-    def _count_out(self, type_: str, number: int) -> None:
+    def _count_out(self, type_: str, number: int, size_bytes: int) -> None:
         left = self._waits[type_] - number
         if left:
             self._waits[type_] = left
+            self._wait_bytes[type_] -= size_bytes
         else:
-            del self._waits[type_]
+            del self._waits[type_], self._wait_bytes[type_]
 
     # --- overdue messages ---
 
@@ -478,7 +501,7 @@ class Workers:
             for rest in self._overdue_of(item, waits_since, overdue):
                 self._put(type_, rest, first=False)
         if overdue:
-            self._count_out(type_, len(overdue))
+            self._count_out(type_, len(overdue), sum(len(job.body) for job in overdue))
         return overdue
 
     def _overdue_of(
@@ -503,7 +526,7 @@ class Workers:
         for group in list(worker.groups):
             late = group.overdue(waits_since)
             if late:
-                self._count_out(group.key[0], len(late))
+                self._count_out(group.key[0], len(late), sum(len(job.body) for job in late))
                 overdue += late
             if not group.waiting:
                 del worker.groups[group]

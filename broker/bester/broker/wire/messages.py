@@ -92,7 +92,9 @@ class Welcome(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    pass
+    """Sign of life. `options` between broker and bridge: the bridge's credit, and what it has unreported."""
+
+    options: Meta | None = None
 
 
 class Goodbye(NamedTuple):
@@ -355,6 +357,7 @@ TEXT_OR_NIL: Kinds = frozenset({str, type(None)})
 INT_OR_NIL: Kinds = frozenset({int, type(None)})
 BODY: Kinds = frozenset({bytes, str, int})
 MAP: Kinds = frozenset({dict})
+MAP_OR_NIL: Kinds = frozenset({dict, type(None)})
 LIST: Kinds = frozenset({list})
 ANY = None
 
@@ -362,7 +365,7 @@ ANY = None
 class Operation(NamedTuple):
     """Layout of one op on the wire: its class, the kinds of its fields, and the number of required fields.
 
-    `body` is the index of a body field, `commands` that of a command list. `rare`: the last field, a text, is usually
+    `body` is the index of a body field, `commands` that of a command list. `rare`: the last field is usually
     None and then left out, so that the usual message stays short. A value of another kind in its position is ignored,
     as are fields behind the last.
     """
@@ -379,7 +382,7 @@ class Operation(NamedTuple):
 OPERATIONS: tuple[Operation, ...] = (
     Operation(1, Hello, (INT, TEXT, TEXT, MAP), 3),
     Operation(2, Welcome, (INT, TEXT, MAP), 2),
-    Operation(3, Heartbeat, (), 0),
+    Operation(3, Heartbeat, (MAP_OR_NIL,), 0, rare=True),
     Operation(4, Goodbye, (TEXT_OR_NIL,), 0),
     Operation(5, Error, (TEXT, TEXT, INT_OR_NIL, INT_OR_NIL), 2),
     Operation(10, Request, (INT, TEXT, BODY, TEXT_OR_NIL, MAP), 5, body=2),

@@ -18,6 +18,7 @@ from bester.broker.wire.messages import (
     INT_OR_NIL,
     LIST,
     MAP,
+    MAP_OR_NIL,
     MAX_TOKEN,
     OPERATIONS,
     TEXT,
@@ -156,7 +157,7 @@ def careful(row: Any, frames: Sequence[bytes]) -> Message | Malformed:
     if spec is None:
         return Malformed("unknown-op", f"no operation {row[0]}", row[0] if abs(row[0]) <= MAX_TOKEN else None)
     values = row[1 : len(spec.fields) + 1]
-    if spec.rare and len(values) == len(spec.fields) and type(values[-1]) not in TEXT_OR_NIL:
+    if spec.rare and len(values) == len(spec.fields) and type(values[-1]) not in (spec.fields[-1] or ()):
         values.pop()  # a private field of a peer, older than the rare field
     if len(values) < spec.required:
         return refuse(spec, row, f"{spec.required} fields needed, {len(values)} given")
@@ -194,7 +195,7 @@ def _field(spec: Operation, index: int, value: Any) -> str | None:
     if type(value) is int and not -MAX_TOKEN <= value <= MAX_TOKEN:
         return "integers stay below 2^53"
     inside = _inside(spec, spec.message._fields[index])
-    return None if inside is None else inside(value)
+    return None if inside is None or value is None else inside(value)
 
 
 def refuse(spec: Operation, row: list[Any], text: str) -> Malformed:
@@ -297,6 +298,7 @@ _TESTS: dict[frozenset[Any] | None, str] = {
     INT_OR_NIL: "({0} is None or type({0}) is int and " + _RANGE + ")",
     BODY: "type({0}) is bytes",
     MAP: "type({0}) is dict",
+    MAP_OR_NIL: "({0} is None or type({0}) is dict)",
     LIST: "type({0}) is list",
     ANY: "(type({0}) is not int or " + _RANGE + ")",
 }

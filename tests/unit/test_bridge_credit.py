@@ -1,0 +1,247 @@
+"""The broker's credit at a bridge: what is sent, what is held, who is not read from, and what the broker is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bester.broker.wire.messages import Goodbye, Heartbeat, Report, Submit, Welcome
+from tests.unit.bridge_stand import ListConnection, Scene
+from tests.unit.test_intake import good, message
+
+
+def told(credit: int, number: int = 1, *stuck: str, size_bytes: int = 2**28) -> Heartbeat:
+    return Heartbeat({"credit": credit, "credit_bytes": size_bytes, "number": number, "stuck": list(stuck)})
+
+
+def write(scene: Scene, connection: ListConnection, *types: str) -> None:
+    """Let a client send a message of each type; its id is its place."""
+    data = b"".join(message(f"{place}{type_}", type_=type_) for place, type_ in enumerate(types))
+    scene.bridge.on_bytes(connection, data)
+    scene.turn()
+
+
+def types_of(scene: Scene) -> list[str]:
+    return [submit.type for submit in scene.take(Submit)]
+
+
+def reports(scene: Scene) -> list[dict[str, Any]]:
+    """Return what the broker was told since the last time."""
+    scene.now += 0.5
+    scene.bridge.tick()
+    scene.turn()
+    return [beat.options for beat in scene.take(Heartbeat) if beat.options is not None]
+
+
+class TestCredit:
+    def test_no_more_than_the_credit_is_sent_and_the_rest_follows_reports(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(10))
+        write(scene, alice, *"t" * 30)
+        sent = scene.take(Submit)
+        assert len(sent) == 10
+        scene.broker(*good(*sent[:4]))
+        assert len(scene.take(Submit)) == 4
+        scene.broker(told(25, 2))
+        assert len(scene.take(Submit)) == 15
+
+    def test_lower_credit_stops_until_enough_is_reported(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        write(scene, alice, *"t" * 20)
+        sent = scene.take(Submit)
+        scene.broker(told(5))
+        write(scene, alice, *"t" * 10)
+        assert scene.take(Submit) == []
+        scene.broker(*good(*sent[:15]))
+        assert scene.take(Submit) == [], "5 are unreported still"
+        scene.broker(*good(*sent[15:]))
+        assert len(scene.take(Submit)) == 5
+
+    @pytest.mark.parametrize("size_bytes", [1, 700, 2000])
+    def test_bytes_are_bounded_and_one_message_always_passes(self, size_bytes: int) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(1000, size_bytes=size_bytes))
+        write(scene, alice, *"t" * 30)
+        sent = scene.take(Submit)
+        assert len(sent) == {1: 1, 700: 3, 2000: 8}[size_bytes]
+        for _ in range(40):
+            scene.broker(*good(*sent))
+            sent = scene.take(Submit)
+        assert len(alice.lines()) == 30, "all are served in the end"
+
+    def test_sender_above_its_share_is_not_read_from_and_is_read_again(self) -> None:
+        scene = Scene(max_connections=1_000_000)
+        alice = scene.log_in()
+        scene.broker(told(40))
+        write(scene, alice, *"t" * 100)
+        assert not alice.reading
+        served = 0
+        while sent := scene.take(Submit):
+            served += len(sent)
+            scene.broker(*good(*sent))
+        assert served == 100
+        assert alice.reading
+
+    def test_small_credit_starves_nobody(self) -> None:
+        scene = Scene(max_connections=1_000_000)
+        users = [scene.log_in(name) for name in ("alice", "bob", "carol")]
+        scene.broker(told(3))
+        for user in users:
+            write(scene, user, *"t" * 20)
+        while sent := scene.take(Submit):
+            assert len(sent) <= 3
+            scene.broker(*good(*sent))
+        assert [len(user.lines()) for user in users] == [20, 20, 20]
+
+    def test_order_of_a_connection_holds(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(3))
+        write(scene, alice, *map(str, range(20)))
+        seen: list[str] = []
+        while sent := scene.take(Submit):
+            seen += [submit.type for submit in sent]
+            scene.broker(*good(*sent))
+        assert seen == list(map(str, range(20)))
+
+    def test_broker_without_credit_gets_everything(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(Heartbeat(), Heartbeat({"other": 1}), Heartbeat({"credit": "x", "credit_bytes": 1, "number": 1}))
+        write(scene, alice, *"t" * 50)
+        assert len(scene.take(Submit)) == 50
+        assert reports(scene) == []
+
+    def test_new_link_begins_with_the_credit_of_its_welcome(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(2))
+        write(scene, alice, *"t" * 9)
+        assert len(scene.take(Submit)) == 2
+        scene.broker(Goodbye("restart"))
+        scene.broker(Welcome(1, "s", told(4).options or {}))
+        again = scene.take(Submit)
+        assert [submit.meta.get("attempt", 1) for submit in again] == [2, 2, 1, 1]
+        scene.broker(Goodbye("restart"))
+        scene.broker(Welcome(1, "s", {}))
+        assert len(scene.take(Submit)) == 9, "a broker that tells no credit"
+
+    def test_messages_of_a_client_that_went_count_until_their_report(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.broker(told(4))
+        write(scene, alice, *"t" * 6)
+        write(scene, bob, "u")
+        sent = scene.take(Submit)
+        scene.bridge.on_connection_lost(alice)
+        scene.turn()
+        assert scene.take(Submit) == []
+        scene.broker(*good(*sent))
+        assert types_of(scene) == ["t", "t", "u"]
+
+
+class TestStuckTypes:
+    def test_connection_waits_at_a_stuck_type_and_others_go_on(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        scene.broker(told(1000, 1, "slow"))
+        write(scene, alice, "echo", "slow", "echo")
+        write(scene, bob, "echo", "echo")
+        assert types_of(scene) == ["echo"] * 3
+        assert (alice.reading, bob.reading) == (False, True)
+        assert scene.bridge.inspect().intake.stuck == 1
+        scene.broker(told(1000, 2))
+        assert types_of(scene) == ["slow", "echo"]
+        assert alice.reading
+
+    def test_another_connection_of_the_same_user_goes_on(self) -> None:
+        scene = Scene()
+        first, second = scene.log_in("alice"), scene.log_in("alice")
+        scene.broker(told(1000, 1, "slow"))
+        write(scene, first, "slow")
+        write(scene, second, "echo")
+        assert types_of(scene) == ["echo"]
+
+    def test_still_stuck_after_other_news(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        write(scene, alice, "echo")
+        (earlier,) = scene.take(Submit)
+        scene.broker(told(1000, 1, "slow", "other"))
+        write(scene, alice, "slow")
+        scene.broker(*good(earlier))
+        scene.broker(told(900, 2, "slow"))
+        assert types_of(scene) == []
+        scene.broker(told(900, 3, "other"))
+        assert types_of(scene) == ["slow"]
+
+    def test_acknowledgements_are_read_behind_a_stuck_type(self) -> None:
+        scene = Scene()
+        alice = scene.log_in(acks=True)
+        scene.broker(told(1000, 1, "slow"))
+        write(scene, alice, "slow")
+        assert alice.reading
+
+    @pytest.mark.parametrize("end", ["link lost", "client gone", "given up", "shut down"])
+    def test_nothing_stays_behind(self, end: str) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(1000, 1, "slow"))
+        write(scene, alice, "slow", "echo")
+        match end:
+            case "link lost":
+                scene.broker(Goodbye("restart"))
+                scene.broker(Welcome(1, "s", {}))
+                assert types_of(scene) == ["slow", "echo"]
+            case "client gone":
+                scene.bridge.on_connection_lost(alice)
+            case "given up":
+                scene.bridge.give_up()
+                scene.turn()
+                assert sorted(alice.lines()) == ["bad 0slow timeout", "bad 1echo timeout"]
+            case "shut down":
+                scene.bridge.shut_down()
+                scene.turn()
+                assert types_of(scene) == []
+                scene.broker(told(1000, 2))
+                assert types_of(scene) == ["slow", "echo"]
+        assert scene.bridge.inspect().intake.stuck == 0
+
+
+class TestReports:
+    def test_broker_is_told_what_is_unreported_once(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(2, 7))
+        write(scene, alice, "t", "t", "t")
+        (report,) = reports(scene)
+        assert (report["unreported"], report["more"], report["number"]) == (2, True, 7)
+        assert report["unreported_bytes"] > 2 * 256
+        assert reports(scene) == []
+        scene.broker(*good(*scene.take(Submit)))
+        scene.broker(*good(*scene.take(Submit)))
+        (report,) = reports(scene)
+        assert (report["unreported"], report["unreported_bytes"], report["more"]) == (0, 0, False)
+        scene.broker(told(2, 8))
+        assert [each["number"] for each in reports(scene)] == [8]
+
+    def test_bridge_with_senders_above_their_share_has_more(self) -> None:
+        scene = Scene(max_connections=1_000_000)
+        alice = scene.log_in()
+        scene.broker(told(10))
+        write(scene, alice, *"t" * 6)
+        assert len(scene.take(Submit)) < 6
+        assert reports(scene)[0]["more"] is True
+
+    def test_refusal_frees_credit_as_well(self) -> None:
+        scene = Scene()
+        alice = scene.log_in()
+        scene.broker(told(1))
+        write(scene, alice, "t", "t")
+        (sent,) = scene.take(Submit)
+        scene.broker(Report(sent.token, 1, "overloaded", None, {}))
+        assert len(scene.take(Submit)) == 1
