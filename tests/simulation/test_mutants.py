@@ -58,7 +58,8 @@ def test_credit_that_is_exceeded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_ids_that_repeat_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result_id("m", 1, 2) == "m.1.2"
     monkeypatch.setattr(commands, "result_id", lambda parent, command, target: f"{parent}.0.0")
-    assert "did not come" in broken_seeds()
+    failure = broken_seeds()
+    assert "did not come" in failure or "is not marked" in failure
 
 
 def test_good_without_a_delivery_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_a_wall_clock_that_is_believed_at_each_start_is_noticed(monkeypatch: pyt
     honest = Clock.__init__
     monkeypatch.setattr(Clock, "__init__", believing)
     failure = broken_seeds(500)
-    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still None", "did not come"))
+    assert any(what in failure for what in ("is failed:expired", "nobody can say", "is still", "did not come"))
 
 
 def test_a_wall_clock_that_is_followed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

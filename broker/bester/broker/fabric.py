@@ -68,6 +68,8 @@ class FabricSocket:
         self._met: dict[bytes, int | None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
+        self.messages_read = 0
+        """Number of ZeroMQ messages read, by a socket of many peers."""
         self._again: asyncio.Handle | None = None
         self._monitor: Monitor | None = None
 
@@ -175,15 +177,20 @@ class FabricSocket:
         if self._loop is not None and self._again is None and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._again = self._loop.call_soon(self._drain)
 
+    def has_unread(self) -> bool:
+        """Return whether input waits; the input is read in this turn of the loop, or the next."""
+        self.look_again()
+        return self._again is not None
+
     def _drain(self) -> None:
         if self._again is not None:
             self._again.cancel()
             self._again = None
         receive = self._receive
         enough = time.monotonic() + DRAIN_S
-        empty = False
+        empty, read = False, 0
         try:
-            for _ in range(DRAIN_AT_ONCE):
+            for read in range(1, DRAIN_AT_ONCE + 1):
                 frames = receive(zmq.NOBLOCK)
                 if frames:
                     self._on_frames(frames)
@@ -194,6 +201,7 @@ class FabricSocket:
         except zmq.Again:
             empty = True
         finally:
+            self.messages_read += read - empty
             if not empty:  # also after an exception of a callback: the descriptor does not wake for the rest
                 self.look_again()
 
@@ -569,7 +577,8 @@ class FabricLink:
             else:
                 self._set_timer(self.link_client.retry_at)
             return
-        self._do(self.link_client.tick(self._loop.time(), self._due))
+        unread = self._socket is not None and self._socket.has_unread()
+        self._do(self.link_client.tick(self._loop.time(), self._due, unread=unread))
 
     # --- sending ---
 

@@ -57,6 +57,7 @@ from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
+from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
 MEASURE_S = 5.0
@@ -121,6 +122,7 @@ class Broker:
             chance=random.random,
             process_of=self._process_of,
             is_stopped=is_stopped,
+            read_until=self._read_until,
             may_open=self._may_open,
         )
         self.restart: Callable[[int, str], bool] = lambda process, why: False
@@ -135,6 +137,7 @@ class Broker:
         self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[FabricSocket] = []
+        self._reading: list[ReadUntil] = []  # of these sockets
         self._bound: list[UnixSocket] = []
         self._direct: dict[Link, Receiver] = {}
         self._servers: dict[Link, FabricLink] = {}
@@ -223,6 +226,7 @@ class Broker:
         else:
             socket = FabricSocket(self._context, zmq.ROUTER, received)
         self._sockets.append(socket)
+        self._reading.append(ReadUntil(time.monotonic()))
         socket.socket.router_mandatory = 1
         socket.socket.ipv6 = "[" in endpoint
         if where.transport == "ipc":
@@ -285,6 +289,11 @@ class Broker:
         index, _, identity = link.key.partition(b":")
         return self._sockets[int(index)].process_of(identity)
 
+    def _read_until(self, link: Link) -> float:
+        """Return the time up to which everything that had arrived on a link was read."""
+        index, colon, _ = link.key.partition(b":")
+        return self._reading[int(index)].until if colon else math.inf  # a direct link needs no reading
+
     def _connect(self, route: Route) -> None:
         """Open the link to a server of the fabric; a server that is reached otherwise has none."""
         if route.fabric is None:
@@ -331,6 +340,9 @@ class Broker:
         self._carry_out(self.router.receive_all(link, decode(frames), time.monotonic()))
 
     def _tick(self) -> None:
+        now, senders = time.monotonic(), self.router.links
+        for socket, reading in zip(self._sockets, self._reading, strict=True):
+            reading.look(now, waiting=socket.has_unread(), read=socket.messages_read, senders=senders)
         self._carry_out(self.router.tick(*_clocks()))
         self._end_removals()
         self._measure_store()

@@ -55,7 +55,7 @@ class Surroundings(NamedTuple):
     `epoch` tells this life of the broker from earlier ones, `first_token` is where its tokens begin, `names` are those
     that ids of its messages may begin with. `chance` returns numbers from 0 to 1; `is_account` says whether a user name
     is known, `process_of` gives the number of the process at the other end of a link, `is_stopped` says whether a
-    process is stopped.
+    process is stopped, `read_until` up to which time everything that had arrived on a link was read.
     """
 
     epoch: str
@@ -65,6 +65,7 @@ class Surroundings(NamedTuple):
     is_account: Callable[[str], bool]
     process_of: Callable[[Link], int | None]
     is_stopped: Callable[[int], bool]
+    read_until: Callable[[Link], float]
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def assemble(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
         contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
         shadows=shadows, credit=credit, process_of=around.process_of, is_stopped=around.is_stopped,
+        read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(

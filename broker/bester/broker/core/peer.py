@@ -64,7 +64,8 @@ class Peer:
         self.software: str | None = None
 
     def is_silent(self, limits: Limits, now: float, is_stopped: Callable[[int], bool]) -> bool:
-        """Return whether nothing came from the peer for too long. A direct link is this process, and never silent.
+        """Return whether nothing came from the peer for too long, until `now`: the time up to which the peer's socket
+        was read. A direct link is this process, and never silent.
 
         A lease is for a handler that works and cannot speak meanwhile: a handler whose process is stopped has none.
         """

@@ -43,13 +43,15 @@ MAX_FACT = 128
 
 
 class Peers:
-    """The peers of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes."""
+    """The peers of one broker, by link. `process_of` and `is_stopped` tell the system's view of their processes;
+    `read_until` tells the time up to which everything that a link had sent was read."""
 
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
         restarts: Restarts, recordings: Recordings, shadows: Shadows, credit: SubmitCredit,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
+        read_until: Callable[[Link], float],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
         self._settings = settings
@@ -68,6 +70,7 @@ class Peers:
         self._credit = credit
         self._process_of = process_of
         self._is_stopped = is_stopped
+        self._read_until = read_until
         self._unknown: dict[
             Link, tuple[float, bool]
         ] = {}  # links without HELLO: when answered, and whether undecodable
@@ -310,7 +313,7 @@ class Peers:
             for peer in self.by_link.values():
                 peer.last_heard = now
         self._ticked = now
-        for peer in [peer for peer in self.by_link.values() if peer.is_silent(limits, now, self._is_stopped)]:
+        for peer in [peer for peer in self.by_link.values() if self._is_silent(peer, now)]:
             self.on_peer_lost(peer, "fallen silent", now)
             if peer.role == "handler":
                 self._restarts.fell(peer, now)
@@ -321,6 +324,12 @@ class Peers:
         return (
             now - self._resumed >= limits.heartbeat_s
         )  # messages that arrived meanwhile are read before any is held to be late
+
+    def _is_silent(self, peer: Peer, now: float) -> bool:
+        """Return whether a peer is silent; what the peer has sent and this broker has not read counts as speech."""
+        return peer.is_silent(self._settings.limits, now, self._is_stopped) and peer.is_silent(
+            self._settings.limits, min(now, self._read_until(peer.link)), self._is_stopped
+        )
 
     def say_to_all(self, message: Message) -> None:
         """Send a message to every peer on the fabric."""

@@ -79,7 +79,8 @@ class Router:
 
     `is_account` says whether a user name is known; `process_of` gives the number of the process at the other end of a
     link, None where the number is not known; `is_stopped` says whether a process is stopped (by a signal or a
-    debugger); `may_open` whether a session that a bridge announces, of this user and account, may go on.
+    debugger); `read_until` up to which time everything that had arrived on a link was read; `may_open` whether a
+    session that a bridge announces, of this user and account, may go on.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Router:
         chance: Callable[[], float] = lambda: 0.5,
         process_of: Callable[[Link], int | None] = lambda _: None,
         is_stopped: Callable[[int], bool] = lambda _: False,
+        read_until: Callable[[Link], float] = lambda _: math.inf,
         may_open: Callable[[str, str | None], bool] = lambda user, account: True,
     ) -> None:
         # Copies that this router alone changes (see `on_reloaded`); every unit has this one object of settings.
@@ -108,7 +110,7 @@ class Router:
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
-            epoch, first_token, self._take_name(snapshot.names), chance, is_account, process_of, is_stopped
+            epoch, first_token, self._take_name(snapshot.names), chance, is_account, process_of, is_stopped, read_until
         )
         self._units = units = assemble(settings, self._out, self._clock, snapshot, around, now)
         self._dispatcher = units.dispatcher
@@ -226,6 +228,11 @@ class Router:
         for link, sessions in (self._units.directory.places(user) or {}).items():
             for session in sessions:
                 self._send(link, Close(session))
+
+    @property
+    def links(self) -> int:
+        """Number of links that have spoken, with or without a HELLO."""
+        return len(self._by_link) + self._peers.strangers
 
     def users(self) -> list[str]:
         """Return the users with a session, and those for whom messages are queued."""

@@ -224,8 +224,10 @@ class LinkClient:
             return Step((Goodbye(reason),) if greeted else (), "over")
         return Step((Goodbye(reason),))
 
-    def tick(self, now: float, due: float | None = None) -> Step:
+    def tick(self, now: float, due: float | None = None, *, unread: bool = False) -> Step:
         """Send a heartbeat or detect silence; call at `next_timer()`.
+
+        `unread`: input of the broker waits, and is read next; the broker is not silent then.
 
         `due`, if known, is the intended time of the call. A late call means that this side was blocked and has read
         nothing meanwhile, so that the broker's silence proves nothing: waiting messages are read first, and the link is
@@ -238,7 +240,7 @@ class LinkClient:
             if grace > 0:
                 self._greeted += grace
                 self._heard += grace
-        if now >= self._deadline():
+        if now >= self._deadline() and not (unread and self.state is not State.GREETING):
             leaving = self.state is State.LEAVING
             self._go("silent")
             self.retry_at = now + self._back_off()
