@@ -72,8 +72,9 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         leaves = command.commands.values() if isinstance(command, click.Group) else [command]
         for leaf in leaves:
             assert leaf.help
-            # A demo has servers of its own, a handler under test a broker; a new key or handler has no server yet.
-            without = (("conform", "handler"), ("keys", "new"), ("new", "handler"))
+            # A demo has servers of its own, a handler under test a broker; a new key or handler has no server yet,
+            # and a replay needs none.
+            without = (("conform", "handler"), ("keys", "new"), ("new", "handler"), ("replay", "replay"))
             alone = name == "demo" or (name, leaf.name) in without
             assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
 
