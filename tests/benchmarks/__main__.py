@@ -20,7 +20,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from tests.benchmarks import idle, overload, page, path_cost, report, results
+from tests.benchmarks import idle, kit, overload, page, path_cost, report, results
 from tests.benchmarks.comparison import compare, jobs, makers, result_of
 from tests.benchmarks.overload_plan import FULL, SHORT, Cell, Honest
 from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, require_nats_py
@@ -74,6 +74,14 @@ def measure_path(*, short: bool, told: Told) -> results.PathCost:
         return results.PathCost(described, path_cost.measure(Path(name), plan, told))
 
 
+def measure_kit(*, short: bool, told: Told) -> results.Kit:
+    """Measure the kit's echo handler and contracts."""
+    described = report.machine()
+    with report.short_folder() as name:
+        figures = kit.measure(Path(name), kit.SHORT_KIT if short else kit.KitPlan(), told)
+        return results.Kit(described, figures.handlers, figures.contracts)
+
+
 def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
     """Print the tables of a result, and write the result to its file."""
     click.echo(page.text_of(name, result))
@@ -85,9 +93,10 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--overload", "overloading", is_flag=True, help="Ask for more than the server can do.")
 @click.option("--idle", "idling", is_flag=True, help="Hold 5,000 and 10,000 idle clients.")
 @click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
+@click.option("--kit", "kitting", is_flag=True, help="Measure the kit beside a loop, and contracts.")
 @click.option("--page", "publishing", is_flag=True, help="Rewrite docs/benchmarks.md and its plots from the results.")
 @click.option("--apart", is_flag=True, help="--overload: measure broker, bridge and handler apart, too.")
-@click.option("--short", is_flag=True, help="--overload, --idle, --path: a first look.")
+@click.option("--short", is_flag=True, help="--overload, --idle, --path, --kit: a first look.")
 @click.option("--results", "folder", type=click.Path(path_type=Path), default=results.MEASURED, help="Results' folder.")
 @click.option("--messages", type=click.IntRange(1000, 10_000_000), help="Messages of a pipelined run (100,000).")
 @click.option("--runs", type=click.IntRange(1, 100), help="Runs of each job on each side (5).")
@@ -96,11 +105,11 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 @click.option("--split", is_flag=True, help="Compare broker, bridge and handler in three processes, too.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print every run as JSON instead of a table.")
 def main(
-    comparing: bool, overloading: bool, idling: bool, tracing: bool, publishing: bool, apart: bool, short: bool,
-    folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...], quick: bool, split: bool,
-    json_wanted: bool,
+    comparing: bool, overloading: bool, idling: bool, tracing: bool, kitting: bool, publishing: bool, apart: bool,
+    short: bool, folder: Path, messages: int | None, runs: int | None, payload: tuple[str, ...], quick: bool,
+    split: bool, json_wanted: bool,
 ) -> None:  # fmt: skip
-    """Measure Bester: beside its peers, under overload, with idle clients, or along a message's path."""
+    """Measure Bester: beside its peers, under overload, with idle clients, along a path, or the kit."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that everything started is ended
     progress = Console(stderr=True)
     raise_descriptors()
@@ -112,7 +121,9 @@ def main(
                 finish("idle", measure_idle(short=short, told=status.update), folder)
             if tracing:
                 finish("path", measure_path(short=short, told=status.update), folder)
-            if comparing or not (overloading or idling or tracing or publishing):
+            if kitting:
+                finish("kit", measure_kit(short=short, told=status.update), folder)
+            if comparing or not (overloading or idling or tracing or kitting or publishing):
                 measure_sides(messages, runs, payload, folder, status.update, quick=quick, split=split, raw=json_wanted)
         if publishing:
             click.echo(f"docs/benchmarks.md: {', '.join(page.rewrite(folder))}", err=True)

@@ -56,6 +56,14 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.cpu_s[process] / self.seconds
 
 
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A side: messages a second in each run, and µs of CPU a message (of the handler; with a server, of it as well)."""
+
+    side: str
+    rates: list[float]
+    cpu_us: list[float]
+
+
 class Spread(NamedTuple):
     """The middle of several runs, and how far they lie apart."""
 
@@ -95,3 +103,9 @@ def ratio(job: Job, ours: Sequence[Run], theirs: Sequence[Run]) -> Spread:
     figure = compared_figure(job)
     pairs = [figure(our) / figure(their) for our, their in zip(ours, theirs, strict=True)]
     return Spread(over_runs(ours, figure).median / over_runs(theirs, figure).median, min(pairs), max(pairs))
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Return ours as a multiple of theirs: of the medians, and the range over the pairs of neighbouring runs."""
+    pairs = [our / their for our, their in zip(ours, theirs, strict=True)]
+    return Spread(spread(ours).median / spread(theirs).median, min(pairs), max(pairs))

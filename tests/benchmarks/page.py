@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
+from tests.benchmarks.figures import Part, ratio_of, spread
 from tests.benchmarks.idle import IdleCell
 from tests.benchmarks.overload_plan import KINDS as FLOODS
 from tests.benchmarks.overload_plan import Cell, Honest
 from tests.benchmarks.path_rig import STAGES
 from tests.benchmarks.plot import Line, bars, lines
 from tests.benchmarks.programs import ROOT, BenchmarkError
-from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Idle, Overload, PathCost, read
+from tests.benchmarks.results import KINDS, MEASURED, PUBLISHED, Comparison, Idle, Kit, Overload, PathCost, read
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 GOAL_KEPT = 0.8
@@ -239,10 +240,53 @@ def compare_plots(result: Comparison) -> dict[str, str]:
     return found
 
 
+# --- the kit ---------------------------------------------------------------------------------------------------------
+
+
+def kit_text(result: Kit) -> str:
+    """Return the tables of the kit: the first side of each is what the others are compared with."""
+    handlers = _kit_table("handler", "handler's CPU µs", result.handlers, "≥ 0.8 × the rate of the loop")
+    contracts = _kit_table("contract", "CPU µs, server and handler", result.contracts, "≤ 1.1 × the CPU without")
+    return "\n\n".join([handlers, contracts, machine_line(result.machine)])
+
+
+def _kit_table(side: str, cost: str, parts: Sequence[Part], goal: str) -> str:
+    first = parts[0]
+    rows = []
+    for part in parts:
+        rates, spent = spread(part.rates), spread(part.cpu_us)
+        other = part is not first
+        rows.append(
+            [
+                part.side, f"{rates.median:,.0f} ({rates.least:,.0f}–{rates.most:,.0f})", f"{spent.median:.2f}",
+                _ratio(ratio_of(part.rates, first.rates)) if other else "",
+                _ratio(ratio_of(part.cpu_us, first.cpu_us)) if other else "", goal if other else "",
+            ]
+        )  # fmt: skip
+    return table([side, "messages/s", cost, "rate against", "CPU against", "goal"], rows)
+
+
+def kit_plots(result: Kit) -> dict[str, str]:
+    """Return no plots: two numbers need none."""
+    return {}
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
-TEXTS: dict[str, Any] = {"compare": compare_text, "overload": overload_text, "idle": idle_text, "path": path_text}
-PLOTS: dict[str, Any] = {"compare": compare_plots, "overload": overload_plots, "idle": idle_plots, "path": path_plots}
+TEXTS: dict[str, Any] = {
+    "compare": compare_text,
+    "overload": overload_text,
+    "idle": idle_text,
+    "path": path_text,
+    "kit": kit_text,
+}
+PLOTS: dict[str, Any] = {
+    "compare": compare_plots,
+    "overload": overload_plots,
+    "idle": idle_plots,
+    "path": path_plots,
+    "kit": kit_plots,
+}
 
 
 def text_of(name: str, result: msgspec.Struct) -> str:

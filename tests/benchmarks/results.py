@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tests.benchmarks.figures import Part
 from tests.benchmarks.idle import IdleCell
 from tests.benchmarks.overload_plan import Cell, Honest
 from tests.benchmarks.path_cost import Batch
@@ -46,6 +47,14 @@ class PathCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batches: list[Batch]
 
 
+class Kit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Result of the benchmark of the kit: handlers alone, and contracts on a server."""
+
+    machine: dict[str, str]
+    handlers: list[Part]
+    contracts: list[Part]
+
+
 class Compared(msgspec.Struct, frozen=True):
     """Figures of one side in one job of the comparison."""
 
@@ -69,7 +78,7 @@ class Comparison(msgspec.Struct, frozen=True):
     sides: list[Compared]
 
 
-KINDS: dict[str, type[Any]] = {"compare": Comparison, "overload": Overload, "idle": Idle, "path": PathCost}
+KINDS: dict[str, type[Any]] = {"compare": Comparison, "overload": Overload, "idle": Idle, "path": PathCost, "kit": Kit}
 
 
 def write(folder: Path, name: str, result: msgspec.Struct) -> Path:

@@ -71,12 +71,17 @@ def _frame(content: object) -> bytes:
 
 def echoes(port: int) -> bool:
     """Return whether a Bester server lets us in and its echo handler answers."""
+    return takes(port, {})
+
+
+def takes(port: int, data: object) -> bool:
+    """Return whether a Bester server lets us in and its echo handler answers this message."""
     who = {"scope": "client", "authentication": {"username": "probe", "password": "probe"}}
     with suppress(OSError, ValueError), socket.create_connection(("127.0.0.1", port), PROBE_TIMEOUT_S) as probe:
         stream = probe.makefile("rb")
         for sent in (
             {"header": who, "payload": {"data": None, "type": "dummy"}},
-            {"header": {}, "payload": {"type": "echo", "data": {}, "id": "probe"}},
+            {"header": {}, "payload": {"type": "echo", "data": data, "id": "probe"}},
         ):
             probe.sendall(_frame(sent))
             header: dict[str, object] = {}
@@ -101,11 +106,13 @@ def floor(folder: Path) -> Iterator[Side]:
         yield Side("floor", "bester", port, {"server": server, "handler": handler})
 
 
-def _bester(*arguments: str) -> list[str]:
+def bester(*arguments: str) -> list[str]:
+    """Return the command of `bester` with these arguments."""
     return [str(Path(sys.executable).with_name("bester")), *arguments]
 
 
-def _configuration(folder: Path, port: int, extra: str) -> str:
+def configuration(folder: Path, port: int, extra: str) -> str:
+    """Write a bester.toml with this port and these lines; return its path."""
     file = folder / "bester.toml"
     file.write_text(
         '[server]\nname = "bench.example"\ndata_dir = "data"\n'
@@ -118,8 +125,8 @@ def _configuration(folder: Path, port: int, extra: str) -> str:
 def bester_up(folder: Path) -> Iterator[Side]:
     """`bester up`: broker and bridge in one process, the stock echo handler its child."""
     port = free_port()
-    file = _configuration(folder, port, '[handlers.echo]\napp = "bester.handlers.stock.echo:app"\n')
-    with Running("bester up", _bester("up", "-c", file), folder) as server:
+    file = configuration(folder, port, '[handlers.echo]\napp = "bester.handlers.stock.echo:app"\n')
+    with Running("bester up", bester("up", "-c", file), folder) as server:
         server.wait_until(lambda: echoes(port))
         yield Side("bester up", "bester", port, {"server": server}, f"ipc://{folder}/data/fabric.sock")
 
@@ -129,11 +136,11 @@ def bester_split(folder: Path) -> Iterator[Side]:
     """Broker, bridge and handler in three processes, joined by the fabric over ipc."""
     port = free_port()
     fabric = f"ipc://{folder}/fabric.sock"
-    file = _configuration(folder, port, f'[fabric]\nlisten = ["{fabric}"]\nconnect = ["{fabric}"]\n')
+    file = configuration(folder, port, f'[fabric]\nlisten = ["{fabric}"]\nconnect = ["{fabric}"]\n')
     with ExitStack() as stack:
-        broker = stack.enter_context(Running("bester broker", _bester("broker", "-c", file), folder))
-        bridge = stack.enter_context(Running("bester bridge", _bester("bridge", "-c", file), folder))
-        command = _bester("handler", "bester.handlers.stock.echo:app", "--fabric", fabric)
+        broker = stack.enter_context(Running("bester broker", bester("broker", "-c", file), folder))
+        bridge = stack.enter_context(Running("bester bridge", bester("bridge", "-c", file), folder))
+        command = bester("handler", "bester.handlers.stock.echo:app", "--fabric", fabric)
         handler = stack.enter_context(Running("bester handler", command, folder))
         bridge.wait_until(lambda: echoes(port))
         yield Side("bester split", "bester", port, {"broker": broker, "bridge": bridge, "handler": handler}, fabric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -177,7 +178,8 @@ async def test_a_replay_works_on_a_copy_of_the_state(tmp_path: Path) -> None:
     state.mkdir()
     (state / "count").write_text("41")
     (tmp_path / "counting.py").write_text(
-        "import os, pathlib\nfrom bester.handlers import App\napp = App()\n\n\n@app.handler('count')\n"
+        "import os, pathlib\nprint('imported')\nfrom bester.handlers import App\napp = App()\n"
+        "\n\n@app.handler('count')\n"
         "def count(message):\n    file = pathlib.Path(os.environ['BESTER_DATA'], 'count')\n"
         "    file.parent.mkdir(exist_ok=True)\n    number = int(file.read_text()) + 1 if file.exists() else 1\n"
         "    file.write_text(str(number))\n    return message.reply(number)\n"
@@ -197,6 +199,10 @@ async def test_a_replay_works_on_a_copy_of_the_state(tmp_path: Path) -> None:
     assert (state / "count").read_text() == "41"
     status, lines = await run("replay", "count.rec", "counting:app", cwd=tmp_path)
     assert status == 1 and "  command 1 sendClients: body: 42 became 1" in lines
+    argv = (BESTER, "replay", "--json", "count.rec", "counting:app")
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [json.loads(line)["same"] for line in done.stdout.splitlines()] == [False, False]
+    assert "imported" in done.stderr  # what a handler prints is no part of the result
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "count.rec", "counting.py", "state",
     ]  # fmt: skip

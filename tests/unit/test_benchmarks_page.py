@@ -9,7 +9,8 @@ from xml.parsers import expat
 import msgspec
 import pytest
 
-from tests.benchmarks import page, results
+from tests.benchmarks import kit, page, report, results
+from tests.benchmarks.figures import Part
 from tests.benchmarks.idle import IdleCell, too_few_descriptors
 from tests.benchmarks.overload import measure_cell
 from tests.benchmarks.overload_plan import KINDS, Cell, Flood, Honest, Plan, refused_rate, served_rate
@@ -128,3 +129,23 @@ def test_smallest_overload_is_measured(tmp_path: Path) -> None:
     assert cell.flood.sent > 0
     assert cell.honest.asked > 0
     assert msgspec.json.decode(msgspec.json.encode(cell), type=Cell) == cell
+
+
+def test_the_kit_is_shown_against_the_loop_and_a_contract_against_none() -> None:
+    handlers = [
+        Part("loop", [200.0, 100.0, 300.0], [4.0, 4.0, 4.0]),
+        Part("kit", [100.0, 100.0, 150.0], [6.0, 5.0, 7.0]),
+    ]
+    contracts = [Part("off", [10.0], [20.0]), Part("on", [9.0], [21.0])]
+    text = page.text_of("kit", results.Kit({"cores": "2"}, handlers, contracts))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n") if line.startswith("| ")]
+    assert cells[1] == ["loop", "200 (100–300)", "4.00", "", "", ""]
+    assert cells[2][:5] == ["kit", "100 (100–150)", "6.00", "0.50 × (0.50–1.00)", "1.50 × (1.25–1.75)"]
+    assert cells[5][:5] == ["on", "9 (9–9)", "21.00", "0.90 × (0.90–0.90)", "1.05 × (1.05–1.05)"]
+
+
+def test_the_smallest_run_of_the_handlers_measures_both() -> None:
+    with report.short_folder() as folder:
+        found = kit.handlers(Path(folder), kit.KitPlan(messages=640, runs=1), lambda _: None)
+    assert [part.side for part in found] == ["loop", "kit"]
+    assert all(len(part.rates) == len(part.cpu_us) == 1 and part.rates[0] > 0 for part in found)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -55,8 +57,9 @@ def replay(
         before = os.environ.get(DATA)
         os.environ[DATA] = str(state)
         try:
-            loaded = _load(app, recorded)
-            results = asyncio.run(_replay(loaded, recorded, clients, ignored, strict))
+            with contextlib.redirect_stdout(sys.stderr):  # what a handler prints is no part of the result
+                loaded = _load(app, recorded)
+                results = asyncio.run(_replay(loaded, recorded, clients, ignored, strict))
         finally:
             if before is None:
                 del os.environ[DATA]
@@ -90,6 +93,7 @@ async def _replay(
 ) -> list[Comparison]:
     from bester.broker.core.differences import Answered, compare
     from bester.broker.wire.codes import ConfigError
+    from bester.broker.wire.messages import FAILED, REQUEST_MS, Reply
     from bester.broker.wire.notes import describe
     from bester.handlers.testing import Tester
 
@@ -101,7 +105,11 @@ async def _replay(
         raise ConfigError(f"a start hook failed: {describe(error)}") from None
     async with Tester(app, clients=dict.fromkeys((*senders, *clients))) as tester:
         for entry in recorded:
-            reply = await tester.reply(entry.request)
+            try:
+                async with asyncio.timeout(REQUEST_MS / 1000):
+                    reply = await tester.reply(entry.request)
+            except TimeoutError:
+                reply = Reply(0, FAILED, [], None, "timeout")
             before, after = Answered(entry.reply, entry.at_s), Answered(reply, time.time())
             results.append(compare(before, after, ignored=ignored, strict=strict))
     return results
