@@ -10,7 +10,7 @@ from __future__ import annotations
 class ReadUntil:
     """The time up to which everything that had arrived at a socket was read: `until`.
 
-    A socket without waiting input was read up to now. One with much input is never empty, but reads its senders in turn,
+    A socket without waiting input was read up to now. One with much input is never empty, but reads senders in turn,
     one message each: after as many messages as there are senders, what had arrived before was read.
     """
 
