@@ -200,6 +200,30 @@ def test_resubmitted_message_that_waits_in_vain_is_not_called_refused(scope: str
     assert (report.reason, report.recipients) == (refused if attempt == 1 else "unreachable", {})
 
 
+def test_outcome_that_is_looked_up_before_its_message_is_recorded_comes_again() -> None:
+    """The other server's answer `queued` arrives between the outcome and the answer of the store."""
+    stand = town()
+    bridge, chat = stand.bridge("alice"), stand.handler("chat")
+    reach(stand)
+    token = stand.submit(bridge, "chat")
+    stand.answer(chat, servers("s2"))
+    relay = stand.one(S2, Relay)
+    peer = stand.server("s2")
+    stand.commits = False
+    early = late_outcome(stand, peer, relay.meta["id"], "delivered", 1)
+    reads, stand.reads = list(stand.reads), []
+    stand.say(S2, Relayed(relay.token, "queued", {"queued": 1}))
+    for read in reads:
+        stand.take(stand.router.on_read(read, None, stand.now))
+    stand.commits = True
+    stand.commit()
+    assert {each.token: each.outcome for each in stand.heard_of(peer, Relayed)} == {early: "failed:overloaded"}
+    message = stand.report(bridge, token).message
+    again = late_outcome(stand, peer, relay.meta["id"], "delivered", 1)
+    assert {each.token: each.outcome for each in stand.heard_of(peer, Relayed)} == {again: "delivered"}
+    assert outcome_of(stand, bridge, message) == {"s2": "delivered"}
+
+
 def test_expired_message_is_not_sent_before_the_next_tick() -> None:
     stand = town()
     bridge, chat = stand.bridge("alice"), stand.handler("chat")

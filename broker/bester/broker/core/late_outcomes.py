@@ -173,7 +173,8 @@ class LateOutcomes:
         if answer is None:
             # Soon after a start the message may still be submitted again: then all of its outcomes count.
             young = now < self._started + self._settings.limits.restart_s
-            return failed("overloaded") if young or self._transfers.is_inflight(id_) else DELIVERED
+            early = self._transfers.is_inflight(id_) or self._queues.is_recording(id_)
+            return failed("overloaded") if young or early else DELIVERED
         entry, state = answer
         if state is None:  # the answer `queued` has not come yet
             return failed("overloaded")

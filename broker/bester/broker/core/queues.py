@@ -153,6 +153,7 @@ class Queues:
             if state.messages:
                 self._add(Queue(key, state))
         self._records: dict[int, Record] = {}
+        self._recording: set[str] = set()  # ids of the messages queued at another server, where that is not committed
         self._next_expiry_s = snapshot.next_expiry_s
         self._expiring = False
         self._forget_at = now
@@ -265,7 +266,13 @@ class Queues:
         """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit,
         and when the commit fails as well: the message is queued over there all the same."""
         self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
+        self._recording.add(entry.id)
         self._out.writes.append(RecordRemote(entry, outcome))
+
+    def is_recording(self, id_: str) -> bool:
+        """Return whether the message of this id is queued at another server, and the record of that is not committed
+        yet."""
+        return id_ in self._recording
 
     def _no_room(self, key: str, sharer: str | None, size: int, now: float) -> str | None:
         bounds = self._bounds
@@ -310,6 +317,8 @@ class Queues:
 
     def _on_written(self, write: Enqueue | RecordRemote, result: Committed, touched: dict[str, None]) -> None:
         entry = write.entry
+        if type(write) is RecordRemote:
+            self._recording.discard(entry.id)
         record = self._records[entry.number]
         case, record.case = record.case, None
         is_new = result.ok and entry.number not in result.repeated
