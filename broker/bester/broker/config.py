@@ -64,6 +64,8 @@ class NativeConfig:
     max_connections_per_address: int = 1_000
     tls: TlsConfig | None = None
     messages_per_s: float = 0.0
+    websocket: HostPort | None = None
+    websocket_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,14 @@ class PeerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """The operator's HTTP side: its address, None for none, and the file of the token that lets in."""
+
+    http: HostPort | None = None
+    token: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start.
 
@@ -176,6 +186,7 @@ class Config:
     type_users: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     reachable: tuple[Network, ...] = ()
     informer: Path | None = None
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     admin_info: Any = None
     notices: tuple[str, ...] = ()
 

@@ -136,8 +136,16 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             curve=config.fabric.curve,
         ) as broker:
             broker.look_up = followed.look_again
+            broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
-            yield broker
+            if config.operator.http is None:
+                yield broker
+                return
+            from bester.broker.operator import http  # most servers run without: the library takes a while to load
+
+            async with http.serving(broker, config.operator) as address:
+                broker.operator_address = address
+                yield broker
 
 
 def _pair_of(path: Path) -> KeyPair | None:

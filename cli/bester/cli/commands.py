@@ -31,6 +31,10 @@ COMMANDS = {
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
     "types": "bester.cli.types",
+    "status": "bester.cli.status",
+    "sessions": "bester.cli.status",
+    "top": "bester.cli.status",
+    "trace": "bester.cli.trace",
     "record": "bester.cli.record",
     "replay": "bester.cli.replay",
 }

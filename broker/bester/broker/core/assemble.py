@@ -20,6 +20,7 @@ from bester.broker.core.deliveries import Deliveries
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
+from bester.broker.core.figures import Figures
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
@@ -89,6 +90,7 @@ class Units:
     notes: RemoteNotes
     standing: Standing
     cockpit: Cockpit
+    figures: Figures
     recordings: Recordings
     shadows: Shadows
 
@@ -110,6 +112,7 @@ def assemble(
     recordings = Recordings(out, observers, clock)
     shadows = Shadows(limits, out, observers, clock)
 
+    figures = Figures()
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
@@ -141,9 +144,10 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter)
+    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, figures)
     dispatcher = Dispatcher(
-        settings, out, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts, reports=reports,
+        settings, out, figures=figures, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts,
+        reports=reports,
         trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
         mailboxes=mailboxes, relays=relays, bridges=bridges,
         dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
@@ -166,5 +170,5 @@ def assemble(
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes), recordings, shadows,
+        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows,
     )  # fmt: skip

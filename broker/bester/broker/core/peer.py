@@ -23,10 +23,11 @@ class Peer:
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
     end, None where the shell does not know it. `version` and `software` are what a handler says about its
-    program; it has either a `worker` or a `shadow`.
+    program; it has either a `worker` or a `shadow`. `figures` are the counts that a bridge tells.
     """
 
     __slots__ = (
+        "figures",
         "last_heard",
         "leaving",
         "link",
@@ -58,6 +59,7 @@ class Peer:
         self.resume: BridgeResume | None = None
         self.listeners: list[str] = []
         self.process: int | None = None
+        self.figures: dict[str, int] = {}
         self.version: str | None = None
         self.software: str | None = None
 

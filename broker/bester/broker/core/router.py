@@ -24,11 +24,13 @@ from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
+from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.settings import Grant, Route, Settings
+from bester.broker.core.status import figures_of, sessions_of, status_of
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -102,6 +104,7 @@ class Router:
         self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
+        self._started = now
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
@@ -393,6 +396,19 @@ class Router:
             bounds=bounds,
         )
 
+    @property
+    def figures(self) -> Figures:
+        """The figures of this broker, counted from its start on."""
+        return self._units.figures
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the status of this broker as plain values, see `status_of`."""
+        units = self._units
+        return status_of(
+            self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
+            units.standing, now, up_s=now - self._started, draining=self._ingress.draining,
+        )  # fmt: skip
+
     def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
@@ -453,6 +469,14 @@ class Router:
         elif ask.question == "types":
             value = types_of(self._by_link.values(), self._units.contracts, self._units.workers, self._units.shadows)
             answer = Answer(ask.token, 0, value)
+        elif ask.question == "status":
+            answer = Answer(ask.token, 0, self.status(now))
+        elif ask.question == "sessions":
+            answer = Answer(ask.token, 0, sessions_of(self._units.directory))
+        elif ask.question == "figures":
+            told = figures_of(ask.argument)
+            peer.figures = peer.figures if told is None else told
+            answer = Answer(ask.token, int(told is None), None)
         elif ask.question == recordings.QUESTION:
             answer = Answer(ask.token, *self._units.recordings.on_question(peer.link, ask.argument, now))
         elif ask.question in cockpit.QUESTIONS:
