@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bester.broker.core.effects import Link
-from bester.broker.core.settings import Limits, Settings
+from bester.broker.core.settings import Grant, Limits, Settings
 from bester.broker.wire.messages import (
     Ask,
     Deliver,
@@ -17,6 +17,7 @@ from bester.broker.wire.messages import (
     Outcome,
     Reply,
     Request,
+    Welcome,
 )
 from tests.unit.core_stand import Stand, clients, limited
 
@@ -109,6 +110,17 @@ def test_an_odd_wish_is_refused_as_the_program_may_mean_no_effects() -> None:
         link = stand.link()
         stand.say(link, Hello(1, "handler", "new", {"types": ["job"], "shadow": odd}))
         assert stand.one(link, Error).code == "malformed"
+
+
+def test_a_key_is_good_for_copies_of_its_own_types_alone() -> None:
+    grant = Grant("handler", "remote", frozenset({"job"}))
+    stand = Stand(Settings("s1", open_accounts=True, grants={"KEY": grant}))
+    for number, (type_, answer) in enumerate((("job", Welcome), ("other", Error))):
+        link = Link("curve", b"%d" % number, "KEY")
+        stand.say(link, Hello(1, "handler", "new", {"types": [type_], "shadow": True}))
+        assert stand.one(link, answer)
+    joined = [notice.fields for notice in stand.notices if notice.event == "joined"]
+    assert [(each["types"], each["shadow"]) for each in joined] == [(["job"], True)]
 
 
 def test_emits_of_a_shadow_are_answered_and_dropped() -> None:
