@@ -203,6 +203,7 @@ def test_resubmitted_message_that_waits_in_vain_is_not_called_refused(scope: str
 def test_outcome_that_is_looked_up_before_its_message_is_recorded_comes_again() -> None:
     """The other server's answer `queued` arrives between the outcome and the answer of the store."""
     stand = town()
+    stand.wait(stand.settings.limits.restart_s + 1.0)  # before that, unknown messages may still come
     bridge, chat = stand.bridge("alice"), stand.handler("chat")
     reach(stand)
     token = stand.submit(bridge, "chat")
