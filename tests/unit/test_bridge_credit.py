@@ -166,6 +166,40 @@ class TestStuckTypes:
         write(scene, second, "echo")
         assert types_of(scene) == ["echo"]
 
+    def test_stuck_messages_leave_the_credit_to_other_types(self) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, *["slow"] * 8)
+        slow = scene.take(Submit)
+        scene.broker(told(4))
+        write(scene, bob, *["echo"] * 9)
+        assert types_of(scene) == []
+        scene.broker(told(4, 2, "slow"))
+        sent = scene.take(Submit)
+        assert [submit.type for submit in sent] == [], "8 are unreported, and stuck ones count for 4 at most"
+        scene.broker(*good(*slow[:2]))
+        assert types_of(scene) == ["echo"] * 2
+        assert reports(scene)[0]["unreported"] == 4
+        scene.broker(told(20, 3, "slow"))
+        assert types_of(scene) == ["echo"] * 7
+        assert reports(scene)[0]["unreported"] == 9
+
+    @pytest.mark.parametrize("stuck", [3, 4])
+    def test_stuck_messages_count_again_when_they_move(self, stuck: int) -> None:
+        scene = Scene()
+        alice, bob = scene.log_in("alice"), scene.log_in("bob")
+        write(scene, alice, *["slow"] * stuck)
+        slow = scene.take(Submit)
+        scene.broker(told(4, 1, "slow"))
+        write(scene, bob, *["echo"] * 9)
+        echo = scene.take(Submit)
+        assert len(echo) == 4
+        scene.broker(told(4, 2))
+        scene.broker(*good(*echo[:stuck]))
+        assert scene.take(Submit) == []
+        scene.broker(*good(*echo[stuck:], *slow))
+        assert len(scene.take(Submit)) == 4
+
     def test_still_stuck_after_other_news(self) -> None:
         scene = Scene()
         alice = scene.log_in()

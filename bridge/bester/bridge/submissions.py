@@ -112,6 +112,10 @@ class Submissions:
         "_held",
         "_held_bytes",
         "_limits",
+        "_most_sent",
+        "_most_sent_bytes",
+        "_stuck_bytes",
+        "_stuck_count",
         "_wake",
         "by_token",
         "credit",
@@ -124,6 +128,8 @@ class Submissions:
         self.by_token: dict[int, Submission] = {}
         self.size_bytes = 0
         self.credit = Credit()
+        self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
+        self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
         self._fair_bytes = limits.fair_bytes
@@ -159,10 +165,9 @@ class Submissions:
 
     def submit(self, messages: Sequence[Submit]) -> None:
         """Send messages that were just put into the table, or hold them."""
-        credit = self.credit
         if self._held:
             taken = 0
-        elif len(self.by_token) <= credit.messages and self.size_bytes <= credit.size_bytes:
+        elif len(self.by_token) <= self._most_sent and self.size_bytes <= self._most_sent_bytes:
             taken = self._broker_link.submit(messages)
         else:
             taken = self._broker_link.submit(messages[: self._within_credit(messages)])
@@ -183,7 +188,7 @@ class Submissions:
         where there is any room."""
         allowed = 0
         for size in sizes:
-            if sent + allowed >= self.credit.messages or sent_bytes >= self.credit.size_bytes:
+            if sent + allowed >= self._most_sent or sent_bytes >= self._most_sent_bytes:
                 break
             allowed += 1
             sent_bytes += size
@@ -192,9 +197,24 @@ class Submissions:
     def on_credit(self) -> None:
         """Take in that the broker's credit has changed: hold no more than it allows to send, and send held messages
         where there is more room."""
-        self.most = min(self._limits.held_messages, self.credit.messages)
-        self.most_bytes = min(self._limits.held_bytes, self.credit.size_bytes)
+        self._count_stuck()
         self._wake()
+
+    def _count_stuck(self) -> None:
+        """Count the sent messages of stuck types. They leave the credit to other types, but not more than there is
+        credit: the broker holds twice its credit at most."""
+        credit, stuck = self.credit, self.credit.stuck
+        sizes = [
+            submission.size
+            for submission in (self.by_token.values() if stuck else ())
+            if submission.submit.type in stuck and submission.state in (State.SENT, State.SENT_DEPARTED)
+        ]
+        self._stuck_count = min(len(sizes), credit.messages)
+        self._stuck_bytes = min(sum(sizes), credit.size_bytes)
+        self._most_sent = credit.messages + self._stuck_count
+        self._most_sent_bytes = credit.size_bytes + self._stuck_bytes
+        self.most = min(self._limits.held_messages, self._most_sent)
+        self.most_bytes = min(self._limits.held_bytes, self._most_sent_bytes)
 
     @property
     def has_held(self) -> bool:
@@ -204,8 +224,11 @@ class Submissions:
     def report(self, *, more: bool) -> Meta | None:
         """Return what the broker is to know of the use of its credit, None where there is nothing new; `more`: clients
         have more to send."""
-        sent = len(self.by_token) - len(self._held)
-        return self.credit.report(sent, self.size_bytes - self._held_bytes, more=more or bool(self._held))
+        if self.credit.stuck:
+            self._count_stuck()
+        sent = max(len(self.by_token) - len(self._held) - self._stuck_count, 0)
+        sent_bytes = max(self.size_bytes - self._held_bytes - self._stuck_bytes, 0)
+        return self.credit.report(sent, sent_bytes, more=more or bool(self._held))
 
     def release(self, submission: Submission) -> None:
         """Count a reported message out, which is no longer in the table."""
