@@ -27,6 +27,10 @@ from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
 from bester.broker.wire.messages import Close, Meta, Open, Submit
 
+ROOM = 64
+ROOM_BYTES = 1024 * 1024
+"""Messages (and bytes) that may still be sent beside those that fill a credit which was lowered: senders with little
+need not wait until the others' messages are done."""
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
@@ -105,6 +109,8 @@ class Submissions:
 
     __slots__ = (
         "_broker_link",
+        "_claim",
+        "_claim_bytes",
         "_closes",
         "_departed",
         "_departed_bytes",
@@ -129,6 +135,7 @@ class Submissions:
         self.size_bytes = 0
         self.credit = Credit()
         self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
+        self._claim = self._claim_bytes = 0  # what the broker still counts, where it has lowered the credit
         self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
@@ -194,11 +201,25 @@ class Submissions:
             sent_bytes += size
         return allowed
 
-    def on_credit(self) -> None:
-        """Take in that the broker's credit has changed: hold no more than it allows to send, and send held messages
-        where there is more room."""
+    def on_credit(self, options: Meta) -> bool:
+        """Take in what the broker tells of its credit, without options that there is none to keep to: read no more than
+        the credit allows to send, and send held messages where there is more room. Return whether the credit may have
+        changed.
+
+        What the broker counted before, it counts until the next report: a lower credit is reached by not reading from
+        senders above their share, while messages of the others are sent meanwhile.
+        """
+        credit = self.credit
+        before = (credit.messages, credit.size_bytes) if credit.is_known else (0, 0)
+        if options and not credit.take(options):
+            return False
+        if not options:
+            credit.clear()
+            before = self._claim, self._claim_bytes = 0, 0
+        self._claim, self._claim_bytes = max(self._claim, before[0]), max(self._claim_bytes, before[1])
         self._count_stuck()
         self._wake()
+        return True
 
     def _count_stuck(self) -> None:
         """Count the sent messages of stuck types. They leave the credit to other types, but not more than there is
@@ -211,10 +232,14 @@ class Submissions:
         ]
         self._stuck_count = min(len(sizes), credit.messages)
         self._stuck_bytes = min(sum(sizes), credit.size_bytes)
-        self._most_sent = credit.messages + self._stuck_count
-        self._most_sent_bytes = credit.size_bytes + self._stuck_bytes
-        self.most = min(self._limits.held_messages, self._most_sent)
-        self.most_bytes = min(self._limits.held_bytes, self._most_sent_bytes)
+        self._set_bounds()
+
+    def _set_bounds(self) -> None:
+        credit = self.credit
+        self._most_sent = max(credit.messages, self._claim) + self._stuck_count
+        self._most_sent_bytes = max(credit.size_bytes, self._claim_bytes) + self._stuck_bytes
+        self.most = min(self._limits.held_messages, credit.messages + self._stuck_count)
+        self.most_bytes = min(self._limits.held_bytes, credit.size_bytes + self._stuck_bytes)
 
     @property
     def has_held(self) -> bool:
@@ -224,11 +249,17 @@ class Submissions:
     def report(self, *, more: bool) -> Meta | None:
         """Return what the broker is to know of the use of its credit, None where there is nothing new; `more`: clients
         have more to send."""
-        if self.credit.stuck:
-            self._count_stuck()
+        credit = self.credit
+        self._count_stuck()
         sent = max(len(self.by_token) - len(self._held) - self._stuck_count, 0)
         sent_bytes = max(self.size_bytes - self._held_bytes - self._stuck_bytes, 0)
-        return self.credit.report(sent, sent_bytes, more=more or bool(self._held))
+        if self._claim > credit.messages:
+            sent = max(sent, min(self._claim, sent + ROOM))
+        if self._claim_bytes > credit.size_bytes:
+            sent_bytes = max(sent_bytes, min(self._claim_bytes, sent_bytes + ROOM_BYTES))
+        self._claim, self._claim_bytes = sent, sent_bytes
+        self._set_bounds()
+        return credit.report(sent, sent_bytes, more=more or bool(self._held))
 
     def release(self, submission: Submission) -> None:
         """Count a reported message out, which is no longer in the table."""
