@@ -6,9 +6,11 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from tests.simulation import scenario
 from tests.simulation.__main__ import play_all
 from tests.simulation.scenario import play, submissions_of
 
@@ -47,3 +49,11 @@ def test_the_same_seed_is_the_same_story_in_any_process() -> None:
         for hash_seed in ("1", "2")
     ]  # fmt: skip
     assert stories == [digest(3)] * 2
+
+
+@pytest.mark.parametrize("seed", range(30, 45))
+def test_promises_hold_with_very_little_credit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bridges of a server have 8 messages together, and a type is stuck soon; HEARTBEATs are lost as well."""
+    tight = replace(scenario.LIMITS, max_waiting=16, stuck_waiting=1, stuck_waiting_s=0.4)
+    monkeypatch.setattr(scenario, "LIMITS", tight)
+    play(seed)

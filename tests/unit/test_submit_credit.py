@@ -118,6 +118,17 @@ class TestShares:
             credit.on_report(party.link, {"unreported": 0, "unreported_bytes": 0, "number": 999, "more": False})
         assert total(credit) == before
 
+    def test_bridge_with_an_older_number_gets_the_latest_again(self) -> None:
+        credit = SubmitCredit(Limits())
+        party = Party(credit, links(1)[0])
+        ((_, latest),) = credit.share(["t"])
+        party.report()  # by the number before
+        assert credit.share(["t"]) == [(party.link, latest)]
+        assert credit.share(["t"]) == []
+        party.known = latest
+        party.report()
+        assert credit.share(["t"]) == []
+
     @pytest.mark.parametrize("seed", range(30))
     def test_total_is_never_exceeded(self, seed: int) -> None:
         chance = random.Random(seed)

@@ -148,7 +148,6 @@ class Bridge:
         self._unhandled.clear()  # as if the link had lost them: the broker sends them again
         self._deliveries.on_link_lost()
         self._submissions.on_link_lost()
-        self._submissions.credit.clear()
         self._on_credit({})
         now = self._clock()
         logins, self._logins = self._logins, {}
@@ -223,8 +222,7 @@ class Bridge:
 
     def _on_credit(self, options: Meta) -> None:
         """Take in what the broker tells of its credit; without options, that there is none to keep to."""
-        if self._submissions.credit.take(options) or not options:
-            self._submissions.on_credit()
+        if self._submissions.on_credit(options):
             self._intake.on_credit()
 
     def _on_error(self, error: Error, now: float) -> None:
@@ -402,8 +400,7 @@ class Bridge:
     def give_up(self) -> None:
         """Refuse every unreported message, as `timeout` or, without a broker, `unreachable`."""
         now = self._clock()
-        self._submissions.credit.clear()  # no type waits any more
-        self._on_credit({})
+        self._on_credit({})  # no type waits any more
         reason = "timeout" if self.is_ready else "unreachable"
         for connection in list(self._connections.values()):
             self._apply(connection, connection.session.give_up(reason, now), now)

@@ -10,6 +10,9 @@ from typing import Any
 from bester.bridge.limits import Limits
 from bester.broker.wire.messages import Meta
 
+REPEAT = 4
+"""Reports that say nothing new before one is sent all the same: some two seconds. A HEARTBEAT may be lost with a
+connection that is made anew, and either side would then keep to an old number for ever."""
 UNBOUNDED = 1 << 62
 """Credit of a broker that tells none."""
 
@@ -18,7 +21,7 @@ class Credit:
     """Credit by the broker's latest WELCOME or HEARTBEAT: `messages` and `size_bytes` that may be sent and unreported.
     `stuck` are the types of which no more is to be sent now; the object stays the same, and others may keep it."""
 
-    __slots__ = ("_reported", "is_known", "messages", "number", "size_bytes", "stuck")
+    __slots__ = ("_reported", "_unsent", "is_known", "messages", "number", "size_bytes", "stuck")
 
     def __init__(self) -> None:
         self.stuck: dict[str, None] = {}
@@ -31,6 +34,7 @@ class Credit:
         self.number = 0
         self.stuck.clear()
         self._reported: Meta = {}
+        self._unsent = 0
 
     def take(self, options: Meta) -> bool:
         """Take in the options of a WELCOME or HEARTBEAT; return whether they tell a credit."""
@@ -46,11 +50,12 @@ class Credit:
 
     def report(self, messages: int, size_bytes: int, *, more: bool) -> Meta | None:
         """Return the options of a HEARTBEAT that tells the broker what is sent and unreported, and whether there is
-        more; None where the broker gives no credit, or knows that already."""
+        more; None where the broker gives no credit, or was told the same a moment ago."""
         report: Meta = {"unreported": messages, "unreported_bytes": size_bytes, "more": more, "number": self.number}
-        if not self.is_known or report == self._reported:
+        self._unsent += 1
+        if not self.is_known or (report == self._reported and self._unsent < REPEAT):
             return None
-        self._reported = report
+        self._reported, self._unsent = report, 0
         return report
 
 

@@ -27,6 +27,10 @@ from bester.bridge.limits import Limits
 from bester.bridge.senders import Sender
 from bester.broker.wire.messages import Close, Meta, Open, Submit
 
+ROOM = 64
+ROOM_BYTES = 1024 * 1024
+"""Messages (and bytes) that may still be sent beside those that fill a credit which was lowered: senders with little
+need not wait until the others' messages are done."""
 AT_ONCE = 256
 """Messages handed to the link in one piece: those that the link does not take stay held."""
 
@@ -105,6 +109,8 @@ class Submissions:
 
     __slots__ = (
         "_broker_link",
+        "_claim",
+        "_claim_bytes",
         "_closes",
         "_departed",
         "_departed_bytes",
@@ -112,6 +118,10 @@ class Submissions:
         "_held",
         "_held_bytes",
         "_limits",
+        "_most_sent",
+        "_most_sent_bytes",
+        "_stuck_bytes",
+        "_stuck_count",
         "_wake",
         "by_token",
         "credit",
@@ -124,6 +134,9 @@ class Submissions:
         self.by_token: dict[int, Submission] = {}
         self.size_bytes = 0
         self.credit = Credit()
+        self._stuck_count = self._stuck_bytes = 0  # sent messages of stuck types, beside the credit
+        self._claim = self._claim_bytes = 0  # what the broker still counts, where it has lowered the credit
+        self._most_sent, self._most_sent_bytes = self.credit.messages, self.credit.size_bytes
         self.most = limits.held_messages
         self.most_bytes = limits.held_bytes
         self._fair_bytes = limits.fair_bytes
@@ -159,10 +172,9 @@ class Submissions:
 
     def submit(self, messages: Sequence[Submit]) -> None:
         """Send messages that were just put into the table, or hold them."""
-        credit = self.credit
         if self._held:
             taken = 0
-        elif len(self.by_token) <= credit.messages and self.size_bytes <= credit.size_bytes:
+        elif len(self.by_token) <= self._most_sent and self.size_bytes <= self._most_sent_bytes:
             taken = self._broker_link.submit(messages)
         else:
             taken = self._broker_link.submit(messages[: self._within_credit(messages)])
@@ -183,18 +195,51 @@ class Submissions:
         where there is any room."""
         allowed = 0
         for size in sizes:
-            if sent + allowed >= self.credit.messages or sent_bytes >= self.credit.size_bytes:
+            if sent + allowed >= self._most_sent or sent_bytes >= self._most_sent_bytes:
                 break
             allowed += 1
             sent_bytes += size
         return allowed
 
-    def on_credit(self) -> None:
-        """Take in that the broker's credit has changed: hold no more than it allows to send, and send held messages
-        where there is more room."""
-        self.most = min(self._limits.held_messages, self.credit.messages)
-        self.most_bytes = min(self._limits.held_bytes, self.credit.size_bytes)
+    def on_credit(self, options: Meta) -> bool:
+        """Take in what the broker tells of its credit, without options that there is none to keep to: read no more than
+        the credit allows to send, and send held messages where there is more room. Return whether the credit may have
+        changed.
+
+        What the broker counted before, it counts until the next report: a lower credit is reached by not reading from
+        senders above their share, while messages of the others are sent meanwhile.
+        """
+        credit = self.credit
+        before = (credit.messages, credit.size_bytes) if credit.is_known else (0, 0)
+        if options and not credit.take(options):
+            return False
+        if not options:
+            credit.clear()
+            before = self._claim, self._claim_bytes = 0, 0
+        self._claim, self._claim_bytes = max(self._claim, before[0]), max(self._claim_bytes, before[1])
+        self._count_stuck()
         self._wake()
+        return True
+
+    def _count_stuck(self) -> None:
+        """Count the sent messages of stuck types. They leave the credit to other types, but not more than there is
+        credit: the broker holds twice its credit at most."""
+        credit, stuck = self.credit, self.credit.stuck
+        sizes = [
+            submission.size
+            for submission in (self.by_token.values() if stuck else ())
+            if submission.submit.type in stuck and submission.state in (State.SENT, State.SENT_DEPARTED)
+        ]
+        self._stuck_count = min(len(sizes), credit.messages)
+        self._stuck_bytes = min(sum(sizes), credit.size_bytes)
+        self._set_bounds()
+
+    def _set_bounds(self) -> None:
+        credit = self.credit
+        self._most_sent = max(credit.messages, self._claim) + self._stuck_count
+        self._most_sent_bytes = max(credit.size_bytes, self._claim_bytes) + self._stuck_bytes
+        self.most = min(self._limits.held_messages, credit.messages + self._stuck_count)
+        self.most_bytes = min(self._limits.held_bytes, credit.size_bytes + self._stuck_bytes)
 
     @property
     def has_held(self) -> bool:
@@ -204,8 +249,17 @@ class Submissions:
     def report(self, *, more: bool) -> Meta | None:
         """Return what the broker is to know of the use of its credit, None where there is nothing new; `more`: clients
         have more to send."""
-        sent = len(self.by_token) - len(self._held)
-        return self.credit.report(sent, self.size_bytes - self._held_bytes, more=more or bool(self._held))
+        credit = self.credit
+        self._count_stuck()
+        sent = max(len(self.by_token) - len(self._held) - self._stuck_count, 0)
+        sent_bytes = max(self.size_bytes - self._held_bytes - self._stuck_bytes, 0)
+        if self._claim > credit.messages:
+            sent = max(sent, min(self._claim, sent + ROOM))
+        if self._claim_bytes > credit.size_bytes:
+            sent_bytes = max(sent_bytes, min(self._claim_bytes, sent_bytes + ROOM_BYTES))
+        self._claim, self._claim_bytes = sent, sent_bytes
+        self._set_bounds()
+        return credit.report(sent, sent_bytes, more=more or bool(self._held))
 
     def release(self, submission: Submission) -> None:
         """Count a reported message out, which is no longer in the table."""

@@ -190,7 +190,7 @@ class FabricSocket:
         enough = time.monotonic() + DRAIN_S
         empty, read = False, 0
         try:
-            for read in range(1, DRAIN_AT_ONCE + 1):  # noqa: B007 (counted at the end)
+            for read in range(1, DRAIN_AT_ONCE + 1):  # noqa: B007 (counted below)
                 frames = receive(zmq.NOBLOCK)
                 if frames:
                     self._on_frames(frames)

@@ -121,6 +121,7 @@ class SubmitCredit:
         self._bytes = Pot(most_bytes, min(LEAST * 1024 * 1024, most_bytes // LEAST))
         self._numbers: dict[Link, int] = {}
         self._stuck: list[str] = []
+        self._behind: dict[Link, None] = {}  # bridges whose last report had an older number
 
     def join(self, link: Link, options: Meta) -> Meta:
         """Take in the HELLO of a bridge; return its credit for the WELCOME, empty where the bridge knows none."""
@@ -137,6 +138,7 @@ class SubmitCredit:
         """Take back the credit of a bridge that has gone."""
         if self._numbers.pop(link, None) is not None:
             del self._messages.accounts[link], self._bytes.accounts[link]
+            self._behind.pop(link, None)
 
     def on_report(self, link: Link, report: Meta) -> None:
         """Take in what a bridge tells with a HEARTBEAT; a report that cannot be read changes nothing."""
@@ -146,6 +148,8 @@ class SubmitCredit:
         wants, confirmed = report.get("more") is True, report.get("number") == self._numbers[link]
         self._messages.on_report(link, held, wants=wants, confirmed=confirmed)
         self._bytes.on_report(link, held_bytes, wants=wants, confirmed=confirmed)
+        if not confirmed:
+            self._behind[link] = None
 
     def share(self, stuck: list[str]) -> list[tuple[Link, Meta]]:
         """Share the credit anew, and tell which types are stuck; return what is to be sent to bridges."""
@@ -155,6 +159,8 @@ class SubmitCredit:
             changed = dict.fromkeys(self._numbers)
         for link in changed:
             self._numbers[link] += 1
+        changed.update(self._behind)  # the latest may have been lost with a connection
+        self._behind.clear()
         return [(link, self._options(link)) for link in changed]
 
     def _options(self, link: Link) -> Meta:

@@ -10,8 +10,8 @@ from __future__ import annotations
 class ReadUntil:
     """The time up to which everything that had arrived at a socket was read: `until`.
 
-    A socket without waiting input was read up to now. One with much input is never empty, but reads senders in turn,
-    one message each: after as many messages as there are senders, what had arrived before was read.
+    A socket without waiting input was read up to now. A socket with much input is never empty, but takes one message of
+    each sender in turn: after as many messages as there are senders, what had arrived before was read.
     """
 
     __slots__ = ("_looked", "_read", "until")
