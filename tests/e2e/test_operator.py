@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -108,6 +109,52 @@ async def test_who_may_look_and_who_may_act() -> None:
         assert (await operator.request("/api/peers/hold", method="POST", body={"name": "s9"}))[0] == 404
         assert (await operator.request("/api/dead?limit=x"))[0] == 400
         assert (await operator.request("/nothing"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b"[" * 60_000),
+        ("application/json", b'{"id":' * 9_000),
+        ("application/json; charset=nope", b"[]"),
+        ("application/json; charset=utf-16", b'{"id": 1}'),
+        ("application/json", b"\xff\xfe\x00"),
+        ("text/plain", b""),
+    ],
+)
+async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(kind: str, body: bytes) -> None:
+    async with operated() as operator, aiohttp.ClientSession() as session:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
+        async with session.post(f"{operator.base}/api/dead/drop", data=body, headers=headers) as answer:
+            assert (answer.status, list(await answer.json())) == (400, ["error"])
+        for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
+            assert (await operator.request(f"/api/dead?limit={limit}"))[0] == 400
+        lines = [line for process in operator.server.processes for line in process.lines]
+        assert not [line for line in lines if "Traceback" in line]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /api/dead/drop HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+    ],
+    ids=["long", "tls", "version", "length"],
+)
+async def test_stranger_who_sends_no_http_gets_nothing_into_the_log(sent: bytes) -> None:
+    async with operated() as operator:
+        port = int(operator.base.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.readline(), 30.0)
+        assert answer.startswith(b"HTTP/1."), answer
+        assert b" 200 " not in answer
+        writer.close()
+        assert (await operator.get("/health"))["status"] == "ok"
+        lines = [line for process in operator.server.processes for line in process.lines]
+        assert not [line for line in lines if "Traceback" in line or "error" in line]
 
 
 async def test_dead_letter_is_shown_and_dropped() -> None:

@@ -22,17 +22,21 @@ from aiohttp import web
 from bester.broker.config import OperatorConfig
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
+from bester.broker.operator.connections import Connections
 from bester.broker.operator.desk import Desk
 from bester.broker.operator.openapi import document
 from bester.broker.server import Broker
 from bester.broker.wire.address import is_loopback
 from bester.broker.wire.codes import BesterError, ConfigError
+from bester.broker.wire.notes import describe
 
 MAX_REQUESTS = 64
 """Requests at once; above it a request is answered 503. An operator has a few pages and a scraper."""
 MAX_LIVE = 16
 """Pages that are kept up to date at once; each costs a status a second."""
 MAX_BODY = 64 * 1024
+BODY_S = 10.0
+"""Time for a body, from the end of its head, and for a page to take a status: a request in hand holds a place."""
 LIVE_S = 1.0
 """Time between two statuses of a page: a handler that stops shows within it, and its heartbeats' time."""
 HEADERS = {
@@ -48,6 +52,9 @@ PEER_ACTS = {"retry": "peerRetry", "hold": "peerHold", "release": "peerRelease",
 DEAD_ACTS = {"replay": "deadReplay", "drop": "deadDrop"}
 
 log = logging.getLogger("bester.operator")
+library_log = logging.getLogger("bester.operator.library")
+"""Log of the HTTP library, switched off: a stranger's request that is no HTTP would write a traceback."""
+library_log.disabled = True
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -61,6 +68,8 @@ class OperatorHttp:
         self._host = host
         self._requests = 0
         self._live = 0
+        self.connections: Connections | None = None
+        """The connections that requests come from, once there is a listener."""
         self.app = web.Application(middlewares=[self._admit], client_max_size=MAX_BODY)
         self.app.router.add_get("/health", self._health)
         self.app.router.add_get("/ready", self._ready)
@@ -85,6 +94,12 @@ class OperatorHttp:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.connections is None:
+            return await self._answered(request, handler)
+        with self.connections.in_hand(request.protocol):
+            return await self._answered(request, handler)
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._requests >= MAX_REQUESTS:
             return _refuse(503, "too many requests at once; try again")
         if not self._is_our_name(request.host):
@@ -101,6 +116,9 @@ class OperatorHttp:
             response = _refuse(error.status, error.reason.lower())
         except BesterError as error:
             response = _refuse(504 if error.code == "timeout" else 404, error.text)
+        except Exception as error:  # noqa: BLE001 (the fault of one request must not be the library's to log)
+            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error))
+            response = _refuse(500, "this request cannot be answered; the log says why")
         finally:
             self._requests -= 1
         if not response.prepared:
@@ -153,7 +171,7 @@ class OperatorHttp:
 
     async def _dead(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "100")
-        if not limit.isdecimal() or not 0 < int(limit) <= 1000:
+        if not limit.isdecimal() or len(limit) > 4 or not 0 < int(limit) <= 1000:
             return _refuse(400, "limit is a number from 1 to 1000")
         wanted = {"type": request.query["type"]} if "type" in request.query else {}
         return _json(await self._desk.ask("deadList", {**wanted, "limit": int(limit)}))
@@ -199,19 +217,24 @@ class OperatorHttp:
         try:
             while True:
                 status = await self._desk.ask("status")
-                await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
+                async with asyncio.timeout(BODY_S):
+                    await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
                 await asyncio.sleep(LIVE_S)
-        except (ConnectionError, BesterError):
+        except (ConnectionError, TimeoutError, BesterError):
             return response
         finally:
             self._live -= 1
 
 
 async def _named(request: web.Request, key: str) -> str | None:
-    """Return one text of the request's JSON body, None where there is none."""
+    """Return one text of the request's JSON body, None where there is none. Raises HTTPRequestTimeout."""
     try:
-        body = await request.json()
-    except ValueError:
+        async with asyncio.timeout(BODY_S):
+            text = await request.read()
+        body = json.loads(text)  # whatever charset the request names: JSON is UTF-8
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    except (ValueError, RecursionError):
         return None
     value = body.get(key) if isinstance(body, dict) else None
     return value if type(value) is str and value else None
@@ -256,16 +279,24 @@ async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
     assert config.http is not None
     host, port = config.http
     side = OperatorHttp(broker, read_token(config.token), host)
-    runner = web.AppRunner(side.app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    runner = web.AppRunner(
+        side.app, access_log=None, logger=library_log, shutdown_timeout=1.0, handler_cancellation=True
+    )
     await runner.setup()
+    assert runner.server is not None
+    side.connections = Connections(runner.server)
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise ConfigError(f"[operator] http: {config.http}: {error.strerror or error}") from None
-        name = runner.addresses[0]
-        address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-        log.info("operator's page on http://%s/", address, extra=facts("operator-http", address=address))
-        yield address
+        with contextlib.closing(await _listening(side.connections, host, port)) as listener:
+            name = listener.sockets[0].getsockname()
+            address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+            log.info("operator's page on http://%s/", address, extra=facts("operator-http", address=address))
+            yield address
     finally:
         await runner.cleanup()
+
+
+async def _listening(connections: Connections, host: str, port: int) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(connections, host, port)
+    except OSError as error:
+        raise ConfigError(f"[operator] http: {host}:{port}: {error.strerror or error}") from None
