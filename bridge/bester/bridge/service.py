@@ -281,7 +281,7 @@ def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:
     connection = Connection(service.bridge, loop)
 
     def failed(fault: TlsError) -> None:
-        address = connection.session.address if hasattr(connection, "session") else "?"
+        address = connection.address
         log.warning(
             "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
         )
