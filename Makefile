@@ -4,6 +4,7 @@
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
+#   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
@@ -20,9 +21,10 @@ TESTS ?=
 WORKERS ?= auto
 MINUTES ?= 1
 SEEDS ?= 500
+MESSAGES ?= 10000
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate fuzz chaos clean
+.PHONY: setup run demo test check format bench simulate fuzz lossy chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -58,6 +60,9 @@ simulate: $(COMPLETE)
 
 fuzz: $(COMPLETE)
 	@exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+lossy: $(COMPLETE)
+	@exec $(BIN)/python -m tests.hosts --messages $(MESSAGES) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
