@@ -16,6 +16,7 @@ PIP := $(PYTHON3) -m pip --python $(BIN)/python --disable-pip-version-check inst
 SERVES := $(VENV)/.serves
 COMPLETE := $(VENV)/.complete
 MEASURES := $(VENV)/.measures
+FUZZES := $(VENV)/.fuzzes
 ARGS ?=
 TESTS ?=
 WORKERS ?= auto
@@ -58,8 +59,10 @@ bench: $(MEASURES)
 simulate: $(COMPLETE)
 	@exec $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
-fuzz: $(COMPLETE)
-	@exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+# Stories, then bytes that hypothesis and atheris draw, so many minutes each; a story that is named is played alone.
+fuzz: $(FUZZES)
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(if $(SEED)$(ARGS),true,exec $(BIN)/python -m tests.fuzz.drawn --minutes $(MINUTES))
 
 lossy: $(COMPLETE)
 	@exec $(BIN)/python -m tests.hosts --messages $(MESSAGES) $(ARGS)
@@ -90,3 +93,9 @@ $(MEASURES): pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) with what the benchmark measures against (once)" >&2
 	@$(PIP) -e '.[bench]'
 	@touch $(SERVES) $@
+
+# Atheris has no package for some Pythons: hypothesis draws alone then.
+$(FUZZES): pyproject.toml | $(COMPLETE)
+	@echo "setting up $(VENV) with what the fuzzers need (once)" >&2
+	@$(PIP) -e '.[fuzz]' || echo "atheris cannot be installed here: hypothesis draws alone" >&2
+	@touch $@
