@@ -25,6 +25,8 @@ EXAMPLES = 500
 """Drawn between two looks at the clock."""
 SLOWEST_S = 20
 """An input that takes so long is a hang."""
+LATEST_S = 120.0
+"""Time of atheris beyond its own limit: it starts in some seconds, and ends by itself."""
 MEMORY_MB = 1024
 """Resident memory that means growth: a target alone needs a tenth of that."""
 ROOT = Path(__file__).parents[2]
@@ -67,14 +69,17 @@ def atheris_draws(name: str, seconds: float) -> str:
         for number, data in enumerate(_samples(name)):
             (corpus / str(number)).write_bytes(data)
         most = f"-max_total_time={max(1, round(seconds))}"
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "tests.fuzz.guided", name, str(corpus), most,
-                f"-timeout={SLOWEST_S}", f"-rss_limit_mb={MEMORY_MB}", "-max_len=4096", "-print_final_stats=1",
-                f"-artifact_prefix={directory}/",
-            ],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "tests.fuzz.guided", name, str(corpus), most,
+                    f"-timeout={SLOWEST_S}", f"-rss_limit_mb={MEMORY_MB}", "-max_len=4096", "-print_final_stats=1",
+                    f"-artifact_prefix={directory}/",
+                ],
+                cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds + LATEST_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"{name}, atheris: it did not end {LATEST_S:g} s after its time"
         text = done.stdout + done.stderr
         if done.returncode == 0:
             executed = [line.split()[-1] for line in text.splitlines() if "number_of_executed_units" in line]
