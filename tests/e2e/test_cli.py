@@ -72,9 +72,9 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         leaves = command.commands.values() if isinstance(command, click.Group) else [command]
         for leaf in leaves:
             assert leaf.help
-            # A demo has servers of its own, a handler under test a broker; a new key or handler has no server yet.
+            # A demo has its own servers, a handler under test a broker, a replay none; a new key or handler none yet.
             without = (("conform", "handler"), ("keys", "new"), ("new", "handler"))
-            alone = name == "demo" or (name, leaf.name) in without
+            alone = name in ("demo", "replay") or (name, leaf.name) in without
             assert alone or any("-c" in parameter.opts for parameter in leaf.params), leaf.name
 
 
@@ -85,7 +85,7 @@ def test_every_command_takes_a_configuration_and_shows_help() -> None:
         (["zzz"], 2, "no command 'zzz'; `bester --help` lists them"),
         (["keys", "new", "bad.toml"], 2, "bad.toml: is there already, and a key is never replaced"),
         (["keys", "new", "none/k"], 2, "none/k: the key cannot be written: No such file or directory"),
-        (["status"], 2, "no command 'status'"),
+        (["stats"], 2, "no command 'stats'"),
         (["up", "--port", "1"], 2, "No such option"),
         (["up", "-c", "none.toml"], 2, "none.toml: cannot read it: No such file or directory"),
         (["up", "-c", "bad.toml"], 2, "bad.toml:2: [native] tpc4: unknown key; did you mean tcp4?"),

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from bester.bridge.intake import Intake
+from bester.bridge.senders import Sender, Senders
 from bester.bridge.submissions import Submissions
 from bester.broker.core import commands, dispatcher, relays
 from bester.broker.core.clock import Clock
@@ -24,6 +26,7 @@ from bester.broker.hosts import Hosts
 from bester.broker.store.memory import MemoryStore
 from bester.broker.store_driver import StoreDriver
 from bester.broker.wire.outcomes import result_id
+from tests.simulation.fair import play_fair
 from tests.simulation.scenario import play
 from tests.world.clock import BrokenRuleError
 
@@ -182,3 +185,38 @@ def test_a_server_that_is_refused_before_its_name_is_looked_up_is_noticed(monkey
 def test_an_old_table_that_counts_as_a_new_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hosts, "not_looked_up", lambda self, since: self.unknown)
     assert "refused for good" in broken_seeds(500)
+
+
+# The shares of the bridge's input.
+
+
+def test_share_by_connection_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(self: Senders, key: Any) -> Sender:
+        sender = Sender((key, len(self._by_key)))
+        self._by_key[sender.key] = sender
+        sender.connections = 1
+        return sender
+
+    monkeypatch.setattr(Senders, "join", join)
+    assert "shares differ" in play_fair(range(50))
+
+
+def test_turn_without_a_bound_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(self: Intake) -> None:
+        for _ in range(100):
+            honest(self)
+
+    honest = Intake.serve
+    monkeypatch.setattr(Intake, "serve", serve)
+    assert "units in one turn" in play_fair(range(50))
+
+
+def test_deficit_that_is_not_carried_over_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: Intake, ring: Any) -> None:
+        for sender in ring:
+            sender.deficit = max(sender.deficit, 0)
+        honest(self, ring)
+
+    honest = Intake._serve_first
+    monkeypatch.setattr(Intake, "_serve_first", forgetful)
+    assert "shares differ" in play_fair(range(50))

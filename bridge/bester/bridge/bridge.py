@@ -369,6 +369,11 @@ class Bridge:
             self._report(token, 1, "unreachable", None, {}, now)
         self._drain_backlog()
 
+    def tell_figures(self) -> None:
+        """Tell the broker the counts of this bridge, for its operator; call every few seconds. An older broker refuses
+        them."""
+        self._broker_link.ask("figures", self.inspect().figures(), lambda status, value: None)
+
     def shut_down(self) -> None:
         """Take no more frames. Unreported messages are still reported; `on_empty` is called after the last
         connection."""

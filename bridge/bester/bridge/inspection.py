@@ -74,3 +74,10 @@ class BridgeState(NamedTuple):
     refused: Refused
     submissions: SubmissionsState
     intake: IntakeState
+
+    def figures(self) -> dict[str, int]:
+        """Return the counts by name, for the broker and its operator: those of the parts begin with the part's name."""
+        flat = {name: each for name, each in self._asdict().items() if type(each) is int}
+        for part in ("refused", "submissions", "intake"):
+            flat |= {f"{part}_{name}": each for name, each in getattr(self, part)._asdict().items()}
+        return flat

@@ -88,6 +88,9 @@ class Intake:
         sender = next(iter(ring))
         if sender.deficit <= 0:
             sender.deficit += self._limits.turn_quantum
+            if sender.deficit <= 0:  # still in debt for a large frame
+                ring.move_to_end(sender)
+                return
         waiting = sender.ready or sender.blocked
         connection = next(iter(waiting))
         del waiting[connection]

@@ -45,8 +45,8 @@ class Listener(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Address as `host:port`, the path of a Unix socket, or `tls://host:port`."""
-        return self.url if self.url.startswith("tls://") else self.url.partition("://")[2]
+        """Address as `host:port`, the path of a Unix socket, `tls://host:port` or `ws://host:port`."""
+        return self.url if self.url.startswith(("tls://", "ws://", "wss://")) else self.url.partition("://")[2]
 
     def close(self) -> None:
         """Stop listening; connections stay. The file of a Unix socket is removed if it still belongs to this
@@ -73,6 +73,13 @@ async def listen_tls(address: HostPort, factory: Factory) -> Listener:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = await listen_tcp(TLS_KEY, address, factory, family=family, insecure=True)
     return listener._replace(url=f"tls://{listener.address}")
+
+
+async def listen_web(address: HostPort, factory: Factory, *, secure: bool) -> Listener:
+    """Listen on a TCP address for WebSockets, over TLS where `secure`. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = await listen_tcp("[native] websocket", address, factory, family=family, insecure=True)
+    return listener._replace(url=f"{'wss' if secure else 'ws'}://{listener.address}")
 
 
 async def listen_tcp(key: str, address: HostPort, factory: Factory, *, family: int, insecure: bool = False) -> Listener:

@@ -22,9 +22,17 @@ from bester.bridge.first_frames import FirstFrames
 from bester.bridge.forward import Forwarder
 from bester.bridge.informer import Informer
 from bester.bridge.limits import Limits
-from bester.bridge.listeners import Listener, listen_tcp, listen_tls, listen_unix, raise_descriptor_limit
+from bester.bridge.listeners import (
+    Factory,
+    Listener,
+    listen_tcp,
+    listen_tls,
+    listen_unix,
+    listen_web,
+    raise_descriptor_limit,
+)
 from bester.bridge.session import Session
-from bester.broker.config import Config
+from bester.broker.config import Config, NativeConfig
 from bester.broker.fabric import FabricLink
 from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.logs import facts
@@ -39,6 +47,8 @@ from bester.broker.wire.messages import VERSION, Hello, Message
 
 TICK_S = 0.5
 """Time between two looks of the core at its deadlines, which are seconds long."""
+FIGURES_S = 2.0
+"""Time between two messages to the broker with the counts of this bridge: a display shows them soon enough."""
 DRAIN_TICK_S = 0.05
 """The same during the drain: the end of the process waits for the last connection."""
 DRAIN_S = 10.0
@@ -50,6 +60,8 @@ ABORT_S = 1.0
 
 PLAIN_ANSWER = native.refused("tls-required")
 """Answer to plain text at a listener of TLS."""
+PLAIN_HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 21\r\n\r\nuse wss:// (TLS) here"
+"""The same at a listener of WebSockets over TLS."""
 
 log = logging.getLogger("bester.bridge")
 
@@ -72,11 +84,16 @@ class _Ticker:
         self._loop = loop
         self._bridge = bridge
         self._period_s = period_s
+        self._until_figures = 0
         self._timer = loop.call_later(period_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._period_s, self._tick)
         self._bridge.tick()
+        self._until_figures -= 1
+        if self._until_figures <= 0 and self._bridge.is_ready:
+            self._until_figures = round(FIGURES_S / self._period_s)
+            self._bridge.tell_figures()
 
     def stop(self) -> None:
         """Make no more calls."""
@@ -277,6 +294,30 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
         service.listeners.append(await listen_unix("[native] unix", str(listeners.unix), connection))
     for address in () if listeners.tls is None else listeners.tls.listen:
         service.listeners.append(await listen_tls(address, lambda: _secure(service, loop)))
+    if listeners.websocket is not None:
+        factory, secure = _web(listeners, service, loop), listeners.tls is not None
+        service.listeners.append(await listen_web(listeners.websocket, factory, secure=secure))
+
+
+def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop) -> Factory:
+    """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
+    from bester.bridge.web_stream import WebStream  # most servers run without
+
+    def plain() -> WebStream:
+        connection = Connection(service.bridge, loop)
+
+        def refused(why: str) -> None:
+            address = connection.address
+            log.warning(
+                "WebSocket of %s refused: %s", address, why, extra=facts("web-refused", address=address, why=why)
+            )
+
+        return WebStream(connection, origins=native.websocket_origins, max_frame=native.max_frame, refused=refused)
+
+    def secure() -> TlsStream:
+        return TlsStream(plain(), service.certificates.listener, plain_answer=PLAIN_HTTP)
+
+    return plain if native.tls is None else secure
 
 
 def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:

@@ -64,6 +64,8 @@ class NativeConfig:
     max_connections_per_address: int = 1_000
     tls: TlsConfig | None = None
     messages_per_s: float = 0.0
+    websocket: HostPort | None = None
+    websocket_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class HandlerConfig:
     `program` listens on `socket`, if started by the server. `order` is the order of a user's messages: one at a time
     ("user") or in parallel ("none"). A message fails after `timeout_s` with a handler (None: 30 s, or a longer lease of
     the handler), and becomes a dead letter after the death of `attempts` handlers. `commands` are those it may use
-    (None: every command).
+    (None: every command). A `shadow` gets copies of messages that other handlers have answered.
     """
 
     name: str
@@ -129,6 +131,7 @@ class HandlerConfig:
     timeout_s: float | None = None
     attempts: int = 3
     commands: frozenset[str] | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,14 @@ class PeerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class OperatorConfig:
+    """The operator's HTTP side: its address, None for none, and the file of the token that lets in."""
+
+    http: HostPort | None = None
+    token: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Whole configuration. Relative paths start from `directory`; `notices` are lines to show at the start.
 
@@ -175,6 +186,7 @@ class Config:
     type_users: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
     reachable: tuple[Network, ...] = ()
     informer: Path | None = None
+    operator: OperatorConfig = field(default_factory=OperatorConfig)
     admin_info: Any = None
     notices: tuple[str, ...] = ()
 

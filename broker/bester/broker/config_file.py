@@ -19,6 +19,7 @@ from bester.broker.config import (
     FabricConfig,
     HandlerConfig,
     NativeConfig,
+    OperatorConfig,
     PartyConfig,
     PeerConfig,
     ServerConfig,
@@ -32,7 +33,7 @@ from bester.broker.config import (
 )
 from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
-from bester.broker.wire.address import HostPort, is_numeric, parse_endpoint, parse_host_port, parse_network
+from bester.broker.wire.address import HostPort, is_loopback, is_numeric, parse_endpoint, parse_host_port, parse_network
 from bester.broker.wire.keys import must_encrypt, parse_key
 from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, type_fault
 
@@ -90,6 +91,8 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
         "max_connections_per_user": Key("1000", "connections of one user at once"),
         "max_connections_per_address": Key("1000", "connections from one address at once, except loopback"),
         "messages_per_s": Key("0", "messages a second of one user, twice as many at once; 0: no limit"),
+        "websocket": Key("none", "a listener for browsers, as HOST:PORT; with [native.tls] it speaks TLS (wss)"),
+        "websocket_origins": Key("[]", 'the pages that may connect beside those of this host; "*" is every page'),
     },
     "native.tls": {
         "listen": Key("none", 'a listener with TLS, as "0.0.0.0:2224", or a list of them'),
@@ -161,6 +164,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             "3", "handlers that may die with one message alone in flight before the message is a dead letter"
         ),
         "commands": Key("every command", "the commands that it may use: of sendClients, sendServers and sendHandler"),
+        "shadow": Key(
+            "false", "true: it gets copies of what other handlers have answered, and its commands are only compared"
+        ),
     },
     "types.NAME": {
         "users": Key('"any"', "the users who may send messages of this type; handlers may pass on to it all the same"),
@@ -190,6 +196,10 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
     },
     "informer": {
         "unix": Key("none", "the Unix socket for questions of handlers made for besterd"),
+    },
+    "operator": {
+        "http": Key("none", 'the address of the operator\'s page, metrics and API, as "127.0.0.1:2227"'),
+        "token": Key("none", "the file of the secret that lets in, mode 0600; needed beyond loopback, and for acts"),
     },
 }
 
@@ -271,6 +281,7 @@ class _Reader:
                 federation.checked("reachable", parse_network, text) for text in federation.texts("reachable") or ()
             ),
             informer=self._socket(informer, "unix"),
+            operator=self._operator(),
             notices=() if store.path else (f"{self._source.path}: {FORGETFUL}",),
         )
 
@@ -327,7 +338,15 @@ class _Reader:
         tcp4, tcp6 = (self._listener(table, key, insecure) for key in ("tcp4", "tcp6"))
         unix = self._socket(table, "unix")
         tls = self._tls(table.raw("tls")) if "tls" in table else None
-        if tcp4 is None and tcp6 is None and unix is None and (tls is None or not tls.listen):
+        text = table.text("websocket")
+        websocket = None if text is None else table.checked("websocket", parse_host_port, text)
+        if websocket is not None and not (insecure or tls is not None or is_loopback(websocket.host)):
+            table.fail(
+                "websocket",
+                "would take passwords in plain text from other machines; add [native.tls], or use 127.0.0.1",
+            )
+        origins = table.texts("websocket_origins") or ()
+        if tcp4 is None and tcp6 is None and unix is None and websocket is None and (tls is None or not tls.listen):
             tcp4 = HostPort("127.0.0.1", 2223)
         limits = {
             key: table.number(key, int(KEYS["native"][key].default), low, high)
@@ -339,7 +358,10 @@ class _Reader:
             )
         }
         rate = table.decimal("messages_per_s", 0.0, 0.0, MAX_RATE)
-        return NativeConfig(tcp4, tcp6, unix, insecure, **limits, tls=tls, messages_per_s=rate)
+        return NativeConfig(
+            tcp4, tcp6, unix, insecure, **limits, tls=tls, messages_per_s=rate,
+            websocket=websocket, websocket_origins=origins,
+        )  # fmt: skip
 
     def _tls(self, values: object) -> TlsConfig:
         table = Table(self._source, "native.tls", values, KEYS["native.tls"], HINTS["native.tls"])
@@ -367,6 +389,16 @@ class _Reader:
                 f"{fault}; use {'127.0.0.1' if key == 'tcp4' else '[::1]'}, or set insecure = true",
             )
         return address
+
+    def _operator(self) -> OperatorConfig:
+        table = self._section("operator")
+        text, token = table.text("http"), self._path(table, "token")
+        http = None if text is None else table.checked("http", parse_host_port, text)
+        if http is None and token is not None:
+            table.fail("token", 'is for the page; add http = "127.0.0.1:2227"')
+        if http is not None and not is_loopback(http.host) and token is None:
+            table.fail("http", "is beyond this machine, where everybody could look; add token = FILE, or use 127.0.0.1")
+        return OperatorConfig(http, token)
 
     def _fabric(self, data_dir: Path) -> FabricConfig:
         table = self._section("fabric")
@@ -492,7 +524,7 @@ class _Reader:
         """Require that handlers of one type have the same limits, as the broker does not distinguish handlers of a
         type."""
         first: dict[str, HandlerConfig] = {}
-        for handler in handlers:
+        for handler in [each for each in handlers if not each.shadow]:
             for type_ in handler.types:
                 other = first.setdefault(type_, handler)
                 for key in ("timeout_s", "attempts", "commands"):
@@ -534,7 +566,17 @@ class _Reader:
             timeout_s=table.decimal("timeout_s", 30.0, MIN_TIMEOUT_S, MAX_TIMEOUT_S) if "timeout_s" in table else None,
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
             commands=self._commands(table),
+            shadow=self._shadow(table),
         )
+
+    def _shadow(self, table: Table) -> bool:
+        """Return whether a handler is a shadow; limits on what is carried out mean nothing for one."""
+        shadow = table.flag("shadow")
+        for key in ("workers", "timeout_s", "attempts", "commands") if shadow else ():
+            if key in table:
+                why = "several would share the copies" if key == "workers" else "nothing of a shadow is carried out"
+                table.fail(key, f"is not for a shadow: {why}; leave the key out")
+        return shadow
 
     def _users_of(self, type_: str, table: Table) -> frozenset[str] | None:
         """Return the users who may send a type, None for all."""

@@ -11,7 +11,7 @@ from typing import Any
 PER_SECOND = 20
 """Lines of one event a second; a count describes a storm as well."""
 SELDOM_S = 10
-SELDOM = frozenset({"storage-full", "storage-unavailable", "store-unreadable", "store-waits"})
+SELDOM = frozenset({"shadow-drops", "storage-full", "storage-unavailable", "store-unreadable", "store-waits"})
 """Events that go on until an operator acts: a line in SELDOM_S seconds, as the log may be on the full disk."""
 WARNINGS = frozenset(
     {
@@ -26,6 +26,8 @@ WARNINGS = frozenset(
         "renamed",
         "reports-nothing",
         "server-lost",
+        "shadow-differs",
+        "shadow-drops",
         "storage-full",
         "storage-unavailable",
         "store-unreadable",

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import random
 import secrets
 import threading
@@ -58,6 +59,8 @@ from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
 from bester.broker.wire.unsendable import expected_answer, substitute
 
+MEASURE_S = 5.0
+"""Time between two looks at the size of the store: it changes slowly, and each look asks the file system."""
 TICK_S = 0.1
 """Interval at which the core is given the time."""
 LOGIN_EVENTS: dict[str | None, NoticeEvent] = {"authentication-failed": "login-failed", "try-later": "login-slowed"}
@@ -123,6 +126,11 @@ class Broker:
         self.restart: Callable[[int, str], bool] = lambda process, why: False
         """Callback that restarts a handler's process, with the reason; returns False for a process that the caller did
         not start."""
+        self.operator_address: str | None = None
+        """Where the operator's page is, as `host:port`; None where there is none."""
+        self.store_file: Path | None = None
+        """The store's file, whose size the figures show."""
+        self._measure_at = 0.0
         self._driver = StoreDriver(self.router, store, self._carry_out, aside=self._aside)
         self._retry_handle: asyncio.TimerHandle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -327,7 +335,21 @@ class Broker:
     def _tick(self) -> None:
         self._carry_out(self.router.tick(*_clocks()))
         self._end_removals()
+        self._measure_store()
         self._tick_handle = self._loop.call_later(TICK_S, self._tick)
+
+    def _measure_store(self) -> None:
+        """Look now and then how large the store is, and how much room its disk has."""
+        path, now = self.store_file, time.monotonic()
+        if path is None or now < self._measure_at:
+            return
+        self._measure_at = now + MEASURE_S
+        figures = self.router.figures.store
+        with contextlib.suppress(OSError):
+            files = [path, path.with_name(f"{path.name}-wal")]
+            figures.size_bytes = sum(each.stat().st_size for each in files if each.exists())
+            disk = os.statvfs(path.parent)
+            figures.room_bytes = disk.f_bavail * disk.f_frsize
 
     def _end_removals(self) -> None:
         """Write requests that could wait, and report removed accounts of which something is left to the core."""
@@ -346,6 +368,7 @@ class Broker:
         except Exception as error:  # noqa: BLE001 (the fault of one login must not end the server)
             log.error("the login of user %r cannot be checked now: %s", login.user, describe(error))
             reason, retry_s = "overloaded", None
+        self.router.figures.logins[reason or "good"] += 1
         if reason in LOGIN_EVENTS:
             fields = {"user": login.user, "address": login.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}

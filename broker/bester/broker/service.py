@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from bester.broker.accounts import Logins, open_logins
-from bester.broker.config import Config, PeerConfig
+from bester.broker.config import Config, HandlerConfig, PeerConfig
 from bester.broker.core.settings import Budget, Grant, Route, Settings
 from bester.broker.data_dir import LOCK, Claim, Lock, about_to_end, until_ended
 from bester.broker.hosts import Hosts
@@ -70,7 +70,8 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
         grants=grants_of(config),
         hosts=hosts.servers,
         unknown_hosts=hosts.unknown,
-        declared_types=frozenset(type_ for handler in config.handlers for type_ in handler.types),
+        declared_types=frozenset(type_ for handler in _serving(config) for type_ in handler.types),
+        shadows=frozenset(handler.name for handler in config.handlers if handler.shadow),
         admin_info=config.admin_info,
         bounds=config.store.bounds,
         budgets=_budgets(config),
@@ -86,11 +87,16 @@ def _entering(config: Config, peer: PeerConfig) -> frozenset[str] | None:
     return None if config.accept == "open" and not peer.accept_types else peer.accept_types
 
 
+def _serving(config: Config) -> list[HandlerConfig]:
+    """Return the declared handlers whose commands are carried out."""
+    return [handler for handler in config.handlers if not handler.shadow]
+
+
 def _commands(config: Config) -> dict[str, frozenset[str]]:
     """Return the commands that the handlers of each type may use, where a handler of the type has `commands`."""
     return {
         type_: handler.commands
-        for handler in config.handlers
+        for handler in _serving(config)
         if handler.commands is not None
         for type_ in handler.types
     }
@@ -99,7 +105,7 @@ def _commands(config: Config) -> dict[str, frozenset[str]]:
 def _budgets(config: Config) -> dict[str, Budget]:
     """Return the time and attempts that each type's handlers have."""
     return {
-        type_: Budget(handler.timeout_s, handler.attempts) for handler in config.handlers for type_ in handler.types
+        type_: Budget(handler.timeout_s, handler.attempts) for handler in _serving(config) for type_ in handler.types
     }
 
 
@@ -131,8 +137,16 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
         ) as broker:
             broker.look_up = followed.look_again
             broker.follow = followed.replace
+            broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
-            yield broker
+            if config.operator.http is None:
+                yield broker
+                return
+            from bester.broker.operator import http  # most servers run without: the library takes a while to load
+
+            async with http.serving(broker, config.operator) as address:
+                broker.operator_address = address
+                yield broker
 
 
 def _pair_of(path: Path) -> KeyPair | None:

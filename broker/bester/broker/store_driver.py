@@ -274,6 +274,9 @@ class StoreDriver:
 
     def _time(self, took_s: float) -> None:
         """Take in how long a commit took: after a slow one the next ones are made beside the loop."""
+        figures = self._router.figures.store
+        figures.commits += 1
+        figures.commit_s += took_s
         if took_s >= SLOW_S:
             self._slow = SLOW_COMMITS
             if took_s >= TOLD_S:

@@ -31,6 +31,12 @@ COMMANDS = {
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
     "types": "bester.cli.types",
+    "status": "bester.cli.status",
+    "sessions": "bester.cli.status",
+    "top": "bester.cli.status",
+    "trace": "bester.cli.trace",
+    "record": "bester.cli.record",
+    "replay": "bester.cli.replay",
 }
 """Each command's module; the command is the attribute of the same name."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from bester.broker.config import Config
 from bester.broker.fabric import FabricLink
@@ -38,12 +38,8 @@ def ask(config: Config, question: str, argument: object = None) -> Answer:
 
 async def ask_all(config: Config, questions: Sequence[Question]) -> list[Answer]:
     """Ask several questions at once; return the answers in order. Raises BesterError where one is missing."""
-    round_ = _Round(config, questions)
-    round_.link.start()
-    try:
-        return await round_.answers()
-    finally:
-        await round_.link.close(1.0)
+    async with Session(config) as session:
+        return await session.ask(*questions)
 
 
 def endpoint_of(config: Config) -> str:
@@ -80,17 +76,20 @@ def knock(config: Config) -> None:
         ) from None
 
 
-class _Round:
-    """Some questions on a link of their own."""
+class Session:
+    """A link to a server for questions, used as a context: `async with Session(config) as session: …`.
 
-    def __init__(self, config: Config, questions: Sequence[Question]) -> None:
+    Entering raises BesterError where the server does not greet, or refuses an operator.
+    """
+
+    def __init__(self, config: Config) -> None:
         self._name = config.server.name
-        self._questions = questions
-        self._answers: dict[int, Answer] = {}
-        self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._welcomed = asyncio.Event()
+        self._failure: BesterError | None = None
+        self._token = 0
         self._client = LinkClient("operator", "bester", {})
-        self.link = FabricLink(
+        self._link = FabricLink(
             endpoint_of(config),
             self._client,
             on_messages=self._on_messages,
@@ -99,25 +98,49 @@ class _Round:
             keys=_keys(config),
         )
 
-    async def answers(self) -> list[Answer]:
-        """Ask, and return the answer to each question. Raises BesterError after a timeout."""
-        stage, patience_s = "greet", WELCOME_S
+    async def __aenter__(self) -> Self:
+        self._link.start()
         try:
-            async with asyncio.timeout(patience_s) as deadline:
+            async with asyncio.timeout(WELCOME_S):
                 await self._greeted()
-                if self._client.refusal is not None:
-                    raise BesterError("not-allowed", f"{self._name} refuses an operator: {self._client.refusal.text}")
-                stage, patience_s = "answer", ANSWER_S
-                deadline.reschedule(asyncio.get_running_loop().time() + patience_s)
-                await self._complete
+            if self._client.refusal is not None:
+                raise BesterError("not-allowed", f"{self._name} refuses an operator: {self._client.refusal.text}")
         except TimeoutError:
-            text = f"{self._name} does not {stage} within {patience_s:g} s; see what its log says"
-            raise BesterError("timeout", text) from None
-        return [self._answers[number] for number in range(len(self._questions))]
+            await self._link.close(1.0)
+            raise self._late("greet", WELCOME_S) from None
+        except BaseException:
+            await self._link.close(1.0)
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._link.close(1.0)
+
+    async def ask(self, *questions: Question) -> list[Answer]:
+        """Ask questions at once; return the answers in order. Raises BesterError where one is missing."""
+        if self._failure is not None:
+            raise self._failure
+        loop = asyncio.get_running_loop()
+        asked: list[asyncio.Future[Answer]] = []
+        for question, argument in questions:
+            future: asyncio.Future[Answer] = loop.create_future()
+            self._answers[self._token] = future
+            asked.append(future)
+            self._link.send(Ask(self._token, question, argument))
+            self._token += 1
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await asyncio.gather(*asked)
+        except TimeoutError:
+            raise self._late("answer", ANSWER_S) from None
+
+    def _late(self, stage: str, patience_s: float) -> BesterError:
+        text = f"{self._name} does not {stage} within {patience_s:g} s; see what its log says"
+        return BesterError("timeout", text)
 
     async def _greeted(self) -> None:
         """Wait until the broker has accepted or refused the operator."""
-        both = [asyncio.create_task(event.wait()) for event in (self._welcomed, self.link.over)]
+        both = [asyncio.create_task(event.wait()) for event in (self._welcomed, self._link.over)]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -127,21 +150,21 @@ class _Round:
     def _on_welcome(self) -> None:
         if self._welcomed.is_set():  # a new broker; the old one may have acted on the questions
             self._on_link_lost("the link to it was lost")
-            return
         self._welcomed.set()
-        for number, (question, argument) in enumerate(self._questions):
-            self.link.send(Ask(number, question, argument))
-        self._check_complete()
 
     def _on_messages(self, messages: list[Message | Malformed]) -> None:
-        self._answers |= {message.token: message for message in messages if isinstance(message, Answer)}
-        self._check_complete()
-
-    def _check_complete(self) -> None:
-        if len(self._answers) == len(self._questions) and not self._complete.done():
-            self._complete.set_result(None)
+        for message in messages:
+            future = self._answers.pop(message.token, None) if isinstance(message, Answer) else None
+            if future is not None and not future.done():
+                assert isinstance(message, Answer)
+                future.set_result(message)
 
     def _on_link_lost(self, why: str) -> None:
-        if self._welcomed.is_set() and not self._complete.done():
-            text = f"{self._name} went away before its answer ({why}); check the result before asking again"
-            self._complete.set_exception(BesterError("unreachable", text))
+        if not self._welcomed.is_set() or self._failure is not None:
+            return
+        text = f"{self._name} went away before its answer ({why}); check the result before asking again"
+        self._failure = BesterError("unreachable", text)
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(self._failure)
+        self._answers.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import select
 import signal
@@ -34,6 +35,12 @@ def done(line: str) -> None:
 def err(line: str) -> None:
     """Print a line on standard error; a failure there cannot be reported."""
     sys.stderr.write(f"{line}\n")
+
+
+def plain(text: str) -> str:
+    """Return a text with control and invisible characters spelled out as JSON does: text of strangers must not move a
+    terminal's cursor, nor hide anything."""
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 @contextmanager

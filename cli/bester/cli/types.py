@@ -10,7 +10,7 @@ import click
 
 from bester.cli import tables
 from bester.cli.options import config_option, load
-from bester.cli.output import err, out
+from bester.cli.output import err, out, plain
 
 COLUMNS = ("TYPE", "WORKERS", "WAITING", "VERSIONS", "CONTRACT")
 
@@ -48,17 +48,24 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     workers = row["workers"]
-    versions = sorted({str(worker["version"]) for worker in workers if worker["version"]})
+    programs = [*workers, *row.get("shadows", ())]
+    versions = sorted({str(program["version"]) for program in programs if program["version"]})
     contract = "differ" if row["differ"] else "yes" if row["contracts"] else "no"
     return (
-        _plain(row["type"]),
-        ", ".join(_plain(worker["name"]) + (" (leaving)" if worker["leaving"] else "") for worker in workers),
+        plain(row["type"]),
+        ", ".join([*map(_worker, workers), *map(_shadow, row.get("shadows", ()))]),
         str(row["waiting"]),
-        _plain(", ".join(versions)),
+        plain(", ".join(versions)),
         contract,
     )
 
 
-def _plain(text: str) -> str:
-    """Return the text with control and invisible characters spelled out as JSON does."""
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+def _worker(worker: dict[str, Any]) -> str:
+    return plain(worker["name"]) + (" (leaving)" if worker["leaving"] else "")
+
+
+def _shadow(shadow: dict[str, Any]) -> str:
+    """Return the cell of a shadow: how many of the answers that it has given in time differ, and what it missed."""
+    missed = "".join(f", {shadow[key]} {key}" for key in ("late", "dropped") if shadow[key])
+    answered = shadow["same"] + shadow["different"]
+    return f"{plain(shadow['name'])} (shadow: {shadow['different']} of {answered} differ{missed})"

@@ -139,6 +139,7 @@ class App:
                 raise ValueError(f"there is a handler of {type_!r} already")
 
         def register(function: Function) -> Function:
+            """Make the function the handler of the types, and return it unchanged."""
             route = _route(function, inline, order == "user")._replace(
                 timeout_s=timeout_s, retries=retries, contract=contract
             )
@@ -159,6 +160,7 @@ class App:
             raise ValueError(f"a timer's period is a positive number of seconds, not {seconds}")
 
         def register(function: Function) -> Function:
+            """Make the function a timer, and return it unchanged."""
             self.timers.append(Timer(function, float(seconds)))
             return function
 

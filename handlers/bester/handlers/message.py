@@ -78,6 +78,11 @@ class Message:
         return int(self._request.meta.get("attempt", 1))
 
     @property
+    def shadow(self) -> bool:
+        """Whether this is a copy for a shadow, whose effects outside of its commands should not happen."""
+        return self._request.meta.get("shadow") is True
+
+    @property
     def path(self) -> list[str]:
         """The steps so far as `server/type`, the present one not included."""
         return list(self._request.meta.get("path", ()))

@@ -92,6 +92,7 @@ class Hooks:
         """Return `call` with the hooks around it; `awaited`: its result is a coroutine."""
 
         async def call_async(message: Message) -> Any:
+            """Await the handler's function between the hooks."""
             try:
                 self.before(message)
                 result = await call(message)
@@ -102,6 +103,7 @@ class Hooks:
             return result
 
         def call_plain(message: Message) -> Any:
+            """Call the handler's function between the hooks."""
             try:
                 self.before(message)
                 result = call(message)

@@ -114,6 +114,7 @@ def _typed_by_pydantic(model: Any) -> Typed:
     import pydantic
 
     def decode(text: bytes) -> Any:
+        """Return the payload as a value of the declared type. Raises SchemaError."""
         try:
             return model.model_validate_json(text)
         except pydantic.ValidationError as error:
@@ -140,6 +141,7 @@ def typed(declared: Any) -> Typed:
     schema = msgspec.json.schema(declared)
 
     def decode(text: bytes) -> Any:
+        """Return the payload as a value of the declared type. Raises SchemaError."""
         try:
             return read(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

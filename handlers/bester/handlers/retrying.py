@@ -39,6 +39,7 @@ def retried(
         return None if time.monotonic() - begun + delay_s >= limit_s else delay_s
 
     async def call_async(message: Message) -> Any:
+        """Await the handler's function until a call ends well, or a failure is final."""
         begun, retry = time.monotonic(), 0
         while True:
             try:
@@ -52,6 +53,7 @@ def retried(
             await asyncio.sleep(delay_s)
 
     def call_plain(message: Message) -> Any:
+        """Call the handler's function until a call ends well, or a failure is final; the thread sleeps in between."""
         begun, retry = time.monotonic(), 0
         while True:
             try:

@@ -112,7 +112,8 @@ def run(
 
     `order` is one of ORDERS and holds for the handler at `socket`; None: the first of ORDERS. `fabric`, `types` and
     `name` default to the environment: BESTER_FABRIC, BESTER_TYPES (comma-separated), BESTER_NAME; so do `key` (the file
-    of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY, BESTER_SERVER_KEY. `workers` above 1
+    of the own secret key) and `server_key`, which encrypt the link: BESTER_KEY, BESTER_SERVER_KEY. With BESTER_SHADOW
+    (any text but 0) the handler is a shadow: it gets copies, and its commands are never carried out. `workers` above 1
     runs so many processes, restarted when they die. `reload`: the processes are drained and started anew when a Python
     file of the app changes. `child`: number of this process among them, which ends with its
     standard input; number 0 alone runs timers and tasks. `log_format` is one of `logs.FORMATS`, `log_level` one of
@@ -140,12 +141,15 @@ def run(
         keys = link_keys(endpoint, Path(key) if key else None, server_key or None, KEY_NAMES)
     except ConfigError as error:
         return _fail(error.text)
-    if not 1 <= workers <= MAX_WORKERS:
-        return _fail(f"--workers is a number from 1 to {MAX_WORKERS}, not {workers}")
+    shadow = environ.get("BESTER_SHADOW", "") not in ("", "0")
+    most = 1 if shadow else MAX_WORKERS
+    if not 1 <= workers <= most:
+        why = "; BESTER_SHADOW is set, and a shadow is one worker" if shadow else ""
+        return _fail(f"--workers is a number from 1 to {most}, not {workers}{why}")
     try:
         with _slow_import_logged(spec):
             app = _app(spec, socket, order, types)
-        worker = Worker(app, endpoint, name=name, types=types, background=not child, keys=keys)
+        worker = Worker(app, endpoint, name=name, types=types, background=not child, keys=keys, shadow=shadow)
     except ValueError as error:
         return _fail(f"{spec}: {error}")
     except LoadError as error:

@@ -105,9 +105,20 @@ class Tester:
         message = Message(Request(1, type_, text_of(data) if raw is None else raw, user, meta))
         await self._prepare()
         with self._attached():
-            return await self._carry_out(route, message)
+            reply, error = await self._carry_out(route, message)
+        reason = None if reply.status == DONE else reply_code(reply.status, reply.code)
+        return Result(reply.status, [_sent(command) for command in reply.commands], reply.note, error, reason)
 
-    async def _carry_out(self, route: Route, message: Message) -> Result:
+    async def reply(self, request: Request) -> Reply:
+        """Run the handler of a REQUEST; return the REPLY that a worker would send. Raises ValueError where the app has
+        no handler of the type."""
+        route = self.app.serving([request.type])[request.type]
+        await self._prepare()
+        with self._attached():
+            reply, _ = await self._carry_out(route, Message(request))
+        return reply._replace(token=request.token)
+
+    async def _carry_out(self, route: Route, message: Message) -> tuple[Reply, BaseException | None]:
         limit: asyncio.Timeout | None = None
         try:
             if route.runs is Runs.THREAD:
@@ -119,13 +130,13 @@ class Tester:
                 if route.runs is Runs.LOOP:
                     async with asyncio.timeout(route.timeout_s) as limit:
                         result = await result
-            return Result(DONE, _sent_all(commands_of(result)))
+            return Reply(0, DONE, _sendable(commands_of(result))), None
         except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the test was cancelled, not the handler
             if limit is not None and limit.expired():
-                return Result(FAILED, [], TOO_LONG, error, reply_code(FAILED, "timeout"))
+                return Reply(0, FAILED, [], TOO_LONG, "timeout"), error
             return _failed(error)  # any exception of the user's function is its failure
 
     def run(self, type_: str, data: Any = None, **options: Any) -> Result:
@@ -210,18 +221,20 @@ def _check(message: WireMessage) -> None:
         raise ValueError(wrong.text)
 
 
-def _sent_all(commands: list[Command]) -> list[Sent]:
+def _sendable(commands: list[Command]) -> list[Command]:
     """Return the commands of a reply. Raises ReplyError where the worker or the broker would refuse them."""
     try:
         _check(Reply(0, DONE, commands))
-        return [_sent(command) for command in commands]
+        for command in commands:
+            value_of(command.body)
     except ValueError as error:
         raise ReplyError(str(error)) from None
+    return commands
 
 
-def _failed(error: BaseException) -> Result:
+def _failed(error: BaseException) -> tuple[Reply, BaseException]:
     status, note, code, _ = verdict_on(error)
-    return Result(status, [], note, error, reply_code(status, code))
+    return Reply(0, status, [], note, code), error
 
 
 def _sent(command: Command) -> Sent:

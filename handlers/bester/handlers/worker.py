@@ -94,7 +94,8 @@ def hello_options(app: App, routes: Mapping[str, Route], endpoint: str = "") -> 
 
 class Worker:
     """Runs one app on one link. `types` restricts or renames the served types (see App.serving); `background` False
-    leaves the app's timers and tasks to another process; `keys` encrypt the link. Raises ValueError where the app does
+    leaves the app's timers and tasks to another process; `keys` encrypt the link; a `shadow` gets copies of messages,
+    and its commands are never carried out. Raises ValueError where the app does
     not serve a type."""
 
     def __init__(
@@ -106,14 +107,18 @@ class Worker:
         types: Sequence[str] | None = None,
         background: bool = True,
         keys: LinkKeys | None = None,
+        shadow: bool = False,
     ) -> None:
         self.app = app
         self.endpoint = endpoint
         self._routes = app.serving(types)
         self.name = name or app.name or f"{next(iter(self._routes))}-{os.getpid()}"
+        options = hello_options(app, self._routes, endpoint)
+        if shadow:
+            options["shadow"] = True
         self._link = FabricLink(
             endpoint,
-            LinkClient("handler", self.name, hello_options(app, self._routes, endpoint)),
+            LinkClient("handler", self.name, options),
             on_messages=self._on_messages,
             on_ready=self._on_welcome,
             on_lost=self._on_link_lost,

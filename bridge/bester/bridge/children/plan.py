@@ -19,6 +19,9 @@ from bester.broker.wire.codes import ConfigError
 TYPES = "BESTER_TYPES"
 """The variable that names the message types of a handler, separated by commas."""
 
+SHADOW = "BESTER_SHADOW"
+"""The variable that makes a handler a shadow; a program that does not know the variable is one by its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Child:
@@ -26,12 +29,14 @@ class Child:
 
     With `lifeline` its standard input is a pipe that ends when this process does, else empty. `serves` is the Unix
     socket that the child will serve: the child is not started while another process serves that socket.
+    Messages never wait for a `shadow`.
     """
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     lifeline: bool = False
+    shadow: bool = False
     serves: Path | None = None
 
     @property
@@ -57,8 +62,10 @@ def plan(config: Config, fabric: str) -> list[Child]:
                 "BESTER_NAME": name,
                 "BESTER_DATA": str(config.server.data_dir.absolute() / "handlers" / handler.name),
             }
+            if handler.shadow:
+                environment[SHADOW] = "1"
             argv = command or _python(handler, index)
-            children.append(Child(name, argv, environment, lifeline=not command))
+            children.append(Child(name, argv, environment, lifeline=not command, shadow=handler.shadow))
         if handler.program:
             children.append(Child(f"{handler.name}.program", handler.program, {}, serves=handler.socket))
     return children

@@ -109,7 +109,7 @@ class Children:
     def _report_given_up(self) -> None:
         gone: set[str] = set()
         left: set[str] = set()
-        for child in self._children:
+        for child in [child for child in self._children if not child.shadow]:
             (gone if self.lives[child.name].state is State.GIVEN_UP else left).update(child.types)
         self.on_given_up(frozenset(gone - left))
 

@@ -20,20 +20,24 @@ from bester.broker.core.deliveries import Deliveries
 from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
+from bester.broker.core.figures import Figures
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
 from bester.broker.core.late_outcomes import LateOutcomes
 from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.observers import Observers
 from bester.broker.core.peers import Peers
 from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.questions import Questions
 from bester.broker.core.queues import Queue, Queues
+from bester.broker.core.recordings import Recordings
 from bester.broker.core.relays import Relays
 from bester.broker.core.remote_notes import RemoteNotes
 from bester.broker.core.reporters import Reporters
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.settings import Settings
+from bester.broker.core.shadows import Shadows
 from bester.broker.core.standing import Standing
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.timeouts import Timeouts
@@ -86,6 +90,9 @@ class Units:
     notes: RemoteNotes
     standing: Standing
     cockpit: Cockpit
+    figures: Figures
+    recordings: Recordings
+    shadows: Shadows
 
 
 def assemble(
@@ -101,7 +108,11 @@ def assemble(
     workers = Workers(limits.max_types)
     timeouts = Timeouts(settings)
     contracts = Contracts(out)
+    observers = Observers()
+    recordings = Recordings(out, observers, clock)
+    shadows = Shadows(limits, out, observers, clock)
 
+    figures = Figures()
     queues = Queues(settings, out, reports, clock, snapshot, now)
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
@@ -133,9 +144,10 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter)
+    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, figures)
     dispatcher = Dispatcher(
-        settings, out, workers=workers, timeouts=timeouts, contracts=contracts, reports=reports,
+        settings, out, figures=figures, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts,
+        reports=reports,
         trace=trace, commands=commands, directory=directory, deliveries=deliveries, queues=queues,
         mailboxes=mailboxes, relays=relays, bridges=bridges,
         dead_letters=dead_letters, known_types=snapshot.types, first_token=around.first_token, now=now,
@@ -151,12 +163,12 @@ def assemble(
     answers = PendingAnswers(out)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
-        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, process_of=around.process_of,
-        is_stopped=around.is_stopped,
+        contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
+        shadows=shadows, process_of=around.process_of, is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes),
+        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows,
     )  # fmt: skip

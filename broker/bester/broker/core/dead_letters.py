@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from bester.broker.core import policy
 from bester.broker.core.cases import Case, Kind, Reports
 from bester.broker.core.effects import Effects, Link, Notice
+from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import DeadLettersState
 from bester.broker.core.jobs import Job
 from bester.broker.core.queues import Queues
@@ -77,7 +78,7 @@ class DeadLetters:
 
     def __init__(
         self, settings: Settings, queues: Queues, reports: Reports, out: Effects, enter: Callable[[Job, float], None],
-        knows: Callable[[str], bool], owns: Callable[[DeadLetter], bool],
+        knows: Callable[[str], bool], owns: Callable[[DeadLetter], bool], figures: Figures,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._queues = queues
@@ -86,6 +87,7 @@ class DeadLetters:
         self._enter = enter
         self._knows = knows
         self._owns = owns
+        self._figures = figures
         self._replayed: set[str] = set()  # ids of the letters that are being replayed
         self._renamed: dict[str, str] = {}  # by the id of a replay that has an id of its own, that of its letter
 
@@ -102,6 +104,7 @@ class DeadLetters:
             "peer": job.peer, "path": job.path, "attempts": job.attempt,
             "bytes": len(job.body),
         }  # fmt: skip
+        self._figures.of(job.type).dead += 1
         id_ = self._renamed.get(job.id, job.id)
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 

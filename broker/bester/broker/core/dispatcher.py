@@ -8,6 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Collection
 from functools import partial
 
@@ -19,9 +20,11 @@ from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link, NoticeEvent
+from bester.broker.core.figures import BUCKETS_S, OTHERS, SHORTEST_S, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
+from bester.broker.core.observers import Observers
 from bester.broker.core.pools import Worker
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
@@ -42,7 +45,7 @@ from bester.broker.wire.messages import (
     reply_code,
 )
 from bester.broker.wire.notes import safe_note
-from bester.broker.wire.outcomes import DELIVERED, failed
+from bester.broker.wire.outcomes import DELIVERED, failed, reason_of
 
 
 class Dispatcher:
@@ -52,12 +55,15 @@ class Dispatcher:
     """
 
     def __init__(
-        self, settings: Settings, out: Effects, *, workers: Workers, timeouts: Timeouts, contracts: Contracts,
+        self, settings: Settings, out: Effects, *, figures: Figures, observers: Observers, workers: Workers,
+        timeouts: Timeouts, contracts: Contracts,
         reports: Reports, trace: Trace, commands: Commands, directory: Directory,
         deliveries: Deliveries, queues: Queues, mailboxes: Mailboxes, relays: Relays,
         bridges: dict[Link, None], dead_letters: DeadLetters, known_types: Collection[str],
         first_token: int, now: float,
     ) -> None:  # fmt: skip
+        self._figures = figures
+        self._types = figures.types
         self.given_up: frozenset[str] = frozenset()
         """Types whose workers will not be started again: their messages do not wait."""
         self.ending = False
@@ -65,6 +71,7 @@ class Dispatcher:
         self._settings = settings
         self._limits = settings.limits
         self._out = out
+        self._observers = observers
         self._workers = workers
         self._timeouts = timeouts
         self._contracts = contracts
@@ -104,6 +111,10 @@ class Dispatcher:
     def enter(self, job: Job, now: float) -> None:
         """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
         self._reports.begin(job.case)
+        if (figures := self._types.get(job.type)) is not None:
+            figures.received += 1
+        else:
+            self._figures_of(job.type).received += 1
         self.dispatch(job, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
@@ -118,6 +129,10 @@ class Dispatcher:
             return
         self._commands.carry_out(job, commands, now)
         self._end(job, None)
+
+    def _figures_of(self, type_: str) -> TypeFigures:
+        """Return the figures of a type; those of a type that nobody has served are with others'."""
+        return self._figures.of(type_ if self.knows_type(type_) else OTHERS)
 
     # --- to a handler ---
 
@@ -191,6 +206,8 @@ class Dispatcher:
             return
         self._token = token = self._token + 1
         job.attempt += 1
+        if job.attempt > 1:
+            self._figures.of(job.type).again += 1
         job.since = now
         self._workers.assign(worker, token, job)
         self._trace.add((now, job.root, job.id, "handler", job.type))
@@ -289,7 +306,14 @@ class Dispatcher:
         if job is None:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
+        figures, took_s = self._types.get(job.type) or self._figures.of(job.type), now - job.since
+        figures.took[0 if took_s <= SHORTEST_S else bisect_left(BUCKETS_S, took_s)] += 1
+        figures.took_s += took_s
+        figures.results += len(commands)
         if not job.is_settled:
+            if self._observers:
+                for observe in self._observers.get(job.type, ()):
+                    observe(job, reply, now)
             if status != DONE:
                 late = self._too_late(worker, job, now)
                 reason, note = late or reply_code(status, code), safe_note(note or "")
@@ -458,6 +482,7 @@ class Dispatcher:
         sender."""
         job.is_settled = True
         if outcome is not None:
+            self._figures_of(job.type).failed[reason_of(outcome) or outcome] += 1
             job.case.record(job.target, outcome, note)
         self._reports.settle_one(job.case)
 

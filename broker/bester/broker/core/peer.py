@@ -10,6 +10,7 @@ from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Limits, Settings
+from bester.broker.core.shadows import Shadow
 from bester.broker.wire.messages import SILENT_HEARTBEATS, VERSION, Error, Hello
 
 MAX_NAME = 128
@@ -21,10 +22,12 @@ class Peer:
 
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
-    end, None where the shell does not know it. `version` and `software` are what a handler says about its program.
+    end, None where the shell does not know it. `version` and `software` are what a handler says about its
+    program; it has either a `worker` or a `shadow`. `figures` are the counts that a bridge tells.
     """
 
     __slots__ = (
+        "figures",
         "last_heard",
         "leaving",
         "link",
@@ -35,6 +38,7 @@ class Peer:
         "process",
         "resume",
         "role",
+        "shadow",
         "software",
         "types",
         "version",
@@ -48,12 +52,14 @@ class Peer:
         self.last_heard = now
         self.leaving = False
         self.worker: Worker | None = None
+        self.shadow: Shadow | None = None
         self.types: frozenset[str] = frozenset()
         self.logins: set[int] = set()
         self.prefix = ""
         self.resume: BridgeResume | None = None
         self.listeners: list[str] = []
         self.process: int | None = None
+        self.figures: dict[str, int] = {}
         self.version: str | None = None
         self.software: str | None = None
 
@@ -73,15 +79,19 @@ class Peer:
 
 
 class HandlerOptions:
-    """Options of a handler's HELLO: its types, credit, lease and ordered types."""
+    """Options of a handler's HELLO: its types, credit, lease and ordered types, and whether it asks for copies alone
+    (`shadow`)."""
 
-    __slots__ = ("credit", "lease_s", "ordered", "types")
+    __slots__ = ("credit", "lease_s", "ordered", "shadow", "types")
 
-    def __init__(self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str]) -> None:
+    def __init__(
+        self, types: frozenset[str], credit: int, lease_s: float, ordered: frozenset[str], shadow: bool = False
+    ) -> None:
         self.types = types
         self.credit = credit
         self.lease_s = lease_s
         self.ordered = ordered
+        self.shadow = shadow
 
 
 def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
@@ -126,4 +136,7 @@ def handler_options(limits: Limits, options: dict[str, Any]) -> HandlerOptions |
     order = options.get("order", {})
     if not isinstance(order, dict) or any(how != "user" for how in order.values()):
         return Error("malformed", 'order is a map {type: "user"}', _HELLO_OP)
-    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order))
+    shadow = options.get("shadow", False)
+    if type(shadow) is not bool:  # in doubt a program that means no effects must not have any
+        return Error("malformed", "shadow is true or false", _HELLO_OP)
+    return HandlerOptions(frozenset(types), credit, lease_ms / 1000, frozenset(order), shadow)

@@ -13,10 +13,12 @@ from bester.broker.core.inspection import Bound
 from bester.broker.core.peer import HandlerOptions, Peer, foreign_types, handler_options, refusal
 from bester.broker.core.pending_answers import PendingAnswers
 from bester.broker.core.pools import Worker
+from bester.broker.core.recordings import Recordings
 from bester.broker.core.relays import Relays
 from bester.broker.core.restarts import Restarts
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
+from bester.broker.core.shadows import Shadows
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
@@ -45,7 +47,7 @@ class Peers:
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
-        restarts: Restarts,
+        restarts: Restarts, recordings: Recordings, shadows: Shadows,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
     ) -> None:  # fmt: skip
         self.by_link: dict[Link, Peer] = {}
@@ -60,6 +62,8 @@ class Peers:
         self._bridges = bridges
         self._answers = answers
         self._restarts = restarts
+        self._recordings = recordings
+        self._shadows = shadows
         self._process_of = process_of
         self._is_stopped = is_stopped
         self._unknown: dict[
@@ -135,23 +139,24 @@ class Peers:
             self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
             self._out.send(link, error)
             return
-        if peer is not None and peer.role != hello.role:
+        is_shadow = options is not None and (options.shadow or hello.name in self._settings.shadows)
+        if peer is not None and (peer.role != hello.role or is_shadow is not (peer.shadow is not None)):
             self.on_peer_lost(peer, "back in another role", now)
             peer = None
         self._unknown.pop(link, None)
         if peer is None:
             peer = self.by_link[link] = Peer(link, hello.role, hello.name, now)
-            types = {"types": sorted(options.types)} if options else {}
+            facts: dict[str, Any] = {"types": sorted(options.types)} if options else {}
+            facts |= {"shadow": True} if is_shadow else {}
             if hello.role != "operator":  # an operator joins for each question from a command line
-                self._out.notice("joined", role=hello.role, name=hello.name, **types)
+                self._out.notice("joined", role=hello.role, name=hello.name, **facts)
         peer.name, peer.last_heard, peer.leaving = hello.name, now, False
         peer.process = self._process_of(link)
         self._restarts.on_process_seen(peer.process)
         self._out.send(link, Welcome(VERSION, self._settings.name, self._welcome_options(options)))
         if options is not None:
             peer.version, peer.software = (_fact(hello.options.get(key)) for key in ("version", "software"))
-            self._contracts.join(link, peer.name, options.types, contracts, now)
-            self._employ(peer, options, now)
+            self._employ(peer, options, None if is_shadow else contracts, now)
         elif hello.role == "bridge":
             self._welcome_bridge(link, peer, hello, now)
         elif hello.role == "server":
@@ -202,10 +207,15 @@ class Peers:
         peer.prefix = prefix
         self._bridges[link] = None
 
-    def _employ(self, peer: Peer, options: HandlerOptions, now: float) -> None:
+    def _employ(self, peer: Peer, options: HandlerOptions, contracts: dict[str, Contract] | None, now: float) -> None:
+        """Make a handler's peer a worker with these contracts, or with None a shadow."""
         dispatcher = self._dispatcher
         types, credit, ordered = options.types, options.credit, options.ordered
         peer.types = types
+        if contracts is None:
+            peer.shadow = self._shadows.join(peer.link, peer.name, types, credit, peer.shadow, now)
+            return
+        self._contracts.join(peer.link, peer.name, types, contracts, now)
         if peer.worker is None:
             peer.worker = self._workers.join(peer.link, types, credit, ordered)
             dispatcher.on_worker_joined(peer.worker, types, now)
@@ -241,12 +251,16 @@ class Peers:
             self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_leaving(peer.worker, now)
             self.forget_when_done(peer)
+        elif peer.shadow is not None:
+            self._shadows.leave(peer.shadow)
+            self.forget_when_done(peer)
         else:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
         """Forget a leaving handler once it has answered all its messages."""
-        if peer.leaving and peer.worker is not None and not peer.worker.inflight:
+        holder = peer.worker or peer.shadow
+        if peer.leaving and holder is not None and not holder.inflight:
             self.by_link.pop(peer.link, None)
             self._out.notice("left", role=peer.role, name=peer.name)
 
@@ -258,6 +272,10 @@ class Peers:
         if peer.worker is not None:
             self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_lost(peer.worker, now)
+        if peer.shadow is not None:
+            self._shadows.lose(peer.shadow)
+        if peer.role == "operator":
+            self._recordings.on_peer_lost(peer.link)
         if peer.role == "bridge":
             self._unlink(peer, now)
             self._dispatcher.on_bridge_lost(peer.link, now)
@@ -288,7 +306,7 @@ class Peers:
         self._ticked = now
         for peer in [peer for peer in self.by_link.values() if peer.is_silent(limits, now, self._is_stopped)]:
             self.on_peer_lost(peer, "fallen silent", now)
-            if peer.worker is not None:
+            if peer.role == "handler":
                 self._restarts.fell(peer, now)
         if now - self._beat >= limits.heartbeat_s:
             self._beat = now

@@ -50,6 +50,10 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "outcome": frozenset({"bridge"}),  # for one of its sessions, about that user's own messages
     "trace": frozenset({"operator", "bridge"}),  # shows where the messages of others went
     "types": _OPERATOR,
+    "status": _OPERATOR,
+    "sessions": _OPERATOR,
+    "figures": frozenset({"bridge"}),  # tells, and asks nothing
+    "record": _OPERATOR,  # shows the messages of others
     "deadList": _OPERATOR,
     "deadShow": _OPERATOR,
     "deadReplay": _OPERATOR,

@@ -63,8 +63,9 @@ class Questions:
             return Answer(ask.token, 0, self._directory.places(argument) is not None)
         if question == "serverInfo":
             return Answer(ask.token, 0, self._server_info(peers))
-        if question == "trace" and type(argument) is str:
-            return Answer(ask.token, 0, self._trace.of(argument))
+        if question == "trace" and (argument is None or type(argument) is str):
+            root = self._trace.latest() if argument is None else argument
+            return Answer(ask.token, 0, [] if root is None else self._trace.of(root))
         return Answer(ask.token, 1, None)
 
     def _server_info(self, peers: Iterable[Peer]) -> dict[str, Any]:

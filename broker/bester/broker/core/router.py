@@ -19,16 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bester.broker.core import cockpit, policy
+from bester.broker.core import cockpit, policy, recordings
 from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
+from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
 from bester.broker.core.settings import Grant, Route, Settings
+from bester.broker.core.status import figures_of, sessions_of, status_of
 from bester.broker.core.types_state import types_of
 from bester.broker.hosts import Hosts
 from bester.broker.store_requests import (
@@ -102,6 +104,7 @@ class Router:
         self._may_open = may_open
         self._out = Effects()
         self._epoch = epoch
+        self._started = now
         self._clock = Clock(now, now if wall_s is None else wall_s, boot, snapshot.clock)
         self._out.writes.append(SaveClock(self._clock.save(now)))
         around = Surroundings(
@@ -322,6 +325,8 @@ class Router:
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
             self._units.restarts.tick(self._by_link.values(), now)
+        self._units.shadows.tick(now)
+        self._units.recordings.tick(now)
         self._ingress.tick(now)
         self._inbound_lanes.tick()
         return self._take()
@@ -391,6 +396,19 @@ class Router:
             bounds=bounds,
         )
 
+    @property
+    def figures(self) -> Figures:
+        """The figures of this broker, counted from its start on."""
+        return self._units.figures
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the status of this broker as plain values, see `status_of`."""
+        units = self._units
+        return status_of(
+            self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
+            units.standing, now, up_s=now - self._started, draining=self._ingress.draining,
+        )  # fmt: skip
+
     def _send(self, link: Link, message: Message) -> None:
         self._out.send(link, message)
 
@@ -405,6 +423,9 @@ class Router:
             if message.op == _REPLY_OP and message.token is not None and peer.worker is not None:
                 self._dispatcher.on_malformed_reply(peer.worker, message.token, now)
                 self._peers.forget_when_done(peer)
+            elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
+                self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)
+                self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
             op = OP_OF[type(message)]
@@ -417,15 +438,23 @@ class Router:
     # --- handlers ---
 
     def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
-        assert peer.worker is not None
-        wrong = self._dispatcher.on_reply(peer.worker, reply, now)
+        worker = peer.worker
+        if worker is not None:
+            wrong = self._dispatcher.on_reply(worker, reply, now)
+        else:
+            assert peer.shadow is not None
+            wrong = self._units.shadows.on_reply(peer.shadow, reply, now)
         if wrong is not None:
             self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         if peer.leaving:  # after its last reply its message groups are for other workers
-            self._dispatcher.feed(peer.worker, now)
+            if worker is not None:
+                self._dispatcher.feed(worker, now)
             self._peers.forget_when_done(peer)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
+        if peer.shadow is not None:
+            self._units.shadows.on_emit(peer.shadow, emit)
+            return
         error = self._ingress.emit(peer, emit, now)
         if error is not None:
             self._refuse(peer, error)
@@ -438,8 +467,18 @@ class Router:
         elif ask.question in QUESTIONS:
             answer = self._units.dead_letters.on_question(peer.link, ask)
         elif ask.question == "types":
-            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers)
+            value = types_of(self._by_link.values(), self._units.contracts, self._units.workers, self._units.shadows)
             answer = Answer(ask.token, 0, value)
+        elif ask.question == "status":
+            answer = Answer(ask.token, 0, self.status(now))
+        elif ask.question == "sessions":
+            answer = Answer(ask.token, 0, sessions_of(self._units.directory))
+        elif ask.question == "figures":
+            told = figures_of(ask.argument)
+            peer.figures = peer.figures if told is None else told
+            answer = Answer(ask.token, int(told is None), None)
+        elif ask.question == recordings.QUESTION:
+            answer = Answer(ask.token, *self._units.recordings.on_question(peer.link, ask.argument, now))
         elif ask.question in cockpit.QUESTIONS:
             answer = self._units.cockpit.on_question(peer.link, ask, self._by_link.values(), now)
         else:

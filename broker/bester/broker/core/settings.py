@@ -128,6 +128,10 @@ class Limits:
     """Roots whose results are counted at once; the oldest is forgotten first."""
     restart_s: float = 60.0
     """Time after the start in which a server gets `no-handler` where a client gets `unknown-type`."""
+    max_copies: int = 1_000
+    """Messages that one shadow holds, or that wait for it, and the bytes of their bodies and answers: a second of a
+    busy type. A copy above either bound is dropped and counted, and nobody waits for it."""
+    max_copies_bytes: int = 16 * 1024 * 1024
     trace: int = 8192
     """Steps of messages remembered for `trace`."""
 
@@ -148,7 +152,8 @@ class Settings:
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
     type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
     `type_commands` are the commands that the handlers of a type may use; handlers of a type without an entry may use
-    every command. `reachable` are addresses and networks of this machine and its link that unlisted targets may have.
+    every command. `shadows` are the names of the handlers that get copies alone. `reachable` are addresses and networks
+    of this machine and its link that unlisted targets may have.
     `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
@@ -165,5 +170,6 @@ class Settings:
     grants: Mapping[str, Grant] = field(default_factory=dict)
     type_users: Mapping[str, frozenset[str]] = field(default_factory=dict)
     type_commands: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    shadows: frozenset[str] = frozenset()
     reachable: tuple[Network, ...] = ()
     limits: Limits = field(default_factory=Limits)

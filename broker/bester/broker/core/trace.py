@@ -21,6 +21,10 @@ class Trace:
         self._server = server
         self.add = self._steps.append
 
+    def latest(self) -> str | None:
+        """Return the root of the latest step, None where there is none."""
+        return self._steps[-1][1] if self._steps else None
+
     def of(self, root: str) -> list[dict[str, Any]]:
         """Return the steps of one root in order, with times in milliseconds of the wall clock."""
         return [

@@ -7,6 +7,8 @@ from typing import Any
 
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.peer import Peer
+from bester.broker.core.pools import Worker
+from bester.broker.core.shadows import Shadow, Shadows
 from bester.broker.core.workers import Workers
 
 MAX_ROWS = 20_000
@@ -15,16 +17,17 @@ MAX_CONTRACT_BYTES = 16 * 1024 * 1024
 """Bytes of the schemas in one answer: it must pass as one message."""
 
 
-def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers) -> dict[str, Any]:
+def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shadows: Shadows) -> dict[str, Any]:
     """Return `types`, a list of maps, by name, and `left`, the number of types that are not listed.
 
     Each map has `type`, `waiting` (messages), `workers` (maps of `name`, `version`, `software`, `credit`, `inflight`,
     `leaving` and `contract`, an index or None), `contracts` (schemas) and `differ`: the workers do not agree on the
-    contract.
+    contract. `shadows` are maps of `name`, `version`, `software`, `credit`, `inflight`, `leaving`, and the counts of
+    `shadows.Counts`.
     """
     by_type: dict[str, list[Peer]] = {}
     for peer in peers:
-        if peer.worker is not None:
+        if peer.role == "handler":
             for type_ in peer.types:
                 by_type.setdefault(type_, []).append(peer)
     rows = []
@@ -39,7 +42,10 @@ def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers) -> d
             {
                 "type": type_,
                 "waiting": workers.queued_count(type_),
-                "workers": [_worker(peer, type_, contracts, numbers) for peer in by_type[type_]],
+                "workers": [
+                    _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker is not None
+                ],
+                "shadows": [_shadow(peer, type_, shadows) for peer in by_type[type_] if peer.shadow is not None],
                 "contracts": schemas,
                 "differ": len(found) > 1,
             }
@@ -51,11 +57,22 @@ def _worker(peer: Peer, type_: str, contracts: Contracts, numbers: dict[bytes, i
     assert peer.worker is not None
     contract = contracts.at(peer.link, type_)
     return {
+        **_facts(peer, peer.worker),
+        "contract": None if contract is None else numbers.get(contract.text),
+    }
+
+
+def _shadow(peer: Peer, type_: str, shadows: Shadows) -> dict[str, Any]:
+    assert peer.shadow is not None
+    return {**_facts(peer, peer.shadow), **shadows.counts(peer.shadow, type_)}
+
+
+def _facts(peer: Peer, holder: Worker | Shadow) -> dict[str, Any]:
+    return {
         "name": peer.name,
         "version": peer.version,
         "software": peer.software,
-        "credit": peer.worker.credit,
-        "inflight": len(peer.worker.inflight),
+        "credit": holder.credit,
+        "inflight": len(holder.inflight),
         "leaving": peer.leaving,
-        "contract": None if contract is None else numbers.get(contract.text),
     }

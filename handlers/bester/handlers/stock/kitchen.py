@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command
 from bester.handlers import App, HandlerError, Message, send_clients, send_servers
 from bester.handlers.stock import subjects
@@ -25,8 +24,6 @@ MAX_STATE = 16_384
 """Bytes of a state, as JSON: each subscriber gets all of it at every change."""
 MAX_ALLOWED = 100
 """Addresses that a device may list."""
-LOOK_S = 2.0
-"""Seconds between two looks at who is connected, for subscribers who were away."""
 EXAMPLE = '{"subscribe": "oven@s2"}, "unsubscribe", "get", {"set": "oven", "state": {…}}; a device {"state": {…}}'
 VERBS = ("subscribe", "unsubscribe", "get", "set")
 SCHEMA = "CREATE TABLE IF NOT EXISTS allowed (device TEXT PRIMARY KEY, names TEXT);"
@@ -87,6 +84,12 @@ class Kitchen:
                 self.devices.set_state(db, message.type, device.name, state)
         return commands
 
+    def look(self, connected: Iterable[str]) -> None:
+        """Push the newest state to subscribers who are back."""
+        with self.store.turn() as db:
+            self.devices.back(db, connected)
+        self.outbox.wake()
+
     def _ask(
         self, db: sqlite3.Connection, message: Message, who: Address, device: Address, verb: str, state: Any
     ) -> list[Command]:
@@ -118,21 +121,4 @@ def _state(value: Any) -> Any:
 app = App()
 kitchen = Kitchen()
 app.handler("kitchen", order="user", inline=True)(kitchen.handle)
-
-
-@app.task
-async def push() -> None:
-    """Push notices as long as the app runs."""
-    await kitchen.outbox.run(app)
-
-
-@app.every(LOOK_S)
-async def look() -> None:
-    """Push the newest state to subscribers who are back."""
-    try:
-        connected = await app.ask.list_clients()
-    except BesterError:  # the broker is away: the next look will tell
-        return
-    with kitchen.store.turn() as db:
-        kitchen.devices.back(db, connected)
-    kitchen.outbox.wake()
+subjects.run_beside(app, kitchen.outbox, kitchen.look)

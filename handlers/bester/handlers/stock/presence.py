@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command
 from bester.handlers import App, HandlerError, Message, send_servers
 from bester.handlers.stock import subjects
@@ -24,8 +23,6 @@ MAX_STATUS = 200
 """Characters of a status."""
 TTL_S, MAX_TTL_S = 3_600, 86_400
 """Seconds for which a user is shown unless told otherwise, and the most."""
-LOOK_S = 2.0
-"""Seconds between two looks at who is connected."""
 EXAMPLE = (
     '{"here": "at my desk", "ttl_s": 3600}, {"gone": true}, {"who": "g@s2"}, {"watch": "g@s2"} or {"unwatch": "g@s2"}'
 )
@@ -123,19 +120,4 @@ class Presence:
 app = App()
 presence = Presence()
 app.handler("presence", order="user", inline=True)(presence.handle)
-
-
-@app.task
-async def push() -> None:
-    """Push notices as long as the app runs."""
-    await presence.outbox.run(app)
-
-
-@app.every(LOOK_S)
-async def look() -> None:
-    """Learn who is connected."""
-    try:
-        connected = await app.ask.list_clients()
-    except BesterError:  # the broker is away: the next look will tell
-        return
-    presence.look(connected)
+subjects.run_beside(app, presence.outbox, presence.look)

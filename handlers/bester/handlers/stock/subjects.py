@@ -12,13 +12,17 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import Command
-from bester.handlers import HandlerError, Message, Outcome, send_clients, send_servers
+from bester.handlers import App, HandlerError, Message, Outcome, send_clients, send_servers
 from bester.handlers.stock.addresses import Address, bare
+from bester.handlers.stock.outbox import Outbox
 from bester.handlers.stock.store import Store
 
 MAX_OF_USER, MAX_OF_SUBJECT = 100, 1_000
 """Subscriptions of one user, and of one subject: a notice names at most so many users."""
+LOOK_S = 2.0
+"""Seconds between two looks at who is connected."""
 AWAY_S = 60.0
 """Seconds between two notices to a server that is away: they queue, and only the newest counts."""
 MAX_OF_SERVER = 100_000
@@ -217,6 +221,24 @@ class Subjects:
     def _subscription(self, db: sqlite3.Connection, subject: str, user: str) -> int | None:
         row = db.execute("SELECT state FROM subscribers WHERE subject = ? AND user = ?", (subject, user)).fetchone()
         return None if row is None else int(row[0])
+
+
+def run_beside(app: App, outbox: Outbox, look: Callable[[Iterable[str]], None]) -> None:
+    """Push the emits of an outbox as long as the app runs, and call `look` with the connected users every LOOK_S."""
+
+    @app.task
+    async def push() -> None:
+        """Push notices."""
+        await outbox.run(app)
+
+    @app.every(LOOK_S)
+    async def look_again() -> None:
+        """Learn who is connected."""
+        try:
+            connected = await app.ask.list_clients()
+        except BesterError:  # the broker is away: the next look will tell
+            return
+        look(connected)
 
 
 def _count(db: sqlite3.Connection, rows: str, *values: str) -> int:

@@ -1,0 +1,247 @@
+"""WebSocket on an asyncio transport: a protocol to the transport below, a transport to the protocol above. A shell.
+
+Each text message is one JSON frame, without the length before it. The protocol above sends and receives the frames as
+on TCP: a browser has the same session, limits and reports as any other client. wsproto works on bytes alone, and the
+stream carries them: what is written is in the transport below, whose buffer is empty when everything has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable, Collection
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Ping,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from bester.bridge.frames import Splitter
+
+MAX_HEAD_BYTES = 16 * 1024
+"""Bytes of the request for a WebSocket; a browser's has about a thousand."""
+PARTING_S = 1.0
+"""Time of a peer to answer the end of the stream, before the connection is closed."""
+_NOT_A_SOCKET = (
+    b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: close\r\n"
+    b"Content-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b"
+)
+_WHAT_THIS_IS = b"This is Bester, for WebSockets: one JSON frame a text message.\n"
+
+
+class WebStream(asyncio.Protocol, asyncio.Transport):
+    """One WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
+    `max_frame` is the length above which a message is not kept until its end. `refused` is called with the reason why a
+    request was refused.
+
+    `above` gets its connection before the handshake, so that its bounds of number and time hold for the handshake; what
+    `above` writes before the end of the handshake ends the connection.
+    """
+
+    __slots__ = (
+        "_above", "_below", "_came", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over", "_refused",
+        "_size", "_socket",
+    )  # fmt: skip
+
+    def __init__(
+        self, above: asyncio.Protocol, *, origins: Collection[str] = (), max_frame: int = 1024 * 1024,
+        refused: Callable[[str], None] = lambda why: None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._above = above
+        self._below: asyncio.Transport | None = None
+        self._socket = WSConnection(ConnectionType.SERVER)
+        self._frames = Splitter(2**31, 2**31)  # of `above`, whose chunks may begin and end within a frame
+        self._origins = frozenset(origins)
+        self._max_frame = max_frame
+        self._refused = refused
+        self._came: list[bytes] = []  # parts of a message that has not ended
+        self._size = 0
+        self._over = False  # the rest of a message that is too long is dropped
+        self._open = False
+        self._head_bytes = 0
+
+    # --- from the transport below -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        self._above.connection_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in bytes of the request, or of messages."""
+        if self._below is None or self._below.is_closing():
+            return
+        if not self._open:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse("its request is too long")
+                return
+        try:
+            self._socket.receive_data(data)
+            for event in self._socket.events():
+                self._on_event(event)
+        except RemoteProtocolError as error:
+            self._on_fault(error)
+        except (LocalProtocolError, UnicodeDecodeError) as error:
+            self._refused(str(error))
+            self._below.close()
+
+    def eof_received(self) -> bool:
+        """End the session: a WebSocket cannot end in one direction alone."""
+        self._above.eof_received()
+        return False
+
+    def pause_writing(self) -> None:
+        self._above.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._above.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._open = False
+        self._above.connection_lost(exc)
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Request):
+            self._on_request(event)
+        elif isinstance(event, TextMessage | BytesMessage):
+            self._on_part(event)
+        elif isinstance(event, Ping):
+            self._send(event.response())
+        elif isinstance(event, CloseConnection):
+            self._open = False
+            with contextlib.suppress(LocalProtocolError):  # this side has ended the stream before
+                self._send(event.response())
+            if self._below is not None:
+                self._below.close()
+
+    def _on_request(self, request: Request) -> None:
+        origin = dict(request.extra_headers).get(b"origin", b"").decode("latin-1")
+        if not self._may_connect(origin, request.host):
+            self._send(RejectConnection(status_code=403, headers=[(b"content-type", b"text/plain")], has_body=True))
+            text = f"pages of {origin} may not connect; [native] websocket_origins lists those that may\n"
+            self._send(RejectData(data=text.encode(), body_finished=True))
+            self._refused(f"a page of {origin!r} may not connect; list it in [native] websocket_origins")
+            self.close()
+            return
+        self._send(AcceptConnection())
+        self._open = True
+
+    def _may_connect(self, origin: str, host: str) -> bool:
+        """Return whether a page may connect: one of this host, or a listed one. A program has no origin."""
+        if not origin or origin in self._origins or "*" in self._origins:
+            return True
+        try:
+            theirs, ours = urlsplit(origin).hostname, urlsplit(f"//{host}").hostname
+        except ValueError:
+            return False
+        return theirs is not None and theirs == ours
+
+    def _on_part(self, part: TextMessage | BytesMessage) -> None:
+        """Collect a message; hand it on at its end, or as soon as it is too long, so that `above` refuses it."""
+        if isinstance(part, BytesMessage):
+            self._refused("it sends binary messages; a frame is a text message")
+            self._send(CloseConnection(code=1003, reason="a frame is a text message"))
+            self.close()
+            return
+        if self._over:
+            return
+        data = part.data.encode()
+        self._came.append(data)
+        self._size += len(data)
+        if self._size > self._max_frame:
+            self._over = True
+            self._came.clear()
+            self._above.data_received(struct.pack("<I", self._size))
+        elif part.message_finished:
+            came, size = self._came, self._size
+            self._came, self._size = [], 0
+            self._above.data_received(b"".join((struct.pack("<I", size), *came)))
+
+    def _on_fault(self, error: RemoteProtocolError) -> None:
+        if self._open and error.event_hint is not None:
+            with contextlib.suppress(LocalProtocolError):
+                self._send(error.event_hint)
+            self._refused(str(error))
+            self.close()
+        else:
+            self._refuse(f"its request is for no WebSocket: {error}")
+
+    def _refuse(self, why: str) -> None:
+        """Answer what is no request for a WebSocket, and close."""
+        self._refused(why)
+        if self._below is not None:
+            self._below.write(_NOT_A_SOCKET % (len(_WHAT_THIS_IS), _WHAT_THIS_IS))
+            self._below.close()
+
+    def _send(self, event: Event) -> None:
+        if self._below is not None:
+            self._below.write(self._socket.send(event))
+
+    # --- from the protocol above --------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write frames, each as one text message; the beginning of a frame waits for its end."""
+        if not self._open:
+            self.close()
+            return
+        for body in self._frames.feed(bytes(data)):
+            self._send(TextMessage(data=body.decode(errors="replace")))
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Close the connection behind everything that was written."""
+        if self._below is None or self._below.is_closing():
+            return
+        if not self._open:
+            self._below.close()
+            return
+        self._open = False
+        with contextlib.suppress(LocalProtocolError):
+            self._send(CloseConnection(code=1000))
+        asyncio.get_running_loop().call_later(PARTING_S, self._below.close)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._open = False
+        if self._below is not None:
+            self._below.abort()
+
+    def is_closing(self) -> bool:
+        return self._below is None or self._below.is_closing()
+
+    def pause_reading(self) -> None:
+        if self._below is not None:
+            self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._below is not None:
+            self._below.resume_reading()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self._below is not None:
+            self._below.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes have not left; 0 means that everything written has left."""
+        return 0 if self._below is None else self._below.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return a fact of the transport below."""
+        return default if self._below is None else self._below.get_extra_info(name, default)

@@ -1,0 +1,129 @@
+"""The status of a broker as one value: who is connected, what waits, what fails and why, how full each bound is. Pure.
+
+`bester status`, the metrics, the API and the page show this value alone, so that they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bester.broker.core.directory import Directory
+from bester.broker.core.effects import Link
+from bester.broker.core.figures import BUCKETS_S, Figures
+from bester.broker.core.inspection import Inspection
+from bester.broker.core.peer import Peer
+from bester.broker.core.queues import Queues
+from bester.broker.core.relays import Relays
+from bester.broker.core.settings import Settings
+from bester.broker.core.standing import Standing
+from bester.broker.store_requests import is_mailbox
+
+MAX_HANDLERS = 1_000
+"""Handlers in one status; those beyond are counted."""
+MAX_SESSIONS = 1_000
+"""Users in one list of sessions; those beyond are counted."""
+MAX_FIGURES = 64
+"""Figures that a bridge may send of itself."""
+
+
+def status_of(
+    settings: Settings, seen: Inspection, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
+    standing: Standing, now: float, *, up_s: float, draining: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the status as maps of plain values. Times are in seconds, sizes in bytes.
+
+    `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
+    the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most.
+    """
+    peers = list(peers)
+    handlers = [peer for peer in peers if peer.worker is not None]
+    served: dict[str, int] = {}
+    for peer in handlers:
+        for type_ in peer.types:
+            served[type_] = served.get(type_, 0) + 1
+    types = {type_: _type() for type_ in (*served, *seen.workers.waiting, *seen.workers.inflight)} | figures.as_map()
+    for type_, row in types.items():
+        row["workers"] = served.get(type_, 0)
+        row["waiting"] = seen.workers.waiting.get(type_, 0)
+        row["inflight"] = seen.workers.inflight.get(type_, 0)
+    mailboxes = [state for key, state in seen.queues.table.items() if is_mailbox(key)]
+    return {
+        "server": settings.name,
+        "up_s": round(up_s, 3),
+        "draining": draining,
+        "users": seen.users,
+        "sessions": seen.sessions,
+        "peers": dict(seen.peers),
+        "logins": dict(figures.logins),
+        "cases": seen.cases,
+        "deliveries": seen.deliveries,
+        "types": types,
+        "buckets_s": list(BUCKETS_S),
+        "handlers": [_handler(peer, now) for peer in handlers[:MAX_HANDLERS]],
+        "more_handlers": max(0, len(handlers) - MAX_HANDLERS),
+        "bridges": [_bridge(peer) for peer in peers if peer.role == "bridge"],
+        "servers": [_server(name, settings, queues, relays, standing, now) for name in settings.routes],
+        "queued": {
+            "messages": seen.queues.messages, "bytes": seen.queues.size_bytes, "inflight": seen.queues.inflight,
+            "mailboxes": len(mailboxes), "mailbox_messages": sum(state.messages for state in mailboxes),
+        },
+        "store": figures.store.as_map(),
+        "bounds": {name: [bound.used, bound.most] for name, bound in seen.bounds.items()},
+    }  # fmt: skip
+
+
+def sessions_of(directory: Directory) -> dict[str, Any]:
+    """Return `users`, a list of names with the number of their sessions, by name, and `left`, how many are missing."""
+    users = sorted(directory.users())
+    rows = [
+        {"user": user, "sessions": sum(map(len, (directory.places(user) or {}).values()))}
+        for user in users[:MAX_SESSIONS]
+    ]
+    return {"users": rows, "left": max(0, len(users) - MAX_SESSIONS)}
+
+
+def figures_of(argument: object) -> dict[str, int] | None:
+    """Return the figures that a bridge sends of itself, None where the argument is none: names and numbers."""
+    if type(argument) is not dict or len(argument) > MAX_FIGURES:
+        return None
+    fits = all(type(name) is str and len(name) <= MAX_FIGURES and type(each) is int for name, each in argument.items())
+    return dict(argument) if fits else None
+
+
+def _type() -> dict[str, Any]:
+    return {
+        "received": 0, "answered": 0, "results": 0, "again": 0, "dead": 0, "failed": {},
+        "took": [0] * (len(BUCKETS_S) + 1), "took_s": 0.0,
+    }  # fmt: skip
+
+
+def _handler(peer: Peer, now: float) -> dict[str, Any]:
+    worker = peer.worker
+    assert worker is not None
+    return {
+        "name": peer.name, "types": sorted(peer.types), "credit": worker.credit, "inflight": len(worker.inflight),
+        "stuck": worker.stuck, "leaving": peer.leaving, "silent_s": round(now - peer.last_heard, 3),
+    }  # fmt: skip
+
+
+def _bridge(peer: Peer) -> dict[str, Any]:
+    return {"name": peer.name, "listeners": list(peer.listeners), "figures": dict(peer.figures)}
+
+
+def _server(
+    name: str, settings: Settings, queues: Queues, relays: Relays, standing: Standing, now: float
+) -> dict[str, Any]:  # fmt: skip
+    up = Link("server", name.encode()) in relays.links
+    server, lanes = standing.of(name, now), queues.lanes_to(name)
+    retries: Mapping[str, float] = {queue.key: queue.retry_at for queue in lanes if queue.ready}
+    return {
+        "name": name,
+        "state": "up" if up else "down" if settings.routes[name].fabric is not None else server.state,
+        "held": name in standing.held,
+        "since_s": round(now - server.since, 3),
+        "queued": sum(queue.messages for queue in lanes),
+        "bytes": sum(queue.size_bytes for queue in lanes),
+        "next_try_s": round(max(0.0, min(retries.values()) - now), 3) if retries else None,
+        "error": server.error,
+    }

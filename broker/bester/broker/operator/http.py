@@ -1,0 +1,271 @@
+"""The operator's HTTP side: `/health`, `/ready`, `/metrics`, `/api/…` and the page. A shell around the broker's status.
+
+Whoever may connect may look: on loopback everybody on this machine, with a token those who have it. Acts (retry, hold,
+release, drop, replay) need the token in the `Authorization` header, which no other site's page can send: a request
+from a browser with a cookie alone, or with a foreign `Host`, does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from bester.broker.config import OperatorConfig
+from bester.broker.logs import facts
+from bester.broker.operator import metrics
+from bester.broker.operator.desk import Desk
+from bester.broker.operator.openapi import document
+from bester.broker.server import Broker
+from bester.broker.wire.address import is_loopback
+from bester.broker.wire.codes import BesterError, ConfigError
+
+MAX_REQUESTS = 64
+"""Requests at once; above it a request is answered 503. An operator has a few pages and a scraper."""
+MAX_LIVE = 16
+"""Pages that are kept up to date at once; each costs a status a second."""
+MAX_BODY = 64 * 1024
+LIVE_S = 1.0
+"""Time between two statuses of a page: a handler that stops shows within it, and its heartbeats' time."""
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
+"""Paths that need no token: they tell nothing but whether the server works, and the page itself is no secret."""
+PEER_ACTS = {"retry": "peerRetry", "hold": "peerHold", "release": "peerRelease", "drop": "peerDrop"}
+DEAD_ACTS = {"replay": "deadReplay", "drop": "deadDrop"}
+
+log = logging.getLogger("bester.operator")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class OperatorHttp:
+    """The routes. `token` is the secret that lets in, None where everybody who may connect may look."""
+
+    def __init__(self, broker: Broker, token: str | None, host: str) -> None:
+        self._broker = broker
+        self._desk = Desk(broker)
+        self._token = token
+        self._host = host
+        self._requests = 0
+        self._live = 0
+        self.app = web.Application(middlewares=[self._admit], client_max_size=MAX_BODY)
+        self.app.router.add_get("/health", self._health)
+        self.app.router.add_get("/ready", self._ready)
+        self.app.router.add_get("/metrics", self._metrics)
+        self.app.router.add_get("/api/openapi.json", self._openapi)
+        self.app.router.add_get("/api/live", self._live_status)
+        for path, question in (("status", "status"), ("sessions", "sessions"), ("types", "types"), ("peers", "peers")):
+            self.app.router.add_get(f"/api/{path}", self._answer(question))
+        self.app.router.add_get("/api/dead", self._dead)
+        self.app.router.add_get("/api/dead/letter", self._letter)
+        self.app.router.add_get("/api/trace", self._trace)
+        self.app.router.add_post("/api/dead/{act}", self._act_on_dead)
+        self.app.router.add_post("/api/peers/{act}", self._act_on_peer)
+        for path, name, kind in (
+            ("/", "index.html", "text/html"),
+            ("/page.js", "page.js", "text/javascript"),
+            ("/page.css", "page.css", "text/css"),
+        ):
+            self.app.router.add_get(path, self._file(name, kind))
+
+    # --- who may ---
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._requests >= MAX_REQUESTS:
+            return _refuse(503, "too many requests at once; try again")
+        if not self._is_our_name(request.host):
+            return _refuse(421, "this is not the name of this server; open the page by the address it listens on")
+        if request.method not in ("GET", "HEAD") and not self._has_token(request):
+            why = "set [operator] token, and" if self._token is None else ""
+            return _refuse(401, f"an act needs the token: {why} send Authorization: Bearer TOKEN".replace(":  ", ": "))
+        if self._token is not None and request.path not in OPEN and not self._may_look(request):
+            return _refuse(401, "the token is needed: send Authorization: Bearer TOKEN, or open the page with ?token=")
+        self._requests += 1
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = _refuse(error.status, error.reason.lower())
+        except BesterError as error:
+            response = _refuse(504 if error.code == "timeout" else 404, error.text)
+        finally:
+            self._requests -= 1
+        if not response.prepared:
+            response.headers.update(HEADERS)
+        return response
+
+    def _is_our_name(self, host: str) -> bool:
+        """Return whether a request came under an address of this server: a page elsewhere may look up to loopback."""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        name = name.strip("[]")
+        return is_loopback(name) or name == self._host if is_loopback(self._host) else True
+
+    def _has_token(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "")
+        return self._token is not None and _same(given, f"Bearer {self._token}")
+
+    def _may_look(self, request: web.Request) -> bool:
+        return self._has_token(request) or _same(request.query.get("token", ""), self._token or "")
+
+    # --- what there is ---
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "server": self._broker.settings.name})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        status = await self._desk.ask("status")
+        bridges = status["peers"].get("bridge", 0)
+        why = (
+            "the server ends"
+            if status["draining"]
+            else ""
+            if bridges
+            else "no bridge is linked: clients have no way in"
+        )
+        return web.json_response({"ready": not why, "why": why or None}, status=503 if why else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        text = metrics.text_of(await self._desk.ask("status"))
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.json_response(document())
+
+    def _answer(self, question: str) -> Handler:
+        async def handler(request: web.Request) -> web.Response:
+            """Answer with the value of a question to the broker."""
+            return _json(await self._desk.ask(question))
+
+        return handler
+
+    async def _dead(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "100")
+        if not limit.isdecimal() or not 0 < int(limit) <= 1000:
+            return _refuse(400, "limit is a number from 1 to 1000")
+        wanted = {"type": request.query["type"]} if "type" in request.query else {}
+        return _json(await self._desk.ask("deadList", {**wanted, "limit": int(limit)}))
+
+    async def _letter(self, request: web.Request) -> web.Response:
+        return _json(await self._desk.ask("deadShow", request.query.get("id", "")))
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        return _json(await self._desk.ask("trace", request.query.get("id")))
+
+    async def _act_on_dead(self, request: web.Request) -> web.Response:
+        question, id_ = DEAD_ACTS.get(request.match_info["act"]), await _named(request, "id")
+        if question is None or id_ is None:
+            return _refuse(400, 'replay or drop one dead letter: {"id": "…"}')
+        return self._done(question, id_, await self._desk.ask(question, {"id": id_}))
+
+    async def _act_on_peer(self, request: web.Request) -> web.Response:
+        question, name = PEER_ACTS.get(request.match_info["act"]), await _named(request, "name")
+        if question is None or name is None:
+            return _refuse(400, 'retry, hold, release or drop what waits for one server: {"name": "…"}')
+        return self._done(question, name, await self._desk.ask(question, name))
+
+    def _done(self, question: str, what: str, value: Any) -> web.Response:
+        log.info("%s %s, by HTTP", question, what, extra=facts("operator-act", act=question, what=what))
+        return _json(value)
+
+    def _file(self, name: str, kind: str) -> Handler:
+        content = files("bester.broker.operator").joinpath("page", name).read_bytes()
+
+        async def handler(request: web.Request) -> web.Response:
+            """Answer with a file of the page."""
+            return web.Response(body=content, content_type=kind, charset="utf-8")
+
+        return handler
+
+    async def _live_status(self, request: web.Request) -> web.StreamResponse:
+        """Send the status once a second, as server-sent events."""
+        if self._live >= MAX_LIVE:
+            return _refuse(503, "too many pages are open; close some")
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self._live += 1
+        try:
+            while True:
+                status = await self._desk.ask("status")
+                await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
+                await asyncio.sleep(LIVE_S)
+        except (ConnectionError, BesterError):
+            return response
+        finally:
+            self._live -= 1
+
+
+async def _named(request: web.Request, key: str) -> str | None:
+    """Return one text of the request's JSON body, None where there is none."""
+    try:
+        body = await request.json()
+    except ValueError:
+        return None
+    value = body.get(key) if isinstance(body, dict) else None
+    return value if type(value) is str and value else None
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=json.dumps(value, default=_shown).encode(), content_type="application/json")
+
+
+def _shown(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _refuse(status: int, why: str) -> web.Response:
+    return web.json_response({"error": why}, status=status, headers=HEADERS)
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
+
+
+def read_token(path: Path | None) -> str | None:
+    """Return the token in a file. Raises ConfigError where there is none, or where others can read the file."""
+    if path is None:
+        return None
+    try:
+        mode, text = path.stat().st_mode, path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"[operator] token: {path} cannot be read: {error}") from None
+    if mode & 0o077:
+        raise ConfigError(f"[operator] token: {path} can be read by others; chmod 600 {path}")
+    if len(text) < 16 or not text.isprintable():
+        raise ConfigError(
+            f"[operator] token: {path} holds no secret of 16 characters or more; try: openssl rand -hex 24"
+        )
+    return text
+
+
+@contextlib.asynccontextmanager
+async def serving(broker: Broker, config: OperatorConfig) -> AsyncIterator[str]:
+    """Serve the operator's side; yield its address as `host:port`. Raises ConfigError where it cannot be opened."""
+    assert config.http is not None
+    host, port = config.http
+    side = OperatorHttp(broker, read_token(config.token), host)
+    runner = web.AppRunner(side.app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(f"[operator] http: {config.http}: {error.strerror or error}") from None
+        name = runner.addresses[0]
+        address = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        log.info("operator's page on http://%s/", address, extra=facts("operator-http", address=address))
+        yield address
+    finally:
+        await runner.cleanup()

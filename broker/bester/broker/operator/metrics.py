@@ -1,0 +1,134 @@
+"""The status of a broker as Prometheus metrics. Pure: a status goes in, text comes out.
+
+Names follow the conventions: the prefix `bester_`, base units (seconds, bytes), `_total` for what only rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+STATES = ("up", "down", "unknown")
+
+
+def text_of(status: Mapping[str, Any]) -> bytes:
+    """Return the metrics in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(status))
+    return generate_latest(registry)
+
+
+class _Collector:
+    """Makes metrics of one status."""
+
+    def __init__(self, status: Mapping[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        yield from self._broker()
+        yield from self._types()
+        yield from self._servers()
+        yield from self._bridges()
+
+    def _broker(self) -> Iterator[Metric]:
+        status = self._status
+        yield GaugeMetricFamily("bester_up_seconds", "Seconds since the broker was started.", status["up_s"])
+        yield GaugeMetricFamily("bester_draining", "1 while the broker ends.", int(status["draining"]))
+        yield GaugeMetricFamily("bester_users", "Users with a session.", status["users"])
+        yield GaugeMetricFamily("bester_sessions", "Sessions of users.", status["sessions"])
+        yield GaugeMetricFamily("bester_unreported_messages", "Messages whose report is due.", status["cases"])
+        peers = GaugeMetricFamily("bester_peers", "Parties on the fabric, by role.", labels=["role"])
+        for role, count in status["peers"].items():
+            peers.add_metric([role], count)
+        yield peers
+        logins = CounterMetricFamily("bester_logins", "Logins, by result.", labels=["result"])
+        for result, count in status["logins"].items():
+            logins.add_metric([result], count)
+        yield logins
+        queued = status["queued"]
+        yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
+        yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])
+        yield GaugeMetricFamily("bester_mailboxes", "Mailboxes with messages.", queued["mailboxes"])
+        store = status["store"]
+        yield CounterMetricFamily("bester_store_commits", "Commits of the store.", store["commits"])
+        yield CounterMetricFamily("bester_store_commit_seconds", "Seconds in commits.", store["commit_s"])
+        yield CounterMetricFamily("bester_store_failures", "Commits that failed.", store["failures"])
+        if store["bytes"] is not None:
+            yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
+            yield GaugeMetricFamily("bester_store_room_bytes", "Room on the store's disk.", store["room_bytes"])
+        used = GaugeMetricFamily("bester_bound_used", "How much of a bound is used.", labels=["bound"])
+        most = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
+        for name, (now, limit) in status["bounds"].items():
+            used.add_metric([name], now)
+            most.add_metric([name], limit)
+        yield used
+        yield most
+
+    def _types(self) -> Iterator[Metric]:
+        types: Mapping[str, Mapping[str, Any]] = self._status["types"]
+        for key, about in (
+            ("received", "Messages that entered"),
+            ("answered", "Replies of handlers"),
+            ("results", "Commands in replies"),
+            ("again", "Requests after the first of a message"),
+            ("dead", "Dead letters"),
+        ):
+            counter = CounterMetricFamily(f"bester_messages_{key}", f"{about}, by type.", labels=["type"])
+            for type_, row in types.items():
+                counter.add_metric([type_], row[key])
+            yield counter
+        failed = CounterMetricFamily(
+            "bester_messages_failed", "Messages that failed, by type and code.", labels=["type", "code"]
+        )
+        for type_, row in types.items():
+            for code, count in row["failed"].items():
+                failed.add_metric([type_, code], count)
+        yield failed
+        for key, about in (
+            ("waiting", "Messages that wait for a handler"),
+            ("inflight", "Messages that handlers hold"),
+            ("workers", "Handlers"),
+        ):
+            name = f"bester_messages_{key}" if key != "workers" else "bester_handlers"
+            gauge = GaugeMetricFamily(name, f"{about}, by type.", labels=["type"])
+            for type_, row in types.items():
+                gauge.add_metric([type_], row[key])
+            yield gauge
+        took = HistogramMetricFamily("bester_handler_seconds", "Time of handlers over a message.", labels=["type"])
+        ends = [*map(repr, self._status["buckets_s"]), "+Inf"]
+        for type_, row in types.items():
+            took.add_metric([type_], list(zip(ends, accumulate(row["took"]), strict=True)), row["took_s"])
+        yield took
+
+    def _servers(self) -> Iterator[Metric]:
+        servers = self._status["servers"]
+        state = GaugeMetricFamily("bester_server_state", "1 for the state of a server.", labels=["server", "state"])
+        held = GaugeMetricFamily("bester_server_held", "1 where messages are held back.", labels=["server"])
+        queued = GaugeMetricFamily("bester_server_queued_messages", "Messages queued for it.", labels=["server"])
+        size = GaugeMetricFamily("bester_server_queued_bytes", "Bytes queued for it.", labels=["server"])
+        for row in servers:
+            for each in STATES:
+                state.add_metric([row["name"], each], int(row["state"] == each))
+            held.add_metric([row["name"]], int(row["held"]))
+            queued.add_metric([row["name"]], row["queued"])
+            size.add_metric([row["name"]], row["bytes"])
+        yield from (state, held, queued, size)
+
+    def _bridges(self) -> Iterator[Metric]:
+        """Yield the counts that bridges tell; which there are is the bridge's matter."""
+        gauges: dict[str, GaugeMetricFamily] = {}
+        for row in self._status["bridges"]:
+            for name, count in row["figures"].items():
+                if not name.isidentifier() or not name.isascii():
+                    continue
+                if name not in gauges:
+                    gauges[name] = GaugeMetricFamily(
+                        f"bester_bridge_{name}", f"Count of a bridge: {name.replace('_', ' ')}.", labels=["bridge"]
+                    )
+                gauges[name].add_metric([row["name"]], count)
+        yield from gauges.values()

@@ -1,0 +1,214 @@
+"use strict";
+// The operator's page: the broker's status once a second, drawn as tables and SVG. No text of a message becomes markup.
+
+const $ = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+const KEPT = 120; // seconds of the plots
+const token = new URLSearchParams(location.search).get("token") || "";
+if (token) history.replaceState(null, "", location.pathname); // no secret in the address bar, or in a bookmark
+const withToken = (path) => (token ? path + (path.includes("?") ? "&" : "?") + "token=" + encodeURIComponent(token) : path);
+const history_ = [];
+let before = null;
+let latest = 0;
+let trouble = "";
+
+function element(name, text, kind) {
+  const made = document.createElement(name);
+  if (text !== undefined && text !== null) made.textContent = String(text);
+  if (kind) made.className = kind;
+  return made;
+}
+
+function drawn(name, attributes, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// A table: `columns` are [title, kind]; a row is {kind, cells}, a cell a text or an element.
+function table(id, columns, rows, none) {
+  const place = $(id);
+  const head = element("tr");
+  for (const [title, kind] of columns) {
+    const cell = element("th", title, kind);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const made = rows.map(({ kind, cells }) => {
+    const row = element("tr", null, kind);
+    cells.forEach((each, at) => {
+      const cell = element("td", each instanceof Node ? null : each, columns[at][1]);
+      if (each instanceof Node) cell.append(each);
+      row.append(cell);
+    });
+    return row;
+  });
+  if (!made.length) {
+    const cell = element("td", none, "none");
+    cell.colSpan = columns.length;
+    const row = element("tr");
+    row.append(cell);
+    made.push(row);
+  }
+  const focused = document.activeElement && place.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+  place.replaceChildren(head, ...made);
+  if (focused) for (const each of place.querySelectorAll("button")) if (each.dataset.key === focused) each.focus();
+}
+
+const bytes = (count) => (count == null ? "" : count < 1024 ? count + " B" : count < 1048576 ? (count / 1024).toFixed(1) + " KiB" : (count / 1048576).toFixed(1) + " MiB");
+const span = (s) => (s < 120 ? s.toFixed(0) + " s" : s < 7200 ? (s / 60).toFixed(0) + " min" : s < 172800 ? (s / 3600).toFixed(1) + " h" : (s / 86400).toFixed(1) + " d");
+const short = (text, most = 22) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
+const sum = (types, key) => Object.values(types).reduce((all, row) => all + row[key], 0);
+
+async function act(path, body) {
+  const answer = await fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", Authorization: "Bearer " + token } });
+  const value = await answer.json().catch(() => ({ error: answer.statusText }));
+  trouble = answer.ok ? "" : value.error;
+  state();
+  dead();
+}
+
+function button(title, key, path, body, sure) {
+  const made = element("button", title);
+  made.type = "button";
+  made.dataset.key = key;
+  made.disabled = !token;
+  if (!token) made.title = "open the page with ?token=… to act";
+  made.addEventListener("click", () => { if (!sure || confirm(sure)) act(path, body); });
+  return made;
+}
+
+function state() {
+  const place = $("state");
+  const old = Date.now() - latest > 3500;
+  const problems = latest && !old && before ? worries(before) : [];
+  place.className = old || trouble || problems.length ? "bad" : "good";
+  place.textContent = trouble || (!latest ? "connecting …" : old ? "the server does not answer" : problems.length ? problems.join(" · ") : "all is well");
+}
+
+// Words for whatever needs somebody: they are the same that the alerts use.
+function worries(status) {
+  const found = [];
+  if (status.draining) found.push("the server ends");
+  for (const [type, row] of Object.entries(status.types)) if (!row.workers && (row.received || row.waiting) && type !== "(others)") found.push("no handler serves " + short(type));
+  for (const each of status.handlers) if (each.stuck) found.push("handler " + short(each.name) + " is stuck");
+  for (const each of status.servers) if (each.state === "down") found.push("server " + each.name + " is away");
+  for (const [name, [used, most]] of Object.entries(status.bounds)) if (most && used > 0.9 * most) found.push(name + " is nearly full");
+  return found;
+}
+
+function facts(status) {
+  const rows = [["up", span(status.up_s)], ["users", status.users], ["sessions", status.sessions], ["unreported", status.cases], ["queued", status.queued.messages], ["store", bytes(status.store.bytes)], ["room", bytes(status.store.room_bytes)]];
+  $("facts").replaceChildren(...rows.filter(([, value]) => value !== "").map(([name, value]) => { const row = element("div"); row.append(element("dt", name), element("dd", value)); return row; }));
+}
+
+// Columns from left to right: clients, bridges, the broker, types, handlers; the other servers stand below the bridges.
+function way(status) {
+  const served = Object.entries(status.types).filter(([name]) => name !== "(others)");
+  const columns = [
+    [{ title: status.users + " users", note: status.sessions + " sessions", kind: "good" }],
+    [...status.bridges.map((each) => ({ title: short(each.name, 16), note: (each.figures.connections || 0) + " connections", kind: "good" })), ...status.servers.map((each) => ({ title: short(each.name, 16), note: each.state + (each.held ? ", held" : "") + (each.queued ? ", " + each.queued + " queued" : ""), kind: each.state === "up" ? "good" : each.state === "down" ? "bad" : "" }))],
+    [{ title: short(status.server, 16), note: status.cases + " unreported", kind: status.draining ? "warm" : "good" }],
+    served.slice(0, 12).map(([name, row]) => ({ title: short(name, 16), note: row.waiting + " wait, " + row.inflight + " in flight", kind: row.workers ? (row.waiting > 100 ? "warm" : "good") : "bad", name })),
+    status.handlers.slice(0, 12).map((each) => ({ title: short(each.name, 16), note: each.inflight + " of " + each.credit, kind: each.stuck ? "bad" : "good", types: each.types })),
+  ];
+  const rows = Math.max(1, ...columns.map((each) => each.length));
+  const width = 800, step = 160, high = 52, height = Math.max(70, rows * high + 10);
+  const place = $("way");
+  place.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const at = columns.map((each, column) => each.map((_, row) => [column * step + 8, (height - each.length * high) / 2 + row * high + 6]));
+  const parts = [];
+  const line = ([x, y], [u, v]) => parts.push(drawn("path", { class: "way", d: `M${x + 136} ${y + 20} C${x + 150} ${y + 20} ${u - 14} ${v + 20} ${u} ${v + 20}` }));
+  columns[1].forEach((_, row) => { if (row < status.bridges.length) line(at[0][0], at[1][row]); line(at[1][row], at[2][0]); });
+  columns[3].forEach((type, row) => { line(at[2][0], at[3][row]); columns[4].forEach((each, other) => { if (each.types.includes(type.name)) line(at[3][row], at[4][other]); }); });
+  columns.forEach((each, column) => each.forEach(({ title, note, kind }, row) => {
+    const [x, y] = at[column][row];
+    parts.push(drawn("rect", { x, y, width: 136, height: 40, class: kind }), drawn("text", { x: x + 8, y: y + 17 }, title), drawn("text", { x: x + 8, y: y + 32, class: "dim" }, note));
+  }));
+  place.replaceChildren(...parts);
+}
+
+function plot(id, lines) {
+  const place = $(id), width = 400, height = 110, most = Math.max(1e-9, ...lines.flatMap(({ values }) => values));
+  place.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const parts = [drawn("text", { x: 2, y: 12, class: "dim" }, most < 10 ? most.toFixed(1) : most.toFixed(0)), drawn("path", { class: "way", d: `M0 ${height - 1} H${width}` })];
+  for (const { values, kind } of lines) {
+    const path = values.map((value, at) => `${at ? "L" : "M"}${(width - (values.length - 1 - at) * (width / (KEPT - 1))).toFixed(1)} ${(height - 2 - (value / most) * (height - 20)).toFixed(1)}`).join(" ");
+    if (path) parts.push(drawn("path", { class: kind, d: path }));
+  }
+  place.replaceChildren(...parts);
+}
+
+function plots(status) {
+  if (before && before.up_s < status.up_s) {
+    const s = status.up_s - before.up_s, answered = sum(status.types, "answered") - sum(before.types, "answered");
+    history_.push({ received: Math.max(0, sum(status.types, "received") - sum(before.types, "received")) / s, answered: Math.max(0, answered) / s, took: answered > 0 ? ((sum(status.types, "took_s") - sum(before.types, "took_s")) / answered) * 1000 : 0 });
+    if (history_.length > KEPT) history_.shift();
+  }
+  plot("rate", [{ values: history_.map((each) => each.received), kind: "a" }, { values: history_.map((each) => each.answered), kind: "b" }]);
+  plot("time", [{ values: history_.map((each) => each.took), kind: "a" }]);
+}
+
+function lists(status) {
+  table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["failed", "words"]],
+    Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
+  table("servers", [["server"], ["state"], ["since", "n"], ["queued", "n"], ["next try", "n"], ["last error", "words"], [""]],
+    status.servers.map((each) => {
+      const acts = element("span");
+      acts.append(button("retry", "r" + each.name, "api/peers/retry", { name: each.name }), " ", each.held ? button("release", "h" + each.name, "api/peers/release", { name: each.name }) : button("hold", "h" + each.name, "api/peers/hold", { name: each.name }));
+      return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
+    }), "no other server is listed");
+  table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
+    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: most && used > 0.9 * most ? "bad" : most && used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
+}
+
+async function dead() {
+  const answer = await fetch(withToken("api/dead?limit=50")).catch(() => null);
+  if (!answer || !answer.ok) return;
+  const rows = await answer.json();
+  table("dead", [["when"], ["type"], ["reason"], ["message", "words"], [""]], rows.map((each) => {
+    const acts = element("span"), show = element("button", "show");
+    show.type = "button";
+    show.dataset.key = "s" + each.id;
+    show.addEventListener("click", async () => {
+      const found = await (await fetch(withToken("api/dead/letter?id=" + encodeURIComponent(each.id)))).json();
+      $("letter").hidden = false;
+      $("letter").textContent = JSON.stringify(found, null, 2);
+    });
+    acts.append(show, " ", button("replay", "p" + each.id, "api/dead/replay", { id: each.id }), " ", button("drop", "d" + each.id, "api/dead/drop", { id: each.id }, "Drop this dead letter?"));
+    return { cells: [each.at_ms ? new Date(each.at_ms).toISOString().slice(0, 19).replace("T", " ") : "", each.type, each.reason, each.id, acts] };
+  }), "there is none");
+}
+
+async function trace(id) {
+  const answer = await fetch(withToken("api/trace" + (id ? "?id=" + encodeURIComponent(id) : "")));
+  const steps = answer.ok ? await answer.json() : [];
+  const first = steps.length ? steps[0].at_ms : 0;
+  table("trace", [["after", "n"], ["what"], ["where", "words"], ["message", "words"]], steps.map((each) => ({ cells: [(each.at_ms - first).toFixed(1) + " ms", each.what, each.where, each.id] })), "no step of it is remembered here");
+}
+
+$("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });
+
+const live = new EventSource(withToken("api/live"));
+live.addEventListener("message", (event) => {
+  const status = JSON.parse(event.data);
+  latest = Date.now();
+  trouble = "";
+  document.title = status.server + " · Bester";
+  $("server").textContent = status.server;
+  facts(status);
+  way(status);
+  plots(status);
+  lists(status);
+  before = status;
+  state();
+});
+live.addEventListener("error", async () => {
+  const answer = await fetch(withToken("api/status")).catch(() => null);
+  if (answer && answer.status === 401) trouble = "open this page with ?token=…, the secret in [operator] token";
+  state();
+});
+setInterval(state, 1000);
+setInterval(dead, 3000);
+dead();

@@ -1,0 +1,187 @@
+"""`bester status`, `sessions` and `top`: what a running server does now, as its metrics and its page show it.
+
+Text of strangers is never sent to a terminal unchanged: control characters are spelled out. `--json` shows all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bester.cli import tables
+from bester.cli.options import config_option, load
+from bester.cli.output import err, out
+
+Status = Mapping[str, Any]
+TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")
+RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "MEAN MS")
+SERVERS = ("SERVER", "STATE", "QUEUED", "NEXT TRY", "LAST ERROR")
+FULL = 0.9
+"""Part of a bound above which the bound is shown as nearly full."""
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print the whole status as one object.")
+def status(config_path: Path | None, as_json: bool) -> None:
+    """Show who is connected, what waits, what failed and why."""
+    found = ask_status(config_path)
+    if as_json:
+        out(json.dumps(found))
+        return
+    _show_head(found)
+    if found["types"]:
+        out("")
+        tables.show([_type_cells(type_, row) for type_, row in sorted(found["types"].items())], TYPES)
+    _show_servers(found)
+    for line in worries(found):
+        err(f"bester: {line}")
+
+
+@click.command()
+@config_option
+@click.option("--json", "json_lines", is_flag=True, help="Print objects, one a line.")
+def sessions(config_path: Path | None, json_lines: bool) -> None:
+    """Show the users who are connected, with the number of their sessions."""
+    found = ask_value(config_path, "sessions")
+    if json_lines:
+        for row in found["users"]:
+            out(json.dumps(row))
+    elif not found["users"]:
+        err("nobody is connected")
+    else:
+        tables.show([(plain(row["user"]), str(row["sessions"])) for row in found["users"]], ("USER", "SESSIONS"))
+    if found["left"]:
+        err(f"bester: {found['left']} more users are not shown")
+
+
+@click.command()
+@config_option
+@click.option("--once", is_flag=True, help="Print one table and end.")
+@click.option("--every", default=1.0, type=click.FloatRange(0.2, 3600.0), help="Seconds between two looks.")
+def top(config_path: Path | None, once: bool, every: float) -> None:
+    """Show rates by message type, again and again until Ctrl-C."""
+    before = ask_status(config_path)
+    while True:
+        time.sleep(every)
+        now = ask_status(config_path)
+        if not once and sys.stdout.isatty():
+            click.clear()
+        _show_head(now)
+        rows = [_rate_cells(type_, row, before["types"].get(type_), now, before) for type_, row in now["types"].items()]
+        tables.show(sorted(rows, key=lambda row: -float(row[4])), RATES)
+        _show_servers(now)
+        if once:
+            return
+        before = now
+
+
+def ask_value(config_path: Path | None, question: str, argument: object = None) -> Any:
+    """Return a running server's answer. Raises BesterError where there is none."""
+    config = load(config_path)
+    from bester.broker.wire.codes import BesterError
+    from bester.cli.operate import ask
+
+    answer = ask(config, question, argument)
+    if answer.status != 0:
+        raise BesterError("unknown-op", f"{config.server.name} does not know {question}; is this program newer?")
+    return answer.value
+
+
+def ask_status(config_path: Path | None) -> Status:
+    """Return the status of a running server. Raises BesterError where there is none."""
+    found: Status = ask_value(config_path, "status")
+    return found
+
+
+def worries(found: Status) -> list[str]:
+    """Return a sentence for whatever needs somebody's attention."""
+    lines = ["the server ends, and takes no messages"] if found["draining"] else []
+    for type_, row in found["types"].items():
+        if not row["workers"] and row["waiting"]:
+            lines.append(f"no handler serves {plain(type_)}, and {row['waiting']} messages wait for one")
+    lines += [
+        f"handler {plain(row['name'])} is stuck: all of its credit is held by overdue messages"
+        for row in found["handlers"]
+        if row["stuck"]
+    ]
+    lines += [
+        f"server {plain(row['name'])} is away, and {row['queued']} messages wait for it"
+        for row in found["servers"]
+        if row["state"] == "down"
+    ]
+    lines += [
+        f"{name} is nearly full: {used} of {most}"
+        for name, (used, most) in found["bounds"].items()
+        if most and used > FULL * most
+    ]
+    return lines
+
+
+def plain(text: str) -> str:
+    """Return the text with control and invisible characters spelled out as JSON does."""
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+# --- display ---
+
+
+def _show_head(found: Status) -> None:
+    queued, store = found["queued"], found["store"]
+    size = "in memory" if store["bytes"] is None else f"{store['bytes'] / 1024**2:.1f} MiB"
+    logins = ", ".join(f"{count} {plain(result)}" for result, count in found["logins"].items()) or "none"
+    out(f"{plain(found['server'])}, up {_span(found['up_s'])}: {found['users']} users, {found['sessions']} sessions")
+    out(f"unreported {found['cases']}, queued {queued['messages']} ({queued['mailboxes']} mailboxes), store {size}")
+    out(f"logins: {logins}")
+
+
+def _type_cells(type_: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    failed = ", ".join(f"{count} {plain(code)}" for code, count in row["failed"].items())
+    counts = (row[key] for key in ("workers", "waiting", "inflight", "received", "answered", "again", "dead"))
+    return (plain(type_), *map(str, counts), failed)
+
+
+def _rate_cells(
+    type_: str, row: Mapping[str, Any], old: Mapping[str, Any] | None, now: Status, before: Status
+) -> tuple[str, ...]:
+    if old is None or now["up_s"] < before["up_s"]:  # a new type, or a server that was started again
+        old = {"received": 0, "answered": 0, "took_s": 0.0}
+    seconds = max(1e-3, now["up_s"] - before["up_s"]) if now["up_s"] >= before["up_s"] else now["up_s"]
+    answered = row["answered"] - old["answered"]
+    mean_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
+    return (
+        plain(type_), str(row["workers"]), str(row["waiting"]), str(row["inflight"]),
+        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{mean_ms:.2f}",
+    )  # fmt: skip
+
+
+def _show_servers(found: Status) -> None:
+    if not found["servers"]:
+        return
+    out("")
+    tables.show(
+        [
+            (
+                plain(row["name"]),
+                f"held, {row['state']}" if row["held"] else row["state"],
+                str(row["queued"]),
+                "" if row["next_try_s"] is None else f"in {_span(row['next_try_s'])}",
+                plain(row["error"] or ""),
+            )
+            for row in found["servers"]
+        ],
+        SERVERS,
+    )
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

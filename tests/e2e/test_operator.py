@@ -1,0 +1,203 @@
+"""The operator's side of real servers: health, metrics, the API, who may look and who may act."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.operator_stand import TOKEN, Operator, operated
+from tests.live import BESTER, Process, RawClient
+
+DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
+ROOT = Path(__file__).parents[2]
+
+
+async def messages(operator: Operator, **counts: int) -> None:
+    """Let a user send so many messages of each type, and wait for the reports."""
+    client = await RawClient.login(operator.server, "alice")
+    for type_, count in counts.items():
+        for number in range(count):
+            client.submit(type_, number, f"{type_}{number}")
+            await client.until_report(f"{type_}{number}")
+    client.writer.close()
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Return the samples of metrics by name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("layout", ["up", "apart"])
+async def test_status_metrics_and_command_agree_after_mixed_messages(layout: str) -> None:
+    async with operated(layout=layout) as operator:
+        await messages(operator, ok=40, refuses=7, breaks=3, nobody=2)
+        status = await operator.get("/api/status")
+        types = status["types"]
+        assert {type_: (row["received"], row["answered"]) for type_, row in types.items() if row["received"]} == {
+            "ok": (40, 40), "refuses": (7, 7), "breaks": (3, 3), "(others)": (2, 0)
+        }  # fmt: skip
+        assert [types[type_]["failed"] for type_ in ("ok", "refuses", "breaks", "(others)")] == [
+            {}, {"refused": 7}, {"handler-failed": 3}, {"unknown-type": 2}
+        ]  # fmt: skip
+        assert sum(types["ok"]["took"]) == 40 and types["ok"]["took_s"] > 0
+        assert status["logins"] == {"good": 1}
+        found = samples((await operator.request("/metrics"))[1])
+        for type_, row in types.items():
+            label = (("type", type_),)
+            for key in ("received", "answered", "results", "again", "dead"):
+                assert found[f"bester_messages_{key}_total", label] == row[key]
+            assert found["bester_handler_seconds_count", label] == sum(row["took"])
+            assert found["bester_handlers", label] == row["workers"]
+        assert found["bester_messages_failed_total", (("code", "refused"), ("type", "refuses"))] == 7
+        shown = await command(operator, "status", "--json")
+        assert json.loads(shown[0])["types"] == types
+
+
+async def test_bridge_tells_its_counts() -> None:
+    async with operated(layout="apart") as operator:
+        client = await RawClient.login(operator.server, "alice")
+        async with asyncio.timeout(30.0):
+            while True:
+                (bridge,) = (await operator.get("/api/status"))["bridges"]
+                if bridge["figures"].get("sessions") == 1:
+                    break
+                await asyncio.sleep(0.05)
+        name = (("bridge", bridge["name"]),)
+        found = samples((await operator.request("/metrics"))[1])
+        assert found["bester_bridge_sessions", name] == found["bester_bridge_connections", name] == 1
+        client.writer.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/status", "/api/dead", "/api/live", "/api/openapi.json", "/nothing"])
+async def test_nothing_is_shown_without_the_token(path: str) -> None:
+    async with operated() as operator:
+        for token in (None, "wrong", TOKEN[:-1], TOKEN + "x"):
+            status, text = await operator.request(path, token=token)
+            assert (status, "token" in text) == (401, True)
+        assert TOKEN not in "\n".join(line for process in operator.server.processes for line in process.lines)
+
+
+async def test_who_may_look_and_who_may_act() -> None:
+    async with operated(token=False) as operator:
+        assert (await operator.get("/health"))["server"] == "s1"
+        assert await operator.get("/ready") == {"ready": True, "why": None}
+        assert (await operator.request("/api/status", token=None))[0] == 200
+        assert (await operator.request("/", token=None))[1].startswith("<!doctype html>")
+        act: dict[str, Any] = {"method": "POST", "body": {"id": "x"}}
+        assert (await operator.request("/api/dead/drop", token=TOKEN, **act))[0] == 401
+        rebound = {"Host": "evil.example"}
+        assert (await operator.request("/api/status", headers=rebound, token=None))[0] == 421
+    async with operated() as operator:
+        status, _ = await operator.request(f"/api/dead/drop?token={TOKEN}", token=None, **act)
+        assert status == 401, "an act needs the header, which no other site's page can send"
+        assert (await operator.request("/api/dead/drop", **act))[0] == 200
+        assert (await operator.request("/api/dead/explode", **act))[0] == 400
+        assert (await operator.request("/api/dead/drop", method="POST", body=[1]))[0] == 400
+        assert (await operator.request("/api/peers/hold", method="POST", body={"name": "s9"}))[0] == 404
+        assert (await operator.request("/api/dead?limit=x"))[0] == 400
+        assert (await operator.request("/nothing"))[0] == 404
+
+
+async def test_dead_letter_is_shown_and_dropped() -> None:
+    async with operated(DIES) as operator:
+        await operator.server.has_type("dies")
+        await messages(operator, dies=1)
+        (row,) = await operator.get("/api/dead")
+        assert (row["type"], row["reason"]) == ("dies", "handler-lost")
+        letter = await operator.get(f"/api/dead/letter?id={row['id']}")
+        assert letter["id"] == row["id"]
+        status, text = await operator.request("/api/dead/replay", method="POST", body={"id": row["id"]})
+        assert (status, json.loads(text)["replayed"]) == (200, 1)
+        async with asyncio.timeout(30.0):
+            while (await operator.get("/api/status"))["types"]["dies"]["dead"] < 2:
+                await asyncio.sleep(0.05)
+        status, text = await operator.request("/api/dead/drop", method="POST", body={"id": row["id"]})
+        assert (status, json.loads(text)["dropped"]) == (200, 1)
+        assert await operator.get("/api/dead") == []
+
+
+async def test_live_events_and_trace() -> None:
+    async with operated() as operator:
+        await messages(operator, ok=1)
+        steps = await operator.get("/api/trace")
+        assert [step["what"] for step in steps] == ["handler", "delivered"]
+        by_id = await operator.get(f"/api/trace?id={steps[0]['id']}")
+        shown = [json.loads(line) for line in await command(operator, "trace", "--last", "--json")]
+        for again in (by_id, shown):  # the times are of the wall clock, which is read anew
+            assert [(step["id"], step["what"], step["where"]) for step in again] == [
+                (step["id"], step["what"], step["where"]) for step in steps
+            ]
+
+
+async def test_commands_for_people() -> None:
+    async with operated() as operator:
+        client = await RawClient.login(operator.server, "alice")
+        await messages(operator, ok=2, breaks=1)
+        lines = await command(operator, "status")
+        assert any(line.startswith("breaks") and "1 handler-failed" in line for line in lines)
+        assert "alice  1" in await command(operator, "sessions")
+        assert any(line.startswith("ok ") for line in await command(operator, "top", "--once", "--every", "0.2"))
+        client.writer.close()
+
+
+async def test_token_must_be_a_secret_of_its_owner(tmp_path: Path) -> None:
+    toml = (
+        '[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[operator]\nhttp = "127.0.0.1:0"\n'
+    )
+    (tmp_path / "bester.toml").write_text(toml + 'token = "token"\n')
+    for content, mode, words in (
+        (None, 0o600, "cannot be read"),
+        (TOKEN, 0o644, "can be read by others; chmod 600"),
+        ("short", 0o600, "holds no secret of 16 characters"),
+    ):
+        if content is not None:
+            (tmp_path / "token").write_text(content)
+            (tmp_path / "token").chmod(mode)
+        process = await Process.start(BESTER, "up", cwd=tmp_path)
+        await process.says(words)
+        assert await asyncio.wait_for(process.process.wait(), 60.0) == 2
+        await process.end()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: apt-get install prometheus")
+async def test_metrics_and_rules_please_promtool() -> None:
+    def promtool(*arguments: str, text: str = "") -> None:
+        done = subprocess.run(["promtool", *arguments], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    async with operated() as operator:
+        await messages(operator, ok=1, breaks=1)
+        text = (await operator.request("/metrics"))[1]
+    promtool("check", "metrics", text=text)
+    promtool("check", "rules", str(ROOT / "deploy/alerts.yml"))
+    promtool("test", "rules", str(ROOT / "deploy/alerts_test.yml"))
+
+
+async def command(operator: Operator, *arguments: str) -> list[str]:
+    """Return the lines of a good command in the server's directory."""
+    process = await Process.start(BESTER, *arguments, cwd=operator.server.directory)
+    status = await asyncio.wait_for(process.process.wait(), 60.0)
+    await process.end()
+    assert status == 0, process.lines
+    return process.lines
+
+
+def test_every_metric_of_the_dashboard_exists() -> None:
+    shown = re.findall(r"bester_[a-z_]+", (ROOT / "deploy/dashboard.json").read_text())
+    text = (ROOT / "broker/bester/broker/operator/metrics.py").read_text()
+    for name in set(shown):
+        stem = name.removesuffix("_total").removesuffix("_bucket")
+        alone = stem.removeprefix("bester_messages_")
+        assert stem in text or f'"{alone}"' in text or stem.startswith("bester_bridge_"), name

@@ -1,0 +1,70 @@
+"""The operator's page in a real browser: what is live is drawn, a handler that stops shows, and nothing is markup."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.e2e.chromium import browser, needs_chromium
+from tests.e2e.operator_stand import TOKEN, operated
+from tests.e2e.test_operator import DIES, messages
+
+ODD = """
+[servers.s2]
+native = "127.0.0.1:9"
+[handlers.odd]
+app = "mixed:app"
+types = ["<img src=x onerror=boom()>"]
+"""
+
+
+@needs_chromium
+async def test_page_shows_what_goes_on_and_text_is_never_markup(tmp_path: Path) -> None:
+    async with operated(ODD) as operator, browser(tmp_path) as page:
+        await operator.server.has_type("<img src=x onerror=boom()>")
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#state", "all is well")
+        await messages(operator, ok=5, refuses=2)
+        await page.says("#types", "refused 2")
+        rows = {row[0]: row for row in await page.rows("types")}
+        assert rows["ok"][4:6] == ["5", "5"]
+        assert "<img src=x onerror=boom()>" in rows
+        assert await page.evaluate("document.querySelectorAll('img').length") == 0, "a type's name is text"
+        assert await page.evaluate("document.querySelectorAll('#way rect').length") >= 9
+        assert [row[:2] for row in await page.rows("servers")] == [["s2", "unknown"]]
+        await page.click("#servers", "hold")
+        await page.says("#servers", "held")
+        assert TOKEN not in await page.evaluate("document.documentElement.outerHTML + location.href")
+        await page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone shows all of its width"
+        assert page.console == []
+
+
+@needs_chromium
+async def test_stopped_handler_turns_red_and_a_dead_letter_is_replayed(tmp_path: Path) -> None:
+    async with operated(DIES) as operator, browser(tmp_path) as page:
+        await operator.server.has_type("dies")
+        await messages(operator, ok=1, dies=1)
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#dead", "handler-lost")
+        await page.click("#dead", "replay")
+        async with asyncio.timeout(60.0):
+            while {row[0]: row[7] for row in await page.rows("types")}["dies"] != "2":
+                await asyncio.sleep(0.05)
+        assert page.console == []
+    async with operated(layout="apart") as operator, browser(tmp_path) as page:
+        await messages(operator, ok=1)
+        await page.go_to(f"{operator.base}/?token={TOKEN}")
+        await page.says("#state", "all is well")
+        for process in operator.server.processes[2:]:
+            await process.end()
+        await page.says("#state", "no handler serves ok")
+        assert await page.evaluate("document.querySelectorAll('#way rect.bad').length") >= 1
+
+
+@needs_chromium
+async def test_page_without_the_token_says_what_it_needs(tmp_path: Path) -> None:
+    async with operated() as operator, browser(tmp_path) as page:
+        await page.go_to(f"{operator.base}/")
+        await page.says("#state", "the secret in [operator] token")
+        assert await page.rows("types") == []

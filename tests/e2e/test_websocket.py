@@ -1,0 +1,250 @@
+"""WebSocket clients of real servers: the same session, limits and reports as on TCP, and who may connect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiohttp.web
+import pytest
+
+from tests.authorities import Authority
+from tests.e2e.chromium import browser, needs_chromium
+from tests.live import LiveServer, RawClient, live_server
+
+ECHO = "bester.handlers.stock.echo:app"
+WEB = 'websocket = "127.0.0.1:0"\nmax_frame = 65536\n'
+DEADLINE_S = 60.0
+LOGIN = {
+    "header": {"scope": "client", "authentication": {"username": "alice", "password": "x"}},
+    "payload": {"data": None, "type": "dummy"},
+}
+
+
+class WebClient:
+    """A WebSocket that speaks JSON frames."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def send(self, frame: Any) -> None:
+        await self.socket.send_str(json.dumps(frame))
+
+    async def receive(self) -> Any:
+        """Return the next frame; None at the end of the stream."""
+        message = await asyncio.wait_for(self.socket.receive(), DEADLINE_S)
+        return json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else None
+
+    async def log_in(self, user: str = "alice") -> None:
+        header = {"scope": "client", "authentication": {"username": user, "password": "x"}}
+        await self.send({"header": header, "payload": {"data": None, "type": "dummy"}})
+        assert (await self.receive())["header"]["status"] == "good"
+
+    async def ask(self, type_: str, data: Any, id_: str) -> list[Any]:
+        """Send a message; return what comes up to its report."""
+        await self.send({"header": None, "payload": {"type": type_, "data": data, "id": id_}})
+        came: list[Any] = []
+        while not came or came[-1]["payload"].get("id") != id_ or "status" not in came[-1]["header"]:
+            came.append(await self.receive())
+        return came
+
+
+@asynccontextmanager
+async def web(more: str = "", layout: str = "up") -> AsyncIterator[tuple[LiveServer, str, aiohttp.ClientSession]]:
+    """Run a server with a WebSocket listener; yield the listener's URL and a session for clients."""
+    async with live_server("", layout, (ECHO,), native=WEB + more) as server, aiohttp.ClientSession() as session:
+        line = await server.processes[0].says(" serves ")
+        (address,) = [each for each in line.replace(",", " ").split() if each.startswith(("ws://", "wss://"))]
+        yield server, address, session
+
+
+@pytest.mark.parametrize("layout", ["up", "apart"])
+async def test_browser_and_tcp_client_have_the_same_session(layout: str) -> None:
+    async with web(layout=layout) as (server, address, session), session.ws_connect(address) as socket:
+        client = WebClient(socket)
+        await client.log_in()
+        delivered, report = await client.ask("echo", {"text": "hé"}, "1")
+        assert delivered["payload"]["data"] == {"text": "hé"}
+        assert (report["header"]["status"], report["payload"]["id"]) == ("good", "1")
+        (refused,) = await client.ask("nosuch", 1, "2")
+        assert refused["payload"]["reason"] == "unknown-type"
+        other = await RawClient.login(server, "alice")
+        other.submit("echo", "from afar", "3")
+        await other.until_report("3")
+        assert (await client.receive())["payload"]["data"] == "from afar"
+        other.writer.close()
+
+
+async def test_large_frames_and_fragments_pass_and_too_large_ones_end_alone() -> None:
+    async with web() as (_, address, session):
+        async with session.ws_connect(address, max_msg_size=0) as socket:
+            client = WebClient(socket)
+            await client.log_in()
+            text = "x" * 60_000
+            delivered, _ = await client.ask("echo", text, "1")
+            assert delivered["payload"]["data"] == text
+            await socket.ping()
+            delivered, _ = await client.ask("echo", 2, "2")
+            assert delivered["payload"]["data"] == 2
+            await client.send({"payload": {"type": "echo", "data": "y" * 70_000, "id": "3"}})
+            report = await client.receive()
+            assert report["payload"]["reason"] == "frame-too-large"
+            assert await client.receive() is None
+        async with session.ws_connect(address) as socket:
+            await WebClient(socket).log_in()
+
+
+async def test_message_in_small_parts_with_a_ping_between_is_one_frame() -> None:
+    async with web() as (_, address, _session):
+        host, _, port = address.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert b" 101 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
+
+        def part(data: bytes, first: int, last: bool = True) -> bytes:
+            return bytes([first | (0x80 if last else 0), 0x80 | len(data)]) + bytes(4) + data
+
+        text = json.dumps(LOGIN).encode()
+        writer.write(part(text[:50], 1, False))
+        await writer.drain()
+        writer.write(part(b"are you there", 9) + part(text[50:100], 0, False) + part(text[100:], 0))
+        assert await asyncio.wait_for(reader.readexactly(2 + 13), DEADLINE_S) == b"\x8a\x0dare you there"
+        head = await asyncio.wait_for(reader.readexactly(2), DEADLINE_S)
+        assert head[0] == 0x81
+        size = head[1] if head[1] < 126 else struct.unpack(">H", await reader.readexactly(2))[0]
+        assert json.loads(await asyncio.wait_for(reader.readexactly(size), DEADLINE_S))["header"]["status"] == "good"
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("origin", "listed", "may"),
+    [
+        (None, "", True),
+        ("http://127.0.0.1:8000", "", True),
+        ("http://evil.example", "", False),
+        ("null", "", False),
+        ("null", 'websocket_origins = ["null"]\n', True),
+        ("https://chat.example", 'websocket_origins = ["https://chat.example"]\n', True),
+        ("https://chat.example.evil", 'websocket_origins = ["https://chat.example"]\n', False),
+        ("http://[", "", False),
+    ],
+)
+async def test_only_pages_of_this_host_and_listed_ones_may_connect(origin: str | None, listed: str, may: bool) -> None:
+    async with web(listed) as (server, address, session):
+        headers = {} if origin is None else {"Origin": origin}
+        if may:
+            async with session.ws_connect(address, headers=headers) as socket:
+                await WebClient(socket).log_in()
+            return
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(address, headers=headers)
+        assert refused.value.status == 403
+        await server.processes[0].says("websocket_origins")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000,
+        b"\x16\x03\x01\x00\x05hello",
+        struct.pack("<I", 20) + b'{"header":{},"payl":1}',
+    ],
+)
+async def test_what_is_no_websocket_is_told_so_and_closed(data: bytes) -> None:
+    async with web() as (_, address, session):
+        host, _, port = address.removeprefix("ws://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.read(), DEADLINE_S)
+        assert answer.startswith(b"HTTP/1.1 4") or answer == b""
+        writer.close()
+        async with session.ws_connect(address) as socket:
+            await WebClient(socket).log_in()
+
+
+async def test_binary_message_ends_the_connection_with_a_reason() -> None:
+    async with web() as (_, address, session), session.ws_connect(address) as socket:
+        await WebClient(socket).log_in()
+        await socket.send_bytes(b"{}")
+        message = await asyncio.wait_for(socket.receive(), DEADLINE_S)
+        assert (message.type, message.data, message.extra) == (
+            aiohttp.WSMsgType.CLOSE,
+            1003,
+            "a frame is a text message",
+        )
+
+
+async def test_over_tls_with_the_native_certificates(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("127.0.0.1")
+    tls = f'[native.tls]\ncert = "{cert}"\nkey = "{key}"\n'
+    async with web(tls) as (_, address, session):
+        trust = ssl.create_default_context(cafile=str(authority.ca))
+        async with session.ws_connect(address, ssl=trust) as socket:
+            client = WebClient(socket)
+            await client.log_in()
+            delivered, _ = await client.ask("echo", "x" * 30_000, "1")
+            assert delivered["payload"]["data"] == "x" * 30_000
+        host, _, port = address.removeprefix("wss://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"use wss://" in await asyncio.wait_for(reader.read(), DEADLINE_S)
+        writer.close()
+
+
+PAGE = Path(__file__).parents[2] / "examples" / "web"
+
+
+@needs_chromium
+async def test_two_browsers_write_to_each_other(tmp_path: Path) -> None:
+    """The chat page of examples/web, served from another port of this host."""
+    files = web_app()
+    runner = aiohttp.web.AppRunner(files)
+    await runner.setup()
+    try:
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}/chat.html"
+        async with (
+            live_server("", "up", ("bester.handlers.stock.chat:app",), native='websocket = "127.0.0.1:0"\n') as server,
+            browser(tmp_path / "a") as alice, browser(tmp_path / "b") as bob,
+        ):  # fmt: skip
+            line = await server.processes[0].says(" serves ")
+            (address,) = [each for each in line.replace(",", " ").split() if each.startswith("ws://")]
+            for page, user in ((alice, "alice"), (bob, "bob")):
+                await page.go_to(base)
+                await page.evaluate(
+                    f"$('server').value = {address!r}; $('user').value = {user!r}; $('password').value = 'x'"
+                )
+                await page.click("#login", "Log in")
+                await page.says("#state", f"logged in as {user}")
+            for page, to, text in ((alice, "bob", "<b>hi</b>"), (bob, "alice", "ho ✓")):
+                await page.evaluate(f"$('to').value = {to!r}; $('text').value = {text!r}")
+                await page.click("#say", "Send")
+            await bob.says("#talk", "alice: <b>hi</b>")
+            await alice.says("#talk", "bob: ho ✓")
+            await alice.says("#talk", "to bob: <b>hi</b> ✓")
+            await alice.evaluate("$('to').value = 'nobody at all'; $('text').value = 'x'")
+            await alice.click("#say", "Send")
+            await alice.says("#talk", "✗")
+            assert await bob.evaluate("document.querySelectorAll('#talk b').length") == 0
+            assert alice.console == bob.console == []
+    finally:
+        await runner.cleanup()
+
+
+def web_app() -> aiohttp.web.Application:
+    files = aiohttp.web.Application()
+    files.router.add_static("/", PAGE)
+    return files

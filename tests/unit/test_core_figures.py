@@ -1,0 +1,80 @@
+"""Figures of a broker: each is moved by the event that it counts, and the status holds them all."""
+
+from __future__ import annotations
+
+import pytest
+
+from bester.broker.core.figures import BUCKETS_S, MAX_TYPES, OTHERS, Figures
+from bester.broker.core.settings import Route, Settings
+from bester.broker.core.status import figures_of
+from bester.broker.wire.messages import Ask, Goodbye, Heartbeat, Reply
+from tests.unit.core_stand import Stand, clients
+
+
+def stand() -> Stand:
+    settings = Settings("s1", routes={"s2": Route("s2", fabric="ipc:///s2")})
+    return Stand(settings, accounts=frozenset({"alice", "bob"}))
+
+
+def test_each_event_of_a_type_is_counted() -> None:
+    scene = stand()
+    bridge, chat = scene.bridge("alice"), scene.handler("chat")
+    scene.submit(bridge, "chat")
+    scene.now += 0.03
+    scene.answer(chat, clients("alice"), clients("bob"))
+    scene.submit(bridge, "chat")
+    scene.say(chat, Reply(scene.request(chat).token, 2, [], "no"))
+    scene.submit(bridge, "nobody")
+    status = scene.router.status(scene.now)
+    row = status["types"]["chat"]
+    assert (row["received"], row["answered"], row["results"], row["workers"]) == (2, 2, 2, 1)
+    assert row["failed"] == {"refused": 1}
+    assert (row["took"][BUCKETS_S.index(0.05)], row["took"][0]) == (1, 1)
+    assert row["took_s"] == pytest.approx(0.03)
+    assert status["types"][OTHERS]["failed"] == {"unknown-type": 1}
+    assert status["queued"]["mailboxes"] == 1
+
+
+def test_requests_after_the_first_and_dead_letters_are_counted() -> None:
+    scene = stand()
+    bridge, chat = scene.bridge("alice"), scene.handler("chat")
+    scene.submit(bridge, "chat")
+    for _ in range(3):
+        scene.request(chat)
+        scene.take(scene.router.on_undeliverable(chat, Heartbeat(), scene.now))
+        chat = scene.handler("chat")
+    row = scene.router.status(scene.now)["types"]["chat"]
+    assert (row["received"], row["again"], row["dead"], row["failed"]) == (1, 2, 1, {"handler-lost": 1})
+
+
+def test_types_beyond_the_bound_share_their_figures() -> None:
+    figures = Figures()
+    for number in range(MAX_TYPES + 10):
+        figures.of(f"t{number}").received += 1
+    assert len(figures.types) <= MAX_TYPES + 1
+    assert figures.types[OTHERS].received == 10
+
+
+@pytest.mark.parametrize(
+    "argument", [None, [], {"a": "1"}, {"a": 1.5}, {1: 1}, {"x" * 65: 1}, {str(n): n for n in range(65)}]
+)
+def test_bridge_may_tell_names_and_whole_numbers_alone(argument: object) -> None:
+    assert figures_of(argument) is None
+
+
+def test_counts_of_a_bridge_are_in_the_status_until_it_goes() -> None:
+    scene = stand()
+    bridge = scene.bridge("alice")
+    scene.say(bridge, Ask(1, "figures", {"connections": 7}))
+    scene.say(bridge, Ask(2, "figures", {"connections": "many"}))
+    assert scene.router.status(scene.now)["bridges"][0]["figures"] == {"connections": 7}
+    scene.say(bridge, Goodbye(None))
+    assert scene.router.status(scene.now)["bridges"] == []
+
+
+def test_question_of_an_operator_gets_the_status_and_of_nobody_else() -> None:
+    scene = stand()
+    operator, handler = scene.join("operator", "o", {}), scene.handler("chat")
+    assert scene.ask(operator, "status").value["server"] == "s1"
+    assert scene.ask(operator, "sessions").value == {"users": [], "left": 0}
+    assert scene.ask(handler, "status").status == 1
