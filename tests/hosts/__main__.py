@@ -7,6 +7,7 @@ import asyncio
 import sys
 
 from tests.hosts.bad_link_run import EMPTY_S, Plan, run
+from tests.hosts.link import no_cable
 from tests.hosts.stand import missing
 
 PLAN = Plan()
@@ -19,13 +20,17 @@ def main() -> int:
     parser.add_argument("--alone", type=float, default=PLAN.alone_s, help="seconds of loss alone, before and after")
     parser.add_argument("--one-way", type=float, default=PLAN.one_way_s, help="seconds in which one side hears nothing")
     parser.add_argument("--cut", type=float, default=PLAN.cut_s, help="seconds in the middle with the link cut")
+    parser.add_argument("--deaf", type=int, choices=(1, 2), default=PLAN.deaf + 1, help="the side that hears nothing")
     parser.add_argument("--seed", type=int, default=PLAN.seed, help="seed of the frames lost")
     options = parser.parse_args()
-    why = missing()
+    if not 0 < options.cut < options.one_way or options.messages < 1:
+        parser.error("the cut is shorter than the time in which one side hears nothing, and there is a message")
+    why = missing() or no_cable()
     if why is not None:
         print(why, file=sys.stderr)
         return 2
-    plan = Plan(options.messages, options.loss, options.alone, options.one_way, options.cut, options.seed)
+    deaf = options.deaf - 1
+    plan = Plan(options.messages, options.loss, options.alone, options.one_way, options.cut, deaf, options.seed)
     result = asyncio.run(run(plan, lambda text: print(text, file=sys.stderr, flush=True)))
     when = f"{result.empty_s:.1f} s" if result.empty_s is not None else f"not within {EMPTY_S:g} s"
     print(

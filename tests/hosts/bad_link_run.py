@@ -26,20 +26,21 @@ LOOK_S = 0.2
 
 class Plan(NamedTuple):
     """`messages` to send, evenly over the faults; `loss` is the share of frames lost throughout. The faults in their
-    order, in seconds: loss alone, then S1 hears nothing of S2, then nobody hears anything, then S2 hears nothing of S1,
-    then loss alone again."""
+    order, in seconds: loss alone, one direction that carries nothing (`deaf`: 0 where S1 hears nothing, 1 where S2
+    does), with the link cut in the middle of that time, and loss alone again."""
 
     messages: int = 10_000
     loss: float = 0.3
     alone_s: float = 20.0
     one_way_s: float = 60.0
     cut_s: float = 10.0
+    deaf: int = 0
     seed: int = 0
 
     @property
     def faults_s(self) -> float:
         """Duration of all faults."""
-        return 2 * self.alone_s + self.one_way_s + self.cut_s
+        return 2 * self.alone_s + self.one_way_s
 
 
 class Result(NamedTuple):
@@ -170,12 +171,13 @@ async def _until_done(plan: Plan, here: Host, there: Host, deadline: float) -> f
 async def _faults(plan: Plan, link: BadLink, tell: Callable[[str], None]) -> None:
     """Play the plan's faults and mend the link."""
     link.loss = plan.loss
-    half_s = plan.one_way_s / 2
+    half_s = (plan.one_way_s - plan.cut_s) / 2
+    nothing = f"and S{plan.deaf + 1} hears nothing"
     for deaf, cut, seconds, text in (
         (None, False, plan.alone_s, f"{plan.loss:.0%} of the frames are lost"),
-        (0, False, half_s, "and S1 hears nothing"),
-        (0, True, plan.cut_s, "and the link is cut"),
-        (1, False, half_s, "and S2 hears nothing, S1 does"),
+        (plan.deaf, False, half_s, nothing),
+        (plan.deaf, True, plan.cut_s, "and the link is cut"),
+        (plan.deaf, False, half_s, nothing),
         (None, False, plan.alone_s, "and both hear each other"),
     ):
         link.deaf, link.is_cut = deaf, cut

@@ -19,12 +19,18 @@ from threading import Thread
 
 from tests.hosts.stand import Host
 
+_TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _TAP_WITHOUT_HEADER = 0x0002 | 0x1000
 _NEW_NETWORK = 0x40000000
 FRAME_BYTES = 65536
 TURN_FRAMES = 64
 """Frames carried in one direction before the other has its turn."""
+
+
+def no_cable() -> str | None:
+    """Return why there can be no cable between hosts here, None where there can."""
+    return None if os.path.exists(_TUN) else f"a link between hosts needs {_TUN}"
 
 
 class BadLink:
@@ -86,7 +92,7 @@ def _plug(host: Host) -> int:
             with open(f"/run/netns/{host.namespace}", "rb") as namespace:
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _NEW_NETWORK) != 0:
                     raise OSError(ctypes.get_errno(), "setns")
-            end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            end = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             ends.append(end)
             fcntl.ioctl(end, _TUNSETIFF, struct.pack("16sH22x", b"eth0", _TAP_WITHOUT_HEADER))
         except OSError as error:
