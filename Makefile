@@ -4,6 +4,7 @@
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
+#   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
 # ARGS="…" is passed on to the program behind run, demo and bench.
 
@@ -15,14 +16,16 @@ PIP := $(PYTHON3) -m pip --python $(BIN)/python --disable-pip-version-check inst
 SERVES := $(VENV)/.serves
 COMPLETE := $(VENV)/.complete
 MEASURES := $(VENV)/.measures
+FUZZES := $(VENV)/.fuzzes
 ARGS ?=
 TESTS ?=
 WORKERS ?= auto
 MINUTES ?= 1
 SEEDS ?= 500
+MESSAGES ?= 10000
 SEED ?=
 
-.PHONY: setup run demo test check format bench simulate fuzz chaos clean
+.PHONY: setup run demo test check format bench simulate fuzz lossy chaos clean
 .DEFAULT_GOAL := setup
 # Two installations at once would spoil each other.
 .NOTPARALLEL:
@@ -56,8 +59,13 @@ bench: $(MEASURES)
 simulate: $(COMPLETE)
 	@exec $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
-fuzz: $(COMPLETE)
-	@exec $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+# Stories, then bytes that hypothesis and atheris draw, so many minutes each; a story that is named is played alone.
+fuzz: $(FUZZES)
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(if $(SEED)$(ARGS),true,exec $(BIN)/python -m tests.fuzz.drawn --minutes $(MINUTES))
+
+lossy: $(COMPLETE)
+	@exec $(BIN)/python -m tests.hosts --messages $(MESSAGES) $(ARGS)
 
 chaos: $(COMPLETE)
 	@exec $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -85,3 +93,9 @@ $(MEASURES): pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) with what the benchmark measures against (once)" >&2
 	@$(PIP) -e '.[bench]'
 	@touch $(SERVES) $@
+
+# Atheris has no package for some Pythons: hypothesis draws alone then.
+$(FUZZES): pyproject.toml | $(COMPLETE)
+	@echo "setting up $(VENV) with what the fuzzers need (once)" >&2
+	@$(PIP) -e '.[fuzz]' || echo "atheris cannot be installed here: hypothesis draws alone" >&2
+	@touch $@

@@ -149,6 +149,29 @@ async def test_table_is_followed_and_failures_are_logged(server: NameServer, cap
     ]
 
 
+async def test_replaced_servers_are_followed_and_others_no_more(server: NameServer) -> None:
+    clock = Clock()
+    names = Names(server.lookers, clock)
+    tables: list[Hosts] = []
+    server.knows |= {"s2.example": ("192.0.2.2",), "s3.example": ("192.0.2.3",), "s4.example": ("192.0.2.4",)}
+    kept = Followed({"s3": "s3.example"}, names)  # as a bridge in the same process
+    kept.start(lambda hosts: None)
+    followed = Followed({"s2": "s2.example", "s3": "s3.example"}, names)
+    followed.start(tables.append)
+    await until(lambda: bool(tables) and not tables[-1].unknown)
+    followed.replace({"s4": "s4.example", "s5": "192.0.2.5"})
+    assert tables[-1].at("192.0.2.2") == () and tables[-1].at("192.0.2.5") == ("s5",)
+    await until(lambda: tables[-1].at("192.0.2.4") == ("s4",))
+    followed.look_again(["s2", "s4"])  # s2 was in doubt before it was removed
+    clock.now += 3600.0
+    await until(lambda: server.asked["s3.example"] == 2 and server.asked["s4.example"] == 2)
+    assert server.asked["s2.example"] == 1
+    count = len(tables)
+    followed.replace({"s4": "s4.example", "s5": "192.0.2.5"})
+    assert len(tables) == count
+    names.close()
+
+
 async def test_doubtful_host_is_looked_up_early(server: NameServer) -> None:
     clock = Clock()
     names = Names(server.lookers, clock)

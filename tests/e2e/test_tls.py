@@ -88,6 +88,21 @@ async def test_clients_and_their_refusals(tmp_path: Path) -> None:
         await log.says("ended before the TLS handshake")
 
 
+async def test_log_names_the_address_of_a_handshake_without_room(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue("127.0.0.1")
+    section = f'[native.tls]\nlisten = "127.0.0.1:0"\ncert = "{tmp_path}/server.pem"\nkey = "{tmp_path}/server.key"\n'
+    async with (
+        live_server(native=f"max_connections = 1\n{section}") as server,
+        asyncio.timeout(2 * DEADLINE_S),
+        client_of(server.address),
+    ):
+        with pytest.raises((ConnectFailed, ServerRefused)):
+            await client_of(tls_of(server), ca=authority.ca).start()
+        line = await server.processes[0].says("the connection was ended before the TLS handshake")
+        assert "TLS with 127.0.0.1 failed" in line and "address='?'" not in line, line
+
+
 async def test_reload_keeps_connections_and_refuses_faults(tmp_path: Path) -> None:
     async with serving(tmp_path) as (server, authority), asyncio.timeout(4 * DEADLINE_S):
         tls, log = tls_of(server), server.processes[0]

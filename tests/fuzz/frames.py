@@ -55,14 +55,14 @@ def play(steps: Sequence[int], told: Told) -> int:
             body = odd.spoiled(odd.pick(REPORTS).encode())
         told(f"read {body[:300]!r}")
         tried += 1
-        _read(body)
+        check_body(body)
     return tried
 
 
 # --- one frame ---
 
 
-def _read(body: bytes) -> None:
+def check_body(body: bytes) -> None:
     """Check that every reader takes every body: each returns a value for any bytes."""
     later = native.later(body)
     if isinstance(later, native.Sent):
@@ -152,6 +152,11 @@ def _stream(json_: OddJson, told: Told) -> int:
         data = odd.chance.randbytes(odd.chance.randrange(200))
     pieces = json_.pieces(data)
     told(f"a stream {data[:300]!r} in {len(pieces)} pieces")
+    return check_stream(data, pieces)
+
+
+def check_stream(data: bytes, pieces: list[bytes]) -> int:
+    """Check that `data` gives the same in one piece and in `pieces`. Returns the number of frames."""
     whole, split = Splitter(LIMITS.max_frame, LIMITS.first_frame), Splitter(LIMITS.max_frame, LIMITS.first_frame)
     bodies = [body for piece in pieces for body in split.feed(piece)]
     must(whole.feed(data) == bodies, "a splitter cuts the same however a stream is split")

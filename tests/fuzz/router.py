@@ -317,7 +317,7 @@ def _evil(world: World, odd: Odd) -> int:
     rows = [_row_of(party, odd) for _ in range(odd.pick((1, 1, 2, 3)))]
     if odd.one_in(300):
         rows *= 400
-    messages = [each for each in decode(odd.frames(rows[:MAX_BATCH])) if not _as_honest(each)]
+    messages = [each for each in decode(odd.frames(rows[:MAX_BATCH])) if not claims_honest(each)]
     world.told(f"{party.link.door} {party.link.key!r} says {messages!r:.600}")
     for message in messages:
         if type(message) is Hello and message.role in _BY_ROLE:
@@ -326,7 +326,7 @@ def _evil(world: World, odd: Odd) -> int:
     return len(messages)
 
 
-def _as_honest(message: Message | Malformed) -> bool:
+def claims_honest(message: Message | Malformed) -> bool:
     """Return whether a bridge's message claims an honest user, who may come over tcp from nobody but the honest
     bridge."""
     return isinstance(message, Open | Login) and message.user in ("alice", "bob")

@@ -47,7 +47,7 @@ def play(steps: Sequence[int], told: Told) -> int:
         rows = [_drawn(odd) for _ in range(odd.pick((1, 1, 1, 2, 4)))]
         frames = odd.frames(rows)
         told(f"read {[bytes(frame[:200]) for frame in frames]}")
-        count += _read(frames)
+        count += check_frames(frames)
     return count
 
 
@@ -56,7 +56,7 @@ def _drawn(odd: Odd) -> Any:
     return odd.mutated(row) if odd.one_in(2) else row
 
 
-def _read(frames: list[bytes]) -> int:
+def check_frames(frames: list[bytes]) -> int:
     messages = decode(frames)
     must(1 <= len(messages) <= MAX_BATCH, "something comes of every ZeroMQ message, and not more than a batch has")
     for message in messages:

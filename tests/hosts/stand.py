@@ -49,6 +49,12 @@ class Host(NamedTuple):
     address: str
     directory: Path
 
+    def connect(self) -> None:
+        """Give the device eth0 this host's address, and switch the host's devices on."""
+        _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", self.namespace, "link", "set", device, "up")
+
     def argv(self, *argv: str) -> tuple[str, ...]:
         """Return the arguments that run a program on this host."""
         return ("ip", "netns", "exec", self.namespace, *argv)
@@ -67,33 +73,40 @@ class Host(NamedTuple):
 
 
 @contextmanager
-def hosts(count: int, directory: Path) -> Iterator[tuple[Host, list[Host]]]:
-    """Make hosts on one link, and the switch between them, which sees all their frames."""
+def unlinked_hosts(count: int, directory: Path) -> Iterator[list[Host]]:
+    """Make hosts without a device between them."""
     prefix = f"bt{secrets.token_hex(2)}"
-    made: list[str] = []
+    each: list[Host] = []
     try:
-        hub = f"{prefix}-hub"
-        _ip("netns", "add", hub)
-        made.append(hub)
-        _ip("-n", hub, "link", "add", "br0", "type", "bridge")
-        _ip("-n", hub, "link", "set", "br0", "up")
-        each: list[Host] = []
         for number in range(1, count + 1):
-            name = f"{prefix}-{number}"
-            _ip("netns", "add", name)
-            made.append(name)
-            _ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", f"p{number}", "netns", hub)
-            _ip("-n", hub, "link", "set", f"p{number}", "master", "br0", "up")
-            _ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "link", "set", "eth0", "up")
             place = directory / f"h{number}"
             place.mkdir()
-            each.append(Host(name, f"10.77.0.{number}", place))
-        yield Host(hub, "", directory), each
+            host = Host(f"{prefix}-{number}", f"10.77.0.{number}", place)
+            _ip("netns", "add", host.namespace)
+            each.append(host)
+        yield each
     finally:
-        for name in made:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+        for host in each:
+            subprocess.run(["ip", "netns", "del", host.namespace], check=False, capture_output=True)
+
+
+@contextmanager
+def hosts(count: int, directory: Path) -> Iterator[tuple[Host, list[Host]]]:
+    """Make hosts on one link, and the switch between them, which sees all their frames."""
+    hub = f"bt{secrets.token_hex(2)}-hub"
+    with unlinked_hosts(count, directory) as each:
+        _ip("netns", "add", hub)
+        try:
+            _ip("-n", hub, "link", "add", "br0", "type", "bridge")
+            _ip("-n", hub, "link", "set", "br0", "up")
+            for number, host in enumerate(each, 1):
+                pair = ("type", "veth", "peer", "name", f"p{number}", "netns", hub)
+                _ip("-n", host.namespace, "link", "add", "eth0", *pair)
+                _ip("-n", hub, "link", "set", f"p{number}", "master", "br0", "up")
+                host.connect()
+            yield Host(hub, "", directory), each
+        finally:
+            subprocess.run(["ip", "netns", "del", hub], check=False, capture_output=True)
 
 
 @asynccontextmanager

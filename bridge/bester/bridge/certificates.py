@@ -11,6 +11,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,22 @@ class Certificates:
         if context is None and tls:
             context = self._any_server = self._any_server or client_context("", None)
         return context
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Return a function that takes in the list of servers of a configuration that was read again, and reads all
+        files again; the paths of this server's own files stay. Raises ConfigError where a server that is new, or has
+        changed, has authorities that cannot be used."""
+        before, servers = self._config.servers, config.servers
+        for name, peer in servers.items():
+            if peer.tls and peer != before.get(name):
+                client_context(f"[servers.{name}] ca", peer.ca, None, self._clock())
+
+        def apply() -> None:
+            self._config = replace(self._config, servers=servers)
+            if self.is_used or servers != before:
+                self.reload()
+
+        return apply
 
     def reload(self) -> bool:
         """Read all files again. Return False, and keep everything as it was, where a file cannot be used."""

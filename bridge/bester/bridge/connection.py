@@ -39,6 +39,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_transport",
         "abort_code",
+        "address",
         "dirty",
         "out",
         "reading",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         self.out: OutQueue[Waiting] = OutQueue()
         self.dirty = False
         self.abort_code: str | None = None
+        self.address = "?"  # the peer's host, once there is a connection, also where the bridge has no room for it
         self.reading = True
         self.stalled_since = 0.0
         self.stalled_bytes = 0
@@ -71,7 +73,7 @@ class Connection(asyncio.Protocol):
         # With no room in the transport's buffer, `resume_writing` means that a whole chunk has left.
         transport.set_write_buffer_limits(high=0)
         peer = transport.get_extra_info("peername")
-        host = peer[0] if isinstance(peer, tuple) else UNIX_HOST
+        host = self.address = peer[0] if isinstance(peer, tuple) else UNIX_HOST
         if self._bridge.admit(self, host):
             self._transport = transport
         else:

@@ -70,7 +70,7 @@ def run_up(
             await children.start()
             reloader = Reloader(config, read)
             reloader.add(*broker_service.live_part(broker))
-            reloader.add((), lambda config: bridge.reload_certificates)
+            reloader.add(*bridge_service.live_part(bridge))
             reloader.start()
             on_ready(bridge.addresses)
             await stop.wait()

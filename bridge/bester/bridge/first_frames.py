@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from bester.bridge.limits import Limits
 from bester.broker.config import Config
@@ -34,6 +35,11 @@ class FirstFrames:
     def start(self) -> None:
         """Follow the names of the listed servers from now on."""
         self._followed.start(self._changed)
+
+    def replace(self, hosts: Mapping[str, str]) -> None:
+        """Take in the hosts of the native servers, by name, of a configuration that was read again."""
+        self._names = tuple(hosts.values())
+        self._followed.replace(hosts)
 
     def _changed(self, hosts: Hosts) -> None:
         self._hosts = hosts

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -40,7 +39,7 @@ from bester.broker.keys import LinkKeys, link_keys
 from bester.broker.logs import facts
 from bester.broker.loop import run
 from bester.broker.names import Followed, Names
-from bester.broker.terminals import hung_up
+from bester.broker.reload import Apply, Prepare, Reloader
 from bester.broker.tls_faults import TlsError
 from bester.broker.tls_stream import TlsStream
 from bester.broker.wire.codes import ConfigError
@@ -105,9 +104,12 @@ class _Ticker:
 class Service:
     """The core and its listeners inside `serving`."""
 
-    def __init__(self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates) -> None:
+    def __init__(
+        self, bridge: Bridge, forwarder: Forwarder, certificates: Certificates, first_frames: FirstFrames
+    ) -> None:
         self.bridge = bridge
         self.certificates = certificates
+        self.first_frames = first_frames
         self.forwarder = forwarder
         self.listeners: list[Listener] = []
         self._epoch = secrets.token_hex(4)
@@ -159,19 +161,6 @@ class Service:
         bridge.connect(fabric)
         return fabric
 
-    def reload(self) -> None:
-        """Read the certificates again, after a SIGHUP; connections stay. The log names the result."""
-        if not self.certificates.is_used:
-            hung_up()
-        elif self.certificates.reload():
-            text = "SIGHUP: certificates and keys alone were read again; restart the program to apply other changes"
-            log.info(text, extra=facts("reloaded", signal="SIGHUP"))
-
-    def reload_certificates(self) -> None:
-        """Read the certificates again, where there are any; connections stay."""
-        if self.certificates.is_used:
-            self.certificates.reload()
-
     def refuse_new(self) -> None:
         """Accept no more connections."""
         for listener in self.listeners:
@@ -206,6 +195,21 @@ class Service:
             self.bridge.abort()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), ABORT_S)
+
+
+def live_part(service: Service) -> tuple[tuple[str, ...], Prepare]:
+    """Return the keys that a running bridge takes in live, and the part of a Reloader that does so."""
+
+    def prepare(config: Config) -> Apply:
+        certificates = service.certificates.prepare(config)
+
+        def apply() -> None:
+            certificates()
+            service.first_frames.replace(config.native_hosts)
+
+        return apply
+
+    return ("servers",), prepare
 
 
 def limits_of(config: Config) -> Limits:
@@ -257,7 +261,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     )
     forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
     bridge.forward = forwarder.forward
-    service = Service(bridge, forwarder, certificates)
+    service = Service(bridge, forwarder, certificates, first_frames)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
         if names is None:
@@ -270,8 +274,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
             stack.callback(asking.close)
         ticker = _Ticker(loop, bridge)
         stack.callback(ticker.stop)
-        if certificates.is_used:
-            stack.callback(Watch(certificates).stop)
+        stack.callback(Watch(certificates).stop)
         first_frames.start()
         yield service
 
@@ -306,7 +309,7 @@ def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop
         connection = Connection(service.bridge, loop)
 
         def refused(why: str) -> None:
-            address = connection.session.address if hasattr(connection, "session") else "?"
+            address = connection.address
             log.warning(
                 "WebSocket of %s refused: %s", address, why, extra=facts("web-refused", address=address, why=why)
             )
@@ -324,7 +327,7 @@ def _secure(service: Service, loop: asyncio.AbstractEventLoop) -> TlsStream:
     connection = Connection(service.bridge, loop)
 
     def failed(fault: TlsError) -> None:
-        address = connection.session.address if hasattr(connection, "session") else "?"
+        address = connection.address
         log.warning(
             "TLS with %s failed: %s", address, fault, extra=facts("tls-failed", address=address, why=str(fault))
         )
@@ -347,10 +350,15 @@ def keys_to_broker(config: Config) -> LinkKeys | None:
     return link_keys(fabric.connect[0], key, fabric.server_key, names)
 
 
-def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda addresses: None) -> int:
+def run_bridge(
+    config: Config,
+    on_ready: Callable[[list[str]], None] = lambda addresses: None,
+    read: Callable[[], Config] | None = None,
+) -> int:
     """Serve clients and servers with a broker in another process, until SIGTERM. Return the exit status.
 
-    `on_ready` gets the addresses when the listeners are open. Raises ConfigError.
+    `on_ready` gets the addresses when the listeners are open. `read` reads the configuration again at SIGHUP. Raises
+    ConfigError.
     """
     if len(config.fabric.connect) != 1:
         raise ConfigError("[fabric] connect names several brokers; a bridge has one: leave one of them")
@@ -364,7 +372,9 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
     async def main(stop: asyncio.Event) -> int:
         """Serve until `stop` is set, or the broker has refused this bridge for good."""
         async with serving(config) as service:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
+            reloader = Reloader(config, read)
+            reloader.add(*live_part(service))
+            reloader.start()
             link = service.link(config.fabric.connect[0], keys)
             link.start()
             try:
@@ -382,6 +392,7 @@ def run_bridge(config: Config, on_ready: Callable[[list[str]], None] = lambda ad
                     fields = facts("drain-timeout", drain_s=DRAIN_S)
                     log.warning("messages were still under way; their senders got `timeout`", extra=fields)
             finally:
+                reloader.close()
                 await link.close(timeout_s=1.0)
             if link.link_client.refusal is not None and not stop.is_set():
                 why = link.link_client.refusal.text

@@ -12,7 +12,7 @@ link, and nothing is sent to a routing id whose connection has ended.
 from __future__ import annotations
 
 import socket as sockets
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 
 import zmq
 from zmq.utils import z85
@@ -54,20 +54,27 @@ class Zap:
         self._socket.register()
 
     def _answer(self, frames: Frames) -> None:
-        version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
-        key = ""
-        if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
-            key = z85.encode(credential).decode()
-        known = key in self._known
-        if not known:
-            self._on_refused(address.decode(errors="replace"), key, "the key is not known here")
-        status = (b"200", b"", key.encode()) if known else (b"400", b"the key is not known", b"")
-        self._socket.send([version, request, *status, b""])
+        reply, refused = zap_reply(frames, self._known)
+        if refused is not None:
+            self._on_refused(*refused, "the key is not known here")
+        self._socket.send(reply)
         self._socket.look_again()
 
     def close(self) -> None:
         """Answer no more."""
         self._socket.close()
+
+
+def zap_reply(frames: Sequence[bytes], known: Container[str]) -> tuple[list[bytes], tuple[str, str] | None]:
+    """Return the frames that answer a ZAP request, and address and key of a party that is refused, None for one that is
+    let in. Frames that are missing are empty; nothing in a request raises."""
+    version, request, _, address, _, mechanism, credential = [*frames, *[b""] * 7][:7]
+    key = ""
+    if mechanism == b"CURVE" and len(credential) == KEY_BYTES:
+        key = z85.encode(credential).decode()
+    if key and key in known:
+        return [version, request, b"200", b"", key.encode(), b""], None
+    return [version, request, b"400", b"the key is not known", b"", b""], (address.decode(errors="replace"), key)
 
 
 class CurveSocket(FabricSocket):

@@ -83,6 +83,12 @@ class Lookups:
             name.followed = True
             name.due = min(name.due, now)
 
+    def unfollow(self, host: str) -> None:
+        """Follow a name no more: the name is remembered as one that was asked for once."""
+        name = self._names.get(host)
+        if name is not None:
+            name.followed = False
+
     def ask(self, host: str, now: float) -> bool:
         """Request the lookup of an unknown name. Return False if a lookup just failed or is late, or if too many names
         wait."""

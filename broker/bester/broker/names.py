@@ -14,6 +14,7 @@ import logging
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -170,6 +171,7 @@ class Names:
         self._clock = clock
         self._lookups = Lookups()
         self._labels: dict[str, str] = {}  # followed name: the key in the configuration
+        self._followers: Counter[str] = Counter()  # followed name: how many follow the name
         self._listeners: list[Callable[[], None]] = []
         self._waiting: dict[str, list[Callable[[], None]]] = {}
         self._under_way: dict[str, Done] = {}
@@ -181,8 +183,17 @@ class Names:
         """Keep the name of a host known from now on; `label` names the key in the configuration, for the log."""
         if not numeric(host):
             self._labels.setdefault(host, label)
+            self._followers[host] += 1
             self._lookups.follow(host, self._clock())
             self._start_due()
+
+    def unfollow(self, host: str) -> None:
+        """Take back one `follow`; a name that nobody follows is looked up no more."""
+        if host in self._followers:
+            self._followers[host] -= 1
+            if not self._followers[host]:
+                del self._followers[host], self._labels[host]
+                self._lookups.unfollow(host)
 
     def listen(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each change of a followed name."""
@@ -266,7 +277,7 @@ class Names:
 
     def _log_events(self, events: Iterable[LookupEvent]) -> None:
         for host, event, text in events:
-            label = self._labels[host]
+            label = self._labels.get(host, "a server")  # the name may be followed no more
             if event == "lost":
                 log.warning("%s: the name %s cannot be looked up (lookups go on): %s", label, host, text)
             else:
@@ -279,12 +290,25 @@ class Followed:
     def __init__(self, hosts: Mapping[str, str], names: Names) -> None:
         self._hosts = dict(hosts)
         self._names = names
+        self._changed: Callable[[Hosts], None] = lambda hosts: None
 
     def start(self, changed: Callable[[Hosts], None]) -> None:
         """Follow the names from now on; `changed` is called with the table after each change."""
+        self._changed = changed
         self._names.listen(lambda: changed(self.table()))
         for server, host in self._hosts.items():
-            self._names.follow(host, f"[servers.{server}] native")
+            self._names.follow(host, _label(server))
+
+    def replace(self, hosts: Mapping[str, str]) -> None:
+        """Follow these servers from now on, and no others; the table is passed on at once if that is a change."""
+        before, self._hosts = self._hosts, dict(hosts)
+        if before == self._hosts:
+            return
+        for server, host in self._hosts.items():  # first, so that what stays is never forgotten
+            self._names.follow(host, _label(server))
+        for host in before.values():
+            self._names.unfollow(host)
+        self._changed(self.table())
 
     def table(self) -> Hosts:
         """Return the current table."""
@@ -293,4 +317,10 @@ class Followed:
     def look_again(self, servers: Iterable[str]) -> None:
         """Look up the hosts of these servers soon, as they may be known by now, or have moved."""
         for server in servers:
-            self._names.hint(self._hosts[server])
+            if server in self._hosts:  # else the list was replaced meanwhile
+                self._names.hint(self._hosts[server])
+
+
+def _label(server: str) -> str:
+    """Return the key in the configuration, for the log."""
+    return f"[servers.{server}] native"

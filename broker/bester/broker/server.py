@@ -149,6 +149,8 @@ class Broker:
         self._notices = LogLimits()
         self.look_up: Callable[[Iterable[str]], None] | None = None
         """Callback that looks up the hosts of servers; the result is passed to `hosts_changed`."""
+        self.follow: Callable[[Mapping[str, str]], None] = lambda hosts: None
+        """Callback with the hosts of the native servers, by name, of a configuration that was read again."""
         self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
         """Callback with the name and the types of each handler that connects."""
 

@@ -136,6 +136,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             curve=config.fabric.curve,
         ) as broker:
             broker.look_up = followed.look_again
+            broker.follow = followed.replace
             broker.store_file = config.store.path
             followed.start(broker.hosts_changed)
             if config.operator.http is None:
@@ -184,27 +185,11 @@ def live_part(broker: Broker) -> tuple[tuple[str, ...], Prepare]:
     """Return the keys that a running broker takes in live, and the part of a Reloader that does so."""
 
     def prepare(config: Config) -> Apply:
-        """Keep native servers that are new or have moved as they were: hosts are looked up from the start on."""
-        routes, grants, before = routes_of(config), grants_of(config), broker.router.settings.routes
-        later = []
-        for name, route in list(routes.items()):
-            known = before.get(name)
-            if route.native is not None and (known is None or known.native != route.native):
-                later.append(name)
-                del routes[name]
-                if known is not None:
-                    routes[name] = known
+        routes, grants = routes_of(config), grants_of(config)
 
         def apply() -> None:
-            """Apply the servers and keys, and log what a restart applies."""
             broker.reload(routes, grants)
-            if later:
-                names = ", ".join(later)
-                log.warning(
-                    "a restart applies the new addresses of the native servers %s",
-                    names,
-                    extra=facts("restart-needed", servers=later),
-                )
+            broker.follow(config.native_hosts)
 
         return apply
 

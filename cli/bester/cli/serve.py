@@ -87,11 +87,15 @@ def bridge(
 ) -> int:  # fmt: skip
     """Serve clients and other servers; the broker runs elsewhere."""
     _begin(log_format, log_level)
-    config = _elsewhere(load(config_path), fabric, key, server_key)
+
+    def read() -> Config:
+        return _elsewhere(load(config_path), fabric, key, server_key)
+
+    config = read()
     _print_notices(config)
     from bester.bridge.service import run_bridge
 
-    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses))
+    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses), read=read)
 
 
 def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:
