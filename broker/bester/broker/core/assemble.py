@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.cockpit import Cockpit
@@ -93,6 +94,7 @@ class Units:
     figures: Figures
     recordings: Recordings
     shadows: Shadows
+    auth: AuthHandlers
 
 
 def assemble(
@@ -161,14 +163,15 @@ def assemble(
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
+    auth = AuthHandlers(settings, out, figures, around.epoch, now)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
         contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
-        shadows=shadows, process_of=around.process_of, is_stopped=around.is_stopped,
+        shadows=shadows, auth=auth, process_of=around.process_of, is_stopped=around.is_stopped,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
-        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows,
+        Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, auth,
     )  # fmt: skip
