@@ -59,7 +59,8 @@ def decide(message):
 
 def block(language: str, number: int = 0) -> str:
     """Return a block of code of the page."""
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)[number]
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    return found[number]
 
 
 @contextmanager
