@@ -157,6 +157,8 @@ async def test_the_example_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
             await bester(server.directory, "user", "enable", "ann")
             assert await login(server, "ann") is None
             assert any("bester.auth" in line and "people" in line for line in await bester(server.directory, "types"))
+            document = "\n".join(await bester(server.directory, "types", "--asyncapi"))
+            assert '"chat"' in document and "bester.auth" not in document
             await bob.close()
             await ann.close()
 

@@ -20,7 +20,7 @@ from bester.broker.wire.messages import AUTH_TYPE, DONE, REFUSED, Command, Reply
 
 MAX_ANSWER_BYTES = 1_024
 """Bytes of an answer that is read: `{"login": true}` has 15."""
-STUCK_WHY = "all its credit is held by logins that it does not answer"
+STUCK_WHY = "all its credit is held by unanswered logins"
 
 
 class Login(NamedTuple):
@@ -34,9 +34,9 @@ class Login(NamedTuple):
 
 class AuthHandler:
     """A handler that decides logins, on a link. `inflight` holds its logins by token, oldest first; None: decided
-    without the handler, whose credit is missing until it answers. `overdue` counts those. Since `full_since` they hold
-    all credit; a `stuck` handler was named as such, until it answers one. While `leaving`, it gets no more logins.
-    `process` is the number of its process, if known; `lease_s` is how long it may be silent while it holds logins.
+    without the handler, whose credit is missing until the answer comes. `overdue` counts those. Since `full_since` they
+    hold all credit; a `stuck` handler was named as such, until its next answer. A `leaving` one gets no more logins.
+    `process` is the number of its process, if known; `lease_s` is how long a handler of logins may be silent.
     """
 
     __slots__ = (
@@ -107,14 +107,14 @@ class AuthHandlers:
         return handler
 
     def leave(self, handler: AuthHandler, now: float) -> None:
-        """Give a handler no more logins; it may still decide those in flight."""
+        """Give a handler no more logins; those in flight stay its own."""
         handler.leaving = True
         if self._away_since is None and all(each.leaving for each in self._handlers.values()):
             self._away_since = now
 
     def lose(self, handler: AuthHandler, now: float) -> None:
-        """Remove a handler whose link is lost. Nobody else is asked about its logins: one of them may have killed it,
-        and a password is given to one handler alone."""
+        """Remove a handler whose link is lost. No other handler is asked about its logins: one of them may have
+        killed this one, and a password is given to one handler alone."""
         self.leave(handler, now)
         self._handlers.pop(handler.link, None)
         lost = [login for login in handler.inflight.values() if login is not None]
@@ -212,7 +212,7 @@ class AuthHandlers:
         return self._away_since is not None and now - max(self._away_since, login.since) >= self._limits.handler_wait_s
 
     def _look_at(self, handler: AuthHandler, now: float) -> None:
-        """Have a handler started again whose credit is all held by logins that it does not answer."""
+        """Have a handler started again whose credit is all held by unanswered logins."""
         if handler.stuck or handler.free > 0 or handler.overdue < len(handler.inflight):
             return
         if handler.full_since is None:
@@ -225,7 +225,7 @@ class AuthHandlers:
 
 
 def _decision(user: str, reply: Reply) -> tuple[bool | None, str]:
-    """Return whether a reply says that a user's login is good, None where it decides nothing, and why it does not."""
+    """Return whether a reply says that a user's login is good, and why not; None for a reply that decides nothing."""
     if reply.status == REFUSED and reply.code is None:
         return False, ""
     if reply.status != DONE:

@@ -212,7 +212,7 @@ class Router:
 
     @property
     def is_decided_by_handler(self) -> bool:
-        """Whether a handler decides logins, and the passwords of accounts do not."""
+        """True where a handler decides logins, and the passwords of accounts do not."""
         return policy.is_decided_by_handler(self.settings)
 
     def on_password_changed(
