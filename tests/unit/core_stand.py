@@ -14,6 +14,7 @@ from bester.broker.core.effects import (
     ChangePassword,
     Effects,
     Link,
+    LoginDecided,
     LookUp,
     Notice,
     Reconnect,
@@ -87,6 +88,7 @@ class Stand(SimServer):
         self.restarts: list[Restart] = []
         self.reconnects: list[str] = []
         self.changes: list[ChangePassword] = []
+        self.decisions: dict[int, bool | None] = {}
         self.alive: dict[Link, None] = {}
         self.writes: list[Write] = []
         self.reads: list[StoreRead] = []
@@ -168,6 +170,9 @@ class Stand(SimServer):
             self.looked_up.append(call.servers)
         elif isinstance(call, ChangePassword):
             self.changes.append(call)
+        elif isinstance(call, LoginDecided):
+            assert call.number not in self.decisions, "each login is decided once"
+            self.decisions[call.number] = call.good
         elif isinstance(call, Reconnect):
             self.reconnects.append(call.server)
         else:

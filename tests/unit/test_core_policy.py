@@ -72,7 +72,7 @@ def test_each_role_has_its_operations_and_no_operation_is_anybodys() -> None:
     ("type_", "code"),
     [
         ("chat", None),
-        ("bester.auth", "reserved"),
+        ("bester.auth", None),  # `may_decide` says by which handlers
         ("bester.outcome", "reserved"),
         ("dummy", "reserved"),
         ("a,b", "malformed"),

@@ -20,7 +20,7 @@ import argon2
 from bester.broker.accounts_file import BUSY_S, AccountsFile, broken
 from bester.broker.config import Config
 from bester.broker.data_dir import prepare
-from bester.broker.verifying import HASHER, LET_IN, OVERLOADED, WRONG, Verdict, Verifying
+from bester.broker.verifying import HASHER, LET_IN, NO_PASSWORD, OVERLOADED, WRONG, Verdict, Verifying
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.messages import MAX_USER
 
@@ -59,6 +59,10 @@ class Logins(Protocol):
 
     def disabled(self) -> set[str]:
         """Return the names of disabled accounts."""
+
+    def learn(self, name: str) -> bool:
+        """Make sure that a user has an account whose login another program has found good. Return False where that
+        cannot be written now."""
 
     def changed(self) -> bool:
         """Return whether another process may have added or removed accounts since the last call."""
@@ -123,6 +127,10 @@ class OpenAccounts:
     def disabled(self) -> set[str]:
         """Return an empty set, as no account exists."""
         return set()
+
+    def learn(self, name: str) -> bool:
+        """Return True, as any name is good."""
+        return True
 
     def changed(self) -> bool:
         """Return False, as no account exists."""
@@ -244,6 +252,23 @@ class Accounts:
         except sqlite3.Error as error:
             _log.error("%s", self._broken(error).text)
             return set()
+
+    def learn(self, name: str) -> bool:
+        """Make sure that a user has an account whose login another program has found good; a new one has no password.
+        Return False if the account cannot be written now: a server's loop waits for no lock."""
+        row = (name, NO_PASSWORD, time.time())
+        try:
+            if self._db.execute("SELECT 1 FROM account WHERE name = ?", (name,)).fetchone() is not None:
+                return True
+            self._db.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._db.execute("INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row)
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
+        except sqlite3.Error as error:
+            _log.error("user %r cannot be given an account now: %s", name, self._broken(error).text)
+            return False
+        return True
 
     async def change(self, user: str, old: str, new: str, address: str) -> Verdict:
         """Change a user's password, if the old one is right: wrong ones count as at a login. The new password is

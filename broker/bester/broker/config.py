@@ -117,7 +117,8 @@ class HandlerConfig:
     `program` listens on `socket`, if started by the server. `order` is the order of a user's messages: one at a time
     ("user") or in parallel ("none"). A message fails after `timeout_s` with a handler (None: 30 s, or a longer lease of
     the handler), and becomes a dead letter after the death of `attempts` handlers. `commands` are those it may use
-    (None: every command). A `shadow` gets copies of messages that other handlers have answered.
+    (None: every command). A `shadow` gets copies of messages that other handlers have answered. One with
+    `auth` decides logins, and does nothing else.
     """
 
     name: str
@@ -132,6 +133,12 @@ class HandlerConfig:
     attempts: int = 3
     commands: frozenset[str] | None = None
     shadow: bool = False
+    auth: bool = False
+
+    @property
+    def process_names(self) -> tuple[str, ...]:
+        """Names of its processes, one for each worker."""
+        return (self.name,) if self.workers == 1 else tuple(f"{self.name}.{n}" for n in range(self.workers))
 
 
 @dataclass(frozen=True, slots=True)

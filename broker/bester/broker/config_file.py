@@ -35,7 +35,7 @@ from bester.broker.store_requests import Bounds
 from bester.broker.toml_table import NO_HINTS, Source, Table, nearest
 from bester.broker.wire.address import HostPort, is_loopback, is_numeric, parse_endpoint, parse_host_port, parse_network
 from bester.broker.wire.keys import must_encrypt, parse_key
-from bester.broker.wire.messages import COMMANDS, MAX_BODY_BYTES, type_fault
+from bester.broker.wire.messages import AUTH_TYPE, COMMANDS, MAX_BODY_BYTES, type_fault
 
 FILE = Path("bester.toml")
 """Default file of every command, if present."""
@@ -164,6 +164,9 @@ KEYS: Mapping[str, Mapping[str, Key]] = {
             "3", "handlers that may die with one message alone in flight before the message is a dead letter"
         ),
         "commands": Key("every command", "the commands that it may use: of sendClients, sendServers and sendHandler"),
+        "auth": Key(
+            "false", "true: it decides logins, as a handler of `bester.auth`, and the passwords of accounts do not"
+        ),
         "shadow": Key(
             "false", "true: it gets copies of what other handlers have answered, and its commands are only compared"
         ),
@@ -265,6 +268,9 @@ class _Reader:
         federation = self._section("federation")
         users = {name: self._users_of(name, table) for name, table in self._named("types", name_fault=type_fault)}
         self._one_budget_a_type(handlers)
+        auth = self._section("accounts").choice("auth", "accounts", ("accounts", "open"))
+        if auth == "open":
+            self._nobody_decides(fabric, handlers)
         return Config(
             path=self._source.path,
             directory=self.directory,
@@ -272,7 +278,7 @@ class _Reader:
             native=self._native(),
             fabric=fabric,
             store=store,
-            auth=self._section("accounts").choice("auth", "accounts", ("accounts", "open")),
+            auth=auth,
             handlers=handlers,
             servers=MappingProxyType(servers),
             accept=federation.choice("accept", "listed", ("listed", "open", "none")),
@@ -425,7 +431,7 @@ class _Reader:
             if key not in table:
                 table.fail(None, f'has no {key}; a party has key = "…" and role = "handler"')
         role = table.choice("role", "", ("handler", "bridge", "operator"))
-        types = self._types(table, "types", table.texts("types") or ()) if role == "handler" else ()
+        types = self._types(table, "types", table.texts("types") or (), granted=True) if role == "handler" else ()
         for key in ("types", "commands"):
             if role != "handler" and key in table:
                 table.fail(key, f"is for handlers; a {role} serves no types, so leave the key out")
@@ -551,13 +557,14 @@ class _Reader:
         command = table.texts("command")
         if command == ():
             table.fail("command", 'is empty; write the program and its arguments as ["program", "argument"]')
+        auth = self._decides(table)
         types = table.texts("types") if "types" in table else (name,)
         if "order" in table and "socket" not in table:
             remedy = 'in Python write @app.handler(…, order="user"), in another language set order in HELLO'
             table.fail("order", f"is for handlers at a socket; others ask for order themselves: {remedy}")
         return HandlerConfig(
             name=name,
-            types=self._types(table, "types", types or ()),
+            types=(AUTH_TYPE,) if auth else self._types(table, "types", types or ()),
             workers=table.number("workers", 1, 1, MAX_WORKERS),
             app=app,
             command=command,
@@ -567,7 +574,24 @@ class _Reader:
             attempts=table.number("attempts", 3, 1, MAX_ATTEMPTS),
             commands=self._commands(table),
             shadow=self._shadow(table),
+            auth=auth,
         )
+
+    def _decides(self, table: Table) -> bool:
+        """Return whether a handler decides logins, which goes with no key for messages."""
+        auth = table.flag("auth")
+        for key in ("types", "socket", "timeout_s", "attempts", "commands", "shadow") if auth else ():
+            if key in table:
+                table.fail(key, f"is not for a handler that decides logins ({AUTH_TYPE} alone); leave the key out")
+        return auth
+
+    def _nobody_decides(self, fabric: FabricConfig, handlers: tuple[HandlerConfig, ...]) -> None:
+        """Require that no handler is to decide logins where everybody is let in."""
+        sections = [f"handlers.{handler.name}" for handler in handlers if handler.auth]
+        sections += [f"fabric.parties.{party.name}" for party in fabric.parties.values() if AUTH_TYPE in party.types]
+        for section in sections[:1]:
+            why = f'is "open", which lets everybody in, and [{section}] is to decide logins; remove one of them'
+            self._source.fail("accounts", "auth", why)
 
     def _shadow(self, table: Table) -> bool:
         """Return whether a handler is a shadow; limits on what is carried out mean nothing for one."""
@@ -587,11 +611,14 @@ class _Reader:
             table.fail("users", f'is a list of user names, or "{ANY}"; write users = ["…"]')
         return frozenset(users)
 
-    def _types(self, table: Table, key: str, types: tuple[str, ...]) -> tuple[str, ...]:
+    def _types(self, table: Table, key: str, types: tuple[str, ...], *, granted: bool = False) -> tuple[str, ...]:
+        """Return the types of a handler. `granted`: a key may grant the deciding of logins as well."""
         if not types:
             table.fail(key, "is empty; name at least one message type")
         for each in types:
-            fault = type_fault(each)
+            fault = None if granted and each == AUTH_TYPE else type_fault(each)
+            if each == AUTH_TYPE and fault is not None:
+                table.fail(key, f"{fault}, or write auth = true for a handler that decides logins")
             if fault:
                 table.fail(key if key in table else None, fault)
         return tuple(dict.fromkeys(types))

@@ -14,6 +14,7 @@ tables are bounded, and unknown names are treated like known ones.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class _History:
     """Wrong passwords of one user at one address."""
 
     failures: list[float] = field(default_factory=list)  # times, the last FAILURES at most
-    marks: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    marks: OrderedDict[bytes, float] = field(default_factory=OrderedDict)  # when each was last found wrong
     level: int = 0  # number of waits so far
     free_at: float = 0.0  # end of the wait
     wait_s: float = 0.0  # length of the wait
@@ -150,9 +151,11 @@ class Lockout:
     """Memory of wrong and right passwords. Times are seconds of one monotonic clock.
 
     `net` is the `network_of` an address; `mark` stands for the user, the password and the current state of the account.
+    `known_s`: time for which a wrong password is known to be wrong, where the mark does not change with the account.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known_s: float = math.inf) -> None:
+        self._known_s = known_s
         self._histories: OrderedDict[tuple[str, str], _History] = OrderedDict()  # the newest failure last
         self._trusted: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest login last
         self._users = _Budgets()
@@ -164,7 +167,7 @@ class Lockout:
         failed."""
         history = self._history(user, net, now)
         if history is not None:
-            if mark in history.marks:
+            if now - history.marks.get(mark, -math.inf) < self._known_s:
                 return Refused(None)
             wait_s = self._wait_s(history, net, mark, now)
             if wait_s > 0:
@@ -208,7 +211,8 @@ class Lockout:
         self._histories.pop((user, net), None)
         self._histories[user, net] = history
         history.failures = [*[at for at in history.failures if now - at <= WINDOW_S][1 - FAILURES :], now]
-        history.marks[mark] = None
+        history.marks.pop(mark, None)
+        history.marks[mark] = now
         while len(history.marks) > MARKS:
             history.marks.popitem(last=False)
         # A user who has waited once gets no FAILURES fresh guesses: each further wrong password doubles the wait.

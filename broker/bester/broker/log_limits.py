@@ -23,6 +23,7 @@ WARNINGS = frozenset(
         "handler-stuck",
         "hello-refused",
         "login-slowed",
+        "login-undecided",
         "renamed",
         "reports-nothing",
         "server-lost",

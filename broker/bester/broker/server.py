@@ -31,17 +31,20 @@ from bester.broker.core.effects import (
     ChangePassword,
     Effects,
     Link,
+    LoginDecided,
     LookUp,
     Notice,
     NoticeEvent,
     Reconnect,
     Restart,
+    ShellCall,
     Verify,
 )
 from bester.broker.core.router import Router
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.curve import CurveSocket, Zap
 from bester.broker.fabric import FabricLink, FabricSocket, Frames
+from bester.broker.handler_logins import HandlerLogins
 from bester.broker.hosts import Hosts
 from bester.broker.keys import KeyPair, LinkKeys
 from bester.broker.log_limits import PACED, WARNINGS, LogLimits
@@ -107,6 +110,7 @@ class Broker:
         self._curve = curve
         self._zap: Zap | None = None
         self._accounts = accounts
+        self._handler_logins = HandlerLogins(accounts, self._ask_handler)
         self._removed_accounts = RemovedAccounts(accounts)
         self.settings = settings
         now, wall_s = _clocks()
@@ -376,7 +380,8 @@ class Broker:
 
     async def _verify(self, login: Verify) -> None:
         try:
-            reason, retry_s = await self._accounts.verify(login.user, login.password, login.address)
+            logins = self._handler_logins if self.router.is_decided_by_handler else self._accounts
+            reason, retry_s = await logins.verify(login.user, login.password, login.address)
         except Exception as error:  # noqa: BLE001 (the fault of one login must not end the server)
             log.error("the login of user %r cannot be checked now: %s", login.user, describe(error))
             reason, retry_s = "overloaded", None
@@ -395,6 +400,9 @@ class Broker:
         now = time.monotonic()
         self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s, account))
 
+    def _ask_handler(self, number: int, user: str, password: str, address: str) -> None:
+        self._carry_out(self.router.ask_login(number, user, password, address, time.monotonic()))
+
     def _may_open(self, user: str, account: str | None) -> bool:
         """Return whether a session that outlived a broker may go on: its account is still there, and is the one with
         which it logged in (None: a bridge that does not tell)."""
@@ -403,7 +411,8 @@ class Broker:
 
     async def _change_password(self, change: ChangePassword) -> None:
         try:
-            reason, retry_s = await self._accounts.change(change.user, change.old, change.new, change.address)
+            logins = self._handler_logins if self.router.is_decided_by_handler else self._accounts
+            reason, retry_s = await logins.change(change.user, change.old, change.new, change.address)
         except Exception as error:  # noqa: BLE001 (the fault of one change must not end the server)
             log.error("the password of user %r cannot be changed now: %s", change.user, describe(error))
             reason, retry_s = "overloaded", None
@@ -431,9 +440,15 @@ class Broker:
                 self._flush_soon()
             else:
                 queued += messages
-        for call in effects.calls:
+        if effects.calls:
+            self._do(effects.calls)
+
+    def _do(self, calls: Iterable[ShellCall]) -> None:
+        for call in calls:
             if type(call) is Verify:
                 self._start_verifying(call)
+            elif type(call) is LoginDecided:
+                self._handler_logins.decided(call.number, call.good)
             elif type(call) is ChangePassword:
                 self._start_changing(call)
             elif type(call) is Notice:

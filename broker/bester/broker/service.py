@@ -72,6 +72,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
         unknown_hosts=hosts.unknown,
         declared_types=frozenset(type_ for handler in _serving(config) for type_ in handler.types),
         shadows=frozenset(handler.name for handler in config.handlers if handler.shadow),
+        auth_handlers=frozenset(name for handler in config.handlers if handler.auth for name in handler.process_names),
         admin_info=config.admin_info,
         bounds=config.store.bounds,
         budgets=_budgets(config),
@@ -89,7 +90,7 @@ def _entering(config: Config, peer: PeerConfig) -> frozenset[str] | None:
 
 def _serving(config: Config) -> list[HandlerConfig]:
     """Return the declared handlers whose commands are carried out."""
-    return [handler for handler in config.handlers if not handler.shadow]
+    return [handler for handler in config.handlers if not (handler.shadow or handler.auth)]
 
 
 def _commands(config: Config) -> dict[str, frozenset[str]]:

@@ -10,9 +10,10 @@ import asyncio
 import base64
 import hashlib
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -42,6 +43,15 @@ class Verdict(NamedTuple):
 LET_IN = Verdict(None)
 WRONG = Verdict("authentication-failed")
 OVERLOADED = Verdict("overloaded")
+AWAY = Verdict("unreachable")
+
+
+class UndecidedError(Exception):
+    """Nobody has decided whether a password is right."""
+
+
+Check = Callable[[str, str, str], Awaitable[bool]]
+"""Returns whether a password is right, for (user, password, address). Raises UndecidedError."""
 
 
 def _no_such_hash() -> str:
@@ -50,7 +60,8 @@ def _no_such_hash() -> str:
     return f"$argon2id$v=19$m={HASHER.memory_cost},t={HASHER.time_cost},p={HASHER.parallelism}${salt}${digest}"
 
 
-_DUMMY = _no_such_hash()
+NO_PASSWORD = _no_such_hash()
+"""Hash of an account without a password here."""
 _NO_MEMORY = argon2.low_level.error_to_str(-22)  # ARGON2_MEMORY_ALLOCATION_ERROR
 
 
@@ -58,16 +69,21 @@ class Verifying:
     """Checks passwords on one loop.
 
     `hash_of` returns the hash of a user's password, or None for an unknown user; raises BesterError if the database
-    cannot be read. `clock` returns monotonic seconds.
+    cannot be read. `clock` returns monotonic seconds. `check` decides in place of the hashes, `at_once` passwords at a
+    time, each of which is known to be wrong for `known_s`.
     """
 
-    def __init__(self, hash_of: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, hash_of: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic, *,
+        check: Check | None = None, at_once: int = VERIFIERS, known_s: float = math.inf,
+    ) -> None:  # fmt: skip
         self._hash_of = hash_of
         self._clock = clock
+        self._by = check
         self._key = secrets.token_bytes(32)
-        self._lockout = Lockout()
+        self._lockout = Lockout(known_s)
         self._queue: CheckQueue[asyncio.Future[bool]] = CheckQueue()
-        self._free = VERIFIERS
+        self._free = at_once
         self._pools: set[ThreadPoolExecutor] = set()  # of one thread each, so that one without a thread can be dropped
         self._idle: list[ThreadPoolExecutor] = []
 
@@ -89,7 +105,7 @@ class Verifying:
             if not await self._has_turn(decision.rank, user, net):
                 return OVERLOADED
             try:
-                return await self._check(user, net, password)
+                return await self._check(user, net, password, address)
             finally:
                 self._free += 1
                 self._go_on()
@@ -118,14 +134,16 @@ class Verifying:
                 self._free -= 1
                 waiting.item.set_result(True)
 
-    async def _check(self, user: str, net: str, password: str) -> Verdict:
+    async def _check(self, user: str, net: str, password: str, address: str) -> Verdict:
         stored = self._hash_of(user)
         mark = self._mark(user, net, stored, password)
         decision = self._lockout.decide(user, net, mark, self._clock())  # other checks may have failed meanwhile
         if isinstance(decision, Refused):
             return _refusal(decision)
         try:
-            right = await self._matches(stored, password)
+            right = await (self._matches(stored, password) if self._by is None else self._by(user, password, address))
+        except UndecidedError:  # neither right nor wrong, so that nothing is counted; the log has the reason
+            return AWAY
         except (RuntimeError, MemoryError) as error:
             _log.error("the password of user %r cannot be checked now: %s", user, describe(error))
             return OVERLOADED
@@ -163,7 +181,7 @@ def _refusal(refused: Refused) -> Verdict:
 def _matches(stored: str | None, password: str) -> bool:
     """Return whether a password matches a hash; without a hash, take as long and return False. Raises MemoryError."""
     try:
-        HASHER.verify(stored or _DUMMY, password)
+        HASHER.verify(stored or NO_PASSWORD, password)
     except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError) as error:
         if str(error) == _NO_MEMORY:  # it may well be the right one
             raise MemoryError(_NO_MEMORY) from None

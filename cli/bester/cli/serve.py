@@ -130,8 +130,11 @@ def banner(config: Config, addresses: Sequence[str]) -> list[str]:
     if first.startswith("tls://"):  # a certificate is for a name, seldom for the address of a listener
         address = f"tls://{config.server.name}:{first.rpartition(':')[2]}"
     to = f" --to {shlex.quote(address)}" if address != DEFAULT_ADDRESS else ""
-    type_ = config.handlers[0].types[0] if config.handlers else "TYPE"
+    type_ = next((handler.types[0] for handler in config.handlers if not handler.auth), "TYPE")
     who = "anybody may log in, with any password" if config.auth == "open" else f"{program} user add{option} alice"
+    decider = next((handler.name for handler in config.handlers if handler.auth), None)
+    if decider is not None:
+        who = f"handler {decider} decides who may log in"
     return [
         f"{config.server.name} serves {', '.join(addresses) or 'no native listener'}",
         f"  to add a user:      {who}",

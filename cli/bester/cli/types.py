@@ -25,6 +25,7 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
         raise click.UsageError("--json and --asyncapi print different things; give one of them")
     config = load(config_path)
     from bester.broker.wire.codes import BesterError
+    from bester.broker.wire.messages import is_reserved
     from bester.cli.operate import ask
 
     answer = ask(config, "types")
@@ -34,7 +35,8 @@ def types(config_path: Path | None, json_lines: bool, asyncapi: bool) -> None:
     if asyncapi:
         from bester.cli.asyncapi import document
 
-        out(json.dumps(document(config.server.name, rows), indent=2))
+        public = [row for row in rows if not is_reserved(row["type"])]  # clients send no others
+        out(json.dumps(document(config.server.name, public), indent=2))
     elif json_lines:
         for row in rows:
             out(json.dumps(row))

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
+    AUTH_TYPE,
     FAILED,
     REFUSED,
     REQUEST_MS,
@@ -360,6 +362,11 @@ class Worker:
     def _log_failure(self, job: Job, error: BaseException | None, status: int, note: str | None) -> None:
         request, route = job[0], job[1]
         id_, name = request.meta.get("id"), route.name
+        if request.type == AUTH_TYPE:  # a text may quote the password
+            if status != REFUSED:
+                fields = facts("handler-failed", type=request.type, function=name, id=id_)
+                log.error("%s: %s failed on login %s: %s", request.type, name, id_, _origin(error), extra=fields)
+            return
         fields = facts("handler-failed", type=request.type, function=name, id=id_)
         if status == REFUSED and error is not None:
             cause = f" ({describe(error.__cause__)})" if error.__cause__ is not None else ""
@@ -436,3 +443,12 @@ class Worker:
         """Ask the broker. Raises BesterError where no answer comes, ValueError for an invalid question."""
         self._check(Ask(0, question, argument))
         return await self._calls.ask(lambda token: Ask(token, question, argument), timeout_s)
+
+
+def _origin(error: BaseException | None) -> str:
+    """Return the class of an exception and the line that raised it, without its text."""
+    if error is None:
+        return "with an exception that cannot be shown"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{class_name(error)}{where}"

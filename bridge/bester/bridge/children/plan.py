@@ -54,8 +54,7 @@ def plan(config: Config, fabric: str) -> list[Child]:
     for handler in config.handlers:
         command = _command(config, handler)
         _look_for_module(config, handler)
-        for index in range(handler.workers):
-            name = handler.name if handler.workers == 1 else f"{handler.name}.{index}"
+        for index, name in enumerate(handler.process_names):
             environment = {
                 "BESTER_FABRIC": fabric,
                 TYPES: ",".join(handler.types),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.cases import Reports
 from bester.broker.core.clock import Clock
 from bester.broker.core.cockpit import Cockpit
@@ -98,6 +99,7 @@ class Units:
     shadows: Shadows
     credit: SubmitCredit
     stuck_types: StuckTypes
+    auth: AuthHandlers
 
 
 def assemble(
@@ -167,10 +169,11 @@ def assemble(
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
     credit = SubmitCredit(limits)
+    auth = AuthHandlers(settings, out, figures, around.epoch, now)
     peers = Peers(
         settings, out, around.epoch, now, dispatcher=dispatcher, workers=workers, timeouts=timeouts, relays=relays,
         contracts=contracts, bridges=bridges, answers=answers, restarts=restarts, recordings=recordings,
-        shadows=shadows, credit=credit, process_of=around.process_of, is_stopped=around.is_stopped,
+        shadows=shadows, auth=auth, credit=credit, process_of=around.process_of, is_stopped=around.is_stopped,
         read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
@@ -178,5 +181,5 @@ def assemble(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
-        StuckTypes(limits),
+        StuckTypes(limits), auth,
     )  # fmt: skip

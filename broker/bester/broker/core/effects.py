@@ -50,6 +50,7 @@ NoticeEvent = Literal[
     "left",
     "login-failed",
     "login-slowed",
+    "login-undecided",
     "lost",
     "message-refused",
     "password-changed",
@@ -82,6 +83,14 @@ class ChangePassword(NamedTuple):
     old: str
     new: str
     address: str
+
+
+class LoginDecided(NamedTuple):
+    """The handler's decision on the login with this number (see `Router.ask_login`): True or False, None where no
+    handler has decided."""
+
+    number: int
+    good: bool | None
 
 
 class Notice(NamedTuple):
@@ -126,7 +135,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | ChangePassword | Notice | LookUp | Reconnect | Restart
+ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart
 
 
 class Effects:
@@ -136,7 +145,7 @@ class Effects:
     `reads`   answered afterwards, by `Router.on_read`
     `messages`  that depend on none of the writes, by link, each link's in order; a message that cannot be sent is given
     to `Router.on_undeliverable`
-    `calls`   passwords to check, names to look up, processes to restart, lines for the log
+    `calls`   passwords to check, logins that are decided, names to look up, processes to restart, lines for the log
     """
 
     __slots__ = ("calls", "messages", "reads", "writes")

@@ -5,6 +5,7 @@ Plain integers, counted where things happen; `status` makes one value of them, w
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
@@ -34,6 +35,11 @@ class TypeFigures:
         self.failed: Counter[str] = Counter()
         self.took = [0] * (len(BUCKETS_S) + 1)
         self.took_s = 0.0
+
+    def add_time(self, took_s: float) -> None:
+        """Count the time of a reply."""
+        self.took[bisect_left(BUCKETS_S, took_s)] += 1
+        self.took_s += took_s
 
     def as_map(self) -> dict[str, Any]:
         """Return the figures as a map of plain values."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.auth import AuthHandler
 from bester.broker.core.effects import Link
 from bester.broker.core.pools import Worker
 from bester.broker.core.resume import BridgeResume
@@ -23,10 +24,12 @@ class Peer:
     `logins` are the sessions whose password is being checked; `resume` is the state of a bridge over all its links,
     None for a bridge in this process, whose link is never lost. `process` is the number of the process at the other
     end, None where the shell does not know it. `version` and `software` are what a handler says about its
-    program; it has either a `worker` or a `shadow`. `figures` are the counts that a bridge tells.
+    program; it has a `worker`, a `shadow`, or an `auth` (it decides logins). `figures` are the counts that a bridge
+    tells.
     """
 
     __slots__ = (
+        "auth",
         "figures",
         "last_heard",
         "leaving",
@@ -53,6 +56,7 @@ class Peer:
         self.leaving = False
         self.worker: Worker | None = None
         self.shadow: Shadow | None = None
+        self.auth: AuthHandler | None = None
         self.types: frozenset[str] = frozenset()
         self.logins: set[int] = set()
         self.prefix = ""
@@ -72,9 +76,10 @@ class Peer:
         if self.link.door == "direct":
             return False
         silent_s = now - self.last_heard
+        holder = self.worker or self.auth
         if silent_s <= SILENT_HEARTBEATS * limits.heartbeat_s:
-            return self.worker is not None and 0 < self.worker.lease_s < silent_s and bool(self.worker.inflight)
-        if self.worker is None or not self.worker.inflight or silent_s > self.worker.lease_s:
+            return holder is not None and 0 < holder.lease_s < silent_s and bool(holder.inflight)
+        if holder is None or not holder.inflight or silent_s > holder.lease_s:
             return True
         return self.process is not None and is_stopped(self.process)
 
@@ -107,8 +112,11 @@ def refusal(settings: Settings, link: Link, hello: Hello) -> Error | None:
     return None
 
 
-def foreign_types(settings: Settings, link: Link, options: HandlerOptions) -> Error | None:
-    """Return the ERROR that answers a handler which wants to serve types that its key does not grant."""
+def foreign_types(settings: Settings, link: Link, name: str, options: HandlerOptions, *, shadow: bool) -> Error | None:
+    """Return the ERROR that answers a handler which wants to serve types that are not for it."""
+    refused = policy.may_decide(settings, link, name, options.types, shadow=shadow)
+    if refused is not None:
+        return Error(*refused, _HELLO_OP)
     why = policy.may_join(settings, link, "handler", "", options.types)
     return None if why is None else Error("not-allowed", why, _HELLO_OP)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bester.broker.core import policy
+from bester.broker.core.auth import AuthHandlers
 from bester.broker.core.contracts import Contract, ContractError, Contracts
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
@@ -23,6 +24,7 @@ from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.workers import Workers
 from bester.broker.wire.messages import (
+    AUTH_TYPE,
     MAX_BODY_BYTES,
     OP_OF,
     VERSION,
@@ -49,7 +51,7 @@ class Peers:
     def __init__(
         self, settings: Settings, out: Effects, epoch: str, now: float, *, dispatcher: Dispatcher, workers: Workers,
         timeouts: Timeouts, relays: Relays, contracts: Contracts, bridges: dict[Link, None], answers: PendingAnswers,
-        restarts: Restarts, recordings: Recordings, shadows: Shadows, credit: SubmitCredit,
+        restarts: Restarts, recordings: Recordings, shadows: Shadows, auth: AuthHandlers, credit: SubmitCredit,
         process_of: Callable[[Link], int | None], is_stopped: Callable[[int], bool],
         read_until: Callable[[Link], float],
     ) -> None:  # fmt: skip
@@ -68,6 +70,7 @@ class Peers:
         self._recordings = recordings
         self._shadows = shadows
         self._credit = credit
+        self._auth = auth
         self._process_of = process_of
         self._is_stopped = is_stopped
         self._read_until = read_until
@@ -126,11 +129,13 @@ class Peers:
     def _hello(self, link: Link, peer: Peer | None, hello: Hello, now: float) -> None:
         error = refusal(self._settings, link, hello)
         options = None
+        is_shadow = False
         if error is None and hello.role == "handler":
             parsed = handler_options(self._settings.limits, hello.options)
             error, options = (parsed, None) if isinstance(parsed, Error) else (None, parsed)
             if options is not None:
-                error = foreign_types(self._settings, link, options)
+                is_shadow = options.shadow or hello.name in self._settings.shadows
+                error = foreign_types(self._settings, link, hello.name, options, shadow=is_shadow)
         contracts: dict[str, Contract] = {}
         if error is None and options is not None:
             try:
@@ -144,8 +149,12 @@ class Peers:
             self._out.notice("hello-refused", role=hello.role, name=hello.name, door=link.door, why=error.text, **key)
             self._out.send(link, error)
             return
-        is_shadow = options is not None and (options.shadow or hello.name in self._settings.shadows)
-        if peer is not None and (peer.role != hello.role or is_shadow is not (peer.shadow is not None)):
+        is_auth = options is not None and AUTH_TYPE in options.types
+        if peer is not None and (
+            peer.role != hello.role
+            or is_shadow is not (peer.shadow is not None)
+            or is_auth is not (peer.auth is not None)
+        ):
             self.on_peer_lost(peer, "back in another role", now)
             peer = None
         self._unknown.pop(link, None)
@@ -220,6 +229,10 @@ class Peers:
         dispatcher = self._dispatcher
         types, credit, ordered = options.types, options.credit, options.ordered
         peer.types = types
+        if AUTH_TYPE in types:
+            peer.auth = self._auth.join(peer.link, peer.name, credit, peer.process, peer.auth, now)
+            peer.auth.lease_s = options.lease_s
+            return
         if contracts is None:
             peer.shadow = self._shadows.join(peer.link, peer.name, types, credit, peer.shadow, now)
             return
@@ -262,12 +275,15 @@ class Peers:
         elif peer.shadow is not None:
             self._shadows.leave(peer.shadow)
             self.forget_when_done(peer)
+        elif peer.auth is not None:
+            self._auth.leave(peer.auth, now)
+            self.forget_when_done(peer)
         else:
             self.on_peer_lost(peer, "goodbye", now)
 
     def forget_when_done(self, peer: Peer) -> None:
         """Forget a leaving handler once it has answered all its messages."""
-        holder = peer.worker or peer.shadow
+        holder = peer.worker or peer.shadow or peer.auth
         if peer.leaving and holder is not None and not holder.inflight:
             self.by_link.pop(peer.link, None)
             self._out.notice("left", role=peer.role, name=peer.name)
@@ -282,6 +298,8 @@ class Peers:
             self._dispatcher.on_worker_lost(peer.worker, now)
         if peer.shadow is not None:
             self._shadows.lose(peer.shadow)
+        if peer.auth is not None:
+            self._auth.lose(peer.auth, now)
         if peer.role == "operator":
             self._recordings.on_peer_lost(peer.link)
         if peer.role == "bridge":

@@ -16,6 +16,7 @@ from bester.broker.core.settings import Route, Settings
 from bester.broker.hosts import Hosts, is_named
 from bester.broker.wire.address import is_neighbour, is_within, parse_host_port
 from bester.broker.wire.messages import (
+    AUTH_TYPE,
     ROLES,
     Ask,
     Close,
@@ -65,7 +66,7 @@ MAY_ASK: Mapping[str, frozenset[str]] = {
     "peerDrop": _OPERATOR,
 }
 """Roles by question."""
-SECRET_TYPES = frozenset({"bester.auth"})
+SECRET_TYPES = frozenset({AUTH_TYPE})
 """Requests of these types hold passwords: their bodies are kept nowhere."""
 TRUSTED_DOORS = ("ipc", "direct")
 """A directory of mode 0700, or this process itself."""
@@ -79,11 +80,35 @@ def may_ask(role: str, question: str) -> bool:
 
 
 def may_serve(type_: str) -> tuple[str, str] | None:
-    """Return (code, text) of the refusal where no handler may serve this type, None where one may."""
-    fault = type_fault(type_)
+    """Return (code, text) of the refusal where no handler may serve this type, None where one may. Which handlers may
+    serve `bester.auth` is for `may_decide`."""
+    fault = None if type_ == AUTH_TYPE else type_fault(type_)
     if fault is None:
         return None
     return "reserved" if is_reserved(type_) else "malformed", fault
+
+
+def may_decide(
+    settings: Settings, link: Link, name: str, types: Collection[str], *, shadow: bool
+) -> tuple[str, str] | None:
+    """Return (code, text) of the refusal where a handler of these types may not decide logins, None where it may, or
+    does not want to."""
+    if AUTH_TYPE not in types:
+        return None
+    grant = settings.grants.get(link.party) if link.door == KEYED_DOOR else None
+    granted = AUTH_TYPE in grant.types if grant is not None else name in settings.auth_handlers
+    if not granted or (grant is None and link.door not in TRUSTED_DOORS):
+        return "reserved", f"{AUTH_TYPE!r} is for a handler with auth = true, or with a key that grants this type"
+    if shadow:
+        return "not-allowed", f"{AUTH_TYPE!r} has passwords, of which a shadow gets no copies"
+    if len(types) > 1:
+        return "not-allowed", f"a handler of {AUTH_TYPE!r} serves no other type; serve the others in another process"
+    return None
+
+
+def is_decided_by_handler(settings: Settings) -> bool:
+    """Return whether a handler decides logins, connected or not, and the passwords of accounts do not."""
+    return bool(settings.auth_handlers) or any(AUTH_TYPE in grant.types for grant in settings.grants.values())
 
 
 def may_emit(types: Collection[str], type_: str) -> str | None:

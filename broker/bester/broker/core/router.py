@@ -206,6 +206,17 @@ class Router:
                 self._units.mailboxes.on_login(user, now)
         return self._take()
 
+    def ask_login(self, number: int, user: str, password: str, address: str, now: float) -> Effects:
+        """Ask a handler of `bester.auth` whether a login is good. The caller chooses the number, which `LoginDecided`
+        names; `address` is the client's, empty if the client has none."""
+        self._units.auth.ask(number, user, password, address, now)
+        return self._take()
+
+    @property
+    def is_decided_by_handler(self) -> bool:
+        """True where a handler decides logins, and the passwords of accounts do not."""
+        return policy.is_decided_by_handler(self.settings)
+
     def on_password_changed(
         self, link: Link, token: int, reason: str | None, retry_s: float | None, now: float
     ) -> Effects:
@@ -332,6 +343,7 @@ class Router:
         if self._peers.tick(now):
             self._dispatcher.tick([peer.worker for peer in self._by_link.values() if peer.worker is not None], now)
             self._units.restarts.tick(self._by_link.values(), now)
+            self._units.auth.tick(now)
         self._units.shadows.tick(now)
         self._units.recordings.tick(now)
         self._ingress.tick(now)
@@ -387,6 +399,7 @@ class Router:
         bounds = {
             **units.peers.bounds(), **units.dispatcher.bounds(), **units.queues.bounds(), **units.ingress.bounds(),
             **units.credit.bounds(),
+            **units.auth.bounds(),
         }  # fmt: skip
         return Inspection(
             peers=dict(Counter(peer.role for peer in peers)),
@@ -444,6 +457,9 @@ class Router:
             elif message.op == _REPLY_OP and message.token is not None and peer.shadow is not None:
                 self._units.shadows.on_malformed_reply(peer.shadow, message.token, now)
                 self._peers.forget_when_done(peer)
+            elif message.op == _REPLY_OP and message.token is not None and peer.auth is not None:
+                self._units.auth.on_malformed_reply(peer.auth, message.token, now)
+                self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
             op = OP_OF[type(message)]
@@ -459,6 +475,8 @@ class Router:
         worker = peer.worker
         if worker is not None:
             wrong = self._dispatcher.on_reply(worker, reply, now)
+        elif peer.auth is not None:
+            wrong = self._units.auth.on_reply(peer.auth, reply, now)
         else:
             assert peer.shadow is not None
             wrong = self._units.shadows.on_reply(peer.shadow, reply, now)
@@ -472,6 +490,9 @@ class Router:
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
         if peer.shadow is not None:
             self._units.shadows.on_emit(peer.shadow, emit)
+            return
+        if peer.auth is not None:
+            self._refuse(peer, Error("not-allowed", "a handler of logins emits nothing", OP_OF[Emit], emit.token))
             return
         error = self._ingress.emit(peer, emit, now)
         if error is not None:

@@ -139,6 +139,12 @@ class Limits:
     """Roots whose results are counted at once; the oldest is forgotten first."""
     restart_s: float = 60.0
     """Time after the start in which a server gets `no-handler` where a client gets `unknown-type`."""
+    login_s: float = 8.0
+    """Time in which a handler must decide a login, its wait for the handler included: a login behind a full queue of
+    checks waits for two others before it, and has its answer within the 30 s after which a bridge gives up."""
+    max_logins: int = 256
+    """Logins that handlers decide, or that wait for one: four times what the shell asks at once. Their passwords are in
+    memory."""
     max_copies: int = 1_000
     """Messages that one shadow holds, or that wait for it, and the bytes of their bodies and answers: a second of a
     busy type. A copy above either bound is dropped and counted, and nobody waits for it."""
@@ -163,8 +169,9 @@ class Settings:
     address is not known, both at the start (see `hosts.Hosts`). `budgets` are the configured timeouts and attempts by
     type. `type_users` are the users who may send a type, by type; any user may send a type without an entry.
     `type_commands` are the commands that the handlers of a type may use; handlers of a type without an entry may use
-    every command. `shadows` are the names of the handlers that get copies alone. `reachable` are addresses and networks
-    of this machine and its link that unlisted targets may have.
+    every command. `shadows` are the names of the handlers that get copies alone, `auth_handlers` those of the declared
+    handlers that decide logins. `reachable` are addresses and networks of this machine and its link that unlisted
+    targets may have.
     `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
@@ -182,5 +189,6 @@ class Settings:
     type_users: Mapping[str, frozenset[str]] = field(default_factory=dict)
     type_commands: Mapping[str, frozenset[str]] = field(default_factory=dict)
     shadows: frozenset[str] = frozenset()
+    auth_handlers: frozenset[str] = frozenset()
     reachable: tuple[Network, ...] = ()
     limits: Limits = field(default_factory=Limits)

@@ -37,7 +37,7 @@ def status_of(
     the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most.
     """
     peers = list(peers)
-    handlers = [peer for peer in peers if peer.worker is not None]
+    handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
     served: dict[str, int] = {}
     for peer in handlers:
         for type_ in peer.types:
@@ -99,7 +99,7 @@ def _type() -> dict[str, Any]:
 
 
 def _handler(peer: Peer, now: float) -> dict[str, Any]:
-    worker = peer.worker
+    worker = peer.worker or peer.auth
     assert worker is not None
     return {
         "name": peer.name, "types": sorted(peer.types), "credit": worker.credit, "inflight": len(worker.inflight),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from bester.broker.core.auth import AuthHandler
 from bester.broker.core.contracts import Contracts
 from bester.broker.core.peer import Peer
 from bester.broker.core.pools import Worker
@@ -43,7 +44,7 @@ def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shad
                 "type": type_,
                 "waiting": workers.queued_count(type_),
                 "workers": [
-                    _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker is not None
+                    _worker(peer, type_, contracts, numbers) for peer in by_type[type_] if peer.worker or peer.auth
                 ],
                 "shadows": [_shadow(peer, type_, shadows) for peer in by_type[type_] if peer.shadow is not None],
                 "contracts": schemas,
@@ -54,10 +55,11 @@ def types_of(peers: Iterable[Peer], contracts: Contracts, workers: Workers, shad
 
 
 def _worker(peer: Peer, type_: str, contracts: Contracts, numbers: dict[bytes, int]) -> dict[str, Any]:
-    assert peer.worker is not None
+    holder = peer.worker or peer.auth
+    assert holder is not None
     contract = contracts.at(peer.link, type_)
     return {
-        **_facts(peer, peer.worker),
+        **_facts(peer, holder),
         "contract": None if contract is None else numbers.get(contract.text),
     }
 
@@ -67,7 +69,7 @@ def _shadow(peer: Peer, type_: str, shadows: Shadows) -> dict[str, Any]:
     return {**_facts(peer, peer.shadow), **shadows.counts(peer.shadow, type_)}
 
 
-def _facts(peer: Peer, holder: Worker | Shadow) -> dict[str, Any]:
+def _facts(peer: Peer, holder: Worker | Shadow | AuthHandler) -> dict[str, Any]:
     return {
         "name": peer.name,
         "version": peer.version,

@@ -50,6 +50,8 @@ MAX_TTL_S = 30 * 24 * 3600.0
 """Longest time to live that a sender may ask for: after a month no user needs a message."""
 RESERVED_TYPES = ("dummy", "builtin")
 RESERVED_PREFIX = "bester."
+AUTH_TYPE = "bester.auth"
+"""Requests of this type ask a handler whether a login is good; they hold passwords."""
 
 Meta = dict[str, Any]
 
