@@ -15,6 +15,7 @@ import aiohttp
 import aiohttp.web
 import pytest
 
+from bester.bridge.web_stream import Unended, WebStream
 from tests.authorities import Authority
 from tests.e2e.chromium import browser, needs_chromium
 from tests.live import LiveServer, RawClient, live_server
@@ -105,14 +106,8 @@ async def test_message_in_small_parts_with_a_ping_between_is_one_frame() -> None
     async with web() as (_, address, _session):
         host, _, port = address.removeprefix("ws://").rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        writer.write(HANDSHAKE)
         assert b" 101 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), DEADLINE_S)
-
-        def part(data: bytes, first: int, last: bool = True) -> bytes:
-            return bytes([first | (0x80 if last else 0), 0x80 | len(data)]) + bytes(4) + data
 
         text = json.dumps(LOGIN).encode()
         writer.write(part(text[:50], 1, False))
@@ -124,6 +119,85 @@ async def test_message_in_small_parts_with_a_ping_between_is_one_frame() -> None
         size = head[1] if head[1] < 126 else struct.unpack(">H", await reader.readexactly(2))[0]
         assert json.loads(await asyncio.wait_for(reader.readexactly(size), DEADLINE_S))["header"]["status"] == "good"
         writer.close()
+
+
+class Below:
+    """A transport that is a list; `stuck`: its peer does not read."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.stuck = self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written) if self.stuck else 0
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def part(data: bytes, op: int, last: bool = True) -> bytes:
+    """Return a masked part of a message, as a browser sends it."""
+    size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
+    return bytes([op | (0x80 if last else 0)]) + size + bytes(4) + data
+
+
+def opened(unended: Unended) -> tuple[WebStream, Below]:
+    """Return a stream whose handshake is done, over a list."""
+    below = Below()
+    stream = WebStream(asyncio.Protocol(), unended=unended, max_frame=1000)
+    stream.connection_made(below)  # type: ignore[arg-type]  # as much of a transport as the stream needs
+    stream.data_received(HANDSHAKE)
+    assert b" 101 " in below.written
+    below.written = b""
+    return stream, below
+
+
+async def test_messages_that_have_begun_are_bounded_in_bytes_over_all_connections() -> None:
+    unended = Unended(1500, 60.0)
+    (first, _), (second, below) = opened(unended), opened(unended)
+    first.data_received(part(b"x" * 900, 1, False))
+    second.data_received(part(b"x" * 500, 1, False))
+    assert (unended.held_bytes, below.closed) == (1400, False)
+    for _ in range(10_000):
+        first.data_received(part(b"", 0, False))  # an empty part costs nothing
+    second.data_received(part(b"x" * 200, 0, False))
+    assert b"have begun and not ended" in below.written
+    assert unended.held_bytes == 900
+    first.connection_lost(None)
+    assert unended.held_bytes == 0
+
+
+async def test_message_that_takes_too_long_ends_the_connection() -> None:
+    stream, below = opened(Unended(1500, 0.01))
+    stream.data_received(part(b"x", 1, False))
+    async with asyncio.timeout(30.0):
+        while b"a message took too long" not in below.written:
+            await asyncio.sleep(0.01)
+    stream, below = opened(Unended(1500, 60.0))
+    stream.data_received(part(b"x", 1, False) + part(b"y", 0))
+    assert below.written == b""
+
+
+async def test_pings_of_a_peer_that_does_not_read_are_not_answered_without_end() -> None:
+    stream, below = opened(Unended(1500, 60.0))
+    stream.data_received(part(b"a", 9))
+    assert below.written == b"\x8a\x01a"
+    below.stuck = True
+    for _ in range(1000):
+        stream.data_received(part(b"b", 9))
+    assert below.written == b"\x8a\x01a"
 
 
 @pytest.mark.parametrize(

@@ -303,9 +303,13 @@ async def _listen(config: Config, service: Service, loop: asyncio.AbstractEventL
 
 def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop) -> Factory:
     """Return the maker of a WebSocket listener's protocols: over TLS where there are certificates."""
-    from bester.bridge.web_stream import WebStream  # most servers run without
+    from bester.bridge.web_stream import Unended, WebStream  # most servers run without
+
+    limits = service.bridge.limits
+    unended = Unended(limits.unfinished_bytes, limits.frame_s + native.max_frame / limits.frame_rate)
 
     def plain() -> WebStream:
+        """Return the protocol of a connection without TLS, or below it."""
         connection = Connection(service.bridge, loop)
 
         def refused(why: str) -> None:
@@ -314,9 +318,12 @@ def _web(native: NativeConfig, service: Service, loop: asyncio.AbstractEventLoop
                 "WebSocket of %s refused: %s", address, why, extra=facts("web-refused", address=address, why=why)
             )
 
-        return WebStream(connection, origins=native.websocket_origins, max_frame=native.max_frame, refused=refused)
+        return WebStream(
+            connection, unended=unended, origins=native.websocket_origins, max_frame=native.max_frame, refused=refused
+        )
 
     def secure() -> TlsStream:
+        """Return the protocol of a connection with TLS."""
         return TlsStream(plain(), service.certificates.listener, plain_answer=PLAIN_HTTP)
 
     return plain if native.tls is None else secure

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 from wsproto import ConnectionType, WSConnection
@@ -29,6 +29,7 @@ from wsproto.events import (
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from bester.bridge.frames import Splitter
+from bester.broker.layer import Layer
 
 MAX_HEAD_BYTES = 16 * 1024
 """Bytes of the request for a WebSocket; a browser's has about a thousand."""
@@ -41,34 +42,46 @@ _NOT_A_SOCKET = (
 _WHAT_THIS_IS = b"This is Bester, for WebSockets: one JSON frame a text message.\n"
 
 
-class WebStream(asyncio.Protocol, asyncio.Transport):
+class Unended:
+    """Messages of all WebSockets that have begun and not ended: the bytes held of them, the bound of these, and the
+    seconds that one message may take."""
+
+    __slots__ = ("held_bytes", "most_bytes", "patience_s")
+
+    def __init__(self, most_bytes: int, patience_s: float) -> None:
+        self.held_bytes = 0
+        self.most_bytes = most_bytes
+        self.patience_s = patience_s
+
+
+class WebStream(Layer):
     """One WebSocket connection. `origins` are the pages that may connect beside those of this host ("*": every page);
-    `max_frame` is the length above which a message is not kept until its end. `refused` is called with the reason why a
-    request was refused.
+    `max_frame` is the length above which a message is not kept until its end, `unended` the bounds of those that have
+    begun. `refused` is called with the reason why a request was refused, or the connection ended.
 
     `above` gets its connection before the handshake, so that its bounds of number and time hold for the handshake; what
     `above` writes before the end of the handshake ends the connection.
     """
 
     __slots__ = (
-        "_above", "_below", "_came", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over", "_refused",
-        "_size", "_socket",
+        "_above", "_came", "_deadline", "_frames", "_head_bytes", "_max_frame", "_open", "_origins", "_over",
+        "_refused", "_socket", "_unended",
     )  # fmt: skip
 
     def __init__(
-        self, above: asyncio.Protocol, *, origins: Collection[str] = (), max_frame: int = 1024 * 1024,
-        refused: Callable[[str], None] = lambda why: None,
+        self, above: asyncio.Protocol, *, unended: Unended, origins: Collection[str] = (),
+        max_frame: int = 1024 * 1024, refused: Callable[[str], None] = lambda why: None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._above = above
-        self._below: asyncio.Transport | None = None
         self._socket = WSConnection(ConnectionType.SERVER)
         self._frames = Splitter(2**31, 2**31)  # of `above`, whose chunks may begin and end within a frame
         self._origins = frozenset(origins)
         self._max_frame = max_frame
         self._refused = refused
-        self._came: list[bytes] = []  # parts of a message that has not ended
-        self._size = 0
+        self._unended = unended
+        self._came = bytearray()  # of a message that has not ended
+        self._deadline: asyncio.TimerHandle | None = None
         self._over = False  # the rest of a message that is too long is dropped
         self._open = False
         self._head_bytes = 0
@@ -111,6 +124,7 @@ class WebStream(asyncio.Protocol, asyncio.Transport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
+        self._take()
         self._above.connection_lost(exc)
 
     # --- events -------------------------------------------------------------------------------------------------
@@ -121,7 +135,8 @@ class WebStream(asyncio.Protocol, asyncio.Transport):
         elif isinstance(event, TextMessage | BytesMessage):
             self._on_part(event)
         elif isinstance(event, Ping):
-            self._send(event.response())
+            if not self.get_write_buffer_size():  # who asks and does not read gets no answers without end
+                self._send(event.response())
         elif isinstance(event, CloseConnection):
             self._open = False
             with contextlib.suppress(LocalProtocolError):  # this side has ended the stream before
@@ -161,16 +176,38 @@ class WebStream(asyncio.Protocol, asyncio.Transport):
         if self._over:
             return
         data = part.data.encode()
-        self._came.append(data)
-        self._size += len(data)
-        if self._size > self._max_frame:
+        self._came += data
+        self._unended.held_bytes += len(data)
+        if len(self._came) > self._max_frame:
             self._over = True
-            self._came.clear()
-            self._above.data_received(struct.pack("<I", self._size))
+            self._above.data_received(struct.pack("<I", len(self._take())))
         elif part.message_finished:
-            came, size = self._came, self._size
-            self._came, self._size = [], 0
-            self._above.data_received(b"".join((struct.pack("<I", size), *came)))
+            body = self._take()
+            self._above.data_received(struct.pack("<I", len(body)) + body)
+        elif self._unended.held_bytes > self._unended.most_bytes:
+            self._end_early(1013, "too many messages have begun and not ended")
+        elif self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(
+                self._unended.patience_s, self._end_early, 1008, "a message took too long"
+            )
+
+    def _take(self) -> bytearray:
+        """Return what is held of a message, and hold it no more."""
+        came, self._came = self._came, bytearray()
+        self._unended.held_bytes -= len(came)
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        return came
+
+    def _end_early(self, code: int, why: str) -> None:
+        """End the connection over a message that has begun."""
+        self._take()
+        self._over = True
+        self._refused(why)
+        if self._open:
+            self._send(CloseConnection(code=code, reason=why))
+        self.close()
 
     def _on_fault(self, error: RemoteProtocolError) -> None:
         if self._open and error.event_hint is not None:
@@ -222,26 +259,3 @@ class WebStream(asyncio.Protocol, asyncio.Transport):
         self._open = False
         if self._below is not None:
             self._below.abort()
-
-    def is_closing(self) -> bool:
-        return self._below is None or self._below.is_closing()
-
-    def pause_reading(self) -> None:
-        if self._below is not None:
-            self._below.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._below is not None:
-            self._below.resume_reading()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if self._below is not None:
-            self._below.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_size(self) -> int:
-        """Return how many bytes have not left; 0 means that everything written has left."""
-        return 0 if self._below is None else self._below.get_write_buffer_size()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return a fact of the transport below."""
-        return default if self._below is None else self._below.get_extra_info(name, default)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar, cast
 
+from bester.broker.layer import Layer
 from bester.broker.names import connect
 from bester.broker.tls_faults import PLAIN_TEXT, TlsError, fault_of
 
@@ -40,7 +41,7 @@ def _ignore(_: object) -> None:
     pass
 
 
-class TlsStream(asyncio.Protocol, asyncio.Transport):
+class TlsStream(Layer):
     """One TLS connection. `host` is the name that the server's certificate must have; None at the server's side.
 
     At the server's side `above` gets its connection before the handshake, and what it writes before the end of the
@@ -50,7 +51,7 @@ class TlsStream(asyncio.Protocol, asyncio.Transport):
     """
 
     __slots__ = (
-        "_above", "_below", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
+        "_above", "_connected", "_failed", "_fault", "_head", "_host", "_in", "_opened", "_out",
         "_peer_ended", "_phase", "_plain_answer", "_ssl", "_truncated", "waiter",
     )  # fmt: skip
 
@@ -70,7 +71,6 @@ class TlsStream(asyncio.Protocol, asyncio.Transport):
         self._plain_answer = plain_answer
         self._opened = opened
         self._failed = failed
-        self._below: asyncio.Transport | None = None
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._in, self._out, server_side=host is None, server_hostname=host)
         self._phase = Phase.SHAKING
@@ -270,23 +270,7 @@ class TlsStream(asyncio.Protocol, asyncio.Transport):
         self._phase = Phase.ENDED
 
     def is_closing(self) -> bool:
-        return self._phase is Phase.ENDED or self._below is None or self._below.is_closing()
-
-    def pause_reading(self) -> None:
-        if self._below is not None:
-            self._below.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self._below is not None:
-            self._below.resume_reading()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        if self._below is not None:
-            self._below.set_write_buffer_limits(high, low)
-
-    def get_write_buffer_size(self) -> int:
-        """Return how many encrypted bytes have not left; 0 means that everything written has left."""
-        return 0 if self._below is None else self._below.get_write_buffer_size()
+        return self._phase is Phase.ENDED or super().is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return a fact of the transport below; `ssl_object`, and `truncated`: the peer's bytes ended without the
@@ -295,7 +279,7 @@ class TlsStream(asyncio.Protocol, asyncio.Transport):
             return self._ssl
         if name == "truncated":
             return self._truncated
-        return default if self._below is None else self._below.get_extra_info(name, default)
+        return super().get_extra_info(name, default)
 
 
 async def connect_tls(
