@@ -230,8 +230,18 @@ def test_message_without_an_awaited_answer_gets_none() -> None:
 # --- unreadable messages of others ---------------------------------------------------------------------------
 
 
-def test_text_that_is_not_utf8_refuses_one_message_of_a_long_batch() -> None:
-    note = b"\xa5no \xff\x00"
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"\xa5no \xff\x00",  # text that is not UTF-8
+        b"\xd4\x05x",  # an extension
+        b"\x81\x07\x01",  # a map with a number for a key
+        b"\x81\x91\x07\x01",  # a map with an array for a key
+        b"\x91\x81\xa1k\xc7\x01\x05x",  # an extension deep inside
+    ],
+    ids=["text", "extension", "number key", "array key", "deep"],
+)
+def test_unreadable_value_refuses_one_message_of_a_long_batch(note: bytes) -> None:
     rows = [msgpack.packb([11, token, 0, [["sendClients", ["bob"], b"x" * 500]], None]) for token in range(300)]
     rows[150] = b"\x95\x0b\xcc\x96\x01\x90" + note
     frame = b"\xdc" + struct.pack(">H", len(rows)) + b"".join(rows)

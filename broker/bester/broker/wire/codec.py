@@ -39,13 +39,14 @@ SUSPECTS = 16
 """Bytes in a frame 0 above HARMLESS_BYTES that could announce a long array; with more of them the frame is walked
 through first, as a few kilobytes of nested announcements would cost 100 MB and a tenth of a second."""
 SECOND_LOOK_BYTES = 64 * 1024
-"""Longest frame 0 whose unreadable values are searched one by one, which is slow. In a longer one only the quick search
-for text that is not UTF-8 is made."""
+"""Longest frame 0 whose unreadable values are searched one by one, which is slow, and named. In a longer one they are
+only marked, so that their messages cannot be written again."""
 LITTLE_BYTES = 64
 """Bodies up to this stay inlined even if frame 0 is too long, as an attachment costs about as much."""
 
 _pack = msgpack.Packer(autoreset=True).pack
 _unpack = msgpack.unpackb
+_MARK = object()  # in place of a value that BFP does not allow; no Packer takes it
 
 OnUnsendable = Callable[[Message, WireError], Message | None]
 """Callback for a message that cannot be sent, with the reason; returns the message to send in its place, or None."""
@@ -323,8 +324,9 @@ def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
         rows = _unpack(
             frames[0],
             unicode_errors="surrogateescape",
-            strict_map_key=long,
-            ext_hook=_no_extension if long else msgpack.ExtType,
+            strict_map_key=False,
+            ext_hook=_marked if long else msgpack.ExtType,
+            object_pairs_hook=_text_keys if long else None,
             timestamp=1,
             max_array_len=min(len(frames[0]), MAX_ITEMS),
         )
@@ -333,12 +335,23 @@ def _second_look(frames: Sequence[bytes]) -> list[Message | Malformed]:
     if type(rows) is not list or not 1 <= len(rows) <= MAX_BATCH:
         return [refusal]
     if long:
-        return [careful(row, frames) if _is_writable(row) else refuse_row(row, "strings are UTF-8") for row in rows]
+        text = "strings are UTF-8, map keys strings, and there are no extensions"
+        return [careful(row, frames) if _is_writable(row) else refuse_row(row, text) for row in rows]
     return [unreadable(row) or careful(row, frames) for row in rows]
 
 
+def _marked(code: int, data: bytes) -> object:
+    """Return the mark of an extension value."""
+    return _MARK
+
+
+def _text_keys(pairs: list[tuple[Any, Any]]) -> Any:
+    """Return a map, or a mark where a key is no string."""
+    return dict(pairs) if all(type(key) is str for key, _ in pairs) else _MARK
+
+
 def _is_writable(row: Any) -> bool:
-    """Return whether all text of a leniently unpacked row is UTF-8, as other text cannot be packed again."""
+    """Return whether a leniently unpacked row can be packed again: text that is not UTF-8 cannot, nor can a mark."""
     try:
         _pack(row)
     except (ValueError, TypeError, OverflowError):
