@@ -34,6 +34,7 @@ class Rules:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self._given: set[bytes] = set()  # messages that some handler was given as they entered
+        self._overtaken: dict[bytes, int] = {}  # messages that a later one went before: the number of that one
         self._asked = False
 
     # --- meanwhile --------------------------------------------------------------------------------------------------
@@ -54,7 +55,11 @@ class Rules:
             self._given.add(request.body)
 
     def _in_order(self, handler: SimHandler, request: Request) -> None:
-        """Check that earlier messages of the client were given to a handler before, or are settled."""
+        """Check that no later message of the client was given to a handler before. An earlier one that never comes was
+        given up by the server, whose report may be waiting for its disk."""
+        if request.body in self._overtaken:
+            number = self._overtaken[request.body]
+            raise BrokenRuleError(f"{handler.name} was given number {number} before {request.body!r}")
         for client in self.scenario.clients:
             mine = next((submission for submission in client.submissions if submission.body == request.body), None)
             if mine is None:
@@ -65,7 +70,7 @@ class Rules:
                 if submission.type != "o" or submission.life != mine.life or submission.body in self._given:
                     continue
                 if not (submission.reports or submission.failed or submission.body in handler.server.refused):
-                    raise BrokenRuleError(f"{handler.name} was given number {mine.number} before {submission.number}")
+                    self._overtaken.setdefault(submission.body, mine.number)
 
     def pried(self, message: str, recipients: dict[str, str] | None) -> None:
         """Fail where a user got the outcome of another user's message."""
