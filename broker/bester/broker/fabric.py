@@ -296,6 +296,9 @@ class FabricLink:
     `on_unsendable(message, error)` is for the log. Raises ValueError if the HELLO of `link_client` cannot be sent.
 
     With `keys` the link is encrypted. `called` is the broker's name in the words of `trouble`.
+
+    `on_frames` gets each ZeroMQ message first, and returns False for one that must be decoded; it takes no message
+    about the link. `pack(queue, most_bytes)` encodes a queue in one ZeroMQ message, or returns None.
     """
 
     def __init__(
@@ -310,6 +313,8 @@ class FabricLink:
         shared: bool = False,
         keys: LinkKeys | None = None,
         called: str = "the server",
+        on_frames: Callable[[Frames], bool] | None = None,
+        pack: Callable[[list[Message], int], Frames | None] | None = None,
     ) -> None:
         wrong = fault(link_client.hello)
         if wrong is not None:
@@ -323,6 +328,8 @@ class FabricLink:
         self._called = called
         self._kind: type[FabricSocket] = SharedSocket if shared else FabricSocket
         self._on_messages = on_messages
+        self._on_frames = on_frames
+        self._pack = pack
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -502,6 +509,9 @@ class FabricLink:
 
     def _received(self, frames: Frames) -> None:
         now = self._loop.time()
+        if self._on_frames is not None and self._on_frames(frames):
+            self.link_client.on_received(now)
+            return
         messages = decode(frames)
         if LINK_MESSAGES.isdisjoint(map(type, messages)):
             self.link_client.on_received(now)
@@ -587,7 +597,12 @@ class FabricLink:
             self._send_stuck()
             # Only now: while the broker does not read, messages stay where `send` counts them.
             queue, self._queue = self._queue, []
-            self._stuck.extend(batches(queue, self._cannot_send, self._most_bytes))
+            most_bytes = self._most_bytes
+            whole = None if self._pack is None else self._pack(queue, most_bytes)
+            if whole is not None:
+                self._stuck.append(whole)
+            else:
+                self._stuck.extend(batches(queue, self._cannot_send, most_bytes))
             self._send_stuck()
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)

@@ -23,12 +23,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from bester.broker.wire.messages import Request
+from bester.broker.wire.runs import Received
 from bester.handlers.app import Route
 from bester.handlers.message import Message
 from bester.handlers.stacks import waits_at
 
-Job = tuple[Request, Route, int, float]
+Job = tuple[Received, Route, int, float]
 """A request, its route, the number of the link that delivered it, and the time of receipt (monotonic seconds)."""
 SPARE_MEMBERS = 256
 """Members kept while idle; more are made as handlers wait, at most one for each request in hand."""

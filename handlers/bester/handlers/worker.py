@@ -37,6 +37,7 @@ from bester.broker.wire.messages import (
 )
 from bester.broker.wire.messages import Message as WireMessage
 from bester.broker.wire.notes import class_name, describe, safe_note
+from bester.broker.wire.runs import Received, read_requests, write_replies
 from bester.handlers.app import App, Route, Runs
 from bester.handlers.calls import PendingCalls
 from bester.handlers.message import Message
@@ -125,6 +126,8 @@ class Worker:
             on_unsendable=self._on_unsendable,
             shared=True,
             keys=keys,
+            on_frames=self._on_frames,
+            pack=write_replies,
         )
         self.failure: str | None = None
         """Why this worker has become useless; None while it is not."""
@@ -253,35 +256,58 @@ class Worker:
                 self._begin_next(job)
         self._calls.fail_all(why)
 
+    def _on_frames(self, frames: list[bytes]) -> bool:
+        """Take in a ZeroMQ message that holds requests alone; return False for any other."""
+        requests = read_requests(frames)
+        if requests is None:
+            return False
+        self._on_run(requests)
+        return True
+
     def _on_messages(self, messages: Sequence[WireMessage | Malformed]) -> None:
-        routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
+        run: list[Request] = []
+        life = self._life
         for message in messages:
+            if type(message) is Request:
+                run.append(message)
+                continue
+            if run:
+                self._on_run(run)
+                run = []
             try:
-                if type(message) is not Request:
-                    self._on_other(message)
-                    continue
-                route = routes.get(message.type)
+                self._on_other(message)
+            except Exception as error:  # noqa: BLE001 (a fault over one message must not cost the rest of the batch)
+                self._on_fault(class_name(message), None, life, error)
+        if run:
+            self._on_run(run)
+
+    def _on_run(self, requests: Sequence[Received]) -> None:
+        """Begin requests that came together, in their order."""
+        routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
+        for request in requests:
+            try:
+                route = routes.get(request.type)
                 if route is None:
-                    self._link.send(Reply(message.token, 1, [], f"this worker does not serve {message.type!r}"))
+                    self._link.send(Reply(request.token, 1, [], f"this worker does not serve {request.type!r}"))
                     continue
                 self._outstanding += 1
                 if route.by_user:
-                    self._enter_group((message, route, life, now))
+                    self._enter_group((request, route, life, now))
                 elif route.runs is _LOOP:
-                    add((message, route, life, now))
+                    add((request, route, life, now))
                 else:
-                    begin((message, route, life, now))
-            except Exception as error:  # noqa: BLE001 (a fault over one message must not cost the rest of the batch)
-                self._on_fault(message, life, error)
+                    begin((request, route, life, now))
+            except Exception as error:  # noqa: BLE001 (as in `_on_messages`)
+                self._on_fault("Request", request, life, error)
         self._pool.wake()
 
-    def _on_fault(self, message: WireMessage | Malformed, life: int, error: Exception) -> None:
-        """End a message over which the worker itself has failed."""
+    def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
+        """End a message (NAME in the log) over which the worker itself has failed, and answer a request."""
         why = f"the worker failed over it: {describe(error)}"
-        fields = facts("worker-failed", name=self.name, message=class_name(message), why=why)
-        log.error("%s: %s: %s", self.name, class_name(message).upper(), why, extra=fields)
-        if type(message) is Request and message.type in self._routes and life == self._life:
-            self._link.send(Reply(message.token, FAILED, [], safe_note(why)))
+        fields = facts("worker-failed", name=self.name, message=name, why=why)
+        log.error("%s: %s: %s", self.name, name.upper(), why, extra=fields)
+        if request is not None and request.type in self._routes and life == self._life:
+            self._link.send(Reply(request.token, FAILED, [], safe_note(why)))
             self._count_down()
 
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
