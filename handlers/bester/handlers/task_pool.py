@@ -20,7 +20,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bester.broker.wire.runs import Received
@@ -78,6 +78,10 @@ class TaskPool:
     def add(self, job: Job) -> None:
         """Queue a request; call `wake` after the last one."""
         self._queue.append(job)
+
+    def add_all(self, jobs: Sequence[Job]) -> None:
+        """Queue requests as `add` does."""
+        self._queue.extend(jobs)
 
     def wake(self) -> None:
         """Wake members to work off the queue."""

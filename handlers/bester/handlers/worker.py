@@ -14,6 +14,7 @@ import platform
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bester.broker.fabric import FabricLink
@@ -22,6 +23,7 @@ from bester.broker.logs import facts
 from bester.broker.wire.codes import BesterError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import (
+    DONE,
     FAILED,
     REFUSED,
     REQUEST_MS,
@@ -282,24 +284,69 @@ class Worker:
             self._on_run(run)
 
     def _on_run(self, requests: Sequence[Received]) -> None:
-        """Begin requests that came together, in their order."""
-        routes, life, begin, add, now = self._routes, self._life, self._begin, self._pool.add, time.monotonic()
+        """Begin requests that came together, in their order, as runs of one type."""
+        start, count = 0, len(requests)
+        while start < count:
+            type_ = requests[start].type
+            end = start + 1
+            while end < count and requests[end].type == type_:
+                end += 1
+            self._begin_run(type_, requests if end - start == count else requests[start:end])
+            start = end
+        self._pool.wake()
+
+    def _begin_run(self, type_: str, requests: Sequence[Received]) -> None:
+        """Begin requests of one type."""
+        route, life, now = self._routes.get(type_), self._life, time.monotonic()
+        if route is None:
+            why = f"this worker does not serve {type_!r}"
+            self._link.send_all([Reply(request.token, FAILED, [], why) for request in requests])
+            return
+        self._outstanding += len(requests)
+        if route.runs is _INLINE:
+            self._call_inline(route, requests, life, now)
+            return
+        jobs: list[Job] = [(request, route, life, now) for request in requests]
+        if route.by_user:
+            self._each(self._enter_group, jobs)
+        elif route.runs is _LOOP:
+            self._pool.add_all(jobs)
+        else:
+            self._each(self._threads.add, jobs)
+
+    def _each(self, begin: Callable[[Job], None], jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            try:
+                begin(job)
+            except Exception as error:  # noqa: BLE001 (as in `_on_messages`)
+                self._on_fault("Request", job[0], job[2], error)
+
+    def _call_inline(self, route: Route, requests: Sequence[Received], life: int, now: float) -> None:
+        """Call a function of microseconds for each request, and queue the replies together."""
+        call = route.call
+        replies: list[WireMessage] = []
         for request in requests:
             try:
-                route = routes.get(request.type)
-                if route is None:
-                    self._link.send(Reply(request.token, 1, [], f"this worker does not serve {request.type!r}"))
-                    continue
-                self._outstanding += 1
-                if route.by_user:
-                    self._enter_group((request, route, life, now))
-                elif route.runs is _LOOP:
-                    add((request, route, life, now))
+                result = call(Message(request))
+            except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
+                self._answer_all(replies)
+                self._each(partial(self._failed, error=error), [(request, route, life, now)])
+            else:
+                if type(result) is Command:  # the usual result, which needs no look
+                    replies.append(_new(Reply, (request.token, DONE, [result], None, None)))
                 else:
-                    begin((request, route, life, now))
-            except Exception as error:  # noqa: BLE001 (as in `_on_messages`)
-                self._on_fault("Request", request, life, error)
-        self._pool.wake()
+                    self._answer_all(replies)
+                    self._each(partial(self._done, result=result), [(request, route, life, now)])
+        self._answer_all(replies)
+
+    def _answer_all(self, replies: list[WireMessage]) -> None:
+        """Queue replies of the present link, and clear the list."""
+        if replies:
+            self._link.send_all(replies)
+            self._outstanding -= len(replies)
+            if not self._outstanding:
+                self._drained.set()
+            replies.clear()
 
     def _on_fault(self, name: str, request: Received | None, life: int, error: Exception) -> None:
         """End a message (NAME in the log) over which the worker itself has failed, and answer a request."""
@@ -327,15 +374,8 @@ class Worker:
     # --- requests ---
 
     def _begin(self, job: Job) -> None:
-        request, route, _, _ = job
-        if route.runs is _INLINE:
-            try:
-                result = route.call(Message(request))
-            except BaseException as error:  # noqa: BLE001 (any exception of the user's function is its failure)
-                self._failed(job, error)
-            else:
-                self._done(job, result)
-        elif route.runs is _LOOP:
+        """Begin one request, whose handler is not inline."""
+        if job[1].runs is _LOOP:
             self._pool.add(job)
         else:
             self._threads.add(job)
