@@ -47,7 +47,7 @@ from bester.handlers.message_groups import MessageGroups
 from bester.handlers.overtime import Overtime, was_cancelled
 from bester.handlers.reply import ReplyError, commands_of, verdict_on
 from bester.handlers.runtime import Outcome
-from bester.handlers.task_pool import Job, NotBegunError, TaskPool
+from bester.handlers.task_pool import End, Job, NotBegunError, TaskPool
 from bester.handlers.threads import Threads
 from bester.handlers.timers import Timers
 from bester.handlers.watch import Watch
@@ -156,7 +156,7 @@ class Worker:
         """Connect on the running loop, and serve once the broker answers. Raises zmq.ZMQError for a bad endpoint."""
         self.loop = asyncio.get_running_loop()
         due = self._overtime.due
-        self._pool = TaskPool(self._done, self._failed, due)
+        self._pool = TaskPool(self._done_all, self._failed, due)
         self._threads = Threads(self.app.threads, self._is_wanted, self._done, self._failed, due)
         self._overtime.attach(self._link, self._pool, self._threads, self._groups)
         self._watch = Watch(self._overtime, self._link.link_client.heartbeat_s)
@@ -396,6 +396,18 @@ class Worker:
 
     def _is_wanted(self, job: Job) -> bool:
         return job[2] == self._life
+
+    def _done_all(self, ends: list[End]) -> None:
+        """Answer requests whose handlers have returned, those with a usual result together."""
+        life = self._life
+        replies: list[WireMessage] = []
+        for job, result in ends:
+            if type(result) is Command and job[2] == life and not job[1].by_user:
+                replies.append(_new(Reply, (job[0].token, DONE, [result], None, None)))
+            else:
+                self._answer_all(replies)
+                self._done(job, result)
+        self._answer_all(replies)
 
     def _done(self, job: Job, result: Any) -> None:
         try:
