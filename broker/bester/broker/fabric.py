@@ -46,6 +46,8 @@ CLOSING_LINGER_MS = 500
 """Time to send the last messages of a link that closes."""
 MAX_MET = 20_000
 """Peers of one socket whose process is remembered; above the bound all are looked up again with their next message."""
+_NOBLOCK, _EVENTS, _POLLIN, _RCVMORE = map(int, (zmq.NOBLOCK, zmq.EVENTS, zmq.POLLIN, zmq.RCVMORE))
+"""As plain integers: each use of an enum's member costs pyzmq half a microsecond and more."""
 _NOT_YET = (State.DOWN, State.GREETING)
 
 Frames = list[bytes]
@@ -96,12 +98,12 @@ class FabricSocket:
 
     def send(self, frames: Frames) -> None:
         """Send one ZeroMQ message now. Raises zmq.Again for a full queue, ZMQError for a peer that has gone."""
-        self.socket.send_multipart(frames, zmq.NOBLOCK)
+        self.socket.send_multipart(frames, _NOBLOCK)
 
     def send_to(self, identity: bytes, party: str, frames: Frames) -> None:
         """Send to one peer of a ROUTER; `party` is its public key, empty on a socket without keys. Raises as `send`
         does."""
-        self.socket.send_multipart([identity, *frames], zmq.NOBLOCK)
+        self.socket.send_multipart([identity, *frames], _NOBLOCK)
 
     def remember_processes(self) -> None:
         """Ask the kernel for the process of each peer (`process_of`); for a ROUTER bound to an ipc endpoint."""
@@ -118,7 +120,7 @@ class FabricSocket:
             return []
         receive, more = self.socket.recv, self.socket.getsockopt
         frames = [receive(flags)]
-        while more(zmq.RCVMORE):
+        while more(_RCVMORE):
             frames.append(receive(flags))
             if len(frames) > MAX_FRAMES + 1:
                 self._cut()
@@ -127,16 +129,16 @@ class FabricSocket:
 
     def _cut(self) -> None:
         """Leave the rest of a message of too many frames to later turns of the loop."""
-        self._skipping = bool(self.socket.getsockopt(zmq.RCVMORE))
+        self._skipping = bool(self.socket.getsockopt(_RCVMORE))
         self.overlong += 1
 
     def _skip(self) -> bool:
         """Read and drop some frames of a message that was cut. Return whether it has ended."""
         for _ in range(SKIPPED_AT_ONCE):
-            if not self.socket.getsockopt(zmq.RCVMORE):
+            if not self.socket.getsockopt(_RCVMORE):
                 self._skipping = False
                 return True
-            self.socket.recv(zmq.NOBLOCK)
+            self.socket.recv(_NOBLOCK)
         return False
 
     def _receive_from(self, flags: int) -> Frames:
@@ -149,7 +151,7 @@ class FabricSocket:
         if identity not in self._met or identity[0]:  # an identity chosen by its owner may come from a new process
             return [identity, *self._meet(identity)]
         frames = [identity]
-        while more(zmq.RCVMORE):
+        while more(_RCVMORE):
             frames.append(receive(flags))
             if len(frames) > MAX_FRAMES + 1:
                 self._cut()
@@ -158,9 +160,9 @@ class FabricSocket:
 
     def _meet(self, identity: bytes) -> Frames:
         """Receive the rest of a message as objects that carry the kernel's data on the sender."""
-        rest = [self.socket.recv(zmq.NOBLOCK, copy=False)]
-        while self.socket.getsockopt(zmq.RCVMORE):
-            rest.append(self.socket.recv(zmq.NOBLOCK, copy=False))
+        rest = [self.socket.recv(_NOBLOCK, copy=False)]
+        while self.socket.getsockopt(_RCVMORE):
+            rest.append(self.socket.recv(_NOBLOCK, copy=False))
             if len(rest) > MAX_FRAMES:
                 self._cut()
                 break
@@ -172,7 +174,7 @@ class FabricSocket:
 
     def look_again(self) -> None:
         """Read in this turn of the loop if messages wait, as a send may have consumed the descriptor's wake-up."""
-        if self._loop is not None and self._again is None and int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if self._loop is not None and self._again is None and int(self.socket.getsockopt(_EVENTS)) & _POLLIN:
             self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
@@ -184,7 +186,7 @@ class FabricSocket:
         empty = False
         try:
             for _ in range(DRAIN_AT_ONCE):
-                frames = receive(zmq.NOBLOCK)
+                frames = receive(_NOBLOCK)
                 if frames:
                     self._on_frames(frames)
                 if self._loop is None:  # closed by a callback
@@ -220,7 +222,7 @@ class SharedSocket(FabricSocket):
         """Send as FabricSocket does, under the lock."""
         self._acquire()
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
+            self.socket.send_multipart(frames, _NOBLOCK)
         finally:
             self._release()
 
@@ -230,10 +232,10 @@ class SharedSocket(FabricSocket):
             return
         self._acquire()
         try:
-            state = int(self.socket.getsockopt(zmq.EVENTS))
+            state = int(self.socket.getsockopt(_EVENTS))
         finally:
             self._release()
-        if state & zmq.POLLIN:
+        if state & _POLLIN:
             self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
@@ -241,7 +243,7 @@ class SharedSocket(FabricSocket):
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        came, receive, wait_not = self._came, self._receive, zmq.NOBLOCK
+        came, receive, wait_not = self._came, self._receive, _NOBLOCK
         self._acquire()
         try:
             while len(came) < DRAIN_AT_ONCE:
@@ -270,7 +272,7 @@ class SharedSocket(FabricSocket):
             if self.socket.closed:
                 return False
             with contextlib.suppress(zmq.ZMQError):
-                self.socket.send_multipart(frames, zmq.NOBLOCK)
+                self.socket.send_multipart(frames, _NOBLOCK)
         return True
 
 
