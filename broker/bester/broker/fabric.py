@@ -224,6 +224,11 @@ class SharedSocket(FabricSocket):
         self.guard = threading.Lock()
         self._acquire, self._release = self.guard.acquire, self.guard.release  # half the price of `with`
         self._came: deque[Frames] = deque()
+        self._on_read: Callable[[], None] = lambda: None
+
+    def send_after_reading(self, send: Callable[[], None]) -> None:
+        """Set a callback that sends the answers to what was read, before the socket is asked for more."""
+        self._on_read = send
 
     def close(self) -> None:
         """Close as FabricSocket does, under the lock."""
@@ -251,34 +256,67 @@ class SharedSocket(FabricSocket):
             self._again = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        """Read all messages first, so that the lock is taken once, then call back for each."""
+        """Read one message, call back and send the answers; then read what else waits, so that the lock is taken once,
+        and call back for each.
+
+        Most often there is one message. The look at the socket after its answers is needed anyway, and costs a third of
+        a receive that fails.
+        """
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        came, receive, wait_not = self._came, self._receive, _NOBLOCK
+        try:
+            self._read_and_answer(time.monotonic() + DRAIN_S)
+        except BaseException:  # of a callback: the descriptor does not wake for the rest
+            if self._loop is not None and self._again is None:
+                self._again = self._loop.call_soon(self._drain)
+            raise
+
+    def _read_and_answer(self, enough: float) -> None:
+        self._read(1)
+        if not self._call_back(enough):
+            return
+        self._on_read()
+        if self._loop is None:
+            return
         self._acquire()
         try:
-            came.append(receive(wait_not))
-            # Most often there is one message. To ask costs a third of a receive that fails.
-            if self._has_input():
-                while len(came) < DRAIN_AT_ONCE:
-                    came.append(receive(wait_not))
+            has_input = self._has_input()
+        finally:
+            self._release()
+        if not has_input:
+            return
+        self._read(DRAIN_AT_ONCE)
+        is_full = len(self._came) >= DRAIN_AT_ONCE
+        if self._call_back(enough) and is_full:
+            self.look_again()
+
+    def _read(self, most: int) -> None:
+        """Receive so many messages, or as many as there are."""
+        came, receive = self._came, self._receive
+        self._acquire()
+        try:
+            while len(came) < most:
+                came.append(receive(_NOBLOCK))
         except zmq.Again:
             pass
         finally:
             self._release()
-        full, enough = len(came) >= DRAIN_AT_ONCE, time.monotonic() + DRAIN_S
+
+    def _call_back(self, enough: float) -> bool:
+        """Call back for each message read; return False where the socket is closed, or the rest is left to a later
+        turn."""
+        came = self._came
         while came:
             frames = came.popleft()
             if frames:
                 self._on_frames(frames)
             if self._loop is None:  # closed by a callback
-                return
+                return False
             if came and time.monotonic() >= enough:
                 self._again = self._loop.call_soon(self._drain)
-                return
-        if full:
-            self.look_again()
+                return False
+        return True
 
     def send_from_another_thread(self, frames: Frames) -> bool:
         """Send one ZeroMQ message if the queue has room; return whether the socket is open. Call `look_again` on the
@@ -485,6 +523,8 @@ class FabricLink:
     def _open(self, endpoint: str) -> None:
         assert self._context is not None
         socket = self._kind(self._context, zmq.DEALER, self._received)
+        if isinstance(socket, SharedSocket):
+            socket.send_after_reading(self._send_answers)
         socket.socket.ipv6 = "[" in endpoint  # required for IPv6 addresses
         if self._keys is not None:
             self._keys.set_on(socket.socket)
@@ -604,12 +644,30 @@ class FabricLink:
         if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._flush)
 
+    def _send_answers(self) -> None:
+        """Send what was queued while messages were read, in the same turn of the loop."""
+        if self._flush_handle is not None and self._socket is not None:
+            self._send_queue()
+
+    def send_now(self) -> None:
+        """Send what was queued in this turn of the loop; for a sender that knows that no more will be queued in it."""
+        if self._flush_handle is not None:
+            self._flush()
+
     def _flush(self) -> None:
+        if self._socket is None:
+            self._forget_flush()
+            return
+        self._send_queue()
+        self._socket.look_again()
+
+    def _forget_flush(self) -> None:
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
-        if self._socket is None:
-            return
+
+    def _send_queue(self) -> None:
+        self._forget_flush()
         try:
             self._send_stuck()
             # Only now: while the broker does not read, messages stay where `send` counts them.
@@ -624,7 +682,6 @@ class FabricLink:
         except zmq.Again:
             self._flush_handle = self._loop.call_later(STUCK_RETRY_S, self._flush)
         self.link_client.on_sent(self._loop.time())
-        self._socket.look_again()
 
     def _cannot_send(self, message: Message, error: WireError) -> Message | None:
         answer = expected_answer(message, error)
