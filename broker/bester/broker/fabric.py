@@ -1,10 +1,10 @@
 """ZeroMQ sockets on an asyncio loop: the one shell that the broker, bridges and handlers share.
 
 A socket's file descriptor is registered with the loop. When the descriptor wakes, all messages are read without
-blocking, and all messages sent in one turn of the loop leave as one batch a destination. The descriptor is
-edge-triggered and wakes once when the socket's state changes, so the state is checked again after every send. ZeroMQ is
-given addresses, never names: its lookups would block the thread that moves all its bytes, and its end. This module
-decides nothing: messages go to callbacks.
+blocking, and all messages sent in one turn of the loop leave as one batch a destination; a handler's answers leave
+before its socket is asked for more. The descriptor is edge-triggered and wakes once when the socket's state changes, so
+the state is checked again after every send. ZeroMQ is given addresses, never names: its lookups would block the thread
+that moves all its bytes, and its end. This module decides nothing: messages go to callbacks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs an App on a link to a broker: requests come in batches, replies leave in batches, one a turn of the loop.
+"""Runs an App on a link to a broker: requests come in batches, and are handled as runs of one type.
 
 A reply is sent only on the link that delivered its request: a ZeroMQ socket would carry the reply to a restarted
 broker, which does not know the request. Every queue has a bound: the credit bounds the requests in hand. Requests that
