@@ -199,9 +199,11 @@ def test_limits_are_left_to_the_codec() -> None:
     assert write_replies([reply], 99) is None
     assert write_replies([], 100) is None
     assert write_replies([reply] * (MAX_BATCH + 1), MAX_FRAME_BYTES) is None
-    assert (
-        write_replies([Reply(1, 0, [Command("sendClients", ["g"], b"x" * INLINE_BYTES)])] * 8, MAX_FRAME_BYTES) is None
-    )
+    large = Reply(1, 0, [Command("sendClients", ["g"], b"x" * INLINE_BYTES)])
+    assert assert_written([large] * 63) is not None  # less than 1 MiB: one batch
+    assert write_replies([large] * 64, MAX_FRAME_BYTES) is None
+    many = Reply(1, 0, [Command("sendClients", ["g" * 30] * MAX_ITEMS, b"{}")])
+    assert write_replies([many], MAX_FRAME_BYTES) is None  # frame 0 beyond twice the limit on a batch's bodies
 
 
 def test_replies_are_written_alike_without_msgspec() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 
-from bester.broker.wire.codec import MAX_ITEMS
+from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
@@ -31,9 +31,6 @@ try:
     import msgspec
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
-
-RUN_BYTES = 96 * 1024
-"""Bodies of a run of replies. With more of them frame 0 may exceed MAX_ITEMS, where `codec` looks for long arrays."""
 
 _REQUEST, _REPLY = OP_OF[Request], OP_OF[Reply]
 _REPLIES = {Reply}
@@ -120,6 +117,8 @@ def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] |
         name, targets, body, type_ = command
         if type_ is not None or type(name) is not str or type(targets) is not list or type(body) is not bytes:
             return None
+        if len(targets) > MAX_ITEMS:
+            return None
         for target in targets:
             if type(target) is not str:
                 return None
@@ -128,10 +127,10 @@ def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] |
             return None
         size += length
         add((_REPLY, token, 0, ((name, targets, body),), None))
-    if size > most_bytes or size > RUN_BYTES:
+    if size > most_bytes or size >= BATCH_BYTES:
         return None
     try:
         frame = _pack(rows)
     except (ValueError, TypeError, OverflowError):
         return None
-    return [frame] if len(frame) <= MAX_ITEMS else None
+    return [frame] if len(frame) <= 2 * BATCH_BYTES else None
