@@ -649,11 +649,6 @@ class FabricLink:
         if self._flush_handle is not None and self._socket is not None:
             self._send_queue()
 
-    def send_now(self) -> None:
-        """Send what was queued in this turn of the loop; for a sender that knows that no more will be queued in it."""
-        if self._flush_handle is not None:
-            self._flush()
-
     def _flush(self) -> None:
         if self._socket is None:
             self._forget_flush()
