@@ -44,6 +44,10 @@ class Account(NamedTuple):
 class Logins(Protocol):
     """Questions of a broker about users."""
 
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Check a password; `address` is the client's, empty if the client has none."""
 
@@ -108,6 +112,8 @@ def password_fault(password: str) -> str | None:
 class OpenAccounts:
     """Logins of `auth = "open"`: any name with any password is admitted, and no user is known beforehand."""
 
+    lockouts = 0
+
     async def verify(self, user: str, password: str, address: str) -> Verdict:
         """Admit any usable name with a password."""
         return WRONG if name_fault(user) or password_fault(password) else LET_IN
@@ -162,6 +168,11 @@ class Accounts:
         self._serving = serving
         self._verifying = Verifying(self._hash_of, clock)
         self._version = 0
+
+    @property
+    def lockouts(self) -> int:
+        """Times that a user at an address was made to wait after wrong passwords."""
+        return self._verifying.lockouts
 
     @property
     def _db(self) -> sqlite3.Connection:

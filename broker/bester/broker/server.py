@@ -386,6 +386,7 @@ class Broker:
             log.error("the login of user %r cannot be checked now: %s", login.user, describe(error))
             reason, retry_s = "overloaded", None
         self.router.figures.logins[reason or "good"] += 1
+        self._count_lockouts()
         if reason in LOGIN_EVENTS:
             fields = {"user": login.user, "address": login.address or "a Unix socket"}
             more = {} if retry_s is None else {"retry_s": math.ceil(retry_s)}
@@ -399,6 +400,9 @@ class Broker:
             reason = "authentication-failed"
         now = time.monotonic()
         self._carry_out(self.router.on_verified(login.link, login.session, login.user, reason, now, retry_s, account))
+
+    def _count_lockouts(self) -> None:
+        self.router.figures.lockouts = self._accounts.lockouts + self._handler_logins.lockouts
 
     def _ask_handler(self, number: int, user: str, password: str, address: str) -> None:
         self._carry_out(self.router.ask_login(number, user, password, address, time.monotonic()))
@@ -416,6 +420,7 @@ class Broker:
         except Exception as error:  # noqa: BLE001 (the fault of one change must not end the server)
             log.error("the password of user %r cannot be changed now: %s", change.user, describe(error))
             reason, retry_s = "overloaded", None
+        self._count_lockouts()
         fields = {"user": change.user, "address": change.address or "a Unix socket"}
         if reason is None:
             self._write(Notice("password-changed", fields))

@@ -198,7 +198,7 @@ class StoreDriver:
         if pending.aside:
             assert pending.result is not None
             result, pending.result, pending.aside = pending.result, None, False
-            self._time(pending.took_s)
+            self._time(pending.took_s, result)
         elif self._slow and self._aside is not None:
             self._start(pending)
             return
@@ -230,7 +230,7 @@ class StoreDriver:
     def _attempt(self, group: Sequence[Write]) -> Committed:
         started = self._stopwatch()
         result = self._store.commit(group)
-        self._time(self._stopwatch() - started)
+        self._time(self._stopwatch() - started, result)
         return result
 
     def _start(self, pending: _Pending) -> None:
@@ -262,6 +262,7 @@ class StoreDriver:
             self._store.hold_back(group)
         self._away = self._away and not result.ok
         self._held_back = not result.ok
+        self._router.figures.store.failures += not result.ok
         if group:
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
@@ -272,11 +273,13 @@ class StoreDriver:
         else:
             self._conclude((), self._attempt(()))
 
-    def _time(self, took_s: float) -> None:
-        """Take in how long a commit took: after a slow one the next ones are made beside the loop."""
+    def _time(self, took_s: float, result: Committed) -> None:
+        """Take in how long a commit took, and how it ended: after a slow one the next ones are made beside the loop."""
         figures = self._router.figures.store
         figures.commits += 1
         figures.commit_s += took_s
+        if result.sync_s is not None:
+            figures.sync.add(result.sync_s)
         if took_s >= SLOW_S:
             self._slow = SLOW_COMMITS
             if took_s >= TOLD_S:

@@ -417,10 +417,12 @@ class Committed(NamedTuple):
     and RecordRemotes, with the outcomes of the first ones (None: not ended).
 
     `busy`: another process writes to the store. The store has done nothing with the group, which is to be committed
-    again, or given to `Store.hold_back`."""
+    again, or given to `Store.hold_back`. `sync_s` are the seconds that the transaction waited for the disk, None where
+    there is no disk."""
 
     ok: bool
     repeated: Mapping[int, str | None] = {}
     why: str = ""
     code: Fault = "storage-full"
     busy: bool = False
+    sync_s: float | None = None

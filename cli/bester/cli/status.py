@@ -20,8 +20,8 @@ from bester.cli.output import err, out
 
 Status = Mapping[str, Any]
 TYPES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED", "ANSWERED", "AGAIN", "DEAD", "FAILED")
-RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "MEAN MS")
-SERVERS = ("SERVER", "STATE", "QUEUED", "NEXT TRY", "LAST ERROR")
+RATES = ("TYPE", "HANDLERS", "WAIT", "IN FLIGHT", "RECEIVED/S", "ANSWERED/S", "HANDLER MS", "WHOLE MS")
+SERVERS = ("SERVER", "STATE", "QUEUED", "OLDEST", "RETRIES", "NEXT TRY", "LAST ERROR")
 FULL = 0.9
 """Part of a bound above which the bound is shown as nearly full."""
 
@@ -138,7 +138,8 @@ def _show_head(found: Status) -> None:
     logins = ", ".join(f"{count} {plain(result)}" for result, count in found["logins"].items()) or "none"
     out(f"{plain(found['server'])}, up {_span(found['up_s'])}: {found['users']} users, {found['sessions']} sessions")
     out(f"unreported {found['cases']}, queued {queued['messages']} ({queued['mailboxes']} mailboxes), store {size}")
-    out(f"logins: {logins}")
+    lockouts = f"; {found['lockouts']} lockouts" if found["lockouts"] else ""
+    out(f"logins: {logins}{lockouts}")
 
 
 def _type_cells(type_: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -151,13 +152,15 @@ def _rate_cells(
     type_: str, row: Mapping[str, Any], old: Mapping[str, Any] | None, now: Status, before: Status
 ) -> tuple[str, ...]:
     if old is None or now["up_s"] < before["up_s"]:  # a new type, or a server that was started again
-        old = {"received": 0, "answered": 0, "took_s": 0.0}
+        old = {"received": 0, "answered": 0, "took_s": 0.0, "reported": 0, "whole_s": 0.0}
     seconds = max(1e-3, now["up_s"] - before["up_s"]) if now["up_s"] >= before["up_s"] else now["up_s"]
-    answered = row["answered"] - old["answered"]
-    mean_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
+    answered, reported = row["answered"] - old["answered"], row["reported"] - old["reported"]
+    handler_ms = (row["took_s"] - old["took_s"]) / answered * 1000 if answered > 0 else 0.0
+    whole_ms = (row["whole_s"] - old["whole_s"]) / reported * 1000 if reported > 0 else 0.0
     return (
         plain(type_), str(row["workers"]), str(row["waiting"]), str(row["inflight"]),
-        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{mean_ms:.2f}",
+        f"{(row['received'] - old['received']) / seconds:.1f}", f"{answered / seconds:.1f}", f"{handler_ms:.2f}",
+        f"{whole_ms:.2f}",
     )  # fmt: skip
 
 
@@ -171,6 +174,8 @@ def _show_servers(found: Status) -> None:
                 plain(row["name"]),
                 f"held, {row['state']}" if row["held"] else row["state"],
                 str(row["queued"]),
+                "" if row["oldest_s"] is None else _span(row["oldest_s"]),
+                str(row["retries"]),
                 "" if row["next_try_s"] is None else f"in {_span(row['next_try_s'])}",
                 plain(row["error"] or ""),
             )

@@ -166,7 +166,7 @@ class AuthHandlers:
         if login is None:
             handler.overdue -= 1
         else:
-            self._figures.of(AUTH_TYPE).add_time(now - login.since)
+            self._figures.of(AUTH_TYPE).handler.add(now - login.since)
             good, why = _decision(login.user, reply)
             if good is None:
                 self._undecided(login, handler, why, "bad-reply" if reply.status == DONE else "handler-failed")

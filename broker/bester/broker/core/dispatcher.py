@@ -110,11 +110,11 @@ class Dispatcher:
 
     def enter(self, job: Job, now: float) -> None:
         """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
-        self._reports.begin(job.case)
-        if (figures := self._types.get(job.type)) is not None:
-            figures.received += 1
-        else:
-            self._figures_of(job.type).received += 1
+        case = job.case
+        self._reports.begin(case)
+        case.figures = figures = self._types.get(job.type) or self._figures_of(job.type)
+        case.since = now
+        figures.received += 1
         self.dispatch(job, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
@@ -307,8 +307,9 @@ class Dispatcher:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
         figures, took_s = self._types.get(job.type) or self._figures.of(job.type), now - job.since
-        figures.took[0 if took_s <= SHORTEST_S else bisect_left(BUCKETS_S, took_s)] += 1
-        figures.took_s += took_s
+        handler = figures.handler
+        handler.counts[0 if took_s <= SHORTEST_S else bisect_left(BUCKETS_S, took_s)] += 1
+        handler.sum_s += took_s
         figures.results += len(commands)
         if not job.is_settled:
             if self._observers:

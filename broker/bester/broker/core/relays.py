@@ -356,6 +356,7 @@ class Relays:
         if now < queue.retry_at:  # another message in flight had the same failure
             return
         limits = self._limits
+        self._standing.of(owner_of(queue.key), now).retries += 1
         queue.delay_s = min(max(limits.first_retry_s, 2 * queue.delay_s), limits.last_retry_s)
         queue.retry_at = now + queue.delay_s * (0.5 + self._chance() / 2)
 

@@ -24,7 +24,7 @@ from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
-from bester.broker.core.figures import Figures
+from bester.broker.core.figures import Figures, count_whole
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
@@ -120,6 +120,7 @@ class Router:
         self._by_link = units.peers.by_link
         self._relays = units.relays
         self._answers = units.answers
+        self._ended = units.reports.ended
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
         if snapshot.queues or snapshot.dead:
@@ -150,6 +151,7 @@ class Router:
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
+            self._count_ended(now)
             return self._take()
         peer = self._by_link.get(link)
         for message in messages:
@@ -168,6 +170,8 @@ class Router:
             peer.last_heard = now
             if peer.worker is not None:
                 self._dispatcher.feed(peer.worker, now)
+        if self._ended:
+            self._count_ended(now)
         return self._take()
 
     def _take(self, committed: Sequence[Write] = ()) -> Effects:
@@ -181,6 +185,11 @@ class Router:
         if self._peers.resumes:
             self._peers.count_reports()
         return self._out.take()
+
+    def _count_ended(self, now: float) -> None:
+        """Count the times of the messages that have been reported on since the last call."""
+        count_whole(self._ended, now)
+        self._ended.clear()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
@@ -349,6 +358,8 @@ class Router:
         self._ingress.tick(now)
         self._inbound_lanes.tick()
         self._share_credit(now)
+        self._units.cockpit.tick(now)
+        self._count_ended(now)
         return self._take()
 
     def _share_credit(self, now: float) -> None:
@@ -365,11 +376,13 @@ class Router:
         if not result.ok:
             self._out.notice(result.code, why=result.why)
         self._units.queues.on_committed(writes, result, now)
+        self._count_ended(now)
         return self._take(writes)
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
         """Hand the store's answer to the unit that wanted it."""
         read.on_answer(answer, now)
+        self._count_ended(now)
         return self._take()
 
     def dismiss(self, reason: str) -> Effects:
@@ -433,9 +446,10 @@ class Router:
     def status(self, now: float) -> dict[str, Any]:
         """Return the status of this broker as plain values, see `status_of`."""
         units = self._units
+        self._count_ended(now)
         return status_of(
             self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
-            units.standing, now, up_s=now - self._started, draining=self._ingress.draining,
+            units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=self._ingress.draining,
         )  # fmt: skip
 
     def _send(self, link: Link, message: Message) -> None:

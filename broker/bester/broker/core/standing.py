@@ -21,14 +21,16 @@ MAX_WHY = 500
 
 
 class Server:
-    """Standing of one server; `since` and `error_at` are in seconds of `now`."""
+    """Standing of one server; `since` and `error_at` are in seconds of `now`. `retries` counts the times that messages
+    to it were put off, to be sent again."""
 
-    __slots__ = ("error", "error_at", "since", "state")
+    __slots__ = ("error", "error_at", "retries", "since", "state")
 
     def __init__(self, now: float) -> None:
         self.state: State = "unknown"
         self.since = now
         self.error: str | None = None
+        self.retries = 0
         self.error_at: float | None = None
 
 

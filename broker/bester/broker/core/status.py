@@ -10,7 +10,7 @@ from typing import Any
 
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Link
-from bester.broker.core.figures import BUCKETS_S, Figures
+from bester.broker.core.figures import BUCKETS_S, Figures, TypeFigures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.queues import Queues
@@ -29,12 +29,13 @@ MAX_FIGURES = 64
 
 def status_of(
     settings: Settings, seen: Inspection, figures: Figures, peers: Iterable[Peer], queues: Queues, relays: Relays,
-    standing: Standing, now: float, *, up_s: float, draining: bool,
+    standing: Standing, oldest_s: Mapping[str, float], now: float, *, up_s: float, draining: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the status as maps of plain values. Times are in seconds, sizes in bytes.
 
     `types` has for each type its figures (see TypeFigures), with `waiting`, `inflight` and `workers`; `buckets_s` are
-    the ends of the histograms' buckets. `servers` are the configured ones, `bounds` pairs of used and most.
+    the ends of the histograms' buckets. `servers` are the configured ones, `oldest_s` the ages of their oldest queued
+    messages; `bounds` are pairs of used and most.
     """
     peers = list(peers)
     handlers = [peer for peer in peers if peer.worker is not None or peer.auth is not None]
@@ -56,6 +57,7 @@ def status_of(
         "sessions": seen.sessions,
         "peers": dict(seen.peers),
         "logins": dict(figures.logins),
+        "lockouts": figures.lockouts,
         "cases": seen.cases,
         "deliveries": seen.deliveries,
         "types": types,
@@ -63,7 +65,9 @@ def status_of(
         "handlers": [_handler(peer, now) for peer in handlers[:MAX_HANDLERS]],
         "more_handlers": max(0, len(handlers) - MAX_HANDLERS),
         "bridges": [_bridge(peer) for peer in peers if peer.role == "bridge"],
-        "servers": [_server(name, settings, queues, relays, standing, now) for name in settings.routes],
+        "servers": [
+            _server(name, settings, queues, relays, standing, oldest_s.get(name), now) for name in settings.routes
+        ],
         "queued": {
             "messages": seen.queues.messages, "bytes": seen.queues.size_bytes, "inflight": seen.queues.inflight,
             "mailboxes": len(mailboxes), "mailbox_messages": sum(state.messages for state in mailboxes),
@@ -92,10 +96,7 @@ def figures_of(argument: object) -> dict[str, int] | None:
 
 
 def _type() -> dict[str, Any]:
-    return {
-        "received": 0, "answered": 0, "results": 0, "again": 0, "dead": 0, "failed": {},
-        "took": [0] * (len(BUCKETS_S) + 1), "took_s": 0.0,
-    }  # fmt: skip
+    return TypeFigures().as_map()
 
 
 def _handler(peer: Peer, now: float) -> dict[str, Any]:
@@ -112,7 +113,8 @@ def _bridge(peer: Peer) -> dict[str, Any]:
 
 
 def _server(
-    name: str, settings: Settings, queues: Queues, relays: Relays, standing: Standing, now: float
+    name: str, settings: Settings, queues: Queues, relays: Relays, standing: Standing, oldest_s: float | None,
+    now: float,
 ) -> dict[str, Any]:  # fmt: skip
     up = Link("server", name.encode()) in relays.links
     server, lanes = standing.of(name, now), queues.lanes_to(name)
@@ -124,6 +126,8 @@ def _server(
         "since_s": round(now - server.since, 3),
         "queued": sum(queue.messages for queue in lanes),
         "bytes": sum(queue.size_bytes for queue in lanes),
+        "oldest_s": None if oldest_s is None else round(oldest_s, 3),
+        "retries": server.retries,
         "next_try_s": round(max(0.0, min(retries.values()) - now), 3) if retries else None,
         "error": server.error,
     }

@@ -5,7 +5,7 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -50,6 +50,9 @@ class _Collector:
         for result, count in status["logins"].items():
             logins.add_metric([result], count)
         yield logins
+        yield CounterMetricFamily(
+            "bester_lockouts", "Times that a user at an address had to wait for wrong passwords.", status["lockouts"]
+        )
         queued = status["queued"]
         yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
         yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])
@@ -57,6 +60,9 @@ class _Collector:
         store = status["store"]
         yield CounterMetricFamily("bester_store_commits", "Commits of the store.", store["commits"])
         yield CounterMetricFamily("bester_store_commit_seconds", "Seconds in commits.", store["commit_s"])
+        sync = HistogramMetricFamily("bester_store_fsync_seconds", "Time that a commit waited for the disk.")
+        _add_times(sync, [], store["sync_buckets_s"], store["sync"], store["sync_s"])
+        yield sync
         yield CounterMetricFamily("bester_store_failures", "Commits that failed.", store["failures"])
         if store["bytes"] is not None:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
@@ -74,6 +80,7 @@ class _Collector:
         for key, about in (
             ("received", "Messages that entered"),
             ("answered", "Replies of handlers"),
+            ("reported", "Messages that entered and were reported on"),
             ("results", "Commands in replies"),
             ("again", "Requests after the first of a message"),
             ("dead", "Dead letters"),
@@ -99,11 +106,14 @@ class _Collector:
             for type_, row in types.items():
                 gauge.add_metric([type_], row[key])
             yield gauge
-        took = HistogramMetricFamily("bester_handler_seconds", "Time of handlers over a message.", labels=["type"])
-        ends = [*map(repr, self._status["buckets_s"]), "+Inf"]
-        for type_, row in types.items():
-            took.add_metric([type_], list(zip(ends, accumulate(row["took"]), strict=True)), row["took_s"])
-        yield took
+        for name, key, about in (
+            ("bester_handler_seconds", "took", "Time of handlers over a message."),
+            ("bester_message_seconds", "whole", "Time from the entry of a message to its report."),
+        ):
+            times = HistogramMetricFamily(name, about, labels=["type"])
+            for type_, row in types.items():
+                _add_times(times, [type_], self._status["buckets_s"], row[key], row[f"{key}_s"])
+            yield times
 
     def _servers(self) -> Iterator[Metric]:
         servers = self._status["servers"]
@@ -111,13 +121,21 @@ class _Collector:
         held = GaugeMetricFamily("bester_server_held", "1 where messages are held back.", labels=["server"])
         queued = GaugeMetricFamily("bester_server_queued_messages", "Messages queued for it.", labels=["server"])
         size = GaugeMetricFamily("bester_server_queued_bytes", "Bytes queued for it.", labels=["server"])
+        oldest = GaugeMetricFamily(
+            "bester_server_oldest_seconds", "Age of the oldest message queued for it.", labels=["server"]
+        )
+        retries = CounterMetricFamily(
+            "bester_server_retries", "Times that messages for it were put off, to be sent again.", labels=["server"]
+        )
         for row in servers:
             for each in STATES:
                 state.add_metric([row["name"], each], int(row["state"] == each))
             held.add_metric([row["name"]], int(row["held"]))
             queued.add_metric([row["name"]], row["queued"])
             size.add_metric([row["name"]], row["bytes"])
-        yield from (state, held, queued, size)
+            oldest.add_metric([row["name"]], row["oldest_s"] or 0.0)
+            retries.add_metric([row["name"]], row["retries"])
+        yield from (state, held, queued, size, oldest, retries)
 
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""
@@ -132,3 +150,11 @@ class _Collector:
                     )
                 gauges[name].add_metric([row["name"]], count)
         yield from gauges.values()
+
+
+def _add_times(
+    to: HistogramMetricFamily, labels: Sequence[str], ends: Sequence[float], counts: Sequence[int], sum_s: float
+) -> None:
+    """Add a histogram of the status, whose last count is that of all longer times, to a metric."""
+    names = [*map(repr, ends), "+Inf"]
+    to.add_metric(labels, list(zip(names, accumulate(counts), strict=True)), sum_s)

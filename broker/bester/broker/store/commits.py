@@ -60,6 +60,7 @@ class Commits(ABC):
     """
 
     def __init__(self) -> None:
+        self._sync_s: float | None = None  # time that the last transaction waited for the disk
         self._held_back: dict[Hashable, Write] = {}
         self._buried: dict[Hashable, int] = {}  # dead letters among them, oldest first, with the sizes of their bodies
         self._buried_bytes = 0
@@ -73,6 +74,7 @@ class Commits(ABC):
     def commit(self, writes: Sequence[Write]) -> Committed:
         """Write a group in one transaction, after the writes that are held back. A group that finds the store locked is
         `busy`, and nothing is done with it."""
+        self._sync_s = None
         try:
             repeated = self._write([*self._held_back.values(), *writes] if self._held_back else writes)
         except BusyError as error:
@@ -87,7 +89,7 @@ class Commits(ABC):
             code: Fault = "storage-unavailable" if error.code == "storage-unavailable" else "storage-full"
             return Committed(False, why=error.text, code=code)
         self._let_go(list(self._held_back))
-        return Committed(True, repeated)
+        return Committed(True, repeated, sync_s=self._sync_s)
 
     def hold_back(self, writes: Sequence[Write]) -> None:
         """Give up the writes of a failed group that add to the store, and hold back the others."""
