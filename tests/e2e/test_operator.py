@@ -40,32 +40,6 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
-@pytest.mark.parametrize("layout", ["up", "apart"])
-async def test_status_metrics_and_command_agree_after_mixed_messages(layout: str) -> None:
-    async with operated(layout=layout) as operator:
-        await messages(operator, ok=40, refuses=7, breaks=3, nobody=2)
-        status = await operator.get("/api/status")
-        types = status["types"]
-        assert {type_: (row["received"], row["answered"]) for type_, row in types.items() if row["received"]} == {
-            "ok": (40, 40), "refuses": (7, 7), "breaks": (3, 3), "(others)": (2, 0)
-        }  # fmt: skip
-        assert [types[type_]["failed"] for type_ in ("ok", "refuses", "breaks", "(others)")] == [
-            {}, {"refused": 7}, {"handler-failed": 3}, {"unknown-type": 2}
-        ]  # fmt: skip
-        assert sum(types["ok"]["took"]) == 40 and types["ok"]["took_s"] > 0
-        assert status["logins"] == {"good": 1}
-        found = samples((await operator.request("/metrics"))[1])
-        for type_, row in types.items():
-            label = (("type", type_),)
-            for key in ("received", "answered", "results", "again", "dead"):
-                assert found[f"bester_messages_{key}_total", label] == row[key]
-            assert found["bester_handler_seconds_count", label] == sum(row["took"])
-            assert found["bester_handlers", label] == row["workers"]
-        assert found["bester_messages_failed_total", (("code", "refused"), ("type", "refuses"))] == 7
-        shown = await command(operator, "status", "--json")
-        assert json.loads(shown[0])["types"] == types
-
-
 async def test_bridge_tells_its_counts() -> None:
     async with operated(layout="apart") as operator:
         client = await RawClient.login(operator.server, "alice")
