@@ -145,7 +145,7 @@ class HandlerConfig:
 class PeerConfig:
     """Another server, by name: exactly one of `fabric` and `native`. `accept_types` are the types that it may send
     here, `send_types` those that it may be sent; None: every public type. `key` is the server's public key, without
-    which its fabric is not encrypted.
+    which its fabric is not encrypted. `trace`: it is told the steps of the messages that it sent here.
 
     Of a native server: `reports` is False if the server sends no reports, `ordered` is True if the messages of one type
     are sent one after the other; `tls` is True if the server speaks TLS, and `ca` holds the authorities trusted for its
@@ -162,6 +162,7 @@ class PeerConfig:
     tls: bool = False
     ca: Path | None = None
     send_types: frozenset[str] | None = None
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)

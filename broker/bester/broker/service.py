@@ -55,6 +55,7 @@ def routes_of(config: Config) -> dict[str, Route]:
             peer.tls,
             name in config.certified_servers,
             peer.send_types,
+            peer.trace,
         )
         for name, peer in config.servers.items()
     }

@@ -22,6 +22,7 @@ from bester.broker.core.directory import Directory
 from bester.broker.core.dispatcher import Dispatcher
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.figures import Figures
+from bester.broker.core.following import Following
 from bester.broker.core.inbound_lanes import InboundLanes
 from bester.broker.core.ingress import Ingress
 from bester.broker.core.jobs import Job
@@ -100,6 +101,7 @@ class Units:
     credit: SubmitCredit
     stuck_types: StuckTypes
     auth: AuthHandlers
+    following: Following
 
 
 def assemble(
@@ -124,7 +126,7 @@ def assemble(
     transfers = Transfers(limits.max_lane)
     notes = RemoteNotes(out, snapshot.remote, settings.bounds.server_outcomes)
     late_outcomes = LateOutcomes(settings, queues, transfers, reports, out, notes, snapshot.disowned, now)
-    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended)
+    mailboxes = Mailboxes(queues, directory, deliveries, out, late_outcomes.on_ended, trace)
     reporters = Reporters(out, snapshot.peers)
     standing = Standing(out, settings.routes, snapshot.held, now)
     relays = Relays(
@@ -151,7 +153,17 @@ def assemble(
     commands = Commands(
         settings, out, trace, queues, directory, deliveries, mailboxes, relays, dispatch, around.is_account,
     )  # fmt: skip
-    dead_letters = DeadLetters(settings, queues, reports, out, enter, knows_type, late_outcomes.owns_letter, figures)
+    dead_letters = DeadLetters(
+        settings,
+        queues,
+        reports,
+        out,
+        enter,
+        knows_type,
+        late_outcomes.owns_letter,
+        figures,
+        trace,
+    )
     dispatcher = Dispatcher(
         settings, out, figures=figures, observers=observers, workers=workers, timeouts=timeouts, contracts=contracts,
         reports=reports,
@@ -164,7 +176,7 @@ def assemble(
     ingress = Ingress(
         settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
         relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
-        strangers=Strangers(settings, reports, out),
+        strangers=Strangers(settings, reports, out), trace=trace,
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)
@@ -177,9 +189,10 @@ def assemble(
         read_until=around.read_until,
     )  # fmt: skip
     questions = Questions(settings, around.names, directory, trace, out)
+    following = Following(settings, trace, relays.links, out)
     return Units(
         dispatcher, ingress, inbound_lanes, peers, answers, contracts, restarts, questions, reports, directory, workers,
         deliveries, queues, mailboxes, relays, reporters, dead_letters, late_outcomes, notes, standing,
         Cockpit(settings, out, queues, relays, standing, notes), figures, recordings, shadows, credit,
-        StuckTypes(limits), auth,
+        StuckTypes(limits), auth, following,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from bester.broker.core.mailboxes import Mailboxes
 from bester.broker.core.queues import Queues
 from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Settings
-from bester.broker.core.trace import Trace
+from bester.broker.core.trace import QUEUED, SERVER, Trace
 from bester.broker.store_requests import Entry, mailbox
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -111,7 +111,8 @@ class Commands:
         places = self._directory.places(names[0]) if len(names) == 1 else None
         if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
             for link, sessions in places.items():  # most messages: one user on one bridge
-                self._deliver(job, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
+                reports = alone and case.completes_on(link)
+                self._deliver(job, number, command, link, [[0, *sessions]], None, reports, now)
             return
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
@@ -132,7 +133,7 @@ class Commands:
                 by_link.setdefault(link, []).append([t, *sessions])
         for link, targets in by_link.items():
             reports = alone and len(by_link) == 1 and case.completes_on(link)
-            self._deliver(job, number, command, link, targets, shares, reports)
+            self._deliver(job, number, command, link, targets, shares, reports, now)
 
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
@@ -141,7 +142,7 @@ class Commands:
 
     def _deliver(
         self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, bridge_reports: bool,
+        shares: dict[int, Share] | None, bridge_reports: bool, now: float,
     ) -> None:  # fmt: skip
         """Have a bridge deliver to those of a command's targets that are connected to it."""
         case = job.case
@@ -149,7 +150,7 @@ class Commands:
         id_ = f"{job.id}.{number}"
         queues = self._queues  # numbers for the results, should they be queued: their place is before later ones
         first, queues.next_number = queues.next_number, queues.next_number + len(command.targets)
-        delivery = Delivery(job, command, id_, targets, shares, bridge_reports, first)
+        delivery = Delivery(job, command, id_, targets, shares, bridge_reports, first, now)
         serial = self._deliveries.add(link, delivery)
         meta: Meta = {"origin": job.origin}
         if job.repeated:
@@ -170,6 +171,7 @@ class Commands:
             code = "unknown-user"
         code = code or self.enqueue(job, command, f"{job.id}.{number}", t, self._queues.reserve_numbers(1), now)
         if code is not None:
+            self._trace.add((now, job.root, f"{job.id}.{number}.{t}", failed(code), name, now))
             job.case.record(name, failed(code))
 
     def enqueue(
@@ -184,7 +186,10 @@ class Commands:
             number, mailbox(name), f"{id_}.{t}", name, job.type, command.body, job.case.sender,
             self._queues.expires_at(job.case, now), meta,
         )  # fmt: skip
-        return self._queues.enqueue(entry, job.case, now)
+        code = self._queues.enqueue(entry, job.case, now)
+        if code is None:
+            self._trace.add((now, job.root, entry.id, QUEUED, name, 0.0))
+        return code
 
     def on_not_delivered(self, delivery: Delivery, t: int, reason: str, now: float) -> str:
         """Take in that a delivery failed. Returns the outcome, empty where the result is queued now and its case waits
@@ -213,10 +218,11 @@ class Commands:
                 continue
             if code is None:
                 code = self._to_server(job, id_, type_, command.body, target, now)
+            self._trace.add(
+                (now, job.root, id_, SERVER if code is None else failed(code), target, 0.0 if code is None else now)
+            )
             if code is not None:
                 job.case.record(target, failed(code))
-            else:
-                self._trace.add((now, job.root, id_, "server", target))
 
     def _to_server(self, job: Job, id_: str, type_: str, body: bytes, target: str, now: float) -> str | None:
         """Send a result to another server; returns a code where the transfer cannot begin."""

@@ -31,7 +31,7 @@ from bester.broker.core.relays import Relays
 from bester.broker.core.settings import Budget, Settings
 from bester.broker.core.suspects import Suspicion
 from bester.broker.core.timeouts import Timeouts
-from bester.broker.core.trace import Trace
+from bester.broker.core.trace import CONSUMED, EMITTED, HANDLER, Trace
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import RecordType
 from bester.broker.wire.codes import CODES
@@ -121,7 +121,7 @@ class Dispatcher:
         """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
         own."""
         self._reports.begin(case)
-        self._trace.add((now, case.root, case.id, "emitted", type_))
+        self._trace.add((now, case.root, case.id, EMITTED, type_, 0.0))
         wrong = fault(commands)
         job = Job(case, case.id, case.root, type_, b"", "handler", self._settings.name, repeated=repeated)
         if wrong is not None:
@@ -148,12 +148,13 @@ class Dispatcher:
             worker = self._workers.choose(job)
             code = None if worker is not None else self._may_not_wait(job, now)
         if code is not None:
+            self._trace.add((now, job.root, job.id, code, job.type, 0.0))
             self._end(job, failed(code))
             return
         if self._faults and (check := self._faults.get(job.type)) is not None:
             wrong = check(job.body)
             if wrong is not None:
-                self._refuse(job, wrong)
+                self._refuse(job, wrong, now)
                 return
         self._held += 1
         self._held_bytes += size_bytes
@@ -163,9 +164,10 @@ class Dispatcher:
             job.since = now
             self._workers.enqueue(job)
 
-    def _refuse(self, job: Job, wrong: str) -> None:
+    def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
         self._notice_failure(job, "schema", wrong)
+        self._trace.add((now, job.root, job.id, "schema", job.type, 0.0))
         self._end(job, failed("schema"), wrong)
 
     def _assign_waiting(self, worker: Worker, job: Job, now: float) -> None:
@@ -175,7 +177,7 @@ class Dispatcher:
             if wrong is not None:
                 self._workers.release_group(job)
                 self._let_go(job)
-                self._refuse(job, wrong)
+                self._refuse(job, wrong, now)
                 return
         self._assign(worker, job, now)
 
@@ -202,15 +204,16 @@ class Dispatcher:
         if job.case.expires is not None and now >= job.case.expires:
             self._workers.release_group(job)
             self._let_go(job)
+            self._trace.add((now, job.root, job.id, "expired", job.type, job.since))
             self._end(job, failed("expired"))
             return
         self._token = token = self._token + 1
         job.attempt += 1
         if job.attempt > 1:
             self._figures.of(job.type).again += 1
+        self._trace.add((now, job.root, job.id, HANDLER, job.type, job.since))
         job.since = now
         self._workers.assign(worker, token, job)
-        self._trace.add((now, job.root, job.id, "handler", job.type))
         request = job.request(token)
         if self._timed or job.case.expires is not None:
             expires = job.case.expires
@@ -320,12 +323,16 @@ class Dispatcher:
                 reason, note = late or reply_code(status, code), safe_note(note or "")
                 if late is None:
                     self._notice_failure(job, reason, note)
+                self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
                 self._end(job, failed(reason), note if late is None and status == REFUSED and note else None)
             elif (wrong := fault(commands, job.body)) is not None or (
                 worker.limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None
             ):
+                self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
                 self._end(job, failed(wrong[0]))
             else:
+                if not commands:
+                    self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
                 self._commands.carry_out(job, commands, now)
                 job.is_settled = True  # as `_end`, inline for speed
                 self._reports.settle_one(job.case)
@@ -450,7 +457,7 @@ class Dispatcher:
         case, shares, names = delivery.job.case, delivery.shares, delivery.command.targets
         if delivery.reported and not failures:  # the case ends here, and nobody asks for its outcomes
             for target in delivery.targets:
-                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]]))
+                self._trace.add((now, case.root, delivery.id, DELIVERED, names[target[0]], delivery.since))
             self._reports.settle_one(case, silent=True)
             return
         for target in delivery.targets:
@@ -464,7 +471,7 @@ class Dispatcher:
             outcome = DELIVERED if reason is None else self._commands.on_not_delivered(delivery, t, reason, now)
             if outcome:
                 case.record(names[t], outcome)
-            self._trace.add((now, case.root, delivery.id, outcome or "kept", names[t]))
+                self._trace.add((now, case.root, delivery.id, outcome, names[t], delivery.since))
         self._reports.settle_one(case, silent=delivery.reported and not failures)
 
     def on_bridge_lost(self, link: Link, now: float) -> None:
@@ -545,6 +552,8 @@ class Dispatcher:
             code = self._why_waited(job, now)
             if code == "handler-lost":
                 self._dead_letters.bury(job, code, now)
+            else:
+                self._trace.add((now, job.root, job.id, code, job.type, job.since))
             self._let_go(job)
             self._end(job, failed(code))
 

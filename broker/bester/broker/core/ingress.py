@@ -22,6 +22,7 @@ from bester.broker.core.relays import Relays
 from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
+from bester.broker.core.trace import ENTERED, Trace
 from bester.broker.hosts import Hosts
 from bester.broker.wire import json_text
 from bester.broker.wire.messages import (
@@ -53,7 +54,7 @@ class Ingress:
     def __init__(
         self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
         reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
-        inbound_lanes: InboundLanes, strangers: Strangers,
+        inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace,
     ) -> None:  # fmt: skip
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
@@ -69,6 +70,7 @@ class Ingress:
         self._late_outcomes = late_outcomes
         self._inbound_lanes = inbound_lanes
         self._strangers = strangers
+        self._trace = trace
         self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
         self._dedup = DedupCache(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
@@ -305,6 +307,7 @@ class Ingress:
         if type_ == OUTCOME_TYPE:
             self._receive_outcome(case, shown, body)
             return case
+        self._trace.add((now, case.root, id_, ENTERED, shown, 0.0))
         case.expires = _expiry(meta, now)
         job = Job(
             case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),

@@ -187,7 +187,7 @@ class Relays:
                 self._standing.on_refused(transfer.route.name, reason_of(outcome) or outcome, now)
             if transfer.route.name and not try_again(outcome, meta):
                 self.on_contact(transfer.route.name, now)  # the server is reachable, and takes messages
-            self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target))
+            self._trace.add((now, transfer.entry.meta["root"], transfer.entry.id, outcome, transfer.target, 0.0))
             self._ended(transfer, *((outcome, meta) if known else (failed("bad-reply"), {})), now)
             if silent:  # the server is reachable; two more times show whether it reports
                 self.on_contact(transfer.route.name, now)

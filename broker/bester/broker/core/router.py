@@ -62,12 +62,15 @@ from bester.broker.wire.messages import (
     Reply,
     Request,
     Submit,
+    Trace,
+    Traced,
 )
 from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
+_TRACE_OP = OP_OF[Trace]
 
 
 class Router:
@@ -130,7 +133,7 @@ class Router:
         carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
             Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
             Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
-            Relay: self._ingress.relay,
+            Relay: self._ingress.relay, Trace: self._trace,
         }  # fmt: skip
         self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
 
@@ -193,7 +196,11 @@ class Router:
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
-        if isinstance(message, Relayed):
+        if isinstance(message, Traced):
+            self._units.following.on_traced(link, message)
+        elif isinstance(message, Error) and message.op == _TRACE_OP:
+            self._units.following.on_refused(link, message.token, message.code)
+        elif isinstance(message, Relayed):
             self._relays.on_answer(link, message.token, message.outcome, message.meta, now)
         elif isinstance(message, Error) and message.op == _RELAY_OP and message.token is not None:
             self._relays.on_answer(link, message.token, failed(message.code), {}, now)
@@ -292,7 +299,9 @@ class Router:
     def on_server_lost(self, name: str, why: str, now: float) -> Effects:
         """Take in that the link this broker opened to a server is down, or could not be opened; log a reason once in
         LOG_AGAIN_S until the link is up again."""
-        self._relays.on_link_lost(Link("server", name.encode()), now)
+        link = Link("server", name.encode())
+        self._relays.on_link_lost(link, now)
+        self._units.following.on_link_lost(link)
         self._units.standing.on_lost(name, why, now)
         before, logged_at = self._missing.get(name, ("", now))
         if before != why or now - logged_at >= LOG_AGAIN_S:
@@ -359,6 +368,7 @@ class Router:
         self._inbound_lanes.tick()
         self._share_credit(now)
         self._units.cockpit.tick(now)
+        self._units.following.tick(now)
         self._count_ended(now)
         return self._take()
 
@@ -524,6 +534,8 @@ class Router:
             answer = Answer(ask.token, 0, value)
         elif ask.question == "status":
             answer = Answer(ask.token, 0, self.status(now))
+        elif ask.question == "follow":
+            answer = self._units.following.on_question(peer.link, ask, now)
         elif ask.question == "sessions":
             answer = Answer(ask.token, 0, sessions_of(self._units.directory))
         elif ask.question == "figures":
@@ -549,6 +561,12 @@ class Router:
                 self._out.calls.append(ChangePassword(peer.link, ask.token, user, *texts))
                 return None
         return Answer(ask.token, 1, ["not-allowed", None])
+
+    # --- servers ---
+
+    def _trace(self, peer: Peer, message: Trace, now: float) -> None:
+        name = policy.fabric_peer(peer.link.door, peer.name)
+        self._units.following.on_asked(peer.link, name, message, now)
 
     # --- bridges ---
 

@@ -17,7 +17,8 @@ class Route(NamedTuple):
     `accept_types` and `send_types` None: every public type. For a native server: `reports` is False where the server is
     known never to report, `ordered` is True where messages of one type are sent to it one after the other; `tls`:
     messages to it go over TLS; `certified`: it proves itself by a certificate, and its address proves nothing. `key` is
-    the public key of its fabric, None where the link to it is not encrypted.
+    the public key of its fabric, None where the link to it is not encrypted. `trace`: it is told the steps of the
+    messages that it sent here.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Route(NamedTuple):
     tls: bool = False
     certified: bool = False
     send_types: frozenset[str] | None = None
+    trace: bool = False
 
 
 class Grant(NamedTuple):
