@@ -152,14 +152,20 @@ async def test_dead_letter_is_shown_and_dropped() -> None:
 async def test_live_events_and_trace() -> None:
     async with operated() as operator:
         await messages(operator, ok=1)
-        steps = await operator.get("/api/trace")
-        assert [step["what"] for step in steps] == ["handler", "delivered"]
-        by_id = await operator.get(f"/api/trace?id={steps[0]['id']}")
-        shown = [json.loads(line) for line in await command(operator, "trace", "--last", "--json")]
+        found = await operator.get("/api/trace")
+        assert [step["what"] for step in found["steps"]] == ["handler", "delivered"]
+        assert [(span["kind"], span["outcome"]) for span in found["spans"]] == [
+            ("handler", None), ("delivery", "delivered")
+        ]  # fmt: skip
+        by_id = await operator.get(f"/api/trace?id={found['root']}")
+        shown = json.loads((await command(operator, "trace", "--last", "--json"))[0])
         for again in (by_id, shown):  # the times are of the wall clock, which is read anew
-            assert [(step["id"], step["what"], step["where"]) for step in again] == [
-                (step["id"], step["what"], step["where"]) for step in steps
+            assert [(step["id"], step["what"], step["where"]) for step in again["steps"]] == [
+                (step["id"], step["what"], step["where"]) for step in found["steps"]
             ]
+        lines = await command(operator, "trace", found["root"])
+        assert lines[0].split() == ["AFTER", "MS", "TOOK", "MS", "WHAT", "WHERE", "OUTCOME", "MESSAGE"]
+        assert "handler" in lines[1] and "█" in lines[1] and "delivered" in lines[2] and "s1/alice" in lines[2]
 
 
 async def test_commands_for_people() -> None:

@@ -196,11 +196,22 @@ async function dead() {
   }), "there is none");
 }
 
+// The spans of a message over all servers that tell, as bars on one clock.
 async function trace(id) {
-  const answer = await fetch(withToken("api/trace" + (id ? "?id=" + encodeURIComponent(id) : "")));
-  const steps = answer.ok ? await answer.json() : [];
-  const first = steps.length ? steps[0].at_ms : 0;
-  table("trace", [["after", "n"], ["what"], ["where", "words"], ["message", "words"]], steps.map((each) => ({ cells: [(each.at_ms - first).toFixed(1) + " ms", each.what, each.where, each.id] })), "no step of it is remembered here");
+  const answer = await fetch(withToken("api/trace" + (id ? "?id=" + encodeURIComponent(id) : ""))).catch(() => null);
+  const found = answer && answer.ok ? await answer.json() : { spans: [], servers: {} };
+  const spans = found.spans;
+  const first = spans.length ? spans[0].from_ms : 0;
+  const last = Math.max(first + 0.001, ...spans.map((each) => (each.to_ms == null ? each.from_ms : each.to_ms)));
+  const ms = (value) => (value < 10 ? value.toFixed(2) : value.toFixed(0)) + " ms";
+  table("trace", [["after", "n"], ["took", "n"], ["", "bar"], ["what"], ["where", "words"], ["outcome", "words"], ["message", "words"]], spans.map((each) => {
+    const end = each.to_ms == null ? last : each.to_ms, share = 200 / (last - first);
+    const bar = drawn("svg", { class: "bar", viewBox: "0 0 204 12", role: "img", "aria-label": `from ${ms(each.from_ms - first)} to ${each.to_ms == null ? "now" : ms(each.to_ms - first)}` });
+    bar.append(drawn("rect", { class: each.kind, x: ((each.from_ms - first) * share).toFixed(2), y: 1, width: Math.max(2, (end - each.from_ms) * share).toFixed(2), height: 10 }));
+    const bad = each.outcome && !["delivered", "sent", "queued"].includes(each.outcome);
+    return { kind: bad ? "bad" : each.to_ms == null ? "warm" : "", cells: [ms(each.from_ms - first), each.to_ms == null ? "…" : ms(each.to_ms - each.from_ms), bar, each.kind, each.server + "/" + each.where, each.outcome || "", each.id] };
+  }), "no step of it is remembered here");
+  $("untold").textContent = Object.entries(found.servers).map(([name, why]) => name + " tells nothing: " + why).join(" · ");
 }
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); trace($("message").value.trim()); });
