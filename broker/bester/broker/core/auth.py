@@ -166,7 +166,9 @@ class AuthHandlers:
         if login is None:
             handler.overdue -= 1
         else:
-            self._figures.of(AUTH_TYPE).handler.add(now - login.since)
+            figures = self._figures.of(AUTH_TYPE)
+            figures.took.append(now - login.since)
+            figures.more_results -= 1  # a decision is no result
             good, why = _decision(login.user, reply)
             if good is None:
                 self._undecided(login, handler, why, "bad-reply" if reply.status == DONE else "handler-failed")

@@ -181,7 +181,8 @@ class Reports:
         case.pending = pending = case.pending - 1
         if pending == 0:
             self.open -= 1
-            self.ended.append(case)
+            if case.figures is not None:
+                self.ended.append(case)
             silent = silent and case.reason is None
             if not silent or case.watchers or case.other_askers is not None:
                 self._end(case, silent=silent)

@@ -8,7 +8,6 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Collection
 from functools import partial
 
@@ -20,7 +19,7 @@ from bester.broker.core.dead_letters import DeadLetters
 from bester.broker.core.deliveries import UNCONFIRMED, Deliveries, Delivery, MailDelivery
 from bester.broker.core.directory import Directory
 from bester.broker.core.effects import Effects, Link, NoticeEvent
-from bester.broker.core.figures import BUCKETS_S, OTHERS, SHORTEST_S, Figures, TypeFigures
+from bester.broker.core.figures import OTHERS, Figures, TypeFigures
 from bester.broker.core.inspection import Bound
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -309,11 +308,10 @@ class Dispatcher:
         if job is None:
             return "unknown-token", "no request with this token waits on this link"
         wrong = None
-        figures, took_s = self._types.get(job.type) or self._figures.of(job.type), now - job.since
-        handler = figures.handler
-        handler.counts[0 if took_s <= SHORTEST_S else bisect_left(BUCKETS_S, took_s)] += 1
-        handler.sum_s += took_s
-        figures.results += len(commands)
+        figures = self._types.get(job.type) or self._figures.of(job.type)
+        figures.took.append(now - job.since)
+        if len(commands) != 1:
+            figures.more_results += len(commands) - 1
         if not job.is_settled:
             if self._observers:
                 for observe in self._observers.get(job.type, ()):

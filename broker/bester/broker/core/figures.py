@@ -5,14 +5,12 @@ Plain integers, counted where things happen; `status` makes one value of them, w
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper ends of the histogram's buckets, in seconds; longer times are in one more."""
-SHORTEST_S = BUCKETS_S[0]
 SYNC_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 """The same for the disk of the store, which is faster than a handler where it is well."""
 MAX_TYPES = 2_000
@@ -30,65 +28,66 @@ class Histogram:
         self.counts = [0] * (len(ends) + 1)
         self.sum_s = 0.0
 
-    def add(self, took_s: float, times: int = 1) -> None:
-        """Count a time, so many times."""
-        self.counts[bisect_left(self.ends, took_s)] += times
-        self.sum_s += took_s * times
+    def add(self, took_s: float) -> None:
+        """Count a time."""
+        self.counts[bisect_left(self.ends, took_s)] += 1
+        self.sum_s += took_s
+
+    def take(self, times_s: list[float]) -> None:
+        """Count all of these times, and empty the list. For many, this is much quicker than one by one."""
+        times_s.sort()
+        begin = 0
+        for at, end_s in enumerate(self.ends):
+            upto = bisect_right(times_s, end_s, begin)
+            self.counts[at] += upto - begin
+            begin = upto
+        self.counts[-1] += len(times_s) - begin
+        self.sum_s += sum(times_s)
+        times_s.clear()
 
 
 class TypeFigures:
     """Figures of one message type.
 
-    `received` counts the messages that entered, `results` the commands in the replies of handlers. `failed` counts
-    messages by the code of their failure; `again` the requests after the first of a message, `dead` the dead letters.
-    `handler` are the times of handlers, one for each reply; `whole` the times from the entry of a message to its
-    report, one for each message that entered and was reported on.
+    `received` counts the messages that entered, `more_results` the commands in the replies of handlers beyond one for
+    each reply (it may be negative). `failed` counts messages by the code of their failure; `again` the requests after
+    the first of a message, `dead` the dead letters. `handler` are the times of handlers, one for each reply; `whole`
+    the times from the entry of a message to its report, one for each message that entered and was reported on.
+
+    Nothing but a list grows for each message: `took` and `lasted` are times of both kinds that the next `fold` counts.
     """
 
-    __slots__ = ("again", "dead", "failed", "handler", "received", "results", "whole")
+    __slots__ = ("again", "dead", "failed", "handler", "lasted", "more_results", "received", "took", "whole")
 
     def __init__(self) -> None:
         self.received = 0
-        self.results = 0
+        self.more_results = 0
         self.again = 0
         self.dead = 0
         self.failed: Counter[str] = Counter()
         self.handler = Histogram()
         self.whole = Histogram()
+        self.took: list[float] = []
+        self.lasted: list[float] = []
+
+    def fold(self) -> None:
+        """Count the times that have come since the last call."""
+        if self.took:
+            self.handler.take(self.took)
+        if self.lasted:
+            self.whole.take(self.lasted)
 
     def as_map(self) -> dict[str, Any]:
         """Return the figures as a map of plain values."""
+        self.fold()
         handler, whole = self.handler, self.whole
+        answered = sum(handler.counts)
         return {
-            "received": self.received, "answered": sum(handler.counts), "results": self.results, "again": self.again,
-            "dead": self.dead, "failed": dict(self.failed),
+            "received": self.received, "answered": answered, "results": answered + self.more_results,
+            "again": self.again, "dead": self.dead, "failed": dict(self.failed),
             "took": list(handler.counts), "took_s": round(handler.sum_s, 6),
             "reported": sum(whole.counts), "whole": list(whole.counts), "whole_s": round(whole.sum_s, 6),
         }  # fmt: skip
-
-
-class Ended(Protocol):
-    """A message that entered and was reported on: the figures of its type, and the time of its entry."""
-
-    figures: TypeFigures | None
-    since: float
-
-
-def count_whole(ended: Iterable[Ended], now: float) -> None:
-    """Count the whole times of messages whose reports are sent now. Messages that entered together have one object as
-    the time of their entry, and are counted together."""
-    figures: TypeFigures | None = None
-    since = 0.0
-    times = 0
-    for each in ended:
-        if each.since is since and each.figures is figures:
-            times += 1
-            continue
-        if figures is not None:
-            figures.whole.add(now - since, times)
-        figures, since, times = each.figures, each.since, 1
-    if figures is not None:
-        figures.whole.add(now - since, times)
 
 
 class StoreFigures:
@@ -132,6 +131,11 @@ class Figures:
             key = type_ if len(self.types) < MAX_TYPES else OTHERS
             found = self.types.setdefault(key, TypeFigures())
         return found
+
+    def fold(self) -> None:
+        """Count the times that have come since the last call; to be called about once a second, for memory."""
+        for figures in self.types.values():
+            figures.fold()
 
     def as_map(self) -> dict[str, dict[str, Any]]:
         """Return the figures of all types, by type."""

@@ -24,7 +24,7 @@ from bester.broker.core.assemble import Surroundings, assemble
 from bester.broker.core.clock import Clock
 from bester.broker.core.dead_letters import QUESTIONS
 from bester.broker.core.effects import ChangePassword, Effects, Link, StoreRead, Verify
-from bester.broker.core.figures import Figures, count_whole
+from bester.broker.core.figures import Figures
 from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
@@ -68,6 +68,8 @@ from bester.broker.wire.messages import (
 from bester.broker.wire.outcomes import failed
 
 NOTHING_KEPT = Snapshot()
+FOLD_S = 1.0
+"""Time between two counts of the times that messages took: a few bytes for each wait in between."""
 _REPLY_OP = OP_OF[Reply]
 _RELAY_OP = OP_OF[Relay]
 _TRACE_OP = OP_OF[Trace]
@@ -124,6 +126,7 @@ class Router:
         self._relays = units.relays
         self._answers = units.answers
         self._ended = units.reports.ended
+        self._fold_at = now + FOLD_S
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
         if snapshot.queues or snapshot.dead:
@@ -190,8 +193,11 @@ class Router:
         return self._out.take()
 
     def _count_ended(self, now: float) -> None:
-        """Count the times of the messages that have been reported on since the last call."""
-        count_whole(self._ended, now)
+        """Take the times of the messages that have been reported on since the last call."""
+        for case in self._ended:
+            figures = case.figures
+            assert figures is not None
+            figures.lasted.append(now - case.since)
         self._ended.clear()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
@@ -370,6 +376,9 @@ class Router:
         self._units.cockpit.tick(now)
         self._units.following.tick(now)
         self._count_ended(now)
+        if now >= self._fold_at:
+            self._fold_at = now + FOLD_S
+            self._units.figures.fold()
         return self._take()
 
     def _share_credit(self, now: float) -> None:
