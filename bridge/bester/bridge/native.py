@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from bester.bridge.frames import frame
+from bester.broker.wire import traceparent
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
@@ -19,6 +20,8 @@ from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
 
 NULL = b"null"
+TRACED = b'"traceparent"'
+"""Key of a header: the headers of frames without this text are not read."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
 _text = msgspec.json.Encoder().encode
 _new = tuple.__new__  # in half the time of the class itself
@@ -27,7 +30,7 @@ _new = tuple.__new__  # in half the time of the class itself
 class Sent(NamedTuple):
     """Message as its sender wrote it: `data` is JSON text, `id` a JSON string or `null` as in the frame.
 
-    `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`.
+    `meta`: the client's options, as a Submit has them: `dedup`, `ttl_s`, `outcome`, `resent`, `traceparent`.
     """
 
     type: str
@@ -136,6 +139,8 @@ def later(body: bytes) -> Sent | Fault:
             or payload.resent is not None
         ):
             meta = _options(payload)
+        if TRACED in body and (parent := _traceparent(body)) is not None:
+            meta = meta | {"traceparent": parent}
         return _new(Sent, (payload.type, data, id_, meta))
     except _BAD_JSON:
         return _unreadable(body)
@@ -153,6 +158,12 @@ def _options(payload: _Payload) -> Meta:
     if payload.resent:
         fields["resent"] = True
     return fields
+
+
+def _traceparent(body: bytes) -> str | None:
+    """Return the traceparent in a frame's header; None where there is none, or none that can be read."""
+    header = _object(_first(body).header)
+    return None if header is None else traceparent.sound(_str(header.get("traceparent")))
 
 
 def _unreadable(body: bytes) -> Fault:
@@ -243,6 +254,7 @@ _CLAIMS: dict[str, Any] = {
     "ttl_s": float,
     "lane": tuple[str, _Count, _Count],
     "again": bool,
+    "traceparent": str,
 }
 
 

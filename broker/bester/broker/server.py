@@ -38,6 +38,7 @@ from bester.broker.core.effects import (
     Reconnect,
     Restart,
     ShellCall,
+    Spans,
     Verify,
 )
 from bester.broker.core.router import Router
@@ -155,6 +156,8 @@ class Broker:
         """Callback that looks up the hosts of servers; the result is passed to `hosts_changed`."""
         self.follow: Callable[[Mapping[str, str]], None] = lambda hosts: None
         """Callback with the hosts of the native servers, by name, of a configuration that was read again."""
+        self.export: Callable[[Spans], None] = lambda spans: None
+        """Callback that exports the spans of a message."""
         self.on_handler: Callable[[str, Collection[str]], None] = lambda name, types: None
         """Callback with the name and the types of each handler that connects."""
 
@@ -463,6 +466,8 @@ class Broker:
             elif type(call) is LookUp:
                 if self.look_up is not None:
                     self.look_up(call.servers)
+            elif type(call) is Spans:
+                self.export(call)
             elif type(call) is Reconnect:
                 self._servers[Link("server", call.server.encode())].retry()
             elif type(call) is Restart:

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+from bester.broker import otel
 from bester.broker.accounts import Logins, open_logins
 from bester.broker.config import Config, HandlerConfig, PeerConfig
 from bester.broker.core.settings import Budget, Grant, Route, Settings
@@ -61,8 +62,9 @@ def routes_of(config: Config) -> dict[str, Route]:
     }
 
 
-def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
-    """Return the settings of the core; `hosts` are the known addresses of the native servers."""
+def settings_of(config: Config, hosts: Hosts = NOWHERE, *, spans: bool = False) -> Settings:
+    """Return the settings of the core; `hosts` are the known addresses of the native servers, `spans` is True where
+    spans are exported."""
     return Settings(
         name=config.server.name,
         open_accounts=config.auth == "open",
@@ -80,6 +82,7 @@ def settings_of(config: Config, hosts: Hosts = NOWHERE) -> Settings:
         type_users=config.type_users,
         type_commands=_commands(config),
         reachable=config.reachable,
+        spans=spans,
     )
 
 
@@ -129,14 +132,19 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[B
             stack.callback(names.close)
         followed = Followed(config.native_hosts, names)
         pair = _pair_of(config.key_file)
+        exporter = otel.configured(config.server.name)
+        if exporter is not None:
+            stack.callback(exporter.close)
         async with Broker(
-            settings_of(config, followed.table()),
+            settings_of(config, followed.table(), spans=exporter is not None),
             config.fabric.listen,
             logins,
             store,
             pair=pair,
             curve=config.fabric.curve,
         ) as broker:
+            if exporter is not None:
+                broker.export = exporter.export
             broker.look_up = followed.look_again
             broker.follow = followed.replace
             broker.store_file = config.store.path

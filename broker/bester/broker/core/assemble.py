@@ -46,6 +46,7 @@ from bester.broker.core.stuck_types import StuckTypes
 from bester.broker.core.submit_credit import SubmitCredit
 from bester.broker.core.timeouts import Timeouts
 from bester.broker.core.trace import Trace
+from bester.broker.core.tracing import Tracing
 from bester.broker.core.transfers import Transfers
 from bester.broker.core.workers import Workers
 from bester.broker.store_requests import Snapshot, is_mailbox
@@ -177,6 +178,7 @@ def assemble(
         settings, around.names, out, around.epoch, dispatcher=dispatcher, reports=reports, directory=directory,
         relays=relays, late_outcomes=late_outcomes, inbound_lanes=inbound_lanes,
         strangers=Strangers(settings, reports, out), trace=trace,
+        tracing=Tracing(trace, out, exports=settings.spans),
     )  # fmt: skip
     restarts = Restarts(settings, dispatcher, out)
     answers = PendingAnswers(out)

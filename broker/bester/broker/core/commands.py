@@ -254,7 +254,7 @@ class Commands:
             scope, user, peer = "server", None, self._settings.name
         child = Job(
             job.case, id_, job.root, type_, body, scope, job.origin, user, peer,
-            job.onward_path(self._settings.name), target, repeated=job.repeated,
+            job.onward_path(self._settings.name), target, repeated=job.repeated, traceparent=job.traceparent,
         )  # fmt: skip
         child.case.pending += 1
         self._dispatch(child, now)

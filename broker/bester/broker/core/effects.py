@@ -123,6 +123,22 @@ class Restart(NamedTuple):
     why: str
 
 
+class Spans(NamedTuple):
+    """Export the spans of a message whose report is due, where an exporter is configured.
+
+    `parent` is the traceparent that the message came with, `reason` the code of its failure. `spans` are those of the
+    waterfall; times are in milliseconds of the wall clock.
+    """
+
+    parent: str
+    id: str
+    type: str
+    from_ms: float
+    to_ms: float
+    reason: str | None
+    spans: list[dict[str, Any]]
+
+
 class StoreRead(NamedTuple):
     """A request for the store, and the continuation that takes its answer.
 
@@ -135,7 +151,7 @@ class StoreRead(NamedTuple):
     on_answer: Callable[[Any, float], None]
 
 
-ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart
+ShellCall = Verify | ChangePassword | LoginDecided | Notice | LookUp | Reconnect | Restart | Spans
 
 
 class Effects:

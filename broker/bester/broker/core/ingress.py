@@ -23,8 +23,9 @@ from bester.broker.core.resume import BridgeResume
 from bester.broker.core.settings import Settings
 from bester.broker.core.strangers import Strangers
 from bester.broker.core.trace import ENTERED, Trace
+from bester.broker.core.tracing import Tracing
 from bester.broker.hosts import Hosts
-from bester.broker.wire import json_text
+from bester.broker.wire import json_text, traceparent
 from bester.broker.wire.messages import (
     HOP_LIMIT,
     MAX_BODY_BYTES,
@@ -54,7 +55,7 @@ class Ingress:
     def __init__(
         self, settings: Settings, names: frozenset[str], out: Effects, epoch: str, *, dispatcher: Dispatcher,
         reports: Reports, directory: Directory, relays: Relays, late_outcomes: LateOutcomes,
-        inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace,
+        inbound_lanes: InboundLanes, strangers: Strangers, trace: Trace, tracing: Tracing,
     ) -> None:  # fmt: skip
         self.draining = False
         """Refuse everything that enters: the broker is about to end."""
@@ -71,6 +72,7 @@ class Ingress:
         self._inbound_lanes = inbound_lanes
         self._strangers = strangers
         self._trace = trace
+        self._tracing = tracing
         self._hosts = Hosts(settings.hosts, settings.unknown_hosts)
         limits = settings.limits
         self._dedup = DedupCache(limits.remember_s, limits.max_remembered, limits.max_remembered_of_one)
@@ -154,6 +156,8 @@ class Ingress:
             case, id_, id_, type_, body, "client", self._settings.name, user, attempt=before, attempts_before=before,
             repeated=before > 0 or meta.get("resent") is True,
         )  # fmt: skip
+        if (parent := traceparent.sound(meta.get("traceparent"))) is not None:
+            job.traceparent = self._tracing.enter(case, type_, parent, now)
         self._dispatcher.enter(job, now)
 
     def _refuses(self, user: str, type_: str, case: Case) -> bool:
@@ -313,6 +317,8 @@ class Ingress:
             case, id_, case.root, type_, body, "server", origin or shown, peer=shown, path=_path(meta),
             repeated=attempt_of(meta) > 1 or meta.get("again") is True,  # unlisted servers may say so, too
         )  # fmt: skip
+        if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
+            job.traceparent = self._tracing.enter(case, type_, parent, now)
         self._dispatcher.enter(job, now)
         return case
 

@@ -127,6 +127,8 @@ class Relays:
             meta["message"] = job.case.claimed_id or job.case.id
         if job.case.push:
             meta["push"] = True
+        if job.traceparent is not None:
+            meta["traceparent"] = job.traceparent
         if job.repeated:
             meta["repeated"] = True
         return meta
@@ -147,6 +149,8 @@ class Relays:
             "origin": saved.get("origin"),
             "path": saved.get("path"),
         }
+        if "traceparent" in saved:
+            meta["traceparent"] = saved["traceparent"]
         if transfer.route.name:
             queue = self._queues.get(entry.queue)
             floor = self.transfers.floor(entry.queue)

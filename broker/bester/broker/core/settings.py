@@ -174,6 +174,7 @@ class Settings:
     every command. `shadows` are the names of the handlers that get copies alone, `auth_handlers` those of the declared
     handlers that decide logins. `reachable` are addresses and networks of this machine and its link that unlisted
     targets may have.
+    `spans`: the shell exports the spans of traced messages.
     `grants` are the known public keys. `routes` and `grants` are changed by `Router.on_reloaded` alone.
     """
 
@@ -193,4 +194,5 @@ class Settings:
     shadows: frozenset[str] = frozenset()
     auth_handlers: frozenset[str] = frozenset()
     reachable: tuple[Network, ...] = ()
+    spans: bool = False
     limits: Limits = field(default_factory=Limits)

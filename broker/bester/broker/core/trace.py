@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Container
 from typing import Any
@@ -39,21 +40,27 @@ class Trace:
         """Return the root of a message by its id or that of a result; the id itself where no step has it."""
         return next((step[1] for step in reversed(self._steps) if step[2] == id_), id_)
 
-    def of(self, root: str, under: Container[str] | None = None) -> list[dict[str, Any]]:
+    def of(
+        self, root: str, under: Container[str] | None = None, *, after: float = -math.inf
+    ) -> list[dict[str, Any]]:  # fmt: skip
         """Return the steps of one root in order, with times in milliseconds of the wall clock: of the messages `under`
-        and what they led to, None: of all."""
+        and what they led to, None: of all. No step before `after` is looked at."""
         found = []
-        for at, step_root, id_, what, where, since in self._steps:
+        for at, step_root, id_, what, where, since in reversed(self._steps):
+            if at < after:
+                break
             if step_root == root and (under is None or _is_under(id_, under)):
-                step = {"at_ms": self._ms(at), "id": id_, "what": what, "where": f"{self._server}/{where}"}
-                found.append(step | {"since_ms": self._ms(since)} if since else step)
+                step = {"at_ms": self.wall_ms(at), "id": id_, "what": what, "where": f"{self._server}/{where}"}
+                found.append(step | {"since_ms": self.wall_ms(since)} if since else step)
+        found.reverse()
         return found
 
     def entered_from(self, root: str, server: str) -> set[str]:
         """Return the ids of the messages of one root that a server sent here."""
         return {id_ for _, of, id_, what, where, _ in self._steps if of == root and (what, where) == (ENTERED, server)}
 
-    def _ms(self, at: float) -> float:
+    def wall_ms(self, at: float) -> float:
+        """Return a time in milliseconds of the wall clock."""
         return round(self._clock.wall(at) * 1000, 3)
 
 

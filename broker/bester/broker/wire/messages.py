@@ -227,9 +227,9 @@ class Submit(NamedTuple):
     """Message of a client (`session` is set, and names the user) or of a native server (`session` None).
 
     Optional keys of meta: `attempt` (2 and up: submitted again by the bridge, without a report so far). From a client:
-    `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: sent by the client before). From a server:
-    `scope` = "server", `address` (host of the other end) and the claims of its header: `server`, `id`, `root`,
-    `origin`, `path`, `ttl_s`, `lane`, `again`.
+    `dedup`, `ttl_s`, `outcome` (true: push later outcomes), `resent` (true: sent by the client before),
+    `traceparent`. From a server: `scope` = "server", `address` (host of the other end) and the claims of its header:
+    `server`, `id`, `root`, `origin`, `path`, `ttl_s`, `lane`, `again`, `traceparent`.
     """
 
     token: int
