@@ -152,12 +152,12 @@ class Case(Struct, eq=False, gc=False):  # a Struct, since every message has one
 
 
 class Reports:
-    """Reports on cases, and their recipients. `open` counts the cases under way; `ended` are those whose times the
-    router has to count."""
+    """Reports on cases, and their recipients. `open` counts the cases under way; `now` is the time of the router's
+    call, for the times that cases lasted."""
 
     def __init__(self, out: Effects) -> None:
         self.open = 0
-        self.ended: list[Case] = []
+        self.now = 0.0
         self._out = out
 
     def begin(self, case: Case) -> None:
@@ -182,7 +182,7 @@ class Reports:
         if pending == 0:
             self.open -= 1
             if case.figures is not None:
-                self.ended.append(case)
+                case.figures.lasted.append(self.now - case.since)
             silent = silent and case.reason is None
             if not silent or case.watchers or case.other_askers is not None:
                 self._end(case, silent=silent)

@@ -125,7 +125,7 @@ class Router:
         self._by_link = units.peers.by_link
         self._relays = units.relays
         self._answers = units.answers
-        self._ended = units.reports.ended
+        self._reports = units.reports
         self._fold_at = now + FOLD_S
         self._missing: dict[str, tuple[str, float]] = {}  # servers without a link: why, and when it was logged
         self._refused = Refused(self._out)
@@ -154,10 +154,10 @@ class Router:
 
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
         """Take in the messages that arrived on a link in one batch, in order."""
+        self._reports.now = now
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
-            self._count_ended(now)
             return self._take()
         peer = self._by_link.get(link)
         for message in messages:
@@ -176,8 +176,6 @@ class Router:
             peer.last_heard = now
             if peer.worker is not None:
                 self._dispatcher.feed(peer.worker, now)
-        if self._ended:
-            self._count_ended(now)
         return self._take()
 
     def _take(self, committed: Sequence[Write] = ()) -> Effects:
@@ -191,14 +189,6 @@ class Router:
         if self._peers.resumes:
             self._peers.count_reports()
         return self._out.take()
-
-    def _count_ended(self, now: float) -> None:
-        """Take the times of the messages that have been reported on since the last call."""
-        for case in self._ended:
-            figures = case.figures
-            assert figures is not None
-            figures.lasted.append(now - case.since)
-        self._ended.clear()
 
     def _receive_of_server(self, link: Link, message: Message | Malformed, now: float) -> None:
         """Take in the answer of a server that this broker has linked to; such a link carries answers alone."""
@@ -217,6 +207,7 @@ class Router:
     ) -> Effects:  # fmt: skip
         """Take in the result of a password check: `reason` is the code of a refusal, None where the login is good.
         `retry_s`: seconds after which a refused client may try again."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None and session in peer.logins:
             peer.logins.remove(session)
@@ -273,6 +264,7 @@ class Router:
 
     def on_account_removed(self, user: str, now: float) -> Effects:
         """Close the sessions of a removed user, and end the messages queued for that user."""
+        self._reports.now = now
         self._units.mailboxes.on_account_removed(user, failed("unknown-user"), now)
         self._units.late_outcomes.on_account_removed(user, now)
         self._ingress.on_account_removed(user)
@@ -283,6 +275,7 @@ class Router:
     def on_undeliverable(self, link: Link, message: Message, now: float, waiting: Sequence[Message] = ()) -> Effects:
         """Take in that a message could not be sent: the peer is gone, or does not read. `waiting` are the messages that
         were to follow on the link."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None:
             for unsent in (message, *waiting):
@@ -295,6 +288,7 @@ class Router:
 
     def on_server_ready(self, name: str, now: float) -> Effects:
         """Take in that the link this broker opened to a server is up."""
+        self._reports.now = now
         self._relays.links.add(Link("server", name.encode()))
         self._missing.pop(name, None)
         self._units.standing.on_reached(name, now)
@@ -305,6 +299,7 @@ class Router:
     def on_server_lost(self, name: str, why: str, now: float) -> Effects:
         """Take in that the link this broker opened to a server is down, or could not be opened; log a reason once in
         LOG_AGAIN_S until the link is up again."""
+        self._reports.now = now
         link = Link("server", name.encode())
         self._relays.on_link_lost(link, now)
         self._units.following.on_link_lost(link)
@@ -332,6 +327,7 @@ class Router:
 
     def on_link_lost(self, link: Link, why: str, now: float) -> Effects:
         """Take in that a link of the fabric has ended, or that its routing id has passed to another key."""
+        self._reports.now = now
         peer = self._by_link.get(link)
         if peer is not None:
             self._peers.on_peer_lost(peer, why, now)
@@ -340,6 +336,7 @@ class Router:
     def on_reloaded(self, routes: Mapping[str, Route], grants: Mapping[str, Grant], now: float) -> Effects:
         """Take in the servers and keys of a configuration that was read again. Peers whose key is gone are parted from
         at once; messages queued for a server that is not listed any more wait until it is listed again."""
+        self._reports.now = now
         self._routes.clear()
         self._routes.update(routes)
         self._grants.clear()
@@ -353,12 +350,14 @@ class Router:
     def on_hosts_changed(self, hosts: Hosts, now: float) -> Effects:
         """Take in a new table of the native servers' addresses. Messages queued for a server whose address was found,
         or has changed, are tried again soon."""
+        self._reports.now = now
         for server in self._ingress.on_hosts_changed(hosts, now):
             self._relays.on_contact(server, now)
         return self._take()
 
     def tick(self, now: float, wall_s: float | None = None) -> Effects:
         """Let time pass; to be called a few times a second, with the wall clock's time."""
+        self._reports.now = now
         jump_s = None if wall_s is None else self._clock.read(now, wall_s)
         if jump_s is not None:
             self._out.notice("clock-jumped", seconds=round(jump_s, 3))
@@ -375,7 +374,6 @@ class Router:
         self._share_credit(now)
         self._units.cockpit.tick(now)
         self._units.following.tick(now)
-        self._count_ended(now)
         if now >= self._fold_at:
             self._fold_at = now + FOLD_S
             self._units.figures.fold()
@@ -392,16 +390,16 @@ class Router:
 
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """Take in the result of a group of writes: settle the cases that waited for the group."""
+        self._reports.now = now
         if not result.ok:
             self._out.notice(result.code, why=result.why)
         self._units.queues.on_committed(writes, result, now)
-        self._count_ended(now)
         return self._take(writes)
 
     def on_read(self, read: StoreRead, answer: Any, now: float) -> Effects:
         """Hand the store's answer to the unit that wanted it."""
+        self._reports.now = now
         read.on_answer(answer, now)
-        self._count_ended(now)
         return self._take()
 
     def dismiss(self, reason: str) -> Effects:
@@ -465,7 +463,6 @@ class Router:
     def status(self, now: float) -> dict[str, Any]:
         """Return the status of this broker as plain values, see `status_of`."""
         units = self._units
-        self._count_ended(now)
         return status_of(
             self.settings, self.inspect(), units.figures, self._by_link.values(), units.queues, units.relays,
             units.standing, units.cockpit.oldest_s(now), now, up_s=now - self._started, draining=self._ingress.draining,
