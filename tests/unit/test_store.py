@@ -424,6 +424,7 @@ def test_late_outcomes_and_notes_outlive_a_failed_group(stand: Stand) -> None:
     assert (set(failed.kept), list(failed.late)) == ({2, 4}, [])
     assert stand.waiting() == []
     mend()
+    assert stand.read(Fetch(mailbox("alice"), 0, 9, LOTS)) == [], "no read finds it before a result has told of it"
     told = stand.store.commit([keep(5)])
     assert told.ok
     assert ([each.entry.number for each in told.late], list(told.dropped)) == ([2, 4], [])
@@ -436,7 +437,7 @@ def test_duplicate_among_late_outcomes_is_told(stand: Stand) -> None:
     mend = broken(stand)
     stand.store.commit([late(2, id="same")])
     mend()
-    stand.read(Fetch(BOB, 0, 9, LOTS))  # which writes what it can
+    assert [each.number for each in stand.read(Fetch(mailbox("alice"), 0, 9, LOTS))] == [1]
     told = stand.store.commit([])
     assert ([each.entry.number for each in told.late], dict(told.repeated)) == ([2], {2: None})
 

@@ -76,6 +76,7 @@ class Commits(ABC):
         self._held_back: dict[Hashable, Write] = {}
         self._growing: dict[Hashable, int] = {}  # those that take room, oldest first, with the sizes of their bodies
         self._growing_bytes = 0
+        self._promised: set[Hashable] = set()  # the promises among those
         self._tied: dict[Hashable, Hashable] = {}  # an End, and the growing write without which it is not written
         self._late: list[Promise] = []  # promises held back that are written now; the next result tells of them
         self._dropped: list[Promise] = []  # promises held back that are given up
@@ -133,6 +134,8 @@ class Commits(ABC):
                 growing = key
                 self._growing[key] = size = _size_of(write)
                 self._growing_bytes += size
+                if is_promise(write):
+                    self._promised.add(key)
             elif isinstance(write, Unbury):
                 self._let_go([(Bury, write.id)])
         if growing is not None:
@@ -151,6 +154,7 @@ class Commits(ABC):
             self._held_back.pop(key, None)
             self._tied.pop(key, None)
             self._growing_bytes -= self._growing.pop(key, 0)
+            self._promised.discard(key)
 
     def _drop(self, key: Hashable) -> None:
         write = self._held_back[key]
@@ -167,9 +171,12 @@ class Commits(ABC):
     def _try_alone(self) -> None:
         """Write what is held back without new writes: deleting needs little room. Where there is no room for what
         grows, write the rest, except the Ends that belong to it."""
+        if not self._try(list(self._held_back)) and self._growing:
+            self._try_ends()
+
+    def _try_ends(self) -> None:
         growing = self._growing
-        if not self._try(list(self._held_back)) and growing:
-            self._try([key for key in self._held_back if key not in growing and self._tied.get(key) not in growing])
+        self._try([key for key in self._held_back if key not in growing and self._tied.get(key) not in growing])
 
     def _try(self, keys: Sequence[Hashable]) -> bool:
         """Write these of the writes held back, and drop those that no store can hold. Returns False where they still
@@ -191,7 +198,10 @@ class Commits(ABC):
 
     def read(self, read: Read) -> Any:
         """Return the answer to a read of `store_requests`. Raises BesterError where the store cannot be read."""
-        self._try_alone()
+        if self._promised:  # a read must find none of them before a result has told of it
+            self._try_ends()
+        else:
+            self._try_alone()
         if self._held_back and isinstance(read, Fetch):
             return self._fetched(read)
         answer = self._answer(read)
