@@ -301,7 +301,7 @@ class Dispatcher:
     def on_reply(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
         """Carry out a handler's reply; the router calls `feed` after the last reply of a batch. Returns (code, text)
         where the reply is wrong, else None."""
-        token, status, commands, note, code = reply
+        token, status, commands, note, code = reply.token, reply.status, reply.commands, reply.note, reply.code
         job = self._take_back(worker, token)
         if job is None:
             return "unknown-token", "no request with this token waits on this link"

@@ -96,7 +96,7 @@ class Ingress:
 
     def submit(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a message of a client, or of a native server."""
-        token, session, type_, body, meta = submit
+        token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         if session is None:
             self._submit_of_server(peer, submit, now)
             return
@@ -118,7 +118,7 @@ class Ingress:
 
     def _submit_with_options(self, peer: Peer, submit: Submit, now: float) -> None:
         """Enter a client's message with options, or one from a bridge that may lose its link and submit again."""
-        token, session, type_, body, meta = submit
+        token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         resume, attempt = peer.resume, attempt_of(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry

@@ -64,6 +64,7 @@ from bester.broker.wire.messages import (
     Submit,
 )
 from bester.broker.wire.outcomes import failed
+from bester.broker.wire.runs import MESSAGE_OF, READ_AS
 
 NOTHING_KEPT = Snapshot()
 _REPLY_OP = OP_OF[Reply]
@@ -131,7 +132,12 @@ class Router:
             Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
             Relay: self._ingress.relay,
         }  # fmt: skip
-        self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
+        for kind, shape in READ_AS.items():
+            carry_out[shape] = carry_out[kind]
+        self._table = {
+            role: {kind: run for kind, run in carry_out.items() if MESSAGE_OF.get(kind, kind) in kinds}
+            for role, kinds in policy.MAY_SEND.items()
+        }
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
         """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
@@ -462,7 +468,8 @@ class Router:
                 self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
-            op = OP_OF[type(message)]
+            kind: type[Any] = type(message)
+            op = OP_OF[MESSAGE_OF.get(kind, kind)]
             self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
 
     def _refuse(self, peer: Peer, error: Error) -> None:
