@@ -9,7 +9,7 @@ left, and no connection waits for another one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -453,7 +453,7 @@ class Bridge:
                 self._push(connection, frame)
             if not each.send:
                 continue
-            submits = [message for message in each.send if type(message) is Submit]
+            submits = _submits(each.send)
             if submits:
                 self._submissions.submit(submits)
             if len(submits) == len(each.send):
@@ -650,3 +650,10 @@ class Bridge:
         """Send what waited for room on the link."""
         self._broker_link.flush()
         self._submissions.send_held()
+
+
+def _submits(messages: Sequence[Any]) -> Sequence[Submit]:
+    """Return the submits among the messages of a step, which mostly holds nothing else."""
+    if list(map(type, messages)).count(Submit) == len(messages):
+        return messages
+    return [message for message in messages if type(message) is Submit]

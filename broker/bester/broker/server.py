@@ -56,11 +56,12 @@ from bester.broker.store import Store
 from bester.broker.store_driver import RETRY_S, StoreDriver
 from bester.broker.unix_socket import UnixSocket
 from bester.broker.wire.address import parse_endpoint
-from bester.broker.wire.codec import batches, decode
+from bester.broker.wire.codec import batches
 from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
+from bester.broker.wire.runs import read, write_requests
 from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -346,7 +347,7 @@ class Broker:
     # --- in ---
 
     def _received(self, link: Link, frames: Frames) -> None:
-        self._carry_out(self.router.receive_all(link, decode(frames), time.monotonic()))
+        self._carry_out(self.router.receive_all(link, read(frames), time.monotonic()))
 
     def _tick(self) -> None:
         now, senders = time.monotonic(), self.router.links
@@ -560,7 +561,8 @@ class Broker:
         socket = self._sockets[int(index)]
         sent = False
         try:
-            for frames in batches(messages, partial(self._cannot_send, link)):
+            run = write_requests(messages)
+            for frames in batches(messages, partial(self._cannot_send, link)) if run is None else (run,):
                 socket.send_to(identity, link.party, frames)
                 sent = True
         except zmq.ZMQError:  # EHOSTUNREACH: the peer has gone; EAGAIN: the peer does not read

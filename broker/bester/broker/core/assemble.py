@@ -143,10 +143,11 @@ def assemble(
     queues.on_damaged = late_outcomes.on_damaged
 
     def dispatch(job: Job, now: float) -> None:
-        dispatcher.dispatch(job, now)
+        dispatcher.dispatch((job,), now)
 
     def enter(job: Job, now: float) -> None:
-        dispatcher.enter(job, now)
+        job.case.pending += 1
+        dispatcher.enter((job,), now)
 
     def knows_type(type_: str) -> bool:
         return dispatcher.knows_type(type_)

@@ -81,7 +81,7 @@ class Commands:
         dispatch: Callable[[Job, float], None],
         is_account: Callable[[str], bool],
     ) -> None:
-        self._directory = directory
+        self._places = directory.places
         self._deliveries = deliveries
         self._mailboxes = mailboxes
         self._relays = relays
@@ -97,28 +97,31 @@ class Commands:
     def carry_out(self, job: Job, commands: list[Command], now: float) -> None:
         """Begin every result of a reply that `fault` has found sound."""
         for number, command in enumerate(commands):
-            if command.command == "sendClients":
+            kind = command.command
+            if kind == "sendClients":
                 self._to_clients(job, number, command, now, alone=len(commands) == 1)
-            elif command.command == "sendServers":
+            elif kind == "sendServers":
                 self._to_servers(job, number, command, now)
-            elif command.command == "sendHandler":
+            elif kind == "sendHandler":
                 self._to_handler(job, number, command, now)
             else:
-                raise AssertionError(f"{command.command} was found sound, and nobody carries it out")
+                raise AssertionError(f"{kind} was found sound, and nobody carries it out")
 
     def _to_clients(self, job: Job, number: int, command: Command, now: float, *, alone: bool) -> None:
-        case, names = job.case, command.targets
-        places = self._directory.places(names[0]) if len(names) == 1 else None
-        if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
-            for link, sessions in places.items():  # most messages: one user on one bridge
-                reports = alone and case.completes_on(link)
-                self._deliver(job, number, command, link, [[0, *sessions]], None, reports, now)
+        names = command.targets
+        if (
+            len(names) == 1 and (places := self._places(names[0])) is not None and len(places) == 1
+            and not (self._queues.messages and self._must_queue(job, names[0]))
+        ):  # fmt: skip
+            ((link, sessions),) = places.items()  # most messages: one user on one bridge
+            self._deliver(job, number, command, link, [[0, *sessions]], None, alone, now)
             return
+        case = job.case
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
         frames = 0
         for t, name in enumerate(names):
-            places = self._directory.places(name)
+            places = self._places(name)
             if places is None or self._must_queue(job, name):
                 self._to_absent(job, number, command, t, now)
                 continue
@@ -132,8 +135,7 @@ class Commands:
             for link, sessions in places.items():
                 by_link.setdefault(link, []).append([t, *sessions])
         for link, targets in by_link.items():
-            reports = alone and len(by_link) == 1 and case.completes_on(link)
-            self._deliver(job, number, command, link, targets, shares, reports, now)
+            self._deliver(job, number, command, link, targets, shares, alone and len(by_link) == 1, now)
 
     def _must_queue(self, job: Job, user: str) -> bool:
         """Return whether a result must go behind messages queued for the user. A duplicate must where any are queued,
@@ -142,25 +144,22 @@ class Commands:
 
     def _deliver(
         self, job: Job, number: int, command: Command, link: Link, targets: list[list[int]],
-        shares: dict[int, Share] | None, bridge_reports: bool, now: float,
+        shares: dict[int, Share] | None, alone: bool, now: float,
     ) -> None:  # fmt: skip
-        """Have a bridge deliver to those of a command's targets that are connected to it."""
+        """Have a bridge deliver to those of a command's targets that are connected to it. The bridge reports by itself
+        where the message leads to this delivery `alone`."""
         case = job.case
-        case.pending += 1
         id_ = f"{job.id}.{number}"
-        queues = self._queues  # numbers for the results, should they be queued: their place is before later ones
-        first, queues.next_number = queues.next_number, queues.next_number + len(command.targets)
-        delivery = Delivery(job, command, id_, targets, shares, bridge_reports, first, now)
-        serial = self._deliveries.add(link, delivery)
+        token = None
         meta: Meta = {"origin": job.origin}
         if job.repeated:
             meta["redelivered"] = True
-        token = None
-        if bridge_reports:
-            token = case.token
-            meta["message"] = case.id
-        deliver = _new(Deliver, (serial, id_, job.type, command.body, targets, token, meta))
-        self._out.messages[link].append(deliver)
+        if alone and case.completes_on(link):
+            token, meta["message"] = case.token, case.id
+        case.pending += 1
+        first = self._queues.reserve_numbers(len(command.targets))  # should they be queued: before later ones
+        serial = self._deliveries.add(link, Delivery(job, command, id_, targets, shares, token is not None, first, now))
+        self._out.messages[link].append(_new(Deliver, (serial, id_, job.type, command.body, targets, token, meta)))
 
     def _to_absent(self, job: Job, number: int, command: Command, t: int, now: float) -> None:
         """Queue a result for a user without a connection, or with messages queued that go first, if the user is

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
+
+_NOBODY: Mapping[int, str] = {}
 
 
 class Directory:
@@ -55,6 +59,10 @@ class Directory:
         """Return the user of a session, None where there is no such session."""
         sessions = self._sessions.get(link)
         return sessions.get(session) if sessions else None
+
+    def users_of(self, link: Link) -> Mapping[int, str]:
+        """Return the users of a bridge by session."""
+        return self._sessions.get(link, _NOBODY)
 
     def places(self, user: str) -> dict[Link, dict[int, None]] | None:
         """Return the user's sessions by bridge, oldest first, None where there is none."""

@@ -8,7 +8,7 @@ jobs of a lost worker and the deliveries of a lost bridge are settled here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from bester.broker.core import policy
@@ -107,14 +107,17 @@ class Dispatcher:
 
     # --- entry ---
 
-    def enter(self, job: Job, now: float) -> None:
-        """Dispatch a message that came from outside: from a client, from a server, or as a replayed dead letter."""
-        case = job.case
-        self._reports.begin(case)
-        case.figures = figures = self._types.get(job.type) or self._figures_of(job.type)
-        case.since = now
-        figures.received += 1
-        self.dispatch(job, now)
+    def enter(self, jobs: Sequence[Job], now: float) -> None:
+        """Dispatch a run of messages of one type that came from outside: from clients, from a server, or as a replayed
+        dead letter. Each is the one pending result of its case, which is open from now on."""
+        self._reports.open += len(jobs)
+        figures = jobs[0].case.figures
+        if figures is None:
+            figures = self.figures_of(jobs[0].type)
+            for job in jobs:
+                job.case.figures, job.case.since = figures, now
+        figures.received += len(jobs)
+        self.dispatch(jobs, now)
 
     def emit(self, case: Case, type_: str, commands: list[Command], now: float, *, repeated: bool) -> None:
         """Carry out the commands of a handler that acts on its own initiative, as if replying to a message of its
@@ -129,39 +132,54 @@ class Dispatcher:
         self._commands.carry_out(job, commands, now)
         self._end(job, None)
 
-    def _figures_of(self, type_: str) -> TypeFigures:
+    def figures_of(self, type_: str) -> TypeFigures:
         """Return the figures of a type; those of a type that nobody has served are with others'."""
-        return self._figures.of(type_ if self.knows_type(type_) else OTHERS)
+        found = self._types.get(type_)
+        return found if found is not None else self._figures.of(type_ if self.knows_type(type_) else OTHERS)
 
     # --- to a handler ---
 
-    def dispatch(self, job: Job, now: float) -> None:
-        """Assign a job to a worker, queue it for one, or end it with the reason why it can do neither."""
-        limits, size_bytes = self._limits, len(job.body)
-        worker = None
-        if len(job.path) >= HOP_LIMIT:
-            code: str | None = "too-many-hops"
-        elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
-            code = self._never_served(job, now) or "overloaded"
-        else:
-            worker = self._workers.choose(job)
-            code = None if worker is not None else self._may_not_wait(job, now)
-        if code is not None:
-            self._trace.add((now, job.root, job.id, code, job.type, 0.0))
-            self._end(job, failed(code))
-            return
-        if self._faults and (check := self._faults.get(job.type)) is not None:
-            wrong = check(job.body)
-            if wrong is not None:
+    def dispatch(self, jobs: Sequence[Job], now: float) -> None:
+        """Assign each job of a run of one type to a worker, queue it for one, or end it with the reason why it can do
+        neither."""
+        limits, type_ = self._limits, jobs[0].type
+        check = self._faults.get(type_) if self._faults else None
+        worker: Worker | None = None
+        given: list[Job] = []  # jobs for this worker, which has `room` for more
+        room = 0
+        for job in jobs:
+            size_bytes = len(job.body)
+            code: str | None = None
+            if job.path and len(job.path) >= HOP_LIMIT:
+                code = "too-many-hops"
+            elif self._held >= limits.max_held or self._held_bytes + size_bytes > limits.max_held_bytes:
+                code = self._never_served(job, now) or "overloaded"
+            elif not room:
+                if worker is not None and given:
+                    self._assign(worker, given, now)
+                    given = []
+                worker = self._workers.choose(job)
+                if worker is None:
+                    code = self._may_not_wait(job, now)
+                else:
+                    room = 1 if len(jobs) == 1 else self._workers.room(worker, type_)
+            if code is not None:
+                self._trace.add((now, job.root, job.id, code, type_, 0.0))
+                self._end(job, failed(code))
+                continue
+            if check is not None and (wrong := check(job.body)) is not None:
                 self._refuse(job, wrong, now)
-                return
-        self._held += 1
-        self._held_bytes += size_bytes
-        if worker is not None:
-            self._assign(worker, job, now)
-        else:
-            job.since = now
-            self._workers.enqueue(job)
+                continue
+            self._held += 1
+            self._held_bytes += size_bytes
+            if worker is not None:
+                room -= 1
+                given.append(job)
+            else:
+                job.since = now
+                self._workers.enqueue(job)
+        if worker is not None and given:
+            self._assign(worker, given, now)
 
     def _refuse(self, job: Job, wrong: str, now: float) -> None:
         """End a job whose payload breaks the contract of its type; `wrong` is the sentence for the sender."""
@@ -178,7 +196,7 @@ class Dispatcher:
                 self._let_go(job)
                 self._refuse(job, wrong, now)
                 return
-        self._assign(worker, job, now)
+        self._assign(worker, (job,), now)
 
     def knows_type(self, type_: str) -> bool:
         """Return whether the type is served now, or ever was."""
@@ -199,27 +217,35 @@ class Dispatcher:
         just_started = now < self._started + self._limits.restart_s
         return "no-handler" if job.scope == "server" and just_started else "unknown-type"
 
-    def _assign(self, worker: Worker, job: Job, now: float) -> None:
-        if job.case.expires is not None and now >= job.case.expires:
-            self._workers.release_group(job)
-            self._let_go(job)
-            self._trace.add((now, job.root, job.id, "expired", job.type, job.since))
-            self._end(job, failed("expired"))
-            return
-        self._token = token = self._token + 1
-        job.attempt += 1
-        if job.attempt > 1:
-            self._figures.of(job.type).again += 1
-        self._trace.add((now, job.root, job.id, HANDLER, job.type, job.since))
-        job.since = now
-        self._workers.assign(worker, token, job)
-        request = job.request(token)
-        if self._timed or job.case.expires is not None:
+    def _assign(self, worker: Worker, jobs: Sequence[Job], now: float) -> None:
+        """Give a run of jobs of one type to a worker that has credit for them; end those that have expired."""
+        inflight, trace = worker.inflight, self._trace.add
+        given, requests = jobs, []
+        for job in jobs:
             expires = job.case.expires
-            deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
-            if deadline_ms is not None:
-                request.meta["deadline_ms"] = deadline_ms
-        self._out.messages[worker.link].append(request)
+            if expires is not None and now >= expires:
+                given = [each for each in given if each is not job]
+                self._workers.release_group(job)
+                self._let_go(job)
+                trace((now, job.root, job.id, "expired", job.type, job.since))
+                self._end(job, failed("expired"))
+                continue
+            self._token = token = self._token + 1
+            inflight[token] = job
+            job.attempt = attempt = job.attempt + 1
+            if attempt > 1:
+                self._figures.of(job.type).again += 1
+            trace((now, job.root, job.id, HANDLER, job.type, job.since))
+            job.since = now
+            request = job.request(token)
+            if self._timed or expires is not None:
+                deadline_ms = self._timeouts.deadline_ms(worker, job.type, None if expires is None else expires - now)
+                if deadline_ms is not None:
+                    request.meta["deadline_ms"] = deadline_ms
+            requests.append(request)
+        if requests:
+            self._workers.assign(worker, given)
+            self._out.messages[worker.link] += requests
 
     def feed(self, worker: Worker, now: float) -> None:
         """Assign waiting messages to a worker up to its credit, and requeued messages to all free workers."""
@@ -300,41 +326,63 @@ class Dispatcher:
 
     # --- from a handler ---
 
-    def on_reply(self, worker: Worker, reply: Reply, now: float) -> tuple[str, str] | None:
-        """Carry out a handler's reply; the router calls `feed` after the last reply of a batch. Returns (code, text)
-        where the reply is wrong, else None."""
-        token, status, commands, note, code = reply
-        job = self._take_back(worker, token)
-        if job is None:
-            return "unknown-token", "no request with this token waits on this link"
-        wrong = None
-        figures = self._types.get(job.type) or self._figures.of(job.type)
-        figures.took.append(now - job.since)
-        if len(commands) != 1:
-            figures.more_results += len(commands) - 1
-        if not job.is_settled:
+    def on_replies(
+        self, worker: Worker, replies: Sequence[Reply], now: float
+    ) -> Iterator[tuple[Reply, tuple[str, str]]]:
+        """Carry out a run of a handler's replies; the router calls `feed` after the last reply of a batch. Yield each
+        reply that is wrong, with (code, text).
+
+        The worker has credit again at the end of the run, and before each reply that may look at workers.
+        """
+        workers, inflight, figures = self._workers, worker.inflight, None
+        type_: str | None = None
+        answered = 0
+        for reply in replies:
+            job = inflight.pop(reply.token, None)
+            if job is None:
+                yield reply, ("unknown-token", "no request with this token waits on this link")
+                continue
+            answered += 1
+            commands = reply.commands
+            if figures is None or job.type != type_:
+                type_ = job.type
+                figures = self._types.get(type_) or self._figures.of(type_)
+            figures.took.append(now - job.since)
+            if len(commands) != 1 or commands[0].command != "sendClients" or job.group is not None or job.is_settled:
+                figures.more_results += len(commands) - 1
+                workers.free(worker, answered)
+                answered = 0
+                workers.leave_group(job)
+                if job.is_settled:
+                    self._on_late_answer(worker)
+                    continue
+            self._let_go(job)
             if self._observers:
-                for observe in self._observers.get(job.type, ()):
+                for observe in self._observers.get(type_, ()):
                     observe(job, reply, now)
-            if status != DONE:
-                late = self._too_late(worker, job, now)
-                reason, note = late or reply_code(status, code), safe_note(note or "")
-                if late is None:
-                    self._notice_failure(job, reason, note)
-                self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
-                self._end(job, failed(reason), note if late is None and status == REFUSED and note else None)
+            if reply.status != DONE:
+                self._on_failed(worker, job, reply, now)
             elif (wrong := fault(commands, job.body)) is not None or (
-                worker.limited and (wrong := self.may_not_command(worker, job.type, commands)) is not None
+                worker.limited and (wrong := self.may_not_command(worker, type_, commands)) is not None
             ):
                 self._trace.add((now, job.root, job.id, wrong[0], job.type, 0.0))
                 self._end(job, failed(wrong[0]))
+                yield reply, wrong
             else:
                 if not commands:
                     self._trace.add((now, job.root, job.id, CONSUMED, job.type, 0.0))
                 self._commands.carry_out(job, commands, now)
-                job.is_settled = True  # as `_end`, inline for speed
-                self._reports.settle_one(job.case)
-        return wrong
+                self._end(job, None)
+        workers.free(worker, answered)
+
+    def _on_failed(self, worker: Worker, job: Job, reply: Reply, now: float) -> None:
+        """End a message whose handler has failed, or has refused the message."""
+        late = self._too_late(worker, job, now)
+        reason, note = late or reply_code(reply.status, reply.code), safe_note(reply.note or "")
+        if late is None:
+            self._notice_failure(job, reason, note)
+        self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
+        self._end(job, failed(reason), note if late is None and reply.status == REFUSED and note else None)
 
     def may_not_command(self, worker: Worker, type_: str, commands: list[Command]) -> tuple[str, str] | None:
         """Return (code, text) where the policy refuses a handler these commands, None where the handler may use
@@ -355,9 +403,8 @@ class Dispatcher:
             return None
         if job.is_settled:
             self._on_late_answer(worker)
-        else:  # as `_let_go`, inline for speed
-            self._held -= 1
-            self._held_bytes -= len(job.body)
+        else:
+            self._let_go(job)
         return job
 
     def _too_late(self, worker: Worker, job: Job, now: float) -> str | None:
@@ -488,7 +535,7 @@ class Dispatcher:
         sender."""
         job.is_settled = True
         if outcome is not None:
-            self._figures_of(job.type).failed[reason_of(outcome) or outcome] += 1
+            self.figures_of(job.type).failed[reason_of(outcome) or outcome] += 1
             job.case.record(job.target, outcome, note)
         self._reports.settle_one(job.case)
 

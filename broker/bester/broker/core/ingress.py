@@ -5,6 +5,7 @@ A message gets its id and its identity here: its sender is known by link, sessio
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bester.broker.core import policy
@@ -98,31 +99,39 @@ class Ingress:
 
     # --- clients ---
 
-    def submit(self, peer: Peer, submit: Submit, now: float) -> None:
-        """Enter a message of a client, or of a native server."""
-        token, session, type_, body, meta = submit
-        if session is None:
+    def submit(self, peer: Peer, submits: Sequence[Submit], now: float) -> None:
+        """Enter a run of messages of clients, or of native servers."""
+        link, prefix, resume = peer.link, peer.prefix, peer.resume
+        users: Mapping[Any, str] = {} if self.draining else self._directory.users_of(link)
+        jobs: list[Job] = []  # of one type, not entered yet
+        of, figures = None, None
+        for submit in submits:
+            type_, user = submit.type, users.get(submit.session)
+            is_usual = user is not None and not submit.meta and type_ not in self._guarded
+            if jobs and (type_ != of or not is_usual):
+                self._dispatcher.enter(jobs, now)
+                jobs = []
+            if not is_usual:
+                self._submit_unusual(peer, submit, now)
+                continue
+            if not jobs:
+                of, figures = type_, self._dispatcher.figures_of(type_)
+            token = submit.token
+            id_ = f"{prefix}{token}"
+            case = Case(_SUBMIT, link, token, id_, id_, 1, sender=user, figures=figures, since=now)
+            if resume is not None:
+                resume.add(token, case)
+            jobs.append(Job(case, id_, id_, type_, submit.body, "client", self._settings.name, user))
+        if jobs:
+            self._dispatcher.enter(jobs, now)
+
+    def _submit_unusual(self, peer: Peer, submit: Submit, now: float) -> None:
+        """Enter a message of a native server, or one of a client with options, from a bridge that may lose its link and
+        submit again, or that may have to be refused."""
+        if submit.session is None:
             self._submit_of_server(peer, submit, now)
             return
-        if meta:
-            self._submit_with_options(peer, submit, now)
-            return
-        id_ = f"{peer.prefix}{token}"
-        case = Case(_SUBMIT, peer.link, token, id_, id_)
-        if peer.resume is not None:
-            peer.resume.add(token, case)
-        user = self._directory.user(peer.link, session)
-        if user is None or self.draining:
-            self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
-        elif type_ in self._guarded and self._refuses(user, type_, case):
-            return
-        else:
-            case.sender = user
-            self._dispatcher.enter(Job(case, id_, id_, type_, body, "client", self._settings.name, user), now)
-
-    def _submit_with_options(self, peer: Peer, submit: Submit, now: float) -> None:
-        """Enter a client's message with options, or one from a bridge that may lose its link and submit again."""
-        token, session, type_, body, meta = submit
+        token, session, type_, body, meta = submit.token, submit.session, submit.type, submit.body, submit.meta
         resume, attempt = peer.resume, attempt_of(meta)
         if resume is not None and attempt > 1 and (self._is_known(peer, token) or self.draining):
             return  # the bridge submits again to this broker's next life; a refusal would deny the first entry
@@ -131,7 +140,6 @@ class Ingress:
         case.resubmitted = attempt > 1
         if resume is not None:
             resume.add(token, case)
-        assert session is not None
         user = self._directory.user(peer.link, session)
         if user is None or self.draining:
             self._reports.refuse(case, "overloaded" if self.draining else "not-allowed")
@@ -158,7 +166,8 @@ class Ingress:
         )  # fmt: skip
         if (parent := traceparent.sound(meta.get("traceparent"))) is not None:
             job.traceparent = self._tracing.enter(case, type_, parent, now)
-        self._dispatcher.enter(job, now)
+        case.pending += 1
+        self._dispatcher.enter((job,), now)
 
     def _refuses(self, user: str, type_: str, case: Case) -> bool:
         """Refuse a message of a guarded type where the policy does not let the user send it. Returns whether it was
@@ -319,7 +328,8 @@ class Ingress:
         )  # fmt: skip
         if listed is not None and (parent := traceparent.sound(meta.get("traceparent"))) is not None:
             job.traceparent = self._tracing.enter(case, type_, parent, now)
-        self._dispatcher.enter(job, now)
+        case.pending += 1
+        self._dispatcher.enter((job,), now)
         return case
 
     def _by_id(self, key: Key, case: Case, position: LanePosition | None, now: float) -> Case | None:

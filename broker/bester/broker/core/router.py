@@ -29,6 +29,7 @@ from bester.broker.core.inspection import Inspection
 from bester.broker.core.peer import Peer
 from bester.broker.core.pending_answers import ANSWERED_AFTER
 from bester.broker.core.refused import LOG_AGAIN_S, Refusal, Refused
+from bester.broker.core.runs import CarryOut, one_by_one, runs
 from bester.broker.core.settings import Grant, Route, Settings
 from bester.broker.core.status import figures_of, sessions_of, status_of
 from bester.broker.core.types_state import types_of
@@ -66,6 +67,7 @@ from bester.broker.wire.messages import (
     Traced,
 )
 from bester.broker.wire.outcomes import failed
+from bester.broker.wire.runs import MESSAGE_OF, READ_AS
 
 NOTHING_KEPT = Snapshot()
 FOLD_S = 1.0
@@ -134,11 +136,19 @@ class Router:
         if snapshot.full is not None:
             self._out.notice("storage-full", why=f"{snapshot.full}; until then nothing can be kept")
         carry_out: dict[type[Any], Callable[[Peer, Any, float], None]] = {
-            Reply: self._reply, Emit: self._emit, Ask: self._ask, Submit: self._ingress.submit, Confirm: self._confirm,
-            Forwarded: self._forwarded, Login: self._login, Open: self._open, Close: self._close,
-            Relay: self._ingress.relay, Trace: self._trace,
+            Emit: self._emit, Ask: self._ask, Forwarded: self._forwarded, Login: self._login, Open: self._open,
+            Close: self._close, Relay: self._ingress.relay, Trace: self._trace,
         }  # fmt: skip
-        self._table = {role: {kind: carry_out[kind] for kind in kinds} for role, kinds in policy.MAY_SEND.items()}
+        carry_out_run: dict[type[Any], CarryOut] = {
+            Reply: self._replies, Submit: self._ingress.submit, Confirm: self._confirms,
+            **{kind: one_by_one(carry_out[kind]) for kind in carry_out},
+        }  # fmt: skip
+        for kind, shape in READ_AS.items():
+            carry_out_run[shape] = carry_out_run[kind]
+        self._table = {
+            role: {kind: take for kind, take in carry_out_run.items() if MESSAGE_OF.get(kind, kind) in kinds}
+            for role, kinds in policy.MAY_SEND.items()
+        }
 
     def _take_name(self, known: Sequence[str]) -> frozenset[str]:
         """Return every name that this server has or had: ids of its messages begin with one of them. Save a new
@@ -153,13 +163,29 @@ class Router:
     # --- in ---
 
     def receive_all(self, link: Link, messages: Sequence[Message | Malformed], now: float) -> Effects:
-        """Take in the messages that arrived on a link in one batch, in order."""
+        """Take in the messages that arrived on a link in one batch, in order: run by run of one kind."""
         self._reports.now = now
         if link.door == "server":
             for message in messages:
                 self._receive_of_server(link, message, now)
             return self._take()
         peer = self._by_link.get(link)
+        for kind, run in runs(messages):
+            if peer is not None and not peer.leaving and (carry_out := self._table[peer.role].get(kind)) is not None:
+                carry_out(peer, run, now)
+            else:
+                peer = self._receive_one_by_one(link, peer, run, now)
+        if peer is not None:
+            peer.last_heard = now
+            if peer.worker is not None:
+                self._dispatcher.feed(peer.worker, now)
+        return self._take()
+
+    def _receive_one_by_one(
+        self, link: Link, peer: Peer | None, messages: Sequence[Message | Malformed], now: float
+    ) -> Peer | None:
+        """Take in messages of a link without a peer, of a peer that leaves, or of a kind that is open to every role;
+        return the peer that the link has then."""
         for message in messages:
             if peer is None or type(message) is Hello:
                 self._peers.greet(link, peer, message, now)
@@ -167,16 +193,12 @@ class Router:
                 continue
             carry_out = self._table[peer.role].get(type(message))
             if carry_out is not None:
-                carry_out(peer, message, now)
+                carry_out(peer, (message,), now)
             else:
                 self._receive_common(peer, message, now)
             if peer.leaving:
                 peer = self._by_link.get(link)
-        if peer is not None:
-            peer.last_heard = now
-            if peer.worker is not None:
-                self._dispatcher.feed(peer.worker, now)
-        return self._take()
+        return peer
 
     def _take(self, committed: Sequence[Write] = ()) -> Effects:
         if self._inbound_lanes.has_writes:
@@ -492,7 +514,8 @@ class Router:
                 self._peers.forget_when_done(peer)
             self._refuse(peer, Error(*message))
         elif not isinstance(message, Error):  # an ERROR is never answered by one
-            op = OP_OF[type(message)]
+            kind: type[Any] = type(message)
+            op = OP_OF[MESSAGE_OF.get(kind, kind)]
             self._refuse(peer, Error("unknown-op", f"operation {op} is not one for a {peer.role}", op))
 
     def _refuse(self, peer: Peer, error: Error) -> None:
@@ -501,21 +524,27 @@ class Router:
 
     # --- handlers ---
 
-    def _reply(self, peer: Peer, reply: Reply, now: float) -> None:
+    def _replies(self, peer: Peer, replies: Sequence[Reply], now: float) -> None:
         worker = peer.worker
         if worker is not None:
-            wrong = self._dispatcher.on_reply(worker, reply, now)
-        elif peer.auth is not None:
-            wrong = self._units.auth.on_reply(peer.auth, reply, now)
+            for reply, wrong in self._dispatcher.on_replies(worker, replies, now):
+                self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
         else:
-            assert peer.shadow is not None
-            wrong = self._units.shadows.on_reply(peer.shadow, reply, now)
-        if wrong is not None:
-            self._refuse(peer, Error(*wrong, _REPLY_OP, reply.token))
+            for reply in replies:
+                fault = self._other_reply(peer, reply, now)
+                if fault is not None:
+                    self._refuse(peer, Error(*fault, _REPLY_OP, reply.token))
         if peer.leaving:  # after its last reply its message groups are for other workers
             if worker is not None:
                 self._dispatcher.feed(worker, now)
             self._peers.forget_when_done(peer)
+
+    def _other_reply(self, peer: Peer, reply: Reply, now: float) -> tuple[str, str] | None:
+        """Take in the reply of a handler of logins, or of a shadow; return (code, text) where the reply is wrong."""
+        if peer.auth is not None:
+            return self._units.auth.on_reply(peer.auth, reply, now)
+        assert peer.shadow is not None
+        return self._units.shadows.on_reply(peer.shadow, reply, now)
 
     def _emit(self, peer: Peer, emit: Emit, now: float) -> None:
         if peer.shadow is not None:
@@ -592,10 +621,11 @@ class Router:
         peer.logins.discard(message.session)
         self._units.directory.close(peer.link, message.session)
 
-    def _confirm(self, peer: Peer, confirm: Confirm, now: float) -> None:
-        if confirm.reports and peer.resume is not None:
-            peer.resume.on_reports_counted(confirm.reports)
-        self._dispatcher.on_confirm(peer.link, confirm, now)
+    def _confirms(self, peer: Peer, confirms: Sequence[Confirm], now: float) -> None:
+        for confirm in confirms:
+            if confirm.reports and peer.resume is not None:
+                peer.resume.on_reports_counted(confirm.reports)
+            self._dispatcher.on_confirm(peer.link, confirm, now)
 
     def _forwarded(self, peer: Peer, message: Forwarded, now: float) -> None:
         self._relays.on_answer(peer.link, message.token, message.outcome, message.meta, now)
