@@ -62,7 +62,9 @@ def later(header: Any, **payload: Any) -> Any:
     return native.later(body)
 
 
-@pytest.mark.parametrize("header", [None, {}, 5, [PARENT], {"traceparent": None}, {"traceparent": "x"}, "traceparent"])
+@pytest.mark.parametrize(
+    "header", [None, {}, 5, [PARENT], {"traceparent": None}, {"traceparent": "x"}, {"traceparent": 5}, "traceparent"]
+)
 def test_header_without_a_sound_traceparent_says_nothing(header: Any) -> None:
     assert later(header).meta == {}
 

@@ -12,16 +12,14 @@ import msgspec
 from msgspec import Raw
 
 from bester.bridge.frames import frame
-from bester.broker.wire import traceparent
 from bester.broker.wire.codes import CODES
 from bester.broker.wire.json_text import DEPTH_LIMIT, TOO_DEEP, UNPAIRED, is_utf8, too_deep, with_unpaired
 from bester.broker.wire.messages import MAX_DEDUP, MAX_TOKEN, MAX_TTL_S, Meta
 from bester.broker.wire.notes import safe_note
 from bester.broker.wire.outcomes import DELIVERED, QUEUED, SENT, failed
+from bester.broker.wire.traceparent import sound
 
 NULL = b"null"
-TRACED = b'"traceparent"'
-"""Key of a header: the headers of frames without this text are not read."""
 SHALLOW_BYTES = 2 * DEPTH_LIMIT
 """JSON text that is no longer cannot nest deeper than DEPTH_LIMIT: every level has two brackets."""
 _BAD_JSON = (msgspec.DecodeError, ValueError, RecursionError)
@@ -87,7 +85,16 @@ class _Payload(msgspec.Struct, gc=False):
     resent: bool | None = None
 
 
+class _Header(msgspec.Struct, gc=False):
+    traceparent: str | None = None
+
+
 class _Later(msgspec.Struct, gc=False):
+    payload: _Payload
+    header: _Header | None = None
+
+
+class _PayloadOnly(msgspec.Struct, gc=False):
     payload: _Payload
 
 
@@ -110,6 +117,7 @@ class _Login(msgspec.Struct, gc=False):
 
 
 _later = msgspec.json.Decoder(_Later).decode
+_payload_only = msgspec.json.Decoder(_PayloadOnly).decode
 _id_only = msgspec.json.Decoder(_IdOnly).decode
 _first = msgspec.json.Decoder(_First).decode
 _login = msgspec.json.Decoder(_Login).decode
@@ -123,7 +131,11 @@ _NO_META: Meta = {}
 def later(body: bytes) -> Sent | Fault:
     """Read a frame behind the first one."""
     try:
-        payload = _later(body).payload
+        try:
+            top = _later(body)
+            payload, header = top.payload, top.header
+        except msgspec.ValidationError:  # a header of another kind is passed over
+            payload, header = _payload_only(body).payload, None
         # The decoder lets bad UTF-8 and deep nesting pass; both are checked on JSON alone.
         if not body.isascii() and not is_utf8(body):
             return _unreadable(body)
@@ -141,7 +153,7 @@ def later(body: bytes) -> Sent | Fault:
             or payload.resent is not None
         ):
             meta = _options(payload)
-        if TRACED in body and (parent := _traceparent(body)) is not None:
+        if header is not None and header.traceparent is not None and (parent := sound(header.traceparent)) is not None:
             meta = meta | {"traceparent": parent}
         return _new(Sent, (payload.type, data, id_, meta))
     except _BAD_JSON:
@@ -160,12 +172,6 @@ def _options(payload: _Payload) -> Meta:
     if payload.resent:
         fields["resent"] = True
     return fields
-
-
-def _traceparent(body: bytes) -> str | None:
-    """Return the traceparent in a frame's header; None where there is none, or none that can be read."""
-    header = _object(_first(body).header)
-    return None if header is None else traceparent.sound(_str(header.get("traceparent")))
 
 
 def _unreadable(body: bytes) -> Fault:
