@@ -82,20 +82,10 @@ function button(title, key, path, body, sure) {
 function state() {
   const place = $("state");
   const old = Date.now() - latest > 3500;
-  const problems = latest && !old && before ? worries(before) : [];
+  const problems = latest && !old && before ? before.findings.map((each) => each.text) : [];
+  if (problems.length > 3) problems.splice(3, problems.length, problems.length - 3 + " more");
   place.className = old || trouble || problems.length ? "bad" : "good";
   place.textContent = trouble || (!latest ? "connecting …" : old ? "the server does not answer" : problems.length ? problems.join(" · ") : "all is well");
-}
-
-// Words for whatever needs somebody: they are the same that the alerts use.
-function worries(status) {
-  const found = [];
-  if (status.draining) found.push("the server ends");
-  for (const [type, row] of Object.entries(status.types)) if (!row.workers && (row.received || row.waiting) && type !== "(others)") found.push("no handler serves " + short(type));
-  for (const each of status.handlers) if (each.stuck) found.push("handler " + short(each.name) + " is stuck");
-  for (const each of status.servers) if (each.state === "down") found.push("server " + each.name + " is away");
-  for (const [name, [used, most]] of Object.entries(status.bounds)) if (most && used > 0.9 * most) found.push(name + " is nearly full");
-  return found;
 }
 
 function facts(status) {
@@ -150,6 +140,12 @@ function plots(status) {
   plot("time", [{ values: history_.map((each) => each.took), kind: "a" }]);
 }
 
+// The findings of `bester check` that a status shows: the same checks, carried out at the server.
+function findings(status) {
+  table("findings", [["level"], ["check"], ["what", "words"], ["remedy", "words"]],
+    status.findings.map((each) => ({ kind: each.level === "error" ? "bad" : "warm", cells: [each.level, each.check, each.text, each.remedy] })), "all is well");
+}
+
 function lists(status) {
   table("types", [["type"], ["handlers", "n"], ["wait", "n"], ["in flight", "n"], ["received", "n"], ["answered", "n"], ["again", "n"], ["dead", "n"], ["failed", "words"]],
     Object.entries(status.types).sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, row]) => ({ kind: row.workers || name === "(others)" ? (row.waiting > 100 ? "warm" : "") : "bad", cells: [name, row.workers, row.waiting, row.inflight, row.received, row.answered, row.again, row.dead, Object.entries(row.failed).map(([code, count]) => code + " " + count).join(", ")] })), "no type is served");
@@ -198,6 +194,7 @@ live.addEventListener("message", (event) => {
   document.title = status.server + " · Bester";
   $("server").textContent = status.server;
   facts(status);
+  findings(status);
   way(status);
   plots(status);
   lists(status);
