@@ -19,8 +19,10 @@ START_S = 10.0
 BEHIND = 1_000
 """Messages of one type that wait, above which its handlers are behind: more than a burst that handlers keep up with."""
 FLOOD = 500
-"""Messages of one sender that wait, above which that sender floods, if nobody else has as many: half of what one
+"""Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: half of what one
 connection may have unreported."""
+FLOOD_PART = 2 / 3
+"""Part of all waiting messages: two senders that are as busy flood nobody."""
 CLOCK_WARNING_S, CLOCK_ERROR_S = 10.0, 300.0
 """Difference of two servers' clocks: a heartbeat and a busy machine explain a few seconds, and a certificate or a
 traced path is misread by minutes."""
@@ -174,7 +176,7 @@ def _mailbox_full(status: Status) -> Iterator[Found]:
 def _flood(status: Status) -> Iterator[Found]:
     waiting = sum(row["waiting"] for row in status["types"].values())
     for row in status.get("busiest", ())[:1]:
-        if row["waiting"] > FLOOD and 2 * row["waiting"] > waiting:
+        if row["waiting"] > FLOOD and row["waiting"] > FLOOD_PART * waiting:
             yield (
                 "warning",
                 (
@@ -292,7 +294,7 @@ LIVE: tuple[Check[Status], ...] = (
     ),
     Check(
         "flood",
-        f"one sender has more than {FLOOD} waiting messages, and more than all others",
+        f"one sender has more than {FLOOD} of the waiting messages, and two thirds of all",
         "`[native] messages_per_s` bounds a user's rate",
         "BesterFlood",
         _flood,
