@@ -6,8 +6,11 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from bester.broker.config import Config
 from bester.broker.doctor.local import Port, PortState
@@ -20,6 +23,14 @@ STATES: dict[int, PortState] = {
     errno.EPERM: "denied",
     errno.EADDRNOTAVAIL: "no-address",
 }
+
+
+class Socket(NamedTuple):
+    """A listening socket of TCP."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    inode: int
 
 
 def ports_of(config: Config, *, running: bool, linked: bool) -> tuple[Port, ...]:
@@ -48,8 +59,8 @@ def _addresses(config: Config) -> Iterator[tuple[str, HostPort]]:
             yield "[fabric] listen", where.tcp
 
 
-def _port(key: str, address: HostPort, listening: dict[int, int] | None, *, ours: bool, running: bool) -> Port:
-    inode = (listening or {}).get(address.port)
+def _port(key: str, address: HostPort, listening: list[Socket] | None, *, ours: bool, running: bool) -> Port:
+    inode = _inode(address, listening or [])
     holder = "" if inode is None else _holder(inode)
     if running and listening is not None:
         state: PortState = "free" if inode is None else "listening" if ours else "taken"
@@ -77,27 +88,49 @@ def _bound(address: HostPort) -> PortState:
     return "free"
 
 
-def _listening() -> dict[int, int] | None:
-    """Return the inodes of listening sockets by port, None where the system does not show them."""
-    found: dict[int, int] = {}
-    shown = False
+def _listening() -> list[Socket] | None:
+    """Return the listening sockets of TCP, None where the system does not show them."""
+    found, shown = [], False
     for name in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(name).read_text().splitlines()[1:]:
                 cells = line.split()
                 if cells[3] == LISTENING:
-                    found.setdefault(int(cells[1].rpartition(":")[2], 16), int(cells[9]))
+                    address, _, port = cells[1].rpartition(":")
+                    found.append(Socket(_numeric(address), int(port, 16), int(cells[9])))
             shown = True
     return found if shown else None
+
+
+def _numeric(shown: str) -> IPv4Address | IPv6Address:
+    """Return an address of /proc: words of four bytes, in the order of the machine."""
+    raw = bytes.fromhex(shown)
+    words = [raw[at : at + 4] for at in range(0, len(raw), 4)]
+    return ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words))
+
+
+def _inode(address: HostPort, listening: list[Socket]) -> int | None:
+    """Return the inode of a socket that listens at an address, or at all; None where there is none."""
+    try:
+        wanted = ip_address(address.host)
+    except ValueError:
+        wanted = None  # a name: whoever has the port is meant
+    for each in listening:
+        everywhere = wanted is None or wanted.is_unspecified or each.address.is_unspecified
+        if each.port == address.port and (everywhere or each.address == wanted):
+            return each.inode
+    return None
 
 
 def _holder(inode: int) -> str:
     """Return the name and number of the process that holds a socket, as far as this user may see it."""
     wanted = f"socket:[{inode}]"
     for process in Path("/proc").glob("[0-9]*"):
+        descriptors: list[Path] = []
         with contextlib.suppress(OSError):
-            for descriptor in os.scandir(process / "fd"):
-                if os.readlink(descriptor.path) == wanted:
-                    name = (process / "comm").read_text().strip()
-                    return f"{name} (process {process.name})"
+            descriptors = list((process / "fd").iterdir())
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(descriptor) == wanted:
+                    return f"{(process / 'comm').read_text().strip()} (process {process.name})"
     return ""
