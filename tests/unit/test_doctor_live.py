@@ -53,7 +53,6 @@ def handler_given_up() -> dict[str, Any]:
     scene = stand(declared_types=frozenset({"chat"}))
     scene.bridge()
     scene.router.on_types_given_up(frozenset({"chat"}))
-    scene.wait(11.0)
     return status(scene)
 
 

@@ -38,8 +38,8 @@ def findings_of(status: Status) -> list[Finding]:
 
 
 def _handler_dead(status: Status) -> Iterator[Found]:
-    declared = set(status.get("declared", ())) if status["up_s"] >= START_S else set()
     given_up = set(status.get("given_up", ()))
+    declared = given_up | set(status.get("declared", ()) if status["up_s"] >= START_S else ())
     for type_, row in status["types"].items():
         if row["workers"] or type_ == OTHERS:
             continue

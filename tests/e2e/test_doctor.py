@@ -1,0 +1,74 @@
+"""`bester check`, the API and the metrics of a running server name real faults, each with its remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.authorities import DAY, Authority
+from tests.e2e.operator_stand import Operator, operated
+from tests.e2e.test_curve_troubles import WRONG, fabric
+from tests.e2e.test_operator import DIES, messages, samples
+from tests.live import BESTER, Process
+
+DEADLINE_S = 60.0
+
+
+async def finds(operator: Operator, *checks: str) -> dict[str, dict[str, str]]:
+    """Wait until the server finds something by each of these checks; return the findings by check."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            found = {each["check"]: each for each in await operator.get("/api/findings")}
+            if set(checks) <= found.keys():
+                return found
+            await asyncio.sleep(0.2)
+
+
+async def check(operator: Operator) -> tuple[int, dict[str, dict[str, str]]]:
+    """Return the status of `bester check`, and its worst finding of each check."""
+    process = await Process.start(BESTER, "check", "--json", cwd=operator.server.directory)
+    status = await asyncio.wait_for(process.process.wait(), DEADLINE_S)
+    await process.end()
+    rows = [json.loads(line) for line in process.lines]
+    rows.sort(key=lambda row: ("ok", "warning", "error").index(row["level"]))
+    return status, {row["check"]: row for row in rows}
+
+
+async def test_real_faults_are_named_by_all_displays(tmp_path: Path) -> None:
+    cert, key = Authority(tmp_path).issue("s1", end=3 * DAY)
+    async with fabric(curve=True) as endpoint:
+        toml = (
+            DIES
+            + f'[native.tls]\nlisten = "127.0.0.1:0"\ncert = "{cert}"\nkey = "{key}"\n'
+            + f'[servers.s2]\nfabric = "{endpoint}"\nkey = "{WRONG.public}"\n'
+            + '[handlers.unfit]\napp = "mixed:missing"\ntypes = ["unfit"]\n'
+        )
+        async with operated(toml) as operator:
+            await operator.server.has_type("dies")
+            await messages(operator, dies=1)
+            found = await finds(operator, "handler dead", "server key", "certificate", "dead letters")
+            status, shown = await check(operator)
+            metrics = samples((await operator.request("/metrics"))[1])
+    assert status == 1
+    expected: dict[str, tuple[str, str, str]] = {
+        "handler dead": ("error", "no handler serves unfit", "given up"),
+        "server key": ("error", f"has another one than {WRONG.public}", "bester keys"),
+        "certificate": ("warning", "expires in", "renew it"),
+        "dead letters": ("warning", "1 dead letter of type dies in 10.0 min: handler-lost", "bester dead replay"),
+    }
+    for name, (level, cause, remedy) in expected.items():
+        for row in (found[name], shown[name]):
+            assert row["level"] == level
+            assert cause in row["text"]
+            assert remedy in row["remedy"]
+    assert {shown[name]["level"] for name in ("config", "server", "data", "store")} == {"ok"}
+    moved: dict[str, tuple[tuple[str, Any], ...]] = {
+        "bester_type_declared": (("type", "unfit"),),
+        "bester_server_key_wrong": (("server", "s2"),),
+        "bester_messages_dead_total": (("type", "dies"),),
+    }
+    assert {name: metrics[name, labels] for name, labels in moved.items()} == dict.fromkeys(moved, 1)
+    assert metrics["bester_handlers", (("type", "unfit"),)] == 0
+    assert [value for (name, _), value in metrics.items() if name == "bester_bridge_certificate_end_seconds"]
