@@ -10,6 +10,8 @@ from bester.broker.doctor.findings import Check, Finding, Found, certificate, di
 
 ASIDE = 128
 """Descriptors that a process needs besides its connections: files, sockets of the fabric, libraries."""
+ENOUGH = 0.9
+"""Part of the configured connections for which there must be descriptors: for a few less nobody changes a machine."""
 SOMAXCONN = 4096
 """The kernel's own default since Linux 5.4; with less, clients that all reconnect at once wait for TCP's timers."""
 FUTURE_S = 60.0
@@ -168,7 +170,7 @@ def _descriptors(facts: Local) -> Iterator[Found]:
     if facts.descriptors is None:
         return
     room = max(0, facts.descriptors - ASIDE)
-    if room < facts.connections:
+    if room < ENOUGH * facts.connections:
         yield (
             "warning",
             (

@@ -64,7 +64,7 @@ def _status(config: Any) -> tuple[dict[str, Any] | None, str | None]:
     """Return the status of a running server, None where none runs; and why one that runs does not answer."""
     from bester.broker.wire.codes import BesterError
     from bester.cli.doctor.gather import owner_of
-    from bester.cli.operate import ask
+    from bester.cli.operate import ask, endpoint_of
 
     try:
         answer = ask(config, "status")
@@ -76,6 +76,10 @@ def _status(config: Any) -> tuple[dict[str, Any] | None, str | None]:
             where = config.server.data_dir
             return None, f"process {owner} serves from {where} and does not answer; see its log, or end that process"
         return None, None
+    except OSError as error:  # of the socket: its directory is none, or its host is out of reach
+        endpoint = endpoint_of(config)
+        away = f"{endpoint}: {error.strerror or error}; see that the address is right, and the broker runs there"
+        return None, None if endpoint.startswith("ipc://") else away
     if answer.status != 0 or not isinstance(answer.value, dict):
         return None, f"{config.server.name} does not know the question; run the same version of bester as the server"
     return answer.value, None

@@ -81,7 +81,7 @@ def _data_dir(path: Path) -> File:
     try:
         found = path.stat()
     except FileNotFoundError:
-        parent = next(each for each in path.parents if each.exists())
+        parent = next(each for each in path.parents if os.path.exists(each))
         if os.access(parent, os.W_OK | os.X_OK):
             return File(key, str(path), about=f"{path} is made at the first start")
         return File(key, str(path), f"{path}: cannot be made by this user; name another one as {key}")
@@ -157,7 +157,7 @@ def _unlike(path: Path, pair: KeyPair) -> str | None:
 def _stores(config: Config) -> Iterator[File]:
     path = config.store.path
     if path is not None:
-        made = path.parent != config.server.data_dir or path.parent.exists()
+        made = path.parent != config.server.data_dir or os.path.exists(path.parent)
         fault = _damage(path, store=True) if made else None
         yield File("[store] url", str(path), fault, _is_whole(path))
     accounts = config.server.data_dir / ACCOUNTS
@@ -166,7 +166,7 @@ def _stores(config: Config) -> Iterator[File]:
 
 
 def _is_whole(path: Path) -> str:
-    return f"{path} is whole" if path.exists() else f"{path} is made at the first start"
+    return f"{path} is whole" if os.path.exists(path) else f"{path} is made at the first start"
 
 
 def _damage(path: Path, *, store: bool) -> str | None:
@@ -176,7 +176,7 @@ def _damage(path: Path, *, store: bool) -> str | None:
         if not there:
             return None
         real = Path(os.path.realpath(path))
-        how = "mode=ro" if real.with_name(f"{real.name}-wal").exists() else "mode=ro&immutable=1"
+        how = "mode=ro" if os.path.exists(real.with_name(f"{real.name}-wal")) else "mode=ro&immutable=1"
         with closing(sqlite3.connect(f"{real.as_uri()}?{how}", uri=True)) as db:
             fault = database.damage(db, real)
     except BesterError as error:
@@ -188,7 +188,7 @@ def _damage(path: Path, *, store: bool) -> str | None:
 
 def _rooms(directories: Mapping[Path, None]) -> Iterator[tuple[str, float]]:
     for path in directories:
-        there = next(each for each in (path, *path.parents) if each.exists())
+        there = next(each for each in (path, *path.parents) if os.path.exists(each))
         with contextlib.suppress(OSError):
             disk = os.statvfs(there)
             yield str(path), float(disk.f_bavail * disk.f_frsize)

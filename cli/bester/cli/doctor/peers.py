@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 
 from bester.broker.config import Config, PeerConfig
@@ -45,7 +46,7 @@ async def _fabric(config: Config, peer: PeerConfig, pair: KeyPair | None) -> Pee
     """Greet a server as this one would, and leave again."""
     assert peer.fabric is not None
     if peer.key is not None and pair is None:
-        return Peer(peer.name, peer.fabric, "this server has no key of its own yet, which its first start makes")
+        return Peer(peer.name, peer.fabric, "this server has no key of its own to show, which its first start makes")
     news: asyncio.Queue[str | None] = asyncio.Queue()
     keys = LinkKeys(pair, peer.key) if peer.key is not None and pair is not None else None
     try:
@@ -88,6 +89,8 @@ async def _native(peer: PeerConfig) -> Peer:
         return Peer(peer.name, str(peer.native), f"no answer within {PATIENCE_S:g} s")
     except ssl.SSLCertVerificationError as error:
         return Peer(peer.name, str(peer.native), f"its certificate is refused: {error.verify_message}")
+    except socket.gaierror as error:
+        return Peer(peer.name, str(peer.native), f"its name cannot be looked up: {error.strerror}")
     except (OSError, ssl.SSLError) as error:
         why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
         return Peer(peer.name, str(peer.native), why)
