@@ -7,11 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bester.cli.doctor import examine
 from tests.authorities import DAY, Authority
 from tests.e2e.operator_stand import Operator, operated
-from tests.e2e.test_curve_troubles import WRONG, fabric
+from tests.e2e.test_curve_troubles import OWN, SERVER, WRONG, fabric
 from tests.e2e.test_operator import DIES, messages, samples
-from tests.live import BESTER, Process
+from tests.keyed import key_file
+from tests.live import BESTER, Process, short_directory
 
 DEADLINE_S = 60.0
 
@@ -72,3 +76,19 @@ async def test_real_faults_are_named_by_all_displays(tmp_path: Path) -> None:
     assert {name: metrics[name, labels] for name, labels in moved.items()} == dict.fromkeys(moved, 1)
     assert metrics["bester_handlers", (("type", "unfit"),)] == 0
     assert [value for (name, _), value in metrics.items() if name == "bester_bridge_certificate_end_seconds"]
+
+
+async def test_keys_of_other_servers_are_tried_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bester.cli.doctor.peers.PATIENCE_S", DEADLINE_S)
+    async with short_directory() as directory, fabric(curve=True) as s2, fabric(curve=True, known=False) as s3:
+        key_file(directory / "own.key", OWN)
+        (directory / "bester.toml").write_text(
+            f'[server]\nname = "s1"\ndata_dir = "data"\n[native]\ntcp4 = "127.0.0.1:0"\n[fabric]\nkey = "own.key"\n'
+            f'[servers.s2]\nfabric = "{s2}"\nkey = "{WRONG.public}"\n'
+            f'[servers.s3]\nfabric = "{s3}"\nkey = "{SERVER.public}"\n'
+        )
+        found = await asyncio.to_thread(examine, directory / "bester.toml")
+    wrong, unknown = [each for each in found if each.check == "server key"]
+    assert "that is not the key of s2" in wrong.text
+    assert f"does not know our key {OWN.public}" in unknown.text
+    assert {wrong.level, unknown.level} == {"error"}

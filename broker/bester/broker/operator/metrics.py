@@ -5,6 +5,7 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -106,9 +107,9 @@ class _Collector:
                 gauge.add_metric([type_], row[key])
             yield gauge
         stuck = GaugeMetricFamily("bester_handlers_stuck", "Handlers that are stuck, by type.", labels=["type"])
+        hanging = Counter(type_ for each in self._status["handlers"] if each["stuck"] for type_ in each["types"])
         for type_ in types:
-            found = sum(each["stuck"] and type_ in each["types"] for each in self._status["handlers"])
-            stuck.add_metric([type_], found)
+            stuck.add_metric([type_], hanging[type_])
         yield stuck
         declared = GaugeMetricFamily("bester_type_declared", "1 for a type of a declared handler.", labels=["type"])
         for type_ in self._status["declared"]:

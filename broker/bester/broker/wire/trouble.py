@@ -7,6 +7,8 @@ from typing import Literal
 
 UNKNOWN_THERE = "does not know our key"
 OTHER_THAN_LISTED = "that is not the key of"
+CUT_SHORT = "is ended in the handshake"
+"""Words of a reason that may be a wrong key: a later attempt tells."""
 
 
 def is_of_keys(why: str) -> bool:
@@ -112,7 +114,7 @@ class Attempt:
         if self.found is Found.OPEN:
             return f"something listens at {where} and does not answer: not a Bester fabric, or one that is stopped"
         if self.found is Found.CUT:
-            return f"the connection to {where} is ended in the handshake"
+            return f"the connection to {where} {CUT_SHORT}"
         if self.found is Found.SILENT:
             return f"no answer from {where}: the address may be wrong, the machine down, or a firewall in the way"
         return f"no message from {where}"

@@ -15,7 +15,7 @@ from bester.broker.keys import KeyPair, LinkKeys
 from bester.broker.tls_files import client_context
 from bester.broker.wire.codes import BesterError
 from bester.broker.wire.link_client import LinkClient
-from bester.broker.wire.trouble import is_of_keys
+from bester.broker.wire.trouble import CUT_SHORT, is_of_keys
 
 PATIENCE_S = 8.0
 """Time for one server: two greetings, the second of which tells a wrong key from silence."""
@@ -64,7 +64,8 @@ async def _fabric(config: Config, peer: PeerConfig, pair: KeyPair | None) -> Pee
     link.start()
     try:
         async with asyncio.timeout(PATIENCE_S):
-            fault = await news.get()
+            while (fault := await news.get()) is not None and CUT_SHORT in fault:
+                pass
     except TimeoutError:
         fault = link.trouble or f"no answer within {PATIENCE_S:g} s"
     finally:
