@@ -252,6 +252,17 @@ def test_server_without_faults_has_no_findings() -> None:
     assert findings_of(status(scene)) == []
 
 
+def test_wrong_key_is_not_hidden_by_an_attempt_that_is_cut_short() -> None:
+    scene = stand()
+    scene.bridge()
+    for events in (("connected", "cut", "curve"), ("connected", "cut")):
+        scene.take(scene.router.on_server_lost("s2", trouble(*events), scene.now))
+    assert [each.check for each in findings_of(status(scene))] == ["server key"]
+    for events in (("refused",), ("connected", "cut")):
+        scene.take(scene.router.on_server_lost("s2", trouble(*events), scene.now))
+    assert [each.check for each in findings_of(status(scene))] == ["server away"]
+
+
 def test_declared_handler_has_time_to_start() -> None:
     scene = stand(declared_types=frozenset({"chat"}))
     scene.bridge()

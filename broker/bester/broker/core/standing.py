@@ -14,6 +14,7 @@ from typing import Literal
 from bester.broker.core.effects import Effects
 from bester.broker.store_requests import SaveHeld
 from bester.broker.wire.codes import CODES
+from bester.broker.wire.trouble import CUT_SHORT, is_of_keys
 
 MAX_CLOCK_MS = 10**15
 """Latest time that a server may tell, some 30,000 years from now: dates beyond are no dates."""
@@ -53,9 +54,12 @@ class Standing:
         self._change(name, "up", now)
 
     def on_lost(self, name: str, why: str, now: float) -> None:
-        """Take in that a server cannot be reached."""
+        """Take in that a server cannot be reached. An attempt that is cut short tells less than a wrong key did before,
+        and does not hide it."""
+        server = self.of(name, now)
+        known = server.error if server.state == "down" and CUT_SHORT in why else None
         self._change(name, "down", now)
-        self._note(name, why, now)
+        self._note(name, known if known is not None and is_of_keys(known) else why, now)
 
     def on_refused(self, name: str, code: str, now: float) -> None:
         """Take in that a server has refused a message for now."""
