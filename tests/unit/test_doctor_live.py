@@ -252,13 +252,25 @@ def test_server_without_faults_has_no_findings() -> None:
     assert findings_of(status(scene)) == []
 
 
+def test_credit_that_is_given_out_whole_is_no_full_bound() -> None:
+    scene = stand()
+    for name in map(str, range(10)):
+        scene.join("bridge", name, {"epoch": name, "credit": 10**6, "credit_bytes": 10**12})
+    scene.wait(4.0)
+    used, most = status(scene)["bounds"]["submit_bytes"]
+    assert used > 0.9 * most
+    assert findings_of(status(scene)) == []
+
+
 def test_wrong_key_is_not_hidden_by_an_attempt_that_is_cut_short() -> None:
     scene = stand()
     scene.bridge()
-    for events in (("connected", "cut", "curve"), ("connected", "cut")):
+    first: list[tuple[str, ...]] = [("connected", "cut", "curve"), ("connected", "cut")]
+    for events in first:
         scene.take(scene.router.on_server_lost("s2", trouble(*events), scene.now))
     assert [each.check for each in findings_of(status(scene))] == ["server key"]
-    for events in (("refused",), ("connected", "cut")):
+    then: list[tuple[str, ...]] = [("refused",), ("connected", "cut")]
+    for events in then:
         scene.take(scene.router.on_server_lost("s2", trouble(*events), scene.now))
     assert [each.check for each in findings_of(status(scene))] == ["server away"]
 

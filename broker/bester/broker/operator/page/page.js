@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const KEPT = 120; // seconds of the plots
+const GRANTED = ["submits", "submit_bytes"]; // credit of bridges: given out whole, and not in use for that
 const token = new URLSearchParams(location.search).get("token") || "";
 if (token) history.replaceState(null, "", location.pathname); // no secret in the address bar, or in a bookmark
 const withToken = (path) => (token ? path + (path.includes("?") ? "&" : "?") + "token=" + encodeURIComponent(token) : path);
@@ -142,8 +143,12 @@ function plots(status) {
 
 // The findings of `bester check` that a status shows: the same checks, carried out at the server.
 function findings(status) {
-  table("findings", [["level"], ["check"], ["what", "words"], ["remedy", "words"]],
-    status.findings.map((each) => ({ kind: each.level === "error" ? "bad" : "warm", cells: [each.level, each.check, each.text, each.remedy] })), "all is well");
+  table("findings", [["level"], ["check"], ["what, and its remedy", "words"]],
+    status.findings.map((each) => {
+      const what = element("div", each.text);
+      what.append(element("div", each.remedy, "remedy"));
+      return { kind: each.level === "error" ? "bad" : "warm", cells: [each.level, each.check, what] };
+    }), "all is well");
 }
 
 function lists(status) {
@@ -156,7 +161,7 @@ function lists(status) {
       return { kind: each.state === "down" ? "bad" : each.held ? "warm" : "", cells: [each.name, each.held ? "held, " + each.state : each.state, span(each.since_s), each.queued, each.next_try_s == null ? "" : span(each.next_try_s), each.error || "", acts] };
     }), "no other server is listed");
   table("bounds", [["bound"], ["used", "n"], ["most", "n"], ["", "n"]],
-    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: most && used > 0.9 * most ? "bad" : most && used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
+    Object.entries(status.bounds).filter(([, [used]]) => used).sort(([, [a, b]], [, [c, d]]) => c / d - a / b).slice(0, 12).map(([name, [used, most]]) => ({ kind: !most || GRANTED.includes(name) ? "" : used > 0.9 * most ? "bad" : used > 0.7 * most ? "warm" : "", cells: [name, used, most, most ? ((100 * used) / most).toFixed(1) + " %" : ""] })), "nothing is in use");
 }
 
 async function dead() {
