@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bester.broker.core.effects import Link
 from bester.broker.core.settings import Budget, Route, Settings
+from bester.broker.core.symptoms import busiest
+from bester.broker.doctor.findings import CERTIFICATE_S, ROOM_BYTES
 from bester.broker.doctor.live import BEHIND, CLOCK_WARNING_S, FLOOD, LIVE, findings_of
 from bester.broker.operator.metrics import text_of
 from bester.broker.store_requests import Bounds
@@ -320,6 +322,22 @@ def test_text_of_strangers_is_spelled_out() -> None:
     (finding,) = findings_of(status(scene))
     assert finding.text.isprintable()
     assert "\\x1b[2J" in finding.text
+
+
+def test_flood_of_another_server_names_the_server() -> None:
+    scene = stand()
+    scene.bridge()
+    seen = status(scene) | {"busiest": busiest({("server", "s2"): 900, "alice": 3})}
+    seen["types"] = {"job": seen["types"].get("job", {}) | {"workers": 1, "waiting": 903, "received": 903}}
+    (finding,) = findings_of(seen)
+    assert "server s2 has 900 of the 903 messages" in finding.text
+    assert "messages_per_s" not in finding.remedy, "which bounds users alone"
+
+
+def test_alerts_have_the_thresholds_of_the_checks() -> None:
+    days = f"< {CERTIFICATE_S / 86400:g} * 86400"
+    for threshold in (f"> {FLOOD} ", f"> {BEHIND}\n", f"> {CLOCK_WARNING_S:g} ", f"< {ROOM_BYTES}\n", days):
+        assert threshold in ALERTS
 
 
 def test_every_alert_of_a_check_exists() -> None:

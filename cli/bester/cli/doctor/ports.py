@@ -72,7 +72,7 @@ def _port(key: str, address: HostPort, listening: list[Socket] | None, *, ours: 
 
 
 def _bound(address: HostPort) -> PortState:
-    """Return what an attempt to bind finds. The port is free again at the return."""
+    """Return what an attempt to bind finds. Nothing listens: a server that starts at this moment gets its port."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -80,7 +80,6 @@ def _bound(address: HostPort) -> PortState:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((address.host, address.port))
-            probe.listen(1)  # with SO_REUSEADDR a port that is listened on may be bound, and not listened on
         except socket.gaierror:
             return "no-address"
         except OSError as error:
