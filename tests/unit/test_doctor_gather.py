@@ -40,7 +40,7 @@ def found(directory: Path, more: str = "") -> dict[str, list[Finding]]:
     file.write_text(HEAD + ("" if "[native]" in more else '[native]\ntcp4 = "127.0.0.1:0"\n') + more)
     by: dict[str, list[Finding]] = {}
     for each in examine(file):
-        if each.level != "ok" and each.check not in ("descriptors", "backlog"):  # those are of the machine of the test
+        if each.level != "ok" and each.check not in ("descriptors", "backlog"):  # faults of the machine of the test
             by.setdefault(each.check, []).append(each)
     return by
 

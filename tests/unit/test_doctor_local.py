@@ -112,7 +112,7 @@ def test_facts_that_the_system_does_not_show_are_no_faults() -> None:
     ("left_s", "level"), [(-1.0, "error"), (0.0, "error"), (14 * DAY - 1, "warning"), (14 * DAY, "ok")]
 )
 def test_days_of_a_certificate(left_s: float, level: str) -> None:
-    assert certificate(NOW + left_s, NOW, "c", "then")[0] == level
+    assert certificate(NOW + left_s, NOW, "c")[0] == level
 
 
 def test_of_two_sources_the_worse_is_shown_and_the_first_of_equals() -> None:

@@ -1,5 +1,5 @@
-"""Facts in a status that only the server knows and the doctor needs: who floods, whose mailbox is full, what was given
-up and refused lately. Pure; each list has a bound, and is made when somebody asks.
+"""Facts in a status that only the server knows and the doctor needs: who floods, whose mailbox is full, the dead
+letters and refusals of the last minutes. Pure; each list has a bound, and is made when somebody asks.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def _server(sender: Hashable) -> str:
     return str(sender[1]) if isinstance(sender, tuple) else str(sender)
 
 
-def refused_lately(refused: Iterable[Refusal], now: float) -> list[dict[str, Any]]:
-    """Return the parties that were refused within RECENT_S, the latest first."""
+def refused_lately(refused: Iterable[Refusal], now: float) -> dict[str, Any]:
+    """Return the `count` of parties that were refused within RECENT_S, and the `latest` of them, the last one first."""
     late = [each for each in refused if now - each.at <= RECENT_S]
-    return [
+    rows = [
         {
             "address": each.address,
             "key": each.key,
@@ -82,3 +82,4 @@ def refused_lately(refused: Iterable[Refusal], now: float) -> list[dict[str, Any
         }
         for each in late[: -SHOWN - 1 : -1]
     ]
+    return {"count": len(late), "latest": rows}

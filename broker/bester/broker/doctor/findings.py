@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 Level = Literal["ok", "warning", "error"]
@@ -29,7 +30,7 @@ Found = tuple[Level, str, str]
 
 
 class Check(NamedTuple, Generic[F]):
-    """A check: `find` yields what is found in facts. `cause` and `remedy` are for the documentation, `alert` is the
+    """A check: `find` yields the findings on facts. `cause` and `remedy` are for the documentation, `alert` is the
     alert of deploy/alerts.yml about the same fault, empty where there is none."""
 
     name: str
@@ -81,9 +82,10 @@ def several(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def certificate(end_s: float, now_s: float, name: str, until: str) -> Found:
-    """Return the finding on a certificate that ends at `end_s`, both in seconds since 1970; `until` is that day."""
+def certificate(end_s: float, now_s: float, name: str) -> Found:
+    """Return the finding on a certificate that ends at `end_s`, both in seconds since 1970."""
     left_s = end_s - now_s
+    until = f"{datetime.fromtimestamp(min(max(end_s, 0.0), LAST_S), UTC):%Y-%m-%d %H:%M} UTC"
     remedy = "renew it: docs/tls.md has the commands, and a new file is read within a minute, without a restart"
     if left_s <= 0:
         return "error", f"{name} has expired on {until}", remedy
@@ -103,6 +105,8 @@ def disk(room_bytes: float, where: str) -> Found:
     return "ok", f"{where} has {size(room_bytes)} left", ""
 
 
+LAST_S = 253402300799.0
+"""Latest time that has a date of four digits."""
 CERTIFICATE_S = 14 * 86400.0
 """Time before the end of a certificate from which a warning is given: programs that renew do so a month before."""
 ROOM_BYTES = 256 * 1024 * 1024

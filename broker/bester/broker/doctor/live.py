@@ -1,12 +1,11 @@
 """Checks on the status of a running server. Pure: a status goes in, findings come out.
 
-A status of an older server lacks some of the facts; what is missing is not found.
+A status of an older server lacks some of the facts, and nothing is found of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
@@ -19,8 +18,8 @@ START_S = 10.0
 BEHIND = 1_000
 """Messages of one type that wait, above which its handlers are behind: more than a burst that handlers keep up with."""
 FLOOD = 500
-"""Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: half of what one
-connection may have unreported."""
+"""Messages of one sender that wait, above which that sender floods, if they are FLOOD_PART of all: half of the
+messages that one connection may have unreported."""
 FLOOD_PART = 2 / 3
 """Part of all waiting messages: two senders that are as busy flood nobody."""
 CLOCK_WARNING_S, CLOCK_ERROR_S = 10.0, 300.0
@@ -31,7 +30,7 @@ FULL = 0.9
 GRANTED = ("submits", "submit_bytes")
 """Bounds on the credit of bridges: all of it is given out where several bridges are linked, and none need be in use."""
 SHOWN = 5
-"""Findings of one check at most; those beyond are counted by the status."""
+"""Findings at most about users, parties, and dead letters: strangers can make any number of them."""
 
 
 def findings_of(status: Status) -> list[Finding]:
@@ -53,11 +52,8 @@ def _handler_dead(status: Status) -> Iterator[Found]:
         remedy = "start it; its own lines in the log say why it ended"
         if type_ in given_up:
             remedy = "it failed at each start and was given up: mend what its lines in the log say, and save the file"
-        yield (
-            "error" if waiting or type_ in declared or type_ == LOGINS else "warning",
-            f"no handler {who}{waits}",
-            (remedy),
-        )
+        is_needed = waiting or type_ in declared or type_ == LOGINS
+        yield "error" if is_needed else "warning", f"no handler {who}{waits}", remedy
 
 
 def _handler_stuck(status: Status) -> Iterator[Found]:
@@ -90,7 +86,7 @@ def _server_away(status: Status) -> Iterator[Found]:
                 "warning",
                 f"server {name} is away{waits}{why}",
                 (
-                    f"see that it runs and is reachable; its messages are sent when it is back "
+                    "see that it runs and is reachable; its messages are sent when it is back "
                     f"(`bester peers retry {name}` tries now)"
                 ),
             )
@@ -108,7 +104,7 @@ def _server_key(status: Status) -> Iterator[Found]:
 
 
 def _party_refused(status: Status) -> Iterator[Found]:
-    for row in status.get("refused", ())[:SHOWN]:
+    for row in status.get("refused", {"latest": ()})["latest"][:SHOWN]:
         key = f" with key {text_of(row['key'])}" if row["key"] else ""
         yield (
             "warning",
@@ -140,8 +136,7 @@ def _certificate(status: Status) -> Iterator[Found]:
         end_s = row["figures"].get("certificate_end_seconds")
         if end_s is None or "at_s" not in status:
             continue
-        until = f"{datetime.fromtimestamp(min(max(end_s, 0), 253402300799), UTC):%Y-%m-%d %H:%M} UTC"
-        finding = certificate(end_s, status["at_s"], "the certificate in use", until)
+        finding = certificate(end_s, status["at_s"], "the certificate in use")
         if finding[0] != "ok":
             yield finding
             return  # bridges of one server show the same certificate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from bester.broker.doctor.findings import Check, Finding, Found, certificate, disk, found, several, span, text_of
@@ -136,8 +135,7 @@ def _certificates(facts: Local) -> Iterator[Found]:
         if each.fault is not None:
             yield "error", *_with_remedy(each.fault)
         elif each.end_s:
-            until = f"{datetime.fromtimestamp(min(max(each.end_s, 0), 253402300799), UTC):%Y-%m-%d %H:%M} UTC"
-            yield certificate(each.end_s, facts.now_s, each.key, until)
+            yield certificate(each.end_s, facts.now_s, each.key)
         else:
             yield "ok", f"{each.key} can be used", ""
 

@@ -51,7 +51,7 @@ class _Collector:
         for result, count in status["logins"].items():
             logins.add_metric([result], count)
         yield logins
-        refused = len(status["refused"])
+        refused = status["refused"]["count"]
         yield GaugeMetricFamily("bester_parties_refused", "Parties that the fabric refused within 10 minutes.", refused)
         full = status["full_mailboxes"]["count"]
         yield GaugeMetricFamily("bester_mailboxes_full", "Mailboxes at 90 % of their bound, or above.", full)

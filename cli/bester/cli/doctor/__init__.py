@@ -76,7 +76,7 @@ def _status(config: Any) -> tuple[dict[str, Any] | None, str | None]:
             where = config.server.data_dir
             return None, f"process {owner} serves from {where} and does not answer; see its log, or end that process"
         return None, None
-    except OSError as error:  # of the socket: its directory is none, or its host is out of reach
+    except OSError as error:  # socket whose directory is none, or whose host is out of reach
         endpoint = endpoint_of(config)
         away = f"{endpoint}: {error.strerror or error}; see that the address is right, and the broker runs there"
         return None, None if endpoint.startswith("ipc://") else away

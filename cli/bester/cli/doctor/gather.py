@@ -116,7 +116,7 @@ def _certificates(config: Config, now_s: float) -> Iterator[Certificate]:
 
 
 def _keys(config: Config) -> tuple[KeyPair | None, list[File]]:
-    """Return the server's own pair, None where there is none to read, and what is found of the keys."""
+    """Return the server's own pair, None where there is none to read, and the findings on the keys."""
     path, found, pair = config.key_file, [], None
     if not os.path.lexists(path) and config.fabric.key is None:
         found.append(File("[fabric] key", str(path), about=f"{path} is made at the first start"))

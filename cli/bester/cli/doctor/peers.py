@@ -24,7 +24,7 @@ AT_ONCE = 32
 
 
 def reached(config: Config, pair: KeyPair | None) -> tuple[Peer, ...]:
-    """Try each listed server, several at once; return what was found, in the order of the list."""
+    """Try each listed server, several at once; return the results in the order of the list."""
     if not config.servers:
         return ()
 

@@ -72,7 +72,7 @@ def _port(key: str, address: HostPort, listening: list[Socket] | None, *, ours: 
 
 
 def _bound(address: HostPort) -> PortState:
-    """Return what an attempt to bind finds. Nothing listens: a server that starts at this moment gets its port."""
+    """Return the state that an attempt to bind shows. Nothing listens: a server that starts now gets its port."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -85,7 +85,8 @@ function state() {
   const old = Date.now() - latest > 3500;
   const problems = latest && !old && before ? before.findings.map((each) => each.text) : [];
   if (problems.length > 3) problems.splice(3, problems.length, problems.length - 3 + " more");
-  place.className = old || trouble || problems.length ? "bad" : "good";
+  const failing = old || trouble || (problems.length && before.findings.some((each) => each.level === "error"));
+  place.className = failing ? "bad" : problems.length ? "warm" : "good";
   place.textContent = trouble || (!latest ? "connecting …" : old ? "the server does not answer" : problems.length ? problems.join(" · ") : "all is well");
 }
 
