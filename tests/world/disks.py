@@ -57,15 +57,16 @@ class Disk:
             server.fall_into(AFTER)
         return result
 
-    def hold_back(self, writes: Sequence[Write]) -> None:
+    def hold_back(self, writes: Sequence[Write]) -> frozenset[int]:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
-        self.store.hold_back(writes)
+        return self.store.hold_back(writes)
 
-    def given_up(self, writes: Sequence[Write]) -> None:
+    def given_up(self, writes: Sequence[Write], result: Committed) -> None:
         """Note what was given up with a group, whether the store ever saw the group or not."""
         # An Enqueue counts where an answer came that the message is queued over there.
         notes = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
+        notes = [entry for entry in notes if entry.number not in result.kept]
         self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
 
     def read(self, read: Read) -> Any:

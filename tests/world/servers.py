@@ -49,7 +49,7 @@ class SimRouter(Router):
     def on_committed(self, writes: Sequence[Write], result: Committed, now: float) -> Effects:
         """Take in the result of a group of writes."""
         if not result.ok:
-            self.disk.given_up(writes)
+            self.disk.given_up(writes, result)
         return super().on_committed(writes, result, now)
 
 

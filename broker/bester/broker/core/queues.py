@@ -29,6 +29,7 @@ from bester.broker.store_requests import (
     Fetch,
     FindExpired,
     MarkSent,
+    Promise,
     PurgeOutcomes,
     RecordRemote,
     SaveClock,
@@ -244,7 +245,7 @@ class Queues:
         """
         size = len(entry.body)
         sharer = sharer_of(entry.queue, entry.sender, entry.meta.get("peer"))
-        code = self._no_room(entry.queue, sharer, size, now)
+        code = self._no_room(entry.queue, sharer, size, now, is_outcome=entry.type == OUTCOME_TYPE)
         if code is not None:
             return code
         queue = self._queues.get(entry.queue) or self._add(Queue(entry.queue))
@@ -274,9 +275,9 @@ class Queues:
         yet."""
         return id_ in self._recording
 
-    def _no_room(self, key: str, sharer: str | None, size: int, now: float) -> str | None:
+    def _no_room(self, key: str, sharer: str | None, size: int, now: float, *, is_outcome: bool) -> str | None:
         bounds = self._bounds
-        if now < self._full_until:
+        if now < self._full_until and not is_outcome:
             return self._full_code
         if self.messages >= bounds.messages or self._size + size > bounds.total_bytes:
             return "storage-full"
@@ -305,23 +306,39 @@ class Queues:
                 if ended is not None:
                     self._move(ended, "end written")
             elif type(write) is Enqueue or type(write) is RecordRemote:
-                self._on_written(write, result, touched)
+                if write.entry.number in result.kept:
+                    self._on_kept(write.entry)
+                else:
+                    self._on_written(write, result.ok, result, touched)
             elif type(write) is MarkSent and write.upto in self._marking:
                 marked, numbers, on_marked = self._marking.pop(write.upto)
                 marked.marking -= 1
                 on_marked(numbers, now)
+        for promise in result.late:
+            self._on_written(promise, True, result, touched)
+        for promise in result.dropped:
+            self._on_written(promise, False, result, touched)
         for key in touched:
             queue = self._queues.get(key)
             if queue is not None:
                 self.on_ready(queue, now)
 
-    def _on_written(self, write: Enqueue | RecordRemote, result: Committed, touched: dict[str, None]) -> None:
+    def _on_kept(self, entry: Entry) -> None:
+        """Settle the case of a message that is queued at another server, though the record still waits for the
+        store."""
+        record = self._records[entry.number]
+        case, record.case = record.case, None
+        if case is not None:
+            self._reports.settle(case, entry.target, QUEUED)
+
+    def _on_written(self, write: Promise, ok: bool, result: Committed, touched: dict[str, None]) -> None:
+        """Take in that a message is on disk (`ok`), or is given up."""
         entry = write.entry
         if type(write) is RecordRemote:
             self._recording.discard(entry.id)
         record = self._records[entry.number]
         case, record.case = record.case, None
-        is_new = result.ok and entry.number not in result.repeated
+        is_new = ok and entry.number not in result.repeated
         state = self._move(record, "committed" if is_new else "rejected")
         if state in COUNTED:
             touched[entry.queue] = None
@@ -332,7 +349,7 @@ class Queues:
             return
         # A message of this id that is on disk already may have ended: its outcome stands for this one.
         outcome = result.repeated.get(entry.number) or QUEUED
-        if not result.ok and type(write) is Enqueue:
+        if not ok and type(write) is Enqueue:
             outcome = record.outcome or failed(result.code)
         self._reports.settle(case, entry.target, outcome)
 
