@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bester.broker.store.memory import MemoryStore
-from bester.broker.store_requests import PRESSING, Committed, Enqueue, Read, RecordRemote, Snapshot, Write
+from bester.broker.store_requests import PRESSING, Committed, Read, Snapshot, Write
 
 if TYPE_CHECKING:
     from tests.world.servers import SimServer
@@ -28,8 +28,6 @@ class Disk:
 
     def __init__(self, server: SimServer, store: MemoryStore) -> None:
         self.store = store
-        self.unnoted: set[tuple[Any, str]] = set()
-        """Results that wait elsewhere and that a full or locked disk could not note: (message, target)."""
         self.is_slow = False
         self.spent_s = 0.0
         """Time that slow commits have taken, for the driver's stopwatch: the world's clock stands still meanwhile."""
@@ -61,13 +59,6 @@ class Disk:
         """Take a group that was locked out for too long."""
         self._server.world.tell(self._server.name, "CANNOT WRITE", (writes, "locked"))
         return self.store.hold_back(writes)
-
-    def given_up(self, writes: Sequence[Write], result: Committed) -> None:
-        """Note what was given up with a group, whether the store ever saw the group or not."""
-        # An Enqueue counts where an answer came that the message is queued over there.
-        notes = [write.entry for write in writes if isinstance(write, Enqueue | RecordRemote)]
-        notes = [entry for entry in notes if entry.number not in result.kept]
-        self.unnoted.update((entry.meta.get("message"), entry.target) for entry in notes)
 
     def read(self, read: Read) -> Any:
         """Read."""

@@ -263,7 +263,7 @@ class Queues:
         """Count a message that was just enqueued as in flight: no answer came in time, and a late one still counts."""
         self._move(self._records[number], "overdue")
 
-    def record_remote(self, entry: Entry, outcome: str, case: Case) -> None:
+    def record_remote(self, entry: Entry, outcome: str, case: Case | None) -> None:
         """Record the outcome so far of a message that is queued at another server. Its case is settled at the commit,
         and when the commit fails as well: the message is queued over there all the same."""
         self._records[entry.number] = Record(entry.number, None, 0, State.RECORDING, case)
@@ -345,6 +345,8 @@ class Queues:
             if state is State.READY and record.queue is not None:
                 # A fetch that was answered since the message was enqueued may have looked beyond its number.
                 record.queue.cursor = min(record.queue.cursor, entry.number - 1)
+        if record.note is not None and not ok:
+            self.record_remote(record.note._replace(number=self.reserve_numbers(1)), QUEUED, None)
         if case is None:
             return
         # A message of this id that is on disk already may have ended: its outcome stands for this one.
@@ -433,12 +435,13 @@ class Queues:
         self._move(record, "requeued")
         record.queue.cursor = min(record.queue.cursor, number - 1)
 
-    def end(self, entry: Entry, outcome: str) -> None:
-        """End a kept message with this outcome, which is remembered where somebody may ask for it."""
+    def end(self, entry: Entry, outcome: str, note: Entry | None = None) -> None:
+        """End a kept message with this outcome, which is remembered where somebody may ask for it. `note` is what to
+        record of a message that is queued at another server, where the message itself cannot be written."""
         queue = self._queues.get(entry.queue)
         if queue is not None:  # otherwise the disk has more than was counted
             record = self._record_of(entry, queue)
-            record.outcome = outcome
+            record.outcome, record.note = outcome, note
             self._move(record, "ended")
         forget = entry.sender is None and entry.meta.get("peer") is None
         self._out.writes.append(End(entry.number, outcome, forget))
