@@ -18,7 +18,8 @@ GETS = {
         "The way of a message over servers: `steps`, `spans`, `servers`; of the latest one without `id`.",
         ("id",),
     ),
-    "/api/live": ("The status once a second, as server-sent events.", ()),
+    "/api/findings": ("What needs attention, as `bester check` finds it, each with its remedy.", ()),
+    "/api/live": ("The status with its findings once a second, as server-sent events.", ()),
 }
 POSTS = {
     "/api/dead/replay": ("Replay a dead letter.", "id"),
