@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bester.broker.streams import forgive
+from bester.broker.systemd import service_manager
 from bester.cli.options import config_option, key_option, load, log_level_option, log_option, server_key_option
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def up(config_path: Path | None, besterd: Path | None, log_format: str, log_leve
 
     def ready(addresses: Sequence[str]) -> None:
         _greet(config, addresses)
+        service_manager().ready(banner(config, addresses)[0])
         _print_note("stock-handlers-off", stock_print_note(config) if besterd is None else None)
 
     return run_up(config, on_ready=ready, read=read)
@@ -69,7 +71,12 @@ def broker(config_path: Path | None, log_format: str, log_level: str) -> int:
     _print_notices(config)
     from bester.broker.service import run_broker
 
-    return run_broker(config, read=partial(load, config_path))
+    listen = ", ".join(config.fabric.listen)
+    return run_broker(
+        config,
+        on_ready=lambda: service_manager().ready(f"broker {config.server.name} on {listen}"),
+        read=partial(load, config_path),
+    )
 
 
 @click.command()
@@ -95,7 +102,11 @@ def bridge(
     _print_notices(config)
     from bester.bridge.service import run_bridge
 
-    return run_bridge(config, on_ready=lambda addresses: _greet(config, addresses), read=read)
+    def ready(addresses: Sequence[str]) -> None:
+        _greet(config, addresses)
+        service_manager().ready(banner(config, addresses)[0])
+
+    return run_bridge(config, on_ready=ready, read=read)
 
 
 def _elsewhere(config: Config, fabric: str | None, key: str | None, server_key: str | None) -> Config:
