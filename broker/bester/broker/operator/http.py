@@ -117,7 +117,8 @@ class OperatorHttp:
         except BesterError as error:
             response = _refuse(504 if error.code == "timeout" else 404, error.text)
         except Exception as error:  # noqa: BLE001 (the fault of one request must not be the library's to log)
-            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error))
+            fields = facts("operator-failed", path=request.path, why=describe(error))
+            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error), extra=fields)
             response = _refuse(500, "this request cannot be answered; the log says why")
         finally:
             self._requests -= 1
