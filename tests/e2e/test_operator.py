@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.operator_stand import TOKEN, Operator, operated
-from tests.live import BESTER, Process, RawClient
+from tests.e2e.operator_stand import TOKEN, Operator, operated, page_of, secret_in
+from tests.live import BESTER, LiveServer, Process, RawClient, shared_server
 
 DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,21 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server for the tests that leave nothing behind in it."""
+    secret = secret_in(tmp_path_factory.mktemp("operator"))
+    with shared_server(f'[operator]\nhttp = "127.0.0.1:0"\ntoken = "{secret}"\n') as server:
+        yield server
+
+
+@pytest.fixture
+async def shared(server: LiveServer) -> AsyncIterator[Operator]:
+    """Its operator."""
+    async with aiohttp.ClientSession() as session:
+        yield Operator(server, page_of(server.processes[0].lines), session)
 
 
 @pytest.mark.parametrize("layout", ["up", "apart"])
@@ -82,12 +98,11 @@ async def test_bridge_tells_its_counts() -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/api/status", "/api/dead", "/api/live", "/api/openapi.json", "/nothing"])
-async def test_nothing_is_shown_without_the_token(path: str) -> None:
-    async with operated() as operator:
-        for token in (None, "wrong", TOKEN[:-1], TOKEN + "x"):
-            status, text = await operator.request(path, token=token)
-            assert (status, "token" in text) == (401, True)
-        assert TOKEN not in "\n".join(line for process in operator.server.processes for line in process.lines)
+async def test_nothing_is_shown_without_the_token(shared: Operator, path: str) -> None:
+    for token in (None, "wrong", TOKEN[:-1], TOKEN + "x"):
+        status, text = await shared.request(path, token=token)
+        assert (status, "token" in text) == (401, True)
+    assert TOKEN not in "\n".join(line for process in shared.server.processes for line in process.lines)
 
 
 async def test_who_may_look_and_who_may_act() -> None:
@@ -122,15 +137,17 @@ async def test_who_may_look_and_who_may_act() -> None:
         ("text/plain", b""),
     ],
 )
-async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(kind: str, body: bytes) -> None:
-    async with operated() as operator, aiohttp.ClientSession() as session:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
-        async with session.post(f"{operator.base}/api/dead/drop", data=body, headers=headers) as answer:
+async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(
+    shared: Operator, kind: str, body: bytes
+) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{shared.base}/api/dead/drop", data=body, headers=headers) as answer:
             assert (answer.status, list(await answer.json())) == (400, ["error"])
-        for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
-            assert (await operator.request(f"/api/dead?limit={limit}"))[0] == 400
-        lines = [line for process in operator.server.processes for line in process.lines]
-        assert not [line for line in lines if "Traceback" in line]
+    for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
+        assert (await shared.request(f"/api/dead?limit={limit}"))[0] == 400
+    lines = [line for process in shared.server.processes for line in process.lines]
+    assert not [line for line in lines if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
@@ -143,18 +160,17 @@ async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(kind: str
     ],
     ids=["long", "tls", "version", "length"],
 )
-async def test_stranger_who_sends_no_http_gets_nothing_into_the_log(sent: bytes) -> None:
-    async with operated() as operator:
-        port = int(operator.base.rpartition(":")[2])
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(sent)
-        answer = await asyncio.wait_for(reader.readline(), 30.0)
-        assert answer.startswith(b"HTTP/1."), answer
-        assert b" 200 " not in answer
-        writer.close()
-        assert (await operator.get("/health"))["status"] == "ok"
-        lines = [line for process in operator.server.processes for line in process.lines]
-        assert not [line for line in lines if "Traceback" in line or "error" in line]
+async def test_stranger_who_sends_no_http_gets_nothing_into_the_log(shared: Operator, sent: bytes) -> None:
+    port = int(shared.base.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    answer = await asyncio.wait_for(reader.readline(), 30.0)
+    assert answer.startswith(b"HTTP/1."), answer
+    assert b" 200 " not in answer
+    writer.close()
+    assert (await shared.get("/health"))["status"] == "ok"
+    lines = [line for process in shared.server.processes for line in process.lines]
+    assert not [line for line in lines if "Traceback" in line or "error" in line]
 
 
 async def test_dead_letter_is_shown_and_dropped() -> None:
