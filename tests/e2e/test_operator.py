@@ -141,9 +141,11 @@ async def test_odd_bodies_are_refused_in_one_line_and_log_no_traceback(
     shared: Operator, kind: str, body: bytes
 ) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
-    async with aiohttp.ClientSession() as session:
-        async with session.post(f"{shared.base}/api/dead/drop", data=body, headers=headers) as answer:
-            assert (answer.status, list(await answer.json())) == (400, ["error"])
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{shared.base}/api/dead/drop", data=body, headers=headers) as answer,
+    ):
+        assert (answer.status, list(await answer.json())) == (400, ["error"])
     for limit in ("9" * 5000, "00000001", "-1", "\u00b2"):
         assert (await shared.request(f"/api/dead?limit={limit}"))[0] == 400
     lines = [line for process in shared.server.processes for line in process.lines]
