@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.operator_stand import TOKEN, Operator, operated, page_of, secret_in
-from tests.live import BESTER, LiveServer, Process, RawClient, shared_server
+from tests.e2e.operator_stand import HEAD, TOKEN, Operator, operated, page_of, secret_in
+from tests.live import BESTER, LiveServer, Process, RawClient, shared_server, short_directory
 
 DIES = '[handlers.dies]\napp = "mixed:app"\ntypes = ["dies"]\nattempts = 1\n'
 ROOT = Path(__file__).parents[2]
@@ -54,6 +54,23 @@ async def shared(server: LiveServer) -> AsyncIterator[Operator]:
     """Its operator."""
     async with aiohttp.ClientSession() as session:
         yield Operator(server, page_of(server.processes[0].lines), session)
+
+
+async def test_up_shows_its_page_in_the_browser() -> None:
+    async with short_directory() as directory:
+        (directory / "bester.toml").write_text(HEAD)
+        browser = directory / "browser"
+        browser.write_text('#!/bin/sh\necho "$1 is opened" >&2\n')
+        browser.chmod(0o700)
+        server = await Process.start(
+            BESTER, "up", "--page", cwd=directory, env={"DISPLAY": ":9", "BROWSER": f"{browser} %s"}
+        )
+        try:
+            url = (await server.says("the page:")).split()[-1]
+            assert url == page_of(server.lines) + "/" and not url.endswith(":0/")
+            await server.says(f"{url} is opened")
+        finally:
+            assert await server.end() == 0
 
 
 @pytest.mark.parametrize("layout", ["up", "apart"])
