@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+from typing import Any
 
 import aiohttp
 import pytest
@@ -54,6 +55,7 @@ async def test_pages_show_messages_until_ctrl_c() -> None:
         await run.says("Ctrl-C ends the demo")
         async with asyncio.timeout(3 * DEADLINE_S):
             for name, page in pages.items():
+                status: dict[str, Any] = {}
                 counts: dict[str, int] = {}
                 while min(counts.values(), default=0) < 4:  # a rehearsal, the story, and two more
                     await asyncio.sleep(0.05)
