@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jsonschema_rs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -208,6 +209,42 @@ async def test_dead_letter_is_shown_and_dropped() -> None:
         status, text = await operator.request("/api/dead/drop", method="POST", body={"id": row["id"]})
         assert (status, json.loads(text)["dropped"]) == (200, 1)
         assert await operator.get("/api/dead") == []
+
+
+async def test_answers_are_those_of_the_document() -> None:
+    async with operated(DIES + '[servers.s2]\nnative = "127.0.0.1:9"\n') as operator:
+        await operator.server.has_type("dies")
+        client = await RawClient.login(operator.server, "bob")
+        await messages(operator, ok=1, refuses=1, dies=1)
+        document = await operator.get("/api/openapi.json")
+        (letter,) = await operator.get("/api/dead")
+        wanted = {"/api/dead/letter": {"id": letter["id"]}, "/api/peers": {"name": "s2"}, "/api/dead": letter}
+        seen = set()
+        for path, methods in document["paths"].items():
+            ((method, facts),) = methods.items()
+            ((kind, content),) = facts["responses"]["200"]["content"].items()
+            if kind != "application/json":
+                continue
+            body = wanted[path.rpartition("/")[0]] if method == "post" else None
+            body = body and {name: body[name] for name in facts["requestBody"]["content"][kind]["schema"]["required"]}
+            query = "".join(f"?{name}={value}" for name, value in wanted.get(path, {}).items() if name == "id")
+            asked = path + query if path == "/api/dead/letter" else path
+            status, text = await operator.request(asked, method.upper(), body=body)
+            assert status == 200, (path, text)
+            checked_by(document, content["schema"]).validate(json.loads(text))
+            seen.add(path)
+            status, text = await operator.request(asked, "POST", body={"id": 7, "name": 7})
+            if status != 405 and method == "post":
+                checked_by(document, {"$ref": "#/components/schemas/Error"}).validate(json.loads(text))
+        assert len(seen) == len(document["paths"]) - 2, "all but metrics and live events"
+        with pytest.raises(jsonschema_rs.ValidationError):
+            checked_by(document, {"$ref": "#/components/schemas/Status"}).validate({"server": "s1"})
+        client.writer.close()
+
+
+def checked_by(document: Any, schema: Any) -> jsonschema_rs.Validator:
+    """Return the validator of a schema within the document."""
+    return jsonschema_rs.validator_for({**schema, "components": document["components"]})
 
 
 async def test_live_events_and_trace() -> None:
