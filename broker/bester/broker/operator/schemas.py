@@ -72,6 +72,7 @@ ANSWERS: dict[str, Schema] = {
     "/health": record("status", "server"),
     "/ready": record(ready=TRUTH, why=maybe(TEXT)),
     "/api/status": STATUS,
+    "/api/findings": several(record("check", "level", "text", "remedy")),
     "/api/sessions": record(users=several(record("user", sessions=COUNT)), left=COUNT),
     "/api/types": TYPES,
     "/api/peers": several(PEER),
