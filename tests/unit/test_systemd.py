@@ -125,7 +125,7 @@ class TestPassedSockets:
 
     def test_one_that_no_key_names_is_a_mistake(self) -> None:
         manager = ServiceManager(passed=(listening(), listening("::1", socket.AF_INET6)))
-        with pytest.raises(ConfigError, match=r"a socket for 127\.0\.0\.1:\d+, \[::1\]:\d+, which no key"):
+        with pytest.raises(ConfigError, match=r"a socket for 127\.0\.0\.1:\d+, \[::1\]:\d+, where this program"):
             manager.check_all_taken()
         manager.close()
 

@@ -71,7 +71,7 @@ class _Formatter(logging.Formatter):
 
     def __init__(self, *, journal: bool = False) -> None:
         super().__init__()
-        self._journal = journal
+        self.journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one entry of the log, without its line feed."""
@@ -80,7 +80,7 @@ class _Formatter(logging.Formatter):
         except Exception as error:  # noqa: BLE001 (arguments that do not fit, or a `__str__` that raises)
             message = f"{record.msg!s:.200} (its arguments cannot be written: {class_name(error)})"
         entry = self.entry(record, _clipped(message, TEXT_CHARACTERS), _fields(record), self._traceback(record))
-        if not self._journal:
+        if not self.journal:
             return entry
         mark = f"<{priority(record.levelno)}>"
         return mark + entry.replace("\n", f"\n{mark}")
@@ -109,7 +109,7 @@ class LineFormatter(_Formatter):
         """Return the record as a line, followed by the lines of the traceback."""
         passed_over = getattr(record, "passed_over", 0)
         more = f" ({passed_over} similar lines left out)" if passed_over else ""
-        head = "" if self._journal else f"{_at(record)} {record.levelname.lower():<7} "
+        head = "" if self.journal else f"{_at(record)} {record.levelname.lower():<7} "
         lines = [f"{head}{_origin(record)}: {message}{more}"]
         lines += [f"  | {line}" for line in traceback.splitlines()]
         return "\n".join(map(_one_line, lines))
@@ -191,13 +191,21 @@ def fail(text: str) -> None:
     if is_json():
         logging.getLogger("bester").error(text, extra=facts("failed"))
     else:
-        say([f"bester: {text}"])
+        say([f"{_mark()}bester: {text}"])
     finish()
 
 
 def is_json() -> bool:
     """Return whether the log is JSON, and thus takes records alone."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def _mark() -> str:
+    """Return the beginning of a line for the journal that is an error; nothing for any other log."""
+    forms = [handler.formatter for handler in logging.getLogger().handlers]
+    return (
+        f"<{priority(logging.ERROR)}>" if any(isinstance(form, _Formatter) and form.journal for form in forms) else ""
+    )
 
 
 def finish(timeout_s: float = FINISH_S) -> None:

@@ -106,7 +106,7 @@ class ServiceManager:
         if self._passed:
             names = ", ".join(_name(sock) for sock in self._passed)
             raise ConfigError(
-                f"systemd passes a socket for {names}, which no key of [native] names: "
+                f"systemd passes a socket for {names}, where this program does not listen: "
                 "give the .socket unit and [native] the same addresses"
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import json
 import logging
@@ -310,4 +311,6 @@ async def _listening(connections: Connections, host: str, port: int) -> asyncio.
     try:
         return await asyncio.get_running_loop().create_server(connections, host, port)
     except OSError as error:
-        raise ConfigError(f"[operator] http: {host}:{port}: {error.strerror or error}") from None
+        in_use = f"port {port} is in use; stop its owner or choose another port"
+        why = in_use if error.errno == errno.EADDRINUSE else error.strerror or error
+        raise ConfigError(f"[operator] http: {host}:{port}: {why}") from None
