@@ -19,6 +19,7 @@ from bester.broker.lockout import FAILURES
 from bester.broker.operator.metrics import text_of
 from bester.broker.server import Broker
 from bester.broker.store.sqlite import SqliteStore
+from bester.broker.store_requests import Bounds
 from bester.broker.wire.messages import (
     Ask,
     Goodbye,
@@ -32,6 +33,7 @@ from bester.broker.wire.messages import (
     Reply,
     Request,
 )
+from bester.broker.wire.trouble import OTHER_THAN_LISTED
 from tests.unit.core_stand import Stand, clients, servers
 
 S2 = Link("server", b"s2")
@@ -56,7 +58,8 @@ class Scene(Stand):
 
     def __init__(self) -> None:
         routes = {"s2": Route("s2", fabric="tcp://s2.example:2225")}
-        super().__init__(Settings("s1", routes=routes), accounts=frozenset({"ann", "bob"}))
+        settings = Settings("s1", routes=routes, declared_types=frozenset({"chat"}), bounds=Bounds(user_messages=1))
+        super().__init__(settings, accounts=frozenset({"ann", "bob"}))
         self.front = self.bridge("ann")
         self.chat = self.handler("chat")
 
@@ -117,6 +120,21 @@ class Scene(Stand):
     def hold(self) -> None:
         assert self.ask(self.join("operator", "o"), "peerHold", "s2").status == 0
 
+    def lose_s2_for_a_key(self) -> None:
+        self.take(self.router.on_server_lost("s2", f"its key is {OTHER_THAN_LISTED}", self.now))
+
+    def hear_clock_of_s2(self) -> None:
+        """Hear from a server whose wall clock is two seconds ahead."""
+        self.reach_s2()
+        self.say(S2, Heartbeat({"clock_ms": round((self.wall_s + 2) * 1000)}))
+
+    def stick(self) -> None:
+        """Let a handler keep all of its credit beyond the time for its messages."""
+        self.say(self.chat, Goodbye(None))
+        self.chat = self.handler("chat", credit=1)
+        self.message()
+        self.wait(60.0)
+
     def tell(self) -> None:
         self.say(self.front, Ask(1, "figures", {"connections": 7}))
 
@@ -145,6 +163,12 @@ MOVES: dict[str, tuple[Callable[[Scene], object], float]] = {
     "bester_handlers": (lambda scene: scene.handler("chat"), 1.0),
     "bester_handler_seconds": (Scene.refuse, 1.0),
     "bester_message_seconds": (Scene.echo, 1.0),
+    "bester_handlers_stuck": (Scene.stick, 1.0),
+    "bester_waiting_of_one_sender": (Scene.without_handler, 1.0),
+    "bester_mailboxes_full": (Scene.mail, 1.0),
+    "bester_parties_refused": (lambda scene: scene.router.on_refused("192.0.2.1", "", "no key", scene.now), 1.0),
+    "bester_server_key_wrong": (Scene.lose_s2_for_a_key, 1.0),
+    "bester_server_clock_ahead_seconds": (Scene.hear_clock_of_s2, 2.0),
     "bester_server_held": (Scene.hold, 1.0),
     "bester_server_queued_messages": (Scene.for_s2, 1.0),
     "bester_server_queued_bytes": (Scene.for_s2, len(b'"hi"')),
@@ -157,6 +181,7 @@ BEYOND = {
     "bester_bound_used": "test_bounds_and_states_of_servers_change",
     "bester_bound_limit": "test_bounds_and_states_of_servers_change",
     "bester_server_state": "test_bounds_and_states_of_servers_change",
+    "bester_type_declared": "test_bounds_and_states_of_servers_change",
     "bester_logins": "test_logins_and_lockouts_are_counted",
     "bester_lockouts": "test_logins_and_lockouts_are_counted",
     "bester_store_bytes": "test_disk_of_the_store_is_measured",
@@ -187,6 +212,7 @@ def test_bounds_and_states_of_servers_change() -> None:
 
     scene = Scene()
     assert (state(scene)["up"], state(scene)["down"]) == (0, 1)
+    assert level(scene.metrics()["bester_type_declared"]) == 1
     scene.reach_s2()
     assert (state(scene)["up"], state(scene)["down"]) == (1, 0)
     assert bounds(scene, "used")["jobs"] == 0

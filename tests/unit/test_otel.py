@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -190,3 +191,17 @@ def test_exporter_that_is_missing_is_named_once_and_the_server_goes_on(
     exporter = otel.configured("s1")
     assert exporter is not None
     exporter.close()
+
+
+def test_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otel, "CLOSE_S", 0.05)
+    hangs, asked = threading.Event(), threading.Event()
+
+    class Hanging(InMemorySpanExporter):
+        def shutdown(self) -> None:
+            asked.set()
+            hangs.wait(60.0)
+
+    otel.Exporter(SimpleSpanProcessor(Hanging()), "s1").close()
+    assert asked.wait(30.0)
+    hangs.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ GROUP = "opentelemetry_traces_exporter"
 DEFAULT_PROTOCOL = "http/protobuf"
 OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 """Exporters of OTLP by `OTEL_EXPORTER_OTLP_PROTOCOL`."""
+CLOSE_S = 3.0
+"""Time for the last spans at the end of the process; the SDK itself waits for 30 s."""
 INSTALL = "pip install 'bester[otel]'"
 
 log = logging.getLogger("bester.broker.otel")
@@ -73,8 +76,10 @@ class Exporter:
         self._resource = Resource.create({"service.name": "bester", "service.instance.id": server})
 
     def close(self) -> None:
-        """Send what is left, for some seconds at most."""
-        self._processor.shutdown()
+        """Send what is left, for CLOSE_S at most: a collector that is away must not hold up the end of a server."""
+        closing = threading.Thread(target=self._processor.shutdown, name="spans", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
     def export(self, message: Spans) -> None:
         """Export the spans of one message: one of the whole, with one for each part below it."""

@@ -108,6 +108,7 @@ class DeadLetters:
         }  # fmt: skip
         self._figures.of(job.type).dead += 1
         self._trace.add((now, job.root, job.id, reason, job.type, 0.0))
+        self._figures.recent_dead.add(job.type, reason, now)
         id_ = self._renamed.get(job.id, job.id)
         bury(DeadLetter(id_, job.type, job.body, reason, self._queues.clock.wall(now), meta), self._out)
 

@@ -5,6 +5,7 @@ Names follow the conventions: the prefix `bester_`, base units (seconds, bytes),
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -53,6 +54,12 @@ class _Collector:
         yield CounterMetricFamily(
             "bester_lockouts", "Times that a user at an address had to wait for wrong passwords.", status["lockouts"]
         )
+        refused = status["refused"]["count"]
+        yield GaugeMetricFamily("bester_parties_refused", "Parties that the fabric refused within 10 minutes.", refused)
+        full = status["full_mailboxes"]["count"]
+        yield GaugeMetricFamily("bester_mailboxes_full", "Mailboxes at 90 % of their bound, or above.", full)
+        most = max((row["waiting"] for row in status["busiest"]), default=0)
+        yield GaugeMetricFamily("bester_waiting_of_one_sender", "Waiting messages of the sender with most.", most)
         queued = status["queued"]
         yield GaugeMetricFamily("bester_queued_messages", "Messages on disk for users and servers.", queued["messages"])
         yield GaugeMetricFamily("bester_queued_bytes", "Bytes of these messages.", queued["bytes"])
@@ -68,12 +75,12 @@ class _Collector:
             yield GaugeMetricFamily("bester_store_bytes", "Size of the store's files.", store["bytes"])
             yield GaugeMetricFamily("bester_store_room_bytes", "Room on the store's disk.", store["room_bytes"])
         used = GaugeMetricFamily("bester_bound_used", "How much of a bound is used.", labels=["bound"])
-        most = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
+        bound = GaugeMetricFamily("bester_bound_limit", "The bound.", labels=["bound"])
         for name, (now, limit) in status["bounds"].items():
             used.add_metric([name], now)
-            most.add_metric([name], limit)
+            bound.add_metric([name], limit)
         yield used
-        yield most
+        yield bound
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
@@ -106,6 +113,15 @@ class _Collector:
             for type_, row in types.items():
                 gauge.add_metric([type_], row[key])
             yield gauge
+        stuck = GaugeMetricFamily("bester_handlers_stuck", "Handlers that are stuck, by type.", labels=["type"])
+        hanging = Counter(type_ for each in self._status["handlers"] if each["stuck"] for type_ in each["types"])
+        for type_ in types:
+            stuck.add_metric([type_], hanging[type_])
+        yield stuck
+        declared = GaugeMetricFamily("bester_type_declared", "1 for a type of a declared handler.", labels=["type"])
+        for type_ in self._status["declared"]:
+            declared.add_metric([type_], 1)
+        yield declared
         for name, key, about in (
             ("bester_handler_seconds", "took", "Time of handlers over a message."),
             ("bester_message_seconds", "whole", "Time from the entry of a message to its report."),
@@ -127,7 +143,14 @@ class _Collector:
         retries = CounterMetricFamily(
             "bester_server_retries", "Times that messages for it were put off, to be sent again.", labels=["server"]
         )
+        wrong = GaugeMetricFamily("bester_server_key_wrong", "1 where a key forbids the link.", labels=["server"])
+        clock = GaugeMetricFamily(
+            "bester_server_clock_ahead_seconds", "Seconds by which its clock is ahead.", labels=["server"]
+        )
         for row in servers:
+            wrong.add_metric([row["name"]], int(row["key_wrong"]))
+            if row["clock_off_s"] is not None:
+                clock.add_metric([row["name"]], row["clock_off_s"])
             for each in STATES:
                 state.add_metric([row["name"], each], int(row["state"] == each))
             held.add_metric([row["name"]], int(row["held"]))
@@ -135,7 +158,7 @@ class _Collector:
             size.add_metric([row["name"]], row["bytes"])
             oldest.add_metric([row["name"]], row["oldest_s"] or 0.0)
             retries.add_metric([row["name"]], row["retries"])
-        yield from (state, held, queued, size, oldest, retries)
+        yield from (state, held, queued, size, oldest, retries, wrong, clock)
 
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""
