@@ -25,7 +25,7 @@ from bester.broker.core.settings import Settings
 from bester.broker.store_requests import Committed
 from bester.broker.wire.codec import batches
 from bester.broker.wire.messages import OP_OF, VERSION, Confirm, Hello, Message, Reply, Submit
-from bester.broker.wire.runs import READ_AS, read, write_requests
+from bester.broker.wire.runs import READ_AS, read, write_run
 
 CONNECTIONS = 8
 """Connections of as many users, as in the pipelined job."""
@@ -170,7 +170,7 @@ class Rig:
         while self._to_handler:
             requests, self._to_handler = self._to_handler, []
             meter.enter(ENCODE)
-            run = write_requests(requests)
+            run = write_run(requests)
             encoded = list(batches(requests)) if run is None else [run]
             meter.leave()
             for frames in encoded:

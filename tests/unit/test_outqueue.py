@@ -116,14 +116,14 @@ class TestConfirmations:
         ledger = Confirmations()
         assert ledger.confirm() == []
         for serial in (1, 2, 3):
-            ledger.at_once(serial)
+            ledger.at_once((serial,))
         assert ledger.confirm() == [Confirm(3, [], [])]
         assert ledger.confirm() == []
 
     def test_delivery_under_way_does_not_block_the_others(self) -> None:
         ledger = Confirmations()
         slow = ledger.begin(1, None, None)
-        ledger.at_once(2)
+        ledger.at_once((2,))
         quick = ledger.begin(3, None, None)
         quick.fail(0, "not-connected")
         ledger.end(quick)
@@ -176,7 +176,7 @@ class TestConfirmations:
 
         for serial, kind in enumerate(kinds, 1):
             if kind == 0:
-                ledger.at_once(serial)
+                ledger.at_once((serial,))
                 ended.add(serial)
             else:
                 going.append(ledger.begin(serial, None, None))

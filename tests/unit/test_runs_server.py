@@ -15,6 +15,7 @@ from bester.broker.wire.messages import (
     MAX_BATCH,
     Command,
     Confirm,
+    Deliver,
     Heartbeat,
     Malformed,
     Message,
@@ -22,7 +23,7 @@ from bester.broker.wire.messages import (
     Request,
     Submit,
 )
-from bester.broker.wire.runs import MESSAGE_OF, READ_AS, read, write_requests
+from bester.broker.wire.runs import MESSAGE_OF, READ_AS, read, write_run
 
 META = {"id": "s1/b-1/7", "root": "s1/b-1/7", "origin": "s1", "scope": "client", "attempt": 1, "path": []}
 REPLY = [11, 7, 0, [["sendClients", ["u"], b"{}"], ["sendServers", ["s2"], b"1", "t"]], None]
@@ -135,23 +136,42 @@ def test_attached_bodies_are_left_to_the_codec() -> None:
 
 
 requests = st.builds(Request, tokens, st.text(), st.binary(max_size=40), notes, usual_metas)
+submits = st.builds(Submit, tokens, st.none() | tokens, st.text(), st.binary(max_size=40), st.just({}))
+deliveries = st.builds(
+    Deliver, tokens, st.text(), st.text(), st.binary(max_size=40),
+    st.lists(st.lists(tokens, min_size=2, max_size=4), min_size=1, max_size=1), st.none() | tokens, usual_metas,
+)  # fmt: skip
 
 
-@given(st.lists(requests, min_size=1, max_size=5))
-def test_requests_are_written_as_the_codec_writes_them(sent: list[Message]) -> None:
-    assert [write_requests(sent)] == list(batches(sent))
+@given(
+    st.lists(requests, min_size=1, max_size=5) | st.lists(submits, min_size=1, max_size=5)
+    | st.lists(deliveries, min_size=1, max_size=5)
+)  # fmt: skip
+def test_what_servers_send_is_written_as_the_codec_writes_them(sent: list[Message]) -> None:
+    assert [write_run(sent)] == list(batches(sent))
+
+
+def test_long_arrays_are_left_to_the_codec() -> None:
+    assert write_run([Submit(1, None, "t", b"1", {"path": ["s"]})]) is None
+    assert write_run([Deliver(1, "m", "t", b"1", [[0, 1], [1, 2]])]) is None
+    assert write_run([Deliver(1, "m", "t", b"1", [list(range(65))])]) is None
+    assert write_run([Deliver(1, "m", "t", b"1", [list(range(64))])] * 3) is not None
+    assert write_run([Submit(1, None, "t", b"1"), Deliver(1, "m", "t", b"1", [[0, 1]])]) is None
+    assert write_run([Confirm(1)]) is None
+    assert write_run([Submit(1, None, "t", b"12")], 2) is not None
+    assert write_run([Submit(1, None, "t", b"12")], 1) is None
 
 
 def test_unusual_requests_are_left_to_the_codec() -> None:
     request = Request(1, "echo", b"{}", "u", META)
-    assert write_requests([request] * MAX_BATCH) is not None
-    assert write_requests([request] * (MAX_BATCH + 1)) is None
-    assert write_requests([request, Heartbeat()]) is None
-    assert write_requests([]) is None
+    assert write_run([request] * MAX_BATCH) is not None
+    assert write_run([request] * (MAX_BATCH + 1)) is None
+    assert write_run([request, Heartbeat()]) is None
+    assert write_run([]) is None
     large = Request(1, "echo", b"x" * INLINE_BYTES, "u", META)
-    assert [write_requests([large] * 63)] == list(batches([large] * 63))  # less than 1 MiB: one batch
-    assert write_requests([large] * 64) is None
-    assert write_requests([Request(1, "echo", b"x" * (INLINE_BYTES + 1), "u", META)]) is None
-    assert write_requests([Request(1, "t", b"1", "\udc80", META)]) is None  # no UTF-8: the codec says so
-    assert write_requests([Request(1, "t", b"1", "u", {"n": 2**64})]) is None
-    assert write_requests([Request(1, "t" * 4000, b"1", "u", META)] * MAX_BATCH) is None  # frame 0 of 4 MB
+    assert [write_run([large] * 63)] == list(batches([large] * 63))  # less than 1 MiB: one batch
+    assert write_run([large] * 64) is None
+    assert write_run([Request(1, "echo", b"x" * (INLINE_BYTES + 1), "u", META)]) is None
+    assert write_run([Request(1, "t", b"1", "\udc80", META)]) is None  # no UTF-8: the codec says so
+    assert write_run([Request(1, "t", b"1", "u", {"n": 2**64})]) is None
+    assert write_run([Request(1, "t" * 4000, b"1", "u", META)] * MAX_BATCH) is None  # frame 0 of 4 MB

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 from bester.bridge import native
@@ -119,7 +119,14 @@ class Bridge:
         self._intake = Intake(limits, clock, self._submissions, self._handle_waiting, self._wake)
         self._outbound = Outbound(limits, clock, self._wake)
         self._deliveries = Deliveries(
-            limits, self._targets, self._unreported, self._outbound, self._report, self._wake, clock
+            limits,
+            self._targets,
+            self._unreported,
+            self._outbound,
+            self._report,
+            self._go_on_after_report,
+            self._wake,
+            clock,
         )
         self._push, self._send = self._outbound.push, self._broker_link.send
 
@@ -162,33 +169,34 @@ class Bridge:
             self._unhandled.extend(messages)
             return
         now = self._clock()
-        reports = 0
         frames = self.limits.turn_frames
-        rest = iter(messages)
-        for message in rest:
-            if type(message) is Deliver:
-                many = self._deliveries.deliver(message, now)
-                if many:
-                    frames -= many
-                    if frames <= 0:
-                        break
-            elif type(message) is Report:
-                reports += 1
-                token, status, reason, id_, recipients, note = message
-                self._report(token, status, reason, id_, recipients, now, note)
+        left: list[Message | Malformed] = []
+        for kind, group in groupby(messages, type):
+            if frames <= 0:
+                left.extend(group)
+            elif kind is Deliver:
+                run: Any = list(group)
+                handled, frames = self._deliveries.deliver(run, now, frames)
+                if frames <= 0:
+                    left = run[handled:]
+            elif kind is Report:
+                self._receive_reports(group, now)
             else:
-                if reports:  # the next message may end the link, and these reports belong to this link
-                    self._deliveries.on_reports(reports)
-                    reports = 0
-                self._receive_rarer(message, now)
-        if reports:
-            self._deliveries.on_reports(reports)
-            if self._submissions.has_held:  # for credit, which there is again
-                self._wake()
-        if frames <= 0:
-            self._unhandled.extend(rest)
-            if self._unhandled:
-                self._soon(self._go_on)
+                for message in group:
+                    self._receive_rarer(message, now)
+        if left:
+            self._unhandled.extend(left)
+            self._soon(self._go_on)
+
+    def _receive_reports(self, reports: Iterable[Any], now: float) -> None:
+        count = 0
+        for report in reports:
+            count += 1
+            token, status, reason, id_, recipients, note = report
+            self._report(token, status, reason, id_, recipients, now, note)
+        self._deliveries.on_reports(count)
+        if self._submissions.has_held:  # for credit, which there is again
+            self._wake()
 
     def _go_on(self) -> None:
         """Handle messages of the broker that an earlier turn has left."""
@@ -568,6 +576,11 @@ class Bridge:
             return
         session = connection.session
         self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
+        self._go_on_after_report(connection, now)
+
+    def _go_on_after_report(self, connection: ClientConnection, now: float) -> None:
+        """Let frames of a connection that waited for room in the window go on, or the end that waited for reports."""
+        session = connection.session
         if session.has_more:
             if session.has_waiting:
                 self._intake.add(connection)

@@ -449,14 +449,22 @@ def outcomes(id_: bytes, message: str, recipients: dict[str, str] | None) -> byt
     return frame(b'{"header":{"status":"0"},"payload":{"data":%b,"id":%b,"type":"builtin"}}' % (data, id_))
 
 
-def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
-    """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
+_RECEIVED = b'{"header":{"messageType":"receivedMessage","id":'
+
+
+def around_body(type_: str, meta: Meta) -> tuple[bytes, bytes]:
+    """Return the parts before the body, from the end of the id on, and behind the body in the frames of deliveries."""
     origin = meta.get("origin")
     facts = b',"origin":' + _text(origin) if type(origin) is str else b""
     if meta.get("redelivered") is True:
         facts += b',"redelivered":true'
-    head = b'{"header":{"messageType":"receivedMessage","id":' + _text(id_)[:-1]
-    return head, b"".join((b'"', facts, b'},"payload":{"data":', body, b',"type":', _text(type_), b"}}"))
+    return b"".join((b'"', facts, b'},"payload":{"data":')), b"".join((b',"type":', _text(type_), b"}}"))
+
+
+def envelope(id_: str, type_: str, body: bytes, meta: Meta) -> tuple[bytes, bytes]:
+    """Return the parts before and behind the number of the target (and its dot) in the frames of one delivery."""
+    before, behind = around_body(type_, meta)
+    return _RECEIVED + _text(id_)[:-1], b"".join((before, body, behind))
 
 
 SHARED_BYTES = 4096
@@ -471,6 +479,19 @@ def delivered(head: bytes, target: int, tail: bytes) -> tuple[bytes, ...]:
     if len(tail) > SHARED_BYTES:
         return b"".join((length, head, number)), tail
     return (b"".join((length, head, number, tail)),)
+
+
+def answered(
+    id_: str, target: int, around: tuple[bytes, bytes], body: bytes, sent_id: bytes, message: str | None
+) -> bytes:
+    """Return the receivedMessage frame of a delivery to one target, with the parts of `around_body`, and behind it the
+    good report on the message that the delivery completes."""
+    before, behind = around
+    id_text = _text(id_)[:-1]
+    number = b".%d" % target
+    length = len(_RECEIVED) + len(id_text) + len(number) + len(before) + len(body) + len(behind)
+    good = report(sent_id, 0, None, message)
+    return b"".join((length.to_bytes(4, "little"), _RECEIVED, id_text, number, before, body, behind, good))
 
 
 def to_server(token: int, type_: str, body: bytes, meta: Meta) -> bytes:

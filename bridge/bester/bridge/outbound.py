@@ -79,6 +79,22 @@ class Outbound:
             self.touch(connection)
         return True
 
+    def room(self, connection: ClientConnection) -> int:
+        """Return how many bytes may be queued for a connection that takes what it is sent: within every bound on frames
+        of others, and on answers. 0 or less where a frame has to be offered, or pushed, on its own."""
+        out = connection.out
+        if connection.abort_code is not None or out.taken_bytes != out.sent_bytes:
+            return 0
+        if out.log is not None:
+            out.catch_up()
+        return min(self._limits.out_queue, self._limits.out_answers) - out.pushed_bytes + out.sent_bytes
+
+    def push_run(self, connection: ClientConnection, frames: Sequence[bytes], size_bytes: int) -> None:
+        """Queue frames for which there is `room`."""
+        connection.out.push_run(frames, size_bytes)
+        if not connection.dirty:
+            self.touch(connection)
+
     def offer_to_others(
         self, owner: ClientConnection, sessions: Sequence[int], targets: Mapping[int, ClientConnection],
         frame: tuple[bytes, ...],

@@ -142,6 +142,20 @@ class Window:
             or self._submissions.is_over(self.sender)
         )
 
+    def count_out(self, messages: int, size_bytes: int, table_bytes: int) -> None:
+        """Count a run of messages out that were just taken from the table, and are reported: `size_bytes` in the window
+        and at the sender, `table_bytes` in the table. Where the session's `has_more` is true, its `proceed` follows."""
+        self._submissions.size_bytes -= table_bytes
+        sender = self.sender
+        sender.size_bytes -= size_bytes
+        sender.count -= messages
+        self.size_bytes -= size_bytes
+        self._count = count = self._count - messages
+        if not count:
+            self.order.clear()
+        if self.is_full:
+            self.is_full = self._has_no_room()
+
     def on_report(
         self, submission: Submission, status: int, reason: str | None, message: str | None,
         recipients: dict[str, str] | None, note: str | None = None,
@@ -150,18 +164,10 @@ class Window:
         session's `has_more` is true, its `proceed` follows."""
         size = submission.size
         if submission.state is _SENT:  # in no index beside the table
-            self._submissions.size_bytes -= size
+            self.count_out(1, size, size)
         else:
             self._submissions.release(submission)
-        sender = self.sender
-        sender.size_bytes -= size
-        sender.count -= 1
-        self.size_bytes -= size
-        self._count = count = self._count - 1
-        if not count:
-            self.order.clear()
-        if self.is_full:
-            self.is_full = self._has_no_room()
+            self.count_out(1, size, 0)
         return native.report(submission.id, status, reason, message, recipients, note)
 
     def report(

@@ -61,7 +61,7 @@ from bester.broker.wire.codes import ConfigError, WireError
 from bester.broker.wire.link_client import LinkClient
 from bester.broker.wire.messages import Malformed, Message
 from bester.broker.wire.notes import describe
-from bester.broker.wire.runs import read, write_requests
+from bester.broker.wire.runs import read, write_run
 from bester.broker.wire.silence import ReadUntil
 from bester.broker.wire.unsendable import expected_answer, substitute
 
@@ -563,7 +563,7 @@ class Broker:
         socket = self._sockets[int(index)]
         sent = False
         try:
-            run = write_requests(messages)
+            run = write_run(messages)
             for frames in batches(messages, partial(self._cannot_send, link)) if run is None else (run,):
                 socket.send_to(identity, link.party, frames)
                 sent = True

@@ -1,10 +1,10 @@
 """Runs: messages of one kind that stand together in a batch, read and written in one piece where their shape is usual.
 
 A batch of requests alone, and one of what handlers and bridges send most, is read by msgspec, in C, into values with
-the fields of the messages; a batch of requests or replies alone is packed as rows. The functions return None for any
-other batch, and for every batch that holds a fault: `codec` decodes and encodes those, and says what is wrong. For the
-rest the result equals that of `codec`, value for value and byte for byte. Without msgspec, which a server always has,
-only replies are handled here.
+the fields of the messages; a batch of requests, submits, deliveries or replies alone is packed as rows. The functions
+return None for any other batch, and for every batch that holds a fault: `codec` decodes and encodes those, and says
+what is wrong. For the rest the result equals that of `codec`, value for value and byte for byte. Without msgspec, which
+a server always has, only replies are handled here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from bester.broker.wire.codec import BATCH_BYTES, MAX_ITEMS, decode
 from bester.broker.wire.messages import (
     INLINE_BYTES,
     MAX_BATCH,
+    MAX_FRAME_BYTES,
     MAX_TOKEN,
     OP_OF,
+    OPERATIONS,
     Command,
     Confirm,
+    Deliver,
     Malformed,
     Message,
     Meta,
@@ -36,8 +39,13 @@ try:
 except ImportError:  # a handler's machine may have pyzmq and msgpack alone
     msgspec = None
 
-_REQUEST, _REPLY = OP_OF[Request], OP_OF[Reply]
-_REQUESTS, _REPLIES = {Request}, {Reply}
+_REPLY = OP_OF[Reply]
+_REPLIES = {Reply}
+_BODIES: dict[type[Any], int] = {
+    row.message: row.body for row in OPERATIONS if row.body is not None and row.message in (Request, Submit, Deliver)
+}
+FEW = 64
+"""Sessions of one user in a DELIVER of a run: nearly every user has fewer."""
 
 
 class Received(Protocol):
@@ -146,20 +154,33 @@ def read(frames: Sequence[bytes]) -> Sequence[Message | Malformed]:
     return decode(frames)
 
 
-def write_requests(messages: Sequence[Message]) -> list[bytes] | None:
-    """Return the ZeroMQ message of a broker's requests; None where `codec.batches` must encode them."""
-    if msgspec is None or len(messages) > MAX_BATCH or set(map(type, messages)) != _REQUESTS:
+def write_run(messages: Sequence[Message], most_bytes: int = MAX_FRAME_BYTES) -> list[bytes] | None:
+    """Return the ZeroMQ message of a server's own requests, submits or deliveries, of one kind; None where
+    `codec.batches` must encode them. `most_bytes` is the limit on a body."""
+    if msgspec is None or not 0 < len(messages) <= MAX_BATCH:
         return None
-    requests: Any = messages
-    sizes = [len(request[2]) for request in requests]
-    if max(sizes) > INLINE_BYTES or sum(sizes) >= BATCH_BYTES:
+    run: Any = messages
+    kind: type[Any] = type(run[0])
+    body = _BODIES.get(kind)
+    if body is None or list(map(type, run)).count(kind) < len(run) or not _is_short(kind, run):
         return None
-    op = (_REQUEST,)
+    sizes = [len(message[body]) for message in run]
+    if max(sizes) > min(INLINE_BYTES, most_bytes) or sum(sizes) >= BATCH_BYTES:
+        return None
+    op = (OP_OF[kind],)
     try:
-        frame = _pack([op + request for request in requests])
+        frame = _pack([op + message for message in run])
     except (ValueError, TypeError, OverflowError):
         return None
     return [frame] if len(frame) <= 2 * BATCH_BYTES else None
+
+
+def _is_short(kind: type[Any], run: Sequence[Any]) -> bool:
+    """Return whether no message of a run has an array that might be too long for its receiver. The paths of requests
+    are bounded."""
+    if kind is Deliver:
+        return all(len(message.targets) == 1 and len(message.targets[0]) <= FEW for message in run)
+    return kind is Request or not any(message.meta for message in run)
 
 
 def write_replies(messages: Sequence[Message], most_bytes: int) -> list[bytes] | None:
