@@ -28,6 +28,7 @@ class Side(NamedTuple):
     port: int
     processes: dict[str, Running]
     fabric: str = ""  # the broker's endpoint, of Bester's sides
+    ca: Path | None = None  # file of the authority that the load generator trusts, of sides inside TLS
 
     def watched(self) -> list[str]:
         """Return `label=pid` of every process as they are now; a child of the server is its handler."""
