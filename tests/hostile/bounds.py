@@ -1,0 +1,67 @@
+"""The memory that each hostile party may make the server hold: the sum of the bounds that stand in its way.
+
+The bounds are the server's own (docs/bounds.md). What Python and the allocator take besides is allowed for by a factor.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bester.bridge.limits import Limits as BridgeLimits
+from bester.broker.core.settings import Limits as BrokerLimits
+
+BRIDGE, BROKER = BridgeLimits(), BrokerLimits()
+MIB = 1 << 20
+
+
+class Bound(NamedTuple):
+    """A bound by its name, and the bytes that one party can hold below it."""
+
+    name: str
+    size_bytes: int
+
+
+REMEMBERED_BYTES = 800
+"""Of a message that is remembered, to recognize duplicates: 262,144 of them are some 200 MiB."""
+MESSAGE_BYTES = 4096
+"""Of a short message and its case, job and submission."""
+
+_KEPT = (
+    Bound("max_remembered_of_one", BROKER.max_remembered_of_one * REMEMBERED_BYTES),
+    Bound("out_total", BRIDGE.out_total),
+)
+BOUNDS: dict[str, tuple[Bound, ...]] = {
+    "user": (
+        Bound("half of held_bytes", BRIDGE.held_bytes // 2),
+        Bound("held_messages", BRIDGE.held_messages * MESSAGE_BYTES),
+        Bound("unfinished_bytes", BRIDGE.unfinished_bytes),
+        *_KEPT,
+    ),
+    "handler": (
+        Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
+        Bound("max_waiting", BROKER.max_waiting * MESSAGE_BYTES),
+        Bound("half of held_bytes", BRIDGE.held_bytes // 2),
+        *_KEPT,
+    ),
+    "server": (
+        Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
+        Bound("max_relayed", BROKER.max_relayed * REMEMBERED_BYTES),
+        *_KEPT,
+    ),
+}
+"""By party: the bounds below which it can make the server hold something."""
+
+
+def bound_bytes(party: str) -> int:
+    """Return the memory that a party may make the server hold, in bytes; of all of them, where it is no single one."""
+    return sum(bound.size_bytes for bound in bounds_of(party))
+
+
+def names_of(party: str) -> str:
+    """Return the names of the bounds, for people."""
+    return " + ".join(bound.name for bound in bounds_of(party))
+
+
+def bounds_of(party: str) -> tuple[Bound, ...]:
+    """Return the bounds of a party, or those of all, each once."""
+    return BOUNDS.get(party) or tuple({bound: None for bounds in BOUNDS.values() for bound in bounds})
