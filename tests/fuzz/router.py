@@ -71,7 +71,7 @@ MOST = {
     "_peers.resumes[]._unacked[][][] (length)": 5_000,
 }
 """The same of some tables."""
-TRUSTED = ("_dispatcher.deliveries.",)
+TRUSTED = ("_units.deliveries.",)
 """Tables that a bridge without confirmations fills: such a bridge is let in as the server's own, and trusted with
 them."""
 SHORT = 1200
