@@ -133,7 +133,9 @@ class Faults:
         self.world.after(self._some_time(5.0), client.come)
 
     def _jump(self) -> None:
-        self._some_server().jump(self.random.uniform(1.0, 30.0))
+        server, seconds = self._some_server(), self.random.uniform(1.0, 30.0)
+        self.filled = self.filled or server.store.locked  # a lock is longer than the broker waits, by its own clock
+        server.jump(seconds)
 
     def _set_clock(self) -> None:
         """Put right by years, or wrong, or by hand."""
@@ -148,8 +150,9 @@ class Faults:
     def _lock_store(self) -> None:
         """Another process holds the lock for writing: for a moment, some seconds, or longer than the broker waits."""
         seconds = self._some_time(self.random.choice((0.3, 4.0, 9.0)))
-        self.filled = self.filled or seconds > 4.0
-        self._some_server().disk.lock(seconds)
+        server = self._some_server()
+        self.filled = self.filled or seconds > 4.0 or server.store.locked
+        server.disk.lock(seconds)
 
     def _slow_disk(self) -> None:
         self._some_server().disk.slow_down(self._some_time(6.0))
