@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bester.bridge.limits import Limits as BridgeLimits
 from bester.broker.core.settings import Limits as BrokerLimits
+from bester.broker.unread import MOST_BYTES
 
 BRIDGE, BROKER = BridgeLimits(), BrokerLimits()
 MIB = 1 << 20
@@ -40,12 +41,14 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
     "handler": (
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_waiting", BROKER.max_waiting * MESSAGE_BYTES),
+        Bound("messages without an end", MOST_BYTES),
         Bound("half of held_bytes", BRIDGE.held_bytes // 2),
         *_KEPT,
     ),
     "server": (
         Bound("max_waiting_bytes", BROKER.max_waiting_bytes),
         Bound("max_relayed", BROKER.max_relayed * REMEMBERED_BYTES),
+        Bound("messages without an end", MOST_BYTES),
         *_KEPT,
     ),
 }

@@ -19,7 +19,7 @@ MOST_BYTES = 4 * MAX_FRAME_BYTES
 """Bytes of messages that have not ended, over all connections of one party: honest batches are far below one of the
 longest frames. Memory."""
 LOOKED_AT_ONCE = 256
-"""Connections of one look, a fraction of a millisecond; with more of them each is looked at less often."""
+"""Connections of one look, about a millisecond; with more of them each is looked at less often."""
 QUIET_LOOKS = 10
 """Looks without a whole message after which a connection is judged although other connections keep the socket busy:
 libzmq reads from all in turn, so that a whole message would have come."""
