@@ -82,11 +82,16 @@ def main() -> int:
     def show(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    rows: list[Beside] = []
     try:
-        rows = asyncio.run(play(options.party or PARTIES, options.seconds, seed, show, manner=options.manner))
+        for number, party in enumerate(options.party or PARTIES):
+            rows += asyncio.run(play([party], options.seconds, seed + number, show, manner=options.manner))
+            print("\n".join(told(rows[-2:])), flush=True)
     except KeyboardInterrupt:
         return 130
-    print("\n".join(told(rows)))
+    except (AssertionError, OSError, RuntimeError) as error:
+        print(f"hostile: {str(error) or type(error).__name__}")
+        return 1
     wrongs = [wrong for row in rows for wrong in row.wrongs()]
     print(*(f"WRONG: {wrong}" for wrong in wrongs), f"{len(wrongs)} wrongs, seed {seed}", sep="\n")
     return 1 if wrongs else 0

@@ -98,10 +98,11 @@ async def _beside(
             ]
             did: Counter[str] = Counter()
             try:
+                await asyncio.gather(*(asyncio.to_thread(attack.wait_until_at_work) for attack in attacks))
                 beside = Phase(party)
                 await honest.run(beside, seconds)
-                for attack in attacks:
-                    did.update(await asyncio.to_thread(attack.stop))
+                for counts in await asyncio.gather(*(asyncio.to_thread(attack.stop) for attack in attacks)):
+                    did.update(counts)
             finally:
                 for attack in attacks:
                     attack.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+AT_WORK = "at work"
 PAUSE_S = 0.1
 """Between two attempts of a manner whose connection was ended."""
 
@@ -38,6 +40,13 @@ class Program:
             await asyncio.sleep(PAUSE_S * (0.5 + self.random.random()))
 
 
+async def _at_work(program: Program) -> None:
+    """Tell the parent when the program has done anything to the server."""
+    while not program.counts.total():
+        await asyncio.sleep(PAUSE_S)
+    print(AT_WORK, flush=True)
+
+
 async def _stopped() -> None:
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
 
@@ -49,8 +58,9 @@ async def _run(program: Program, manners: Sequence[tuple[str, Callable[[], Await
         raise SystemExit(f"there is no manner {wanted!r}: {', '.join(sorted({name for name, _ in manners}))}")
     tasks = [asyncio.create_task(program.again(name, manner)) for name, manner in chosen]
     stopped = asyncio.create_task(_stopped())
+    tasks.append(asyncio.create_task(_at_work(program)))
     try:
-        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, *tasks[:-1]], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
@@ -62,6 +72,7 @@ async def _run(program: Program, manners: Sequence[tuple[str, Callable[[], Await
 
 def main(make: Callable[[dict[str, Any], int], Any]) -> None:
     """Run a program: the command line is its spec (JSON) and its seed; its counts are printed at the end."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of writing to connections that the server has ended
     program = make(json.loads(sys.argv[1]), int(sys.argv[2]))
     with suppress(asyncio.CancelledError):
         asyncio.run(_run(program, program.manners()))

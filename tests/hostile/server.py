@@ -159,8 +159,11 @@ class HostileServer(Program):
         socket.linger = 0
         socket.curve_server = True
         socket.curve_secretkey = self.spec["s3"]["secret"].encode()
-        socket.bind(f"tcp://127.0.0.1:{self.spec['s3_port']}")
         try:
+            try:
+                socket.bind(f"tcp://127.0.0.1:{self.spec['s3_port']}")
+            except zmq.ZMQError as error:  # ZeroMQ closes the listener before on a thread of its own
+                raise OSError(error.errno, str(error)) from error
             async with asyncio.timeout(LIVES_S * 3):
                 while True:
                     link, *frames = await socket.recv_multipart()

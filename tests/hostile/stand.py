@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 
 from bester.broker.accounts import Accounts
 from tests.benchmarks.processes import children, memory_bytes, peak_memory_bytes
+from tests.hostile.program import AT_WORK
 from tests.keyed import Pair, free_port, key_file, new_pair
 from tests.live import BESTER, LiveServer, Process, short_directory
 
 PASSWORD = "a password of many words"
 MARK = "for honest eyes"
 """Stands in every letter of the honest: whoever else reads it was given what was not addressed to them."""
+STOP_S = 120.0
+"""Time of a hostile program for its end: its loop is busy, and the machine may be, too."""
 HONEST = ("alice", "bob")
 HOSTILE = ("eve", "mute", "zed")
 """`mute` is logged in and reads nothing, `zed` never logs in."""
@@ -140,10 +143,17 @@ class Attack:
             ["nice", "-n", "10", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
+    def wait_until_at_work(self) -> None:
+        """Wait until the program has done anything. Raises RuntimeError where it ends before."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line.strip() != AT_WORK:
+            raise RuntimeError(f"the hostile {self.party} ended before it began: {line!r}")
+
     def stop(self) -> dict[str, int]:
         """End the program; return its counts. Raises RuntimeError where the program did not end well."""
         try:
-            printed, _ = self._process.communicate("stop\n", timeout=30)
+            printed, _ = self._process.communicate("stop\n", timeout=STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
             raise RuntimeError(f"the hostile {self.party} did not end") from None

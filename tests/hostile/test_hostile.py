@@ -13,4 +13,4 @@ async def test_honest_lose_nothing_beside_hostile_parties() -> None:
     assert alone.wrongs() + beside.wrongs() == []
     assert set(alone.outcomes) <= {"delivered", "queued"}, alone.outcomes
     assert set(beside.outcomes) <= {"delivered", "queued"}, beside.outcomes
-    assert beside.did["waves"] and beside.did["requests"] and beside.did["batches"], beside.did
+    assert beside.did["waves"] and beside.did["batches"], beside.did
