@@ -261,6 +261,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
     )
     forwarder = Forwarder(limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable)
     bridge.forward = forwarder.forward
+    bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames)
     informer = Informer(limits, bridge.ask, lambda: service.urls)
     async with contextlib.AsyncExitStack() as stack:
