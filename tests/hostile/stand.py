@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import shutil
 import subprocess
 import sys
@@ -20,13 +21,13 @@ from bester.broker.accounts import Accounts
 from tests.benchmarks.processes import children, memory_bytes, peak_memory_bytes
 from tests.hostile.program import AT_WORK
 from tests.keyed import Pair, free_port, key_file, new_pair
-from tests.live import BESTER, LiveServer, Process, short_directory
+from tests.live import LiveServer, Process, short_directory
 
 PASSWORD = "a password of many words"
 MARK = "for honest eyes"
 """Stands in every letter of the honest: whoever else reads it was given what was not addressed to them."""
 STOP_S = 120.0
-"""Time of a hostile program for its end: its loop is busy, and the machine may be, too."""
+"""Time of a hostile program to begin, and for its end: its loop is busy, and the machine may be, too."""
 HONEST = ("alice", "bob")
 HOSTILE = ("eve", "mute", "zed")
 """`mute` is logged in and reads nothing, `zed` never logs in."""
@@ -146,7 +147,8 @@ class Attack:
     def wait_until_at_work(self) -> None:
         """Wait until the program has done anything. Raises RuntimeError where it ends before."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        ready, _, _ = select.select([self._process.stdout], [], [], STOP_S)
+        line = self._process.stdout.readline() if ready else "nothing"
         if line.strip() != AT_WORK:
             raise RuntimeError(f"the hostile {self.party} ended before it began: {line!r}")
 
@@ -167,6 +169,3 @@ class Attack:
         for pid in [*children(self._process.pid), self._process.pid]:
             subprocess.run(["kill", "-9", str(pid)], check=False, capture_output=True)
         self._process.wait()
-
-
-__all__ = ["BESTER", "MARK", "PASSWORD", "Attack", "Stand", "stand"]

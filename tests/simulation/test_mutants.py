@@ -193,20 +193,22 @@ def test_an_old_table_that_counts_as_a_new_one_is_noticed(monkeypatch: pytest.Mo
     assert "refused for good" in broken_seeds(500)
 
 
-# Hostile parties.
+# Hostile parties. A lie that is believed may break any rule first, by what the message was.
+
+
+def is_rule(failure: str) -> bool:
+    """Return whether a failure is a broken rule of a hostile scenario, and no error of the mutant itself."""
+    return failure.endswith(" --hostile") and "Traceback" not in failure
 
 
 def test_routing_id_that_is_taken_for_an_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile, "thiefs_link", lambda link: link)
-    failure = broken_seeds(300, Hostile)
-    assert any(text in failure for text in ("answer of a thief", "did not come", "was given Request")), failure
-    assert "--hostile" in failure
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_key_that_is_good_for_everything_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "_may_use_key", lambda *_: None)
-    failure = broken_seeds(300, Hostile)
-    assert any(text in failure for text in ("was given Request", "did not come", "is not marked")), failure
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_id_that_a_server_claims_for_another_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +217,12 @@ def test_id_that_a_server_claims_for_another_is_noticed(monkeypatch: pytest.Monk
 
     honest = Ingress._by_id
     monkeypatch.setattr(Ingress, "_by_id", believing)
-    assert "did not come" in broken_seeds(300, Hostile)
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_id_of_a_result_that_a_server_forges_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ingress, "_not_ours", lambda self, id_, peer: id_)
-    failure = broken_seeds(300, Hostile)
-    assert any(text in failure for text in ("did not come", "somebody", "still")), failure
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_answer_of_a_server_that_was_not_asked_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,8 +232,7 @@ def test_answer_of_a_server_that_was_not_asked_is_noticed(monkeypatch: pytest.Mo
 
     honest = Transfers.end
     monkeypatch.setattr(Transfers, "end", believing)
-    failure = broken_seeds(300, Hostile)
-    assert "liar was believed" in failure or "did not come" in failure, failure
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +241,7 @@ def test_later_outcome_of_a_server_that_does_not_have_the_message_is_noticed(mon
 
     honest = LateOutcomes.receive
     monkeypatch.setattr(LateOutcomes, "receive", believing)
-    failure = broken_seeds(300, Hostile)
-    assert "liar was believed" in failure or "liar's outcome" in failure, failure
+    assert is_rule(broken_seeds(300, Hostile))
 
 
 # The shares of the bridge's input.
