@@ -77,6 +77,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="what chooses their moves (default: by chance)")
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
     def show(text: str) -> None:
