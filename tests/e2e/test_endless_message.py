@@ -103,7 +103,7 @@ async def test_message_without_an_end_ends_its_connection_alone() -> None:
             await honest.send_frames(b"first")
             await endless.send_frames(b"first")
             await here.until(partial(here.has_read, 2))
-            await endless.send_frames(b"x" * MIB, b"x" * (20 * MIB))  # of which 6 MiB get through
+            await endless.send_frames(b"x" * MIB, b"x" * (20 * MIB))  # 6 MiB get through
             await here.until(lambda: here.refused)
             (address, key, why), *_ = here.refused
             assert (address, key) == ("127.0.0.1", PAIRS["endless"].public)

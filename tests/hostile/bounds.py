@@ -1,6 +1,6 @@
 """The memory that each hostile party may make the server hold: the sum of the bounds that stand in its way.
 
-The bounds are the server's own (docs/bounds.md). What Python and the allocator take besides is allowed for by a factor.
+The bounds are the server's own (docs/bounds.md). Overheads of Python and the allocator are not counted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ MIB = 1 << 20
 
 
 class Bound(NamedTuple):
-    """A bound by its name, and the bytes that one party can hold below it."""
+    """A bound by its name, and the bytes that one party can hold below the bound."""
 
     name: str
     size_bytes: int
 
 
 REMEMBERED_BYTES = 800
-"""Of a message that is remembered, to recognize duplicates: 262,144 of them are some 200 MiB."""
+"""Bytes of a message that is remembered to recognize duplicates: 262,144 of them are some 200 MiB."""
 MESSAGE_BYTES = 4096
-"""Of a short message and its case, job and submission."""
+"""Bytes of a short message with its case, job and submission."""
 
 _KEPT = (
     Bound("max_remembered_of_one", BROKER.max_remembered_of_one * REMEMBERED_BYTES),
@@ -52,11 +52,11 @@ BOUNDS: dict[str, tuple[Bound, ...]] = {
         *_KEPT,
     ),
 }
-"""By party: the bounds below which it can make the server hold something."""
+"""Bounds on the memory that a party can fill, by party."""
 
 
 def bound_bytes(party: str) -> int:
-    """Return the memory that a party may make the server hold, in bytes; of all of them, where it is no single one."""
+    """Return the memory that a party may make the server hold, in bytes; for all parties at once the sum."""
     return sum(bound.size_bytes for bound in bounds_of(party))
 
 

@@ -1,6 +1,6 @@
 """A hostile handler: `python -m tests.hostile.handler SPEC SEED`. Its key is good for the type `evil` alone.
 
-Its own user, eve, sends it messages, so that it has requests to do wrong with.
+The program's own user, eve, sends messages of that type, so that there are requests to do wrong with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Fabric:
 
     @contextmanager
     def link(self, routing_id: bytes | None = None) -> Any:
-        """Open a DEALER to the server; it is closed without a word."""
+        """Open a DEALER to the server, and close the socket without a GOODBYE at the end."""
         socket = self.context.socket(zmq.DEALER)
         socket.linger = 0
         socket.curve_publickey, socket.curve_secretkey = self._pair["public"].encode(), self._pair["secret"].encode()
@@ -170,7 +170,7 @@ class HostileHandler(Program):
                     await socket.send(pack(answers[first : first + BATCH]))
 
     async def _floods(self, frames: list[bytes]) -> None:
-        """Send the same ZeroMQ message over and over, and read what comes."""
+        """Send the same ZeroMQ message over and over, and read the answers."""
         async with self._welcomed() as socket, asyncio.TaskGroup() as group:
             reading = group.create_task(self._reads(socket))
             try:
@@ -217,7 +217,7 @@ class HostileHandler(Program):
                 link.__exit__(None, None, None)
 
     async def _claims(self) -> None:
-        """Ask for what the key does not grant."""
+        """Ask for roles and types that the key does not grant."""
         hellos: Rows = [
             [HELLO, 1, "handler", "letter", {"types": ["letter"], "credit": 100}],
             [HELLO, 1, "handler", "letter", {"types": ["evil"], "shadow": True, "credit": 100}],
@@ -253,7 +253,7 @@ FLOODS: dict[str, list[bytes]] = {
     "large": [pack([[EMIT, 1, "evil", [["sendClients", ["nobody"], 1]], {}]]), b'"' + b"x" * (8 << 20) + b'"'],
     "goodbyes": [pack([[GOODBYE, "x" * 1000]])],
 }
-"""What a link that has been welcomed sends over and over."""
+"""ZeroMQ messages that a welcomed link sends over and over."""
 
 if __name__ == "__main__":
     main(HostileHandler)

@@ -1,4 +1,4 @@
-"""Honest traffic: letters within s1 and between s1 and s2, each one known, so that what is lost or strays is named."""
+"""Honest traffic: letters within s1 and between s1 and s2, each one known, so that a lost or misdelivered one is named."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class User:
 
 
 class Phase:
-    """A span of time: the latency of each letter sent in it, from its writing to its report, by way."""
+    """A span of time: the latency of each letter sent in the span, from its writing to its report, by way."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,7 +88,7 @@ class Phase:
 
 
 class Honest:
-    """The honest users. `strays` names what came to somebody who was not its recipient, `twice` what came unmarked
+    """The honest users. `strays` names letters that came to somebody else, `twice` letters that came unmarked
     more than once."""
 
     def __init__(self, stand: Stand) -> None:
@@ -161,7 +161,7 @@ class Honest:
             frame = await bob.receive()
             data = frame["payload"].get("data")
             if not isinstance(data, dict) or data.get("mark") != MARK:
-                continue  # of somebody else, who may write to bob
+                continue  # from another user, who may write to bob
             way = next((way for way in WAYS if way.name == data.get("way")), None)
             if way is None or data.get("from") != way.by:
                 continue  # a forgery: bob sees by whom

@@ -38,7 +38,7 @@ class Beside(NamedTuple):
         return bound_bytes(self.party) if self.party else 0
 
     def wrongs(self) -> list[str]:
-        """Return what must not have happened, in words."""
+        """Return the broken rules, in words."""
         who = f"beside a hostile {self.party}" if self.party else "alone"
         found = [f"{who}: {len(self.lost)} letters were lost, as {self.lost[:3]}"] if self.lost else []
         if self.unreported:

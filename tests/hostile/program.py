@@ -18,7 +18,7 @@ PAUSE_S = 0.1
 
 
 class Program:
-    """A hostile program: `spec` is what the program knows, `counts` what it did and saw."""
+    """A hostile program: `spec` holds addresses, keys and passwords, `counts` the deeds and the letters seen."""
 
     def __init__(self, spec: dict[str, Any], seed: int) -> None:
         self.spec = spec
@@ -27,7 +27,7 @@ class Program:
         self.mark = spec["mark"].encode()
 
     def look(self, data: bytes) -> None:
-        """Count what the honest wrote to others and this program can read."""
+        """Count letters of the honest that this program can read."""
         if self.mark in data:
             self.counts["seen"] += data.count(self.mark)
 
@@ -72,7 +72,9 @@ async def _run(program: Program, manners: Sequence[tuple[str, Callable[[], Await
 
 def main(make: Callable[[dict[str, Any], int], Any]) -> None:
     """Run a program: the command line is its spec (JSON) and its seed; its counts are printed at the end."""
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of writing to connections that the server has ended
+    logging.getLogger("asyncio").setLevel(
+        logging.ERROR
+    )  # a write to a connection that the server has ended is a warning
     program = make(json.loads(sys.argv[1]), int(sys.argv[2]))
     with suppress(asyncio.CancelledError):
         asyncio.run(_run(program, program.manners()))

@@ -1,7 +1,7 @@
 """A hostile server: `python -m tests.hostile.server SPEC SEED`. It is listed as s3 on the fabric, and as n3 natively.
 
-Both may send letters. s3 lies about ids, origin and path, repeats, and answers as no server should; n3 answers what is
-sent to it with endless small frames, slowly, hugely, or not at all.
+Both may send letters. s3 lies about ids, origin and path, repeats, and answers as no server should; n3 answers
+messages with endless small frames, slowly, hugely, or not at all.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HostileServer(Program):
         self.look(batch)
 
     async def _sends(self, make: Callable[[], list[bytes]], seconds: float = LIVES_S) -> None:
-        """Send what `make` returns over and over on a link of its own, and read what comes."""
+        """Send what `make` returns over and over on a link of its own, and read the answers."""
         with self.fabric.link() as socket:
             await self._hello(socket)
             reading = asyncio.create_task(self._reads(socket))
@@ -127,7 +127,7 @@ class HostileServer(Program):
         await self._sends(lambda: [pack(rows), HUGE])
 
     async def _claims(self) -> None:
-        """Pass for another server, and be what its key does not grant."""
+        """Pass for another server, and claim roles that the key does not grant."""
         roles: tuple[tuple[str, str, dict[str, Any]], ...] = (
             ("server", "s2", {}), ("server", "s1", {}), ("bridge", "b", {"epoch": "e"}), ("operator", "o", {}),
             ("handler", "letter", {"types": ["letter"], "credit": 100}),

@@ -25,7 +25,7 @@ from tests.live import LiveServer, Process, short_directory
 
 PASSWORD = "a password of many words"
 MARK = "for honest eyes"
-"""Stands in every letter of the honest: whoever else reads it was given what was not addressed to them."""
+"""Stands in every letter of the honest: nobody but the recipient may read the mark."""
 STOP_S = 120.0
 """Time of a hostile program to begin, and for its end: its loop is busy, and the machine may be, too."""
 HONEST = ("alice", "bob")
@@ -51,7 +51,7 @@ class Stand:
         self.ports = ports
         self.servers = servers
         self.ids = directory / "ids"
-        """File of the ids that s2 gives to its messages: what a hostile server would have to guess."""
+        """File of the ids that s2 gives to its messages: a hostile server would have to guess them."""
         self.quiet_bytes = 0
 
     @property
@@ -69,7 +69,7 @@ class Stand:
         return peak_memory_bytes(self.victim.process.pid) - self.quiet_bytes
 
     def spec(self) -> dict[str, Any]:
-        """Return what the hostile programs are told: addresses, keys and passwords that they own."""
+        """Return the addresses, keys and passwords that the hostile programs own."""
         server = self.servers["s1"]
         return {
             "host": server.host, "port": server.port, "fabric": f"tcp://127.0.0.1:{self.ports['s1']}",
@@ -137,7 +137,7 @@ class Attack:
     """A hostile program in a process of its own, from `start` to `stop`."""
 
     def __init__(self, party: str, spec: dict[str, Any], seed: int) -> None:
-        # Attackers have processors of their own: on one machine they must not take the server's.
+        # Real attackers have processors of their own: here the server's processes go first.
         command = [sys.executable, "-m", f"tests.hostile.{party}", json.dumps(spec), str(seed)]
         self.party = party
         self._process = subprocess.Popen(

@@ -53,7 +53,7 @@ WAVES: dict[str, bytes] = {
     "malformed": framed(b'{"header":{},"payload":{"type":5,"data":1,"id":"f"}}') * BURST,
     "to the hostile handler": message("evil", {"text": "x" * 100}) * BURST,
 }
-"""What a connection that has logged in writes over and over."""
+"""Frames that a logged-in connection writes over and over."""
 DEEP = framed(b'{"header":null,"payload":{"type":"letter","id":"f","data":' + b"[" * 10_000 + b"]" * 10_000 + b"}}")
 
 
@@ -92,7 +92,7 @@ class HostileUser(Program):
             yield reader, writer
 
     async def floods(self, wave: bytes) -> None:
-        """Write without waiting for reports; read what comes."""
+        """Write without waiting for reports; read the answers."""
         async with self._logged_in() as (reader, writer), asyncio.TaskGroup() as group:
             reading = group.create_task(self._reads(reader))
             try:

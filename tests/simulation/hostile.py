@@ -1,6 +1,6 @@
 """Hostile parties of a scenario: one that takes over routing ids, and a listed server that lies.
 
-Both know everything: what the honest send, with ids, lanes and tokens, at the moment when they send it. Nothing of the
+Both know each message of the honest, with ids, lanes and tokens, at the moment when the message is sent. Nothing of the
 honest may come to either, be acknowledged by either, or be touched by a forged id.
 """
 
@@ -46,12 +46,12 @@ STOLEN = 2 * LIARS
 """Number of the bodies with which a thief answers the requests of others."""
 BEAT_S = 1.0
 LATER_S, QUEUED_S = 0.6, 6.0
-"""A lie comes at once, or within this time: before and after what it is about, or while that is queued."""
+"""A lie comes at once, or within this time: before, after, or while the message is queued."""
 
 
 class Raw:
     """A link to a server without a LinkClient: sends anything, and keeps the name of its link for as long as the server
-    lives. What comes goes to `heard`."""
+    lives. Received messages go to `heard`."""
 
     def __init__(self, parties: Hostile, server: SimServer, link: Link, name: str) -> None:
         self.name = name
@@ -80,7 +80,7 @@ class Raw:
 
 
 class LiarsDoor:
-    """The liar's own listener: servers link to it as to any other. It answers at once, and not truly."""
+    """The liar's own listener: servers link to it as to any other. Answers come at once, and are false."""
 
     def __init__(self, parties: Hostile) -> None:
         self.links: dict[Link, object] = {}
@@ -167,7 +167,7 @@ class Hostile(Scenario):
         self.world.after(BEAT_S, self._beat)
 
     def heard(self, raw: Raw, messages: Messages) -> None:
-        """Check what the server sends to a hostile party: answers and refusals alone."""
+        """Check that a hostile party is sent answers and refusals alone."""
         for message in messages:
             if type(message) is Request:
                 raise BrokenRuleError(f"{raw.name} was given {message}")
@@ -200,7 +200,7 @@ class Hostile(Scenario):
     # --- the liar ---
 
     def _spy(self, sender: SimServer, receiver: SimServer, messages: Sequence[Message]) -> None:
-        """See what one server sends to another, and lie to both about it."""
+        """Read the messages of one server to another, and lie to both about them."""
         for message in messages:
             if type(message) is not Relay or message.type == OUTCOME_TYPE or self.world.now >= TRAFFIC_S:
                 continue
@@ -253,7 +253,7 @@ class Hostile(Scenario):
         self.liars[sender.name].send(Relay(relay.token, OUTCOME_TYPE, body, {"id": f"{LIAR}/{self.lies}", "path": []}))
 
     def answers_to(self, relay: Relay) -> list[Message]:
-        """Answer what was sent to the liar: later outcomes of its own messages, and nothing else."""
+        """Answer a message to the liar, which may be a later outcome of the liar's own messages alone."""
         if relay.type != OUTCOME_TYPE:
             raise BrokenRuleError(f"{LIAR} was given {relay}")
         if self.world.now >= TRAFFIC_S:
