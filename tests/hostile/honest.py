@@ -1,4 +1,4 @@
-"""Honest traffic: letters within s1 and between s1 and s2, each one known, so that a lost or misdelivered one is named."""
+"""Honest traffic: letters within s1 and between s1 and s2, each one known, so that a lost one is named."""
 
 from __future__ import annotations
 
