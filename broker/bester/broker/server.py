@@ -352,7 +352,9 @@ class Broker:
     def _tick(self) -> None:
         now, senders = time.monotonic(), self.router.links
         for socket, reading in zip(self._sockets, self._reading, strict=True):
-            reading.look(now, waiting=socket.has_unread(), read=socket.messages_read, senders=senders)
+            waiting = socket.has_unread()
+            reading.look(now, waiting=waiting, read=socket.messages_read, senders=senders)
+            socket.cut_endless(drained=not waiting)
         self._carry_out(self.router.tick(*_clocks()))
         self._end_removals()
         self._measure_store()
