@@ -3,10 +3,11 @@
 #   make demo    the deployment story, live    make check   format, lint, types, imports, tests
 #   make bench   measure, beside its peers     make setup   the .venv alone           make clean   remove it
 #   make simulate SEEDS=20000        three servers in one process: crash, cut and fill what there is; is anything lost?
+#   make simulate ARGS="--fair"      users and strangers who never stop: does each get an equal share, and nobody wait long?
 #   make fuzz MINUTES=10             anything, sent by anybody, to what reads and decides: does a rule break? [SEED=name:n: one story]
 #   make lossy MESSAGES=10000        two hosts, as root, and a link between them that loses, is deaf, is cut: is anything lost?
 #   make chaos MINUTES=10 [SEED=n]   kill, freeze and mislead real processes for so long: is anything lost?
-# ARGS="…" is passed on to the program behind run, demo and bench.
+# ARGS="…" is passed on to the program behind run, demo, bench, simulate and chaos.
 
 PYTHON3 ?= python3
 VENV := .venv
