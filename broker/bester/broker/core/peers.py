@@ -292,7 +292,8 @@ class Peers:
         """Forget a peer that is gone, with or without GOODBYE; messages that a handler held go to others."""
         self.by_link.pop(peer.link, None)
         if peer.role != "operator":
-            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why)
+            process = {} if peer.process is None else {"process": peer.process}
+            self._out.notice("left" if peer.leaving else "lost", role=peer.role, name=peer.name, why=why, **process)
         if peer.worker is not None:
             self._contracts.leave(peer.link, now)
             self._dispatcher.on_worker_lost(peer.worker, now)
