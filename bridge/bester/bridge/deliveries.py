@@ -7,6 +7,7 @@ before; where it completes a message of a connection here, the good report is wr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from bester.bridge import native
@@ -39,6 +40,7 @@ class Deliveries:
         report: Reporter,
         wake: Callable[[], None],
         clock: Callable[[], float],
+        reached: Counter[str],
     ) -> None:
         self._targets = targets
         self._unreported = unreported
@@ -48,7 +50,7 @@ class Deliveries:
         self._wake = wake
         self._clock = clock
         self._confirmations = Confirmations()
-        self._acks = Acks(limits)
+        self._acks = Acks(limits, reached)
 
     def on_link_lost(self) -> None:
         """Confirm no delivery of a lost link any more."""

@@ -9,7 +9,7 @@ queue stays full, is cut in the end. Nobody waits for a slow reader meanwhile.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from bester.bridge.limits import KIB, Limits
@@ -45,7 +45,10 @@ class Outbound:
     `wake` makes one call of `flush` at the end of this turn.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], wake: Callable[[], None], reached: Counter[str] | None = None
+    ) -> None:
+        self._reached = Counter() if reached is None else reached
         self._limits = limits
         self._clock = clock
         self._wake = wake
@@ -69,6 +72,7 @@ class Outbound:
             if queued + size > limits.out_queue or (
                 out.in_flight and queued >= limits.out_pause and self._blocked_bytes + size > limits.out_total
             ):
+                self._reached["out_queue" if queued + size > limits.out_queue else "out_total"] += 1
                 self._full.setdefault(connection, self._clock())
                 return False
             if out.in_flight:
@@ -135,6 +139,7 @@ class Outbound:
             out.catch_up()
         queued = out.pushed_bytes - out.sent_bytes
         if queued and queued + len(frame) > self._limits.out_answers:
+            self._reached["out_answers"] += 1
             self.cut_off(connection, f"does not read: {queued} bytes are queued")
             return
         out.push(frame)
@@ -222,10 +227,12 @@ class Outbound:
             elif unsent != connection.stalled_bytes:
                 connection.stalled_since, connection.stalled_bytes = now, unsent
             elif now - connection.stalled_since > self._limits.stalled_s:
+                self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"took nothing for {self._limits.stalled_s:g} s")
         for connection, since in list(self._full.items()):
             if connection.out.queued_bytes <= self._limits.out_queue // 2:
                 del self._full[connection]
             elif now - since > self._limits.stalled_s:
+                self._reached["stalled_s"] += 1
                 self.cut_off(connection, f"was sent more than it took for {self._limits.stalled_s:g} s")
         self._blocked_bytes = sum(connection.out.queued_bytes for connection in self._blocked)

@@ -33,6 +33,10 @@ NO_BROKER = "unreachable"
 """Reason of a refused login without a broker to check the password: the client may try again."""
 TLS_HANDSHAKE = 0x0316
 """First two bytes of TLS, as the low half of a frame's length."""
+TIME_OF = {
+    State.NEW: "first_frame_s", State.AUTHENTICATING: "login_s", State.DRAINING: "drain_s", State.SERVER: "server_s"
+}  # fmt: skip
+"""Bound that a connection has reached whose time is up in this state."""
 _OPEN = State.OPEN
 _Sent = native.Sent
 _new = tuple.__new__  # creates a message in half the time of its class
@@ -213,6 +217,8 @@ class Session:
             self._take(bodies, step, now, ration and max(ration - self.spent, 1))
         if (refused := self.splitter.refused) is not None:
             reason = "frame-too-large" if refused else "malformed"
+            if refused and self._meter is not None and self.state is not State.NEW:
+                self._meter.reached["max_frame"] += 1
             if self.state is State.NEW:
                 if self._meter is not None:
                     self._meter.first_frames += 1
@@ -272,6 +278,8 @@ class Session:
         step = _nothing()
         if self.deadline is None or now < self.deadline:
             return step
+        if self._meter is not None and self.state in TIME_OF:
+            self._meter.reached[TIME_OF[self.state]] += 1
         if self.state in (State.NEW, State.AUTHENTICATING):
             step.write.append(native.report(native.AUTH_ID, 1, "timeout"))
         elif self.state is not State.CLOSING and self.state is not State.SERVER:

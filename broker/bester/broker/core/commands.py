@@ -124,6 +124,7 @@ class Commands:
             frames += sum(map(len, places.values()))
             if frames > self._limits.max_frames:
                 case.record(name, failed("too-many-results"))
+                self._out.reached["max_frames"] += 1
                 continue
             if len(places) > 1:
                 shares = {} if shares is None else shares
@@ -267,4 +268,5 @@ class Commands:
         results.move_to_end(key)
         if len(results) > self._limits.max_roots:
             results.popitem(last=False)
+            self._out.reached["max_roots"] += 1
         return None

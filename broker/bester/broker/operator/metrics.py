@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 STATES = ("up", "down", "unknown")
+REACHED = "reached_"
+"""Beginning of the figures of a bridge that count what happened at a bound."""
 
 
 def text_of(status: Mapping[str, Any]) -> bytes:
@@ -68,6 +70,10 @@ class _Collector:
             most.add_metric([name], limit)
         yield used
         yield most
+        reached = CounterMetricFamily("bester_bound_reached", "Refused or dropped at a bound.", labels=["bound"])
+        for name, count in status["reached"].items():
+            reached.add_metric([name], count)
+        yield reached
 
     def _types(self) -> Iterator[Metric]:
         types: Mapping[str, Mapping[str, Any]] = self._status["types"]
@@ -122,9 +128,15 @@ class _Collector:
     def _bridges(self) -> Iterator[Metric]:
         """Yield the counts that bridges tell; which there are is the bridge's matter."""
         gauges: dict[str, GaugeMetricFamily] = {}
+        reached = CounterMetricFamily(
+            "bester_bridge_bound_reached", "Refused, dropped or cut at a bound of a bridge.", labels=["bridge", "bound"]
+        )
         for row in self._status["bridges"]:
             for name, count in row["figures"].items():
                 if not name.isidentifier() or not name.isascii():
+                    continue
+                if name.startswith(REACHED):
+                    reached.add_metric([row["name"], name.removeprefix(REACHED)], count)
                     continue
                 if name not in gauges:
                     gauges[name] = GaugeMetricFamily(
@@ -132,3 +144,4 @@ class _Collector:
                     )
                 gauges[name].add_metric([row["name"]], count)
         yield from gauges.values()
+        yield reached
