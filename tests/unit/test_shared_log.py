@@ -24,11 +24,14 @@ STEPS = st.lists(
 class Crowd(Scene):
     """A scene in which many connections of one user hear everything that one of them says, or that others send.
 
-    `expected` are the lines of each connection. `body_size` pads each message.
+    `expected` are the lines of each connection. `body_size` pads each message. With `one_list` the broker names the
+    connections by one object until one of them comes or goes, as a broker in the same process does.
     """
 
-    def __init__(self, size: int, body_size: int = 1, **limits: int) -> None:
+    def __init__(self, size: int, body_size: int = 1, *, one_list: bool = False, **limits: int) -> None:
         super().__init__(**limits)
+        self.one_list = one_list
+        self.target: list[int] = []
         self.body = json.dumps("x" * body_size).encode()
         self.serial = 0
         self.members: list[ListConnection] = []
@@ -52,7 +55,10 @@ class Crowd(Scene):
     def deliver(self, token: int | None = None) -> str:
         """Hand over a delivery to all connections of the user, without running a turn; return its line."""
         self.serial += 1
-        targets = [[0, *(member.session.number for member in self.members)]]
+        target = [0, *(member.session.number for member in self.members)]
+        if not self.one_list or target != self.target:
+            self.target = target
+        targets = [self.target]
         id_ = f"s/{self.serial}"
         line = f"{id_}.0={json.loads(self.body)}"
         for member in self.members:
@@ -89,9 +95,11 @@ class Crowd(Scene):
             assert member.lines() == self.expected[member.session.number]
 
 
-@given(st.integers(FEW - 1, FEW + 6), st.sampled_from([1, 3000]), STEPS)
-def test_each_connection_gets_all_frames_in_order(size: int, body_size: int, steps: list[tuple[str, int]]) -> None:
-    crowd = Crowd(size, body_size)
+@given(st.integers(FEW - 1, FEW + 6), st.sampled_from([1, 3000]), st.booleans(), STEPS)
+def test_each_connection_gets_all_frames_in_order(
+    size: int, body_size: int, one_list: bool, steps: list[tuple[str, int]]
+) -> None:
+    crowd = Crowd(size, body_size, one_list=one_list)
     acts: dict[str, Callable[[], object]] = {
         "join": crowd.join, "turn": crowd.one_turn, "push": crowd.push, "other": crowd.deliver, "answer": crowd.answer
     }  # fmt: skip

@@ -329,9 +329,10 @@ class Bridge:
 
     def on_bytes_sent(self, connection: ClientConnection, marks: list[Mark[Waiting]]) -> None:
         """Note that a chunk has left the process, and with it the frames before these marks."""
-        self._deliveries.on_bytes_sent(connection, marks)
+        if marks:
+            self._deliveries.on_bytes_sent(connection, marks)
         if not connection.reading:
-            self._settle(connection)
+            self._settle_reading(connection)
 
     def on_all_sent(self, connection: ClientConnection) -> None:
         """Note that the last frame of a closing session has left."""
@@ -572,10 +573,10 @@ class Bridge:
         session = connection.session
         self._push(connection, session.window.on_report(submission, status, reason, message, recipients, note))
         if session.has_more:
-            if session.has_waiting:
-                self._intake.add(connection)
-            else:
+            if not session.has_waiting:
                 self._apply(connection, session.proceed(now, 0), now)
+            elif connection not in session.window.sender.blocked:  # or the intake looks at it in each turn
+                self._intake.add(connection)
 
     def _settle(self, connection: ClientConnection) -> None:
         """Do what the state of a session asks for, after anything that may have changed the state."""

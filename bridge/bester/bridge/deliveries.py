@@ -46,6 +46,7 @@ class Deliveries:
         self._unreported = unreported
         self._offer = outbound.offer
         self._offer_to_others = outbound.offer_to_others
+        self._is_among = outbound.is_among
         self._report = report
         self._wake = wake
         self._clock = clock
@@ -92,8 +93,8 @@ class Deliveries:
         frames = 0
         for target in targets:
             frame = native.delivered(head, target[0], tail)
-            if owner is not None and number in (sessions := target[1:]) and self._offer(owner, frame):
-                frames += self._offer_to_others(owner, sessions, self._targets, frame)
+            if owner is not None and self._is_among(owner, target) and self._offer(owner, frame):
+                frames += self._offer_to_others(owner, target, self._targets, frame)
                 continue
             frames += len(target) - 1
             if delivery is None:

@@ -84,17 +84,17 @@ class Outbound:
         return True
 
     def offer_to_others(
-        self, owner: ClientConnection, sessions: Sequence[int], targets: Mapping[int, ClientConnection],
+        self, owner: ClientConnection, target: Sequence[int], targets: Mapping[int, ClientConnection],
         frame: tuple[bytes, ...],
     ) -> int:  # fmt: skip
-        """Queue a frame for all connections of a user but for the `owner`, who has it. Return the number of those that
-        got a copy of their own."""
-        if len(sessions) <= FEW or sum(map(len, frame)) > JOIN_BYTES:
-            others = [targets[session] for session in sessions if session in targets]
+        """Queue a frame for all connections of a target but for the `owner`, who has it. Return the number of those
+        that got a copy of their own."""
+        if len(target) <= FEW + 1 or sum(map(len, frame)) > JOIN_BYTES:
+            others = [targets[session] for session in target[1:] if session in targets]
         else:
-            group = self._groups.get(sessions[0])
-            if group is None or group.log.sessions != sessions or group.log.size_bytes > LOG_BYTES:
-                group = self._open(sessions, targets)
+            group = self._groups.get(target[1])
+            if group is None or not group.log.is_for(target) or group.log.size_bytes > LOG_BYTES:
+                group = self._open(target, targets)
             group.log.append(b"".join(frame))
             owner.out.pass_over(group.log)
             others = group.apart
@@ -103,13 +103,19 @@ class Outbound:
                 self.offer(connection, frame)
         return len(others)
 
-    def _open(self, sessions: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
-        """Begin a log for the connections of a user."""
-        earlier = self._groups.get(sessions[0])
+    @staticmethod
+    def is_among(owner: ClientConnection, target: Sequence[int]) -> bool:
+        """Return whether a connection is one of a target's."""
+        log = owner.out.log
+        return (log is not None and log.target is target) or owner.session.number in target[1:]
+
+    def _open(self, target: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
+        """Begin a log for the connections of a target."""
+        earlier = self._groups.get(target[1])
         if earlier is not None:
             self._close(earlier)
-        group = self._groups[sessions[0]] = _Group(SharedLog(sessions))
-        for session in sessions:
+        group = self._groups[target[1]] = _Group(SharedLog(target))
+        for session in target[1:]:
             connection = targets.get(session)
             if connection is None or connection.abort_code is not None:
                 continue

@@ -423,8 +423,11 @@ class Session:
                 handled += 1
             self.spent += handled
         if handled < len(bodies) and self.state in (State.OPEN, State.AUTHENTICATING):
+            if not self.acks:
+                self._hold_all(bodies[handled:] if handled else bodies)
+                return
             for body in bodies[handled:] if handled else bodies:
-                if self.acks and self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
+                if self.state is _OPEN and _is_ack(body):  # may be what makes room in the window
                     self._message(body, step, now)
                 else:
                     self._hold(body)
@@ -435,6 +438,14 @@ class Session:
             self._held = deque()
         self._held.append(body)
         self._held_bytes += len(body) + OVERHEAD_BYTES
+
+    def _hold_all(self, bodies: list[bytes]) -> None:
+        """Hold frames until there is room for them."""
+        if self._held is None:
+            self._held = deque(bodies)
+        else:
+            self._held.extend(bodies)
+        self._held_bytes += sum(map(len, bodies)) + len(bodies) * OVERHEAD_BYTES
 
     def _continue(self, step: Step, now: float, ration: int) -> None:
         """Handle held frames as far as the ration goes, and then the stop behind them."""

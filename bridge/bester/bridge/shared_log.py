@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 
 class SharedLog:
-    """Frames in order, for the connections of `sessions`, as the broker lists them."""
+    """Frames in order, for the connections of a target: its number, and its sessions behind that, as the broker lists
+    them."""
 
-    __slots__ = ("_frames", "_run", "_run_from", "sessions", "size_bytes")
+    __slots__ = ("_frames", "_run", "_run_from", "size_bytes", "target")
 
-    def __init__(self, sessions: Sequence[int]) -> None:
-        self.sessions = sessions
+    def __init__(self, target: Sequence[int]) -> None:
+        self.target = target
         self.size_bytes = 0
         self._frames: list[bytes] = []
         self._run = b""
@@ -24,6 +25,11 @@ class SharedLog:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def is_for(self, target: Sequence[int]) -> bool:
+        """Return whether these are the sessions of another target as well. A broker in this process names a crowd by
+        one object, until a session comes or goes."""
+        return self.target is target or self.target[1:] == target[1:]
 
     def append(self, frame: bytes) -> None:
         """Add a frame for everybody."""

@@ -111,7 +111,8 @@ class Commands:
         places = self._directory.places(names[0]) if len(names) == 1 else None
         if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
             for link, sessions in places.items():  # most messages: one user on one bridge
-                self._deliver(job, number, command, link, [[0, *sessions]], None, alone and case.completes_on(link))
+                target = self._directory.target(names[0], link, sessions)
+                self._deliver(job, number, command, link, [target], None, alone and case.completes_on(link))
             return
         by_link: dict[Link, list[list[int]]] = {}
         shares: dict[int, Share] | None = None
