@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bester.bridge.limits import KIB, Limits
 from bester.bridge.outqueue import JOIN_BYTES
-from bester.bridge.ports import ClientConnection
+from bester.bridge.ports import ClientConnection, Waiting
 from bester.bridge.shared_log import SharedLog
 
 WRITE_COST = 8 * KIB
@@ -29,13 +29,14 @@ LOG_BYTES = 1024 * KIB
 
 
 class _Group:
-    """The connections of one user in this turn: those that follow a log, and those `apart`, which read too slowly."""
+    """The connections of one user in this turn: those that follow a log, and those `apart`, which read too slowly, or
+    acknowledge each frame."""
 
     __slots__ = ("apart", "followers", "log")
 
-    def __init__(self, log: SharedLog) -> None:
+    def __init__(self, log: SharedLog[Waiting]) -> None:
         self.log = log
-        self.followers: list[ClientConnection] = []
+        self.followers: dict[ClientConnection, None] = {}
         self.apart: list[ClientConnection] = []
 
 
@@ -89,12 +90,10 @@ class Outbound:
     ) -> int:  # fmt: skip
         """Queue a frame for all connections of a target but for the `owner`, who has it. Return the number of those
         that got a copy of their own."""
-        if len(target) <= FEW + 1 or sum(map(len, frame)) > JOIN_BYTES:
+        group = self._group(target, targets, frame)
+        if group is None:
             others = [targets[session] for session in target[1:] if session in targets]
         else:
-            group = self._groups.get(target[1])
-            if group is None or not group.log.is_for(target) or group.log.size_bytes > LOG_BYTES:
-                group = self._open(target, targets)
             group.log.append(b"".join(frame))
             owner.out.pass_over(group.log)
             others = group.apart
@@ -102,6 +101,30 @@ class Outbound:
             if connection is not owner:
                 self.offer(connection, frame)
         return len(others)
+
+    def share(
+        self, target: Sequence[int], targets: Mapping[int, ClientConnection], frame: tuple[bytes, ...],
+        waiting: Waiting,
+    ) -> tuple[int, list[ClientConnection]] | None:  # fmt: skip
+        """Queue a frame for all connections of a target in one piece. Return the number of those that get it so, with
+        `waiting` behind it, and the others, which need copies of their own; None where all do."""
+        group = self._group(target, targets, frame)
+        if group is None:
+            return None
+        if group.followers:
+            group.log.append(b"".join(frame), waiting)
+        return len(group.followers), group.apart
+
+    def _group(
+        self, target: Sequence[int], targets: Mapping[int, ClientConnection], frame: tuple[bytes, ...]
+    ) -> _Group | None:
+        """Return the group of a target, None where each connection gets a copy: they are few, or the frame is large."""
+        if len(target) <= FEW + 1 or sum(map(len, frame)) > JOIN_BYTES:
+            return None
+        group = self._groups.get(target[1])
+        if group is None or not group.log.is_for(target) or group.log.size_bytes > LOG_BYTES:
+            group = self._open(target, targets)
+        return group
 
     @staticmethod
     def is_among(owner: ClientConnection, target: Sequence[int]) -> bool:
@@ -121,11 +144,11 @@ class Outbound:
                 continue
             out = connection.out
             out.catch_up()
-            if out.in_flight or out.queued_bytes > self._limits.out_queue // 2:
+            if out.in_flight or out.queued_bytes > self._limits.out_queue // 2 or connection.session.acks:
                 group.apart.append(connection)
             else:
                 out.follow(group.log)
-                group.followers.append(connection)
+                group.followers[connection] = None
                 self.touch(connection)
         return group
 
@@ -223,6 +246,9 @@ class Outbound:
         """Forget a connection."""
         self._blocked.discard(connection)
         self._full.pop(connection, None)
+        log = connection.out.log
+        if log is not None and (group := self._groups.get(log.target[1])) is not None:
+            group.followers.pop(connection, None)
 
     def tick(self, now: float) -> None:
         """Cut connections that have not kept up for too long."""
