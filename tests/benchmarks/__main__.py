@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks`: measure Bester on this machine, and write the results to files and to the page.
 
-Without a choice: Bester beside nats-server and nats-py and the floor, in turn. Everything that is started listens on
+Without a choice: Bester beside NATS, RabbitMQ and the floor, in turn. Everything that is started listens on
 loopback and is ended by its process id. The exit status says whether measuring worked, never how the figures look.
 """
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from tests.benchmarks import idle, kit, overload, page, path_cost, report, results
 from tests.benchmarks.comparison import compare, jobs, makers, result_of
 from tests.benchmarks.overload_plan import FULL, SHORT, Cell, Honest
-from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, require_nats_py
+from tests.benchmarks.programs import BenchmarkError, load_generator, nats_server, rabbitmq_server, require_clients
 
 Told = Callable[[str], None]
 
@@ -89,7 +89,7 @@ def finish(name: str, result: msgspec.Struct, folder: Path) -> None:
 
 
 @click.command()
-@click.option("--compare", "comparing", is_flag=True, help="Compare with NATS and the floor (the default).")
+@click.option("--compare", "comparing", is_flag=True, help="Compare with NATS, RabbitMQ and the floor (default).")
 @click.option("--overload", "overloading", is_flag=True, help="Ask for more than the server can do.")
 @click.option("--idle", "idling", is_flag=True, help="Hold 5,000 and 10,000 idle clients.")
 @click.option("--path", "tracing", is_flag=True, help="Measure a message's path by stage.")
@@ -137,14 +137,22 @@ def measure_sides(
     quick: bool, split: bool, raw: bool,
 ) -> None:  # fmt: skip
     """Compare the sides; print a table, or every run as JSON."""
-    told("looking for nats-server and nats-py")
-    require_nats_py()
+    told("looking for nats-server, rabbitmq-server, nats-py and aio-pika")
+    require_clients()
     answer = subprocess.run([nats_server(), "--version"], capture_output=True, text=True, timeout=10, check=False)
     peers = {"nats_server": answer.stdout.rpartition(" v")[2].strip(), "nats_py": version("nats-py")}
+    rabbit = True
+    try:
+        rabbitmq_server()
+    except BenchmarkError as error:
+        click.echo(f"bench: without RabbitMQ: {error}", err=True)
+        rabbit = False
+    else:
+        peers["aio_pika"] = version("aio-pika")
     described = report.machine(**peers)
     payloads = [int(size) for size in payload or (("100",) if quick else ("100", "1024"))]
     all_jobs = jobs(messages or (20_000 if quick else 100_000), payloads)
-    found = compare(all_jobs, runs or (3 if quick else 5), makers(split=split), told)
+    found = compare(all_jobs, runs or (3 if quick else 5), makers(rabbit=rabbit, split=split), told)
     written = results.write(folder, "compare", result_of(found, described))
     click.echo(f"results: {written}", err=True)
     if raw:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
-from tests.benchmarks import report, sides
+from tests.benchmarks import rabbitmq, report, sides
 from tests.benchmarks.figures import Job, Run, over_runs, parse_run, ratio
 from tests.benchmarks.programs import BenchmarkError, load_generator
 from tests.benchmarks.results import Compared, Comparison
@@ -33,7 +33,8 @@ def jobs(messages: int, payloads: Sequence[int]) -> list[Job]:
 def measure(generator: Path, side: Side, job: Job) -> Run:
     """Let one side do one job; BenchmarkError when an answer was wrong, missing or late."""
     deadline_s = max(LEAST_DEADLINE_S, (job.messages + job.warm) // SLOWEST_RATE)
-    numbers = (side.port, job.connections, job.depth, job.messages, job.warm, job.body_bytes, deadline_s)
+    messages, warm = max(job.messages // side.part, 1), job.warm // side.part
+    numbers = (side.port, job.connections, job.depth, messages, warm, job.body_bytes, deadline_s)
     command = [str(generator), side.protocol, *map(str, numbers), *side.watched()]
     try:  # the load generator bounds itself; this is for one that is broken
         done = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s + 60, check=False)
@@ -44,9 +45,11 @@ def measure(generator: Path, side: Side, job: Job) -> Run:
     return parse_run(done.stdout)
 
 
-def makers(*, split: bool) -> list[Maker]:
-    """Return what starts each side: NATS, the floor and `bester up`; and, if wanted, Bester in three processes."""
-    return [sides.nats, sides.floor, sides.bester_up, *([sides.bester_split] if split else [])]
+def makers(*, rabbit: bool, split: bool) -> list[Maker]:
+    """Return what starts each side: NATS, the floor and `bester up`; and, if wanted, RabbitMQ, and Bester in three
+    processes."""
+    peers = [sides.nats, *([rabbitmq.rabbitmq] if rabbit else []), sides.floor]
+    return [*peers, sides.bester_up, *([sides.bester_split] if split else [])]
 
 
 def compare(all_jobs: Sequence[Job], rounds: int, chosen: Sequence[Maker], told: Callable[[str], None]) -> Measured:

@@ -1,8 +1,9 @@
 /*
  * Load generator of the benchmark: C connections with D messages in flight each, one thread, epoll, no blocking.
  *
- * It speaks two protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
+ * It speaks three protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
  * message has come back AND, behind it, its good report. `nats`: PUB with a reply inbox, over when the reply has come.
+ * `amqp`: Basic.Publish to a queue, over when the answer has come by direct reply-to.
  * Either way the body that comes back is compared byte for byte with the one that went out, and each message must
  * come back exactly once, on the connection it left by: anything else ends the run with one line and status 1.
  *
@@ -12,7 +13,7 @@
  *
  * It must never retry, skip or forgive: a figure from a run with a wrong answer in it is not a figure.
  *
- * loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
+ * loadgen bester|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
  * One line of JSON on standard output.
  */
 #define _GNU_SOURCE
@@ -71,8 +72,16 @@ struct text {
     size_t bytes;
 };
 
+struct protocol {
+    const char *name;
+    void (*template)(struct connection *c);
+    size_t (*hello)(struct connection *c, char *at);
+    size_t (*greeted)(struct connection *c);
+    size_t (*take)(struct connection *c, const char *at, size_t bytes, int64_t now);
+};
+
 static struct {
-    bool nats;
+    const struct protocol *protocol;
     unsigned port, connections, depth;
     uint64_t messages, warm;
     size_t body_bytes;
@@ -163,6 +172,21 @@ static void complete(struct connection *c, struct slot *slot, int64_t now)
 
 #include "loadgen_json.h"
 #include "loadgen_protocols.h"
+#include "loadgen_amqp.h"
+
+static const struct protocol protocols[] = {
+    {"bester", bester_template, bester_hello, bester_greeted, bester_take},
+    {"nats", nats_template, nats_hello, nats_greeted, nats_take},
+    {"amqp", amqp_template, amqp_hello, amqp_greeted, amqp_take},
+};
+
+static const struct protocol *protocol_named(const char *name)
+{
+    for (size_t i = 0; i < sizeof protocols / sizeof *protocols; i++)
+        if (!strcmp(protocols[i].name, name))
+            return &protocols[i];
+    return NULL;
+}
 
 /* ---- connections ------------------------------------------------------------------------------------------------ */
 
@@ -191,9 +215,9 @@ static void greet(struct connection *c)
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
     char hello[512];
-    send_all(c->fd, hello, wanted.nats ? nats_hello(c, hello) : bester_hello(c, hello));
+    send_all(c->fd, hello, wanted.protocol->hello(c, hello));
     size_t used;
-    while (!(used = wanted.nats ? nats_greeted(c) : bester_greeted(c))) {
+    while (!(used = wanted.protocol->greeted(c))) {
         ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, 0);
         if (came <= 0)
             fail("no answer to the greeting: %s", came ? strerror(errno) : "connection closed");
@@ -215,10 +239,7 @@ static void open_connection(struct connection *c, unsigned index)
     for (unsigned i = 0; i < wanted.depth; i++)
         c->unused[i] = wanted.depth - 1 - i;
     c->template = room(1, wanted.body_bytes + SLACK_BYTES);
-    if (wanted.nats)
-        nats_template(c);
-    else
-        bester_template(c);
+    wanted.protocol->template(c);
     c->in = room(1, IN_BYTES + 8); /* a comparison of a few bytes may look past what has come */
     /* Only messages in flight can be waiting here, so this holds them all. */
     c->out_room = wanted.depth * c->template_bytes + SLACK_BYTES;
@@ -277,8 +298,7 @@ static void drain(struct connection *c)
     int64_t now = now_ns();
     size_t from = 0, used;
     c->in_used += (size_t)came;
-    while (from < c->in_used && (used = wanted.nats ? nats_take(c, c->in + from, c->in_used - from, now)
-                                                    : bester_take(c, c->in + from, c->in_used - from, now)))
+    while (from < c->in_used && (used = wanted.protocol->take(c, c->in + from, c->in_used - from, now)))
         from += used;
     c->in_used -= from;
     memmove(c->in, c->in + from, c->in_used);
@@ -312,12 +332,12 @@ static void run(struct connection *connections)
 
 static void read_arguments(int count, char **given)
 {
-    if (count < 9 || (strcmp(given[1], "bester") && strcmp(given[1], "nats"))) {
-        fputs("usage: loadgen bester|nats PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
+    wanted.protocol = count < 9 ? NULL : protocol_named(given[1]);
+    if (!wanted.protocol) {
+        fputs("usage: loadgen bester|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
               stderr);
         exit(2);
     }
-    wanted.nats = !strcmp(given[1], "nats");
     wanted.port = (unsigned)number_argument(given[2], "PORT", 1, 65535);
     wanted.connections = (unsigned)number_argument(given[3], "CONNECTIONS", 1, MAX_CONNECTIONS);
     wanted.depth = (unsigned)number_argument(given[4], "DEPTH", 1, MAX_DEPTH);
@@ -346,7 +366,7 @@ static void print_result(void)
     qsort(latency_ns, wanted.messages, sizeof *latency_ns, by_size);
     printf("{\"protocol\":\"%s\",\"connections\":%u,\"depth\":%u,\"body_bytes\":%zu,\"messages\":%llu,"
            "\"seconds\":%.6f,\"p50_us\":%.3f,\"p99_us\":%.3f,\"max_us\":%.3f,",
-           wanted.nats ? "nats" : "bester", wanted.connections, wanted.depth, wanted.body_bytes,
+           wanted.protocol->name, wanted.connections, wanted.depth, wanted.body_bytes,
            (unsigned long long)wanted.messages, seconds, rank_us(latency_ns, wanted.messages, 0.5),
            rank_us(latency_ns, wanted.messages, 0.99), rank_us(latency_ns, wanted.messages, 1.0));
     print_cpu();

@@ -1,7 +1,8 @@
-"""Programs that the benchmark needs beside this project: a compiler, nats-server, nats-py. Missing ones are installed.
+"""Programs that the benchmark needs beside this project: a compiler, the peers and their clients. Missing ones are
+installed.
 
-Debian's packages through apt-get, where we are root; nats-py from PyPI into this very environment. Each step is bounded
-in time; a missing program ends the benchmark with one line that says how to get it.
+Debian's packages through apt-get, where we are root; the clients from PyPI into this very environment. Each step is
+bounded in time; a missing program ends the benchmark with one line that says how to get it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_TIMEOUT_S = 300.0  # a slow mirror; a hanging one is given up
 COMPILE_TIMEOUT_S = 60.0  # takes one second; a loaded machine many
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian's directories for servers, outside many users' PATH
 
 
@@ -70,9 +72,20 @@ def nats_server() -> str:
     return _debian_program("nats-server", "nats-server")
 
 
-def require_nats_py() -> None:
-    """Make sure that this environment can import nats, with the version that pyproject.toml asks for."""
-    if importlib.util.find_spec("nats"):
+def rabbitmq_server() -> str:
+    """Return the path of rabbitmq-server: the program itself, where Debian's script before it would change the user."""
+    found = _debian_program("rabbitmq-server", "rabbitmq-server")
+    return str(RABBITMQ) if RABBITMQ.exists() else found
+
+
+def epmd() -> str:
+    """Return the path of epmd, the name server of Erlang's nodes; it comes with rabbitmq-server."""
+    return _debian_program("epmd", "erlang-base")
+
+
+def require_clients() -> None:
+    """Make sure that this environment can import the peers' clients, in the versions that pyproject.toml asks for."""
+    if all(importlib.util.find_spec(module) for module in ("nats", "aio_pika")):
         return
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted: list[str] = project["project"]["optional-dependencies"]["bench"]
@@ -81,7 +94,8 @@ def require_nats_py() -> None:
     inside = [sys.executable, "-m", "pip", "install", *wanted]
     outside = [outer, "-m", "pip", "--python", sys.executable, "install", *wanted]
     if not (_succeeds(inside) or _succeeds(outside)):
-        raise BenchmarkError(f"nats-py is missing and could not be installed; try by hand: pip install '{wanted[0]}'")
+        by_hand = " ".join(f"'{each}'" for each in wanted)
+        raise BenchmarkError(f"nats-py or aio-pika is missing and could not be installed: pip install {by_hand}")
     importlib.invalidate_caches()
 
 

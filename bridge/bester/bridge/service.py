@@ -263,6 +263,7 @@ async def serving(config: Config, names: Names | None = None) -> AsyncIterator[S
         limits, bridge.on_forwarded, looked_up, certificates.of_server, config.reachable, bridge.reached
     )
     bridge.forward = forwarder.forward
+    bridge.more_figures = certificates.figures
     service = Service(bridge, forwarder, certificates, first_frames)
     informer = Informer(limits, bridge.ask, lambda: service.urls, bridge.reached)
     async with contextlib.AsyncExitStack() as stack:

@@ -20,12 +20,11 @@ from typing import Any
 from bester.broker.core.effects import Effects, StoreRead
 from bester.broker.core.router import Router
 from bester.broker.store import Store
-from bester.broker.store.commits import GIVEN_UP, LETTERS_HELD_BACK_BYTES, key_of
+from bester.broker.store.commits import GROWING, GROWING_HELD_BACK_BYTES, is_given_up, key_of
 from bester.broker.store_groups import Groups, size_of
 from bester.broker.store_questions import Questions
 from bester.broker.store_requests import (
     PRESSING,
-    Bury,
     Committed,
     MarkSent,
     Question,
@@ -40,6 +39,9 @@ PATIENCE_S = 5.0
 after which clients and other servers take the server for dead."""
 WAITING_BYTES = 16 * 1024 * 1024
 """Bound on what may wait behind a pending group, for memory must stay bounded: above it the store counts as away."""
+LOOK_S = 0.5
+"""Most time between two looks at a pending group that counts as waiting: a process that was stopped, or could not run,
+has not waited for its disk meanwhile."""
 RETRY_S = 0.02
 """Pause between two tries of a pending group, some microseconds each."""
 NOTICE_S = 1.0
@@ -58,11 +60,14 @@ _PRESSING: frozenset[type[Any]] = frozenset(PRESSING)
 
 @dataclass
 class _Pending:
-    """A group that is not committed yet, `since` some time. `aside`: a thread is at work on it, and sets `result`."""
+    """A group that is not committed yet, `since` some time; `waited_s` of it count, up to the last look at it. `aside`:
+    a thread is at work on it, and sets `result`."""
 
     group: Sequence[Write]
     since: float
     why: str = ""
+    looked: float = 0.0
+    waited_s: float = 0.0
     told: bool = False
     aside: bool = False
     result: Committed | None = None
@@ -242,8 +247,8 @@ class StoreDriver:
             try:
                 result = self._store.commit(pending.group)
             except Exception as error:  # noqa: BLE001 (a fault of the store must not leave the group pending for ever)
-                self._store.hold_back(pending.group)
-                result = Committed(False, why=repr(error), code="storage-unavailable")
+                kept = self._store.hold_back(pending.group)
+                result = Committed(False, why=repr(error), code="storage-unavailable", kept=kept)
             pending.took_s = self._stopwatch() - started
             pending.result = result
 
@@ -259,10 +264,10 @@ class StoreDriver:
     def _conclude(self, group: Sequence[Write], result: Committed) -> None:
         """Hand the result of a group to the core. A group that was busy for too long has failed."""
         if result.busy:
-            self._store.hold_back(group)
+            result = result._replace(kept=self._store.hold_back(group))
         self._away = self._away and not result.ok
         self._held_back = not result.ok
-        if group:
+        if group or result.late or result.dropped:
             self._carry_out(self._router.on_committed(group, result, self._clock()))
 
     def _probe(self) -> None:
@@ -287,11 +292,12 @@ class StoreDriver:
     def _is_over(self, pending: _Pending, now: float) -> bool:
         """Return whether a group has been pending for too long, or too much waits behind it; tell the log
         once."""
-        waited_s = now - pending.since
-        if waited_s >= NOTICE_S and not pending.told:
+        pending.waited_s += min(now - max(pending.since, pending.looked), LOOK_S)
+        pending.looked = now
+        if pending.waited_s >= NOTICE_S and not pending.told:
             pending.told = True
             self._notice(pending.why)
-        return waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
+        return pending.waited_s >= PATIENCE_S or self._waiting_bytes > WAITING_BYTES
 
     def _notice(self, why: str) -> None:
         waits = Effects()
@@ -306,12 +312,12 @@ class StoreDriver:
         self._away = True
         refused: list[Write] = []
         kept: dict[Hashable, Write] = {}  # the latest of each, so that their number is bounded by the contents
-        letters_bytes = 0
+        growing_bytes = 0
         for write in reversed([*self._groups.take_all(), *self._writes]):
             key = id(write) if isinstance(write, MarkSent) else key_of(write)
-            letters_bytes += len(write.letter.body) if isinstance(write, Bury) else 0
-            is_too_much = isinstance(write, Bury) and letters_bytes > LETTERS_HELD_BACK_BYTES
-            if type(write) in GIVEN_UP or key in kept or is_too_much:
+            growing_bytes += size_of(write) if type(write) in GROWING and not is_given_up(write) else 0
+            is_too_much = type(write) in GROWING and growing_bytes > GROWING_HELD_BACK_BYTES
+            if is_given_up(write) or key in kept or is_too_much:
                 refused.append(write)
             else:
                 kept[key] = write

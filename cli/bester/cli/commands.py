@@ -31,6 +31,7 @@ COMMANDS = {
     "conform": "bester.cli.conform",
     "new": "bester.cli.new",
     "types": "bester.cli.types",
+    "check": "bester.cli.doctor",
     "status": "bester.cli.status",
     "sessions": "bester.cli.status",
     "top": "bester.cli.status",

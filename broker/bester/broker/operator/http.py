@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from bester.broker.config import OperatorConfig
+from bester.broker.doctor.live import findings_of
 from bester.broker.logs import facts
 from bester.broker.operator import metrics
 from bester.broker.operator.connections import Connections
@@ -78,6 +79,7 @@ class OperatorHttp:
         self.app.router.add_get("/api/live", self._live_status)
         for path, question in (("status", "status"), ("sessions", "sessions"), ("types", "types"), ("peers", "peers")):
             self.app.router.add_get(f"/api/{path}", self._answer(question))
+        self.app.router.add_get("/api/findings", self._findings)
         self.app.router.add_get("/api/dead", self._dead)
         self.app.router.add_get("/api/dead/letter", self._letter)
         self.app.router.add_get("/api/trace", self._trace)
@@ -169,6 +171,9 @@ class OperatorHttp:
 
         return handler
 
+    async def _findings(self, request: web.Request) -> web.Response:
+        return _json(_found(await self._desk.ask("status")))
+
     async def _dead(self, request: web.Request) -> web.Response:
         limit = request.query.get("limit", "100")
         if not limit.isdecimal() or len(limit) > 4 or not 0 < int(limit) <= 1000:
@@ -208,7 +213,7 @@ class OperatorHttp:
         return handler
 
     async def _live_status(self, request: web.Request) -> web.StreamResponse:
-        """Send the status once a second, as server-sent events."""
+        """Send the status with its findings once a second, as server-sent events."""
         if self._live >= MAX_LIVE:
             return _refuse(503, "too many pages are open; close some")
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
@@ -217,6 +222,7 @@ class OperatorHttp:
         try:
             while True:
                 status = await self._desk.ask("status")
+                status |= {"findings": _found(status)}
                 async with asyncio.timeout(BODY_S):
                     await response.write(b"data: " + json.dumps(status).encode() + b"\n\n")
                 await asyncio.sleep(LIVE_S)
@@ -238,6 +244,10 @@ async def _named(request: web.Request, key: str) -> str | None:
         return None
     value = body.get(key) if isinstance(body, dict) else None
     return value if type(value) is str and value else None
+
+
+def _found(status: dict[str, Any]) -> list[dict[str, str]]:
+    return [finding.as_map() for finding in findings_of(status)]
 
 
 def _json(value: Any) -> web.Response:

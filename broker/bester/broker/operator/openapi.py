@@ -15,7 +15,8 @@ GETS = {
     "/api/dead": ("Dead letters without their bodies, the latest first.", ("type", "limit")),
     "/api/dead/letter": ("One dead letter with its body.", ("id",)),
     "/api/trace": ("The steps of a message on this server; of the latest one without `id`.", ("id",)),
-    "/api/live": ("The status once a second, as server-sent events.", ()),
+    "/api/findings": ("What needs attention, as `bester check` finds it, each with its remedy.", ()),
+    "/api/live": ("The status with its findings once a second, as server-sent events.", ()),
 }
 POSTS = {
     "/api/dead/replay": ("Replay a dead letter.", "id"),
