@@ -127,13 +127,12 @@ def main() -> int:
 
 def share(seeds: range, jobs: int) -> int:
     """Play shares under load, on several processes; end at the first broken rule."""
-    portions = [seeds[start : start + PORTION] for start in range(0, len(seeds), PORTION)]
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        for broken in pool.imap(play_fair, portions):
+    with multiprocessing.get_context("fork").Pool(max(jobs, 1)) as pool:
+        for broken in pool.imap(play_fair, [[seed] for seed in seeds]):
             if broken:
                 print(broken)
                 return 1
-    print(f"{len(seeds)} seeds, shares held, 0 rules broken")
+    print(f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}: shares held, 0 rules broken")
     return 0
 
 

@@ -123,5 +123,5 @@ def test_status_names_the_bounds_that_were_reached() -> None:
         "reached": {"max_waiting": 3, "max_lane": 0},
         "bridges": [{"name": "b\n1", "figures": {"reached_out_queue": 2, "reached_ack_s": 0, "sessions": 4}}],
     }
-    assert reached_bounds(found) == "max_waiting 3 times, out_queue of b\\n1 2 times"
+    assert reached_bounds(found) == "max_waiting (3), out_queue of b\\n1 (2)"
     assert reached_bounds({"bridges": []}) == ""

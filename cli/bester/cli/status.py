@@ -115,7 +115,7 @@ def reached_bounds(found: Status) -> str:
         for name, count in bridge["figures"].items():
             if name.startswith("reached_") and count:
                 rows.append((f"{plain(name.removeprefix('reached_'))} of {plain(bridge['name'])}", count))
-    return ", ".join(f"{name} {count} times" for name, count in rows)
+    return ", ".join(f"{name} ({count})" for name, count in rows)
 
 
 def plain(text: str) -> str:
