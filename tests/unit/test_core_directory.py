@@ -47,9 +47,9 @@ class Places(RuleBasedStateMachine):
             assert found == {place for place, whose in self.model.items() if whose == user}
             assert places is None or all(places.values())
             for link, sessions in (places or {}).items():
-                target = directory.target(user, link, sessions)
-                assert target == [0, *sessions]
-                assert directory.target(user, link, sessions) is target or len(sessions) <= CROWD
+                crowd = directory.crowd(user, link, sessions)
+                assert crowd == [0, *sessions]
+                assert directory.crowd(user, link, sessions) is crowd
 
     def teardown(self) -> None:
         for link, session in list(self.model):
@@ -71,7 +71,7 @@ def test_list_of_a_crowd_is_another_once_a_session_has_come_or_gone() -> None:
         else:
             directory.open(link, session, "alice")
         (sessions,) = (directory.places("alice") or {}).values()
-        lists.append(directory.target("alice", link, sessions))
+        lists.append(directory.crowd("alice", link, sessions))
     assert lists[-1] == [0, *range(1, CROWD + 3)]
     assert lists[-2] == [0, *range(CROWD + 3)]  # a list that was handed out stays as it was
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bester.broker.core import policy
 from bester.broker.core.deliveries import Deliveries, Delivery, Share
-from bester.broker.core.directory import Directory
+from bester.broker.core.directory import CROWD, Directory
 from bester.broker.core.effects import Effects, Link
 from bester.broker.core.jobs import Job
 from bester.broker.core.mailboxes import Mailboxes
@@ -111,7 +111,8 @@ class Commands:
         places = self._directory.places(names[0]) if len(names) == 1 else None
         if places is not None and len(places) == 1 and not (self._queues.messages and self._must_queue(job, names[0])):
             for link, sessions in places.items():  # most messages: one user on one bridge
-                target = self._directory.target(names[0], link, sessions)
+                few = len(sessions) <= CROWD
+                target = [0, *sessions] if few else self._directory.crowd(names[0], link, sessions)
                 self._deliver(job, number, command, link, [target], None, alone and case.completes_on(link))
             return
         by_link: dict[Link, list[list[int]]] = {}

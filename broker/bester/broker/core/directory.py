@@ -6,7 +6,7 @@ from bester.broker.core.effects import Link
 from bester.broker.wire.messages import MAX_USER
 
 CROWD = 8
-"""Sessions of one user on one bridge above which their list is kept."""
+"""Sessions of one user on one bridge above which their list is worth keeping."""
 
 
 class Directory:
@@ -66,11 +66,9 @@ class Directory:
         """Return the user's sessions by bridge, oldest first, None where there is none."""
         return self._places.get(user)
 
-    def target(self, user: str, link: Link, sessions: dict[int, None]) -> list[int]:
-        """Return the only target of a DELIVER: 0, and these sessions of a user on a bridge. For a user with many the
-        list is made once, and is the same object until one of them comes or goes: nobody may change it."""
-        if len(sessions) <= CROWD:
-            return [0, *sessions]
+    def crowd(self, user: str, link: Link, sessions: dict[int, None]) -> list[int]:
+        """Return the only target of a DELIVER to a user with many sessions on a bridge: 0, and these sessions. The list
+        is the same object until one of them comes or goes: nobody may change it."""
         crowd = self._crowds.get((user, link))
         if crowd is None:
             crowd = self._crowds[user, link] = [0, *sessions]
