@@ -50,7 +50,7 @@ class Flood:
         self.owners: dict[int, str] = {}
         self.streams: dict[ListConnection, Stream] = {}
         self.strangers: list[ListConnection] = []
-        beyond: dict[str, int] = {}  # what one turn of a party may use beyond its quantum
+        beyond: dict[str, int] = {}  # units that one turn of a party may use beyond its quantum
         for number in range(self.random.randint(2, 5)):
             user, content = f"u{number}", self._content()
             beyond[user] = READ_UNITS + 1 + (len(content) >> UNIT_BYTES_LOG2)

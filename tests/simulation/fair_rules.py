@@ -53,8 +53,8 @@ def check_shares(totals: Sequence[Mapping[str, int]], parties: Iterable[str]) ->
 
 
 class Waits:
-    """What the others have had since each party was last served, for the rule that a party with work waits no longer
-    than ROUNDS. `most` is the largest part of a round that each party may take."""
+    """Count what the others have had since each party was last served: a party with work waits no longer than ROUNDS.
+    `most` is the largest part of a round that each party may take."""
 
     def __init__(self, most: Mapping[str, int], own_rounds: Callable[[str], int] = lambda party: 0) -> None:
         self._waits: Counter[str] = Counter()

@@ -257,3 +257,17 @@ def test_acknowledging_connection_among_many_counts_when_it_acknowledges() -> No
     crowd.command(acking, "ack", ["s/1.0"])
     crowd.command(acking, "ack", ["s/1.0.0"])
     assert crowd.confirmed() == (1, [])
+
+
+@pytest.mark.parametrize("orders", [(0, 1, 0), (0, 1, 2, 1, 0), (2, 2, 0, 0, 2)])
+def test_older_list_of_the_same_connections_is_served_as_well(orders: tuple[int, ...]) -> None:
+    """A delivery that waited for the disk names the connections as they stood before."""
+    crowd = Confirmed(FEW + 5)
+    numbers = [member.session.number for member in crowd.members]
+    lists = [[0, *numbers], [0, *numbers[1:], numbers[0]], [0, *reversed(numbers)]]
+    for serial, order in enumerate(orders, 1):
+        crowd.bridge.receive([Deliver(serial, f"s/{serial}", "t", b'"x"', [lists[order]])])
+    crowd.turn()
+    assert crowd.confirmed() == (len(orders), [])
+    for member in crowd.members:
+        assert member.lines() == [f"s/{serial}.0=x" for serial in range(1, len(orders) + 1)]

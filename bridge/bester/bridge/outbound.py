@@ -133,7 +133,8 @@ class Outbound:
         return (log is not None and log.target is target) or owner.session.number in target[1:]
 
     def _open(self, target: Sequence[int], targets: Mapping[int, ClientConnection]) -> _Group:
-        """Begin a log for the connections of a target."""
+        """Begin a log for the connections of a target. Any other that they follow ends: a target of the broker may be
+        older than the one before it."""
         earlier = self._groups.get(target[1])
         if earlier is not None:
             self._close(earlier)
@@ -143,7 +144,9 @@ class Outbound:
             if connection is None or connection.abort_code is not None:
                 continue
             out = connection.out
-            out.catch_up()
+            other = self._followed(connection)
+            if other is not None and other is not group:
+                self._close(other)
             if out.in_flight or out.queued_bytes > self._limits.out_queue // 2 or connection.session.acks:
                 group.apart.append(connection)
             else:
@@ -152,12 +155,17 @@ class Outbound:
                 self.touch(connection)
         return group
 
-    @staticmethod
-    def _close(group: _Group) -> None:
+    def _followed(self, connection: ClientConnection) -> _Group | None:
+        """Return the group of the log that a connection follows."""
+        log = connection.out.log
+        return None if log is None else self._groups.get(log.target[1])
+
+    def _close(self, group: _Group) -> None:
+        """End a log: its followers take what is new there."""
+        del self._groups[group.log.target[1]]
         for connection in group.followers:
-            if connection.out.log is group.log:
-                connection.out.catch_up()
-                connection.out.follow(None)
+            connection.out.catch_up()
+            connection.out.follow(None)
 
     def push(self, connection: ClientConnection, frame: bytes) -> None:
         """Queue an answer to the connection's own frames."""
@@ -196,9 +204,8 @@ class Outbound:
         """Write once to each connection, within the budget of a turn; `written` gets those whose socket did not take
         everything. Call again in the next turn where `has_more`."""
         if self._groups:
-            for group in self._groups.values():
+            for group in list(self._groups.values()):
                 self._close(group)
-            self._groups.clear()
         room, dirty = self._limits.turn_bytes, self._dirty
         while dirty and room > 0:
             connection = dirty.popleft()
@@ -246,9 +253,9 @@ class Outbound:
         """Forget a connection."""
         self._blocked.discard(connection)
         self._full.pop(connection, None)
-        log = connection.out.log
-        if log is not None and (group := self._groups.get(log.target[1])) is not None:
-            group.followers.pop(connection, None)
+        group = self._followed(connection)
+        if group is not None:
+            del group.followers[connection]
 
     def tick(self, now: float) -> None:
         """Cut connections that have not kept up for too long."""
