@@ -3,6 +3,7 @@
  *
  * It speaks three protocols. `bester`: native frames to a handler that echoes; a round trip is over when the delivered
  * message has come back AND, behind it, its good report. `nats`: PUB with a reply inbox, over when the reply has come.
+ * `bester-tls` is `bester` inside TLS, where the generator was compiled with it.
  * `amqp`: Basic.Publish to a queue, over when the answer has come by direct reply-to.
  * Either way the body that comes back is compared byte for byte with the one that went out, and each message must
  * come back exactly once, on the connection it left by: anything else ends the run with one line and status 1.
@@ -13,7 +14,7 @@
  *
  * It must never retry, skip or forgive: a figure from a run with a wrong answer in it is not a figure.
  *
- * loadgen bester|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
+ * loadgen bester|bester-tls|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID …]
  * One line of JSON on standard output.
  */
 #define _GNU_SOURCE
@@ -65,6 +66,7 @@ struct connection {
     char *in, *out;
     size_t in_used, out_used, out_from, out_room;
     bool wants_write;
+    void *tls; /* the session of TLS; NULL for plain bytes */
 };
 
 struct text {
@@ -74,6 +76,7 @@ struct text {
 
 struct protocol {
     const char *name;
+    bool tls;
     void (*template)(struct connection *c);
     size_t (*hello)(struct connection *c, char *at);
     size_t (*greeted)(struct connection *c);
@@ -173,11 +176,13 @@ static void complete(struct connection *c, struct slot *slot, int64_t now)
 #include "loadgen_json.h"
 #include "loadgen_protocols.h"
 #include "loadgen_amqp.h"
+#include "loadgen_stream.h"
 
 static const struct protocol protocols[] = {
-    {"bester", bester_template, bester_hello, bester_greeted, bester_take},
-    {"nats", nats_template, nats_hello, nats_greeted, nats_take},
-    {"amqp", amqp_template, amqp_hello, amqp_greeted, amqp_take},
+    {"bester", false, bester_template, bester_hello, bester_greeted, bester_take},
+    {"bester-tls", true, bester_template, bester_hello, bester_greeted, bester_take},
+    {"nats", false, nats_template, nats_hello, nats_greeted, nats_take},
+    {"amqp", false, amqp_template, amqp_hello, amqp_greeted, amqp_take},
 };
 
 static const struct protocol *protocol_named(const char *name)
@@ -190,10 +195,10 @@ static const struct protocol *protocol_named(const char *name)
 
 /* ---- connections ------------------------------------------------------------------------------------------------ */
 
-static void send_all(int fd, const char *at, size_t bytes)
+static void send_all(struct connection *c, const char *at, size_t bytes)
 {
     while (bytes) {
-        ssize_t gone = send(fd, at, bytes, MSG_NOSIGNAL);
+        ssize_t gone = give(c, at, bytes, 0);
         if (gone <= 0)
             fail("cannot write: %s", strerror(errno));
         at += gone;
@@ -214,17 +219,20 @@ static void greet(struct connection *c)
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    if (wanted.protocol->tls)
+        secure(c);
     char hello[512];
-    send_all(c->fd, hello, wanted.protocol->hello(c, hello));
+    send_all(c, hello, wanted.protocol->hello(c, hello));
     size_t used;
     while (!(used = wanted.protocol->greeted(c))) {
-        ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, 0);
+        ssize_t came = take(c, c->in + c->in_used, IN_BYTES - c->in_used, 0);
         if (came <= 0)
             fail("no answer to the greeting: %s", came ? strerror(errno) : "connection closed");
         c->in_used += (size_t)came;
     }
     c->in_used -= used;
     memmove(c->in, c->in + used, c->in_used);
+    stop_blocking(c);
     struct epoll_event wish = {.events = EPOLLIN, .data.ptr = c};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &wish))
         fail("epoll: %s", strerror(errno));
@@ -251,7 +259,7 @@ static void flush(struct connection *c)
 {
     if (c->out_from == c->out_used)
         return;
-    ssize_t gone = send(c->fd, c->out + c->out_from, c->out_used - c->out_from, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t gone = give(c, c->out + c->out_from, c->out_used - c->out_from, MSG_DONTWAIT);
     if (gone < 0 && errno != EAGAIN && errno != EINTR)
         fail("cannot write: %s", strerror(errno));
     c->out_from += gone > 0 ? (size_t)gone : 0;
@@ -288,11 +296,12 @@ static void fill(struct connection *c)
     flush(c);
 }
 
-static void drain(struct connection *c)
+/* Take what one read brings; false where nothing had come. */
+static bool drain_once(struct connection *c)
 {
-    ssize_t came = recv(c->fd, c->in + c->in_used, IN_BYTES - c->in_used, MSG_DONTWAIT);
+    ssize_t came = take(c, c->in + c->in_used, IN_BYTES - c->in_used, MSG_DONTWAIT);
     if (came < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
+        return false;
     if (came <= 0)
         fail("connection %u: %s", c->index, came ? strerror(errno) : "closed by the server");
     int64_t now = now_ns();
@@ -302,6 +311,14 @@ static void drain(struct connection *c)
         from += used;
     c->in_used -= from;
     memmove(c->in, c->in + from, c->in_used);
+    return true;
+}
+
+static void drain(struct connection *c)
+{
+    /* A read of TLS brings one record; what OpenSSL has read beyond it would wake nobody. */
+    while (drain_once(c) && c->tls)
+        ;
 }
 
 static void run(struct connection *connections)
@@ -334,7 +351,8 @@ static void read_arguments(int count, char **given)
 {
     wanted.protocol = count < 9 ? NULL : protocol_named(given[1]);
     if (!wanted.protocol) {
-        fputs("usage: loadgen bester|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S [LABEL=PID ...]\n",
+        fputs("usage: loadgen bester|bester-tls|nats|amqp PORT CONNECTIONS DEPTH MESSAGES WARM BODY_BYTES DEADLINE_S "
+              "[LABEL=PID ...]\n",
               stderr);
         exit(2);
     }
@@ -377,6 +395,8 @@ int main(int count, char **given)
 {
     read_arguments(count, given);
     write_body();
+    if (wanted.protocol->tls)
+        prepare_tls();
     latency_ns = room(wanted.messages, sizeof *latency_ns);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (poller < 0)

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL_TIMEOUT_S = 300.0  # a slow mirror; a hanging one is given up
 COMPILE_TIMEOUT_S = 60.0  # takes one second; a loaded machine many
+OPENSSL = Path("/usr/include/openssl/ssl.h")
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 ADMIN_PATH = "/usr/local/sbin:/usr/sbin:/sbin"  # Debian's directories for servers, outside many users' PATH
 
@@ -51,8 +52,21 @@ def _program(name: str) -> str | None:
 def _debian_program(name: str, *packages: str) -> str:
     """Return the path of a program; install Debian's packages for a missing one."""
     found = _program(name)
-    if found:
-        return found
+    if not found:
+        _install(name, packages)
+        found = _program(name)
+    if not found:
+        raise BenchmarkError(f"{name} is missing although {' '.join(packages)} was installed")
+    return found
+
+
+def _debian_file(path: Path, package: str) -> None:
+    """Install Debian's package for a file that is missing."""
+    if not path.exists():
+        _install(path.name, (package,))
+
+
+def _install(name: str, packages: Sequence[str]) -> None:
     by_hand = f"apt-get install {' '.join(packages)}"
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise BenchmarkError(f"{name} is missing and only root on Debian can add it here: {by_hand}")
@@ -61,10 +75,6 @@ def _debian_program(name: str, *packages: str) -> str:
         _succeeds(["apt-get", "update"])  # a machine that has never looked knows no packages
         if not _succeeds(install):
             raise BenchmarkError(f"{name} is missing and could not be installed; try by hand: {by_hand}")
-    found = _program(name)
-    if not found:
-        raise BenchmarkError(f"{name} is missing although {' '.join(packages)} was installed")
-    return found
 
 
 def nats_server() -> str:
@@ -99,17 +109,20 @@ def require_clients() -> None:
     importlib.invalidate_caches()
 
 
-def load_generator(folder: Path, name: str = "loadgen") -> Path:
+def load_generator(folder: Path, name: str = "loadgen", *, tls: bool = False) -> Path:
     """Compile a load generator (`loadgen`, `flood` or `honest`) into `folder` and return its path."""
-    return compiled(folder, name, ())
+    if not tls:
+        return compiled(folder, name, ())
+    _debian_file(OPENSSL, "libssl-dev")
+    return compiled(folder, name, ("-DWITH_TLS",), ("-lssl", "-lcrypto"))
 
 
-def compiled(folder: Path, name: str, flags: Sequence[str]) -> Path:
-    """Compile `name`.c of this package into `folder`, with more flags for the compiler; return the result's path."""
+def compiled(folder: Path, name: str, flags: Sequence[str], libraries: Sequence[str] = ()) -> Path:
+    """Compile `name`.c of this package into `folder`, with more flags and libraries; return the result's path."""
     compiler = _debian_program("gcc", "gcc", "libc6-dev")
     target = folder / name
     source = Path(__file__).with_name(f"{name}.c")
-    command = [compiler, "-O2", "-Wall", "-Wextra", *flags, "-o", str(target), str(source)]
+    command = [compiler, "-O2", "-Wall", "-Wextra", *flags, "-o", str(target), str(source), *libraries]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

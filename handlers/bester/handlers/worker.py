@@ -362,7 +362,8 @@ class Worker:
     def _on_unsendable(self, message: WireMessage, error: WireError) -> None:
         """Log a message that cannot be encoded; the link has answered its waiter."""
         kind = "a reply" if isinstance(message, Reply) else type(message).__name__.upper()
-        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text)
+        fields = facts("unsendable", name=self.name, message=type(message).__name__, why=error.text)
+        log.error("%s: %s cannot be sent: %s", self.name, kind, error.text, extra=fields)
 
     def _on_other(self, message: WireMessage | Malformed) -> None:
         if isinstance(message, Malformed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hmac
 import json
 import logging
@@ -119,7 +120,8 @@ class OperatorHttp:
         except BesterError as error:
             response = _refuse(504 if error.code == "timeout" else 404, error.text)
         except Exception as error:  # noqa: BLE001 (the fault of one request must not be the library's to log)
-            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error))
+            fields = facts("operator-failed", path=request.path, why=describe(error))
+            log.error("%s %r cannot be answered: %s", request.method, request.path, describe(error), extra=fields)
             response = _refuse(500, "this request cannot be answered; the log says why")
         finally:
             self._requests -= 1
@@ -309,4 +311,6 @@ async def _listening(connections: Connections, host: str, port: int) -> asyncio.
     try:
         return await asyncio.get_running_loop().create_server(connections, host, port)
     except OSError as error:
-        raise ConfigError(f"[operator] http: {host}:{port}: {error.strerror or error}") from None
+        in_use = f"port {port} is in use; stop its owner or choose another port"
+        why = in_use if error.errno == errno.EADDRINUSE else error.strerror or error
+        raise ConfigError(f"[operator] http: {host}:{port}: {why}") from None
